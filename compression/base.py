@@ -1,0 +1,299 @@
+"""The words every method speaks: parameters, methods, sites, statistics, edits, costs, notes and errors.
+
+A method is a frozen `Method` record whose `compress` function chooses numbers. It receives a `Site` (one linear
+layer) with the `Stats` of that layer's inputs, and returns an `Edit` that the driver applies. It never walks a
+model, never multiplies and never measures.
+
+The error tree, each class with a stable `code` that the page translates:
+
+    CompressionError
+      BadParam            a parameter's type, range or choice
+      BadChain            a step that can't follow the step before it
+      UnsupportedModel    an architecture that the data table lacks
+      UnsupportedLayer    a layer whose type or shape a method can't handle
+      ModelUnavailable    unknown name, gated, offline, too large, unsafe file
+      TextUnavailable     unknown text, unreadable, too short
+      CalibrationError    statistics that a method can't use (not finite, not positive definite)
+      Cancelled           somebody pressed Stop
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compression.bundle import Bundle
+    from compression.packed.base import Packed
+
+
+class CompressionError(Exception):
+    """Base of all errors that a visitor may cause. `code` is stable, `facts` are the numbers and names in it."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, **facts: Any):
+        super().__init__(message)
+        self.code = code or self.code
+        self.facts = facts
+
+
+class BadParam(CompressionError, ValueError):
+    code = "bad_param"
+
+
+class BadChain(CompressionError, ValueError):
+    code = "bad_chain"
+
+
+class UnsupportedModel(CompressionError):
+    code = "unsupported_model"
+
+
+class UnsupportedLayer(CompressionError):
+    code = "unsupported_layer"
+
+
+class ModelUnavailable(CompressionError):
+    code = "model_unavailable"
+
+
+class TextUnavailable(CompressionError):
+    code = "text_unavailable"
+
+
+class CalibrationError(CompressionError):
+    code = "calibration"
+
+
+class Cancelled(CompressionError):
+    code = "cancelled"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the reader must know about a result, as a stable code and its numbers (translated by the page)."""
+
+    code: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def json(self) -> dict:
+        return {"code": self.code, "facts": dict(self.facts)}
+
+
+def param(
+    default,
+    help: str,
+    *,
+    lo=None,
+    hi=None,
+    step=None,
+    choices: tuple | None = None,
+    suggest: tuple | None = None,
+    unit: str | None = None,
+    ends: tuple[str, str] | None = None,
+    main: bool = False,
+    level: Literal["basic", "advanced"] = "basic",
+    when: Mapping[str, Any] | None = None,
+):
+    """Declare one parameter: widget, flag, check, help text and cache key are generated from this line.
+
+    lo, hi: inclusive bounds. step: values are lo + k * step (numbers counted from 0 when lo is negative).
+    choices: the only values. suggest: values that a menu offers; others within the bounds are allowed too.
+    ends: words for the two ends of the main knob. main: the method's large knob (one per method).
+    when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold.
+    """
+    meta = dict(help=help, lo=lo, hi=hi, step=step, choices=choices, suggest=suggest, unit=unit, ends=ends,
+                main=main, level=level, when=dict(when or {}))  # fmt: skip
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Base of every method's parameters: a frozen dataclass whose fields are made by `param`."""
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            _check(type(self).__name__.removesuffix("Params").lower(), f, getattr(self, f.name), self._type(f.name))
+
+    @classmethod
+    def _type(cls, name: str) -> type:
+        hint = typing.get_type_hints(cls)[name]
+        return next(t for t in typing.get_args(hint) if t is not type(None)) if isinstance(hint, types.UnionType) else hint
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Params:
+        """Build from strings or JSON values, with the field's type. Raises BadParam for unknown or ill-typed values."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        out = {}
+        for name, value in values.items():
+            if name not in known:
+                allowed = ", ".join(known) or "none"
+                raise BadParam(f"unknown parameter {name!r}; allowed: {allowed}", name=name, allowed=allowed)
+            out[name] = _convert(name, value, cls._type(name))
+        return cls(**out)
+
+    @classmethod
+    def describe(cls) -> list[dict]:
+        """The declarations as JSON: name, type, default and everything given to `param`."""
+        return [
+            {"name": f.name, "type": cls._type(f.name).__name__, "default": f.default,
+             **{k: list(v) if isinstance(v, tuple) else v for k, v in f.metadata.items()}}  # fmt: skip
+            for f in dataclasses.fields(cls)
+        ]
+
+    def json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def effective(self) -> dict:
+        """The parameters that have an effect (those whose `when` holds), for the cache key."""
+        values = self.json()
+        return {
+            f.name: values[f.name]
+            for f in dataclasses.fields(self)
+            if all(values[k] == v for k, v in f.metadata["when"].items())
+        }
+
+
+def _convert(name: str, value, kind: type):
+    if not isinstance(value, str) or kind is str:
+        return float(value) if kind is float and type(value) is int else value
+    if kind is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if value.lower() not in words:
+            raise BadParam(f"{name} = {value!r}; allowed: true or false", name=name, got=value, allowed="true, false")
+        return words[value.lower()]
+    try:
+        return kind(value)
+    except ValueError:
+        raise BadParam(
+            f"{name} = {value!r} is not a {kind.__name__}", name=name, got=value, allowed=kind.__name__
+        ) from None
+
+
+def _check(owner: str, f: dataclasses.Field, value, kind: type) -> None:
+    m = f.metadata
+    right_type = type(value) is kind or (kind is float and type(value) is int)
+    if not right_type or (kind is float and not math.isfinite(value)):
+        allowed = f"a finite {kind.__name__}" if kind is float else f"type {kind.__name__}"
+    elif m["choices"] and value not in m["choices"]:
+        allowed = ", ".join(str(c) for c in m["choices"])
+    elif (m["lo"] is not None and value < m["lo"]) or (m["hi"] is not None and value > m["hi"]):
+        allowed = f"{m['lo']} to {m['hi']}"
+    elif kind is int and m["step"] and value >= 0 and (value - max(m["lo"], 0)) % m["step"]:
+        allowed = f"{m['lo']} to {m['hi']} in steps of {m['step']}"
+    else:
+        return
+    unit = f" {m['unit']}" if m["unit"] else ""
+    raise BadParam(
+        f"{owner}: {f.name} = {value!r}{unit}; allowed: {allowed}. {m['help']}",
+        name=f.name, got=value, allowed=allowed,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the driver collected about the inputs X [tokens, in] of one linear (fp32 sums; padding never counts)."""
+
+    tokens: int
+    gram: Tensor | None = None  # X^T X [in, in], raw sum
+    sum_sq: Tensor | None = None  # sum of squares [in]
+    mean_abs: Tensor | None = None  # mean |x| [in]
+    max_abs: Tensor | None = None  # max |x| [in]
+    mean: Tensor | None = None  # mean x [in]
+
+
+STATS = frozenset({"gram", "sum_sq", "mean_abs", "max_abs", "mean"})
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear layer as a method sees it."""
+
+    path: str  # "model.layers.0.self_attn.q_proj"
+    role: str  # q, k, v, o, gate, up, down
+    layer: int
+    layers: int
+    weight: Tensor  # [out, in] float32, a copy
+    bias: Tensor | None
+    previous: Packed | None  # the format that an earlier step of the chain stored, None for a fresh linear
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What compressing one linear costs, before doing it."""
+
+    bytes: int  # stored bytes of the result
+    flops: float  # of the method itself, forward passes not counted
+    peak_bytes: int = 0  # temporary memory beyond weights and activations
+    train_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a method returns. The driver alone applies it."""
+
+    linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases, "<path>.input_scale"
+    bundle: Bundle | None = None  # a different or reshaped model
+    notes: tuple[Note, ...] = ()
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model-scoped method is given beside the bundle."""
+
+    windows: Tensor | None  # [n, window] calibration token ids
+    emit: Callable[[dict], None]
+    cancelled: Callable[[], bool]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A compression method. See DESIGN in README, "How a method is added"."""
+
+    name: str  # == file name == command == key in results
+    title: str
+    family: str  # quantization, pruning, low_rank, distillation, original
+    paper: str
+    params: type[Params]
+    compress: Callable  # linear: (site, stats, params) -> Edit    model: (bundle, context, params) -> Edit
+    cost: Callable[[tuple[int, int], Any, int], Cost]  # (shape, params, calibration tokens) -> Cost
+    scope: Literal["linear", "model"] = "linear"
+    stats: frozenset = frozenset()
+    stream: Literal["compressed", "original"] = "compressed"
+    after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
+    identity: Mapping | None = None  # params under which nothing changes
+    tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
+    essay: str = ""  # the file's docstring
+
+    @property
+    def needs_calibration(self) -> bool:
+        return bool(self.stats)
+
+    @property
+    def main_param(self) -> str | None:
+        return next((f.name for f in dataclasses.fields(self.params) if f.metadata["main"]), None)
+
+    def describe(self) -> dict:
+        """The method as JSON, for `--list --json` and assets/methods.json."""
+        return {
+            "name": self.name, "family": self.family, "title": self.title, "paper": self.paper,
+            "calibration": self.needs_calibration, "after": sorted(self.after), "main": self.main_param,
+            "essay": self.essay.strip(), "params": self.params.describe(),
+        }  # fmt: skip
+
+
+def canonical(value: Any) -> str:
+    """One JSON text for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -1,0 +1,57 @@
+"""A model ready for work: module, tokenizer and what the rest needs to know about both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """One decoder block's sizes."""
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    feed_forward: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The model's sizes. `layers` may differ from block to block after structured pruning."""
+
+    family: str  # key of arch.FAMILIES: llama, qwen2, qwen3, opt, gpt2, gpt_neox
+    hidden: int
+    vocabulary: int
+    positions: int  # longest context
+    tied: bool  # embedding and head share one table
+    layers: tuple[LayerGeometry, ...]
+
+    def kv_cache_bytes_per_token(self, bytes_per_value: int = 2) -> int:
+        """Keys and values of one token over all blocks."""
+        return sum(2 * g.kv_heads * g.head_size * bytes_per_value for g in self.layers)
+
+
+@dataclass
+class Bundle:
+    """A loaded model. `module` is a transformers causal LM whose blocks hold only q k v o (gate) up down linears."""
+
+    module: nn.Module
+    tokenizer: Any
+    geometry: Geometry
+    name: str  # catalogue name, hub id or folder as the user gave it
+    source: dict = field(default_factory=dict)
+    # source: {"kind": hub|folder|package|artifact, "id", "revision", "licence", "weights_hash", "folder",
+    #          "publisher_bytes", "rounded": None | "Q4_1", "chat": bool}
+
+    @property
+    def device(self):
+        return next(p for p in self.module.parameters()).device
+
+    def new_cache(self):
+        """An empty key-value cache for this model (the model's compute dtype)."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.module.config)

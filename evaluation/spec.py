@@ -1,0 +1,166 @@
+"""What a run is (RunSpec), what it gave (Result), and the key under which the answer is found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import compression
+from compression.base import BadParam, canonical
+
+METRICS_VERSION = 1  # 1: first definition of every metric
+
+PRESETS = {  # tokens for calibration and evaluation; None: the whole text
+    "quick": {"calibration_tokens": 8_192, "tokens": 8_192, "window": 512, "table_bits": 8},
+    "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 8},
+    "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},
+}
+BUILTIN_TEXT = "builtin"
+WIKITEXT = "wikitext-2"
+
+Status = Literal["ok", "failed", "oom", "cancelled", "interrupted", "running", "queued"]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's numbers, timings apart."""
+
+    model: str
+    recipe: tuple[tuple[str, dict], ...]  # (method, params) in order; (("none", {}),) is the original
+    calibration: str = BUILTIN_TEXT
+    calibration_tokens: int = 8_192
+    text: str = BUILTIN_TEXT
+    protocol: Literal["paper", "raw"] = "raw"
+    window: int = 512
+    tokens: int | None = 8_192  # None: the whole text
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    activations: Literal["exact", "int8"] = "exact"
+    table_bits: Literal[16, 8, 4] = 8
+    preset: str = "quick"  # where the defaults came from; no part of the key
+
+    def __post_init__(self):
+        steps = tuple((name, dict(values)) for name, values in self.recipe)
+        if not steps:
+            raise BadParam("the recipe is empty; give at least one method", name="recipe")
+        parsed = tuple((name, compression.get(name).params.parse(values).json()) for name, values in steps)
+        object.__setattr__(self, "recipe", parsed)
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise BadParam(f"{name} = {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}",
+                               name=name, got=getattr(self, name), allowed=", ".join(map(str, allowed)))  # fmt: skip
+        for name, low in (("calibration_tokens", 1), ("window", 2), ("tokens", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is None and name == "tokens":
+                continue
+            if type(value) is not int or value < low:
+                raise BadParam(f"{name} = {value!r}; allowed: a whole number of at least {low}",
+                               name=name, got=value, allowed=f">= {low}")  # fmt: skip
+        if self.tokens is not None and self.tokens < self.window:
+            raise BadParam(f"tokens = {self.tokens} is less than one window of {self.window}; "
+                           f"give at least {self.window} tokens or a shorter window",
+                           name="tokens", got=self.tokens, allowed=f">= {self.window}")  # fmt: skip
+
+    @property
+    def methods(self) -> tuple:
+        """[(Method, Params), ...] in order."""
+        return tuple((compression.get(n), compression.get(n).params.parse(v)) for n, v in self.recipe)
+
+    @property
+    def is_original(self) -> bool:
+        return all(name == "none" for name, _ in self.recipe)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return any(m.needs_calibration for m, _ in self.methods)
+
+    def original(self) -> RunSpec:
+        """The run that measures the uncompressed model in this run's protocol."""
+        return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, activations="exact")
+
+    def json(self) -> dict:
+        return dataclasses.asdict(self) | {"recipe": [[n, v] for n, v in self.recipe]}
+
+    @classmethod
+    def parse(cls, values: dict) -> RunSpec:
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(values) - known:
+            raise BadParam(f"unknown run field {sorted(unknown)}; allowed: {', '.join(sorted(known))}")
+        return cls(**values | {"recipe": tuple((n, v) for n, v in values["recipe"])})
+
+    def identity(self) -> str:
+        """Hash of what the visitor asked, known before model and texts are read: two equal requests share one run."""
+        return _digest(self._essence())
+
+    def key(self, fingerprint: dict[str, str]) -> str:
+        """Hash of the run with the content of what it reads.
+
+        fingerprint: {"model": weights' hash, "text": hash, "calibration": hash or "", "dtype": compute dtype}.
+        """
+        essence = self._essence() | {"fingerprint": fingerprint, "metrics": METRICS_VERSION, "code": self._code()}
+        return _digest(essence)
+
+    def _essence(self) -> dict:
+        fields = self.json()
+        for ignored in ("preset", "device"):
+            del fields[ignored]
+        fields["recipe"] = [[m.name, p.effective()] for m, p in self.methods]
+        if not self.needs_calibration:
+            del fields["calibration"], fields["calibration_tokens"]
+        return fields
+
+    def _code(self) -> str:
+        """Hash of the source of each method in the recipe and of the formats."""
+        packed = Path(inspect.getfile(importlib.import_module("compression.packed"))).parent
+        files = sorted(packed.glob("*.py")) + [Path(inspect.getfile(m.params)) for m, _ in self.methods]
+        return _digest([f.read_text("utf-8") for f in files])
+
+
+_ALLOWED = {
+    "protocol": ("paper", "raw"),
+    "device": ("auto", "cpu", "cuda"),
+    "activations": ("exact", "int8"),
+    "table_bits": (16, 8, 4),
+    "preset": tuple(PRESETS),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave. A missing metric is absent, never a number."""
+
+    key: str
+    spec: RunSpec
+    status: Status
+    metrics: dict[str, float] = field(default_factory=dict)
+    timings: list[dict] = field(default_factory=list)  # one per (processor, threads, kernel, versions)
+    notes: list[dict] = field(default_factory=list)  # {"code", "facts"}
+    series: dict[str, list] = field(default_factory=dict)  # curves
+    layers: list[dict] = field(default_factory=list)  # per-layer figures
+    error: dict = field(default_factory=dict)  # {"code", "message", "facts"} of a run that isn't ok
+    protocol_id: str = ""  # two protocols never share an axis
+    environment: dict = field(default_factory=dict)
+    fingerprint: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)  # Bundle.source, for the card
+    artifact: str = ""  # folder's name under the store's artifacts, "" when there is none
+    control_key: str = ""
+    id: str = ""  # the run's id, given by the runner (a key may have failed runs before its ok one)
+    created: float = field(default_factory=time.time)
+
+    def json(self) -> dict:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"spec": self.spec.json()}
+
+    @classmethod
+    def parse(cls, values: dict) -> Result:
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known} | {"spec": RunSpec.parse(values["spec"])})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:20]
