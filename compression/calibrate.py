@@ -26,7 +26,7 @@ from compression.bundle import Bundle
 from compression.packed.base import ActivationRule
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
-from compression.quantization.grids import minmax_sym
+from compression.quantization.grids import fit
 
 TOKENS_PER_BATCH = 2_048
 TABLE_GROUP = 64
@@ -287,8 +287,8 @@ def compress_tables(bundle: Bundle, bits: int) -> None:
 
 def _round_rows(weight: Tensor, bits: int) -> GroupedInt:
     weight = weight.detach().float()
-    scale, zero = minmax_sym(weight, bits, TABLE_GROUP)
-    return GroupedInt.encode(weight, scale, zero, bits=bits, group_size=TABLE_GROUP)
+    grid = fit(weight, bits, TABLE_GROUP, symmetric=True)
+    return GroupedInt.encode(grid.round(weight), grid)
 
 
 def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:

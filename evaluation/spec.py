@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
-import importlib
 import inspect
+import io
 import time
+import tokenize
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -103,8 +105,9 @@ class RunSpec:
 
         fingerprint: {"model": weights' hash, "text": hash, "calibration": hash or "", "dtype": compute dtype}.
         """
-        essence = self._essence() | {"fingerprint": fingerprint, "metrics": METRICS_VERSION, "code": self._code()}
-        return _digest(essence)
+        named = {"model", "text", "calibration"}  # a file's place doesn't matter, its content does
+        essence = {k: v for k, v in self._essence().items() if k not in named}
+        return _digest(essence | {"fingerprint": fingerprint, "metrics": METRICS_VERSION, "code": self._code()})
 
     def _essence(self) -> dict:
         fields = self.json()
@@ -116,10 +119,39 @@ class RunSpec:
         return fields
 
     def _code(self) -> str:
-        """Hash of the source of each method in the recipe and of the formats."""
-        packed = Path(inspect.getfile(importlib.import_module("compression.packed"))).parent
-        files = sorted(packed.glob("*.py")) + [Path(inspect.getfile(m.params)) for m, _ in self.methods]
-        return _digest([f.read_text("utf-8") for f in files])
+        """Hash of the code (comments and docstrings left out) of the formats, each method and what it imports."""
+        files = {*(ROOT / "compression" / "packed").glob("*.py")}
+        for method, _ in self.methods:
+            file = Path(inspect.getfile(method.params))
+            files |= {file, *_project_imports(file)}
+        return _digest([_bare_code(f) for f in sorted(files)])
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def _project_imports(file: Path) -> set[Path]:
+    """Files of `compression` that `file` imports from, the shared vocabulary (base.py) left out."""
+    nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom) and n.module]
+    paths = {ROOT / (n.module.replace(".", "/") + ".py") for n in nodes if n.module.startswith("compression.")}
+    return {p for p in paths if p.is_file() and p.name != "base.py"}
+
+
+def _bare_code(file: Path) -> str:
+    """The file's text without comments, docstrings and blank lines, so that prose never makes a result stale."""
+    source = file.read_text("utf-8")
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            for row in range(first.lineno - 1, first.end_lineno):
+                lines[row] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 _ALLOWED = {

@@ -1,0 +1,236 @@
+"""What is where in a model: one table row a family, and the normal form that every family is brought into at load.
+
+In the normal form every block holds exactly the linears q k v o (gate) up down as nn.Linear. Two families need work:
+GPT-2 stores [in, out] `Conv1D` layers and one fused q|k|v; GPT-NeoX fuses q, k, v interleaved head by head. A fused
+layer becomes a `Joined`, three linears whose outputs are put back in the order that the attention expects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compression.base import UnsupportedLayer, UnsupportedModel
+from compression.bundle import Geometry, LayerGeometry
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps its parts. Paths in `groups` and `norms` are relative to a block."""
+
+    backbone: str  # the module whose last hidden state feeds the head
+    blocks: str
+    embedding: str
+    head: str
+    groups: tuple[tuple[tuple[str, str], ...], ...]  # ((path, role), ...) for each shared input, in data-flow order
+    norms: tuple[str | None, ...]  # the norm whose output is exactly that group's input, None if there is none
+    fused: str | None = None  # path of the fused q, k, v layer
+    fused_by_head: bool = False  # rows [head][q, k, v][head_size] instead of [q | k | v]
+
+
+_LLAMA_GROUPS = (
+    (("self_attn.q_proj", "q"), ("self_attn.k_proj", "k"), ("self_attn.v_proj", "v")),
+    (("self_attn.o_proj", "o"),),
+    (("mlp.gate_proj", "gate"), ("mlp.up_proj", "up")),
+    (("mlp.down_proj", "down"),),
+)
+_LLAMA = Family("model", "model.layers", "model.embed_tokens", "lm_head", _LLAMA_GROUPS,
+                ("input_layernorm", None, "post_attention_layernorm", None))  # fmt: skip
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "opt": Family(
+        "model", "model.decoder.layers", "model.decoder.embed_tokens", "lm_head",
+        (
+            (("self_attn.q_proj", "q"), ("self_attn.k_proj", "k"), ("self_attn.v_proj", "v")),
+            (("self_attn.out_proj", "o"),),
+            (("fc1", "up"),),
+            (("fc2", "down"),),
+        ),
+        ("self_attn_layer_norm", None, "final_layer_norm", None),
+    ),
+    "gpt2": Family(
+        "transformer", "transformer.h", "transformer.wte", "lm_head",
+        (
+            (("attn.c_attn.q", "q"), ("attn.c_attn.k", "k"), ("attn.c_attn.v", "v")),
+            (("attn.c_proj", "o"),),
+            (("mlp.c_fc", "up"),),
+            (("mlp.c_proj", "down"),),
+        ),
+        ("ln_1", None, "ln_2", None), fused="attn.c_attn",
+    ),
+    "gpt_neox": Family(
+        "gpt_neox", "gpt_neox.layers", "gpt_neox.embed_in", "embed_out",
+        (
+            (("attention.query_key_value.q", "q"), ("attention.query_key_value.k", "k"),
+             ("attention.query_key_value.v", "v")),
+            (("attention.dense", "o"),),
+            (("mlp.dense_h_to_4h", "up"),),
+            (("mlp.dense_4h_to_h", "down"),),
+        ),
+        ("input_layernorm", None, "post_attention_layernorm", None),
+        fused="attention.query_key_value", fused_by_head=True,
+    ),
+}  # fmt: skip
+
+
+class Joined(nn.Module):
+    """q, k and v as linears of their own behind the fused layer's place; forward returns what the fused layer did."""
+
+    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int | None):
+        super().__init__()
+        self.q, self.k, self.v = q, k, v
+        self.heads = heads  # None: [q | k | v]; else interleaved over so many heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        return join([self.q(x), self.k(x), self.v(x)], self.heads)
+
+
+def join(parts: list[Tensor], heads: int | None) -> Tensor:
+    """Three tensors [..., n] in the fused layer's order along the last axis, [..., 3n]. Also joins biases."""
+    if heads is None:
+        return torch.cat(parts, -1)
+    by_head = [p.unflatten(-1, (heads, -1)) for p in parts]
+    return torch.stack(by_head, -2).flatten(-3)
+
+
+def split(fused: Tensor, heads: int | None) -> list[Tensor]:
+    """The inverse of `join` along the first axis: rows [3n, ...] -> three [n, ...]."""
+    if heads is None:
+        return list(fused.chunk(3, 0))
+    return [part.flatten(0, 1) for part in fused.unflatten(0, (heads, 3, -1)).unbind(1)]
+
+
+def family_of(config) -> str:
+    """The table's key for a transformers config. Raises UnsupportedModel naming what is supported."""
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModel(
+            f"architecture {config.model_type!r} ({', '.join(config.architectures or ['?'])}) is not supported; "
+            f"supported: {', '.join(FAMILIES)}. Choose a model of one of these families.",
+            got=config.model_type, allowed=", ".join(FAMILIES),
+        )  # fmt: skip
+    return config.model_type
+
+
+def _family(module: nn.Module) -> Family:
+    return FAMILIES[family_of(module.config)]
+
+
+def normalise(module: nn.Module) -> None:
+    """Bring a transformers causal LM into the normal form, in place. Its outputs stay the same.
+
+    Raises UnsupportedModel, or UnsupportedLayer if a block holds a linear that the table doesn't name.
+    """
+    family = _family(module)
+    heads = module.config.num_attention_heads if family.fused_by_head else None
+    for block in blocks(module):
+        for path, child in list(block.named_modules()):
+            if type(child).__name__ == "Conv1D":
+                _put(block, path, _linear(child.weight.detach().T, child.bias))
+        if family.fused and not isinstance(block.get_submodule(family.fused), Joined):
+            fused = block.get_submodule(family.fused)
+            weights = split(fused.weight.detach(), heads)
+            biases = split(fused.bias.detach(), heads) if fused.bias is not None else [None] * 3
+            parts = [_linear(w, b) for w, b in zip(weights, biases, strict=True)]
+            _put(block, family.fused, Joined(*parts, heads))
+        known = {path for group in family.groups for path, _ in group}
+        for path, child in block.named_modules():
+            if isinstance(child, nn.Linear) and path not in known:
+                raise UnsupportedLayer(
+                    f"block layer {path!r} of type {type(child).__name__} is not in the table of "
+                    f"{module.config.model_type!r}; known: {', '.join(sorted(known))}",
+                    got=path, allowed=", ".join(sorted(known)),
+                )  # fmt: skip
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """weight [out, in]. Tensors are copied, so that no two linears share storage."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return linear
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def joined_weight(joined: Joined) -> tuple[Tensor, Tensor | None]:
+    """The fused weight [3n, in] and bias of a Joined in the family's own row order, for export."""
+    parts = [joined.q, joined.k, joined.v]
+    weight = join([p.weight.T for p in parts], joined.heads).T
+    bias = join([p.bias for p in parts], joined.heads) if parts[0].bias is not None else None
+    return weight, bias
+
+
+def blocks(module: nn.Module) -> nn.ModuleList:
+    """The decoder blocks in order."""
+    return module.get_submodule(_family(module).blocks)
+
+
+def groups(module: nn.Module, layer: int) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Block `layer`'s linears as ((full path, role), ...) for each shared input, in data-flow order."""
+    family = _family(module)
+    return tuple(tuple((f"{family.blocks}.{layer}.{path}", role) for path, role in group) for group in family.groups)
+
+
+def linears(module: nn.Module) -> list[tuple[str, str, int]]:
+    """(full path, role, layer) of every linear in a block."""
+    return [(p, r, i) for i in range(len(blocks(module))) for group in groups(module, i) for p, r in group]
+
+
+def backbone(module: nn.Module) -> nn.Module:
+    """The part whose last_hidden_state, after the final norm (and OPT's output projection), feeds the head."""
+    return module.get_submodule(_family(module).backbone)
+
+
+def embedding(module: nn.Module) -> tuple[str, nn.Module]:
+    """(path, module) of the token embedding."""
+    path = _family(module).embedding
+    return path, module.get_submodule(path)
+
+
+def head(module: nn.Module) -> tuple[str, nn.Module]:
+    """(path, module) of the output head."""
+    path = _family(module).head
+    return path, module.get_submodule(path)
+
+
+def geometry(module: nn.Module) -> Geometry:
+    """The sizes of a model, from its config."""
+    return geometry_of(module.config)
+
+
+def geometry_of(config) -> Geometry:
+    """The sizes that a transformers config describes."""
+    family, c = family_of(config), config
+    heads = c.num_attention_heads
+    head_size = getattr(c, "head_dim", None) or c.hidden_size // heads
+    feed_forward = {"opt": "ffn_dim", "gpt2": "n_inner"}.get(family, "intermediate_size")
+    layer = LayerGeometry(
+        heads=heads,
+        kv_heads=getattr(c, "num_key_value_heads", None) or heads,
+        head_size=head_size,
+        feed_forward=getattr(c, feed_forward, None) or 4 * c.hidden_size,
+    )
+    return Geometry(family, c.hidden_size, c.vocab_size, c.max_position_embeddings, bool(c.tie_word_embeddings),
+                    (layer,) * c.num_hidden_layers)  # fmt: skip
+
+
+def linear_shapes(geometry: Geometry) -> list[tuple[str, int, tuple[int, int]]]:
+    """(role, layer, (out, in)) of every block linear, from the sizes alone."""
+    gated = FAMILIES[geometry.family] is _LLAMA
+    out = []
+    for i, g in enumerate(geometry.layers):
+        h, q, kv, ff = geometry.hidden, g.heads * g.head_size, g.kv_heads * g.head_size, g.feed_forward
+        shapes = {"q": (q, h), "k": (kv, h), "v": (kv, h), "o": (h, q), "up": (ff, h), "down": (h, ff)}
+        if gated:
+            shapes["gate"] = (ff, h)
+        out += [(role, i, shape) for role, shape in shapes.items()]
+    return out

@@ -1,0 +1,44 @@
+"""16-bit weights, as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import kernels
+from compression.packed.base import Packed, to_storage
+
+
+class Dense(Packed):
+    """weight float16 [out, in]."""
+
+    format = "dense"
+
+    def __init__(self, weight: Tensor):
+        super().__init__(weight.shape)
+        self.register_buffer("weight", weight)
+
+    @classmethod
+    def encode(cls, weight: Tensor) -> Dense:
+        """weight [out, in] rounded to float16."""
+        return cls(to_storage(weight))
+
+    def config(self) -> dict:
+        return {"format": self.format, "shape": list(self.shape)}
+
+    @classmethod
+    def from_config(cls, config: dict) -> Dense:
+        return cls(torch.empty(config["shape"], dtype=torch.float16))
+
+    def dequantize(self) -> Tensor:
+        return self.weight.float()
+
+    def product(self, x: Tensor) -> Tensor:
+        return x @ self.weight.to(x.dtype).T
+
+    def encode_like(self, dense: Tensor) -> Dense:
+        return Dense.encode(dense)
+
+    @property
+    def kernel(self) -> str:
+        return kernels.OPS["dense"]

@@ -1,0 +1,86 @@
+"""2:4 sparse weights: of every 4 neighbouring inputs 2 are kept, in 16 bits or as integer codes on a grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import kernels
+from compression.packed.base import Packed, to_storage
+from compression.packed.grid import Grid
+from kernels.bits import pack, row_bytes, unpack
+from kernels.sparse import multiply_blocks, scatter_two_four
+
+
+class TwoFour(Packed):
+    """values float16 [out, in/2] (or packed codes with a grid), positions: the 2-bit place of each value in its four.
+
+    Bits a weight: 8 + 1 with 16-bit values, 2 + 1 and the grid with 4-bit codes.
+    """
+
+    format = "two_four"
+
+    def __init__(self, shape, values: Tensor, positions: Tensor, grid: Grid | None = None):
+        super().__init__(shape)
+        self.register_buffer("values", values)
+        self.register_buffer("positions", positions)
+        self.grid = grid
+
+    @classmethod
+    def encode(cls, weight: Tensor, pruned: Tensor) -> TwoFour:
+        """weight [out, in], pruned bool [out, in] with exactly two of every four True."""
+        out, n = weight.shape
+        if n % 4 or not bool((pruned.view(out, -1, 4).sum(-1) == 2).all()):
+            raise ValueError(f"2:4 needs in_features divisible by 4 and two of every four removed; got shape {out} x {n}")
+        places = torch.arange(4, device=weight.device).expand(out, n // 4, 4)
+        positions = places[~pruned.view(out, -1, 4)].view(out, n // 2)
+        values = to_storage(weight[~pruned].view(out, n // 2))
+        return cls(weight.shape, values, pack(positions.to(torch.uint8), 2))
+
+    def with_codes(self, codes: Tensor, grid: Grid) -> TwoFour:
+        """The same mask, the values as codes uint8 [out, in] on a grid."""
+        kept = codes[~self.mask()].view(self.shape[0], -1)
+        return TwoFour(self.shape, pack(kept, grid.bits), self.positions.clone(), grid)
+
+    def config(self) -> dict:
+        return {"format": self.format, "shape": list(self.shape), "grid": self.grid.config() if self.grid else None}
+
+    @classmethod
+    def from_config(cls, config: dict) -> TwoFour:
+        (out, n), grid = config["shape"], config["grid"]
+        positions = torch.empty(out, row_bytes(n // 2, 2), dtype=torch.uint8)
+        if grid is None:
+            return cls((out, n), torch.empty(out, n // 2, dtype=torch.float16), positions)
+        values = torch.empty(out, row_bytes(n // 2, grid["bits"]), dtype=torch.uint8)
+        return cls((out, n), values, positions, Grid.empty((out, n), grid))
+
+    def _places(self, rows: slice) -> Tensor:
+        return unpack(self.positions[rows], 2, self.shape[1] // 2)
+
+    def mask(self) -> Tensor:
+        places = self._places(slice(None))
+        return scatter_two_four(torch.ones_like(places), places) == 0
+
+    def _block(self, rows: slice) -> Tensor:
+        """Rows of the weight, float32 [rows, in]."""
+        places = self._places(rows)
+        if self.grid is None:
+            return scatter_two_four(self.values[rows].float(), places)
+        codes = unpack(self.values[rows], self.grid.bits, self.shape[1] // 2)
+        keep = scatter_two_four(torch.ones_like(places), places)
+        return self.grid.decode(scatter_two_four(codes, places), rows).mul_(keep)
+
+    def dequantize(self) -> Tensor:
+        return self._block(slice(0, self.shape[0]))
+
+    def product(self, x: Tensor) -> Tensor:
+        return multiply_blocks(x.reshape(-1, self.shape[1]), self.shape, self._block).view(*x.shape[:-1], -1)
+
+    def encode_like(self, dense: Tensor) -> TwoFour:
+        if self.grid is None:
+            return TwoFour.encode(dense, self.mask())
+        return self.with_codes(self.grid.round(dense), self.grid)
+
+    @property
+    def kernel(self) -> str:
+        return kernels.OPS["two_four"]

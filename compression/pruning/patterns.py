@@ -1,0 +1,74 @@
+"""Which places a score removes, shared by the pruning methods, and how the result is stored.
+
+Patterns n:m keep n of every m neighbouring inputs. Ties go to the earlier place, so that a mask is the same every time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compression.base import Cost, Edit, Site, UnsupportedLayer, param
+from compression.packed.bitmask import Bitmask
+from compression.packed.two_four import TwoFour
+from compression.quantization.grids import stored
+
+PATTERNS = ("unstructured", "1:4", "2:4", "4:8")
+
+
+def sparsity_param():
+    """The main knob of an unstructured pruning method."""
+    return param(0.5, "Share of the weights that are removed.", lo=0.0, hi=0.95, step=0.05, main=True,
+                 ends=("nothing removed, same", "almost all removed, worse"), when={"pattern": "unstructured"})  # fmt: skip
+
+
+def pattern_param():
+    """Free places, or n kept of every m."""
+    return param("unstructured", "Free places, or n kept of every m neighbours.", choices=PATTERNS, level="advanced")
+
+
+def kept_of(pattern: str) -> tuple[int, int]:
+    """"2:4" -> (2, 4): kept, of."""
+    kept, of = pattern.split(":")
+    return int(kept), int(of)
+
+
+def lowest(score: Tensor, count: int) -> Tensor:
+    """bool, True at the `count` lowest scores of each row of [rows, n], exactly."""
+    order = torch.argsort(score, dim=1, stable=True)[:, :count]
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)
+
+
+def lowest_in_groups(score: Tensor, pattern: str, path: str = "") -> Tensor:
+    """bool [out, in], True at the m - n lowest scores of every m neighbouring inputs. Raises UnsupportedLayer."""
+    kept, of = kept_of(pattern)
+    out, n = score.shape
+    if n % of:
+        raise UnsupportedLayer(
+            f"{path}: pattern {pattern} needs the number of inputs to be divisible by {of}; it is {n}. "
+            f"Choose the unstructured pattern.",
+            path=path, got=n, allowed=f"multiples of {of}",
+        )  # fmt: skip
+    return lowest(score.view(-1, of), of - kept).view(out, n)
+
+
+def store(site: Site, pruned: Tensor, **figures: float) -> Edit:
+    """Keep the weights where `pruned` is False: packed 2:4 where the mask has that form, else a bit mask."""
+    if not bool(pruned.any()):
+        return Edit()
+    n = pruned.shape[1]
+    is_two_four = n % 4 == 0 and bool((pruned.view(-1, 4).sum(1) == 2).all())
+    return stored(site, (TwoFour if is_two_four else Bitmask).encode(site.weight, pruned), (), **figures)
+
+
+def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """Bytes of the mask and the kept 16-bit values; sorting the scores."""
+    out, n = shape
+    if params.pattern == "unstructured":
+        share, mask = 1 - params.sparsity, out * -(-n // 8)
+    else:
+        kept, of = kept_of(params.pattern)
+        share, mask = kept / of, out * -(-n // 8)
+    if share == 1:
+        return Cost(bytes=2 * out * n, flops=0.0)
+    return Cost(bytes=int(2 * out * n * share) + mask, flops=60.0 * out * n + 2.0 * tokens * n, peak_bytes=20 * out * n)

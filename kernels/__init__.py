@@ -1,0 +1,50 @@
+"""Kernels: how stored formats are multiplied. One op a file, each with its plain PyTorch reference and its CASES.
+
+`OPS` says which back end serves an op here. This version has one: plain PyTorch, which unpacks a block of rows into
+32-bit (or the input's own) floats and multiplies it, so a whole dense copy never exists.
+
+Hugging Face publishes a package of the same name, and transformers looks names up in it. This module does no work at
+import, has no version, and hands names that it doesn't know to that package if one is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+OPS = {
+    "dense": "dense (PyTorch)",
+    "grouped_int": "dequantise-then-multiply (PyTorch)",
+    "bitmask": "dequantise-then-multiply (PyTorch)",
+    "two_four": "dequantise-then-multiply (PyTorch)",
+    "low_rank": "two products (PyTorch)",
+}
+
+
+def __getattr__(name: str):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    other = _installed()
+    if other is None or not hasattr(other, name):
+        raise AttributeError(f"module 'kernels' has no attribute {name!r}")
+    return getattr(other, name)
+
+
+def _installed():
+    """The package `kernels` that stands elsewhere on the search path, or None. Loaded under a name of its own."""
+    import sys
+    from importlib.machinery import PathFinder
+    from pathlib import Path
+
+    alias = "_installed_kernels"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    here = Path(__file__).resolve().parent.parent
+    elsewhere = [p for p in sys.path if Path(p or ".").resolve() != here]
+    spec = PathFinder.find_spec("kernels", elsewhere)
+    if spec is None or spec.loader is None:
+        return None
+    spec = importlib.util.spec_from_file_location(alias, spec.origin, submodule_search_locations=spec.submodule_search_locations)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[alias] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,75 @@
+"""y = x W^T for grouped integers: W[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)]).
+
+x [tokens, in] float; codes uint8 [out, ceil(in/8) * bits] (kernels/bits.py); scale [out, groups]; zero [out, groups]
+(the grid's integer zero points); g(i) = i // group_size, the last group short. Bytes moved: bits/8 a weight and the
+scales. The zero point is taken out of the sum,
+
+    y[t, o] = sum_i scale[o, g(i)] q[o, i] x[t, i]  -  sum_g scale[o, g] zero[o, g] * (sum of x[t, i] over group g),
+
+so that a block of codes needs only a conversion and one multiplication by its scales.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.bits import lanes, unpack
+
+BLOCK = 1 << 20  # weights unpacked at a time: 4 MB in float32
+
+CASES = tuple(  # (tokens, out, in, bits, group_size)
+    (m, n, k, bits, group)
+    for bits in (2, 3, 4, 5, 8)
+    for m, n, k, group in ((1, 64, 96, 32), (2, 33, 80, 32), (17, 5, 64, 64), (64, 130, 48, -1), (1, 1, 16, 16), (3, 50, 37, 16))
+)
+
+
+def groups_of(in_features: int, group_size: int) -> int:
+    """Number of groups in a row; group_size -1 is the whole row."""
+    return 1 if group_size == -1 else -(-in_features // group_size)
+
+
+def spread(per_group: Tensor, in_features: int, group_size: int) -> Tensor:
+    """[out, groups] -> [out, in]: each group's value at its columns."""
+    size = in_features if group_size == -1 else group_size
+    return per_group.repeat_interleave(size, 1)[:, :in_features]
+
+
+def grouped_int_reference(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
+    """The formula on the whole dequantised matrix."""
+    n = x.shape[-1]
+    q = unpack(codes, bits, n).to(x.dtype)
+    weight = spread(scale.to(x.dtype), n, group_size) * (q - spread(zero.to(x.dtype), n, group_size))
+    return x @ weight.T
+
+
+def grouped_int(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
+    """y [tokens, out] in x's dtype, a block of rows at a time."""
+    tokens, n = x.shape
+    size = n if group_size == -1 else group_size
+    groups = scale.shape[1]
+    padded = -(-n // 8) * 8
+    scale, zero = scale.to(x.dtype), zero.to(x.dtype)
+    sums = F.pad(x, (0, groups * size - n)).view(tokens, groups, size).sum(-1)
+    x = F.pad(x, (0, padded - n))
+    y = torch.empty(tokens, codes.shape[0], dtype=x.dtype, device=x.device)
+    step = max(1, BLOCK // padded)
+    for start in range(0, codes.shape[0], step):
+        rows = slice(start, start + step)
+        block = -(sums @ (scale[rows] * zero[rows]).T)
+        for first, stride, q in lanes(codes[rows], bits):
+            weight = _scaled(q.to(x.dtype), scale[rows], -(-size // stride) if groups == 1 else size // stride)
+            block.addmm_(x[:, first::stride], weight.T)
+        y[:, rows] = block
+    return y
+
+
+def _scaled(q: Tensor, scale: Tensor, per_group: int) -> Tensor:
+    """q [rows, n] times its group's scale [rows, groups], `per_group` columns a group, the last group short."""
+    rows, n = q.shape
+    groups = scale.shape[1]
+    if groups * per_group == n:
+        return q.view(rows, groups, per_group).mul_(scale[:, :, None]).view(rows, n)
+    return q.mul_(scale.repeat_interleave(per_group, 1)[:, :n])

@@ -1,0 +1,67 @@
+"""y = x W^T for sparse weights in two layouts, values in 16 bits or as integer codes of a grid.
+
+bitmask   mask uint8 [out, ceil(in/8)], bit i of a row set where the weight is kept; the kept values follow row by row
+          in one flat stream. `starts` [out + 1] says where each row begins.
+two_four  of every 4 inputs exactly 2 are kept: values [out, in/2] and their 2-bit positions, packed.
+
+`scatter_*` put a block's values at their places in a zero matrix [rows, in]; the block is then scaled if the values
+are codes, and multiplied. Bytes moved at 50 %: 9 bits a weight with 16-bit values, 3 and the scales with 4-bit codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.bits import unpack
+
+BLOCK = 1 << 20  # weights unpacked at a time
+
+CASES = ((1, 64, 96), (2, 33, 80), (17, 5, 64), (64, 130, 48), (1, 1, 16), (3, 50, 40))  # (tokens, out, in)
+
+
+def mask_bits(mask: Tensor) -> Tensor:
+    """bool [out, in] -> uint8 [out, ceil(in/8)], bit i of byte j is column 8 j + i."""
+    mask = F.pad(mask.to(torch.uint8), (0, -mask.shape[1] % 8)).view(mask.shape[0], -1, 8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (mask * weights).sum(-1, dtype=torch.uint8)
+
+
+def bits_mask(packed: Tensor, n: int) -> Tensor:
+    """The inverse of `mask_bits`: bool [out, n]."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed[:, :, None] >> shifts) & 1).flatten(1)[:, :n].bool()
+
+
+def scatter_bitmask(values: Tensor, mask: Tensor) -> Tensor:
+    """values [kept] in row order at the True places of mask [rows, in] -> [rows, in], zero elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter_(mask, values)
+
+
+def scatter_two_four(values: Tensor, positions: Tensor) -> Tensor:
+    """values, positions (0..3) [rows, in/2] -> [rows, in]."""
+    rows, half = values.shape
+    base = torch.arange(half, device=values.device) // 2 * 4
+    out = torch.zeros(rows, half * 2, dtype=values.dtype, device=values.device)
+    return out.scatter_(1, base + positions.long(), values)
+
+
+def flat_codes(stream: Tensor, bits: int, start: int, stop: int) -> Tensor:
+    """Values [start, stop) of a packed flat stream, uint8 [stop - start]."""
+    first = start // 8
+    piece = stream[first * bits : -(-stop // 8) * bits]
+    return unpack(piece[None], bits, piece.numel() * 8 // bits)[0, start - 8 * first : stop - 8 * first]
+
+
+def multiply_blocks(x: Tensor, shape: tuple[int, int], block_of: Callable[[slice], Tensor]) -> Tensor:
+    """x [tokens, in] times the transpose of a weight [out, in] whose rows `block_of(slice)` rebuilds, block by block."""
+    out, n = shape
+    y = torch.empty(x.shape[0], out, dtype=x.dtype, device=x.device)
+    step = max(1, BLOCK // n)
+    for start in range(0, out, step):
+        rows = slice(start, min(start + step, out))
+        y[:, rows] = x @ block_of(rows).to(x.dtype).T
+    return y

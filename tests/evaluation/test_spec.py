@@ -1,0 +1,75 @@
+"""A run's identity and key: what changes them, what doesn't."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from compression.base import BadParam
+from evaluation import spec as spec_module
+from evaluation.spec import Result, RunSpec
+
+FINGERPRINT = {"model": "m", "text": "t", "calibration": "c", "dtype": "float32"}
+GPTQ = RunSpec("a-model", (("gptq", {"bits": 4}),))
+
+
+def test_equal_requests_are_one():
+    same = RunSpec("a-model", (("gptq", {"bits": "4", "group_size": 64}),))
+    assert same.identity() == GPTQ.identity() and same.key(FINGERPRINT) == GPTQ.key(FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"table_bits": 16}, {"activations": "int8"}, {"window": 256}, {"tokens": 4096}, {"protocol": "paper"},
+     {"calibration_tokens": 4096}, {"recipe": (("gptq", {"bits": 3}),)}, {"recipe": (("rtn", {"bits": 4}),)}],
+)  # fmt: skip
+def test_what_decides_numbers_changes_the_key(change):
+    other = dataclasses.replace(GPTQ, **change)
+    assert other.key(FINGERPRINT) != GPTQ.key(FINGERPRINT) and other.identity() != GPTQ.identity()
+
+
+@pytest.mark.parametrize("name", FINGERPRINT)
+def test_content_changes_the_key(name):
+    assert GPTQ.key(FINGERPRINT | {name: "other"}) != GPTQ.key(FINGERPRINT)
+
+
+def test_what_decides_nothing_leaves_the_key():
+    assert dataclasses.replace(GPTQ, preset="standard", device="cpu").key(FINGERPRINT) == GPTQ.key(FINGERPRINT)
+    rounding = RunSpec("a-model", (("rtn", {"bits": 4}),))
+    assert dataclasses.replace(rounding, calibration_tokens=99).key(FINGERPRINT) == rounding.key(FINGERPRINT)
+    pattern = RunSpec("a-model", (("wanda", {"pattern": "2:4", "sparsity": 0.5}),))
+    other = RunSpec("a-model", (("wanda", {"pattern": "2:4", "sparsity": 0.7}),))
+    assert pattern.key(FINGERPRINT) == other.key(FINGERPRINT)
+    moved = dataclasses.replace(GPTQ, text="elsewhere/a.txt")
+    assert moved.key(FINGERPRINT) == GPTQ.key(FINGERPRINT), "the same content at another place"
+
+
+def test_code_changes_the_key_and_prose_does_not(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text('"""Essay."""\n\nx = 1  # why\n')
+    before = spec_module._bare_code(file)
+    file.write_text('"""Another essay,\non two lines."""\nx = 1\n\n\n# more\n')
+    assert spec_module._bare_code(file) == before
+    file.write_text('"""Essay."""\nx = 2\n')
+    assert spec_module._bare_code(file) != before
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"tokens": 0}, "at least 1"), ({"tokens": 100}, "less than one window"), ({"window": 1}, "at least 2"),
+        ({"table_bits": 5}, "16, 8, 4"), ({"protocol": "mine"}, "paper, raw"), ({"recipe": ()}, "empty"),
+        ({"recipe": (("gptq", {"bits": 17}),)}, "2 to 8"), ({"seed": -1}, "at least 0"),
+    ],
+)  # fmt: skip
+def test_bad_runs_are_refused(fields, words):
+    with pytest.raises(BadParam, match=words):
+        dataclasses.replace(GPTQ, **fields)
+
+
+def test_json_round_trip():
+    result = Result("k", GPTQ, "ok", metrics={"perplexity": 2.5}, notes=[{"code": "a", "facts": {}}])
+    again = Result.parse(json.loads(json.dumps(result.json())))
+    assert again == result
