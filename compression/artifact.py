@@ -92,6 +92,16 @@ def stored_tensors(module: nn.Module, storage: torch.dtype) -> dict[str, torch.T
     return out
 
 
+def stored_bytes(bundle: Bundle) -> int:
+    """Bytes of what `save` would write, counted from the tensors (the file adds a header of some kilobytes)."""
+    wide, seen, total = storage_dtype(bundle).itemsize, set(), 0
+    for name, tensor in bundle.module.state_dict().items():
+        if tensor.data_ptr() not in seen or not tensor.numel():
+            total += tensor.numel() * (wide if _computes(name, tensor) else tensor.element_size())
+        seen.add(tensor.data_ptr())
+    return total
+
+
 def _computes(name: str, tensor: torch.Tensor) -> bool:
     """True for what the model computes with directly; a format's own tensors keep their stored dtype."""
     return tensor.is_floating_point() and ".packed." not in f".{name}"

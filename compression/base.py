@@ -145,8 +145,12 @@ class Params:
     def describe(cls) -> list[dict]:
         """The declarations as JSON: name, type, default and everything given to `param`."""
         return [
-            {"name": f.name, "type": cls._type(f.name).__name__, "default": f.default,
-             **{k: list(v) if isinstance(v, tuple) else v for k, v in f.metadata.items()}}  # fmt: skip
+            {
+                "name": f.name,
+                "type": cls._type(f.name).__name__,
+                "default": f.default,
+                **{k: list(v) if isinstance(v, tuple) else v for k, v in f.metadata.items()},
+            }  # fmt: skip
             for f in dataclasses.fields(cls)
         ]
 
@@ -157,9 +161,7 @@ class Params:
         """The parameters that have an effect (those whose `when` holds), for the cache key."""
         values = self.json()
         return {
-            f.name: values[f.name]
-            for f in dataclasses.fields(self)
-            if all(values[k] == v for k, v in f.metadata["when"].items())
+            f.name: values[f.name] for f in dataclasses.fields(self) if all(values[k] == v for k, v in f.metadata["when"].items())
         }
 
 
@@ -174,9 +176,7 @@ def _convert(name: str, value, kind: type):
     try:
         return kind(value)
     except ValueError:
-        raise BadParam(
-            f"{name} = {value!r} is not a {kind.__name__}", name=name, got=value, allowed=kind.__name__
-        ) from None
+        raise BadParam(f"{name} = {value!r} is not a {kind.__name__}", name=name, got=value, allowed=kind.__name__) from None
 
 
 def _check(owner: str, f: dataclasses.Field, value, kind: type) -> None:

@@ -292,7 +292,7 @@ def _wanted(file: str) -> bool:
     path = Path(file)
     if path.parent != Path("."):
         return False
-    return (file.startswith("model") and (file.endswith(".safetensors") or file.endswith(".safetensors.index.json"))
+    return ((file.startswith("model") and (file.endswith(".safetensors") or file.endswith(".safetensors.index.json")))
             or any(path.match(pattern) for pattern in KEEP))  # fmt: skip
 
 

@@ -10,15 +10,7 @@ the code is skipped.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
-import time
-from pathlib import Path
-
 from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, WIKITEXT, Result, RunSpec
-from evaluation.store import Store
 
 OFFLINE_MODEL = "smollm2-135m-instruct-q4_1"
 RESULTS = ROOT / "assets" / "results"
@@ -30,16 +22,14 @@ PAGE = (
 )  # fmt: skip
 
 GATES = (
-    "none", "rtn --bits 8", "gptq --bits 8",
-    "rtn --bits 4", "gptq --bits 4", "rtn --bits 4 --group_size -1", "gptq --bits 4 --group_size -1",
-    "rtn --bits 3", "gptq --bits 3", "rtn --bits 3 --group_size 128", "gptq --bits 3 --group_size 128",
-    "rtn --bits 3 --group_size -1", "gptq --bits 3 --group_size -1",
-    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
+    "none", "rtn --bits 8", "rtn --bits 3", "gptq --bits 3", "rtn --bits 4", "gptq --bits 4",
+    "rtn --bits 4 --group_size -1", "gptq --bits 4 --group_size -1", "magnitude --sparsity 0.5", "wanda --sparsity 0.5",
+    "svd --removed 0.2", "svd_llm --removed 0.2", "rtn --bits 3 --group_size 128", "gptq --bits 3 --group_size 128",
 )  # fmt: skip
 
 
 def recipe(words: str) -> tuple[tuple[str, dict], ...]:
-    """"wanda --sparsity 0.5 + gptq --bits 4" -> (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits": "4"}))."""
+    """ "wanda --sparsity 0.5 + gptq --bits 4" -> (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits": "4"}))."""
     steps = []
     for step in words.split(" + "):
         name, *flags = step.split()
@@ -59,11 +49,63 @@ def _fields(preset: str) -> dict:
     return PRESETS[preset] | {"preset": preset}
 
 
-def stored(spec: RunSpec, fingerprint_of: dict[str, Result]) -> Result | None:
-    return fingerprint_of.get(spec.identity())
-
-
 def file_name(spec: RunSpec, group: str) -> str:
-    words = "+".join("-".join([n, *(f"{v}" for v in m.params.parse(p).effective().values())])
-                     for (n, p), (m, _) in zip(spec.recipe, spec.methods, strict=True))  # fmt: skip
-    return f"{group}-{words}.json".replace(":", "of").replace("--1", "-row").lower()
+    """ "gates-gptq-4-64.json": the group, and each step with the parameters that differ from their defaults."""
+    steps = []
+    for method, params in spec.methods:
+        changed = [
+            str(params.json()[f["name"]]) for f in params.describe() if f["main"] or params.json()[f["name"]] != f["default"]
+        ]
+        steps.append("-".join([method.name, *changed]))
+    return f"{group}-{'+'.join(steps)}.json".replace(":", "of").replace("--1", "-row").lower()
+
+
+def is_fresh(file: Path) -> bool:
+    """True if the stored result was measured with the code as it is now."""
+    if not file.is_file():
+        return False
+    result = Result.parse(json.loads(file.read_text("utf-8")))
+    return result.status == "ok" and result.key == result.spec.key(result.fingerprint)
+
+
+def publish(result: Result, group: str) -> Path:
+    """Write a result for shipping: without an artifact, texts named by their files."""
+    spec = dataclasses.replace(result.spec, text=Path(result.spec.text).name, calibration=Path(result.spec.calibration).name)
+    file = RESULTS / file_name(spec, group)
+    shown = dataclasses.replace(result, spec=spec, artifact="", id=f"shipped-{file.stem}".replace("+", "."))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".new")
+    temporary.write_text(json.dumps(shown.json(), ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8")
+    os.replace(temporary, file)
+    return file
+
+
+def main(argv: list[str]) -> int:
+    """Measure what is missing or stale; exit code 1 if a run failed."""
+    from evaluation.run import run
+
+    parser = argparse.ArgumentParser(prog="python -m evaluation.shipped", description=__doc__.split("\n")[0])
+    parser.add_argument("group", nargs="?", choices=("page", "gates"), help="one group only")
+    parser.add_argument("--text", default=WIKITEXT, help="evaluation text of the gates")
+    parser.add_argument("--calibration", default=WIKITEXT, help="calibration text of the gates")
+    own = parser.parse_args(argv)
+    failed = 0
+    for group in (own.group,) if own.group else ("page", "gates"):
+        for spec in specs(group, own.text, own.calibration):
+            file = RESULTS / file_name(spec, group)
+            if is_fresh(file):
+                continue
+            start = time.perf_counter()
+            result = run(spec, store=Store(shipped=None), timings=group == "page")
+            seconds = time.perf_counter() - start
+            if result.status == "ok":
+                publish(result, group)
+                print(f"{file.name}: perplexity {result.metrics['perplexity']:.3f}, {seconds:.0f} s", flush=True)
+            else:
+                failed += 1
+                print(f"{file.name}: {result.status}: {result.error.get('message')}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

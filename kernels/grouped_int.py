@@ -22,7 +22,14 @@ BLOCK = 1 << 20  # weights unpacked at a time: 4 MB in float32
 CASES = tuple(  # (tokens, out, in, bits, group_size)
     (m, n, k, bits, group)
     for bits in (2, 3, 4, 5, 8)
-    for m, n, k, group in ((1, 64, 96, 32), (2, 33, 80, 32), (17, 5, 64, 64), (64, 130, 48, -1), (1, 1, 16, 16), (3, 50, 37, 16))
+    for m, n, k, group in (
+        (1, 64, 96, 32),
+        (2, 33, 80, 32),
+        (17, 5, 64, 64),
+        (64, 130, 48, -1),
+        (1, 1, 16, 16),
+        (3, 50, 37, 16),
+    )
 )
 
 

@@ -28,7 +28,7 @@ def pattern_param():
 
 
 def kept_of(pattern: str) -> tuple[int, int]:
-    """"2:4" -> (2, 4): kept, of."""
+    """ "2:4" -> (2, 4): kept, of."""
     kept, of = pattern.split(":")
     return int(kept), int(of)
 

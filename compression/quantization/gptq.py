@@ -31,7 +31,16 @@ from torch import Tensor
 
 from compression.base import CalibrationError, Cost, Edit, Method, Note, Params, Site, Stats, param
 from compression.packed.grid import Grid
-from compression.quantization.grids import encode, extremes, fit, grid_bytes, minmax_asym, minmax_sym, short_group_note, stored
+from compression.quantization.grids import (
+    encode,
+    extremes,
+    fit,
+    grid_bytes,
+    minmax_asym,
+    minmax_sym,
+    short_group_note,
+    stored,
+)
 from kernels.bits import row_bytes
 from kernels.grouped_int import groups_of
 
@@ -75,19 +84,17 @@ def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     used = damping
     while used <= 1.0:
         damped = hessian + torch.diag(torch.where(diagonal == 0, scale, 0.0) + used * scale)
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        # with J the reversal, H = J L L^T J gives H^-1 = U^T U for U = J L^-1 J: one factor, one triangular inverse
+        factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
-            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-        if not failed:
-            return factor, used
+            identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
+            return torch.linalg.solve_triangular(factor, identity, upper=False).flip(0, 1), used
         used *= 10
     raise CalibrationError("H is not positive definite even with full damping; give more calibration tokens",
                            code="gram_not_positive")  # fmt: skip
 
 
-def gptq(
-    weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None = None
-) -> tuple[Tensor, Grid, float, float]:
+def gptq(weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None = None) -> tuple[Tensor, Grid, float, float]:
     """(codes uint8 [out, in], grid, sum of squared column errors, damping used) for weight [out, in].
 
     The sum equals tr(D H D^T) of the final difference D under the damped H (the paper's objective). pruned bool

@@ -49,7 +49,11 @@ def fit(weight: Tensor, bits: int, group_size: int, symmetric: bool) -> Grid:
 
 def encode(previous: Packed | None, codes: Tensor, grid: Grid) -> Packed:
     """Codes on a grid: sparse with an earlier step's mask if that step pruned, else dense."""
-    return previous.with_codes(codes, grid) if previous is not None and previous.mask() is not None else GroupedInt.encode(codes, grid)
+    return (
+        previous.with_codes(codes, grid)
+        if previous is not None and previous.mask() is not None
+        else GroupedInt.encode(codes, grid)
+    )
 
 
 def short_group_note(site: Site, group_size: int) -> tuple[Note, ...]:

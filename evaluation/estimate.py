@@ -1,0 +1,166 @@
+"""What a run will cost, before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
+
+Sizes come from each method's `cost` over the shapes of the model's linears; seconds from this machine's speed
+(`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor of about two.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from compression.base import ModelUnavailable
+from compression.bundle import Geometry, LayerGeometry
+from compression.catalogue import CATALOGUE, unknown
+from compression.models import on_disk
+from evaluation import host as machine
+from evaluation.spec import RunSpec
+
+PROCESS_BYTES = 450_000_000  # Python with torch and transformers, before a model
+EFFICIENCY = 0.75  # of the measured matrix product that a whole forward pass reaches
+GENERATED_STEPS, LATENCY_STEPS = 48, 2 * 17 + 10  # decode steps of the text check and of both latency rounds
+UNPACK_SECONDS_PER_WEIGHT = 6e-10  # plain PyTorch kernels, one pass over a compressed matrix
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost."""
+
+    file_bytes: int
+    baseline_file_bytes: int
+    weight_bits: float
+    model_bits: float
+    peak_bytes: int
+    seconds: float
+    fits: bool
+    reason: str = ""  # code, "" if it fits
+    available_bytes: int = 0
+
+
+def geometry_for(model: str) -> Geometry:
+    """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has them."""
+    if model in CATALOGUE:
+        return CATALOGUE[model].geometry
+    folder = on_disk(model)
+    if folder is None or not (folder / "config.json").is_file():
+        if "/" not in model:
+            raise unknown(model)
+        raise ModelUnavailable(f"{model} is not on this disk yet; its size is known once the run has begun",
+                               code="size_unknown", name=model)  # fmt: skip
+    return _from_config(json.loads((folder / "config.json").read_text("utf-8")), model)
+
+
+def _from_config(config: dict, model: str) -> Geometry:
+    kind = config.get("model_type")
+    names = {"gpt2": ("n_embd", "n_head", "n_layer", "n_positions", "n_inner")}.get(
+        kind,
+        ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "intermediate_size"),
+    )
+    try:
+        hidden, heads, layers, positions = (config[n] for n in names[:4])
+        feed_forward = config.get("ffn_dim") or config.get(names[4]) or 4 * hidden
+        layer = LayerGeometry(heads, config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads,
+                              feed_forward)  # fmt: skip
+        tied = config.get("tie_word_embeddings", kind in ("gpt2", "opt"))
+        return Geometry(kind, hidden, config["vocab_size"], positions, tied, (layer,) * layers)
+    except KeyError as missing:
+        raise ModelUnavailable(f"{model}: config.json has no {missing}", code="size_unknown", name=model) from None
+
+
+def _shapes(geometry: Geometry) -> list[tuple[int, int]]:
+    from compression.arch import linear_shapes
+
+    return [shape for _, _, shape in linear_shapes(geometry)]
+
+
+def estimate(spec: RunSpec) -> Estimate:
+    """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
+    geometry = geometry_for(spec.model)
+    shapes, weights, table = _shapes(geometry), 0, geometry.vocabulary * geometry.hidden
+    tables = 1 if geometry.tied else 2
+    costs = [_cost(spec, shape) for shape in shapes]
+    weights = sum(o * i for o, i in shapes)
+    norms = 2 * geometry.hidden * (2 * len(geometry.layers) + 1)
+    if geometry.family in ("opt", "gpt2"):
+        norms += 2 * geometry.positions * geometry.hidden  # learned positions
+    packed = sum(c[0] for c in costs)
+    table_bytes = tables * table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
+    original = 2 * (weights + tables * table) + norms
+    file_bytes = original if spec.is_original else int(packed + table_bytes + norms)
+    wide = 4  # float32 on a processor
+    states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
+    peak = int(
+        PROCESS_BYTES + wide * (weights + tables * table) + max((c[1] for c in costs), default=0) + states + 300e6
+    )
+    available = machine.available_bytes()
+    fits = peak <= available
+    return Estimate(
+        file_bytes=int(file_bytes), baseline_file_bytes=int(original), weight_bits=8 * packed / weights,
+        model_bits=8 * file_bytes / (weights + tables * table), peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
+        fits=fits, reason="" if fits else "memory", available_bytes=available,
+    )  # fmt: skip
+
+
+def _cost(spec: RunSpec, shape: tuple[int, int]) -> tuple[float, int, float]:
+    """(stored bytes, peak bytes, operations) of a chain on one matrix: pruning shares and bit widths multiply."""
+    out, n = shape
+    size, peak, flops = 2.0 * out * n, 0, 0.0
+    kept = 1.0
+    for method, params in spec.methods:
+        cost = method.cost(shape, params, spec.calibration_tokens)
+        peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
+        if method.family == "pruning":
+            mask = out * -(-n // 8)
+            kept = max(0.0, (cost.bytes - mask) / (2 * out * n)) if cost.bytes < 2 * out * n else 1.0
+            size = cost.bytes
+        elif kept < 1.0 and method.family == "quantization":
+            size = out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
+        else:
+            size = cost.bytes
+    return size, peak, flops
+
+
+def stage_seconds(spec: RunSpec) -> dict[str, float]:
+    """Seconds of each stage on this machine; empty when the model's sizes aren't known."""
+    try:
+        geometry = geometry_for(spec.model)
+    except ModelUnavailable:
+        return {}
+    speed = machine.profile()
+    flops_per_second = EFFICIENCY * speed.gflops * 1e9
+    shapes = _shapes(geometry)
+    weights, table = sum(o * i for o, i in shapes), geometry.vocabulary * geometry.hidden
+    tokens = spec.tokens or 300_000
+    forward = 2 * (weights + table) * tokens / flops_per_second
+    decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)
+    loading = 1.0 + 4 * (weights + table) / 1e9
+    plan = {"load": loading, "baseline": forward * 1.2 + GENERATED_STEPS * decode * 1.5}
+    if spec.is_original:
+        return plan | {"latency": LATENCY_STEPS * decode}
+    unpack = UNPACK_SECONDS_PER_WEIGHT * weights + decode
+    passes = 2.2 * sum(1 for m, _ in spec.methods if m.needs_calibration)
+    walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
+    own = sum(_cost(spec, shape)[2] for shape in shapes) / flops_per_second
+    return plan | {
+        "compress": walk + own + 2.0,
+        "save": 1.0,
+        "evaluate": forward * 1.5 + GENERATED_STEPS * unpack * 1.5,
+        "latency": loading + LATENCY_STEPS * (unpack + decode),
+    }
+
+
+def path(spec: RunSpec) -> list[tuple[float, int]]:
+    """(value, file bytes) for the stops of the last method's main knob: where the ghost line goes."""
+    import dataclasses
+
+    method, params = spec.methods[-1]
+    if method.main_param is None:
+        return []
+    field = next(f for f in method.params.describe() if f["name"] == method.main_param)
+    steps = round((field["hi"] - field["lo"]) / field["step"])
+    out = []
+    for k in range(steps + 1):
+        value = type(field["default"])(round(field["lo"] + k * field["step"], 6))
+        recipe = (*spec.recipe[:-1], (method.name, params.json() | {field["name"]: value}))
+        out.append((value, estimate(dataclasses.replace(spec, recipe=recipe)).file_bytes))
+    return out

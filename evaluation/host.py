@@ -1,0 +1,127 @@
+"""This machine: its name for timings, what it can do (for estimates), and the lock that timings hold.
+
+No torch at import: the page reads this at start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from compression.models import home
+
+LATENCY_WAIT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Host:
+    """What an estimate needs to know about a machine."""
+
+    processor: str
+    threads: int
+    gflops: float  # float32 matrix product
+    gbytes_per_second: float  # reading memory
+    memory_bytes: int
+
+
+def processor() -> str:
+    """The processor's name, without anything that names the machine."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def threads() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_bytes() -> int:
+    """Memory that a new process could use now."""
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def profile() -> Host:
+    """This machine's speed, measured once in under a second and remembered."""
+    file = home() / "host.json"
+    name, cores = processor(), threads()
+    if file.is_file():
+        try:
+            stored = Host(**json.loads(file.read_text("utf-8")))
+            if (stored.processor, stored.threads) == (name, cores):
+                return stored
+        except (ValueError, TypeError):
+            pass
+    import psutil
+
+    host = Host(name, cores, _gflops(), _gbytes_per_second(), psutil.virtual_memory().total)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(host)), "utf-8")
+    except OSError:
+        pass  # a read-only store measures again next time
+    return host
+
+
+def _best(work, repeats: int = 3) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _gflops() -> float:
+    import numpy
+
+    a = numpy.ones((768, 768), numpy.float32)
+    return 2 * 768**3 / _best(lambda: a @ a) / 1e9
+
+
+def _gbytes_per_second() -> float:
+    import numpy
+
+    a = numpy.ones(16_000_000, numpy.float32)
+    return a.nbytes / _best(lambda: a.sum()) / 1e9
+
+
+def environment() -> dict:
+    """Versions and processor for a result; no paths, no names of people or machines."""
+    versions = {}
+    for package in ("torch", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"processor": processor(), "threads": threads(), "system": platform.system(),
+            "python": platform.python_version(), **versions}  # fmt: skip
+
+
+@contextmanager
+def timing_lock(wait_seconds: float = LATENCY_WAIT_SECONDS):
+    """Hold the machine for a timing; yields False if somebody else still computes after the wait."""
+    from filelock import FileLock, Timeout
+
+    home().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(home() / "timing.lock")
+    try:
+        lock.acquire(timeout=wait_seconds)
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -1,0 +1,313 @@
+"""What the page asks its server, as plain functions from JSON to JSON; app.py hands them to the browser.
+
+Nothing here knows the UI's framework. Every answer is built in the language that the request names, and every answer
+that can fail for a visitor's reason comes back as an error card, never as an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from compression.base import CompressionError
+from compression.catalogue import CATALOGUE, OFFLINE_MODEL
+from evaluation import cards, host, pareto, plots
+from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, WIKITEXT, RunSpec
+from evaluation.words import LANGUAGES, Words, essays, table
+
+METHODS = ROOT / "assets" / "methods.json"
+KEPT_DOWNLOADS = 3
+FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
+
+
+def _failure(error: Exception) -> dict:
+    """An exception as the page's error: the visitor's own mistakes by code, anything else by its message."""
+    if isinstance(error, CompressionError):
+        return {"code": error.code, "message": str(error), "facts": error.facts}
+    return {"code": "error", "message": f"{type(error).__name__}: {error}", "facts": {}}
+
+
+class Page:
+    """The page's questions to store, runner, chat and estimate."""
+
+    def __init__(self, store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False):
+        self.store, self.runner, self.chat, self.public = store, runner, chat, public
+        self._estimate, self._path = estimate, path
+        self.methods = json.loads(METHODS.read_text("utf-8"))
+        self._packing = threading.Lock()
+
+    def boot(self) -> dict:
+        """Everything that doesn't change while the page is open: words in both languages, methods, models, machine."""
+        models = [
+            {k: entry.describe()[k] for k in ("name", "hub_id", "parameters", "chat", "gated", "offline", "rounded")}
+            for entry in CATALOGUE.values()
+        ]
+        return {
+            "words": {language: table(language) for language in LANGUAGES},
+            "essays": {language: essays(language) for language in LANGUAGES},
+            "methods": self.methods,
+            "models": models,
+            "offline": OFFLINE_MODEL,
+            "presets": {n: {k: v for k, v in p.items() if k != "window"} | {"window": p["window"]} for n, p in PRESETS.items()},
+            "texts": [BUILTIN_TEXT, WIKITEXT],
+            "axes": list(pareto.AXES),
+            "view": {"x": pareto.DEFAULT_X, "y": pareto.DEFAULT_Y},
+            "first": {"model": OFFLINE_MODEL, "method": FIRST[0], "values": FIRST[1]},
+            "processor": host.processor(), "threads": host.threads(),
+            "public": self.public, "read_only": self.store.read_only, "chat": self.chat is not None,
+        }  # fmt: skip
+
+    # --- reading ---
+
+    def rows(self) -> list[dict]:
+        """All runs; those whose record says waiting or running included."""
+        return self.store.frame().to_dict("records")
+
+    def front(self, ask: dict) -> dict:
+        """The figure of one model in one protocol, its sentences and its still picture.
+
+        ask: lang, model, x, y, protocol ("": the one with the most runs), budget (bytes), selected (run id).
+        """
+        words, rows = Words(ask["lang"]), self.rows()
+        x, y = (ask[k] if ask.get(k) in pareto.AXES else d for k, d in (("x", pareto.DEFAULT_X), ("y", pareto.DEFAULT_Y)))
+        chosen = next((r for r in rows if r["id"] == ask.get("selected") and r["status"] == "ok"), None)
+        model = ask["model"]
+        known = pareto.protocols(rows, model)
+        names = [p for p, _ in known]
+        protocol = ask.get("protocol") or (chosen["protocol_id"] if chosen and chosen["model"] == model else "")
+        protocol = protocol if protocol in names else (names[0] if names else "")
+        group = pareto.comparable(rows, model, protocol)
+        drawn, remarks = group, []
+        if any(pareto.METRICS[k].kind == "time" for k in (x, y)):
+            drawn = pareto.on_this_machine(group, host.processor(), host.threads())
+            remarks.append(words("front.time_here"))
+        whole = [r for r in drawn if pareto.value(r, x) is not None and pareto.value(r, y) is not None]
+        if len(whole) < len(drawn):
+            remarks.append(words("front.missing", n=len(drawn) - len(whole)))
+        drawing = plots.draw(whole, x, y, words)
+        budget = ask.get("budget") or self._budget(group)
+        sentences, first = cards.answer(group, words, budget)
+        best = pareto.smallest_within(group) or next((r for r in group if r.get("family") == "original"), None)
+        return {
+            "figure": plots.figure(drawing), "still": plots.still(drawing), "alt": plots.summary(drawing, first),
+            "headline": cards.headline(group, model, words), "answer": sentences if group else "", "remarks": remarks,
+            "protocols": [[p, words("front.protocol.runs", name=p, n=n)] for p, n in known], "protocol": protocol, "empty": not whole,
+            "best": best["id"] if best else "", "x": x, "y": y, "ids": [r["id"] for r in group],
+        }  # fmt: skip
+
+    @staticmethod
+    def _budget(rows: list[dict]) -> float | None:
+        """A first size to ask about: a quarter of the original, in round megabytes."""
+        sizes = [s for r in rows if r.get("family") == "original" and (s := pareto.value(r, "file_bytes"))]
+        return round(sizes[0] / 4e7) * 1e7 or 1e7 if sizes else None
+
+    def card(self, ask: dict) -> dict:
+        """The card of a run. ask: lang, id."""
+        words, result = Words(ask["lang"]), self.store.get_id(str(ask["id"]))
+        if result is None:
+            return {"html": cards.error_card(words, {"code": "run_gone"}), "spec": None, "status": "unknown"}
+        own = self.store.has_artifact(result)
+        rows = self.rows()
+        row = next((r for r in rows if r["id"] == result.id), {})
+        group = pareto.comparable(rows, result.spec.model, result.protocol_id)
+        lead = pareto.front(group, pareto.DEFAULT_X, pareto.DEFAULT_Y)
+        here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
+        html = cards.run_card(
+            words, result, shipped=bool(row.get("shipped")), artifact=own, here=here, chat=self.chat is not None,
+            dominated=result.status == "ok" and result.id not in lead, seconds=self._seconds(result.spec),
+        )  # fmt: skip
+        title = words.recipe(result.spec.recipe, long=True)
+        if "file_bytes" in result.metrics:
+            title += f" · {words.size(result.metrics['file_bytes'])}"
+        return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own}
+
+    def _seconds(self, spec: RunSpec) -> float | None:
+        try:
+            return self._estimate(spec).seconds if self._estimate else None
+        except CompressionError:
+            return None
+
+    def runs(self, ask: dict) -> dict:
+        """The table of all runs. ask: lang."""
+        words, rows = Words(ask["lang"]), self.rows()
+        return {"html": cards.runs_table(rows, words, host.processor(), host.threads()), "count": words("runs.count", n=len(rows)),
+                "models": sorted({str(r["model"]) for r in rows})}  # fmt: skip
+
+    # --- before and while running ---
+
+    def weigh(self, ask: dict) -> dict:
+        """What a run will cost, where its main knob can go, and whether its answer is stored. ask: lang, choices."""
+        words = Words(ask["lang"])
+        out = {"html": "", "path": [], "stored": "", "fits": True, "error": ""}
+        try:
+            spec = RunSpec.parse(ask["choices"])
+            out["stored"] = self._stored(spec)
+        except (CompressionError, TypeError, ValueError) as error:
+            return out | {"error": cards.error_card(words, _failure(error), act="dismiss"), "fits": False}
+        try:
+            found = self._estimate(spec)
+        except CompressionError as error:
+            if error.code == "size_unknown":
+                return out | {"html": f"<p class='more'>{words('estimate.unknown')}</p>"}
+            return out | {"error": cards.error_card(words, _failure(error)), "fits": False}
+        out["path"] = [
+            [v, size, f"{words.size(size)} · {words.smaller(found.baseline_file_bytes, size)}", words("estimate.hint", size=words.size(size))]
+            for v, size, *_ in self._path(spec)
+        ]
+        out["bytes"], out["fits"] = found.file_bytes, found.fits
+        out["hint"] = words("estimate.hint", size=words.size(found.file_bytes))
+        out["html"] = cards.estimate_line(words, found, bool(out["stored"]), self.public)
+        return out
+
+    def _stored(self, spec: RunSpec) -> str:
+        """Id of the newest answer to the same request, own before shipped, "" if there is none."""
+        wanted = spec.identity()
+        found = self.store.find(wanted) or next(
+            (r for r in self.store.shipped() if r.status == "ok" and r.spec.identity() == wanted), None
+        )
+        return found.id if found else ""
+
+    def begin(self, ask: dict) -> dict:
+        """Start a run. ask: lang, choices, visitor, again. Gives its id or an error card."""
+        words = Words(ask["lang"])
+        try:
+            return {"id": self.runner.submit(RunSpec.parse(ask["choices"]), ask.get("visitor"), bool(ask.get("again")))}
+        except Exception as error:
+            return {"error": cards.error_card(words, _failure(error), act="dismiss")}
+
+    def poll(self, ask: dict) -> dict:
+        """How far a run is, in words. ask: lang, id."""
+        words, state = Words(ask["lang"]), self.runner.state(str(ask["id"]))
+        out = {"status": state["status"], "result": state.get("result_id") or "", "stage": "", "left": "", "done": 0, "error": ""}
+        result = self.store.get_id(str(ask["id"]))
+        out["name"] = words.recipe(result.spec.recipe) if result else ""
+        if state["status"] == "queued":
+            place = state.get("place") or 0
+            out["stage"] = words("progress.queued", place=place) if place > 1 else words("progress.next")
+        elif state["status"] == "running":
+            done, total = state.get("done") or 0, state.get("total") or 1
+            key = f"stage.{state.get('stage')}"
+            known = words.has(key)
+            out["stage"] = words(key, done=min(done + 1, total), total=total) if known else words("progress.starting")
+            if known and total <= 1:
+                out["stage"] = re.split(r"[,，]", out["stage"])[0]
+            out["done"] = done / max(total, 1)
+            if state.get("seconds_left"):
+                out["left"] = words("progress.left", time=words.seconds(state["seconds_left"]))
+        elif state["status"] != "ok":
+            error = dict(state.get("error") or {}) or {"code": state["status"]}
+            if state["status"] == "unknown":
+                error["code"] = "run_gone"
+            out["error"] = cards.error_card(words, error, str(ask["id"]))
+        return out
+
+    def stop(self, ask: dict) -> dict:
+        """Stop a run. ask: id."""
+        self.runner.cancel(str(ask["id"]))
+        return {}
+
+    # --- what leaves the page ---
+
+    def downloads(self) -> Path:
+        """The folder that packed models are served from."""
+        return self.store.home / "downloads"
+
+    def pack(self, ask: dict) -> dict:
+        """A compressed model's folder as one archive; only the newest few are kept. ask: lang, id."""
+        words, result = Words(ask["lang"]), self.store.get_id(str(ask["id"]))
+        if result is None or not self.store.has_artifact(result):
+            return {"error": cards.error_card(words, {"code": "artifact_missing"}, str(ask["id"]))}
+        folder, place = self.store.artifact_folder(result.artifact), self.downloads()
+        label = re.sub(r"[^A-Za-z0-9.]+", "-", f"{Path(result.spec.model).name}-{Words('en').recipe(result.spec.recipe, long=True)}")
+        file = place / f"{label.strip('-')}-{result.id[-6:]}.zip"
+        with self._packing:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                if not file.is_file():
+                    temporary = file.with_suffix(".part")
+                    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # packed bits don't deflate
+                        for f in sorted(folder.rglob("*")):
+                            if f.is_file():
+                                archive.write(f, Path(file.stem) / f.relative_to(folder))
+                    os.replace(temporary, file)
+                for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
+                    old.unlink(missing_ok=True)
+            except OSError as error:
+                full = shutil.disk_usage(self.store.home).free < 1e8
+                return {"error": cards.error_card(words, {"code": "disk_full" if full else "error", "message": str(error)}, act="dismiss")}
+        return {"file": str(file), "name": file.name}
+
+    def sides(self, ask: dict) -> dict:
+        """The chat's heads: what each side is, its stored speed and memory. ask: lang, id ("": none)."""
+        words, rows = Words(ask["lang"]), self.rows()
+        ready = [r for r in rows if r["status"] == "ok" and r.get("artifact") and r.get("family") != "original"]
+        options = [[r["id"], f"{words.recipe(r['recipe'], long=True)} · {r['model']}"] for r in reversed(ready)]
+        out = {"options": options, "left": None, "right": None, "busy": bool(self.runner.busy())}
+        row = next((r for r in ready if r["id"] == ask.get("id")), None)
+        if row is None:
+            return out
+        here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
+
+        def side(title: str, prefix: str) -> dict:
+            rate = pareto.value(row, f"{prefix}decode_tokens_per_second") if here else None
+            memory, size = pareto.value(row, f"{prefix}resident_weight_bytes"), pareto.value(row, f"{prefix}file_bytes")
+            return {
+                "title": title + (f" · {words.size(size)}" if size else ""), "rate": rate, "memory": memory,
+                "stored": words("chat.stored", rate=cards.digits(rate, 2)) if rate else "",
+                "memory_words": words("chat.memory", memory=words.size(memory)) if memory else "",
+            }  # fmt: skip
+
+        entry = CATALOGUE.get(str(row["model"]))
+        return out | {
+            "left": side(words("chat.left"), "baseline_"), "right": side(words.recipe(row["recipe"], long=True), ""),
+            "model": row["model"], "chats": entry.chat if entry else True,
+        }  # fmt: skip
+
+    def converse(self, ask: dict):
+        """Both answers as they grow: yields the state of both columns. ask: lang, id, messages, max_tokens, temperature."""
+        words = Words(ask["lang"])
+        sides = {side: {"text": "", "rate": "", "first": "", "memory": "", "done": False, "pieces": 0} for side in ("original", "compressed")}
+        state = {"turn": ask.get("turn", 0), "sides": sides, "parted": None, "cut": None, "done": False, "error": "", "status": words("chat.waiting")}
+        yield state
+        try:
+            for event in self.chat.ask(ask["id"], ask["messages"], max_tokens=int(ask["max_tokens"]),
+                                       temperature=float(ask["temperature"]), seed=int(ask.get("seed", 0))):  # fmt: skip
+                self._take(state, event, words)
+                yield state
+            parted = state["parted"]
+            state["status"] = words("chat.parted", n=parted) if parted is not None else words("chat.equal")
+        except Exception as error:
+            failure = _failure(error)
+            state["error"] = cards.error_card(words, failure if words.has(f"error.{failure['code']}.what") and failure["code"] != "error"
+                                              else {"code": "chat_failed", "message": str(error)}, ask["id"], act="dismiss")  # fmt: skip
+            state["status"] = ""
+        for side in sides.values():
+            side["done"] = True
+        yield state | {"done": True}
+
+    @staticmethod
+    def _take(state: dict, event: dict, words: Words) -> None:
+        if event.get("diverged_at") is not None and state["parted"] is None:
+            state["parted"] = event["diverged_at"]
+        side = state["sides"].get(event.get("side"))
+        if side is None:
+            return
+        side["text"] += event.get("text") or ""
+        state["status"] = ""
+        if event.get("first_ms") is not None:
+            side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
+        if event.get("tokens_per_second"):
+            side["rate"], side["rate_value"] = words("chat.rate", rate=cards.digits(event["tokens_per_second"], 2)), event["tokens_per_second"]
+        if event.get("memory_bytes"):
+            side["memory"], side["memory_value"] = words("chat.memory", memory=words.size(event["memory_bytes"])), event["memory_bytes"]
+        if event.get("done"):
+            side["done"] = True
+        if event.get("token") is not None:
+            side["pieces"] += 1
+            side.setdefault("ends", []).append(len(side["text"]))

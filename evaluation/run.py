@@ -1,0 +1,310 @@
+"""A run from request to result: load, measure the original once, compress, save, measure, time.
+
+`run(spec)` is the one way that the command line, the page's worker and `make measure` take. It never raises for what
+a visitor can cause: the Result says how it ended.
+
+    python -m evaluation.run gptq --bits 4 --group-size 64 --json
+    python -m evaluation.run --list --json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import sys
+import time
+from collections.abc import Callable
+
+from compression import texts
+from compression.base import Cancelled, CompressionError, Note
+from compression.models import home
+from evaluation import host, memory
+from evaluation.clock import Clock
+from evaluation.spec import Result, RunSpec
+from evaluation.store import Store
+
+Emit = Callable[[dict], None]
+
+
+def run(
+    spec: RunSpec,
+    emit: Emit = lambda event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    store: Store | None = None,
+    *,
+    allow_paths: bool = True,
+    timings: bool = True,
+    again: bool = False,
+    run_id: str = "",
+) -> Result:
+    """Do a run and return its Result, which is also put into the store.
+
+    again: run even if the store has the answer. timings: False leaves out the latency stage. run_id: the id that the
+    record gets.
+    """
+    store = store or Store()
+    started = time.time()
+    try:
+        result = _Run(spec, emit, cancelled, store, allow_paths, timings, again).go()
+    except Exception as error:
+        result = Result(key="", spec=spec, status=_status(error), error=describe_error(error),
+                        environment=host.environment(), created=started)  # fmt: skip
+    if result.id and result.status == "ok" and not run_id:
+        return result  # the store's own answer
+    try:
+        return store.put(dataclasses.replace(result, id=run_id or result.id))
+    except OSError as error:
+        if result.artifact:
+            import shutil
+
+            shutil.rmtree(store.artifact_folder(result.artifact), ignore_errors=True)
+        return dataclasses.replace(result, status="failed", error=describe_error(error), id=run_id)
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, Cancelled):
+        return "cancelled"
+    return "oom" if _out_of_memory(error) else "failed"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+    )
+
+
+def describe_error(error: BaseException) -> dict:
+    """An exception as {"code", "message", "facts"} for the record and the page."""
+    if isinstance(error, CompressionError):
+        return {"code": error.code, "message": str(error), "facts": error.facts}
+    if _out_of_memory(error):
+        return {"code": "out_of_memory", "message": "this machine's memory is not enough for the run", "facts": {}}
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {"code": "disk_full", "message": "the disk is full; free some space and run again", "facts": {}}
+    return {"code": "error", "message": f"{type(error).__name__}: {error}", "facts": {"type": type(error).__name__}}
+
+
+class _Run:
+    """One run's stages in order; attributes are what later stages need."""
+
+    def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again):
+        self.spec, self.cancelled, self.store = spec, cancelled, store
+        self.allow_paths, self.timings, self.again = allow_paths, timings, again
+        self.clock = Clock(spec, emit)
+        self.emit = self.clock.emit
+        self.notes: list[Note] = []
+        self.metrics: dict[str, float] = {}
+
+    def go(self) -> Result:
+        spec = self.spec
+        text = texts.load_text(spec.text, "evaluation", self.allow_paths)
+        calibration = None
+        if spec.needs_calibration:
+            calibration = texts.load_text(spec.calibration, "calibration", self.allow_paths)
+            texts.check_disjoint(text, calibration)
+        self._load()
+        tokenizer = self.bundle.tokenizer
+        window = min(spec.window, self.bundle.geometry.positions)
+        if window != spec.window:
+            self.notes.append(Note("window_shortened", {"asked": spec.window, "used": window}))
+        self.windows = texts.windows(text, tokenizer, spec.protocol, window, spec.tokens, "evaluation")
+        if calibration:
+            self.calibration = texts.windows(
+                calibration, tokenizer, spec.protocol, window, spec.calibration_tokens, "calibration", spec.seed
+            )
+        self.fingerprint = {
+            "model": self.bundle.source["weights_hash"], "text": text.hash, "dtype": self.dtype,
+            "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
+        }  # fmt: skip
+        key = spec.key(self.fingerprint)
+        if not self.again and (found := self._stored(key)):
+            return found
+        self.baseline_result = self._original()
+        if spec.is_original:
+            return self.baseline_result
+        return self._compressed(key, calibration.source if calibration else "")
+
+    def _load(self) -> None:
+        import torch
+
+        from compression import models
+
+        device = self.spec.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise CompressionError("device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu")
+        self.device, start = device, time.perf_counter()
+        self.bundle = models.load(self.spec.model, device, emit=self.emit, allow_paths=self.allow_paths)
+        self.dtype = str(next(self.bundle.module.parameters()).dtype).removeprefix("torch.")
+        self.metrics["load_seconds"] = time.perf_counter() - start
+        source = self.bundle.source
+        if source.get("rounded"):
+            self.notes.append(Note("already_rounded", {"format": source["rounded"], "bytes": source["publisher_bytes"]}))
+        memory.reset_peak()
+
+    def _stored(self, key: str) -> Result | None:
+        found = [r for r in self.store.own() if r.key == key and r.status == "ok"]
+        usable = [r for r in found if r.spec.is_original or self.store.has_artifact(r)]
+        return usable[-1] if usable else None
+
+    def _original(self) -> Result:
+        """The original's result in this protocol, measured now if the store hasn't it."""
+        from evaluation.measure import INDEX, Baseline, OriginalHead, measure
+
+        spec = self.spec.original()
+        key = spec.key(self.fingerprint | {"calibration": ""})
+        folder = self.store.baseline_folder(hashlib.sha256(key.encode()).hexdigest()[:20])
+        head = self._head()
+        found = self._stored(key)
+        if found is None or not (folder / INDEX).is_file():
+            start = time.perf_counter()
+            self.clock.stage("baseline")
+            metrics, series = measure(self.bundle, self.windows, None, record=folder, emit=self.emit, cancelled=self.cancelled)
+            metrics |= self._sizes() | {"evaluate_seconds": time.perf_counter() - start}
+            metrics |= {"load_seconds": self.metrics["load_seconds"], "file_bytes": metrics["stored_bytes"]}
+            peak = memory.peak_bytes()
+            timings = []
+            if peak:
+                metrics["peak_memory_bytes"] = peak
+            if self.timings and self.spec.is_original:
+                timings = self._time({"original": self.bundle})
+                metrics |= timings[0]["original"] if timings else {}
+            found = self.store.put(self._result(key, spec, metrics, series, timings=timings))
+        self.baseline = Baseline.load(folder, OriginalHead(head, self._head_dtype()) if self.spec.table_bits < 16 else head)
+        return found
+
+    def _head(self):
+        from compression import arch
+
+        return arch.head(self.bundle.module)[1]
+
+    def _head_dtype(self):
+        """The original's head beside the compressed model takes its publisher's width."""
+        import torch
+
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(self.bundle.source["dtype"], torch.float32)
+
+    def _sizes(self) -> dict[str, float]:
+        from compression import artifact
+
+        return {
+            "stored_bytes": artifact.stored_bytes(self.bundle),
+            "parameters": sum({p.data_ptr(): p.numel() for p in self.bundle.module.parameters()}.values()),
+            "resident_weight_bytes": memory.resident_bytes(self.bundle.module),
+            "kv_cache_bytes_per_token": self._cache_bytes(),
+        }
+
+    def _cache_bytes(self) -> int:
+        """Bytes that one token adds to the key-value cache, read from a real cache."""
+        import torch
+
+        cache = self.bundle.new_cache()
+        ids = self.windows.ids[:1, :8].to(self.bundle.device)
+        with torch.no_grad():
+            self.bundle.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        return sum(t.numel() * t.element_size() for t in tensors) // ids.shape[1]
+
+    def _compressed(self, key: str, calibration_source: str) -> Result:
+        from compression import artifact, calibrate
+        from evaluation.measure import measure
+
+        spec, original = self.spec, self.baseline_result.metrics
+        self.clock.stage("compress")
+        windows = self.calibration.ids if spec.needs_calibration else None
+        outcome = calibrate.compress(
+            self.bundle, spec.methods, windows, table_bits=spec.table_bits, activations=spec.activations,
+            emit=self.emit, cancelled=self.cancelled, seed=spec.seed,
+        )  # fmt: skip
+        self.notes += outcome.notes
+        self.clock.stage("save")
+        folder = self.store.artifact_folder(key)
+        about = {"recipe": spec.json()["recipe"], "label": label(spec), "protocol": self.windows.protocol_id}
+        file_bytes = artifact.save(self.bundle, folder, about)
+        removed = self.store.keep_within_budget(key)
+        if removed:
+            self.notes.append(Note("old_artifacts_removed", {"count": len(removed)}))
+        sizes = self._sizes()
+        start = time.perf_counter()
+        self.clock.stage("evaluate")
+        metrics, series = measure(self.bundle, self.windows, self.baseline, emit=self.emit, cancelled=self.cancelled)
+        peak = memory.peak_bytes()
+        bits = memory.weight_bits(self.bundle.module)
+        self.metrics |= metrics | {
+            "compress_seconds": outcome.seconds,
+            "evaluate_seconds": time.perf_counter() - start,
+            "file_bytes": file_bytes,
+            "baseline_file_bytes": original["file_bytes"],
+            "model_bits_per_parameter": 8 * sizes["stored_bytes"] / original["parameters"],
+            "resident_weight_bytes": sizes["resident_weight_bytes"],
+            "baseline_resident_weight_bytes": original["resident_weight_bytes"],
+            "kv_cache_bytes_per_token": sizes["kv_cache_bytes_per_token"],
+        }
+        if bits is not None:
+            self.metrics["weight_bits_per_weight"] = bits
+        if peak:
+            self.metrics["peak_memory_bytes"] = peak
+        kernels = memory.kernels_used(self.bundle.module)
+        self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
+        timings = self._side_by_side(kernels) if self.timings else []
+        result = self._result(key, spec, self.metrics, series, timings=timings, layers=outcome.layers)
+        model = result.model | {"calibration": calibration_source}
+        return dataclasses.replace(result, artifact="" if self.store.read_only else key, model=model)
+
+    def _side_by_side(self, kernels: list[str]) -> list[dict]:
+        from compression import models
+
+        self.clock.stage("latency")
+        self.baseline = None
+        original = models.load(self.spec.model, self.device, allow_paths=self.allow_paths)
+        timings = self._time({"compressed": self.bundle, "original": original}, kernels)
+        if timings:
+            self.metrics |= timings[0]["compressed"]
+            self.metrics |= {f"baseline_{k}": v for k, v in timings[0]["original"].items()}
+        return timings
+
+    def _time(self, bundles: dict, kernels: list[str] | None = None) -> list[dict]:
+        from evaluation import latency
+
+        with host.timing_lock() as alone:
+            if not alone:
+                self.notes.append(Note("machine_shared", {}))
+            prompt = self.windows.ids.flatten()[: latency.PROMPT_TOKENS][None]
+            found = latency.compare(bundles, prompt)
+        return [{"host": host.environment() | {"device": latency.device_name(next(iter(bundles.values())))},
+                 "kernel": kernels or ["dense (PyTorch)"], "warm_ups": latency.WARM_UPS, "rounds": latency.ROUNDS,
+                 "prompt_tokens": prompt.shape[1], "new_tokens": latency.NEW_TOKENS, **found}]  # fmt: skip
+
+    def _result(self, key, spec, metrics, series, timings=(), layers=()) -> Result:
+        from compression import artifact
+
+        source = {k: v for k, v in self.bundle.source.items() if k != "folder"}
+        notes = list({repr(n.json()): n.json() for n in self.notes}.values())
+        shared = {"weight_bits_per_weight": 8.0 * artifact.storage_dtype(self.bundle).itemsize} if spec.is_original else {}
+        if spec.is_original:
+            shared["model_bits_per_parameter"] = 8 * metrics["stored_bytes"] / metrics["parameters"]
+            notes = [n for n in notes if n["code"] in ("already_rounded", "window_shortened", "machine_shared")]
+        return Result(
+            key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
+            layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,
+            environment=host.environment(), model=source,
+        )  # fmt: skip
+
+
+def label(spec: RunSpec) -> str:
+    """A run's recipe in a few words, e.g. "Wanda sparsity 0.5, then GPTQ bits 4"."""
+    steps = []
+    for method, params in spec.methods:
+        main = method.main_param
+        steps.append(f"{method.title} {main} {getattr(params, main)}" if main else method.title)
+    return ", then ".join(steps)
+
+
+if __name__ == "__main__":
+    from evaluation.command import main
+
+    home().mkdir(parents=True, exist_ok=True)
+    sys.exit(main(sys.argv[1:]))

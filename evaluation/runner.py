@@ -1,0 +1,241 @@
+"""Runs for the page: one worker process a run, one run at a time, a spare worker that has its imports behind it.
+
+The app's process never loads a model. A worker that is killed or runs out of memory leaves a record and the next run
+works. `submit` gives equal requests one run; `state` is what the page polls. On a Space with ZeroGPU, where child
+processes are not allowed, `inline=True` runs in a thread behind the same interface.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+
+from compression.base import CompressionError
+from compression.models import is_path
+from evaluation.spec import ROOT, Result, RunSpec
+from evaluation.store import Store
+
+GRACE_SECONDS = 2  # between asking a worker to end and killing it
+
+
+class Refused(CompressionError):
+    """A request that the runner doesn't take."""
+
+    code = "refused"
+
+
+@dataclass
+class Job:
+    """A run that is waiting or going on."""
+
+    id: str
+    spec: RunSpec
+    visitor: str | None
+    again: bool
+    status: str = "queued"
+    event: dict = field(default_factory=dict)
+    stopped: bool = False
+    process: subprocess.Popen | None = None
+
+
+class Runner:
+    """The queue of runs. Threads: one that works, and one a worker that reads its events."""
+
+    def __init__(self, store: Store, *, inline: bool = False, public: bool = False, spare: bool = True):
+        self.store, self.inline, self.public = store, inline, public
+        self._jobs: collections.OrderedDict[str, Job] = collections.OrderedDict()
+        self._lock = threading.Condition()
+        self._closed = False
+        self._keep_spare = spare and not inline
+        self._spare: subprocess.Popen | None = None
+        store.mark_interrupted()
+        threading.Thread(target=self._work, daemon=True, name="runner").start()
+
+    # --- what the page calls ---
+
+    def submit(self, spec: RunSpec, visitor: str | None = None, again: bool = False) -> str:
+        """Queue a run and return its id. An equal run in flight is shared; a stored answer is returned at once.
+
+        Raises Refused: a path on a public Space, or a second waiting run of one visitor.
+        """
+        if self.public and (is_path(spec.model) or any("/" in t or "\\" in t or "." in t for t in (spec.text, spec.calibration))):
+            raise Refused("files of the server are not allowed on a public Space; choose a named model and text",
+                          code="path_refused")  # fmt: skip
+        with self._lock:
+            for job in self._jobs.values():
+                if not job.stopped and job.spec.identity() == spec.identity():
+                    return job.id
+            if not again and (found := self.store.find(spec.identity())) and self._usable(found):
+                return found.id
+            waiting = [j for j in self._jobs.values() if j.status == "queued" and visitor and j.visitor == visitor]
+            if waiting:
+                raise Refused("you have a run waiting already; stop it or let it finish first", code="one_queued")
+            job = Job(self.store.new_id(), spec, visitor, again)
+            self._record(job)
+            self._jobs[job.id] = job
+            self._lock.notify_all()
+        return job.id
+
+    def _usable(self, result: Result) -> bool:
+        return result.spec.is_original or self.store.has_artifact(result)
+
+    def state(self, run_id: str) -> dict:
+        """What the page shows of a run: status, stage, done, total, seconds_left, place, facts, result_id, error."""
+        with self._lock:
+            job = self._jobs.get(run_id)
+            if job:
+                place = list(self._jobs).index(run_id)
+                shown = {k: job.event.get(k) for k in ("stage", "done", "total", "seconds_left", "facts")}
+                return {"id": run_id, "status": job.status, "place": place, "result_id": None, "error": {}, **shown}
+        result = self.store.get_id(run_id)
+        if result is None:
+            return {
+                "id": run_id,
+                "status": "unknown",
+                "place": 0,
+                "result_id": None,
+                "error": {"code": "run_gone", "facts": {}},
+            }
+        return {"id": run_id, "status": result.status, "place": 0, "result_id": result.id, "error": result.error,
+                "stage": None, "done": None, "total": None, "seconds_left": 0, "facts": {}}  # fmt: skip
+
+    def cancel(self, run_id: str) -> None:
+        """Stop a waiting or running run; memory is free again within three seconds."""
+        with self._lock:
+            job = self._jobs.get(run_id)
+            if job is None:
+                return
+            job.stopped = True
+            if job.status == "queued":
+                self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped while waiting", "facts": {}})
+                return
+        if job.process:
+            _end(job.process)
+
+    def busy(self) -> bool:
+        """True while a run is going on."""
+        with self._lock:
+            return any(j.status == "running" for j in self._jobs.values())
+
+    def close(self) -> None:
+        """End all workers; running runs are recorded as interrupted at the next start."""
+        with self._lock:
+            self._closed = True
+            jobs, spare, self._spare = list(self._jobs.values()), self._spare, None
+            self._lock.notify_all()
+        for process in [j.process for j in jobs] + [spare]:
+            if process:
+                _end(process, grace=0.2)
+
+    # --- the working thread ---
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if self._keep_spare and self._spare is None and not self._closed:
+                    self._spare = _start_worker()
+                while not self._closed and not any(j.status == "queued" for j in self._jobs.values()):
+                    self._lock.wait()
+                if self._closed:
+                    return
+                job = next(j for j in self._jobs.values() if j.status == "queued")
+                job.status = "running"
+            self._record(job)
+            try:
+                self._run_inline(job) if self.inline else self._run_in_worker(job)
+            except Exception as error:  # the queue must go on whatever happened to one run
+                failure = {"code": "error", "message": f"{type(error).__name__}: {error}", "facts": {}}
+                with self._lock:
+                    self._finish(job, "failed", failure)
+
+    def _run_inline(self, job: Job) -> None:
+        from evaluation.run import run
+
+        run(job.spec, lambda e: setattr(job, "event", e), lambda: job.stopped, self.store,
+            allow_paths=not self.public, again=job.again, run_id=job.id)  # fmt: skip
+        with self._lock:
+            self._jobs.pop(job.id, None)
+
+    def _run_in_worker(self, job: Job) -> None:
+        with self._lock:
+            worker, self._spare = self._spare, None
+        if worker is None or worker.poll() is not None:
+            worker = _start_worker()
+        job.process = worker
+        request = {"spec": job.spec.json(), "id": job.id, "home": str(self.store.home), "allow_paths": not self.public,
+                   "again": job.again}  # fmt: skip
+        result = None
+        try:
+            if job.stopped:
+                _end(worker)
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+            for line in worker.stdout:
+                event = json.loads(line)
+                if "result" in event:
+                    result = Result.parse(event["result"])
+                elif "stage" in event:
+                    job.event = event
+        except (BrokenPipeError, ValueError):
+            pass  # the worker is gone: told below by its exit code
+        worker.wait()
+        with self._lock:
+            if result is not None and not job.stopped:
+                if self.store.read_only or self.store.get_id(job.id) is None:
+                    self.store.put(result)  # the worker couldn't write it (disk full): keep what can be kept
+                self._jobs.pop(job.id, None)
+            elif job.stopped:
+                self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}})
+            else:
+                self._finish(job, *_death(worker.returncode))
+
+    def _record(self, job: Job) -> None:
+        """A record on disk that the run exists, so that a restart can tell what became of it."""
+        try:
+            self.store.put(Result(key="", spec=job.spec, status=job.status, id=job.id))
+        except OSError:
+            pass  # a full disk stops no run; the result may still find room
+
+    def _finish(self, job: Job, status: str, error: dict) -> None:
+        self._jobs.pop(job.id, None)
+        try:
+            self.store.put(Result(key="", spec=job.spec, status=status, error=error, id=job.id))
+        except OSError:
+            self.store._memory[job.id] = Result(key="", spec=job.spec, status=status, error=error, id=job.id)
+
+
+def _death(code: int) -> tuple[str, dict]:
+    """(status, error) of a worker that ended without a result; SIGKILL is what the system sends when memory runs out."""
+    if code == -getattr(signal, "SIGKILL", 9):
+        return "oom", {"code": "worker_killed", "message": "the system ended the run, most likely because memory ran out",
+                       "facts": {"signal": "SIGKILL"}}  # fmt: skip
+    return "failed", {
+        "code": "worker_died",
+        "message": f"the run's process ended with code {code}",
+        "facts": {"code": code},
+    }
+
+
+def _start_worker() -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "evaluation.run", "--worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, encoding="utf-8", start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def _end(process: subprocess.Popen, grace: float = GRACE_SECONDS) -> None:
+    """Terminate, wait, kill."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

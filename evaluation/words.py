@@ -1,0 +1,173 @@
+"""Figures become words: sizes, ratios, times and verdicts, in the language of the page.
+
+Every sentence stands in assets/i18n/<language>.json; this file holds only thresholds and the way figures are cut to
+two or three digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+
+from evaluation.pareto import METRICS
+from evaluation.spec import ROOT
+
+LANGUAGES = ("en", "zh-Hant")
+I18N = ROOT / "assets" / "i18n"
+
+# perplexity as a multiple of the original's, up to which a verdict holds
+VERDICTS = ((1.01, "same"), (1.05, "about"), (1.15, "slightly"), (1.5, "clearly"), (4.0, "much"), (math.inf, "broken"))
+NOTICEABLE = 1.01  # below this multiple nobody notices a difference
+SPEED_MARGIN = 0.05  # rates closer than this are called equal
+
+
+@functools.cache
+def table(language: str) -> dict[str, str]:
+    """All strings of a language by key."""
+    return json.loads((I18N / f"{language}.json").read_text("utf-8"))
+
+
+@functools.cache
+def essays(language: str) -> dict[str, str]:
+    """The translated method essays; English ones are the methods' own docstrings in methods.json."""
+    file = I18N / f"essays.{language}.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def digits(number: float, n: int = 3) -> str:
+    """`n` significant digits without an exponent: 0.0123, 1.02, 98.4, 1,230."""
+    if number == 0 or not math.isfinite(number):
+        return "0" if number == 0 else "∞"
+    places = max(0, n - 1 - math.floor(math.log10(abs(number))))
+    rounded = round(number, n - 1 - math.floor(math.log10(abs(number))))
+    return f"{rounded:,.{places}f}"
+
+
+def verdict(ratio: float, stderr: float | None = None) -> str:
+    """The code of a verdict. A difference within twice its standard error can't be told from none."""
+    if stderr and abs(ratio - 1) <= 2 * stderr and ratio < VERDICTS[1][0]:
+        return "same"
+    return next(code for limit, code in VERDICTS if ratio <= limit)
+
+
+class Words:
+    """The page's voice in one language."""
+
+    def __init__(self, language: str):
+        self.language = language if language in LANGUAGES else LANGUAGES[0]
+        self.table = table(self.language)
+
+    def __call__(self, key: str, /, **facts) -> str:
+        """A string with its {facts} filled in; facts that a sentence doesn't name are ignored."""
+        return self.table[key].format_map(_Facts(facts))
+
+    def has(self, key: str) -> bool:
+        return key in self.table
+
+    def size(self, n: float) -> str:
+        """Bytes in decimal units."""
+        for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+            if n >= scale:
+                return f"{digits(n / scale, 3 if n / scale >= 100 else 2)} {unit}"
+        return f"{n:.0f} B"
+
+    def smaller(self, original: float, now: float) -> str:
+        """"3.2x smaller"."""
+        ratio = original / now
+        return self("same_size") if 0.99 < ratio < 1.01 else self(
+            "smaller" if ratio > 1 else "larger", times=digits(max(ratio, 1 / ratio), 2)
+        )
+
+    def speed(self, original: float, now: float) -> str:
+        """"1.2x faster", "2.1x slower" or "as fast"."""
+        ratio = now / original
+        if abs(ratio - 1) < SPEED_MARGIN:
+            return self("as_fast")
+        return self("faster" if ratio > 1 else "slower", times=digits(max(ratio, 1 / ratio), 2))
+
+    def share(self, x: float) -> str:
+        """0.934 -> "93 %", and never 100 % for less than all."""
+        percent = 100 * x
+        shown = min(percent, 99.9) if percent < 100 else percent
+        return f"{digits(shown, 3 if 99 < shown < 100 else 2)} %" if 0 < shown < 100 else f"{shown:.0f} %"
+
+    def seconds(self, s: float) -> str:
+        """"41 s", "3 min", "2 h"."""
+        if s < 100:
+            return self("seconds", n=digits(s, 2) if s < 10 else f"{s:.0f}")
+        return self("minutes", n=f"{s / 60:.0f}") if s < 5400 else self("hours", n=digits(s / 3600, 2))
+
+    def figure(self, key: str, x: float) -> str:
+        """A metric's value with its unit."""
+        unit = METRICS[key].unit
+        if unit == "bytes":
+            return self.size(x)
+        if unit == "share":
+            return self.share(x)
+        if unit == "seconds":
+            return self.seconds(x)
+        forms = {"ratio": "×", "ms": " ms", "nats": "", "": ""}
+        return f"{digits(x)}{forms[unit]}" if unit in forms else self(f"unit.{unit}", n=digits(x))
+
+    def method(self, name: str) -> str:
+        return self(f"method.{name}") if self.has(f"method.{name}") else name
+
+    def knob(self, name: str, x) -> str:
+        """A parameter's value in a label: "4 bits", "50 % removed", "group 64"."""
+        if name in ("sparsity", "removed"):
+            return self(f"value.{name}", v=f"{100 * x:.0f} %")
+        if name == "group_size":
+            return self("value.row") if x == -1 else self("value.group_size", v=x)
+        return self(f"value.{name}", v=x) if self.has(f"value.{name}") else f"{name} {x}"
+
+    def step(self, name: str, values: Mapping, long: bool = False) -> str:
+        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64"."""
+        if values.get("pattern", "unstructured") != "unstructured":
+            parts = [str(values["pattern"])]
+        else:
+            parts = [self.knob(k, values[k]) for k in ("bits", "sparsity", "removed") if k in values]
+        if long and "group_size" in values:
+            parts.append(self.knob("group_size", values["group_size"]))
+        return (", " if long else " ").join([self.method(name), *parts])
+
+    def recipe(self, recipe, long: bool = False) -> str:
+        """A chain in words."""
+        return self("then").join(self.step(name, values, long) for name, values in recipe)
+
+    def note(self, note: Mapping) -> str:
+        """A note's sentence; an unknown code is shown as it is rather than hidden."""
+        return self._coded("note", note.get("code", ""), note.get("facts", {}), note.get("code", ""))
+
+    def error(self, error: Mapping) -> dict[str, str]:
+        """What happened, what it means, what to do, which button: an unknown code falls back to its own message."""
+        code = error.get("code") or "error"
+        known = code if self.has(f"error.{code}.what") else "error"
+        facts = self.facts(error.get("facts") or {}) | {"message": error.get("message", "")}
+        parts = {p: self(f"error.{known}.{p}", **facts) for p in ("what", "means", "do") if self.has(f"error.{known}.{p}")}
+        return parts | {"act": self.table.get(f"error.{known}.act", "retry"), "details": error.get("message", "")}
+
+    def _coded(self, kind: str, code: str, facts: Mapping, otherwise: str) -> str:
+        key = f"{kind}.{code}"
+        return self(key, **self.facts(facts)) if self.has(key) else otherwise
+
+    def facts(self, facts: Mapping) -> dict:
+        """Facts ready for a sentence: byte counts as sizes, methods and parameters by their names, numbers cut."""
+        out = {}
+        for name, x in facts.items():
+            if name.endswith("bytes") and isinstance(x, (int, float)):
+                x = self.size(x)
+            elif name == "method":
+                x = self.method(str(x))
+            elif isinstance(x, float):
+                x = digits(x)
+            elif type(x) is int and abs(x) >= 1000:
+                x = f"{x:,}"
+            out[name] = x
+        return out
+
+
+class _Facts(dict):
+    def __missing__(self, name: str) -> str:
+        return "?"

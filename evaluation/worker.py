@@ -1,0 +1,56 @@
+"""The process that does one run: reads a request as one JSON line, prints events as JSON lines, the result last.
+
+    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}
+    out   {"ready": true}, then {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
+
+It imports what is slow before the request comes, so that a waiting worker starts at once, and it ends when its
+parent does: standard input closes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+
+def serve() -> int:
+    """Serve one request and leave."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the events
+    import torch  # noqa: F401
+    import transformers
+
+    from evaluation.run import run
+    from evaluation.spec import RunSpec
+    from evaluation.store import Store
+
+    transformers.utils.logging.disable_progress_bar()
+    _say(out, {"ready": True})
+    line = sys.stdin.readline()
+    if not line.strip():
+        return 0
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    request = json.loads(line)
+    result = run(
+        RunSpec.parse(request["spec"]),
+        lambda event: _say(out, event),
+        store=Store(Path(request["home"])),
+        allow_paths=request["allow_paths"],
+        again=request["again"],
+        run_id=request["id"],
+    )
+    _say(out, {"result": result.json()})
+    return 0
+
+
+def _say(out, event: dict) -> None:
+    out.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+
+def _leave_with_parent() -> None:
+    while sys.stdin.readline():
+        pass
+    os._exit(3)
