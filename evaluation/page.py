@@ -160,7 +160,7 @@ class Page:
             [v, size, f"{words.size(size)} · {words.smaller(found.baseline_file_bytes, size)}", words("estimate.hint", size=words.size(size))]
             for v, size, *_ in self._path(spec)
         ]
-        out["bytes"], out["fits"] = found.file_bytes, found.fits
+        out["bytes"], out["fits"], out["seconds"] = found.file_bytes, found.fits, found.seconds
         out["hint"] = words("estimate.hint", size=words.size(found.file_bytes))
         out["html"] = cards.estimate_line(words, found, bool(out["stored"]), self.public)
         return out
