@@ -80,7 +80,8 @@ def build_app(store, runner, chat=None, estimate: Callable | None = None, path: 
 def launch_options() -> dict:
     """What `launch` is given, here and in the tests."""
     return {
-        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "css_paths": ASSETS / "style.css", "footer_links": [],
+        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "footer_links": [],
+        "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style>",  # as `css` Gradio would rewrite its selectors
         "run_history": False, "ssr_mode": False, "favicon_path": str(ASSETS / "icon.svg"),
     }  # fmt: skip
 

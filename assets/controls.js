@@ -252,8 +252,15 @@
     if (!following) return;
     stop.disabled = true;
     keep('ce-four', null);
-    await ce.ask(server.stop_run, {id: following});
+    const got = await ce.ask(server.stop_run, {id: following, visitor: ce.visitor});
     stop.disabled = false;
+    if (!got?.left) return;
+    following = '';
+    keep('ce-follow', null);
+    progress.hidden = true;
+    trouble.replaceChildren(h('p', {className: 'quiet'}, got.left));
+    draw();
+    button();
   }
   // four points of the main knob, one after the other: each visitor has one place in the line
   function runFour() {

@@ -11,7 +11,7 @@
   async function load() {
     const turn = ++asked, s = ce.state;
     if (!now) { empty.textContent = ce.t('front.loading'); empty.hidden = false; }
-    const got = await ce.ask(server.ask_front, {model: s.model, x: s.x, y: s.y, protocol: s.protocol, budget: s.budget, selected: s.run});
+    const got = await ce.ask(server.ask_front, {model: s.model, x: s.x, y: s.y, protocol: s.protocol, settings: s.settings, budget: s.budget, selected: s.run});
     if (!got || turn !== asked) { if (!got) setTimeout(() => turn === asked && load(), 2000); return; }
     now = got;
     words();
@@ -47,7 +47,7 @@
   answer.addEventListener('change', e => { ce.state.budget = Math.max(1, Number(e.target.value) || 1) * 1e6; load(); });
   answer.addEventListener('input', e => { clearTimeout(answer.timer); answer.timer = setTimeout(() => { ce.state.budget = Math.max(1, Number(e.target.value) || 1) * 1e6; refreshAnswer(); }, 250); });
   async function refreshAnswer() {
-    const s = ce.state, got = await ce.ask(server.ask_front, {model: s.model, x: s.x, y: s.y, protocol: s.protocol, budget: s.budget, selected: s.run});
+    const s = ce.state, got = await ce.ask(server.ask_front, {model: s.model, x: s.x, y: s.y, protocol: s.protocol, settings: s.settings, budget: s.budget, selected: s.run});
     if (!got) return;
     const box = answer.querySelector('input'), held = document.activeElement === box, text = box?.value;
     answer.innerHTML = got.answer;
@@ -71,7 +71,12 @@
     const figure = themed(structuredClone(now.figure)), narrow = plot.clientWidth < 520;
     const layout = figure.layout;
     layout.annotations = layout.annotations.filter(a => !narrow || !/^label[23]/.test(a.name ?? ''));
-    if (narrow) { layout.height = 320; layout.margin = {...layout.margin, l: 50, r: 12}; layout.xaxis.nticks = 4; thin(layout.xaxis); }
+    if (narrow) {
+      layout.height = 320;
+      layout.margin = {...layout.margin, t: 50, l: 50, r: 12};
+      layout.annotations.filter(a => a.name === 'axis' && a.y === 1).forEach(a => { a.yshift = 28; });
+      thin(layout.xaxis);
+    }
     const ring = figure.data.find(t => t.name === 'ring'), spot = where(ce.state.run || ce.state.shown);
     if (spot) { ring.x = [spot.x]; ring.y = [spot.y]; }
     if (ghost !== null && layout.xaxis.type !== 'log' && ce.state.x === 'file_bytes') layout.shapes.push(line(ghost));

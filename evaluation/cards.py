@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from evaluation.pareto import METRICS, WITHIN, Row, best_under, error, smallest_within, value
 from evaluation.plots import noteworthy
@@ -223,13 +224,14 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
         pick = f'<button class="linklike" data-run="{_e(r["id"])}" aria-label="{_e(words("runs.select", name=name))}">{_e(name)}</button>'
         day = time.strftime("%m-%d %H:%M", time.localtime(float(r["created"])))
         body.append(f'<tr data-run="{_e(r["id"])}" data-model="{_e(r["model"])}"><td data-v="{_e(name)}"><i class="dot {_e(r["family"])}"></i>{pick}{status}{mark}</td>'
-                    f'<td class="model" data-v="{_e(r["model"])}">{_e(r["model"])}</td>{"".join(cells)}'
+                    f'<td class="model" data-v="{_e(r["model"])}">{_e(r["model"])}</td>'
+                    f'<td class="model" data-v="{_e(r["text"])}">{_e(Path(str(r["text"])).name)}</td>{"".join(cells)}'
                     f'<td class="when" data-v="{float(r["created"]):.0f}">{_e(day)}</td></tr>')  # fmt: skip
     if not body:
         return f'<p class="quiet">{_e(words("runs.empty"))}</p>'
     heads = []
-    for i, key in enumerate(("method", "model", *(c for c, _ in COLUMNS), "when")):
+    for i, key in enumerate(("method", "model", "text", *(c for c, _ in COLUMNS), "when")):
         label = words(f"runs.{key}")
-        side = ' class="model"' if key == "model" else ' class="when"' if key == "when" else ""
+        side = ' class="model"' if key in ("model", "text") else ' class="when"' if key == "when" else ""
         heads.append(f'<th scope="col"{side}><button data-sort="{i}" title="{_e(words("runs.sort", name=label))}">{_e(label)}</button></th>')
     return f'<table class="runs"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(body)}</tbody></table>'

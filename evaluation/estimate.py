@@ -6,7 +6,9 @@ Sizes come from each method's `cost` over the shapes of the model's linears; sec
 
 from __future__ import annotations
 
+import functools
 import json
+from collections import Counter
 from dataclasses import dataclass
 
 from compression.base import ModelUnavailable
@@ -67,30 +69,32 @@ def _from_config(config: dict, model: str) -> Geometry:
         raise ModelUnavailable(f"{model}: config.json has no {missing}", code="size_unknown", name=model) from None
 
 
-def _shapes(geometry: Geometry) -> list[tuple[int, int]]:
+@functools.cache
+def _shapes(geometry: Geometry) -> Counter[tuple[int, int]]:
+    """How many linears of each shape (out, in) the blocks hold."""
     from compression.arch import linear_shapes
 
-    return [shape for _, _, shape in linear_shapes(geometry)]
+    return Counter(shape for _, _, shape in linear_shapes(geometry))
 
 
 def estimate(spec: RunSpec) -> Estimate:
     """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
     geometry = geometry_for(spec.model)
-    shapes, weights, table = _shapes(geometry), 0, geometry.vocabulary * geometry.hidden
+    shapes, table = _shapes(geometry), geometry.vocabulary * geometry.hidden
     tables = 1 if geometry.tied else 2
-    costs = [_cost(spec, shape) for shape in shapes]
-    weights = sum(o * i for o, i in shapes)
+    costs = [(count, *_cost(spec, shape)) for shape, count in shapes.items()]
+    weights = sum(count * o * i for (o, i), count in shapes.items())
     norms = 2 * geometry.hidden * (2 * len(geometry.layers) + 1)
     if geometry.family in ("opt", "gpt2"):
         norms += 2 * geometry.positions * geometry.hidden  # learned positions
-    packed = sum(c[0] for c in costs)
+    packed = sum(count * size for count, size, _, _ in costs)
     table_bytes = tables * table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
     original = 2 * (weights + tables * table) + norms
     file_bytes = original if spec.is_original else int(packed + table_bytes + norms)
     wide = 4  # float32 on a processor
     states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
     peak = int(
-        PROCESS_BYTES + wide * (weights + tables * table) + max((c[1] for c in costs), default=0) + states + 300e6
+        PROCESS_BYTES + wide * (weights + tables * table) + max((c[2] for c in costs), default=0) + states + 300e6
     )
     available = machine.available_bytes()
     fits = peak <= available
@@ -129,7 +133,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9
     shapes = _shapes(geometry)
-    weights, table = sum(o * i for o, i in shapes), geometry.vocabulary * geometry.hidden
+    weights, table = sum(n * o * i for (o, i), n in shapes.items()), geometry.vocabulary * geometry.hidden
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second
     decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)
@@ -138,9 +142,9 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         return plan | {"latency": LATENCY_STEPS * decode}
     unpack = UNPACK_SECONDS_PER_WEIGHT * weights + decode
-    passes = 2.2 * sum(1 for m, _ in spec.methods if m.needs_calibration)
+    passes = 1.7 * sum(1 for m, _ in spec.methods if m.needs_calibration)
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
-    own = sum(_cost(spec, shape)[2] for shape in shapes) / flops_per_second
+    own = sum(count * _cost(spec, shape)[2] for shape, count in shapes.items()) / flops_per_second
     return plan | {
         "compress": walk + own + 2.0,
         "save": 1.0,

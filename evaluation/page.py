@@ -7,6 +7,7 @@ that can fail for a visitor's reason comes back as an error card, never as an ex
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -54,7 +55,7 @@ class Page:
             "methods": self.methods,
             "models": models,
             "offline": OFFLINE_MODEL,
-            "presets": {n: {k: v for k, v in p.items() if k != "window"} | {"window": p["window"]} for n, p in PRESETS.items()},
+            "presets": PRESETS,
             "texts": [BUILTIN_TEXT, WIKITEXT],
             "axes": list(pareto.AXES),
             "view": {"x": pareto.DEFAULT_X, "y": pareto.DEFAULT_Y},
@@ -72,7 +73,8 @@ class Page:
     def front(self, ask: dict) -> dict:
         """The figure of one model in one protocol, its sentences and its still picture.
 
-        ask: lang, model, x, y, protocol ("": the one with the most runs), budget (bytes), selected (run id).
+        ask: lang, model, x, y, protocol ("": that of the selected run, else of the settings, else the one with the most
+        runs), settings (text, protocol, tokens, window), budget (bytes), selected (run id).
         """
         words, rows = Words(ask["lang"]), self.rows()
         x, y = (ask[k] if ask.get(k) in pareto.AXES else d for k, d in (("x", pareto.DEFAULT_X), ("y", pareto.DEFAULT_Y)))
@@ -81,7 +83,8 @@ class Page:
         known = pareto.protocols(rows, model)
         names = [p for p, _ in known]
         protocol = ask.get("protocol") or (chosen["protocol_id"] if chosen and chosen["model"] == model else "")
-        protocol = protocol if protocol in names else (names[0] if names else "")
+        if protocol not in names:
+            protocol = self._usual(rows, names, model, ask.get("settings") or {}) or (names[0] if names else "")
         group = pareto.comparable(rows, model, protocol)
         drawn, remarks = group, []
         if any(pareto.METRICS[k].kind == "time" for k in (x, y)):
@@ -102,10 +105,19 @@ class Page:
         }  # fmt: skip
 
     @staticmethod
+    def _usual(rows: list[dict], names: list[str], model: str, settings: dict) -> str:
+        """The protocol in which a run with these settings would be measured, "" if none is stored."""
+        wanted = [settings.get(k) for k in ("text", "protocol", "tokens", "window")]
+        return next(
+            (r["protocol_id"] for r in rows if r["model"] == model and r["protocol_id"] in names
+             and [r.get(k) for k in ("text", "protocol", "tokens", "window")] == wanted), "",
+        )  # fmt: skip
+
+    @staticmethod
     def _budget(rows: list[dict]) -> float | None:
-        """A first size to ask about: a quarter of the original, in round megabytes."""
-        sizes = [s for r in rows if r.get("family") == "original" and (s := pareto.value(r, "file_bytes"))]
-        return round(sizes[0] / 4e7) * 1e7 or 1e7 if sizes else None
+        """A first size to ask about: a third of the original or the smallest run, up to the next 10 MB."""
+        sizes = sorted(s for r in rows if (s := pareto.value(r, "file_bytes")))
+        return math.ceil(max(sizes[0], sizes[-1] / 3) / 1e7) * 1e7 if sizes else None
 
     def card(self, ask: dict) -> dict:
         """The card of a run. ask: lang, id."""
@@ -188,29 +200,34 @@ class Page:
         result = self.store.get_id(str(ask["id"]))
         out["name"] = words.recipe(result.spec.recipe) if result else ""
         if state["status"] == "queued":
-            place = state.get("place") or 0
+            place = state["place"]
             out["stage"] = words("progress.queued", place=place) if place > 1 else words("progress.next")
         elif state["status"] == "running":
-            done, total = state.get("done") or 0, state.get("total") or 1
-            key = f"stage.{state.get('stage')}"
-            known = words.has(key)
-            out["stage"] = words(key, done=min(done + 1, total), total=total) if known else words("progress.starting")
-            if known and total <= 1:
-                out["stage"] = re.split(r"[,，]", out["stage"])[0]
-            out["done"] = done / max(total, 1)
-            if state.get("seconds_left"):
-                out["left"] = words("progress.left", time=words.seconds(state["seconds_left"]))
+            out["stage"] = self._stage(words, state)
+            if left := state["seconds_left"]:
+                out["left"] = words("progress.left", time=words.seconds(left))
+                out["done"] = state["elapsed"] / (state["elapsed"] + left)
         elif state["status"] != "ok":
-            error = dict(state.get("error") or {}) or {"code": state["status"]}
-            if state["status"] == "unknown":
-                error["code"] = "run_gone"
-            out["error"] = cards.error_card(words, error, str(ask["id"]))
+            out["error"] = cards.error_card(words, state["error"] or {"code": state["status"]}, str(ask["id"]))
+        if state.get("shared"):
+            out["left"] = " · ".join(filter(None, [out["left"], words("progress.shared")]))
         return out
 
+    @staticmethod
+    def _stage(words: Words, state: dict) -> str:
+        """ "Compressing, layer 3 of 30"."""
+        key, done, total = f"stage.{state['stage']}", state["done"] or 0, state["total"] or 1
+        if not words.has(key):
+            return words("progress.starting")
+        step = words(f"{key}.of", done=min(done + 1, total), total=total) if total > 1 and words.has(f"{key}.of") else ""
+        return words("comma").join(filter(None, [words(key), step]))
+
     def stop(self, ask: dict) -> dict:
-        """Stop a run. ask: id."""
-        self.runner.cancel(str(ask["id"]))
-        return {}
+        """Stop a run, or leave it if others wait for it too. ask: lang, id, visitor. "left": a sentence, "" if it stopped."""
+        words, run_id = Words(ask["lang"]), str(ask["id"])
+        self.runner.cancel(run_id, ask.get("visitor"))
+        going_on = self.runner.state(run_id)["status"] in ("queued", "running")
+        return {"left": words("progress.left_run") if going_on else ""}
 
     # --- what leaves the page ---
 

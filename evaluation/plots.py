@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from evaluation.pareto import METRICS, Row, better, error, front, smallest_within, value
+from evaluation.pareto import METRICS, Row, error, front, smallest_within, value
 from evaluation.words import NOTICEABLE, Words
 
 WIDTH, HEIGHT = 760, 400  # the still's own coordinates, and the size that labels are placed for
@@ -203,7 +203,7 @@ def summary(drawing: Drawing, names: str) -> str:
 def figure(drawing: Drawing) -> dict:
     """The Plotly figure. Points carry the run's id as customdata; the trace named "ring" marks what is selected."""
     found = drawing.marks
-    line = [m for m in found if m.leading and not m.clipped]
+    line = _line(found)
     data = [{
         "type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip", "x": [m.x for m in line],
         "y": [m.y for m in line], "line": {"color": "var:line", "width": 1.5, "shape": "linear"},
@@ -215,8 +215,14 @@ def figure(drawing: Drawing) -> dict:
               "y": [m.y for m in best],
               "marker": {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": "var:accent", "width": 1.5}}}]  # fmt: skip
     data += [_trace(found, "grey", lambda m: not m.leading and m.family != "original")]
-    data += [_trace(found, f, lambda m, f=f: m.leading and m.family == f) for f in (*SYMBOLS, "original")]
+    data += [_trace(found, f, lambda m, f=f: m.leading and m.family == f) for f in SYMBOLS]
+    data += [_trace(found, "original", lambda m: m.family == "original")]
     return {"data": [t for t in data if t["x"] or t["name"] == "ring"], "layout": _layout(drawing)}
+
+
+def _line(found: list[Mark]) -> list[Mark]:
+    """What the front's line joins, from left to right."""
+    return sorted((m for m in found if m.leading and not m.clipped), key=lambda m: m.x)
 
 
 def _trace(found: list[Mark], family: str, wanted) -> dict:
@@ -309,7 +315,7 @@ def still(drawing: Drawing) -> str:
     x_words, y_words = _directions(drawing)
     out.append(f'<text x="{MARGIN["l"]}" y="{HEIGHT - 10}">{html.escape(x_words)}</text>')
     out.append(f'<text x="10" y="16">{html.escape(y_words)}</text>')
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(m.x, m.y) for m in drawing.marks if m.leading and not m.clipped))
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(m.x, m.y) for m in _line(drawing.marks)))
     out.append(f'<polyline class="front-line" points="{line}"/>')
     for m in drawing.marks:
         x, y = place(m.x, m.y)
@@ -327,4 +333,3 @@ def still(drawing: Drawing) -> str:
 _STAR = "M" + "L".join(
     f"{r * math.sin(math.pi * k / 5):.1f} {-r * math.cos(math.pi * k / 5):.1f}" for k, r in ((k, 9 if k % 2 == 0 else 3.8) for k in range(10))
 ) + "Z"  # fmt: skip
-__all__ = ["Drawing", "better", "draw", "figure", "still", "summary"]

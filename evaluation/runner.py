@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 
 from compression.base import CompressionError
@@ -36,9 +37,10 @@ class Job:
 
     id: str
     spec: RunSpec
-    visitor: str | None
+    visitors: set[str]  # who waits for it
     again: bool
     status: str = "queued"
+    began: float = 0.0
     event: dict = field(default_factory=dict)
     stopped: bool = False
     process: subprocess.Popen | None = None
@@ -70,13 +72,13 @@ class Runner:
         with self._lock:
             for job in self._jobs.values():
                 if not job.stopped and job.spec.identity() == spec.identity():
+                    job.visitors |= {visitor} - {None}
                     return job.id
             if not again and (found := self.store.find(spec.identity())) and self._usable(found):
                 return found.id
-            waiting = [j for j in self._jobs.values() if j.status == "queued" and visitor and j.visitor == visitor]
-            if waiting:
+            if any(j.status == "queued" and visitor in j.visitors for j in self._jobs.values()):
                 raise Refused("you have a run waiting already; stop it or let it finish first", code="one_queued")
-            job = Job(self.store.new_id(), spec, visitor, again)
+            job = Job(self.store.new_id(), spec, {visitor} - {None}, again)
             self._record(job)
             self._jobs[job.id] = job
             self._lock.notify_all()
@@ -86,30 +88,29 @@ class Runner:
         return result.spec.is_original or self.store.has_artifact(result)
 
     def state(self, run_id: str) -> dict:
-        """What the page shows of a run: status, stage, done, total, seconds_left, place, facts, result_id, error."""
+        """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it began),
+        place in line, shared (somebody else waits for it too), facts, result_id, error."""
         with self._lock:
             job = self._jobs.get(run_id)
             if job:
                 place = list(self._jobs).index(run_id)
                 shown = {k: job.event.get(k) for k in ("stage", "done", "total", "seconds_left", "facts")}
+                shown |= {"elapsed": time.monotonic() - job.began if job.began else 0.0, "shared": len(job.visitors) > 1}
                 return {"id": run_id, "status": job.status, "place": place, "result_id": None, "error": {}, **shown}
         result = self.store.get_id(run_id)
         if result is None:
-            return {
-                "id": run_id,
-                "status": "unknown",
-                "place": 0,
-                "result_id": None,
-                "error": {"code": "run_gone", "facts": {}},
-            }
-        return {"id": run_id, "status": result.status, "place": 0, "result_id": result.id, "error": result.error,
-                "stage": None, "done": None, "total": None, "seconds_left": 0, "facts": {}}  # fmt: skip
+            return {"id": run_id, "status": "unknown", "result_id": None, "error": {"code": "run_gone", "facts": {}}}
+        return {"id": run_id, "status": result.status, "result_id": result.id, "error": result.error}
 
-    def cancel(self, run_id: str) -> None:
-        """Stop a waiting or running run; memory is free again within three seconds."""
+    def cancel(self, run_id: str, visitor: str | None = None) -> None:
+        """Stop a waiting or running run; memory is free again within three seconds. A visitor who shares it with
+        others only leaves it."""
         with self._lock:
             job = self._jobs.get(run_id)
             if job is None:
+                return
+            job.visitors.discard(visitor)
+            if visitor and job.visitors:
                 return
             job.stopped = True
             if job.status == "queued":
@@ -145,7 +146,7 @@ class Runner:
                 if self._closed:
                     return
                 job = next(j for j in self._jobs.values() if j.status == "queued")
-                job.status = "running"
+                job.status, job.began = "running", time.monotonic()
             self._record(job)
             try:
                 self._run_inline(job) if self.inline else self._run_in_worker(job)

@@ -70,8 +70,8 @@ class Words:
         """Bytes in decimal units."""
         for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
             if n >= scale:
-                return f"{digits(n / scale, 3 if n / scale >= 100 else 2)} {unit}"
-        return f"{n:.0f} B"
+                return f"{digits(n / scale, 3 if n / scale >= 100 else 2)}\u00a0{unit}"
+        return f"{n:.0f}\u00a0B"
 
     def smaller(self, original: float, now: float) -> str:
         """"3.2x smaller"."""
@@ -130,7 +130,7 @@ class Words:
             parts = [self.knob(k, values[k]) for k in ("bits", "sparsity", "removed") if k in values]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
-        return (", " if long else " ").join([self.method(name), *parts])
+        return (self("comma") if long else " ").join([self.method(name), *parts])
 
     def recipe(self, recipe, long: bool = False) -> str:
         """A chain in words."""

@@ -1,0 +1,120 @@
+"""The page. The only file that imports gradio: layout and thin callbacks; what to compute lives in evaluation/.
+
+    python app.py            opens http://localhost:7860 (GRADIO_SERVER_PORT is honoured)
+
+The page is five panels (`gr.HTML` with a script each, assets/*.js) that ask the server plain functions (evaluation/page.py).
+Such calls fail quietly when the line drops, where a Gradio event would reload the page. Only the chat is an event,
+because it streams. No torch is imported here; the first answer that needs it imports it after the first paint.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+try:
+    import spaces  # on ZeroGPU it must come before torch
+except ImportError:
+    spaces = None
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import gradio as gr
+
+from evaluation.page import Page
+from evaluation.spec import ROOT
+
+ASSETS = ROOT / "assets"
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang TC", "Microsoft JhengHei", "Noto Sans TC", "Noto Sans CJK TC", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+
+def _plotly_script() -> Path:
+    """plotly.js from the installed package, so that the page needs no network; found without importing plotly."""
+    return Path(importlib.util.find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
+
+from gradio.events import Dependency
+
+class Panel(gr.HTML):
+    """One panel: an empty section that its script fills. `functions` are what the script may ask the server."""
+
+    def __init__(self, name: str, label: str, functions: dict[str, Callable] | None = None, **props):
+        script = "\n".join((ASSETS / file).read_text("utf-8") for file in ("page.js", f"{name}.js"))
+        super().__init__(
+            js_on_load=script, html_template=f'<section class="panel" aria-label="{label}"></section>', elem_id=name,
+            server_functions=[_named(n, f) for n, f in (functions or {}).items()], apply_default_css=False, **props,
+        )
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component  # fmt: skip
+
+
+def _named(name: str, function: Callable) -> Callable:
+    def call(ask: dict):
+        return function(ask)
+
+    call.__name__ = name
+    return call
+
+
+def build_app(store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False) -> gr.Blocks:
+    """The whole page over a store, a runner, a chat and an estimate."""
+    page = Page(store, runner, chat, estimate, path, public)
+    script = _plotly_script()
+    gr.set_static_paths([script, page.downloads()])
+    with gr.Blocks(title="Compression Explorer", fill_width=True, analytics_enabled=False) as demo:
+        Panel("top", "Compression Explorer", value=page.boot())
+        with gr.Row(elem_id="explore"):
+            Panel("front", "Front", {"ask_front": page.front}, plotly=f"gradio_api/file={script}")
+            Panel("controls", "Controls", {"ask_estimate": page.weigh, "begin_run": page.begin, "poll_run": page.poll, "stop_run": page.stop})
+            Panel("card", "Run", {"ask_card": page.card, "pack_run": page.pack})
+            Panel("runs", "Runs", {"ask_runs": page.runs})
+        if chat is not None:
+            talk = Panel("chat", "Chat", {"ask_sides": page.sides, "stop_chat": lambda ask: chat.stop() or {}})
+
+            def converse(event: gr.EventData):
+                yield from page.converse(event._data)
+
+            talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=1)
+    return demo
+
+
+def launch_options() -> dict:
+    """What `launch` is given, here and in the tests."""
+    return {
+        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "css_paths": ASSETS / "style.css", "footer_links": [],
+        "run_history": False, "ssr_mode": False, "favicon_path": str(ASSETS / "icon.svg"),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Build the real store, runner and chat, and serve."""
+    import threading
+
+    from evaluation.chat import Chat
+    from evaluation.estimate import estimate, path
+    from evaluation.runner import Runner
+    from evaluation.store import Store
+
+    public, zero = bool(os.environ.get("SPACE_ID")), bool(os.environ.get("SPACES_ZERO_GPU"))
+    store = Store()
+    runner = Runner(store, inline=zero, public=public)
+    chat = Chat(store)
+    demo = build_app(store, runner, chat, estimate, path, public)
+    threading.Thread(target=store.frame, daemon=True).start()  # reading results imports torch: begin while the page loads
+    port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
+    try:
+        demo.queue(default_concurrency_limit=4).launch(
+            server_name="0.0.0.0" if public else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), server_port=port, **launch_options()
+        )
+    finally:
+        chat.close()
+        runner.close()
+
+
+if __name__ == "__main__":
+    main()
