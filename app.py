@@ -77,6 +77,15 @@ def build_app(store, runner, chat=None, estimate: Callable | None = None, path: 
     return demo
 
 
+def lent_gpu() -> Callable:
+    """The run as ZeroGPU wants it: a decorated generator that asks for no more seconds than the estimate."""
+    from evaluation.estimate import estimate
+    from evaluation.spec import RunSpec
+    from evaluation.worker import events
+
+    return spaces.GPU(duration=lambda request: max(30, round(estimate(RunSpec.parse(request["spec"])).seconds)))(events)
+
+
 def launch_options() -> dict:
     """What `launch` is given, here and in the tests."""
     return {
@@ -95,10 +104,10 @@ def main() -> None:
     from evaluation.runner import Runner
     from evaluation.store import Store
 
-    public, zero = bool(os.environ.get("SPACE_ID")), bool(os.environ.get("SPACES_ZERO_GPU"))
+    public = bool(os.environ.get("SPACE_ID"))
     store = Store()
-    runner = Runner(store, inline=zero, public=public)
-    chat = Chat(store)
+    runner = Runner(store, inline=lent_gpu() if os.environ.get("SPACES_ZERO_GPU") else None, public=public)
+    chat = Chat(store, public=public)
     demo = build_app(store, runner, chat, estimate, path, public)
     threading.Thread(target=store.frame, daemon=True).start()  # reading results imports torch: begin while the page loads
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))

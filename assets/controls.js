@@ -67,7 +67,7 @@
       h('p', {className: 'line'}, t(`method.${s.steps[i].method}.line`)));
   }
   function about(name) {
-    const m = ce.method(name), essay = ce.data.essays[ce.lang]?.[name] ?? m.essay;
+    const m = ce.method(name), essay = (ce.data.essays[ce.lang]?.[name] ?? m.essay).replaceAll('`', '');
     return h('details', {className: 'about', 'data-k': 'about'}, h('summary', {}, t('controls.about')),
       essay.split(/\n\s*\n/).map(p => h('p', {className: /^\s{4}/m.test(p) ? 'formulas' : ''}, p)), m.paper ? h('a', {href: m.paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
   }

@@ -64,7 +64,7 @@ FAMILIES: dict[str, Family] = {
         ("ln_1", None, "ln_2", None), fused="attn.c_attn",
     ),
     "gpt_neox": Family(
-        "gpt_neox", "gpt_neox.layers", "gpt_neox.embed_in", "embed_out",
+        "gpt_neox", "gpt_neox.layers", "gpt_neox.embed_in", "lm_head",
         (
             (("attention.query_key_value.q", "q"), ("attention.query_key_value.k", "k"),
              ("attention.query_key_value.v", "v")),
@@ -219,8 +219,9 @@ def geometry_of(config) -> Geometry:
         head_size=head_size,
         feed_forward=getattr(c, feed_forward, None) or 4 * c.hidden_size,
     )
+    projected = getattr(c, "word_embed_proj_dim", None) or c.hidden_size
     return Geometry(family, c.hidden_size, c.vocab_size, c.max_position_embeddings, bool(c.tie_word_embeddings),
-                    (layer,) * c.num_hidden_layers)  # fmt: skip
+                    (layer,) * c.num_hidden_layers, projected if projected != c.hidden_size else 0)  # fmt: skip
 
 
 def linear_shapes(geometry: Geometry) -> list[tuple[str, int, tuple[int, int]]]:

@@ -30,6 +30,7 @@ from compression import arch
 from compression.base import ModelUnavailable
 from compression.bundle import Bundle
 from compression.calibrate import set_submodule
+from compression.models import is_path
 from compression.packed import from_config
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
 
@@ -68,7 +69,7 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
     bundle.tokenizer.save_pretrained(folder)
     source = {k: v for k, v in bundle.source.items() if k != "folder"}
     manifest = {
-        "version": VERSION, "base": bundle.name, "source": source, "modules": _modules(module),
+        "version": VERSION, "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name, "source": source, "modules": _modules(module),
         "storage_dtype": str(storage).removeprefix("torch."), "about": about,
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
@@ -126,7 +127,7 @@ def _write_licence(bundle: Bundle, folder: Path, about: dict) -> None:
         for file in Path(base).glob(pattern):
             shutil.copy2(file, folder / file.name)
     licence = bundle.source.get("licence") or "see the base model's page"
-    origin = bundle.source.get("id") or bundle.name
+    origin = bundle.source.get("id") or Path(bundle.name).name
     label = about.get("label", "compressed")
     (folder / "NOTICE.txt").write_text(
         f"This folder holds a modified copy of {origin} (licence of the base model: {licence}).\n"

@@ -29,6 +29,12 @@ class Geometry:
     positions: int  # longest context
     tied: bool  # embedding and head share one table
     layers: tuple[LayerGeometry, ...]
+    embedding: int = 0  # width of the token embedding where it isn't `hidden` (OPT-350M projects it), else 0
+
+    @property
+    def table(self) -> int:
+        """Parameters of one token table."""
+        return self.vocabulary * (self.embedding or self.hidden)
 
     def kv_cache_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Keys and values of one token over all blocks."""

@@ -31,9 +31,10 @@ class Entry:
         return asdict(self) | {"offline": self.package is not None}
 
 
-def _sizes(family, hidden, vocabulary, positions, tied, layers, heads, kv_heads, head_size, feed_forward) -> Geometry:
+def _sizes(family, hidden, vocabulary, positions, tied, layers, heads, kv_heads, head_size, feed_forward,
+           embedding=0) -> Geometry:  # fmt: skip
     layer = LayerGeometry(heads, kv_heads, head_size, feed_forward)
-    return Geometry(family, hidden, vocabulary, positions, tied, (layer,) * layers)
+    return Geometry(family, hidden, vocabulary, positions, tied, (layer,) * layers, embedding)
 
 
 _SMOL135 = _sizes("llama", 576, 49152, 8192, True, 30, 9, 3, 64, 1536)
@@ -54,7 +55,7 @@ _ENTRIES = (
     Entry("opt-125m", "facebook/opt-125m", "other (OPT licence)", 125_239_296, False,
           _sizes("opt", 768, 50272, 2048, True, 12, 12, 12, 64, 3072)),
     Entry("opt-350m", "facebook/opt-350m", "other (OPT licence)", 331_196_416, False,
-          _sizes("opt", 1024, 50272, 2048, True, 24, 16, 16, 64, 4096)),
+          _sizes("opt", 1024, 50272, 2048, True, 24, 16, 16, 64, 4096, embedding=512)),
     Entry("gpt2", "openai-community/gpt2", "mit", 124_439_808, False,
           _sizes("gpt2", 768, 50257, 1024, True, 12, 12, 12, 64, 3072)),
     Entry("pythia-70m", "EleutherAI/pythia-70m", "apache-2.0", 70_426_624, False,

@@ -39,7 +39,7 @@ def home() -> Path:
 
 def is_path(name: str) -> bool:
     """True for a local folder, which a public Space refuses."""
-    return name.startswith((".", "/", "~")) or "\\" in name or Path(name).is_dir()
+    return name.startswith((".", "/", "~")) or "\\" in name or (name != "" and Path(name).is_dir())
 
 
 def load(name: str, device: str = "cpu", dtype=None, emit: Emit = lambda e: None, allow_paths: bool = True) -> Bundle:

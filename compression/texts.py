@@ -106,12 +106,15 @@ class _FileText(Text):
 
 
 def _builtin(role: Role) -> Text:
-    """The help topics of Python's standard library: sorted, the even ones to evaluate, the odd ones to calibrate."""
+    """The help topics of Python's standard library: sorted, the even ones to evaluate, the odd ones to calibrate.
+    Topics quote each other, so calibration leaves out every line that stands in the evaluated half."""
     from pydoc_data.topics import topics
 
     names = sorted(topics)
-    chosen = names[0::2] if role == "evaluation" else names[1::2]
-    rows = tuple(line + "\n" if line.strip() else "" for name in chosen for line in topics[name].split("\n"))
+    halves = [[line for name in half for line in topics[name].split("\n")] for half in (names[0::2], names[1::2])]
+    evaluated = {line for line in halves[0] if line.strip()}
+    lines = halves[0] if role == "evaluation" else [line for line in halves[1] if line not in evaluated]
+    rows = tuple(line + "\n" if line.strip() else "" for line in lines)
     version = ".".join(map(str, sys.version_info[:3]))
     return Text(BUILTIN, rows, f"help topics of Python {version} ({role} half)")
 

@@ -186,7 +186,7 @@ def _figures(words: Words, result: Result, here: bool, shipped: bool) -> str:
             spread = m.get(metric.error) if metric.error else None
             own = words.figure(metric.key, m[metric.key])
             if spread:
-                own += " " + words("card.error", x=words.figure(metric.key, spread))
+                own += " " + words("card.error", x=words.figure(metric.key, spread, 2))
             base = m.get(f"baseline_{metric.key}")
             rows.append(f"<tr><th scope='row'>{term(words, metric.key)}</th><td>{_e(own)}</td>"
                         f"<td>{_e(words.figure(metric.key, base)) if base is not None else ''}</td></tr>")  # fmt: skip

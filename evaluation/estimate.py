@@ -64,7 +64,9 @@ def _from_config(config: dict, model: str) -> Geometry:
         layer = LayerGeometry(heads, config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads,
                               feed_forward)  # fmt: skip
         tied = config.get("tie_word_embeddings", kind in ("gpt2", "opt"))
-        return Geometry(kind, hidden, config["vocab_size"], positions, tied, (layer,) * layers)
+        projected = config.get("word_embed_proj_dim") or hidden
+        return Geometry(kind, hidden, config["vocab_size"], positions, tied, (layer,) * layers,
+                        projected if projected != hidden else 0)  # fmt: skip
     except KeyError as missing:
         raise ModelUnavailable(f"{model}: config.json has no {missing}", code="size_unknown", name=model) from None
 
@@ -80,7 +82,7 @@ def _shapes(geometry: Geometry) -> Counter[tuple[int, int]]:
 def estimate(spec: RunSpec) -> Estimate:
     """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
     geometry = geometry_for(spec.model)
-    shapes, table = _shapes(geometry), geometry.vocabulary * geometry.hidden
+    shapes, table = _shapes(geometry), geometry.table
     tables = 1 if geometry.tied else 2
     costs = [(count, *_cost(spec, shape)) for shape, count in shapes.items()]
     weights = sum(count * o * i for (o, i), count in shapes.items())
@@ -133,7 +135,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9
     shapes = _shapes(geometry)
-    weights, table = sum(n * o * i for (o, i), n in shapes.items()), geometry.vocabulary * geometry.hidden
+    weights, table = sum(n * o * i for (o, i), n in shapes.items()), geometry.table
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second
     decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)

@@ -136,5 +136,11 @@ def protocols(rows: Iterable[Row], model: str) -> list[tuple[str, int]]:
 
 
 def on_this_machine(rows: Iterable[Row], processor: str, threads: int) -> list[Row]:
-    """The rows timed here: times of two machines never share an axis."""
-    return [r for r in rows if r.get("host") == processor and r.get("threads") == threads]
+    """The compressed models timed here, for times of two machines never share an axis, and the original with the times
+    that the newest of these runs measured beside its own."""
+    rows = list(rows)
+    here = [r for r in rows if r.get("host") == processor and r.get("threads") == threads and r.get("family") != "original"]
+    timed = [r for r in here if value(r, "decode_tokens_per_second") is not None and "baseline_decode_tokens_per_second" in r]
+    newest = max(timed, key=lambda r: r["created"], default={})
+    times = {k: newest.get(f"baseline_{k}") for k, m in METRICS.items() if m.kind == "time"}
+    return here + [dict(r) | times for r in rows if r.get("family") == "original"]

@@ -87,7 +87,7 @@ def _hover(row: Row, x: str, y: str, words: Words) -> str:
     lines = [f"<b>{html.escape(words.recipe(row['recipe'], long=True))}</b>"]
     for key in (x, y):
         spread = error(row, key)
-        figure = words.figure(key, value(row, key)) + (f" ± {words.figure(key, spread)}" if spread else "")
+        figure = words.figure(key, value(row, key)) + (f" ± {words.figure(key, spread, 2)}" if spread else "")
         lines.append(f"{html.escape(words(f'metric.{key}'))}: {html.escape(figure)}")
     lines += [html.escape(words("shipped_mark"))] if row.get("shipped") else []
     lines += [html.escape(words.note(n)) for n in noteworthy(row)[:2]]
@@ -98,7 +98,9 @@ def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Sc
     """An axis that holds all values with room at both ends, better up when vertical."""
     metric = METRICS[key]
     flip = vertical and metric.better == "low"
-    low, high = min(values, default=0.0), max(values, default=1.0)
+    if not values:
+        return Scale(key, 0.0, 1.0, False, flip)
+    low, high = min(values), max(values)
     if metric.log and low > 0:
         low, high = math.log10(low), math.log10(high)
         pad = max(0.06 * (high - low), 0.01)

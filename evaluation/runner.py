@@ -1,8 +1,8 @@
 """Runs for the page: one worker process a run, one run at a time, a spare worker that has its imports behind it.
 
 The app's process never loads a model. A worker that is killed or runs out of memory leaves a record and the next run
-works. `submit` gives equal requests one run; `state` is what the page polls. On a Space with ZeroGPU, where child
-processes are not allowed, `inline=True` runs in a thread behind the same interface.
+works. `submit` gives equal requests one run; `state` is what the page polls. On a Space with ZeroGPU the graphics
+card is lent to a function, not to a process of ours: there `inline` is that function (`worker.events`, decorated).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from compression.base import CompressionError
@@ -49,12 +50,14 @@ class Job:
 class Runner:
     """The queue of runs. Threads: one that works, and one a worker that reads its events."""
 
-    def __init__(self, store: Store, *, inline: bool = False, public: bool = False, spare: bool = True):
+    def __init__(
+        self, store: Store, *, inline: Callable[[dict], Iterator[dict]] | None = None, public: bool = False, spare: bool = True
+    ):
         self.store, self.inline, self.public = store, inline, public
         self._jobs: collections.OrderedDict[str, Job] = collections.OrderedDict()
         self._lock = threading.Condition()
         self._closed = False
-        self._keep_spare = spare and not inline
+        self._keep_spare = spare and inline is None
         self._spare: subprocess.Popen | None = None
         store.mark_interrupted()
         threading.Thread(target=self._work, daemon=True, name="runner").start()
@@ -151,17 +154,26 @@ class Runner:
             try:
                 self._run_inline(job) if self.inline else self._run_in_worker(job)
             except Exception as error:  # the queue must go on whatever happened to one run
-                failure = {"code": "error", "message": f"{type(error).__name__}: {error}", "facts": {}}
+                code, facts = (error.code, error.facts) if isinstance(error, CompressionError) else ("error", {})
                 with self._lock:
-                    self._finish(job, "failed", failure)
+                    self._finish(job, "failed", {"code": code, "message": f"{type(error).__name__}: {error}", "facts": facts})
+
+    def _request(self, job: Job) -> dict:
+        return {"spec": job.spec.json(), "id": job.id, "home": str(self.store.home), "allow_paths": not self.public,
+                "again": job.again}  # fmt: skip
 
     def _run_inline(self, job: Job) -> None:
-        from evaluation.run import run
+        from compression import models
 
-        run(job.spec, lambda e: setattr(job, "event", e), lambda: job.stopped, self.store,
-            allow_paths=not self.public, again=job.again, run_id=job.id)  # fmt: skip
-        with self._lock:
-            self._jobs.pop(job.id, None)
+        models.prepare(job.spec.model, allow_paths=not self.public)  # a download must not cost the lent card's time
+        result = None
+        told = self.inline(self._request(job))
+        for event in told:
+            if job.stopped:
+                told.close()
+                break
+            result = self._take(job, event) or result
+        self._settle(job, result, 1)
 
     def _run_in_worker(self, job: Job) -> None:
         with self._lock:
@@ -169,23 +181,28 @@ class Runner:
         if worker is None or worker.poll() is not None:
             worker = _start_worker()
         job.process = worker
-        request = {"spec": job.spec.json(), "id": job.id, "home": str(self.store.home), "allow_paths": not self.public,
-                   "again": job.again}  # fmt: skip
         result = None
         try:
             if job.stopped:
                 _end(worker)
-            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.write(json.dumps(self._request(job)) + "\n")
             worker.stdin.flush()
             for line in worker.stdout:
-                event = json.loads(line)
-                if "result" in event:
-                    result = Result.parse(event["result"])
-                elif "stage" in event:
-                    job.event = event
+                result = self._take(job, json.loads(line)) or result
         except (BrokenPipeError, ValueError):
             pass  # the worker is gone: told below by its exit code
         worker.wait()
+        self._settle(job, result, worker.returncode)
+
+    @staticmethod
+    def _take(job: Job, event: dict) -> Result | None:
+        """Note an event of a run; the result if it is the last one."""
+        if "stage" in event:
+            job.event = event
+        return Result.parse(event["result"]) if "result" in event else None
+
+    def _settle(self, job: Job, result: Result | None, code: int) -> None:
+        """A run has ended: by its result, by the visitor, or by the death of its process."""
         with self._lock:
             if result is not None and not job.stopped:
                 if self.store.read_only or self.store.get_id(job.id) is None:
@@ -194,7 +211,7 @@ class Runner:
             elif job.stopped:
                 self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}})
             else:
-                self._finish(job, *_death(worker.returncode))
+                self._finish(job, *_death(code))
 
     def _record(self, job: Job) -> None:
         """A record on disk that the run exists, so that a restart can tell what became of it."""

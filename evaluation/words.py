@@ -99,8 +99,8 @@ class Words:
             return self("seconds", n=digits(s, 2) if s < 10 else f"{s:.0f}")
         return self("minutes", n=f"{s / 60:.0f}") if s < 5400 else self("hours", n=digits(s / 3600, 2))
 
-    def figure(self, key: str, x: float) -> str:
-        """A metric's value with its unit."""
+    def figure(self, key: str, x: float, n: int = 3) -> str:
+        """A metric's value in `n` significant digits with its unit."""
         unit = METRICS[key].unit
         if unit == "bytes":
             return self.size(x)
@@ -109,7 +109,9 @@ class Words:
         if unit == "seconds":
             return self.seconds(x)
         forms = {"ratio": "×", "ms": " ms", "nats": "", "": ""}
-        return f"{digits(x)}{forms[unit]}" if unit in forms else self(f"unit.{unit}", n=digits(x))
+        if unit in forms:
+            return f"{digits(x, n)}{forms[unit]}"
+        return self(f"unit.{unit}", n=f"{x:,.0f}" if unit == "tokens" and x >= 100 else digits(x, n))
 
     def method(self, name: str) -> str:
         return self(f"method.{name}") if self.has(f"method.{name}") else name

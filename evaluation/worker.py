@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -23,9 +25,7 @@ def serve() -> int:
     import torch  # noqa: F401
     import transformers
 
-    from evaluation.run import run
-    from evaluation.spec import RunSpec
-    from evaluation.store import Store
+    import evaluation.run  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
     _say(out, {"ready": True})
@@ -33,17 +33,36 @@ def serve() -> int:
     if not line.strip():
         return 0
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    request = json.loads(line)
-    result = run(
-        RunSpec.parse(request["spec"]),
-        lambda event: _say(out, event),
-        store=Store(Path(request["home"])),
-        allow_paths=request["allow_paths"],
-        again=request["again"],
-        run_id=request["id"],
-    )
-    _say(out, {"result": result.json()})
+    for event in events(json.loads(line)):
+        _say(out, event)
     return 0
+
+
+def events(request: dict) -> Iterator[dict]:
+    """Do the run of a request and yield its events, {"result": ...} last. Leaving the loop early stops the run."""
+    from evaluation.run import run
+    from evaluation.spec import RunSpec
+    from evaluation.store import Store
+
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            result = run(
+                RunSpec.parse(request["spec"]), told.put, stopped.is_set, Store(Path(request["home"])),
+                allow_paths=request["allow_paths"], again=request["again"], run_id=request["id"],
+            )  # fmt: skip
+            told.put({"result": result.json()})
+        finally:
+            told.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (event := told.get()) is not None:
+            yield event
+    finally:
+        stopped.set()
 
 
 def _say(out, event: dict) -> None:

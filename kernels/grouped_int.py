@@ -67,7 +67,7 @@ def grouped_int(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int
         rows = slice(start, start + step)
         block = -(sums @ (scale[rows] * zero[rows]).T)
         for first, stride, q in lanes(codes[rows], bits):
-            weight = _scaled(q.to(x.dtype), scale[rows], -(-size // stride) if groups == 1 else size // stride)
+            weight = _scaled(q.to(x.dtype), scale[rows], size // stride)
             block.addmm_(x[:, first::stride], weight.T)
         y[:, rows] = block
     return y
@@ -77,6 +77,8 @@ def _scaled(q: Tensor, scale: Tensor, per_group: int) -> Tensor:
     """q [rows, n] times its group's scale [rows, groups], `per_group` columns a group, the last group short."""
     rows, n = q.shape
     groups = scale.shape[1]
+    if groups == 1:
+        return q.mul_(scale)
     if groups * per_group == n:
         return q.view(rows, groups, per_group).mul_(scale[:, :, None]).view(rows, n)
     return q.mul_(scale.repeat_interleave(per_group, 1)[:, :n])

@@ -1,0 +1,76 @@
+"""The normal form: the same outputs, every linear named, nothing shared that should not be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compression import arch, models
+from compression.base import UnsupportedLayer, UnsupportedModel
+from tests import tiny
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_normal_form_gives_the_original_logits(family):
+    """E12, K: split and fused layers compute the same; Conv1D and interleaved q, k, v are the traps."""
+    tokens = tiny.ids(2)
+    with torch.no_grad():
+        expected = tiny.original(family)(input_ids=tokens).logits
+    assert torch.allclose(tiny.logits(tiny.bundle(family), tokens), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_block_has_the_named_linears_and_no_other(family):
+    bundle = tiny.bundle(family)
+    roles = ["q", "k", "v", "o", "gate", "up", "down"] if family in ("llama", "qwen2", "qwen3") else ["q", "k", "v", "o", "up", "down"]
+    found = arch.linears(bundle.module)
+    assert [role for _, role, layer in found if layer == 1] == roles
+    inside = {id(m) for block in arch.blocks(bundle.module) for m in block.modules() if isinstance(m, nn.Linear)}
+    assert inside == {id(bundle.module.get_submodule(path)) for path, _, _ in found} and inside
+    assert not any(type(m).__name__ == "Conv1D" for m in bundle.module.modules())
+    shapes = {(r, layer): shape for r, layer, shape in arch.linear_shapes(bundle.geometry)}
+    for path, role, layer in found:
+        assert tuple(bundle.module.get_submodule(path).weight.shape) == shapes[role, layer]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_tied_tables_share_storage_and_only_they(family):
+    """E17, K."""
+    bundle = tiny.bundle(family)
+    table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
+    assert (table.weight.data_ptr() == head.weight.data_ptr()) == bundle.geometry.tied
+    pointers = [bundle.module.get_submodule(path).weight.data_ptr() for path, _, _ in arch.linears(bundle.module)]
+    assert len(set(pointers)) == len(pointers)
+
+
+@pytest.mark.parametrize("heads", [None, 4])
+def test_join_is_the_inverse_of_split(heads):
+    fused = torch.randn(24, 5)
+    parts = arch.split(fused, heads)
+    assert [p.shape for p in parts] == [(8, 5)] * 3
+    assert torch.equal(arch.join([p.T for p in parts], heads).T, fused)
+    if heads:  # GPT-NeoX: rows [head][q, k, v][size]
+        assert torch.equal(parts[0][:2], fused[:2]) and torch.equal(parts[1][:2], fused[2:4])
+
+
+def test_joined_weight_rebuilds_the_publishers_layer():
+    bundle, original = tiny.bundle("gpt_neox"), tiny.original("gpt_neox")
+    weight, bias = arch.joined_weight(arch.blocks(bundle.module)[0].attention.query_key_value)
+    fused = original.gpt_neox.layers[0].attention.query_key_value
+    assert torch.equal(weight, fused.weight) and torch.equal(bias, fused.bias)
+
+
+def test_other_architectures_are_refused_by_name(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModel, match="bert.*supported: llama"):
+        models.load(str(tmp_path))
+
+
+def test_an_unknown_layer_is_named():
+    bundle = tiny.bundle("llama")
+    arch.blocks(bundle.module)[0].extra = nn.Linear(4, 4)
+    with pytest.raises(UnsupportedLayer, match="extra.*Linear"):
+        arch.normalise(bundle.module)

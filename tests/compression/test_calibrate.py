@@ -1,0 +1,166 @@
+"""The driver: replay equals the model, groups see what they should, edits land, chains hold."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from compression import arch, calibrate, get
+from compression.base import BadChain, CalibrationError, Cancelled, Edit, Stats
+from compression.packed.grouped_int import GroupedInt
+from compression.packed.linear import CompressedLinear, TableHead
+from compression.quantization.grids import fit
+from tests import tiny
+
+
+def steps(*names, **params):
+    return tuple((get(n), get(n).params.parse(dict(get(n).tiny) | params)) for n in names)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_replaying_untouched_blocks_equals_the_forward_pass(family):
+    """Gate L: the walk's hidden states are the model's own."""
+    bundle, tokens = tiny.bundle(family), tiny.ids(5)
+    seen = {}
+    blocks = arch.blocks(bundle.module)
+
+    def note(block, args, kwargs):
+        seen[list(blocks).index(block)] = args[0] if args else kwargs["hidden_states"]
+
+    for block in blocks:
+        block.register_forward_pre_hook(note, with_kwargs=True)
+    tiny.logits(bundle, tokens)
+    expected = dict(seen)
+    with torch.no_grad():
+        inputs = calibrate.capture(bundle, tokens)
+        for i, block in enumerate(blocks):
+            assert torch.allclose(torch.cat(inputs.batches), expected[i], atol=1e-6)
+            inputs.advance(block)
+
+
+class Spy:
+    """A method that keeps its statistics and rounds each linear."""
+
+    def __init__(self, stream):
+        self.stats = []
+        names = frozenset({"gram", "sum_sq", "mean_abs", "max_abs", "mean"})
+        self.method = dataclasses.replace(get("rtn"), name="spy", stats=names, stream=stream, compress=self.compress)
+
+    def compress(self, site, stats, params):
+        self.stats.append((site.path, stats))
+        grid = fit(site.weight, 2, 16, False)
+        return Edit(linears={site.path: GroupedInt.encode(grid.round(site.weight), grid)})
+
+    def run(self, bundle, tokens):
+        calibrate.compress(bundle, ((self.method, get("rtn").params()),), tokens)
+        return dict(self.stats)
+
+
+def inputs_of(bundle, path, tokens):
+    """What enters a linear in a full forward pass, [tokens, in]."""
+    caught = []
+    handle = bundle.module.get_submodule(path).register_forward_pre_hook(lambda m, a: caught.append(a[0].reshape(-1, a[0].shape[-1])))
+    tiny.logits(bundle, tokens)
+    handle.remove()
+    return caught[0]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_original_stream_sees_the_uncompressed_model(family):
+    bundle, tokens = tiny.bundle(family), tiny.ids(5)
+    expected = {path: inputs_of(bundle, path, tokens) for path, _, _ in arch.linears(bundle.module)}
+    found = Spy("original").run(bundle, tokens)
+    for path, x in expected.items():
+        stats = found[path]
+        assert stats.tokens == tokens.numel()
+        assert torch.allclose(stats.gram, x.T @ x, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(stats.sum_sq, stats.gram.diagonal(), rtol=1e-4)
+        assert torch.allclose(stats.mean_abs, x.abs().mean(0), rtol=1e-4, atol=1e-6)
+        assert torch.allclose(stats.mean, x.mean(0), rtol=1e-3, atol=1e-5)
+        assert torch.equal(stats.max_abs, x.abs().amax(0)) or torch.allclose(stats.max_abs, x.abs().amax(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_compressed_stream_sees_everything_before_it_compressed(family):
+    """True sequential, checked from outside: the statistics of a linear are those of the finished model's own inputs,
+    for all that flows into it was compressed before it was looked at."""
+    bundle, tokens = tiny.bundle(family), tiny.ids(5)
+    found = Spy("compressed").run(bundle, tokens)
+    for path, _, _ in arch.linears(bundle.module):
+        x = inputs_of(bundle, path, tokens)
+        assert torch.allclose(found[path].gram, x.T @ x, rtol=1e-3, atol=1e-3), path
+
+
+def test_settled_parts_leave_no_trace():
+    bundle = tiny.bundle()
+    calibrate.compress(bundle, steps("gptq"), tiny.ids(4))
+    assert not any("forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in bundle.module.modules())
+
+
+def test_statistics_do_not_depend_on_batching(monkeypatch):
+    bundle, tokens = tiny.bundle(), tiny.ids(7)
+    found = Spy("compressed").run(bundle, tokens)
+    monkeypatch.setattr(calibrate, "TOKENS_PER_BATCH", 64)
+    again = Spy("compressed").run(tiny.bundle(), tokens)
+    for path, stats in found.items():
+        assert torch.allclose(stats.gram, again[path].gram, rtol=1e-4, atol=1e-4)
+
+
+def test_the_whole_model_is_replaced_and_bits_are_told():
+    bundle = tiny.bundle()
+    outcome = calibrate.compress(bundle, steps("rtn"), None)
+    linears = arch.linears(bundle.module)
+    assert all(isinstance(bundle.module.get_submodule(p), CompressedLinear) for p, _, _ in linears)
+    assert [row["path"] for row in outcome.layers] == [p for p, _, _ in linears]
+    assert all(4 < row["bits_per_weight"] < 6.5 for row in outcome.layers)
+
+
+def test_tables_are_rounded_once_and_shared():
+    bundle = tiny.bundle("llama")
+    before = arch.embedding(bundle.module)[1].weight.clone()
+    calibrate.compress(bundle, steps("rtn"), None, table_bits=8)
+    table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
+    assert isinstance(head, TableHead)
+    found = table.rows(torch.arange(tiny.VOCABULARY))
+    assert 0 < (found - before).abs().max() < before.abs().max() / 64
+    x = torch.randn(3, 48)
+    assert torch.allclose(head(x), x @ found.T, atol=1e-4)
+
+
+def test_bad_chains_name_the_formats():
+    with pytest.raises(BadChain, match="svd can't follow.*grouped_int"):
+        calibrate.compress(tiny.bundle(), steps("rtn", "svd"), None)
+
+
+def test_calibration_is_demanded():
+    with pytest.raises(CalibrationError, match="needs calibration"):
+        calibrate.compress(tiny.bundle(), steps("gptq"), None)
+
+
+def test_cancel_is_heard_between_linears():
+    asked = iter([False] * 3 + [True] * 100)
+    with pytest.raises(Cancelled):
+        calibrate.compress(tiny.bundle(), steps("rtn"), None, cancelled=lambda: next(asked))
+
+
+def test_progress_counts_the_layers():
+    events = []
+    calibrate.compress(tiny.bundle(), steps("rtn"), None, emit=events.append)
+    assert [e["done"] for e in events if e["stage"] == "compress"] == [0, 1, 2]
+
+
+def test_int8_activations_become_part_of_the_format():
+    plain, rounded = tiny.bundle(), tiny.bundle()
+    calibrate.compress(plain, steps("rtn"), None)
+    calibrate.compress(rounded, steps("rtn"), None, activations="int8")
+    tokens = tiny.ids(2)
+    difference = (tiny.logits(plain, tokens) - tiny.logits(rounded, tokens)).abs().max()
+    assert 1e-6 < difference < 0.5
+    packed = arch.blocks(rounded.module)[0].self_attn.q_proj.packed
+    assert packed.full_config()["activations"] == {"bits": 8}
+
+
+def test_stats_of_an_empty_collector_are_not_invented():
+    assert Stats(tokens=0).gram is None

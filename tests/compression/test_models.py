@@ -1,0 +1,96 @@
+"""Loading: what is refused, in which words and how fast; what the offline model is."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from compression import arch, models
+from compression.base import ModelUnavailable
+from compression.catalogue import CATALOGUE, OFFLINE_MODEL
+from tests import tiny
+
+NAMES = {"smollm2-135m", "smollm2-135m-instruct", "smollm2-360m", "smollm2-360m-instruct", "qwen2.5-0.5b", "qwen2.5-0.5b-instruct",
+         "qwen3-0.6b", "opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "pythia-410m", "tinyllama-1.1b-chat-v1.0",
+         "llama-3.2-1b-instruct", OFFLINE_MODEL}  # fmt: skip
+
+
+def test_the_catalogue_holds_the_promised_models():
+    assert set(CATALOGUE) == NAMES
+    for entry in CATALOGUE.values():
+        assert entry.name == entry.hub_id.split("/")[-1].lower() or entry.package
+        weights = sum(o * i for _, _, (o, i) in arch.linear_shapes(entry.geometry))
+        tables = entry.geometry.table * (1 if entry.geometry.tied else 2)
+        assert weights + tables == pytest.approx(entry.parameters, rel=0.02), entry.name
+        assert entry.licence
+    assert [n for n, e in CATALOGUE.items() if e.gated] == ["llama-3.2-1b-instruct"]
+
+
+@pytest.mark.parametrize(
+    "name, code",
+    [("nosuchmodel", "unknown_model"), ("gpt2", "hub_unreachable"), ("someone/some-model", "hub_unreachable"),
+     ("/nowhere/at-all", "unknown_model"), ("", "unknown_model")],
+)  # fmt: skip
+def test_what_cannot_be_had_is_told_at_once(name, code):
+    start = time.perf_counter()
+    with pytest.raises(ModelUnavailable) as error:
+        models.load(name)
+    assert error.value.code == code, str(error.value)
+    assert time.perf_counter() - start < 6
+
+
+def test_pickled_weights_are_not_opened(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(ModelUnavailable) as error:
+        models.load(str(tmp_path))
+    assert error.value.code == "no_safetensors"
+
+
+def test_paths_are_refused_on_a_public_page():
+    with pytest.raises(ModelUnavailable) as error:
+        models.load(tiny.folder("llama"), allow_paths=False)
+    assert error.value.code == "path_refused"
+
+
+def test_a_local_folder_loads_ready_to_use():
+    bundle = tiny.bundle("qwen2")
+    assert not bundle.module.training and not any(p.requires_grad for p in bundle.module.parameters())
+    assert next(bundle.module.parameters()).dtype == torch.float32
+    assert len(bundle.source["weights_hash"]) >= 32
+    assert bundle.geometry.family == "qwen2" and len(bundle.geometry.layers) == 2
+
+
+def test_a_size_is_known_before_the_download(monkeypatch):
+    """No room on the disk is told before a byte is fetched."""
+    monkeypatch.setattr(models.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1_000_000})())
+    with pytest.raises(ModelUnavailable, match=r"2\.0 GB.*free") as error:
+        models._check_room("someone/big", 2_000_000_000)
+    assert error.value.code == "no_room" and error.value.facts["need_bytes"] == 2_000_000_000
+
+
+@pytest.mark.model
+def test_the_offline_model_says_that_it_was_rounded(offline_model):
+    bundle = models.load(offline_model)
+    assert bundle.source["rounded"] == "Q4_1" and 97e6 < bundle.source["publisher_bytes"] < 99e6
+    assert bundle.source["chat"] and len(bundle.geometry.layers) == 30
+    from compression.sample import chat_ids, generate, stop_ids
+
+    ids = chat_ids(bundle, [{"role": "user", "content": "What is the capital of France?"}])
+    tokens = [int(t) for t in generate(bundle, ids, 12)]
+    assert "Paris" in bundle.tokenizer.decode(tokens) and stop_ids(bundle) & set(tokens)
+
+
+@pytest.mark.model
+def test_its_weights_are_the_publishers(offline_model):
+    """Dequantised once: the same tensors that transformers reads from the package's own file."""
+    from transformers import AutoModelForCausalLM
+
+    gguf = models._package_file(CATALOGUE[offline_model], print)[0]
+    expected = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    found = models.load(offline_model).module.state_dict()
+    for name, tensor in expected.state_dict().items():
+        if "rotary" not in name:
+            assert torch.equal(found[name], tensor), name
