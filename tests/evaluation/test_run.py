@@ -1,0 +1,245 @@
+"""Runs from end to end on a tiny model: results, baselines, ends of every kind, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from compression import artifact, likelihood
+from evaluation import run as run_module
+from evaluation.run import run
+from evaluation.spec import RunSpec
+from evaluation.store import Store
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+REQUIRED = (
+    "perplexity perplexity_stderr baseline_perplexity kl_divergence_mean kl_divergence_median kl_divergence_p90 "
+    "kl_divergence_p99 kl_divergence_max same_top_token_rate short_context_kl_divergence_mean "
+    "short_context_same_top_token_rate next_token_accuracy next_token_accuracy_stderr bits_per_byte repeat_rate "
+    "first_difference_tokens weight_bits_per_weight model_bits_per_parameter file_bytes baseline_file_bytes "
+    "resident_weight_bytes baseline_resident_weight_bytes peak_memory_bytes kv_cache_bytes_per_token "
+    "time_to_first_token_ms baseline_time_to_first_token_ms time_per_output_token_ms baseline_time_per_output_token_ms "
+    "prefill_tokens_per_second decode_tokens_per_second baseline_decode_tokens_per_second compress_seconds evaluate_seconds"
+).split()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with an evaluation and a calibration text."""
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
+    (folder / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(200)))
+    return folder
+
+
+def spec(place, *recipe, **more):
+    fields = dict(text=str(place / "test.txt"), calibration=str(place / "valid.txt"), window=64, tokens=1024,
+                  calibration_tokens=1024, table_bits=8)  # fmt: skip
+    return RunSpec(tiny.folder("llama"), recipe or (("gptq", {"bits": 4, "group_size": 16}),), **fields | more)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "home", shipped=None)
+
+
+def test_a_run_measures_everything(place, store):
+    events = []
+    result = run(spec(place), events.append, store=store)
+    assert result.status == "ok", result.error
+    missing = [k for k in REQUIRED if k not in result.metrics]
+    assert not missing
+    m = result.metrics
+    assert m["file_bytes"] == (store.artifact_folder(result.artifact) / "model.safetensors").stat().st_size
+    assert m["perplexity_ratio"] == pytest.approx(m["perplexity"] / m["baseline_perplexity"], rel=1e-6)
+    assert m["kv_cache_bytes_per_token"] == 2 * 2 * 2 * 12 * 4, "two layers, keys and values, two heads of 12, float32"
+    assert [s for s in dict.fromkeys(e["stage"] for e in events) if s != "load"] == \
+        ["baseline", "compress", "tables", "save", "evaluate", "generate", "latency"]  # fmt: skip
+    assert all(e["seconds_left"] >= 0 for e in events)
+    assert store.get_id(result.id) == result and store.get(result.key) == result
+    loaded = artifact.load(store.artifact_folder(result.artifact))
+    from compression import texts
+
+    cut = texts.windows(texts.load_text(str(place / "test.txt"), "evaluation"), loaded.tokenizer, "raw", 64, 1024, "evaluation")
+    again = float(likelihood.losses(loaded, cut.ids).mean().exp())
+    assert again == pytest.approx(m["perplexity"], rel=2e-3), "the model on disk is the model that was measured"
+
+
+def test_bits_per_weight_are_the_bytes_on_disk(place, store):
+    """E14."""
+    from safetensors import safe_open
+
+    result = run(spec(place), store=store, timings=False)
+    file = store.artifact_folder(result.artifact) / "model.safetensors"
+    with safe_open(file, "pt") as f:
+        sizes = {k: f.get_tensor(k).numel() * f.get_tensor(k).element_size() for k in f.keys() if "layers" in k and "packed" in k}
+    weights = sum(o * i for o, i in [(48, 48), (24, 48), (24, 48), (48, 48), (80, 48), (80, 48), (48, 80)]) * 2
+    assert result.metrics["weight_bits_per_weight"] == pytest.approx(8 * sum(sizes.values()) / weights, rel=1e-9)
+
+
+def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypatch):
+    first = run(spec(place, ("none", {})), store=store, timings=False)
+    assert first.status == "ok" and first.spec.is_original and "kl_divergence_mean" not in first.metrics
+    stages = []
+    second = run(spec(place, ("rtn", {"bits": 8, "group_size": 16}), table_bits=16), lambda e: stages.append(e["stage"]), store=store, timings=False)
+    assert "baseline" not in stages
+    assert second.metrics["baseline_perplexity"] == pytest.approx(first.metrics["perplexity"], rel=1e-9)
+    assert second.metrics["kl_divergence_mean"] < 1e-3 and second.metrics["same_top_token_rate"] > 0.97
+
+
+def test_comparing_the_model_with_itself_gives_nothing(place, store):
+    """E16: no compression, exact zero divergence."""
+    result = run(spec(place, ("wanda", {"sparsity": 0.0}), table_bits=16), store=store, timings=False)
+    assert result.metrics["kl_divergence_max"] == pytest.approx(0, abs=1e-6)
+    assert result.metrics["same_top_token_rate"] == 1 and result.metrics["perplexity_ratio"] == pytest.approx(1, abs=1e-7)
+
+
+def test_the_same_run_again_is_answered_from_the_store(place, store):
+    first = run(spec(place), store=store, timings=False)
+    stages = []
+    again = run(spec(place), lambda e: stages.append(e["stage"]), store=store, timings=False)
+    assert again.id == first.id and set(stages) <= {"load"}
+    third = run(spec(place), store=store, timings=False, again=True)
+    assert third.id != first.id
+    assert {k: third.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")} == \
+        {k: first.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")}  # fmt: skip
+
+
+def test_a_chain_stores_both_savings(place, store):
+    chained = run(spec(place, ("wanda", {"pattern": "2:4"}), ("gptq", {"bits": 4, "group_size": 16})), store=store, timings=False)
+    dense = run(spec(place), store=store, timings=False)
+    assert chained.status == "ok", chained.error
+    assert chained.metrics["file_bytes"] < dense.metrics["file_bytes"]
+    assert {row["method"] for row in chained.layers} == {"wanda", "gptq"}
+
+
+@pytest.mark.parametrize(
+    "changes, code",
+    [
+        ({"text": "nosuchtext"}, "unknown_text"), ({"calibration": "same"}, "same_text"), ({"tokens": 999_936}, "text_too_short"),
+        ({"recipe": (("rtn", {"bits": 4}), ("svd", {}))}, "bad_chain"), ({"device": "cuda"}, "no_gpu"), ({"model": "nosuch"}, "unknown_model"),
+    ],
+)  # fmt: skip
+def test_a_visitors_mistakes_end_in_a_record(place, store, changes, code):
+    if code == "no_gpu" and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    changed = dict(changes)
+    if changed.get("calibration") == "same":
+        changed["calibration"] = str(place / "test.txt")
+    result = run(dataclasses.replace(spec(place), **changed), store=store)
+    assert (result.status, result.error["code"]) == ("failed", code), result.error
+    assert result.error["message"] and store.get_id(result.id) == result
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_model(place, store, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifact, "_write", full)
+    result = run(spec(place), store=store, timings=False)
+    assert (result.status, result.error["code"]) == ("failed", "disk_full")
+    assert list((store.home / "artifacts").iterdir()) == []
+    monkeypatch.undo()
+    assert run(spec(place), store=store, timings=False).status == "ok"
+
+
+def test_a_disk_that_fills_at_the_last_write_is_told(place, store, monkeypatch):
+    run(spec(place, ("none", {})), store=store, timings=False)
+    real = Store.put
+
+    def full(self, result):
+        if result.status == "ok" and result.artifact:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, result)
+
+    monkeypatch.setattr(Store, "put", full)
+    result = run(spec(place), store=store, timings=False)
+    assert (result.status, result.error["code"]) == ("failed", "disk_full")
+    assert not list((store.home / "artifacts").glob("*"))
+
+
+def test_out_of_memory_is_its_own_end(place, store, monkeypatch):
+    def greedy(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(run_module._Run, "_compressed", greedy)
+    result = run(spec(place), store=store)
+    assert (result.status, result.error["code"]) == ("oom", "out_of_memory")
+
+
+def test_a_broken_model_has_no_number(place, store, monkeypatch):
+    """A perplexity that isn't finite is an error, not a point."""
+    real = run_module._Run._compressed
+
+    def poisoned(self, key, source):
+        with torch.no_grad():
+            self.bundle.module.model.norm.weight.fill_(float("nan"))
+        return real(self, key, source)
+
+    monkeypatch.setattr(run_module._Run, "_compressed", poisoned)
+    result = run(spec(place, ("rtn", {"bits": 4, "group_size": 16})), store=store)
+    assert (result.status, result.error["code"]) == ("failed", "broken_model") and "perplexity" not in result.metrics
+
+
+def test_cancelling_says_so(place, store):
+    result = run(spec(place), cancelled=lambda: True, store=store)
+    assert (result.status, result.error["code"]) == ("cancelled", "cancelled")
+
+
+# --- the command line ---
+
+
+def command(*words, home):
+    return subprocess.run([sys.executable, "-m", "evaluation.run", *words], cwd=ROOT, capture_output=True, text=True,
+                          env=dict(__import__("os").environ) | {"COMPRESSION_EXPLORER_HOME": str(home)})  # fmt: skip
+
+
+def test_the_command_prints_one_json_object(place, tmp_path):
+    done = command("wanda", "--sparsity", "0.5", "+", "gptq", "--bits", "4", "--group-size=16", "--model", tiny.folder("llama"),
+                   "--text", str(place / "test.txt"), "--calibration", str(place / "valid.txt"), "--window", "64", "--tokens", "512",
+                   "--calibration-tokens", "512", "--no-timings", "--json", home=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["status"] == "ok" and found["spec"]["recipe"][0][0] == "wanda" and "compress 1/2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["gptq", "--bits", "17"], "2 to 8"), (["gptq", "--bits", "0"], "2 to 8"), (["gptk"], "Did you mean 'gptq'"),
+        (["wanda", "--sparsity", "1.0"], "0.0 to 0.95"), (["gptq", "--tokens", "0"], "at least 1"), (["gptq", "--colour", "1"], "colour"),
+        ([], "no method"), (["gptq", "--protocol", "mine"], "paper, raw"), (["gptq", "--preset", "slow"], "quick"),
+        (["gptq", "--group-size", "40"], "steps of 16"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_exit_with_2_and_say_why(words, said, capsys):
+    from evaluation.command import main
+
+    assert main([*words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err
+
+
+def test_a_failed_run_exits_with_1_and_still_prints_its_record(tmp_path, capsys):
+    from evaluation.command import main
+
+    assert main(["rtn", "--model", "gpt2", "--out", str(tmp_path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["code"] == "hub_unreachable" and "hub" in err
+
+
+def test_the_list_names_every_method(capsys):
+    from compression import NAMES
+    from evaluation.command import main
+
+    assert main(["--list", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert [m["name"] for m in listing] == list(NAMES) and all({"name", "family", "title", "paper", "params"} <= set(m) for m in listing)
