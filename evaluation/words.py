@@ -40,9 +40,8 @@ def digits(number: float, n: int = 3) -> str:
     """`n` significant digits without an exponent: 0.0123, 1.02, 98.4, 1,230."""
     if number == 0 or not math.isfinite(number):
         return "0" if number == 0 else "∞"
-    places = max(0, n - 1 - math.floor(math.log10(abs(number))))
-    rounded = round(number, n - 1 - math.floor(math.log10(abs(number))))
-    return f"{rounded:,.{places}f}"
+    rounded = float(f"{number:.{n - 1}e}")
+    return f"{rounded:,.{max(0, n - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
 def verdict(ratio: float, stderr: float | None = None) -> str:

@@ -1,0 +1,101 @@
+"""Side by side in a real worker: equal models agree, others part where their tokens do, questions can be stopped."""
+
+from __future__ import annotations
+
+import pytest
+
+from evaluation.chat import Chat, ChatError
+from evaluation.run import run
+from evaluation.spec import RunSpec
+from evaluation.store import Store
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(store, a result that equals the original, a result that doesn't)."""
+    folder = tmp_path_factory.mktemp("chat")
+    (folder / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
+    store = Store(folder / "home", shipped=None)
+
+    def make(name, values):
+        spec = RunSpec(tiny.folder("qwen3"), ((name, values),), text=str(folder / "test.txt"), window=64, tokens=512, table_bits=16)
+        result = run(spec, store=store, timings=False)
+        assert result.status == "ok", result.error
+        return result
+
+    return store, make("wanda", {"sparsity": 0.0, "pattern": "unstructured"}), make("rtn", {"bits": 2, "group_size": 16})
+
+
+@pytest.fixture(scope="module")
+def chat(made):
+    chat = Chat(made[0])
+    yield chat
+    chat.close()
+
+
+QUESTION = [{"role": "user", "content": "hello there"}]
+
+
+def by_side(events):
+    return {side: [e for e in events if e["side"] == side] for side in ("original", "compressed")}
+
+
+def test_the_sides_part_where_their_tokens_do(made, chat):
+    sides = by_side(list(chat.ask(made[2].id, QUESTION, max_tokens=24)))
+    tokens = {side: [e["token"] for e in events] for side, events in sides.items()}
+    differ = [i for i, (a, b) in enumerate(zip(*tokens.values(), strict=False)) if a != b]
+    assert differ and sides["compressed"][-1]["diverged_at"] == differ[0]
+    assert all(e["diverged_at"] is None for e in sides["original"][: differ[0]])
+    for events in sides.values():
+        assert events[-1]["done"] and events[-1]["tokens_per_second"] > 0 and events[0]["first_ms"] > 0
+    assert sides["compressed"][0]["memory_bytes"] < sides["original"][0]["memory_bytes"]
+
+
+def test_both_sides_take_turns(made, chat):
+    order = [e["side"] for e in chat.ask(made[2].id, QUESTION, max_tokens=6)]
+    assert order[:6] == ["original", "compressed"] * 3
+
+
+def test_the_same_model_says_the_same_at_any_temperature(made, chat):
+    for temperature in (0.0, 1.0):
+        sides = by_side(list(chat.ask(made[1].id, QUESTION, max_tokens=16, temperature=temperature, seed=3)))
+        assert "".join(e["text"] for e in sides["original"]) == "".join(e["text"] for e in sides["compressed"])
+        assert sides["original"][-1]["diverged_at"] is None
+
+
+def test_leaving_early_keeps_the_next_question_clean(made, chat):
+    stream = chat.ask(made[2].id, QUESTION, max_tokens=200)
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    fresh = by_side(list(chat.ask(made[2].id, QUESTION, max_tokens=4)))
+    assert all(len([e for e in events if e["token"] is not None]) <= 4 and events[-1]["done"] for events in fresh.values())
+
+
+def test_a_killed_worker_is_told_and_starts_anew(made, chat):
+    stream = chat.ask(made[2].id, QUESTION, max_tokens=200)
+    next(stream)
+    chat._process.kill()
+    with pytest.raises(ChatError) as error:
+        list(stream)
+    assert error.value.code == "chat_died"
+    assert list(chat.ask(made[2].id, QUESTION, max_tokens=2))
+
+
+def test_what_cannot_be_asked_is_told(made, chat):
+    with pytest.raises(ChatError) as error:
+        list(chat.ask("nosuchrun", QUESTION))
+    assert error.value.code == "unknown_run"
+    with pytest.raises(ChatError) as error:
+        list(chat.ask(made[2].id, [{"role": "user", "content": "x" * 500}]))
+    assert error.value.code == "prompt_too_long"
+    store = made[0]
+    import dataclasses
+    import shutil
+
+    gone = store.put(dataclasses.replace(made[2], id="gone", artifact="gone"))
+    shutil.rmtree(store.artifact_folder("gone"), ignore_errors=True)
+    with pytest.raises(ChatError) as error:
+        list(chat.ask(gone.id, QUESTION))
+    assert error.value.code == "artifact_missing"

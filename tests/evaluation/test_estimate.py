@@ -1,0 +1,63 @@
+"""Estimates: sizes against real runs, and that they answer while a knob moves."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from compression import NAMES, get
+from compression.base import ModelUnavailable
+from evaluation.estimate import estimate, path
+from evaluation.spec import RunSpec
+from evaluation.store import Store
+from tests import tiny
+
+
+@pytest.mark.parametrize("result", Store().shipped(), ids=lambda r: r.id)
+def test_sizes_are_those_of_the_shipped_runs(result):
+    found = estimate(result.spec)
+    assert found.file_bytes == pytest.approx(result.metrics["file_bytes"], rel=0.02)
+    if not result.spec.is_original:
+        assert found.baseline_file_bytes == pytest.approx(result.metrics["baseline_file_bytes"], rel=0.01)
+        assert found.weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
+        assert found.peak_bytes < 3e9
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
+    spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),))
+    path(spec), estimate(spec)
+    start = time.perf_counter()
+    stops = path(spec)
+    estimate(spec)
+    assert time.perf_counter() - start < 0.15
+    sizes = [size for _, size in stops]
+    if get(name).family == "pruning":
+        assert sizes[1] > sizes[0], "a mask costs a bit a weight: removing 5 % makes the file larger"
+        sizes = sizes[1:]
+    assert sizes == sorted(sizes, reverse=get(name).family != "quantization") and len(stops) >= 7
+
+
+def test_a_chain_is_smaller_than_either_step():
+    def size(*recipe):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).file_bytes
+
+    prune, round_ = ("wanda", {"sparsity": 0.5}), ("gptq", {"bits": 4})
+    assert size(prune, round_) < min(size(prune), size(round_))
+
+
+def test_a_model_that_is_too_big_says_so(monkeypatch):
+    from evaluation import host
+
+    monkeypatch.setattr(host, "available_bytes", lambda: 2_000_000_000)
+    found = estimate(RunSpec("llama-3.2-1b-instruct", (("rtn", {"bits": 4}),)))
+    assert not found.fits and found.reason == "memory" and found.peak_bytes > 4e9
+
+
+def test_local_folders_are_read_and_unknown_models_told():
+    found = estimate(RunSpec(tiny.folder("opt-post-norm"), (("rtn", {"bits": 4, "group_size": 16}),)))
+    assert 0 < found.file_bytes < found.baseline_file_bytes < 300_000
+    with pytest.raises(ModelUnavailable) as error:
+        estimate(RunSpec("someone/unseen", (("rtn", {}),)))
+    assert error.value.code == "size_unknown"

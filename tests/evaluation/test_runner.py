@@ -1,0 +1,172 @@
+"""The runner with real worker processes on a tiny model: every way a run can end, and two visitors."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from evaluation.runner import Refused, Runner
+from evaluation.spec import RunSpec
+from evaluation.store import Store
+from evaluation.worker import events
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(3000)))
+    (folder / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(3000)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def runner(place):
+    runner = Runner(Store(place, shipped=None))
+    yield runner
+    runner.close()
+
+
+def spec(texts, bits=4, tokens=512, **more):
+    return RunSpec(tiny.folder("llama"), (("rtn", {"bits": bits, "group_size": 16}),), text=str(texts / "test.txt"),
+                   calibration=str(texts / "valid.txt"), window=64, tokens=tokens, **more)  # fmt: skip
+
+
+def endless(texts, **more):
+    """A run that takes long enough to be stopped in the middle."""
+    return dataclasses.replace(spec(texts, tokens=64 * 800), recipe=(("gptq", {"bits": 3, "group_size": 16}),),
+                               calibration_tokens=64 * 400, **more)  # fmt: skip
+
+
+def wait(runner, run_id, until=lambda s: s["status"] not in ("queued", "running"), seconds=90):
+    start = time.time()
+    while not until(state := runner.state(run_id)):
+        assert time.time() - start < seconds, state
+        time.sleep(0.05)
+    return state
+
+
+def running(runner, run_id):
+    return wait(runner, run_id, lambda s: s["status"] == "running" and s["stage"] not in (None, "load"))
+
+
+def test_a_run_ends_in_the_store(runner, texts):
+    run_id = runner.submit(spec(texts))
+    stages = set()
+    state = wait(runner, run_id, lambda s: stages.add(s.get("stage")) or s["status"] == "ok")
+    assert state["result_id"] == run_id and runner.store.get_id(run_id).metrics["perplexity"] > 1
+    assert stages - {None}, "progress was told"
+    assert runner.submit(spec(texts)) == run_id, "answered from the store"
+    assert runner.submit(spec(texts), again=True) != run_id
+
+
+def test_the_app_loads_no_model(runner):
+    import threading
+
+    assert not any("safetensors" in (m.path or "") for m in psutil.Process().memory_maps() if "tiny-" in m.path)
+    assert threading.current_thread() is threading.main_thread()
+
+
+def test_two_visitors_share_one_run_and_one_may_leave(runner, texts):
+    first = runner.submit(endless(texts), "ann")
+    running(runner, first)
+    assert runner.submit(endless(texts), "bob") == first and runner.state(first)["shared"]
+    runner.cancel(first, "ann")
+    assert runner.state(first)["status"] == "running" and not runner.state(first)["shared"]
+    runner.cancel(first, "bob")
+    assert wait(runner, first)["status"] == "cancelled"
+
+
+def test_stopping_frees_the_memory_within_three_seconds(runner, texts):
+    run_id = runner.submit(endless(texts))
+    running(runner, run_id)
+    worker = psutil.Process(runner._jobs[run_id].process.pid)
+    start = time.time()
+    runner.cancel(run_id)
+    state = wait(runner, run_id)
+    assert time.time() - start < 3 and not worker.is_running()
+    assert (state["status"], state["error"]["code"]) == ("cancelled", "cancelled")
+
+
+def test_a_killed_worker_is_told_and_the_next_run_works(runner, texts):
+    run_id = runner.submit(endless(texts, seed=5))
+    running(runner, run_id)
+    os.kill(runner._jobs[run_id].process.pid, signal.SIGKILL)
+    state = wait(runner, run_id)
+    assert (state["status"], state["error"]["code"]) == ("oom", "worker_killed")
+    assert runner.store.get_id(run_id).status == "oom"
+    assert wait(runner, runner.submit(spec(texts, bits=5)))["status"] == "ok"
+
+
+def test_a_failed_run_keeps_its_own_words(runner, texts):
+    run_id = runner.submit(dataclasses.replace(spec(texts), model="gpt2"))
+    state = wait(runner, run_id)
+    assert (state["status"], state["error"]["code"]) == ("failed", "hub_unreachable")
+
+
+def test_the_queue_has_one_place_a_visitor(runner, texts):
+    first = runner.submit(endless(texts, seed=7), "ann")
+    running(runner, first)
+    second = runner.submit(spec(texts, bits=6), "ann")
+    assert runner.state(second)["status"] == "queued" and runner.state(second)["place"] == 1
+    with pytest.raises(Refused) as refused:
+        runner.submit(spec(texts, bits=7), "ann")
+    assert refused.value.code == "one_queued"
+    other = runner.submit(spec(texts, bits=8), "bob")
+    runner.cancel(second)
+    assert runner.state(second)["status"] == "cancelled" and runner.state(other)["place"] == 1
+    runner.cancel(first)
+    assert wait(runner, other)["status"] == "ok"
+
+
+def test_unknown_runs_are_gone(runner):
+    assert runner.state("nosuchrun")["status"] == "unknown"
+
+
+def test_after_the_app_was_killed_the_run_is_interrupted(texts, tmp_path):
+    first = Runner(Store(tmp_path, shipped=None))
+    run_id = first.submit(endless(texts, seed=9))
+    running(first, run_id)
+    job = first._jobs[run_id]
+    job.process.stdin.close()  # what the worker sees when its parent dies
+    job.process.wait(10)
+    first._closed = True
+    Store(tmp_path, shipped=None).put(dataclasses.replace(first.store.get_id(run_id), status="running", error={}))
+    again = Runner(Store(tmp_path, shipped=None), spare=False)
+    assert (again.state(run_id)["status"], again.state(run_id)["error"]["code"]) == ("interrupted", "interrupted")
+    assert wait(again, again.submit(spec(texts)))["status"] == "ok"
+    again.close()
+    first.close()
+
+
+@pytest.mark.parametrize("field", ["model", "text", "calibration"])
+def test_a_public_page_refuses_paths(texts, tmp_path, field):
+    runner = Runner(Store(tmp_path, shipped=None), public=True, spare=False)
+    named = RunSpec("gpt2", (("gptq", {}),))
+    with pytest.raises(Refused) as refused:
+        runner.submit(dataclasses.replace(named, **{field: str(texts / "test.txt")}))
+    assert refused.value.code == "path_refused"
+    runner.close()
+
+
+def test_inline_runs_behind_the_same_interface(texts, tmp_path):
+    """As on ZeroGPU, where the work is a generator and no process of ours."""
+    runner = Runner(Store(tmp_path, shipped=None), inline=events)
+    run_id = runner.submit(spec(texts))
+    assert wait(runner, run_id)["status"] == "ok"
+    stopped = runner.submit(endless(texts))
+    running(runner, stopped)
+    runner.cancel(stopped)
+    assert wait(runner, stopped)["status"] == "cancelled"
+    assert wait(runner, runner.submit(dataclasses.replace(spec(texts), model="nosuch")))["error"]["code"] == "unknown_model"
+    runner.close()

@@ -1,0 +1,103 @@
+"""Which runs lead, which one to take, and that both pictures show the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation import cards, pareto, plots
+from evaluation.words import Words
+
+EN = Words("en")
+
+
+def row(name, size, ratio, family="quantization", **more):
+    return {"id": name, "key": name, "status": "ok", "model": "m", "protocol_id": "p", "family": family, "recipe": (("rtn", {"bits": 4}),),
+            "file_bytes": size, "perplexity_ratio": ratio, "created": 0.0, "shipped": False, "notes": [], "baseline_file_bytes": 100} | more  # fmt: skip
+
+
+ORIGINAL = row("o", 100e6, None, "original", recipe=(("none", {}),))
+ROWS = [ORIGINAL, row("a", 50e6, 1.001), row("b", 30e6, 1.2), row("c", 60e6, 1.1), row("d", 20e6, 400.0)]
+
+
+def test_the_front_by_hand():
+    assert pareto.front(ROWS, "file_bytes", "perplexity_ratio") == ["d", "b", "a", "o"]
+    assert pareto.front(ROWS, "file_bytes", "decode_tokens_per_second") == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12))
+def test_the_front_is_exactly_what_nothing_beats(points):
+    rows = [row(str(i), size, ratio) for i, (size, ratio) in enumerate(points)]
+    beaten = {str(i) for i, (s, r) in enumerate(points) for p, q in points if p <= s and q <= r and (p, q) != (s, r)}
+    assert set(pareto.front(rows, "file_bytes", "perplexity_ratio")) == {r["id"] for r in rows} - beaten
+
+
+def test_which_one_to_take():
+    assert pareto.smallest_within(ROWS)["id"] == "a"
+    assert pareto.best_under(ROWS, 40e6)["id"] == "b" and pareto.best_under(ROWS, 1e6) is None
+    html, first = cards.answer(ROWS, EN, 40e6)
+    assert "50\u00a0MB" in first and 'data-run="b"' in html
+
+
+def test_two_protocols_and_two_models_never_share_a_figure():
+    rows = [*ROWS, row("x", 1, 1.0, model="other"), row("y", 1, 1.0, protocol_id="q"), row("z", 1, 1.0, status="failed")]
+    assert {r["id"] for r in pareto.comparable(rows, "m", "p")} == {"o", "a", "b", "c", "d"}
+    assert pareto.protocols(rows, "m") == [("p", 4), ("q", 1)]
+
+
+def test_the_newest_of_equal_runs_is_drawn():
+    rows = [row("old", 1, 1.0, key="k", created=1.0), row("new", 1, 1.0, key="k", created=2.0)]
+    assert [r["id"] for r in pareto.comparable(rows, "m", "p")] == ["new"]
+
+
+def test_times_of_other_machines_are_left_out_and_the_original_gets_this_ones():
+    times = {"decode_tokens_per_second": 10.0, "baseline_decode_tokens_per_second": 20.0}
+    rows = [ORIGINAL, row("here", 1, 1.0, host="cpu", threads=2, **times), row("there", 1, 1.0, host="other", threads=2, **times)]
+    found = pareto.on_this_machine(rows, "cpu", 2)
+    assert [r["id"] for r in found] == ["here", "o"] and pareto.value(found[1], "decode_tokens_per_second") == 20.0
+
+
+@pytest.mark.parametrize("y", ["perplexity_ratio", "same_top_token_rate", "kl_divergence_mean"])
+def test_both_pictures_hold_every_point_and_the_figure_is_json(y):
+    rows = [r | {"same_top_token_rate": 0.9, "kl_divergence_mean": 0.1} if r is not ORIGINAL else r for r in ROWS]
+    drawing = plots.draw(rows, "file_bytes", y, EN)
+    figure = plots.figure(drawing)
+    json.dumps(figure, allow_nan=False)
+    ids = [i for t in figure["data"] for i in t.get("customdata", ())]
+    assert sorted(ids) == ["a", "b", "c", "d", "o"]
+    assert plots.still(drawing).count('class="mark') == 5
+
+
+def test_a_broken_model_is_drawn_at_the_edge_with_its_true_value():
+    marks = {m.id: m for m in plots.marks(ROWS, "file_bytes", "perplexity_ratio", EN)}
+    assert marks["d"].clipped and marks["d"].y == plots.WORST_RATIO and "400" in marks["d"].hover
+
+
+def test_better_is_up_and_the_line_runs_from_left_to_right():
+    drawing = plots.draw(ROWS, "file_bytes", "perplexity_ratio", EN)
+    assert drawing.y.at(1.0) > drawing.y.at(2.0)
+    line = plots.figure(drawing)["data"][0]["x"]
+    assert line == sorted(line)
+    for scale in (drawing.x, drawing.y):
+        assert all(0 <= scale.at(t) <= 1 for t, _ in scale.ticks) and len(scale.ticks) >= 3
+        assert all(0 <= scale.at(getattr(m, "x" if scale is drawing.x else "y")) <= 1 for m in drawing.marks)
+
+
+def test_at_most_four_labels_and_none_covers_another():
+    labels = plots.draw(ROWS, "file_bytes", "perplexity_ratio", EN).labels
+    assert 2 <= len(labels) <= 4
+
+
+def test_nothing_to_draw_is_drawn_as_nothing():
+    drawing = plots.draw([], "file_bytes", "perplexity_ratio", EN)
+    assert plots.figure(drawing)["layout"]["xaxis"]["tickvals"] == [] and "mark" not in plots.still(drawing).replace("markers", "")
+
+
+def test_foreign_text_never_becomes_markup():
+    evil = row("e", 10, 1.0, model="<img src=x onerror=alert(1)>", recipe=(("rtn", {"bits": "<b>"}),), text="<i>")
+    html = cards.runs_table([evil], EN, "cpu", 2)
+    html += cards.error_card(EN, {"code": "unknown_model", "message": "<script>", "facts": {"name": "<img>"}})
+    assert not any(tag in html for tag in ("<img", "<script", "<i>", "<b>"))

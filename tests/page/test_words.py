@@ -1,0 +1,97 @@
+"""The page's strings: whole in both languages, none invented, none left over; figures cut as people read them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from compression import NAMES, get
+from evaluation.pareto import METRICS
+from evaluation.words import LANGUAGES, Words, digits, essays, table, verdict
+
+ROOT = Path(__file__).parents[2]
+SOURCES = [*(ROOT / "assets").glob("*.js"), *(ROOT / "evaluation").glob("*.py")]
+CODE = "\n".join(f.read_text("utf-8") for f in SOURCES)
+LOGIC = "\n".join(f.read_text("utf-8") for folder in ("compression", "evaluation") for f in (ROOT / folder).rglob("*.py"))
+BUILT = ("metric.", "param.", "value.", "setting.", "stage.", "status.", "note.", "error.", "method.", "family.", "verdict.", "act.",
+         "chat.try.", "unit.", "card.group.", "app.tab.", "front.", "runs.")  # keys whose last part is computed  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_both_languages_have_the_same_strings_with_the_same_facts(language):
+    first, other = table(LANGUAGES[0]), table(language)
+    assert set(first) == set(other)
+    for key, text in first.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", other[key])), key
+        assert other[key].strip() or key == "then"
+
+
+def test_no_english_is_left_in_chinese():
+    same = {k for k, v in table("en").items() if v == table("zh-Hant")[k] and re.search(r"[a-z]{4}", re.sub(r"{\w+}", "", v))}
+    names = {k for k in same if k.startswith(("method.", "chat.try.", "error.")) or k == "app.name"}
+    assert same - names == set()
+
+
+def test_every_string_that_the_code_names_exists_and_is_used():
+    named = set(re.findall(r"""(?:\bt|words)\(\s*["']([a-z_]+(?:\.[a-z_0-9]+)*)["']""", CODE))
+    assert named - set(table("en")) == set()
+    unused = [k for k in table("en") if not k.startswith(BUILT) and k not in CODE]
+    assert unused == []
+
+
+def test_every_error_and_note_that_can_happen_has_words():
+    codes = set(re.findall(r'code="([a-z_]+)"', LOGIC)) | set(re.findall(r'^    code = "([a-z_]+)"', LOGIC, re.M))
+    internal = {"error", "refused", "chat", "model_unavailable", "text_unavailable", "unknown_run"}  # never shown by this name
+    for code in codes - internal:
+        assert all(f"error.{code}.{part}" in table("en") for part in ("what", "means", "do")), code
+    for code in set(re.findall(r'Note\("([a-z_]+)"', LOGIC)):
+        assert f"note.{code}" in table("en"), code
+
+
+def test_every_declaration_has_words():
+    words = table("en")
+    for name in NAMES:
+        assert f"method.{name}" in words and f"method.{name}.line" in words and f"family.{get(name).family}" in words
+        assert name in essays("zh-Hant")
+        for p in get(name).params.describe():
+            assert f"param.{p['name']}" in words and f"param.{p['name']}.help" in words
+            assert not p["main"] or f"param.{p['name']}.low" in words
+    for key in METRICS:
+        assert f"metric.{key}" in words and f"metric.{key}.help" in words
+
+
+@pytest.mark.parametrize("x, expected", [(0, "0"), (1.0234, "1.02"), (98.44, "98.4"), (0.01234, "0.0123"), (1230.4, "1,230"),
+                                         (9.999, "10.0"), (float("inf"), "∞"), (123456, "123,000")])  # fmt: skip
+def test_digits(x, expected):
+    assert digits(x) == expected
+
+
+def test_figures_become_words():
+    words = Words("en")
+    assert words.size(269_030_016) == "269\u00a0MB" and words.size(86_577_320) == "87\u00a0MB" and words.size(1.25e9) == "1.2\u00a0GB"
+    assert words.smaller(269e6, 86.5e6) == "3.1× smaller" and words.smaller(100, 100.5) == "the same size" and words.smaller(1, 2) == "2.0× larger"
+    assert words.speed(10, 25) == "2.5× faster" and words.speed(20, 10) == "2.0× slower" and words.speed(10, 10.3) == "as fast"
+    assert words.share(0.934) == "93 %" and words.share(0.99999) == "99.9 %" and words.share(1) == "100 %"
+    assert words.seconds(41) == "41 s" and words.seconds(150) == "2 min" and words.seconds(9000) == "2.5 h"
+    recipe = (("wanda", {"sparsity": 0.5, "pattern": "unstructured"}), ("gptq", {"bits": 4, "group_size": 64}))
+    assert words.recipe(recipe) == "Wanda 50 % removed → GPTQ 4 bits" and words.recipe(recipe, long=True).endswith("GPTQ, 4 bits, group 64")
+
+
+def test_verdicts_follow_their_thresholds_and_the_noise():
+    assert [verdict(r) for r in (0.99, 1.01, 1.02, 1.1, 1.3, 2, 9)] == ["same", "same", "about", "slightly", "clearly", "much", "broken"]
+    assert verdict(1.03, 0.02) == "same", "within twice its own error"
+    assert verdict(1.2, 0.2) == "clearly", "a large difference is not excused by a large error"
+
+
+def test_unknown_codes_fall_back_to_their_own_message():
+    parts = Words("zh-Hant").error({"code": "brand_new", "message": "something odd"})
+    assert parts["what"] == table("zh-Hant")["error.error.what"] and parts["details"] == "something odd"
+    assert Words("en").note({"code": "brand_new"}) == "brand_new"
+
+
+def test_listing_and_essays_agree_with_the_methods():
+    listed = json.loads((ROOT / "assets" / "methods.json").read_text("utf-8"))
+    assert [m["name"] for m in listed] == list(NAMES)
