@@ -36,15 +36,13 @@ def _plotly_script() -> Path:
     return Path(importlib.util.find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
 
 
-class Panel(gr.HTML):
+def panel(name: str, label: str, functions: dict[str, Callable] | None = None, **props) -> gr.HTML:
     """One panel: an empty section that its script fills. `functions` are what the script may ask the server."""
-
-    def __init__(self, name: str, label: str, functions: dict[str, Callable] | None = None, **props):
-        script = "\n".join((ASSETS / file).read_text("utf-8") for file in ("page.js", f"{name}.js"))
-        super().__init__(
-            js_on_load=script, html_template=f'<section class="panel" aria-label="{label}"></section>', elem_id=name,
-            server_functions=[_named(n, f) for n, f in (functions or {}).items()], apply_default_css=False, **props,
-        )  # fmt: skip
+    script = "\n".join((ASSETS / file).read_text("utf-8") for file in ("page.js", f"{name}.js"))
+    return gr.HTML(
+        js_on_load=script, html_template=f'<section class="panel" aria-label="{label}"></section>', elem_id=name,
+        server_functions=[_named(n, f) for n, f in (functions or {}).items()], apply_default_css=False, **props,
+    )  # fmt: skip
 
 
 def _named(name: str, function: Callable) -> Callable:
@@ -61,14 +59,14 @@ def build_app(store, runner, chat=None, estimate: Callable | None = None, path: 
     script = _plotly_script()
     gr.set_static_paths([script, page.downloads()])
     with gr.Blocks(title="Compression Explorer", fill_width=True, analytics_enabled=False) as demo:
-        Panel("top", "Compression Explorer", value=page.boot())
+        panel("top", "Compression Explorer", value=page.boot())
         with gr.Row(elem_id="explore"):
-            Panel("front", "Front", {"ask_front": page.front}, plotly=f"gradio_api/file={script}")
-            Panel("controls", "Controls", {"ask_estimate": page.weigh, "begin_run": page.begin, "poll_run": page.poll, "stop_run": page.stop})
-            Panel("card", "Run", {"ask_card": page.card, "pack_run": page.pack})
-            Panel("runs", "Runs", {"ask_runs": page.runs})
+            panel("front", "Front", {"ask_front": page.front}, plotly=f"gradio_api/file={script}")
+            panel("controls", "Controls", {"ask_estimate": page.weigh, "begin_run": page.begin, "poll_run": page.poll, "stop_run": page.stop})
+            panel("card", "Run", {"ask_card": page.card, "pack_run": page.pack})
+            panel("runs", "Runs", {"ask_runs": page.runs})
         if chat is not None:
-            talk = Panel("chat", "Chat", {"ask_sides": page.sides, "stop_chat": lambda ask: chat.stop() or {}})
+            talk = panel("chat", "Chat", {"ask_sides": page.sides, "stop_chat": lambda ask: chat.stop() or {}})
 
             def converse(event: gr.EventData):
                 yield from page.converse(event._data)

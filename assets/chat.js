@@ -12,7 +12,7 @@
   const asked = h('p', {className: 'asked'}), trouble = h('div', {className: 'trouble'});
   const form = h('form', {className: 'ask', onsubmit: e => { e.preventDefault(); start(box.value.trim()); }}, box, h('div', {className: 'row'}, send, stop));
   box.addEventListener('keydown', e => { if (e.key === 'Enter' && !e.shiftKey && !e.isComposing) { e.preventDefault(); start(box.value.trim()); } });
-  const none = h('div', {className: 'none'}), talk = h('div', {className: 'talk'}, asked, h('div', {className: 'columns'}, columns.original.root, columns.compressed.root), say, trouble, suggest, form, options);
+  const none = h('div', {className: 'none', hidden: true}), talk = h('div', {className: 'talk', hidden: true}, asked, h('div', {className: 'columns'}, columns.original.root, columns.compressed.root), say, trouble, suggest, form, options);
   root.replaceChildren(choice, none, talk);
 
   function column() {

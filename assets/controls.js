@@ -152,7 +152,7 @@
   function weigh(wait = 0) {
     clearTimeout(timer);
     const turn = ++asked;
-    if (!estimate.childElementCount) estimate.replaceChildren(h('p', {className: 'more'}, t('controls.wait')));
+    if (!estimate.childElementCount) estimate.replaceChildren(h('p', {className: 'wait quiet'}, t('controls.wait')));
     return new Promise(done => { timer = setTimeout(async () => {
       const got = await ce.ask(server.ask_estimate, {choices: ce.choices()});
       if (turn !== asked) return done();

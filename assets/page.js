@@ -118,12 +118,12 @@ const ce = window.ce ??= (() => {
       else page.problems.push(['link_model', {name: model, instead: first.model}]);
     }
     for (const [key, prefix] of [['method', ''], ['then', 'then.']]) {
-      const name = q.get(key);
+      const name = q.get(key) ?? (prefix ? null : first.method);
       if (!name) continue;
       const method = page.method(name);
       if (!method) { page.problems.push(['link_method', {name, instead: first.method}]); continue; }
       if (key === 'method') state.steps = [{method: name}]; else state.steps.push({method: name});
-      const values = page.memory[name] = {};
+      const values = page.memory[name] = prefix || q.has(key) ? {} : {...first.values};
       for (const p of method.params) {
         const got = q.get(prefix + p.name);
         if (got === null) continue;

@@ -100,10 +100,11 @@ def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Sc
     flip = vertical and metric.better == "low"
     if not values:
         return Scale(key, 0.0, 1.0, False, flip)
+    values = [*values, metric.original] if metric.log and metric.original else values
     low, high = min(values), max(values)
     if metric.log and low > 0:
         low, high = math.log10(low), math.log10(high)
-        pad = max(0.06 * (high - low), 0.01)
+        pad = max(0.06 * (high - low), 0.02)
         axis = Scale(key, low - pad, high + pad, True, flip)
         inside = [t * b for b in _decades(axis) for t in LOG_TICKS if axis.low <= math.log10(t * b) <= axis.high]
         axis.ticks = [(t, words.figure(key, t)) for t in _spaced(axis, sorted(set(inside)), 0.07)]

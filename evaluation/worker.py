@@ -1,7 +1,7 @@
 """The process that does one run: reads a request as one JSON line, prints events as JSON lines, the result last.
 
     in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}
-    out   {"ready": true}, then {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
+    out   {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
 
 It imports what is slow before the request comes, so that a waiting worker starts at once, and it ends when its
 parent does: standard input closes.
@@ -28,13 +28,15 @@ def serve() -> int:
     import evaluation.run  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
-    _say(out, {"ready": True})
     line = sys.stdin.readline()
     if not line.strip():
         return 0
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    for event in events(json.loads(line)):
-        _say(out, event)
+    try:
+        for event in events(json.loads(line)):
+            _say(out, event)
+    except BrokenPipeError:  # the parent is gone
+        return 3
     return 0
 
 
