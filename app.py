@@ -27,7 +27,17 @@ from evaluation.page import Page
 from evaluation.spec import ROOT
 
 ASSETS = ROOT / "assets"
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "PingFang TC", "Microsoft JhengHei", "Noto Sans TC", "Noto Sans CJK TC", "sans-serif")
+FONTS = (
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Roboto",
+    "PingFang TC",
+    "Microsoft JhengHei",
+    "Noto Sans TC",
+    "Noto Sans CJK TC",
+    "sans-serif",
+)
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
@@ -53,7 +63,9 @@ def _named(name: str, function: Callable) -> Callable:
     return call
 
 
-def build_app(store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False) -> gr.Blocks:
+def build_app(
+    store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False
+) -> gr.Blocks:
     """The whole page over a store, a runner, a chat and an estimate."""
     page = Page(store, runner, chat, estimate, path, public)
     script = _plotly_script()
@@ -62,7 +74,11 @@ def build_app(store, runner, chat=None, estimate: Callable | None = None, path: 
         panel("top", "Compression Explorer", value=page.boot())
         with gr.Row(elem_id="explore"):
             panel("front", "Front", {"ask_front": page.front}, plotly=f"gradio_api/file={script}")
-            panel("controls", "Controls", {"ask_estimate": page.weigh, "begin_run": page.begin, "poll_run": page.poll, "stop_run": page.stop})
+            panel(
+                "controls",
+                "Controls",
+                {"ask_estimate": page.weigh, "begin_run": page.begin, "poll_run": page.poll, "stop_run": page.stop},
+            )
             panel("card", "Run", {"ask_card": page.card, "pack_run": page.pack})
             panel("runs", "Runs", {"ask_runs": page.runs})
         if chat is not None:
@@ -111,7 +127,9 @@ def main() -> None:
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
     try:
         demo.queue(default_concurrency_limit=4).launch(
-            server_name="0.0.0.0" if public else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), server_port=port, **launch_options()
+            server_name="0.0.0.0" if public else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
+            server_port=port,
+            **launch_options(),
         )
     finally:
         chat.close()

@@ -53,7 +53,10 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
     if found is None:
         second = _e(words("front.under_none"))
     else:
-        facts = {"size": words.size(value(found, "file_bytes")), "ratio": words.figure("perplexity_ratio", value(found, "perplexity_ratio"))}
+        facts = {
+            "size": words.size(value(found, "file_bytes")),
+            "ratio": words.figure("perplexity_ratio", value(found, "perplexity_ratio")),
+        }
         second = _e(words("front.under_is", name="\0", **facts)).replace("\0", _pick(found, words))
     box = f'<input type="number" min="1" step="1" inputmode="numeric" value="{budget_bytes / 1e6:.0f}" aria-label="{_e(words("front.under"))} MB">'
     return f"<p>{html_first}</p><p><label>{_e(words('front.under'))} {box} MB:</label> {second}</p>", first
@@ -86,7 +89,9 @@ def estimate_line(words: Words, found, stored: bool, public: bool) -> str:
     lines.append(f'<p class="more" title="{_e(words("estimate.range"))}">{_e(" · ".join(more))}</p>')
     if not found.fits and not stored:
         key = "estimate.too_big_public" if public else "estimate.too_big"
-        lines.append(f'<p class="warn">{_e(words(key, peak=words.size(found.peak_bytes), free=words.size(found.available_bytes)))}</p>')
+        lines.append(
+            f'<p class="warn">{_e(words(key, peak=words.size(found.peak_bytes), free=words.size(found.available_bytes)))}</p>'
+        )
     return "".join(lines)
 
 
@@ -104,7 +109,15 @@ def error_card(words: Words, error: dict, run_id: str = "", act: str | None = No
 
 
 def run_card(
-    words: Words, result: Result, *, shipped: bool, artifact: bool, here: bool, chat: bool, dominated: bool = False, seconds: float | None = None
+    words: Words,
+    result: Result,
+    *,
+    shipped: bool,
+    artifact: bool,
+    here: bool,
+    chat: bool,
+    dominated: bool = False,
+    seconds: float | None = None,
 ) -> str:
     """A run in plain words first, its figures one look further.
 
@@ -146,7 +159,9 @@ def _plain_facts(words: Words, m: dict, here: bool) -> list[str]:
 def _sizes(words: Words, result: Result, here: bool) -> list[str]:
     m, lines = result.metrics, []
     if m.get("baseline_file_bytes"):
-        against = words("card.versus", now=words.size(m["file_bytes"]), original=words.size(m["baseline_file_bytes"]), model=result.spec.model)
+        against = words(
+            "card.versus", now=words.size(m["file_bytes"]), original=words.size(m["baseline_file_bytes"]), model=result.spec.model
+        )
         lines.append(against)
     elif "file_bytes" in m:
         lines.append(words.size(m["file_bytes"]))
@@ -191,8 +206,11 @@ def _figures(words: Words, result: Result, here: bool, shipped: bool) -> str:
             rows.append(f"<tr><th scope='row'>{term(words, metric.key)}</th><td>{_e(own)}</td>"
                         f"<td>{_e(words.figure(metric.key, base)) if base is not None else ''}</td></tr>")  # fmt: skip
         if rows:
-            groups.append(f"<tr class='group'><th colspan='3' scope='colgroup'>{_e(words(f'card.group.{kind}'))}</th></tr>" + "".join(rows))
-    head = f"<tr><th scope='col'>{_e(words('card.figure'))}</th><th scope='col'>{_e(words('card.compressed' if not result.spec.is_original else 'original'))}</th><th scope='col'>{_e('' if result.spec.is_original else words('card.original'))}</th></tr>"
+            groups.append(
+                f"<tr class='group'><th colspan='3' scope='colgroup'>{_e(words(f'card.group.{kind}'))}</th></tr>" + "".join(rows)
+            )
+    own, other = ("original", "") if result.spec.is_original else ("card.compressed", words("card.original"))
+    head = "".join(f"<th scope='col'>{_e(title)}</th>" for title in (words("card.figure"), words(own), other))
     foot = [words("card.protocol", protocol=result.protocol_id)]
     if here and result.timings:
         t = result.timings[-1]
@@ -201,7 +219,7 @@ def _figures(words: Words, result: Result, here: bool, shipped: bool) -> str:
     day = time.strftime("%Y-%m-%d", time.localtime(result.created))
     foot.append(words("card.measured", date=day) + (f" · {words('shipped_mark')}" if shipped else ""))
     foot += [words.note(n) for n in result.notes if n.get("code") == "plain_kernel"]
-    return (f"<details class='all'><summary>{_e(words('card.figures'))}</summary><div class='scroll'><table><thead>{head}</thead>"
+    return (f"<details class='all'><summary>{_e(words('card.figures'))}</summary><div class='scroll'><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(groups)}</tbody></table></div><p class='quiet'>{'<br>'.join(map(_e, foot))}</p></details>")  # fmt: skip
 
 
@@ -218,12 +236,19 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
         cells = []
         for _, key in COLUMNS:
             x = value(r, key) if key not in TIMES or here else None
-            cells.append(f'<td data-v="{"" if x is None else x}">{"" if x is None else _e(words.figure(key, x).replace(" tokens/s", ""))}</td>')
-        status = "" if r["status"] == "ok" else f' <span class="status {_e(r["status"])}">{_e(words("status." + str(r["status"])))}</span>'
+            cells.append(
+                f'<td data-v="{"" if x is None else x}">{"" if x is None else _e(words.figure(key, x).replace(" tokens/s", ""))}</td>'
+            )
+        status = (
+            ""
+            if r["status"] == "ok"
+            else f' <span class="status {_e(r["status"])}">{_e(words("status." + str(r["status"])))}</span>'
+        )
         mark = f' <span class="note-mark" title="{_e(words.note(noteworthy(r)[0]))}">!</span>' if noteworthy(r) else ""
         pick = f'<button class="linklike" data-run="{_e(r["id"])}" aria-label="{_e(words("runs.select", name=name))}">{_e(name)}</button>'
         day = time.strftime("%m-%d %H:%M", time.localtime(float(r["created"])))
-        body.append(f'<tr data-run="{_e(r["id"])}" data-model="{_e(r["model"])}"><td data-v="{_e(name)}"><i class="dot {_e(r["family"])}"></i>{pick}{status}{mark}</td>'
+        dot = f'<i class="dot {_e(r["family"])}"></i>'
+        body.append(f'<tr data-run="{_e(r["id"])}" data-model="{_e(r["model"])}"><td data-v="{_e(name)}">{dot}{pick}{status}{mark}</td>'
                     f'<td class="model" data-v="{_e(r["model"])}">{_e(r["model"])}</td>'
                     f'<td class="model" data-v="{_e(r["text"])}">{_e(Path(str(r["text"])).name)}</td>{"".join(cells)}'
                     f'<td class="when" data-v="{float(r["created"]):.0f}">{_e(day)}</td></tr>')  # fmt: skip
@@ -233,5 +258,7 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
     for i, key in enumerate(("method", "model", "text", *(c for c, _ in COLUMNS), "when")):
         label = words(f"runs.{key}")
         side = ' class="model"' if key in ("model", "text") else ' class="when"' if key == "when" else ""
-        heads.append(f'<th scope="col"{side}><button data-sort="{i}" title="{_e(words("runs.sort", name=label))}">{_e(label)}</button></th>')
+        heads.append(
+            f'<th scope="col"{side}><button data-sort="{i}" title="{_e(words("runs.sort", name=label))}">{_e(label)}</button></th>'
+        )
     return f'<table class="runs"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(body)}</tbody></table>'

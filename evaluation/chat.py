@@ -63,7 +63,9 @@ class Chat:
         models = self.request(result_id)
         with self._turn:
             process = self._alive()
-            question = {"ask": models | {"messages": messages, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}}
+            question = {
+                "ask": models | {"messages": messages, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+            }
             self._send(question)
             finished = False
             try:

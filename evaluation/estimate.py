@@ -95,9 +95,7 @@ def estimate(spec: RunSpec) -> Estimate:
     file_bytes = original if spec.is_original else int(packed + table_bytes + norms)
     wide = 4  # float32 on a processor
     states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
-    peak = int(
-        PROCESS_BYTES + wide * (weights + tables * table) + max((c[2] for c in costs), default=0) + states + 300e6
-    )
+    peak = int(PROCESS_BYTES + wide * (weights + tables * table) + max((c[2] for c in costs), default=0) + states + 300e6)
     available = machine.available_bytes()
     fits = peak <= available
     return Estimate(

@@ -37,7 +37,9 @@ def _failure(error: Exception) -> dict:
 class Page:
     """The page's questions to store, runner, chat and estimate."""
 
-    def __init__(self, store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False):
+    def __init__(
+        self, store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False
+    ):
         self.store, self.runner, self.chat, self.public = store, runner, chat, public
         self._estimate, self._path = estimate, path
         self.methods = json.loads(METHODS.read_text("utf-8"))
@@ -169,7 +171,12 @@ class Page:
                 return out | {"html": f"<p class='more'>{words('estimate.unknown')}</p>"}
             return out | {"error": cards.error_card(words, _failure(error)), "fits": False}
         out["path"] = [
-            [v, size, f"{words.size(size)} · {words.smaller(found.baseline_file_bytes, size)}", words("estimate.hint", size=words.size(size))]
+            [
+                v,
+                size,
+                f"{words.size(size)} · {words.smaller(found.baseline_file_bytes, size)}",
+                words("estimate.hint", size=words.size(size)),
+            ]
             for v, size, *_ in self._path(spec)
         ]
         out["bytes"], out["fits"], out["seconds"] = found.file_bytes, found.fits, found.seconds
@@ -241,7 +248,9 @@ class Page:
         if result is None or not self.store.has_artifact(result):
             return {"error": cards.error_card(words, {"code": "artifact_missing"}, str(ask["id"]))}
         folder, place = self.store.artifact_folder(result.artifact), self.downloads()
-        label = re.sub(r"[^A-Za-z0-9.]+", "-", f"{Path(result.spec.model).name}-{Words('en').recipe(result.spec.recipe, long=True)}")
+        label = re.sub(
+            r"[^A-Za-z0-9.]+", "-", f"{Path(result.spec.model).name}-{Words('en').recipe(result.spec.recipe, long=True)}"
+        )
         file = place / f"{label.strip('-')}-{result.id[-6:]}.zip"
         with self._packing:
             try:
@@ -257,7 +266,11 @@ class Page:
                     old.unlink(missing_ok=True)
             except OSError as error:
                 full = shutil.disk_usage(self.store.home).free < 1e8
-                return {"error": cards.error_card(words, {"code": "disk_full" if full else "error", "message": str(error)}, act="dismiss")}
+                return {
+                    "error": cards.error_card(
+                        words, {"code": "disk_full" if full else "error", "message": str(error)}, act="dismiss"
+                    )
+                }
         return {"file": str(file), "name": file.name}
 
     def sides(self, ask: dict) -> dict:
@@ -289,8 +302,19 @@ class Page:
     def converse(self, ask: dict):
         """Both answers as they grow: yields the state of both columns. ask: lang, id, messages, max_tokens, temperature."""
         words = Words(ask["lang"])
-        sides = {side: {"text": "", "rate": "", "first": "", "memory": "", "done": False, "pieces": 0} for side in ("original", "compressed")}
-        state = {"turn": ask.get("turn", 0), "sides": sides, "parted": None, "cut": None, "done": False, "error": "", "status": words("chat.waiting")}
+        sides = {
+            side: {"text": "", "rate": "", "first": "", "memory": "", "done": False, "pieces": 0}
+            for side in ("original", "compressed")
+        }
+        state = {
+            "turn": ask.get("turn", 0),
+            "sides": sides,
+            "parted": None,
+            "cut": None,
+            "done": False,
+            "error": "",
+            "status": words("chat.waiting"),
+        }
         yield state
         try:
             for event in self.chat.ask(ask["id"], ask["messages"], max_tokens=int(ask["max_tokens"]),
@@ -320,9 +344,15 @@ class Page:
         if event.get("first_ms") is not None:
             side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
         if event.get("tokens_per_second"):
-            side["rate"], side["rate_value"] = words("chat.rate", rate=cards.digits(event["tokens_per_second"], 2)), event["tokens_per_second"]
+            side["rate"], side["rate_value"] = (
+                words("chat.rate", rate=cards.digits(event["tokens_per_second"], 2)),
+                event["tokens_per_second"],
+            )
         if event.get("memory_bytes"):
-            side["memory"], side["memory_value"] = words("chat.memory", memory=words.size(event["memory_bytes"])), event["memory_bytes"]
+            side["memory"], side["memory_value"] = (
+                words("chat.memory", memory=words.size(event["memory_bytes"])),
+                event["memory_bytes"],
+            )
         if event.get("done"):
             side["done"] = True
         if event.get("token") is not None:

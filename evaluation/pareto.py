@@ -90,9 +90,7 @@ def front(rows: Iterable[Row], x: str, y: str) -> list[str]:
     known = [(r, a, b) for r in rows if (a := value(r, x)) is not None and (b := value(r, y)) is not None]
 
     def beaten(a: float, b: float) -> bool:
-        return any(
-            not better(x, a, p) and not better(y, b, q) and (better(x, p, a) or better(y, q, b)) for _, p, q in known
-        )
+        return any(not better(x, a, p) and not better(y, b, q) and (better(x, p, a) or better(y, q, b)) for _, p, q in known)
 
     return [str(r["id"]) for r, a, b in sorted(known, key=lambda k: k[1]) if not beaten(a, b)]
 

@@ -61,7 +61,9 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
     """The runs that have both figures."""
     rows = [r for r in rows if value(r, x) is not None and value(r, y) is not None]
     leading, best = set(front(rows, x, y)), smallest_within(rows)
-    limit = WORST_RATIO * (1 if y == "perplexity_ratio" else next((value(r, y) for r in rows if r["family"] == "original"), math.inf))
+    limit = WORST_RATIO * (
+        1 if y == "perplexity_ratio" else next((value(r, y) for r in rows if r["family"] == "original"), math.inf)
+    )
     cut = limit if METRICS[y].log else math.inf
     out = []
     for r in rows:
@@ -109,7 +111,7 @@ def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Sc
         inside = [t * b for b in _decades(axis) for t in LOG_TICKS if axis.low <= math.log10(t * b) <= axis.high]
         axis.ticks = [(t, words.figure(key, t)) for t in _spaced(axis, sorted(set(inside)), 0.07)]
         return axis
-    if metric.unit == "bytes" or low >= 0 and low < 0.5 * high:
+    if metric.unit == "bytes" or (low >= 0 and low < 0.5 * high):
         low = 0.0
     if metric.unit == "share":
         high = max(high, 1.0)
@@ -323,7 +325,11 @@ def still(drawing: Drawing) -> str:
     for m in drawing.marks:
         x, y = place(m.x, m.y)
         kind = "original" if m.family == "original" else m.family if m.leading else "grey"
-        shape = f'<path d="{_STAR}" transform="translate({x:.1f} {y:.1f})"' if kind == "original" else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5.5 if m.leading else 4.5}"'
+        shape = (
+            f'<path d="{_STAR}" transform="translate({x:.1f} {y:.1f})"'
+            if kind == "original"
+            else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5.5 if m.leading else 4.5}"'
+        )
         out.append(f'{shape} class="mark {kind}"/>')
         if m.best:
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10.5" class="best"/>')

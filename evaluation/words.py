@@ -73,14 +73,16 @@ class Words:
         return f"{n:.0f}\u00a0B"
 
     def smaller(self, original: float, now: float) -> str:
-        """"3.2x smaller"."""
+        """ "3.2x smaller"."""
         ratio = original / now
-        return self("same_size") if 0.99 < ratio < 1.01 else self(
-            "smaller" if ratio > 1 else "larger", times=digits(max(ratio, 1 / ratio), 2)
+        return (
+            self("same_size")
+            if 0.99 < ratio < 1.01
+            else self("smaller" if ratio > 1 else "larger", times=digits(max(ratio, 1 / ratio), 2))
         )
 
     def speed(self, original: float, now: float) -> str:
-        """"1.2x faster", "2.1x slower" or "as fast"."""
+        """ "1.2x faster", "2.1x slower" or "as fast"."""
         ratio = now / original
         if abs(ratio - 1) < SPEED_MARGIN:
             return self("as_fast")
@@ -93,7 +95,7 @@ class Words:
         return f"{digits(shown, 3 if 99 < shown < 100 else 2)} %" if 0 < shown < 100 else f"{shown:.0f} %"
 
     def seconds(self, s: float) -> str:
-        """"41 s", "3 min", "2 h"."""
+        """ "41 s", "3 min", "2 h"."""
         if s < 100:
             return self("seconds", n=digits(s, 2) if s < 10 else f"{s:.0f}")
         return self("minutes", n=f"{s / 60:.0f}") if s < 5400 else self("hours", n=digits(s / 3600, 2))

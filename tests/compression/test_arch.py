@@ -23,7 +23,11 @@ def test_normal_form_gives_the_original_logits(family):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_block_has_the_named_linears_and_no_other(family):
     bundle = tiny.bundle(family)
-    roles = ["q", "k", "v", "o", "gate", "up", "down"] if family in ("llama", "qwen2", "qwen3") else ["q", "k", "v", "o", "up", "down"]
+    roles = (
+        ["q", "k", "v", "o", "gate", "up", "down"]
+        if family in ("llama", "qwen2", "qwen3")
+        else ["q", "k", "v", "o", "up", "down"]
+    )
     found = arch.linears(bundle.module)
     assert [role for _, role, layer in found if layer == 1] == roles
     inside = {id(m) for block in arch.blocks(bundle.module) for m in block.modules() if isinstance(m, nn.Linear)}
@@ -64,7 +68,9 @@ def test_joined_weight_rebuilds_the_publishers_layer():
 def test_other_architectures_are_refused_by_name(tmp_path):
     from transformers import BertConfig, BertModel
 
-    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(tmp_path)
+    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(UnsupportedModel, match="bert.*supported: llama"):
         models.load(str(tmp_path))
 

@@ -61,7 +61,9 @@ class Spy:
 def inputs_of(bundle, path, tokens):
     """What enters a linear in a full forward pass, [tokens, in]."""
     caught = []
-    handle = bundle.module.get_submodule(path).register_forward_pre_hook(lambda m, a: caught.append(a[0].reshape(-1, a[0].shape[-1])))
+    handle = bundle.module.get_submodule(path).register_forward_pre_hook(
+        lambda m, a: caught.append(a[0].reshape(-1, a[0].shape[-1]))
+    )
     tiny.logits(bundle, tokens)
     handle.remove()
     return caught[0]

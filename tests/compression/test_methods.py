@@ -24,13 +24,17 @@ def site(out=24, n=40, seed=0, previous=None):
 
 def inputs(n=40, tokens=500, seed=1):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, n, generator=g) @ (torch.eye(n) + torch.randn(n, n, generator=g) / n**0.5) * (
-        0.1 + 3 * torch.rand(n, generator=g) ** 4
+    return (
+        torch.randn(tokens, n, generator=g)
+        @ (torch.eye(n) + torch.randn(n, n, generator=g) / n**0.5)
+        * (0.1 + 3 * torch.rand(n, generator=g) ** 4)
     )
 
 
 def stats(x):
-    return Stats(tokens=len(x), gram=x.T @ x, sum_sq=x.square().sum(0), mean_abs=x.abs().mean(0), max_abs=x.abs().amax(0), mean=x.mean(0))
+    return Stats(
+        tokens=len(x), gram=x.T @ x, sum_sq=x.square().sum(0), mean_abs=x.abs().mean(0), max_abs=x.abs().amax(0), mean=x.mean(0)
+    )
 
 
 def run(name, here=None, x=None, **params):
@@ -262,5 +266,7 @@ def test_svd_llm_needs_no_invertible_gram():
 def test_error_falls_with_rank():
     here, x = site(), inputs()
     for name in ("svd", "svd_llm"):
-        errors = [float(((here.weight - run(name, here, x, removed=r)[0].dequantize()) @ x.T).norm()) for r in (0.8, 0.6, 0.4, 0.2)]
+        errors = [
+            float(((here.weight - run(name, here, x, removed=r)[0].dequantize()) @ x.T).norm()) for r in (0.8, 0.6, 0.4, 0.2)
+        ]
         assert errors == sorted(errors, reverse=True)

@@ -19,7 +19,9 @@ def made(tmp_path_factory):
     store = Store(folder / "home", shipped=None)
 
     def make(name, values):
-        spec = RunSpec(tiny.folder("qwen3"), ((name, values),), text=str(folder / "test.txt"), window=64, tokens=512, table_bits=16)
+        spec = RunSpec(
+            tiny.folder("qwen3"), ((name, values),), text=str(folder / "test.txt"), window=64, tokens=512, table_bits=16
+        )
         result = run(spec, store=store, timings=False)
         assert result.status == "ok", result.error
         return result

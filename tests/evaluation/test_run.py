@@ -20,15 +20,41 @@ from evaluation.store import Store
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-REQUIRED = (
-    "perplexity perplexity_stderr baseline_perplexity kl_divergence_mean kl_divergence_median kl_divergence_p90 "
-    "kl_divergence_p99 kl_divergence_max same_top_token_rate short_context_kl_divergence_mean "
-    "short_context_same_top_token_rate next_token_accuracy next_token_accuracy_stderr bits_per_byte repeat_rate "
-    "first_difference_tokens weight_bits_per_weight model_bits_per_parameter file_bytes baseline_file_bytes "
-    "resident_weight_bytes baseline_resident_weight_bytes peak_memory_bytes kv_cache_bytes_per_token "
-    "time_to_first_token_ms baseline_time_to_first_token_ms time_per_output_token_ms baseline_time_per_output_token_ms "
-    "prefill_tokens_per_second decode_tokens_per_second baseline_decode_tokens_per_second compress_seconds evaluate_seconds"
-).split()
+REQUIRED = [
+    "perplexity",
+    "perplexity_stderr",
+    "baseline_perplexity",
+    "kl_divergence_mean",
+    "kl_divergence_median",
+    "kl_divergence_p90",
+    "kl_divergence_p99",
+    "kl_divergence_max",
+    "same_top_token_rate",
+    "short_context_kl_divergence_mean",
+    "short_context_same_top_token_rate",
+    "next_token_accuracy",
+    "next_token_accuracy_stderr",
+    "bits_per_byte",
+    "repeat_rate",
+    "first_difference_tokens",
+    "weight_bits_per_weight",
+    "model_bits_per_parameter",
+    "file_bytes",
+    "baseline_file_bytes",
+    "resident_weight_bytes",
+    "baseline_resident_weight_bytes",
+    "peak_memory_bytes",
+    "kv_cache_bytes_per_token",
+    "time_to_first_token_ms",
+    "baseline_time_to_first_token_ms",
+    "time_per_output_token_ms",
+    "baseline_time_per_output_token_ms",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "baseline_decode_tokens_per_second",
+    "compress_seconds",
+    "evaluate_seconds",
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +115,12 @@ def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypat
     first = run(spec(place, ("none", {})), store=store, timings=False)
     assert first.status == "ok" and first.spec.is_original and "kl_divergence_mean" not in first.metrics
     stages = []
-    second = run(spec(place, ("rtn", {"bits": 8, "group_size": 16}), table_bits=16), lambda e: stages.append(e["stage"]), store=store, timings=False)
+    second = run(
+        spec(place, ("rtn", {"bits": 8, "group_size": 16}), table_bits=16),
+        lambda e: stages.append(e["stage"]),
+        store=store,
+        timings=False,
+    )
     assert "baseline" not in stages
     assert second.metrics["baseline_perplexity"] == pytest.approx(first.metrics["perplexity"], rel=1e-9)
     assert second.metrics["kl_divergence_mean"] < 1e-3 and second.metrics["same_top_token_rate"] > 0.97
@@ -242,4 +273,6 @@ def test_the_list_names_every_method(capsys):
 
     assert main(["--list", "--json"]) == 0
     listing = json.loads(capsys.readouterr().out)
-    assert [m["name"] for m in listing] == list(NAMES) and all({"name", "family", "title", "paper", "params"} <= set(m) for m in listing)
+    assert [m["name"] for m in listing] == list(NAMES) and all(
+        {"name", "family", "title", "paper", "params"} <= set(m) for m in listing
+    )

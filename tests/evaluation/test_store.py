@@ -38,7 +38,9 @@ def test_the_newest_ok_answers_for_a_key(store):
     assert store.get("key") == newest
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"key": 1}', json.dumps({"key": "k", "spec": {"model": "m", "recipe": [["gone", {}]]}, "status": "ok"})])
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"key": 1}', json.dumps({"key": "k", "spec": {"model": "m", "recipe": [["gone", {}]]}, "status": "ok"})]
+)
 def test_a_broken_record_is_skipped_with_a_warning(store, content):
     kept = store.put(result())
     (store.home / "runs" / "20260101-broken.json").write_text(content)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.bits import pack
-from kernels.grouped_int import CASES, groups_of, grouped_int, grouped_int_reference
+from kernels.grouped_int import CASES, grouped_int, grouped_int_reference, groups_of
 from kernels.low_rank import CASES as LOW_RANK_CASES
 from kernels.low_rank import low_rank, low_rank_reference
 from kernels.sparse import CASES as SPARSE_CASES
@@ -24,7 +24,9 @@ def test_grouped_int(case):
     zero = torch.randint(0, 2**bits, (out, groups), generator=g).to(torch.uint8)
     x = torch.randn(tokens, n, generator=g)
     size = n if group == -1 else group
-    weight = np.array([[float(scale[o, i // size]) * (int(codes[o, i]) - int(zero[o, i // size])) for i in range(n)] for o in range(out)])
+    weight = np.array(
+        [[float(scale[o, i // size]) * (int(codes[o, i]) - int(zero[o, i // size])) for i in range(n)] for o in range(out)]
+    )
     expected = x.double().numpy() @ weight.T
     for op in (grouped_int, grouped_int_reference):
         found = op(x, pack(codes, bits), scale, zero, bits, group).numpy()

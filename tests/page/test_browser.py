@@ -198,7 +198,12 @@ def test_first_visit_understood_in_ten_seconds(visit):
     shot(page, "first")
     assert re.fullmatch(rf"{OFFLINE_MODEL} shrinks from 269 MB to \d+ MB and stays .+\.", text(page, "#headline"))
     labels = page.locator("#front .annotation-text").all_text_contents()
-    assert "original" in labels and any("bits" in x for x in labels) and any("better" in x for x in labels) and any("smaller" in x for x in labels)
+    assert (
+        "original" in labels
+        and any("bits" in x for x in labels)
+        and any("better" in x for x in labels)
+        and any("smaller" in x for x in labels)
+    )
     assert text(page, "#controls .go") == "Show result (already measured)"
     assert "is the smallest within 5 % of the original" in text(page, "#front .answer")
     assert "then chat" in text(page, "#card button.primary"), "a shipped point has no model on this disk: it offers to make it"
@@ -274,7 +279,9 @@ def test_values_survive_a_change_of_method(visit):
 
 def test_too_big_says_so_and_disables_the_button(visit, server):
     real = server.estimate
-    server.estimate = lambda spec: dataclasses.replace(real(spec), fits=False, reason="memory", peak_bytes=30 * 10**9, available_bytes=10**9)
+    server.estimate = lambda spec: dataclasses.replace(
+        real(spec), fits=False, reason="memory", peak_bytes=30 * 10**9, available_bytes=10**9
+    )
     try:
         page = visit("?bits=5")
         assert "needs about 30 GB, and 1.0 GB are free" in text(page, "#controls .warn")
@@ -290,7 +297,10 @@ def test_bad_settings_are_told_before_the_run(visit, query, said, server):
     if said.startswith("can't"):
         assert said in text(page, "#controls .error h3")
     else:
-        server.runner.answer = {"status": "failed", "error": {"code": "unknown_text", "message": "m", "facts": {"name": "nosuch"}}}
+        server.runner.answer = {
+            "status": "failed",
+            "error": {"code": "unknown_text", "message": "m", "facts": {"name": "nosuch"}},
+        }
         page.locator("#controls .go").click()
         page.wait_for_selector("#controls .trouble .error")
         assert said in text(page, "#controls .trouble .error")
@@ -318,7 +328,7 @@ def test_every_stage_has_words_and_time_left(visit, server, stage, said):
     page = visit()
     start(page)
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('41 s left')")
-    assert said in text(page, "#controls .stage") and "GPTQ 5 bits" in text(page, "#controls .now") or True
+    assert (said in text(page, "#controls .stage") and "GPTQ 5 bits" in text(page, "#controls .now")) or True
     assert float(page.locator("#controls progress").get_attribute("value")) == pytest.approx(20 / 61, abs=0.01)
     if stage == "compress":
         shot(page, "running")
@@ -329,7 +339,9 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
     start(page)
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
     spec = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 5, "group_size": 64}),))
-    store_run(server, id="mine", spec=spec, key="mine", metrics={"file_bytes": 1e8, "perplexity_ratio": 1.03}, created=time.time())
+    store_run(
+        server, id="mine", spec=spec, key="mine", metrics={"file_bytes": 1e8, "perplexity_ratio": 1.03}, created=time.time()
+    )
     before = page.locator("#front").bounding_box()["y"]
     server.runner.answer = {"status": "ok", "result_id": "mine"}
     page.wait_for_selector("#card [data-act=chat]")
@@ -393,7 +405,15 @@ def test_waiting_in_line_and_sharing(visit, server):
     start(page)
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('3 before you')")
     shot(page, "queued")
-    server.runner.answer = {"status": "running", "stage": "compress", "done": 1, "total": 30, "seconds_left": 9.0, "elapsed": 1.0, "shared": True}
+    server.runner.answer = {
+        "status": "running",
+        "stage": "compress",
+        "done": 1,
+        "total": 30,
+        "seconds_left": 9.0,
+        "elapsed": 1.0,
+        "shared": True,
+    }
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('share')")
     shot(page, "shared")
 
@@ -471,7 +491,9 @@ def test_points_rows_and_links_select(visit):
 
 
 def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
-    store_run(server, id="timed", key="timed", metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 30.0})
+    store_run(
+        server, id="timed", key="timed", metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 30.0}
+    )
     page = visit()
     page.locator("#front details.axes summary").click()
     page.locator("#front details.axes select").first.select_option("decode_tokens_per_second")
@@ -554,17 +576,24 @@ def test_a_store_that_cannot_be_written_says_so(visit, server):
 
 
 def test_chat_side_by_side(visit, server):
-    made = store_run(server, id="talks", key="talks", metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 25.0})
+    made = store_run(
+        server, id="talks", key="talks", metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 25.0}
+    )
     server.runner.work = True
     page = visit(f"?run={made.id}")
     page.locator("#card [data-act=chat]").click()
     page.wait_for_selector("#chat .columns:visible")
-    assert "GPTQ, 4 bits, group 64 · 87 MB" in text(page, "#chat .columns") and "Original · 269 MB" in text(page, "#chat .columns")
+    assert "GPTQ, 4 bits, group 64 · 87 MB" in text(page, "#chat .columns") and "Original · 269 MB" in text(
+        page, "#chat .columns"
+    )
     assert "the chat is slower now" in text(page, "#chat")
     page.locator("#chat .chip").first.click()
     page.wait_for_function("document.querySelector('#chat .chat-status').textContent.includes('part after 3')")
     columns = page.locator("#chat .text")
-    assert columns.nth(0).inner_text() == "The capital <b>is</b> Paris." and columns.nth(1).inner_text() == "The capital <b>is</b> London."
+    assert (
+        columns.nth(0).inner_text() == "The capital <b>is</b> Paris."
+        and columns.nth(1).inner_text() == "The capital <b>is</b> London."
+    )
     assert page.locator("#chat mark").all_inner_texts() == ["Paris.", "London."]
     assert "20 tokens/s" in page.locator("#chat .live").nth(0).inner_text()
     shot(page, "chat")
@@ -703,7 +732,9 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         shot(page, "real-chat")
         page.close()
         tab = browser.new_context().new_page()  # a tab that is closed while its run goes on
-        tab.goto(page.url.split("?")[0] + query + "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16")
+        tab.goto(
+            page.url.split("?")[0] + query + "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
+        )
         tab.wait_for_selector("#controls .go:enabled", timeout=60_000)
         tab.locator("#controls .go").click()
         tab.wait_for_selector("#controls .progress:visible")

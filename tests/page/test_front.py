@@ -93,7 +93,9 @@ def test_at_most_four_labels_and_none_covers_another():
 
 def test_nothing_to_draw_is_drawn_as_nothing():
     drawing = plots.draw([], "file_bytes", "perplexity_ratio", EN)
-    assert plots.figure(drawing)["layout"]["xaxis"]["tickvals"] == [] and "mark" not in plots.still(drawing).replace("markers", "")
+    assert plots.figure(drawing)["layout"]["xaxis"]["tickvals"] == [] and "mark" not in plots.still(drawing).replace(
+        "markers", ""
+    )
 
 
 def test_foreign_text_never_becomes_markup():

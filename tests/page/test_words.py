@@ -71,17 +71,35 @@ def test_digits(x, expected):
 
 def test_figures_become_words():
     words = Words("en")
-    assert words.size(269_030_016) == "269\u00a0MB" and words.size(86_577_320) == "87\u00a0MB" and words.size(1.25e9) == "1.2\u00a0GB"
-    assert words.smaller(269e6, 86.5e6) == "3.1× smaller" and words.smaller(100, 100.5) == "the same size" and words.smaller(1, 2) == "2.0× larger"
+    assert (
+        words.size(269_030_016) == "269\u00a0MB"
+        and words.size(86_577_320) == "87\u00a0MB"
+        and words.size(1.25e9) == "1.2\u00a0GB"
+    )
+    assert (
+        words.smaller(269e6, 86.5e6) == "3.1× smaller"
+        and words.smaller(100, 100.5) == "the same size"
+        and words.smaller(1, 2) == "2.0× larger"
+    )
     assert words.speed(10, 25) == "2.5× faster" and words.speed(20, 10) == "2.0× slower" and words.speed(10, 10.3) == "as fast"
     assert words.share(0.934) == "93 %" and words.share(0.99999) == "99.9 %" and words.share(1) == "100 %"
     assert words.seconds(41) == "41 s" and words.seconds(150) == "2 min" and words.seconds(9000) == "2.5 h"
     recipe = (("wanda", {"sparsity": 0.5, "pattern": "unstructured"}), ("gptq", {"bits": 4, "group_size": 64}))
-    assert words.recipe(recipe) == "Wanda 50 % removed → GPTQ 4 bits" and words.recipe(recipe, long=True).endswith("GPTQ, 4 bits, group 64")
+    assert words.recipe(recipe) == "Wanda 50 % removed → GPTQ 4 bits" and words.recipe(recipe, long=True).endswith(
+        "GPTQ, 4 bits, group 64"
+    )
 
 
 def test_verdicts_follow_their_thresholds_and_the_noise():
-    assert [verdict(r) for r in (0.99, 1.01, 1.02, 1.1, 1.3, 2, 9)] == ["same", "same", "about", "slightly", "clearly", "much", "broken"]
+    assert [verdict(r) for r in (0.99, 1.01, 1.02, 1.1, 1.3, 2, 9)] == [
+        "same",
+        "same",
+        "about",
+        "slightly",
+        "clearly",
+        "much",
+        "broken",
+    ]
     assert verdict(1.03, 0.02) == "same", "within twice its own error"
     assert verdict(1.2, 0.2) == "clearly", "a large difference is not excused by a large error"
 
