@@ -26,7 +26,7 @@ RESULTS = ROOT / "assets" / "results"
 
 PAGE = (
     "none", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "wanda --sparsity 0.5", "svd_llm --removed 0.2",
-    "rtn --bits 8", "gptq --bits 3", "wanda --sparsity 0.5 + gptq --bits 4", "magnitude --sparsity 0.5",
+    "rtn --bits 8", "gptq --bits 3", "gptq --bits 5", "wanda --sparsity 0.5 + gptq --bits 4", "magnitude --sparsity 0.5",
 )  # fmt: skip
 
 GATES = (
