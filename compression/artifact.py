@@ -33,6 +33,7 @@ from compression.calibrate import set_submodule
 from compression.models import is_path
 from compression.packed import from_config
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
+from kernels.dense import choose_float32
 
 MANIFEST, WEIGHTS = "compression.json", "model.safetensors"
 VERSION = 1
@@ -156,6 +157,8 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     if manifest["version"] != VERSION:
         raise ModelUnavailable(f"{folder.name} has format version {manifest['version']}; this program reads {VERSION}. "
                                "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
+    if device == "cpu":
+        choose_float32()
     config = AutoConfig.from_pretrained(folder)
     with no_init_weights():
         module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)

@@ -53,7 +53,10 @@ def load(name: str, device: str = "cpu", dtype=None, emit: Emit = lambda e: None
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from compression import arch
+    from kernels.dense import choose_float32
 
+    if device == "cpu":
+        choose_float32()
     config = AutoConfig.from_pretrained(folder)
     arch.family_of(config)
     stored = str(config.dtype or "float32").removeprefix("torch.")

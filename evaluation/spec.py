@@ -83,8 +83,8 @@ class RunSpec:
         return any(m.needs_calibration for m, _ in self.methods)
 
     def original(self) -> RunSpec:
-        """The run that measures the uncompressed model in this run's protocol."""
-        return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, activations="exact")
+        """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""
+        return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, activations="exact", seed=0)
 
     def json(self) -> dict:
         return dataclasses.asdict(self) | {"recipe": [[n, v] for n, v in self.recipe]}

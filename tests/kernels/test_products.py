@@ -68,3 +68,23 @@ def test_a_piece_of_a_flat_stream(bits):
     stream = pack(values[None], bits)[0]
     for start, stop in ((0, 97), (1, 2), (7, 50), (64, 97), (13, 13)):
         assert torch.equal(flat_codes(stream, bits, start, stop), values[start:stop])
+
+
+def test_the_float32_library_is_as_exact_as_float32():
+    """Whatever was chosen here: products of all shapes stay at float32's own error."""
+    from kernels.dense import choose_float32
+
+    assert choose_float32() in ("oneDNN", "default")
+    for m, n, k in ((1, 96, 576), (7, 33, 1536), (512, 130, 576)):
+        x, w = torch.randn(m, k), torch.randn(n, k)
+        expected = x.double() @ w.double().T
+        assert (torch.nn.functional.linear(x, w) - expected).abs().max() <= 4e-6 * expected.abs().max()
+
+
+def test_a_library_that_rounds_is_refused(monkeypatch):
+    from kernels import dense
+
+    real = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: real(x.bfloat16(), w.bfloat16()).float())
+    before = torch.get_float32_matmul_precision()
+    assert dense.choose_float32.__wrapped__() == "default" and torch.get_float32_matmul_precision() == before

@@ -1,0 +1,29 @@
+"""y = x W^T in float32 on a processor: which of PyTorch's two libraries does it.
+
+MKL serves float32 by default and uses half the vector width on processors that are not its maker's. oneDNN uses all
+of it and is reached by allowing a lower precision; whether it then really computes in less than float32 depends on the
+processor (with AMX it rounds to bfloat16). So it is tried, and taken only where its products are as exact as float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+EXACT = 4e-6  # largest error of a product over 512 terms, relative to the largest entry; bfloat16 would give 4e-3
+
+
+@functools.cache
+def choose_float32() -> str:
+    """Set the process's library for float32 products once; returns its name, "oneDNN" or "default"."""
+    before = torch.get_float32_matmul_precision()
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 512, generator=generator) for n in (64, 96))
+    expected = x.double() @ weight.double().T
+    torch.set_float32_matmul_precision("medium")
+    errors = [(torch.nn.functional.linear(part, weight).double() - expected[: len(part)]).abs().max() for part in (x, x[:1])]
+    if max(errors) <= EXACT * expected.abs().max():
+        return "oneDNN"
+    torch.set_float32_matmul_precision(before)
+    return "default"
