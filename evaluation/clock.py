@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from evaluation import host
 from evaluation.spec import RunSpec
 
 _STAGE_OF = {"generate": "evaluate", "tables": "compress"}  # events that belong to a stage of another name
@@ -17,16 +18,26 @@ class Clock:
         from evaluation.estimate import stage_seconds
 
         self._emit, self._plan = emit, stage_seconds(spec)
+        self._planned, self._spent = dict(self._plan), {}
         self._current, self._began = "load", time.perf_counter()
 
     def stage(self, name: str) -> None:
         """A new stage begins."""
+        self._spent[self._current] = time.perf_counter() - self._began
         for earlier in list(self._plan):
             if earlier == name:
                 break
             self._plan[earlier] = 0.0
         self._current, self._began = name, time.perf_counter()
         self.emit({"stage": name, "done": 0, "total": 1})
+
+    def end(self) -> None:
+        """The run has its result: let the machine's pace follow what the stages took (loading may have been a download)."""
+        self._spent[self._current] = time.perf_counter() - self._began
+        stages = [s for s in self._spent if s in self._planned and s != "load"]
+        planned = sum(self._planned[s] for s in stages)
+        if planned > 10:  # a short run says little about a long one
+            host.learn(planned, sum(self._spent[s] for s in stages))
 
     def emit(self, event: dict) -> None:
         done, total = event.get("done", 0), event.get("total", 1)

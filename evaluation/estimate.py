@@ -140,17 +140,19 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     loading = 1.0 + 4 * (weights + table) / 1e9
     plan = {"load": loading, "baseline": forward * 1.2 + GENERATED_STEPS * decode * 1.5}
     if spec.is_original:
-        return plan | {"latency": LATENCY_STEPS * decode}
+        plan["latency"] = LATENCY_STEPS * decode
+        return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
     unpack = UNPACK_SECONDS_PER_WEIGHT * weights + decode
     passes = 1.7 * sum(1 for m, _ in spec.methods if m.needs_calibration)
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
     own = sum(count * _cost(spec, shape)[2] for shape, count in shapes.items()) / flops_per_second
-    return plan | {
+    plan |= {
         "compress": walk + own + 2.0,
         "save": 1.0,
         "evaluate": forward * 1.5 + GENERATED_STEPS * unpack * 1.5,
         "latency": loading + LATENCY_STEPS * (unpack + decode),
     }
+    return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
 
 
 def path(spec: RunSpec) -> list[tuple[float, int]]:

@@ -251,6 +251,7 @@ class _Run:
         self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
         timings = self._side_by_side(kernels) if self.timings else []
         result = self._result(key, spec, self.metrics, series, timings=timings, layers=outcome.layers)
+        self.clock.end()
         model = result.model | {"calibration": calibration_source}
         return dataclasses.replace(result, artifact="" if self.store.read_only else key, model=model)
 

@@ -61,3 +61,15 @@ def test_local_folders_are_read_and_unknown_models_told():
     with pytest.raises(ModelUnavailable) as error:
         estimate(RunSpec("someone/unseen", (("rtn", {}),)))
     assert error.value.code == "size_unknown"
+
+
+def test_the_machine_learns_its_pace(monkeypatch, tmp_path):
+    from evaluation import host
+
+    monkeypatch.setenv("COMPRESSION_EXPLORER_HOME", str(tmp_path))
+    spec = RunSpec("smollm2-135m-instruct-q4_1", (("rtn", {"bits": 4}),))
+    before = estimate(spec).seconds
+    for _ in range(8):
+        now = estimate(spec).seconds
+        host.learn(now, 3 * before)  # every run takes three times what was first planned
+    assert estimate(spec).seconds == pytest.approx(3 * before, rel=0.05)
