@@ -103,7 +103,7 @@ def lent_gpu() -> Callable:
 def launch_options() -> dict:
     """What `launch` is given, here and in the tests."""
     return {
-        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "footer_links": [],
+        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "footer_links": [], "max_file_size": 50_000_000,
         "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style>",  # as `css` Gradio would rewrite its selectors
         "run_history": False, "ssr_mode": False, "favicon_path": str(ASSETS / "icon.svg"),
     }  # fmt: skip

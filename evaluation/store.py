@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
 ARTIFACT_BYTES = int(os.environ.get("COMPRESSION_EXPLORER_ARTIFACT_BYTES", 10_000_000_000))
+BASELINE_BYTES = 4_000_000_000
 SHIPPED = ROOT / "assets" / "results"
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 
@@ -151,19 +152,11 @@ class Store:
 
     def keep_within_budget(self, newest: str, budget: int = ARTIFACT_BYTES) -> list[str]:
         """Remove the oldest artifacts until all fit; the newest always stays. Returns the removed names."""
-        folder = self.home / "artifacts"
-        found = sorted((f for f in folder.glob("[!.]*") if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
-        found.sort(key=lambda f: f.name != newest)
-        total, removed = 0, []
-        for artifact in found:
-            total += sum(f.stat().st_size for f in artifact.rglob("*") if f.is_file())
-            if total > budget and artifact.name != newest:
-                shutil.rmtree(artifact, ignore_errors=True)
-                removed.append(artifact.name)
-        return removed
+        return _trim(self.home / "artifacts", newest, budget)
 
     def baseline_folder(self, name: str) -> Path:
-        """Where the original's measurements in one protocol lie."""
+        """Where the original's measurements in one protocol lie; the oldest of others make room."""
+        _trim(self.home / "baselines", name, BASELINE_BYTES)
         return self.home / "baselines" / name
 
     def frame(self) -> pandas.DataFrame:
@@ -182,3 +175,16 @@ class Store:
             "artifact": not shipped and self.has_artifact(r), "notes": r.notes, "error": r.error,
             "host": r.environment.get("processor", ""), "threads": r.environment.get("threads", 0),
         }  # fmt: skip
+
+
+def _trim(place: Path, newest: str, budget: int) -> list[str]:
+    """Remove the oldest folders of `place` until all fit into `budget` bytes; `newest` stays. Returns the removed names."""
+    found = sorted((f for f in place.glob("[!.]*") if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
+    found.sort(key=lambda f: f.name != newest)
+    total, removed = 0, []
+    for folder in found:
+        total += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        if total > budget and folder.name != newest:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder.name)
+    return removed

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compression import arch, models
-from compression.base import ModelUnavailable
+from compression.base import ModelUnavailable, UnsupportedModel
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from tests import tiny
 
@@ -94,3 +94,94 @@ def test_its_weights_are_the_publishers(offline_model):
     for name, tensor in expected.state_dict().items():
         if "rotary" not in name:
             assert torch.equal(found[name], tensor), name
+
+
+# --- the hub, played by a stand-in: what is asked before a byte of weights is fetched ---
+
+
+class Hub:
+    """Answers as huggingface_hub.HfApi does for one repository."""
+
+    def __init__(self, place, files, *, gated=False, family="llama", missing=False, pulls=()):
+        self.place, self.files, self.gated, self.family, self.missing, self.pulls = place, files, gated, family, missing, pulls
+        self.revisions = []
+
+    def model_info(self, repo, revision="main", files_metadata=False, timeout=None):
+        from types import SimpleNamespace
+
+        if self.missing:
+            import httpx
+            from huggingface_hub.errors import RepositoryNotFoundError
+
+            request = httpx.Request("GET", "https://hub.invalid")
+            raise RepositoryNotFoundError("404", response=httpx.Response(404, request=request))
+        self.revisions.append(revision)
+        files = [*self.files, "model.safetensors"] if revision.startswith("refs/pr/") else self.files
+        return SimpleNamespace(gated=self.gated, sha=revision, siblings=[SimpleNamespace(rfilename=f, size=1000) for f in files])
+
+    def auth_check(self, repo):
+        import httpx
+        from huggingface_hub.errors import GatedRepoError
+
+        raise GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid")))
+
+    def get_repo_discussions(self, repo, discussion_type=None):
+        return self.pulls
+
+    def hf_hub_download(self, repo, file, revision=None):
+        path = self.place / file
+        path.write_text(f'{{"model_type": "{self.family}"}}')
+        return str(path)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Put a stand-in in the hub's place; returns what would be downloaded, or the error's code."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def ask(*files, **traits):
+        fetched = {}
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(tmp_path, files, **traits))
+        monkeypatch.setattr(
+            models, "_download", lambda repo, sha, names, emit: fetched.update(sha=sha, files=set(names)) or tmp_path
+        )
+        try:
+            models._from_hub("someone/a-model", lambda e: None)
+        except (ModelUnavailable, UnsupportedModel) as error:
+            assert not fetched, "nothing is fetched for a model that can't be used"
+            return error.code
+        return fetched
+
+    return ask
+
+
+def test_only_what_is_needed_is_fetched(hub):
+    files = (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "LICENSE",
+        "pytorch_model.bin",
+        "modeling_custom.py",
+        "onnx/model.onnx",
+    )
+    assert hub(*files)["files"] == {"config.json", "model.safetensors", "tokenizer.json", "LICENSE"}
+
+
+def test_refusals_come_before_the_download(hub):
+    assert hub("config.json", "model.safetensors", gated="manual") == "gated_model"
+    assert hub("config.json", missing=True) == "unknown_model"
+    assert hub("config.json", "pytorch_model.bin") == "no_safetensors"
+    assert hub("config.json", "model.safetensors", family="bert") == "unsupported_model"
+
+
+def test_the_hubs_own_conversion_is_taken_where_there_is_no_other(hub):
+    from types import SimpleNamespace
+
+    pull = SimpleNamespace(author="SFconvertbot", title="Adding `safetensors` variant of this model", num=7, status="open")
+    found = hub("config.json", "pytorch_model.bin", pulls=(pull,))
+    assert found["sha"] == "refs/pr/7" and "model.safetensors" in found["files"] and "pytorch_model.bin" not in found["files"]
+    stranger = SimpleNamespace(**{**vars(pull), "author": "somebody"})
+    assert hub("config.json", "pytorch_model.bin", pulls=(stranger,)) == "no_safetensors"
