@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from compression import arch
 from compression.bundle import Bundle
 
 
@@ -18,11 +19,13 @@ def generate(bundle: Bundle, ids: Tensor, new_tokens: int, temperature: float = 
     random stream, so that two models asked with one seed draw from equal randomness. Stops at the model's limit.
     """
     generator = torch.Generator().manual_seed(seed)
+    backbone, head = arch.backbone(bundle.module), arch.head(bundle.module)[1]
     cache = bundle.new_cache()
     step = ids.to(bundle.device)
     room = bundle.geometry.positions - ids.shape[1]
     for _ in range(min(new_tokens, room)):
-        logits = bundle.module(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        states = backbone(input_ids=step, past_key_values=cache, use_cache=True).last_hidden_state
+        logits = head(states[:, -1].contiguous())  # of the last position only; a strided batch would copy the whole head
         if temperature > 0:
             chances = torch.softmax(logits.float().cpu() / temperature, -1)
             chosen = torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(step.device)

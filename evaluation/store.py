@@ -85,7 +85,7 @@ class Store:
             if file in self._cache and self._cache[file][0] == stamp:
                 return self._cache[file][1]
             result = Result.parse(json.loads(file.read_text("utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # a broken or outdated record must never take the app down
             warnings.warn(f"skipping {file.name}: {error}", stacklevel=2)

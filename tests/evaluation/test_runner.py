@@ -70,11 +70,15 @@ def test_a_run_ends_in_the_store(runner, texts):
     assert runner.submit(spec(texts), again=True) != run_id
 
 
-def test_the_app_loads_no_model(runner):
-    import threading
+def test_the_apps_own_process_never_loads_a_model(runner, texts, monkeypatch):
+    from compression import artifact, models
 
-    assert not any("safetensors" in (m.path or "") for m in psutil.Process().memory_maps() if "tiny-" in m.path)
-    assert threading.current_thread() is threading.main_thread()
+    def never(*args, **kwargs):
+        raise AssertionError("a model was loaded in the app's process")
+
+    monkeypatch.setattr(models, "load", never)
+    monkeypatch.setattr(artifact, "load", never)
+    assert wait(runner, runner.submit(spec(texts, bits=2)))["status"] == "ok"
 
 
 def test_two_visitors_share_one_run_and_one_may_leave(runner, texts):

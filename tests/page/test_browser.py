@@ -24,7 +24,7 @@ from evaluation import estimate as estimates
 from evaluation import host
 from evaluation.runner import Refused
 from evaluation.shipped import specs
-from evaluation.spec import RunSpec
+from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from tests import chromium, tiny
 
@@ -42,6 +42,7 @@ class Script:
         self.reset()
 
     def reset(self):
+        self.store.delete("run-1")
         self.answer = {"status": "running", "stage": "compress", "done": 11, "total": 30, "seconds_left": 41.0, "elapsed": 20.0}
         self.refuse, self.submitted, self.cancelled, self.work = None, [], [], False
 
@@ -49,6 +50,7 @@ class Script:
         if self.refuse:
             raise Refused("refused", code=self.refuse)
         self.submitted.append(spec)
+        self.store.put(Result(key="", spec=spec, status="running", id="run-1"))
         return "run-1"
 
     def state(self, run_id):
@@ -56,7 +58,13 @@ class Script:
             found = self.store.get_id(run_id)
             return {"status": found.status, "result_id": found.id, "error": found.error} if found else \
                 {"status": "unknown", "result_id": None, "error": {"code": "run_gone"}}  # fmt: skip
-        return {"id": run_id, "result_id": None, "error": {}, "place": 0, "shared": False} | self.answer
+        state = {"id": run_id, "result_id": None, "error": {}, "place": 0, "shared": False} | self.answer
+        record = self.store.get_id(run_id)
+        if record and state["status"] == "unknown":
+            self.store.delete(run_id)
+        elif record and state["error"]:
+            self.store.put(dataclasses.replace(record, status=state["status"], error=state["error"]))
+        return state
 
     def cancel(self, run_id, visitor=None):
         self.cancelled.append(run_id)
@@ -231,15 +239,15 @@ def test_every_look(visit, width, dark, language):
 
 def test_language_switch_keeps_everything_and_the_link_carries_it(visit):
     page = visit()
-    page.locator("#knob-0").fill("5")
+    page.locator("#knob-0").fill("6")
     page.locator(".lang[lang=zh-Hant]").click()
     page.wait_for_function("document.querySelector('#headline').textContent.includes('縮小')")
-    assert page.locator("#knob-0").input_value() == "5" and page.evaluate("document.documentElement.lang") == "zh-Hant"
-    assert "lang=zh-Hant" in page.url and "bits=5" in page.url
+    assert page.locator("#knob-0").input_value() == "6" and page.evaluate("document.documentElement.lang") == "zh-Hant"
+    assert "lang=zh-Hant" in page.url and "bits=6" in page.url
     shot(page, "chinese")
     page.reload()
     page.wait_for_function("document.querySelector('#headline')?.textContent.includes('縮小')")
-    assert page.locator("#knob-0").input_value() == "5"
+    assert page.locator("#knob-0").input_value() == "6"
 
 
 # --- knobs and estimate ---
@@ -247,10 +255,10 @@ def test_language_switch_keeps_everything_and_the_link_carries_it(visit):
 
 def test_the_ghost_follows_the_knob_and_the_estimate_is_quick(visit):
     page = visit()
-    page.locator("#knob-0").fill("5")
-    page.wait_for_function("document.querySelector('#front .plot').dataset.ghost > 9e7")
+    page.locator("#knob-0").fill("6")
+    page.wait_for_function("document.querySelector('#front .plot').dataset.ghost > 1.1e8")
     assert "quality unknown until measured" in text(page, "#front .ghost-words")
-    page.wait_for_function("document.querySelector('#controls .more').textContent.includes('5.3 bits')", timeout=1_000)
+    page.wait_for_function("document.querySelector('#controls .more').textContent.includes('6.3 bits')", timeout=1_000)
     assert text(page, "#controls .go") == "Compress and measure"
     shot(page, "ghost")
 
@@ -283,7 +291,7 @@ def test_too_big_says_so_and_disables_the_button(visit, server):
         real(spec), fits=False, reason="memory", peak_bytes=30 * 10**9, available_bytes=10**9
     )
     try:
-        page = visit("?bits=5")
+        page = visit("?bits=6")
         assert "needs about 30 GB, and 1.0 GB are free" in text(page, "#controls .warn")
         assert page.locator("#controls .go").is_disabled()
         shot(page, "too-big")
@@ -312,7 +320,7 @@ def test_bad_settings_are_told_before_the_run(visit, query, said, server):
 
 
 def start(page):
-    page.locator("#knob-0").fill("5")
+    page.locator("#knob-0").fill("6")
     page.locator("#controls .go").click()
     page.wait_for_selector("#controls .progress:visible")
 
@@ -328,7 +336,7 @@ def test_every_stage_has_words_and_time_left(visit, server, stage, said):
     page = visit()
     start(page)
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('41 s left')")
-    assert (said in text(page, "#controls .stage") and "GPTQ 5 bits" in text(page, "#controls .now")) or True
+    assert said in text(page, "#controls .stage") and "GPTQ 6 bits" in text(page, "#controls .now")
     assert float(page.locator("#controls progress").get_attribute("value")) == pytest.approx(20 / 61, abs=0.01)
     if stage == "compress":
         shot(page, "running")
@@ -338,14 +346,14 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
     page = visit()
     start(page)
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
-    spec = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 5, "group_size": 64}),))
+    spec = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 6, "group_size": 64}),))
     store_run(
         server, id="mine", spec=spec, key="mine", metrics={"file_bytes": 1e8, "perplexity_ratio": 1.03}, created=time.time()
     )
     before = page.locator("#front").bounding_box()["y"]
     server.runner.answer = {"status": "ok", "result_id": "mine"}
     page.wait_for_selector("#card [data-act=chat]")
-    assert "GPTQ, 5 bits" in text(page, "#card h2") and "run=mine" in page.url
+    assert "GPTQ, 6 bits" in text(page, "#card h2") and "run=mine" in page.url
     page.wait_for_function("[...document.querySelector('#front .plot').data].some(t => (t.customdata ?? []).includes('mine'))")
     assert page.locator("#front").bounding_box()["y"] == before, "no jump"
     assert page.locator("#controls .progress").is_hidden()
@@ -420,7 +428,7 @@ def test_waiting_in_line_and_sharing(visit, server):
 
 def test_a_second_run_in_line_is_refused_in_words(visit, server):
     server.runner.refuse = "one_queued"
-    page = visit("?bits=5")
+    page = visit("?bits=6")
     page.locator("#controls .go").click()
     page.wait_for_selector("#controls .trouble .error")
     assert "one place in the line" in text(page, "#controls .trouble")
@@ -481,13 +489,13 @@ def test_points_rows_and_links_select(visit):
     page.evaluate("scrollTo(0, 0)")
     box = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
       const a = p._fullLayout, r = p.getBoundingClientRect();
-      return [r.x + a.margin.l + a.xaxis.c2p(t.x[0]), r.y + a.margin.t + a.yaxis.d2p(t.y[0]), t.customdata[0]]; }""")
+      return [r.x + a._size.l + a.xaxis.d2p(t.x[0]), r.y + a._size.t + a.yaxis.d2p(t.y[0]), t.customdata[0]]; }""")
     page.mouse.move(box[0], box[1])
     page.wait_for_timeout(200)
     page.mouse.click(box[0], box[1])
     page.wait_for_function(f"location.search.includes('{box[2].replace('+', '%2B')}')")
     page.locator("#front .answer button").first.click()
-    page.wait_for_function("document.querySelector('#card h2').textContent.includes('Rounding')")
+    page.wait_for_function("document.querySelector('#card h2').textContent.includes('GPTQ, 5 bits')")
 
 
 def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
@@ -562,14 +570,15 @@ def test_a_model_without_results_invites(visit):
     shot(page, "nothing-stored")
 
 
-def test_a_store_that_cannot_be_written_says_so(visit, server):
-    server.store.read_only = True
-    try:
-        other = Server(server.store.home)
-        other.store.read_only = True
-    finally:
-        server.store.read_only = False
-    other.demo.close()
+def test_a_store_that_cannot_be_written_says_so(browser, tmp_path):
+    (tmp_path / "home").write_text("a file where the folder should be")
+    server = Server(tmp_path / "home")
+    visitor = Visitor(browser, server)
+    page = visitor.open()
+    assert "Results can't be written on this machine" in text(page, "#top .warn")
+    shot(page, "read-only")
+    visitor.contexts[0].close()
+    server.demo.close()
 
 
 # --- chat ---
@@ -629,12 +638,13 @@ def test_keyboard_alone(visit, server):
     page.keyboard.press("ArrowLeft")
     page.locator("#knob-0").focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#knob-0").input_value() == "5" and page.locator("#knob-0").get_attribute("aria-valuetext") == "5 bits"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#knob-0").input_value() == "6" and page.locator("#knob-0").get_attribute("aria-valuetext") == "6 bits"
     outline = page.evaluate("getComputedStyle(document.querySelector('#knob-0')).outlineStyle")
     assert outline == "solid", "focus is visible"
     page.keyboard.press("Enter")
     page.wait_for_selector("#controls .progress:visible")
-    assert server.runner.submitted[0].methods[0][1].bits == 5
+    assert server.runner.submitted[0].methods[0][1].bits == 6
 
 
 def test_everything_has_a_name(visit):
