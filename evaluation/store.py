@@ -130,7 +130,8 @@ class Store:
         if result and result.artifact:
             shutil.rmtree(self.artifact_folder(result.artifact), ignore_errors=True)
         self._memory.pop(run_id, None)
-        self._file(run_id).unlink(missing_ok=True)
+        if not self.read_only:
+            self._file(run_id).unlink(missing_ok=True)
 
     def mark_interrupted(self) -> int:
         """Records that say "running" or "queued" belong to an app that died: call once at start. Returns how many."""
