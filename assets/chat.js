@@ -36,7 +36,7 @@
     choice.replaceChildren(h('h2', {}, t('chat.title')), ...(heads.options.length ? [h('label', {}, t('chat.choose'), h('select', {id: 'side', onchange: e => { state = null; question = ''; ce.select(e.target.value, 'chat'); }},
       heads.options.map(([id, name]) => h('option', {value: id, selected: id === ce.state.run}, name))))] : []));
     if (!ready) return;
-    columns.original.title.textContent = heads.left.title;
+    columns.original.title.replaceChildren(heads.left.title, heads.rounded ? h('small', {}, heads.rounded) : '');
     columns.compressed.title.textContent = heads.right.title;
     box.placeholder = t('chat.placeholder');
     box.setAttribute('aria-label', t('chat.prompt'));

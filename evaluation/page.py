@@ -96,6 +96,10 @@ class Page:
         if len(whole) < len(drawn):
             remarks.append(words("front.missing", n=len(drawn) - len(whole)))
         drawing = plots.draw(whole, x, y, words)
+        entry = CATALOGUE.get(model)
+        if entry and entry.rounded:
+            facts = {"format": entry.rounded, "bytes": entry.publisher_bytes}
+            remarks.append(words.note({"code": "already_rounded", "facts": facts}))
         budget = ask.get("budget") or self._budget(group)
         sentences, first = cards.answer(group, words, budget)
         best = pareto.smallest_within(group) or next((r for r in group if r.get("family") == "original"), None)
@@ -297,6 +301,7 @@ class Page:
         return out | {
             "left": side(words("chat.left"), "baseline_"), "right": side(words.recipe(row["recipe"], long=True), ""),
             "model": row["model"], "chats": entry.chat if entry else True,
+            "rounded": words("controls.model.rounded", format=entry.rounded) if entry and entry.rounded else "",
         }  # fmt: skip
 
     def converse(self, ask: dict):

@@ -215,7 +215,9 @@ def test_first_visit_understood_in_ten_seconds(visit):
     assert text(page, "#controls .go") == "Show result (already measured)"
     assert "is the smallest within 5 % of the original" in text(page, "#front .answer")
     assert "then chat" in text(page, "#card button.primary"), "a shipped point has no model on this disk: it offers to make it"
-    assert "already rounded to 4 bits (Q4_1)" in text(page, "#card") and "98 MB" in text(page, "#card")
+    for place in ("#card", "#front", "#controls"):
+        assert "already rounded to 4 bits (Q4_1)" in text(page, place), "its numbers never stand without this"
+    assert "98 MB" in text(page, "#card")
     assert page.locator("details[open]").count() == 0, "axes, table and Advanced start folded"
     no_sideways_scroll(page)
 
@@ -595,7 +597,7 @@ def test_chat_side_by_side(visit, server):
     assert "GPTQ, 4 bits, group 64 · 87 MB" in text(page, "#chat .columns") and "Original · 269 MB" in text(
         page, "#chat .columns"
     )
-    assert "the chat is slower now" in text(page, "#chat")
+    assert "the chat is slower now" in text(page, "#chat") and "already rounded to 4 bits (Q4_1)" in text(page, "#chat .columns")
     page.locator("#chat .chip").first.click()
     page.wait_for_function("document.querySelector('#chat .chat-status').textContent.includes('part after 3')")
     columns = page.locator("#chat .text")
