@@ -53,20 +53,26 @@ def available_bytes() -> int:
     return psutil.virtual_memory().available
 
 
-def profile() -> Host:
-    """This machine's speed, measured once in under a second and remembered."""
+def profile(again: bool = False) -> Host:
+    """This machine's speed, measured in under a second and remembered; `again` measures anew and keeps the better figures
+    (a measurement while something else computes is too slow, never too fast)."""
     file = home() / "host.json"
     name, cores = processor(), threads()
+    stored = None
     if file.is_file():
         try:
             stored = Host(**json.loads(file.read_text("utf-8")))
-            if (stored.processor, stored.threads) == (name, cores):
-                return stored
         except (ValueError, TypeError):
             pass
+    known = stored is not None and (stored.processor, stored.threads) == (name, cores)
+    if known and not again:
+        return stored
     import psutil
 
-    host = Host(name, cores, _gflops(), _gbytes_per_second(), psutil.virtual_memory().total)
+    speed, bandwidth = _gflops(), _gbytes_per_second()
+    if known:
+        speed, bandwidth = max(speed, stored.gflops), max(bandwidth, stored.gbytes_per_second)
+    host = Host(name, cores, speed, bandwidth, psutil.virtual_memory().total)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(host)), "utf-8")
@@ -93,9 +99,10 @@ def learn(planned_seconds: float, actual_seconds: float) -> None:
         pass  # a read-only store learns nothing
 
 
-def _best(work, repeats: int = 12) -> float:
-    times = []
-    for _ in range(repeats):
+def _best(work, seconds: float = 0.25) -> float:
+    """The shortest of as many tries as fit into `seconds`, at least three."""
+    times, begin = [], time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)

@@ -136,6 +136,7 @@ class _Run:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise CompressionError("device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu")
+        host.profile(again=True)
         self.device, start = device, time.perf_counter()
         self.bundle = models.load(self.spec.model, device, emit=self.emit, allow_paths=self.allow_paths)
         self.dtype = str(next(self.bundle.module.parameters()).dtype).removeprefix("torch.")
