@@ -1,0 +1,154 @@
+"""What the browser tests play with: a scripted runner and chat behind the real page, and a visitor with a browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import threading
+from pathlib import Path
+
+from evaluation import estimate as estimates
+from evaluation import host
+from evaluation.runner import Refused
+from evaluation.shipped import specs
+from evaluation.spec import Result
+from evaluation.store import Store
+
+ROOT = Path(__file__).parents[2]
+SHOTS = os.environ.get("SCREENSHOTS")
+GPTQ = next(s for s in specs("page") if s.recipe[0][0] == "gptq")
+
+
+class Script:
+    """A runner that says what it is told to say."""
+
+    def __init__(self, store):
+        self.store = store
+        self.reset()
+
+    def reset(self):
+        self.store.delete("run-1")
+        self.answer = {"status": "running", "stage": "compress", "done": 11, "total": 30, "seconds_left": 41.0, "elapsed": 20.0}
+        self.refuse, self.submitted, self.cancelled, self.work = None, [], [], False
+
+    def submit(self, spec, visitor=None, again=False):
+        if self.refuse:
+            raise Refused("refused", code=self.refuse)
+        self.submitted.append(spec)
+        self.store.put(Result(key="", spec=spec, status="running", id="run-1"))
+        return "run-1"
+
+    def state(self, run_id):
+        if run_id != "run-1":
+            found = self.store.get_id(run_id)
+            return {"status": found.status, "result_id": found.id, "error": found.error} if found else \
+                {"status": "unknown", "result_id": None, "error": {"code": "run_gone"}}  # fmt: skip
+        state = {"id": run_id, "result_id": None, "error": {}, "place": 0, "shared": False} | self.answer
+        record = self.store.get_id(run_id)
+        if record and state["status"] == "unknown":
+            self.store.delete(run_id)
+        elif record and state["error"]:
+            self.store.put(dataclasses.replace(record, status=state["status"], error=state["error"]))
+        return state
+
+    def cancel(self, run_id, visitor=None):
+        self.cancelled.append(run_id)
+        self.answer = {"status": "cancelled", "error": {"code": "cancelled"}}
+
+    def busy(self):
+        return self.work
+
+
+class Talk:
+    """A chat that says what it is told to say."""
+
+    def __init__(self):
+        self.stopped = threading.Event()
+
+    def ask(self, result_id, messages, **options):
+        self.stopped.clear()
+        for i, word in enumerate(["The ", "capital ", "<b>is</b> ", "Paris."]):
+            for side in ("original", "compressed"):
+                text = "London." if side == "compressed" and i == 3 else word
+                parted = 3 if i == 3 and side == "compressed" else None
+                yield {"side": side, "text": text, "token": i, "ms": 50.0, "first_ms": 90.0, "done": i == 3, "memory_bytes": 10**8,
+                       "tokens_per_second": 20.0, "diverged_at": parted}  # fmt: skip
+            if self.stopped.wait(0.05):
+                return
+
+    def stop(self):
+        self.stopped.set()
+
+
+class Server:
+    """The page over a scripted runner, on a free port."""
+
+    def __init__(self, home, **options):
+        import app
+
+        self.store = Store(home, **{k: v for k, v in options.items() if k == "shipped"})
+        self.runner, self.chat = Script(self.store), Talk()
+        self.estimate = estimates.estimate
+        self.demo = app.build_app(self.store, self.runner, self.chat, lambda spec: self.estimate(spec), estimates.path,
+                                  options.get("public", False))  # fmt: skip
+        port = free_port()
+        self.demo.queue().launch(server_port=port, prevent_thread_lock=True, quiet=True, **app.launch_options())
+        self.url = f"http://127.0.0.1:{port}/"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Visitor:
+    """A browser window with nothing remembered; errors of the page's scripts fail the test."""
+
+    def __init__(self, browser, server):
+        self.browser, self.server, self.contexts, self.errors = browser, server, [], []
+
+    def open(self, query="", *, width=1440, height=900, dark=False, language="en", drawn=True, server=None):
+        context = self.browser.new_context(viewport={"width": width, "height": height}, locale=language,
+                                           color_scheme="dark" if dark else "light")  # fmt: skip
+        context.set_default_timeout(15_000)
+        self.contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda e: self.errors.append(str(e)))
+        page.goto((server or self.server).url + query)
+        page.wait_for_selector("#controls .estimate :is(.size, .more, .error)", state="visible" if drawn else "attached")
+        if drawn:
+            page.wait_for_selector("#front .plot[data-drawn]")
+            page.wait_for_selector("#card .facts, #card .error, #card .quiet")
+        return page
+
+
+def shot(page, name):
+    if SHOTS:
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
+        page.wait_for_timeout(300)
+        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
+
+
+def text(page, selector):
+    return page.locator(selector).first.inner_text().replace("\u00a0", " ")
+
+
+def no_sideways_scroll(page):
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def store_run(server, **changes):
+    """A run of one's own in the store, made from a shipped one; an artifact unless told otherwise."""
+    shipped = next(r for r in server.store.shipped() if r.spec == changes.get("like", GPTQ))
+    environment = {"processor": host.processor(), "threads": host.threads()}
+    fields = {k: v for k, v in changes.items() if k not in ("like", "metrics", "artifact")}
+    metrics = shipped.metrics | changes.get("metrics", {})
+    name = changes.get("artifact", f"artifact-{fields['id']}")
+    result = dataclasses.replace(shipped, **{"environment": environment, "metrics": metrics, "artifact": name} | fields)
+    if name:
+        folder = server.store.artifact_folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compression.json").write_text("{}")
+    return server.store.put(result)

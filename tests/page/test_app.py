@@ -1,0 +1,80 @@
+"""The whole app from click to chat, nothing scripted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from evaluation.spec import RunSpec
+from evaluation.store import Store
+from tests import tiny
+from tests.page.stage import ROOT, free_port, shot, text
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_real_app_from_click_to_chat(browser, tmp_path):
+    (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(400)))
+    (tmp_path / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(400)))
+    port = free_port()
+    environment = dict(os.environ) | {"GRADIO_SERVER_PORT": str(port), "COMPRESSION_EXPLORER_HOME": str(tmp_path / "home")}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, start_new_session=True)
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        begin = time.time()
+        while True:
+            try:
+                urllib.request.urlopen(url, timeout=1).read()
+                break
+            except OSError:
+                assert time.time() - begin < 60 and process.poll() is None
+                time.sleep(0.1)
+        page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+        page.set_default_timeout(60_000)
+        query = f"?model={tiny.folder('qwen3')}&text={tmp_path / 'test.txt'}&calibration={tmp_path / 'valid.txt'}"
+        page.goto(url + query + "&tokens=1024&calibration_tokens=1024&window=64&method=gptq&bits=4&group_size=16")
+        page.wait_for_selector("#controls .go:enabled")
+        page.locator("#controls .go").click()
+        page.wait_for_selector("#controls .progress:visible")
+        page.wait_for_selector("#card [data-act=chat]")
+        page.wait_for_selector("#front .plot[data-drawn]")
+        assert "GPTQ, 4 bits, group 16" in text(page, "#card h2")
+        page.reload()
+        page.wait_for_selector("#card [data-act=chat]")
+        with page.expect_download() as download:
+            page.locator("#card [data-act=download]").click()
+        import zipfile
+
+        names = zipfile.ZipFile(download.value.path()).namelist()
+        assert any(n.endswith("model.safetensors") for n in names) and any(n.endswith("compression.json") for n in names)
+        page.locator("#card [data-act=chat]").click()
+        page.locator("#prompt").fill("hello")
+        page.locator("#chat button[type=submit]").click()
+        page.wait_for_function("/part after|wrote the same/.test(document.querySelector('#chat .chat-status').textContent)")
+        assert "tokens/s" in page.locator("#chat .live").nth(1).inner_text()
+        shot(page, "real-chat")
+        page.close()
+        tab = browser.new_context().new_page()  # a tab that is closed while its run goes on
+        tab.goto(
+            page.url.split("?")[0] + query + "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
+        )
+        tab.wait_for_selector("#controls .go:enabled", timeout=60_000)
+        tab.locator("#controls .go").click()
+        tab.wait_for_selector("#controls .progress:visible")
+        tab.wait_for_timeout(500)
+        link = tab.url
+        tab.close()
+        back = browser.new_context().new_page()
+        back.goto(link)
+        back.wait_for_selector("#card [data-act=chat]", timeout=60_000)
+        assert "Rounding, 3 bits" in text(back, "#card h2")
+        spec = RunSpec.parse(next(r for r in Store(tmp_path / "home").own() if r.spec.recipe[0][0] == "rtn").spec.json())
+        assert spec.methods[0][1].bits == 3
+    finally:
+        process.terminate()
+        process.wait(20)

@@ -1,0 +1,127 @@
+"""The first screen and the knobs, in a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from compression.catalogue import OFFLINE_MODEL
+from tests.page.stage import no_sideways_scroll, shot, text
+
+pytestmark = pytest.mark.browser
+
+
+def test_first_visit_understood_in_ten_seconds(visit):
+    page = visit()
+    shot(page, "first")
+    assert re.fullmatch(rf"{OFFLINE_MODEL} shrinks from 269 MB to \d+ MB and stays .+\.", text(page, "#headline"))
+    labels = page.locator("#front .annotation-text").all_text_contents()
+    assert (
+        "original" in labels
+        and any("bits" in x for x in labels)
+        and any("better" in x for x in labels)
+        and any("smaller" in x for x in labels)
+    )
+    assert text(page, "#controls .go") == "Show result (already measured)"
+    assert "is the smallest within 5 % of the original" in text(page, "#front .answer")
+    assert "then chat" in text(page, "#card button.primary"), "a shipped point has no model on this disk: it offers to make it"
+    for place in ("#card", "#front", "#controls"):
+        assert "already rounded to 4 bits (Q4_1)" in text(page, place), "its numbers never stand without this"
+    assert "98 MB" in text(page, "#card")
+    assert page.locator("details[open]").count() == 0, "axes, table and Advanced start folded"
+    no_sideways_scroll(page)
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("language", ["en", "zh-TW"])
+def test_every_look(visit, width, dark, language):
+    page = visit(width=width, dark=dark, language=language)
+    shot(page, f"look-{width}-{'dark' if dark else 'light'}-{language}")
+    no_sideways_scroll(page)
+    ground = page.evaluate("getComputedStyle(document.querySelector('.gradio-container')).backgroundColor")
+    assert (ground == "rgb(18, 18, 20)") == dark
+    assert ("縮小到" in text(page, "#headline")) == (language == "zh-TW")
+    if width == 390:
+        tops = [page.locator(s).bounding_box()["y"] for s in ("#headline", "#front", "#controls", "#card")]
+        assert tops == sorted(tops), "sentence, front, knobs, card"
+        bar = page.locator("#controls .runbar").bounding_box()
+        assert bar["y"] + bar["height"] <= 901, "estimate and button stick to the bottom"
+
+
+def test_language_switch_keeps_everything_and_the_link_carries_it(visit):
+    page = visit()
+    page.locator("#knob-0").fill("6")
+    page.locator(".lang[lang=zh-Hant]").click()
+    page.wait_for_function("document.querySelector('#headline').textContent.includes('縮小')")
+    assert page.locator("#knob-0").input_value() == "6" and page.evaluate("document.documentElement.lang") == "zh-Hant"
+    assert "lang=zh-Hant" in page.url and "bits=6" in page.url
+    shot(page, "chinese")
+    page.reload()
+    page.wait_for_function("document.querySelector('#headline')?.textContent.includes('縮小')")
+    assert page.locator("#knob-0").input_value() == "6"
+
+
+def test_the_ghost_follows_the_knob_and_the_estimate_is_quick(visit):
+    page = visit()
+    page.locator("#knob-0").fill("6")
+    page.wait_for_function("document.querySelector('#front .plot').dataset.ghost > 1.1e8")
+    assert "quality unknown until measured" in text(page, "#front .ghost-words")
+    page.wait_for_function("document.querySelector('#controls .more').textContent.includes('6.3 bits')", timeout=1_000)
+    assert text(page, "#controls .go") == "Compress and measure"
+    shot(page, "ghost")
+
+
+def test_families_methods_and_chains(visit):
+    page = visit()
+    page.locator("#family-pruning").check()
+    assert text(page, "#controls .knob .big") == "50 %"
+    page.locator("#controls .add").click()
+    assert page.locator("#then").input_value() == "gptq"
+    page.wait_for_function("document.querySelector('#controls .go').textContent.includes('Show result')")
+    page.locator("#controls details[data-k=advanced] summary").click()
+    page.locator("#p-wanda-pattern").select_option("2:4")
+    assert "has no effect" in text(page, "#controls .knob.off")
+    assert "pattern=2%3A4" in page.url and "then=gptq" in page.url
+    shot(page, "chain")
+
+
+def test_values_survive_a_change_of_method(visit):
+    page = visit()
+    page.locator("#knob-0").fill("3")
+    page.locator("#family-low_rank").check()
+    page.locator("#family-quantization").check()
+    assert page.locator("#method").input_value() == "gptq" and page.locator("#knob-0").input_value() == "3"
+
+
+def test_too_big_says_so_and_disables_the_button(visit, server):
+    real = server.estimate
+    server.estimate = lambda spec: dataclasses.replace(
+        real(spec), fits=False, reason="memory", peak_bytes=30 * 10**9, available_bytes=10**9
+    )
+    try:
+        page = visit("?bits=6")
+        assert "needs about 30 GB, and 1.0 GB are free" in text(page, "#controls .warn")
+        assert page.locator("#controls .go").is_disabled()
+        shot(page, "too-big")
+    finally:
+        server.estimate = real
+
+
+@pytest.mark.parametrize("query, said", [("?text=nosuch", "No text is called nosuch"), ("?tokens=100", "can't be 100")])
+def test_bad_settings_are_told_before_the_run(visit, query, said, server):
+    page = visit(query)
+    if said.startswith("can't"):
+        assert said in text(page, "#controls .error h3")
+    else:
+        server.runner.answer = {
+            "status": "failed",
+            "error": {"code": "unknown_text", "message": "m", "facts": {"name": "nosuch"}},
+        }
+        page.locator("#controls .go").click()
+        page.wait_for_selector("#controls .trouble .error")
+        assert said in text(page, "#controls .trouble .error")
+        page.locator("#controls .trouble [data-act=builtin]").click()
+        assert page.locator("#s-text").input_value() == "builtin"

