@@ -249,7 +249,8 @@ class _Run:
         if peak:
             self.metrics["peak_memory_bytes"] = peak
         kernels = memory.kernels_used(self.bundle.module)
-        self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
+        if kernels[0].endswith("(PyTorch)"):
+            self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
         timings = self._side_by_side(kernels) if self.timings else []
         result = self._result(key, spec, self.metrics, series, timings=timings, layers=outcome.layers)
         self.clock.end()

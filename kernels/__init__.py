@@ -1,7 +1,8 @@
 """Kernels: how stored formats are multiplied. One op a file, each with its plain PyTorch reference and its CASES.
 
-`OPS` says which back end serves an op here. This version has one: plain PyTorch, which unpacks a block of rows into
-32-bit (or the input's own) floats and multiplies it, so a whole dense copy never exists.
+`OPS[op]` names what serves an op here: C on a processor where there is a kernel and a compiler (kernels/cpu), else
+plain PyTorch, which unpacks a block of rows into 32-bit (or the input's own) floats and multiplies it. A whole dense
+copy never exists.
 
 Hugging Face publishes a package of the same name, and transformers looks names up in it. This module does no work at
 import, has no version, and hands names that it doesn't know to that package if one is installed.
@@ -10,14 +11,37 @@ import, has no version, and hands names that it doesn't know to that package if 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 
-OPS = {
+PYTORCH = {
     "dense": "dense (PyTorch)",
     "grouped_int": "dequantise-then-multiply (PyTorch)",
     "bitmask": "dequantise-then-multiply (PyTorch)",
     "two_four": "dequantise-then-multiply (PyTorch)",
     "low_rank": "two products (PyTorch)",
 }
+IN_C = {"grouped_int": "grouped integers, exact activations (C, {instructions})"}
+
+
+class _Ops(Mapping):
+    """op -> the name of what serves it here; asking builds the C kernels if need be."""
+
+    def __getitem__(self, op: str) -> str:
+        if op in IN_C:
+            from kernels import cpu
+
+            if cpu.library() is not None:
+                return IN_C[op].format(instructions=cpu.instructions())
+        return PYTORCH[op]
+
+    def __iter__(self):
+        return iter(PYTORCH)
+
+    def __len__(self) -> int:
+        return len(PYTORCH)
+
+
+OPS = _Ops()
 
 
 def __getattr__(name: str):

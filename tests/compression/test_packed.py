@@ -16,6 +16,7 @@ from compression.packed.grouped_int import GroupedInt
 from compression.packed.low_rank import LowRank
 from compression.packed.two_four import TwoFour
 from compression.quantization.grids import fit
+from kernels import cpu
 
 OUT, IN = 19, 52  # odd on purpose: not a multiple of 8, the last group short
 
@@ -104,7 +105,7 @@ def test_product_is_the_dequantised_product(name, shape):
     found = packed.matmul(x)
     assert found.shape == (*shape, packed.shape[0]) and found.dtype == x.dtype
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert packed.kernel.endswith("(PyTorch)")
+    assert packed.kernel.endswith(("(PyTorch)", f"(C, {cpu.instructions()})"))
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.bits import pack
-from kernels.grouped_int import CASES, grouped_int, grouped_int_reference, groups_of
+from kernels.grouped_int import CASES, _in_pytorch, grouped_int, grouped_int_reference, groups_of
 from kernels.low_rank import CASES as LOW_RANK_CASES
 from kernels.low_rank import low_rank, low_rank_reference
 from kernels.sparse import CASES as SPARSE_CASES
@@ -28,7 +28,7 @@ def test_grouped_int(case):
         [[float(scale[o, i // size]) * (int(codes[o, i]) - int(zero[o, i // size])) for i in range(n)] for o in range(out)]
     )
     expected = x.double().numpy() @ weight.T
-    for op in (grouped_int, grouped_int_reference):
+    for op in (grouped_int, grouped_int_reference, _in_pytorch):
         found = op(x, pack(codes, bits), scale, zero, bits, group).numpy()
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
