@@ -20,7 +20,10 @@ PYTORCH = {
     "two_four": "dequantise-then-multiply (PyTorch)",
     "low_rank": "two products (PyTorch)",
 }
-IN_C = {"grouped_int": "grouped integers, exact activations (C, {instructions})"}
+IN_C = {
+    "grouped_int": "grouped integers, exact activations (C, {instructions})",
+    "low_rank": "two products of 16-bit weights (C, {instructions})",
+}
 
 
 class _Ops(Mapping):
