@@ -9,7 +9,8 @@
 
        y[o] = sum_g scale[o, g] (sum_i q[o, i] x[i] - zero[o, g] sum_i x[i])
 
-   Vectors are the compiler's own (64 bytes): AVX-512, AVX2, NEON or plain code from one source. */
+   Vectors are the compiler's own, 64 bytes wide: AVX-512. Any other processor gives the same numbers, slowly, and is not
+   asked to (kernels/cpu/__init__.py). */
 
 #include <stdint.h>
 #include <string.h>

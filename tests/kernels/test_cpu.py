@@ -17,7 +17,9 @@ from kernels.bits import pack
 from kernels.grouped_int import _in_pytorch, grouped_int, groups_of
 
 ROOT = Path(__file__).parents[2]
-needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler on this machine")
+needs_compiler = pytest.mark.skipif(
+    cpu.compiler() is None or "avx512f" not in cpu.flags(), reason="no C compiler or no AVX-512 here"
+)
 PYTORCH = kernels.PYTORCH["grouped_int"]
 
 
@@ -79,6 +81,13 @@ def served_by_pytorch():
     assert torch.equal(grouped_int(*case), _in_pytorch(*case))
 
 
+def test_without_avx512_pytorch_serves_under_its_own_name(fresh, monkeypatch):
+    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "fma"}))
+    served_by_pytorch()
+    assert "AVX-512" in cpu.status()
+
+
+@pytest.mark.skipif("avx512f" not in cpu.flags(), reason="told before the compiler is looked for")
 def test_without_a_compiler_pytorch_serves_under_its_own_name(fresh, monkeypatch):
     monkeypatch.setattr(cpu, "compiler", lambda: None)
     served_by_pytorch()
