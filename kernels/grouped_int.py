@@ -78,8 +78,7 @@ def _in_c(c, x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, g
     step = max(1, BLOCK // n)
     for start in range(0, out, step):
         stop = min(start + step, out)
-        block = c_rows(c, codes, scale, zero, bits, group_size, n, start, stop)
-        torch.mm(x, block.T, out=y[:, start:stop]) if out <= step else y[:, start:stop].copy_(x @ block.T)
+        y[:, start:stop] = x @ c_rows(c, codes, scale, zero, bits, group_size, n, start, stop).T
     return y
 
 
