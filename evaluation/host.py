@@ -13,9 +13,9 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from compression.models import home
+from kernels.cpu import processor
 
 LATENCY_WAIT_SECONDS = 30
 
@@ -29,16 +29,6 @@ class Host:
     gflops: float  # float32 matrix product
     gbytes_per_second: float  # reading memory
     memory_bytes: int
-
-
-def processor() -> str:
-    """The processor's name, without anything that names the machine."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def threads() -> int:

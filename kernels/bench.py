@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
     choose_float32()
     read = read_bandwidth()
     table = rows(own.ops or list(OPS), read)
-    about = {"processor": _processor(), "threads": torch.get_num_threads(), "instructions": cpu.instructions(),
+    about = {"processor": cpu.processor(), "threads": torch.get_num_threads(), "instructions": cpu.instructions(),
              "torch": torch.__version__, "read_gbytes_per_second": read / 1e9, "c_kernels": cpu.status()}  # fmt: skip
     print(
         f"{about['processor']}, {about['threads']} threads, {about['instructions']}; read {read / 1e9:.1f} GB/s; {cpu.status()}"
@@ -132,12 +132,6 @@ def main(argv: list[str]) -> int:
     if own.json:
         own.json.write_text(json.dumps(about | {"rows": table}, indent=1) + "\n", "utf-8")
     return 0
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
 
 
 if __name__ == "__main__":

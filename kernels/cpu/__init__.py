@@ -12,6 +12,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -36,13 +37,22 @@ def compiler() -> str | None:
     return next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
 
 
+def _told(*names: str) -> str:
+    """What the system says of the processor under the first of these names that it has, "" if under none."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
+
+
+def processor() -> str:
+    """The processor's name, without anything that names the machine."""
+    return _told("model name") or platform.processor() or platform.machine()
+
+
 @functools.cache
 def flags() -> frozenset[str]:
     """What the processor can do, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(found.partition(":")[2].split())
+    return frozenset(_told("flags", "Features").split())
 
 
 def instructions() -> str:
