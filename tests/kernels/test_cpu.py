@@ -67,7 +67,7 @@ def test_a_damaged_library_is_built_anew(fresh):
     assert cpu.library() is not None
     file = next((fresh / "kernels").iterdir())
     code = f"""
-import os, pathlib; pathlib.Path({str(file)!r}).write_bytes(b"not a library")
+import pathlib; file = pathlib.Path({str(file)!r}); file.unlink(); file.write_bytes(b"not a library")  # this process has the old one open
 from kernels import cpu; assert cpu.library() is not None, cpu.status()"""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
