@@ -26,6 +26,10 @@ class Family:
     head: str
     groups: tuple[tuple[tuple[str, str], ...], ...]  # ((path, role), ...) for each shared input, in data-flow order
     norms: tuple[str | None, ...]  # the norm whose output is exactly that group's input, None if there is none
+    final: str  # the norm before the head
+    rotary: str | None = None  # the module that gives cosines and sines, None for learned positions
+    positions: str | None = None  # the table of learned positions
+    activation: str = "hidden_act"  # the config's name for the feed-forward's activation
     fused: str | None = None  # path of the fused q, k, v layer
     fused_by_head: bool = False  # rows [head][q, k, v][head_size] instead of [q | k | v]
 
@@ -37,7 +41,7 @@ _LLAMA_GROUPS = (
     (("mlp.down_proj", "down"),),
 )
 _LLAMA = Family("model", "model.layers", "model.embed_tokens", "lm_head", _LLAMA_GROUPS,
-                ("input_layernorm", None, "post_attention_layernorm", None))  # fmt: skip
+                ("input_layernorm", None, "post_attention_layernorm", None), "model.norm", rotary="model.rotary_emb")  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -51,7 +55,8 @@ FAMILIES: dict[str, Family] = {
             (("fc1", "up"),),
             (("fc2", "down"),),
         ),
-        ("self_attn_layer_norm", None, "final_layer_norm", None),
+        ("self_attn_layer_norm", None, "final_layer_norm", None), "model.decoder.final_layer_norm",
+        positions="model.decoder.embed_positions", activation="activation_function",
     ),
     "gpt2": Family(
         "transformer", "transformer.h", "transformer.wte", "lm_head",
@@ -61,7 +66,8 @@ FAMILIES: dict[str, Family] = {
             (("mlp.c_fc", "up"),),
             (("mlp.c_proj", "down"),),
         ),
-        ("ln_1", None, "ln_2", None), fused="attn.c_attn",
+        ("ln_1", None, "ln_2", None), "transformer.ln_f", positions="transformer.wpe", activation="activation_function",
+        fused="attn.c_attn",
     ),
     "gpt_neox": Family(
         "gpt_neox", "gpt_neox.layers", "gpt_neox.embed_in", "lm_head",
@@ -72,7 +78,7 @@ FAMILIES: dict[str, Family] = {
             (("mlp.dense_h_to_4h", "up"),),
             (("mlp.dense_4h_to_h", "down"),),
         ),
-        ("input_layernorm", None, "post_attention_layernorm", None),
+        ("input_layernorm", None, "post_attention_layernorm", None), "gpt_neox.final_layer_norm", rotary="gpt_neox.rotary_emb",
         fused="attention.query_key_value", fused_by_head=True,
     ),
 }  # fmt: skip
@@ -116,7 +122,8 @@ def family_of(config) -> str:
     return config.model_type
 
 
-def _family(module: nn.Module) -> Family:
+def table(module: nn.Module) -> Family:
+    """The table's row for a model."""
     return FAMILIES[family_of(module.config)]
 
 
@@ -125,7 +132,7 @@ def normalise(module: nn.Module) -> None:
 
     Raises UnsupportedModel, or UnsupportedLayer if a block holds a linear that the table doesn't name.
     """
-    family = _family(module)
+    family = table(module)
     heads = module.config.num_attention_heads if family.fused_by_head else None
     for block in blocks(module):
         for path, child in list(block.named_modules()):
@@ -171,12 +178,12 @@ def joined_weight(joined: Joined) -> tuple[Tensor, Tensor | None]:
 
 def blocks(module: nn.Module) -> nn.ModuleList:
     """The decoder blocks in order."""
-    return module.get_submodule(_family(module).blocks)
+    return module.get_submodule(table(module).blocks)
 
 
 def groups(module: nn.Module, layer: int) -> tuple[tuple[tuple[str, str], ...], ...]:
     """Block `layer`'s linears as ((full path, role), ...) for each shared input, in data-flow order."""
-    family = _family(module)
+    family = table(module)
     return tuple(tuple((f"{family.blocks}.{layer}.{path}", role) for path, role in group) for group in family.groups)
 
 
@@ -187,18 +194,18 @@ def linears(module: nn.Module) -> list[tuple[str, str, int]]:
 
 def backbone(module: nn.Module) -> nn.Module:
     """The part whose last_hidden_state, after the final norm (and OPT's output projection), feeds the head."""
-    return module.get_submodule(_family(module).backbone)
+    return module.get_submodule(table(module).backbone)
 
 
 def embedding(module: nn.Module) -> tuple[str, nn.Module]:
     """(path, module) of the token embedding."""
-    path = _family(module).embedding
+    path = table(module).embedding
     return path, module.get_submodule(path)
 
 
 def head(module: nn.Module) -> tuple[str, nn.Module]:
     """(path, module) of the output head."""
-    path = _family(module).head
+    path = table(module).head
     return path, module.get_submodule(path)
 
 

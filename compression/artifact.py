@@ -30,6 +30,7 @@ from compression import arch
 from compression.base import ModelUnavailable
 from compression.bundle import Bundle
 from compression.calibrate import set_submodule
+from compression.engine import storage_dtype
 from compression.models import is_path
 from compression.packed import from_config
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
@@ -76,11 +77,6 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
     _write_licence(bundle, folder, about)
     return (folder / WEIGHTS).stat().st_size
-
-
-def storage_dtype(bundle: Bundle) -> torch.dtype:
-    """The 16-bit type of whatever isn't compressed: bfloat16 where the publisher used it, else float16."""
-    return torch.bfloat16 if bundle.source.get("dtype") == "bfloat16" else torch.float16
 
 
 def stored_tensors(module: nn.Module, storage: torch.dtype) -> dict[str, torch.Tensor]:

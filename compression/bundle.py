@@ -52,6 +52,8 @@ class Bundle:
     source: dict = field(default_factory=dict)
     # source: {"kind": hub|folder|package|artifact, "id", "revision", "licence", "weights_hash", "folder",
     #          "publisher_bytes", "rounded": None | "Q4_1", "chat": bool}
+    decoder: Any = None  # made by engine.serve from the module as it is
+    refused: str = ""  # why there is none
 
     @property
     def device(self):

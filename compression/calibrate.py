@@ -22,16 +22,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compression import arch
+from compression import arch, engine
 from compression.base import BadChain, CalibrationError, Cancelled, Context, Edit, Method, Note, Params, Site, Stats
 from compression.bundle import Bundle
-from compression.packed.base import ActivationRule
+from compression.packed.activations import ActivationRule
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
 from compression.quantization.grids import fit
 
 TOKENS_PER_BATCH = 2_048
 TABLE_GROUP = 64
+ACTIVATION_GROUP = 32  # inputs that share a scale where a run asks for int8 activations
 
 
 @dataclass
@@ -60,6 +61,7 @@ def compress(
     """
     start = time.perf_counter()
     outcome = Outcome()
+    engine.forget(bundle)
     for number, (method, params) in enumerate(recipe, 1):
         if method.needs_calibration and windows is None:
             raise CalibrationError(f"{method.name} needs calibration windows; none were given", code="no_calibration")
@@ -72,8 +74,8 @@ def compress(
         compress_tables(bundle, table_bits)
     if activations == "int8":
         for module in bundle.module.modules():
-            if isinstance(module, CompressedLinear):
-                module.packed.activations = ActivationRule(bits=8)
+            if isinstance(module, (CompressedLinear, CompressedTable)):
+                module.packed.activations = ActivationRule(bits=8, group=ACTIVATION_GROUP)
     outcome.seconds = time.perf_counter() - start
     return outcome
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from compression import arch
+from compression import arch, engine
 from compression.bundle import Bundle
 
 
@@ -19,20 +19,38 @@ def generate(bundle: Bundle, ids: Tensor, new_tokens: int, temperature: float = 
     random stream, so that two models asked with one seed draw from equal randomness. Stops at the model's limit.
     """
     generator = torch.Generator().manual_seed(seed)
-    backbone, head = arch.backbone(bundle.module), arch.head(bundle.module)[1]
-    cache = bundle.new_cache()
-    step = ids.to(bundle.device)
-    room = bundle.geometry.positions - ids.shape[1]
-    for _ in range(min(new_tokens, room)):
-        states = backbone(input_ids=step, past_key_values=cache, use_cache=True).last_hidden_state
-        logits = head(states[:, -1].contiguous())  # of the last position only; a strided batch would copy the whole head
+    room = min(new_tokens, bundle.geometry.positions - ids.shape[1])
+    forward = stepper(bundle, len(ids), ids.shape[1] + room) if room > 0 else None
+    step = ids
+    for _ in range(room):
+        logits = forward(step)
         if temperature > 0:
             chances = torch.softmax(logits.float().cpu() / temperature, -1)
-            chosen = torch.multinomial(chances, 1, generator=generator).squeeze(-1).to(step.device)
+            chosen = torch.multinomial(chances, 1, generator=generator).squeeze(-1)
         else:
-            chosen = logits.argmax(-1)
-        yield chosen.cpu()
+            chosen = logits.argmax(-1).cpu()
+        yield chosen
         step = chosen[:, None]
+
+
+def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor], Tensor]:
+    """A function that puts ids [sequences, t] behind what it has been given and returns the last tokens' logits
+    [sequences, vocabulary]: whole layers in C where they serve (compression/engine.py), else transformers' loop."""
+    if decoder := engine.serve(bundle):
+        return decoder.session(sequences, positions).run
+    return transformers_stepper(bundle)
+
+
+def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
+    """The same by transformers' own forward pass."""
+    backbone, head, cache = arch.backbone(bundle.module), arch.head(bundle.module)[1], bundle.new_cache()
+
+    @torch.no_grad()
+    def forward(ids: Tensor) -> Tensor:
+        states = backbone(input_ids=ids.to(bundle.device), past_key_values=cache, use_cache=True).last_hidden_state
+        return head(states[:, -1].contiguous())  # of the last position only; a strided batch would copy the whole head
+
+    return forward
 
 
 def stop_ids(bundle: Bundle) -> frozenset[int]:

@@ -126,10 +126,12 @@ class Side:
     """One model while it answers."""
 
     def __init__(self, name: str, bundle):
+        from compression import engine
         from evaluation.memory import resident_bytes
 
         self.name, self.bundle = name, bundle
-        self.memory_bytes = resident_bytes(bundle.module)
+        decoder = engine.serve_alone(bundle)
+        self.memory_bytes = decoder.bytes if decoder else resident_bytes(bundle.module)
 
     def start(self, messages: list[dict], max_tokens: int, temperature: float, seed: int) -> None:
         from compression.sample import chat_ids, generate, stop_ids

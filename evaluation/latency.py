@@ -1,43 +1,76 @@
-"""How fast a model answers, batch 1: the same loop for the original and the compressed model, in one process.
+"""How fast a model answers, batch 1: the compressed model and the original, in one process, each by its best path and the
+original by transformers' own loop too.
 
-Rounds alternate between the two, so that a slow phase of the machine hits both. Medians over rounds and steps.
+Rounds alternate between them, so that a slow phase of the machine hits all. Medians over rounds and steps.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from compression import engine
 from compression.bundle import Bundle
-from compression.sample import generate
+from compression.sample import stepper, transformers_stepper
+from kernels.bench import read_bandwidth
 
-PROMPT_TOKENS, NEW_TOKENS, WARM_UPS, ROUNDS = 128, 17, 2, 2
+PROMPT_TOKENS, NEW_TOKENS, WARM_UPS, ROUNDS = 128, 17, 2, 3
+
+Begin = Callable[[], Callable[[Tensor], Tensor]]  # starts a text: a function from ids to the last token's logits
 
 
-def one_round(bundle: Bundle, prompt: Tensor, new_tokens: int = NEW_TOKENS) -> tuple[float, list[float]]:
+def ways(compressed: Bundle | None, original: Bundle) -> dict[str, Begin]:
+    """What is timed, by name: "compressed", "original" (16-bit weights), "original_float32" and "transformers" (float32, its
+    own loop); where the decode step serves nobody, the compressed model and the original by transformers' loop."""
+    room = PROMPT_TOKENS + NEW_TOKENS
+    found = {} if compressed is None else {"compressed": lambda: stepper(compressed, 1, room)}
+    found["original"] = lambda: stepper(original, 1, room)
+    if engine.serve(original):
+        wide = engine.decoder(original, torch.float32)
+        found["original_float32"] = lambda: wide.session(1, room).run
+        found["transformers"] = lambda: transformers_stepper(original)
+    return found
+
+
+@torch.no_grad()
+def one_round(begin: Begin, prompt: Tensor, new_tokens: int = NEW_TOKENS) -> tuple[float, list[float]]:
     """(seconds to the first token, seconds of each later token) after a prompt [1, t]."""
-    stamps = [time.perf_counter()]
-    for _ in generate(bundle, prompt, new_tokens):
+    forward, ids, stamps = begin(), prompt, [time.perf_counter()]
+    for _ in range(new_tokens):
+        ids = forward(ids).argmax(-1).cpu()[:, None]
         stamps.append(time.perf_counter())
     steps = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
     return steps[0], steps[1:]
 
 
-def compare(bundles: dict[str, Bundle], prompt: Tensor, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Timings of each bundle, measured side by side after `WARM_UPS` tokens each."""
-    first: dict[str, list[float]] = {name: [] for name in bundles}
-    later: dict[str, list[float]] = {name: [] for name in bundles}
-    for bundle in bundles.values():
-        one_round(bundle, prompt, WARM_UPS)
+def compare(named: dict[str, Begin], prompt: Tensor, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+    """Timings of each, measured side by side after `WARM_UPS` tokens each."""
+    first: dict[str, list[float]] = {name: [] for name in named}
+    later: dict[str, list[float]] = {name: [] for name in named}
+    for begin in named.values():
+        one_round(begin, prompt, WARM_UPS)
     for _ in range(rounds):
-        for name, bundle in bundles.items():
-            begin, steps = one_round(bundle, prompt)
-            first[name].append(begin)
+        for name, begin in named.items():
+            start, steps = one_round(begin, prompt)
+            first[name].append(start)
             later[name] += steps
-    return {name: summary(first[name], later[name], prompt.shape[1]) for name in bundles}
+    return {name: summary(first[name], later[name], prompt.shape[1]) for name in named}
+
+
+def share_of_limit(bundle: Bundle, seconds: float) -> dict[str, float]:
+    """How much of this machine's memory bandwidth a step of `seconds` used, {} where no decode step serves.
+
+    Small models stand partly in the processor's cache, so their share can pass 1.
+    """
+    if not (decoder := engine.serve(bundle)):
+        return {}
+    read = read_bandwidth()
+    moved = decoder.bytes_per_token
+    return {"read_gbytes_per_second": read / 1e9, "bytes_per_token": moved, "share_of_read_bandwidth": moved / seconds / read}
 
 
 def summary(first: list[float], later: list[float], prompt_tokens: int) -> dict[str, float]:

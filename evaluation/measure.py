@@ -146,7 +146,7 @@ def measure(
 def _width(bundle: Bundle) -> int:
     """Width of the final hidden states (OPT-350M projects them down before the head)."""
     head = head_of(bundle)
-    return head.in_features if hasattr(head, "in_features") else head._table[0].packed.shape[1]
+    return head.in_features if hasattr(head, "in_features") else head.table.packed.shape[1]
 
 
 def _window(bundle: Bundle, hidden: Tensor, ids: Tensor, reference) -> tuple[Tensor, Tensor | None, int, int]:

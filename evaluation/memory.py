@@ -7,15 +7,18 @@ from pathlib import Path
 
 from torch import nn
 
+from compression.packed.base import Packed
 from compression.packed.linear import CompressedLinear, CompressedTable
 
 
 def resident_bytes(module: nn.Module) -> int:
-    """Bytes of all live tensors of a model, shared storage once."""
+    """Bytes of all live tensors of a model, the tiles that the kernels read included, shared storage once."""
+    tiles = [t for m in module.modules() if isinstance(m, Packed) and m._plan is not None for t in m._plan.all_tensors()]
     storages = {}
-    for tensor in [*module.parameters(), *module.buffers()]:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+    for tensor in [*module.parameters(), *module.buffers(), *tiles]:
+        if not tensor.is_meta:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 

@@ -23,6 +23,7 @@ from evaluation import host, memory
 from evaluation.clock import Clock
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
+from kernels import cpu
 
 Emit = Callable[[dict], None]
 
@@ -136,11 +137,13 @@ class _Run:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise CompressionError("device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu")
+        cpu.library()  # begins to build the kernels, if need be, while the model loads
         host.profile(again=True)
         self.device, start = device, time.perf_counter()
         self.bundle = models.load(self.spec.model, device, emit=self.emit, allow_paths=self.allow_paths)
         self.dtype = str(next(self.bundle.module.parameters()).dtype).removeprefix("torch.")
         self.metrics["load_seconds"] = time.perf_counter() - start
+        cpu.wait()  # one run, one set of kernels
         source = self.bundle.source
         if source.get("rounded"):
             self.notes.append(Note("already_rounded", {"format": source["rounded"], "bytes": source["publisher_bytes"]}))
@@ -171,8 +174,8 @@ class _Run:
             if peak:
                 metrics["peak_memory_bytes"] = peak
             if self.timings and self.spec.is_original:
-                timings = self._time({"original": self.bundle})
-                metrics |= timings[0]["original"] if timings else {}
+                timings = self._time(None, self.bundle)
+                metrics |= timings[0]["original"]
             found = self.store.put(self._result(key, spec, metrics, series, timings=timings))
         self.baseline = Baseline.load(folder, OriginalHead(head, self._head_dtype()) if self.spec.table_bits < 16 else head)
         return found
@@ -210,7 +213,7 @@ class _Run:
         return sum(t.numel() * t.element_size() for t in tensors) // ids.shape[1]
 
     def _compressed(self, key: str, calibration_source: str) -> Result:
-        from compression import artifact, calibrate
+        from compression import artifact, calibrate, engine
         from evaluation.measure import measure
 
         spec, original = self.spec, self.baseline_result.metrics
@@ -229,6 +232,7 @@ class _Run:
         if removed:
             self.notes.append(Note("old_artifacts_removed", {"count": len(removed)}))
         sizes = self._sizes()
+        engine.prepare(self.bundle)  # it is saved: from here on it is only multiplied
         start = time.perf_counter()
         self.clock.stage("evaluate")
         metrics, series = measure(self.bundle, self.windows, self.baseline, emit=self.emit, cancelled=self.cancelled)
@@ -240,7 +244,7 @@ class _Run:
             "file_bytes": file_bytes,
             "baseline_file_bytes": original["file_bytes"],
             "model_bits_per_parameter": 8 * sizes["stored_bytes"] / original["parameters"],
-            "resident_weight_bytes": sizes["resident_weight_bytes"],
+            "resident_weight_bytes": memory.resident_bytes(self.bundle.module),
             "baseline_resident_weight_bytes": original["resident_weight_bytes"],
             "kv_cache_bytes_per_token": sizes["kv_cache_bytes_per_token"],
         }
@@ -249,7 +253,7 @@ class _Run:
         if peak:
             self.metrics["peak_memory_bytes"] = peak
         kernels = memory.kernels_used(self.bundle.module)
-        if kernels[0].endswith("(PyTorch)"):
+        if kernels[0].endswith("(PyTorch)"):  # no C kernel and no Triton
             self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
         timings = self._side_by_side(kernels) if self.timings else []
         result = self._result(key, spec, self.metrics, series, timings=timings, layers=outcome.layers)
@@ -263,23 +267,30 @@ class _Run:
         self.clock.stage("latency")
         self.baseline = None
         original = models.load(self.spec.model, self.device, allow_paths=self.allow_paths)
-        timings = self._time({"compressed": self.bundle, "original": original}, kernels)
-        if timings:
-            self.metrics |= timings[0]["compressed"]
-            self.metrics |= {f"baseline_{k}": v for k, v in timings[0]["original"].items()}
+        timings = self._time(self.bundle, original, kernels)
+        self.metrics |= timings[0]["compressed"]
+        self.metrics |= {f"baseline_{k}": v for k, v in timings[0]["original"].items()}
         return timings
 
-    def _time(self, bundles: dict, kernels: list[str] | None = None) -> list[dict]:
+    def _time(self, compressed, original, kernels: list[str] | None = None) -> list[dict]:
+        """One entry of `Result.timings`: this host, how it was done, and each way's figures."""
+        from compression import engine
         from evaluation import latency
 
         with host.timing_lock() as alone:
             if not alone:
                 self.notes.append(Note("machine_shared", {}))
             prompt = self.windows.ids.flatten()[: latency.PROMPT_TOKENS][None]
-            found = latency.compare(bundles, prompt)
-        return [{"host": host.environment() | {"device": latency.device_name(next(iter(bundles.values())))},
-                 "kernel": kernels or ["dense (PyTorch)"], "warm_ups": latency.WARM_UPS, "rounds": latency.ROUNDS,
-                 "prompt_tokens": prompt.shape[1], "new_tokens": latency.NEW_TOKENS, **found}]  # fmt: skip
+            found = latency.compare(latency.ways(compressed, original), prompt)
+            timed, name = (compressed, "compressed") if compressed else (original, "original")
+            limit = latency.share_of_limit(timed, found[name]["time_per_output_token_ms"] / 1e3)
+        if timed.refused:
+            self.notes.append(Note("plain_loop", {"reason": timed.refused}))
+        serves = bool(engine.serve(original))
+        return [{"host": host.environment() | {"device": latency.device_name(timed)}, "limit": limit,
+                 "kernel": kernels or [("16-bit weights, whole layers (C)" if serves else "dense (PyTorch)")],
+                 "loop": "transformers" if timed.refused else "decode step (C)", "warm_ups": latency.WARM_UPS,
+                 "rounds": latency.ROUNDS, "prompt_tokens": prompt.shape[1], "new_tokens": latency.NEW_TOKENS, **found}]  # fmt: skip
 
     def _result(self, key, spec, metrics, series, timings=(), layers=()) -> Result:
         from compression import artifact
@@ -289,7 +300,7 @@ class _Run:
         shared = {"weight_bits_per_weight": 8.0 * artifact.storage_dtype(self.bundle).itemsize} if spec.is_original else {}
         if spec.is_original:
             shared["model_bits_per_parameter"] = 8 * metrics["stored_bytes"] / metrics["parameters"]
-            notes = [n for n in notes if n["code"] in ("already_rounded", "window_shortened", "machine_shared")]
+            notes = [n for n in notes if n["code"] in ("already_rounded", "window_shortened", "machine_shared", "plain_loop")]
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
             layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,

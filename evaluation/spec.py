@@ -119,11 +119,19 @@ class RunSpec:
         return fields
 
     def _code(self) -> str:
-        """Hash of the code (comments and docstrings left out) of the formats, each method and what it imports."""
-        files = {*(ROOT / "compression" / "packed").glob("*.py")}
-        for method, _ in self.methods:
-            file = Path(inspect.getfile(method.params))
-            files |= {file, *_project_imports(file)}
+        """Hash of the code (comments and docstrings left out) of each method, the formats that it and the tables are stored
+        in, and whatever in `compression` these import: another method's format never makes a result stale."""
+        waiting = [Path(inspect.getfile(method.params)) for method, _ in self.methods]
+        if self.table_bits < 16:
+            waiting.append(ROOT / "compression" / "packed" / "grouped_int.py")
+        if self.activations == "int8":
+            waiting.append(ROOT / "compression" / "packed" / "activations.py")
+        files: set[Path] = set()
+        while waiting:
+            file = waiting.pop()
+            if file not in files:
+                files.add(file)
+                waiting += _project_imports(file)
         return _digest([_bare_code(f) for f in sorted(files)])
 
 

@@ -1,8 +1,12 @@
 """Kernels: how stored formats are multiplied. One op a file, each with its plain PyTorch reference and its CASES.
 
-`OPS[op]` names what serves an op here: C on a processor where there is a kernel and a compiler (kernels/cpu), else
-plain PyTorch, which unpacks a block of rows into 32-bit (or the input's own) floats and multiplies it. A whole dense
-copy never exists.
+    kernels/<op>.py     the formula, the operands' layout, the reference, the PyTorch route
+    kernels/cpu/        C for processors: every op from one tile layout, and whole decoder layers in one call
+    kernels/gpu/        Triton, one file an op
+    kernels/bench.py    verifies, then times
+
+`name(op, ...)` says what serves an op, for labels. Where neither C nor Triton serves, PyTorch unpacks a block of rows
+into floats and multiplies it; a whole dense copy never exists.
 
 Hugging Face publishes a package of the same name, and transformers looks names up in it. This module does no work at
 import, has no version, and hands names that it doesn't know to that package if one is installed.
@@ -11,40 +15,26 @@ import, has no version, and hands names that it doesn't know to that package if 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 
-PYTORCH = {
-    "dense": "dense (PyTorch)",
-    "grouped_int": "dequantise-then-multiply (PyTorch)",
-    "bitmask": "dequantise-then-multiply (PyTorch)",
-    "two_four": "dequantise-then-multiply (PyTorch)",
-    "low_rank": "two products (PyTorch)",
+OPS = {  # op -> what is multiplied, in words
+    "dense": "dense weights",
+    "grouped_int": "grouped integers",
+    "codebook": "4-bit code book",
+    "binary_coded": "binary-coded planes",
+    "bitmask": "bitmask-sparse weights",
+    "two_four": "2:4 sparse weights",
+    "low_rank": "two thin products",
+    "outliers": "sparse outliers",
 }
-IN_C = {
-    "grouped_int": "grouped integers, exact activations (C, {instructions})",
-    "low_rank": "two products of 16-bit weights (C, {instructions})",
-}
+PYTORCH = {"dense": "dense (PyTorch)", "low_rank": "two products (PyTorch)"}  # others unpack first
 
 
-class _Ops(Mapping):
-    """op -> the name of what serves it here; asking builds the C kernels if need be."""
-
-    def __getitem__(self, op: str) -> str:
-        if op in IN_C:
-            from kernels import cpu
-
-            if cpu.library() is not None:
-                return IN_C[op].format(instructions=cpu.instructions())
-        return PYTORCH[op]
-
-    def __iter__(self):
-        return iter(PYTORCH)
-
-    def __len__(self) -> int:
-        return len(PYTORCH)
-
-
-OPS = _Ops()
+def name(op: str, by: str = "", int8: bool = False) -> str:
+    """A kernel's label, e.g. "grouped integers, int8 activations (C, AVX-512 VNNI)". by: "C, <instructions>", "Triton"
+    or "" for PyTorch."""
+    if not by:
+        return PYTORCH.get(op, "dequantise-then-multiply (PyTorch)")
+    return f"{OPS[op]}, {'int8' if int8 else 'exact'} activations ({by})"
 
 
 def __getattr__(name: str):

@@ -7,24 +7,18 @@ scales. The zero point is taken out of the sum,
     y[t, o] = sum_i scale[o, g(i)] q[o, i] x[t, i]  -  sum_g scale[o, g] zero[o, g] * (sum of x[t, i] over group g),
 
 so that a block of codes needs only a conversion and one multiplication by its scales.
-
-On a processor up to FEW_TOKENS tokens are multiplied straight from the codes in C (kernels/cpu/grouped_int.c); more are
-multiplied by PyTorch with a block of rows that C has decoded. Without C, PyTorch decodes too.
 """
 
 from __future__ import annotations
-
-from ctypes import c_long as L
-from ctypes import c_void_p as P
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import gpu
 from kernels.bits import lanes, unpack
 
 BLOCK = 1 << 20  # weights unpacked at a time: 4 MB in float32
-FEW_TOKENS = 16  # up to here decoding anew for every four tokens is cheaper than a whole block and a product
 
 CASES = tuple(  # (tokens, out, in, bits, group_size)
     (m, n, k, bits, group)
@@ -60,54 +54,12 @@ def grouped_int_reference(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor,
 
 
 def grouped_int(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
-    """y [tokens, out] in x's dtype."""
-    from kernels.cpu import library
+    """y [tokens, out] in x's dtype, from the stored tensors: by Triton on a GPU, else by PyTorch."""
+    if gpu.serves(x):
+        from kernels.gpu.grouped_int import grouped_int as triton
 
-    on_processor = x.device.type == "cpu" and x.dtype == torch.float32 and 2 <= bits <= 8
-    if on_processor and codes.is_contiguous() and (group_size == -1 or group_size % 16 == 0) and (c := library()):
-        return _in_c(c, x, codes, scale, zero, bits, group_size)
+        return triton(x.contiguous(), codes, scale, zero, bits, group_size)
     return _in_pytorch(x, codes, scale, zero, bits, group_size)
-
-
-def _in_c(c, x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
-    tokens, n = x.shape
-    out = codes.shape[0]
-    if tokens <= FEW_TOKENS:
-        return c_product(c, x, codes, scale, zero, bits, group_size)
-    y = torch.empty(tokens, out)
-    step = max(1, BLOCK // n)
-    for start in range(0, out, step):
-        stop = min(start + step, out)
-        y[:, start:stop] = x @ c_rows(c, codes, scale, zero, bits, group_size, n, start, stop).T
-    return y
-
-
-def c_product(c, x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
-    """x [tokens, in] W^T by the C kernel."""
-    x, scale, zero = x.contiguous(), scale.contiguous(), zero.contiguous()
-    tokens, n = x.shape
-    out, groups = scale.shape
-    y, scratch = torch.empty(tokens, out), torch.empty(tokens * (-(-n // 16) * 16 + groups))
-    pointers = (P(t.data_ptr()) for t in (x, codes, scale, zero, y, scratch))
-    if c.grouped_int_product(*pointers, *map(L, (tokens, out, n, groups, _values(n, group_size))), bits):
-        raise ValueError(f"no C kernel for {bits} bits")
-    return y
-
-
-def c_rows(c, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int, n: int, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of W as float32 [rows, in] by the C kernel."""
-    scale, zero = scale.contiguous(), zero.contiguous()
-    out, groups = scale.shape
-    rows = torch.empty(stop - start, n)
-    pointers = (P(t.data_ptr()) for t in (codes, scale, zero, rows))
-    if c.grouped_int_rows(*pointers, *map(L, (start, stop, out, n, groups, _values(n, group_size))), bits):
-        raise ValueError(f"no C kernel for {bits} bits")
-    return rows
-
-
-def _values(n: int, group_size: int) -> int:
-    """Values in a group, a whole row rounded up to full pieces."""
-    return -(-n // 16) * 16 if group_size == -1 else group_size
 
 
 def _in_pytorch(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import gpu
 from kernels.bits import unpack
 
 BLOCK = 1 << 20  # weights unpacked at a time
@@ -54,6 +55,43 @@ def flat_codes(stream: Tensor, bits: int, start: int, stop: int) -> Tensor:
     first = start // 8
     piece = stream[first * bits : -(-stop // 8) * bits]
     return unpack(piece[None], bits, piece.numel() * 8 // bits)[0, start - 8 * first : stop - 8 * first]
+
+
+def bitmask_reference(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None = None) -> Tensor:
+    """The formula on the whole dense matrix; values float16 in row order."""
+    return x @ scatter_bitmask(values.to(x.dtype), bits_mask(kept, x.shape[-1])).T
+
+
+def bitmask(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None) -> Tensor:
+    """y [tokens, out] in x's dtype from 16-bit values, starts [out + 1] or None where every row keeps as many: by Triton on a
+    GPU, else by PyTorch."""
+    out = len(kept)
+    if starts is None:
+        starts = torch.arange(out + 1, dtype=torch.int32, device=values.device) * (len(values) // max(out, 1))
+    if gpu.serves(x):
+        from kernels.gpu.sparse import bitmask as triton
+
+        return triton(x.contiguous(), kept, values, starts)
+
+    def block(rows: slice) -> Tensor:
+        return scatter_bitmask(values[starts[rows.start] : starts[rows.stop]].to(x.dtype), bits_mask(kept[rows], x.shape[1]))
+
+    return multiply_blocks(x, (out, x.shape[1]), block)
+
+
+def two_four_reference(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    """The formula on the whole dense matrix; positions packed to 2 bits."""
+    return x @ scatter_two_four(values.to(x.dtype), unpack(positions, 2, values.shape[1])).T
+
+
+def two_four(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    """y [tokens, out] in x's dtype from 16-bit values [out, in/2]: by Triton on a GPU, else by PyTorch."""
+    if gpu.serves(x):
+        from kernels.gpu.sparse import two_four as triton
+
+        return triton(x.contiguous(), values, positions)
+    block = lambda rows: scatter_two_four(values[rows].to(x.dtype), unpack(positions[rows], 2, values.shape[1]))  # noqa: E731
+    return multiply_blocks(x, (len(values), x.shape[1]), block)
 
 
 def multiply_blocks(x: Tensor, shape: tuple[int, int], block_of: Callable[[slice], Tensor]) -> Tensor:

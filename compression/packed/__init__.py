@@ -14,6 +14,10 @@ FORMATS = {
     "bitmask": ("compression.packed.bitmask", "Bitmask"),
     "two_four": ("compression.packed.two_four", "TwoFour"),
     "low_rank": ("compression.packed.low_rank", "LowRank"),
+    "codebook": ("compression.packed.codebook", "CodeBook"),
+    "binary_coded": ("compression.packed.binary_coded", "BinaryCoded"),
+    "outliers": ("compression.packed.outliers", "Outliers"),
+    "sum": ("compression.packed.total", "Sum"),
 }
 
 
@@ -26,7 +30,7 @@ def from_config(config: dict):
     """The empty format that `config` (from `Packed.full_config()`) describes; fill it with load_state_dict."""
     packed = format_class(config["format"]).from_config(config)
     if config.get("activations"):
-        from compression.packed.base import ActivationRule
+        from compression.packed.activations import ActivationRule
 
         packed.activations = ActivationRule(**config["activations"])
     return packed

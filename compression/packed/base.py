@@ -1,35 +1,32 @@
-"""What every format offers. Shapes are (out_features, in_features); x is [..., in], y is [..., out]."""
+"""What every format offers. Shapes are (out_features, in_features); x is [..., in], y is [..., out].
+
+How a format is multiplied: on a processor by the C kernels, from tiles that are made once (`plan`); on a GPU by Triton, from
+the stored tensors; otherwise by PyTorch, a block of rows at a time (`product` is these two). All give rule(x) W^T.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class ActivationRule:
-    """How a format rounds its input before multiplying: symmetric, one scale per token, scale = max|x| / (2^(bits-1) - 1)."""
-
-    bits: int = 8
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [..., in] -> the same values on the token's integer grid, in x's dtype."""
-        top = 2 ** (self.bits - 1) - 1
-        scale = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / top
-        return (x / scale).round() * scale
+import kernels
+from compression.packed.activations import ActivationRule
+from kernels import cpu, gpu
 
 
 class Packed(nn.Module):
     """A stored weight matrix. Its buffers are what is saved, counted and multiplied; nothing else exists.
 
-    Subclasses set `format` and implement `config`, `from_config`, `dequantize`, `product`, `kernel`.
+    Subclasses set `format` and `op` and implement `config`, `from_config`, `stored`, `product`, `tiles`.
     """
 
     format: ClassVar[str]
+    op: ClassVar[str]  # the kernel's key in kernels.OPS
     activations: ActivationRule | None = None  # part of the format: saved with it, used by every kernel
+    _plan = None
 
     def __init__(self, shape: tuple[int, int]):
         super().__init__()
@@ -44,17 +41,82 @@ class Packed(nn.Module):
         """The empty format (buffers of the right shapes and dtypes, values undefined)."""
         raise NotImplementedError
 
-    def dequantize(self) -> Tensor:
-        """The weight that this format stands for, [out, in] float32."""
+    def stored(self) -> Tensor:
+        """The weight that the stored tensors stand for, [out, in] float32."""
         raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
-        """x [..., in] -> x @ dequantize().T [..., out] in x's dtype, by the kernel for this format."""
+        """x [tokens, in] -> x @ dequantize().T [tokens, out] in x's dtype, from the stored tensors (Triton or PyTorch)."""
         raise NotImplementedError
+
+    def tiles(self, rule):
+        """The matrix for the C kernels (kernels/cpu/plans.py), None where they don't take it."""
+        raise NotImplementedError
+
+    def dequantize(self) -> Tensor:
+        """The weight that this format stands for, [out, in] float32."""
+        if self.prepared:
+            return cpu.rows(self._plan, torch.arange(self.shape[0]))
+        return self.stored()
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows [ids] of the matrix as float32 [n, in]."""
+        plan = self.plan()
+        return self.dequantize()[ids] if plan is None else cpu.rows(plan, ids)
 
     def matmul(self, x: Tensor) -> Tensor:
         """rule(x) @ dequantize().T [..., out], where the rule is `activations` (None: x as it is)."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Differentiable.apply(x, self)
+        plan = self.plan() if x.device.type == "cpu" else None
+        if plan is not None:
+            return cpu.product(plan, x)
+        return self.rounded_product(x.reshape(-1, self.shape[1])).view(*x.shape[:-1], self.shape[0])
+
+    def rounded_product(self, x: Tensor) -> Tensor:
+        """`product` of rule(x); a format whose kernel multiplies integers overrides this."""
         return self.product(self.activations(x) if self.activations else x)
+
+    def plan(self):
+        """The matrix as the C kernels read it, made at the first call; None where they don't serve."""
+        if self._plan is not None and self._plan_rule == self.activations:
+            return self._plan
+        if self.prepared or cpu.library() is None or any(t.device.type != "cpu" for t in self.buffers()) or self._trained():
+            return None
+        self._plan, self._plan_rule = self.tiles(self.activations.kernel if self.activations else None), self.activations
+        return self._plan
+
+    def prepare(self) -> bool:
+        """Keep only the tiles: the stored tensors are given up, so saving is over. False where C doesn't serve."""
+        if self.plan() is None:
+            return False
+        kept = {id(t) for t in self._plan.all_tensors()}
+        for module in self.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and id(buffer) not in kept:
+                    module._buffers[name] = buffer.to("meta")
+        return True
+
+    @property
+    def prepared(self) -> bool:
+        """True when only the tiles are left."""
+        return any(t.is_meta for t in self.buffers())
+
+    def _trained(self) -> bool:
+        return any(p.requires_grad for p in self.parameters())
+
+    def _apply(self, *args, **kwargs):
+        self._plan = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._plan = None
+        return super()._load_from_state_dict(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args, **kwargs):
+        if self.prepared:
+            raise RuntimeError("this matrix was prepared for serving and keeps only its tiles; load the model again to save it")
+        return super()._save_to_state_dict(*args, **kwargs)
 
     def mask(self) -> Tensor | None:
         """Pruned positions [out, in] bool (True: always zero), or None for a format that prunes nothing."""
@@ -66,8 +128,11 @@ class Packed(nn.Module):
 
     @property
     def kernel(self) -> str:
-        """The name of the kernel that serves `matmul` here, e.g. "dequantise-then-multiply (PyTorch)"."""
-        raise NotImplementedError
+        """The name of the kernel that serves `matmul` here, e.g. "grouped integers, exact activations (C, AVX2)"."""
+        by = f"C, {cpu.instructions()}" if self.plan() is not None else ""
+        if not by and gpu.serves(next(self.buffers())):
+            by = "Triton"
+        return kernels.name(self.op, by, self.activations is not None and (not by or self._plan is None or self._plan.in_int8))
 
     def full_config(self) -> dict:
         """`config()` with the activation rule: what an artifact writes."""
@@ -75,13 +140,27 @@ class Packed(nn.Module):
 
     def stored_bytes(self) -> int:
         """Bytes of the canonical layout: what the file holds for this matrix."""
-        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+        return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
 
     def bits_per_weight(self) -> float:
         return 8 * self.stored_bytes() / (self.shape[0] * self.shape[1])
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}x{self.shape[1]}, {self.bits_per_weight():.3f} bits a weight"
+
+
+class _Differentiable(torch.autograd.Function):
+    """A product by a kernel whose gradient goes to x: the weight is rebuilt for the way back, never kept."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, packed: Packed) -> Tensor:
+        ctx.packed = packed
+        with torch.no_grad():
+            return packed.matmul(x.detach())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.packed.dequantize().to(grad.dtype), None
 
 
 def to_storage(t: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import kernels
 from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes
-from kernels.sparse import bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
+from kernels.cpu import plans
+from kernels.sparse import bitmask, bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
 
 
 class Bitmask(Packed):
@@ -17,7 +17,7 @@ class Bitmask(Packed):
     grid the packed codes of the kept places. starts int32 [out + 1]: where each row's values begin; left out when
     every row keeps the same number. Bits a weight at 50 %: 9 with 16-bit values, 3 and the grid with 4-bit codes."""
 
-    format = "bitmask"
+    format = op = "bitmask"
 
     def __init__(self, shape, count: int, kept: Tensor, values: Tensor, starts: Tensor | None, grid: Grid | None = None):
         super().__init__(shape)
@@ -67,20 +67,25 @@ class Bitmask(Packed):
         codes = scatter_bitmask(flat_codes(self.values, self.grid.bits, first, last), keep)
         return self.grid.decode(codes, rows).mul_(keep)
 
-    def dequantize(self) -> Tensor:
+    def stored(self) -> Tensor:
         return self._block(slice(0, self.shape[0]))
 
     def product(self, x: Tensor) -> Tensor:
-        return multiply_blocks(x.reshape(-1, self.shape[1]), self.shape, self._block).view(*x.shape[:-1], -1)
+        if self.grid is None:
+            return bitmask(x, self.kept, self.values, self.starts)
+        return multiply_blocks(x, self.shape, self._block)
 
     def encode_like(self, dense: Tensor) -> Bitmask:
         if self.grid is None:
             return Bitmask.encode(dense, self.mask())
         return self.with_codes(self.grid.round(dense), self.grid)
 
-    @property
-    def kernel(self) -> str:
-        return kernels.OPS["bitmask"]
+    def tiles(self, rule):
+        if self.grid is None:
+            return plans.bitmask(self.kept, self.values, self.shape[1], rule)
+        keep = bits_mask(self.kept, self.shape[1])
+        codes = scatter_bitmask(flat_codes(self.values, self.grid.bits, 0, self.count), keep)
+        return self.grid.masked_tiles(keep, codes, rule, self.op)
 
 
 def _starts(keep: Tensor) -> Tensor | None:

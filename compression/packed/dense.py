@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import kernels
 from compression.packed.base import Packed, to_storage
+from kernels.cpu import plans
 
 
 class Dense(Packed):
     """weight float16 [out, in]."""
 
-    format = "dense"
+    format = op = "dense"
 
     def __init__(self, weight: Tensor):
         super().__init__(weight.shape)
@@ -30,7 +30,7 @@ class Dense(Packed):
     def from_config(cls, config: dict) -> Dense:
         return cls(torch.empty(config["shape"], dtype=torch.float16))
 
-    def dequantize(self) -> Tensor:
+    def stored(self) -> Tensor:
         return self.weight.float()
 
     def product(self, x: Tensor) -> Tensor:
@@ -39,6 +39,5 @@ class Dense(Packed):
     def encode_like(self, dense: Tensor) -> Dense:
         return Dense.encode(dense)
 
-    @property
-    def kernel(self) -> str:
-        return kernels.OPS["dense"]
+    def tiles(self, rule):
+        return plans.dense(self.weight, rule)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compression.packed.base import to_storage
 from kernels.bits import pack, row_bytes, unpack
+from kernels.cpu import plans
 from kernels.grouped_int import groups_of, spread
 
 
@@ -64,6 +65,13 @@ class Grid(nn.Module):
             index = self.group_index.long()
             return scale[:, index], zero[:, index]
         return spread(scale, self.shape[1], self.group_size), spread(zero, self.shape[1], self.group_size)
+
+    def masked_tiles(self, keep: Tensor, codes: Tensor, rule, op: str):
+        """Kept codes [out, in] on this grid for the C kernels; None where groups are no runs."""
+        if self.group_index is not None:
+            return None
+        zero = None if self.zero is None else self.zero_points()
+        return plans.bitmask_codes(keep, codes, self.scale, zero, self.bits, self.group_size, rule, op)
 
     def round(self, weight: Tensor) -> Tensor:
         """The nearest codes of weight [out, in]: clamp(round(w / scale) + zero, 0, 2^bits - 1), uint8."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import kernels
 from compression.packed.base import Packed
 from compression.packed.grid import Grid
+from kernels import gpu
 from kernels.bits import pack, row_bytes, unpack
+from kernels.cpu import plans
 from kernels.grouped_int import grouped_int
 
 
 class GroupedInt(Packed):
     """codes uint8 [out, ceil(in/8) * bits] on a Grid; bits a weight = bits + (16 + zero bits) / group size."""
 
-    format = "grouped_int"
+    format = op = "grouped_int"
 
     def __init__(self, codes: Tensor, grid: Grid):
         super().__init__(grid.shape)
@@ -36,24 +37,35 @@ class GroupedInt(Packed):
         codes = torch.empty(out, row_bytes(n, config["grid"]["bits"]), dtype=torch.uint8)
         return cls(codes, Grid.empty((out, n), config["grid"]))
 
-    def dequantize(self) -> Tensor:
+    def stored(self) -> Tensor:
         return self.grid.decode(unpack(self.codes, self.grid.bits, self.shape[1]))
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows [ids] of the matrix as float32 [n, in], without rebuilding the others."""
+        if self.plan() is not None:
+            return super().rows(ids)
         return self.grid.decode(unpack(self.codes[ids], self.grid.bits, self.shape[1]), ids)
 
     def product(self, x: Tensor) -> Tensor:
         grid = self.grid
-        flat = x.reshape(-1, self.shape[1])
         if grid.group_index is not None:  # scattered groups: the block kernel reads runs of neighbouring inputs only
-            return (flat @ self.dequantize().to(x.dtype).T).view(*x.shape[:-1], -1)
-        y = grouped_int(flat, self.codes, grid.scale, grid.zero_points(), grid.bits, grid.group_size)
-        return y.view(*x.shape[:-1], -1)
+            return x @ self.stored().to(x.dtype).T
+        return grouped_int(x, self.codes, grid.scale, grid.zero_points(), grid.bits, grid.group_size)
+
+    def rounded_product(self, x: Tensor) -> Tensor:
+        rule, grid = self.activations, self.grid
+        symmetric = grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1
+        if rule is not None and rule.group is None and symmetric and gpu.serves(x):
+            from kernels.gpu.int8 import int8_product
+
+            return int8_product(x.contiguous(), self.codes, grid.scale, grid.zero_points(), grid.group_size, rule.kernel[1])
+        return super().rounded_product(x)
 
     def encode_like(self, dense: Tensor) -> GroupedInt:
         return GroupedInt.encode(self.grid.round(dense), self.grid)
 
-    @property
-    def kernel(self) -> str:
-        return kernels.OPS["grouped_int"]
+    def tiles(self, rule):
+        grid = self.grid
+        if grid.group_index is not None and rule is not None and rule[0] < self.shape[1]:
+            return None  # the tiles hold the columns in another order, in which neighbours share no scale
+        zero = None if grid.zero is None else grid.zero_points()
+        return plans.grouped_int(self.codes, grid.scale, zero, grid.bits, grid.group_size, self.shape[1], rule, grid.group_index)

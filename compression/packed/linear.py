@@ -62,5 +62,9 @@ class TableHead(nn.Module):
         super().__init__()
         self._table = [table]  # a list, so that the module tree and the state_dict hold the table once
 
+    @property
+    def table(self) -> CompressedTable:
+        return self._table[0]
+
     def forward(self, x: Tensor) -> Tensor:
-        return self._table[0].matmul(x)
+        return self.table.matmul(x)

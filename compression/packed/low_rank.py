@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import kernels
 from compression.base import BadChain
 from compression.packed.base import Packed, to_storage
+from kernels.cpu import plans
 from kernels.low_rank import low_rank
 
 
 class LowRank(Packed):
     """u float16 [out, rank], v float16 [rank, in]; bits a weight = 16 rank (out + in) / (out in)."""
 
-    format = "low_rank"
+    format = op = "low_rank"
 
     def __init__(self, u: Tensor, v: Tensor):
         super().__init__((u.shape[0], v.shape[1]))
@@ -34,7 +34,7 @@ class LowRank(Packed):
         (out, n), rank = config["shape"], config["rank"]
         return cls(torch.empty(out, rank, dtype=torch.float16), torch.empty(rank, n, dtype=torch.float16))
 
-    def dequantize(self) -> Tensor:
+    def stored(self) -> Tensor:
         return self.u.float() @ self.v.float()
 
     def product(self, x: Tensor) -> Tensor:
@@ -43,6 +43,5 @@ class LowRank(Packed):
     def encode_like(self, dense: Tensor) -> LowRank:
         raise BadChain("a low-rank format has no mask and no grid that another matrix could be stored with")
 
-    @property
-    def kernel(self) -> str:
-        return kernels.OPS["low_rank"]
+    def tiles(self, rule):
+        return plans.low_rank(self.u, self.v, rule)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import kernels
 from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes, unpack
-from kernels.sparse import multiply_blocks, scatter_two_four
+from kernels.cpu import plans
+from kernels.sparse import mask_bits, multiply_blocks, scatter_two_four, two_four
 
 
 class TwoFour(Packed):
@@ -18,7 +18,7 @@ class TwoFour(Packed):
     Bits a weight: 8 + 1 with 16-bit values, 2 + 1 and the grid with 4-bit codes.
     """
 
-    format = "two_four"
+    format = op = "two_four"
 
     def __init__(self, shape, values: Tensor, positions: Tensor, grid: Grid | None = None):
         super().__init__(shape)
@@ -70,17 +70,24 @@ class TwoFour(Packed):
         keep = scatter_two_four(torch.ones_like(places), places)
         return self.grid.decode(scatter_two_four(codes, places), rows).mul_(keep)
 
-    def dequantize(self) -> Tensor:
+    def stored(self) -> Tensor:
         return self._block(slice(0, self.shape[0]))
 
     def product(self, x: Tensor) -> Tensor:
-        return multiply_blocks(x.reshape(-1, self.shape[1]), self.shape, self._block).view(*x.shape[:-1], -1)
+        if self.grid is None:
+            return two_four(x, self.values, self.positions)
+        return multiply_blocks(x, self.shape, self._block)
 
     def encode_like(self, dense: Tensor) -> TwoFour:
         if self.grid is None:
             return TwoFour.encode(dense, self.mask())
         return self.with_codes(self.grid.round(dense), self.grid)
 
-    @property
-    def kernel(self) -> str:
-        return kernels.OPS["two_four"]
+    def tiles(self, rule):
+        places = self._places(slice(None))
+        keep = scatter_two_four(torch.ones_like(places), places).bool()  # two bits a four: as many as the positions take
+        if self.grid is None:
+            values = self.stored().half()[keep]  # in the order of the columns
+            return plans.bitmask(mask_bits(keep), values, self.shape[1], rule, self.op)
+        codes = scatter_two_four(unpack(self.values, self.grid.bits, self.shape[1] // 2), places)
+        return self.grid.masked_tiles(keep, codes, rule, self.op)

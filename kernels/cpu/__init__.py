@@ -1,9 +1,14 @@
-"""C kernels for processors: one source an op, compiled on first use and cached, tested against the reference, then used.
+"""C kernels for processors: compiled on first use, cached, tested against the references, then used.
 
-`library()` gives the loaded library or None; `status()` says in words what serves and why. Nothing is built at import.
-The cache's key is the source, the compiler and the processor's flags, so a changed one builds anew; a library that
-can't be built, loaded or that fails its self-test is never used, and PyTorch serves in its place under its own name.
-COMPRESSION_EXPLORER_KERNELS=pytorch switches the C kernels off.
+vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), formats.h how each format is decoded,
+product.c multiplies, step.c runs whole decoder layers, team.c holds the threads; plans.py brings stored tensors into the
+tiles that all of them read.
+
+`library()` gives the loaded library or None; the first call begins to build it in the background, and until it is there
+PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says in words what serves and
+why. Nothing is built at import. The cache's key is the source, the compiler and the processor's flags; a library that
+can't be built, loaded or that fails its self-test is never used. COMPRESSION_EXPLORER_KERNELS = pytorch switches the C
+kernels off; = avx2 or portable forces that path.
 """
 
 from __future__ import annotations
@@ -16,14 +21,25 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 import uuid
 from pathlib import Path
 
-SOURCES = sorted(Path(__file__).parent.glob("*.c"))
-COMMON = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
-FLAGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",))  # the first that works
-BUILD_SECONDS = 60
-_reason = ["not built yet"]
+HERE = Path(__file__).parent
+SOURCES = sorted(HERE.glob("*.c"))
+HEADERS = sorted(HERE.glob("*.h"))
+COMMON = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-std=gnu11")
+NATIVE = ("-march=native", "-mprefer-vector-width=512")
+FLAGS = {  # what $COMPRESSION_EXPLORER_KERNELS says -> sets of flags, the first that works
+    "": ((*NATIVE, "-fopenmp"), ("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ()),
+    "avx2": (("-march=x86-64-v3", "-fopenmp"), ("-mavx2", "-mfma", "-mf16c", "-fopenmp")),
+    "portable": (("-fopenmp",), ()),
+}
+BUILD_SECONDS = 120
+_lock = threading.Lock()
+_built_in: threading.Thread | None = None
+_library: ctypes.CDLL | None = None
+_reason = "not built yet"
 
 
 def cache() -> Path:
@@ -56,60 +72,99 @@ def flags() -> frozenset[str]:
 
 
 def instructions() -> str:
-    """The vector instructions that the kernels use, for labels."""
-    return "AVX-512"
+    """The vector instructions that the loaded library uses, for labels; "" without a library."""
+    c = library()
+    return c.instructions().decode() if c is not None else ""
 
 
-@functools.cache
 def library() -> ctypes.CDLL | None:
-    """The C kernels, ready and tested, or None. Builds at the first call (about a second)."""
-    if os.environ.get("COMPRESSION_EXPLORER_KERNELS", "").lower() == "pytorch":
-        return _none("switched off by COMPRESSION_EXPLORER_KERNELS")
-    if "avx512f" not in flags():  # 64-byte vectors split in halves are slower than PyTorch: 15 ms instead of 0.4 (AVX2, 4096^2)
-        return _none("written for AVX-512, which this processor hasn't")
+    """The C kernels, ready and tested, or None. The first call begins to build them in the background."""
+    global _built_in
+    if _built_in is None:
+        with _lock:
+            if _built_in is None:
+                _built_in = threading.Thread(target=_build, daemon=True)
+                _built_in.start()
+    return _library
+
+
+def wait() -> ctypes.CDLL | None:
+    """The same, after the build has ended."""
+    library()
+    _built_in.join()
+    return _library
+
+
+def forget() -> None:
+    """Begin anew: the next call builds or loads again (after a change of the environment)."""
+    global _built_in, _library, _reason
+    if _built_in is not None:
+        _built_in.join()
+    _built_in, _library, _reason = None, None, "not built yet"
+
+
+def status() -> str:
+    """Why the C kernels serve or don't."""
+    return "being built" if _built_in is not None and _built_in.is_alive() else _reason
+
+
+def _build() -> None:
+    global _library, _reason
     try:
-        file = _built()
-        loaded = _loaded(file) or _loaded(file := _built())  # a damaged file is built anew, once
-    except (OSError, subprocess.SubprocessError) as error:
-        return _none(f"{type(error).__name__}: {error}")
+        loaded, _reason = _tested(os.environ.get("COMPRESSION_EXPLORER_KERNELS", "").lower())
+    except Exception as error:  # whatever happens here, PyTorch serves and the reason is told
+        loaded, _reason = None, f"{type(error).__name__}: {error}"
+    _library = loaded
+
+
+def _tested(path: str) -> tuple[ctypes.CDLL | None, str]:
+    """(library or None, why)."""
+    if path == "pytorch":
+        return None, "switched off by COMPRESSION_EXPLORER_KERNELS"
+    if path not in FLAGS:
+        return None, f"COMPRESSION_EXPLORER_KERNELS = {path!r}; allowed: {', '.join(filter(None, FLAGS))}, pytorch"
+    file = _file(path)
+    loaded = _loaded(file) or _loaded(file := _file(path))  # a damaged file is built anew, once
     if loaded is None:
-        return _none("the built library can't be loaded")
+        return None, "the built library can't be loaded"
     from kernels.cpu.selftest import failure
 
     if wrong := failure(loaded):
         file.unlink(missing_ok=True)
-        return _none(f"self-test failed: {wrong}")
-    _reason[0] = f"built for {instructions()}"
-    return loaded
+        return None, f"self-test failed: {wrong}"
+    return loaded, f"built for {loaded.instructions().decode()}"
 
 
 def _loaded(file: Path) -> ctypes.CDLL | None:
     """The library in a file; a file that isn't one is removed."""
     try:
         found = ctypes.CDLL(str(file))
-        return found if hasattr(found, "grouped_int_product") else None
-    except OSError:
+        found.instructions.restype = ctypes.c_char_p
+        found.plan_bytes.restype = ctypes.c_int64
+        found.product.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+        found.step.argtypes = (
+            *[ctypes.c_void_p] * 4,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_int,
+        )
+        found.rows.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+        return found
+    except (OSError, AttributeError):
         file.unlink(missing_ok=True)
         return None
 
 
-def status() -> str:
-    """Why the C kernels serve or don't."""
-    return _reason[0]
-
-
-def _none(reason: str) -> None:
-    _reason[0] = reason
-    return None
-
-
-def _built() -> Path:
+def _file(path: str) -> Path:
     """The library's file, built if it isn't there. Raises OSError or SubprocessError."""
     program = compiler()
     if program is None:
         raise FileNotFoundError("no C compiler (cc, gcc or clang)")
     about = subprocess.run([program, "--version"], capture_output=True, timeout=10).stdout
-    parts = [about, " ".join(sorted(flags())).encode(), repr((COMMON, FLAGS)).encode(), *(f.read_bytes() for f in SOURCES)]
+    parts = [about, " ".join(sorted(flags())).encode(), repr((COMMON, FLAGS[path], _openmp())).encode()]
+    parts += [file.read_bytes() for file in (*SOURCES, *HEADERS)]
     name = f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     place = cache()
     try:
@@ -119,16 +174,71 @@ def _built() -> Path:
         writable = False
     if not writable:
         place = Path(tempfile.mkdtemp(prefix="kernels-"))
-    if (place / name).is_file():
-        return place / name
-    temporary = place / f".{uuid.uuid4().hex}.so"  # two processes may build at once: each its own, the rename is atomic
-    try:
-        for extra in FLAGS:
-            command = [program, *COMMON, *extra, "-o", str(temporary), *map(str, SOURCES)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
-            if done.returncode == 0:
-                os.replace(temporary, place / name)
-                return place / name
-        raise OSError(f"the compiler refused the kernels: {done.stderr.strip()[-300:]}")
-    finally:
-        temporary.unlink(missing_ok=True)
+    if not (place / name).is_file():
+        build(place / name, program, FLAGS[path])
+    return place / name
+
+
+def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> None:
+    """Compile the sources side by side and link them into `file`. Raises OSError if the compiler refuses every choice."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".build-") as folder:  # two processes may build: each its own
+        for extra in choices:
+            objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
+            commands = [[program, *COMMON, *extra, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)]
+            running = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
+            said = [p.communicate(timeout=BUILD_SECONDS)[1] for p in running]
+            if not any(p.returncode for p in running):
+                temporary = Path(folder) / f"{uuid.uuid4().hex}.so"
+                threads = _openmp() if "-fopenmp" in extra else []
+                rest = [f for f in extra if not (threads and f == "-fopenmp")]
+                link = [program, *rest, "-shared", "-o", str(temporary), *map(str, objects), *threads, "-lm"]
+                done = subprocess.run(link, capture_output=True, text=True, timeout=BUILD_SECONDS)
+                said = [done.stderr]
+                if done.returncode == 0:
+                    os.replace(temporary, file)  # whole or not at all
+                    return
+        raise OSError(f"the compiler refused the kernels: {' '.join(said).strip()[-300:]}")
+
+
+def _openmp() -> list[str]:
+    """PyTorch's own thread library, so that both share one team; [] where it brings none."""
+    import torch
+
+    folder = Path(torch.__file__).parent
+    found = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
+    return [str(found[0])] if found else []
+
+
+def product(plan, x, threads: int | None = None):
+    """x [..., in] times the transpose of a plan's matrix -> [..., out] in x's dtype; in float32 within."""
+    import torch
+
+    out, n = plan.shape
+    flat = x.detach()
+    if flat.dtype is not torch.float32 or not flat.is_contiguous():
+        flat = flat.to(torch.float32).contiguous()
+    tokens = flat.numel() // n if n else 0
+    y = torch.empty((*x.shape[:-1], out))
+    if _library.product(plan.address, flat.data_ptr(), y.data_ptr(), tokens, threads or torch.get_num_threads()):
+        raise MemoryError("out of memory in a product")
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
+def rows(plan, ids):
+    """Rows ids [n] of a plan's matrix as float32 [n, in]."""
+    import torch
+
+    ids = ids.reshape(-1).to(torch.int64).contiguous()
+    if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < plan.shape[0]):
+        raise IndexError(f"rows {int(ids.min())} to {int(ids.max())} of a matrix with {plan.shape[0]}")
+    if plan.kind == "LOW_RANK":
+        v, u = plan.parts
+        return rows(u, ids) @ rows(v, torch.arange(v.shape[0]))
+    if plan.kind == "SUM":
+        return rows(plan.parts[0], ids) + rows(plan.parts[1], ids)
+    if plan.kind == "OUTLIERS":
+        return plan.matrix()[ids]
+    out = torch.empty(len(ids), plan.shape[1])
+    if _library.rows(plan.address, ids.data_ptr(), len(ids), out.data_ptr()):
+        raise MemoryError("out of memory while rows are decoded")
+    return out

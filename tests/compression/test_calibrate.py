@@ -161,7 +161,7 @@ def test_int8_activations_become_part_of_the_format():
     difference = (tiny.logits(plain, tokens) - tiny.logits(rounded, tokens)).abs().max()
     assert 1e-6 < difference < 0.5
     packed = arch.blocks(rounded.module)[0].self_attn.q_proj.packed
-    assert packed.full_config()["activations"] == {"bits": 8}
+    assert packed.full_config()["activations"] == {"bits": 8, "group": 32}
 
 
 def test_stats_of_an_empty_collector_are_not_invented():

@@ -1,0 +1,48 @@
+"""The sum of two formats of one shape: grouped integers with sparse outliers, a base with an adapter."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from compression.base import BadChain
+from compression.packed.base import Packed
+from kernels.cpu import plans
+
+
+class Sum(Packed):
+    """first + second, stored as both are."""
+
+    format = "sum"
+
+    def __init__(self, first: Packed, second: Packed):
+        if first.shape != second.shape:
+            raise ValueError(f"a sum of {first.shape} and {second.shape}; both must have one shape")
+        super().__init__(first.shape)
+        self.first, self.second = first, second
+        self.op = first.op
+
+    def config(self) -> dict:
+        return {"format": self.format, "shape": list(self.shape), "first": self.first.config(), "second": self.second.config()}
+
+    @classmethod
+    def from_config(cls, config: dict) -> Sum:
+        from compression.packed import from_config
+
+        return cls(from_config(config["first"]), from_config(config["second"]))
+
+    def stored(self) -> Tensor:
+        return self.first.stored() + self.second.stored()
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.first.product(x) + self.second.product(x)
+
+    def tiles(self, rule):
+        first, second = self.first.tiles(rule), self.second.tiles(rule)
+        return None if first is None or second is None else plans.total(first, second)
+
+    def mask(self) -> Tensor | None:
+        a, b = self.first.mask(), self.second.mask()
+        return None if a is None or b is None else a & b
+
+    def encode_like(self, dense: Tensor) -> Sum:
+        raise BadChain("a sum of two formats doesn't say which of them another matrix should go to")

@@ -1,0 +1,54 @@
+"""y = x W^T for binary-coded weights: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)], b_k = -1 or +1.
+
+The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3; the offset makes it hold any uniform grid exactly).
+x [tokens, in] float; planes uint8 [bits, out, ceil(in/8)], bit i % 8 of byte i // 8 set where b_k = +1; alpha float16
+[bits, out, groups]; offset float16 [out, groups] or None. Bytes moved: bits/8 a weight, and (bits + 1) scales a group.
+
+    y[t, o] = sum_k sum_g alpha[k, o, g] (2 * (sum of x[t, i] over i in g with b_k = +1) - S[t, g]) + offset[o, g] S[t, g]
+
+with S[t, g] the sum of x[t, i] over group g, so that a kernel needs additions only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import gpu
+from kernels.grouped_int import BLOCK, spread
+from kernels.sparse import bits_mask
+
+CASES = tuple(  # (tokens, out, in, bits, group_size)
+    (m, n, k, bits, group)
+    for bits in (1, 2, 3, 4)
+    for m, n, k, group in ((1, 64, 96, 32), (2, 33, 80, 32), (17, 5, 64, 64), (64, 130, 48, -1), (1, 1, 16, 16), (3, 50, 37, 16))
+)
+
+
+def binary_coded_rows(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int) -> Tensor:
+    """The rows that planes [bits, rows, bytes] stand for, float32 [rows, n]."""
+    weight = torch.zeros(planes.shape[1], n, device=planes.device)
+    for plane, scale in zip(planes, alpha, strict=True):
+        weight += spread(scale.float(), n, group_size) * (2 * bits_mask(plane, n).float() - 1)
+    return weight if offset is None else weight + spread(offset.float(), n, group_size)
+
+
+def binary_coded_reference(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
+    """The formula on the whole dequantised matrix."""
+    return x @ binary_coded_rows(planes, alpha, offset, group_size, x.shape[-1]).to(x.dtype).T
+
+
+def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
+    """y [tokens, out] in x's dtype, from the stored tensors: by Triton on a GPU, else by PyTorch."""
+    if gpu.serves(x):
+        from kernels.gpu.binary_coded import binary_coded as triton
+
+        return triton(x.contiguous(), planes, alpha, offset, group_size)
+    out = planes.shape[1]
+    y = torch.empty(len(x), out, dtype=x.dtype, device=x.device)
+    step = max(1, BLOCK // x.shape[1])
+    for start in range(0, out, step):
+        rows = slice(start, start + step)
+        part = None if offset is None else offset[rows]
+        y[:, rows] = binary_coded_reference(x, planes[:, rows], alpha[:, rows], part, group_size)
+    return y

@@ -1,0 +1,118 @@
+/* How each format is decoded: 16 rows of one column as floats, or 16 rows of four columns as bytes.
+
+   `kind` and `bits` are constants wherever these are called, so every branch below folds away. */
+
+#ifndef FORMATS_H
+#define FORMATS_H
+
+#include "plan.h"
+
+static const float CODES_4[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static const float CODES_2[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3}; /* whatever stands above the code */
+
+typedef struct {
+    const uint8_t *values, *mask; /* what comes next */
+    vi raw[16];                   /* the block's words */
+    vi otherwise;                 /* MASK_INT: the zero point, which a removed weight counts as */
+    const float *table;
+} reader;
+
+INLINE int is_coded(const int kind) { return kind == INT || kind == MASK_INT; }
+
+INLINE int64_t tile_bytes(const plan *p, const int kind, const int bits)
+{
+    const int64_t columns = blocks_of(p) * 32;
+    return kind == F32 ? columns * 64 : kind == F16 || kind == BF16 ? columns * 32 : columns * 2 * (kind == BOOK ? 4 : bits);
+}
+
+INLINE reader open_tile(const plan *p, int64_t tile, const int kind, const int bits)
+{
+    reader r;
+    const int masked = kind == MASK_F16 || kind == MASK_INT;
+    const int64_t at = masked ? ((const int64_t *)p->starts)[tile] : tile * tile_bytes(p, kind, bits);
+    r.values = (const uint8_t *)p->values + at;
+    r.mask = masked ? (const uint8_t *)p->mask + tile * blocks_of(p) * 64 : 0;
+    r.table = kind == BOOK ? p->table : bits == 2 ? CODES_2 : CODES_4;
+    r.otherwise = vi_zero();
+    return r;
+}
+
+/* Read the words of the next 32 columns. */
+INLINE void next_block(reader *r, const int kind, const int bits)
+{
+    const int words = kind == BF16 ? 16 : kind == BOOK ? 4 : kind == INT || kind == BITS ? bits : 0;
+    for (int i = 0; i < words; i++) r->raw[i] = vi_load(r->values + 64 * i);
+    r->values += 64 * words;
+}
+
+INLINE vi moved(vi a, const int right) { return right > 0 ? vi_shr(a, right) : right < 0 ? vi_shl(a, -right) : a; }
+
+/* Columns 4 j to 4 j + 3 of the block as bytes. Masked formats must be asked for j = 0, 1, 2, ... in turn. */
+INLINE vi quad(reader *r, const int j, const int kind, const int bits)
+{
+    if (kind == MASK_INT) {
+        uint64_t mask;
+        memcpy(&mask, r->mask, 8);
+        const int count = __builtin_popcountll(mask);
+        const vi q = bits <= 4 ? vi_expand_nibbles(mask, r->values, r->otherwise) : vi_expand_bytes(mask, r->values, r->otherwise);
+        r->mask += 8, r->values += bits <= 4 ? (count + 1) / 2 : count;
+        return q;
+    }
+    if (bits == 8) return r->raw[j];
+    const int two = bits & 4 ? 4 : 0, one = two + (bits & 2 ? 2 : 0); /* first word, and place in the code, of a plane */
+    vi q = vi_zero();
+    if (bits & 1) q = vi_and(moved(r->raw[one], j - one), vi_splat(0x01010101 << one));
+    if (bits & 2) {
+        const vi part = moved(r->raw[two + j / 4], 2 * (j % 4) - two), mask = vi_splat(0x03030303 << two);
+        q = bits & 1 ? vi_and_or(part, mask, q) : vi_and(part, mask);
+    }
+    if (bits & 4) {
+        const vi part = moved(r->raw[j / 2], 4 * (j % 2)), mask = vi_splat(0x0f0f0f0f);
+        q = bits & 3 ? vi_and_or(part, mask, q) : vi_and(part, mask);
+    }
+    return q;
+}
+
+/* Column j of the block as floats; codes as numbers without zero point or scale. Columns in turn; q: room for a quad. */
+INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
+{
+    if (kind == F32 || kind == F16) {
+        const vf v = kind == F32 ? vf_load((const float *)r->values) : vf_half((const uint16_t *)r->values);
+        r->values += kind == F32 ? 64 : 32;
+        return v;
+    }
+    if (kind == BF16)
+        return vf_bits(j % 2 ? vi_and(r->raw[j / 2], vi_splat(0xffff0000)) : vi_shl(r->raw[j / 2], 16));
+    if (kind == MASK_F16) {
+        uint16_t mask;
+        memcpy(&mask, r->mask, 2);
+        const vf v = vf_expand_half(mask, (const uint16_t *)r->values);
+        r->mask += 2, r->values += 2 * __builtin_popcount(mask);
+        return v;
+    }
+    if (kind == BOOK || (kind == INT && bits == 4)) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 4 * (j / 4 % 2)));
+    if (kind == INT && bits == 2) return vf_lookup(r->table, vi_shr(r->raw[j / 16], 8 * (j % 4) + 2 * (j / 4 % 4)));
+    if (j % 4 == 0) *q = quad(r, j / 4, kind, bits);
+    const vi shifted = j % 4 ? vi_shr(*q, 8 * (j % 4)) : *q;
+    if (bits < 4 || (kind == MASK_INT && bits == 4)) return vf_lookup(r->table, shifted);
+    return vf_of(j % 4 == 3 ? shifted : vi_and(shifted, vi_splat(255)));
+}
+
+/* Scale and zero point of a group, 16 rows each. */
+typedef struct {
+    vf scale, zero;
+} grid;
+
+INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const int kind)
+{
+    const int64_t at = (tile * p->groups + group) * 16;
+    grid g = {vf_half((const uint16_t *)p->scale + at), vf_zero()};
+    if (is_coded(kind)) {
+        const vi zero = p->zero ? vi_bytes((const uint8_t *)p->zero + at) : vi_splat(1 << (p->bits - 1));
+        g.zero = vf_of(zero);
+        if (kind == MASK_INT) r->otherwise = vi_or(vi_or(zero, vi_shl(zero, 8)), vi_or(vi_shl(zero, 16), vi_shl(zero, 24)));
+    }
+    return g;
+}
+
+#endif

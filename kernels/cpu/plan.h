@@ -1,0 +1,74 @@
+/* What a stored matrix W [out, n] is to the kernels, and the inputs that it is multiplied by.
+
+   Rows stand in tiles of 16, one a lane; columns in blocks of 32. A tile is one stream that one thread reads from end to
+   end; rows beyond `out` and columns beyond `n` hold zeros. kernels/cpu/tiles.py makes the streams:
+
+     F32, F16, BF16  [tile][column][16]; BF16 in pairs of columns, one lane's two values in one word
+     INT             a block is `bits` x 64 bytes: a plane of 4 bits (4 x 64), then of 2 (2 x 64), then of 1 (64), each only
+                     where the width has it; in a plane's word the byte is the column % 4; 8 bits: 8 x 64 bytes
+     BOOK            as INT of 4 bits, the code is a place in `table`
+     BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset [tile][group][16]
+     MASK_F16        mask: 16 bits a column; values: the kept ones, column by column; starts: bytes before each tile
+     MASK_INT        mask: 64 bits for four columns, bit 4 lane + column % 4; values: kept codes, as nibbles that begin anew
+                     every four columns (bits <= 4) or as bytes
+     LOW_RANK        second x (first x); SUM  first x + second x
+     OUTLIERS        values half, mask: columns uint16, starts: int32 [out + 1], added row by row
+
+   scale half [tile][group][16], zero uint8 of the same shape, or NULL for 2^(bits - 1) everywhere. */
+
+#ifndef PLAN_H
+#define PLAN_H
+
+#include "vectors.h"
+
+enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS };
+
+typedef struct plan plan;
+struct plan {
+    int64_t out, n;
+    int64_t groups, group; /* columns that share a scale: a multiple of 16 */
+    int64_t rule;          /* activations: 0 as they are, else int8 with one scale for so many columns (a multiple of 32) */
+    int32_t kind, bits, top, unused; /* top: the largest int8 activation */
+    const void *values, *mask, *starts, *scale, *zero, *offset;
+    const float *table;
+    const int32_t *order; /* column k of the tiles is column order[k] of W; NULL: as they come */
+    const plan *first, *second;
+};
+
+INLINE int64_t blocks_of(const plan *p) { return (p->n + 31) / 32; }
+INLINE int64_t tiles_of(const plan *p) { return (p->out + 15) / 16; }
+
+/* Activations of m tokens, ready for a plan: padded with zeros to whole blocks. */
+typedef struct {
+    const float *x;    /* [m][ld]: as they are, or on their int8 grid */
+    const int8_t *q;   /* [m][ld]: the int8 codes, if there is a rule */
+    const float *sums; /* [m][ld / 16]: of 16 columns each, of q if there is a rule, else of x */
+    const float *unit; /* [m][ld / 32]: what a code of q is worth */
+    int64_t m, ld;
+    int rule; /* 1 if q is there */
+} input;
+
+/* One of the threads that work together on a call. */
+typedef struct {
+    int id, count;
+    struct barrier *barrier;
+    uint8_t *own, *shared; /* scratch: own_bytes for this thread, the rest for all */
+} member;
+
+INLINE void share(const member *me, int64_t n, int64_t *first, int64_t *last)
+{
+    *first = n * me->id / me->count, *last = n * (me->id + 1) / me->count;
+}
+
+void wait_for_all(member *me);
+int64_t own_bytes(const plan *p);                  /* scratch of one thread for multiply */
+int64_t shared_bytes(const plan *p, int64_t m);    /* scratch of all for multiply */
+int64_t input_bytes(int64_t n, int64_t m);         /* room for a prepared input */
+/* Prepare tokens [first, last) of x [m][ldx] (times `scale` [n] if it is there) for p, into `room` of input_bytes. */
+void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const float *scale, int64_t m, int64_t first, int64_t last, uint8_t *room);
+/* y[m][ld] = x W^T; every member calls it and computes its share of the rows. */
+void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld);
+/* Rows ids[0..count) of W as floats [count][n]; one thread. panel: 64 bytes a column, whole blocks. */
+void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, float *panel);
+
+#endif

@@ -1,0 +1,608 @@
+/* y = x W^T for every format: one loop for a single token, straight from the stored bits, and one for many tokens, in which
+   a tile's columns are decoded once for up to TOKENS of them. Exact: activations as they are, sums in float32. With a
+   rule: activations in int8, products of integers, one scale for the weights' group and one for the activations'.
+
+       exact   y = sum_g scale_g (sum_i q_i x_i - zero_g sum_i x_i)
+       int8    y = sum_b unit_b scale_g (sum_i q_i k_i - zero_g sum_i k_i)      k: int8 codes, b: 32 columns of one unit */
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#define omp_get_num_threads() 1
+#endif
+
+#include "formats.h"
+#include "team.h"
+
+#define TOKENS 128 /* that share one decoding of a tile */
+#define COLUMNS 512 /* decoded at once: 32 kB as floats */
+
+/* ---- one token ---- */
+
+INLINE vf exact_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits)
+{
+    reader r = open_tile(p, tile, kind, bits);
+    const int scaled = kind != F32 && kind != F16 && kind != BF16 && kind != MASK_F16;
+    const int narrow = p->group % 32 != 0; /* a group may end in the middle of a block */
+    const int64_t blocks = blocks_of(p);
+    int64_t group = 0, left = p->group;
+    vf total = vf_zero(), part[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    vi q = vi_zero();
+    for (int64_t b = 0; b < blocks; b++) {
+        const float *x = in->x + 32 * b, *sums = in->sums + 2 * b;
+        grid g = scaled ? grid_of(p, tile, group, &r, kind) : (grid){vf_zero(), vf_zero()};
+        next_block(&r, kind, bits);
+UNROLL(16)
+        for (int j = 0; j < 16; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
+        if (scaled && narrow) {
+            const vf sum = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
+            total = vf_fma(g.scale, is_coded(kind) ? vf_fnma(g.zero, vf_splat(sums[0]), sum) : sum, total);
+            part[0] = part[1] = part[2] = part[3] = vf_zero();
+            if ((left -= 16) == 0) left = p->group, group += group + 1 < p->groups;
+            g = grid_of(p, tile, group, &r, kind);
+        }
+UNROLL(16)
+        for (int j = 16; j < 32; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
+        if (scaled) {
+            const vf sum = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
+            const float all = narrow ? sums[1] : sums[0] + sums[1];
+            total = vf_fma(g.scale, is_coded(kind) ? vf_fnma(g.zero, vf_splat(all), sum) : sum, total);
+            part[0] = part[1] = part[2] = part[3] = vf_zero();
+            if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
+        }
+    }
+    return scaled ? total : vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
+}
+
+/* A book's entries as 16-bit whole numbers (shifted by 32768, in two bytes); the unit of one. */
+INLINE float whole_table(const float *table, uint8_t *low, uint8_t *high)
+{
+    float top = 0;
+    for (int i = 0; i < 16; i++) top = fabsf(table[i]) > top ? fabsf(table[i]) : top;
+    const float unit = top > 0 ? top / 32767 : 1;
+    for (int i = 0; i < 16; i++) {
+        const int v = (int)lrintf(table[i] / unit) + 32768;
+        low[i] = v & 255, high[i] = v >> 8;
+    }
+    return unit;
+}
+
+INLINE vi book_sum(vi low, vi high, float sum) { return vi_add(vi_add(low, vi_shl(high, 8)), vi_splat(-32768 * (int32_t)sum)); }
+
+INLINE vf int8_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits)
+{
+    reader r = open_tile(p, tile, kind, bits);
+    const int narrow = p->group % 32 != 0;
+    const int64_t blocks = blocks_of(p);
+    int64_t group = 0, left = p->group;
+    vf total = vf_zero();
+    uint8_t low[16], high[16];
+    float worth = 1;
+    if (kind == BOOK) worth = whole_table(p->table, low, high);
+    for (int64_t b = 0; b < blocks; b++) {
+        const int8_t *k = in->q + 32 * b;
+        const float *sums = in->sums + 2 * b;
+        const vf unit = vf_splat(in->unit[b]);
+        grid g = grid_of(p, tile, group, &r, kind);
+        next_block(&r, kind, bits);
+        vi acc[2] = {vi_zero(), vi_zero()}, top[2] = {vi_zero(), vi_zero()};
+UNROLL(8)
+        for (int j = 0; j < 8; j++) {
+            const vi q = quad(&r, j, kind == BOOK ? INT : kind, bits);
+            if (kind == BOOK) {
+                acc[j % 2] = vi_dot(acc[j % 2], vi_lookup_bytes(low, q), k + 4 * j);
+                top[j % 2] = vi_dot(top[j % 2], vi_lookup_bytes(high, q), k + 4 * j);
+            } else
+                acc[j % 2] = vi_dot(acc[j % 2], q, k + 4 * j);
+            if (j == 3 && narrow) {
+                vf f = vf_of(vi_add(acc[0], acc[1]));
+                if (kind == BOOK) f = vf_of(book_sum(vi_add(acc[0], acc[1]), vi_add(top[0], top[1]), sums[0]));
+                else f = vf_fnma(g.zero, vf_splat(sums[0]), f);
+                total = vf_fma(vf_mul(g.scale, unit), f, total);
+                acc[0] = acc[1] = top[0] = top[1] = vi_zero();
+                if ((left -= 16) == 0) left = p->group, group += group + 1 < p->groups;
+                g = grid_of(p, tile, group, &r, kind);
+            }
+        }
+        const float all = narrow ? sums[1] : sums[0] + sums[1];
+        vf f;
+        if (kind == BOOK)
+            f = vf_of(book_sum(vi_add(acc[0], acc[1]), vi_add(top[0], top[1]), all));
+        else
+            f = vf_fnma(g.zero, vf_splat(all), vf_of(vi_add(acc[0], acc[1])));
+        total = vf_fma(vf_mul(g.scale, unit), f, total);
+        if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
+    }
+    return kind == BOOK ? vf_mul(total, vf_splat(worth)) : total;
+}
+
+/* Binary-coded planes: every plane has its own scale. */
+INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int bits, const int rule)
+{
+    reader r = open_tile(p, tile, BITS, bits);
+    const int step = p->group % 32 ? 16 : 32;
+    const int64_t blocks = blocks_of(p);
+    int64_t group = 0, left = p->group;
+    const uint16_t *scale = (const uint16_t *)p->scale + tile * p->groups * bits * 16;
+    const uint16_t *offset = p->offset ? (const uint16_t *)p->offset + tile * p->groups * 16 : 0;
+    vf total = vf_zero();
+    for (int64_t b = 0; b < blocks; b++) {
+        next_block(&r, BITS, bits);
+        for (int from = 0; from < 32; from += step) {
+            float sum = in->sums[2 * b + from / 16] + (step == 32 ? in->sums[2 * b + 1] : 0);
+            const float unit = rule ? in->unit[b] : 1;
+            vf part = vf_zero();
+UNROLL(8)
+            for (int k = 0; k < bits; k++) {
+                vf set; /* the sum over columns whose bit is set */
+                if (rule) {
+                    vi acc[2] = {vi_zero(), vi_zero()};
+UNROLL(4)
+                    for (int j = 0; j < 4; j++)
+                        acc[j % 2] = vi_dot(acc[j % 2], vi_and(vi_shr(r.raw[k], from / 4 + j), vi_splat(0x01010101)), in->q + 32 * b + from + 4 * j);
+                    if (step == 32)
+UNROLL(4)
+                        for (int j = 4; j < 8; j++)
+                            acc[j % 2] = vi_dot(acc[j % 2], vi_and(vi_shr(r.raw[k], j), vi_splat(0x01010101)), in->q + 32 * b + 4 * j);
+                    set = vf_of(vi_add(acc[0], acc[1]));
+                } else {
+                    const float *x = in->x + 32 * b;
+                    vf acc[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+                    if (from == 0) UNROLL(16)
+                        for (int j = 0; j < 16; j++) acc[j % 4] = vf_add_where(acc[j % 4], r.raw[k], 8 * (j % 4) + j / 4, vf_splat(x[j]));
+                    if (from + step == 32) UNROLL(16)
+                        for (int j = 16; j < 32; j++) acc[j % 4] = vf_add_where(acc[j % 4], r.raw[k], 8 * (j % 4) + j / 4, vf_splat(x[j]));
+                    set = vf_add(vf_add(acc[0], acc[1]), vf_add(acc[2], acc[3]));
+                }
+                part = vf_fma(vf_half(scale + (group * bits + k) * 16), vf_sub(vf_add(set, set), vf_splat(sum)), part);
+            }
+            if (offset) part = vf_fma(vf_half(offset + group * 16), vf_splat(sum), part);
+            total = vf_fma(part, vf_splat(unit), total);
+            if ((left -= step) <= 0) left = p->group, group += group + 1 < p->groups;
+        }
+    }
+    return total;
+}
+
+/* ---- many tokens ---- */
+
+typedef struct {
+    reader r;
+    int64_t group, left; /* where the columns stand in the groups */
+} cursor;
+
+/* The next `blocks` blocks of a tile as weights, float [column][16]. */
+INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks, float *panel, const int kind, const int bits)
+{
+    const int scaled = kind != F32 && kind != F16 && kind != BF16 && kind != MASK_F16;
+    vi q = vi_zero();
+    for (int64_t b = 0; b < blocks; b++, panel += 512) {
+        if (kind == BITS) {
+            next_block(&c->r, kind, bits);
+            for (int half = 0; half < 2; half++) {
+                const uint16_t *scale = (const uint16_t *)p->scale + (tile * p->groups + c->group) * bits * 16;
+                vf base = p->offset ? vf_half((const uint16_t *)p->offset + (tile * p->groups + c->group) * 16) : vf_zero();
+                for (int k = 0; k < bits; k++) base = vf_sub(base, vf_half(scale + 16 * k));
+                for (int j = 16 * half; j < 16 * half + 16; j++) {
+                    vf w = base;
+                    for (int k = 0; k < bits; k++) {
+                        const vf s = vf_half(scale + 16 * k);
+                        w = vf_add_where(w, c->r.raw[k], 8 * (j % 4) + j / 4, vf_add(s, s));
+                    }
+                    vf_store(panel + 16 * j, w);
+                }
+                if ((c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
+            }
+            continue;
+        }
+        grid g = scaled ? grid_of(p, tile, c->group, &c->r, kind) : (grid){vf_zero(), vf_zero()};
+        next_block(&c->r, kind, bits);
+UNROLL(32)
+        for (int j = 0; j < 32; j++) {
+            if (scaled && j == 16) {
+                if ((c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
+                g = grid_of(p, tile, c->group, &c->r, kind);
+            }
+            vf w = column(&c->r, j, &q, kind, bits);
+            if (is_coded(kind)) w = vf_sub(w, g.zero);
+            vf_store(panel + 16 * j, scaled ? vf_mul(w, g.scale) : w);
+        }
+        if (scaled && (c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
+    }
+}
+
+/* The same as codes, bytes [column / 4][16][4]. */
+INLINE void decode_bytes(const plan *p, int64_t tile, cursor *c, int64_t blocks, uint8_t *panel, const int kind, const int bits)
+{
+    for (int64_t b = 0; b < blocks; b++, panel += 512) {
+        if (kind == MASK_INT) grid_of(p, tile, c->group, &c->r, kind);
+        next_block(&c->r, kind, bits);
+UNROLL(8)
+        for (int j = 0; j < 8; j++) {
+            if (kind == MASK_INT && j == 4) {
+                if ((c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
+                grid_of(p, tile, c->group, &c->r, kind);
+            }
+            const vi q = quad(&c->r, j, kind, bits);
+            memcpy(panel + 64 * j, &q, 64);
+        }
+        if (kind == MASK_INT && (c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
+    }
+}
+
+INLINE void floats_times(const float *panel, int64_t columns, const float *x, int64_t ld, float *sum, const int m)
+{
+    vf acc[16];
+UNROLL(16)
+    for (int i = 0; i < m; i++) acc[i] = vf_load(sum + 16 * i);
+    for (int64_t k = 0; k < columns; k++) {
+        const vf w = vf_load(panel + 16 * k);
+UNROLL(16)
+        for (int i = 0; i < m; i++) acc[i] = vf_fma(w, vf_splat(x[i * ld + k]), acc[i]);
+    }
+UNROLL(16)
+    for (int i = 0; i < m; i++) vf_store(sum + 16 * i, acc[i]);
+}
+
+INLINE void bytes_times(const plan *p, int64_t tile, const uint8_t *panel, int64_t first, int64_t blocks, const input *in, int64_t token,
+                        float *sum, const int narrow, const int m)
+{
+    vf acc[8];
+    const int64_t ld = in->ld;
+    const int quads = narrow ? 4 : 8;
+    const uint16_t *scales = (const uint16_t *)p->scale + tile * p->groups * 16;
+    const uint8_t *zeros = p->zero ? (const uint8_t *)p->zero + tile * p->groups * 16 : 0;
+    const vf middle = vf_splat(1 << (p->bits - 1));
+    int64_t group = 32 * first / p->group, left = p->group - (32 * first - group * p->group);
+UNROLL(8)
+    for (int i = 0; i < m; i++) acc[i] = vf_load(sum + 16 * i);
+    for (int64_t b = first; b < first + blocks; b++) {
+        const uint8_t *w = panel + (b - first) * 512;
+        for (int half = 0; half < 1 + narrow; half++) {
+            const vf scale = vf_half(scales + 16 * group), zero = zeros ? vf_of(vi_bytes(zeros + 16 * group)) : middle;
+            vi q[8];
+UNROLL(8)
+            for (int j = 0; j < quads; j++) q[j] = vi_load(w + 64 * (j + 4 * half));
+UNROLL(8)
+            for (int i = 0; i < m; i++) {
+                const int8_t *k = in->q + (token + i) * ld + 32 * b + 16 * half;
+                const float *sums = in->sums + ((token + i) * ld + 32 * b) / 16;
+                vi dot = vi_zero();
+UNROLL(8)
+                for (int j = 0; j < quads; j++) dot = vi_dot(dot, q[j], k + 4 * j);
+                const float all = narrow ? sums[half] : sums[0] + sums[1];
+                const vf f = vf_fnma(zero, vf_splat(all), vf_of(dot));
+                acc[i] = vf_fma(vf_mul(scale, vf_splat(in->unit[((token + i) * ld + 32 * b) / 32])), f, acc[i]);
+            }
+            if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
+        }
+    }
+UNROLL(8)
+    for (int i = 0; i < m; i++) vf_store(sum + 16 * i, acc[i]);
+}
+
+#define FLOATS(m) static void floats_##m(const float *w, int64_t n, const float *x, int64_t ld, float *s) { floats_times(w, n, x, ld, s, m); }
+FLOATS(14) FLOATS(4) FLOATS(1)
+#define BYTES(m, narrow) \
+    static void bytes_##m##_##narrow(const plan *p, int64_t t, const uint8_t *w, int64_t first, int64_t blocks, const input *in, int64_t token, float *s) \
+    { bytes_times(p, t, w, first, blocks, in, token, s, narrow, m); }
+BYTES(8, 0) BYTES(4, 0) BYTES(1, 0) BYTES(8, 1) BYTES(4, 1) BYTES(1, 1)
+
+static void floats_all(const float *panel, int64_t columns, const input *in, int64_t token, int64_t m, int64_t column0, float *sum)
+{
+    const float *x = in->x + token * in->ld + column0;
+    int64_t i = 0;
+    for (; i + 14 <= m; i += 14) floats_14(panel, columns, x + i * in->ld, in->ld, sum + 16 * i);
+    for (; i + 4 <= m; i += 4) floats_4(panel, columns, x + i * in->ld, in->ld, sum + 16 * i);
+    for (; i < m; i++) floats_1(panel, columns, x + i * in->ld, in->ld, sum + 16 * i);
+}
+
+static void bytes_all(const plan *p, int64_t tile, const uint8_t *panel, int64_t first, int64_t blocks, const input *in, int64_t token, int64_t m, float *sum)
+{
+    const int narrow = p->group % 32 != 0;
+    int64_t i = 0;
+    for (; i + 8 <= m; i += 8) (narrow ? bytes_8_1 : bytes_8_0)(p, tile, panel, first, blocks, in, token + i, sum + 16 * i);
+    for (; i + 4 <= m; i += 4) (narrow ? bytes_4_1 : bytes_4_0)(p, tile, panel, first, blocks, in, token + i, sum + 16 * i);
+    for (; i < m; i++) (narrow ? bytes_1_1 : bytes_1_0)(p, tile, panel, first, blocks, in, token + i, sum + 16 * i);
+}
+
+/* ---- which loop serves which format ---- */
+
+typedef vf one_token(const plan *, int64_t, const input *);
+typedef void next_floats(const plan *, int64_t, cursor *, int64_t, float *);
+typedef void next_bytes(const plan *, int64_t, cursor *, int64_t, uint8_t *);
+typedef struct {
+    one_token *exact, *int8;
+    next_floats *floats;
+    next_bytes *bytes;
+} route;
+
+#define FLOAT_LOOPS(kind, bits) \
+    static vf exact_##kind##_##bits(const plan *p, int64_t t, const input *in) { return exact_token(p, t, in, kind, bits); } \
+    static void floats_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, float *w) { decode_floats(p, t, c, n, w, kind, bits); }
+#define INT8_TOKEN(kind, bits) \
+    static vf int8_##kind##_##bits(const plan *p, int64_t t, const input *in) { return int8_token(p, t, in, kind, bits); }
+#define CODE_LOOPS(kind, bits) \
+    FLOAT_LOOPS(kind, bits) INT8_TOKEN(kind, bits) \
+    static void bytes_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, uint8_t *w) { decode_bytes(p, t, c, n, w, kind, bits); }
+#define PLANE_LOOPS(kind, bits) \
+    static vf exact_##kind##_##bits(const plan *p, int64_t t, const input *in) { return planes_token(p, t, in, bits, 0); } \
+    static vf int8_##kind##_##bits(const plan *p, int64_t t, const input *in) { return planes_token(p, t, in, bits, 1); } \
+    static void floats_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, float *w) { decode_floats(p, t, c, n, w, kind, bits); }
+
+FLOAT_LOOPS(F32, 0) FLOAT_LOOPS(F16, 0) FLOAT_LOOPS(BF16, 0) FLOAT_LOOPS(MASK_F16, 0)
+FLOAT_LOOPS(BOOK, 4) INT8_TOKEN(BOOK, 4)
+CODE_LOOPS(INT, 2) CODE_LOOPS(INT, 3) CODE_LOOPS(INT, 4) CODE_LOOPS(INT, 5) CODE_LOOPS(INT, 6) CODE_LOOPS(INT, 7) CODE_LOOPS(INT, 8)
+CODE_LOOPS(MASK_INT, 4) CODE_LOOPS(MASK_INT, 8)
+PLANE_LOOPS(BITS, 1) PLANE_LOOPS(BITS, 2) PLANE_LOOPS(BITS, 3) PLANE_LOOPS(BITS, 4) PLANE_LOOPS(BITS, 5) PLANE_LOOPS(BITS, 6) PLANE_LOOPS(BITS, 7) PLANE_LOOPS(BITS, 8)
+
+#define FLOAT_ROUTE(kind, bits) {exact_##kind##_##bits, 0, floats_##kind##_##bits, 0}
+#define TOKEN_ROUTE(kind, bits) {exact_##kind##_##bits, int8_##kind##_##bits, floats_##kind##_##bits, 0}
+#define CODE_ROUTE(kind, bits) {exact_##kind##_##bits, int8_##kind##_##bits, floats_##kind##_##bits, bytes_##kind##_##bits}
+
+static const route *route_of(const plan *p)
+{
+    static const route dense[] = {FLOAT_ROUTE(F32, 0), FLOAT_ROUTE(F16, 0), FLOAT_ROUTE(BF16, 0)}, sparse = FLOAT_ROUTE(MASK_F16, 0),
+                       book = TOKEN_ROUTE(BOOK, 4), nibbles = CODE_ROUTE(MASK_INT, 4), bytes = CODE_ROUTE(MASK_INT, 8);
+    static const route ints[] = {CODE_ROUTE(INT, 2), CODE_ROUTE(INT, 3), CODE_ROUTE(INT, 4), CODE_ROUTE(INT, 5), CODE_ROUTE(INT, 6), CODE_ROUTE(INT, 7), CODE_ROUTE(INT, 8)};
+    static const route planes[] = {TOKEN_ROUTE(BITS, 1), TOKEN_ROUTE(BITS, 2), TOKEN_ROUTE(BITS, 3), TOKEN_ROUTE(BITS, 4), TOKEN_ROUTE(BITS, 5), TOKEN_ROUTE(BITS, 6), TOKEN_ROUTE(BITS, 7), TOKEN_ROUTE(BITS, 8)};
+    switch (p->kind) {
+    case INT: return ints + p->bits - 2;
+    case BOOK: return &book;
+    case BITS: return planes + p->bits - 1;
+    case MASK_F16: return &sparse;
+    case MASK_INT: return p->bits <= 4 ? &nibbles : &bytes;
+    default: return dense + p->kind;
+    }
+}
+
+static cursor begin(const plan *p, int64_t tile)
+{
+    const int bits = p->kind == MASK_INT ? (p->bits <= 4 ? 4 : 8) : p->bits;
+    cursor c = {open_tile(p, tile, p->kind, bits), 0, p->group};
+    return c;
+}
+
+/* ---- whole matrices ---- */
+
+static void write_rows(const plan *p, int64_t tile, const float *sixteen, float *y)
+{
+    const int64_t left = p->out - 16 * tile;
+    memcpy(y + 16 * tile, sixteen, 4 * (left < 16 ? left : 16));
+}
+
+static void multiply_tiles(member *me, const plan *p, const input *in, float *y, int64_t ld)
+{
+    const route *to = route_of(p);
+    const int as_bytes = in->rule && to->bytes && p->rule;
+    const int64_t blocks = blocks_of(p);
+    int64_t first, last;
+    share(me, tiles_of(p), &first, &last);
+    if (in->m == 1) {
+        one_token *token = in->rule && p->rule && to->int8 ? to->int8 : to->exact;
+        for (int64_t t = first; t < last; t++) {
+            const vf v = token(p, t, in);
+            if (16 * t + 16 <= p->out) vf_store(y + 16 * t, v);
+            else {
+                float sixteen[16];
+                vf_store(sixteen, v);
+                write_rows(p, t, sixteen, y);
+            }
+        }
+        return;
+    }
+    float *sum = (float *)me->own, *panel = sum + 16 * TOKENS;
+    for (int64_t token = 0; token < in->m; token += TOKENS) {
+        const int64_t m = in->m - token < TOKENS ? in->m - token : TOKENS;
+        for (int64_t t = first; t < last; t++) {
+            cursor c = begin(p, t);
+            memset(sum, 0, 64 * m);
+            for (int64_t b = 0; b < blocks; b += COLUMNS / 32) {
+                const int64_t count = blocks - b < COLUMNS / 32 ? blocks - b : COLUMNS / 32;
+                if (as_bytes) {
+                    to->bytes(p, t, &c, count, (uint8_t *)panel);
+                    bytes_all(p, t, (uint8_t *)panel, b, count, in, token, m, sum);
+                } else {
+                    to->floats(p, t, &c, count, panel);
+                    floats_all(panel, 32 * count, in, token, m, 32 * b, sum);
+                }
+            }
+            for (int64_t i = 0; i < m; i++) write_rows(p, t, sum + 16 * i, y + (token + i) * ld);
+        }
+    }
+}
+
+static void add_outliers(member *me, const plan *p, const input *in, float *y, int64_t ld)
+{
+    const uint16_t *values = p->values, *columns = p->mask;
+    const int32_t *starts = p->starts;
+    int64_t first, last;
+    share(me, tiles_of(p), &first, &last); /* rows of whole tiles, as every other format, so that a thread adds to its own rows */
+    for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++)
+        for (int64_t i = 0; i < in->m; i++) {
+            float s = 0;
+            for (int64_t k = starts[o]; k < starts[o + 1]; k++) s += half_to_float(values[k]) * in->x[i * in->ld + columns[k]];
+            y[i * ld + o] += s;
+        }
+}
+
+int64_t own_bytes(const plan *p)
+{
+    (void)p;
+    return 64 * TOKENS + 64 * COLUMNS;
+}
+
+int64_t shared_bytes(const plan *p, int64_t m)
+{
+    if (p->kind == LOW_RANK) return 4 * m * 32 * blocks_of(p->second) + 64;
+    if (p->kind != SUM) return 0;
+    const int64_t a = shared_bytes(p->first, m), b = shared_bytes(p->second, m);
+    return 4 * m * 16 * tiles_of(p) + 64 + (a > b ? a : b);
+}
+
+void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
+{
+    if (p->kind == LOW_RANK) {
+        const int64_t width = 32 * blocks_of(p->second), rank = p->first->out;
+        float *middle = (float *)me->shared;
+        int64_t first, last;
+        share(me, in->m, &first, &last);
+        wait_for_all(me); /* an earlier product may still read the room */
+        multiply(me, p->first, in, middle, width);
+        for (int64_t i = first; i < last; i++) memset(middle + i * width + rank, 0, 4 * (width - rank));
+        wait_for_all(me);
+        const input second = {middle, 0, 0, 0, in->m, width, 0};
+        multiply(me, p->second, &second, y, ld);
+    } else if (p->kind == SUM) {
+        member below = *me;
+        float *other = (float *)me->shared;
+        const int64_t width = 16 * tiles_of(p);
+        below.shared += 4 * in->m * width + 64;
+        multiply(&below, p->first, in, y, ld);
+        if (p->second->kind == OUTLIERS) {
+            add_outliers(me, p->second, in, y, ld);
+            return;
+        }
+        multiply(&below, p->second, in, other, width);
+        int64_t first, last;
+        share(me, tiles_of(p), &first, &last);
+        for (int64_t i = 0; i < in->m; i++)
+            for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++) y[i * ld + o] += other[i * width + o];
+    } else if (p->kind == OUTLIERS) {
+        int64_t first, last;
+        share(me, tiles_of(p), &first, &last);
+        for (int64_t i = 0; i < in->m; i++)
+            for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++) y[i * ld + o] = 0;
+        add_outliers(me, p, in, y, ld);
+    } else
+        multiply_tiles(me, p, in, y, ld);
+}
+
+void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, float *panel)
+{
+    const route *to = route_of(p);
+    int64_t had = -1;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t tile = ids[i] / 16, lane = ids[i] % 16;
+        if (tile != had) {
+            cursor c = begin(p, tile);
+            to->floats(p, tile, &c, blocks_of(p), panel);
+        }
+        had = tile;
+        for (int64_t k = 0; k < p->n; k++) into[i * p->n + (p->order ? p->order[k] : k)] = panel[16 * k + lane];
+    }
+}
+
+/* ---- activations ---- */
+
+int64_t input_bytes(int64_t n, int64_t m)
+{
+    const int64_t ld = (n + 31) / 32 * 32;
+    return m * (4 * ld + ld + ld / 4 + ld / 8) + 4 * 64;
+}
+
+static uint8_t *room_for(uint8_t **room, int64_t bytes)
+{
+    uint8_t *here = *room;
+    *room += (bytes + 63) & ~(int64_t)63;
+    return here;
+}
+
+/* int8 codes of columns [from, to) of one token with a common unit. A value that is not finite makes the unit NaN. */
+static void to_int8(float *x, int8_t *q, float *unit, int64_t from, int64_t to, int top)
+{
+    vf largest = vf_zero(), spoiled = vf_zero();
+    for (int64_t k = from; k < to; k += 16) {
+        const vf v = vf_load(x + k);
+        largest = vf_max(largest, vf_abs(v));
+        spoiled = vf_fma(v, vf_zero(), spoiled); /* 0 x inf and 0 x NaN are NaN */
+    }
+    const float most = vf_top(largest), bad = vf_sum(spoiled);
+    const float u = bad == 0 ? (most > 1.17549435e-38f ? most : 1.17549435e-38f) / top : NAN;
+    for (int64_t k = from; k < to; k += 16) {
+        const vf code = bad == 0 ? vf_round(vf_div(vf_load(x + k), vf_splat(u))) : vf_zero();
+        vf_to_bytes(q + k, code);
+        vf_store(x + k, vf_mul(code, vf_splat(u)));
+    }
+    for (int64_t k = from; k < to; k += 32) unit[k / 32] = u;
+}
+
+void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const float *scale, int64_t m, int64_t first, int64_t last, uint8_t *room)
+{
+    const int64_t n = p->n, ld = (n + 31) / 32 * 32;
+    float *to = (float *)room_for(&room, 4 * m * ld);
+    int8_t *q = (int8_t *)room_for(&room, m * ld);
+    float *sums = (float *)room_for(&room, m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
+    for (int64_t i = first; i < last; i++) {
+        float *mine = to + i * ld;
+        int8_t *codes = q + i * ld;
+        if (scale || p->order)
+            for (int64_t k = 0; k < n; k++) {
+                const int64_t from = p->order ? p->order[k] : k;
+                mine[k] = x[i * ldx + from] * (scale ? scale[from] : 1);
+            }
+        else
+            memcpy(mine, x + i * ldx, 4 * n);
+        memset(mine + n, 0, 4 * (ld - n));
+        if (p->rule) {
+            const int64_t step = p->rule < ld ? p->rule : ld;
+            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, k, k + step < ld ? k + step : ld, p->top);
+            for (int64_t k = 0; k < ld; k += 16) {
+                int s = 0;
+                for (int j = 0; j < 16; j++) s += codes[k + j];
+                sums[(i * ld + k) / 16] = s;
+            }
+        } else
+            for (int64_t k = 0; k < ld; k += 16) sums[(i * ld + k) / 16] = vf_sum(vf_load(mine + k));
+    }
+    *in = (input){to, q, sums, unit, m, ld, p->rule != 0};
+}
+
+/* ---- what Python calls ---- */
+
+const char *instructions(void) { return INSTRUCTIONS; }
+int64_t plan_bytes(void) { return sizeof(plan); }
+
+/* y [m, out] = x [m, n] W^T by up to `threads` threads. Returns 0, or 1 without memory. */
+int product(const plan *p, const float *x, float *y, int64_t m, int threads)
+{
+    if (m == 0 || p->out == 0) return 0;
+    const int64_t tiles = tiles_of(p->kind == LOW_RANK ? p->first : p);
+    if (threads > tiles) threads = tiles > 0 ? tiles : 1;
+    if (m * p->out * p->n < 20000) threads = 1; /* waking a thread costs more */
+    const int alone = m == 1; /* every thread prepares its own copy of a single token */
+    const int64_t own = own_bytes(p) + (alone ? input_bytes(p->n, 1) : 0), inputs = alone ? 0 : input_bytes(p->n, m);
+    const int64_t apart = (own + 63) & ~(int64_t)63;
+    uint8_t *memory = team_begin(apart * threads + inputs + 64 + shared_bytes(p, m) + 256);
+    if (!memory) return 1;
+    struct barrier barrier = {0};
+#pragma omp parallel num_threads(threads)
+    {
+        const int id = omp_get_thread_num(), count = omp_get_num_threads();
+        uint8_t *rest = memory + apart * threads;
+        member me = {id, count, &barrier, memory + apart * id, rest + ((inputs + 63) & ~(int64_t)63)};
+        input in;
+        if (alone)
+            prepare_input(&in, p, x, p->n, 0, 1, 0, 1, me.own + own_bytes(p));
+        else {
+            int64_t first, last;
+            share(&me, m, &first, &last);
+            prepare_input(&in, p, x, p->n, 0, m, first, last, rest);
+            wait_for_all(&me);
+        }
+        multiply(&me, p, &in, y, p->out);
+    }
+    team_end();
+    return 0;
+}
+
+/* Rows ids[0..count) of W as floats [count][n]. Returns 0, or 1 without memory. */
+int rows(const plan *p, const int64_t *ids, int64_t count, float *into)
+{
+    float *panel = (float *)team_begin(64 * 32 * blocks_of(p) + 64);
+    if (!panel) return 1;
+    decode_rows(p, ids, count, into, panel);
+    team_end();
+    return 0;
+}

@@ -1,0 +1,401 @@
+/* Whole decoder layers in one call: m tokens of one or several sequences go in, the logits of those that are wanted come
+   out, and the key-value cache grows. A call of one token is a decode step, a call of many is a prefill.
+
+   Llama, Qwen2, Qwen3, OPT, GPT-2 and GPT-NeoX differ in the norms, the positions (rotary or learned), the activation, and
+   in whether attention and feed-forward stand one after the other or side by side. Every linear has the format it has.
+
+   keys    [sequence][kv head][position / 16][head size][16]     16 scores at once, without a sum over lanes
+   values  [sequence][kv head][position][head size]              head size rounded up to 16, zeros beyond
+
+   All members run the same code; a barrier stands wherever one reads what another has written. A single token's norm and
+   int8 codes are made by every member for itself, which costs less than waiting. */
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#define omp_get_num_threads() 1
+#endif
+
+#include "team.h"
+
+enum { SILU, GELU, GELU_TANH, RELU };
+
+typedef struct {
+    const plan *w;
+    const float *bias, *input_scale; /* [out], [n]; NULL: none */
+} linear;
+
+typedef struct {
+    const float *weight, *bias; /* no weight: no norm */
+} norm;
+
+typedef struct {
+    norm attention, feed_forward, q_norm, k_norm;
+    linear q, k, v, o, gate, up, down;
+    int64_t heads, kv_heads, head_size, width; /* width: of the feed-forward */
+    float *keys, *values;
+} layer;
+
+typedef struct {
+    int64_t layers, hidden, capacity; /* capacity: positions in a sequence's cache, a multiple of 16 */
+    int64_t rotary, offset;           /* dimensions that turn; first row of `positions` */
+    int32_t rms, parallel, post_norm, activation;
+    float eps, scaling;
+    linear embedding, project_in, project_out, head;
+    norm final;
+    const float *positions, *cosine, *sine; /* [rows][hidden]; [position][rotary / 2] */
+    const layer *layer;
+} model;
+
+typedef struct {
+    member me;
+    const model *m;
+    const int64_t *ids;
+    const int32_t *sequence, *position;
+    int64_t tokens, first, last;  /* first, last: the tokens that this member prepares */
+    float *h, *q, *k, *v, *mixed, *wide, *wide2, *normed, *scores, *turned, *panel;
+    uint8_t *room, *own_room; /* of the prepared input: of all tokens, or of a single one */
+    float *own_normed;
+} work;
+
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+static void normalise(const float *x, float *y, const norm *w, int64_t n, int rms, float eps)
+{
+    vf sum = vf_zero(), squares = vf_zero();
+    int64_t k = 0;
+    float s = 0, s2 = 0;
+    for (; k + 16 <= n; k += 16) sum = vf_add(sum, vf_load(x + k));
+    s = vf_sum(sum);
+    for (; k < n; k++) s += x[k];
+    const float mean = rms ? 0 : s / n;
+    const vf middle = vf_splat(mean);
+    for (k = 0; k + 16 <= n; k += 16) {
+        const vf d = vf_sub(vf_load(x + k), middle);
+        squares = vf_fma(d, d, squares);
+    }
+    s2 = vf_sum(squares);
+    for (; k < n; k++) s2 += (x[k] - mean) * (x[k] - mean);
+    const float r = 1 / sqrtf(s2 / n + eps);
+    if (w->bias)
+        for (k = 0; k < n; k++) y[k] = (x[k] - mean) * r * w->weight[k] + w->bias[k];
+    else
+        for (k = 0; k < n; k++) y[k] = (x[k] - mean) * r * w->weight[k];
+}
+
+INLINE vf activated(vf x, const int activation)
+{
+    const vf one = vf_splat(1);
+    if (activation == RELU) return vf_max(vf_zero(), x);
+    if (activation == SILU) return vf_div(x, vf_add(one, vf_exp(vf_sub(vf_zero(), x))));
+    if (activation == GELU_TANH) { /* x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+        const vf u = vf_mul(vf_splat(1.5957691216f), vf_fma(vf_mul(vf_mul(x, x), x), vf_splat(0.044715f), x));
+        return vf_div(x, vf_add(one, vf_exp(vf_sub(vf_zero(), u))));
+    }
+    /* x (1 + erf(x / sqrt 2)) / 2; erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7 */
+    const vf z = vf_mul(vf_abs(x), vf_splat(0.70710678f)), t = vf_div(one, vf_fma(vf_splat(0.3275911f), z, one));
+    vf p = vf_fma(vf_splat(1.061405429f), t, vf_splat(-1.453152027f));
+    p = vf_fma(p, t, vf_splat(1.421413741f));
+    p = vf_fma(p, t, vf_splat(-0.284496736f));
+    p = vf_mul(vf_fma(p, t, vf_splat(0.254829592f)), t);
+    const vf tail = vf_mul(vf_splat(0.5f), vf_mul(p, vf_exp(vf_sub(vf_zero(), vf_mul(z, z))))); /* half of 1 - erf(z) */
+    return vf_sub(vf_max(vf_zero(), x), vf_mul(vf_abs(x), tail));
+}
+
+static void activate(float *x, const float *gate, int64_t n, int activation)
+{
+    for (int64_t k = 0; k < n; k += 16) {
+        float a[16] = {0}, g[16] = {0};
+        const int64_t count = n - k < 16 ? n - k : 16;
+        memcpy(a, x + k, 4 * count);
+        if (gate) memcpy(g, gate + k, 4 * count);
+        const vf v = vf_load(gate ? g : a);
+        vf y = activation == SILU ? activated(v, SILU) : activation == GELU ? activated(v, GELU) : activation == GELU_TANH ? activated(v, GELU_TANH) : activated(v, RELU);
+        if (gate) y = vf_mul(y, vf_load(a));
+        vf_store(a, y);
+        memcpy(x + k, a, 4 * count);
+    }
+}
+
+/* The tokens that this member prepares: its share, or the only one. */
+static void take_share(work *w, int64_t tokens)
+{
+    w->tokens = tokens;
+    if (tokens == 1) w->first = 0, w->last = 1;
+    else share(&w->me, tokens, &w->first, &w->last);
+}
+
+/* x [tokens][ldx], normed if there is a norm, as the input of l. Every member may read it afterwards. */
+static void ready(work *w, input *in, const linear *l, const float *x, int64_t ldx, const norm *before)
+{
+    const int64_t n = l->w->n;
+    const int alone = w->tokens == 1;
+    if (before && before->weight) {
+        float *normed = alone ? w->own_normed : w->normed;
+        for (int64_t i = w->first; i < w->last; i++) normalise(x + i * ldx, normed + i * n, before, n, w->m->rms, w->m->eps);
+        x = normed, ldx = n;
+    }
+    prepare_input(in, l->w, x, ldx, l->input_scale, w->tokens, w->first, w->last, alone ? w->own_room : w->room);
+    if (!alone) wait_for_all(&w->me);
+}
+
+static int alike(const linear *a, const linear *b)
+{
+    return a->w->rule == b->w->rule && a->w->top == b->w->top && a->w->order == b->w->order && a->input_scale == b->input_scale && a->w->n == b->w->n;
+}
+
+/* The rows of a linear that this member computes. */
+static void own_rows(work *w, const linear *l, int64_t *first, int64_t *last)
+{
+    share(&w->me, tiles_of(l->w), first, last);
+    *first *= 16, *last *= 16;
+    if (*last > l->w->out) *last = l->w->out;
+}
+
+/* y [tokens][out] = l(in): this member's rows. */
+static void apply(work *w, const linear *l, const input *in, float *y)
+{
+    int64_t first, last;
+    multiply(&w->me, l->w, in, y, l->w->out);
+    own_rows(w, l, &first, &last);
+    if (l->bias)
+        for (int64_t i = 0; i < in->m; i++)
+            for (int64_t o = first; o < last; o++) y[i * l->w->out + o] += l->bias[o];
+}
+
+/* The same for a second linear on the same x: prepared anew only if its activations are another kind. */
+static void apply_next(work *w, const linear *l, const linear *before, input *in, float *y, const float *x, int64_t ldx, const norm *n)
+{
+    if (!alike(l, before)) {
+        if (w->tokens > 1) wait_for_all(&w->me);
+        ready(w, in, l, x, ldx, n);
+    }
+    apply(w, l, in, y);
+}
+
+/* h += y (+ other): this member's rows. */
+static void add_rows(work *w, const linear *l, const float *y, const float *other)
+{
+    int64_t first, last;
+    const int64_t n = w->m->hidden;
+    own_rows(w, l, &first, &last);
+    for (int64_t i = 0; i < w->tokens; i++)
+        for (int64_t o = first; o < last; o++) w->h[i * n + o] += y[i * n + o] + (other ? other[i * n + o] : 0);
+}
+
+/* A head's vector: normed (Qwen3), then its first `rotary` dimensions turned by its position's angle. */
+static void turn(const work *w, const float *x, float *y, const norm *head_norm, int64_t size, int32_t position)
+{
+    const model *m = w->m;
+    const int64_t half = m->rotary / 2;
+    if (head_norm->weight) normalise(x, y, head_norm, size, 1, m->eps);
+    else memcpy(y, x, 4 * size);
+    const float *c = m->cosine + position * half, *s = m->sine + position * half;
+    for (int64_t i = 0; i < half; i++) {
+        const float a = y[i], b = y[i + half];
+        y[i] = a * c[i] - b * s[i], y[i + half] = b * c[i] + a * s[i];
+    }
+}
+
+/* softmax(q K^T) V over `count` positions; q is scaled. size: a multiple of 16. */
+static void attend(const float *q, const float *keys, const float *values, int64_t count, int64_t size, float *scores, float *out)
+{
+    vf top = vf_splat(-INFINITY), sum = vf_zero();
+    for (int64_t p = 0; p < count; p += 16) {
+        const float *tile = keys + p * size;
+        vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        for (int64_t c = 0; c < size; c += 4)
+            for (int j = 0; j < 4; j++) s[j] = vf_fma(vf_load(tile + 16 * (c + j)), vf_splat(q[c + j]), s[j]);
+        vf_store(scores + p, vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
+        if (p + 16 > count)
+            for (int64_t i = count; i < p + 16; i++) scores[i] = -INFINITY;
+        top = vf_max(top, vf_load(scores + p));
+    }
+    const vf highest = vf_splat(vf_top(top));
+    for (int64_t p = 0; p < count; p += 16) {
+        const vf e = vf_exp(vf_sub(vf_load(scores + p), highest));
+        vf_store(scores + p, e);
+        if (p + 16 > count)
+            for (int64_t i = count; i < p + 16; i++) scores[i] = 0;
+        sum = vf_add(sum, vf_load(scores + p));
+    }
+    const vf share_of = vf_splat(1 / vf_sum(sum));
+    int64_t c = 0;
+    for (; c + 64 <= size; c += 64) {
+        vf acc[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        for (int64_t p = 0; p < count; p++) {
+            const vf e = vf_splat(scores[p]);
+            for (int j = 0; j < 4; j++) acc[j] = vf_fma(vf_load(values + p * size + c + 16 * j), e, acc[j]);
+        }
+        for (int j = 0; j < 4; j++) vf_store(out + c + 16 * j, vf_mul(acc[j], share_of));
+    }
+    for (; c < size; c += 16) {
+        vf acc = vf_zero();
+        for (int64_t p = 0; p < count; p++) acc = vf_fma(vf_load(values + p * size + c), vf_splat(scores[p]), acc);
+        vf_store(out + c, vf_mul(acc, share_of));
+    }
+}
+
+/* The new tokens' keys and values into the cache, then every head of every token over its past. */
+static void attention(work *w, const layer *l)
+{
+    const model *m = w->m;
+    const int64_t size = l->head_size, room = padded(size, 16), repeat = l->heads / l->kv_heads;
+    int64_t first, last;
+    share(&w->me, w->tokens * l->kv_heads, &first, &last);
+    for (int64_t at = first; at < last; at++) {
+        const int64_t i = at / l->kv_heads, head = at % l->kv_heads, p = w->position[i];
+        const int64_t lane = (w->sequence[i] * l->kv_heads + head) * m->capacity;
+        turn(w, w->k + (i * l->kv_heads + head) * size, w->turned, &l->k_norm, size, p);
+        float *key = l->keys + (lane + p / 16 * 16) * room + p % 16;
+        for (int64_t c = 0; c < size; c++) key[16 * c] = w->turned[c];
+        memcpy(l->values + (lane + p) * room, w->v + (i * l->kv_heads + head) * size, 4 * size);
+    }
+    wait_for_all(&w->me);
+    share(&w->me, w->tokens * l->heads, &first, &last);
+    float *out = w->turned + room;
+    for (int64_t at = first; at < last; at++) {
+        const int64_t i = at % w->tokens, head = at / w->tokens; /* neighbours share a head's cache */
+        const int64_t lane = (w->sequence[i] * l->kv_heads + head / repeat) * m->capacity;
+        turn(w, w->q + (i * l->heads + head) * size, w->turned, &l->q_norm, size, w->position[i]);
+        for (int64_t c = 0; c < size; c++) w->turned[c] *= m->scaling;
+        memset(w->turned + size, 0, 4 * (room - size));
+        attend(w->turned, l->keys + lane * room, l->values + lane * room, w->position[i] + 1, room, w->scores, out);
+        memcpy(w->mixed + (i * l->heads + head) * size, out, 4 * size);
+    }
+    wait_for_all(&w->me);
+}
+
+/* Post-norm families: h itself is normed after a part. */
+static void norm_after(work *w, const norm *n)
+{
+    wait_for_all(&w->me);
+    const int64_t last = w->tokens == 1 && w->me.id ? 0 : w->last;
+    for (int64_t i = w->first; i < last; i++) normalise(w->h + i * w->m->hidden, w->h + i * w->m->hidden, n, w->m->hidden, w->m->rms, w->m->eps);
+}
+
+static void run_layer(work *w, const layer *l)
+{
+    const model *m = w->m;
+    const norm none = {0, 0}, *before = m->post_norm ? &none : &l->attention, *middle = m->post_norm ? &none : &l->feed_forward;
+    input in;
+    ready(w, &in, &l->q, w->h, m->hidden, before);
+    apply(w, &l->q, &in, w->q);
+    apply_next(w, &l->k, &l->q, &in, w->k, w->h, m->hidden, before);
+    apply_next(w, &l->v, &l->k, &in, w->v, w->h, m->hidden, before);
+    wait_for_all(&w->me);
+    attention(w, l);
+    ready(w, &in, &l->o, w->mixed, l->heads * l->head_size, 0);
+    float *mixed = m->parallel ? w->q : w->k; /* room for [tokens][hidden] that nobody reads now */
+    apply(w, &l->o, &in, mixed);
+    if (!m->parallel) add_rows(w, &l->o, mixed, 0);
+    if (m->post_norm) norm_after(w, &l->attention);
+    wait_for_all(&w->me);
+    const linear *first = l->gate.w ? &l->gate : &l->up;
+    ready(w, &in, first, w->h, m->hidden, middle);
+    apply(w, first, &in, w->wide);
+    if (l->gate.w) apply_next(w, &l->up, first, &in, w->wide2, w->h, m->hidden, middle);
+    int64_t a, b;
+    own_rows(w, first, &a, &b);
+    float *wide = l->gate.w ? w->wide2 : w->wide;
+    for (int64_t i = 0; i < w->tokens; i++) activate(wide + i * l->width + a, l->gate.w ? w->wide + i * l->width + a : 0, b - a, m->activation);
+    wait_for_all(&w->me);
+    ready(w, &in, &l->down, wide, l->width, 0);
+    apply(w, &l->down, &in, w->k);
+    add_rows(w, &l->down, w->k, m->parallel ? mixed : 0);
+    if (m->post_norm) norm_after(w, &l->feed_forward);
+    wait_for_all(&w->me);
+}
+
+static void embed(work *w)
+{
+    const model *m = w->m;
+    const int64_t last = w->tokens == 1 && w->me.id ? 0 : w->last, width = m->embedding.w->n;
+    float *x = m->project_in.w ? w->wide : w->h;
+    for (int64_t i = w->first; i < last; i++) decode_rows(m->embedding.w, w->ids + i, 1, x + i * width, w->panel);
+    wait_for_all(&w->me);
+    if (m->project_in.w) {
+        input in;
+        ready(w, &in, &m->project_in, x, width, 0);
+        apply(w, &m->project_in, &in, w->h);
+        wait_for_all(&w->me);
+    }
+    if (m->positions)
+        for (int64_t i = w->first; i < last; i++)
+            for (int64_t k = 0; k < m->hidden; k++) w->h[i * m->hidden + k] += m->positions[(w->position[i] + m->offset) * m->hidden + k];
+    wait_for_all(&w->me);
+}
+
+/* Logits [count][vocabulary] of the wanted tokens. */
+static void predict(work *w, const int64_t *wanted, int64_t count, float *logits)
+{
+    const model *m = w->m;
+    const int64_t n = m->hidden;
+    input in;
+    if (w->me.id == 0)
+        for (int64_t i = 0; i < count; i++) memcpy(w->q + i * n, w->h + wanted[i] * n, 4 * n);
+    wait_for_all(&w->me);
+    take_share(w, count);
+    const float *x = w->q;
+    const norm *last = m->final.weight ? &m->final : 0;
+    if (m->project_out.w) {
+        ready(w, &in, &m->project_out, x, n, last);
+        apply(w, &m->project_out, &in, w->k);
+        wait_for_all(&w->me);
+        x = w->k, last = 0;
+    }
+    ready(w, &in, &m->head, x, m->head.w->n, last);
+    apply(w, &m->head, &in, logits);
+}
+
+static int64_t scratch_of(const linear *l, int64_t m) { return l->w ? shared_bytes(l->w, m) : 0; }
+
+int64_t model_bytes(void) { return sizeof(model); }
+int64_t layer_bytes(void) { return sizeof(layer); }
+
+/* Run m tokens; ids, sequence and position of each. wanted: `count` tokens (places 0..m-1) whose logits are returned.
+   Positions of one sequence follow each other. Returns 0, or 1 without memory. */
+int step(const model *m, const int64_t *ids, const int32_t *sequence, const int32_t *position, int64_t tokens, const int64_t *wanted,
+         int64_t count, float *logits, int threads)
+{
+    int64_t widest = most(m->hidden, m->embedding.w->n), ff = 0, head = 0, room = 0, deep = 0;
+    for (int64_t i = 0; i < m->layers; i++) {
+        const layer *l = m->layer + i;
+        widest = most(widest, l->heads * l->head_size), ff = most(ff, l->width), head = most(head, padded(l->head_size, 16));
+        for (const linear *x = &l->q; x <= &l->down; x++) room = most(room, scratch_of(x, tokens));
+    }
+    room = most(room, most(scratch_of(&m->head, tokens), most(scratch_of(&m->project_in, tokens), scratch_of(&m->project_out, tokens))));
+    for (int64_t i = 0; i < tokens; i++) deep = most(deep, position[i] + 1);
+    ff = most(ff, m->embedding.w->n);
+    const int64_t longest = padded(most(widest, ff), 32), panel = 32 * blocks_of(m->embedding.w) * 16;
+    const int64_t own = padded(own_bytes(m->head.w) + 4 * (padded(deep, 16) + 2 * head + panel + longest) + input_bytes(longest, 1), 64);
+    const int64_t inputs = padded(tokens == 1 ? 0 : input_bytes(longest, tokens) + 4 * tokens * longest, 64);
+    const int64_t floats = padded(4 * tokens * (5 * widest + 2 * ff) + 64, 64);
+    uint8_t *memory = team_begin(own * threads + inputs + floats + room + 1024);
+    if (!memory) return 1;
+    struct barrier barrier = {0};
+#pragma omp parallel num_threads(threads)
+    {
+        const int id = omp_get_thread_num();
+        uint8_t *mine = memory + own * id, *all = memory + own * threads;
+        work w = {.me = {id, omp_get_num_threads(), &barrier, mine, all + inputs + floats}, .m = m, .ids = ids, .sequence = sequence, .position = position};
+        w.scores = (float *)(mine + own_bytes(m->head.w));
+        w.turned = w.scores + padded(deep, 16);
+        w.panel = w.turned + 2 * head;
+        w.own_normed = w.panel + panel;
+        w.own_room = (uint8_t *)(w.own_normed + longest);
+        w.normed = (float *)all;
+        w.room = all + 4 * tokens * longest;
+        w.h = (float *)(all + inputs);
+        w.q = w.h + tokens * widest, w.k = w.q + tokens * widest, w.v = w.k + tokens * widest, w.mixed = w.v + tokens * widest;
+        w.wide = w.mixed + tokens * widest, w.wide2 = w.wide + tokens * ff;
+        take_share(&w, tokens);
+        embed(&w);
+        for (int64_t i = 0; i < m->layers; i++) run_layer(&w, m->layer + i);
+        if (count) predict(&w, wanted, count, logits);
+    }
+    team_end();
+    return 0;
+}

@@ -1,0 +1,297 @@
+/* Sixteen lanes for three kinds of processor: AVX-512 (with VNNI and VBMI2), AVX2 (with FMA and F16C), and plain C.
+
+   vi   16 x int32, or 64 bytes      vf   16 x float
+
+   Everything above this file is written once, in these words. `dot` is the heart of the int8 products: to every lane it
+   adds the sum of four products, unsigned bytes of `u` (0..255) by the four signed bytes of `x` (-127..127). */
+
+#ifndef VECTORS_H
+#define VECTORS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16
+#define PRAGMA(words) _Pragma(#words)
+#define UNROLL(n) PRAGMA(GCC unroll n)
+
+INLINE float half_to_float(uint16_t h)
+{
+    _Float16 f;
+    memcpy(&f, &h, 2);
+    return (float)f;
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && \
+    defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
+#include <immintrin.h>
+#define INSTRUCTIONS "AVX-512 VNNI"
+
+typedef __m512i vi;
+typedef __m512 vf;
+
+INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE vi vi_splat(int32_t a) { return _mm512_set1_epi32(a); }
+INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
+INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+INLINE vi vi_and_or(vi a, vi b, vi c) { return _mm512_ternarylogic_epi32(a, b, c, 0xEA); } /* (a & b) | c */
+INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
+INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
+{
+    int32_t four;
+    memcpy(&four, x, 4);
+    return _mm512_dpbusd_epi32(acc, u, _mm512_set1_epi32(four));
+}
+INLINE vi vi_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vi vi_shorts(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE vi vi_lookup_bytes(const uint8_t *table, vi index) /* index: bytes 0..15 */
+{
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
+}
+INLINE vf vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
+INLINE vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
+INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
+INLINE vf vf_splat(float a) { return _mm512_set1_ps(a); }
+INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE vf vf_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a b + c */
+INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
+INLINE float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
+INLINE float vf_top(vf a) { return _mm512_reduce_max_ps(a); }
+INLINE vf vf_lookup(const float *table, vi index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); } /* low 4 bits */
+/* 1 where bit `n` of a lane is set: x is added to `a` there. */
+INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
+{
+    return _mm512_mask_add_ps(a, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1u << n)), a, x);
+}
+INLINE vf vf_expand_half(uint16_t mask, const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_expand_epi16(mask, _mm256_loadu_si256((const __m256i *)p)));
+}
+INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
+{
+    return _mm512_mask_expand_epi8(otherwise, mask, _mm512_loadu_si512(p));
+}
+INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, vi otherwise)
+{
+    const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
+    const __m512i bytes = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi16(0x0f0f));
+    return _mm512_mask_expand_epi8(otherwise, mask, bytes);
+}
+/* 16 floats rounded to the nearest whole number (ties to even) as bytes. */
+INLINE void vf_to_bytes(int8_t *p, vf a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
+INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+INLINE vf vf_round(vf x) { return _mm512_roundscale_ps(x, 8); }
+INLINE vf vf_scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define INSTRUCTIONS "AVX2"
+#define TWO_HALVES
+
+typedef struct { __m256i a, b; } vi;
+typedef struct { __m256 a, b; } vf;
+
+#define VI(x, y) ((vi){x, y})
+#define VF(x, y) ((vf){x, y})
+INLINE vi vi_load(const void *p) { return VI(_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)); }
+INLINE vi vi_splat(int32_t x) { return VI(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+INLINE vi vi_zero(void) { return VI(_mm256_setzero_si256(), _mm256_setzero_si256()); }
+INLINE vi vi_and(vi x, vi y) { return VI(_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)); }
+INLINE vi vi_or(vi x, vi y) { return VI(_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)); }
+INLINE vi vi_and_or(vi x, vi y, vi z) { return vi_or(vi_and(x, y), z); }
+INLINE vi vi_add(vi x, vi y) { return VI(_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)); }
+INLINE vi vi_shl(vi x, int n) { return VI(_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)); }
+INLINE vi vi_shr(vi x, int n) { return VI(_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)); }
+/* Pairs of products are added in 16 bits with saturation: two of 255 x 127 would overflow, so the high nibble goes apart. */
+INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x)
+{
+    const __m256i low = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
+    const __m256i l = _mm256_maddubs_epi16(_mm256_and_si256(u, low), x);
+    const __m256i h = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(u, 4), low), x);
+    return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(l, one), _mm256_madd_epi16(h, sixteen)));
+}
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
+{
+    int32_t four;
+    memcpy(&four, x, 4);
+    const __m256i v = _mm256_set1_epi32(four);
+    return VI(dot_half(acc.a, u.a, v), dot_half(acc.b, u.b, v));
+}
+INLINE vi vi_bytes(const uint8_t *p)
+{
+    return VI(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+}
+INLINE vi vi_shorts(const uint16_t *p)
+{
+    return VI(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
+INLINE vi vi_lookup_bytes(const uint8_t *table, vi i)
+{
+    const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return VI(_mm256_shuffle_epi8(t, i.a), _mm256_shuffle_epi8(t, i.b));
+}
+INLINE vf vf_of(vi x) { return VF(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
+INLINE vf vf_bits(vi x) { return VF(_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)); }
+INLINE vf vf_zero(void) { return VF(_mm256_setzero_ps(), _mm256_setzero_ps()); }
+INLINE vf vf_splat(float x) { return VF(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
+INLINE vf vf_load(const float *p) { return VF(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
+INLINE vf vf_half(const uint16_t *p)
+{
+    return VF(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
+#define EACH(name, op) INLINE vf name(vf x, vf y) { return VF(op(x.a, y.a), op(x.b, y.b)); }
+EACH(vf_add, _mm256_add_ps) EACH(vf_sub, _mm256_sub_ps) EACH(vf_mul, _mm256_mul_ps) EACH(vf_max, _mm256_max_ps)
+EACH(vf_min, _mm256_min_ps) EACH(vf_div, _mm256_div_ps)
+INLINE vf vf_abs(vf x) { const __m256 s = _mm256_set1_ps(-0.0f); return VF(_mm256_andnot_ps(s, x.a), _mm256_andnot_ps(s, x.b)); }
+INLINE vf vf_fma(vf x, vf y, vf z) { return VF(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)); }
+INLINE vf vf_fnma(vf x, vf y, vf z) { return VF(_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)); }
+INLINE float vf_sum(vf x)
+{
+    const __m256 s = _mm256_add_ps(x.a, x.b);
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+INLINE float vf_top(vf x)
+{
+    float v[16], top;
+    vf_store(v, x), top = v[0];
+    for (int i = 1; i < 16; i++) top = v[i] > top ? v[i] : top;
+    return top;
+}
+INLINE __m256 lookup_half(const float *t, __m256i i) /* bit 3 chooses the table's half */
+{
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t), i), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+}
+INLINE vf vf_lookup(const float *table, vi i) { return VF(lookup_half(table, i.a), lookup_half(table, i.b)); }
+INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
+{
+    const vi m = vi_shl(bits, 31 - n); /* the sign bit decides; shifted arithmetically it is a mask */
+    return VF(_mm256_add_ps(a.a, _mm256_and_ps(_mm256_castsi256_ps(_mm256_srai_epi32(m.a, 31)), x.a)),
+              _mm256_add_ps(a.b, _mm256_and_ps(_mm256_castsi256_ps(_mm256_srai_epi32(m.b, 31)), x.b)));
+}
+INLINE void vf_to_bytes(int8_t *p, vf x)
+{
+    const __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
+    const __m256i b = _mm256_permute4x64_epi64(_mm256_packs_epi16(w, w), 0xd8);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(b));
+}
+INLINE vf vf_round(vf x) { return VF(_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)); }
+INLINE __m256 scale_half(__m256 x, __m256 n)
+{
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
+}
+INLINE vf vf_scale2(vf x, vf n) { return VF(scale_half(x.a, n.a), scale_half(x.b, n.b)); }
+
+#else /* plain C: the compiler finds what vectors it can */
+#define INSTRUCTIONS "portable C"
+#undef UNROLL /* a constant place in a block saves nothing here, and compiling would take minutes */
+#define UNROLL(n)
+#define TWO_HALVES
+
+typedef struct { uint32_t l[16]; } vi;
+typedef struct { float l[16]; } vf;
+#define PER_LANE(type, value) type r; for (int i = 0; i < 16; i++) r.l[i] = (value); return r;
+INLINE vi vi_load(const void *p) { vi r; memcpy(&r, p, 64); return r; }
+INLINE vi vi_splat(int32_t x) { PER_LANE(vi, (uint32_t)x) }
+INLINE vi vi_zero(void) { PER_LANE(vi, 0) }
+INLINE vi vi_and(vi x, vi y) { PER_LANE(vi, x.l[i] & y.l[i]) }
+INLINE vi vi_or(vi x, vi y) { PER_LANE(vi, x.l[i] | y.l[i]) }
+INLINE vi vi_and_or(vi x, vi y, vi z) { PER_LANE(vi, (x.l[i] & y.l[i]) | z.l[i]) }
+INLINE vi vi_add(vi x, vi y) { PER_LANE(vi, x.l[i] + y.l[i]) }
+INLINE vi vi_shl(vi x, int n) { PER_LANE(vi, x.l[i] << n) }
+INLINE vi vi_shr(vi x, int n) { PER_LANE(vi, x.l[i] >> n) }
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
+{
+    const int a = x[0], b = x[1], c = x[2], d = x[3];
+    PER_LANE(vi, acc.l[i] + (int)(u.l[i] & 255) * a + (int)(u.l[i] >> 8 & 255) * b + (int)(u.l[i] >> 16 & 255) * c + (int)(u.l[i] >> 24) * d)
+}
+INLINE vi vi_bytes(const uint8_t *p) { PER_LANE(vi, p[i]) }
+INLINE vi vi_shorts(const uint16_t *p) { PER_LANE(vi, p[i]) }
+INLINE vi vi_lookup_bytes(const uint8_t *t, vi x)
+{
+    PER_LANE(vi, t[x.l[i] & 15] | (uint32_t)t[x.l[i] >> 8 & 15] << 8 | (uint32_t)t[x.l[i] >> 16 & 15] << 16 | (uint32_t)t[x.l[i] >> 24 & 15] << 24)
+}
+INLINE vf vf_of(vi x) { PER_LANE(vf, (float)(int32_t)x.l[i]) }
+INLINE vf vf_bits(vi x) { vf r; memcpy(&r, &x, 64); return r; }
+INLINE vf vf_zero(void) { PER_LANE(vf, 0) }
+INLINE vf vf_splat(float x) { PER_LANE(vf, x) }
+INLINE vf vf_load(const float *p) { vf r; memcpy(&r, p, 64); return r; }
+INLINE void vf_store(float *p, vf x) { memcpy(p, &x, 64); }
+INLINE vf vf_half(const uint16_t *p) { PER_LANE(vf, half_to_float(p[i])) }
+INLINE vf vf_add(vf x, vf y) { PER_LANE(vf, x.l[i] + y.l[i]) }
+INLINE vf vf_sub(vf x, vf y) { PER_LANE(vf, x.l[i] - y.l[i]) }
+INLINE vf vf_mul(vf x, vf y) { PER_LANE(vf, x.l[i] * y.l[i]) }
+INLINE vf vf_div(vf x, vf y) { PER_LANE(vf, x.l[i] / y.l[i]) }
+INLINE vf vf_max(vf x, vf y) { PER_LANE(vf, x.l[i] > y.l[i] ? x.l[i] : y.l[i]) }
+INLINE vf vf_min(vf x, vf y) { PER_LANE(vf, x.l[i] < y.l[i] ? x.l[i] : y.l[i]) }
+INLINE vf vf_abs(vf x) { PER_LANE(vf, fabsf(x.l[i])) }
+INLINE vf vf_fma(vf x, vf y, vf z) { PER_LANE(vf, x.l[i] * y.l[i] + z.l[i]) }
+INLINE vf vf_fnma(vf x, vf y, vf z) { PER_LANE(vf, z.l[i] - x.l[i] * y.l[i]) }
+INLINE float vf_sum(vf x) { float s = 0; for (int i = 0; i < 16; i++) s += x.l[i]; return s; }
+INLINE float vf_top(vf x) { float s = x.l[0]; for (int i = 1; i < 16; i++) s = x.l[i] > s ? x.l[i] : s; return s; }
+INLINE vf vf_lookup(const float *t, vi x) { PER_LANE(vf, t[x.l[i] & 15]) }
+INLINE vf vf_add_where(vf a, vi bits, int n, vf x) { PER_LANE(vf, a.l[i] + (bits.l[i] >> n & 1 ? x.l[i] : 0)) }
+INLINE void vf_to_bytes(int8_t *p, vf x) { for (int i = 0; i < 16; i++) p[i] = (int8_t)rintf(x.l[i]); }
+INLINE vf vf_round(vf x) { PER_LANE(vf, rintf(x.l[i])) }
+INLINE vf vf_scale2(vf x, vf n) { PER_LANE(vf, ldexpf(x.l[i], (int)n.l[i])) }
+#endif
+
+#ifdef TWO_HALVES /* expansion, for processors that have no instruction for it */
+INLINE vf vf_expand_half(uint16_t mask, const uint16_t *p)
+{
+    uint16_t out[16];
+    for (int i = 0; i < 16; i++) out[i] = mask >> i & 1 ? *p++ : 0;
+    return vf_half(out);
+}
+INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
+{
+    uint8_t out[64];
+    memcpy(out, &otherwise, 64);
+    for (int i = 0; i < 64; i++)
+        if (mask >> i & 1) out[i] = *p++;
+    return vi_load(out);
+}
+INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, vi otherwise)
+{
+    uint8_t out[64];
+    memcpy(out, &otherwise, 64);
+    for (int i = 0, k = 0; i < 64; i++)
+        if (mask >> i & 1) out[i] = p[k >> 1] >> 4 * (k & 1) & 15, k++;
+    return vi_load(out);
+}
+#endif
+
+/* e^x for finite x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (relative error 2e-7); 0 far below, large far above. */
+INLINE vf vf_exp(vf x)
+{
+    x = vf_max(vf_splat(-87.0f), vf_min(vf_splat(88.0f), x)); /* in this order a NaN stays one */
+    const vf n = vf_round(vf_mul(x, vf_splat(1.44269504f)));
+    vf r = vf_fnma(n, vf_splat(0.693359375f), x);
+    r = vf_fnma(n, vf_splat(-2.12194440e-4f), r);
+    vf p = vf_splat(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_splat(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_splat(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_splat(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_splat(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_splat(5.0000001201e-1f));
+    p = vf_add(vf_fma(vf_mul(r, r), p, r), vf_splat(1.0f));
+    return vf_scale2(p, n);
+}
+
+#endif
