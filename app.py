@@ -117,13 +117,14 @@ def main() -> None:
     from evaluation.estimate import estimate, path
     from evaluation.runner import Runner
     from evaluation.store import Store
+    from kernels import cpu
 
     public = bool(os.environ.get("SPACE_ID"))
     store = Store()
     runner = Runner(store, inline=lent_gpu() if os.environ.get("SPACES_ZERO_GPU") else None, public=public)
     chat = Chat(store, public=public)
     demo = build_app(store, runner, chat, estimate, path, public)
-    threading.Thread(target=store.frame, daemon=True).start()  # reading results imports torch: begin while the page loads
+    threading.Thread(target=lambda: (store.frame(), cpu.library()), daemon=True).start()  # imports torch, builds the kernels
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
     try:
         demo.queue(default_concurrency_limit=4).launch(

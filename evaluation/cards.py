@@ -170,7 +170,20 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
         host = result.timings[-1]["host"].get("processor", "")
         kernel = ", ".join(result.timings[-1]["kernel"])
         lines.append(words("card.kernel", kernel=kernel) if here else words("card.kernel.other", processor=host))
+        if here and (against := _against_limits(words, result.timings[-1])):
+            lines.append(against)
     return ['<p class="quiet">' + "<br>".join(map(_e, lines)) + "</p>"] if lines else []
+
+
+def _against_limits(words: Words, timing: dict) -> str:
+    """How near the step is to what memory delivers, and what the original takes by the same route and by transformers."""
+    share, parts = timing.get("limit", {}).get("share_of_read_bandwidth"), []
+    if share is not None:
+        parts.append(words("card.limit", share=words.share(share)))
+    times = {name: timing[name]["time_per_output_token_ms"] for name in ("original", "original_float32", "transformers") if name in timing}
+    if len(times) == 3:
+        parts.append(words("card.dense", **{k: words.figure("time_per_output_token_ms", v) for k, v in times.items()}))
+    return " ".join(parts)
 
 
 def _buttons(words: Words, result: Result, artifact: bool, chat: bool, seconds: float | None) -> str:

@@ -1,11 +1,13 @@
-"""How fast the ops are here: verifies each one, then times it beside PyTorch's dense product in the same process.
+"""How fast the kernels are here: verifies each one, then times it beside others in the same process.
 
-    python -m kernels.bench [op ...] [--json FILE]
+    python -m kernels.bench [op ...] [--json FILE]              products
+    python -m kernels.bench --model [--llama-cpp] [--json FILE] [--figure FILE]   whole models (kernels/bench_model.py)
 
-Every case rotates over more weights than the caches hold, warms up right before timing and reports medians. "read" is
-the memory bandwidth measured in the same run (PyTorch's sum over 256 MB, both threads); an op's share of it counts the
-stored bytes. PyTorch's dense float32 product stands twice: as it comes, and by the library that this program takes
-(kernels/dense.py), which is the harder one to beat. No speed is printed for an op that differs from its reference.
+A product of one token rotates over more weights than the caches hold; every case warms up right before timing and gives
+medians. Beside each stand PyTorch's dense float32 product as it comes and by the library that this program takes
+(kernels/dense.py), our own float32 kernel, PyTorch's and bitsandbytes' low-bit kernels, and the limit measured in the same
+run: the bandwidth of memory for one token, the arithmetic of registers for many. "activations" says what was multiplied:
+exact float32, or int8 with a scale for 32 of them. No speed is printed for an op that differs from its reference.
 """
 
 from __future__ import annotations
@@ -20,117 +22,280 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import kernels
 from kernels import cpu
+from kernels.binary_coded import binary_coded_rows
 from kernels.bits import pack
+from kernels.codebook import codebook_rows
+from kernels.cpu import plans, selftest
 from kernels.dense import choose_float32
-from kernels.grouped_int import grouped_int, grouped_int_reference
-from kernels.low_rank import low_rank, low_rank_reference
+from kernels.grouped_int import spread
+from kernels.outliers import outliers_matrix
+from kernels.sparse import mask_bits
 
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096))  # (out, in)
+TOKENS = (1, 8, 512)
 ROTATED_BYTES = 160_000_000
-ROUNDS = 15
+ROUNDS = 21
+INT8 = (32, 127)
+GROUP = 64
 
 
-def seconds(work: Callable[[int], object], rounds: int = ROUNDS) -> float:
-    """Median seconds of work(i), i counting up, after two calls to warm up."""
-    for i in range(2):
+def seconds(work: Callable[[int], object], rounds: int | None = None) -> float:
+    """Median seconds of work(i), i counting up, after three calls to warm up."""
+    for i in range(3):
         work(i)
     times = []
-    for i in range(rounds):
+    for i in range(rounds or ROUNDS):
         start = time.perf_counter()
-        work(i + 2)
+        work(i + 3)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that both threads read from memory."""
+    """Bytes a second that all threads together read from memory."""
     block = torch.ones(64_000_000)
     return block.numel() * 4 / seconds(lambda i: block.sum(), 7)
 
 
-def grouped_operands(out: int, n: int, bits: int, group: int = 64):
-    """Random codes packed to the bit, scales and zero points."""
-    codes = pack(torch.randint(0, 2**bits, (out, n)).to(torch.uint8), bits)
-    scale = 0.01 + torch.rand(out, n // group).half()
-    return codes, scale, torch.randint(0, 2**bits, scale.shape).to(torch.uint8), bits, group
-
-
-def low_rank_operands(out: int, n: int, removed: float):
-    """Two factors of the rank that leaves `1 - removed` of the parameters."""
-    rank = int((1 - removed) * out * n / (out + n))
-    return torch.randn(out, rank).half(), torch.randn(rank, n).half()
-
-
-OPS = {  # op -> (function, reference, variants: label -> operands of a shape)
-    "grouped_int": (grouped_int, grouped_int_reference,
-                    {f"{b} bits, group 64": lambda o, n, b=b: grouped_operands(o, n, b) for b in (2, 3, 4, 8)}),
-    "low_rank": (low_rank, low_rank_reference, {"20 % removed": lambda o, n: low_rank_operands(o, n, 0.2)}),
-}  # fmt: skip
-
-
-def stored_bytes(operands) -> int:
-    return sum(t.numel() * t.element_size() for t in operands if isinstance(t, torch.Tensor))
-
-
-def dense_times(out: int, n: int, tokens: int) -> dict[str, float]:
-    """Seconds of PyTorch's float32 product by each of its two libraries."""
-    weights = [torch.randn(out, n) for _ in range(max(2, min(60, ROTATED_BYTES // (4 * out * n))))]
-    x, found = torch.randn(tokens, n), {}
-    chosen = torch.get_float32_matmul_precision()
-    for name, precision in (("pytorch_default", "highest"), ("pytorch_chosen", chosen)):
-        torch.set_float32_matmul_precision(precision)
-        found[name] = seconds(lambda i: F.linear(x, weights[i % len(weights)]))
+def arithmetic() -> dict[str, float]:
+    """Multiplications and additions a second of registers, by activations; {} without the C kernels."""
+    c, threads = cpu.wait(), torch.get_num_threads()
+    if c is None:
+        return {}
+    found = {}
+    for name, function, each in (("int8", c.limit_int8, 2 * 8 * 64), ("exact", c.limit_float, 2 * 12 * 16)):
+        rounds = 2_000_000
+        found[name] = threads * rounds * each / seconds(lambda i, f=function, r=rounds: f(r, threads), 5)
     return found
 
 
-def rows(ops: list[str], read: float) -> list[dict]:
-    """One row an op, variant, shape and number of tokens. Raises ArithmeticError for an op that is wrong."""
+# --- what is timed: name -> (op, shape and rule -> (plan, dense float32 weight)) ---
+
+
+def integers(bits: int):
+    def make(out: int, n: int, rule):
+        codes = torch.randint(0, 2**bits, (out, n)).to(torch.uint8)
+        scale = 0.01 + torch.rand(out, n // GROUP).half()
+        zero = torch.randint(0, 2**bits, scale.shape).to(torch.uint8)
+        weight = spread(scale.float(), n, GROUP) * (codes.float() - spread(zero.float(), n, GROUP))
+        return plans.grouped_int(pack(codes, bits), scale, zero, bits, GROUP, n, rule), weight
+
+    return make
+
+
+def book(out: int, n: int, rule):
+    codes, scale = pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4), torch.rand(out, n // GROUP).half()
+    table = torch.randn(16)
+    return plans.codebook(codes, scale, table, GROUP, n, rule), codebook_rows(codes, scale, table, GROUP, n)
+
+
+def planes(out: int, n: int, rule):
+    bits = torch.randint(0, 256, (3, out, n // 8)).to(torch.uint8)
+    alpha, offset = torch.rand(3, out, n // GROUP).half(), torch.randn(out, n // GROUP).half()
+    return plans.binary_coded(bits, alpha, offset, GROUP, n, rule), binary_coded_rows(bits, alpha, offset, GROUP, n)
+
+
+def half_kept(out: int, n: int, rule):
+    keep, weight = torch.rand(out, n) > 0.5, torch.randn(out, n).half()
+    return plans.bitmask(mask_bits(keep), weight[keep], n, rule), weight.float() * keep
+
+
+def two_of_four(out: int, n: int, rule):
+    keep = (
+        torch.zeros(out * n // 4, 4, dtype=torch.bool)
+        .scatter_(1, torch.rand(out * n // 4, 4).argsort(1)[:, :2], True)
+        .view(out, n)
+    )
+    weight = torch.randn(out, n).half()
+    return plans.bitmask(mask_bits(keep), weight[keep], n, rule, "two_four"), weight.float() * keep
+
+
+def half_kept_codes(bits: int):
+    def make(out: int, n: int, rule):
+        keep, codes = torch.rand(out, n) > 0.5, torch.randint(0, 2**bits, (out, n)).to(torch.uint8)
+        scale = 0.01 + torch.rand(out, n // GROUP).half()
+        weight = spread(scale.float(), n, GROUP) * (codes.float() - 2 ** (bits - 1)) * keep
+        return plans.bitmask_codes(keep, codes, scale, None, bits, GROUP, rule), weight
+
+    return make
+
+
+def floats(dtype: torch.dtype):
+    def make(out: int, n: int, rule):
+        weight = torch.randn(out, n).to(dtype)
+        return plans.dense(weight, rule), weight.float()
+
+    return make
+
+
+def thin(out: int, n: int, rule):
+    rank = out * n // (out + n) // 2
+    u, v = torch.randn(out, rank).half(), torch.randn(rank, n).half()
+    return plans.low_rank(u, v, rule), u.float() @ v.float()
+
+
+def with_outliers(out: int, n: int, rule):
+    below, weight = integers(3)(out, n, rule)
+    count = n // 100
+    columns, values = torch.randint(0, n, (out * count,)).to(torch.int16), torch.randn(out * count).half()
+    starts = torch.arange(out + 1, dtype=torch.int32) * count
+    return plans.total(below, plans.outliers(values, columns, starts, n, rule)), weight + outliers_matrix(
+        values, columns, starts, n
+    )
+
+
+BOTH, EXACT = (("int8", INT8), ("exact", None)), (("exact", None),)
+VARIANTS = (  # (op, name, maker, activations)
+    ("dense", "float32", floats(torch.float32), EXACT),
+    ("dense", "bfloat16", floats(torch.bfloat16), EXACT),
+    ("dense", "float16", floats(torch.float16), EXACT),
+    *(("grouped_int", f"{b} bits, group 64", integers(b), BOTH) for b in (2, 3, 4, 8)),
+    ("codebook", "16 entries, group 64", book, BOTH),
+    ("binary_coded", "3 planes, group 64", planes, BOTH),
+    ("bitmask", "50 %, 16 bits", half_kept, EXACT),
+    ("bitmask", "50 %, 8 bits", half_kept_codes(8), BOTH),
+    ("bitmask", "50 %, 4 bits", half_kept_codes(4), BOTH),
+    ("two_four", "2:4, 16 bits", two_of_four, EXACT),
+    ("low_rank", "half the parameters", thin, EXACT),
+    ("outliers", "3 bits + 1 % outliers", with_outliers, BOTH),
+)
+
+
+def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Others' low-bit kernels on this shape, by name; what isn't installed or doesn't take the shape is left out."""
+    found: dict[str, Callable[[Tensor], Tensor]] = {}
+    q = torch.randint(0, 16, (out, n), dtype=torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+    scale = torch.rand(n // GROUP, out, 2).bfloat16()
+    found["PyTorch 4 bits, group 64 (bfloat16)"] = lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(
+        x.bfloat16(), packed, GROUP, scale
+    )
+    eight, row = torch.randint(-127, 128, (out, n), dtype=torch.int8), torch.rand(out).bfloat16()
+    found["PyTorch 8 bits (bfloat16)"] = lambda x: torch.ops.aten._weight_int8pack_mm(x.bfloat16(), eight, row)
+    sixteen = torch.randn(out, n).bfloat16()
+    found["PyTorch bfloat16"] = lambda x: F.linear(x.bfloat16(), sixteen)
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        return found
+    linear = bnb.nn.Linear4bit(n, out, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4")
+    linear.weight = bnb.nn.Params4bit(torch.randn(out, n).bfloat16(), requires_grad=False, quant_type="nf4")
+    linear = linear.to("cpu").eval()
+    found["bitsandbytes NF4 (bfloat16)"] = lambda x: linear(x.bfloat16())
+    return found
+
+
+def dense_times(out: int, n: int, x: Tensor) -> dict[str, float]:
+    """Seconds of PyTorch's float32 product by each of its two libraries, and of our own float32 kernel."""
+    weights = [torch.randn(out, n) for _ in range(max(2, min(60, ROTATED_BYTES // (4 * out * n))))]
+    found, chosen = {}, torch.get_float32_matmul_precision()
+    for name, precision in (("pytorch_default", "highest"), ("pytorch_chosen", chosen)):
+        torch.set_float32_matmul_precision(precision)
+        found[name] = seconds(lambda i: F.linear(x, weights[i % len(weights)]))
+    if cpu.wait() is not None:
+        own = [plans.dense(w) for w in weights[: max(2, min(8, len(weights)))]]
+        found["own_float32"] = seconds(lambda i: cpu.product(own[i % len(own)], x))
+    return found
+
+
+def verify(op: str, name: str, plan: plans.Plan, weight: Tensor) -> None:
+    """Raises ArithmeticError for a product that differs from its formula."""
+    for tokens in (1, 9):
+        x = torch.randn(tokens, plan.shape[1])
+        expected, size = selftest.rounded(x, plan.rule) @ weight.T, x.abs() @ weight.abs().T
+        if not bool((cpu.product(plan, x) - expected).abs().max() <= selftest.TOLERANCE * size.max()):
+            raise ArithmeticError(f"{op} ({name}) is wrong at {tokens} x {plan.shape}; no speed is given")
+
+
+def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
+    """One row an op, variant, activations, shape and number of tokens. limits: "read", "int8", "exact" per second."""
     table = []
     for out, n in SHAPES:
-        for tokens in (1, 512):
-            dense = dense_times(out, n, tokens)
-            x = torch.randn(tokens, n)
-            for op in ops:
-                function, reference, variants = OPS[op]
-                for label, make in variants.items():
-                    first = make(out, n)
-                    found, expected = function(x, *first), reference(x, *first)
-                    if not bool((found - expected).abs().max() <= 1e-4 * expected.abs().max()):
-                        raise ArithmeticError(f"{op} ({label}) is wrong at {tokens} x {out} x {n}; no speed is given")
-                    size = stored_bytes(first)
-                    many = [first, *(make(out, n) for _ in range(max(1, min(30, ROTATED_BYTES // size)) - 1))]
-                    took = seconds(lambda i, f=function, x=x, many=many: f(x, *many[i % len(many)]))
-                    table.append({
-                        "op": op, "variant": label, "kernel": kernels.OPS[op], "activations": "exact", "out": out, "in": n,
-                        "tokens": tokens, "microseconds": 1e6 * took, "bytes": size, "share_of_read_bandwidth": size / took / read,
-                        **{f"{k}_microseconds": 1e6 * v for k, v in dense.items()},
-                    })  # fmt: skip
+        inputs = {tokens: torch.randn(tokens, n) for tokens in TOKENS}
+        dense = {tokens: dense_times(out, n, x) for tokens, x in inputs.items()}
+
+        def row(op, name, kernel, activations, size, tokens, took, out=out, n=n, dense=dense):
+            limit = 0.0  # per second; of others' kernels neither bytes nor arithmetic are known
+            if size:
+                limit = limits["read"] / size if tokens == 1 else limits.get(activations, 0) / (2 * tokens * out * n)
+            table.append({
+                "op": op, "variant": name, "kernel": kernel, "activations": activations, "out": out, "in": n, "tokens": tokens,
+                "microseconds": 1e6 * took, "bytes": size, "limit": "reading memory" if tokens == 1 else "arithmetic",
+                "share_of_limit": 1 / (took * limit) if limit else None,
+                **{f"{k}_microseconds": 1e6 * v for k, v in dense[tokens].items()},
+            })  # fmt: skip
+
+        for op, name, make, activations in VARIANTS:
+            if op not in ops:
+                continue
+            for words, rule in activations:
+                plan, weight = make(out, n, rule)
+                verify(op, name, plan, weight)
+                many = [plan, *(plan.clone() for _ in range(max(1, min(30, ROTATED_BYTES // plan.bytes)) - 1))]
+                kernel = kernels.name(op, f"C, {cpu.instructions()}", plan.in_int8)
+                for tokens, x in inputs.items():
+                    took = seconds(lambda i, x=x, many=many: cpu.product(many[i % len(many)], x))
+                    row(op, name, kernel, words, plan.bytes, tokens, took)
+        if "peers" in ops:
+            for name, work in peers(out, n).items():
+                for tokens, x in inputs.items():
+                    row("peers", name, name, "bfloat16", 0, tokens, seconds(lambda i, w=work, x=x: w(x)))
     return table
+
+
+OPS = (*dict.fromkeys(op for op, *_ in VARIANTS), "peers")
+
+
+def about(limits: dict[str, float]) -> dict:
+    """This machine and what it can do, for the head of a table."""
+    return {"processor": cpu.processor(), "threads": torch.get_num_threads(), "instructions": cpu.instructions(),
+            "torch": torch.__version__, "read_gbytes_per_second": limits["read"] / 1e9,
+            "int8_gops": limits.get("int8", 0) / 1e9, "float32_gflops": limits.get("exact", 0) / 1e9, "c_kernels": cpu.status()}  # fmt: skip
+
+
+def show(head: dict, table: list[dict]) -> None:
+    print(f"{head['processor']}, {head['threads']} threads, {head['c_kernels']}; reads {head['read_gbytes_per_second']:.1f} GB/s, "
+          f"int8 {head['int8_gops']:.0f} Gop/s, float32 {head['float32_gflops']:.0f} GFLOP/s")  # fmt: skip
+    print(f"{'op':<13} {'variant':<36} {'activations':<11} {'shape':>12} {'M':>4} {'us':>9} {'of limit':>8} "
+          f"{'x PyTorch':>9} {'x chosen':>8} {'x own f32':>9}")  # fmt: skip
+    for r in table:
+        share = f"{r['share_of_limit']:.0%}" if r["share_of_limit"] else ""
+        times = [r.get(f"{k}_microseconds", 0) / r["microseconds"] for k in ("pytorch_default", "pytorch_chosen", "own_float32")]
+        print(f"{r['op']:<13} {r['variant']:<36} {r['activations']:<11} {r['out']:>6}x{r['in']:<5} {r['tokens']:>4} "
+              f"{r['microseconds']:>9.1f} {share:>8} {times[0]:>9.1f} {times[1]:>8.1f} {times[2]:>9.1f}")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("ops", nargs="*", choices=[*OPS, []], help="ops to time (default: all)")
+    parser.add_argument("ops", nargs="*", help=f"what to time: {', '.join(OPS)} (default: all)")
     parser.add_argument("--json", type=Path, help="write the table to this file")
+    parser.add_argument("--model", action="store_true", help="time whole models instead of products")
+    parser.add_argument("--llama-cpp", action="store_true", help="with --model: beside llama.cpp (package llama-cpp-python)")
+    parser.add_argument("--figure", type=Path, help="with --model: draw the table into this SVG file")
     own = parser.parse_args(argv)
+    if unknown := set(own.ops) - set(OPS):
+        parser.error(f"no op {', '.join(sorted(unknown))}; there are: {', '.join(OPS)}")
     choose_float32()
-    read = read_bandwidth()
-    table = rows(own.ops or list(OPS), read)
-    about = {"processor": cpu.processor(), "threads": torch.get_num_threads(), "instructions": cpu.instructions(),
-             "torch": torch.__version__, "read_gbytes_per_second": read / 1e9, "c_kernels": cpu.status()}  # fmt: skip
-    print(
-        f"{about['processor']}, {about['threads']} threads, {about['instructions']}; read {read / 1e9:.1f} GB/s; {cpu.status()}"
-    )
-    print(f"{'op':<12} {'variant':<18} {'shape':>13} {'M':>4} {'us':>9} {'of read':>8} {'x default':>10} {'x chosen':>9}")
-    for r in table:
-        print(f"{r['op']:<12} {r['variant']:<18} {r['out']:>7}x{r['in']:<5} {r['tokens']:>4} {r['microseconds']:>9.0f} "
-              f"{r['share_of_read_bandwidth']:>7.0%} {r['pytorch_default_microseconds'] / r['microseconds']:>10.1f} "
-              f"{r['pytorch_chosen_microseconds'] / r['microseconds']:>9.1f}")  # fmt: skip
+    if cpu.wait() is None:
+        print(f"the C kernels don't serve here ({cpu.status()}); there is nothing of ours to time", file=sys.stderr)
+        return 1
+    limits = {"read": read_bandwidth(), **arithmetic()}
+    if own.model:
+        from kernels import bench_model
+
+        table = bench_model.rows(own.llama_cpp)
+        bench_model.show(about(limits), table)
+        if own.figure:
+            own.figure.write_text(bench_model.figure(about(limits), table), "utf-8")
+    else:
+        table = rows(own.ops or list(OPS), limits)
+        show(about(limits), table)
     if own.json:
-        own.json.write_text(json.dumps(about | {"rows": table}, indent=1) + "\n", "utf-8")
+        own.json.write_text(json.dumps(about(limits) | {"rows": table}, indent=1) + "\n", "utf-8")
     return 0
 
 

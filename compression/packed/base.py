@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import kernels
 from compression.packed.activations import ActivationRule
 from kernels import cpu, gpu
+from kernels.cpu.plans import traced_product, traced_rows
 
 
 class Packed(nn.Module):
@@ -62,10 +63,14 @@ class Packed(nn.Module):
     def rows(self, ids: Tensor) -> Tensor:
         """Rows [ids] of the matrix as float32 [n, in]."""
         plan = self.plan()
-        return self.dequantize()[ids] if plan is None else cpu.rows(plan, ids)
+        if plan is None:
+            return self.dequantize()[ids]
+        return traced_rows(ids, plan.handle, self.shape[1]) if torch.compiler.is_compiling() else cpu.rows(plan, ids)
 
     def matmul(self, x: Tensor) -> Tensor:
         """rule(x) @ dequantize().T [..., out], where the rule is `activations` (None: x as it is)."""
+        if torch.compiler.is_compiling() and self._plan is not None and x.device.type == "cpu":
+            return traced_product(x, self._plan.handle, self.shape[0])
         if torch.is_grad_enabled() and x.requires_grad:
             return _Differentiable.apply(x, self)
         plan = self.plan() if x.device.type == "cpu" else None

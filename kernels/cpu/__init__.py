@@ -150,6 +150,8 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
             ctypes.c_void_p,
             ctypes.c_int,
         )
+        for limit in (found.limit_int8, found.limit_float):
+            limit.argtypes, limit.restype = (ctypes.c_int64, ctypes.c_int), ctypes.c_int64
         found.rows.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
         return found
     except (OSError, AttributeError):

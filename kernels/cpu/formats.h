@@ -8,6 +8,7 @@
 #include "plan.h"
 
 static const float CODES_4[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static const float CODES_3[16] = {0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7};
 static const float CODES_2[16] = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3}; /* whatever stands above the code */
 
 typedef struct {
@@ -32,7 +33,7 @@ INLINE reader open_tile(const plan *p, int64_t tile, const int kind, const int b
     const int64_t at = masked ? ((const int64_t *)p->starts)[tile] : tile * tile_bytes(p, kind, bits);
     r.values = (const uint8_t *)p->values + at;
     r.mask = masked ? (const uint8_t *)p->mask + tile * blocks_of(p) * 64 : 0;
-    r.table = kind == BOOK ? p->table : bits == 2 ? CODES_2 : CODES_4;
+    r.table = kind == BOOK ? p->table : bits == 2 ? CODES_2 : bits == 3 ? CODES_3 : CODES_4;
     r.otherwise = vi_zero();
     return r;
 }
@@ -43,6 +44,10 @@ INLINE void next_block(reader *r, const int kind, const int bits)
     const int words = kind == BF16 ? 16 : kind == BOOK ? 4 : kind == INT || kind == BITS ? bits : 0;
     for (int i = 0; i < words; i++) r->raw[i] = vi_load(r->values + 64 * i);
     r->values += 64 * words;
+    if (kind == INT && bits == 3) { /* the last eight columns, whose codes stand in the words' upper two bits */
+        const vi rest = vi_and_or(vi_shr(r->raw[1], 4), vi_splat(0x0c0c0c0c), vi_and(vi_shr(r->raw[0], 6), vi_splat(0x03030303)));
+        r->raw[3] = vi_and_or(vi_shr(r->raw[2], 2), vi_splat(0x30303030), rest);
+    }
 }
 
 INLINE vi moved(vi a, const int right) { return right > 0 ? vi_shr(a, right) : right < 0 ? vi_shl(a, -right) : a; }
@@ -59,6 +64,7 @@ INLINE vi quad(reader *r, const int j, const int kind, const int bits)
         return q;
     }
     if (bits == 8) return r->raw[j];
+    if (bits == 3) return vi_and(moved(r->raw[j / 2], 3 * (j % 2)), vi_splat(0x07070707));
     const int two = bits & 4 ? 4 : 0, one = two + (bits & 2 ? 2 : 0); /* first word, and place in the code, of a plane */
     vi q = vi_zero();
     if (bits & 1) q = vi_and(moved(r->raw[one], j - one), vi_splat(0x01010101 << one));
@@ -72,6 +78,10 @@ INLINE vi quad(reader *r, const int j, const int kind, const int bits)
     }
     return q;
 }
+
+/* 4-bit integers are set into the fraction of a float, which then is 1 + code / 16: cheaper than looking it up. The group's
+   scale and zero point take that back (see `grid_of`). */
+#define IN_FRACTION(kind, bits) ((kind) == INT && (bits) == 4)
 
 /* Column j of the block as floats; codes as numbers without zero point or scale. Columns in turn; q: room for a quad. */
 INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
@@ -90,11 +100,16 @@ INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
         r->mask += 2, r->values += 2 * __builtin_popcount(mask);
         return v;
     }
-    if (kind == BOOK || (kind == INT && bits == 4)) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 4 * (j / 4 % 2)));
+    if (IN_FRACTION(kind, bits)) {
+        const vi code = moved(r->raw[j / 8], 8 * (j % 4) + 4 * (j / 4 % 2) - 19);
+        return vf_bits(vi_and_or(code, vi_splat(15 << 19), vi_splat(127 << 23)));
+    }
+    if (kind == INT && bits == 3) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 3 * (j / 4 % 2)));
+    if (kind == BOOK) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 4 * (j / 4 % 2)));
     if (kind == INT && bits == 2) return vf_lookup(r->table, vi_shr(r->raw[j / 16], 8 * (j % 4) + 2 * (j / 4 % 4)));
     if (j % 4 == 0) *q = quad(r, j / 4, kind, bits);
     const vi shifted = j % 4 ? vi_shr(*q, 8 * (j % 4)) : *q;
-    if (bits < 4 || (kind == MASK_INT && bits == 4)) return vf_lookup(r->table, shifted);
+    if (kind == MASK_INT && bits == 4) return vf_lookup(r->table, shifted);
     return vf_of(j % 4 == 3 ? shifted : vi_and(shifted, vi_splat(255)));
 }
 
@@ -103,13 +118,17 @@ typedef struct {
     vf scale, zero;
 } grid;
 
-INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const int kind)
+INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const int kind, const int in_fraction)
 {
     const int64_t at = (tile * p->groups + group) * 16;
     grid g = {vf_half((const uint16_t *)p->scale + at), vf_zero()};
     if (is_coded(kind)) {
         const vi zero = p->zero ? vi_bytes((const uint8_t *)p->zero + at) : vi_splat(1 << (p->bits - 1));
         g.zero = vf_of(zero);
+        if (in_fraction) {
+            g.zero = vf_fma(g.zero, vf_splat(0.0625f), vf_splat(1));
+            g.scale = vf_mul(g.scale, vf_splat(16));
+        }
         if (kind == MASK_INT) r->otherwise = vi_or(vi_or(zero, vi_shl(zero, 8)), vi_or(vi_shl(zero, 16), vi_shl(zero, 24)));
     }
     return g;

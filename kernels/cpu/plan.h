@@ -5,7 +5,8 @@
 
      F32, F16, BF16  [tile][column][16]; BF16 in pairs of columns, one lane's two values in one word
      INT             a block is `bits` x 64 bytes: a plane of 4 bits (4 x 64), then of 2 (2 x 64), then of 1 (64), each only
-                     where the width has it; in a plane's word the byte is the column % 4; 8 bits: 8 x 64 bytes
+                     where the width has it; in a plane's word the byte is the column % 4; 8 bits: 8 x 64 bytes; 3 bits: two
+                     codes in the low six bits of each of 3 x 64 bytes, the last eight columns' in the two bits above
      BOOK            as INT of 4 bits, the code is a place in `table`
      BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset [tile][group][16]
      MASK_F16        mask: 16 bits a column; values: the kept ones, column by column; starts: bytes before each tile
@@ -37,6 +38,13 @@ struct plan {
 
 INLINE int64_t blocks_of(const plan *p) { return (p->n + 31) / 32; }
 INLINE int64_t tiles_of(const plan *p) { return (p->out + 15) / 16; }
+
+/* Columns of a prepared input: whole blocks, and no stride that would put all tokens into the same places of the cache. */
+INLINE int64_t width_of(int64_t n)
+{
+    const int64_t whole = (n + 31) / 32 * 32;
+    return whole % 512 ? whole : whole + 32;
+}
 
 /* Activations of m tokens, ready for a plan: padded with zeros to whole blocks. */
 typedef struct {

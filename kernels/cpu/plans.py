@@ -7,11 +7,14 @@ permutation: nothing is rounded. `rule` = (columns that share an int8 scale, lar
 from __future__ import annotations
 
 import ctypes
+import itertools
+import weakref
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import cpu
 from kernels.bits import unpack
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
@@ -51,11 +54,21 @@ class Plan:
         for name, part in zip(("first", "second"), parts, strict=False):
             setattr(self.struct, name, part.address)
         self.address = ctypes.addressof(self.struct)
+        self.handle = next(_numbers)
+        _plans[self.handle] = self
+
+    def clone(self) -> Plan:
+        """The same matrix in other memory."""
+        parts = tuple(part.clone() for part in self.parts)
+        tensors = {name: t.clone() for name, t in self.tensors.items()}
+        return Plan(
+            self.op, self.kind, self.shape, self.rule, bits=self.struct.bits, group=self.struct.group, parts=parts, **tensors
+        )
 
     @property
     def in_int8(self) -> bool:
         """True if activations are multiplied as integers; float weights take them rounded, as floats."""
-        return self.rule is not None and self.kind in ("INT", "MASK_INT", "BOOK", "BITS")
+        return self.rule is not None and (self.kind in ("INT", "MASK_INT", "BOOK", "BITS") or any(p.in_int8 for p in self.parts))
 
     def all_tensors(self) -> list[Tensor]:
         return [*self.tensors.values(), *(t for part in self.parts for t in part.all_tensors())]
@@ -69,6 +82,32 @@ class Plan:
     def bytes(self) -> int:
         """Memory that the tiles take, padding included."""
         return sum(t.numel() * t.element_size() for t in self.all_tensors())
+
+
+_numbers = itertools.count()
+_plans: weakref.WeakValueDictionary[int, Plan] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("compression_explorer::product", mutates_args=())
+def traced_product(x: Tensor, plan: int, out: int) -> Tensor:
+    """`cpu.product` as an operator that torch.compile puts into its graph; plan: its handle, out: its rows."""
+    return cpu.product(_plans[plan], x)
+
+
+@traced_product.register_fake
+def _(x, plan, out):
+    return x.new_empty((*x.shape[:-1], out))
+
+
+@torch.library.custom_op("compression_explorer::rows", mutates_args=())
+def traced_rows(ids: Tensor, plan: int, n: int) -> Tensor:
+    """`cpu.rows` likewise; n: columns."""
+    return cpu.rows(_plans[plan], ids)
+
+
+@traced_rows.register_fake
+def _(ids, plan, n):
+    return ids.new_empty((ids.numel(), n), dtype=torch.float32)
 
 
 def dense(weight: Tensor, rule: Rule = None) -> Plan:
@@ -92,7 +131,7 @@ def grouped_int(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, gr
     if group_index is not None:
         order = group_index.argsort(stable=True).to(torch.int32)
         q = q[:, order.long()]
-    values = _planes(q, (bits,) if bits == 8 else tuple(b for b in (4, 2, 1) if bits & b))
+    values = _threes(q) if bits == 3 else _planes(q, (bits,) if bits == 8 else tuple(b for b in (4, 2, 1) if bits & b))
     return Plan("grouped_int", "INT", (len(codes), n), rule, bits=bits, group=group_size, values=_slack(values),
                 scale=_grid(scale.half()), zero=None if zero is None else _grid(zero), order=order)  # fmt: skip
 
@@ -190,6 +229,13 @@ def _planes(codes: Tensor, widths: tuple[int, ...]) -> Tensor:
         words.append(sum((together[:, :, :, k] & mask) << (width * k) for k in range(8 // width)))
         at += width
     return torch.cat(words, 2)
+
+
+def _threes(codes: Tensor) -> Tensor:
+    """Codes of 3 bits -> uint8 [tiles, blocks, 3, 16, 4]: two in six bits, and a third of the last two in the bits above."""
+    c = _quads(codes)
+    last = c[:, :, 6] | c[:, :, 7] << 3
+    return torch.stack([c[:, :, 2 * k] | c[:, :, 2 * k + 1] << 3 | (last >> 2 * k & 3) << 6 for k in range(3)], 2)
 
 
 def _grid(per_group: Tensor) -> Tensor:

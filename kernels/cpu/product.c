@@ -31,7 +31,7 @@ INLINE vf exact_token(const plan *p, int64_t tile, const input *in, const int ki
     vi q = vi_zero();
     for (int64_t b = 0; b < blocks; b++) {
         const float *x = in->x + 32 * b, *sums = in->sums + 2 * b;
-        grid g = scaled ? grid_of(p, tile, group, &r, kind) : (grid){vf_zero(), vf_zero()};
+        grid g = scaled ? grid_of(p, tile, group, &r, kind, IN_FRACTION(kind, bits)) : (grid){vf_zero(), vf_zero()};
         next_block(&r, kind, bits);
 UNROLL(16)
         for (int j = 0; j < 16; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
@@ -40,7 +40,7 @@ UNROLL(16)
             total = vf_fma(g.scale, is_coded(kind) ? vf_fnma(g.zero, vf_splat(sums[0]), sum) : sum, total);
             part[0] = part[1] = part[2] = part[3] = vf_zero();
             if ((left -= 16) == 0) left = p->group, group += group + 1 < p->groups;
-            g = grid_of(p, tile, group, &r, kind);
+            g = grid_of(p, tile, group, &r, kind, IN_FRACTION(kind, bits));
         }
 UNROLL(16)
         for (int j = 16; j < 32; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
@@ -84,7 +84,7 @@ INLINE vf int8_token(const plan *p, int64_t tile, const input *in, const int kin
         const int8_t *k = in->q + 32 * b;
         const float *sums = in->sums + 2 * b;
         const vf unit = vf_splat(in->unit[b]);
-        grid g = grid_of(p, tile, group, &r, kind);
+        grid g = grid_of(p, tile, group, &r, kind, 0);
         next_block(&r, kind, bits);
         vi acc[2] = {vi_zero(), vi_zero()}, top[2] = {vi_zero(), vi_zero()};
 UNROLL(8)
@@ -102,7 +102,7 @@ UNROLL(8)
                 total = vf_fma(vf_mul(g.scale, unit), f, total);
                 acc[0] = acc[1] = top[0] = top[1] = vi_zero();
                 if ((left -= 16) == 0) left = p->group, group += group + 1 < p->groups;
-                g = grid_of(p, tile, group, &r, kind);
+                g = grid_of(p, tile, group, &r, kind, 0);
             }
         }
         const float all = narrow ? sums[1] : sums[0] + sums[1];
@@ -196,13 +196,13 @@ INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks
             }
             continue;
         }
-        grid g = scaled ? grid_of(p, tile, c->group, &c->r, kind) : (grid){vf_zero(), vf_zero()};
+        grid g = scaled ? grid_of(p, tile, c->group, &c->r, kind, IN_FRACTION(kind, bits)) : (grid){vf_zero(), vf_zero()};
         next_block(&c->r, kind, bits);
 UNROLL(32)
         for (int j = 0; j < 32; j++) {
             if (scaled && j == 16) {
                 if ((c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
-                g = grid_of(p, tile, c->group, &c->r, kind);
+                g = grid_of(p, tile, c->group, &c->r, kind, IN_FRACTION(kind, bits));
             }
             vf w = column(&c->r, j, &q, kind, bits);
             if (is_coded(kind)) w = vf_sub(w, g.zero);
@@ -216,13 +216,13 @@ UNROLL(32)
 INLINE void decode_bytes(const plan *p, int64_t tile, cursor *c, int64_t blocks, uint8_t *panel, const int kind, const int bits)
 {
     for (int64_t b = 0; b < blocks; b++, panel += 512) {
-        if (kind == MASK_INT) grid_of(p, tile, c->group, &c->r, kind);
+        if (kind == MASK_INT) grid_of(p, tile, c->group, &c->r, kind, 0);
         next_block(&c->r, kind, bits);
 UNROLL(8)
         for (int j = 0; j < 8; j++) {
             if (kind == MASK_INT && j == 4) {
                 if ((c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
-                grid_of(p, tile, c->group, &c->r, kind);
+                grid_of(p, tile, c->group, &c->r, kind, 0);
             }
             const vi q = quad(&c->r, j, kind, bits);
             memcpy(panel + 64 * j, &q, 64);
@@ -435,7 +435,7 @@ int64_t own_bytes(const plan *p)
 
 int64_t shared_bytes(const plan *p, int64_t m)
 {
-    if (p->kind == LOW_RANK) return 4 * m * 32 * blocks_of(p->second) + 64;
+    if (p->kind == LOW_RANK) return 4 * m * width_of(p->second->n) + 64;
     if (p->kind != SUM) return 0;
     const int64_t a = shared_bytes(p->first, m), b = shared_bytes(p->second, m);
     return 4 * m * 16 * tiles_of(p) + 64 + (a > b ? a : b);
@@ -444,7 +444,7 @@ int64_t shared_bytes(const plan *p, int64_t m)
 void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
 {
     if (p->kind == LOW_RANK) {
-        const int64_t width = 32 * blocks_of(p->second), rank = p->first->out;
+        const int64_t width = width_of(p->second->n), rank = p->first->out;
         float *middle = (float *)me->shared;
         int64_t first, last;
         share(me, in->m, &first, &last);
@@ -498,7 +498,7 @@ void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, 
 
 int64_t input_bytes(int64_t n, int64_t m)
 {
-    const int64_t ld = (n + 31) / 32 * 32;
+    const int64_t ld = width_of(n);
     return m * (4 * ld + ld + ld / 4 + ld / 8) + 4 * 64;
 }
 
@@ -530,7 +530,7 @@ static void to_int8(float *x, int8_t *q, float *unit, int64_t from, int64_t to, 
 
 void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const float *scale, int64_t m, int64_t first, int64_t last, uint8_t *room)
 {
-    const int64_t n = p->n, ld = (n + 31) / 32 * 32;
+    const int64_t n = p->n, ld = width_of(n);
     float *to = (float *)room_for(&room, 4 * m * ld);
     int8_t *q = (int8_t *)room_for(&room, m * ld);
     float *sums = (float *)room_for(&room, m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
@@ -546,7 +546,7 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
             memcpy(mine, x + i * ldx, 4 * n);
         memset(mine + n, 0, 4 * (ld - n));
         if (p->rule) {
-            const int64_t step = p->rule < ld ? p->rule : ld;
+            const int64_t step = p->rule < n ? p->rule : ld;
             for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, k, k + step < ld ? k + step : ld, p->top);
             for (int64_t k = 0; k < ld; k += 16) {
                 int s = 0;

@@ -1,4 +1,5 @@
-"""The C kernels: built once, cached, tested before use, and never in the way when they can't serve."""
+"""The C kernels: right in every format on every kind of processor, built once, cached, tested before use, and never in the
+way when they can't serve."""
 
 from __future__ import annotations
 
@@ -14,142 +15,234 @@ import torch
 import kernels
 from kernels import cpu
 from kernels.bits import pack
-from kernels.grouped_int import _in_pytorch, grouped_int, groups_of
+from kernels.cpu import plans, selftest
+from kernels.grouped_int import grouped_int, groups_of
 
 ROOT = Path(__file__).parents[2]
-needs_compiler = pytest.mark.skipif(
-    cpu.compiler() is None or "avx512f" not in cpu.flags(), reason="no C compiler or no AVX-512 here"
-)
-PYTORCH = kernels.PYTORCH["grouped_int"]
+needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
+SHAPES = ((19, 75), (1, 16), (64, 576), (5, 17), (16, 32), (40, 1056))  # (out, in)
+TOKENS = (1, 2, 5, 17, 64, 130)
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A process that has built nothing yet, with a cache of its own."""
+    cpu.forget()
     monkeypatch.setenv("COMPRESSION_EXPLORER_HOME", str(tmp_path))
-    cpu.library.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    cpu.library.cache_clear()
+    cpu.forget()
 
 
-def operands(tokens, out, n, bits, group, seed=0):
+def operands(tokens, out, n, bits, group, rule=None, seed=0):
+    """x, a plan, and the tensors that it was made of."""
     g = torch.Generator().manual_seed(seed)
     codes = pack(torch.randint(0, 2**bits, (out, n), generator=g).to(torch.uint8), bits)
     scale = (0.01 + torch.rand(out, groups_of(n, group), generator=g)).half()
     zero = torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8)
-    return torch.randn(tokens, n, generator=g), codes, scale, zero, bits, group
+    stored = (codes, scale, zero, bits, group)
+    return torch.randn(tokens, n, generator=g), plans.grouped_int(*stored, n, rule), stored
 
 
 @needs_compiler
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("tokens, out, n, group", [(1, 64, 576, 64), (3, 7, 1536, -1), (16, 33, 80, 32), (17, 130, 48, 16), (64, 5, 37, 16),
-                                                   (1, 1, 8, 16), (2, 300, 4096, 128)])  # fmt: skip
-def test_c_equals_pytorch(bits, tokens, out, n, group):
-    case = operands(tokens, out, n, bits, group)
-    assert cpu.library() is not None, cpu.status()
-    found, expected = grouped_int(*case), _in_pytorch(*case)
-    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_format_equals_its_formula(shape):
+    """Against the dense product in 64 bits; what is written into is poisoned first."""
+    c = cpu.wait()
+    assert c is not None, cpu.status()
+    for name, plan, weight in selftest.cases(*shape):
+        for tokens in TOKENS:
+            x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(tokens))
+            y = torch.full((tokens, shape[0]), float("nan"))
+            assert c.product(plan.address, x.data_ptr(), y.data_ptr(), tokens, 2) == 0
+            expected = selftest.rounded(x, plan.rule).double() @ weight.double().T
+            size = x.abs() @ weight.abs().T
+            assert (y - expected).abs().max() <= selftest.TOLERANCE * size.max(), f"{name}, {tokens} tokens"
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_number_of_threads_changes_nothing(threads):
+    for tokens in (1, 33):
+        x, plan, _ = operands(tokens, 200, 640, 3, 64, (32, 127))
+        cpu.wait()
+        assert torch.equal(cpu.product(plan, x, threads=threads), cpu.product(plan, x, threads=3))
+
+
+@needs_compiler
+@pytest.mark.parametrize("path, name", [("avx2", "AVX2"), ("portable", "portable C")])
+def test_other_processors_paths(path, name, tmp_path):
+    """Forced: the self-test over every format, and the same decode step."""
+    if path == "avx2" and "avx2" not in cpu.flags():
+        pytest.skip("this processor has no AVX2")
+    code = f"""
+from kernels import cpu; assert cpu.wait() is not None, cpu.status()
+assert cpu.instructions() == {name!r}, cpu.instructions()
+from tests.compression.test_engine import equals_transformers
+equals_transformers("qwen3"); equals_transformers("gpt2")"""
+    done = process(code, tmp_path, COMPRESSION_EXPLORER_KERNELS=path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_compiler
+def test_sanitizers_find_nothing(tmp_path):
+    """Addresses and undefined behaviour, over every format and a decode step."""
+    library = tmp_path / "checked.so"
+    flags = (
+        "-O1",
+        "-g",
+        "-march=native",
+        "-fopenmp",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-shared-libasan",
+    )
+    runtime = subprocess.run([cpu.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(runtime):
+        pytest.skip("the compiler brings no sanitizers")
+    try:
+        cpu.build(library, cpu.compiler(), (flags[:-1],))
+    except OSError as error:
+        pytest.skip(f"no sanitizers: {error}")
+    code = f"""
+from pathlib import Path
+from kernels import cpu
+cpu._file = lambda path: Path({str(library)!r})
+assert cpu.wait() is not None, cpu.status()
+from tests.compression.test_engine import equals_transformers
+for family in ("llama", "opt-post-norm", "gpt_neox"): equals_transformers(family)
+print("clean")"""
+    done = process(
+        code, tmp_path, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0", OMP_NUM_THREADS="2"
+    )
+    assert done.returncode == 0 and "clean" in done.stdout, (done.stdout + done.stderr)[-3000:]
+
+
+def process(code, home, **environment):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT), "COMPRESSION_EXPLORER_HOME": str(home)} | environment)  # fmt: skip
+
+
+# --- building ---
 
 
 @needs_compiler
 def test_it_is_built_once_and_kept(fresh):
-    assert kernels.OPS["grouped_int"].startswith("grouped integers, exact activations (C, ")
+    assert cpu.wait() is not None, cpu.status()
     files = list((fresh / "kernels").iterdir())
     assert len(files) == 1 and files[0].suffix == ".so"
     stamp = files[0].stat().st_mtime_ns
-    cpu.library.cache_clear()
-    assert cpu.library() is not None and files[0].stat().st_mtime_ns == stamp
+    cpu.forget()
+    assert cpu.wait() is not None and files[0].stat().st_mtime_ns == stamp
+
+
+@needs_compiler
+def test_pytorch_serves_while_it_is_built(fresh, monkeypatch):
+    from compression.packed.dense import Dense
+
+    gate = threading.Event()
+    real = cpu._tested
+    monkeypatch.setattr(cpu, "_tested", lambda path: (gate.wait(60), real(path))[1])
+    packed, x = Dense.encode(torch.randn(4, 8)), torch.randn(1, 8)
+    assert cpu.library() is None and cpu.status() == "being built"
+    early = packed.matmul(x)
+    assert packed.kernel == kernels.name("dense")
+    gate.set()
+    assert cpu.wait() is not None and torch.allclose(packed.matmul(x), early, atol=1e-5)
+    assert packed.kernel == f"dense weights, exact activations (C, {cpu.instructions()})"
 
 
 @needs_compiler
 def test_a_damaged_library_is_built_anew(fresh):
-    assert cpu.library() is not None
+    assert cpu.wait() is not None
     file = next((fresh / "kernels").iterdir())
     code = f"""
 import pathlib; file = pathlib.Path({str(file)!r}); file.unlink(); file.write_bytes(b"not a library")  # this process has the old one open
-from kernels import cpu; assert cpu.library() is not None, cpu.status()"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+from kernels import cpu; assert cpu.wait() is not None, cpu.status()"""
+    done = process(code, fresh)
     assert done.returncode == 0, done.stderr
 
 
-def served_by_pytorch():
-    assert cpu.library() is None and kernels.OPS["grouped_int"] == PYTORCH
-    case = operands(2, 9, 40, 4, 16)
-    assert torch.equal(grouped_int(*case), _in_pytorch(*case))
+def served_by_pytorch(reason):
+    from compression.packed.dense import Dense
+
+    assert cpu.wait() is None and reason in cpu.status()
+    packed = Dense.encode(torch.randn(4, 8))
+    x = torch.randn(2, 8)
+    assert packed.kernel == kernels.name("dense") and torch.allclose(packed.matmul(x), x @ packed.stored().T)
+    x, _, stored = operands(2, 9, 40, 4, 16)
+    assert grouped_int(x, *stored).shape == (2, 9)
 
 
-def test_without_avx512_pytorch_serves_under_its_own_name(fresh, monkeypatch):
-    monkeypatch.setattr(cpu, "flags", lambda: frozenset({"avx2", "fma"}))
-    served_by_pytorch()
-    assert "AVX-512" in cpu.status()
-
-
-@pytest.mark.skipif("avx512f" not in cpu.flags(), reason="told before the compiler is looked for")
 def test_without_a_compiler_pytorch_serves_under_its_own_name(fresh, monkeypatch):
     monkeypatch.setattr(cpu, "compiler", lambda: None)
-    served_by_pytorch()
-    assert "no C compiler" in cpu.status()
+    served_by_pytorch("no C compiler")
 
 
 @needs_compiler
 def test_a_compiler_that_refuses_is_survived(fresh, monkeypatch):
     monkeypatch.setattr(cpu, "COMMON", ("-this-is-no-flag",))
-    served_by_pytorch()
-    assert "refused" in cpu.status()
+    served_by_pytorch("refused")
 
 
 @needs_compiler
 def test_a_wrong_kernel_is_never_used(fresh, monkeypatch):
-    from kernels.cpu import selftest
-
-    monkeypatch.setattr(selftest, "failure", lambda library: "product of 1 x 5 x 40")
-    served_by_pytorch()
-    assert "self-test failed" in cpu.status() and not list((fresh / "kernels").iterdir())
+    monkeypatch.setattr(selftest, "failure", lambda library: "3 bits, 1 tokens")
+    served_by_pytorch("self-test failed")
+    assert not list((fresh / "kernels").iterdir())
 
 
 @needs_compiler
-def test_the_self_test_notices_a_wrong_product(fresh):
-    from kernels.cpu.selftest import failure
+def test_the_self_test_notices_a_wrong_product():
+    library = cpu.wait()
 
     class Broken:
-        def __getattr__(self, name):
-            real = getattr(cpu.library(), name)
-            return (lambda *a: real(*a[:-1], 4)) if name == "grouped_int_product" else real  # always takes 4 bits
+        plan_bytes = staticmethod(library.plan_bytes)
 
-    assert cpu.library() is not None and failure(cpu.library()) == "" and "product" in failure(Broken())
+        def product(self, plan, x, y, tokens, threads):
+            library.product(plan, x, y, tokens, threads)
+            torch.frombuffer((__import__("ctypes").c_float * 1).from_address(y), dtype=torch.float32).add_(1)
+
+    assert selftest.failure(library) == "" and "tokens" in selftest.failure(Broken())
 
 
 def test_it_can_be_switched_off(fresh, monkeypatch):
     monkeypatch.setenv("COMPRESSION_EXPLORER_KERNELS", "pytorch")
-    served_by_pytorch()
+    served_by_pytorch("switched off")
+
+
+def test_a_path_that_is_none_is_told(fresh, monkeypatch):
+    monkeypatch.setenv("COMPRESSION_EXPLORER_KERNELS", "sse9")
+    served_by_pytorch("allowed: avx2, portable, pytorch")
 
 
 @needs_compiler
 def test_a_cache_that_cannot_be_written_is_no_obstacle(fresh):
     (fresh / "kernels").write_text("a file where the folder should be")
-    assert cpu.library() is not None, cpu.status()
+    assert cpu.wait() is not None, cpu.status()
 
 
 @needs_compiler
 def test_two_processes_may_build_at_once(fresh):
-    code = "from kernels import cpu; assert cpu.library() is not None, cpu.status()"
+    code = "from kernels import cpu; assert cpu.wait() is not None, cpu.status()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    assert [p.wait(60) for p in both] == [0, 0], [p.stderr.read() for p in both]
+    assert [p.wait(120) for p in both] == [0, 0], [p.stderr.read() for p in both]
     assert len(list((fresh / "kernels").iterdir())) == 1
+
+
+# --- use ---
 
 
 @needs_compiler
 def test_eight_threads_call_at_once():
-    cases = [operands(1 + i % 3, 64, 256, 2 + i % 7, 64, seed=i) for i in range(8)]
-    expected, wrong = [grouped_int(*c) for c in cases], []
+    cpu.wait()
+    cases = [operands(1 + i % 3, 64, 256, 2 + i % 7, 64, seed=i)[:2] for i in range(8)]
+    expected, wrong = [cpu.product(plan, x) for x, plan in cases], []
 
     def work(i):
         for _ in range(50):
-            if not torch.equal(grouped_int(*cases[i]), expected[i]):
+            if not torch.equal(cpu.product(cases[i][1], cases[i][0]), expected[i]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
@@ -159,17 +252,30 @@ def test_eight_threads_call_at_once():
 
 
 @needs_compiler
+@pytest.mark.parametrize("rule", [None, (32, 127), (1 << 30, 127)])
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_what_is_not_finite_stays_so(rule, tokens):
+    """One bad activation spoils its token, and no other."""
+    cpu.wait()
+    for bad in (float("nan"), float("inf")):
+        x, plan, _ = operands(tokens, 9, 80, 4, 16, rule)
+        clean = cpu.product(plan, x)
+        x[0, 3] = bad
+        found = cpu.product(plan, x)
+        assert not bool(found[0].isfinite().any()) and torch.equal(found[1:], clean[1:])
+
+
+@needs_compiler
 def test_edges():
-    x, *rest = operands(1, 9, 40, 4, 16)
-    assert grouped_int(x[:0], *rest).shape == (0, 9)
-    x[0, 3] = float("nan")
-    assert bool(grouped_int(x, *rest).isnan().all())
-    x[0, 3] = float("inf")
-    assert not bool(grouped_int(x, *rest).isfinite().all())
-    wide, *rest = operands(4, 9, 40, 4, 16)
-    strided = torch.stack([wide, wide], 1)[:, 1]
-    assert not strided.is_contiguous() and torch.equal(grouped_int(strided, *rest), grouped_int(wide, *rest))
-
-
-def test_the_labels_cover_every_op():
-    assert set(kernels.OPS) == set(kernels.PYTORCH) and set(kernels.IN_C) <= set(kernels.PYTORCH)
+    cpu.wait()
+    x, plan, _ = operands(4, 9, 40, 4, 16)
+    assert cpu.product(plan, x[:0]).shape == (0, 9)
+    assert cpu.product(plan, torch.zeros(2, 40)).abs().max() == 0
+    nothing = plans.dense(torch.zeros(0, 40))
+    assert cpu.product(nothing, x).shape == (4, 0)
+    strided = torch.stack([x, x], 1)[:, 1]
+    assert not strided.is_contiguous() and torch.equal(cpu.product(plan, strided), cpu.product(plan, x))
+    half = cpu.product(plan, x.half())
+    assert half.dtype == torch.float16 and torch.allclose(half.float(), cpu.product(plan, x.half().float()), rtol=1e-3)
+    with pytest.raises(IndexError, match="9"):
+        cpu.rows(plan, torch.tensor([9]))

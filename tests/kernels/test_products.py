@@ -6,12 +6,29 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.binary_coded import CASES as BINARY_CASES
+from kernels.binary_coded import binary_coded, binary_coded_reference
 from kernels.bits import pack
+from kernels.codebook import CASES as CODEBOOK_CASES
+from kernels.codebook import codebook, codebook_reference
 from kernels.grouped_int import CASES, _in_pytorch, grouped_int, grouped_int_reference, groups_of
 from kernels.low_rank import CASES as LOW_RANK_CASES
 from kernels.low_rank import low_rank, low_rank_reference
+from kernels.outliers import CASES as OUTLIER_CASES
+from kernels.outliers import outliers, outliers_reference
 from kernels.sparse import CASES as SPARSE_CASES
-from kernels.sparse import bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask, scatter_two_four
+from kernels.sparse import (
+    bitmask,
+    bitmask_reference,
+    bits_mask,
+    flat_codes,
+    mask_bits,
+    multiply_blocks,
+    scatter_bitmask,
+    scatter_two_four,
+    two_four,
+    two_four_reference,
+)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -55,6 +72,71 @@ def test_bitmask_scatter_and_product(case):
     x = torch.randn(tokens, n, generator=g)
     found = multiply_blocks(x, (out, n), lambda rows: weight[rows])
     assert torch.allclose(found.double(), x.double() @ weight.double().T, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CODEBOOK_CASES)
+def test_codebook(case):
+    tokens, out, n, group = case
+    g = torch.Generator().manual_seed(out * n)
+    codes, table = torch.randint(0, 16, (out, n), generator=g).to(torch.uint8), torch.randn(16, generator=g)
+    scale, size = torch.rand(out, groups_of(n, group), generator=g).half(), n if group == -1 else group
+    weight = np.array([[float(scale[o, i // size]) * float(table[int(codes[o, i])]) for i in range(n)] for o in range(out)])
+    x = torch.randn(tokens, n, generator=g)
+    close(x, weight, [op(x, pack(codes, 4), scale, table, group) for op in (codebook, codebook_reference)])
+
+
+@pytest.mark.parametrize("case", BINARY_CASES)
+def test_binary_coded(case):
+    tokens, out, n, bits, group = case
+    g = torch.Generator().manual_seed(out * n + bits)
+    signs, groups = torch.rand(bits, out, n, generator=g) > 0.5, groups_of(n, group)
+    alpha, offset = torch.rand(bits, out, groups, generator=g).half(), torch.randn(out, groups, generator=g).half()
+    size, x = n if group == -1 else group, torch.randn(tokens, n, generator=g)
+    planes = torch.stack([mask_bits(plane) for plane in signs])
+    for base in (offset, None):
+        weight = np.array([[sum((1 if signs[k, o, i] else -1) * float(alpha[k, o, i // size]) for k in range(bits))
+                            + (0 if base is None else float(base[o, i // size])) for i in range(n)] for o in range(out)])  # fmt: skip
+        close(x, weight, [op(x, planes, alpha, base, group) for op in (binary_coded, binary_coded_reference)])
+
+
+@pytest.mark.parametrize("case", OUTLIER_CASES)
+def test_outliers(case):
+    tokens, out, n, count = case
+    g = torch.Generator().manual_seed(n)
+    rows, columns = torch.randint(0, out, (count,), generator=g).sort().values, torch.randint(0, n, (count,), generator=g)
+    values, weight = torch.randn(count, generator=g).half(), np.zeros((out, n))
+    for r, c, v in zip(rows.tolist(), columns.tolist(), values.tolist(), strict=True):
+        weight[r, c] += v
+    starts = torch.tensor([int((rows < o).sum()) for o in range(out + 1)], dtype=torch.int32)
+    x = torch.randn(tokens, n, generator=g)
+    close(x, weight, [op(x, values, columns.to(torch.int16), starts) for op in (outliers, outliers_reference)])
+
+
+@pytest.mark.parametrize("case", [c for c in SPARSE_CASES if c[2] % 4 == 0])
+def test_sparse_products(case):
+    tokens, out, n = case
+    g = torch.Generator().manual_seed(n)
+    x, keep = torch.randn(tokens, n, generator=g), torch.rand(out, n, generator=g) > 0.5
+    weight = (torch.randn(out, n, generator=g) * keep).half()
+    starts = torch.tensor([int(keep[:o].sum()) for o in range(out + 1)], dtype=torch.int32)
+    close(x, weight.double().numpy(), [op(x, mask_bits(keep), weight[keep], starts) for op in (bitmask, bitmask_reference)])
+    places = torch.stack([torch.randperm(4, generator=g)[:2].sort().values for _ in range(out * n // 4)]).view(out, n // 2)
+    values, weight = torch.randn(out, n // 2, generator=g).half(), np.zeros((out, n))
+    for o in range(out):
+        for j in range(n // 2):
+            weight[o, j // 2 * 4 + int(places[o, j])] = float(values[o, j])
+    close(x, weight, [op(x, values, pack(places.to(torch.uint8), 2)) for op in (two_four, two_four_reference)])
+
+
+def close(x, weight, found):
+    """Every product within float32's own error of the 64-bit one."""
+    expected = x.double().numpy() @ weight.T
+    for y in found:
+        assert (
+            np.abs(y.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+            if expected.size and np.abs(expected).max()
+            else not y.any()
+        )
 
 
 def test_two_four_scatter():

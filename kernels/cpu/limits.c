@@ -1,0 +1,40 @@
+/* What this processor can do at most, to hold the kernels against: products of registers only. */
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "vectors.h"
+
+/* `rounds` x 8 x 64 multiplications and additions of int8 by each thread; returns something that depends on them. */
+int64_t limit_int8(int64_t rounds, int threads)
+{
+    int64_t out = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : out)
+    {
+        vi acc[8];
+        int8_t x[4] = {1, -1, 2, -2};
+        for (int i = 0; i < 8; i++) acc[i] = vi_splat(i);
+        const vi u = vi_splat(0x01020304);
+        for (int64_t r = 0; r < rounds; r++)
+            for (int i = 0; i < 8; i++) acc[i] = vi_dot(acc[i], u, x);
+        for (int i = 0; i < 8; i++) out += (int64_t)vf_sum(vf_of(acc[i]));
+    }
+    return out;
+}
+
+/* The same with 12 x 16 of float32. */
+int64_t limit_float(int64_t rounds, int threads)
+{
+    int64_t out = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : out)
+    {
+        vf acc[12];
+        const vf a = vf_splat(0.999f), b = vf_splat(0.001f);
+        for (int i = 0; i < 12; i++) acc[i] = vf_splat(i);
+        for (int64_t r = 0; r < rounds; r++)
+            for (int i = 0; i < 12; i++) acc[i] = vf_fma(acc[i], a, b);
+        for (int i = 0; i < 12; i++) out += (int64_t)vf_sum(acc[i]);
+    }
+    return out;
+}
