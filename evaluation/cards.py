@@ -180,7 +180,11 @@ def _against_limits(words: Words, timing: dict) -> str:
     share, parts = timing.get("limit", {}).get("share_of_read_bandwidth"), []
     if share is not None:
         parts.append(words("card.limit", share=words.share(share)))
-    times = {name: timing[name]["time_per_output_token_ms"] for name in ("original", "original_float32", "transformers") if name in timing}
+    times = {
+        name: timing[name]["time_per_output_token_ms"]
+        for name in ("original", "original_float32", "transformers")
+        if name in timing
+    }
     if len(times) == 3:
         parts.append(words("card.dense", **{k: words.figure("time_per_output_token_ms", v) for k, v in times.items()}))
     return " ".join(parts)

@@ -134,5 +134,12 @@ def _summary(result: Result) -> str:
     lines = [f"{result.status}  {result.spec.model}  {result.protocol_id}"]
     for name, value in sorted(result.metrics.items()):
         lines.append(f"  {name:<40} {value:,.6g}")
+    for timing in result.timings[-1:]:
+        lines.append(f"  multiplied by {', '.join(timing['kernel'])}; {timing['loop']}")
+        if share := timing["limit"].get("share_of_read_bandwidth"):
+            lines.append(f"  a step reads its weights at {share:.0%} of the memory bandwidth measured beside it")
+        ways = [f"{name} {figures['time_per_output_token_ms']:.2f}" for name, figures in timing.items()
+                if isinstance(figures, dict) and "time_per_output_token_ms" in figures]  # fmt: skip
+        lines.append(f"  milliseconds a token: {', '.join(ways)}")
     lines += [f"  note: {n['code']} {n['facts']}" for n in result.notes]
     return "\n".join(lines)

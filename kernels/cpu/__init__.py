@@ -7,7 +7,7 @@ tiles that all of them read.
 `library()` gives the loaded library or None; the first call begins to build it in the background, and until it is there
 PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says in words what serves and
 why. Nothing is built at import. The cache's key is the source, the compiler and the processor's flags; a library that
-can't be built, loaded or that fails its self-test is never used. COMPRESSION_EXPLORER_KERNELS = pytorch switches the C
+can't be built, loaded or that fails its self-test is never used, and one that passed isn't tested again. COMPRESSION_EXPLORER_KERNELS = pytorch switches the C
 kernels off; = avx2 or portable forces that path.
 """
 
@@ -127,11 +127,17 @@ def _tested(path: str) -> tuple[ctypes.CDLL | None, str]:
     loaded = _loaded(file) or _loaded(file := _file(path))  # a damaged file is built anew, once
     if loaded is None:
         return None, "the built library can't be loaded"
-    from kernels.cpu.selftest import failure
+    passed, digest = file.with_suffix(".passed"), hashlib.sha256(file.read_bytes()).hexdigest()
+    if not passed.is_file() or passed.read_text("utf-8") != digest:
+        from kernels.cpu.selftest import failure
 
-    if wrong := failure(loaded):
-        file.unlink(missing_ok=True)
-        return None, f"self-test failed: {wrong}"
+        if wrong := failure(loaded):
+            file.unlink(missing_ok=True)
+            return None, f"self-test failed: {wrong}"
+        try:
+            passed.write_text(digest, "utf-8")  # this very file needn't be tested again
+        except OSError:
+            pass
     return loaded, f"built for {loaded.instructions().decode()}"
 
 

@@ -127,13 +127,23 @@ def process(code, home, **environment):
 
 
 @needs_compiler
-def test_it_is_built_once_and_kept(fresh):
+def test_it_is_built_once_and_kept(fresh, monkeypatch):
     assert cpu.wait() is not None, cpu.status()
-    files = list((fresh / "kernels").iterdir())
-    assert len(files) == 1 and files[0].suffix == ".so"
-    stamp = files[0].stat().st_mtime_ns
+    files = sorted((fresh / "kernels").iterdir())
+    assert [f.suffix for f in files] == [".passed", ".so"]
+    stamp = files[1].stat().st_mtime_ns
     cpu.forget()
-    assert cpu.wait() is not None and files[0].stat().st_mtime_ns == stamp
+    monkeypatch.setattr(selftest, "failure", lambda library: "tested again")
+    assert cpu.wait() is not None and files[1].stat().st_mtime_ns == stamp
+
+
+@needs_compiler
+def test_a_library_that_was_changed_is_tested_again(fresh, monkeypatch):
+    assert cpu.wait() is not None
+    next((fresh / "kernels").glob("*.passed")).write_text("the hash of another file")
+    monkeypatch.setattr(selftest, "failure", lambda library: "wrong now")
+    cpu.forget()
+    assert cpu.wait() is None and "wrong now" in cpu.status()
 
 
 @needs_compiler
@@ -155,7 +165,7 @@ def test_pytorch_serves_while_it_is_built(fresh, monkeypatch):
 @needs_compiler
 def test_a_damaged_library_is_built_anew(fresh):
     assert cpu.wait() is not None
-    file = next((fresh / "kernels").iterdir())
+    file = next((fresh / "kernels").glob("*.so"))
     code = f"""
 import pathlib; file = pathlib.Path({str(file)!r}); file.unlink(); file.write_bytes(b"not a library")  # this process has the old one open
 from kernels import cpu; assert cpu.wait() is not None, cpu.status()"""
@@ -228,7 +238,7 @@ def test_two_processes_may_build_at_once(fresh):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     assert [p.wait(120) for p in both] == [0, 0], [p.stderr.read() for p in both]
-    assert len(list((fresh / "kernels").iterdir())) == 1
+    assert len(list((fresh / "kernels").glob("*.so"))) == 1
 
 
 # --- use ---
