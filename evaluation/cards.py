@@ -185,8 +185,9 @@ def _against_limits(words: Words, timing: dict) -> str:
         for name in ("original", "original_float32", "transformers")
         if name in timing
     }
-    if len(times) == 3:
-        parts.append(words("card.dense", **{k: words.figure("time_per_output_token_ms", v) for k, v in times.items()}))
+    if "transformers" in times:
+        shown = {k: words.figure("time_per_output_token_ms", v) for k, v in times.items()}
+        parts.append(words("card.dense" if "original_float32" in shown else "card.dense.16", **shown))
     return " ".join(parts)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from compression import engine
 from compression.bundle import Bundle
 from compression.sample import stepper, transformers_stepper
+from evaluation.host import available_bytes
+from evaluation.memory import resident_bytes
 from kernels.bench import read_bandwidth
 
 PROMPT_TOKENS, NEW_TOKENS, WARM_UPS, ROUNDS = 128, 17, 2, 3
@@ -24,14 +26,15 @@ Begin = Callable[[], Callable[[Tensor], Tensor]]  # starts a text: a function fr
 
 
 def ways(compressed: Bundle | None, original: Bundle) -> dict[str, Begin]:
-    """What is timed, by name: "compressed", "original" (16-bit weights), "original_float32" and "transformers" (float32, its
-    own loop); where the decode step serves nobody, the compressed model and the original by transformers' loop."""
+    """What is timed, by name: "compressed", "original" (16-bit weights), "original_float32" (if memory allows) and
+    "transformers" (float32, its own loop); where the decode step serves nobody, the compressed model and the original by transformers' loop."""
     room = PROMPT_TOKENS + NEW_TOKENS
     found = {} if compressed is None else {"compressed": lambda: stepper(compressed, 1, room)}
     found["original"] = lambda: stepper(original, 1, room)
     if engine.serve(original):
-        wide = engine.decoder(original, torch.float32)
-        found["original_float32"] = lambda: wide.session(1, room).run
+        if available_bytes() > 1.5 * resident_bytes(original.module):  # its tiles take as much again
+            wide = engine.decoder(original, torch.float32)
+            found["original_float32"] = lambda: wide.session(1, room).run
         found["transformers"] = lambda: transformers_stepper(original)
     return found
 

@@ -7,8 +7,8 @@ tiles that all of them read.
 `library()` gives the loaded library or None; the first call begins to build it in the background, and until it is there
 PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says in words what serves and
 why. Nothing is built at import. The cache's key is the source, the compiler and the processor's flags; a library that
-can't be built, loaded or that fails its self-test is never used, and one that passed isn't tested again. COMPRESSION_EXPLORER_KERNELS = pytorch switches the C
-kernels off; = avx2 or portable forces that path.
+can't be built, loaded or that fails its self-test is never used, and one that passed isn't tested again.
+COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx2 or portable forces that path.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ typedef struct {
     const int32_t *sequence, *position;
     int64_t tokens, first, last;  /* first, last: the tokens that this member prepares */
     float *h, *q, *k, *v, *mixed, *wide, *wide2, *normed, *scores, *turned, *panel;
+    int64_t deep; /* room for one token's scores */
     uint8_t *room, *own_room; /* of the prepared input: of all tokens, or of a single one */
     float *own_normed;
 } work;
@@ -199,51 +200,74 @@ static void turn(const work *w, const float *x, float *y, const norm *head_norm,
     }
 }
 
-/* softmax(q K^T) V over `count` positions; q is scaled. size: a multiple of 16. */
-static void attend(const float *q, const float *keys, const float *values, int64_t count, int64_t size, float *scores, float *out)
+/* softmax(q K^T) V for m neighbouring tokens of one head: token i looks at the first `count - m + 1 + i` positions. q [m][size]
+   is scaled; scores: room for m x deep; size a multiple of 16. The cache is read once for all m. */
+INLINE void attend(const float *q, const float *keys, const float *values, int64_t count, int64_t size, float *scores, int64_t deep, float *out, const int m)
 {
-    vf top = vf_splat(-INFINITY), sum = vf_zero();
+    vf top[4], sum[4];
+    for (int i = 0; i < m; i++) top[i] = vf_splat(-INFINITY), sum[i] = vf_zero();
     for (int64_t p = 0; p < count; p += 16) {
         const float *tile = keys + p * size;
         vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-        for (int64_t c = 0; c < size; c += 4)
-            for (int j = 0; j < 4; j++) s[j] = vf_fma(vf_load(tile + 16 * (c + j)), vf_splat(q[c + j]), s[j]);
-        vf_store(scores + p, vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3])));
-        if (p + 16 > count)
-            for (int64_t i = count; i < p + 16; i++) scores[i] = -INFINITY;
-        top = vf_max(top, vf_load(scores + p));
+        if (m == 1) /* four chains of additions either way */
+            for (int64_t c = 0; c < size; c += 4)
+                for (int j = 0; j < 4; j++) s[j] = vf_fma(vf_load(tile + 16 * (c + j)), vf_splat(q[c + j]), s[j]);
+        else
+            for (int64_t c = 0; c < size; c++) {
+                const vf k = vf_load(tile + 16 * c);
+                for (int i = 0; i < m; i++) s[i] = vf_fma(k, vf_splat(q[i * size + c]), s[i]);
+            }
+        if (m == 1) s[0] = vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3]));
+        for (int i = 0; i < m; i++) {
+            float *mine = scores + i * deep;
+            vf_store(mine + p, s[i]);
+            for (int64_t k = most(p, count - m + 1 + i); k < p + 16; k++) mine[k] = -INFINITY; /* not yet, or never */
+            top[i] = vf_max(top[i], vf_load(mine + p));
+        }
     }
-    const vf highest = vf_splat(vf_top(top));
-    for (int64_t p = 0; p < count; p += 16) {
-        const vf e = vf_exp(vf_sub(vf_load(scores + p), highest));
-        vf_store(scores + p, e);
-        if (p + 16 > count)
-            for (int64_t i = count; i < p + 16; i++) scores[i] = 0;
-        sum = vf_add(sum, vf_load(scores + p));
+    for (int i = 0; i < m; i++) {
+        float *mine = scores + i * deep;
+        const vf highest = vf_splat(vf_top(top[i]));
+        for (int64_t p = 0; p < count; p += 16) {
+            vf_store(mine + p, vf_exp(vf_sub(vf_load(mine + p), highest)));
+            for (int64_t k = most(p, count - m + 1 + i); k < p + 16; k++) mine[k] = 0;
+            sum[i] = vf_add(sum[i], vf_load(mine + p));
+        }
+        sum[i] = vf_splat(1 / vf_sum(sum[i]));
     }
-    const vf share_of = vf_splat(1 / vf_sum(sum));
     int64_t c = 0;
     for (; c + 64 <= size; c += 64) {
-        vf acc[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+        vf acc[4][4];
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < 4; j++) acc[i][j] = vf_zero();
         for (int64_t p = 0; p < count; p++) {
-            const vf e = vf_splat(scores[p]);
-            for (int j = 0; j < 4; j++) acc[j] = vf_fma(vf_load(values + p * size + c + 16 * j), e, acc[j]);
+            vf v[4];
+            for (int j = 0; j < 4; j++) v[j] = vf_load(values + p * size + c + 16 * j);
+            for (int i = 0; i < m; i++) {
+                const vf e = vf_splat(scores[i * deep + p]);
+                for (int j = 0; j < 4; j++) acc[i][j] = vf_fma(v[j], e, acc[i][j]);
+            }
         }
-        for (int j = 0; j < 4; j++) vf_store(out + c + 16 * j, vf_mul(acc[j], share_of));
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < 4; j++) vf_store(out + i * size + c + 16 * j, vf_mul(acc[i][j], sum[i]));
     }
-    for (; c < size; c += 16) {
-        vf acc = vf_zero();
-        for (int64_t p = 0; p < count; p++) acc = vf_fma(vf_load(values + p * size + c), vf_splat(scores[p]), acc);
-        vf_store(out + c, vf_mul(acc, share_of));
-    }
+    for (; c < size; c += 16)
+        for (int i = 0; i < m; i++) {
+            vf acc = vf_zero();
+            for (int64_t p = 0; p < count; p++) acc = vf_fma(vf_load(values + p * size + c), vf_splat(scores[i * deep + p]), acc);
+            vf_store(out + i * size + c, vf_mul(acc, sum[i]));
+        }
 }
+
+/* Tokens from `i` on that are attended to together: four of one sequence, or one. */
+INLINE int64_t together(const work *w, int64_t i) { return i + 3 < w->tokens && w->sequence[i + 3] == w->sequence[i] ? 4 : 1; }
 
 /* The new tokens' keys and values into the cache, then every head of every token over its past. */
 static void attention(work *w, const layer *l)
 {
     const model *m = w->m;
     const int64_t size = l->head_size, room = padded(size, 16), repeat = l->heads / l->kv_heads;
-    int64_t first, last;
+    int64_t first, last, groups = 0;
     share(&w->me, w->tokens * l->kv_heads, &first, &last);
     for (int64_t at = first; at < last; at++) {
         const int64_t i = at / l->kv_heads, head = at % l->kv_heads, p = w->position[i];
@@ -254,17 +278,25 @@ static void attention(work *w, const layer *l)
         memcpy(l->values + (lane + p) * room, w->v + (i * l->kv_heads + head) * size, 4 * size);
     }
     wait_for_all(&w->me);
-    share(&w->me, w->tokens * l->heads, &first, &last);
-    float *out = w->turned + room;
-    for (int64_t at = first; at < last; at++) {
-        const int64_t i = at % w->tokens, head = at / w->tokens; /* neighbours share a head's cache */
-        const int64_t lane = (w->sequence[i] * l->kv_heads + head / repeat) * m->capacity;
-        turn(w, w->q + (i * l->heads + head) * size, w->turned, &l->q_norm, size, w->position[i]);
-        for (int64_t c = 0; c < size; c++) w->turned[c] *= m->scaling;
-        memset(w->turned + size, 0, 4 * (room - size));
-        attend(w->turned, l->keys + lane * room, l->values + lane * room, w->position[i] + 1, room, w->scores, out);
-        memcpy(w->mixed + (i * l->heads + head) * size, out, 4 * size);
-    }
+    for (int64_t i = 0; i < w->tokens; i += together(w, i)) groups++;
+    share(&w->me, groups * l->heads, &first, &last);
+    float *out = w->turned + 4 * room;
+    int64_t at = 0;
+    for (int64_t head = 0; head < l->heads; head++) /* one head's cache for all its tokens, then the next */
+        for (int64_t i = 0; i < w->tokens; i += together(w, i), at++) {
+            if (at < first || at >= last) continue;
+            const int64_t n = together(w, i), lane = (w->sequence[i] * l->kv_heads + head / repeat) * m->capacity;
+            for (int64_t k = 0; k < n; k++) {
+                float *q = w->turned + k * room;
+                turn(w, w->q + ((i + k) * l->heads + head) * size, q, &l->q_norm, size, w->position[i + k]);
+                for (int64_t c = 0; c < size; c++) q[c] *= m->scaling;
+                memset(q + size, 0, 4 * (room - size));
+            }
+            const int64_t count = w->position[i + n - 1] + 1;
+            if (n == 4) attend(w->turned, l->keys + lane * room, l->values + lane * room, count, room, w->scores, w->deep, out, 4);
+            else attend(w->turned, l->keys + lane * room, l->values + lane * room, count, room, w->scores, w->deep, out, 1);
+            for (int64_t k = 0; k < n; k++) memcpy(w->mixed + ((i + k) * l->heads + head) * size, out + k * room, 4 * size);
+        }
     wait_for_all(&w->me);
 }
 
@@ -370,7 +402,7 @@ int step(const model *m, const int64_t *ids, const int32_t *sequence, const int3
     for (int64_t i = 0; i < tokens; i++) deep = most(deep, position[i] + 1);
     ff = most(ff, m->embedding.w->n);
     const int64_t longest = padded(most(widest, ff), 32), panel = 32 * blocks_of(m->embedding.w) * 16;
-    const int64_t own = padded(own_bytes(m->head.w) + 4 * (padded(deep, 16) + 2 * head + panel + longest) + input_bytes(longest, 1), 64);
+    const int64_t own = padded(own_bytes(m->head.w) + 4 * (4 * padded(deep, 16) + 8 * head + panel + longest) + input_bytes(longest, 1), 64);
     const int64_t inputs = padded(tokens == 1 ? 0 : input_bytes(longest, tokens) + 4 * tokens * longest, 64);
     const int64_t floats = padded(4 * tokens * (5 * widest + 2 * ff) + 64, 64);
     uint8_t *memory = team_begin(own * threads + inputs + floats + room + 1024);
@@ -382,8 +414,9 @@ int step(const model *m, const int64_t *ids, const int32_t *sequence, const int3
         uint8_t *mine = memory + own * id, *all = memory + own * threads;
         work w = {.me = {id, omp_get_num_threads(), &barrier, mine, all + inputs + floats}, .m = m, .ids = ids, .sequence = sequence, .position = position};
         w.scores = (float *)(mine + own_bytes(m->head.w));
-        w.turned = w.scores + padded(deep, 16);
-        w.panel = w.turned + 2 * head;
+        w.deep = padded(deep, 16);
+        w.turned = w.scores + 4 * w.deep;
+        w.panel = w.turned + 8 * head;
         w.own_normed = w.panel + panel;
         w.own_room = (uint8_t *)(w.own_normed + longest);
         w.normed = (float *)all;
