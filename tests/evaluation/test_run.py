@@ -17,6 +17,7 @@ from evaluation import run as run_module
 from evaluation.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
+from kernels import cpu
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,29 @@ def test_a_run_measures_everything(place, store):
     cut = texts.windows(texts.load_text(str(place / "test.txt"), "evaluation"), loaded.tokenizer, "raw", 64, 1024, "evaluation")
     again = float(likelihood.losses(loaded, cut.ids).mean().exp())
     assert again == pytest.approx(m["perplexity"], rel=2e-3), "the model on disk is the model that was measured"
+
+
+def test_a_timing_says_what_ran_and_what_the_dense_model_takes(place, store):
+    if cpu.wait() is None:
+        pytest.skip(cpu.status())
+    for activations in ("exact", "int8"):
+        timing = run(spec(place, activations=activations), store=store).timings[0]
+        assert timing["kernel"] == [f"grouped integers, {activations} activations (C, {cpu.instructions()})"]
+        assert timing["loop"] == "decode step (C)" and timing["warm_ups"] and timing["rounds"]
+        ways = ("compressed", "original", "original_float32", "transformers")
+        assert all(timing[way]["time_per_output_token_ms"] > 0 for way in ways)
+        limit = timing["limit"]
+        moved = limit["bytes_per_token"] / (timing["compressed"]["time_per_output_token_ms"] / 1e3)
+        assert limit["share_of_read_bandwidth"] == pytest.approx(moved / (1e9 * limit["read_gbytes_per_second"]))
+
+
+def test_without_kernels_the_result_says_so(place, store, monkeypatch):
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(cpu, "wait", lambda: None)
+    result = run(spec(place), store=store)
+    assert {n["code"] for n in result.notes} >= {"plain_kernel", "plain_loop"}
+    assert result.timings[0]["loop"] == "transformers" and result.timings[0]["limit"] == {}
+    assert result.timings[0]["kernel"] == ["dequantise-then-multiply (PyTorch)"]
 
 
 def test_bits_per_weight_are_the_bytes_on_disk(place, store):
