@@ -93,12 +93,14 @@ INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
     }
     if (kind == BF16)
         return vf_bits(j % 2 ? vi_and(r->raw[j / 2], vi_splat(0xffff0000)) : vi_shl(r->raw[j / 2], 16));
-    if (kind == MASK_F16) {
-        uint16_t mask;
-        memcpy(&mask, r->mask, 2);
-        const vf v = vf_expand_half(mask, (const uint16_t *)r->values);
-        r->mask += 2, r->values += 2 * __builtin_popcount(mask);
-        return v;
+    if (kind == MASK_F16) { /* two columns at a time */
+        if (j % 2 == 0) {
+            uint32_t mask;
+            memcpy(&mask, r->mask, 4);
+            *q = vi_expand_halves(mask, (const uint16_t *)r->values);
+            r->mask += 4, r->values += 2 * __builtin_popcount(mask);
+        }
+        return vf_halves(*q, j % 2);
     }
     if (IN_FRACTION(kind, bits)) {
         const vi code = moved(r->raw[j / 8], 8 * (j % 4) + 4 * (j / 4 % 2) - 19);

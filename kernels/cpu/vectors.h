@@ -75,9 +75,11 @@ INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 {
     return _mm512_mask_add_ps(a, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1u << n)), a, x);
 }
-INLINE vf vf_expand_half(uint16_t mask, const uint16_t *p)
+/* 32 half values from where they stand one behind the other to the places whose bit is set; the others are 0. */
+INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p) { return _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(p)); }
+INLINE vf vf_halves(vi a, const int upper) /* half of them as floats */
 {
-    return _mm512_cvtph_ps(_mm256_maskz_expand_epi16(mask, _mm256_loadu_si256((const __m256i *)p)));
+    return _mm512_cvtph_ps(upper ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a));
 }
 INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 {
@@ -253,11 +255,17 @@ INLINE vf vf_scale2(vf x, vf n) { PER_LANE(vf, ldexpf(x.l[i], (int)n.l[i])) }
 #endif
 
 #ifdef TWO_HALVES /* expansion, for processors that have no instruction for it */
-INLINE vf vf_expand_half(uint16_t mask, const uint16_t *p)
+INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p)
 {
-    uint16_t out[16];
-    for (int i = 0; i < 16; i++) out[i] = mask >> i & 1 ? *p++ : 0;
-    return vf_half(out);
+    uint16_t out[32];
+    for (int i = 0; i < 32; i++) out[i] = mask >> i & 1 ? *p++ : 0;
+    return vi_load(out);
+}
+INLINE vf vf_halves(vi a, const int upper)
+{
+    uint16_t all[32];
+    memcpy(all, &a, 64);
+    return vf_half(all + 16 * upper);
 }
 INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 {

@@ -1,0 +1,117 @@
+"""y = x W^T for binary-coded weights on a graphics card: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)].
+
+The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3). x [tokens, in]; planes uint8 [bits, out, ceil(in/8)], bit i % 8
+of byte i // 8 set where b_k = +1, else -1; alpha float16 [bits, out, groups]; offset float16 [out, groups] or None;
+g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes moved: bits/8 a weight,
+2 (bits + 1) a group, and x and y.
+
+Few tokens: per plane twice the sum of x over the set bits, less the sum of x: selections and additions, one
+multiplication a word and plane. (LUT-GEMM looks the sums up; adding them costs no more where a plane's byte is in a
+register.) Many: a tile of W is decoded to x's dtype and multiplied on the tensor cores.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu import Variant
+from kernels.gpu.decode import FEW_TOKENS, ODD, SIZES, columns_of, few_tiles, lane_of_x, many_tiles, store_y, tile_of_x
+
+FEW_ROWS = {"BN": 4}
+
+
+@triton.jit(do_not_specialize=SIZES)
+def few(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
+        BITS: tl.constexpr, OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+    """Rows [BN] of W times all tokens [BM]."""
+    token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
+    line = row[:, None].to(tl.int64)
+    acc = tl.zeros([BM, BN, BW], tl.float32)
+    for start in range(0, words, BW):
+        word = start + tl.arange(0, BW)
+        inside = (row[:, None] < out) & (word[None, :] < words)
+        at = (word * 8 // group)[None, :]
+        total = tl.zeros([BM, BW], tl.float32)
+        for j in tl.static_range(8):
+            total += lane_of_x(x, token, word, tokens, n, j)
+        if OFFSET:
+            acc += tl.load(offset + line * groups + at, inside, 0.0).to(tl.float32)[None, :, :] * total[:, None, :]
+        for k in range(BITS):  # not unrolled: the planes' bytes and scales would all be held at once, and spill
+            plane = line + k * out
+            byte = tl.load(planes + plane * words + word[None, :], inside, 0)
+            scale = tl.load(alpha + plane * groups + at, inside, 0.0).to(tl.float32)
+            set_sum = tl.zeros([BM, BN, BW], tl.float32)
+            for j in tl.static_range(8):
+                xj = lane_of_x(x, token, word, tokens, n, j)[:, None, :]
+                set_sum += tl.where((byte & (1 << j))[None, :, :] != 0, xj, 0.0)
+            acc += scale[None, :, :] * (2 * set_sum - total[:, None, :])
+    store_y(y, tl.sum(acc, 2), token, row, tokens, out)
+
+
+@triton.jit(do_not_specialize=ODD)
+def many(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
+         BITS: tl.constexpr, OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """Rows [BN] of W times a block of tokens [BM]."""
+    token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
+    line = row[:, None].to(tl.int64)
+    acc = tl.zeros([BM, BN], tl.float32)
+    for start in range(0, n, BK):
+        word = start // 8 + tl.arange(0, BK // 8)
+        inside = (row[:, None] < out) & (word[None, :] < words)
+        at = (word * 8 // group)[None, :]
+        weight = tl.zeros([BN, BK // 8, 8], tl.float32)
+        if OFFSET:
+            weight += tl.load(offset + line * groups + at, inside, 0.0).to(tl.float32)[:, :, None]
+        for k in tl.static_range(BITS):
+            plane = line + k * out
+            byte = tl.load(planes + plane * words + word[None, :], inside, 0)[:, :, None].to(tl.int32)
+            scale = tl.load(alpha + plane * groups + at, inside, 0.0).to(tl.float32)[:, :, None]
+            weight += tl.where(((byte >> tl.arange(0, 8)[None, None, :]) & 1) != 0, scale, -scale)
+        weight = tl.reshape(weight, [BN, BK]).to(x.dtype.element_ty)
+        block = tile_of_x(x, token, start + tl.arange(0, BK), tokens, n)
+        acc = tl.dot(block, tl.trans(weight), acc, input_precision="ieee")
+    store_y(y, acc, token, row, tokens, out)
+
+
+def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
+    """y [tokens, out] in x's dtype."""
+    x, (tokens, n), (bits, out, words) = x.contiguous(), x.shape, planes.shape
+    y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    without = offset is None  # the kernel then reads no offset; it still needs a pointer
+    operands = (
+        x,
+        planes,
+        alpha,
+        alpha if without else offset,
+        y,
+        tokens,
+        out,
+        n,
+        words,
+        alpha.shape[2],
+        columns_of(n, group_size),
+    )
+    constants = {"BITS": bits, "OFFSET": not without}
+    with torch.cuda.device_of(x):
+        if tokens <= FEW_TOKENS:
+            tiles = few_tiles(tokens) | FEW_ROWS
+            few[(triton.cdiv(out, tiles["BN"]),)](*operands, **constants, **tiles)
+        else:
+            tiles = many_tiles(tokens, x.dtype)
+            many[(triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))](*operands, **constants, **tiles)
+    return y
+
+
+_POINTERS = {"x": "fp16", "planes": "u8", "alpha": "fp16", "offset": "fp16", "y": "fp16"}
+_CONSTANTS = {"BITS": 4, "OFFSET": True}
+
+VARIANTS = (
+    Variant(few, _POINTERS, _CONSTANTS | few_tiles(1) | FEW_ROWS),
+    Variant(few, _POINTERS, _CONSTANTS | few_tiles(8) | FEW_ROWS),
+    Variant(many, _POINTERS, _CONSTANTS | many_tiles(64, torch.float16)),
+)

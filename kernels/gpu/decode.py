@@ -1,0 +1,93 @@
+"""What the kernels share: packed codes (kernels/bits.py) read eight at a time, and the sizes of their tiles.
+
+Eight codes of b bits are b whole bytes, so a row is a sequence of words of 8 codes, and no code crosses a word. Where a
+word has 2, 4 or 8 bytes it is read as one integer (`as_words`; rows are whole words, so it is aligned); else byte by byte.
+
+A kernel for few tokens walks the words of a row with one thread a word and takes lane j = 0..7 of all of them at a time.
+Its integer arguments are not specialised: told that a row is a multiple of 16 words, Triton would read four words a
+thread, and then shuffle every lane of x through shared memory to meet them.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FEW_TOKENS = 8  # up to here a product is bound by the weights' bytes and needs no tensor cores
+SIZES = ["tokens", "out", "n", "words", "groups", "group"]  # a kernel's integers
+ODD = ["tokens", "out", "words", "groups"]  # those of them that are often no multiple of 16; the others tell how x is aligned
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}  # a product and its sum round once; Triton's default is about to change
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def as_words(codes: Tensor, bits: int) -> Tensor:
+    """uint8 [out, words * bits] -> [out, words] integers of 8 codes where the width is an integer's, else as it is."""
+    return codes.view(WORDS[bits]) if bits in WORDS else codes
+
+
+def columns_of(n: int, group_size: int) -> int:
+    """Columns in a group, the whole row rounded up to full words."""
+    return -(-n // 8) * 8 if group_size == -1 else group_size
+
+
+def few_tiles(tokens: int) -> dict:
+    """Tile of a kernel for few tokens: all of them, BN rows, BW words; and how it is launched."""
+    return {"BM": triton.next_power_of_2(tokens), "BN": 8 if tokens <= 2 else 4, "BW": 128} | LAUNCH
+
+
+def many_tiles(tokens: int, dtype: torch.dtype) -> dict:
+    """Tile of a kernel for many tokens. Float32 is multiplied exactly, without tensor cores, in small tiles."""
+    if dtype == torch.float32:
+        return {"BM": 16, "BN": 32, "BK": 32} | LAUNCH
+    if tokens <= 16:
+        return {"BM": 16, "BN": 64, "BK": 64} | LAUNCH
+    return {"BM": 64, "BN": 64, "BK": 64} | LAUNCH | {"num_warps": 8}  # with 4, decoding bit planes spills registers
+
+
+@triton.jit
+def eight_codes(codes, at, inside, BITS: tl.constexpr):
+    """Words `at` (int64, any shape): int32 up to 4 bits, int64 above. Bits above 8 BITS may be set."""
+    if BITS == 2 or BITS == 4 or BITS == 8:
+        word = tl.load(codes + at, inside, 0)
+        if BITS == 2:
+            word = word.to(tl.int32)
+    else:
+        word = tl.load(codes + at * BITS, inside, 0).to(tl.int32 if BITS < 4 else tl.int64)
+        for k in tl.static_range(1, BITS):
+            word |= tl.load(codes + at * BITS + k, inside, 0).to(word.dtype) << (8 * k)
+    return word
+
+
+@triton.jit
+def lane(word, J: tl.constexpr, BITS: tl.constexpr):
+    """Code J of each word as float32, times 2 ** (BITS * J % 16), which the caller takes back by dividing x.
+
+    The code is put into the mantissa of 2^23 where it stands and 2^23 is subtracted, which is exact and takes one logical
+    operation and one addition, where shifting, masking and converting would take three of which one is slow.
+    """
+    part = (word >> (BITS * J // 16 * 16)).to(tl.int32)
+    code = (part & (((1 << BITS) - 1) << (BITS * J % 16))) | 0x4B000000
+    return code.to(tl.float32, bitcast=True) - 8388608.0
+
+
+@triton.jit
+def lane_of_x(x, token, word, tokens, n, J: tl.constexpr):
+    """Column 8 w + J of every word w: float32 [tokens, words], zero outside of x [tokens, n]."""
+    column = word[None, :] * 8 + J
+    return tl.load(x + token[:, None] * n + column, (token[:, None] < tokens) & (column < n), 0.0).to(tl.float32)
+
+
+@triton.jit
+def tile_of_x(x, token, column, tokens, n):
+    """x at token [BM], column [BK]: [BM, BK], zero outside of x [tokens, n]."""
+    at = token[:, None].to(tl.int64) * n + column[None, :]
+    return tl.load(x + at, (token[:, None] < tokens) & (column[None, :] < n), 0.0)
+
+
+@triton.jit
+def store_y(y, sums, token, row, tokens, out):
+    """sums [BM, BN] to y [tokens, out] at token [BM], row [BN]."""
+    at = token[:, None].to(tl.int64) * out + row[None, :]
+    tl.store(y + at, sums.to(y.dtype.element_ty), (token[:, None] < tokens) & (row[None, :] < out))

@@ -1,0 +1,311 @@
+"""The Triton kernels: their products by Triton's interpreter, their compilation for cards that nobody here has, and their
+products on a card where there is one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+import torch
+
+from kernels import binary_coded, codebook, gpu, grouped_int, outliers, sparse
+from kernels.bits import pack
+
+ROOT = Path(__file__).parents[2]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}  # tolerance, relative to y's largest entry
+TOLERANCE = {torch.float32: 1e-5} | HALF
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton isn't installed")
+product = pytest.mark.skipif(
+    not INTERPRETED and not (torch.cuda.is_available() and importlib.util.find_spec("triton")),
+    reason="no card here; test_every_product_through_the_interpreter runs it in a process of its own",
+)
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """What two processes of their own say, run side by side: the tests below marked `product`, where Triton interprets (it must
+    be told before it is imported), and the table of what was compiled, where it doesn't."""
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    clean |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "CUDA_VISIBLE_DEVICES": ""}
+    tests = ["-m", "pytest", "-x", "-p", "no:cacheprovider", __file__, "-k", "product and not every"]
+    started = {
+        name: subprocess.Popen([sys.executable, *command], cwd=ROOT, env=clean | more, text=True, stdout=PIPE, stderr=PIPE)
+        for name, command, more in (
+            ("interpreted", tests, {"TRITON_INTERPRET": "1"}),
+            ("compiled", ["-m", "kernels.gpu", "--json"], {}),
+        )
+    }
+    told = {name: process.communicate() for name, process in started.items()}
+    return {name: (process.returncode, *told[name]) for name, process in started.items()}
+
+
+@needs_triton
+def test_every_product_through_the_interpreter(apart):
+    code, out, error = apart["interpreted"]
+    assert code == 0, out[-4000:] + error[-2000:]
+
+
+@needs_triton
+def test_every_variant_compiles_without_spilling(apart):
+    code, out, error = apart["compiled"]
+    assert code == 0, error[-4000:]
+    table = json.loads(out)
+    assert {line["kernel"].split(".")[0] for line in table} == set(gpu.OPS)
+    assert {line["target"] for line in table} == {"sm_80", "sm_90", "sm_120"}
+    assert not (spilling := [line for line in table if line["spilled_bytes"]]), spilling
+    tiled = [line for line in table if ".many" in line["kernel"] or ".product" in line["kernel"]]
+    assert not (slow := [line for line in tiled if line["tensor_cores"] == "none" and "fp32" not in line["kernel"]]), slow
+
+
+def test_importing_the_package_imports_no_triton():
+    code = "import sys, kernels.gpu; assert not {'triton', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_file_is_listed():
+    shared = {"__init__", "__main__", "decode"}
+    assert {file.stem for file in Path(gpu.__file__).parent.glob("*.py")} - shared == set(gpu.OPS)
+
+
+def test_it_serves_cards_and_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not gpu.serves(torch.zeros(1))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert gpu.serves(torch.zeros(1))
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that was never written holds NaN (99 as an integer)."""
+    real = torch.empty
+
+    def empty(*size, **options):
+        fresh = real(*size, **options)
+        return fresh.fill_(float("nan") if fresh.is_floating_point() else 99)
+
+    monkeypatch.setattr(torch, "empty", empty)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """A word or a few at a time, so that small matrices take several turns of the loops (and the interpreter fewer programs)."""
+    from kernels.gpu import binary_coded, codebook, decode, grouped_int
+
+    for module in (binary_coded, codebook, grouped_int):
+        monkeypatch.setattr(module, "few_tiles", lambda tokens: decode.few_tiles(tokens) | {"BN": 32, "BW": 8})
+    monkeypatch.setattr(binary_coded, "FEW_ROWS", {})
+
+
+def on_device(*operands):
+    return tuple(o.to(DEVICE) if isinstance(o, torch.Tensor) else o for o in operands)
+
+
+def check(op, x, weight, *operands, dtypes=tuple(TOLERANCE), tiled=False):
+    """op(x, ...) is x W^T for every dtype of x, W [out, in] in float64."""
+    for dtype in dtypes:
+        if tiled and INTERPRETED and dtype == torch.bfloat16 and len(x) > 8:
+            continue  # the interpreter's tl.dot multiplies the bit patterns of bfloat16
+        given = x.to(dtype)
+        expected = given.double() @ weight.T
+        y = op(*on_device(given, *operands))
+        assert y.shape == expected.shape and y.dtype == dtype
+        if y.numel():
+            assert (y.cpu().double() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max(), (dtype, x.shape)
+
+
+def half_of(case):
+    """float32 and one of the 16-bit types: bfloat16 for every third case (the interpreter is slow)."""
+    return torch.float32, torch.bfloat16 if hash(case) % 3 == 0 else torch.float16
+
+
+def scales(out, n, group, g):
+    return (0.01 + torch.rand(out, grouped_int.groups_of(n, group), generator=g)).half()
+
+
+def grid(out, n, bits, group, seed=0):
+    """The operands of a matrix of grouped integers, and the matrix."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randint(0, 2**bits, (out, n), generator=g).to(torch.uint8)
+    scale = scales(out, n, group, g)
+    zero = torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8)
+    spread = [grouped_int.spread(t.double(), n, group) for t in (scale, zero)]
+    return (pack(q, bits), scale, zero, bits, group), spread[0] * (q.double() - spread[1])
+
+
+def tokens_of(tokens, n, seed=1):
+    return torch.randn(tokens, n, generator=torch.Generator().manual_seed(seed))
+
+
+WIDE = tuple(
+    (tokens, 9, 1100, bits, group) for tokens, bits, group in ((1, 4, 64), (4, 3, 128), (8, 8, -1), (9, 2, 32), (16, 6, 48))
+)
+SEVEN = ((1, 33, 80, 6, 32), (17, 33, 80, 7, 32), (5, 9, 45, 7, 16))
+
+
+@product
+@pytest.mark.parametrize("case", grouped_int.CASES + SEVEN)
+def test_product_of_grouped_int(case, poisoned, small_tiles):
+    tokens, out, n, bits, group = case
+    operands, weight = grid(out, n, bits, group)
+    from kernels.gpu.grouped_int import grouped_int as op
+
+    check(op, tokens_of(tokens, n), weight, *operands, dtypes=half_of(case), tiled=True)
+
+
+@product
+@pytest.mark.parametrize("case", WIDE)
+def test_product_of_grouped_int_as_it_is_tiled_for_use(case, poisoned):
+    tokens, out, n, bits, group = case
+    operands, weight = grid(out, n, bits, group)
+    from kernels.gpu.grouped_int import grouped_int as op
+
+    check(op, tokens_of(tokens, n), weight, *operands, tiled=True)
+
+
+@product
+def test_product_of_what_is_not_contiguous_or_empty(poisoned):
+    from kernels.gpu.grouped_int import grouped_int as op
+
+    (codes, scale, zero, bits, group), weight = grid(24, 40, 4, 16)
+    for tokens in (0, 3, 9):
+        x = tokens_of(40, tokens).T
+        check(op, x, weight, codes, scale, zero, bits, group, dtypes=(torch.float32,))
+        check(op, x, weight[8:], codes[8:], scale[8:], zero[8:], bits, group, dtypes=(torch.float32,))
+        check(op, x, weight[:0], codes[:0], scale[:0], zero[:0], bits, group, dtypes=(torch.float32,))
+
+
+@product
+@pytest.mark.parametrize("case", (*codebook.CASES, (8, 9, 1100, 64)))
+def test_product_of_codebook(case, poisoned, small_tiles):
+    tokens, out, n, group = case
+    g = torch.Generator().manual_seed(out)
+    q, table = torch.randint(0, 16, (out, n), generator=g), torch.randn(16, generator=g)
+    scale = scales(out, n, group, g)
+    weight = table.double()[q] * grouped_int.spread(scale.double(), n, group)
+    from kernels.gpu.codebook import codebook as op
+
+    check(op, tokens_of(tokens, n), weight, pack(q.to(torch.uint8), 4), scale, table, group, dtypes=half_of(case), tiled=True)
+
+
+@product
+@pytest.mark.parametrize("case", binary_coded.CASES)
+def test_product_of_binary_coded(case, poisoned, small_tiles):
+    tokens, out, n, bits, group = case
+    has_offset = (tokens + bits) % 2 == 0
+    g = torch.Generator().manual_seed(out + bits)
+    b = torch.rand(bits, out, n, generator=g) > 0.5
+    alpha = torch.stack([scales(out, n, group, g) for _ in range(bits)])
+    offset = scales(out, n, group, g) if has_offset else None
+    weight = sum(grouped_int.spread(a.double(), n, group) * (2 * plane.double() - 1) for a, plane in zip(alpha, b, strict=True))
+    if has_offset:
+        weight = weight + grouped_int.spread(offset.double(), n, group)
+    from kernels.gpu.binary_coded import binary_coded as op
+
+    planes = torch.stack([sparse.mask_bits(plane) for plane in b])
+    check(op, tokens_of(tokens, n), weight, planes, alpha, offset, group, dtypes=half_of(case), tiled=True)
+
+
+@product
+def test_product_of_binary_coded_as_it_is_tiled_for_use(poisoned):
+    out, n = 5, 1100
+    b, alpha = torch.rand(3, out, n, generator=torch.Generator().manual_seed(0)) > 0.5, torch.rand(3, out, 18).half()
+    weight = sum(grouped_int.spread(a.double(), n, 64) * (2 * plane.double() - 1) for a, plane in zip(alpha, b, strict=True))
+    from kernels.gpu.binary_coded import binary_coded as op
+
+    check(op, tokens_of(2, n), weight, torch.stack([sparse.mask_bits(plane) for plane in b]), alpha, None, 64)
+
+
+SPARSE = (*sparse.CASES, (2, 9, 1100), (9, 3, 1100))
+
+
+@product
+@pytest.mark.parametrize("case", SPARSE)
+def test_product_of_bitmask(case, poisoned, monkeypatch):
+    tokens, out, n = case
+    g = torch.Generator().manual_seed(n)
+    keep = torch.rand(out, n, generator=g) > 0.5
+    keep[out // 2] = False  # a row without any weight
+    keep[-1] = True
+    weight = torch.randn(out, n, generator=g).half() * keep
+    starts = torch.cat([torch.zeros(1), keep.sum(1).cumsum(0)]).int()
+    from kernels.gpu import sparse as ours
+
+    monkeypatch.setattr(ours, "BLOCK", 3 * n)  # many tokens: blocks of three rows at most
+    check(ours.bitmask, tokens_of(tokens, n), weight.double(), sparse.mask_bits(keep), weight[keep], starts, dtypes=half_of(case))
+
+
+@product
+@pytest.mark.parametrize("case", SPARSE)
+def test_product_of_two_four(case, poisoned):
+    tokens, out, n = case
+    g = torch.Generator().manual_seed(n)
+    values = torch.randn(out, n // 2, generator=g).half()
+    positions = torch.rand(out, n // 4, 4, generator=g).argsort(-1)[..., :2].sort(-1).values.reshape(out, -1).to(torch.uint8)
+    weight = sparse.scatter_two_four(values, positions)
+    from kernels.gpu.sparse import two_four, two_four_rows
+
+    check(two_four, tokens_of(tokens, n), weight.double(), values, pack(positions, 2))
+    given = on_device(values, pack(positions, 2))
+    assert torch.equal(two_four_rows(*given, 0, out, torch.float16).cpu(), weight)
+
+
+@product
+@pytest.mark.parametrize("case", (*outliers.CASES, (9, 5, 300, 400)))
+def test_product_of_outliers(case, poisoned):
+    tokens, out, n, count = case
+    g = torch.Generator().manual_seed(count)
+    weight = torch.zeros(out * n).half()
+    weight[torch.randperm(out * n, generator=g)[:count]] = torch.randn(count, generator=g).half()
+    weight = weight.view(out, n)
+    rows, columns = weight.nonzero().T
+    starts = torch.cat([torch.zeros(1), rows.bincount(minlength=out).cumsum(0)]).int()
+    low = torch.where(columns < 32768, columns, columns - 65536).to(torch.int16)
+    from kernels.gpu.outliers import outliers as op
+
+    check(op, tokens_of(tokens, n), weight.double(), weight[rows, columns], low, starts, dtypes=half_of(case))
+
+
+def rounded(x, top):
+    """x on its int8 grid, float64."""
+    step = x.float().abs().amax(1, keepdim=True) / top
+    return (x.float() / step).round().double() * step.double()
+
+
+@product
+@pytest.mark.parametrize(
+    "case", [(1, 64, 96, 127), (2, 33, 80, 7), (17, 5, 64, 127), (64, 70, 48, 127), (3, 50, 37, 127), (2, 5, 1500, 7)]
+)
+def test_product_in_int8(case, poisoned):
+    tokens, out, n, top = case
+    g = torch.Generator().manual_seed(n)
+    q, scale = torch.randint(1, 256, (out, n), generator=g), scales(out, n, -1, g)
+    zero, weight = torch.full((out, 1), 128, dtype=torch.uint8), (q.double() - 128) * scale.double()
+    from kernels.gpu.int8 import int8_product
+
+    for dtype, tolerance in TOLERANCE.items():
+        x = tokens_of(tokens, n).to(dtype)
+        x[-1] = 0 if tokens > 2 else x[-1]
+        expected = torch.nan_to_num(rounded(x, top)) @ weight.T
+        y = int8_product(*on_device(x, pack(q.to(torch.uint8), 8), scale, zero), -1, top)
+        assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@product
+def test_product_in_int8_rounds_ties_to_even():
+    from kernels.gpu.int8 import int8_product
+
+    x = torch.tensor([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]])
+    codes, scale = pack((128 + torch.eye(8)).to(torch.uint8), 8), torch.ones(8, 1).half()
+    y = int8_product(*on_device(x, codes, scale, torch.full((8, 1), 128, dtype=torch.uint8)), -1)
+    assert y.tolist() == [[127, 0, 2, 2, 0, -2, -2, 126]]
+    with pytest.raises(ValueError, match="one group a row, got 2"):
+        int8_product(*on_device(x, codes, torch.ones(8, 2).half(), torch.full((8, 2), 128, dtype=torch.uint8)), 4)
