@@ -7,9 +7,11 @@
      INT             a block is `bits` x 64 bytes: a plane of 4 bits (4 x 64), then of 2 (2 x 64), then of 1 (64), each only
                      where the width has it; in a plane's word the byte is the column % 4; 8 bits: 8 x 64 bytes; 3 bits: two
                      codes in the low six bits of each of 3 x 64 bytes, the last eight columns' in the two bits above
-     BOOK            as INT of 4 bits, the code is a place in `table`
+     BOOK            as INT of 4 bits, the code is a place in `table`, whose entry 16 is the worth of one in `offset`: low
+                     bytes and high bytes of the entries as whole numbers, 32768 added
      BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset [tile][group][16]
-     MASK_F16        mask: 16 bits a column; values: the kept ones, column by column; starts: bytes before each tile
+     MASK_F16        mask: 32 bits for two columns, bit 2 lane + column % 2; values: the kept ones in that order; starts: bytes
+                     before each tile
      MASK_INT        mask: 64 bits for four columns, bit 4 lane + column % 4; values: kept codes, as nibbles that begin anew
                      every four columns (bits <= 4) or as bytes
      LOW_RANK        second x (first x); SUM  first x + second x
@@ -49,11 +51,11 @@ INLINE int64_t width_of(int64_t n)
 /* Activations of m tokens, ready for a plan: padded with zeros to whole blocks. */
 typedef struct {
     const float *x;    /* [m][ld]: as they are, or on their int8 grid */
-    const int8_t *q;   /* [m][ld]: the int8 codes, if there is a rule */
-    const float *sums; /* [m][ld / 16]: of 16 columns each, of q if there is a rule, else of x */
-    const float *unit; /* [m][ld / 32]: what a code of q is worth */
+    const int8_t *q;   /* [m][ld]: the int8 codes; a single exact token: three digits to base 256, [3][ld] */
+    const float *sums; /* [m][ld / 16]: of 16 columns of q each; [3][ld / 16] of three digits */
+    const float *unit; /* [m][ld / 32]: what a code, or a last digit, is worth */
     int64_t m, ld;
-    int rule; /* 1 if q is there */
+    int rule; /* 1 if q holds the codes of a rule */
 } input;
 
 /* One of the threads that work together on a call. */
@@ -69,6 +71,7 @@ INLINE void share(const member *me, int64_t n, int64_t *first, int64_t *last)
 }
 
 void wait_for_all(member *me);
+int multiplies_integers(const plan *p);            /* of a single token: those of its rule, or 24-bit ones in three digits */
 int64_t own_bytes(const plan *p);                  /* scratch of one thread for multiply */
 int64_t shared_bytes(const plan *p, int64_t m);    /* scratch of all for multiply */
 int64_t input_bytes(int64_t n, int64_t m);         /* room for a prepared input */

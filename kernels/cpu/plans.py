@@ -138,9 +138,11 @@ def grouped_int(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, gr
 
 def codebook(codes: Tensor, scale: Tensor, table: Tensor, group_size: int, n: int, rule: Rule = None) -> Plan:
     """4-bit codes into a table of 16."""
-    values = _planes(unpack(codes, 4, n), (4,))
-    return Plan("codebook", "BOOK", (len(codes), n), rule, bits=4, group=group_size, values=_slack(values),
-                scale=_grid(scale.half()), table=table.float().contiguous())  # fmt: skip
+    values, table = _planes(unpack(codes, 4, n), (4,)), table.float()
+    worth = table.abs().max().clamp_min(1e-30) / 32767
+    whole = (table / worth).round().int() + 32768
+    return Plan("codebook", "BOOK", (len(codes), n), rule, bits=4, group=group_size, values=_slack(values), scale=_grid(scale.half()),
+                table=torch.cat([table, worth[None]]), offset=torch.cat([whole & 255, whole >> 8]).to(torch.uint8))  # fmt: skip
 
 
 def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int, rule: Rule = None) -> Plan:
@@ -155,8 +157,8 @@ def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_siz
 def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule = None, op: str = "bitmask") -> Plan:
     """kept bits [out, bytes], values float16 of the kept places, row by row."""
     mask = bits_mask(kept, n)
-    weight = _padded(scatter_bitmask(values.half(), mask)).transpose(1, 2)  # [tiles, columns, 16]
-    mask = _padded(mask).transpose(1, 2)
+    pairs = lambda t: _padded(t).unflatten(2, (-1, 2)).transpose(1, 2)  # noqa: E731  [tiles, pairs of columns, 16, 2]
+    weight, mask = pairs(scatter_bitmask(values.half(), mask)), pairs(mask)
     starts = _starts(mask.flatten(1).sum(1) * 2)
     return Plan(op, "MASK_F16", (len(kept), n), rule, values=_slack(weight[mask]), mask=_bytes(mask), starts=starts)
 

@@ -1,9 +1,12 @@
 /* y = x W^T for every format: one loop for a single token, straight from the stored bits, and one for many tokens, in which
-   a tile's columns are decoded once for up to TOKENS of them. Exact: activations as they are, sums in float32. With a
-   rule: activations in int8, products of integers, one scale for the weights' group and one for the activations'.
+   a tile's columns are decoded once for up to TOKENS of them. With a rule activations are int8 codes k, one unit for 32 columns
+   b or more, and integers are multiplied:
 
-       exact   y = sum_g scale_g (sum_i q_i x_i - zero_g sum_i x_i)
-       int8    y = sum_b unit_b scale_g (sum_i q_i k_i - zero_g sum_i k_i)      k: int8 codes, b: 32 columns of one unit */
+       y = sum_b unit_b scale_g (sum_i q_i k_i - zero_g sum_i k_i)
+
+   Exact activations of one token take the same way as three digits to base 256: 24 bits below the largest of 32 neighbours, no
+   less than a float32 sum keeps, and cheaper than turning every code into a float. Weights that are floats are multiplied as
+   floats, and so is everything for many exact tokens. */
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -20,146 +23,131 @@
 
 /* ---- one token ---- */
 
-INLINE vf exact_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits)
+/* Weights that are floats, or a book's entries. */
+INLINE vf float_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits)
 {
     reader r = open_tile(p, tile, kind, bits);
-    const int scaled = kind != F32 && kind != F16 && kind != BF16 && kind != MASK_F16;
-    const int narrow = p->group % 32 != 0; /* a group may end in the middle of a block */
+    const int scaled = kind == BOOK, narrow = p->group % 32 != 0; /* narrow: a group may end in the middle of a block */
     const int64_t blocks = blocks_of(p);
     int64_t group = 0, left = p->group;
     vf total = vf_zero(), part[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     vi q = vi_zero();
     for (int64_t b = 0; b < blocks; b++) {
-        const float *x = in->x + 32 * b, *sums = in->sums + 2 * b;
-        grid g = scaled ? grid_of(p, tile, group, &r, kind, IN_FRACTION(kind, bits)) : (grid){vf_zero(), vf_zero()};
+        const float *x = in->x + 32 * b;
         next_block(&r, kind, bits);
-UNROLL(16)
-        for (int j = 0; j < 16; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
-        if (scaled && narrow) {
+        for (int half = 0; half < 2; half++) {
+            if (half == 0) UNROLL(16)
+                for (int j = 0; j < 16; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
+            else UNROLL(16)
+                for (int j = 16; j < 32; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
+            if (!scaled || (half == 0 && !narrow)) continue;
             const vf sum = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
-            total = vf_fma(g.scale, is_coded(kind) ? vf_fnma(g.zero, vf_splat(sums[0]), sum) : sum, total);
-            part[0] = part[1] = part[2] = part[3] = vf_zero();
-            if ((left -= 16) == 0) left = p->group, group += group + 1 < p->groups;
-            g = grid_of(p, tile, group, &r, kind, IN_FRACTION(kind, bits));
-        }
-UNROLL(16)
-        for (int j = 16; j < 32; j++) part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
-        if (scaled) {
-            const vf sum = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
-            const float all = narrow ? sums[1] : sums[0] + sums[1];
-            total = vf_fma(g.scale, is_coded(kind) ? vf_fnma(g.zero, vf_splat(all), sum) : sum, total);
+            total = vf_fma(grid_of(p, tile, group, &r, kind).scale, sum, total);
             part[0] = part[1] = part[2] = part[3] = vf_zero();
             if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
         }
     }
-    return scaled ? total : vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
+    if (scaled) return total;
+    const vf sum = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
+    return kind == MASK_F16 ? vf_mul(sum, vf_splat(SUM_UP)) : sum;
 }
 
-/* A book's entries as 16-bit whole numbers (shifted by 32768, in two bytes); the unit of one. */
-INLINE float whole_table(const float *table, uint8_t *low, uint8_t *high)
-{
-    float top = 0;
-    for (int i = 0; i < 16; i++) top = fabsf(table[i]) > top ? fabsf(table[i]) : top;
-    const float unit = top > 0 ? top / 32767 : 1;
-    for (int i = 0; i < 16; i++) {
-        const int v = (int)lrintf(table[i] / unit) + 32768;
-        low[i] = v & 255, high[i] = v >> 8;
-    }
-    return unit;
-}
-
+/* A code book in 16 bits: entry = worth (256 high + low - 32768); plans.py has made the bytes. */
 INLINE vi book_sum(vi low, vi high, float sum) { return vi_add(vi_add(low, vi_shl(high, 8)), vi_splat(-32768 * (int32_t)sum)); }
 
-INLINE vf int8_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits)
+/* Sums of one digit each, put together. */
+INLINE vf join_digits(const vf *d, const int digits)
+{
+    return digits == 1 ? d[0] : vf_fma(d[0], vf_splat(65536), vf_fma(d[1], vf_splat(256), d[2]));
+}
+
+/* Codes, or a book's entries, times int8 codes (one digit) or 24-bit integers (three). */
+INLINE vf code_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits, const int digits)
 {
     reader r = open_tile(p, tile, kind, bits);
     const int narrow = p->group % 32 != 0;
-    const int64_t blocks = blocks_of(p);
+    const int64_t blocks = blocks_of(p), ld = in->ld;
     int64_t group = 0, left = p->group;
     vf total = vf_zero();
-    uint8_t low[16], high[16];
-    float worth = 1;
-    if (kind == BOOK) worth = whole_table(p->table, low, high);
+    const uint8_t *low = (const uint8_t *)p->offset, *high = low + 16;
     for (int64_t b = 0; b < blocks; b++) {
         const int8_t *k = in->q + 32 * b;
         const float *sums = in->sums + 2 * b;
         const vf unit = vf_splat(in->unit[b]);
-        grid g = grid_of(p, tile, group, &r, kind, 0);
+        grid g = grid_of(p, tile, group, &r, kind);
         next_block(&r, kind, bits);
-        vi acc[2] = {vi_zero(), vi_zero()}, top[2] = {vi_zero(), vi_zero()};
-UNROLL(8)
+        vi acc[3][2], top[2] = {vi_zero(), vi_zero()};
+        for (int d = 0; d < digits; d++) acc[d][0] = acc[d][1] = vi_zero();
+        UNROLL(8)
         for (int j = 0; j < 8; j++) {
             const vi q = quad(&r, j, kind == BOOK ? INT : kind, bits);
-            if (kind == BOOK) {
-                acc[j % 2] = vi_dot(acc[j % 2], vi_lookup_bytes(low, q), k + 4 * j);
-                top[j % 2] = vi_dot(top[j % 2], vi_lookup_bytes(high, q), k + 4 * j);
-            } else
-                acc[j % 2] = vi_dot(acc[j % 2], q, k + 4 * j);
-            if (j == 3 && narrow) {
-                vf f = vf_of(vi_add(acc[0], acc[1]));
-                if (kind == BOOK) f = vf_of(book_sum(vi_add(acc[0], acc[1]), vi_add(top[0], top[1]), sums[0]));
-                else f = vf_fnma(g.zero, vf_splat(sums[0]), f);
-                total = vf_fma(vf_mul(g.scale, unit), f, total);
-                acc[0] = acc[1] = top[0] = top[1] = vi_zero();
-                if ((left -= 16) == 0) left = p->group, group += group + 1 < p->groups;
-                g = grid_of(p, tile, group, &r, kind, 0);
+            const int chain = digits == 1 ? j % 2 : 0;
+            UNROLL(3)
+            for (int d = 0; d < digits; d++)
+                acc[d][chain] = vi_dot(acc[d][chain], kind == BOOK ? vi_lookup_bytes(low, q) : q, k + d * ld + 4 * j);
+            if (kind == BOOK) top[chain] = vi_dot(top[chain], vi_lookup_bytes(high, q), k + 4 * j);
+            if (j == 7 || (j == 3 && narrow)) {
+                vf part[3];
+                UNROLL(3)
+                for (int d = 0; d < digits; d++) {
+                    const float *s = sums + d * ld / 16;
+                    const float all = narrow ? s[j / 4] : s[0] + s[1];
+                    const vi sum = digits == 1 ? vi_add(acc[d][0], acc[d][1]) : acc[d][0];
+                    if (kind == BOOK) part[d] = vf_of(book_sum(sum, vi_add(top[0], top[1]), all));
+                    else part[d] = vf_fnma(g.zero, vf_splat(all), vf_of(sum));
+                    acc[d][0] = acc[d][1] = vi_zero();
+                }
+                top[0] = top[1] = vi_zero();
+                total = vf_fma(vf_mul(g.scale, unit), join_digits(part, digits), total);
+                if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
+                if (j == 3) g = grid_of(p, tile, group, &r, kind);
             }
         }
-        const float all = narrow ? sums[1] : sums[0] + sums[1];
-        vf f;
-        if (kind == BOOK)
-            f = vf_of(book_sum(vi_add(acc[0], acc[1]), vi_add(top[0], top[1]), all));
-        else
-            f = vf_fnma(g.zero, vf_splat(all), vf_of(vi_add(acc[0], acc[1])));
-        total = vf_fma(vf_mul(g.scale, unit), f, total);
-        if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
     }
-    return kind == BOOK ? vf_mul(total, vf_splat(worth)) : total;
+    return kind == BOOK ? vf_mul(total, vf_splat(p->table[16])) : total;
 }
 
 /* Binary-coded planes: every plane has its own scale. */
-INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int bits, const int rule)
+INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int bits, const int digits)
 {
     reader r = open_tile(p, tile, BITS, bits);
-    const int step = p->group % 32 ? 16 : 32;
-    const int64_t blocks = blocks_of(p);
+    const int narrow = p->group % 32 != 0;
+    const int64_t blocks = blocks_of(p), ld = in->ld;
     int64_t group = 0, left = p->group;
     const uint16_t *scale = (const uint16_t *)p->scale + tile * p->groups * bits * 16;
     const uint16_t *offset = p->offset ? (const uint16_t *)p->offset + tile * p->groups * 16 : 0;
     vf total = vf_zero();
     for (int64_t b = 0; b < blocks; b++) {
+        const int8_t *k = in->q + 32 * b;
         next_block(&r, BITS, bits);
-        for (int from = 0; from < 32; from += step) {
-            float sum = in->sums[2 * b + from / 16] + (step == 32 ? in->sums[2 * b + 1] : 0);
-            const float unit = rule ? in->unit[b] : 1;
-            vf part = vf_zero();
-UNROLL(8)
-            for (int k = 0; k < bits; k++) {
-                vf set; /* the sum over columns whose bit is set */
-                if (rule) {
-                    vi acc[2] = {vi_zero(), vi_zero()};
-UNROLL(4)
-                    for (int j = 0; j < 4; j++)
-                        acc[j % 2] = vi_dot(acc[j % 2], vi_and(vi_shr(r.raw[k], from / 4 + j), vi_splat(0x01010101)), in->q + 32 * b + from + 4 * j);
-                    if (step == 32)
-UNROLL(4)
-                        for (int j = 4; j < 8; j++)
-                            acc[j % 2] = vi_dot(acc[j % 2], vi_and(vi_shr(r.raw[k], j), vi_splat(0x01010101)), in->q + 32 * b + 4 * j);
-                    set = vf_of(vi_add(acc[0], acc[1]));
-                } else {
-                    const float *x = in->x + 32 * b;
-                    vf acc[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-                    if (from == 0) UNROLL(16)
-                        for (int j = 0; j < 16; j++) acc[j % 4] = vf_add_where(acc[j % 4], r.raw[k], 8 * (j % 4) + j / 4, vf_splat(x[j]));
-                    if (from + step == 32) UNROLL(16)
-                        for (int j = 16; j < 32; j++) acc[j % 4] = vf_add_where(acc[j % 4], r.raw[k], 8 * (j % 4) + j / 4, vf_splat(x[j]));
-                    set = vf_add(vf_add(acc[0], acc[1]), vf_add(acc[2], acc[3]));
-                }
-                part = vf_fma(vf_half(scale + (group * bits + k) * 16), vf_sub(vf_add(set, set), vf_splat(sum)), part);
+        for (int half = narrow ? 0 : 1; half < 2; half++) { /* a whole block, or its halves */
+            vf sum[3], part = vf_zero();
+            for (int d = 0; d < digits; d++) {
+                const float *s = in->sums + d * ld / 16 + 2 * b;
+                sum[d] = vf_splat(narrow ? s[half] : s[0] + s[1]);
             }
-            if (offset) part = vf_fma(vf_half(offset + group * 16), vf_splat(sum), part);
-            total = vf_fma(part, vf_splat(unit), total);
-            if ((left -= step) <= 0) left = p->group, group += group + 1 < p->groups;
+            const vf all = join_digits(sum, digits);
+            UNROLL(8)
+            for (int i = 0; i < bits; i++) { /* twice the sum over columns whose bit is set, less the sum of all */
+                vi acc[3] = {vi_zero(), vi_zero(), vi_zero()};
+                vf set[3];
+                if (!(narrow && half)) UNROLL(4)
+                    for (int j = 0; j < 4; j++) {
+                        const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
+                        for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j);
+                    }
+                if (half) UNROLL(4)
+                    for (int j = 4; j < 8; j++) {
+                        const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
+                        for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j);
+                    }
+                for (int d = 0; d < digits; d++) set[d] = vf_of(acc[d]);
+                const vf twice = join_digits(set, digits);
+                part = vf_fma(vf_half(scale + (group * bits + i) * 16), vf_sub(vf_add(twice, twice), all), part);
+            }
+            if (offset) part = vf_fma(vf_half(offset + group * 16), all, part);
+            total = vf_fma(part, vf_splat(in->unit[b]), total);
+            if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
         }
     }
     return total;
@@ -196,17 +184,17 @@ INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks
             }
             continue;
         }
-        grid g = scaled ? grid_of(p, tile, c->group, &c->r, kind, IN_FRACTION(kind, bits)) : (grid){vf_zero(), vf_zero()};
+        grid g = scaled ? grid_of(p, tile, c->group, &c->r, kind) : (grid){vf_zero(), vf_zero()};
         next_block(&c->r, kind, bits);
 UNROLL(32)
         for (int j = 0; j < 32; j++) {
             if (scaled && j == 16) {
                 if ((c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
-                g = grid_of(p, tile, c->group, &c->r, kind, IN_FRACTION(kind, bits));
+                g = grid_of(p, tile, c->group, &c->r, kind);
             }
             vf w = column(&c->r, j, &q, kind, bits);
             if (is_coded(kind)) w = vf_sub(w, g.zero);
-            vf_store(panel + 16 * j, scaled ? vf_mul(w, g.scale) : w);
+            vf_store(panel + 16 * j, scaled ? vf_mul(w, g.scale) : kind == MASK_F16 ? vf_mul(w, vf_splat(HALF_BITS_UP)) : w);
         }
         if (scaled && (c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
     }
@@ -216,13 +204,13 @@ UNROLL(32)
 INLINE void decode_bytes(const plan *p, int64_t tile, cursor *c, int64_t blocks, uint8_t *panel, const int kind, const int bits)
 {
     for (int64_t b = 0; b < blocks; b++, panel += 512) {
-        if (kind == MASK_INT) grid_of(p, tile, c->group, &c->r, kind, 0);
+        if (kind == MASK_INT) grid_of(p, tile, c->group, &c->r, kind);
         next_block(&c->r, kind, bits);
 UNROLL(8)
         for (int j = 0; j < 8; j++) {
             if (kind == MASK_INT && j == 4) {
                 if ((c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
-                grid_of(p, tile, c->group, &c->r, kind, 0);
+                grid_of(p, tile, c->group, &c->r, kind);
             }
             const vi q = quad(&c->r, j, kind, bits);
             memcpy(panel + 64 * j, &q, 64);
@@ -318,21 +306,20 @@ typedef struct {
     next_bytes *bytes;
 } route;
 
-#define FLOAT_LOOPS(kind, bits) \
-    static vf exact_##kind##_##bits(const plan *p, int64_t t, const input *in) { return exact_token(p, t, in, kind, bits); } \
+#define TOKEN(name, kind, bits, loop) \
+    static vf name##_##kind##_##bits(const plan *p, int64_t t, const input *in) { return loop; }
+#define FLOATS_OF(kind, bits) \
     static void floats_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, float *w) { decode_floats(p, t, c, n, w, kind, bits); }
-#define INT8_TOKEN(kind, bits) \
-    static vf int8_##kind##_##bits(const plan *p, int64_t t, const input *in) { return int8_token(p, t, in, kind, bits); }
-#define CODE_LOOPS(kind, bits) \
-    FLOAT_LOOPS(kind, bits) INT8_TOKEN(kind, bits) \
-    static void bytes_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, uint8_t *w) { decode_bytes(p, t, c, n, w, kind, bits); }
+#define FLOAT_LOOPS(kind, bits) FLOATS_OF(kind, bits) TOKEN(exact, kind, bits, float_token(p, t, in, kind, bits))
+#define BOOK_LOOPS(kind, bits) FLOAT_LOOPS(kind, bits) TOKEN(int8, kind, bits, code_token(p, t, in, kind, bits, 1))
 #define PLANE_LOOPS(kind, bits) \
-    static vf exact_##kind##_##bits(const plan *p, int64_t t, const input *in) { return planes_token(p, t, in, bits, 0); } \
-    static vf int8_##kind##_##bits(const plan *p, int64_t t, const input *in) { return planes_token(p, t, in, bits, 1); } \
-    static void floats_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, float *w) { decode_floats(p, t, c, n, w, kind, bits); }
+    FLOATS_OF(kind, bits) TOKEN(exact, kind, bits, planes_token(p, t, in, bits, 3)) TOKEN(int8, kind, bits, planes_token(p, t, in, bits, 1))
+#define CODE_LOOPS(kind, bits) \
+    FLOATS_OF(kind, bits) TOKEN(exact, kind, bits, code_token(p, t, in, kind, bits, 3)) TOKEN(int8, kind, bits, code_token(p, t, in, kind, bits, 1)) \
+    static void bytes_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, uint8_t *w) { decode_bytes(p, t, c, n, w, kind, bits); }
 
 FLOAT_LOOPS(F32, 0) FLOAT_LOOPS(F16, 0) FLOAT_LOOPS(BF16, 0) FLOAT_LOOPS(MASK_F16, 0)
-FLOAT_LOOPS(BOOK, 4) INT8_TOKEN(BOOK, 4)
+BOOK_LOOPS(BOOK, 4)
 CODE_LOOPS(INT, 2) CODE_LOOPS(INT, 3) CODE_LOOPS(INT, 4) CODE_LOOPS(INT, 5) CODE_LOOPS(INT, 6) CODE_LOOPS(INT, 7) CODE_LOOPS(INT, 8)
 CODE_LOOPS(MASK_INT, 4) CODE_LOOPS(MASK_INT, 8)
 PLANE_LOOPS(BITS, 1) PLANE_LOOPS(BITS, 2) PLANE_LOOPS(BITS, 3) PLANE_LOOPS(BITS, 4) PLANE_LOOPS(BITS, 5) PLANE_LOOPS(BITS, 6) PLANE_LOOPS(BITS, 7) PLANE_LOOPS(BITS, 8)
@@ -380,6 +367,12 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
     int64_t first, last;
     share(me, tiles_of(p), &first, &last);
     if (in->m == 1) {
+        input lifted = *in;
+        if (p->kind == MASK_F16) {
+            float *x = (float *)me->own;
+            for (int64_t k = 0; k < 32 * blocks; k++) x[k] = in->x[k] * X_UP;
+            lifted.x = x, in = &lifted;
+        }
         one_token *token = in->rule && p->rule && to->int8 ? to->int8 : to->exact;
         for (int64_t t = first; t < last; t++) {
             const vf v = token(p, t, in);
@@ -429,8 +422,11 @@ static void add_outliers(member *me, const plan *p, const input *in, float *y, i
 
 int64_t own_bytes(const plan *p)
 {
-    (void)p;
-    return 64 * TOKENS + 64 * COLUMNS;
+    int64_t most = 64 * TOKENS + 64 * COLUMNS;
+    if (128 * blocks_of(p) > most) most = 128 * blocks_of(p);
+    const int64_t first = p->first ? own_bytes(p->first) : 0, second = p->second ? own_bytes(p->second) : 0;
+    if (first > most) most = first;
+    return second > most ? second : most;
 }
 
 int64_t shared_bytes(const plan *p, int64_t m)
@@ -496,10 +492,16 @@ void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, 
 
 /* ---- activations ---- */
 
+int multiplies_integers(const plan *p)
+{
+    if (p->kind == SUM) return multiplies_integers(p->first) || multiplies_integers(p->second);
+    return p->kind == INT || p->kind == MASK_INT || p->kind == BITS;
+}
+
 int64_t input_bytes(int64_t n, int64_t m)
 {
     const int64_t ld = width_of(n);
-    return m * (4 * ld + ld + ld / 4 + ld / 8) + 4 * 64;
+    return m * (4 * ld + ld + ld / 4 + ld / 8) + 3 * ld + ld + 4 * 64; /* a single token may come in three digits */
 }
 
 static uint8_t *room_for(uint8_t **room, int64_t bytes)
@@ -528,12 +530,31 @@ static void to_int8(float *x, int8_t *q, float *unit, int64_t from, int64_t to, 
     for (int64_t k = from; k < to; k += 32) unit[k / 32] = u;
 }
 
+/* 32 values of one token as 24-bit integers of a common unit, in three digits from -128 to 127, the highest first. */
+static void to_digits(const float *x, int8_t *q, int64_t apart, float *unit)
+{
+    float most = 1e-30f, spoiled = 0;
+    for (int k = 0; k < 32; k++) most = fabsf(x[k]) > most ? fabsf(x[k]) : most, spoiled += x[k] * 0;
+    const float most_code = 127 * 65536 + 127 * 256 + 127, up = spoiled == 0 ? most_code / most : 0;
+    *unit = spoiled == 0 ? most / most_code : NAN;
+    int32_t whole[32];
+    for (int k = 0; k < 32; k++) {
+        const float v = rintf(spoiled == 0 ? x[k] * up : 0);
+        whole[k] = (int32_t)(v > most_code ? most_code : v < -most_code ? -most_code : v);
+    }
+    for (int k = 0; k < 32; k++) {
+        const int32_t low = ((whole[k] + 128) & 255) - 128, rest = (whole[k] - low) >> 8, middle = ((rest + 128) & 255) - 128;
+        q[k] = (rest - middle) >> 8, q[apart + k] = middle, q[2 * apart + k] = low;
+    }
+}
+
 void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const float *scale, int64_t m, int64_t first, int64_t last, uint8_t *room)
 {
     const int64_t n = p->n, ld = width_of(n);
     float *to = (float *)room_for(&room, 4 * m * ld);
-    int8_t *q = (int8_t *)room_for(&room, m * ld);
-    float *sums = (float *)room_for(&room, m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
+    const int digits = m == 1 && !p->rule && multiplies_integers(p) ? 3 : 1;
+    int8_t *q = (int8_t *)room_for(&room, digits * m * ld);
+    float *sums = (float *)room_for(&room, digits * m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
     for (int64_t i = first; i < last; i++) {
         float *mine = to + i * ld;
         int8_t *codes = q + i * ld;
@@ -548,13 +569,14 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
         if (p->rule) {
             const int64_t step = p->rule < n ? p->rule : ld;
             for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, k, k + step < ld ? k + step : ld, p->top);
-            for (int64_t k = 0; k < ld; k += 16) {
+        } else if (digits == 3)
+            for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, ld, unit + k / 32);
+        if (p->rule || digits == 3)
+            for (int64_t k = 0; k < digits * ld; k += 16) {
                 int s = 0;
                 for (int j = 0; j < 16; j++) s += codes[k + j];
                 sums[(i * ld + k) / 16] = s;
             }
-        } else
-            for (int64_t k = 0; k < ld; k += 16) sums[(i * ld + k) / 16] = vf_sum(vf_load(mine + k));
     }
     *in = (input){to, q, sums, unit, m, ld, p->rule != 0};
 }

@@ -144,7 +144,7 @@ static void ready(work *w, input *in, const linear *l, const float *x, int64_t l
 
 static int alike(const linear *a, const linear *b)
 {
-    return a->w->rule == b->w->rule && a->w->top == b->w->top && a->w->order == b->w->order && a->input_scale == b->input_scale && a->w->n == b->w->n;
+    return multiplies_integers(a->w) == multiplies_integers(b->w) && a->w->rule == b->w->rule && a->w->top == b->w->top && a->w->order == b->w->order && a->input_scale == b->input_scale && a->w->n == b->w->n;
 }
 
 /* The rows of a linear that this member computes. */
@@ -392,17 +392,18 @@ int64_t layer_bytes(void) { return sizeof(layer); }
 int step(const model *m, const int64_t *ids, const int32_t *sequence, const int32_t *position, int64_t tokens, const int64_t *wanted,
          int64_t count, float *logits, int threads)
 {
-    int64_t widest = most(m->hidden, m->embedding.w->n), ff = 0, head = 0, room = 0, deep = 0;
+    int64_t widest = most(m->hidden, m->embedding.w->n), ff = 0, head = 0, room = 0, deep = 0, owned = own_bytes(m->head.w);
     for (int64_t i = 0; i < m->layers; i++) {
         const layer *l = m->layer + i;
         widest = most(widest, l->heads * l->head_size), ff = most(ff, l->width), head = most(head, padded(l->head_size, 16));
-        for (const linear *x = &l->q; x <= &l->down; x++) room = most(room, scratch_of(x, tokens));
+        for (const linear *x = &l->q; x <= &l->down; x++) if (x->w) room = most(room, scratch_of(x, tokens)), owned = most(owned, own_bytes(x->w));
     }
+    owned = padded(owned, 64);
     room = most(room, most(scratch_of(&m->head, tokens), most(scratch_of(&m->project_in, tokens), scratch_of(&m->project_out, tokens))));
     for (int64_t i = 0; i < tokens; i++) deep = most(deep, position[i] + 1);
     ff = most(ff, m->embedding.w->n);
     const int64_t longest = padded(most(widest, ff), 32), panel = 32 * blocks_of(m->embedding.w) * 16;
-    const int64_t own = padded(own_bytes(m->head.w) + 4 * (4 * padded(deep, 16) + 8 * head + panel + longest) + input_bytes(longest, 1), 64);
+    const int64_t own = padded(owned + 4 * (4 * padded(deep, 16) + 8 * head + panel + longest) + input_bytes(longest, 1), 64);
     const int64_t inputs = padded(tokens == 1 ? 0 : input_bytes(longest, tokens) + 4 * tokens * longest, 64);
     const int64_t floats = padded(4 * tokens * (5 * widest + 2 * ff) + 64, 64);
     uint8_t *memory = team_begin(own * threads + inputs + floats + room + 1024);
@@ -413,7 +414,7 @@ int step(const model *m, const int64_t *ids, const int32_t *sequence, const int3
         const int id = omp_get_thread_num();
         uint8_t *mine = memory + own * id, *all = memory + own * threads;
         work w = {.me = {id, omp_get_num_threads(), &barrier, mine, all + inputs + floats}, .m = m, .ids = ids, .sequence = sequence, .position = position};
-        w.scores = (float *)(mine + own_bytes(m->head.w));
+        w.scores = (float *)(mine + owned);
         w.deep = padded(deep, 16);
         w.turned = w.scores + 4 * w.deep;
         w.panel = w.turned + 8 * head;

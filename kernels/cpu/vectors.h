@@ -41,6 +41,7 @@ INLINE vi vi_and_or(vi a, vi b, vi c) { return _mm512_ternarylogic_epi32(a, b, c
 INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
+INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); } /* the sign fills up */
 INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
 {
     int32_t four;
@@ -77,10 +78,6 @@ INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 }
 /* 32 half values from where they stand one behind the other to the places whose bit is set; the others are 0. */
 INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p) { return _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(p)); }
-INLINE vf vf_halves(vi a, const int upper) /* half of them as floats */
-{
-    return _mm512_cvtph_ps(upper ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a));
-}
 INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 {
     return _mm512_mask_expand_epi8(otherwise, mask, _mm512_loadu_si512(p));
@@ -117,6 +114,7 @@ INLINE vi vi_and_or(vi x, vi y, vi z) { return vi_or(vi_and(x, y), z); }
 INLINE vi vi_add(vi x, vi y) { return VI(_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)); }
 INLINE vi vi_shl(vi x, int n) { return VI(_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)); }
 INLINE vi vi_shr(vi x, int n) { return VI(_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)); }
+INLINE vi vi_sar(vi x, int n) { return VI(_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)); }
 /* Pairs of products are added in 16 bits with saturation: two of 255 x 127 would overflow, so the high nibble goes apart. */
 INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x)
 {
@@ -218,6 +216,7 @@ INLINE vi vi_and_or(vi x, vi y, vi z) { PER_LANE(vi, (x.l[i] & y.l[i]) | z.l[i])
 INLINE vi vi_add(vi x, vi y) { PER_LANE(vi, x.l[i] + y.l[i]) }
 INLINE vi vi_shl(vi x, int n) { PER_LANE(vi, x.l[i] << n) }
 INLINE vi vi_shr(vi x, int n) { PER_LANE(vi, x.l[i] >> n) }
+INLINE vi vi_sar(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)x.l[i] >> n)) }
 INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
 {
     const int a = x[0], b = x[1], c = x[2], d = x[3];
@@ -260,12 +259,6 @@ INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p)
     uint16_t out[32];
     for (int i = 0; i < 32; i++) out[i] = mask >> i & 1 ? *p++ : 0;
     return vi_load(out);
-}
-INLINE vf vf_halves(vi a, const int upper)
-{
-    uint16_t all[32];
-    memcpy(all, &a, 64);
-    return vf_half(all + 16 * upper);
 }
 INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 {
