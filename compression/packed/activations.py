@@ -20,8 +20,9 @@ class ActivationRule:
         """x [..., in] -> the same values on the integer grid, in x's dtype."""
         top = 2 ** (self.bits - 1) - 1
         if self.group is None or self.group >= x.shape[-1]:
-            scale = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / top
-            return (x / scale).round() * scale
+            wide = x.float()
+            scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-30) / top
+            return ((wide * (1 / scale)).round() * scale).to(x.dtype)
         return torch.cat([ActivationRule(self.bits)(part) for part in x.split(self.group, -1)], -1)
 
     @property

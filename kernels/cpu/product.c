@@ -248,7 +248,8 @@ UNROLL(8)
     for (int64_t b = first; b < first + blocks; b++) {
         const uint8_t *w = panel + (b - first) * 512;
         for (int half = 0; half < 1 + narrow; half++) {
-            const vf scale = vf_half(scales + 16 * group), zero = zeros ? vf_of(vi_bytes(zeros + 16 * group)) : middle;
+            const vf scale = vf_half(scales + 16 * group);
+            const vf lifted = vf_mul(scale, zeros ? vf_of(vi_bytes(zeros + 16 * group)) : middle);
             vi q[8];
 UNROLL(8)
             for (int j = 0; j < quads; j++) q[j] = vi_load(w + 64 * (j + 4 * half));
@@ -259,9 +260,8 @@ UNROLL(8)
                 vi dot = vi_zero();
 UNROLL(8)
                 for (int j = 0; j < quads; j++) dot = vi_dot(dot, q[j], k + 4 * j);
-                const float all = narrow ? sums[half] : sums[0] + sums[1];
-                const vf f = vf_fnma(zero, vf_splat(all), vf_of(dot));
-                acc[i] = vf_fma(vf_mul(scale, vf_splat(in->unit[((token + i) * ld + 32 * b) / 32])), f, acc[i]);
+                const float unit = in->unit[((token + i) * ld + 32 * b) / 32], all = (narrow ? sums[half] : sums[0] + sums[1]) * unit;
+                acc[i] = vf_fnma(lifted, vf_splat(all), vf_fma(vf_mul(scale, vf_splat(unit)), vf_of(dot), acc[i]));
             }
             if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
         }
@@ -511,8 +511,9 @@ static uint8_t *room_for(uint8_t **room, int64_t bytes)
     return here;
 }
 
-/* int8 codes of columns [from, to) of one token with a common unit. A value that is not finite makes the unit NaN. */
-static void to_int8(float *x, int8_t *q, float *unit, int64_t from, int64_t to, int top)
+/* int8 codes of columns [from, to) of one token with a common unit, their sums by 16, and x on that grid unless only codes
+   are read. A value that is not finite makes the unit NaN. */
+static void to_int8(float *x, int8_t *q, float *unit, float *sums, int64_t from, int64_t to, int top, int floats)
 {
     vf largest = vf_zero(), spoiled = vf_zero();
     for (int64_t k = from; k < to; k += 16) {
@@ -521,11 +522,13 @@ static void to_int8(float *x, int8_t *q, float *unit, int64_t from, int64_t to, 
         spoiled = vf_fma(v, vf_zero(), spoiled); /* 0 x inf and 0 x NaN are NaN */
     }
     const float most = vf_top(largest), bad = vf_sum(spoiled);
-    const float u = bad == 0 ? (most > 1.17549435e-38f ? most : 1.17549435e-38f) / top : NAN;
+    const float u = bad == 0 ? (most > 1e-30f ? most : 1e-30f) / top : NAN;
+    const vf up = vf_splat(1 / u);
     for (int64_t k = from; k < to; k += 16) {
-        const vf code = bad == 0 ? vf_round(vf_div(vf_load(x + k), vf_splat(u))) : vf_zero();
+        const vf code = bad == 0 ? vf_round(vf_mul(vf_load(x + k), up)) : vf_zero();
         vf_to_bytes(q + k, code);
-        vf_store(x + k, vf_mul(code, vf_splat(u)));
+        sums[k / 16] = vf_sum(code);
+        if (floats) vf_store(x + k, vf_mul(code, vf_splat(u)));
     }
     for (int64_t k = from; k < to; k += 32) unit[k / 32] = u;
 }
@@ -552,11 +555,12 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
 {
     const int64_t n = p->n, ld = width_of(n);
     float *to = (float *)room_for(&room, 4 * m * ld);
+    const int floats = p->kind != INT && p->kind != MASK_INT; /* these read codes only */
     const int digits = m == 1 && !p->rule && multiplies_integers(p) ? 3 : 1;
     int8_t *q = (int8_t *)room_for(&room, digits * m * ld);
     float *sums = (float *)room_for(&room, digits * m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
     for (int64_t i = first; i < last; i++) {
-        float *mine = to + i * ld;
+        float *mine = to + (p->rule && !floats ? first : i) * ld; /* floats that nobody reads needn't leave the cache */
         int8_t *codes = q + i * ld;
         if (scale || p->order)
             for (int64_t k = 0; k < n; k++) {
@@ -568,15 +572,15 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
         memset(mine + n, 0, 4 * (ld - n));
         if (p->rule) {
             const int64_t step = p->rule < n ? p->rule : ld;
-            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, k, k + step < ld ? k + step : ld, p->top);
-        } else if (digits == 3)
+            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, floats);
+        } else if (digits == 3) {
             for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, ld, unit + k / 32);
-        if (p->rule || digits == 3)
-            for (int64_t k = 0; k < digits * ld; k += 16) {
+            for (int64_t k = 0; k < 3 * ld; k += 16) {
                 int s = 0;
                 for (int j = 0; j < 16; j++) s += codes[k + j];
-                sums[(i * ld + k) / 16] = s;
+                sums[k / 16] = s;
             }
+        }
     }
     *in = (input){to, q, sums, unit, m, ld, p->rule != 0};
 }

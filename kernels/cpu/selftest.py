@@ -34,8 +34,8 @@ def rounded(x: torch.Tensor, rule) -> torch.Tensor:
     out = x.clone()
     for start in range(0, x.shape[1], columns):
         part = x[:, start : start + columns]
-        scale = part.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / top
-        out[:, start : start + columns] = (part / scale).round() * scale
+        scale = part.abs().amax(1, keepdim=True).clamp_min(1e-30) / top
+        out[:, start : start + columns] = (part * (1 / scale)).round() * scale
     return out
 
 

@@ -144,7 +144,7 @@ static void ready(work *w, input *in, const linear *l, const float *x, int64_t l
 
 static int alike(const linear *a, const linear *b)
 {
-    return multiplies_integers(a->w) == multiplies_integers(b->w) && a->w->rule == b->w->rule && a->w->top == b->w->top && a->w->order == b->w->order && a->input_scale == b->input_scale && a->w->n == b->w->n;
+    return a->w->kind == b->w->kind && a->w->rule == b->w->rule && a->w->top == b->w->top && a->w->order == b->w->order && a->input_scale == b->input_scale && a->w->n == b->w->n;
 }
 
 /* The rows of a linear that this member computes. */

@@ -7,7 +7,6 @@ float32). Every op sums in float32. Importing this package imports no Triton; `p
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from typing import Any, NamedTuple

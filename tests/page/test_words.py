@@ -120,7 +120,12 @@ def test_the_card_tells_the_share_of_the_limit_and_the_dense_times(lang):
     from evaluation.cards import _against_limits
 
     words, ms = Words(lang), lambda x: {"time_per_output_token_ms": x}
-    timing = {"limit": {"share_of_read_bandwidth": 0.834}, "original": ms(6.1), "original_float32": ms(12.0), "transformers": ms(57.0)}
+    timing = {
+        "limit": {"share_of_read_bandwidth": 0.834},
+        "original": ms(6.1),
+        "original_float32": ms(12.0),
+        "transformers": ms(57.0),
+    }
     said = _against_limits(words, timing)
     assert all(x in said for x in ("83 %", "6.1", "12.0", "57.0"))
     del timing["original_float32"]
