@@ -95,7 +95,9 @@ def estimate(spec: RunSpec) -> Estimate:
     original = 2 * (weights + tables * table) + norms
     file_bytes = original if spec.is_original else int(packed + table_bytes + norms)
     wide = 4  # float32 on a processor
-    beside = 2 * (weights + tables * table) + file_bytes  # the original's 16-bit tiles and the compressed model, while both are timed
+    beside = (
+        2 * (weights + tables * table) + file_bytes
+    )  # the original's 16-bit tiles and the compressed model, while both are timed
     states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
     working = max((c[2] for c in costs), default=0) + states
     peak = int(PROCESS_BYTES + wide * (weights + tables * table) + max(working, beside) + 300e6)
