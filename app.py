@@ -113,6 +113,7 @@ def main() -> None:
     """Build the real store, runner and chat, and serve."""
     import threading
 
+    from evaluation import host
     from evaluation.chat import Chat
     from evaluation.estimate import estimate, path
     from evaluation.runner import Runner
@@ -124,7 +125,13 @@ def main() -> None:
     runner = Runner(store, inline=lent_gpu() if os.environ.get("SPACES_ZERO_GPU") else None, public=public)
     chat = Chat(store, public=public)
     demo = build_app(store, runner, chat, estimate, path, public)
-    threading.Thread(target=lambda: (store.frame(), cpu.library()), daemon=True).start()  # imports torch, builds the kernels
+
+    def warm_up():  # one after the other: what computes beside a measurement of speed spoils it
+        store.frame()  # imports torch, while the page loads
+        host.profile(again=True)
+        cpu.library()  # begins to build the kernels
+
+    threading.Thread(target=warm_up, daemon=True).start()
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
     try:
         demo.queue(default_concurrency_limit=4).launch(
