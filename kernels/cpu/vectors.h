@@ -49,7 +49,6 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
     return _mm512_dpbusd_epi32(acc, u, _mm512_set1_epi32(four));
 }
 INLINE vi vi_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
-INLINE vi vi_shorts(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE vi vi_lookup_bytes(const uint8_t *table, vi index) /* index: bytes 0..15 */
 {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
@@ -133,10 +132,6 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
 INLINE vi vi_bytes(const uint8_t *p)
 {
     return VI(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
-}
-INLINE vi vi_shorts(const uint16_t *p)
-{
-    return VI(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8))));
 }
 INLINE vi vi_lookup_bytes(const uint8_t *table, vi i)
 {
@@ -223,7 +218,6 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
     PER_LANE(vi, acc.l[i] + (int)(u.l[i] & 255) * a + (int)(u.l[i] >> 8 & 255) * b + (int)(u.l[i] >> 16 & 255) * c + (int)(u.l[i] >> 24) * d)
 }
 INLINE vi vi_bytes(const uint8_t *p) { PER_LANE(vi, p[i]) }
-INLINE vi vi_shorts(const uint16_t *p) { PER_LANE(vi, p[i]) }
 INLINE vi vi_lookup_bytes(const uint8_t *t, vi x)
 {
     PER_LANE(vi, t[x.l[i] & 15] | (uint32_t)t[x.l[i] >> 8 & 15] << 8 | (uint32_t)t[x.l[i] >> 16 & 15] << 16 | (uint32_t)t[x.l[i] >> 24 & 15] << 24)

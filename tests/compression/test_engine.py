@@ -153,9 +153,7 @@ def test_a_model_that_serves_alone_gives_its_weights_up():
 
 def test_2000_tokens_without_drift():
     """One token at a time to the full context, against one forward pass without a cache."""
-    from tests.tiny import CONFIGS, original
-
-    config = dict(CONFIGS["llama"], max_position_embeddings=2048)
+    config = dict(tiny.CONFIGS["llama"], max_position_embeddings=2048)
     bundle = tiny.bundle("llama")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -163,7 +161,6 @@ def test_2000_tokens_without_drift():
     module = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("llama", vocab_size=260, **config), attn_implementation="sdpa"
     ).eval()
-    assert original is not None
     bundle = type(bundle)(module, bundle.tokenizer, arch.geometry(module), "long")
     ids = tiny.ids(1, 2048)
     expected, session, worst = tiny.logits(bundle, ids), engine.decoder(bundle, torch.float32).session(1, 2048), 0.0
