@@ -25,8 +25,13 @@ OPS = {  # op -> what is multiplied, in words
     "two_four": "2:4 sparse weights",
     "low_rank": "two thin products",
     "outliers": "sparse outliers",
+    "columns": "16-bit columns",
 }
-PYTORCH = {"dense": "dense (PyTorch)", "low_rank": "two products (PyTorch)"}  # others unpack first
+PYTORCH = {  # others unpack first
+    "dense": "dense (PyTorch)",
+    "low_rank": "two products (PyTorch)",
+    "columns": "16-bit columns (PyTorch)",
+}
 
 
 def name(op: str, by: str = "", int8: bool = False) -> str:

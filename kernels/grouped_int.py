@@ -2,7 +2,7 @@
 
 x [tokens, in] float; codes uint8 [out, ceil(in/8) * bits] (kernels/bits.py); scale [out, groups]; zero [out, groups]
 (the grid's integer zero points); g(i) = i // group_size, the last group short. Bytes moved: bits/8 a weight and the
-scales. The zero point is taken out of the sum,
+scales. zero may be a real number as well. It is taken out of the sum,
 
     y[t, o] = sum_i scale[o, g(i)] q[o, i] x[t, i]  -  sum_g scale[o, g] zero[o, g] * (sum of x[t, i] over group g),
 
@@ -43,6 +43,12 @@ def spread(per_group: Tensor, in_features: int, group_size: int) -> Tensor:
     """[out, groups] -> [out, in]: each group's value at its columns."""
     size = in_features if group_size == -1 else group_size
     return per_group.repeat_interleave(size, 1)[:, :in_features]
+
+
+def levelled(codes: Tensor, stats: Tensor) -> Tensor:
+    """Codes [out, groups] of 16 rows each on grids of their own, stats [runs, groups, 2] -> what they stand for, float32."""
+    scale, zero = stats.float().repeat_interleave(16, 0)[: len(codes)].unbind(-1)
+    return scale * (codes.float() - zero)
 
 
 def grouped_int_reference(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:

@@ -11,12 +11,14 @@ import importlib
 FORMATS = {
     "dense": ("compression.packed.dense", "Dense"),
     "grouped_int": ("compression.packed.grouped_int", "GroupedInt"),
+    "affine_int": ("compression.packed.affine_int", "AffineInt"),
     "bitmask": ("compression.packed.bitmask", "Bitmask"),
     "two_four": ("compression.packed.two_four", "TwoFour"),
     "low_rank": ("compression.packed.low_rank", "LowRank"),
     "codebook": ("compression.packed.codebook", "CodeBook"),
     "binary_coded": ("compression.packed.binary_coded", "BinaryCoded"),
     "outliers": ("compression.packed.outliers", "Outliers"),
+    "columns": ("compression.packed.columns", "Columns"),
     "sum": ("compression.packed.total", "Sum"),
 }
 

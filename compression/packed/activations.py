@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,22 @@ from torch import Tensor
 @dataclass(frozen=True)
 class ActivationRule:
     """How a format rounds its input before multiplying: symmetric, scale = max|x| / (2^(bits-1) - 1), one scale a token or
-    one for every `group` neighbouring inputs of a token (a multiple of 32)."""
+    one for every `group` neighbouring inputs of a token (a multiple of 32). With a threshold (LLM.int8()) inputs of that
+    size or larger stay as they are and don't count for the scale."""
 
     bits: int = 8
     group: int | None = None
+    threshold: float | None = None  # above 0
+
+    def __post_init__(self):
+        if self.threshold is not None and not self.threshold > 0:
+            raise ValueError(f"threshold = {self.threshold}; allowed: above 0, or None for a rule without one")
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., in] -> the same values on the integer grid, in x's dtype."""
+        if self.threshold is not None:
+            exact = x.float().abs() >= self.threshold
+            return torch.where(exact, x, replace(self, threshold=None)(x.masked_fill(exact, 0)))
         top = 2 ** (self.bits - 1) - 1
         if self.group is None or self.group >= x.shape[-1]:
             wide = x.float()
@@ -26,6 +35,7 @@ class ActivationRule:
         return torch.cat([ActivationRule(self.bits)(part) for part in x.split(self.group, -1)], -1)
 
     @property
-    def kernel(self) -> tuple[int, int]:
-        """(columns that share a scale, largest code), as kernels/cpu/plans.py takes it."""
-        return self.group or 1 << 30, 2 ** (self.bits - 1) - 1
+    def kernel(self) -> tuple:
+        """(columns that share a scale, largest code), and the threshold if there is one, as kernels/cpu/plans.py takes it."""
+        rule = self.group or 1 << 30, 2 ** (self.bits - 1) - 1
+        return rule if self.threshold is None else (*rule, self.threshold)

@@ -28,6 +28,7 @@ class Packed(nn.Module):
     op: ClassVar[str]  # the kernel's key in kernels.OPS
     activations: ActivationRule | None = None  # part of the format: saved with it, used by every kernel
     _plan = None
+    _plan_rule = ...  # the rule that the plan was made for; ...: not yet
 
     def __init__(self, shape: tuple[int, int]):
         super().__init__()
@@ -84,11 +85,12 @@ class Packed(nn.Module):
 
     def plan(self):
         """The matrix as the C kernels read it, made at the first call; None where they don't serve."""
-        if self._plan is not None and self._plan_rule == self.activations:
+        if self._plan_rule == self.activations:
             return self._plan
         if self.prepared or cpu.library() is None or any(t.device.type != "cpu" for t in self.buffers()) or self._trained():
             return None
-        self._plan, self._plan_rule = self.tiles(self.activations.kernel if self.activations else None), self.activations
+        rule = self.activations.kernel if self.activations else None
+        self._plan, self._plan_rule = None if rule and len(rule) > 2 else self.tiles(rule), self.activations
         return self._plan
 
     def prepare(self) -> bool:
@@ -111,11 +113,11 @@ class Packed(nn.Module):
         return any(p.requires_grad for p in self.parameters())
 
     def _apply(self, *args, **kwargs):
-        self._plan = None
+        self._plan, self._plan_rule = None, ...
         return super()._apply(*args, **kwargs)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._plan = None
+        self._plan, self._plan_rule = None, ...
         return super()._load_from_state_dict(*args, **kwargs)
 
     def _save_to_state_dict(self, *args, **kwargs):

@@ -7,63 +7,95 @@ from torch import Tensor
 
 from compression.packed.base import Packed, to_storage
 from kernels.bits import pack, row_bytes
-from kernels.codebook import codebook, codebook_rows
+from kernels.codebook import NESTED_BLOCK, codebook, codebook_rows, dynamic_map, nested_scale
 from kernels.cpu import plans
 from kernels.grouped_int import groups_of
 
 
 class CodeBook(Packed):
-    """codes uint8 [out, ceil(in/8) * 4], scale float16 [out, groups], table float32 [16]; bits a weight = 4 + 16 / group size."""
+    """codes uint8 [out, ceil(in/8) * 4], scale float16 [out, groups], table float32 [16]; bits a weight = 4 + 16 / group size.
+
+    With nested scales (QLoRA's double quantization) scale is uint8 [out, groups], codes of an 8-bit map, whose largest value
+    absmax float32 [ceil(out groups / 256)] tells, after offset float32 [1], their mean, was taken off; 4 + 8.125 / group size.
+    """
 
     format = op = "codebook"
 
-    def __init__(self, shape, codes: Tensor, scale: Tensor, table: Tensor, group_size: int):
+    def __init__(self, shape, codes: Tensor, scale: Tensor, table: Tensor, group_size: int, absmax: Tensor | None = None,
+                 offset: Tensor | None = None):  # fmt: skip
         super().__init__(shape)
         self.group_size = group_size
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("table", table)
+        self.register_buffer("absmax", absmax)
+        self.register_buffer("offset", offset)
 
     @classmethod
-    def encode(cls, weight: Tensor, table: Tensor, group_size: int) -> CodeBook:
-        """weight [out, in] to the nearest entry of `table` [16] times its group's largest |weight| over the table's."""
+    def encode(cls, weight: Tensor, table: Tensor, group_size: int, nested: bool = False) -> CodeBook:
+        """weight [out, in] to the nearest entry of `table` [16] times its group's largest |weight| over the table's, as that is
+        stored."""
         out, n = weight.shape
         size = n if group_size == -1 else group_size
         groups = torch.nn.functional.pad(weight.float(), (0, -n % size)).view(out, -1, size)
-        scale = to_storage(groups.abs().amax(-1) / table.abs().max()).clamp_min(torch.finfo(torch.float16).smallest_normal)
-        return cls((out, n), _nearest(weight, scale, table, size), scale, table.float(), group_size)
+        scale = groups.abs().amax(-1) / table.abs().max()
+        if nested:
+            stored = _nested(scale)
+            codes = _nearest(weight, nested_scale(*stored), table, size)
+            return cls((out, n), codes, stored[0], table.float(), group_size, *stored[1:])
+        scale = to_storage(scale).clamp_min(torch.finfo(torch.float16).smallest_normal)
+        return cls((out, n), _nearest(weight, scale.float(), table, size), scale, table.float(), group_size)
 
     def config(self) -> dict:
-        return {"format": self.format, "shape": list(self.shape), "group_size": self.group_size}
+        return {"format": self.format, "shape": list(self.shape), "group_size": self.group_size,
+                "nested": self.absmax is not None}  # fmt: skip
 
     @classmethod
     def from_config(cls, config: dict) -> CodeBook:
-        (out, n), group_size = config["shape"], config["group_size"]
-        codes, scale = (
-            torch.empty(out, row_bytes(n, 4), dtype=torch.uint8),
-            torch.empty(out, groups_of(n, group_size), dtype=torch.float16),
-        )
-        return cls((out, n), codes, scale, torch.empty(16), group_size)
+        (out, n), group_size, nested = config["shape"], config["group_size"], config["nested"]
+        groups = groups_of(n, group_size)
+        codes = torch.empty(out, row_bytes(n, 4), dtype=torch.uint8)
+        scale = torch.empty(out, groups, dtype=torch.uint8 if nested else torch.float16)
+        more = (torch.empty(-(-out * groups // NESTED_BLOCK)), torch.empty(1)) if nested else ()
+        return cls((out, n), codes, scale, torch.empty(16), group_size, *more)
+
+    def scales(self) -> Tensor:
+        """What the stored scales stand for, float32 [out, groups]."""
+        return self.scale.float() if self.absmax is None else nested_scale(self.scale, self.absmax, self.offset)
 
     def stored(self) -> Tensor:
-        return codebook_rows(self.codes, self.scale, self.table, self.group_size, self.shape[1])
+        return codebook_rows(self.codes, self.scales(), self.table, self.group_size, self.shape[1])
 
     def product(self, x: Tensor) -> Tensor:
-        return codebook(x, self.codes, self.scale, self.table, self.group_size)
+        return codebook(x, self.codes, self.scale if self.absmax is None else self.scales(), self.table, self.group_size)
 
     def tiles(self, rule):
+        if self.absmax is not None:
+            return None
         return plans.codebook(self.codes, self.scale, self.table, self.group_size, self.shape[1], rule)
 
     def encode_like(self, dense: Tensor) -> CodeBook:
         size = self.shape[1] if self.group_size == -1 else self.group_size
-        return CodeBook(
-            self.shape, _nearest(dense, self.scale, self.table, size), self.scale.clone(), self.table.clone(), self.group_size
-        )
+        rest = (None if t is None else t.clone() for t in (self.absmax, self.offset))
+        codes = _nearest(dense, self.scales(), self.table, size)
+        return CodeBook(self.shape, codes, self.scale.clone(), self.table.clone(), self.group_size, *rest)
+
+
+def _nested(scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """scale [out, groups] -> (codes uint8 [out, groups], absmax float32 [blocks], offset float32 [1]), as bitsandbytes does."""
+    offset = scale.mean().view(1)
+    flat = (scale - offset).flatten()
+    blocks = torch.nn.functional.pad(flat, (0, -len(flat) % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
+    absmax = blocks.abs().amax(1)
+    entries = dynamic_map(scale.device)
+    ratio = blocks / absmax.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    codes = torch.bucketize(ratio, (entries[1:] + entries[:-1]) / 2).to(torch.uint8)
+    return codes.flatten()[: len(flat)].view(scale.shape), absmax, offset
 
 
 def _nearest(weight: Tensor, scale: Tensor, table: Tensor, size: int) -> Tensor:
     """Packed codes of the nearest entries; a tie takes the smaller one."""
     values, order = table.float().sort()
     middles = (values[1:] + values[:-1]) / 2
-    ratio = weight.float() / scale.float().repeat_interleave(size, 1)[:, : weight.shape[1]]
+    ratio = weight.float() / scale.repeat_interleave(size, 1)[:, : weight.shape[1]]
     return pack(order[torch.bucketize(ratio, middles)].to(torch.uint8), 4)

@@ -76,7 +76,13 @@ class Plan:
     def matrix(self) -> Tensor:
         """Outliers as a dense float32 [out, in]."""
         values, columns = (self.tensors[name][: -SLACK // 2] for name in ("values", "mask"))
-        return outliers_matrix(values, columns, self.tensors["starts"], self.shape[1])
+        dense, order = outliers_matrix(values, columns, self.tensors["starts"], self.shape[1]), self.tensors.get("order")
+        return dense if order is None else dense[:, order.argsort()]
+
+    def ordered(self, order: Tensor) -> Plan:
+        """Outliers for an input whose column k is column order[k] of W."""
+        columns = order.argsort()[self.tensors["mask"].long() & 0xFFFF].to(torch.int16)  # what stands in the slack: some column
+        return Plan(self.op, self.kind, self.shape, self.rule, **self.tensors | {"mask": columns, "order": order})
 
     @property
     def bytes(self) -> int:
@@ -187,9 +193,14 @@ def low_rank(u: Tensor, v: Tensor, rule: Rule = None) -> Plan:
     return Plan("low_rank", "LOW_RANK", (u.shape[0], v.shape[1]), rule, parts=(dense(v, rule), dense(u)))
 
 
-def total(first: Plan, second: Plan) -> Plan:
-    """The sum of two matrices of one shape."""
-    return Plan(first.op, "SUM", first.shape, first.rule, parts=(first, second))
+def total(first: Plan, second: Plan) -> Plan | None:
+    """The sum of two matrices of one shape; None where their columns stand in different orders."""
+    order = first.tensors.get("order")
+    if order is not None and second.kind == "OUTLIERS":
+        second = second.ordered(order)
+    if (order is None) != ("order" not in second.tensors):
+        return None
+    return Plan(first.op, "SUM", first.shape, first.rule, parts=(first, second), order=order)
 
 
 def outliers(values: Tensor, columns: Tensor, starts: Tensor, n: int, rule: Rule = None) -> Plan:

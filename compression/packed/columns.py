@@ -1,0 +1,49 @@
+"""A few whole input columns in 16 bits, to be added to another format."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compression.base import BadChain
+from compression.packed.base import Packed, to_storage
+from kernels.columns import columns, columns_matrix
+
+
+class Columns(Packed):
+    """values float16 [out, k], index int32 [k]; bits a weight = 16 k / in + 32 k / (in out)."""
+
+    format = op = "columns"
+
+    def __init__(self, shape, values: Tensor, index: Tensor):
+        super().__init__(shape)
+        self.register_buffer("values", values)
+        self.register_buffer("index", index)
+
+    @classmethod
+    def encode(cls, weight: Tensor, index: Tensor) -> Columns:
+        """weight [out, in], index [k]: the columns that are stored. Raises ValueError for a column named twice or out of reach."""
+        n = weight.shape[1]
+        if len(index.unique()) != len(index) or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < n):
+            raise ValueError(f"columns {index.tolist()} of a matrix with {n}; each must be named once, 0 to {n - 1}")
+        return cls(weight.shape, to_storage(weight[:, index.long()]), index.to(torch.int32))
+
+    def config(self) -> dict:
+        return {"format": self.format, "shape": list(self.shape), "count": len(self.index)}
+
+    @classmethod
+    def from_config(cls, config: dict) -> Columns:
+        shape, count = config["shape"], config["count"]
+        return cls(shape, torch.empty(shape[0], count, dtype=torch.float16), torch.empty(count, dtype=torch.int32))
+
+    def stored(self) -> Tensor:
+        return columns_matrix(self.values, self.index, self.shape[1])
+
+    def product(self, x: Tensor) -> Tensor:
+        return columns(x, self.values, self.index)
+
+    def tiles(self, rule):
+        return None
+
+    def encode_like(self, dense: Tensor) -> Columns:
+        raise BadChain("whole columns have no grid that another matrix could be rounded to")

@@ -1,0 +1,161 @@
+"""Grids whose zero point is a real number: w = scale * (code - zero), code = clamp(round(w / scale + zero), 0, 2^bits - 1).
+
+`round` comes after the zero is added, so codes differ from an integer grid's where the zero has a fraction (HQQ, SpQR).
+
+RealGrid      scale and zero float16 [out, groups]: 32 bits a group.
+TwoLevelGrid  SpQR's: the scales of 16 neighbouring rows in one group are themselves codes of a few bits on such a grid,
+              whose own scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and 16 columns: 64 / 256 + 6 / 16
+              bits a weight instead of 2.
+
+A second level's step is never below 2^-11 of the largest value of its run: its zero then stays in float16's whole numbers.
+The authors put a run of equal values on [-1, 1], where a 3-bit code hits none of them; here it is met to 11 bits.
+group_index int16 [in] only where groups are not runs of neighbouring inputs, as in grid.py.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compression.packed.base import to_storage
+from compression.packed.grid import store_scale
+from kernels.bits import pack, row_bytes, unpack
+from kernels.grouped_int import groups_of, levelled, spread
+
+RUN = 16  # rows whose scales share a second level
+
+
+class _Grid(nn.Module):
+    """What both kinds share."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, shape: tuple[int, int], bits: int, group_size: int, group_index: Tensor | None):
+        super().__init__()
+        self.shape, self.bits, self.group_size = tuple(shape), bits, group_size
+        self.register_buffer("group_index", group_index)
+
+    def config(self) -> dict:
+        return {"kind": self.kind, "bits": self.bits, "group_size": self.group_size, "indexed": self.group_index is not None}
+
+    def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+        """(scale, zero) of every group of some rows, float32 [rows, groups]."""
+        raise NotImplementedError
+
+    def columns(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+        """(scale, zero) of every weight of some rows, float32 [rows, in]."""
+        scale, zero = self.of_groups(rows)
+        if self.group_index is not None:
+            index = self.group_index.long()
+            return scale[:, index], zero[:, index]
+        return spread(scale, self.shape[1], self.group_size), spread(zero, self.shape[1], self.group_size)
+
+    def round(self, weight: Tensor) -> Tensor:
+        """The nearest codes of weight [out, in]: clamp(round(w / scale + zero), 0, 2^bits - 1), uint8."""
+        scale, zero = self.columns()
+        return torch.round(weight.float() / scale + zero).clamp_(0, 2**self.bits - 1).to(torch.uint8)
+
+    def decode(self, codes: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """codes [rows, in] of some rows -> float32 weights."""
+        scale, zero = self.columns(rows)
+        return (codes.float() - zero).mul_(scale)
+
+
+class RealGrid(_Grid):
+    """scale, zero float16 [out, groups]."""
+
+    kind = "real"
+
+    def __init__(self, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor, group_index: Tensor | None = None):
+        super().__init__(shape, bits, group_size, group_index)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+
+    @classmethod
+    def make(cls, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor, group_index: Tensor | None = None) -> RealGrid:
+        """From scale and zero [out, groups] float."""
+        return cls(shape, bits, group_size, store_scale(scale), to_storage(zero), _index(group_index))
+
+    @classmethod
+    def empty(cls, shape, config: dict) -> RealGrid:
+        """The grid that `config()` describes, its values undefined."""
+        sizes = shape[0], groups_of(shape[1], config["group_size"])
+        scale, zero = torch.empty(sizes, dtype=torch.float16), torch.empty(sizes, dtype=torch.float16)
+        return cls(shape, config["bits"], config["group_size"], scale, zero, _empty_index(shape, config))
+
+    def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+        return self.scale[rows].float(), self.zero[rows].float()
+
+
+class TwoLevelGrid(_Grid):
+    """scale_codes, zero_codes uint8 [row_bytes(out groups, level_bits)], packed to the bit row by row; scale_stats, zero_stats
+    float16 [runs, groups, 2], scale and zero of the second level."""
+
+    kind = "two_level"
+
+    def __init__(self, shape, bits: int, group_size: int, level_bits: int, scale_codes: Tensor, scale_stats: Tensor,
+                 zero_codes: Tensor, zero_stats: Tensor, group_index: Tensor | None = None):  # fmt: skip
+        super().__init__(shape, bits, group_size, group_index)
+        self.level_bits = level_bits
+        self.register_buffer("scale_codes", scale_codes)
+        self.register_buffer("scale_stats", scale_stats)
+        self.register_buffer("zero_codes", zero_codes)
+        self.register_buffer("zero_stats", zero_stats)
+
+    @classmethod
+    def make(cls, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor, level_bits: int = 3,
+             group_index: Tensor | None = None) -> TwoLevelGrid:  # fmt: skip
+        """From scale and zero [out, groups] float; `columns()` tells what became of them."""
+        stored = []
+        for values in (scale, zero):
+            codes, stats = second_level(values, level_bits)
+            stored += [pack(codes.view(1, -1), level_bits)[0], stats]
+        return cls(shape, bits, group_size, level_bits, *stored, _index(group_index))
+
+    @classmethod
+    def empty(cls, shape, config: dict) -> TwoLevelGrid:
+        """The grid that `config()` describes, its values undefined."""
+        out, groups, level_bits = shape[0], groups_of(shape[1], config["group_size"]), config["level_bits"]
+        stored = []
+        for _ in range(2):
+            stored += [torch.empty(row_bytes(out * groups, level_bits), dtype=torch.uint8),
+                       torch.empty(-(-out // RUN), groups, 2, dtype=torch.float16)]  # fmt: skip
+        return cls(shape, config["bits"], config["group_size"], level_bits, *stored, _empty_index(shape, config))
+
+    def config(self) -> dict:
+        return super().config() | {"level_bits": self.level_bits}
+
+    def level_codes(self) -> tuple[Tensor, Tensor]:
+        """Codes of the scales and of the zeros, uint8 [out, groups]."""
+        sizes = self.shape[0], self.scale_stats.shape[1]
+        codes = (unpack(packed[None], self.level_bits, sizes[0] * sizes[1])[0] for packed in (self.scale_codes, self.zero_codes))
+        return tuple(c.view(sizes) for c in codes)
+
+    def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
+        scale, zero = self.level_codes()
+        return levelled(scale, self.scale_stats)[rows], levelled(zero, self.zero_stats)[rows]
+
+
+GRIDS = {grid.kind: grid for grid in (RealGrid, TwoLevelGrid)}
+
+
+def second_level(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """values [out, groups], 16 rows of a group together -> (codes uint8 [out, groups], stats float16 [runs, groups, 2])."""
+    out, top = len(values), 2**bits - 1
+    runs = torch.cat([values.float(), values[-1:].float().expand(-out % RUN, -1)]).unflatten(0, (-1, RUN))  # [runs, 16, groups]
+    low, high = runs.amin(1), runs.amax(1)
+    smallest = runs.abs().amax(1).div(2048).clamp_min(torch.finfo(torch.float16).smallest_normal / 1024)
+    scale = to_storage(torch.maximum((high - low) / top, smallest))
+    zero = to_storage(-low / scale.float())
+    codes = torch.round(runs / scale.float()[:, None] + zero.float()[:, None]).clamp_(0, top).to(torch.uint8)
+    return codes.flatten(0, 1)[:out].contiguous(), torch.stack([scale, zero], -1)
+
+
+def _index(group_index: Tensor | None) -> Tensor | None:
+    return None if group_index is None else group_index.to(torch.int16)
+
+
+def _empty_index(shape, config: dict) -> Tensor | None:
+    return torch.empty(shape[1], dtype=torch.int16) if config["indexed"] else None
