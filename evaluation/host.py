@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from compression.models import home
 from kernels.cpu import processor
 
 LATENCY_WAIT_SECONDS = 30
+_measuring = threading.Lock()  # two measurements side by side would both be too slow
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ def available_bytes() -> int:
 def profile(again: bool = False) -> Host:
     """This machine's speed, measured in under a second and remembered; `again` measures anew and keeps the better figures
     (a measurement while something else computes is too slow, never too fast)."""
+    with _measuring:
+        return _profile(again)
+
+
+def _profile(again: bool) -> Host:
     file = home() / "host.json"
     name, cores = processor(), threads()
     stored = None

@@ -5,9 +5,11 @@
 
 A product of one token rotates over more weights than the caches hold; every case warms up right before timing and gives
 medians. Beside each stand PyTorch's dense float32 product as it comes and by the library that this program takes
-(kernels/dense.py), our own float32 kernel, PyTorch's and bitsandbytes' low-bit kernels, and the limit measured in the same
-run: the bandwidth of memory for one token, the arithmetic of registers for many. "activations" says what was multiplied:
-exact float32, or int8 with a scale for 32 of them. No speed is printed for an op that differs from its reference.
+(kernels/dense.py), our own float32 and bfloat16 kernels and the limit: the bandwidth of memory for one token, the arithmetic
+of registers for many. All of a row are timed in turns, a few calls each, because a shared machine's bandwidth changes within
+minutes and a ratio of two moments says nothing. PyTorch's and bitsandbytes' low-bit kernels have rows of their own.
+"activations" says what was multiplied: exact float32, or int8 with a scale for 32 of them. No speed is printed for an op that
+differs from its reference.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from kernels.sparse import mask_bits
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096))  # (out, in)
 TOKENS = (1, 8, 512)
 ROTATED_BYTES = 160_000_000
-ROUNDS = 21
+ROUNDS, MANY_ROUNDS = 21, 3  # of one token and eight; of many, whose products take long and are limited by arithmetic
 INT8 = (32, 127)
 GROUP = 64
 
@@ -53,6 +55,19 @@ def seconds(work: Callable[[int], object], rounds: int | None = None) -> float:
         work(i + 3)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def in_turns(works: dict[str, Callable[[int], object]], rounds: int | None = None) -> dict[str, float]:
+    """Median seconds of each work(i): in every round each is called once to warm up and twice timed."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(rounds or max(1, ROUNDS // 2)):
+        for name, work in works.items():
+            work(3 * i)
+            for k in (1, 2):
+                start = time.perf_counter()
+                work(3 * i + k)
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def read_bandwidth() -> float:
@@ -189,17 +204,25 @@ def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
     return found
 
 
-def dense_times(out: int, n: int, x: Tensor) -> dict[str, float]:
-    """Seconds of PyTorch's float32 product by each of its two libraries, and of our own float32 kernel."""
+def dense_works(out: int, n: int) -> dict[str, Callable[[Tensor], Callable[[int], object]]]:
+    """name -> (input -> work(i)) of PyTorch's float32 product by each of its two libraries and of our own dense kernels."""
     weights = [torch.randn(out, n) for _ in range(max(2, min(60, ROTATED_BYTES // (4 * out * n))))]
-    found, chosen = {}, torch.get_float32_matmul_precision()
-    for name, precision in (("pytorch_default", "highest"), ("pytorch_chosen", chosen)):
-        torch.set_float32_matmul_precision(precision)
-        found[name] = seconds(lambda i: F.linear(x, weights[i % len(weights)]))
-    if cpu.wait() is not None:
-        own = [plans.dense(w) for w in weights[: max(2, min(8, len(weights)))]]
-        found["own_float32"] = seconds(lambda i: cpu.product(own[i % len(own)], x))
-    return found
+    chosen = torch.get_float32_matmul_precision()
+
+    def pytorch(precision: str):
+        def work(x: Tensor, i: int):
+            torch.set_float32_matmul_precision(precision)
+            F.linear(x, weights[i % len(weights)])
+            torch.set_float32_matmul_precision(chosen)
+
+        return lambda x: lambda i: work(x, i)
+
+    def own(dtype: torch.dtype):
+        made = [plans.dense(w.to(dtype)) for w in weights]
+        return lambda x: lambda i: cpu.product(made[i % len(made)], x)
+
+    return {"pytorch_default": pytorch("highest"), "pytorch_chosen": pytorch(chosen), "own_float32": own(torch.float32),
+            "own_bfloat16": own(torch.bfloat16)}  # fmt: skip
 
 
 def verify(op: str, name: str, plan: plans.Plan, weight: Tensor) -> None:
@@ -212,22 +235,30 @@ def verify(op: str, name: str, plan: plans.Plan, weight: Tensor) -> None:
 
 
 def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
-    """One row an op, variant, activations, shape and number of tokens. limits: "read", "int8", "exact" per second."""
-    table = []
+    """One row an op, variant, activations, shape and number of tokens. limits: "int8", "exact": operations per second."""
+    table, block = [], torch.ones(16_000_000)
     for out, n in SHAPES:
         inputs = {tokens: torch.randn(tokens, n) for tokens in TOKENS}
-        dense = {tokens: dense_times(out, n, x) for tokens, x in inputs.items()}
+        beside = dense_works(out, n)
 
-        def row(op, name, kernel, activations, size, tokens, took, out=out, n=n, dense=dense):
-            limit = 0.0  # per second; of others' kernels neither bytes nor arithmetic are known
-            if size:
-                limit = limits["read"] / size if tokens == 1 else limits.get(activations, 0) / (2 * tokens * out * n)
-            table.append({
-                "op": op, "variant": name, "kernel": kernel, "activations": activations, "out": out, "in": n, "tokens": tokens,
-                "microseconds": 1e6 * took, "bytes": size, "limit": "reading memory" if tokens == 1 else "arithmetic",
-                "share_of_limit": 1 / (took * limit) if limit else None,
-                **{f"{k}_microseconds": 1e6 * v for k, v in dense[tokens].items()},
-            })  # fmt: skip
+        def add(op, name, kernel, activations, size, work, out=out, n=n, inputs=inputs, beside=beside):
+            for tokens, x in inputs.items():
+                works = {"this": lambda i, x=x: work(i, x)} | {k: make(x) for k, make in beside.items()}
+                if tokens == 1:
+                    works["read"] = lambda i: block.sum()
+                took = in_turns(works, None if tokens <= 8 else MANY_ROUNDS)
+                this, limit = took.pop("this"), 0.0  # per second; of others' kernels neither bytes nor arithmetic are known
+                read = 4 * block.numel() / took.pop("read") if tokens == 1 else 0.0
+                if size:
+                    limit = read / size if tokens == 1 else limits.get(activations, 0) / (2 * tokens * out * n)
+                table.append({
+                    "op": op, "variant": name, "kernel": kernel, "activations": activations, "out": out, "in": n,
+                    "tokens": tokens, "microseconds": 1e6 * this, "bytes": size,
+                    "limit": "reading memory" if tokens == 1 else "arithmetic",
+                    "share_of_limit": 1 / (this * limit) if limit else None,
+                    "read_gbytes_per_second": read / 1e9 if read else None,
+                    **{f"{k}_microseconds": 1e6 * v for k, v in took.items()},
+                })  # fmt: skip
 
         for op, name, make, activations in VARIANTS:
             if op not in ops:
@@ -237,13 +268,10 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                 verify(op, name, plan, weight)
                 many = [plan, *(plan.clone() for _ in range(max(1, min(30, ROTATED_BYTES // plan.bytes)) - 1))]
                 kernel = kernels.name(op, f"C, {cpu.instructions()}", plan.in_int8)
-                for tokens, x in inputs.items():
-                    took = seconds(lambda i, x=x, many=many: cpu.product(many[i % len(many)], x))
-                    row(op, name, kernel, words, plan.bytes, tokens, took)
+                add(op, name, kernel, words, plan.bytes, lambda i, x, many=many: cpu.product(many[i % len(many)], x))
         if "peers" in ops:
             for name, work in peers(out, n).items():
-                for tokens, x in inputs.items():
-                    row("peers", name, name, "bfloat16", 0, tokens, seconds(lambda i, w=work, x=x: w(x)))
+                add("peers", name, name, "bfloat16", 0, lambda i, x, work=work: work(x))
     return table
 
 
@@ -261,12 +289,15 @@ def show(head: dict, table: list[dict]) -> None:
     print(f"{head['processor']}, {head['threads']} threads, {head['c_kernels']}; reads {head['read_gbytes_per_second']:.1f} GB/s, "
           f"int8 {head['int8_gops']:.0f} Gop/s, float32 {head['float32_gflops']:.0f} GFLOP/s")  # fmt: skip
     print(f"{'op':<13} {'variant':<36} {'activations':<11} {'shape':>12} {'M':>4} {'us':>9} {'of limit':>8} "
-          f"{'x PyTorch':>9} {'x chosen':>8} {'x own f32':>9}")  # fmt: skip
+          f"{'x PyTorch':>9} {'x chosen':>8} {'x own f32':>9} {'x own bf16':>10}")  # fmt: skip
     for r in table:
         share = f"{r['share_of_limit']:.0%}" if r["share_of_limit"] else ""
-        times = [r.get(f"{k}_microseconds", 0) / r["microseconds"] for k in ("pytorch_default", "pytorch_chosen", "own_float32")]
+        times = [
+            r.get(f"{k}_microseconds", 0) / r["microseconds"]
+            for k in ("pytorch_default", "pytorch_chosen", "own_float32", "own_bfloat16")
+        ]
         print(f"{r['op']:<13} {r['variant']:<36} {r['activations']:<11} {r['out']:>6}x{r['in']:<5} {r['tokens']:>4} "
-              f"{r['microseconds']:>9.1f} {share:>8} {times[0]:>9.1f} {times[1]:>8.1f} {times[2]:>9.1f}")  # fmt: skip
+              f"{r['microseconds']:>9.1f} {share:>8} {times[0]:>9.1f} {times[1]:>8.1f} {times[2]:>9.1f} {times[3]:>10.2f}")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
