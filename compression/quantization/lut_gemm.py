@@ -1,0 +1,218 @@
+"""LUT-GEMM: weights as sums of planes of -1 and +1, so that a product needs look-ups and additions only.
+
+Each group of weights is written as w = offset + alpha_1 b_1 + ... + alpha_q b_q, where every b is -1 or +1: one bit a
+weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication: for every 8 inputs the
+256 possible sums of +-x are worked out once, and each byte of a plane looks its sum up. Two uses:
+
+After rounding, GPTQ or any other step that stored integers in plain groups, the codes are kept exactly as they are and
+only written in this form: with q bits, scale s and zero point z,
+    alpha_k = s 2^(k-1) for k = 0 .. q-1,   offset = s ((2^q - 1) / 2 - z)
+(the offset takes 32 bits, which is what exactness needs). Bits, group size and quality are that step's.
+
+As the first step it fits planes to the weights themselves (binary-coding quantization), with values that need not be
+equally spaced: greedy scales, then in turn the best scales for the codes and the nearest codes for the scales. It looks
+at weights alone; below 4 bits it beats rounding on the weights, and at 4 bits and more the two are alike.
+
+Park et al. 2022, arXiv 2206.09557: equations 1 and 2 (binary coding, greedy: b = sign(r), alpha = mean |r|), the
+alternating fit of Xu et al. 2018 (1802.00150), 15 rounds and groups of 128 as in the authors' code; sign(0) is +1.
+
+Deviations. (1) The fit has an offset, as the paper's own form for uniform grids has, and starts a second time from
+rounding; each group keeps the better, so it is never worse than rounding to nearest. Without the offset it is the
+paper's plain form. (2) Codes are chosen once more for the scales as stored, in 16 bits. (3) The rounds work on sorted
+weights and their running sums, which gives the same numbers in a tenth of the time. (4) Scales that can't be halved in
+16 bits are refused rather than rounded. Our kernels add the bits up where a byte is in a register instead of looking a
+table up in memory; the sums are the same.
+
+Cost: one sort of every group and 30 rounds on 2^q numbers a group; stored with 16 (q + 1) bits a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compression.base import BadChain, Cost, Edit, Method, Params, Site, Stats, param
+from compression.packed.base import to_storage
+from compression.packed.binary_coded import BinaryCoded
+from compression.packed.grouped_int import GroupedInt
+from compression.quantization.grids import minmax_asym, short_group_note, stored
+from compression.quantization.groups import groups_as_rows
+from kernels.bits import unpack
+from kernels.grouped_int import groups_of
+
+AT_A_TIME = 1 << 21  # weights, or levels of groups, that a part of the matrix has: bounds the memory
+
+
+@dataclass(frozen=True)
+class LutGemmParams(Params):
+    """How many planes, and how they are fitted; after another quantization step that step decides."""
+
+    bits: int = param(3, "Planes, one bit a weight each.", lo=1, hi=8, step=1, unit="bits", main=True,
+                      ends=("tiny, worse", "large, same"))  # fmt: skip
+    group_size: int = param(128, "Weights that share their scales; a multiple of 16, or -1 for a whole row.",
+                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    offset: bool = param(True, "A constant beside the planes of each group.", level="advanced")
+    rounds: int = param(15, "Rounds of the alternating fit.", lo=0, hi=1000, level="advanced")
+
+
+def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """Bytes of planes and scales; a sort of the groups, then rounds on 2^bits numbers a group."""
+    out, n = shape
+    groups = out * groups_of(n, params.group_size)
+    size = params.bits * out * -(-n // 8) + 2 * groups * (params.bits + params.offset)
+    flops = 3e3 * out * n + 2e3 * params.rounds * groups * 2**params.bits  # in products of matrices that take as long
+    return Cost(bytes=size, flops=flops, peak_bytes=16 * out * n + 80 * min(out * n, AT_A_TIME))
+
+
+# --- exactly, from integers on a grid ---
+
+
+def convert(site: Site) -> BinaryCoded:
+    """The integers that an earlier step stored, as planes: the same weights, bit for bit. Raises BadChain."""
+    previous: GroupedInt = site.previous
+    grid = previous.grid
+    if grid.group_index is not None:
+        raise BadChain(
+            f"{site.path}: its groups are scattered over the row (act_order without static_groups), and the planes' scales "
+            "belong to neighbouring inputs. Set static_groups in the step before.", method="lut_gemm",
+        )  # fmt: skip
+    if previous.activations is not None:
+        raise BadChain(
+            f"{site.path}: the step before rounds activations to {previous.activations.bits} bits for an integer product; "
+            "LUT-GEMM adds exact activations up. Choose a step that rounds weights only.", method="lut_gemm",
+        )  # fmt: skip
+    alpha = torch.stack([grid.scale.float() * 2.0 ** (k - 1) for k in range(grid.bits)])
+    inexact = (alpha != to_storage(alpha).float()).any(0)
+    if bool(inexact.any()):
+        raise BadChain(
+            f"{site.path}: {int(inexact.sum())} of {inexact.numel()} scales, the smallest {float(grid.scale.min()):.3g}, can't be "
+            f"halved and doubled exactly in 16 bits. Use fewer bits or larger groups in the step before.", method="lut_gemm",
+        )  # fmt: skip
+    offset = grid.scale.float() * ((2**grid.bits - 1) / 2 - grid.zero_points().float())
+    codes = unpack(previous.codes, grid.bits, previous.shape[1])
+    return BinaryCoded.encode(planes_of(codes, grid.bits), alpha, offset, grid.group_size, exact_offset=True)
+
+
+def planes_of(codes: Tensor, bits: int) -> Tensor:
+    """bool [bits, ...]: bit k of every code."""
+    return torch.stack([(codes >> k & 1).bool() for k in range(bits)])
+
+
+# --- fitted to the weights ---
+
+
+def greedy(groups: Tensor, bits: int) -> Tensor:
+    """alpha [n, bits] of groups [n, size]: each plane takes the mean of what the planes before it left."""
+    rest, alpha = groups, []
+    for _ in range(bits):
+        alpha.append(rest.abs().mean(1))
+        rest = rest - alpha[-1][:, None] * torch.where(rest < 0, -1.0, 1.0)
+    return torch.stack(alpha, 1)
+
+
+def uniform(groups: Tensor, bits: int) -> Tensor:
+    """(alpha, offset) [n, bits + 1] of the min-max grid with an integer zero point."""
+    scale, zero = minmax_asym(groups.amin(1), groups.amax(1), bits)
+    alpha = [scale.to(groups) * 2.0 ** (k - 1) for k in range(bits)]
+    return torch.stack([*alpha, scale.to(groups) * ((2**bits - 1) / 2 - zero.to(groups))], 1)
+
+
+def combinations(bits: int, offset: bool, like: Tensor) -> Tensor:
+    """[2^bits, bits (+ 1)]: the signs that each code stands for, and a 1 for the offset."""
+    signs = 2 * planes_of(torch.arange(2**bits, device=like.device), bits).T.to(like) - 1
+    return F.pad(signs, (0, int(offset)), value=1.0)
+
+
+def cuts_of(levels: Tensor) -> Tensor:
+    """Middles between neighbouring sorted levels [n, 2^bits]: from there on a weight goes up, so sign(0) is +1."""
+    return (levels[:, 1:] + levels[:, :-1]) / 2
+
+
+def alternate(weights: Tensor, scales: Tensor, signs: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """(scales, squared errors [n]) after `rounds` of: nearest codes for the scales, best scales for the codes.
+
+    weights [n, size], sorted, scales [n, planes (+ offset)] to start from, float64; signs from `combinations`. In a sorted
+    group the weights nearest to a level are neighbours, and their number and sum are differences of running sums.
+    """
+    running = F.pad(weights.cumsum(1), (1, 0))
+    squares = weights.square().sum(1)
+    products = (signs[:, :, None] * signs[:, None, :]).flatten(1)
+    for k in range(rounds + 1):
+        levels, order = (scales @ signs.T).sort(1)
+        ends = F.pad(torch.searchsorted(weights, cuts_of(levels).contiguous()), (1, 0))
+        ends = F.pad(ends, (0, 1), value=weights.shape[1])
+        counts, sums = ends.diff(dim=1).to(weights), running.gather(1, ends).diff(dim=1)
+        error = squares - 2 * (levels * sums).sum(1) + (levels.square() * counts).sum(1)
+        if k == rounds:
+            return scales, error
+        by_code = [torch.zeros_like(levels).scatter_(1, order, t) for t in (counts, sums)]
+        scales = descend((by_code[0] @ products).unflatten(1, (signs.shape[1], -1)), by_code[1] @ signs, scales)
+
+
+def descend(matrix: Tensor, right: Tensor, x: Tensor) -> Tensor:
+    """The solution of matrix [n, k, k] x = right [n, k] by k conjugate-gradient steps from x, as the authors do: exact where
+    the matrix is regular, and never worse than x where it is not (two planes alike, an unused code)."""
+    residual = right - (matrix @ x[:, :, None])[:, :, 0]
+    direction, square = residual, residual.square().sum(1)
+    floor = 1e-28 * right.square().sum(1)
+    for _ in range(right.shape[1]):
+        ahead = (matrix @ direction[:, :, None])[:, :, 0]
+        curvature = (direction * ahead).sum(1)
+        step = torch.where((square > floor) & (curvature > 0), square / curvature, 0.0)[:, None]
+        x, residual = x + step * direction, residual - step * ahead
+        before, square = square, residual.square().sum(1)
+        direction = residual + torch.where(before > floor, square / before, 0.0)[:, None] * direction
+    return x
+
+
+def fit(groups: Tensor, params: LutGemmParams) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes [n, size], alpha [n, bits], offset [n] or zeros) of groups [n, size], for scales as stored."""
+    wide = groups.double()
+    weights = wide.sort(1).values
+    signs = combinations(params.bits, params.offset, wide)
+    scales, error = alternate(weights, F.pad(greedy(weights, params.bits), (0, int(params.offset))), signs, params.rounds)
+    if params.offset:
+        other, found = alternate(weights, uniform(weights, params.bits), signs, params.rounds)
+        scales = torch.where((found < error)[:, None], other, scales)
+    alpha = to_storage(scales[:, : params.bits].abs().sort(1, descending=True).values)
+    offset = to_storage(scales[:, params.bits :].sum(1))
+    levels, order = (torch.cat([alpha, offset[:, None]], 1).double() @ combinations(params.bits, True, wide).T).sort(1)
+    codes = order.gather(1, torch.searchsorted(cuts_of(levels).contiguous(), wide, right=True))
+    return codes.to(torch.uint8), alpha, offset
+
+
+def encode(weight: Tensor, params: LutGemmParams) -> BinaryCoded:
+    """The planes fitted to weight [out, in]."""
+    out, found = len(weight), []
+    for groups in groups_as_rows(weight, params.group_size):
+        step = max(1, AT_A_TIME // max(groups.shape[1], 2**params.bits))
+        parts = zip(*(fit(part, params) for part in groups.split(step)), strict=True)
+        codes, alpha, offset = (torch.cat(part) for part in parts)
+        found.append((codes.view(out, -1), alpha.view(out, -1, params.bits), offset.view(out, -1)))
+    codes, alpha, offset = (torch.cat(part, 1) for part in zip(*found, strict=True))
+    return BinaryCoded.encode(planes_of(codes, params.bits), alpha.permute(2, 0, 1), offset if params.offset else None,
+                              params.group_size)  # fmt: skip
+
+
+def compress(site: Site, stats: Stats, params: LutGemmParams) -> Edit:
+    """Write an earlier step's integers as planes, or fit planes to the weight [out, in]."""
+    if isinstance(site.previous, GroupedInt):
+        return stored(site, convert(site))
+    return stored(site, encode(site.weight, params), short_group_note(site, params.group_size))
+
+
+METHOD = Method(
+    name="lut_gemm",
+    title="LUT-GEMM",
+    family="quantization",
+    paper="https://arxiv.org/abs/2206.09557",
+    params=LutGemmParams,
+    compress=compress,
+    cost=cost,
+    after=frozenset({"dense", "grouped_int"}),
+    tiny={"bits": 3, "group_size": 16},
+    essay=__doc__,
+)
