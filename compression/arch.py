@@ -187,6 +187,55 @@ def groups(module: nn.Module, layer: int) -> tuple[tuple[tuple[str, str], ...], 
     return tuple(tuple((f"{family.blocks}.{layer}.{path}", role) for path, role in group) for group in family.groups)
 
 
+@dataclass(frozen=True)
+class Fold:
+    """Where 1/s on a group's input channels goes without changing the model: the norm or the linear that makes them."""
+
+    path: str
+    weight: Tensor  # of a norm [in], of a linear [rows, its in], float32
+    bias: Tensor | None
+    row: Tensor  # [in] the entry (norm) or row (linear) of `weight` that makes each channel
+
+    def shared(self, s: Tensor) -> Tensor:
+        """s [in] float32 with one value for the channels that one row makes (grouped-query attention repeats v): their mean."""
+        total = s.new_zeros(self.weight.shape[0]).index_add_(0, self.row, s)
+        return (total / torch.bincount(self.row, minlength=len(total)))[self.row]
+
+    def rows(self, s: Tensor) -> Tensor:
+        """The divisor of each row [rows]; s must be `shared`."""
+        return s.new_ones(self.weight.shape[0]).index_put_((self.row,), s)
+
+
+def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
+    """(where a factor on the inputs of that group can go, "") or (None, why it can't).
+
+    norm -> linears: exact where the norm feeds these linears only; in OPT-350M (norm after the sum) it feeds the residual
+    too. v -> o: attention mixes tokens, never channels. up -> down: through a gate's product or a ReLU; not through GELU.
+    """
+    family, config = table(module), module.config
+    block, prefix = blocks(module)[layer], f"{family.blocks}.{layer}."
+    roles = {role: path for g in family.groups for path, role in g}
+    role = family.groups[group][0][1]
+    width = block.get_submodule(family.groups[group][0][0]).in_features
+    if family.norms[group] is not None:
+        if not getattr(config, "do_layer_norm_before", True):
+            return None, "post_norm"
+        path, row = family.norms[group], torch.arange(width)
+    elif role == "o":
+        made = block.get_submodule(roles["v"]).out_features
+        size = geometry(module).layers[layer].head_size
+        row = torch.arange(made).view(-1, size).repeat_interleave(width // made, 0).flatten()
+        path = roles["v"]
+    elif "gate" in roles or getattr(config, family.activation) == "relu":
+        path, row = roles["up"], torch.arange(width)
+    else:
+        return None, "activation"
+    source = block.get_submodule(path)
+    bias = getattr(source, "bias", None)
+    row = row.to(source.weight.device)
+    return Fold(prefix + path, source.weight.detach().float(), None if bias is None else bias.detach().float(), row), ""
+
+
 def linears(module: nn.Module) -> list[tuple[str, str, int]]:
     """(full path, role, layer) of every linear in a block."""
     return [(p, r, i) for i in range(len(blocks(module))) for group in groups(module, i) for p, r in group]

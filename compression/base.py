@@ -1,8 +1,8 @@
 """The words every method speaks: parameters, methods, sites, statistics, edits, costs, notes and errors.
 
 A method is a frozen `Method` record whose `compress` function chooses numbers. It receives a `Site` (one linear
-layer) with the `Stats` of that layer's inputs, and returns an `Edit` that the driver applies. It never walks a
-model, never multiplies and never measures.
+layer) with the `Stats` of that layer's inputs, or a `Block` of them, and returns an `Edit` that the driver applies. It
+never walks a model, never multiplies and never measures.
 
 The error tree, each class with a stable `code` that the page translates:
 
@@ -228,6 +228,33 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Linears of a block that share one input."""
+
+    sites: tuple[Site, ...]
+    stats: Stats
+    fold: Any = None  # arch.Fold: where a factor on the input's channels can go; None if nowhere
+    unfoldable: str = ""  # why there is none: "post_norm", "activation"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block as a method of scope "block" sees it, its groups in data-flow order."""
+
+    layer: int
+    layers: int
+    groups: tuple[Group, ...]
+    inputs: Any = None  # calibrate.Passage of the uncompressed block, for methods that train
+    emit: Callable[[dict], None] = lambda event: None
+    cancelled: Callable[[], bool] = lambda: False
+    seed: int = 0
+
+    @property
+    def sites(self) -> list[Site]:
+        return [site for group in self.groups for site in group.sites]
+
+
+@dataclass(frozen=True)
 class Cost:
     """What compressing one linear costs, before doing it."""
 
@@ -267,12 +294,13 @@ class Method:
     family: str  # quantization, pruning, low_rank, distillation, original
     paper: str
     params: type[Params]
-    compress: Callable  # linear: (site, stats, params) -> Edit    model: (bundle, context, params) -> Edit
-    cost: Callable[[tuple[int, int], Any, int], Cost]  # (shape, params, calibration tokens) -> Cost
-    scope: Literal["linear", "model"] = "linear"
+    compress: Callable  # linear: (site, stats, params)    block: (block, params)    model: (bundle, context, params)    -> Edit
+    cost: Callable[..., Cost]  # (shape, params, calibration tokens) -> Cost; with `cost_by_role` also (..., role="q")
+    scope: Literal["linear", "block", "model"] = "linear"
     stats: frozenset = frozenset()
     stream: Literal["compressed", "original"] = "compressed"
     after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
+    cost_by_role: bool = False
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
@@ -280,6 +308,10 @@ class Method:
     @property
     def needs_calibration(self) -> bool:
         return bool(self.stats)
+
+    def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
+        """What compressing one linear [out, in] of that role costs."""
+        return self.cost(shape, params, tokens, **({"role": role} if self.cost_by_role else {}))
 
     @property
     def main_param(self) -> str | None:

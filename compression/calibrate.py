@@ -9,6 +9,9 @@ every input comes from the uncompressed model in one pass.
 
 Memory: what enters a block and what its attention gives, for all windows, and the sums of one group (a Gram matrix
 takes 4 * in^2 bytes).
+
+A method of scope "block" gets all groups of a block at once, their inputs from the uncompressed model, and where a factor
+on them can be folded; it returns one edit for the block.
 Windows are full, so padding never enters a sum. Replaying uncompressed blocks equals the model's own forward pass;
 a test holds that for every family.
 """
@@ -23,7 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from compression import arch, engine
-from compression.base import BadChain, CalibrationError, Cancelled, Context, Edit, Method, Note, Params, Site, Stats
+from compression.base import (
+    BadChain,
+    Block,
+    CalibrationError,
+    Cancelled,
+    Context,
+    Edit,
+    Group,
+    Method,
+    Note,
+    Params,
+    Site,
+    Stats,
+)
 from compression.bundle import Bundle
 from compression.packed.activations import ActivationRule
 from compression.packed.grouped_int import GroupedInt
@@ -68,13 +84,14 @@ def compress(
         facts = {"method": method.name, "step": number, "steps": len(recipe)}
         walk = _Walk(bundle, method, params, windows, outcome, lambda e, f=facts: emit(e | {"facts": f}), cancelled)
         with torch.no_grad():
-            walk.model(seed) if method.scope == "model" else walk.linears()
+            {"model": walk.model, "block": walk.block_by_block, "linear": walk.linears}[method.scope](seed)
     if table_bits < 16:
         emit({"stage": "tables", "done": 0, "total": 1, "facts": {"bits": table_bits}})
         compress_tables(bundle, table_bits)
     if activations == "int8":
         for module in bundle.module.modules():
-            if isinstance(module, (CompressedLinear, CompressedTable)):
+            own = isinstance(module, (CompressedLinear, CompressedTable))
+            if own and module.packed.activations is None:  # a method's own rule stays
                 module.packed.activations = ActivationRule(bits=8, group=ACTIVATION_GROUP)
     outcome.seconds = time.perf_counter() - start
     return outcome
@@ -91,9 +108,26 @@ class _Walk:
 
     def model(self, seed: int) -> None:
         context = Context(self.windows, self.emit, self.cancelled, seed)
-        self._apply(self.method.compress(self.bundle, context, self.params))
+        self._apply(self.method.compress(self.bundle, context, self.params), {})
 
-    def linears(self) -> None:
+    def block_by_block(self, seed: int) -> None:
+        inputs = capture(self.bundle, self.windows)
+        total = len(self.blocks)
+        for layer, block in enumerate(self.blocks):
+            self.emit({"stage": "compress", "done": layer, "total": total})
+            paths = arch.groups(self.module, layer)
+            before = list(inputs.batches)
+            collected = inputs.observe(block, self._paths_to_modules(paths), self.method.stats, self._check)
+            groups = []
+            for i, (group, stats) in enumerate(zip(paths, collected, strict=True)):
+                sites = tuple(self._site(layer, path, role) for path, role in group)
+                groups.append(Group(sites, stats, *arch.fold(self.module, layer, i)))
+            passage = Passage(block, before, inputs.batches, inputs.arguments)
+            self._apply(self.method.compress(Block(layer, total, tuple(groups), passage, self.emit, self.cancelled, seed),
+                                             self.params), {s.path: s for g in groups for s in g.sites})  # fmt: skip
+        self.emit({"stage": "compress", "done": total, "total": total})
+
+    def linears(self, seed: int) -> None:
         inputs = capture(self.bundle, self.windows) if self.method.stats else None
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):
@@ -131,32 +165,38 @@ class _Walk:
     def _compress(self, layer: int, group, stats: Stats) -> None:
         for path, role in group:
             self._check()
-            linear = self.module.get_submodule(path)
-            previous = linear.packed if isinstance(linear, CompressedLinear) else None
-            if previous is not None and previous.format not in self.method.after:
-                allowed = ", ".join(sorted(self.method.after)) or "an uncompressed model only"
-                raise BadChain(
-                    f"{self.method.name} can't follow a step that stored {path} as {previous.format}; "
-                    f"it accepts: {allowed}. Change the order or drop one step.",
-                    method=self.method.name, format=previous.format, allowed=allowed,
-                )  # fmt: skip
-            weight = (linear.weight if previous is None else previous.dequantize()).detach().float().clone()
-            site = Site(path, role, layer, len(self.blocks), weight, linear.bias, previous)
-            self._apply(self.method.compress(site, stats, self.params), site)
+            site = self._site(layer, path, role)
+            self._apply(self.method.compress(site, stats, self.params), {path: site})
 
-    def _apply(self, edit: Edit, site: Site | None = None) -> None:
+    def _site(self, layer: int, path: str, role: str) -> Site:
+        linear = self.module.get_submodule(path)
+        previous = linear.packed if isinstance(linear, CompressedLinear) else None
+        if previous is not None and previous.format not in self.method.after:
+            allowed = ", ".join(sorted(self.method.after)) or "an uncompressed model only"
+            raise BadChain(
+                f"{self.method.name} can't follow a step that stored {path} as {previous.format}; "
+                f"it accepts: {allowed}. Change the order or drop one step.",
+                method=self.method.name, format=previous.format, allowed=allowed,
+            )  # fmt: skip
+        weight = (linear.weight if previous is None else previous.dequantize()).detach().float().clone()
+        return Site(path, role, layer, len(self.blocks), weight, linear.bias, previous)
+
+    def _apply(self, edit: Edit, sites: dict[str, Site]) -> None:
         self.outcome.notes.extend(edit.notes)
+        scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
         for path, tensor in edit.tensors.items():
-            owner, _, name = path.rpartition(".")
-            target = getattr(self.module.get_submodule(owner), name)
-            target.data = tensor.to(target)
+            if path not in scales:
+                owner, _, name = path.rpartition(".")
+                target = getattr(self.module.get_submodule(owner), name)
+                target.data = tensor.to(target)
         for path, packed in edit.linears.items():
             old = self.module.get_submodule(path)
             bias = old.bias.detach().clone() if old.bias is not None else None
-            set_submodule(self.module, path, CompressedLinear(packed, bias, getattr(old, "input_scale", None)))
+            scale = scales.get(f"{path}.input_scale", getattr(old, "input_scale", None))
+            set_submodule(self.module, path, CompressedLinear(packed, bias, scale))
             row = {"path": path, "method": self.method.name, "bits_per_weight": packed.bits_per_weight()}
-            if site is not None:
-                row |= {"layer": site.layer, "role": site.role}
+            if path in sites:
+                row |= {"layer": sites[path].layer, "role": sites[path].role}
             self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
 
 
@@ -241,6 +281,22 @@ class BlockInputs:
         for batch in range(len(self.batches)):
             check()
             self.batches[batch] = self.run(block, batch)
+
+
+@dataclass(frozen=True)
+class Passage:
+    """An uncompressed block with what enters and what leaves it, for methods that train a block to do as it did."""
+
+    block: nn.Module
+    inputs: list[Tensor]  # [b, window, hidden] each
+    targets: list[Tensor]
+    arguments: dict[int, tuple[tuple, dict]]  # batch size -> (args, kwargs) of the block, hidden states left out
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """The block's output for hidden states [b, window, hidden] of a batch size that was captured."""
+        args, kwargs = self.arguments[hidden.shape[0]]
+        out = self.block(hidden, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
 
 
 def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:

@@ -73,11 +73,11 @@ def _from_config(config: dict, model: str) -> Geometry:
 
 
 @functools.cache
-def _shapes(geometry: Geometry) -> Counter[tuple[int, int]]:
-    """How many linears of each shape (out, in) the blocks hold."""
+def _shapes(geometry: Geometry) -> Counter[tuple[str, tuple[int, int]]]:
+    """How many linears of each (role, (out, in)) the blocks hold."""
     from compression.arch import linear_shapes
 
-    return Counter(shape for _, _, shape in linear_shapes(geometry))
+    return Counter((role, shape) for role, _, shape in linear_shapes(geometry))
 
 
 def estimate(spec: RunSpec) -> Estimate:
@@ -85,8 +85,8 @@ def estimate(spec: RunSpec) -> Estimate:
     geometry = geometry_for(spec.model)
     shapes, table = _shapes(geometry), geometry.table
     tables = 1 if geometry.tied else 2
-    costs = [(count, *_cost(spec, shape)) for shape, count in shapes.items()]
-    weights = sum(count * o * i for (o, i), count in shapes.items())
+    costs = [(count, *_cost(spec, role, shape)) for (role, shape), count in shapes.items()]
+    weights = sum(count * o * i for (_, (o, i)), count in shapes.items())
     norms = 2 * geometry.hidden * (2 * len(geometry.layers) + 1)
     if geometry.family in ("opt", "gpt2"):
         norms += 2 * geometry.positions * geometry.hidden  # learned positions
@@ -110,13 +110,13 @@ def estimate(spec: RunSpec) -> Estimate:
     )  # fmt: skip
 
 
-def _cost(spec: RunSpec, shape: tuple[int, int]) -> tuple[float, int, float]:
+def _cost(spec: RunSpec, role: str, shape: tuple[int, int]) -> tuple[float, int, float]:
     """(stored bytes, peak bytes, operations) of a chain on one matrix: pruning shares and bit widths multiply."""
     out, n = shape
     size, peak, flops = 2.0 * out * n, 0, 0.0
     kept = 1.0
     for method, params in spec.methods:
-        cost = method.cost(shape, params, spec.calibration_tokens)
+        cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
         if method.family == "pruning":
             mask = out * -(-n // 8)
@@ -138,7 +138,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9
     shapes = _shapes(geometry)
-    weights, table = sum(n * o * i for (o, i), n in shapes.items()), geometry.table
+    weights, table = sum(n * o * i for (_, (o, i)), n in shapes.items()), geometry.table
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second
     decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)  # transformers, float32
@@ -151,7 +151,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
     passes = 1.7 * sum(1 for m, _ in spec.methods if m.needs_calibration)
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
-    own = sum(count * _cost(spec, shape)[2] for shape, count in shapes.items()) / flops_per_second
+    own = sum(count * _cost(spec, role, shape)[2] for (role, shape), count in shapes.items()) / flops_per_second
     plan |= {
         "compress": walk + own + 2.0,
         "save": 1.0,

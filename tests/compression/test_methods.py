@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compression import NAMES, calibrate, get
-from compression.base import STATS, BadParam, Site, Stats, UnsupportedLayer
+from compression.base import STATS, BadParam, Block, Group, Site, Stats, UnsupportedLayer
 from compression.packed import FORMATS
 from tests import oracles, tiny
 
@@ -40,8 +40,15 @@ def stats(x):
 def run(name, here=None, x=None, **params):
     method = get(name)
     here = here or site()
-    edit = method.compress(here, stats(inputs(here.weight.shape[1]) if x is None else x), method.params.parse(params))
+    edit = compress(method, here, stats(inputs(here.weight.shape[1]) if x is None else x), method.params.parse(params))
     return edit.linears.get(here.path), edit
+
+
+def compress(method, here, summed, params):
+    """One linear, by itself or as the only one of a block."""
+    if method.scope == "block":
+        return method.compress(Block(0, 1, (Group((here,), summed, None, "post_norm"),)), params)
+    return method.compress(here, summed, params)
 
 
 # --- the contract ---
@@ -64,7 +71,7 @@ def test_stored_bytes_are_what_the_cost_promised(name, shape):
     method = get(name)
     params = method.params.parse(dict(method.tiny))
     packed, _ = run(name, here, **method.tiny)
-    promised = method.cost(shape, params, 500).bytes
+    promised = method.cost_of(shape, params, 500, here.role).bytes
     slack = 4 * (shape[0] + 1) + 8 if packed.format == "bitmask" else 8
     assert abs(packed.stored_bytes() - promised) <= 0.02 * promised + slack
 
@@ -74,7 +81,7 @@ def test_inputs_are_not_changed(name):
     here, x = site(), inputs()
     before, summed = here.weight.clone(), stats(x)
     kept = copy.deepcopy(summed)
-    get(name).compress(here, summed, get(name).params.parse(dict(get(name).tiny)))
+    compress(get(name), here, summed, get(name).params.parse(dict(get(name).tiny)))
     assert torch.equal(here.weight, before)
     assert torch.equal(summed.gram, kept.gram) and torch.equal(summed.sum_sq, kept.sum_sq)
 
