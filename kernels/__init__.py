@@ -34,12 +34,13 @@ PYTORCH = {  # others unpack first
 }
 
 
-def name(op: str, by: str = "", int8: bool = False) -> str:
+def name(op: str, by: str = "", int8: bool = False, outliers: bool = False) -> str:
     """A kernel's label, e.g. "grouped integers, int8 activations (C, AVX-512 VNNI)". by: "C, <instructions>", "Triton"
-    or "" for PyTorch."""
+    or "" for PyTorch. outliers: large activations aren't rounded to int8."""
     if not by:
         return PYTORCH.get(op, "dequantise-then-multiply (PyTorch)")
-    return f"{OPS[op]}, {'int8' if int8 else 'exact'} activations ({by})"
+    activations = f"int8 activations{', outliers exact' if outliers else ''}" if int8 else "exact activations"
+    return f"{OPS[op]}, {activations} ({by})"
 
 
 def __getattr__(name: str):

@@ -7,20 +7,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.cpu import plans
+
 
 @dataclass(frozen=True)
 class ActivationRule:
     """How a format rounds its input before multiplying: symmetric, scale = max|x| / (2^(bits-1) - 1), one scale a token or
     one for every `group` neighbouring inputs of a token (a multiple of 32). With a threshold (LLM.int8()) inputs of that
-    size or larger stay as they are and don't count for the scale."""
+    size or larger stay as they are and don't count for the scale. static: one fixed scale for all tokens instead; what lies
+    beyond the largest code is cut."""
 
     bits: int = 8
     group: int | None = None
     threshold: float | None = None  # above 0
+    static: float | None = None  # the scale itself
 
     def __post_init__(self):
-        if self.threshold is not None and not self.threshold > 0:
-            raise ValueError(f"threshold = {self.threshold}; allowed: above 0, or None for a rule without one")
+        for name in ("threshold", "static"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} = {value}; allowed: above 0, or None for a rule without one")
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., in] -> the same values on the integer grid, in x's dtype."""
@@ -28,6 +33,8 @@ class ActivationRule:
             exact = x.float().abs() >= self.threshold
             return torch.where(exact, x, replace(self, threshold=None)(x.masked_fill(exact, 0)))
         top = 2 ** (self.bits - 1) - 1
+        if self.static is not None:
+            return ((x.float() * (1 / self.static)).round().clamp(-top, top) * self.static).to(x.dtype)
         if self.group is None or self.group >= x.shape[-1]:
             wide = x.float()
             scale = wide.abs().amax(-1, keepdim=True).clamp_min(1e-30) / top
@@ -35,7 +42,6 @@ class ActivationRule:
         return torch.cat([ActivationRule(self.bits)(part) for part in x.split(self.group, -1)], -1)
 
     @property
-    def kernel(self) -> tuple:
-        """(columns that share a scale, largest code), and the threshold if there is one, as kernels/cpu/plans.py takes it."""
-        rule = self.group or 1 << 30, 2 ** (self.bits - 1) - 1
-        return rule if self.threshold is None else (*rule, self.threshold)
+    def kernel(self) -> plans.Rule:
+        """The same as kernels/cpu/plans.py takes it."""
+        return plans.Rule(self.group or 1 << 30, 2 ** (self.bits - 1) - 1, self.threshold or 0.0, self.static or 0.0)

@@ -48,4 +48,7 @@ class AffineInt(Packed):
         return AffineInt.encode(self.grid.round(dense), self.grid)
 
     def tiles(self, rule):
-        return None
+        grid = self.grid
+        if grid.group_index is not None and rule is not None and rule[0] < self.shape[1]:
+            return None  # the tiles hold the columns in another order, in which neighbours share no scale
+        return grid.tiles(self.codes, rule)

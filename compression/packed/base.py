@@ -90,7 +90,8 @@ class Packed(nn.Module):
         if self.prepared or cpu.library() is None or any(t.device.type != "cpu" for t in self.buffers()) or self._trained():
             return None
         rule = self.activations.kernel if self.activations else None
-        self._plan, self._plan_rule = None if rule and len(rule) > 2 else self.tiles(rule), self.activations
+        made = self.tiles(rule)
+        self._plan, self._plan_rule = made if made is not None and made.obeys else None, self.activations
         return self._plan
 
     def prepare(self) -> bool:
@@ -139,11 +140,13 @@ class Packed(nn.Module):
         by = f"C, {cpu.instructions()}" if self.plan() is not None else ""
         if not by and gpu.serves(next(self.buffers())):
             by = "Triton"
-        return kernels.name(self.op, by, self.activations is not None and (not by or self._plan is None or self._plan.in_int8))
+        int8 = self.activations is not None and (not by or self._plan is None or self._plan.in_int8)
+        return kernels.name(self.op, by, int8, int8 and self.activations.threshold is not None)
 
     def full_config(self) -> dict:
         """`config()` with the activation rule: what an artifact writes."""
-        return self.config() | {"activations": asdict(self.activations) if self.activations else None}
+        given = {k: v for k, v in asdict(self.activations).items() if v is not None} if self.activations else None
+        return self.config() | {"activations": given}
 
     def stored_bytes(self) -> int:
         """Bytes of the canonical layout: what the file holds for this matrix."""

@@ -56,8 +56,6 @@ class BinaryCoded(Packed):
         return binary_coded(x, self.planes, self.alpha, self.offset, self.group_size)
 
     def tiles(self, rule):
-        if self.offset is not None and self.offset.dtype is torch.float32:
-            return None
         return plans.binary_coded(self.planes, self.alpha, self.offset, self.group_size, self.shape[1], rule)
 
     def encode_like(self, dense: Tensor) -> BinaryCoded:

@@ -70,9 +70,8 @@ class CodeBook(Packed):
         return codebook(x, self.codes, self.scale if self.absmax is None else self.scales(), self.table, self.group_size)
 
     def tiles(self, rule):
-        if self.absmax is not None:
-            return None
-        return plans.codebook(self.codes, self.scale, self.table, self.group_size, self.shape[1], rule)
+        scale = self.scale if self.absmax is None else self.scales()
+        return plans.codebook(self.codes, scale, self.table, self.group_size, self.shape[1], rule)
 
     def encode_like(self, dense: Tensor) -> CodeBook:
         size = self.shape[1] if self.group_size == -1 else self.group_size

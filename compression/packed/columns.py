@@ -8,6 +8,7 @@ from torch import Tensor
 from compression.base import BadChain
 from compression.packed.base import Packed, to_storage
 from kernels.columns import columns, columns_matrix
+from kernels.cpu import plans
 
 
 class Columns(Packed):
@@ -43,7 +44,7 @@ class Columns(Packed):
         return columns(x, self.values, self.index)
 
     def tiles(self, rule):
-        return None
+        return plans.columns(self.values, self.index, self.shape[1], rule)
 
     def encode_like(self, dense: Tensor) -> Columns:
         raise BadChain("whole columns have no grid that another matrix could be rounded to")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from compression.packed.base import to_storage
 from compression.packed.grid import store_scale
 from kernels.bits import pack, row_bytes, unpack
+from kernels.cpu import plans
 from kernels.grouped_int import groups_of, levelled, spread
 
 RUN = 16  # rows whose scales share a second level
@@ -42,6 +43,10 @@ class _Grid(nn.Module):
 
     def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         """(scale, zero) of every group of some rows, float32 [rows, groups]."""
+        raise NotImplementedError
+
+    def tiles(self, codes: Tensor, rule):
+        """Packed codes on this grid for the C kernels."""
         raise NotImplementedError
 
     def columns(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
@@ -87,6 +92,9 @@ class RealGrid(_Grid):
 
     def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         return self.scale[rows].float(), self.zero[rows].float()
+
+    def tiles(self, codes: Tensor, rule):
+        return plans.grouped_int(codes, self.scale, self.zero, self.bits, self.group_size, self.shape[1], rule, self.group_index)
 
 
 class TwoLevelGrid(_Grid):
@@ -136,6 +144,11 @@ class TwoLevelGrid(_Grid):
     def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         scale, zero = self.level_codes()
         return levelled(scale, self.scale_stats)[rows], levelled(zero, self.zero_stats)[rows]
+
+    def tiles(self, codes: Tensor, rule):
+        stats = self.scale_stats, self.zero_stats
+        return plans.two_level(codes, self.level_codes(), stats, self.level_bits, self.bits, self.group_size, self.shape[1], rule,
+                               self.group_index)  # fmt: skip
 
 
 GRIDS = {grid.kind: grid for grid in (RealGrid, TwoLevelGrid)}

@@ -244,7 +244,7 @@ def rows(plan, ids):
         return rows(u, ids) @ rows(v, torch.arange(v.shape[0]))
     if plan.kind == "SUM":
         return rows(plan.parts[0], ids) + rows(plan.parts[1], ids)
-    if plan.kind == "OUTLIERS":
+    if plan.kind in ("OUTLIERS", "COLUMNS"):
         return plan.matrix()[ids]
     out = torch.empty(len(ids), plan.shape[1])
     if _library.rows(plan.address, ids.data_ptr(), len(ids), out.data_ptr()):

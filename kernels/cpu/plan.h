@@ -1,7 +1,7 @@
 /* What a stored matrix W [out, n] is to the kernels, and the inputs that it is multiplied by.
 
    Rows stand in tiles of 16, one a lane; columns in blocks of 32. A tile is one stream that one thread reads from end to
-   end; rows beyond `out` and columns beyond `n` hold zeros. kernels/cpu/tiles.py makes the streams:
+   end; rows beyond `out` and columns beyond `n` hold zeros. kernels/cpu/plans.py makes the streams:
 
      F32, F16, BF16  [tile][column][16]; BF16 in pairs of columns, one lane's two values in one word
      INT             a block is `bits` x 64 bytes: a plane of 4 bits (4 x 64), then of 2 (2 x 64), then of 1 (64), each only
@@ -9,29 +9,39 @@
                      codes in the low six bits of each of 3 x 64 bytes, the last eight columns' in the two bits above
      BOOK            as INT of 4 bits, the code is a place in `table`, whose entry 16 is the worth of one in `offset`: low
                      bytes and high bytes of the entries as whole numbers, 32768 added
-     BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset [tile][group][16]
+     BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset float [tile][group][16]
      MASK_F16        mask: 32 bits for two columns, bit 2 lane + column % 2; values: the kept ones in that order; starts: bytes
                      before each tile
      MASK_INT        mask: 64 bits for four columns, bit 4 lane + column % 4; values: kept codes, as nibbles that begin anew
                      every four columns (bits <= 4) or as bytes
      LOW_RANK        second x (first x); SUM  first x + second x
      OUTLIERS        values half, mask: columns uint16, starts: int32 [out + 1], added row by row
+     COLUMNS         values half [tile][k][16], starts: int32 [k], the columns; groups: k
 
-   scale half [tile][group][16], zero uint8 of the same shape, or NULL for 2^(bits - 1) everywhere. */
+   Scales and zero points [tile][group][16], as `grids` says:
+
+     WHOLE           scale half, zero uint8, or NULL for 2^(bits - 1) everywhere
+     REAL            scale half, zero half; INT only, as the next
+     LEVELS          scale: 32 bytes [tile][group]: for each row a byte, the scale's code in its low and the zero point's in its
+                     high half, and four floats: step and base of the scale, then of the zero point, each base + step code
+     FLOATS          scale float, zero float or none; INT and BOOK */
 
 #ifndef PLAN_H
 #define PLAN_H
 
 #include "vectors.h"
 
-enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS };
+enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS, COLUMNS };
+enum { WHOLE, REAL, LEVELS, FLOATS };
 
 typedef struct plan plan;
 struct plan {
     int64_t out, n;
     int64_t groups, group; /* columns that share a scale: a multiple of 16 */
     int64_t rule;          /* activations: 0 as they are, else int8 with one scale for so many columns (a multiple of 32) */
-    int32_t kind, bits, top, unused; /* top: the largest int8 activation */
+    int32_t kind, bits, top, grids; /* top: the largest int8 activation */
+    double threshold; /* of a rule: activations of that size stay as they are; 0: none do. Of codes only INT of 8 bits has it */
+    double fixed;     /* of a rule: what a code is worth in every token; 0: as the largest of its columns says */
     const void *values, *mask, *starts, *scale, *zero, *offset;
     const float *table;
     const int32_t *order; /* column k of the tiles is column order[k] of W; NULL: as they come */
@@ -48,6 +58,11 @@ INLINE int64_t width_of(int64_t n)
     return whole % 512 ? whole : whole + 32;
 }
 
+typedef struct {
+    int32_t column;
+    float x;
+} large;
+
 /* Activations of m tokens, ready for a plan: padded with zeros to whole blocks. */
 typedef struct {
     const float *x;    /* [m][ld]: as they are, or on their int8 grid */
@@ -56,6 +71,8 @@ typedef struct {
     const float *unit; /* [m][ld / 32]: what a code, or a last digit, is worth */
     int64_t m, ld;
     int rule; /* 1 if q holds the codes of a rule */
+    const large *large;  /* [m][ld]: what the rule's threshold keeps out of q; NULL: nothing */
+    const int64_t *larges; /* [m]: how many */
 } input;
 
 /* One of the threads that work together on a call. */

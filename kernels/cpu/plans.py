@@ -1,7 +1,7 @@
 """Stored matrices as the C kernels read them: tiles of 16 rows, each one stream (plan.h describes every layout).
 
 Each function takes a format's canonical tensors (kernels/<op>.py) and returns a `Plan`. Bringing them into tiles is a
-permutation: nothing is rounded. `rule` = (columns that share an int8 scale, largest code), or None for exact activations.
+permutation: nothing is rounded. `rule` is a Rule or the numbers of one, None for exact activations.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import weakref
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,25 @@ from torch import Tensor
 
 from kernels import cpu
 from kernels.bits import unpack
+from kernels.columns import columns_matrix
+from kernels.grouped_int import levelled
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
-KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS")
+KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS", "COLUMNS")
+GRIDS = ("WHOLE", "REAL", "LEVELS", "FLOATS")
+CODES = ("INT", "MASK_INT", "BOOK", "BITS")  # kinds whose products are of integers
 ROWS, COLUMNS = 16, 32  # of a tile, of a block
 SLACK = 64  # bytes that a kernel may read beyond the last value
 
-Rule = tuple[int, int] | None
+
+class Rule(NamedTuple):
+    """How activations are rounded to int8."""
+
+    columns: int  # that share a scale, a multiple of 32
+    top: int = 127  # the largest code
+    threshold: float = 0.0  # activations of that size or larger stay as they are; 0: none
+    static: float = 0.0  # a scale for all tokens; 0: as the largest of the columns says
 
 
 class _Struct(ctypes.Structure):
@@ -31,7 +43,8 @@ class _Struct(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("out", "n", "groups", "group", "rule")),
-        *((name, ctypes.c_int32) for name in ("kind", "bits", "top", "unused")),
+        *((name, ctypes.c_int32) for name in ("kind", "bits", "top", "grids")),
+        *((name, ctypes.c_double) for name in ("threshold", "fixed")),
         *((name, ctypes.c_void_p) for name in ("values", "mask", "starts", "scale", "zero", "offset", "table", "order", "first", "second")),
     ]  # fmt: skip
 
@@ -39,16 +52,17 @@ class _Struct(ctypes.Structure):
 class Plan:
     """A matrix [out, n] in tiles; keeps its tensors alive. `op` and `rule` name the kernel that serves it."""
 
-    def __init__(self, op: str, kind: str, shape: tuple[int, int], rule: Rule = None, *, bits: int = 0, group: int = 0,
-                 parts: tuple[Plan, ...] = (), **tensors: Tensor | None):  # fmt: skip
-        self.op, self.kind, self.shape, self.rule, self.parts = op, kind, tuple(shape), rule, parts
+    def __init__(self, op: str, kind: str, shape: tuple[int, int], rule: Rule | None = None, *, bits: int = 0, group: int = 0,
+                 grids: str = "WHOLE", parts: tuple[Plan, ...] = (), **tensors: Tensor | None):  # fmt: skip
+        self.op, self.kind, self.shape, self.rule, self.grids, self.parts = op, kind, tuple(shape), rule, grids, parts
         self.tensors = {name: t for name, t in tensors.items() if t is not None}
         out, n = shape
         whole = -(-n // COLUMNS) * COLUMNS
         group = whole if group in (0, -1) else group
-        columns, top = rule or (0, 127)
-        self.struct = _Struct(out=out, n=n, groups=1 if group >= n else -(-n // group), group=group, rule=min(columns, whole),
-                              kind=KINDS.index(kind), bits=bits, top=top)  # fmt: skip
+        columns, top, threshold, static = Rule(*(rule or (0,)))
+        groups = tensors["values"].shape[1] if kind == "COLUMNS" else 1 if group >= n else -(-n // group)
+        self.struct = _Struct(out=out, n=n, groups=groups, group=group, rule=min(columns, whole), kind=KINDS.index(kind),
+                              bits=bits, top=top, grids=GRIDS.index(grids), threshold=threshold, fixed=static)  # fmt: skip
         for name, tensor in self.tensors.items():
             setattr(self.struct, name, tensor.data_ptr())
         for name, part in zip(("first", "second"), parts, strict=False):
@@ -61,28 +75,39 @@ class Plan:
         """The same matrix in other memory."""
         parts = tuple(part.clone() for part in self.parts)
         tensors = {name: t.clone() for name, t in self.tensors.items()}
-        return Plan(
-            self.op, self.kind, self.shape, self.rule, bits=self.struct.bits, group=self.struct.group, parts=parts, **tensors
-        )
+        return Plan(self.op, self.kind, self.shape, self.rule, bits=self.struct.bits, group=self.struct.group,
+                    grids=self.grids, parts=parts, **tensors)  # fmt: skip
 
     @property
     def in_int8(self) -> bool:
         """True if activations are multiplied as integers; float weights take them rounded, as floats."""
-        return self.rule is not None and (self.kind in ("INT", "MASK_INT", "BOOK", "BITS") or any(p.in_int8 for p in self.parts))
+        return self.rule is not None and (self.kind in CODES or any(p.in_int8 for p in self.parts))
+
+    @property
+    def obeys(self) -> bool:
+        """False if the rule has a threshold, which only codes of 8 bits and floats take."""
+        if self.rule is None or not Rule(*self.rule).threshold:
+            return True
+        return all(p.obeys for p in self.parts) and (self.kind not in CODES or (self.kind == "INT" and self.struct.bits == 8))
 
     def all_tensors(self) -> list[Tensor]:
         return [*self.tensors.values(), *(t for part in self.parts for t in part.all_tensors())]
 
     def matrix(self) -> Tensor:
-        """Outliers as a dense float32 [out, in]."""
-        values, columns = (self.tensors[name][: -SLACK // 2] for name in ("values", "mask"))
-        dense, order = outliers_matrix(values, columns, self.tensors["starts"], self.shape[1]), self.tensors.get("order")
+        """Outliers or columns as a dense float32 [out, in]."""
+        values, starts, order = (self.tensors.get(name) for name in ("values", "starts", "order"))
+        if self.kind == "COLUMNS":
+            dense = columns_matrix(values.transpose(1, 2).flatten(0, 1)[: self.shape[0]], starts, self.shape[1])
+        else:
+            dense = outliers_matrix(values[: -SLACK // 2], self.tensors["mask"][: -SLACK // 2], starts, self.shape[1])
         return dense if order is None else dense[:, order.argsort()]
 
     def ordered(self, order: Tensor) -> Plan:
-        """Outliers for an input whose column k is column order[k] of W."""
-        columns = order.argsort()[self.tensors["mask"].long() & 0xFFFF].to(torch.int16)  # what stands in the slack: some column
-        return Plan(self.op, self.kind, self.shape, self.rule, **self.tensors | {"mask": columns, "order": order})
+        """Outliers or columns for an input whose column k is column order[k] of W."""
+        name = "starts" if self.kind == "COLUMNS" else "mask"
+        columns = self.tensors[name]  # what stands in the slack: some column
+        places = order.argsort()[columns.long() & 0xFFFF if columns.dtype is torch.int16 else columns.long()].to(columns.dtype)
+        return Plan(self.op, self.kind, self.shape, self.rule, **self.tensors | {name: places, "order": order})
 
     @property
     def bytes(self) -> int:
@@ -116,7 +141,7 @@ def _(ids, plan, n):
     return ids.new_empty((ids.numel(), n), dtype=torch.float32)
 
 
-def dense(weight: Tensor, rule: Rule = None) -> Plan:
+def dense(weight: Tensor, rule: Rule | None = None) -> Plan:
     """weight [out, in] float32, float16 or bfloat16, as it is."""
     kind = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}[weight.dtype]
     tiles = _padded(weight)  # [tiles, 16, columns]
@@ -127,40 +152,60 @@ def dense(weight: Tensor, rule: Rule = None) -> Plan:
     return Plan("dense", kind, weight.shape, rule, values=_slack(tiles))
 
 
-def grouped_int(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, n: int, rule: Rule = None,
+def grouped_int(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, n: int, rule: Rule | None = None,
                 group_index: Tensor | None = None) -> Plan:  # fmt: skip
-    """codes packed to the bit [out, bytes]; scale [out, groups]; zero uint8 [out, groups] or None (the middle).
+    """codes packed to the bit [out, bytes]; scale [out, groups]; zero uint8 [out, groups] or None (the middle), or a real number:
+    float16, or float32 with scales in float32.
 
     group_index [in]: each column's group where groups are no runs; columns are then brought together by group.
     """
+    grids = "WHOLE" if zero is None or zero.dtype is torch.uint8 else "REAL" if zero.dtype is torch.float16 else "FLOATS"
+    scale, zero = _grid(scale if grids == "FLOATS" else scale.half()), None if zero is None else _grid(zero)
+    return _ints(codes, bits, n, group_index, op="grouped_int", rule=rule, group=group_size, grids=grids, scale=scale, zero=zero)
+
+
+def two_level(codes: Tensor, levels: tuple[Tensor, Tensor], stats: tuple[Tensor, Tensor], level_bits: int, bits: int,
+              group_size: int, n: int, rule: Rule | None = None, group_index: Tensor | None = None) -> Plan:  # fmt: skip
+    """Scales and zero points as codes themselves: levels uint8 [out, groups] of both; stats [runs, groups, 2], the scale and zero
+    of 16 rows' codes each."""
+    if level_bits > 4:  # two don't go into a byte
+        scale, zero = (levelled(c, s) for c, s in zip(levels, stats, strict=True))
+        return grouped_int(codes, scale, zero, bits, group_size, n, rule, group_index)
+    both = _grid(levels[0] | levels[1] << 4)
+    step = torch.stack([t.float() for s in stats for t in (s[..., 0], -s[..., 0].float() * s[..., 1].float())], -1)  # exact
+    records = torch.cat([both, step.contiguous().view(torch.uint8)], -1)  # [tiles, groups, 32]
+    return _ints(codes, bits, n, group_index, op="grouped_int", rule=rule, group=group_size, grids="LEVELS", scale=records)
+
+
+def _ints(codes: Tensor, bits: int, n: int, group_index: Tensor | None, *, op: str, rule: Rule | None, **grid) -> Plan:
     q, order = unpack(codes, bits, n), None
     if group_index is not None:
         order = group_index.argsort(stable=True).to(torch.int32)
         q = q[:, order.long()]
     values = _threes(q) if bits == 3 else _planes(q, (bits,) if bits == 8 else tuple(b for b in (4, 2, 1) if bits & b))
-    return Plan("grouped_int", "INT", (len(codes), n), rule, bits=bits, group=group_size, values=_slack(values),
-                scale=_grid(scale.half()), zero=None if zero is None else _grid(zero), order=order)  # fmt: skip
+    return Plan(op, "INT", (len(codes), n), rule, bits=bits, values=_slack(values), order=order, **grid)
 
 
-def codebook(codes: Tensor, scale: Tensor, table: Tensor, group_size: int, n: int, rule: Rule = None) -> Plan:
-    """4-bit codes into a table of 16."""
+def codebook(codes: Tensor, scale: Tensor, table: Tensor, group_size: int, n: int, rule: Rule | None = None) -> Plan:
+    """4-bit codes into a table of 16; scale float32 (nested scales) or 16 bits."""
+    grids = "FLOATS" if scale.dtype is torch.float32 else "WHOLE"
     values, table = _planes(unpack(codes, 4, n), (4,)), table.float()
     worth = table.abs().max().clamp_min(1e-30) / 32767
     whole = (table / worth).round().int() + 32768
-    return Plan("codebook", "BOOK", (len(codes), n), rule, bits=4, group=group_size, values=_slack(values), scale=_grid(scale.half()),
+    return Plan("codebook", "BOOK", (len(codes), n), rule, bits=4, group=group_size, grids=grids, values=_slack(values), scale=_grid(scale),
                 table=torch.cat([table, worth[None]]), offset=torch.cat([whole & 255, whole >> 8]).to(torch.uint8))  # fmt: skip
 
 
-def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int, rule: Rule = None) -> Plan:
+def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int, rule: Rule | None = None) -> Plan:
     """planes [bits, out, bytes], alpha [bits, out, groups], offset [out, groups] or None."""
     bits, out = planes.shape[:2]
     values = torch.cat([_planes(bits_mask(plane, n).to(torch.uint8), (1,)) for plane in planes], 2)
     scale = torch.stack([_grid(a.half()) for a in alpha], 2)  # [tiles, groups, bits, 16]
     return Plan("binary_coded", "BITS", (out, n), rule, bits=bits, group=group_size, values=_slack(values),
-                scale=scale.contiguous(), offset=None if offset is None else _grid(offset.half()))  # fmt: skip
+                scale=scale.contiguous(), offset=None if offset is None else _grid(offset.float()))  # fmt: skip
 
 
-def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule = None, op: str = "bitmask") -> Plan:
+def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule | None = None, op: str = "bitmask") -> Plan:
     """kept bits [out, bytes], values float16 of the kept places, row by row."""
     mask = bits_mask(kept, n)
     pairs = lambda t: _padded(t).unflatten(2, (-1, 2)).transpose(1, 2)  # noqa: E731  [tiles, pairs of columns, 16, 2]
@@ -169,7 +214,7 @@ def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule = None, op: str = "
     return Plan(op, "MASK_F16", (len(kept), n), rule, values=_slack(weight[mask]), mask=_bytes(mask), starts=starts)
 
 
-def bitmask_codes(mask: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, rule: Rule = None,
+def bitmask_codes(mask: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, rule: Rule | None = None,
                   op: str = "bitmask") -> Plan:  # fmt: skip
     """mask bool [out, in] (True: kept), codes uint8 [out, in]."""
     shape = mask.shape
@@ -188,7 +233,7 @@ def bitmask_codes(mask: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | Non
                 starts=_starts(sizes.flatten(1).sum(1)), scale=_grid(scale.half()), zero=None if zero is None else _grid(zero))  # fmt: skip
 
 
-def low_rank(u: Tensor, v: Tensor, rule: Rule = None) -> Plan:
+def low_rank(u: Tensor, v: Tensor, rule: Rule | None = None) -> Plan:
     """u [out, rank], v [rank, in], 16 bits each."""
     return Plan("low_rank", "LOW_RANK", (u.shape[0], v.shape[1]), rule, parts=(dense(v, rule), dense(u)))
 
@@ -196,14 +241,14 @@ def low_rank(u: Tensor, v: Tensor, rule: Rule = None) -> Plan:
 def total(first: Plan, second: Plan) -> Plan | None:
     """The sum of two matrices of one shape; None where their columns stand in different orders."""
     order = first.tensors.get("order")
-    if order is not None and second.kind == "OUTLIERS":
+    if order is not None and second.kind in ("OUTLIERS", "COLUMNS"):
         second = second.ordered(order)
     if (order is None) != ("order" not in second.tensors):
         return None
     return Plan(first.op, "SUM", first.shape, first.rule, parts=(first, second), order=order)
 
 
-def outliers(values: Tensor, columns: Tensor, starts: Tensor, n: int, rule: Rule = None) -> Plan:
+def outliers(values: Tensor, columns: Tensor, starts: Tensor, n: int, rule: Rule | None = None) -> Plan:
     """A few 16-bit values, row by row."""
     return Plan(
         "outliers",
@@ -214,6 +259,11 @@ def outliers(values: Tensor, columns: Tensor, starts: Tensor, n: int, rule: Rule
         mask=_slack(columns),
         starts=starts.int(),
     )
+
+
+def columns(values: Tensor, index: Tensor, n: int, rule: Rule | None = None) -> Plan:
+    """A few whole columns: values [out, k] in 16 bits, index [k]."""
+    return Plan("columns", "COLUMNS", (len(values), n), rule, values=_grid(values.half()), starts=index.int())
 
 
 def to_range(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -253,8 +303,7 @@ def _threes(codes: Tensor) -> Tensor:
 
 def _grid(per_group: Tensor) -> Tensor:
     """[out, groups] -> [tiles, groups, 16]."""
-    out = per_group.shape[0]
-    return F.pad(per_group, (0, 0, 0, -out % ROWS)).view(-1, ROWS, per_group.shape[1]).transpose(1, 2).contiguous()
+    return F.pad(per_group, (0, 0, 0, -len(per_group) % ROWS)).unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
 
 
 def _starts(sizes: Tensor) -> Tensor:

@@ -19,7 +19,7 @@
 #include "team.h"
 
 #define TOKENS 128 /* that share one decoding of a tile */
-#define COLUMNS 512 /* decoded at once: 32 kB as floats */
+#define PANEL 512 /* columns decoded at once: 32 kB as floats */
 
 /* ---- one token ---- */
 
@@ -115,7 +115,7 @@ INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int b
     const int64_t blocks = blocks_of(p), ld = in->ld;
     int64_t group = 0, left = p->group;
     const uint16_t *scale = (const uint16_t *)p->scale + tile * p->groups * bits * 16;
-    const uint16_t *offset = p->offset ? (const uint16_t *)p->offset + tile * p->groups * 16 : 0;
+    const float *offset = p->offset ? (const float *)p->offset + tile * p->groups * 16 : 0;
     vf total = vf_zero();
     for (int64_t b = 0; b < blocks; b++) {
         const int8_t *k = in->q + 32 * b;
@@ -145,7 +145,7 @@ INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int b
                 const vf twice = join_digits(set, digits);
                 part = vf_fma(vf_half(scale + (group * bits + i) * 16), vf_sub(vf_add(twice, twice), all), part);
             }
-            if (offset) part = vf_fma(vf_half(offset + group * 16), all, part);
+            if (offset) part = vf_fma(vf_load(offset + group * 16), all, part);
             total = vf_fma(part, vf_splat(in->unit[b]), total);
             if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
         }
@@ -170,7 +170,7 @@ INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks
             next_block(&c->r, kind, bits);
             for (int half = 0; half < 2; half++) {
                 const uint16_t *scale = (const uint16_t *)p->scale + (tile * p->groups + c->group) * bits * 16;
-                vf base = p->offset ? vf_half((const uint16_t *)p->offset + (tile * p->groups + c->group) * 16) : vf_zero();
+                vf base = p->offset ? vf_load((const float *)p->offset + (tile * p->groups + c->group) * 16) : vf_zero();
                 for (int k = 0; k < bits; k++) base = vf_sub(base, vf_half(scale + 16 * k));
                 for (int j = 16 * half; j < 16 * half + 16; j++) {
                     vf w = base;
@@ -239,17 +239,14 @@ INLINE void bytes_times(const plan *p, int64_t tile, const uint8_t *panel, int64
     vf acc[8];
     const int64_t ld = in->ld;
     const int quads = narrow ? 4 : 8;
-    const uint16_t *scales = (const uint16_t *)p->scale + tile * p->groups * 16;
-    const uint8_t *zeros = p->zero ? (const uint8_t *)p->zero + tile * p->groups * 16 : 0;
-    const vf middle = vf_splat(1 << (p->bits - 1));
     int64_t group = 32 * first / p->group, left = p->group - (32 * first - group * p->group);
 UNROLL(8)
     for (int i = 0; i < m; i++) acc[i] = vf_load(sum + 16 * i);
     for (int64_t b = first; b < first + blocks; b++) {
         const uint8_t *w = panel + (b - first) * 512;
         for (int half = 0; half < 1 + narrow; half++) {
-            const vf scale = vf_half(scales + 16 * group);
-            const vf lifted = vf_mul(scale, zeros ? vf_of(vi_bytes(zeros + 16 * group)) : middle);
+            const grid g = grid_of(p, tile, group, 0, INT); /* MASK_INT's removed weights have their codes already */
+            const vf scale = g.scale, lifted = vf_mul(scale, g.zero);
             vi q[8];
 UNROLL(8)
             for (int j = 0; j < quads; j++) q[j] = vi_load(w + 64 * (j + 4 * half));
@@ -353,6 +350,21 @@ static cursor begin(const plan *p, int64_t tile)
 
 /* ---- whole matrices ---- */
 
+/* sum + what the activations add that a threshold keeps out of the codes: each times its column of INT weights of 8 bits. */
+static vf with_large(const plan *p, int64_t tile, const input *in, int64_t token, vf sum)
+{
+    const uint8_t *codes = (const uint8_t *)p->values + tile * tile_bytes(p, INT, 8);
+    const large *l = in->large + token * in->ld;
+    for (int64_t i = 0; i < in->larges[token]; i++, l++) {
+        const int64_t block = l->column / 32, place = l->column % 32;
+        const vi four = vi_load(codes + 512 * block + 64 * (place / 4));
+        const vf code = vf_of(vi_and(vi_shr(four, 8 * (place % 4)), vi_splat(255)));
+        const grid g = grid_of(p, tile, l->column / p->group, 0, INT);
+        sum = vf_fma(vf_mul(vf_sub(code, g.zero), g.scale), vf_splat(l->x), sum);
+    }
+    return sum;
+}
+
 static void write_rows(const plan *p, int64_t tile, const float *sixteen, float *y)
 {
     const int64_t left = p->out - 16 * tile;
@@ -362,7 +374,7 @@ static void write_rows(const plan *p, int64_t tile, const float *sixteen, float 
 static void multiply_tiles(member *me, const plan *p, const input *in, float *y, int64_t ld)
 {
     const route *to = route_of(p);
-    const int as_bytes = in->rule && to->bytes && p->rule;
+    const int as_bytes = in->rule && to->bytes && p->rule, apart = in->large && p->kind == INT; /* others read x, which has them */
     const int64_t blocks = blocks_of(p);
     int64_t first, last;
     share(me, tiles_of(p), &first, &last);
@@ -375,7 +387,8 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
         }
         one_token *token = in->rule && p->rule && to->int8 ? to->int8 : to->exact;
         for (int64_t t = first; t < last; t++) {
-            const vf v = token(p, t, in);
+            vf v = token(p, t, in);
+            if (apart) v = with_large(p, t, in, 0, v);
             if (16 * t + 16 <= p->out) vf_store(y + 16 * t, v);
             else {
                 float sixteen[16];
@@ -391,8 +404,8 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
         for (int64_t t = first; t < last; t++) {
             cursor c = begin(p, t);
             memset(sum, 0, 64 * m);
-            for (int64_t b = 0; b < blocks; b += COLUMNS / 32) {
-                const int64_t count = blocks - b < COLUMNS / 32 ? blocks - b : COLUMNS / 32;
+            for (int64_t b = 0; b < blocks; b += PANEL / 32) {
+                const int64_t count = blocks - b < PANEL / 32 ? blocks - b : PANEL / 32;
                 if (as_bytes) {
                     to->bytes(p, t, &c, count, (uint8_t *)panel);
                     bytes_all(p, t, (uint8_t *)panel, b, count, in, token, m, sum);
@@ -401,6 +414,8 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
                     floats_all(panel, 32 * count, in, token, m, 32 * b, sum);
                 }
             }
+            for (int64_t i = 0; i < m && apart; i++)
+                if (in->larges[token + i]) vf_store(sum + 16 * i, with_large(p, t, in, token + i, vf_load(sum + 16 * i)));
             for (int64_t i = 0; i < m; i++) write_rows(p, t, sum + 16 * i, y + (token + i) * ld);
         }
     }
@@ -420,9 +435,36 @@ static void add_outliers(member *me, const plan *p, const input *in, float *y, i
         }
 }
 
+static void add_columns(member *me, const plan *p, const input *in, float *y, int64_t ld)
+{
+    const int32_t *columns = p->starts;
+    int64_t first, last;
+    share(me, tiles_of(p), &first, &last);
+    for (int64_t t = first; t < last; t++) {
+        const uint16_t *values = (const uint16_t *)p->values + t * p->groups * 16;
+        const int64_t rows = p->out - 16 * t < 16 ? p->out - 16 * t : 16;
+        for (int64_t i = 0; i < in->m; i++) {
+            float sixteen[16] = {0}, *to = y + i * ld + 16 * t;
+            memcpy(sixteen, to, 4 * rows);
+            vf s = vf_load(sixteen);
+            for (int64_t k = 0; k < p->groups; k++) s = vf_fma(vf_half(values + 16 * k), vf_splat(in->x[i * in->ld + columns[k]]), s);
+            vf_store(sixteen, s);
+            memcpy(to, sixteen, 4 * rows);
+        }
+    }
+}
+
+/* Kinds that add to what is there. */
+static int is_added(const plan *p) { return p->kind == OUTLIERS || p->kind == COLUMNS; }
+
+static void add(member *me, const plan *p, const input *in, float *y, int64_t ld)
+{
+    (p->kind == OUTLIERS ? add_outliers : add_columns)(me, p, in, y, ld);
+}
+
 int64_t own_bytes(const plan *p)
 {
-    int64_t most = 64 * TOKENS + 64 * COLUMNS;
+    int64_t most = 64 * TOKENS + 64 * PANEL;
     if (128 * blocks_of(p) > most) most = 128 * blocks_of(p);
     const int64_t first = p->first ? own_bytes(p->first) : 0, second = p->second ? own_bytes(p->second) : 0;
     if (first > most) most = first;
@@ -433,6 +475,7 @@ int64_t shared_bytes(const plan *p, int64_t m)
 {
     if (p->kind == LOW_RANK) return 4 * m * width_of(p->second->n) + 64;
     if (p->kind != SUM) return 0;
+    if (is_added(p->second)) return shared_bytes(p->first, m);
     const int64_t a = shared_bytes(p->first, m), b = shared_bytes(p->second, m);
     return 4 * m * 16 * tiles_of(p) + 64 + (a > b ? a : b);
 }
@@ -448,29 +491,30 @@ void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
         multiply(me, p->first, in, middle, width);
         for (int64_t i = first; i < last; i++) memset(middle + i * width + rank, 0, 4 * (width - rank));
         wait_for_all(me);
-        const input second = {middle, 0, 0, 0, in->m, width, 0};
+        const input second = {.x = middle, .m = in->m, .ld = width};
         multiply(me, p->second, &second, y, ld);
     } else if (p->kind == SUM) {
+        if (is_added(p->second)) {
+            multiply(me, p->first, in, y, ld);
+            add(me, p->second, in, y, ld);
+            return;
+        }
         member below = *me;
         float *other = (float *)me->shared;
         const int64_t width = 16 * tiles_of(p);
         below.shared += 4 * in->m * width + 64;
         multiply(&below, p->first, in, y, ld);
-        if (p->second->kind == OUTLIERS) {
-            add_outliers(me, p->second, in, y, ld);
-            return;
-        }
         multiply(&below, p->second, in, other, width);
         int64_t first, last;
         share(me, tiles_of(p), &first, &last);
         for (int64_t i = 0; i < in->m; i++)
             for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++) y[i * ld + o] += other[i * width + o];
-    } else if (p->kind == OUTLIERS) {
+    } else if (is_added(p)) {
         int64_t first, last;
         share(me, tiles_of(p), &first, &last);
         for (int64_t i = 0; i < in->m; i++)
             for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++) y[i * ld + o] = 0;
-        add_outliers(me, p, in, y, ld);
+        add(me, p, in, y, ld);
     } else
         multiply_tiles(me, p, in, y, ld);
 }
@@ -501,7 +545,8 @@ int multiplies_integers(const plan *p)
 int64_t input_bytes(int64_t n, int64_t m)
 {
     const int64_t ld = width_of(n);
-    return m * (4 * ld + ld + ld / 4 + ld / 8) + 3 * ld + ld + 4 * 64; /* a single token may come in three digits */
+    const int64_t codes = m * (4 * ld + ld + ld / 4 + ld / 8) + 3 * ld + ld; /* a single token may come in three digits */
+    return codes + m * (8 * ld + 8) + 6 * 64; /* all activations may be large */
 }
 
 static uint8_t *room_for(uint8_t **room, int64_t bytes)
@@ -513,7 +558,7 @@ static uint8_t *room_for(uint8_t **room, int64_t bytes)
 
 /* int8 codes of columns [from, to) of one token with a common unit, their sums by 16, and x on that grid unless only codes
    are read. A value that is not finite makes the unit NaN. */
-static void to_int8(float *x, int8_t *q, float *unit, float *sums, int64_t from, int64_t to, int top, int floats)
+static void to_int8(float *x, int8_t *q, float *unit, float *sums, int64_t from, int64_t to, int top, float fixed, int floats)
 {
     vf largest = vf_zero(), spoiled = vf_zero();
     for (int64_t k = from; k < to; k += 16) {
@@ -522,10 +567,10 @@ static void to_int8(float *x, int8_t *q, float *unit, float *sums, int64_t from,
         spoiled = vf_fma(v, vf_zero(), spoiled); /* 0 x inf and 0 x NaN are NaN */
     }
     const float most = vf_top(largest), bad = vf_sum(spoiled);
-    const float u = bad == 0 ? (most > 1e-30f ? most : 1e-30f) / top : NAN;
-    const vf up = vf_splat(1 / u);
+    const float u = bad != 0 ? NAN : fixed ? fixed : (most > 1e-30f ? most : 1e-30f) / top;
+    const vf up = vf_splat(1 / u), highest = vf_splat(top), lowest = vf_splat(-top);
     for (int64_t k = from; k < to; k += 16) {
-        const vf code = bad == 0 ? vf_round(vf_mul(vf_load(x + k), up)) : vf_zero();
+        const vf code = bad == 0 ? vf_max(lowest, vf_min(highest, vf_round(vf_mul(vf_load(x + k), up)))) : vf_zero();
         vf_to_bytes(q + k, code);
         sums[k / 16] = vf_sum(code);
         if (floats) vf_store(x + k, vf_mul(code, vf_splat(u)));
@@ -551,6 +596,15 @@ static void to_digits(const float *x, int8_t *q, int64_t apart, float *unit)
     }
 }
 
+/* Take the activations of the threshold's size or larger out of one token; returns how many. */
+static int64_t take_large(float *x, int64_t n, float threshold, large *into)
+{
+    int64_t count = 0;
+    for (int64_t k = 0; k < n; k++)
+        if (fabsf(x[k]) >= threshold) into[count++] = (large){k, x[k]}, x[k] = 0;
+    return count;
+}
+
 void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const float *scale, int64_t m, int64_t first, int64_t last, uint8_t *room)
 {
     const int64_t n = p->n, ld = width_of(n);
@@ -559,6 +613,8 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
     const int digits = m == 1 && !p->rule && multiplies_integers(p) ? 3 : 1;
     int8_t *q = (int8_t *)room_for(&room, digits * m * ld);
     float *sums = (float *)room_for(&room, digits * m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
+    large *kept = p->threshold ? (large *)room_for(&room, 8 * m * ld) : 0;
+    int64_t *counts = p->threshold ? (int64_t *)room_for(&room, 8 * m) : 0;
     for (int64_t i = first; i < last; i++) {
         float *mine = to + (p->rule && !floats ? first : i) * ld; /* floats that nobody reads needn't leave the cache */
         int8_t *codes = q + i * ld;
@@ -570,9 +626,10 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
         else
             memcpy(mine, x + i * ldx, 4 * n);
         memset(mine + n, 0, 4 * (ld - n));
+        if (kept) counts[i] = take_large(mine, n, p->threshold, kept + i * ld);
         if (p->rule) {
             const int64_t step = p->rule < n ? p->rule : ld;
-            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, floats);
+            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, p->fixed, floats);
         } else if (digits == 3) {
             for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, ld, unit + k / 32);
             for (int64_t k = 0; k < 3 * ld; k += 16) {
@@ -581,8 +638,9 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
                 sums[k / 16] = s;
             }
         }
+        for (int64_t k = 0; floats && kept && k < counts[i]; k++) mine[kept[i * ld + k].column] = kept[i * ld + k].x;
     }
-    *in = (input){to, q, sums, unit, m, ld, p->rule != 0};
+    *in = (input){to, q, sums, unit, m, ld, p->rule != 0, kept, counts};
 }
 
 /* ---- what Python calls ---- */

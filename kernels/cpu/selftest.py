@@ -27,16 +27,19 @@ def failure(library: ctypes.CDLL) -> str:
 
 
 def rounded(x: torch.Tensor, rule) -> torch.Tensor:
-    """x [tokens, in] on the int8 grid of a rule (columns that share a scale, largest code)."""
+    """x [tokens, in] on the int8 grid of a rule (plans.Rule, or its numbers)."""
+    from kernels.cpu.plans import Rule
+
     if rule is None:
         return x
-    columns, top = rule
-    out = x.clone()
+    columns, top, threshold, static = Rule(*rule)
+    exact = x.abs() >= threshold if threshold else torch.zeros_like(x, dtype=torch.bool)
+    out = x.masked_fill(exact, 0)
     for start in range(0, x.shape[1], columns):
-        part = x[:, start : start + columns]
-        scale = part.abs().amax(1, keepdim=True).clamp_min(1e-30) / top
-        out[:, start : start + columns] = (part * (1 / scale)).round() * scale
-    return out
+        part = out[:, start : start + columns]
+        scale = static or part.abs().amax(1, keepdim=True).clamp_min(1e-30) / top
+        out[:, start : start + columns] = (part * (1 / scale)).round().clamp(-top, top) * scale
+    return torch.where(exact, x, out)
 
 
 def cases(out: int = 19, n: int = 75):
@@ -44,8 +47,9 @@ def cases(out: int = 19, n: int = 75):
     from kernels import bits as packing
     from kernels.binary_coded import binary_coded_rows
     from kernels.codebook import codebook_rows
+    from kernels.columns import columns_matrix
     from kernels.cpu import plans
-    from kernels.grouped_int import groups_of, spread
+    from kernels.grouped_int import groups_of, levelled, spread
     from kernels.outliers import outliers_matrix
     from kernels.sparse import mask_bits
 
@@ -66,16 +70,27 @@ def cases(out: int = 19, n: int = 75):
                 yield name, plans.grouped_int(packing.pack(codes, b), scale, zero, b, group, n, rule), weight
                 if b in (3, 4, 8):
                     yield f"bitmask, {name}", plans.bitmask_codes(keep, codes, scale, zero, b, group, rule), weight * keep
+        for b, group in ((3, 16), (4, 64), (8, -1)):  # real zero points, and scales that are codes themselves
+            codes, groups = whole(2**b, out, n), groups_of(n, group)
+            scale, zero = (least + most * torch.rand(out, groups, generator=g) for least, most in ((0.01, 1), (0, 2**b)))
+            scale, zero = scale.half(), zero.half()
+            weight = spread(scale.float(), n, group) * (codes.float() - spread(zero.float(), n, group))
+            name, codes = f"{b} bits, group {group}, rule {rule}", packing.pack(codes, b)
+            yield f"real zeros, {name}", plans.grouped_int(codes, scale, zero, b, group, n, rule), weight
+            for level_bits in (3, 6):
+                levels = [whole(2**level_bits, out, groups) for _ in range(2)]
+                stats = [torch.rand(-(-out // 16), groups, 2, generator=g).half() for _ in range(2)]
+                scale, zero = (spread(levelled(c, s), n, group) for c, s in zip(levels, stats, strict=True))
+                plan = plans.two_level(codes, levels, stats, level_bits, b, group, n, rule)
+                yield f"levels of {level_bits} bits, {name}", plan, scale * (packing.unpack(codes, b, n).float() - zero)
         table = normal(16)
-        codes, scale = packing.pack(whole(16, out, n), 4), torch.rand(out, groups_of(n, 32), generator=g).half()
-        yield (
-            f"codebook, rule {rule}",
-            plans.codebook(codes, scale, table, 32, n, rule),
-            codebook_rows(codes, scale, table, 32, n),
-        )
+        for dtype in (torch.float16, torch.float32):
+            codes, scale = packing.pack(whole(16, out, n), 4), torch.rand(out, groups_of(n, 32), generator=g).to(dtype)
+            weight = codebook_rows(codes, scale, table, 32, n)
+            yield f"codebook, {dtype}, rule {rule}", plans.codebook(codes, scale, table, 32, n, rule), weight
         for b in (1, 3):
             planes = torch.stack([mask_bits(normal(out, n) > 0) for _ in range(b)])
-            alpha, offset = torch.rand(b, out, groups_of(n, 48), generator=g).half(), normal(out, groups_of(n, 48)).half()
+            alpha, offset = torch.rand(b, out, groups_of(n, 48), generator=g).half(), normal(out, groups_of(n, 48))
             weight = binary_coded_rows(planes, alpha, offset, 48, n)
             yield f"{b} planes, rule {rule}", plans.binary_coded(planes, alpha, offset, 48, n, rule), weight
         half = normal(out, n).half()
@@ -90,3 +105,20 @@ def cases(out: int = 19, n: int = 75):
         codes, scale = whole(8, out, n), torch.rand(out, 1, generator=g).half()
         below = plans.grouped_int(packing.pack(codes, 3), scale, None, 3, -1, n, rule)
         yield f"sum, rule {rule}", plans.total(below, sparse), scale.float() * (codes.float() - 4) + weight
+        values, index = normal(out, min(5, n)).half(), torch.randperm(n, generator=g)[:5]
+        columns, weight = plans.columns(values, index, n, rule), columns_matrix(values, index, n)
+        yield f"columns, rule {rule}", columns, weight
+        yield f"sum with columns, rule {rule}", plans.total(below, columns), scale.float() * (codes.float() - 4) + weight
+    for rule in ((1 << 30, 127, 1.5), (32, 127, 1.5), (1 << 30, 127, 0.0, 0.02), (1 << 30, 127, 1.5, 0.02)):
+        for group, symmetric in ((16, False), (-1, True)):
+            codes, groups = whole(256, out, n), groups_of(n, group)
+            scale, zero = torch.rand(out, groups, generator=g).half(), None if symmetric else whole(256, out, groups)
+            middle = 128 if zero is None else spread(zero.float(), n, group)
+            weight = spread(scale.float(), n, group) * (codes.float() - middle)
+            plan = plans.grouped_int(packing.pack(codes, 8), scale, zero, 8, group, n, rule)
+            yield f"8 bits, group {group}, rule {rule}", plan, weight
+        starts = torch.arange(out + 1, dtype=torch.int32)
+        sparse = plans.outliers(normal(out).half(), torch.randint(0, n, (out,), generator=g).short(), starts, n, rule)
+        yield f"sum, 8 bits, rule {rule}", plans.total(plan, sparse), weight + sparse.matrix()
+        half = normal(out, n).half()
+        yield f"dense, rule {rule}", plans.dense(half, rule), half.float()

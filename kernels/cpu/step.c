@@ -144,7 +144,9 @@ static void ready(work *w, input *in, const linear *l, const float *x, int64_t l
 
 static int alike(const linear *a, const linear *b)
 {
-    return a->w->kind == b->w->kind && a->w->rule == b->w->rule && a->w->top == b->w->top && a->w->order == b->w->order && a->input_scale == b->input_scale && a->w->n == b->w->n;
+    const plan *p = a->w, *q = b->w;
+    return p->kind == q->kind && p->rule == q->rule && p->top == q->top && p->threshold == q->threshold && p->fixed == q->fixed && p->order == q->order && p->n == q->n &&
+           a->input_scale == b->input_scale && multiplies_integers(p) == multiplies_integers(q);
 }
 
 /* The rows of a linear that this member computes. */
