@@ -21,6 +21,8 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -47,18 +49,24 @@ def save(bundle: Bundle, folder: Path | str, about: dict) -> int:
     about: JSON for the manifest and the README, e.g. {"recipe": [...], "label": "GPTQ, 4 bits"}. The folder appears
     whole or not at all: everything is written to a temporary neighbour first.
     """
+    with whole(folder) as temporary:
+        return _write(bundle, temporary, about)
+
+
+@contextmanager
+def whole(folder: Path | str) -> Iterator[Path]:
+    """A temporary neighbour to write to, which becomes `folder` (in place of what was there) if all went well."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir()
-        size = _write(bundle, temporary, about)
+        yield temporary
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return size
 
 
 def _write(bundle: Bundle, folder: Path, about: dict) -> int:
@@ -75,7 +83,7 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
         "storage_dtype": str(storage).removeprefix("torch."), "about": about,
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
-    _write_licence(bundle, folder, about)
+    write_licence(bundle, folder, about.get("label", "compressed"), HOW_TO_LOAD)
     return (folder / WEIGHTS).stat().st_size
 
 
@@ -118,32 +126,35 @@ def _modules(module: nn.Module) -> dict[str, dict]:
     return out
 
 
-def _write_licence(bundle: Bundle, folder: Path, about: dict) -> None:
+HOW_TO_LOAD = """Load it with Compression Explorer's packages `compression` and `kernels` on the path:
+
+```python
+from compression import artifact, sample
+bundle = artifact.load("this-folder")
+print(sample.complete(bundle, "The capital of France is"))
+```
+"""
+
+
+def write_licence(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
+    """The base model's licence, what was done to it, and a README."""
     base = bundle.source.get("folder")
     for pattern in LICENCE_FILES if base else ():
         for file in Path(base).glob(pattern):
             shutil.copy2(file, folder / file.name)
     licence = bundle.source.get("licence") or "see the base model's page"
     origin = bundle.source.get("id") or Path(bundle.name).name
-    label = about.get("label", "compressed")
     (folder / "NOTICE.txt").write_text(
         f"This folder holds a modified copy of {origin} (licence of the base model: {licence}).\n"
         f"Modification: {label}, by Compression Explorer. The base model's licence and terms apply.\n",
         "utf-8",
     )
-    (folder / "README.md").write_text(
-        f"# {origin}, {label}\n\nLicence of the base model: {licence}. Load it with Compression Explorer's packages "
-        "`compression` and `kernels` on the path:\n\n```python\nfrom compression import artifact, sample\n"
-        'bundle = artifact.load("this-folder")\nprint(sample.complete(bundle, "The capital of France is"))\n```\n',
-        "utf-8",
-    )
+    (folder / "README.md").write_text(f"# {origin}, {label}\n\nLicence of the base model: {licence}. {how_to_load}", "utf-8")
 
 
 def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
     """Read a folder that `save` wrote. dtype: what the model computes in. Raises ModelUnavailable for a broken folder."""
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.initialization import no_init_weights
 
     folder = Path(folder)
     if not (folder / MANIFEST).is_file() or not (folder / WEIGHTS).is_file():
@@ -153,15 +164,31 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     if manifest["version"] != VERSION:
         raise ModelUnavailable(f"{folder.name} has format version {manifest['version']}; this program reads {VERSION}. "
                                "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
+    tensors = load_file(folder / WEIGHTS, device=device)
+    source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
+    return assemble(folder, empty(folder, dtype), manifest["modules"], tensors, manifest["base"], source, device)
+
+
+def empty(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The architecture of the folder's config.json in the normal form, its weights undefined."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="sdpa", dtype=dtype)
+    arch.normalise(module)
+    return module
+
+
+def assemble(folder: Path, module: nn.Module, modules: dict[str, dict], tensors: dict[str, torch.Tensor], name: str, source: dict,
+             device: str) -> Bundle:  # fmt: skip
+    """A Bundle from an empty model, the formats at their places (`_modules`) and every tensor by its name."""
+    from transformers import AutoTokenizer
+
     if device == "cpu":
         choose_float32()
-    config = AutoConfig.from_pretrained(folder)
-    with no_init_weights():
-        module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
-    arch.normalise(module)
-    geometry = arch.geometry(module)
-    _place(module, manifest["modules"], dtype)
-    tensors = load_file(folder / WEIGHTS, device=device)
+    dtype, geometry = module.dtype, arch.geometry(module)
+    _place(module, modules, dtype)
     tensors = {name: t.to(dtype) if _computes(name, t) else t for name, t in tensors.items()}
     missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     if not any(isinstance(m, TableHead) for m in module.modules()):
@@ -171,9 +198,7 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
         raise ModelUnavailable(f"{folder.name} doesn't fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}",
                                code="artifact_broken", name=folder.name)  # fmt: skip
     module.to(device).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
-    return Bundle(module, tokenizer, geometry, manifest["base"], source)
+    return Bundle(module, AutoTokenizer.from_pretrained(folder), geometry, name, source)
 
 
 def _place(module: nn.Module, modules: dict[str, dict], dtype: torch.dtype) -> None:

@@ -1,0 +1,358 @@
+"""A compressed model in the formats that other programs load, and back.
+
+    from compression import artifact, export
+
+    export.write(artifact.load("my-model-4-bits"), "my-model-gptq", "gptq_v2")
+    bundle = export.read("my-model-gptq")
+
+What can go: every linear of the blocks as integers on a uniform grid, w = scale * (code - zero), with whole-number zero
+points (the format GroupedInt: from rounding, GPTQ, AWQ or SmoothQuant). Sparse, low-rank, code-book and mixed formats have
+no place in these files; they are refused with the reason, as is whatever a loader would read wrongly. All else is float16.
+
+    gptq_v2, gptq        a GPTQ checkpoint (GPTQModel, vLLM, AutoGPTQ). For each linear [out, in]
+                           qweight int32 [in * bits / 32, out]    qzeros int32 [groups, out * bits / 32]
+                           scales float16 [groups, out]           g_idx int32 [in]
+                         Version 2 stores zero points as they are, version 1 stores zero - 1 and has no place for 0.
+    compressed-tensors   (vLLM, transformers) pack-quantized:
+                           weight_packed int32 [out, in * bits / 32]    weight_scale float16 [out, groups]
+                           weight_shape int64 [2]
+                           weight_zero_point int32 [out * bits / 32, groups] unless symmetric
+                         and int-quantized where inputs are rounded to 8 bits token by token: weight int8, weight_scale.
+
+All pack as kernels/bits.py does (value k at bits [b k, b k + b) of a little-endian stream), in words of 32 bits along `in`
+for codes and along `out` for zero points. compressed-tensors has packed 3 bits in two ways, so it gets none, and gave up
+groups that are scattered over the inputs (act-order without static groups) in version 0.19.
+
+Where a family fuses q, k and v, the file has the fused layer: rows are independent, so rows of codes, scales and zero points
+are put together in the family's own order. GPT-2's layers are Conv1D: a GPTQ checkpoint stores them as if they were linears,
+compressed-tensors knows linears only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compression import arch, artifact
+from compression.base import CompressionError, ModelUnavailable, Note
+from compression.bundle import Bundle
+from compression.packed.activations import ActivationRule
+from compression.packed.grid import Grid
+from compression.packed.grouped_int import GroupedInt
+from compression.packed.linear import CompressedLinear, CompressedTable
+from kernels.bits import pack, unpack
+
+BITS = {"gptq_v2": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "compressed-tensors": (2, 4, 8)}
+DTYPE = torch.float16  # of scales and of whatever isn't compressed: what loaders of these formats compute in
+BY_TOKEN = ActivationRule(bits=8)
+RENAMED = {"gpt_neox": ("lm_head.", "embed_out.")}  # (transformers' name, the file's)
+LOADERS = {
+    "gptq_v2": "a program that reads GPTQ checkpoints of version 2, such as GPTQModel",
+    "gptq": "a program that reads GPTQ checkpoints, such as GPTQModel or vLLM",
+    "compressed-tensors": "transformers and the package compressed-tensors, or with vLLM",
+}
+
+
+class CannotExport(CompressionError):
+    """The model, or a layer of it, has no place in the format."""
+
+    code = "cannot_export"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What all layers of a file share."""
+
+    form: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    scattered: bool  # groups that are no runs of neighbouring inputs
+    rule: ActivationRule | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear as the file has it: one of ours, or q, k and v put together."""
+
+    codes: Tensor  # uint8 [out, in], one a byte
+    grid: Grid
+    bias: Tensor | None  # [out]
+
+
+def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str = "compressed") -> tuple[int, tuple[Note, ...]]:
+    """Write `bundle` to `folder`, which appears whole or not at all: (bytes of model.safetensors, notes for the reader).
+
+    form: a key of BITS. label: what was done to the model, for its README. Raises CannotExport with the reason.
+    """
+    from safetensors.torch import save_file
+
+    if form not in BITS:
+        raise CannotExport(f"format {form!r}; allowed: {', '.join(BITS)}")
+    module, config = bundle.module, bundle.module.config
+    if form == "compressed-tensors" and config.model_type == "gpt2":
+        raise CannotExport("GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2")
+    found = {path: [(part, module.get_submodule(part)) for part in parts] for path, parts in _places(config)}
+    scheme = _scheme([linear for parts in found.values() for linear in parts], form)
+    encode, describe = (_gptq, _about_gptq) if form.startswith("gptq") else (_compressed, _about_compressed)
+    tensors, notes = _rest(bundle)
+    for path, parts in found.items():
+        layer = _joined(path, [linear for _, linear in parts], _heads(config))
+        own = encode(path, layer, scheme) | ({} if layer.bias is None else {"bias": layer.bias.to(DTYPE)})
+        tensors |= {f"{path}.{name}": t.contiguous() for name, t in own.items()}
+    about = describe(scheme, module)
+    with artifact.whole(folder) as temporary:
+        save_file(tensors, temporary / artifact.WEIGHTS, metadata={"format": "pt"})
+        bundle.tokenizer.save_pretrained(temporary)
+        config.save_pretrained(temporary)
+        whole = json.loads((temporary / "config.json").read_text("utf-8")) | {"dtype": "float16", "quantization_config": about}
+        for name, content in {"config.json": whole, "quantize_config.json": about}.items():
+            if name == "config.json" or form.startswith("gptq"):
+                (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+        artifact.write_licence(bundle, temporary, label, f"Load it with {LOADERS[form]}.\n")
+        size = (temporary / artifact.WEIGHTS).stat().st_size
+    return size, notes
+
+
+def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
+    """The model in a folder that `write` made, its linears as GroupedInt again. Raises ModelUnavailable."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    file = folder / "config.json"
+    about = (json.loads(file.read_text("utf-8")) if file.is_file() else {}).get("quantization_config", {})
+    scheme = _read_scheme(folder, about)
+    module = artifact.empty(folder, dtype)
+    del module.config.quantization_config  # what is read is no longer in that format
+    config, decode = module.config, _from_gptq if scheme.form.startswith("gptq") else _from_compressed
+    tensors = {name: t for f in sorted(folder.glob("*.safetensors")) for name, t in load_file(f, device=device).items()}
+    modules = {}
+    for path, parts in _places(config):
+        own = {name.removeprefix(f"{path}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{path}.")}
+        try:
+            layer = decode(own, scheme)
+        except (KeyError, ValueError) as error:
+            raise _broken(folder, f"{path}: {error} is missing" if isinstance(error, KeyError) else f"{path}: {error}") from None
+        rows = arch.split(torch.arange(len(layer.codes)), _heads(config)) if len(parts) > 1 else [slice(None)]
+        for part, r in zip(parts, rows, strict=True):
+            packed = _rows(layer, r)
+            packed.activations, biased = scheme.rule, layer.bias is not None
+            modules[part] = {"kind": "linear", "packed": packed.full_config(), "bias": biased, "input_scale": False}
+            tensors |= {f"{part}.packed.{name}": t for name, t in packed.state_dict().items()}
+            tensors |= {f"{part}.bias": layer.bias[r]} if biased else {}
+    ours, theirs = RENAMED.get(config.model_type, ("", ""))
+    tensors = {ours + name.removeprefix(theirs) if theirs and name.startswith(theirs) else name: t for name, t in tensors.items()}
+    source = {"kind": "export", "id": folder.name, "dtype": "float16", "licence": "", "folder": str(folder)}
+    return artifact.assemble(folder, module, modules, tensors, folder.name, source, device)
+
+
+# --- where what is -----------------------------------------------------------------------------------------------
+
+
+def _places(config) -> Iterator[tuple[str, list[str]]]:
+    """(path of a linear in the file, paths of ours that it holds: one, or q, k and v)."""
+    family = arch.FAMILIES[arch.family_of(config)]
+    for layer in range(config.num_hidden_layers):
+        held: dict[str, list[str]] = {}
+        for path, _ in (linear for group in family.groups for linear in group):
+            fused = family.fused and path.startswith(f"{family.fused}.")
+            held.setdefault(family.fused if fused else path, []).append(path)
+        prefix = f"{family.blocks}.{layer}."
+        yield from ((prefix + path, [prefix + part for part in parts]) for path, parts in held.items())
+
+
+def _heads(config) -> int | None:
+    """Over how many heads the fused rows are interleaved; None: [q | k | v]."""
+    return config.num_attention_heads if arch.FAMILIES[arch.family_of(config)].fused_by_head else None
+
+
+def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
+    """Every tensor outside the blocks' linears in float16 (tied ones once); a rounded table is written back as 16 bits."""
+    own = {path: m for path, m in bundle.module.named_modules() if isinstance(m, (CompressedLinear, CompressedTable))}
+    stored = artifact.stored_tensors(bundle.module, DTYPE)
+    tensors = {name: t for name, t in stored.items() if not any(name.startswith(f"{path}.") for path in own)}
+    blocks = arch.table(bundle.module).blocks
+    tables = {path: m for path, m in own.items() if not path.startswith(f"{blocks}.")}
+    for path, table in tables.items():
+        tensors[f"{path}.weight"] = table.packed.dequantize().to(DTYPE)
+    ours, theirs = RENAMED.get(bundle.module.config.model_type, ("", ""))
+    tensors = {theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name: t for name, t in tensors.items()}
+    return tensors, (Note("tables_as_16_bits"),) if tables else ()
+
+
+def _joined(path: str, linears: list[CompressedLinear], heads: int | None) -> Layer:
+    """One linear, or q, k and v as the family's fused one."""
+    grids = [linear.packed.grid for linear in linears]
+    if any(not torch.equal(_index(g), _index(grids[0])) for g in grids):
+        raise CannotExport(f"{path} fuses matrices whose groups lie differently; compress with static groups")
+    codes = torch.cat([unpack(m.packed.codes, m.packed.grid.bits, m.packed.shape[1]) for m in linears])
+    order = torch.arange(len(codes))
+    order = arch.join(list(order.chunk(3)), heads) if len(linears) > 1 else order
+    scale, zero = (torch.cat(t)[order] for t in ([g.scale for g in grids], [g.zero_points() for g in grids]))
+    bias = None if linears[0].bias is None else torch.cat([m.bias for m in linears])[order]
+    first = grids[0]
+    grid = Grid.make((len(codes), first.shape[1]), first.bits, first.group_size, scale, zero, first.group_index)
+    return Layer(codes[order], grid, bias)
+
+
+def _rows(layer: Layer, rows: Tensor | slice) -> GroupedInt:
+    """Some rows of a layer as a format of our own."""
+    g, codes = layer.grid, layer.codes[rows]
+    zero = None if g.zero is None else g.zero_points()[rows]
+    return GroupedInt.encode(codes, Grid.make(codes.shape, g.bits, g.group_size, g.scale[rows], zero, g.group_index))
+
+
+def _index(grid: Grid) -> Tensor:
+    """The group of each input, int32 [in]."""
+    n = grid.shape[1]
+    runs = torch.arange(n, dtype=torch.int32, device=grid.scale.device) // (n if grid.group_size == -1 else grid.group_size)
+    return runs if grid.group_index is None else grid.group_index.int()
+
+
+# --- what can go -------------------------------------------------------------------------------------------------
+
+
+def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
+    """What all linears share, or CannotExport."""
+    for path, linear in linears:
+        if why := _refusal(path, linear, form):
+            raise CannotExport(why)
+    grids = [linear.packed.grid for _, linear in linears]
+    rules = {linear.packed.activations for _, linear in linears}
+    kinds = {(g.bits, g.group_size) for g in grids}
+    if len(kinds) > 1 or len(rules) > 1:
+        raise CannotExport(f"the layers differ in (bits, group size) {sorted(kinds)} or in how inputs are rounded; "
+                           "a file has one setting for all of them")  # fmt: skip
+    ((bits, group_size),) = kinds
+    symmetric, scattered = all(g.zero is None for g in grids), any(g.group_index is not None for g in grids)
+    return Scheme(form, bits, group_size, symmetric, scattered, rules.pop())
+
+
+def _refusal(path: str, linear: nn.Module, form: str) -> str:
+    """Why a linear can't go into that format, "" if it can."""
+    if not isinstance(linear, CompressedLinear):
+        return f"{path} is not compressed; these files hold models whose every linear is"
+    if not isinstance(linear.packed, GroupedInt):
+        return (f"{path} is stored as {linear.packed.format}, for which {form} has no place; what can go are integers on a "
+                "uniform grid: rtn, gptq, awq or smoothquant, without pruning before them")  # fmt: skip
+    if linear.input_scale is not None:
+        return f"the inputs of {path} are multiplied by a factor at run time, which no loader of {form} does"
+    packed, grid, (out, n) = linear.packed, linear.packed.grid, linear.packed.shape
+    if grid.bits not in BITS[form]:
+        return f"{path} has {grid.bits} bits; {form} takes {', '.join(map(str, BITS[form]))}"
+    if form.startswith("gptq"):
+        if packed.activations is not None:
+            return f"{path} rounds its inputs, and {form} stores weights only; run with exact activations, or take compressed-tensors"
+        if n % 32 or out % 32:
+            return f"{path} is {out} x {n}; loaders of {form} take multiples of 32 only"
+        if form == "gptq" and not bool(grid.zero_points().all()):
+            return f"{path} has a zero point of 0, which version 1 (it stores zero - 1) can't hold; take gptq_v2"
+        return ""
+    plain = grid.bits == 8 and grid.group_size == -1 and grid.zero is None
+    if packed.activations is not None and not (packed.activations == BY_TOKEN and plain):
+        return f"{path} rounds its inputs; compressed-tensors takes that for symmetric 8 bits a row and inputs rounded token by token"
+    if grid.group_index is not None:
+        return f"{path} has scattered groups, which compressed-tensors gave up; take gptq_v2, or compress with static groups"
+    if grid.group_size > 0 and n % grid.group_size:
+        return f"{path} has {n} inputs, no multiple of the group size {grid.group_size}; compressed-tensors needs whole groups"
+    return ""
+
+
+# --- the two layouts ---------------------------------------------------------------------------------------------
+
+
+def words(values: Tensor, bits: int) -> Tensor:
+    """uint8 [rows, n] -> int32 [rows, ceil(n bits / 32)]: each row's stream of bits in words."""
+    size = -(-values.shape[1] * bits // 32) * 4
+    stream = pack(values, bits)
+    return F.pad(stream, (0, max(size - stream.shape[1], 0)))[:, :size].contiguous().view(torch.int32)
+
+
+def values(words: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse of `words`: uint8 [rows, n]."""
+    return unpack(words.contiguous().view(torch.uint8), bits, n)
+
+
+def _gptq(path: str, layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
+    grid, bits = layer.grid, scheme.bits
+    zero = grid.zero_points() - (1 if scheme.form == "gptq" else 0)
+    return {"qweight": words(layer.codes, bits).T, "qzeros": words(zero.T, bits), "scales": grid.scale.T, "g_idx": _index(grid)}
+
+
+def _from_gptq(own: dict[str, Tensor], scheme: Scheme) -> Layer:
+    bits, n, out = scheme.bits, len(own["g_idx"]), own["scales"].shape[1]
+    zero = values(own["qzeros"], bits, out).T.int() + (1 if scheme.form == "gptq" else 0)
+    return _layer(values(own["qweight"].T, bits, n), own["scales"].T, zero, own["g_idx"], own.get("bias"), scheme)
+
+
+def _compressed(path: str, layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
+    grid, bits = layer.grid, scheme.bits
+    if scheme.rule is not None:
+        return {"weight": (layer.codes.int() - 128).to(torch.int8), "weight_scale": grid.scale}
+    own = {"weight_packed": words(layer.codes, bits), "weight_scale": grid.scale, "weight_shape": torch.tensor(grid.shape)}
+    return own | ({} if scheme.symmetric else {"weight_zero_point": words(grid.zero_points().T, bits).T})
+
+
+def _from_compressed(own: dict[str, Tensor], scheme: Scheme) -> Layer:
+    scale, bits = own["weight_scale"], scheme.bits
+    if scheme.rule is not None:
+        return _layer((own["weight"].int() + 128).to(torch.uint8), scale, None, None, own.get("bias"), scheme)
+    out, n = own["weight_shape"].tolist()
+    zero = None if scheme.symmetric else values(own["weight_zero_point"].T, bits, out).T
+    return _layer(values(own["weight_packed"], bits, n), scale, zero, None, own.get("bias"), scheme)
+
+
+def _layer(codes: Tensor, scale: Tensor, zero: Tensor | None, index: Tensor | None, bias: Tensor | None, scheme: Scheme) -> Layer:
+    """From what a file holds; a symmetric grid's zero point is 2^(bits-1) whatever the file says."""
+    zero = None if scheme.symmetric else zero
+    if zero is not None and int(zero.max()) >= 1 << scheme.bits:
+        raise ValueError(f"a zero point of {int(zero.max())} takes more than {scheme.bits} bits")
+    grid = Grid.make(codes.shape, scheme.bits, scheme.group_size, scale, zero)
+    if index is not None and not torch.equal(index.int(), _index(grid)):
+        grid = Grid.make(codes.shape, scheme.bits, scheme.group_size, scale, zero, index)
+    return Layer(codes, grid, bias)
+
+
+def _about_gptq(scheme: Scheme, module: nn.Module) -> dict:
+    return {
+        "quant_method": "gptq", "checkpoint_format": scheme.form, "format": scheme.form, "bits": scheme.bits,
+        "group_size": scheme.group_size, "sym": scheme.symmetric, "desc_act": scheme.scattered, "lm_head": False,
+        "meta": {"quantizer": ["compression-explorer"]},
+    }  # fmt: skip
+
+
+def _about_compressed(scheme: Scheme, module: nn.Module) -> dict:
+    kept = [path for path, m in module.named_modules() if isinstance(m, nn.Linear)]
+    head, renamed = arch.head(module)[0], RENAMED.get(module.config.model_type, ("", ""))[1].removesuffix(".")
+    row = scheme.group_size == -1
+    weights = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "dynamic": False,
+               "strategy": "channel" if row else "group", "group_size": None if row else scheme.group_size}  # fmt: skip
+    form, inputs = "pack-quantized", None
+    if scheme.rule is not None:
+        form, inputs = "int-quantized", {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
+    return {"quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed",
+            "config_groups": {"group_0": group}, "ignore": sorted({*kept, head, renamed} - {""})}  # fmt: skip
+
+
+def _read_scheme(folder: Path, about: dict) -> Scheme:
+    """The inverse of the two above. Raises ModelUnavailable for what `read` doesn't know."""
+    if about.get("quant_method") == "gptq":
+        form = about.get("checkpoint_format") or about.get("format", "gptq")
+        if form in BITS and about["bits"] in BITS[form]:
+            return Scheme(form, about["bits"], about["group_size"], about["sym"], about["desc_act"])
+    groups = list(about.get("config_groups", {}).values())
+    if about.get("quant_method") == "compressed-tensors" and len(groups) == 1 and groups[0]["weights"].get("actorder") != "group":
+        w, rule = groups[0]["weights"], BY_TOKEN if groups[0].get("input_activations") else None
+        return Scheme("compressed-tensors", w["num_bits"], w["group_size"] or -1, w["symmetric"], False, rule)
+    raise _broken(folder, "its config names no GPTQ or compressed-tensors setting that is known here")
+
+
+def _broken(folder: Path, why: str) -> ModelUnavailable:
+    return ModelUnavailable(f"{folder.name} can't be read back: {why}", code="artifact_broken", name=folder.name)
