@@ -300,6 +300,8 @@ class Method:
     stats: frozenset = frozenset()
     stream: Literal["compressed", "original"] = "compressed"
     after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
+    inherits: tuple[str, ...] = ()  # of a converter: own params that the step before decides where it has them
+    converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
     cost_by_role: bool = False
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model

@@ -114,15 +114,19 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int]) -> tuple[float, int,
     """(stored bytes, peak bytes, operations) of a chain on one matrix: pruning shares and bit widths multiply."""
     out, n = shape
     size, peak, flops = 2.0 * out * n, 0, 0.0
-    kept = 1.0
+    kept, before = 1.0, {}
     for method, params in spec.methods:
-        cost = method.cost_of(shape, params, spec.calibration_tokens, role)
+        if method.converted_cost and before.keys() >= set(method.inherits):
+            cost = method.converted_cost(shape, params, spec.calibration_tokens)
+        else:
+            cost = method.cost_of(shape, params, spec.calibration_tokens, role)
+        before = params.effective()
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
         if method.family == "pruning":
             mask = out * -(-n // 8)
             kept = max(0.0, (cost.bytes - mask) / (2 * out * n)) if cost.bytes < 2 * out * n else 1.0
             size = cost.bytes
-        elif kept < 1.0 and method.family == "quantization":
+        elif kept < 1.0 and "bitmask" in method.after:
             size = out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
         else:
             size = cost.bytes

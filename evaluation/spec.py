@@ -51,8 +51,14 @@ class RunSpec:
         steps = tuple((name, dict(values)) for name, values in self.recipe)
         if not steps:
             raise BadParam("the recipe is empty; give at least one method", name="recipe")
-        parsed = tuple((name, compression.get(name).params.parse(values).json()) for name, values in steps)
-        object.__setattr__(self, "recipe", parsed)
+        parsed, before = [], {}
+        for name, values in steps:
+            method = compression.get(name)
+            values = values | {k: before[k] for k in method.inherits if k in before}
+            params = method.params.parse(values)
+            before = params.effective()
+            parsed.append((name, params.json()))
+        object.__setattr__(self, "recipe", tuple(parsed))
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise BadParam(f"{name} = {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}",

@@ -126,14 +126,15 @@ class Words:
         return self(f"value.{name}", v=x) if self.has(f"value.{name}") else f"{name} {x}"
 
     def step(self, name: str, values: Mapping, long: bool = False) -> str:
-        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64"."""
+        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A code book goes by its table's name."""
         if values.get("pattern", "unstructured") != "unstructured":
             parts = [str(values["pattern"])]
         else:
             parts = [self.knob(k, values[k]) for k in ("bits", "sparsity", "removed") if k in values]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
-        return (self("comma") if long else " ").join([self.method(name), *parts])
+        title = self(f"value.{values['table']}") if "table" in values else self.method(name)
+        return (self("comma") if long else " ").join([title, *parts])
 
     def recipe(self, recipe, long: bool = False) -> str:
         """A chain in words."""

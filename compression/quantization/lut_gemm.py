@@ -67,6 +67,13 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     return Cost(bytes=size, flops=flops, peak_bytes=16 * out * n + 80 * min(out * n, AT_A_TIME))
 
 
+def converted_cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """The same after a step that stored integers: nothing is fitted, the offset takes 32 bits."""
+    out, n = shape
+    size = params.bits * out * -(-n // 8) + out * groups_of(n, params.group_size) * (2 * params.bits + 4)
+    return Cost(bytes=size, flops=50.0 * out * n, peak_bytes=16 * out * n)
+
+
 # --- exactly, from integers on a grid ---
 
 
@@ -213,6 +220,8 @@ METHOD = Method(
     compress=compress,
     cost=cost,
     after=frozenset({"dense", "grouped_int"}),
+    inherits=("bits", "group_size"),
+    converted_cost=converted_cost,
     tiny={"bits": 3, "group_size": 16},
     essay=__doc__,
 )

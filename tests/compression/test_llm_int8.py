@@ -92,7 +92,7 @@ def test_sums_are_exact_integers(served_by):
     if served_by == "C":
         assert torch.equal(found, exact)
     else:  # sums of floats
-        assert (found - exact).abs().max() <= 1e-6 * exact.abs().max()
+        assert (found - exact).abs().max() <= 1e-4 * exact.abs().max()
 
 
 def test_weights_are_the_nearest_of_255_codes():

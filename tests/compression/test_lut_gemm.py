@@ -217,4 +217,6 @@ def test_bits_a_weight():
     weight = normal(32, 256)
     assert run(weight).bits_per_weight() == 3 + 4 * 16 / 128
     assert run(weight, offset=False).bits_per_weight() == 3 + 3 * 16 / 128
-    assert run(None, rounded(weight, 4, 64)).bits_per_weight() == 4 + (4 * 16 + 32) / 64
+    converted = run(None, rounded(weight, 4, 64))
+    promised = get("lut_gemm").converted_cost((32, 256), LutGemmParams(bits=4, group_size=64), 0)
+    assert converted.bits_per_weight() == 4 + (4 * 16 + 32) / 64 and converted.stored_bytes() == promised.bytes

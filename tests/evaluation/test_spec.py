@@ -46,6 +46,16 @@ def test_what_decides_nothing_leaves_the_key():
     assert moved.key(FINGERPRINT) == GPTQ.key(FINGERPRINT), "the same content at another place"
 
 
+def test_a_converter_takes_the_bits_of_the_step_before():
+    """What it is called, estimated and found under is what it will be."""
+    chain = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 4, "group_size": 64}), ("lut_gemm", {"bits": 2})))
+    assert chain.recipe[1][1]["bits"] == 4 and chain.recipe[1][1]["group_size"] == 64
+    again = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 4, "group_size": 64}), ("lut_gemm", {"bits": 3})))
+    assert chain.identity() == again.identity() and RunSpec.parse(chain.json()) == chain
+    alone = dataclasses.replace(GPTQ, recipe=(("lut_gemm", {"bits": 2}),))
+    assert alone.recipe[0][1]["bits"] == 2 and alone.recipe[0][1]["group_size"] == 128
+
+
 def test_code_changes_the_key_and_prose_does_not(tmp_path):
     file = tmp_path / "a.py"
     file.write_text('"""Essay."""\n\nx = 1  # why\n')

@@ -88,6 +88,8 @@ def test_figures_become_words():
     assert words.recipe(recipe) == "Wanda 50 % removed → GPTQ 4 bits" and words.recipe(recipe, long=True).endswith(
         "GPTQ, 4 bits, group 64"
     )
+    book = (("nf4", {"table": "fp4", "group_size": 64, "double": False}),)
+    assert words.recipe(book) == "FP4" and words.recipe(book, long=True) == "FP4, group 64"
 
 
 def test_verdicts_follow_their_thresholds_and_the_noise():
