@@ -24,7 +24,7 @@ def test_sizes_are_those_of_the_shipped_runs(result):
         assert found.peak_bytes < 3e9
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+@pytest.mark.parametrize("name", [n for n in NAMES if get(n).main_param])
 def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
     spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),))
     path(spec), estimate(spec)
@@ -45,6 +45,15 @@ def test_a_chain_is_smaller_than_either_step():
 
     prune, round_ = ("wanda", {"sparsity": 0.5}), ("gptq", {"bits": 4})
     assert size(prune, round_) < min(size(prune), size(round_))
+
+
+def test_a_converter_weighs_what_the_step_before_decides():
+    def bits(*recipe):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).weight_bits
+
+    first = ("gptq", {"bits": 4, "group_size": 64})
+    assert bits(first, ("lut_gemm", {"bits": 2})) == pytest.approx(4 + (4 * 16 + 32) / 64)
+    assert bits(("lut_gemm", {"bits": 2, "group_size": 64})) == pytest.approx(2 + 3 * 16 / 64)
 
 
 def test_a_model_that_is_too_big_says_so(monkeypatch):
