@@ -11,7 +11,7 @@ only written in this form: with q bits, scale s and zero point z,
 
 As the first step it fits planes to the weights themselves (binary-coding quantization), with values that need not be
 equally spaced: greedy scales, then in turn the best scales for the codes and the nearest codes for the scales. It looks
-at weights alone; below 4 bits it beats rounding on the weights, and at 4 bits and more the two are alike.
+at weights alone. The fewer the bits, the more it gains on them over rounding; a model need not gain as much.
 
 Park et al. 2022, arXiv 2206.09557: equations 1 and 2 (binary coding, greedy: b = sign(r), alpha = mean |r|), the
 alternating fit of Xu et al. 2018 (1802.00150), 15 rounds and groups of 128 as in the authors' code; sign(0) is +1.
@@ -19,9 +19,9 @@ alternating fit of Xu et al. 2018 (1802.00150), 15 rounds and groups of 128 as i
 Deviations. (1) The fit has an offset, as the paper's own form for uniform grids has, and starts a second time from
 rounding; each group keeps the better, so it is never worse than rounding to nearest. Without the offset it is the
 paper's plain form. (2) Codes are chosen once more for the scales as stored, in 16 bits. (3) The rounds work on sorted
-weights and their running sums, which gives the same numbers in a tenth of the time. (4) Scales that can't be halved in
-16 bits are refused rather than rounded. Our kernels add the bits up where a byte is in a register instead of looking a
-table up in memory; the sums are the same.
+weights and their running sums: the same numbers from 2^q values a group. (4) Scales that can't be halved in 16 bits are
+refused rather than rounded. (5) Our kernels add the inputs whose bit is set, in registers, where the paper looks such sums
+up in fast memory (kernels/binary_coded.py); the product is the same.
 
 Cost: one sort of every group and 30 rounds on 2^q numbers a group; stored with 16 (q + 1) bits a group.
 """

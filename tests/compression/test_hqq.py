@@ -79,9 +79,10 @@ def test_no_rounds_is_rounding_with_a_real_zero():
     for start in range(0, 80, 16):
         group = weight[:, start : start + 16].double()
         low, high = group.amin(1, True), group.amax(1, True)
-        step = (high - low) / 7
-        expected = ((group - low) / step).round() * step + low
-        assert (packed.dequantize()[:, start : start + 16] - expected).abs().amax() < 0.51 * float(step.max()) * 0.02 + 1e-3
+        scale = ((high - low) / 7).half().double()
+        zero = (-low / scale).half().double()
+        expected = scale * ((group / scale + zero).round().clamp(0, 7) - zero)
+        assert torch.allclose(packed.dequantize()[:, start : start + 16].double(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -127,7 +127,10 @@ def test_looking_up_is_multiplying(bits, converted, served, monkeypatch):
     x = normal(1, 52, seed=9)
     alpha, offset = packed.alpha.numpy().astype(np.float64), packed.offset.numpy().astype(np.float64)
     expected = oracles.look_up_product(x[0].numpy(), signs_of(packed), alpha, offset, 16)
-    assert np.allclose(packed.stored().numpy().astype(np.float64) @ x[0].numpy(), expected, rtol=1e-5, atol=1e-5)
+    wide = lambda scales: np.repeat(scales, 16, -1)[..., :52]  # noqa: E731
+    weight = (signs_of(packed) * wide(alpha)).sum(0) + wide(offset)
+    assert np.allclose(weight @ x[0].numpy().astype(np.float64), expected, rtol=1e-12, atol=1e-12)
+    assert np.allclose(packed.stored().numpy(), weight, rtol=1e-6, atol=0 if converted else 1e-6)
     assert np.allclose(packed.matmul(x)[0].numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
