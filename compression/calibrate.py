@@ -292,10 +292,13 @@ class Passage:
     targets: list[Tensor]
     arguments: dict[int, tuple[tuple, dict]]  # batch size -> (args, kwargs) of the block, hidden states left out
 
-    def run(self, hidden: Tensor) -> Tensor:
-        """The block's output for hidden states [b, window, hidden] of a batch size that was captured."""
-        args, kwargs = self.arguments[hidden.shape[0]]
-        out = self.block(hidden, *args, **kwargs)
+    def run(self, hidden: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """The block's output with these parameters for hidden states [b, window, hidden], b up to the largest batch captured."""
+        size = max(self.arguments)
+        first = lambda t: t[: len(hidden)] if isinstance(t, Tensor) and t.dim() and len(t) == size else t  # noqa: E731
+        args, kwargs = self.arguments[size]
+        kwargs = {k: tuple(map(first, v)) if isinstance(v, tuple) else first(v) for k, v in kwargs.items()}
+        out = torch.func.functional_call(self.block, parameters, (hidden, *map(first, args)), kwargs)
         return out[0] if isinstance(out, tuple) else out
 
 

@@ -190,3 +190,54 @@ def llm_int8(x, weight, threshold):
             total = sum(int(a) * int(b) for a, b in zip(integers, codes[o], strict=True))
             y[t, o] = total * step * scale[o] + sum(v * c * scale[o] for v, c in zip(token[large], codes[o][large], strict=True))
     return y
+
+
+def awq_asym(group, bits):
+    """(scale in half precision, zero) of one group by AWQ's definition: the range need not contain zero."""
+    scale = float(np.float16(max(group.max() - group.min(), 1e-5) / (2**bits - 1)))
+    return scale, float(np.clip(np.round(-group.min() / scale), 0, 2**bits - 1))
+
+
+def awq_rtn(weight, bits, group_size):
+    """Dequantized weight [out, in], group by group."""
+    result = np.zeros(weight.shape)
+    size = weight.shape[1] if group_size == -1 else group_size
+    for r in range(weight.shape[0]):
+        for start in range(0, weight.shape[1], size):
+            group = weight[r, start : start + size]
+            scale, zero = awq_asym(group, bits)
+            result[r, start : start + size] = scale * (np.clip(np.round(group / scale) + zero, 0, 2**bits - 1) - zero)
+    return result
+
+
+def awq_search(weights, inputs, bits, group_size, exponents):
+    """(s, losses) of AWQ's eq. 4 and 5 on the inputs themselves: the squared difference of outputs, summed over matrices."""
+    inputs = inputs.astype(np.float64)
+    loudness, losses, factors = np.abs(inputs).mean(0), [], []
+    for a in exponents:
+        s = np.maximum(loudness**a, 1e-4)
+        s = s / np.sqrt(s.max() * s.min())
+        factors.append(s)
+        total = 0.0
+        for weight in weights:
+            outputs = (inputs / s) @ awq_rtn((weight * s).astype(np.float32), bits, group_size).T
+            total += ((outputs - inputs @ weight.T.astype(np.float64)) ** 2).sum()
+        losses.append(total)
+    return factors[int(np.argmin(losses))], losses
+
+
+def smoothing(inputs, weights, alpha):
+    """SmoothQuant's s by eq. 4, channel by channel."""
+    return np.array([
+        max(np.abs(inputs[:, j]).max(), 1e-5) ** alpha / max(max(np.abs(w[:, j]).max() for w in weights), 1e-5) ** (1 - alpha)
+        for j in range(inputs.shape[1])
+    ])  # fmt: skip
+
+
+def zeroquant(weight, bits, groups):
+    """Dequantized weight: the matrix as one row of numbers, cut into equal parts, each rounded symmetrically."""
+    parts = []
+    for part in weight.astype(np.float64).reshape(groups, -1):
+        scale = float(np.float16(2 * np.abs(part).max() / 2**bits))
+        parts.append(scale * np.clip(np.round(part / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+    return np.stack(parts).reshape(weight.shape)

@@ -1,0 +1,178 @@
+"""AWQ: protect the channels that carry large activations, then round.
+
+A weight matters as much as the inputs that it meets. AWQ multiplies the input channels of a matrix whose activations are
+large, on average over a calibration text, by a factor above 1 before rounding, so that they get a finer share of the ruler,
+and divides the activations by the same factor; the division is folded into the norm or the matrix before, so that it costs
+nothing. One exponent a group of matrices decides how far to go, and a small search tries twenty of them on the error of the
+outputs. A second search cuts the largest weights of each group where that lowers the error. Nothing is trained.
+
+Paper: Lin et al. 2023, arXiv 2306.00978. With X the inputs, s_X the mean |x| of each channel and Q rounding in groups,
+    s = s_X^a, divided by sqrt(max s * min s)                                             (eq. 5)
+    a = argmin over 0, 0.05, ... 0.95 of sum over the matrices ||Q(W diag(s)) diag(s)^-1 X - W X||^2   (eq. 4)
+a = 0 is plain rounding, so the search never ends above it. Inputs come from the uncompressed model, and all searches of a
+block see the block before any factor was applied, as in the authors' code. Clipping: for each row and group the limit
+m = (1 - k/20) max|w|, k = 0 ... 9, with the least error of that group's outputs; the queries and keys are left out.
+Quantizer: the authors', in which a group's range need not contain zero: scale = (max - min) / (2^bits - 1),
+zero = round(-min / scale) kept within 0 ... 2^bits - 1.
+
+Deviations: the authors' code measures the error behind the whole attention or feed-forward; we measure it as the paper's
+equation does, at the outputs of the matrices, with the Gram matrix X^T X of all calibration tokens instead of a sample, for
+clipping too. The factor of the attention's output matrix also goes into v where several query heads share a key head (they
+get their mean; the authors skip this case). Where no fold is exact it is left out, with a note: OPT-350M's norms feed the
+residual too. Behind a GELU the division is kept as a multiplication at run time (the authors' ScaledActivation).
+With `rounding` off only the factors are applied, and a next step may round (GPTQ).
+
+Cost: one forward pass over the calibration tokens, 20 products of W with X^T X for the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compression.base import Block, Cost, Edit, Method, Params, param
+from compression.packed.grid import Grid, store_scale
+from compression.packed.grouped_int import GroupedInt
+from compression.quantization.folding import folded, skipped
+from compression.quantization.gptq import output_error
+from compression.quantization.grids import grid_bytes, short_group_note
+from kernels.bits import row_bytes
+
+EXPONENTS = tuple(k / 20 for k in range(20))
+LIMITS = tuple(1 - k / 20 for k in range(10))
+UNCLIPPED = ("q", "k")
+
+
+@dataclass(frozen=True)
+class AwqParams(Params):
+    """How fine the ruler is, and what is searched."""
+
+    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
+                      ends=("tiny, worse", "large, same"))  # fmt: skip
+    group_size: int = param(128, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    clip: bool = param(True, "Cut the largest weights of a group where that lowers the error.", level="advanced",
+                       when={"rounding": True})  # fmt: skip
+    rounding: bool = param(True, "Off: only move the factors, for a next step to round.", level="advanced")
+
+
+def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """Bytes as stored; the Gram matrix and the searches in operations."""
+    out, n = shape
+    size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, symmetric=False)
+    flops = 2.0 * tokens * n * n + len(EXPONENTS) * 2.0 * out * n * n
+    return Cost(bytes=size if params.rounding else 2 * out * n, flops=flops, peak_bytes=8 * n * n + 24 * out * n)
+
+
+def awq_grid(weight: Tensor, bits: int, group_size: int) -> Grid:
+    """The authors' min-max grid of weight [out, in]; zero need not lie in a group's range."""
+    out, n = weight.shape
+    size = n if group_size == -1 else group_size
+    short = -n % size
+    whole = torch.cat([weight, weight[:, -1:].expand(out, short)], 1) if short else weight
+    groups = whole.reshape(out, -1, size)
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = store_scale((high - low).clamp_min(1e-5) / (2**bits - 1))
+    zero = torch.round(-low / scale.float()).clamp_(0, 2**bits - 1)
+    return Grid.make(weight.shape, bits, group_size, scale, zero)
+
+
+def rounded(weight: Tensor, bits: int, group_size: int) -> Tensor:
+    """weight [out, in] on its own grid, float32."""
+    grid = awq_grid(weight, bits, group_size)
+    return grid.decode(grid.round(weight))
+
+
+def loss(weights: list[Tensor], s: Tensor, gram: Tensor, quantize: Callable[[Tensor], Tensor]) -> float:
+    """Sum over `weights` [out, in] of ||(Q(W s) / s - W) X||^2 (eq. 4), from gram = X^T X [in, in]."""
+    total = 0.0
+    for weight in weights:
+        difference = quantize(weight * s) / s - weight
+        total += float(((difference @ gram) * difference).sum(dtype=torch.float64))
+    return total
+
+
+def search(weights: list[Tensor], mean_abs: Tensor, gram: Tensor, quantize: Callable[[Tensor], Tensor],
+           shared: Callable[[Tensor], Tensor] = lambda s: s) -> tuple[Tensor, list[float]]:  # fmt: skip
+    """(s [in], loss of each exponent): the factors with the least loss; at equal losses the smaller exponent.
+
+    shared: brings channels that can't differ to one value (arch.Fold.shared).
+    """
+    best, losses = torch.ones_like(mean_abs), []
+    for a in EXPONENTS:
+        s = shared(mean_abs.pow(a).clamp_min(1e-4))
+        s = s / (s.max() * s.min()).sqrt()
+        losses.append(loss(weights, s, gram, quantize))
+        if losses[-1] < min(losses[:-1], default=float("inf")):
+            best = s
+    return best, losses
+
+
+def clipped(weight: Tensor, gram: Tensor, bits: int, group_size: int) -> Tensor:
+    """weight [out, in] with each group of each row cut to the limit of LIMITS that errs least on the group's own outputs."""
+    n = weight.shape[1]
+    size = n if group_size == -1 else group_size
+    result = weight.clone()
+    for start in range(0, n, size):
+        columns = slice(start, min(start + size, n))
+        w, g = weight[:, columns], gram[columns, columns]
+        most = w.abs().amax(1, keepdim=True)
+        least = torch.full_like(most, float("inf"))
+        for share in LIMITS:
+            cut = torch.minimum(torch.maximum(w, -share * most), share * most)
+            difference = rounded(cut, bits, -1) - w
+            error = ((difference @ g) * difference).sum(1, keepdim=True)
+            better = error < least
+            least = torch.where(better, error, least)
+            result[:, columns] = torch.where(better, cut, result[:, columns])
+    return result
+
+
+def compress(block: Block, params: AwqParams) -> Edit:
+    """Scale, clip and round the linears of one block."""
+
+    def quantize(w: Tensor) -> Tensor:
+        return rounded(w, params.bits, params.group_size)
+
+    fixed = [i for i, g in enumerate(block.groups) if g.fold is None and (g.unfoldable != "activation" or not params.rounding)]
+    factors = {}
+    for i, group in enumerate(block.groups):
+        if i not in fixed:
+            shared = group.fold.shared if group.fold is not None else (lambda s: s)
+            weights = [site.weight for site in group.sites]
+            factors[i], _ = search(weights, group.stats.mean_abs, group.stats.gram, quantize, shared)
+    weights, tensors = folded(block, factors)
+    notes = skipped(block, fixed)
+    if not params.rounding:
+        return Edit(tensors=tensors | {f"{path}.weight": w for path, w in weights.items()}, notes=notes)
+    linears, figures = {}, {}
+    for i, group in enumerate(block.groups):
+        s = factors.get(i)
+        gram = group.stats.gram if s is None else group.stats.gram / (s[:, None] * s)
+        for site in group.sites:
+            weight = weights[site.path]
+            cut = clipped(weight, gram, params.bits, params.group_size) if params.clip and site.role not in UNCLIPPED else weight
+            grid = awq_grid(cut, params.bits, params.group_size)
+            linears[site.path] = GroupedInt.encode(grid.round(cut), grid)
+            figures[site.path] = {"output_error": output_error(weight, linears[site.path].dequantize(), gram)}
+            notes += short_group_note(site, params.group_size)
+    return Edit(linears, tensors, notes=notes, figures=figures)
+
+
+METHOD = Method(
+    name="awq",
+    title="AWQ",
+    family="quantization",
+    paper="https://arxiv.org/abs/2306.00978",
+    params=AwqParams,
+    compress=compress,
+    cost=cost,
+    scope="block",
+    stats=frozenset({"gram", "mean_abs"}),
+    stream="original",
+    tiny={"bits": 4, "group_size": 16},
+    essay=__doc__,
+)

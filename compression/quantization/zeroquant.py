@@ -1,0 +1,203 @@
+"""ZeroQuant: weights in groups, activations token by token, and each block taught by its own original.
+
+Three ideas for a model whose weights and activations are both rounded. A weight matrix is cut into groups, each with a scale
+of its own, so that one large weight spoils only its group. Every token's activations get a scale when they come, so that a
+loud token does not spoil the quiet ones. And if four bits are too few, layer-by-layer distillation repairs the damage block
+by block: the rounded block sees what the original block saw and is trained for a few steps to give what the original gave.
+That needs no labels and the memory of one block only.
+
+Paper: Yao et al. 2022, arXiv 2206.01861, sections 4 and 5; defaults of the authors' code. Weights: G groups a matrix, cut
+row by row; symmetric, scale = 2 max|w| / 2^bits, codes clamped to -2^(bits-1) ... 2^(bits-1) - 1, which cuts the positive
+extreme by one step. Activations: the same with one group a token, as 8-bit integers, max |x| / 127 (below). In the mixed
+setting of the paper ("W4/8") the feed-forward's matrices have the chosen bits and attention's have 8.
+Distillation: input and target of block l are the original model's hidden states before and after it; the loss is their mean
+squared difference; the gradient passes through the rounding as if it were not there; AdamW over everything in the block.
+
+Deviations: activations are rounded to max |x| / 127 and not to 2 max |x| / 256, so that the largest stays exact and the
+integers are symmetric. The authors use 5e-6 as the learning rate for every block of BERT; losses of a decoder's blocks differ
+by orders of magnitude, so we scale it by the size of the block's weights, keep the best state seen on windows that are not
+trained on (a quarter of them), and keep the block as it was if training does not help there.
+A scale that several rows share is stored once a row (16 bits a row).
+
+Cost: one forward pass over the calibration tokens; each step of the distillation is a forward and a backward pass of one
+window through one block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compression.base import Block, Cancelled, Cost, Edit, Method, Params, param
+from compression.packed.activations import ActivationRule
+from compression.packed.grid import Grid, store_scale
+from compression.packed.grouped_int import GroupedInt
+from compression.quantization.gptq import output_error
+from kernels.bits import row_bytes
+from kernels.grouped_int import groups_of
+
+ATTENTION = ("q", "k", "v", "o")
+HELD_OUT, MOST_JUDGES = 4, 8  # every fourth window judges and is not trained on, eight at most
+WINDOW = 512  # tokens of a training step, for the estimate
+
+
+@dataclass(frozen=True)
+class ZeroQuantParams(Params):
+    """Bits, groups and the distillation."""
+
+    bits: int = param(8, "Bits of the feed-forward's weights.", lo=3, hi=8, step=1, unit="bits", main=True,
+                      ends=("tiny, worse", "large, same"))  # fmt: skip
+    attention_bits: int = param(8, "Bits of the attention's weights.", lo=3, hi=8, step=1, unit="bits", level="advanced")
+    groups: int = param(64, "Groups that each matrix is cut into, row by row; 0: one a row.", lo=0, hi=65536, step=1,
+                        suggest=(0, 1, 48, 64), level="advanced")  # fmt: skip
+    activations: str = param("int8", "How inputs are multiplied: rounded token by token, or as they are.",
+                             choices=("int8", "exact"), level="advanced")  # fmt: skip
+    distill_steps: int = param(0, "Training steps of each block (the authors take up to 100); 0: none.", lo=0, hi=1000, step=10,
+                               suggest=(0, 50, 100))  # fmt: skip
+    learning_rate: float = param(1e-3, "Size of a training step, as a share of the weights' own size.", lo=1e-6, hi=0.1,
+                                 level="advanced")  # fmt: skip
+
+
+def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
+    """Bytes of codes and scales; the figures' Gram matrix and the distillation in operations."""
+    out, n = shape
+    size = out * row_bytes(n, bits_of(role, params)) + 2 * out * groups_of(n, columns_of(shape, params.groups))
+    training = 6.0 * WINDOW * params.distill_steps * out * n
+    return Cost(bytes=size, flops=2.0 * tokens * n * n + training, peak_bytes=8 * n * n + 40 * out * n,
+                train_steps=params.distill_steps)  # fmt: skip
+
+
+def bits_of(role: str, params: ZeroQuantParams) -> int:
+    """Bits of a matrix: attention and feed-forward may differ."""
+    return params.attention_bits if role in ATTENTION else params.bits
+
+
+def columns_of(shape: tuple[int, int], groups: int) -> int:
+    """Columns that share a scale when [out, in] is cut row by row into `groups` parts; -1 where a part is a row or more."""
+    out, n = shape
+    return -1 if groups <= out else min(n, max(16, -(-n * out // groups) // 16 * 16))
+
+
+def group_grid(weight: Tensor, bits: int, groups: int) -> Grid:
+    """The symmetric grid of weight [out, in]: scale = 2 max|w| / 2^bits in each of `groups` parts, 0: in each row."""
+    out, n = weight.shape
+    columns = columns_of((out, n), groups)
+    size = n if columns == -1 else columns
+    largest = nn.functional.pad(weight.abs(), (0, -n % size)).view(out, -1, size).amax(-1)
+    if 0 < groups < out:
+        rows = -(-out // groups)
+        parts = nn.functional.pad(largest[:, 0], (0, -out % rows)).view(-1, rows).amax(1)
+        largest = parts.repeat_interleave(rows)[:out, None]
+    return Grid.make(weight.shape, bits, columns, store_scale(2 * largest / 2**bits), None)
+
+
+def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
+    """`rounded`, with the gradient of `exact`."""
+    return exact + (rounded - exact).detach()
+
+
+def distill(block: Block, params: ZeroQuantParams, rule: ActivationRule | None) -> tuple[dict[str, Tensor], float, float]:
+    """(tensors of the block by their names in it, error before, error after): the state that errs least on held-out windows.
+
+    The error is the mean squared difference of the block's outputs divided by the mean square of the original's.
+    """
+    passage = block.inputs
+    windows, targets = (torch.cat(list(part)).unsqueeze(1) for part in (passage.inputs, passage.targets))
+    held = torch.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
+    if not bool(held.any()) or bool(held.all()):
+        held = torch.arange(len(windows)) == len(windows) - 1
+    judges, taught = held.nonzero().flatten()[:MOST_JUDGES].tolist(), (~held).nonzero().flatten().tolist() or [0]
+    roles = {name_in_block(s.path, block.layer): s.role for s in block.sites}
+    masters = {name: p.detach().float().clone().requires_grad_() for name, p in passage.block.named_parameters()}
+    optimizer = torch.optim.AdamW(
+        [{"params": [m], "lr": params.learning_rate * max(float(m.detach().abs().mean()), 1e-3)} for m in masters.values()],
+        weight_decay=0.0,
+    )
+
+    def error(i: int) -> Tensor:
+        state = {}
+        for name, master in masters.items():
+            role = roles.get(name.removesuffix(".weight"))
+            if role is not None and name.endswith(".weight"):
+                grid = group_grid(master.detach(), bits_of(role, params), params.groups)
+                state[name] = straight_through(master, grid.decode(grid.round(master.detach())))
+            else:
+                state[name] = master
+        kinds = {name: p.dtype for name, p in passage.block.named_parameters()}
+        out = passage.run(windows[i], {name: t.to(kinds[name]) for name, t in state.items()})
+        target = targets[i].float()
+        return (out.float() - target).square().mean() / target.square().mean().clamp_min(1e-30)
+
+    def judged() -> float:
+        with torch.no_grad():
+            return sum(float(error(i)) for i in judges) / len(judges)
+
+    hooks = [
+        passage.block.get_submodule(name).register_forward_pre_hook(lambda m, args: (straight_through(args[0], rule(args[0])),))
+        for name in (roles if rule is not None else ())
+    ]
+    try:
+        before = least = judged()
+        best = {name: m.detach().clone() for name, m in masters.items()}
+        order = torch.Generator().manual_seed(block.seed)
+        for step in range(params.distill_steps):
+            if block.cancelled():
+                raise Cancelled("stopped while distilling")
+            with torch.enable_grad():
+                error(taught[int(torch.randint(len(taught), (1,), generator=order))]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 10 == 9 or step == params.distill_steps - 1:
+                now = judged()
+                if now < least:
+                    least, best = now, {name: m.detach().clone() for name, m in masters.items()}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return best, before, least
+
+
+def name_in_block(path: str, layer: int) -> str:
+    """ "model.layers.3.mlp.up_proj" -> "mlp.up_proj"."""
+    return path.split(f".{layer}.", 1)[1]
+
+
+def compress(block: Block, params: ZeroQuantParams) -> Edit:
+    """Round the linears of one block, after distilling it if asked."""
+    rule = ActivationRule(bits=8) if params.activations == "int8" else None
+    weights, tensors, more = {s.path: s.weight for s in block.sites}, {}, {}
+    if params.distill_steps:
+        best, before, after = distill(block, params, rule)
+        prefix = block.sites[0].path.removesuffix(name_in_block(block.sites[0].path, block.layer))
+        tensors = {prefix + name: tensor for name, tensor in best.items()}
+        weights = {path: tensors.pop(f"{path}.weight") for path in weights}
+        more = {"block_error_before": before, "block_error": after}
+    linears, figures = {}, {}
+    for group in block.groups:
+        for site in group.sites:
+            weight = weights[site.path]
+            grid = group_grid(weight, bits_of(site.role, params), params.groups)
+            packed = GroupedInt.encode(grid.round(weight), grid)
+            packed.activations = rule
+            linears[site.path] = packed
+            figures[site.path] = {"output_error": output_error(site.weight, packed.dequantize(), group.stats.gram)} | more
+    return Edit(linears, tensors, figures=figures)
+
+
+METHOD = Method(
+    name="zeroquant",
+    title="ZeroQuant",
+    family="quantization",
+    paper="https://arxiv.org/abs/2206.01861",
+    params=ZeroQuantParams,
+    compress=compress,
+    cost=cost,
+    cost_by_role=True,
+    scope="block",
+    stats=frozenset({"gram"}),
+    stream="original",
+    tiny={"bits": 4, "groups": 0},
+    essay=__doc__,
+)
