@@ -225,6 +225,7 @@ class Site:
     weight: Tensor  # [out, in] float32, a copy
     bias: Tensor | None
     previous: Packed | None  # the format that an earlier step of the chain stored, None for a fresh linear
+    block: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # role -> (out, in) of its block's linears, {} if unknown
 
 
 @dataclass(frozen=True)
