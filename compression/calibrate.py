@@ -179,7 +179,9 @@ class _Walk:
                 method=self.method.name, format=previous.format, allowed=allowed,
             )  # fmt: skip
         weight = (linear.weight if previous is None else previous.dequantize()).detach().float().clone()
-        return Site(path, role, layer, len(self.blocks), weight, linear.bias, previous)
+        named = [(r, self.module.get_submodule(p)) for group in arch.groups(self.module, layer) for p, r in group]
+        shapes = {r: (m.out_features, m.in_features) for r, m in named}
+        return Site(path, role, layer, len(self.blocks), weight, linear.bias, previous, shapes)
 
     def _apply(self, edit: Edit, sites: dict[str, Site]) -> None:
         self.outcome.notes.extend(edit.notes)
