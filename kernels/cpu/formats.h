@@ -122,9 +122,10 @@ typedef struct {
 INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const int kind)
 {
     const int64_t at = (tile * p->groups + group) * 16;
-    if ((kind == INT || kind == BOOK) && p->grids == FLOATS)
-        return (grid){vf_load((const float *)p->scale + at), kind == INT ? vf_load((const float *)p->zero + at) : vf_zero()};
-    if (kind == INT && p->grids == LEVELS) {
+    if ((kind == INT || kind == BOOK) && p->grids != WHOLE) {
+        if (kind == BOOK || p->grids == FLOATS)
+            return (grid){vf_load((const float *)p->scale + at), kind == INT ? vf_load((const float *)p->zero + at) : vf_zero()};
+        if (p->grids == REAL) return (grid){vf_half((const uint16_t *)p->scale + at), vf_half((const uint16_t *)p->zero + at)};
         const uint8_t *codes = (const uint8_t *)p->scale + 2 * at;
         const float *level = (const float *)(codes + 16);
         const vi both = vi_bytes(codes);
@@ -132,8 +133,7 @@ INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const
                       vf_fma(vf_of(vi_shr(both, 4)), vf_splat(level[2]), vf_splat(level[3]))};
     }
     grid g = {vf_half((const uint16_t *)p->scale + at), vf_zero()};
-    if (kind == INT && p->grids == REAL) g.zero = vf_half((const uint16_t *)p->zero + at);
-    else if (is_coded(kind)) {
+    if (is_coded(kind)) {
         const vi zero = p->zero ? vi_bytes((const uint8_t *)p->zero + at) : vi_splat(1 << (p->bits - 1));
         g.zero = vf_of(zero);
         if (kind == MASK_INT) r->otherwise = vi_or(vi_or(zero, vi_shl(zero, 8)), vi_or(vi_shl(zero, 16), vi_shl(zero, 24)));

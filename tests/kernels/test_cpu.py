@@ -34,6 +34,9 @@ def fresh(monkeypatch, tmp_path):
     cpu.forget()
 
 
+LARGE = (1 << 30, 127, 1.5)  # a rule with a threshold
+
+
 def operands(tokens, out, n, bits, group, rule=None, seed=0):
     """x, a plan, and the tensors that it was made of."""
     g = torch.Generator().manual_seed(seed)
@@ -261,17 +264,69 @@ def test_eight_threads_call_at_once():
 
 
 @needs_compiler
-@pytest.mark.parametrize("rule", [None, (32, 127), (1 << 30, 127)])
+@pytest.mark.parametrize("rule", [None, (32, 127), (1 << 30, 127), LARGE, (1 << 30, 127, 0.0, 0.02)])
 @pytest.mark.parametrize("tokens", [1, 20])
 def test_what_is_not_finite_stays_so(rule, tokens):
     """One bad activation spoils its token, and no other."""
     cpu.wait()
-    for bad in (float("nan"), float("inf")):
-        x, plan, _ = operands(tokens, 9, 80, 4, 16, rule)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        x, plan, _ = operands(tokens, 9, 80, 8 if rule == LARGE else 4, 16, rule)
         clean = cpu.product(plan, x)
         x[0, 3] = bad
         found = cpu.product(plan, x)
         assert not bool(found[0].isfinite().any()) and torch.equal(found[1:], clean[1:])
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["levels of 3", "levels of 6", "real zeros", "codebook, torch.float32", "columns", "sum with"])
+def test_what_is_not_finite_stays_so_in_every_grid(name):
+    cpu.wait()
+    chosen = [plan for told, plan, _ in selftest.cases(9, 80) if told.startswith(name)]
+    assert len(chosen) >= 3
+    for plan in chosen:
+        for tokens in (1, 20):
+            x = torch.randn(tokens, 80, generator=torch.Generator().manual_seed(0))
+            clean = cpu.product(plan, x)
+            x[0] = float("nan")
+            found = cpu.product(plan, x)
+            assert bool(found[0].isnan().all()) and torch.equal(found[1:], clean[1:])
+
+
+@needs_compiler
+@pytest.mark.parametrize("tokens", [1, 2, 20, 130])
+@pytest.mark.parametrize("group, n", [(16, 75), (-1, 640)])
+def test_activations_beyond_a_threshold_are_exact(tokens, group, n):
+    """None, some, all of a token, and a whole column; those below are as without the others."""
+    cpu.wait()
+    x, plan, (codes, scale, zero, bits, _) = operands(tokens, 37, n, 8, group, (1 << 30, 127, 50.0))
+    plain = plans.grouped_int(codes, scale, zero, bits, group, n, (1 << 30, 127))
+    weight = cpu.rows(plan, torch.arange(37))
+    assert torch.equal(cpu.product(plan, x), cpu.product(plain, x)), "none is large"
+    for at in ((slice(None), 3), (0, slice(None)), (-1, n - 1)):
+        y = x.clone()
+        y[at] = 100 + 50 * torch.rand(y[at].shape)
+        rest = y.masked_fill(y >= 50, 0)
+        expected = (selftest.rounded(rest, (1 << 30, 127)) + (y - rest)).double() @ weight.double().T
+        size = (y.abs() @ weight.abs().T).max()
+        assert (cpu.product(plan, y) - expected).abs().max() <= selftest.TOLERANCE * size
+        if at == (slice(None), 3):  # a large one in every token: without the threshold it takes the others' precision
+            exact = y.double() @ weight.double().T
+            assert (cpu.product(plain, y) - exact).abs().max() > 5 * (cpu.product(plan, y) - exact).abs().max()
+
+
+@needs_compiler
+def test_codes_of_fewer_bits_refuse_a_threshold_and_say_so():
+    from compression.packed.activations import ActivationRule
+    from tests.compression.test_packed import grouped, two_four, weight
+
+    cpu.wait()
+    for packed, served in ((grouped(8, 16, False), True), (grouped(4, 16, False), False), (two_four(weight()), True)):
+        packed.activations = ActivationRule(threshold=1.5)
+        assert (packed.plan() is not None) == served
+        assert packed.kernel.endswith(f"(C, {cpu.instructions()})" if served else "(PyTorch)")
+    packed = grouped(8, 16, False)
+    packed.activations = ActivationRule(threshold=1.5)
+    assert packed.kernel == f"grouped integers, int8 activations, outliers exact (C, {cpu.instructions()})"
 
 
 @needs_compiler
