@@ -178,10 +178,7 @@ class _Walk:
                 f"it accepts: {allowed}. Change the order or drop one step.",
                 method=self.method.name, format=previous.format, allowed=allowed,
             )  # fmt: skip
-        weight = (linear.weight if previous is None else previous.dequantize()).detach().float().clone()
-        named = [(r, self.module.get_submodule(p)) for group in arch.groups(self.module, layer) for p, r in group]
-        shapes = {r: (m.out_features, m.in_features) for r, m in named}
-        return Site(path, role, layer, len(self.blocks), weight, linear.bias, previous, shapes)
+        return site_of(self.module, path, role, layer)
 
     def _apply(self, edit: Edit, sites: dict[str, Site]) -> None:
         self.outcome.notes.extend(edit.notes)
@@ -200,6 +197,16 @@ class _Walk:
             if path in sites:
                 row |= {"layer": sites[path].layer, "role": sites[path].role}
             self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
+
+
+def site_of(module: nn.Module, path: str, role: str, layer: int) -> Site:
+    """One linear of the model as a method sees it."""
+    linear = module.get_submodule(path)
+    previous = linear.packed if isinstance(linear, CompressedLinear) else None
+    weight = (linear.weight if previous is None else previous.dequantize()).detach().float().clone()
+    beside = [(r, module.get_submodule(p)) for group in arch.groups(module, layer) for p, r in group]
+    shapes = {r: (m.out_features, m.in_features) for r, m in beside}
+    return Site(path, role, layer, len(arch.blocks(module)), weight, linear.bias, previous, shapes)
 
 
 class _Reached(Exception):

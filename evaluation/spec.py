@@ -113,7 +113,7 @@ class RunSpec:
         """
         named = {"model", "text", "calibration"}  # a file's place doesn't matter, its content does
         essence = {k: v for k, v in self._essence().items() if k not in named}
-        return _digest(essence | {"fingerprint": fingerprint, "metrics": METRICS_VERSION, "code": self._code()})
+        return _digest(essence | {"fingerprint": fingerprint, "metrics": METRICS_VERSION, "code": self.code()})
 
     def _essence(self) -> dict:
         fields = self.json()
@@ -124,7 +124,7 @@ class RunSpec:
             del fields["calibration"], fields["calibration_tokens"]
         return fields
 
-    def _code(self) -> str:
+    def code(self) -> str:
         """Hash of the code (comments and docstrings left out) of each method, the formats that it and the tables are stored
         in, and whatever in `compression` these import: another method's format never makes a result stale."""
         waiting = [Path(inspect.getfile(method.params)) for method, _ in self.methods]

@@ -134,6 +134,8 @@ class Words:
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
         title = self(f"value.{values['table']}") if "table" in values else self.method(name)
+        if values.get("rounding") is False:
+            return self("method.factors", method=title)
         return (self("comma") if long else " ").join([title, *parts])
 
     def recipe(self, recipe, long: bool = False) -> str:

@@ -1,0 +1,92 @@
+"""The error that each method leaves in each layer's outputs, on one set of inputs: `python -m evaluation.layers`.
+
+    ||(W - W') X||^2 / ||W X||^2
+
+for every linear of the offline model, with X what enters it in the uncompressed model on the calibration text. All methods see
+the same X, so their orders are free of the noise that a perplexity has. Written to assets/bench/layers.json with a hash of
+each method's code; tests hold the orders that the papers claim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from compression import arch, calibrate
+from compression.base import Block, Group, Method, Params
+from compression.bundle import Bundle
+from compression.quantization.gptq import output_error
+from evaluation import shipped
+from evaluation.spec import ROOT, WIKITEXT, RunSpec
+
+FILE = ROOT / "assets" / "bench" / "layers.json"
+RECIPES = (
+    "rtn --bits 3 --group_size -1", "gptq --bits 3 --group_size -1", "owq --bits 3", "rtn --bits 4 --group_size -1",
+    "gptq --bits 4 --group_size -1", "spqr --bits 3", "rtn --bits 3 --group_size 128", "awq --bits 3",
+    "rtn --bits 4 --group_size 128", "awq --bits 4", "hqq --bits 3 --iterations 0", "hqq --bits 3", "nf4", "nf4 --table fp4",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def layer_errors(bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[str, Method, Params]]) -> dict[str, dict]:
+    """name -> {"errors": {path: error}, "bits_per_weight": mean over weights}; the bundle stays as it is."""
+    names = frozenset({"gram"}).union(*(method.stats for _, method, _ in steps))
+    inputs, blocks = calibrate.capture(bundle, windows), arch.blocks(bundle.module)
+    found = {name: {"errors": {}, "bits": 0.0} for name, _, _ in steps}
+    weights = 0
+    for layer, block in enumerate(blocks):
+        paths = arch.groups(bundle.module, layer)
+        collected = inputs.observe(block, [bundle.module.get_submodule(g[0][0]) for g in paths], names, lambda: None)
+        groups = []
+        for i, (group, stats) in enumerate(zip(paths, collected, strict=True)):
+            sites = tuple(calibrate.site_of(bundle.module, path, role, layer) for path, role in group)
+            groups.append(Group(sites, stats, *arch.fold(bundle.module, layer, i)))
+        weights += sum(s.weight.numel() for g in groups for s in g.sites)
+        for name, method, params in steps:
+            edits = [method.compress(Block(layer, len(blocks), tuple(groups)), params)] if method.scope == "block" else None
+            for group in groups:
+                for site in group.sites:
+                    edit = edits[0] if edits else method.compress(site, group.stats, params)
+                    packed = edit.linears[site.path]
+                    error = edit.figures.get(site.path, {}).get("output_error")
+                    if error is None:
+                        error = output_error(site.weight, packed.dequantize(), group.stats.gram)
+                    found[name]["errors"][site.path] = error
+                    found[name]["bits"] += 8.0 * packed.stored_bytes()
+        print(f"layer {layer + 1} of {len(blocks)}", file=sys.stderr, flush=True)
+    return {name: {"errors": f["errors"], "bits_per_weight": f["bits"] / weights} for name, f in found.items()}
+
+
+def spec_of(recipe: str) -> RunSpec:
+    return RunSpec(shipped.OFFLINE_MODEL, shipped.recipe(recipe))
+
+
+def main(argv: list[str]) -> int:
+    from compression import models, texts
+
+    parser = argparse.ArgumentParser(prog="python -m evaluation.layers", description=__doc__.split("\n")[0])
+    parser.add_argument("--calibration", default=WIKITEXT, help="calibration text")
+    parser.add_argument("--tokens", type=int, default=32_768)
+    own = parser.parse_args(argv)
+    bundle = models.load(shipped.OFFLINE_MODEL)
+    text = texts.load_text(own.calibration, "calibration")
+    windows = texts.windows(text, bundle.tokenizer, "raw", 512, own.tokens, "calibration").ids
+    steps = [(recipe, *spec_of(recipe).methods[0]) for recipe in RECIPES]
+    found = layer_errors(bundle, windows, steps)
+    for recipe in RECIPES:
+        found[recipe]["code"] = spec_of(recipe).code()
+    FILE.write_text(json.dumps({"tokens": own.tokens, "methods": found}, indent=1) + "\n", "utf-8")
+    for recipe, f in found.items():
+        errors = torch.tensor(list(f["errors"].values()))
+        print(
+            f"{recipe:<36} {f['bits_per_weight']:.3f} bits, error {errors.mean():.5f} mean, {errors.log().mean().exp():.5f} geometric"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

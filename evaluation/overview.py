@@ -1,0 +1,134 @@
+"""The README's table of methods, from stored results:
+
+    python -m evaluation.overview             write the table into README.md
+    python -m evaluation.overview --rates     first time every method's decode step here, side by side with the original
+
+Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
+assets/bench/rates.json, timed in one go on the machine that it names; a speed depends on the format and not on the numbers in
+it, so each model is compressed with few calibration tokens for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from evaluation import shipped
+from evaluation.spec import ROOT, Result, RunSpec
+from evaluation.words import Words
+
+README, RATES = ROOT / "README.md", ROOT / "assets" / "bench" / "rates.json"
+BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
+HEAD = (
+    "method",
+    "weights, bits each",
+    "whole model, bits a parameter",
+    "file",
+    "perplexity",
+    "KL",
+    "same top",
+    "tokens a second",
+)
+TOKENS = 2_048  # calibration, where only speed counts
+
+
+def results() -> dict[str, Result]:
+    """The measured gates by file name, in the order in which `shipped.GATES` names them."""
+    found = {}
+    for spec in shipped.specs("gates"):
+        file = shipped.RESULTS / shipped.file_name(spec, "gates")
+        if file.is_file():
+            found[file.stem] = Result.parse(json.loads(file.read_text("utf-8")))
+    return found
+
+
+def label(spec: RunSpec) -> str:
+    """The recipe in words, with the parameters that differ from their defaults."""
+    words, steps = Words("en"), []
+    for method, params in spec.methods:
+        values = params.json()
+        told = {"bits", "sparsity", "removed", "group_size", "table", "rounding", method.main_param}
+        changed = [
+            f"{words('param.' + f['name']).lower()} {spoken(words, v)}"
+            for f in params.describe()
+            if (v := values[f["name"]]) != f["default"] and f["name"] not in told
+        ]
+        main = method.main_param
+        if main not in (None, "bits", "sparsity", "removed") and values.get("rounding", True):
+            changed.insert(0, f"{words('param.' + main).lower()} {values[main]}")
+        steps.append(", ".join([words.step(method.name, values, long=True), *changed]))
+    return words("then").join(steps)
+
+
+def spoken(words: Words, value) -> str:
+    """A parameter's value: "on", "off", a choice's words, a number."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return words(f"value.{value}") if words.has(f"value.{value}") else str(value)
+
+
+def row(result: Result, rate: float | None) -> list[str]:
+    """One line of the table. rate: tokens a second."""
+    m, words = result.metrics, Words("en")
+    original = result.spec.is_original
+    return [
+        label(result.spec),
+        f"{m['weight_bits_per_weight']:.2f}",
+        f"{m['model_bits_per_parameter']:.2f}",
+        words.size(m["file_bytes"]),
+        f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}" if m["perplexity"] < 1e4 else "> 10,000",
+        "" if original else f"{m['kl_divergence_mean']:.3f}",
+        "" if original else words.share(m["same_top_token_rate"]),
+        "" if rate is None else f"{rate:.0f}",
+    ]
+
+
+def table() -> str:
+    """The table in Markdown."""
+    rates = json.loads(RATES.read_text("utf-8"))["tokens_per_second"] if RATES.is_file() else {}
+    lines = [HEAD, ["---"] * len(HEAD), *(row(r, rates.get(name)) for name, r in results().items())]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def written(readme: str) -> str:
+    """README text with the table between its two marks."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+def rates() -> dict:
+    """Decode rates of every gate and of the original, each next to the original in one process."""
+    from compression import calibrate, models, texts
+    from evaluation import host, latency
+    from kernels import cpu
+
+    cpu.wait()
+    original = models.load(shipped.OFFLINE_MODEL)
+    windows = texts.windows(texts.load_text("builtin", "calibration"), original.tokenizer, "raw", 512, TOKENS, "calibration").ids
+    prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
+    found: dict[str, float] = {}
+    beside: dict[str, float] = {}
+    for name, result in results().items():
+        bundle = models.load(shipped.OFFLINE_MODEL)
+        calibrate.compress(bundle, result.spec.methods, windows, table_bits=result.spec.table_bits)
+        ways = latency.ways(None if result.spec.is_original else bundle, original)
+        timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
+        beside[name] = timed["original"]["decode_tokens_per_second"]
+        found[name] = timed.get("compressed", timed["original"])["decode_tokens_per_second"]
+        print(f"{name}: {found[name]:.0f} tokens/s, the original {beside[name]:.0f}", flush=True)
+    return {"host": host.environment(), "prompt_tokens": prompt.shape[1], "tokens_per_second": found,
+            "original_tokens_per_second": beside}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.overview", description=__doc__.split("\n")[0])
+    parser.add_argument("--rates", action="store_true", help="time every method's decode step first (some minutes)")
+    if parser.parse_args(argv).rates:
+        RATES.write_text(json.dumps(rates(), indent=1) + "\n", "utf-8")
+    README.write_text(written(README.read_text("utf-8")), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
