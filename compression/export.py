@@ -12,7 +12,8 @@ no place in these files; they are refused with the reason, as is whatever a load
     gptq_v2, gptq        a GPTQ checkpoint (GPTQModel, vLLM, AutoGPTQ). For each linear [out, in]
                            qweight int32 [in * bits / 32, out]    qzeros int32 [groups, out * bits / 32]
                            scales float16 [groups, out]           g_idx int32 [in]
-                         Version 2 stores zero points as they are, version 1 stores zero - 1 and has no place for 0.
+                         Version 2 stores zero points as they are. Version 1 stores zero - 1 and has no place for 0;
+                         GPTQModel takes asymmetric ones from itself only.
     compressed-tensors   (vLLM, transformers) pack-quantized:
                            weight_packed int32 [out, in * bits / 32]    weight_scale float16 [out, groups]
                            weight_shape int64 [2]

@@ -164,6 +164,7 @@ CASES = {
     "symmetric row": ("rtn", {"bits": 4, "group_size": -1, "symmetric": True}),
     "row of 8 bits": ("rtn", {"bits": 8, "group_size": -1}),
     "gptq": ("gptq", {"bits": 4, "group_size": 16}),
+    "awq": ("awq", {"bits": 4, "group_size": 32}),
     "scattered": ("gptq", {"bits": 4, "group_size": 16, "static_groups": False}),
     "scattered symmetric": ("gptq", {"bits": 2, "group_size": 32, "static_groups": False, "symmetric": True}),
 }
@@ -223,11 +224,8 @@ def test_every_family(family, form, tmp_path):
         assert about["ignore"] == ["lm_head", "model.decoder.project_in", "model.decoder.project_out"]
 
 
-def test_w8a8_is_int_quantized(tmp_path):
-    bundle = compressed("llama", [("rtn", {"bits": 8, "group_size": -1, "symmetric": True})])
-    for m in bundle.module.modules():
-        if isinstance(m, CompressedLinear):
-            m.packed.activations = ActivationRule(bits=8)
+def test_smoothquant_is_int_quantized(tmp_path):
+    bundle = compressed("llama", [("smoothquant", {})])
     export.write(bundle, tmp_path / "out", "compressed-tensors")
     assert torch.equal(tiny.logits(export.read(tmp_path / "out"), tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)))
     about = check(bundle, tmp_path / "out", tolerance=0.1)  # the plain model rounds no inputs
@@ -279,6 +277,8 @@ REFUSED = {  # name -> (bundle, form, part of the message)
     "4 bits, rounded inputs": (lambda: compressed("llama", RTN, activations="int8"), "compressed-tensors", "rounds its inputs"),
     "one rounded input": (lambda: spoil(compressed("llama", [("rtn", {"bits": 8, "group_size": -1, "symmetric": True})]), ActivationRule()),
                           "compressed-tensors", "differ"),
+    "one scale for all tokens": (lambda: compressed("llama", [("smoothquant", {"activations": "tensor"})]), "compressed-tensors", "token by token"),
+    "awq behind a GELU": (lambda: compressed("gpt2", [("awq", {"group_size": 32})]), "gptq_v2", "at run time"),
     "odd width": (lambda: compressed("llama", RTN, tiny.folder), "gptq_v2", "multiples of 32"),
     "scattered": (lambda: compressed("llama", [("gptq", {"group_size": 16, "static_groups": False})]), "compressed-tensors", "scattered"),
     "short group": (lambda: compressed("llama", [("rtn", {"bits": 4, "group_size": 80})]), "compressed-tensors", "whole groups"),
