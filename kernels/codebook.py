@@ -54,12 +54,16 @@ def codebook_reference(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, g
     return x @ codebook_rows(codes, scale, table, group_size, x.shape[-1]).to(x.dtype).T
 
 
-def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size: int) -> Tensor:
-    """y [tokens, out] in x's dtype, from the stored tensors: by Triton on a GPU, else by PyTorch."""
+def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size: int, absmax: Tensor | None = None,
+             offset: Tensor | None = None) -> Tensor:  # fmt: skip
+    """y [tokens, out] in x's dtype, from the stored tensors (nested scales with their absmax and offset): by Triton on a GPU,
+    else by PyTorch."""
     if gpu.serves(x):
         from kernels.gpu.codebook import codebook as triton
 
-        return triton(x.contiguous(), codes, scale, table, group_size)
+        return triton(x.contiguous(), codes, scale, table, group_size, absmax, offset)
+    if absmax is not None:
+        scale = nested_scale(scale, absmax, offset)
     y = torch.empty(len(x), len(codes), dtype=x.dtype, device=x.device)
     step = max(1, BLOCK // x.shape[1])
     for start in range(0, len(codes), step):

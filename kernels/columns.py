@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels import gpu
+
 CASES = ((1, 64, 96, 3), (2, 33, 80, 1), (17, 5, 64, 64), (64, 130, 48, 0), (3, 7, 40_000, 20))  # (tokens, out, in, columns)
 
 
@@ -24,5 +26,9 @@ def columns_reference(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
 
 
 def columns(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
-    """y [tokens, out] in x's dtype, from the stored tensors."""
+    """y [tokens, out] in x's dtype, from the stored tensors: by Triton on a GPU, else by PyTorch."""
+    if gpu.serves(x):
+        from kernels.gpu.columns import columns as triton
+
+        return triton(x.contiguous(), values, index)
     return x[:, index.long()] @ values.to(x.dtype).T

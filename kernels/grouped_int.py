@@ -45,6 +45,12 @@ def spread(per_group: Tensor, in_features: int, group_size: int) -> Tensor:
     return per_group.repeat_interleave(size, 1)[:, :in_features]
 
 
+def level_codes(packed: Tensor, stats: Tensor, level_bits: int, out: int) -> Tensor:
+    """Codes of scales or zero points, packed row by row -> uint8 [out, groups]."""
+    groups = stats.shape[1]
+    return unpack(packed[None], level_bits, out * groups).view(out, groups)
+
+
 def levelled(codes: Tensor, stats: Tensor) -> Tensor:
     """Codes [out, groups] of 16 rows each on grids of their own, stats [runs, groups, 2] -> what they stand for, float32."""
     scale, zero = stats.float().repeat_interleave(16, 0)[: len(codes)].unbind(-1)
@@ -65,6 +71,18 @@ def grouped_int(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int
         from kernels.gpu.grouped_int import grouped_int as triton
 
         return triton(x.contiguous(), codes, scale, zero, bits, group_size)
+    return _in_pytorch(x, codes, scale, zero, bits, group_size)
+
+
+def two_level_int(x: Tensor, codes: Tensor, levels: tuple[Tensor, Tensor], stats: tuple[Tensor, Tensor], level_bits: int, bits: int,
+                  group_size: int) -> Tensor:  # fmt: skip
+    """The same with scales and zero points that are codes: levels, of each uint8 packed to `level_bits` row by row; stats, of
+    each float16 [runs of 16 rows, groups, 2], scale and zero of the codes."""
+    if gpu.serves(x):
+        from kernels.gpu.grouped_int import two_level_int as triton
+
+        return triton(x.contiguous(), codes, levels, stats, level_bits, bits, group_size)
+    scale, zero = (levelled(level_codes(c, s, level_bits, len(codes)), s) for c, s in zip(levels, stats, strict=True))
     return _in_pytorch(x, codes, scale, zero, bits, group_size)
 
 

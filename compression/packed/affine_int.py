@@ -8,7 +8,6 @@ from torch import Tensor
 from compression.packed.base import Packed
 from compression.packed.real_grid import GRIDS, RealGrid, TwoLevelGrid
 from kernels.bits import pack, row_bytes, unpack
-from kernels.grouped_int import grouped_int
 
 
 class AffineInt(Packed):
@@ -42,7 +41,7 @@ class AffineInt(Packed):
         grid = self.grid
         if grid.group_index is not None:  # scattered groups: the block kernel reads runs of neighbouring inputs only
             return x @ self.stored().to(x.dtype).T
-        return grouped_int(x, self.codes, *grid.of_groups(), grid.bits, grid.group_size)
+        return grid.product(x, self.codes)
 
     def encode_like(self, dense: Tensor) -> AffineInt:
         return AffineInt.encode(self.grid.round(dense), self.grid)

@@ -77,11 +77,25 @@ class Packed(nn.Module):
         plan = self.plan() if x.device.type == "cpu" else None
         if plan is not None:
             return cpu.product(plan, x)
-        return self.rounded_product(x.reshape(-1, self.shape[1])).view(*x.shape[:-1], self.shape[0])
+        rule, flat = self.activations, x.reshape(-1, self.shape[1])
+        plain = rule is None or (rule.threshold is None and rule.static is None)
+        y = self.rounded_product(flat) if plain else self.ruled_product(flat)
+        return y.view(*x.shape[:-1], self.shape[0])
 
     def rounded_product(self, x: Tensor) -> Tensor:
         """`product` of rule(x); a format whose kernel multiplies integers overrides this."""
         return self.product(self.activations(x) if self.activations else x)
+
+    def ruled_product(self, x: Tensor) -> Tensor:
+        """The same for a rule with a threshold or a fixed scale; `rounded_product` needn't know of them."""
+        rule, grid = self.activations, getattr(self, "grid", None)
+        a_token = self.format == "grouped_int" and rule.group is None and rule.static is None
+        if a_token and grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1 and gpu.serves(x):
+            from kernels.gpu.int8 import int8_product
+
+            top, threshold = rule.kernel.top, rule.threshold
+            return int8_product(x.contiguous(), self.codes, grid.scale, grid.zero_points(), grid.group_size, top, threshold)
+        return self.product(rule(x))
 
     def plan(self):
         """The matrix as the C kernels read it, made at the first call; None where they don't serve."""
@@ -138,10 +152,16 @@ class Packed(nn.Module):
     def kernel(self) -> str:
         """The name of the kernel that serves `matmul` here, e.g. "grouped integers, exact activations (C, AVX2)"."""
         by = f"C, {cpu.instructions()}" if self.plan() is not None else ""
-        if not by and gpu.serves(next(self.buffers())):
+        if not by and self.in_triton and gpu.serves(next(self.buffers())):
             by = "Triton"
         int8 = self.activations is not None and (not by or self._plan is None or self._plan.in_int8)
         return kernels.name(self.op, by, int8, int8 and self.activations.threshold is not None)
+
+    @property
+    def in_triton(self) -> bool:
+        """Whether a card's `product` is Triton's: it is PyTorch's for whole matrices, masked codes and scattered groups."""
+        grid = getattr(self, "grid", None)
+        return self.op not in ("dense", "low_rank") and (grid is None or (self.op == "grouped_int" and grid.group_index is None))
 
     def full_config(self) -> dict:
         """`config()` with the activation rule: what an artifact writes."""

@@ -67,7 +67,7 @@ class CodeBook(Packed):
         return codebook_rows(self.codes, self.scales(), self.table, self.group_size, self.shape[1])
 
     def product(self, x: Tensor) -> Tensor:
-        return codebook(x, self.codes, self.scale if self.absmax is None else self.scales(), self.table, self.group_size)
+        return codebook(x, self.codes, self.scale, self.table, self.group_size, self.absmax, self.offset)
 
     def tiles(self, rule):
         scale = self.scale if self.absmax is None else self.scales()

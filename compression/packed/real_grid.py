@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from compression.packed.base import to_storage
 from compression.packed.grid import store_scale
-from kernels.bits import pack, row_bytes, unpack
+from kernels.bits import pack, row_bytes
 from kernels.cpu import plans
-from kernels.grouped_int import groups_of, levelled, spread
+from kernels.grouped_int import grouped_int, groups_of, level_codes, levelled, spread, two_level_int
 
 RUN = 16  # rows whose scales share a second level
 
@@ -43,6 +43,10 @@ class _Grid(nn.Module):
 
     def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         """(scale, zero) of every group of some rows, float32 [rows, groups]."""
+        raise NotImplementedError
+
+    def product(self, x: Tensor, codes: Tensor) -> Tensor:
+        """x [tokens, in] times the weight that packed codes on this grid stand for; groups must be runs."""
         raise NotImplementedError
 
     def tiles(self, codes: Tensor, rule):
@@ -93,6 +97,9 @@ class RealGrid(_Grid):
     def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         return self.scale[rows].float(), self.zero[rows].float()
 
+    def product(self, x: Tensor, codes: Tensor) -> Tensor:
+        return grouped_int(x, codes, self.scale, self.zero, self.bits, self.group_size)
+
     def tiles(self, codes: Tensor, rule):
         return plans.grouped_int(codes, self.scale, self.zero, self.bits, self.group_size, self.shape[1], rule, self.group_index)
 
@@ -135,20 +142,19 @@ class TwoLevelGrid(_Grid):
     def config(self) -> dict:
         return super().config() | {"level_bits": self.level_bits}
 
-    def level_codes(self) -> tuple[Tensor, Tensor]:
-        """Codes of the scales and of the zeros, uint8 [out, groups]."""
-        sizes = self.shape[0], self.scale_stats.shape[1]
-        codes = (unpack(packed[None], self.level_bits, sizes[0] * sizes[1])[0] for packed in (self.scale_codes, self.zero_codes))
-        return tuple(c.view(sizes) for c in codes)
-
     def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
-        scale, zero = self.level_codes()
-        return levelled(scale, self.scale_stats)[rows], levelled(zero, self.zero_stats)[rows]
+        pairs = (self.scale_codes, self.scale_stats), (self.zero_codes, self.zero_stats)
+        return tuple(levelled(level_codes(c, s, self.level_bits, self.shape[0]), s)[rows] for c, s in pairs)
+
+    def _levels(self) -> tuple:
+        levels, stats = (self.scale_codes, self.zero_codes), (self.scale_stats, self.zero_stats)
+        return levels, stats, self.level_bits, self.bits, self.group_size
+
+    def product(self, x: Tensor, codes: Tensor) -> Tensor:
+        return two_level_int(x, codes, *self._levels())
 
     def tiles(self, codes: Tensor, rule):
-        stats = self.scale_stats, self.zero_stats
-        return plans.two_level(codes, self.level_codes(), stats, self.level_bits, self.bits, self.group_size, self.shape[1], rule,
-                               self.group_index)  # fmt: skip
+        return plans.two_level(codes, *self._levels(), self.shape[1], rule, self.group_index)
 
 
 GRIDS = {grid.kind: grid for grid in (RealGrid, TwoLevelGrid)}

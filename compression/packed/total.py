@@ -40,6 +40,10 @@ class Sum(Packed):
         first, second = self.first.tiles(rule), self.second.tiles(rule)
         return None if first is None or second is None else plans.total(first, second)
 
+    @property
+    def in_triton(self) -> bool:
+        return self.first.in_triton and self.second.in_triton
+
     def mask(self) -> Tensor | None:
         a, b = self.first.mask(), self.second.mask()
         return None if a is None or b is None else a & b

@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels import cpu
 from kernels.bits import unpack
 from kernels.columns import columns_matrix
-from kernels.grouped_int import levelled
+from kernels.grouped_int import level_codes, levelled
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
@@ -166,8 +166,9 @@ def grouped_int(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, gr
 
 def two_level(codes: Tensor, levels: tuple[Tensor, Tensor], stats: tuple[Tensor, Tensor], level_bits: int, bits: int,
               group_size: int, n: int, rule: Rule | None = None, group_index: Tensor | None = None) -> Plan:  # fmt: skip
-    """Scales and zero points as codes themselves: levels uint8 [out, groups] of both; stats [runs, groups, 2], the scale and zero
-    of 16 rows' codes each."""
+    """Scales and zero points as codes themselves: levels, of each packed to `level_bits` row by row; stats, of each float16
+    [runs of 16 rows, groups, 2], the scale and zero of the codes."""
+    levels = [level_codes(c, s, level_bits, len(codes)) for c, s in zip(levels, stats, strict=True)]
     if level_bits > 4:  # two don't go into a byte
         scale, zero = (levelled(c, s) for c, s in zip(levels, stats, strict=True))
         return grouped_int(codes, scale, zero, bits, group_size, n, rule, group_index)

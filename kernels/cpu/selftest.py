@@ -81,7 +81,8 @@ def cases(out: int = 19, n: int = 75):
                 levels = [whole(2**level_bits, out, groups) for _ in range(2)]
                 stats = [torch.rand(-(-out // 16), groups, 2, generator=g).half() for _ in range(2)]
                 scale, zero = (spread(levelled(c, s), n, group) for c, s in zip(levels, stats, strict=True))
-                plan = plans.two_level(codes, levels, stats, level_bits, b, group, n, rule)
+                packed = [packing.pack(c.view(1, -1), level_bits)[0] for c in levels]
+                plan = plans.two_level(codes, packed, stats, level_bits, b, group, n, rule)
                 yield f"levels of {level_bits} bits, {name}", plan, scale * (packing.unpack(codes, b, n).float() - zero)
         table = normal(16)
         for dtype in (torch.float16, torch.float32):

@@ -1,7 +1,7 @@
 """y = x W^T for binary-coded weights on a graphics card: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)].
 
 The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3). x [tokens, in]; planes uint8 [bits, out, ceil(in/8)], bit i % 8
-of byte i // 8 set where b_k = +1, else -1; alpha float16 [bits, out, groups]; offset float16 [out, groups] or None;
+of byte i // 8 set where b_k = +1, else -1; alpha float16 [bits, out, groups]; offset float16 or float32 [out, groups] or None;
 g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes moved: bits/8 a weight,
 2 (bits + 1) a group, and x and y.
 
@@ -114,4 +114,6 @@ VARIANTS = (
     Variant(few, _POINTERS, _CONSTANTS | few_tiles(1) | FEW_ROWS),
     Variant(few, _POINTERS, _CONSTANTS | few_tiles(8) | FEW_ROWS),
     Variant(many, _POINTERS, _CONSTANTS | many_tiles(64, torch.float16)),
+    Variant(few, _POINTERS | {"offset": "fp32"}, _CONSTANTS | few_tiles(1) | FEW_ROWS),
+    Variant(many, _POINTERS | {"offset": "fp32"}, _CONSTANTS | many_tiles(64, torch.float16)),
 )

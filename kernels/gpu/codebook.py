@@ -2,7 +2,7 @@
 
 x [tokens, in]; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups]; table float32 [16];
 g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes moved: half a byte a weight,
-2 a group, and x and y; the table, 64 bytes, stays in the first cache.
+2 a group (1 of nested scales, kernels/codebook.py), and x and y; the tables, 1 kB at most, stay in the first cache.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.codebook import dynamic_map
 from kernels.gpu import Variant
 from kernels.gpu.decode import (
     FEW_TOKENS,
@@ -28,9 +29,19 @@ from kernels.gpu.decode import (
 )
 
 
+@triton.jit
+def scale_at(scale, map, absmax, offset, place, inside, NESTED: tl.constexpr):
+    """Scales at their places, counted row by row, float32."""
+    s = tl.load(scale + place, inside, 0)
+    if NESTED:
+        largest = tl.load(absmax + place // 256, inside, 0.0)
+        return tl.load(map + s.to(tl.int32)) * largest + tl.load(offset)
+    return s.to(tl.float32)
+
+
 @triton.jit(do_not_specialize=SIZES)
-def few(x, codes, scale, table, y, tokens, out, n, words, groups, group,
-        BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+def few(x, codes, scale, map, absmax, offset, table, y, tokens, out, n, words, groups, group,
+        NESTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
     """Rows [BN] of W times all tokens [BM]."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -39,7 +50,7 @@ def few(x, codes, scale, table, y, tokens, out, n, words, groups, group,
         word = start + tl.arange(0, BW)
         inside = (row[:, None] < out) & (word[None, :] < words)
         code = eight_codes(codes, line * words + word[None, :], inside, 4)
-        s = tl.load(scale + line * groups + (word * 8 // group)[None, :], inside, 0.0).to(tl.float32)
+        s = scale_at(scale, map, absmax, offset, line * groups + (word * 8 // group)[None, :], inside, NESTED)
         dot = tl.zeros([BM, BN, BW], tl.float32)
         for j in tl.static_range(8):
             value = tl.load(table + ((code >> (4 * j)) & 15))
@@ -49,8 +60,8 @@ def few(x, codes, scale, table, y, tokens, out, n, words, groups, group,
 
 
 @triton.jit(do_not_specialize=ODD)
-def many(x, codes, scale, table, y, tokens, out, n, words, groups, group,
-         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def many(x, codes, scale, map, absmax, offset, table, y, tokens, out, n, words, groups, group,
+         NESTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """Rows [BN] of W times a block of tokens [BM]."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -60,15 +71,16 @@ def many(x, codes, scale, table, y, tokens, out, n, words, groups, group,
         inside = (row[:, None] < out) & (word[None, :] < words)
         code = eight_codes(codes, line * words + word[None, :], inside, 4)[:, :, None]
         value = tl.load(table + ((code >> (4 * tl.arange(0, 8))[None, None, :]) & 15))
-        s = tl.load(scale + line * groups + (word * 8 // group)[None, :], inside, 0.0).to(tl.float32)[:, :, None]
-        weight = tl.reshape(s * value, [BN, BK]).to(x.dtype.element_ty)
+        s = scale_at(scale, map, absmax, offset, line * groups + (word * 8 // group)[None, :], inside, NESTED)
+        weight = tl.reshape(s[:, :, None] * value, [BN, BK]).to(x.dtype.element_ty)
         block = tile_of_x(x, token, start + tl.arange(0, BK), tokens, n)
         acc = tl.dot(block, tl.trans(weight), acc, input_precision="ieee")
     store_y(y, acc, token, row, tokens, out)
 
 
-def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size: int) -> Tensor:
-    """y [tokens, out] in x's dtype."""
+def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size: int, absmax: Tensor | None = None,
+             offset: Tensor | None = None) -> Tensor:  # fmt: skip
+    """y [tokens, out] in x's dtype; nested scales come with their absmax and offset."""
     x, (tokens, n), out = x.contiguous(), x.shape, len(codes)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -77,6 +89,7 @@ def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size:
         x,
         as_words(codes, 4),
         scale,
+        *((table, table, table) if absmax is None else (dynamic_map(x.device), absmax, offset)),  # without: pointers go unused
         table.float(),
         y,
         tokens,
@@ -89,13 +102,19 @@ def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size:
     with torch.cuda.device_of(x):
         if tokens <= FEW_TOKENS:
             tiles = few_tiles(tokens)
-            few[(triton.cdiv(out, tiles["BN"]),)](*operands, **tiles)
+            few[(triton.cdiv(out, tiles["BN"]),)](*operands, NESTED=absmax is not None, **tiles)
         else:
             tiles = many_tiles(tokens, x.dtype)
-            many[(triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))](*operands, **tiles)
+            grid = (triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))
+            many[grid](*operands, NESTED=absmax is not None, **tiles)
     return y
 
 
-_POINTERS = {"x": "fp16", "codes": "i32", "scale": "fp16", "table": "fp32", "y": "fp16"}
+_POINTERS = {"x": "fp16", "codes": "i32", "scale": "fp16", "map": "fp32", "absmax": "fp32", "offset": "fp32", "table": "fp32",
+             "y": "fp16"}  # fmt: skip
 
-VARIANTS = (Variant(few, _POINTERS, few_tiles(1)), Variant(many, _POINTERS, many_tiles(64, torch.float16)))
+VARIANTS = tuple(
+    Variant(kernel, _POINTERS | {"scale": scale}, {"NESTED": scale == "u8"} | tiles)
+    for kernel, tiles in ((few, few_tiles(1)), (many, many_tiles(64, torch.float16)))
+    for scale in ("fp16", "u8")
+)

@@ -73,6 +73,32 @@ def lane(word, J: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
+def level_at(codes, stats, row, group, groups, inside, BITS: tl.constexpr):
+    """A scale or zero point that is a code itself: codes packed to BITS row by row, stats float16 [runs of 16 rows, groups, 2]."""
+    place = row * groups + group
+    byte, shift = place * BITS // 8, (place * BITS % 8).to(tl.int32)
+    word = tl.load(codes + byte, inside, 0).to(tl.int32)
+    if 8 % BITS != 0:  # a code may go on in the next byte
+        word |= tl.load(codes + byte + 1, inside & (shift + BITS > 8), 0).to(tl.int32) << 8
+    code = (word >> shift) & ((1 << BITS) - 1)
+    at = (row // 16 * groups + group) * 2
+    zero = tl.load(stats + at + 1, inside, 0.0).to(tl.float32)
+    return tl.load(stats + at, inside, 0.0).to(tl.float32) * (code.to(tl.float32) - zero)
+
+
+@triton.jit
+def grid_at(scale, zero, scale_stats, zero_stats, row, group, groups, inside, LEVEL: tl.constexpr):
+    """(scale, zero point) of row [BN, 1] (int64) and group [1, words], float32; LEVEL: bits of their own codes, 0 without."""
+    if LEVEL:
+        s = level_at(scale, scale_stats, row, group, groups, inside, LEVEL)
+        z = level_at(zero, zero_stats, row, group, groups, inside, LEVEL)
+    else:
+        s = tl.load(scale + row * groups + group, inside, 0.0).to(tl.float32)
+        z = tl.load(zero + row * groups + group, inside, 0).to(tl.float32)
+    return s, z
+
+
+@triton.jit
 def lane_of_x(x, token, word, tokens, n, J: tl.constexpr):
     """Column 8 w + J of every word w: float32 [tokens, words], zero outside of x [tokens, n]."""
     column = word[None, :] * 8 + J

@@ -7,6 +7,9 @@ uint8 [out, 1], 128 everywhere; one group a row. With s[t] = max_i |x[t, i]| / t
 
 the sum exact in int32 (in < 130,000). Bytes moved: 1 a weight; x once to round it, a byte of it to multiply.
 Rounding x makes it another product than that of grouped_int.py, and a run says so.
+
+With a threshold (LLM.int8()) inputs of its size or larger neither count for s nor are rounded: their places are listed token
+by token, and after the integers' sum each is multiplied by its column of W. Nothing waits for the host to count them.
 """
 
 from __future__ import annotations
@@ -17,34 +20,50 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import Variant
-from kernels.gpu.decode import LAUNCH, ODD, SIZES, tile_of_x
+from kernels.gpu.decode import LAUNCH, ODD, SIZES, store_y, tile_of_x
 
 ROUND = {"BK": 1024} | LAUNCH
 
 
 @triton.jit(do_not_specialize=SIZES)
-def round_tokens(x, rounded, step, n, TOP: tl.constexpr, BK: tl.constexpr):
-    """One token: its step float32 [tokens] and its integers int8 [tokens, in]."""
+def round_tokens(x, rounded, step, places, counts, n,
+                 TOP: tl.constexpr, THRESHOLD: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """One token: its step float32 [tokens] and its integers int8 [tokens, in]. Inputs of at least THRESHOLD (0: none) are left
+    out; their places int32 [tokens, in] and number int32 [tokens] are told."""
     token = tl.program_id(0)
     line = token.to(tl.int64) * n
-    largest = tl.zeros([BK], tl.float32)
+    largest, spoiled = tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32)
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
-        largest = tl.maximum(largest, tl.abs(tl.load(x + line + column, column < n, 0.0).to(tl.float32)))
-    s = tl.div_rn(tl.max(largest, 0), TOP * 1.0)
+        size = tl.abs(tl.load(x + line + column, column < n, 0.0).to(tl.float32))
+        if THRESHOLD > 0:
+            size = tl.where(size >= THRESHOLD, 0.0, size)
+        largest = tl.maximum(largest, size)
+        spoiled += size * 0.0  # NaN where a value isn't finite, so that its token stays so
+    s = tl.div_rn(tl.max(largest, 0), TOP * 1.0) + tl.sum(spoiled, 0)
     tl.store(step + token, s)
     s = tl.where(s > 0, s, 1.0)
+    count = 0
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
-        r = tl.div_rn(tl.load(x + line + column, column < n, 0.0).to(tl.float32), s + tl.zeros([BK], tl.float32))
+        v = tl.load(x + line + column, column < n, 0.0).to(tl.float32)
+        if THRESHOLD > 0:
+            large = tl.abs(v) >= THRESHOLD
+            v = tl.where(large, 0.0, v)
+            ahead = tl.cumsum(large.to(tl.int32), 0)
+            tl.store(places + line + count + ahead - 1, column, large)
+            count += tl.max(ahead, 0)
+        r = tl.div_rn(v, s + tl.zeros([BK], tl.float32))
         r = (r + 12582912.0) - 12582912.0  # 1.5 * 2^23 leaves no bit for a fraction: the nearest integer, ties to even
         tl.store(rounded + line + column, r.to(tl.int8), column < n)
+    if THRESHOLD > 0:
+        tl.store(counts + token, count)
 
 
 @triton.jit(do_not_specialize=ODD)
-def product(x, codes, step, scale, y, tokens, out, n, columns,
-            BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """Rows [BN] of W times a block of rounded tokens [BM]."""
+def product(x, codes, step, scale, exact, places, counts, y, tokens, out, n, columns,
+            SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """Rows [BN] of W times a block of rounded tokens [BM]; SPLIT: and times the inputs that weren't rounded, in `exact`."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[None, :].to(tl.int64) * columns
     acc = tl.zeros([BM, BN], tl.int32)
@@ -53,16 +72,26 @@ def product(x, codes, step, scale, y, tokens, out, n, columns,
         code = tl.load(codes + line + column[:, None], (row[None, :] < out) & (column[:, None] < n), 0)
         weight = (code ^ 128).to(tl.int8, bitcast=True)  # q - 128
         acc = tl.dot(tile_of_x(x, token, column, tokens, n), weight, acc, out_dtype=tl.int32)
-    s = tl.load(step + token, token < tokens, 0.0)[:, None] * tl.load(scale + row, row < out, 0.0).to(tl.float32)[None, :]
-    at = token[:, None].to(tl.int64) * out + row[None, :]
-    tl.store(y + at, (acc.to(tl.float32) * s).to(y.dtype.element_ty), (token[:, None] < tokens) & (row[None, :] < out))
+    sums = acc.to(tl.float32) * tl.load(step + token, token < tokens, 0.0)[:, None]
+    if SPLIT:
+        count = tl.load(counts + token, token < tokens, 0)
+        for k in range(0, tl.max(count, 0)):
+            at = token.to(tl.int64) * n
+            place = tl.load(places + at + k, k < count, 0)
+            value = tl.load(exact + at + place, k < count, 0.0).to(tl.float32)
+            code = tl.load(codes + line + place[:, None], (k < count)[:, None] & (row[None, :] < out), 128)
+            sums += value[:, None] * (code.to(tl.float32) - 128)
+    sums *= tl.load(scale + row, row < out, 0.0).to(tl.float32)[None, :]
+    store_y(y, sums, token, row, tokens, out)
 
 
-def _tiles(tokens: int) -> dict:
-    return {"BM": 16 if tokens <= 16 else 64, "BN": 64, "BK": 128} | LAUNCH
+def _tiles(tokens: int, split: bool) -> dict:
+    tiles = {"BM": 16 if tokens <= 16 else 64, "BN": 64, "BK": 128, "SPLIT": split} | LAUNCH
+    return tiles | {"num_warps": 8} if split and tokens > 16 else tiles  # with 4, a column's codes beside the sums spill
 
 
-def int8_product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int, top: int = 127) -> Tensor:
+def int8_product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int, top: int = 127,
+                 threshold: float | None = None) -> Tensor:  # fmt: skip
     """y [tokens, out] in x's dtype; `zero` and `group_size` are those of the layout above, whatever they hold."""
     if scale.shape[1] != 1:
         raise ValueError(f"int8_product takes one group a row, got {scale.shape[1]}: multiply with grouped_int instead")
@@ -72,18 +101,26 @@ def int8_product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_si
         return y
     rounded = torch.empty(tokens, n, dtype=torch.int8, device=x.device)
     step = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    tiles = _tiles(tokens)
+    split = threshold is not None
+    tiles = _tiles(tokens, split)
+    places, counts = (torch.empty(size if split else 1, dtype=torch.int32, device=x.device) for size in (tokens * n, tokens))
     with torch.cuda.device_of(x):
-        round_tokens[(tokens,)](x, rounded, step, n, TOP=top, **ROUND)
+        round_tokens[(tokens,)](x, rounded, step, places, counts, n, TOP=top, THRESHOLD=threshold or 0.0, **ROUND)
         grid = (triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))
-        product[grid](rounded, codes, step, scale, y, tokens, out, n, codes.shape[1], **tiles)
+        product[grid](rounded, codes, step, scale, x, places, counts, y, tokens, out, n, codes.shape[1], **tiles)
     return y
 
 
-_POINTERS = {"x": "i8", "codes": "u8", "step": "fp32", "scale": "fp16", "y": "fp16"}
+_LISTS = {"places": "i32", "counts": "i32"}
+_ROUNDED = {"x": "fp16", "rounded": "i8", "step": "fp32"} | _LISTS
+_POINTERS = {"x": "i8", "codes": "u8", "step": "fp32", "scale": "fp16", "exact": "fp16"} | _LISTS | {"y": "fp16"}
 
-VARIANTS = (
-    Variant(round_tokens, {"x": "fp16", "rounded": "i8", "step": "fp32"}, {"TOP": 127} | ROUND),
-    Variant(product, _POINTERS, _tiles(1)),
-    Variant(product, _POINTERS, _tiles(64)),
+VARIANTS = tuple(
+    variant
+    for split in (False, True)
+    for variant in (
+        Variant(round_tokens, _ROUNDED, {"TOP": 127, "THRESHOLD": 6.0 * split} | ROUND),
+        Variant(product, _POINTERS, _tiles(1, split)),
+        Variant(product, _POINTERS, _tiles(64, split)),
+    )
 )

@@ -14,8 +14,8 @@ from subprocess import PIPE
 import pytest
 import torch
 
-from kernels import binary_coded, codebook, gpu, grouped_int, outliers, sparse
-from kernels.bits import pack
+from kernels import binary_coded, codebook, columns, gpu, grouped_int, outliers, sparse
+from kernels.bits import pack, unpack
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -171,6 +171,49 @@ def test_product_of_grouped_int_as_it_is_tiled_for_use(case, poisoned):
     check(op, tokens_of(tokens, n), weight, *operands, tiled=True)
 
 
+REAL = (*(case for case in grouped_int.CASES if case[3] in (3, 8)), (9, 17, 1100, 4, 48))
+
+
+@product
+@pytest.mark.parametrize("case", REAL)
+def test_product_of_grouped_int_with_real_zeros(case, poisoned, small_tiles):
+    tokens, out, n, bits, group = case
+    (codes, scale, _, *rest), _ = grid(out, n, bits, group)
+    zero = (2**bits * torch.rand(scale.shape, generator=torch.Generator().manual_seed(1))).half()
+    spread = [grouped_int.spread(t.double(), n, group) for t in (scale, zero)]
+    from kernels.gpu.grouped_int import grouped_int as op
+
+    weight = spread[0] * (unpack(codes, bits, n).double() - spread[1])
+    check(op, tokens_of(tokens, n), weight, codes, scale, zero, *rest, dtypes=half_of(case), tiled=True)
+
+
+@product
+@pytest.mark.parametrize(
+    "case, level_bits", [*((case, 3) for case in REAL), *((case, bits) for case in REAL[-4:] for bits in (4, 5))]
+)
+def test_product_of_two_levels(case, level_bits, poisoned, small_tiles):
+    """Runs of 16 rows share a grid for their scales and one for their zero points; the last run is short."""
+    tokens, out, n, bits, group = case
+    (codes, scale, *_), _ = grid(out, n, bits, group)
+    g, groups, found, levels, stats = torch.Generator().manual_seed(level_bits), scale.shape[1], [], [], []
+    for _ in range(2):
+        level = torch.randint(0, 2**level_bits, (out, groups), generator=g).to(torch.uint8)
+        stat = torch.rand(-(-out // 16), groups, 2, generator=g).div(16).half()
+        step, base = stat.double()[torch.arange(out) // 16].unbind(-1)
+        found.append(step * (level.double() - base))
+        levels.append(pack(level.view(1, -1), level_bits)[0])
+        stats.append(stat)
+    spread = [grouped_int.spread(t, n, group) for t in found]
+    from kernels.gpu.grouped_int import two_level_int as op
+
+    def called(x, codes, *rest):
+        return op(x, codes, rest[:2], rest[2:4], *rest[4:])
+
+    weight = spread[0] * (unpack(codes, bits, n).double() - spread[1])
+    operands = (codes, *levels, *stats, level_bits, bits, group)
+    check(called, tokens_of(tokens, n), weight, *operands, dtypes=half_of(case), tiled=True)
+
+
 @product
 def test_product_of_what_is_not_contiguous_or_empty(poisoned):
     from kernels.gpu.grouped_int import grouped_int as op
@@ -197,6 +240,22 @@ def test_product_of_codebook(case, poisoned, small_tiles):
 
 
 @product
+@pytest.mark.parametrize("case", (*codebook.CASES, (8, 9, 1100, 64)))
+def test_product_of_codebook_with_nested_scales(case, poisoned, small_tiles):
+    tokens, out, n, group = case
+    g = torch.Generator().manual_seed(out)
+    q, table = torch.randint(0, 16, (out, n), generator=g), torch.randn(16, generator=g)
+    nested = torch.randint(0, 256, (out, grouped_int.groups_of(n, group)), generator=g).to(torch.uint8)
+    absmax, offset = torch.rand(-(-nested.numel() // 256), generator=g), torch.rand(1, generator=g)
+    flat = torch.stack([codebook.dynamic_map()[int(k)] * absmax[i // 256] + offset[0] for i, k in enumerate(nested.flatten())])
+    weight = table.double()[q] * grouped_int.spread(flat.view(nested.shape).double(), n, group)
+    from kernels.gpu.codebook import codebook as op
+
+    operands = (pack(q.to(torch.uint8), 4), nested, table, group, absmax, offset)
+    check(op, tokens_of(tokens, n), weight, *operands, dtypes=half_of(case), tiled=True)
+
+
+@product
 @pytest.mark.parametrize("case", binary_coded.CASES)
 def test_product_of_binary_coded(case, poisoned, small_tiles):
     tokens, out, n, bits, group = case
@@ -204,7 +263,7 @@ def test_product_of_binary_coded(case, poisoned, small_tiles):
     g = torch.Generator().manual_seed(out + bits)
     b = torch.rand(bits, out, n, generator=g) > 0.5
     alpha = torch.stack([scales(out, n, group, g) for _ in range(bits)])
-    offset = scales(out, n, group, g) if has_offset else None
+    offset = scales(out, n, group, g).to(torch.float32 if tokens % 2 else torch.float16) if has_offset else None
     weight = sum(grouped_int.spread(a.double(), n, group) * (2 * plane.double() - 1) for a, plane in zip(alpha, b, strict=True))
     if has_offset:
         weight = weight + grouped_int.spread(offset.double(), n, group)
@@ -274,6 +333,20 @@ def test_product_of_outliers(case, poisoned):
     check(op, tokens_of(tokens, n), weight.double(), weight[rows, columns], low, starts, dtypes=half_of(case))
 
 
+@product
+@pytest.mark.parametrize("case", (*columns.CASES, (9, 20, 300, 40)))
+def test_product_of_columns(case, poisoned):
+    tokens, out, n, count = case
+    g = torch.Generator().manual_seed(count)
+    values, index = torch.randn(out, count, generator=g).half(), torch.randperm(n, generator=g)[:count].int()
+    weight = torch.zeros(out, n).double()
+    for k, column in enumerate(index.tolist()):
+        weight[:, column] = values[:, k].double()
+    from kernels.gpu.columns import columns as op
+
+    check(op, tokens_of(tokens, n), weight, values, index, dtypes=half_of(case))
+
+
 def rounded(x, top):
     """x on its int8 grid, float64."""
     step = x.float().abs().amax(1, keepdim=True) / top
@@ -297,6 +370,74 @@ def test_product_in_int8(case, poisoned):
         expected = torch.nan_to_num(rounded(x, top)) @ weight.T
         y = int8_product(*on_device(x, pack(q.to(torch.uint8), 8), scale, zero), -1, top)
         assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@product
+@pytest.mark.parametrize(
+    "case", [(1, 64, 96, 1.5), (2, 33, 80, 0.01), (17, 5, 64, 1.0), (70, 70, 48, 2.0), (3, 5, 1500, 2.0), (3, 20, 40, 9.0)]
+)
+def test_product_in_int8_with_large_inputs_exact(case, poisoned):
+    tokens, out, n, threshold = case
+    g = torch.Generator().manual_seed(n)
+    q, scale = torch.randint(1, 256, (out, n), generator=g), scales(out, n, -1, g)
+    zero, weight = torch.full((out, 1), 128, dtype=torch.uint8), (q.double() - 128) * scale.double()
+    from kernels.gpu.int8 import int8_product
+
+    for dtype, tolerance in TOLERANCE.items():
+        x = tokens_of(tokens, n).to(dtype)
+        x[:, 3] = 8
+        large = x.float().abs() >= threshold
+        assert large.any() or threshold == 9
+        x[-1] = 0 if tokens > 2 else x[-1]
+        large[-1] &= tokens <= 2
+        rest = torch.nan_to_num(rounded(x.masked_fill(large, 0), 127))
+        expected = (rest + torch.where(large, x, 0).double()) @ weight.T
+        y = int8_product(*on_device(x, pack(q.to(torch.uint8), 8), scale, zero), -1, 127, threshold)
+        assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@product
+@pytest.mark.parametrize("threshold", [None, 2.0])
+def test_product_in_int8_of_what_is_not_finite_stays_so(threshold):
+    from kernels.gpu.int8 import int8_product
+
+    operands = (torch.full((8, 16), 200, dtype=torch.uint8), torch.ones(8, 1).half(), torch.full((8, 1), 128, dtype=torch.uint8))
+    for bad in (float("nan"), float("inf")):
+        x = torch.ones(3, 16)
+        x[1, 5] = bad
+        y = int8_product(*on_device(x, *operands), -1, 127, threshold).cpu()
+        assert not y[1].isfinite().any() and torch.allclose(y[[0, 2]], torch.full((2, 8), 16 * 72.0))
+
+
+@product
+def test_product_of_the_formats_by_their_rules(monkeypatch):
+    """Through the formats: the kernel's name is Triton's, the numbers are the rule's; what Triton doesn't do isn't called so."""
+    from compression.packed.activations import ActivationRule
+    from kernels import cpu
+    from tests.compression.test_packed import MADE
+
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    ours = (
+        "int8-row",
+        "real3-g16",
+        "two_level3",
+        "sum-two_level",
+        "sum-columns",
+        "columns",
+        "codebook-nested",
+        "binary_coded-exact",
+    )
+    others = ("dense", "low_rank", "bitmask-int4", "two_four-int3", *(name for name in MADE if "scattered" in name))
+    rules = {"": None, "int8 activations": ActivationRule(), "int8 activations, outliers exact": ActivationRule(threshold=1.5)}
+    for name in (*ours, *others):
+        for words, rule in rules.items():
+            packed = MADE[name][0]().to(DEVICE)
+            packed.activations = rule
+            told = "(PyTorch)" if name in others else f"{words or 'exact activations'} (Triton)"
+            assert packed.kernel.endswith(told), (name, packed.kernel)
+            x = tokens_of(3, packed.shape[1]).to(DEVICE)
+            expected = (rule(x) if rule else x).double() @ packed.stored().double().T
+            assert (packed.matmul(x) - expected).abs().max() <= 2e-5 * expected.abs().max(), (name, words)
 
 
 @product

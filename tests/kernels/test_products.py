@@ -10,8 +10,10 @@ from kernels.binary_coded import CASES as BINARY_CASES
 from kernels.binary_coded import binary_coded, binary_coded_reference
 from kernels.bits import pack
 from kernels.codebook import CASES as CODEBOOK_CASES
-from kernels.codebook import codebook, codebook_reference
-from kernels.grouped_int import CASES, _in_pytorch, grouped_int, grouped_int_reference, groups_of
+from kernels.codebook import codebook, codebook_reference, dynamic_map
+from kernels.columns import CASES as COLUMN_CASES
+from kernels.columns import columns, columns_reference
+from kernels.grouped_int import CASES, _in_pytorch, grouped_int, grouped_int_reference, groups_of, two_level_int
 from kernels.low_rank import CASES as LOW_RANK_CASES
 from kernels.low_rank import low_rank, low_rank_reference
 from kernels.outliers import CASES as OUTLIER_CASES
@@ -50,6 +52,42 @@ def test_grouped_int(case):
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("case", CASES[6:18])
+def test_grids_with_real_zeros_and_two_levels(case):
+    """Scales and zero points as numbers, and as codes of 3 bits whose own scale and zero 16 rows share."""
+    tokens, out, n, bits, group = case
+    g = torch.Generator().manual_seed(out * n + bits)
+    codes, groups, size = (
+        torch.randint(0, 2**bits, (out, n), generator=g).to(torch.uint8),
+        groups_of(n, group),
+        n if group == -1 else group,
+    )
+    levels = [torch.randint(0, 8, (out, groups), generator=g).to(torch.uint8) for _ in range(2)]
+    stats = [torch.rand(-(-out // 16), groups, 2, generator=g).half() for _ in range(2)]
+    of = lambda k, o, j: float(stats[k][o // 16, j, 0]) * (int(levels[k][o, j]) - float(stats[k][o // 16, j, 1]))  # noqa: E731
+    weight = np.array([[of(0, o, i // size) * (int(codes[o, i]) - of(1, o, i // size)) for i in range(n)] for o in range(out)])
+    x = torch.randn(tokens, n, generator=g)
+    packed = [pack(level.view(1, -1), 3)[0] for level in levels]
+    scale, zero = (torch.tensor([[of(k, o, j) for j in range(groups)] for o in range(out)]) for k in range(2))
+    found = [op(x, pack(codes, bits), scale, zero, bits, group) for op in (grouped_int, grouped_int_reference, _in_pytorch)]
+    close(x, weight, [*found, two_level_int(x, pack(codes, bits), packed, stats, 3, bits, group)])
+
+
+@pytest.mark.parametrize("case", COLUMN_CASES)
+def test_columns(case):
+    tokens, out, n, count = case
+    g = torch.Generator().manual_seed(n)
+    values, index, weight = (
+        torch.randn(out, count, generator=g).half(),
+        torch.randperm(n, generator=g)[:count].int(),
+        np.zeros((out, n)),
+    )
+    for k, column in enumerate(index.tolist()):
+        weight[:, column] = values[:, k].double().numpy()
+    x = torch.randn(tokens, n, generator=g)
+    close(x, weight, [op(x, values, index) for op in (columns, columns_reference)])
+
+
 @pytest.mark.parametrize("case", LOW_RANK_CASES)
 def test_low_rank(case):
     tokens, out, n, rank = case
@@ -83,6 +121,16 @@ def test_codebook(case):
     weight = np.array([[float(scale[o, i // size]) * float(table[int(codes[o, i])]) for i in range(n)] for o in range(out)])
     x = torch.randn(tokens, n, generator=g)
     close(x, weight, [op(x, pack(codes, 4), scale, table, group) for op in (codebook, codebook_reference)])
+    nested, absmax, offset = (
+        torch.randint(0, 256, scale.shape, generator=g).to(torch.uint8),
+        torch.rand(9, generator=g),
+        torch.rand(1),
+    )
+    scale = [float(dynamic_map()[int(k)]) * float(absmax[i // 256]) + float(offset) for i, k in enumerate(nested.flatten())]
+    weight = np.array(
+        [[scale[o * nested.shape[1] + i // size] * float(table[int(codes[o, i])]) for i in range(n)] for o in range(out)]
+    )
+    close(x, weight, [codebook(x, pack(codes, 4), nested, table, group, absmax, offset)])
 
 
 @pytest.mark.parametrize("case", BINARY_CASES)
@@ -93,7 +141,7 @@ def test_binary_coded(case):
     alpha, offset = torch.rand(bits, out, groups, generator=g).half(), torch.randn(out, groups, generator=g).half()
     size, x = n if group == -1 else group, torch.randn(tokens, n, generator=g)
     planes = torch.stack([mask_bits(plane) for plane in signs])
-    for base in (offset, None):
+    for base in (offset, torch.randn(out, groups, generator=g), None):
         weight = np.array([[sum((1 if signs[k, o, i] else -1) * float(alpha[k, o, i // size]) for k in range(bits))
                             + (0 if base is None else float(base[o, i // size])) for i in range(n)] for o in range(out)])  # fmt: skip
         close(x, weight, [op(x, planes, alpha, base, group) for op in (binary_coded, binary_coded_reference)])
