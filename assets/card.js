@@ -43,7 +43,7 @@
     }
     if (act === 'download') {
       said(b, ce.t('card.preparing'));
-      const got = await ce.ask(server.pack_run, {id});
+      const got = await ce.ask(server.pack_run, {id, form: b.dataset.form ?? ''});
       if (got?.file) h('a', {href: `gradio_api/file=${got.file}`, download: got.name}).click();
       else if (got?.error) root.insertAdjacentHTML('beforeend', got.error);
     }

@@ -87,6 +87,17 @@ class Layer:
     bias: Tensor | None  # [out]
 
 
+def offers(manifest: dict) -> list[str]:
+    """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats alone."""
+    packed = [m["packed"] for m in manifest["modules"].values() if m["kind"] == "linear"]
+    bits = {p["grid"]["bits"] if p["format"] == "grouped_int" else 0 for p in packed}
+    rules = {json.dumps(p.get("activations")) for p in packed}
+    if len(bits) != 1 or len(rules) != 1:
+        return []
+    rounded = rules != {"null"}
+    return [form for form in ("gptq_v2", "compressed-tensors") if bits <= set(BITS[form]) and not (rounded and form == "gptq_v2")]
+
+
 def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str = "compressed") -> tuple[int, tuple[Note, ...]]:
     """Write `bundle` to `folder`, which appears whole or not at all: (bytes of model.safetensors, notes for the reader).
 

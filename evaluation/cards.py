@@ -118,10 +118,12 @@ def run_card(
     chat: bool,
     dominated: bool = False,
     seconds: float | None = None,
+    exports: Sequence[str] = (),
 ) -> str:
     """A run in plain words first, its figures one look further.
 
     here: it was timed on this machine. seconds: the estimate for making it again. chat: the page can chat.
+    exports: formats of other programs that its model can be had in.
     """
     m, original = result.metrics, result.spec.is_original
     name = words.recipe(result.spec.recipe, long=True)
@@ -137,7 +139,9 @@ def run_card(
         lines.append(f'<p class="quiet">{_e(words("card.dominated"))}</p>')
     notes = noteworthy({"notes": result.notes})
     lines += ['<ul class="notes">' + "".join(f"<li>{_e(words.note(n))}</li>" for n in notes) + "</ul>"] if notes else []
-    return "".join([title, *lines, _buttons(words, result, artifact, chat, seconds), _figures(words, result, here, shipped)])
+    return "".join(
+        [title, *lines, _buttons(words, result, artifact, chat, seconds, exports), _figures(words, result, here, shipped)]
+    )
 
 
 def _plain_facts(words: Words, m: dict, here: bool) -> list[str]:
@@ -191,7 +195,7 @@ def _against_limits(words: Words, timing: dict) -> str:
     return " ".join(parts)
 
 
-def _buttons(words: Words, result: Result, artifact: bool, chat: bool, seconds: float | None) -> str:
+def _buttons(words: Words, result: Result, artifact: bool, chat: bool, seconds: float | None, exports: Sequence[str]) -> str:
     out, run = [], f'data-id="{_e(result.id)}"'
     if not result.spec.is_original:
         if artifact and chat:
@@ -201,6 +205,9 @@ def _buttons(words: Words, result: Result, artifact: bool, chat: bool, seconds: 
             out.append(f'<button class="primary" data-act="make" {run}>{_e(making)}</button>')
         if artifact:
             out.append(f'<button class="plain" data-act="download" {run}>{_e(words("card.download"))}</button>')
+            for form in exports:
+                title, said = _e(words(f"card.export.{form}.help")), _e(words(f"card.export.{form}"))
+                out.append(f'<button class="plain" data-act="download" data-form="{form}" title="{title}" {run}>{said}</button>')
     if artifact or result.spec.is_original:
         out.append(f'<button class="plain" data-act="again" {run}>{_e(words("card.again"))}</button>')
     out.append(f'<button class="plain" data-act="link" {run}>{_e(words("card.link"))}</button>')

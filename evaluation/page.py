@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation import cards, host, pareto, plots
-from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, WIKITEXT, RunSpec
+from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, WIKITEXT, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, table
 
 METHODS = ROOT / "assets" / "methods.json"
@@ -139,11 +140,18 @@ class Page:
         html = cards.run_card(
             words, result, shipped=bool(row.get("shipped")), artifact=own, here=here, chat=self.chat is not None,
             dominated=result.status == "ok" and result.id not in lead, seconds=self._seconds(result.spec),
+            exports=self._exports(result) if own else (),
         )  # fmt: skip
         title = words.recipe(result.spec.recipe, long=True)
         if "file_bytes" in result.metrics:
             title += f" · {words.size(result.metrics['file_bytes'])}"
         return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own}
+
+    def _exports(self, result: Result) -> list[str]:
+        """Formats of other programs that the run's model can be had in."""
+        from compression import export  # imports torch, which the first paint doesn't wait for
+
+        return export.offers(self.store.manifest(result))
 
     def _seconds(self, spec: RunSpec) -> float | None:
         try:
@@ -247,34 +255,31 @@ class Page:
         return self.store.home / "downloads"
 
     def pack(self, ask: dict) -> dict:
-        """A compressed model's folder as one archive; only the newest few are kept. ask: lang, id."""
-        words, result = Words(ask["lang"]), self.store.get_id(str(ask["id"]))
+        """A compressed model's folder as one archive; only the newest few are kept. ask: lang, id, form (for other programs)."""
+        from compression import artifact, export
+
+        words, result, form = Words(ask["lang"]), self.store.get_id(str(ask["id"])), ask.get("form")
         if result is None or not self.store.has_artifact(result):
             return {"error": cards.error_card(words, {"code": "artifact_missing"}, str(ask["id"]))}
         folder, place = self.store.artifact_folder(result.artifact), self.downloads()
-        label = re.sub(
-            r"[^A-Za-z0-9.]+", "-", f"{Path(result.spec.model).name}-{Words('en').recipe(result.spec.recipe, long=True)}"
-        )
-        file = place / f"{label.strip('-')}-{result.id[-6:]}.zip"
+        told = f"{Path(result.spec.model).name}-{Words('en').recipe(result.spec.recipe, long=True)}{f'-{form}' if form else ''}"
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")
+        file = place / f"{label}-{result.id[-6:]}.zip"
         with self._packing:
             try:
                 place.mkdir(parents=True, exist_ok=True)
                 if not file.is_file():
-                    temporary = file.with_suffix(".part")
-                    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # packed bits don't deflate
-                        for f in sorted(folder.rglob("*")):
-                            if f.is_file():
-                                archive.write(f, Path(file.stem) / f.relative_to(folder))
-                    os.replace(temporary, file)
+                    with tempfile.TemporaryDirectory(dir=place) as other:
+                        if form:
+                            folder = Path(other) / "model"
+                            export.write(artifact.load(self.store.artifact_folder(result.artifact)), folder, form, label)
+                        _zip(folder, file)
                 for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
                     old.unlink(missing_ok=True)
-            except OSError as error:
+            except (OSError, CompressionError) as error:
                 full = shutil.disk_usage(self.store.home).free < 1e8
-                return {
-                    "error": cards.error_card(
-                        words, {"code": "disk_full" if full else "error", "message": str(error)}, act="dismiss"
-                    )
-                }
+                code = "disk_full" if full else getattr(error, "code", "error")
+                return {"error": cards.error_card(words, {"code": code, "message": str(error)}, act="dismiss")}
         return {"file": str(file), "name": file.name}
 
     def sides(self, ask: dict) -> dict:
@@ -363,3 +368,13 @@ class Page:
         if event.get("token") is not None:
             side["pieces"] += 1
             side.setdefault("ends", []).append(len(side["text"]))
+
+
+def _zip(folder: Path, file: Path) -> None:
+    """All of `folder` in one archive, which appears whole or not at all."""
+    temporary = file.with_suffix(".part")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # packed bits don't deflate
+        for f in sorted(folder.rglob("*")):
+            if f.is_file():
+                archive.write(f, Path(file.stem) / f.relative_to(folder))
+    os.replace(temporary, file)

@@ -151,6 +151,10 @@ class Store:
         """True if the compressed model itself is on this disk."""
         return bool(result.artifact) and (self.artifact_folder(result.artifact) / "compression.json").is_file()
 
+    def manifest(self, result: Result) -> dict:
+        """What the compressed model's folder says of itself (compression.artifact)."""
+        return json.loads((self.artifact_folder(result.artifact) / "compression.json").read_text("utf-8"))
+
     def keep_within_budget(self, newest: str, budget: int = ARTIFACT_BYTES) -> list[str]:
         """Remove the oldest artifacts until all fit; the newest always stays. Returns the removed names."""
         return _trim(self.home / "artifacts", newest, budget)

@@ -357,3 +357,18 @@ def test_the_real_model_measures_the_same_from_its_export(offline_model, tmp_pat
         assert run(tmp_path / "artifact", tmp_path / "out", "--format", form, "--tokens", 1024) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert found["perplexity_read_back"] == pytest.approx(found["perplexity"], rel=1e-6) and found["notes"] == []
+
+
+def test_what_a_manifest_offers():
+    """A button for a format appears only where the model can go there."""
+
+    def manifest(*packed):
+        return {"modules": {str(i): {"kind": "linear", "packed": p} for i, p in enumerate(packed)}}
+
+    def ints(bits, rule=None):
+        return {"format": "grouped_int", "grid": {"bits": bits}, "activations": rule}
+
+    assert export.offers(manifest(ints(4), ints(4))) == ["gptq_v2", "compressed-tensors"]
+    assert export.offers(manifest(ints(3))) == ["gptq_v2"] and export.offers(manifest(ints(5))) == []
+    assert export.offers(manifest(ints(8, {"bits": 8}))) == ["compressed-tensors"]
+    assert export.offers(manifest(ints(4), {"format": "sum"})) == [] == export.offers(manifest(ints(4), ints(8)))

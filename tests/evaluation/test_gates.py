@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import statistics
+
 import pytest
 
-from evaluation import shipped
+from evaluation import layers, overview, shipped
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -62,6 +65,96 @@ def test_wanda_beats_magnitude_by_far():
 def test_svd_llm_beats_svd_by_far():
     """Wang et al. 2024, table 1: 7.94 against 20,061 on LLaMA-7B."""
     assert 20 * perplexity("svd_llm-0.2") < perplexity("svd-0.2")
+
+
+def test_a_looser_setting_never_wins_within_a_method():
+    """S1 with 1 % of slack: original <= 8 bits <= 4 <= 3."""
+    for method, bits in (("awq", "4 3"), ("hqq", "4 3"), ("rtn", "8 4 3"), ("gptq", "4 3"), ("zeroquant", "8 4")):
+        ladder = [perplexity("none"), *(perplexity(f"{method}-{b}") for b in bits.split())]
+        assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False)), method
+
+
+def test_awq_is_not_above_rounding():
+    """Lin et al. 2023, table 4."""
+    assert perplexity("awq-4") <= 1.01 * perplexity("rtn-4-128")
+    assert perplexity("awq-3") <= 1.01 * perplexity("rtn-3-128")
+
+
+def test_a_hundredth_of_a_bit_for_weak_columns_pays():
+    """Lee et al. 2023: 3.01 bits against GPTQ's 3, both with a scale a row."""
+    owq, gptq = RESULTS["gates-owq-3"].metrics, RESULTS["gates-gptq-3-row"].metrics
+    assert owq["perplexity"] < gptq["perplexity"]
+    assert owq["weight_bits_per_weight"] < gptq["weight_bits_per_weight"] + 0.03
+
+
+def test_spqr_beats_gptq_at_no_more_bits():
+    """Dettmers et al. 2023, table 1: 3.9 bits against GPTQ's 4."""
+    spqr, gptq = RESULTS["gates-spqr-3"].metrics, RESULTS["gates-gptq-4-row"].metrics
+    assert spqr["weight_bits_per_weight"] <= gptq["weight_bits_per_weight"] + 0.02
+    assert spqr["perplexity"] < gptq["perplexity"]
+
+
+def test_eight_bit_products():
+    """LLM.int8() within 1 % of the original and not above plain int8; SmoothQuant not above plain int8 with fixed scales."""
+    assert perplexity("llm_int8") <= 1.01 * perplexity("none")
+    assert perplexity("llm_int8") <= 1.01 * perplexity("llm_int8-0.0")
+    assert perplexity("smoothquant-0.5-tensor") <= 1.01 * perplexity("smoothquant-0.5-tensor-false")
+
+
+def test_distillation_is_not_above_none():
+    assert perplexity("zeroquant-4-50") <= 1.01 * perplexity("zeroquant-4")
+
+
+def test_bell_curve_quantiles_beat_four_bit_floats():
+    """Dettmers et al. 2023 (QLoRA), table 2."""
+    assert perplexity("nf4") < perplexity("nf4-fp4")
+
+
+def test_moving_zero_points_is_not_above_rounding_with_a_real_zero():
+    assert perplexity("hqq-3") <= 1.01 * perplexity("hqq-3-0")
+
+
+def test_a_lossless_converter_loses_nothing():
+    """GPTQ's numbers in LUT-GEMM's format: the same losses."""
+    lut, gptq = (RESULTS[f"gates-{n}"].metrics for n in ("gptq-4+lut_gemm-4-64".replace("+", "."), "gptq-4"))
+    assert lut["perplexity"] == pytest.approx(gptq["perplexity"], rel=1e-4)
+
+
+LAYERS = json.loads(layers.FILE.read_text("utf-8")) if layers.FILE.is_file() else {"methods": {}}
+
+
+@pytest.mark.parametrize("recipe", layers.RECIPES)
+def test_layer_errors_belong_to_this_code(recipe):
+    """Stale: `python -m evaluation.layers`."""
+    assert LAYERS["methods"][recipe]["code"] == layers.spec_of(recipe).code()
+
+
+@pytest.mark.parametrize(
+    "better, worse",
+    [
+        ("gptq --bits 3 --group_size -1", "rtn --bits 3 --group_size -1"),
+        ("gptq --bits 4 --group_size -1", "rtn --bits 4 --group_size -1"),
+        ("owq --bits 3", "gptq --bits 3 --group_size -1"),
+        ("spqr --bits 3", "gptq --bits 4 --group_size -1"),
+        ("awq --bits 3", "rtn --bits 3 --group_size 128"),
+        ("awq --bits 4", "rtn --bits 4 --group_size 128"),
+        ("hqq --bits 3", "hqq --bits 3 --iterations 0"),
+        ("nf4", "nf4 --table fp4"),
+    ],
+)
+def test_the_order_of_layer_errors(better, worse):
+    """S15, the primary gate: on the same inputs, in the geometric mean and in nine layers of ten, at no more bits."""
+    a, b = (LAYERS["methods"][name] for name in (better, worse))
+    ratios = [a["errors"][path] / b["errors"][path] for path in a["errors"]]
+    assert statistics.geometric_mean(ratios) < 0.98
+    assert sum(r < 1 for r in ratios) > 0.9 * len(ratios)
+    assert a["bits_per_weight"] < b["bits_per_weight"] + 0.03
+
+
+def test_the_readme_shows_the_stored_results():
+    """`python -m evaluation.overview`."""
+    readme = overview.README.read_text("utf-8")
+    assert overview.written(readme) == readme
 
 
 @pytest.mark.model
