@@ -8,8 +8,8 @@ medians. Beside each stand PyTorch's dense float32 product as it comes and by th
 (kernels/dense.py), our own float32 and bfloat16 kernels and the limit: the bandwidth of memory for one token, the arithmetic
 of registers for many. All of a row are timed in turns, a few calls each, because a shared machine's bandwidth changes within
 minutes and a ratio of two moments says nothing. PyTorch's and bitsandbytes' low-bit kernels have rows of their own.
-"activations" says what was multiplied: exact float32, or int8 with a scale for 32 of them. No speed is printed for an op that
-differs from its reference.
+"activations" says what was multiplied: exact float32, or int8 with a scale for 32 of them (for a token where large ones stay
+exact). No speed is printed for an op that differs from its reference.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from kernels import cpu
 from kernels.binary_coded import binary_coded_rows
 from kernels.bits import pack
 from kernels.codebook import codebook_rows
+from kernels.columns import columns_matrix
 from kernels.cpu import plans, selftest
 from kernels.dense import choose_float32
-from kernels.grouped_int import spread
+from kernels.grouped_int import levelled, spread
 from kernels.outliers import outliers_matrix
 from kernels.sparse import mask_bits
 
@@ -102,9 +103,34 @@ def integers(bits: int):
     return make
 
 
+def real_zeros(out: int, n: int, rule):
+    codes, scale = torch.randint(0, 16, (out, n)).to(torch.uint8), 0.01 + torch.rand(out, n // GROUP).half()
+    zero = (16 * torch.rand(scale.shape)).half()
+    weight = spread(scale.float(), n, GROUP) * (codes.float() - spread(zero.float(), n, GROUP))
+    return plans.grouped_int(pack(codes, 4), scale, zero, 4, GROUP, n, rule), weight
+
+
+def two_levels(out: int, n: int, rule):
+    codes, *levels = (torch.randint(0, 8, (out, size)).to(torch.uint8) for size in (n, n // 16, n // 16))
+    stats = [torch.rand(-(-out // 16), n // 16, 2).half() for _ in levels]
+    scale, zero = (spread(levelled(c, s), n, 16) for c, s in zip(levels, stats, strict=True))
+    packed = [pack(c.view(1, -1), 3)[0] for c in levels]
+    return plans.two_level(pack(codes, 3), packed, stats, 3, 3, 16, n, rule), scale * (codes.float() - zero)
+
+
+def eight_a_row(out: int, n: int, rule):
+    codes, scale = torch.randint(0, 256, (out, n)).to(torch.uint8), 0.01 + torch.rand(out, 1).half()
+    return plans.grouped_int(pack(codes, 8), scale, None, 8, -1, n, rule), scale.float() * (codes.float() - 128)
+
+
 def book(out: int, n: int, rule):
     codes, scale = pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4), torch.rand(out, n // GROUP).half()
     table = torch.randn(16)
+    return plans.codebook(codes, scale, table, GROUP, n, rule), codebook_rows(codes, scale, table, GROUP, n)
+
+
+def nested_book(out: int, n: int, rule):
+    codes, scale, table = pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4), torch.rand(out, n // GROUP), torch.randn(16)
     return plans.codebook(codes, scale, table, GROUP, n, rule), codebook_rows(codes, scale, table, GROUP, n)
 
 
@@ -163,13 +189,23 @@ def with_outliers(out: int, n: int, rule):
     )
 
 
+def with_columns(out: int, n: int, rule):
+    below, weight = integers(3)(out, n, rule)
+    values, index = torch.randn(out, n // 100).half(), torch.randperm(n)[: n // 100]
+    return plans.total(below, plans.columns(values, index, n, rule)), weight + columns_matrix(values, index, n)
+
+
 BOTH, EXACT = (("int8", INT8), ("exact", None)), (("exact", None),)
 VARIANTS = (  # (op, name, maker, activations)
     ("dense", "float32", floats(torch.float32), EXACT),
     ("dense", "bfloat16", floats(torch.bfloat16), EXACT),
     ("dense", "float16", floats(torch.float16), EXACT),
     *(("grouped_int", f"{b} bits, group 64", integers(b), BOTH) for b in (2, 3, 4, 8)),
+    ("grouped_int", "4 bits, real zeros, group 64", real_zeros, BOTH),
+    ("grouped_int", "3 bits, scales in 3 bits, group 16", two_levels, BOTH),
+    ("grouped_int", "8 bits a row, 0.3 % inputs exact", eight_a_row, (("int8", (1 << 30, 127, 3.0)),)),
     ("codebook", "16 entries, group 64", book, BOTH),
+    ("codebook", "16 entries, nested scales", nested_book, BOTH),
     ("binary_coded", "3 planes, group 64", planes, BOTH),
     ("bitmask", "50 %, 16 bits", half_kept, EXACT),
     ("bitmask", "50 %, 8 bits", half_kept_codes(8), BOTH),
@@ -177,6 +213,7 @@ VARIANTS = (  # (op, name, maker, activations)
     ("two_four", "2:4, 16 bits", two_of_four, EXACT),
     ("low_rank", "half the parameters", thin, EXACT),
     ("outliers", "3 bits + 1 % outliers", with_outliers, BOTH),
+    ("columns", "3 bits + 1 % columns", with_columns, BOTH),
 )
 
 
@@ -267,7 +304,7 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                 plan, weight = make(out, n, rule)
                 verify(op, name, plan, weight)
                 many = [plan, *(plan.clone() for _ in range(max(1, min(30, ROTATED_BYTES // plan.bytes)) - 1))]
-                kernel = kernels.name(op, f"C, {cpu.instructions()}", plan.in_int8)
+                kernel = kernels.name(op, f"C, {cpu.instructions()}", plan.in_int8, plan.outliers_exact)
                 add(op, name, kernel, words, plan.bytes, lambda i, x, many=many: cpu.product(many[i % len(many)], x))
         if "peers" in ops:
             for name, work in peers(out, n).items():

@@ -84,9 +84,14 @@ class Plan:
         return self.rule is not None and (self.kind in CODES or any(p.in_int8 for p in self.parts))
 
     @property
+    def outliers_exact(self) -> bool:
+        """True if the rule leaves large activations as they are."""
+        return self.rule is not None and Rule(*self.rule).threshold > 0
+
+    @property
     def obeys(self) -> bool:
         """False if the rule has a threshold, which only codes of 8 bits and floats take."""
-        if self.rule is None or not Rule(*self.rule).threshold:
+        if not self.outliers_exact:
             return True
         return all(p.obeys for p in self.parts) and (self.kind not in CODES or (self.kind == "INT" and self.struct.bits == 8))
 
