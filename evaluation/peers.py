@@ -1,0 +1,330 @@
+"""Our methods beside the best-kept public implementations: `make compare-peers`, or
+
+    python -m evaluation.peers --peers .venv-peers/bin/python [--text FILE --calibration FILE] [--only gptq-4 nf4 ...]
+
+Each pair compresses the same weights with the same settings, in float32, from the same calibration windows; theirs runs in an
+environment of its own (evaluation/peers.txt), each side in a process of its own, one after the other, with the same threads.
+Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
+paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same.
+
+Writes assets/bench/peers.json. Exit code 1 if a perplexity of ours is more than 2 % above theirs or a side failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "assets" / "bench" / "peers.json"
+WORST = 1.02  # ours over theirs
+CONTROL, CONTROL_ERROR = "original", 1e-3
+TIMEOUT_SECONDS = 3_600
+
+NOT_COMPARED = {
+    "owq": "the authors' code has kernels for a GPU only and is no package",
+    "spqr": "the authors' code is no package and multiplies on a GPU",
+    "zeroquant": "DeepSpeed has it as training inside its own engine, with no way to hand it windows",
+    "lut_gemm": "CUDA kernels only; its numbers are those of the method that it takes",
+}
+
+
+# --- theirs: model, calibration ids [n, window], settings -> model; packages are imported where they are used -----------
+
+
+def unchanged(model, ids):
+    return model
+
+
+def llm_compressor(model, ids, *, bits: int, group_size: int = -1, symmetric: bool = False, gptq: bool = False, awq: bool = False,
+                   alpha: float | None = None, int8_inputs: bool = False):  # fmt: skip
+    """Rounding, GPTQ, AWQ or SmoothQuant, with the package's own defaults for all that isn't named here."""
+    import torch
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    if not torch.accelerator.is_available():
+        torch.Tensor.pin_memory = lambda tensor: tensor  # its AWQ pins memory for a GPU, which fails where there is none
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "channel" if group_size == -1 else "group",
+               "group_size": None if group_size == -1 else group_size}  # fmt: skip
+    scheme = {"targets": ["Linear"], "weights": weights}
+    if int8_inputs:
+        scheme["input_activations"] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    recipe = [] if alpha is None else [SmoothQuantModifier(smoothing_strength=alpha)]
+    recipe += [AWQModifier()] if awq else []
+    recipe.append((GPTQModifier if gptq else QuantizationModifier)(config_groups={"group_0": scheme}, ignore=["lm_head"]))
+    batches = [{"input_ids": b, "attention_mask": torch.ones_like(b)} for b in ids.split(max(1, 2_048 // ids.shape[1]))]
+    oneshot(model=model, recipe=recipe, dataset=torch.utils.data.DataLoader(batches, batch_size=None),
+            num_calibration_samples=len(batches))  # fmt: skip
+    return model
+
+
+def bitsandbytes_4bit(model, ids, *, table: str, group_size: int = 64, double: bool = False):
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    def convert(linear):
+        new = Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None, quant_type=table, device="meta")
+        new.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type=table, blocksize=group_size,
+                                compress_statistics=double, module=new)  # fmt: skip
+        new.bias = linear.bias
+        return new.to("cpu")
+
+    return _replaced(model, convert)
+
+
+def bitsandbytes_8bit(model, ids, *, threshold: float):
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    def convert(linear):
+        new = Linear8bitLt(linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False,
+                           threshold=threshold, device="meta")  # fmt: skip
+        new.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        new.bias = linear.bias
+        return new.to("cpu")
+
+    return _replaced(model, convert)
+
+
+def hqq(model, ids, *, bits: int, group_size: int = 64):
+    import torch
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    config = BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)
+    return _replaced(model, lambda linear: HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu"))
+
+
+def _replaced(model, convert: Callable):
+    """Every linear of the blocks converted."""
+    from torch import nn
+
+    from compression import arch
+
+    for block in arch.blocks(model):
+        for path, linear in [(p, m) for p, m in block.named_modules() if isinstance(m, nn.Linear)]:
+            parent, _, name = path.rpartition(".")
+            setattr(block.get_submodule(parent), name, convert(linear))
+    return model
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison: a recipe of ours, as the command line takes it, and a function above with its settings."""
+
+    ours: str
+    package: str
+    theirs: Callable
+    settings: dict = field(default_factory=dict)
+
+
+ROW8 = {"bits": 8, "symmetric": True, "int8_inputs": True}
+
+PAIRS = {
+    CONTROL: Pair("none", "transformers", unchanged),
+    "rtn-4": Pair("rtn --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64}),
+    "gptq-4": Pair("gptq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "gptq": True}),
+    "gptq-4-row": Pair("gptq --bits 4 --group_size -1", "llmcompressor", llm_compressor, {"bits": 4, "gptq": True}),
+    "gptq-3": Pair("gptq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "gptq": True}),
+    "gptq-4-symmetric": Pair("gptq --bits 4 --group_size 64 --symmetric true", "llmcompressor", llm_compressor,
+                             {"bits": 4, "group_size": 64, "gptq": True, "symmetric": True}),
+    "awq-4": Pair("awq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "awq": True}),
+    "awq-3": Pair("awq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "awq": True}),
+    "w8a8": Pair("smoothquant --smooth false", "llmcompressor", llm_compressor, ROW8),
+    "smoothquant": Pair("smoothquant --alpha 0.5", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.5}),
+    "smoothquant-0.8": Pair("smoothquant --alpha 0.8", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.8}),
+    "nf4": Pair("nf4 --table nf4", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4"}),
+    "nf4-double": Pair("nf4 --table nf4 --double true", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4", "double": True}),
+    "fp4": Pair("nf4 --table fp4", "bitsandbytes", bitsandbytes_4bit, {"table": "fp4"}),
+    "llm_int8": Pair("llm_int8 --threshold 6.0", "bitsandbytes", bitsandbytes_8bit, {"threshold": 6.0}),
+    "hqq-4": Pair("hqq --bits 4 --group_size 64", "hqq", hqq, {"bits": 4}),
+    "hqq-3": Pair("hqq --bits 3 --group_size 64", "hqq", hqq, {"bits": 3}),
+}  # fmt: skip
+
+
+# --- one side of a pair, in a process of its own -------------------------------------------------------------------
+
+
+def side(which: str, name: str, job: Path) -> None:
+    """Compress the job's model one way and measure it: writes <name>.<which>.safetensors (losses) and .json into `job`."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from compression.likelihood import losses
+
+    asked, windows, pair = json.loads((job / "job.json").read_text("utf-8")), load_file(job / "windows.safetensors"), PAIRS[name]
+    torch.set_num_threads(asked["threads"])
+    torch.manual_seed(0)
+    bundle = (_our_model if which == "ours" else _their_model)(asked["model"])
+    seconds = (_ours if which == "ours" else _theirs)(pair, bundle, windows["calibration"])
+    start = time.perf_counter()
+    found = {"losses": losses(bundle, windows["evaluation"])}
+    save_file(found, job / f"{name}.{which}.safetensors")
+    packages = ("torch", "transformers", *([pair.package] if which == "theirs" else []))
+    about = {"compress_seconds": seconds, "evaluate_seconds": time.perf_counter() - start,
+             "versions": {package: version(package) for package in packages}}  # fmt: skip
+    (job / f"{name}.{which}.json").write_text(json.dumps(about), "utf-8")
+
+
+def _our_model(folder: str):
+    from compression import models
+    from kernels import cpu
+
+    bundle = models.load(folder)
+    cpu.wait()
+    return bundle
+
+
+def _their_model(folder: str):
+    """The same folder as transformers gives it; a Bundle only so that the same code can measure it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from compression import arch
+    from compression.bundle import Bundle
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    return Bundle(model.requires_grad_(False), None, arch.geometry(model), folder)
+
+
+def _ours(pair: Pair, bundle, calibration) -> float:
+    import compression
+    from compression import calibrate
+    from evaluation.shipped import recipe
+
+    steps = [(compression.get(name), compression.get(name).params.parse(values)) for name, values in recipe(pair.ours)]
+    return calibrate.compress(bundle, steps, calibration).seconds
+
+
+def _theirs(pair: Pair, bundle, calibration) -> float:
+    start = time.perf_counter()
+    bundle.module = pair.theirs(bundle.module, calibration, **pair.settings)
+    return time.perf_counter() - start
+
+
+# --- the comparison ----------------------------------------------------------------------------------------------
+
+
+def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict:
+    """Both sides of a pair one after the other: a row of the table, with `failed` (side -> last words) if one did."""
+    from safetensors.torch import load_file
+
+    from evaluation.perplexity import perplexity, ratio
+
+    pair, about, found, failed = PAIRS[name], {}, {}, {}
+    for which, python in pythons.items():
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        command = [python, "-m", "evaluation.peers", "--side", which, "--name", name, "--job", str(job)]
+        try:
+            done = subprocess.run(command, cwd=job, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+            words = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        except subprocess.TimeoutExpired:
+            words = [f"no result after {TIMEOUT_SECONDS} s"]
+        if words:
+            failed[which] = words[0]
+            continue
+        about[which] = json.loads((job / f"{name}.{which}.json").read_text("utf-8"))
+        found[which] = load_file(job / f"{name}.{which}.safetensors")["losses"]
+    row = {"name": name, "package": pair.package, "recipe": pair.ours, "settings": pair.settings}
+    row |= {which: about[which] | {"perplexity": perplexity(losses)[0]} for which, losses in found.items()}
+    if failed:
+        return row | {"failed": failed}
+    value, error = ratio(found["ours"], found["theirs"])
+    return row | {"ratio": value, "ratio_stderr": None if error != error else error,
+                  "seconds_ratio": about["ours"]["compress_seconds"] / max(about["theirs"]["compress_seconds"], 1e-9)}  # fmt: skip
+
+
+def verdict(rows: list[dict]) -> list[str]:
+    """What is wrong with the table, one line each; nothing if all is well."""
+    wrong = [f"{row['name']}, {which}: {words}" for row in rows for which, words in row.get("failed", {}).items()]
+    for row in (row for row in rows if "ratio" in row):
+        if row["name"] == CONTROL:
+            if abs(row["ratio"] - 1) > CONTROL_ERROR:
+                wrong.append(f"the two sides don't measure the same: the original differs by {row['ratio'] - 1:+.2%}")
+        elif row["ratio"] > WORST:
+            wrong.append(f"{row['name']}: ours is {row['ratio'] - 1:.2%} worse; at most {WORST - 1:.0%} is allowed")
+    return wrong
+
+
+def prepare(job: Path, own: argparse.Namespace, threads: int) -> dict:
+    """Model and windows for both sides; what the table says about them."""
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    from compression import models, texts
+
+    folder = models.prepare(own.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    evaluated, calibration = texts.load_text(own.text, "evaluation"), texts.load_text(own.calibration, "calibration")
+    texts.check_disjoint(evaluated, calibration)
+    cut = {"evaluation": texts.windows(evaluated, tokenizer, "raw", own.window, own.tokens, "evaluation"),
+           "calibration": texts.windows(calibration, tokenizer, "raw", own.window, own.calibration_tokens, "calibration")}  # fmt: skip
+    save_file({name: windows.ids for name, windows in cut.items()}, job / "windows.safetensors")
+    (job / "job.json").write_text(json.dumps({"model": str(folder), "threads": threads}), "utf-8")
+    return {"model": own.model, "weights_hash": models.describe_source(own.model, folder)["weights_hash"],
+            "protocol": cut["evaluation"].protocol_id, "calibration": cut["calibration"].protocol_id}  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    from compression.catalogue import OFFLINE_MODEL
+    from evaluation.spec import BUILTIN_TEXT
+
+    parser = argparse.ArgumentParser(prog="python -m evaluation.peers", description=__doc__.split("\n")[0])
+    parser.add_argument("--peers", default=str(ROOT / ".venv-peers" / "bin" / "python"), help="the peers' Python")
+    parser.add_argument("--model", default=OFFLINE_MODEL)
+    parser.add_argument("--text", default=BUILTIN_TEXT, help="text to measure on")
+    parser.add_argument("--calibration", default=BUILTIN_TEXT, help="text to calibrate on")
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--calibration-tokens", type=int, default=32_768)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--only", nargs="+", choices=tuple(PAIRS), help="some pairs only; nothing is written without --out")
+    parser.add_argument("--out", type=Path, help=f"default {TABLE.relative_to(ROOT)}")
+    for name in ("side", "name", "job"):
+        parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
+    own = parser.parse_args(argv)
+    if own.side:
+        side(own.side, own.name, Path(own.job))
+        return 0
+    if not Path(own.peers).is_file():
+        print(f"error: no Python at {own.peers}; run make compare-peers, or give --peers", file=sys.stderr)
+        return 2
+    from evaluation import host
+
+    threads, rows = host.threads(), []
+    with tempfile.TemporaryDirectory(prefix="peers-") as place, host.timing_lock() as alone:
+        about = prepare(Path(place), own, threads) | {"environment": host.environment(), "alone": alone}
+        for name in own.only or PAIRS:
+            rows.append(compare(name, Path(place), {"ours": sys.executable, "theirs": own.peers}, threads))
+            print(_line(rows[-1]), flush=True)
+    out = own.out or (None if own.only else TABLE)
+    if out:
+        table = about | {"rows": rows, "worst": WORST, "not_compared": NOT_COMPARED}
+        out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    wrong = verdict(rows)
+    print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _line(row: dict) -> str:
+    if "failed" in row:
+        return f"{row['name']:<18} failed: {row['failed']}"
+    ours, theirs, error = row["ours"], row["theirs"], row["ratio_stderr"] or 0
+    return (f"{row['name']:<18} ours {ours['perplexity']:8.3f}  {row['package']:<14} {theirs['perplexity']:8.3f}  "
+            f"ratio {row['ratio']:.4f} +- {error:.4f}  seconds {ours['compress_seconds']:.1f} and {theirs['compress_seconds']:.1f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""The comparison with public implementations, without them: equal settings, paired ratios, what fails it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from compression import get
+from evaluation import peers
+from evaluation.shipped import recipe
+from tests import tiny
+
+
+@pytest.mark.parametrize("name", peers.PAIRS)
+def test_both_sides_are_given_the_same_settings(name):
+    pair = peers.PAIRS[name]
+    ours = {}
+    for method, values in recipe(pair.ours):
+        ours |= get(method).params.parse(values).json()
+    defaults = {p.name: p.default for p in list(inspect.signature(pair.theirs).parameters.values())[2:]}
+    assert set(pair.settings) <= set(defaults)
+    theirs = defaults | pair.settings
+    shared = {k for k in set(ours) & set(theirs) if theirs[k] is not None}
+    assert {k: ours[k] for k in shared} == {k: theirs[k] for k in shared}
+    assert shared or name == peers.CONTROL or (theirs["bits"], theirs["symmetric"]) == (8, True)
+    assert pair.package in [line.split("==")[0] for line in (peers.ROOT / "evaluation" / "peers.txt").read_text().split()] or (
+        name == peers.CONTROL
+    )
+
+
+@pytest.fixture
+def one_process(monkeypatch):
+    """Both sides run here instead of in their own processes."""
+
+    def run(command, cwd, env, **more):
+        assert command[1:3] == ["-m", "evaluation.peers"] and env["OMP_NUM_THREADS"]
+        try:
+            peers.main(command[3:])
+        except Exception as error:
+            return subprocess.CompletedProcess(command, 1, "", f"Traceback\n{type(error).__name__}: {error}")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(peers.subprocess, "run", run)
+    yield
+    torch.set_num_threads(threads)
+
+
+ASKED = ("--tokens", "512", "--window", "64", "--calibration-tokens", "256")
+
+
+def test_the_control_pair_measures_the_same_on_both_sides(one_process, tmp_path, capsys):
+    out = tmp_path / "peers.json"
+    words = ["--peers", sys.executable, "--model", tiny.folder("llama"), *ASKED, "--only", "original", "--out", str(out)]
+    assert peers.main(words) == 0
+    table = json.loads(out.read_text())
+    (row,) = table["rows"]
+    assert abs(row["ratio"] - 1) < 1e-5 and row["ratio_stderr"] < 1e-5 and row["ours"]["versions"]["torch"] == torch.__version__
+    assert "512 tokens" in table["protocol"] and set(table["not_compared"]) and table["environment"]["threads"] >= 1
+    assert tiny.folder("llama") not in json.dumps(table | {"model": ""})
+    assert "original" in capsys.readouterr().out
+
+
+def test_a_side_that_fails_is_told_and_fails_the_comparison(one_process, monkeypatch, capsys):
+    def broken(model, ids):
+        raise RuntimeError("no such kernel here")
+
+    monkeypatch.setitem(peers.PAIRS, peers.CONTROL, peers.Pair("none", "transformers", broken))
+    assert peers.main(["--peers", sys.executable, "--model", tiny.folder("llama"), *ASKED, "--only", peers.CONTROL]) == 1
+    said = capsys.readouterr()
+    assert "original, theirs: RuntimeError: no such kernel here" in said.err and "failed" in said.out
+
+
+def test_without_the_peers_environment_it_says_what_to_run(capsys):
+    assert peers.main(["--peers", "/no/such/python"]) == 2
+    assert "make compare-peers" in capsys.readouterr().err
+
+
+def test_a_ratio_is_paired(monkeypatch, tmp_path):
+    """Two windows of very different loss, each 1 % of loss apart: the error of the ratio is that of the differences."""
+    losses = {"ours": torch.tensor([[1.01, 1.01], [5.03, 5.03]]), "theirs": torch.tensor([[1.0, 1.0], [5.0, 5.0]])}
+    for which, values in losses.items():
+        save_file({"losses": values}, tmp_path / f"nf4.{which}.safetensors")
+        (tmp_path / f"nf4.{which}.json").write_text(json.dumps({"compress_seconds": 2.0 if which == "ours" else 4.0}))
+    monkeypatch.setattr(peers.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "", ""))
+    row = peers.compare("nf4", tmp_path, {"ours": "", "theirs": ""}, 1)
+    assert row["ratio"] == pytest.approx(torch.tensor(0.02).exp().item(), rel=1e-5)
+    assert row["ratio_stderr"] == pytest.approx(row["ratio"] * 0.01, rel=1e-3) and row["seconds_ratio"] == 0.5
+
+
+def rows(**ratios):
+    return [{"name": name, "ratio": ratio} for name, ratio in ratios.items()]
+
+
+def test_what_fails_the_comparison():
+    assert peers.verdict(rows(original=1.0, nf4=1.019, hqq=0.9)) == []
+    assert len(peers.verdict(rows(original=1.0, nf4=1.021))) == 1
+    assert "don't measure the same" in peers.verdict(rows(original=1.002))[0]
+    assert peers.verdict([{"name": "nf4", "failed": {"theirs": "no room"}}]) == ["nf4, theirs: no room"]
