@@ -8,6 +8,7 @@ from torch import Tensor
 from compression.packed.base import Packed
 from compression.packed.real_grid import GRIDS, RealGrid, TwoLevelGrid
 from kernels.bits import pack, row_bytes, unpack
+from kernels.sparse import multiply_blocks
 
 
 class AffineInt(Packed):
@@ -39,9 +40,10 @@ class AffineInt(Packed):
 
     def product(self, x: Tensor) -> Tensor:
         grid = self.grid
-        if grid.group_index is not None:  # scattered groups: the block kernel reads runs of neighbouring inputs only
-            return x @ self.stored().to(x.dtype).T
-        return grid.product(x, self.codes)
+        if grid.group_index is None:
+            return grid.product(x, self.codes)
+        # scattered groups: the kernels read runs of neighbouring inputs only
+        return multiply_blocks(x, self.shape, lambda rows: grid.decode(unpack(self.codes[rows], grid.bits, self.shape[1]), rows))
 
     def encode_like(self, dense: Tensor) -> AffineInt:
         return AffineInt.encode(self.grid.round(dense), self.grid)

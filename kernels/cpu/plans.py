@@ -96,7 +96,9 @@ class Plan:
         return all(p.obeys for p in self.parts) and (self.kind not in CODES or (self.kind == "INT" and self.struct.bits == 8))
 
     def all_tensors(self) -> list[Tensor]:
-        return [*self.tensors.values(), *(t for part in self.parts for t in part.all_tensors())]
+        """Each tensor once."""
+        found = [*self.tensors.values(), *(t for part in self.parts for t in part.all_tensors())]
+        return list({id(t): t for t in found}.values())
 
     def matrix(self) -> Tensor:
         """Outliers or columns as a dense float32 [out, in]."""
