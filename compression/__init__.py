@@ -26,6 +26,8 @@ NAMES = {
     "awq": "compression.quantization.awq",
     "smoothquant": "compression.quantization.smoothquant",
     "zeroquant": "compression.quantization.zeroquant",
+    "owq": "compression.quantization.owq",
+    "spqr": "compression.quantization.spqr",
     "magnitude": "compression.pruning.magnitude",
     "wanda": "compression.pruning.wanda",
     "svd": "compression.low_rank.svd",

@@ -8,17 +8,17 @@ from statistics import NormalDist
 import numpy as np
 
 
-def gptq_columns(weight, hessian, scale, zero, top, order):
+def gptq_columns(weight, hessian, scale, zero, top, order, finish=()):
     """GPTQ as optimal brain quantization column by column: after each column the inverse of the REMAINING damped
     Hessian is computed anew, and the remaining weights move by -(w - q) / [H^-1]_cc * [H^-1]_c,: (eq. 2 and 3).
 
-    weight [out, in]; hessian [in, in] damped; scale, zero [out, in] fixed grids; order: the columns in turn.
-    Returns (codes, dequantized).
+    weight [out, in]; hessian [in, in] damped; scale, zero [out, in] fixed grids; order: the columns in turn; finish: those
+    that come last and are left as they are by then. Returns (codes, dequantized).
     """
     live = np.array(weight, dtype=np.float64)
     codes, result = np.zeros_like(live), np.zeros_like(live)
-    remaining = list(order)
-    while remaining:
+    remaining = [*order, *finish]
+    while len(remaining) > len(finish):
         c = remaining[0]
         inverse = np.linalg.inv(hessian[np.ix_(remaining, remaining)])
         code = np.clip(np.round(live[:, c] / scale[:, c]) + zero[:, c], 0, top)
@@ -26,6 +26,7 @@ def gptq_columns(weight, hessian, scale, zero, top, order):
         error = (live[:, c] - result[:, c]) / inverse[0, 0]
         live[:, remaining] -= np.outer(error, inverse[0])
         remaining = remaining[1:]
+    result[:, remaining] = live[:, remaining]
     return codes, result
 
 
@@ -241,3 +242,97 @@ def zeroquant(weight, bits, groups):
         scale = float(np.float16(2 * np.abs(part).max() / 2**bits))
         parts.append(scale * np.clip(np.round(part / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
     return np.stack(parts).reshape(weight.shape)
+
+
+def cheapest_range(row, bits, ranges=40, power=2.4):
+    """(scale in half precision, zero, error) of a row by OWQ's search: every k / ranges of (max - min), every zero point."""
+    low, high, top = min(row.min(), 0.0), max(row.max(), 0.0), 2**bits - 1
+    best = (None, None, np.inf)
+    for k in range(1, ranges + 1):
+        scale = float(np.float16((high - low) * k / ranges / top))
+        for zero in range(top + 1):
+            error = (np.abs(row - scale * (np.clip(np.round(row / scale) + zero, 0, top) - zero)) ** power).sum()
+            if error < best[2]:
+                best = (scale, zero, error)
+    return best
+
+
+def owq(weight, hessian, loudness, ranked_on, fit, top, count, act_order):
+    """(result, weak columns): the `count` columns of the largest H_jj ||W_j - Q_j||^2 come last and are never rounded to a
+    grid; the others are rounded in turn, each time with the inverse of the REMAINING damped Hessian.
+
+    loudness [in]: the diagonal of the undamped H; ranked_on: W rounded row by row; fit(rest) -> scale, zero [out, in], rest:
+    the columns that the grid is for.
+    """
+    n = weight.shape[1]
+    score = [loudness[j] * ((weight[:, j] - ranked_on[:, j]) ** 2).sum() for j in range(n)]
+    ranking = sorted(range(n), key=lambda j: -(score[j] if count else loudness[j]))
+    weak, rest = ranking[:count], ranking[count:]
+    scale, zero = fit(rest)
+    _, result = gptq_columns(weight, hessian, scale, zero, top, rest if act_order else sorted(rest), finish=weak)
+    return result, sorted(weak)
+
+
+def real_grid(values, bits):
+    """(scale, real zero) from the smallest to the largest value; to 0 where all are equal."""
+    low, high = values.min(), values.max()
+    if low == high:
+        low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (2**bits - 1) or 1.0
+    return scale, -low / scale
+
+
+def on_real_grid(values, scale, zero, bits):
+    """(codes, what they stand for): rounded after the zero is added."""
+    codes = np.clip(np.round(values / scale + zero), 0, 2**bits - 1)
+    return codes, scale * (codes - zero)
+
+
+def second_level(values, bits):
+    """SpQR: 16 neighbouring rows' values on a grid of their own, its scale and zero in half precision."""
+    out = np.zeros(len(values))
+    for start in range(0, len(values), 16):
+        run = values[start : start + 16]
+        scale, _ = real_grid(run, bits)
+        scale = float(np.float16(scale))
+        out[start : start + 16] = on_real_grid(run, scale, float(np.float16(-run.min() / scale)), bits)[1]
+    return out
+
+
+def leave_one_out(group, root, bits):
+    """Fall of sum(((w - w') / U_cc)^2) for each weight of one group [size] when it is left out of fit and sum."""
+    error = lambda w, u: (((w - on_real_grid(w, *real_grid(w, bits), bits)[1]) / u) ** 2).sum()  # noqa: E731
+    return np.array([error(group, root) - error(np.delete(group, j), np.delete(root, j)) for j in range(len(group))])
+
+
+def spqr(weight, hessian, groups, bits, level_bits, limit, leave_out):
+    """(codes, result, outliers bool): SpQR with groups [list of columns, in the order of rounding], all as the paper says and
+    with the inverse of the REMAINING damped Hessian at every column. An outlier keeps its value of that moment: what the code
+    of 0 stands for and, in half precision, the rest."""
+    live, remaining = np.array(weight, dtype=np.float64), [c for group in groups for c in group]
+    codes, result, outliers = np.zeros_like(live), np.zeros_like(live), np.zeros(live.shape, dtype=bool)
+    root = {}  # U_cc, the square root of what the remaining inverse has at c when its turn comes
+    for k, c in enumerate(remaining):
+        root[c] = np.sqrt(np.linalg.inv(hessian[np.ix_(remaining[k:], remaining[k:])])[0, 0])
+    for group in groups:
+        roots, fits = np.array([root[c] for c in group]), []
+        for row in live[:, group]:
+            if leave_out and np.isfinite(limit):
+                likely = leave_one_out(row, roots, bits) > limit
+                row = np.where(likely, row[~likely].sum() / max(1, (~likely).sum()), row)
+            fits.append(real_grid(row, bits))
+        scale, zero = np.array(fits).T
+        if level_bits < 16:
+            scale, zero = second_level(scale, level_bits), second_level(zero, level_bits)
+        else:
+            scale, zero = (t.astype(np.float16).astype(np.float64) for t in (scale, zero))
+        for c in group:
+            inverse = np.linalg.inv(hessian[np.ix_(remaining, remaining)])
+            codes[:, c], result[:, c] = on_real_grid(live[:, c], scale, zero, bits)
+            outliers[:, c] = ((live[:, c] - result[:, c]) / root[c]) ** 2 > limit
+            code, base = on_real_grid(np.zeros(len(live)), scale, zero, bits)
+            kept = base + (live[:, c] - base).astype(np.float16)
+            codes[:, c], result[:, c] = np.where(outliers[:, c], (code, kept), (codes[:, c], result[:, c]))
+            live[:, remaining] -= np.outer((live[:, c] - result[:, c]) / inverse[0, 0], inverse[0])
+            remaining = remaining[1:]
+    return codes, result, outliers

@@ -1,0 +1,193 @@
+"""OWQ: keep the few inputs whose weights suffer most from rounding in 16 bits, and round the rest as GPTQ does.
+
+In a language model a handful of inputs of a layer are far louder than the others, and an error in their weights is
+multiplied by that loudness. OWQ finds these weak columns, stores them whole, and spends a hundredth of a bit a weight
+on it. They come last in the order of rounding, so they also take up the errors of all the others. With the loudest
+inputs safe, the ruler of the rest may cut off its own extremes: of many shorter rulers the one with the smallest sum of
+errors wins. At 3 bits this leaves about 0.6 of GPTQ's error; at 4 bits and more there is less to win.
+
+Lee, Jin, Kim, Kim, Park 2023, arXiv 2306.02272, and the authors' code. With Q the weight rounded row by row,
+    sensitivity_j = H_jj ||W[:, j] - Q[:, j]||^2,    H = X^T X,
+the columns of the largest sensitivity are weak. Grid: of the ranges k / 40 of (max - min) and all their zero points the
+one with the least sum of |w - w'|^2.4 (`tuning` "minmax": GPTQ's grid). Rounding: GPTQ's column loop.
+Budget: n inputs, b bits, t = b + extra_bits: k = n rho (t - b) / (16 - b) * sum(P) / sum(rho P) weak columns over the
+matrices of P weights of a block; rho is 1 in attention and hidden / feed-forward size in the feed-forward part, where
+the authors write .25 for OPT and .375 for LLaMA. k is rounded to nearest, so small models may get none somewhere.
+
+Deviations. (1) The authors' sum(P) / sum(rho P) is 12 over the number of matrices, which is right where k and v are as
+large as q; ours is right for grouped queries too. They round k up to an even number for their GPU kernel. (2) They try
+100 ranges a row, 40 a group; 40 everywhere costs about 0.1 % in the sum of errors. Zero points that leave an empty mark
+at one end are skipped, and a row is done when its error is 1.5 times its best: shorter ranges only get worse. (3) act-order
+is on by default, as for GPTQ; by sensitivity where there are weak columns, as in the authors' code. (4) Groups have
+their grids fitted before the first column. (5) A weak column's last rounding to 16 bits is made up for like the others.
+
+Cost: GPTQ's, and two searches of some 80 passes over the weights (one where no column is weak).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compression.base import Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.packed.base import Packed, to_storage
+from compression.packed.columns import Columns
+from compression.packed.grid import Grid, store_scale
+from compression.packed.grouped_int import GroupedInt
+from compression.packed.total import Sum
+from compression.quantization.column_loop import compensate
+from compression.quantization.gptq import inverse_factor, output_error
+from compression.quantization.grids import fit, grid_bytes, short_group_note, stored
+from kernels.bits import row_bytes
+from kernels.grouped_int import groups_of
+
+RANGES = 40  # that are tried for each row, evenly from the whole one down
+POWER = 2.4
+GIVE_UP = 1.5  # times its best sum of errors: a row's shorter ranges are not tried
+CHUNK = 1 << 18  # weights searched at a time, so that a pass stays in the processor's cache
+
+ATTENTION = frozenset("qkvo")
+
+
+@dataclass(frozen=True)
+class OwqParams(Params):
+    """How fine the ruler is, and what is spent on weak columns."""
+
+    bits: int = param(3, "Bits each weight takes, weak columns apart.", lo=2, hi=8, step=1, unit="bits", main=True,
+                      ends=("tiny, worse", "large, same"))  # fmt: skip
+    extra_bits: float = param(0.01, "Bits a weight, on average over a block, spent on weak inputs kept in 16 bits.",
+                              lo=0.0, hi=1.0, unit="bits")  # fmt: skip
+    group_size: int = param(-1, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    tuning: str = param("mse", "mse: the ruler may cut off extremes; minmax: it spans all weights.", choices=("mse", "minmax"),
+                        level="advanced")  # fmt: skip
+    act_order: bool = param(True, "Round the inputs with the largest activations first.", level="advanced")
+    damping: float = param(0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced")
+    block_size: int = param(128, "Columns whose updates of later blocks wait; changes speed, not the result.",
+                            lo=1, hi=4096, level="advanced")  # fmt: skip
+
+
+def weak_count(n: int, params, share: float = 1.0) -> int:
+    """How many of n inputs are weak; share: this matrix's part, 1 for the average."""
+    return min(n, round(n * share * params.extra_bits / (16 - params.bits)))
+
+
+def share(site: Site) -> float:
+    """Weak columns of this matrix relative to an even spread over the block: rho * sum(P) / sum(rho P)."""
+    if not site.block:
+        return 1.0
+    feed_forward, hidden = site.block["up"]
+    rho = {role: 1.0 if role in ATTENTION else hidden / feed_forward for role in site.block}
+    weights = {role: out * n for role, (out, n) in site.block.items()}
+    return rho[site.role] * sum(weights.values()) / sum(rho[role] * weights[role] for role in weights)
+
+
+def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """Bytes as stored with the block's average of weak columns; GPTQ's operations and the search's."""
+    out, n = shape
+    size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, False)
+    passes = 160 if params.tuning == "mse" else 2
+    return Cost(bytes=size + weak_count(n, params) * (2 * out + 4), peak_bytes=24 * n * n + 16 * out * n,
+                flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 10.0 * passes * out * n)  # fmt: skip
+
+
+def mse_asym(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(scale, integer zero) [rows, 1] of weight [rows, size]: of all ranges and zero points the least sum of |w - w'|^2.4."""
+    top = 2**bits - 1
+    reach = weight.amax(1, keepdim=True).clamp_min(0) - weight.amin(1, keepdim=True).clamp_max(0)
+    reach.masked_fill_(reach == 0, 2.0)  # a row of zeros
+    scale, zero, best = torch.zeros_like(reach), torch.zeros_like(reach), torch.full_like(reach, torch.inf)
+    live = torch.arange(len(weight), device=weight.device)  # the rows for which shorter ranges are still worth a try
+    for k in range(RANGES, 0, -1):
+        w, s = weight[live], store_scale(reach[live] * (k / RANGES) / top).float()
+        marks = torch.round(w / s)
+        # the grid's ends may lie between the lowest and the highest mark; beyond them it would have marks that nobody uses
+        first, last = -marks.amin(1, keepdim=True), top - marks.amax(1, keepdim=True)
+        last = torch.minimum(first, last)
+        least, at = torch.full_like(s, torch.inf), first
+        for shift in range(int((first - last).max()) + 1):
+            z = torch.maximum(first - shift, last).clamp_(0, top)
+            error = torch.addcmul(w, marks.clamp(-z, top - z), s, value=-1).abs_().pow_(POWER).sum(1, keepdim=True)
+            at, least = torch.where(error < least, z, at), torch.minimum(error, least)
+        better = least < best[live]
+        for target, value in ((scale, s), (zero, at), (best, least)):
+            target[live[better[:, 0]]] = value[better][:, None]
+        live = live[(least <= GIVE_UP * best[live])[:, 0]]
+        if not len(live):
+            break
+    return scale, zero
+
+
+def ruler(weight: Tensor, params, group_size: int) -> Grid:
+    """The grid of weight [out, in] by the chosen tuning. Zeros cost nothing on it: they stand for columns that are left out."""
+    if params.tuning == "minmax":
+        return fit(weight, params.bits, group_size, symmetric=False)
+    out, n = weight.shape
+    size, groups = n if group_size == -1 else group_size, groups_of(n, group_size)
+    rows = F.pad(weight, (0, groups * size - n)).view(-1, size)
+    parts = [mse_asym(part, params.bits) for part in rows.split(max(1, CHUNK // size))]
+    scale, zero = (torch.cat(t).view(out, groups) for t in zip(*parts, strict=True))
+    return Grid.make(weight.shape, params.bits, group_size, scale, zero)
+
+
+def sensitivity(weight: Tensor, gram: Tensor, params) -> Tensor:
+    """H_jj ||W[:, j] - Q(W)[:, j]||^2 of every input [in], Q row by row."""
+    grid = ruler(weight, params, -1)
+    return gram.diagonal() * (weight - grid.decode(grid.round(weight))).square().sum(0)
+
+
+def owq(weight: Tensor, gram: Tensor, params: OwqParams, count: int) -> tuple[Packed, float, float]:
+    """(what is stored, sum of squared column errors, damping used) for weight [out, in] with `count` weak columns."""
+    n, top = weight.shape[1], 2**params.bits - 1
+    score = sensitivity(weight, gram, params) if count else gram.diagonal()
+    by_score = torch.argsort(score, descending=True, stable=True)
+    weak, rest = by_score[:count], by_score[count:]
+    order = torch.cat([rest if params.act_order else rest.sort().values, weak])
+    factor, damping = inverse_factor(gram[order][:, order], params.damping)
+    grid = ruler(weight.index_fill(1, weak, 0.0), params, params.group_size)
+    scale, zero = (t[:, order].T.contiguous() for t in grid.columns())
+    live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
+    codes = zero.clone()  # a weak column's codes stand for exactly 0
+
+    def choose(c: int) -> Tensor:
+        if c >= n - count:
+            return to_storage(live[c]).float()
+        s, z = scale[c], zero[c]
+        codes[c] = torch.div(live[c], s).round_().add_(z).clamp_(0, top)
+        return (codes[c] - z).mul_(s)
+
+    total = compensate(live, factor.float(), range(0, n, params.block_size), choose)
+    back = torch.argsort(order)
+    packed = GroupedInt.encode(codes[back].T.contiguous().to(torch.uint8), grid)
+    if count:
+        packed = Sum(packed, Columns.encode(live[back].T, weak.sort().values))
+    return packed, total, damping
+
+
+def compress(site: Site, stats: Stats, params: OwqParams) -> Edit:
+    """Quantize the weight [out, in] of one linear with the Gram matrix of its inputs."""
+    count = weak_count(site.weight.shape[1], params, share(site))
+    packed, _, damping = owq(site.weight, stats.gram, params, count)
+    notes = short_group_note(site, params.group_size)
+    if damping != params.damping:
+        notes += (Note("damping_raised", {"layer": site.path, "from": params.damping, "to": damping}),)
+    error = output_error(site.weight, packed.dequantize(), stats.gram)
+    return stored(site, packed, notes, output_error=error, weak_columns=count)
+
+
+METHOD = Method(
+    name="owq",
+    title="OWQ",
+    family="quantization",
+    paper="https://arxiv.org/abs/2306.02272",
+    params=OwqParams,
+    compress=compress,
+    cost=cost,
+    stats=frozenset({"gram"}),
+    after=frozenset({"dense"}),
+    tiny={"bits": 3, "group_size": 16, "extra_bits": 0.7},
+    essay=__doc__,
+)

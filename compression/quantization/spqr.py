@@ -1,0 +1,253 @@
+"""SpQR: 3-bit weights in tiny groups, rulers that are stored in 3 bits themselves, and the rare hard weights in 16 bits.
+
+A few weights here and there cost most of the damage of rounding, and they follow no pattern of rows or columns. SpQR
+finds them while it rounds, keeps each with its place (32 bits an outlier, 1 % of the weights by default), and fits the
+rulers without them. Groups of 16 weights make the rulers fit closely; their scales and zero points would cost 2 bits a
+weight, so they are rounded as well: 16 rows' scales of one group are 3-bit codes with a scale of their own. Together
+3 + 6 / 16 + 64 / 256 = 3.625 bits a weight and 32 for each outlier.
+
+Dettmers, Svirschevski, Egiazarian and others 2023, arXiv 2306.03078, and the authors' code. GPTQ's column loop with U
+from the damped H; where a group begins, on the weights as they are by then:
+    1. gain_j = the group's sum of ((w - w') / U_cc)^2 minus the same with weight j left out of fit and sum
+    2. gain_j > T: a likely outlier; scale and real zero point are fitted with those replaced by the others' mean
+    3. scales and zero points of 16 rows are rounded to 3 bits, and the loop goes on with what they then are
+and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: stored as it is by then, its code that of 0.
+
+Deviations. (1) The authors give T = tau * mean(var(W[:, j]) / U_jj^2), with tau found by trial for a wanted size; one
+tau gives layers of one model very different shares. We give the share, and T is found for each matrix as the limit that
+would make so many outliers if no weight moved before its turn. (2) An outlier is stored as its difference to what its
+code stands for, so codes and outliers add up. (3) Only the smallest and the largest weight decide a fit, so leaving out
+any other changes nothing but the sum; three fits give what the authors compute with 16. (4) A group of equal weights is
+met exactly; the authors put it on [-1, 1]. No zero point is beyond 1024, and a second level keeps equal values to 11
+bits (packed/real_grid.py). (5) Damping is 0.01, the default of the authors' code; their README's commands give 1.0,
+which leaves about 1.7 times the error on the offline model. As the authors do, groups are inputs of like loudness, which
+takes an index of 16 bits an input; `neighbours` needs none and leaves some 12 % more error on that model's layers.
+
+Cost: GPTQ's loop with some dozen small steps more a group and a column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compression.base import Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.packed.affine_int import AffineInt
+from compression.packed.base import Packed, to_storage
+from compression.packed.outliers import Outliers
+from compression.packed.real_grid import RUN, RealGrid, TwoLevelGrid
+from compression.packed.total import Sum
+from compression.quantization.column_loop import compensate
+from compression.quantization.gptq import inverse_factor, output_error
+from compression.quantization.grids import short_group_note, stored
+from kernels.bits import row_bytes
+from kernels.grouped_int import groups_of
+
+BLOCK = 128  # columns whose updates of later blocks wait
+LARGEST_ZERO = 1024  # so that 16 bits hold a zero point to half a step
+SAMPLED_RUNS = 16  # runs of 16 rows on which the limit for outliers is found
+
+
+@dataclass(frozen=True)
+class SpqrParams(Params):
+    """How fine the rulers are, and how many weights do without one."""
+
+    bits: int = param(3, "Bits each weight takes, outliers apart.", lo=2, hi=8, step=1, unit="bits", main=True,
+                      ends=("tiny, worse", "large, same"))  # fmt: skip
+    outliers: float = param(0.01, "Share of the weights that is kept in 16 bits beside the codes.", lo=0.0, hi=0.2)
+    group_size: int = param(16, "Weights that share one scale; a multiple of 16.", lo=16, hi=4096, step=16,
+                            suggest=(16, 32, 64))  # fmt: skip
+    level_bits: int = param(3, "Bits of each scale and zero point; 16 stores them unrounded.", choices=(2, 3, 4, 8, 16),
+                            level="advanced")  # fmt: skip
+    leave_one_out: bool = param(True, "Fit each ruler without its likely outliers.", level="advanced")
+    act_order: bool = param(True, "Round the inputs with the largest activations first.", level="advanced")
+    neighbours: bool = param(False, "Groups are neighbouring inputs, not inputs of like loudness.",
+                             level="advanced", when={"act_order": True})  # fmt: skip
+    damping: float = param(0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced")
+
+
+def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """Bytes of codes, both levels of the grid, outliers and the groups' index; GPTQ's operations and the fits'."""
+    out, n = shape
+    groups, kept = groups_of(n, params.group_size), round(params.outliers * out * n)
+    size = out * row_bytes(n, params.bits) + (4 * kept + 4 * (out + 1) if kept else 0)
+    if params.level_bits == 16:
+        size += 4 * out * groups
+    else:
+        size += 2 * row_bytes(out * groups, params.level_bits) + 8 * -(-out // RUN) * groups
+    if params.act_order and not params.neighbours and groups > 1:
+        size += 2 * n
+    return Cost(bytes=size, flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 100.0 * out * n,
+                peak_bytes=24 * n * n + 24 * out * n)  # fmt: skip
+
+
+def real_minmax(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(scale, real zero) from each group's smallest and largest weight; the range of equal weights is drawn out to 0."""
+    equal = low == high
+    low, high = torch.where(equal, low.clamp_max(0), low), torch.where(equal, high.clamp_min(0), high)
+    smallest = torch.maximum(-low, high) / LARGEST_ZERO
+    scale = torch.maximum((high - low) / (2**bits - 1), smallest).clamp_min(torch.finfo(torch.float16).smallest_normal)
+    return scale, -low / scale
+
+
+def nearest(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The codes of weight on a grid with a real zero."""
+    return torch.round(weight / scale + zero).clamp_(0, 2**bits - 1)
+
+
+def squares(weight: Tensor, scale: Tensor, zero: Tensor, diagonal: Tensor, bits: int) -> Tensor:
+    """((w - w') / U_cc)^2 of weight [..., size] rounded on scale and zero [..., 1]; diagonal U_cc [..., size]."""
+    return ((weight - (nearest(weight, scale, zero, bits) - zero) * scale) / diagonal).square()
+
+
+def gains(weight: Tensor, diagonal: Tensor, bits: int) -> Tensor:
+    """How much the sum of squares of its group falls when a weight is left out of fit and sum, for weight [..., size]."""
+    size = weight.shape[-1]
+    low, high = weight.min(-1, keepdim=True), weight.max(-1, keepdim=True)
+    full = squares(weight, *real_minmax(low.values, high.values, bits), diagonal, bits)
+    if size == 1:
+        return full
+    out, total = full.clone(), full.sum(-1, keepdim=True)
+    next_low = weight.scatter(-1, low.indices, torch.inf).amin(-1, keepdim=True)
+    next_high = weight.scatter(-1, high.indices, -torch.inf).amax(-1, keepdim=True)
+    for at, ends in ((low.indices, (next_low, high.values)), (high.indices, (low.values, next_high))):
+        without = squares(weight, *real_minmax(*ends, bits), diagonal, bits).scatter(-1, at, 0.0)
+        out.scatter_(-1, at, total - without.sum(-1, keepdim=True))
+    return out
+
+
+def fitted(weight: Tensor, diagonal: Tensor, limit: float, params: SpqrParams) -> tuple[Tensor, Tensor]:
+    """(scale, zero) [..., 1] of the groups weight [..., size], their likely outliers left out."""
+    if params.leave_one_out and limit < torch.inf:
+        likely = gains(weight, diagonal, params.bits) > limit
+        rest = (weight * ~likely).sum(-1, keepdim=True) / (~likely).sum(-1, keepdim=True).clamp_min(1)
+        weight = torch.where(likely, rest, weight)
+    return real_minmax(weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True), params.bits)
+
+
+def make_grid(shape, group_size: int, scale: Tensor, zero: Tensor, params: SpqrParams, index: Tensor | None = None):
+    """The grid that stores scale and zero [out, groups]."""
+    if params.level_bits == 16:
+        return RealGrid.make(shape, params.bits, group_size, scale, zero, index)
+    return TwoLevelGrid.make(shape, params.bits, group_size, scale, zero, params.level_bits, index)
+
+
+def arrange(loudness: Tensor, params: SpqrParams) -> tuple[Tensor, Tensor]:
+    """(order in which the inputs are rounded [in], group of each input [in]); the inputs of a group follow each other."""
+    n = len(loudness)
+    place = torch.arange(n, device=loudness.device)
+    group = place // params.group_size
+    if not params.act_order:
+        return place, group
+    loudest = torch.argsort(loudness, descending=True, stable=True)
+    if not params.neighbours:
+        return loudest, torch.empty_like(group).index_copy_(0, loudest, group)
+    first = torch.full_like(place, n).scatter_reduce(0, group[loudest], place, "amin")  # rank of each group's loudest input
+    return loudest[torch.argsort(first[group[loudest]], stable=True)], group
+
+
+def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float:
+    """T for which `params.outliers` of the weights would be outliers if none moved before its turn.
+
+    weight [out, in] with the inputs group by group, diagonal U_cc [in] in the same order. Rows are sampled, a short last
+    group is left aside.
+    """
+    if not params.outliers:
+        return torch.inf
+    out, n = weight.shape
+    size = min(params.group_size, n)
+    starts = torch.linspace(0, max(0, out - RUN), min(SAMPLED_RUNS, -(-out // RUN))).long()
+    rows = (starts[:, None] + torch.arange(RUN)).flatten()
+    groups = weight[rows[rows < out].unique(), : n - n % size].unflatten(1, (-1, size))  # [rows, groups, size]
+    diagonal = diagonal[: n - n % size].view(-1, size)
+
+    def share(limit: float) -> float:
+        scale, zero = (t[..., 0] for t in fitted(groups, diagonal, limit, params))
+        grid = make_grid((len(groups), n - n % size), size, scale, zero, params)
+        scale, zero = (t[..., None] for t in grid.of_groups())
+        return float((squares(groups, scale, zero, diagonal, params.bits) > limit).float().mean())
+
+    high = float(gains(groups, diagonal, params.bits).max())
+    low = high * 1e-12
+    for _ in range(20):  # halvings of the ratio: 27.6 / 2^20 in the logarithm
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if share(middle) > params.outliers else (low, middle)
+    return high
+
+
+def spqr(weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None = None) -> tuple[Packed, float, float]:
+    """(what is stored, sum of squared column errors, damping used) for weight [out, in].
+
+    limit: T, the scaled squared error beyond which a weight is an outlier; None: found for `params.outliers`.
+    """
+    out, n = weight.shape
+    order, group = arrange(gram.diagonal(), params)
+    back, laid_out = torch.argsort(order), torch.argsort(group, stable=True)
+    factor, damping = inverse_factor(gram[order][:, order], params.damping)
+    factor = factor.float()
+    diagonal = factor.diagonal()
+    if limit is None:
+        limit = outlier_limit(weight.float()[:, laid_out], diagonal[back][laid_out], params)
+    live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
+    codes, beside, outlier = torch.empty_like(live), torch.zeros_like(live), torch.zeros_like(live, dtype=torch.bool)
+    begins, start = {}, 0  # place in the order -> (group that begins there, its length)
+    for g, length in zip(*(t.tolist() for t in torch.unique_consecutive(group[order], return_counts=True)), strict=True):
+        begins[start] = g, length
+        start += length
+    scales, zeros = live.new_empty(out, len(begins)), live.new_empty(out, len(begins))
+    scale = zero = live.new_empty(0)
+
+    def choose(c: int) -> Tensor:
+        nonlocal scale, zero
+        if c in begins:
+            g, length = begins[c]
+            fit = fitted(live[c : c + length].T, diagonal[c : c + length], limit, params)
+            scales[:, g], zeros[:, g] = fit[0][:, 0], fit[1][:, 0]
+            scale, zero = (t[:, 0] for t in make_grid((out, 1), 1, *fit, params).of_groups())
+        w = live[c]
+        q = nearest(w, scale, zero, params.bits)
+        value = (q - zero).mul_(scale)
+        if limit < torch.inf:
+            outlier[c] = ((w - value) / diagonal[c]).square() > limit
+            q = torch.where(outlier[c], nearest(torch.zeros_like(w), scale, zero, params.bits), q)
+            value = (q - zero).mul_(scale)
+            beside[c] = to_storage(w - value).float() * outlier[c]
+        codes[c] = q
+        return value + beside[c]
+
+    total = compensate(live, factor, list(begins)[:: max(1, BLOCK // params.group_size)], choose)
+    index = None if torch.equal(laid_out, torch.arange(n, device=laid_out.device)) else group
+    grid = make_grid((out, n), params.group_size, scales, zeros, params, index)
+    codes, outlier = codes[back].T.contiguous().to(torch.uint8), outlier[back].T
+    packed = AffineInt.encode(codes, grid)
+    if bool(outlier.any()):
+        packed = Sum(packed, Outliers.encode(beside[back].T, outlier))
+    return packed, total, damping
+
+
+def compress(site: Site, stats: Stats, params: SpqrParams) -> Edit:
+    """Quantize the weight [out, in] of one linear with the Gram matrix of its inputs."""
+    packed, _, damping = spqr(site.weight, stats.gram, params)
+    notes = short_group_note(site, params.group_size)
+    if damping != params.damping:
+        notes += (Note("damping_raised", {"layer": site.path, "from": params.damping, "to": damping}),)
+    kept = len(packed.second.values) if isinstance(packed, Sum) else 0
+    error = output_error(site.weight, packed.dequantize(), stats.gram)
+    return stored(site, packed, notes, output_error=error, outlier_share=kept / site.weight.numel())
+
+
+METHOD = Method(
+    name="spqr",
+    title="SpQR",
+    family="quantization",
+    paper="https://arxiv.org/abs/2306.03078",
+    params=SpqrParams,
+    compress=compress,
+    cost=cost,
+    stats=frozenset({"gram"}),
+    after=frozenset({"dense"}),
+    tiny={"bits": 3, "outliers": 0.02},
+    essay=__doc__,
+)
