@@ -39,7 +39,7 @@ def decode(groups, scale, zero, bits):
 def test_equals_the_oracle(bits, p, beta, size):
     """With small weights every error is shrunk to nothing, with large ones some are kept: both ways of the first step."""
     groups = heavy(40, 64, size)
-    params = HqqParams(bits=bits, p=p, beta=beta)
+    params = HqqParams(bits=bits, p=p, beta=beta, round_zero=False)
     scale, zero = hqq(groups, params)
     same = 0
     for i, group in enumerate(groups.numpy().astype(np.float64)):
@@ -66,7 +66,7 @@ def test_shrinking_matters():
 def test_no_group_is_worse_than_its_start_and_the_sum_is_better(bits):
     """The start is rounding with a real zero point."""
     groups = heavy(300, 64)
-    scale, zero = hqq(groups, HqqParams(bits=bits))
+    scale, zero = hqq(groups, HqqParams(bits=bits, round_zero=False))
     first = first_grid(groups, bits)
     before, after = (power(groups, decode(groups, s, z, bits)).sum(1) for s, z in (first, (scale, zero)))
     assert torch.equal(scale, first[0]), "only zero points move"
@@ -85,6 +85,16 @@ def test_no_rounds_is_rounding_with_a_real_zero():
         assert torch.allclose(packed.dequantize()[:, start : start + 16].double(), expected, atol=1e-6)
 
 
+def test_at_four_bits_the_first_zero_is_whole():
+    """The authors' round_zero: a weight of 0 is then met exactly at the start, at no other width."""
+    groups = heavy(50, 64)
+    groups[:, 5] = 0
+    for bits in (3, 4):
+        scale, zero = hqq(groups, HqqParams(bits=bits, iterations=0))
+        exact = decode(groups, scale, zero, bits)[:, 5] == 0
+        assert bool(exact.all()) if bits == 4 else not bool(exact.any())
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_better_than_rounding_with_a_zero_point_on_the_grid(bits):
     weight = heavy(64, 256)
@@ -101,7 +111,7 @@ def test_codes_on_the_grid_stay():
     codes = torch.randint(0, 16, (8, 64), generator=g)
     codes[:, 0], codes[:, 1] = 0, 15
     weight = 0.125 * (codes - 6.5)
-    assert torch.equal(run(weight, bits=4).dequantize(), weight)
+    assert torch.equal(run(weight, bits=4, round_zero=False).dequantize(), weight)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 300.0, 1e-5])
