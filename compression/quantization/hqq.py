@@ -18,8 +18,8 @@ Deviations. (1) The authors stop a whole matrix when its mean |D| rises and keep
 we go on with each group while its zero point moves and keep the one with the smallest sum of |D|^p, so that no group
 ends worse than it began. (2) All of it is computed with scale and zero point as they are stored, in 16 bits.
 (3) A group of nearly equal weights gets a step of at least 2^-15 of its largest weight, because 16 bits hold no larger
-zero point; the authors bound the step by a fixed 1/20000. Worth knowing: with the authors' beta an error below 0.17 is shrunk to nothing (E = 0), and the weights of language models
-are rarely that far off, so that z is then simply the mean.
+zero point; the authors bound the step by a fixed 1/20000. Worth knowing: with the authors' beta an error below 0.17 is
+shrunk to nothing (E = 0), and the weights of language models are rarely that far off, so that z is then simply the mean.
 
 Cost: up to 20 passes over the weights, fewer for groups that have settled; stored with 32 bits a group.
 """
