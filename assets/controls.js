@@ -11,8 +11,9 @@
   const progress = h('div', {className: 'progress', hidden: true}, title, h('div', {className: 'row'}, bar, stop), words);
   root.replaceChildren(form, h('div', {className: 'runbar'}, estimate, go, progress, trouble, say), four);
 
-  const FORMAT = {pruning: 'bitmask', quantization: 'grouped_int', low_rank: 'low_rank', distillation: 'dense', original: 'dense'};
-  const after = first => ce.data.methods.filter(m => m.name !== 'none' && m.after.includes(FORMAT[ce.method(first).family]));
+  // What can follow a step: methods that accept the format it stores; after factors alone, whatever rounds.
+  const rounds = m => m.family === 'quantization' && !m.params.some(p => p.name === 'rounding') && !m.params.some(p => p.name === 'threshold');
+  const after = (first, values) => ce.data.methods.filter(m => m.name !== 'none' && (values?.rounding === false ? rounds(m) : m.after.includes(ce.method(first).stores)));
   const size = n => n >= 1e9 ? `${(n / 1e9).toPrecision(2)} GB` : `${Math.round(n / 1e6)} MB`;
 
   // --- the form ---
@@ -54,9 +55,10 @@
       h('span', {className: `swatch ${f}`}), h('span', {}, h('b', {}, t(`family.${f}`)), h('small', {}, t(`family.${f}.sub`))))));
   }
   const best = family => ({quantization: 'gptq', pruning: 'wanda', low_rank: 'svd_llm'})[family] ?? ce.data.methods.find(m => m.family === family).name;
+  const fits = () => { if (s.steps[1] && !after(s.steps[0].method, ce.values(s.steps[0])).some(m => m.name === s.steps[1].method)) s.steps.pop(); };
   function choose(i, name) {
     s.steps[i] = {method: name};
-    if (i === 0 && s.steps[1] && !after(name).some(m => m.name === s.steps[1].method)) s.steps.pop();
+    fits();
     changed(true);
   }
   function picker(i, methods) {
@@ -66,12 +68,19 @@
       h('select', {id, onchange: e => choose(i, e.target.value)}, methods.map(m => h('option', {value: m.name, selected: m.name === s.steps[i].method}, t(`method.${m.name}`)))),
       h('p', {className: 'line'}, t(`method.${s.steps[i].method}.line`)));
   }
+  // A paragraph's indented lines are formulas and stay lines; the others flow.
+  const runs = paragraph => paragraph.split('\n').reduce((all, line) => {
+    const formula = /^\s{4}/.test(line), last = all.at(-1);
+    if (last && last.formula === formula) last.text += (formula ? '\n' : ' ') + line;
+    else all.push({formula, text: line});
+    return all;
+  }, []).map(r => h('p', {className: r.formula ? 'formulas' : ''}, r.text));
   function about(name) {
     const m = ce.method(name), essay = (ce.data.essays[ce.lang]?.[name] ?? m.essay).replaceAll('`', '');
     return h('details', {className: 'about', 'data-k': 'about'}, h('summary', {}, t('controls.about')),
-      essay.split(/\n\s*\n/).map(p => h('p', {className: /^\s{4}/m.test(p) ? 'formulas' : ''}, p)), m.paper ? h('a', {href: m.paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
+      essay.split(/\n\s*\n/).flatMap(runs), m.paper ? h('a', {href: m.paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
   }
-  const shown = (name, v) => name === 'bits' ? String(v) : `${Math.round(100 * v)} %`;
+  const shown = (name, v) => ['sparsity', 'removed'].includes(name) ? `${Math.round(100 * v)} %` : String(+(+v).toFixed(4));
   function knob(i) {
     const step = s.steps[i], values = ce.values(step), p = ce.method(step.method).params.find(x => x.main);
     if (!p) return '';
@@ -91,15 +100,15 @@
       h('div', {className: 'ends', 'aria-hidden': 'true'}, h('span', {}, t(`param.${p.name}.low`)), h('span', {}, t(`param.${p.name}.high`))), on ? '' : h('p', {className: 'quiet'}, t('controls.no_effect')));
   }
   function second() {
-    if (s.steps[1]) return h('div', {className: 'second'}, picker(1, after(s.steps[0].method)), knob(1),
+    if (s.steps[1]) return h('div', {className: 'second'}, picker(1, after(s.steps[0].method, ce.values(s.steps[0]))), knob(1),
       h('button', {type: 'button', className: 'linklike', onclick: () => { s.steps.pop(); changed(true); }}, t('controls.remove_step')));
-    const next = after(s.steps[0].method);
-    if (!next.length || ce.method(s.steps[0].method).family === 'original' || FORMAT[ce.method(s.steps[0].method).family] === 'grouped_int') return '';
+    const next = after(s.steps[0].method, ce.values(s.steps[0]));
+    if (!next.length || ce.method(s.steps[0].method).family === 'original') return '';
     return h('button', {type: 'button', className: 'linklike add', onclick: () => choose(1, next.some(m => m.name === 'gptq') ? 'gptq' : next[0].name)}, t('controls.add_step'));
   }
   function field(step, p) {
     const values = ce.values(step), id = `p-${step.method}-${p.name}`, on = effective(p, values);
-    const put = v => { set(step, p.name, v); p.choices ? changed(true) : weigh(); };
+    const put = v => { set(step, p.name, v); fits(); p.choices || p.type === 'bool' ? changed(true) : weigh(); };
     const title = label(t(`param.${p.name}`), t(`param.${p.name}.help`), id);
     if (p.type === 'bool') return h('div', {className: 'field check'}, h('input', {id, type: 'checkbox', checked: values[p.name], onchange: e => put(e.target.checked)}), title);
     const options = p.choices ?? p.suggest;

@@ -209,6 +209,20 @@ def site_of(module: nn.Module, path: str, role: str, layer: int) -> Site:
     return Site(path, role, layer, len(arch.blocks(module)), weight, linear.bias, previous, shapes)
 
 
+def stored_format(method: Method) -> str:
+    """The name of the format in which a method stores a fresh linear, found by letting it store a small one; "dense" if none."""
+    n = 32
+    weight = torch.linspace(-1, 1, n * n).view(n, n) + torch.eye(n)
+    site = Site("block.0.up", "up", 0, 1, weight, None, None, {"up": (n, n)})
+    stats = Stats(n, torch.eye(n), *(torch.ones(n) for _ in range(3)), torch.zeros(n))
+    params = method.params.parse(method.tiny)
+    if method.scope == "model":
+        return "dense"
+    block = Block(0, 1, (Group((site,), stats, None, "post_norm"),))
+    edit = method.compress(block, params) if method.scope == "block" else method.compress(site, stats, params)
+    return edit.linears[site.path].format
+
+
 class _Reached(Exception):
     """The block came as far as the group's input; no failure."""
 

@@ -41,7 +41,10 @@ def main(argv: list[str]) -> int:
     try:
         own, steps = split(argv)
         if own.list:
-            listing = [compression.get(name).describe() for name in compression.NAMES]
+            from compression import calibrate
+
+            methods = [compression.get(name) for name in compression.NAMES]
+            listing = [method.describe() | {"stores": calibrate.stored_format(method)} for method in methods]
             print(json.dumps(listing, indent=1, ensure_ascii=False) if own.json else _names(listing))
             return 0
         spec = request(own, steps)
