@@ -88,6 +88,8 @@ def table() -> str:
     """The table in Markdown."""
     rates = json.loads(RATES.read_text("utf-8"))["tokens_per_second"] if RATES.is_file() else {}
     lines = [HEAD, ["---"] * len(HEAD), *(row(r, rates.get(name)) for name, r in results().items())]
+    if not rates:
+        lines = [line[:-1] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -30,15 +30,13 @@ PAGE = (
 )  # fmt: skip
 
 GATES = (
-    "none", "rtn --bits 8", "rtn --bits 3", "gptq --bits 3", "rtn --bits 4", "gptq --bits 4",
-    "rtn --bits 4 --group_size -1", "gptq --bits 4 --group_size -1", "magnitude --sparsity 0.5", "wanda --sparsity 0.5",
-    "svd --removed 0.2", "svd_llm --removed 0.2", "rtn --bits 3 --group_size 128", "gptq --bits 3 --group_size 128",
-    "rtn --bits 4 --group_size 128", "awq --bits 4", "awq --bits 3", "gptq --bits 3 --group_size -1", "owq --bits 3",
-    "spqr --bits 3", "nf4", "nf4 --table fp4", "hqq --bits 4", "hqq --bits 3", "hqq --bits 3 --iterations 0",
-    "llm_int8", "llm_int8 --threshold 0", "smoothquant", "smoothquant --activations tensor",
-    "smoothquant --activations tensor --smooth false", "zeroquant", "zeroquant --bits 4",
-    "zeroquant --bits 4 --distill_steps 50", "gptq --bits 4 + lut_gemm", "lut_gemm --bits 3",
-    "awq --rounding false + gptq --bits 4 --group_size 128", "smoothquant --rounding false + gptq --bits 4",
+    "none", "rtn --bits 8", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "gptq --bits 3",
+    "rtn --bits 4 --group_size -1", "gptq --bits 4 --group_size -1", "rtn --bits 3 --group_size 128",
+    "gptq --bits 3 --group_size 128", "awq --bits 3", "gptq --bits 3 --group_size -1", "owq --bits 3", "spqr --bits 3",
+    "nf4", "nf4 --table fp4", "hqq --bits 4", "hqq --bits 4 --round_zero false --iterations 0", "gptq --bits 4 + lut_gemm",
+    "llm_int8", "llm_int8 --threshold 2", "llm_int8 --threshold 0", "smoothquant --activations tensor",
+    "smoothquant --activations tensor --smooth false", "zeroquant --bits 4",
+    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
 )  # fmt: skip
 
 
