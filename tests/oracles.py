@@ -289,14 +289,14 @@ def on_real_grid(values, scale, zero, bits):
 
 
 def second_level(values, bits):
-    """SpQR: 16 neighbouring rows' values on a grid of their own, its scale and zero in half precision."""
-    out = np.zeros(len(values))
+    """SpQR: 16 neighbouring rows' values on a grid of their own, its scale and zero in half precision: (code, scale, zero) a row."""
+    rows = []
     for start in range(0, len(values), 16):
         run = values[start : start + 16]
-        scale, _ = real_grid(run, bits)
-        scale = float(np.float16(scale))
-        out[start : start + 16] = on_real_grid(run, scale, float(np.float16(-run.min() / scale)), bits)[1]
-    return out
+        scale = float(np.float16(real_grid(run, bits)[0]))
+        zero = float(np.float16(-run.min() / scale))
+        rows += [(int(on_real_grid(v, scale, zero, bits)[0]), scale, zero) for v in run]
+    return rows
 
 
 def leave_one_out(group, root, bits):
@@ -305,25 +305,31 @@ def leave_one_out(group, root, bits):
     return np.array([error(group, root) - error(np.delete(group, j), np.delete(root, j)) for j in range(len(group))])
 
 
-def spqr(weight, hessian, groups, bits, level_bits, limit, leave_out):
+def spqr(weight, hessian, groups, bits, level_bits, limit, leave_out, search):
     """(codes, result, outliers bool): SpQR with groups [list of columns, in the order of rounding], all as the paper says and
     with the inverse of the REMAINING damped Hessian at every column. An outlier keeps its value of that moment: what the code
-    of 0 stands for and, in half precision, the rest."""
+    of 0 stands for and, in half precision, the rest. search: of each scale's and zero's nearest code and the two beside it the
+    pair with the least error of the group, likely outliers left aside."""
     live, remaining = np.array(weight, dtype=np.float64), [c for group in groups for c in group]
     codes, result, outliers = np.zeros_like(live), np.zeros_like(live), np.zeros(live.shape, dtype=bool)
     root = {}  # U_cc, the square root of what the remaining inverse has at c when its turn comes
     for k, c in enumerate(remaining):
         root[c] = np.sqrt(np.linalg.inv(hessian[np.ix_(remaining[k:], remaining[k:])])[0, 0])
     for group in groups:
-        roots, fits = np.array([root[c] for c in group]), []
-        for row in live[:, group]:
+        roots, fits, likely = np.array([root[c] for c in group]), [], np.zeros((len(live), len(group)), dtype=bool)
+        for r, row in enumerate(live[:, group]):
             if leave_out and np.isfinite(limit):
-                likely = leave_one_out(row, roots, bits) > limit
-                row = np.where(likely, row[~likely].sum() / max(1, (~likely).sum()), row)
-            fits.append(real_grid(row, bits))
+                likely[r] = leave_one_out(row, roots, bits) > limit
+            fits.append(real_grid(np.where(likely[r], row[~likely[r]].sum() / max(1, (~likely[r]).sum()), row), bits))
         scale, zero = np.array(fits).T
         if level_bits < 16:
-            scale, zero = second_level(scale, level_bits), second_level(zero, level_bits)
+            rows = zip(second_level(scale, level_bits), second_level(zero, level_bits), strict=True)
+            for r, ((a, a_scale, a_zero), (b, b_scale, b_zero)) in enumerate(rows):
+                pairs = [(a, b)] + [(i, j) for i in (a, a - 1, a + 1) for j in (b, b - 1, b + 1) if search]
+                grids = [(a_scale * (i - a_zero), b_scale * (j - b_zero)) for i, j in np.clip(pairs, 0, 2**level_bits - 1)]
+                off = [live[r, group] - on_real_grid(live[r, group], *g, bits)[1] for g in grids]
+                errors = [(((e / roots) ** 2)[~likely[r]]).sum() for e in off]
+                scale[r], zero[r] = grids[int(np.argmin(errors))]
         else:
             scale, zero = (t.astype(np.float16).astype(np.float64) for t in (scale, zero))
         for c in group:

