@@ -2,7 +2,7 @@
 
     ||(W - W') X||^2 / ||W X||^2
 
-for the linears of every sixth block of the offline model, with X what enters it in the uncompressed model on the calibration text. All methods see
+for the linears of every tenth block of the offline model, with X what enters it in the uncompressed model on the calibration text. All methods see
 the same X, so their orders are free of the noise that a perplexity has. Written to assets/bench/layers.json with a hash of
 each method's code; tests hold the orders that the papers claim.
 """
@@ -23,7 +23,7 @@ from compression.quantization.gptq import output_error
 from evaluation import shipped
 from evaluation.spec import ROOT, WIKITEXT, RunSpec
 
-EVERY = 6  # blocks
+EVERY = 10  # blocks
 FILE = ROOT / "assets" / "bench" / "layers.json"
 RECIPES = (
     "rtn --bits 3 --group_size -1", "gptq --bits 3 --group_size -1", "owq --bits 3", "rtn --bits 4 --group_size -1",
