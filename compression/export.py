@@ -89,7 +89,8 @@ class Layer:
 
 def offers(manifest: dict) -> list[str]:
     """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats alone."""
-    packed = [m["packed"] for m in manifest["modules"].values() if m["kind"] == "linear"]
+    heads = {family.head for family in arch.FAMILIES.values()}  # a head is written in 16 bits, whatever its format
+    packed = [m["packed"] for path, m in manifest["modules"].items() if m["kind"] == "linear" and path not in heads]
     bits = {p["grid"]["bits"] if p["format"] == "grouped_int" else 0 for p in packed}
     rules = {json.dumps(p.get("activations")) for p in packed}
     if len(bits) != 1 or len(rules) != 1:

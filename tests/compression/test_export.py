@@ -369,6 +369,8 @@ def test_what_a_manifest_offers():
         return {"format": "grouped_int", "grid": {"bits": bits}, "activations": rule}
 
     assert export.offers(manifest(ints(4), ints(4))) == ["gptq_v2", "compressed-tensors"]
+    with_head = {"modules": manifest(ints(4))["modules"] | {"lm_head": {"kind": "linear", "packed": ints(8)}}}
+    assert export.offers(with_head) == ["gptq_v2", "compressed-tensors"]
     assert export.offers(manifest(ints(3))) == ["gptq_v2"] and export.offers(manifest(ints(5))) == []
     assert export.offers(manifest(ints(8, {"bits": 8}))) == ["compressed-tensors"]
     assert export.offers(manifest(ints(4), {"format": "sum"})) == [] == export.offers(manifest(ints(4), ints(8)))
