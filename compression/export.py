@@ -90,10 +90,10 @@ class Layer:
 def offers(manifest: dict) -> list[str]:
     """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats alone."""
     heads = {family.head for family in arch.FAMILIES.values()}  # a head is written in 16 bits, whatever its format
-    packed = [m["packed"] for path, m in manifest["modules"].items() if m["kind"] == "linear" and path not in heads]
+    packed = [m["packed"] for path, m in manifest.get("modules", {}).items() if m["kind"] == "linear" and path not in heads]
     bits = {p["grid"]["bits"] if p["format"] == "grouped_int" else 0 for p in packed}
     rules = {json.dumps(p.get("activations")) for p in packed}
-    if len(bits) != 1 or len(rules) != 1:
+    if len(bits) != 1 or len(rules) != 1 or any(size % 32 for p in packed for size in p["shape"]):
         return []
     rounded = rules != {"null"}
     return [form for form in ("gptq_v2", "compressed-tensors") if bits <= set(BITS[form]) and not (rounded and form == "gptq_v2")]

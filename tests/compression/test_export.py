@@ -365,11 +365,12 @@ def test_what_a_manifest_offers():
     def manifest(*packed):
         return {"modules": {str(i): {"kind": "linear", "packed": p} for i, p in enumerate(packed)}}
 
-    def ints(bits, rule=None):
-        return {"format": "grouped_int", "grid": {"bits": bits}, "activations": rule}
+    def ints(bits, rule=None, size=64):
+        return {"format": "grouped_int", "shape": [size, 64], "grid": {"bits": bits}, "activations": rule}
 
     assert export.offers(manifest(ints(4), ints(4))) == ["gptq_v2", "compressed-tensors"]
     with_head = {"modules": manifest(ints(4))["modules"] | {"lm_head": {"kind": "linear", "packed": ints(8)}}}
+    assert export.offers(manifest(ints(4, size=48))) == [] == export.offers({})
     assert export.offers(with_head) == ["gptq_v2", "compressed-tensors"]
     assert export.offers(manifest(ints(3))) == ["gptq_v2"] and export.offers(manifest(ints(5))) == []
     assert export.offers(manifest(ints(8, {"bits": 8}))) == ["compressed-tensors"]

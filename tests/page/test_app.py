@@ -48,12 +48,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         page.wait_for_selector("#card [data-act=chat]")
         with page.expect_download() as download:
             page.locator("#card [data-act=download]:not([data-form])").click()
-        with page.expect_download() as exported:
-            page.locator("#card [data-form=gptq_v2]").click()
         import zipfile
-
-        names = zipfile.ZipFile(exported.value.path()).namelist()
-        assert any(n.endswith("quantize_config.json") for n in names) and exported.value.suggested_filename.count("gptq_v2")
 
         names = zipfile.ZipFile(download.value.path()).namelist()
         assert any(n.endswith("model.safetensors") for n in names) and any(n.endswith("compression.json") for n in names)
