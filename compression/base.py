@@ -20,6 +20,7 @@ The error tree, each class with a stable `code` that the page translates:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -106,7 +107,8 @@ def param(
 ):
     """Declare one parameter: widget, flag, check, help text and cache key are generated from this line.
 
-    lo, hi: inclusive bounds. step: values are lo + k * step (numbers counted from 0 when lo is negative).
+    lo, hi: inclusive bounds; lo = -1 means that -1 stands for the whole (a whole row), and 0 is no value then.
+    step: values are lo + k * step (numbers counted from 0 when lo is negative).
     choices: the only values. suggest: values that a menu offers; others within the bounds are allowed too.
     ends: words for the two ends of the main knob. main: the method's large knob (one per method).
     when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold.
@@ -125,6 +127,7 @@ class Params:
             _check(type(self).__name__.removesuffix("Params").lower(), f, getattr(self, f.name), self._type(f.name))
 
     @classmethod
+    @functools.cache
     def _type(cls, name: str) -> type:
         hint = typing.get_type_hints(cls)[name]
         return next(t for t in typing.get_args(hint) if t is not type(None)) if isinstance(hint, types.UnionType) else hint
@@ -188,6 +191,8 @@ def _check(owner: str, f: dataclasses.Field, value, kind: type) -> None:
         allowed = ", ".join(str(c) for c in m["choices"])
     elif (m["lo"] is not None and value < m["lo"]) or (m["hi"] is not None and value > m["hi"]):
         allowed = f"{m['lo']} to {m['hi']}"
+    elif kind is int and m["lo"] == -1 and value == 0:
+        allowed = f"-1 (the whole row) or 1 to {m['hi']}"
     elif kind is int and m["step"] and value >= 0 and (value - max(m["lo"], 0)) % m["step"]:
         allowed = f"{m['lo']} to {m['hi']} in steps of {m['step']}"
     else:

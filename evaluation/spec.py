@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import inspect
 import io
@@ -75,7 +76,7 @@ class RunSpec:
                            f"give at least {self.window} tokens or a shorter window",
                            name="tokens", got=self.tokens, allowed=f">= {self.window}")  # fmt: skip
 
-    @property
+    @functools.cached_property
     def methods(self) -> tuple:
         """[(Method, Params), ...] in order."""
         return tuple((compression.get(n), compression.get(n).params.parse(v)) for n, v in self.recipe)

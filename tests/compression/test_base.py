@@ -29,6 +29,7 @@ class Toy(Params):
         ({"bits": True}, ("bits", "True", "int")),
         ({"bits": "four"}, ("bits", "four", "int")),
         ({"group": 40}, ("group", "40", "steps of 16")),
+        ({"group": 0}, ("group", "0", "-1 (the whole row)")),
         ({"share": 1.0}, ("share", "1.0", "0.0 to 0.95")),
         ({"share": float("nan")}, ("share", "nan", "finite")),
         ({"mode": "c"}, ("mode", "c", "a, b")),
