@@ -77,7 +77,13 @@ def build_app(
             panel(
                 "controls",
                 "Controls",
-                {"ask_estimate": page.weigh, "begin_run": page.begin, "poll_run": page.poll, "stop_run": page.stop},
+                {
+                    "ask_estimate": page.weigh,
+                    "begin_run": page.begin,
+                    "poll_run": page.poll,
+                    "stop_run": page.stop,
+                    "enough_run": page.enough,
+                },
             )
             panel("card", "Run", {"ask_card": page.card, "pack_run": page.pack})
             panel("runs", "Runs", {"ask_runs": page.runs})

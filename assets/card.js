@@ -1,7 +1,7 @@
 // The card of the chosen run.
 (async () => {
   await ce.ready;
-  let shown = '', spec = null, asked = 0;
+  let shown = '', spec = null, control = null, asked = 0;
   async function show(id) {
     const turn = ++asked;
     const got = await ce.ask(server.ask_card, {id});
@@ -9,6 +9,7 @@
     const open = root.querySelector('details.all')?.open;
     shown = id;
     spec = got.spec;
+    control = got.control;
     root.innerHTML = got.html;
     if (open && root.querySelector('details.all')) root.querySelector('details.all').open = true;
     root.dataset.run = id;
@@ -34,6 +35,10 @@
       if (known) { const model = ce.state.model; ce.use(known); if (model !== ce.state.model) ce.say('model'); }
       if (act !== 'use') { b.closest('.error')?.remove(); ce.say('run', {again: act === 'again' || act === 'make', chat: act === 'make'}); }
       else document.querySelector('#controls')?.scrollIntoView({block: 'nearest'});
+    }
+    if (act === 'control') {
+      const known = id === shown ? control : null;
+      if (known) { ce.use(known); ce.say('run', {}); }
     }
     if (act === 'link') {
       const u = new URL(location);

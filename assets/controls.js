@@ -8,7 +8,8 @@
   const four = h('button', {className: 'linklike four', type: 'button', onclick: runFour}), trouble = h('div', {className: 'trouble'});
   const bar = h('progress', {max: 1, value: 0}), words = h('p', {className: 'stage'}), say = h('span', {className: 'sr', role: 'status'});
   const stop = h('button', {className: 'plain', type: 'button', onclick: end}), title = h('p', {className: 'now'});
-  const progress = h('div', {className: 'progress', hidden: true}, title, h('div', {className: 'row'}, bar, stop), words);
+  const picture = h('div', {className: 'picture', hidden: true}), enough = h('button', {className: 'plain', type: 'button', hidden: true, onclick: settle});
+  const progress = h('div', {className: 'progress', hidden: true}, title, h('div', {className: 'row'}, bar, stop), words, picture, enough);
   root.replaceChildren(form, h('div', {className: 'runbar'}, estimate, go, progress, trouble, say), four);
 
   // What can follow a step: methods that accept the format it stores; after factors alone, whatever rounds.
@@ -27,6 +28,7 @@
     four.hidden = !mainOf(lastStep()) || Boolean(following);
     four.textContent = t('controls.four');
     stop.textContent = t('controls.stop');
+    enough.textContent = t('progress.enough');
     bar.setAttribute('aria-label', t('progress.label'));
     if (held) document.getElementById(held)?.focus({preventScroll: true});
   }
@@ -214,6 +216,8 @@
     stage = '';
     keep('ce-follow', id);
     progress.hidden = false;
+    picture.hidden = enough.hidden = true;
+    enough.disabled = false;
     bar.removeAttribute('value');
     title.textContent = '';
     words.textContent = t('progress.starting');
@@ -231,6 +235,9 @@
       title.textContent = t('progress.title', {name: got.name});
       words.textContent = [got.stage, got.left, slow ? t('progress.slower') : ''].filter(Boolean).join(' · ');
       got.status === 'queued' || !got.done ? bar.removeAttribute('value') : bar.value = got.done;
+      picture.hidden = !got.curve;
+      if (got.curve) picture.innerHTML = got.curve;
+      enough.hidden = !got.enough;
       const now = got.stage.replace(/\d+/g, '');
       if (now !== stage) { stage = now; say.textContent = got.stage; }
     } else return finish(id, got);
@@ -256,6 +263,10 @@
     weigh();
     const rest = kept('ce-four');
     if (got.status === 'ok' && rest?.length) { keep('ce-four', rest.slice(1)); start({choices: rest[0]}); }
+  }
+  async function settle() {
+    enough.disabled = true;
+    if (following) await ce.ask(server.enough_run, {id: following});
   }
   async function end() {
     if (!following) return;

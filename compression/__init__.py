@@ -32,6 +32,7 @@ NAMES = {
     "wanda": "compression.pruning.wanda",
     "svd": "compression.low_rank.svd",
     "svd_llm": "compression.low_rank.svd_llm",
+    "lora": "compression.low_rank.lora",
 }
 
 

@@ -279,16 +279,18 @@ class Edit:
     bundle: Bundle | None = None  # a different or reshaped model
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
+    series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
 
 
 @dataclass(frozen=True)
 class Context:
     """What a model-scoped method is given beside the bundle."""
 
-    windows: Tensor | None  # [n, window] calibration token ids
+    windows: Tensor | None  # [n, window] token ids: the text to train on, or to calibrate on for a method that doesn't train
     emit: Callable[[dict], None]
     cancelled: Callable[[], bool]
     seed: int = 0
+    enough: Callable[[], bool] = lambda: False  # true: end the training now and keep the best state
 
 
 @dataclass(frozen=True)
@@ -309,13 +311,17 @@ class Method:
     inherits: tuple[str, ...] = ()  # of a converter: own params that the step before decides where it has them
     converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
     cost_by_role: bool = False
+    trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
+    adds: Callable[[Params, tuple], bool] | None = (
+        None  # of a method that adds to the steps before: whether its bytes count on top
+    )
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.stats)
+        return bool(self.stats) or self.trains_on is not None
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""

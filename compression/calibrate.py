@@ -58,6 +58,7 @@ class Outcome:
     notes: list[Note] = field(default_factory=list)
     layers: list[dict] = field(default_factory=list)
     seconds: float = 0.0
+    series: dict[str, list] = field(default_factory=dict)  # curves, e.g. "training"
 
 
 def compress(
@@ -70,8 +71,12 @@ def compress(
     emit: Callable[[dict], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
     seed: int = 0,
+    training: Tensor | None = None,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Compress `bundle.module` in place. windows: calibration token ids [n, window], None if no method needs them.
+
+    training: the token ids that a method which trains reads (default: `windows`); `enough()` ends its training early.
 
     Raises BadChain, UnsupportedLayer, CalibrationError from the methods and Cancelled when `cancelled()` turns true.
     """
@@ -82,7 +87,9 @@ def compress(
         if method.needs_calibration and windows is None:
             raise CalibrationError(f"{method.name} needs calibration windows; none were given", code="no_calibration")
         facts = {"method": method.name, "step": number, "steps": len(recipe)}
-        walk = _Walk(bundle, method, params, windows, outcome, lambda e, f=facts: emit(e | {"facts": f}), cancelled)
+        told = lambda e, f=facts: emit(e | {"facts": f | e.get("facts", {})})  # noqa: E731
+        read = windows if method.trains_on is None or training is None else training
+        walk = _Walk(bundle, method, params, read, outcome, told, cancelled, enough)
         with torch.no_grad():
             {"model": walk.model, "block": walk.block_by_block, "linear": walk.linears}[method.scope](seed)
     if table_bits < 16:
@@ -100,15 +107,16 @@ def compress(
 class _Walk:
     """One step of a recipe over all blocks."""
 
-    def __init__(self, bundle, method: Method, params: Params, windows, outcome: Outcome, emit, cancelled):
+    def __init__(self, bundle, method: Method, params: Params, windows, outcome: Outcome, emit, cancelled, enough):
         self.bundle, self.method, self.params, self.windows = bundle, method, params, windows
-        self.outcome, self.emit, self.cancelled = outcome, emit, cancelled
+        self.outcome, self.emit, self.cancelled, self.enough = outcome, emit, cancelled, enough
         self.module = bundle.module
         self.blocks = arch.blocks(bundle.module)
 
     def model(self, seed: int) -> None:
-        context = Context(self.windows, self.emit, self.cancelled, seed)
-        self._apply(self.method.compress(self.bundle, context, self.params), {})
+        self._check_formats()
+        context = Context(self.windows, self.emit, self.cancelled, seed, self.enough)
+        self._apply(self.method.compress(self.bundle, context, self.params))
 
     def block_by_block(self, seed: int) -> None:
         inputs = capture(self.bundle, self.windows)
@@ -123,8 +131,8 @@ class _Walk:
                 sites = tuple(self._site(layer, path, role) for path, role in group)
                 groups.append(Group(sites, stats, *arch.fold(self.module, layer, i)))
             passage = Passage(block, before, inputs.batches, inputs.arguments)
-            self._apply(self.method.compress(Block(layer, total, tuple(groups), passage, self.emit, self.cancelled, seed),
-                                             self.params), {s.path: s for g in groups for s in g.sites})  # fmt: skip
+            whole = Block(layer, total, tuple(groups), passage, self.emit, self.cancelled, seed)
+            self._apply(self.method.compress(whole, self.params))
         self.emit({"stage": "compress", "done": total, "total": total})
 
     def linears(self, seed: int) -> None:
@@ -166,9 +174,18 @@ class _Walk:
         for path, role in group:
             self._check()
             site = self._site(layer, path, role)
-            self._apply(self.method.compress(site, stats, self.params), {path: site})
+            self._apply(self.method.compress(site, stats, self.params))
 
     def _site(self, layer: int, path: str, role: str) -> Site:
+        self._check_format(path)
+        return site_of(self.module, path, role, layer)
+
+    def _check_formats(self) -> None:
+        for path, _, _ in arch.linears(self.module):
+            self._check_format(path)
+
+    def _check_format(self, path: str) -> None:
+        """Raises BadChain where the step before stored this linear in a format that the method doesn't accept."""
         linear = self.module.get_submodule(path)
         previous = linear.packed if isinstance(linear, CompressedLinear) else None
         if previous is not None and previous.format not in self.method.after:
@@ -178,10 +195,11 @@ class _Walk:
                 f"it accepts: {allowed}. Change the order or drop one step.",
                 method=self.method.name, format=previous.format, allowed=allowed,
             )  # fmt: skip
-        return site_of(self.module, path, role, layer)
 
-    def _apply(self, edit: Edit, sites: dict[str, Site]) -> None:
+    def _apply(self, edit: Edit) -> None:
         self.outcome.notes.extend(edit.notes)
+        self.outcome.series |= edit.series
+        places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
         for path, tensor in edit.tensors.items():
             if path not in scales:
@@ -193,9 +211,14 @@ class _Walk:
             bias = old.bias.detach().clone() if old.bias is not None else None
             scale = scales.get(f"{path}.input_scale", getattr(old, "input_scale", None))
             set_submodule(self.module, path, CompressedLinear(packed, bias, scale))
-            row = {"path": path, "method": self.method.name, "bits_per_weight": packed.bits_per_weight()}
-            if path in sites:
-                row |= {"layer": sites[path].layer, "role": sites[path].role}
+            role, layer = places[path]
+            row = {
+                "path": path,
+                "method": self.method.name,
+                "bits_per_weight": packed.bits_per_weight(),
+                "layer": layer,
+                "role": role,
+            }
             self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
 
 

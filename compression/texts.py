@@ -5,8 +5,9 @@ as the papers do with WikiText-2: in the hub's rows a blank line is the empty st
 newline. Windows don't overlap; the tail that fills no window is dropped. No token is added but what the tokenizer
 adds once at the very start.
 
-Evaluation takes the first windows in order. Calibration takes windows chosen by the seed. The two roles never share
-text: the built-in text and WikiText-2 have a split for each, and one file can't serve both.
+Evaluation takes the first windows in order. Calibration takes windows chosen by the seed, and so does training, from the
+calibration text: as many as it asks for or as there are. Evaluation never shares text with the other two: the built-in text
+and WikiText-2 have a split for each, and one file can't serve both.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from compression.base import TextUnavailable
 
-Role = Literal["evaluation", "calibration"]
+Role = Literal["evaluation", "calibration", "training"]
 MAX_FILE_BYTES = 50_000_000
 BUILTIN, WIKITEXT = "builtin", "wikitext-2"
 
@@ -155,6 +156,8 @@ def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | Non
     ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"], dtype=torch.int64)
     available = len(ids) // window
     wanted = available if tokens is None else tokens // window
+    if role == "training":
+        wanted = min(max(wanted, 1), available)
     if available == 0:
         raise TextUnavailable(
             f"{text.name} has {len(ids)} tokens, less than one window of {window}; give a longer text or a shorter window",
@@ -167,7 +170,7 @@ def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | Non
             code="text_too_short", name=text.name, tokens=available * window, need=tokens,
         )  # fmt: skip
     cut = ids[: available * window].view(available, window)
-    if role == "calibration":
+    if role != "evaluation":
         order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted]
         cut = cut[order.sort().values]
     else:

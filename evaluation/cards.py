@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation.pareto import METRICS, WITHIN, Row, best_under, error, smallest_within, value
+from evaluation.plots import curve as curve_picture
 from evaluation.plots import noteworthy
 from evaluation.spec import Result
 from evaluation.words import Words, digits, verdict
@@ -119,11 +120,13 @@ def run_card(
     dominated: bool = False,
     seconds: float | None = None,
     exports: Sequence[str] = (),
+    relatives: Mapping[str, Result | None] | None = None,
 ) -> str:
     """A run in plain words first, its figures one look further.
 
     here: it was timed on this machine. seconds: the estimate for making it again. chat: the page can chat.
-    exports: formats of other programs that its model can be had in.
+    exports: formats of other programs that its model can be had in. relatives: of a run with training, the runs "without" it
+    and its "control", None where they aren't measured yet.
     """
     m, original = result.metrics, result.spec.is_original
     name = words.recipe(result.spec.recipe, long=True)
@@ -140,8 +143,37 @@ def run_card(
     notes = noteworthy({"notes": result.notes})
     lines += ['<ul class="notes">' + "".join(f"<li>{_e(words.note(n))}</li>" for n in notes) + "</ul>"] if notes else []
     return "".join(
-        [title, *lines, _buttons(words, result, artifact, chat, seconds, exports), _figures(words, result, here, shipped)]
+        [
+            title,
+            *lines,
+            _training(words, result, relatives or {}),
+            _buttons(words, result, artifact, chat, seconds, exports),
+            _figures(words, result, here, shipped),
+        ]  # fmt: skip
     )
+
+
+def _training(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> str:
+    """The curve of a training, and what it is worth: beside the run without it, and beside the same training alone."""
+    curve = result.series.get("training")
+    if not curve:
+        return ""
+    seen = [row[2] for row in curve if row[2] is not None]
+    picture = curve_picture(curve, words("card.training.alt", **words.facts({"first": seen[0], "last": seen[-1]})))
+    lines, own = [words("card.training")], result.metrics.get("perplexity_ratio")
+    ratio = {name: r.metrics.get("perplexity_ratio") for name, r in relatives.items() if r is not None}
+    if ratio.get("without"):
+        lines.append(words("card.without", ratio=words.figure("perplexity_ratio", ratio["without"])))
+    button = ""
+    if own and ratio.get("control"):
+        shown = {"ratio": ratio["control"], "against": own / ratio["control"]}
+        lines.append(words("card.control", **{k: words.figure("perplexity_ratio", v) for k, v in shown.items()}))
+    elif "control" in relatives:
+        lines.append(words("card.control.none"))
+        button = (
+            f' <button class="linklike" data-act="control" data-id="{_e(result.id)}">{_e(words("card.control.run"))}</button>'
+        )
+    return f'{picture}<p class="quiet">{"<br>".join(map(_e, lines))}{button}</p>'
 
 
 def _plain_facts(words: Words, m: dict, here: bool) -> list[str]:

@@ -115,14 +115,16 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int]) -> tuple[float, int,
     out, n = shape
     size, peak, flops = 2.0 * out * n, 0, 0.0
     kept, before = 1.0, {}
-    for method, params in spec.methods:
+    for i, (method, params) in enumerate(spec.methods):
         if method.converted_cost and before.keys() >= set(method.inherits):
             cost = method.converted_cost(shape, params, spec.calibration_tokens)
         else:
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         before = params.effective()
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
-        if method.family == "pruning":
+        if method.adds:
+            size += cost.bytes if method.adds(params, spec.methods[:i]) else 0
+        elif method.family == "pruning":
             mask = out * -(-n // 8)
             kept = max(0.0, (cost.bytes - mask) / (2 * out * n)) if cost.bytes < 2 * out * n else 1.0
             size = cost.bytes

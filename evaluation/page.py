@@ -140,12 +140,18 @@ class Page:
         html = cards.run_card(
             words, result, shipped=bool(row.get("shipped")), artifact=own, here=here, chat=self.chat is not None,
             dominated=result.status == "ok" and result.id not in lead, seconds=self._seconds(result.spec),
-            exports=self._exports(result) if own else (),
+            exports=self._exports(result) if own else (), relatives=self._relatives(result.spec),
         )  # fmt: skip
         title = words.recipe(result.spec.recipe, long=True)
         if "file_bytes" in result.metrics:
             title += f" · {words.size(result.metrics['file_bytes'])}"
-        return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own}
+        return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own,
+                "control": control.json() if (control := result.spec.control()) else None}  # fmt: skip
+
+    def _relatives(self, spec: RunSpec) -> dict[str, Result | None]:
+        """Of a run with training: the stored runs without it ("without") and of the same training alone ("control")."""
+        asked = {"without": spec.without_training(), "control": spec.control()}
+        return {name: self.store.get_id(self._stored(s)) for name, s in asked.items() if s is not None}
 
     def _exports(self, result: Result) -> list[str]:
         """Formats of other programs that the run's model can be had in."""
@@ -216,6 +222,7 @@ class Page:
         """How far a run is, in words. ask: lang, id."""
         words, state = Words(ask["lang"]), self.runner.state(str(ask["id"]))
         out = {"status": state["status"], "result": state.get("result_id") or "", "stage": "", "left": "", "done": 0, "error": ""}
+        out |= {"curve": "", "enough": False}
         result = self.store.get_id(str(ask["id"]))
         out["name"] = words.recipe(result.spec.recipe) if result else ""
         if state["status"] == "queued":
@@ -223,6 +230,9 @@ class Page:
             out["stage"] = words("progress.queued", place=place) if place > 1 else words("progress.next")
         elif state["status"] == "running":
             out["stage"] = self._stage(words, state)
+            if state["stage"] == "train":
+                facts = state["facts"]
+                out |= {"curve": plots.curve(facts["curve"], words("progress.curve")), "enough": not self.runner.inline}
             if left := state["seconds_left"]:
                 out["left"] = words("progress.left", time=words.seconds(left))
                 out["done"] = state["elapsed"] / (state["elapsed"] + left)
@@ -238,6 +248,8 @@ class Page:
         key, done, total = f"stage.{state['stage']}", state["done"] or 0, state["total"] or 1
         if not words.has(key):
             return words("progress.starting")
+        if state["stage"] == "train":
+            return words("progress.train", **words.facts(state["facts"]))
         step = words(f"{key}.of", done=min(done + 1, total), total=total) if total > 1 and words.has(f"{key}.of") else ""
         return words("comma").join(filter(None, [words(key), step]))
 
@@ -247,6 +259,11 @@ class Page:
         self.runner.cancel(run_id, ask.get("visitor"))
         going_on = self.runner.state(run_id)["status"] in ("queued", "running")
         return {"left": words("progress.left_run") if going_on else ""}
+
+    def enough(self, ask: dict) -> dict:
+        """End a run's training now; the run goes on with the best state so far. ask: lang, id."""
+        self.runner.enough(str(ask["id"]))
+        return {}
 
     # --- what leaves the page ---
 

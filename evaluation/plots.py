@@ -342,3 +342,22 @@ def still(drawing: Drawing) -> str:
 _STAR = "M" + "L".join(
     f"{r * math.sin(math.pi * k / 5):.1f} {-r * math.cos(math.pi * k / 5):.1f}" for k, r in ((k, 9 if k % 2 == 0 else 3.8) for k in range(10))
 ) + "Z"  # fmt: skip
+
+
+CURVE_WIDTH, CURVE_HEIGHT = 320, 84
+
+
+def curve(rows: Sequence[Sequence], alt: str) -> str:
+    """A training as SVG: rows [tokens, loss or None, held-out loss or None]; a line for the loss, dots for the held-out loss."""
+    losses = [x for row in rows for x in row[1:] if x is not None]
+    low, high, last = min(losses, default=0.0), max(losses, default=1.0), max(rows[-1][0], 1) if rows else 1
+    left, wide, tall = 40, CURVE_WIDTH - 48, CURVE_HEIGHT - 16
+
+    def place(tokens: float, loss: float) -> tuple[float, float]:
+        return left + wide * tokens / last, 8 + tall * (high - loss) / max(high - low, 1e-9)
+
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(t, loss) for t, loss, _ in rows if loss is not None))
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in (place(t, h) for t, _, h in rows if h is not None))
+    ends = "".join(f'<text x="{left - 6}" y="{place(0, v)[1] + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in {low, high})
+    return (f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{html.escape(alt, quote=True)}">'
+            f'<polyline points="{line}"/>{dots}{ends}</svg>')  # fmt: skip

@@ -38,16 +38,17 @@ def run(
     timings: bool = True,
     again: bool = False,
     run_id: str = "",
+    enough: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Do a run and return its Result, which is also put into the store.
 
     again: run even if the store has the answer. timings: False leaves out the latency stage. run_id: the id that the
-    record gets.
+    record gets. enough: turns true when a training should end and keep its best state.
     """
     store = store or Store()
     started = time.time()
     try:
-        result = _Run(spec, emit, cancelled, store, allow_paths, timings, again).go()
+        result = _Run(spec, emit, cancelled, store, allow_paths, timings, again, enough).go()
     except Exception as error:
         result = Result(key="", spec=spec, status=_status(error), error=describe_error(error),
                         environment=host.environment(), created=started)  # fmt: skip
@@ -90,8 +91,8 @@ def describe_error(error: BaseException) -> dict:
 class _Run:
     """One run's stages in order; attributes are what later stages need."""
 
-    def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again):
-        self.spec, self.cancelled, self.store = spec, cancelled, store
+    def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again, enough):
+        self.spec, self.cancelled, self.enough, self.store = spec, cancelled, enough, store
         self.allow_paths, self.timings, self.again = allow_paths, timings, again
         self.clock = Clock(spec, emit)
         self.emit = self.clock.emit
@@ -111,10 +112,15 @@ class _Run:
         if window != spec.window:
             self.notes.append(Note("window_shortened", {"asked": spec.window, "used": window}))
         self.windows = texts.windows(text, tokenizer, spec.protocol, window, spec.tokens, "evaluation")
+        self.training = None
         if calibration:
             self.calibration = texts.windows(
                 calibration, tokenizer, spec.protocol, window, spec.calibration_tokens, "calibration", spec.seed
             )
+        if spec.training_tokens:
+            self.training = texts.windows(
+                calibration, tokenizer, spec.protocol, window, spec.training_tokens, "training", spec.seed
+            ).ids
         self.fingerprint = {
             "model": self.bundle.source["weights_hash"], "text": text.hash, "dtype": self.dtype,
             "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
@@ -221,7 +227,7 @@ class _Run:
         windows = self.calibration.ids if spec.needs_calibration else None
         outcome = calibrate.compress(
             self.bundle, spec.methods, windows, table_bits=spec.table_bits, activations=spec.activations,
-            emit=self.emit, cancelled=self.cancelled, seed=spec.seed,
+            emit=self.emit, cancelled=self.cancelled, seed=spec.seed, training=self.training, enough=self.enough,
         )  # fmt: skip
         self.notes += outcome.notes
         self.clock.stage("save")
@@ -256,7 +262,7 @@ class _Run:
         if kernels[0].endswith("(PyTorch)"):  # no C kernel and no Triton
             self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
         timings = self._side_by_side(kernels) if self.timings else []
-        result = self._result(key, spec, self.metrics, series, timings=timings, layers=outcome.layers)
+        result = self._result(key, spec, self.metrics, series | outcome.series, timings=timings, layers=outcome.layers)
         self.clock.end()
         model = result.model | {"calibration": calibration_source}
         return dataclasses.replace(result, artifact="" if self.store.read_only else key, model=model)

@@ -22,6 +22,7 @@ from compression.base import CompressionError
 from compression.models import is_path
 from evaluation.spec import ROOT, Result, RunSpec
 from evaluation.store import Store
+from evaluation.worker import ENOUGH
 
 GRACE_SECONDS = 2  # between asking a worker to end and killing it
 
@@ -121,6 +122,17 @@ class Runner:
                 return
         if job.process:
             _end(job.process)
+
+    def enough(self, run_id: str) -> None:
+        """Let a running training end now and keep its best state; nothing to end is no error."""
+        with self._lock:
+            process = self._jobs[run_id].process if run_id in self._jobs else None
+        if process is not None and process.poll() is None:
+            try:
+                process.stdin.write(f"{ENOUGH}\n")
+                process.stdin.flush()
+            except (BrokenPipeError, ValueError):
+                pass  # it has just ended
 
     def busy(self) -> bool:
         """True while a run is going on."""

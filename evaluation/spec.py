@@ -89,6 +89,22 @@ class RunSpec:
     def needs_calibration(self) -> bool:
         return any(m.needs_calibration for m, _ in self.methods)
 
+    @property
+    def training_tokens(self) -> int:
+        """The tokens of text that the recipe's training takes, what is held out of them included; 0 if nothing trains."""
+        taken = max((m.trains_on(p) for m, p in self.methods if m.trains_on), default=0)
+        return taken + max(self.window * 4, taken // 7) if taken else 0
+
+    def control(self) -> RunSpec | None:
+        """The same training where nothing had been lost: the recipe's training steps alone. None where that is no other run."""
+        trained = tuple(step for step, (m, _) in zip(self.recipe, self.methods, strict=True) if m.trains_on)
+        return dataclasses.replace(self, recipe=trained) if trained and len(trained) < len(self.recipe) else None
+
+    def without_training(self) -> RunSpec | None:
+        """The recipe without its training steps; None where nothing trains or nothing else is done."""
+        rest = tuple(step for step, (m, _) in zip(self.recipe, self.methods, strict=True) if not m.trains_on)
+        return dataclasses.replace(self, recipe=rest) if rest and len(rest) < len(self.recipe) else None
+
     def original(self) -> RunSpec:
         """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""
         return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, activations="exact", seed=0)

@@ -1,10 +1,10 @@
 """The process that does one run: reads a request as one JSON line, prints events as JSON lines, the result last.
 
-    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}
+    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}, later perhaps "enough"
     out   {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
 
-It imports what is slow before the request comes, so that a waiting worker starts at once, and it ends when its
-parent does: standard input closes.
+A line "enough" ends a training early, with its best state. It imports what is slow before the request comes, so that a
+waiting worker starts at once, and it ends when its parent does: standard input closes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+ENOUGH = "enough"
 
 
 def serve() -> int:
@@ -31,17 +33,19 @@ def serve() -> int:
     line = sys.stdin.readline()
     if not line.strip():
         return 0
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    enough = threading.Event()
+    threading.Thread(target=_listen, args=(enough,), daemon=True).start()
     try:
-        for event in events(json.loads(line)):
+        for event in events(json.loads(line), enough):
             _say(out, event)
     except BrokenPipeError:  # the parent is gone
         return 3
     return 0
 
 
-def events(request: dict) -> Iterator[dict]:
-    """Do the run of a request and yield its events, {"result": ...} last. Leaving the loop early stops the run."""
+def events(request: dict, enough: threading.Event | None = None) -> Iterator[dict]:
+    """Do the run of a request and yield its events, {"result": ...} last. Leaving the loop early stops the run; `enough` ends
+    a training."""
     from evaluation.run import run
     from evaluation.spec import RunSpec
     from evaluation.store import Store
@@ -53,7 +57,7 @@ def events(request: dict) -> Iterator[dict]:
         try:
             result = run(
                 RunSpec.parse(request["spec"]), told.put, stopped.is_set, Store(Path(request["home"])),
-                allow_paths=request["allow_paths"], again=request["again"], run_id=request["id"],
+                allow_paths=request["allow_paths"], again=request["again"], run_id=request["id"], enough=(enough or threading.Event()).is_set,
             )  # fmt: skip
             told.put({"result": result.json()})
         finally:
@@ -71,7 +75,9 @@ def _say(out, event: dict) -> None:
     out.write(json.dumps(event, ensure_ascii=False) + "\n")
 
 
-def _leave_with_parent() -> None:
-    while sys.stdin.readline():
-        pass
+def _listen(enough: threading.Event) -> None:
+    """Take the parent's words; leave with it."""
+    while line := sys.stdin.readline():
+        if line.strip() == ENOUGH:
+            enough.set()
     os._exit(3)

@@ -342,3 +342,19 @@ def spqr(weight, hessian, groups, bits, level_bits, limit, leave_out, search):
             live[:, remaining] -= np.outer((live[:, c] - result[:, c]) / inverse[0, 0], inverse[0])
             remaining = remaining[1:]
     return codes, result, outliers
+
+
+def lora(weight, a, b, scale, x, probe, keep=None):
+    """(y, d sum(y * probe) / dB) of y = (W + scale B A) x, numpy float64, one number at a time (2106.09685, equation 3); keep
+    [out, in]: where the product may touch the weight."""
+    out, n, rank = len(b), len(a[0]), len(a)
+    y, towards = np.zeros((len(x), out)), np.zeros((out, rank))
+    for i in range(out):
+        for j in range(n):
+            allowed = 1.0 if keep is None or keep[i][j] else 0.0
+            w = float(weight[i][j]) + allowed * scale * sum(float(b[i][k]) * float(a[k][j]) for k in range(rank))
+            for t in range(len(x)):
+                y[t, i] += w * float(x[t][j])
+                for k in range(rank):
+                    towards[i, k] += allowed * scale * float(probe[t][i]) * float(a[k][j]) * float(x[t][j])
+    return y, towards

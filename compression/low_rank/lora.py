@@ -1,0 +1,201 @@
+"""LoRA: a thin trained correction beside weights that stay as they are; here to win back what a compression cost.
+
+Training a compressed model in full would undo the compression: removed weights come back, integers become fractions. LoRA
+freezes the stored matrix W and trains only two thin ones beside it, y = W x + (alpha / r) B A x, with A [r, in] drawn at
+random and B [out, r] zero, so that training starts from exactly the compressed model. At rank 8 the adapter has about two
+percent of the weights. As a step after pruning, quantization or factorisation it is the usual recovery; on the original
+model it is the control: what the same training does where nothing had been lost.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. Where the result goes:
+a dense matrix takes the product in. A sparse matrix with 16-bit values is trained under its mask, W + M * (alpha / r) B A,
+and takes it in too, so that every removed place stays empty (merging an adapter that was trained without the mask makes the
+matrix dense again). A factorised matrix gets r more columns in each factor. Integers and code books can't take it without
+being rounded anew: there the adapter is kept apart in 16 bits, and its bytes are counted. `merge` off keeps it apart
+everywhere.
+
+Deviations. The text is the calibration text, never the evaluated one, where the recovery recipes of LLM-Pruner and SVD-LLM
+train two epochs on 50,000 instructions: that takes a graphics card. The best state on held-out windows is kept, which may be
+the start. The short budget wants a higher rate (5e-4) than the recipes' 1e-4. Dropout is 0.
+
+Cost: a training step is three forward passes; the gradients and moments of the adapters only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compression import arch
+from compression.base import Context, Cost, Edit, Method, Note, Params, param
+from compression.bundle import Bundle
+from compression.packed.base import Packed
+from compression.packed.dense import Dense
+from compression.packed.linear import CompressedLinear
+from compression.packed.low_rank import LowRank
+from compression.packed.total import Sum
+from compression.training import Budget, language_loss, train
+
+TARGETS = {"all": ("q", "k", "v", "o", "gate", "up", "down"), "attention": ("q", "k", "v", "o"), "q and v": ("q", "v")}
+TAKES_IT = ("dense", "bitmask", "two_four")  # formats that take another matrix in with no rounding, unless they hold a grid
+
+
+@dataclass(frozen=True)
+class LoraParams(Params):
+    """The adapter, its training, and where it ends."""
+
+    rank: int = param(8, "Columns of the two thin matrices.", lo=1, hi=128, step=1, main=True,
+                      ends=("small adapter", "large adapter"))  # fmt: skip
+    lora_alpha: float = param(
+        16.0, "The adapter's product is multiplied by this over the rank.", lo=0.1, hi=1024.0, level="advanced"
+    )
+    targets: str = param("all", "Which matrices get an adapter.", choices=tuple(TARGETS), level="advanced")
+    merge: bool = param(True, "Take the adapter into the weights where their format allows it.")
+    train_tokens: int = param(32_768, "Training ends after so many tokens.", lo=0, hi=100_000_000)
+    train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+
+
+class Adapted(nn.Module):
+    """A frozen linear with an adapter: y = W x + scale B A x + bias, the product under `keep` [out, in] where that is given."""
+
+    def __init__(self, base: nn.Linear | CompressedLinear, rank: int, scale: float, masked: bool, generator: torch.Generator):
+        super().__init__()
+        self.base, self.scale = base, scale
+        out, n = base.out_features, base.in_features
+        device = next(iter((*base.parameters(), *base.buffers()))).device
+        bound = 1 / math.sqrt(n)  # Kaiming's for a slope of sqrt(5)
+        drawn = torch.rand(rank, n, generator=generator).mul_(2 * bound).sub_(bound)
+        self.a, self.b = nn.Parameter(drawn.to(device)), nn.Parameter(torch.zeros(out, rank, device=device))
+        self.packed: Packed | None = getattr(base, "packed", None)
+        mask = self.packed.mask() if masked and self.packed is not None else None
+        self.keep = None if mask is None else ~mask
+        self.frozen = None if mask is None else self.packed.dequantize()
+
+    def delta(self) -> Tensor:
+        """What the adapter adds to the weight, [out, in] float32."""
+        product = self.scale * (self.b @ self.a)
+        return product if self.keep is None else product * self.keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = getattr(self.base, "input_scale", None)
+        if factor is not None:
+            x = x * factor.to(x.dtype)
+        rule = self.packed.activations if self.packed is not None else None
+        seen = x if rule is None else x + (rule(x) - x).detach()
+        if self.keep is not None:
+            y = F.linear(seen, (self.frozen + self.delta()).to(x.dtype))
+        else:
+            y = F.linear(x, self.base.weight) if self.packed is None else self.packed.matmul(x)
+            y = y + self.scale * F.linear(F.linear(seen.to(self.a.dtype), self.a), self.b).to(y.dtype)
+        return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
+
+    def stored(self, merge: bool) -> Tensor | Packed:
+        """The weight with the adapter: a dense matrix [out, in], or the format that holds both."""
+        with torch.no_grad():
+            if merge and takes_it(self.base):
+                if self.packed is None:
+                    return self.base.weight.float() + self.delta()
+                return self.packed.encode_like(self.packed.dequantize() + self.delta())
+            # half of the scale on each side, so that neither factor leaves float16's range
+            u, v = math.sqrt(self.scale) * self.b, math.sqrt(self.scale) * self.a
+            if isinstance(self.packed, LowRank):
+                both = LowRank.encode(torch.cat([self.packed.u.float(), u], 1), torch.cat([self.packed.v.float(), v], 0))
+            else:
+                first = Dense.encode(self.base.weight.float()) if self.packed is None else self.packed
+                both = Sum(first, LowRank.encode(u, v))
+            both.activations = self.packed.activations if self.packed is not None else None
+            return both
+
+
+def takes_it(linear: nn.Linear | CompressedLinear) -> bool:
+    """True where another matrix can be added to the stored one without rounding it to a grid."""
+    packed = getattr(linear, "packed", None)
+    return packed is None or (packed.format in TAKES_IT and getattr(packed, "grid", None) is None)
+
+
+def adapt(bundle: Bundle, params: LoraParams, seed: int) -> dict[str, Adapted]:
+    """Put an adapter at every target of the model, in place: path -> Adapted. `release` undoes it."""
+    from compression.calibrate import set_submodule
+
+    generator, out = torch.Generator().manual_seed(seed), {}
+    for path, role, _ in arch.linears(bundle.module):
+        if role in TARGETS[params.targets]:
+            base = bundle.module.get_submodule(path)
+            masked = params.merge and takes_it(base)
+            out[path] = Adapted(base, params.rank, params.lora_alpha / params.rank, masked, generator)
+            set_submodule(bundle.module, path, out[path])
+    return out
+
+
+def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
+    """The frozen linears back in their places."""
+    from compression.calibrate import set_submodule
+
+    for path, adapter in adapters.items():
+        set_submodule(bundle.module, path, adapter.base)
+
+
+def compress(bundle: Bundle, context: Context, params: LoraParams) -> Edit:
+    """Train adapters on context.windows [n, window] and return the model's linears with them."""
+    if params.train_tokens == 0:
+        return Edit()
+    adapters = adapt(bundle, params, context.seed)
+    try:
+        course = train(
+            [p for adapter in adapters.values() for p in (adapter.a, adapter.b)],
+            lambda ids: language_loss(bundle, ids), context.windows, Budget(params.train_tokens, params.train_minutes),
+            rate=params.learning_rate, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
+        )  # fmt: skip
+    finally:
+        release(bundle, adapters)
+    notes = course.notes("lora")
+    if course.best >= course.before:  # the start was best: the model stays as it is
+        return Edit(notes=notes, series={"training": course.curve})
+    results = {path: adapter.stored(params.merge) for path, adapter in adapters.items()}
+    apart = {p: r for p, r in results.items() if isinstance(r, (Sum, LowRank))}
+    if apart:
+        added = sum(2 * params.rank * sum(r.shape) for r in apart.values())
+        notes += (Note("adapter_apart", {"count": len(apart), "bytes": added}),)
+    return Edit(
+        linears={p: r for p, r in results.items() if isinstance(r, Packed)},
+        tensors={f"{p}.weight": r for p, r in results.items() if isinstance(r, Tensor)},
+        notes=notes, series={"training": course.curve},
+    )  # fmt: skip
+
+
+def cost(shape: tuple[int, int], params: LoraParams, tokens: int) -> Cost:
+    """Bytes of the adapter beside the matrix; forward, backward and the adapter's own products."""
+    out, n = shape
+    return Cost(
+        bytes=2 * params.rank * (out + n), flops=6.0 * params.train_tokens * out * n, peak_bytes=16 * params.rank * (out + n)
+    )
+
+
+def stays_apart(params: LoraParams, before: tuple) -> bool:
+    """Whether the adapter's bytes come on top of what the steps before, [(Method, Params), ...], stored."""
+    loose = all(method.family in ("original", "pruning") and "bits" not in chosen.effective() for method, chosen in before)
+    return not (params.merge and loose)
+
+
+METHOD = Method(
+    name="lora",
+    title="LoRA",
+    family="low_rank",
+    paper="https://arxiv.org/abs/2106.09685",
+    params=LoraParams,
+    compress=compress,
+    cost=cost,
+    scope="model",
+    trains_on=lambda params: params.train_tokens,
+    adds=stays_apart,
+    after=frozenset(
+        {"dense", "grouped_int", "affine_int", "bitmask", "two_four", "low_rank", "codebook", "binary_coded", "columns", "sum"}
+    ),
+    identity={"train_tokens": 0},
+    tiny={"rank": 2, "train_tokens": 256, "learning_rate": 0.01},
+    essay=__doc__,
+)

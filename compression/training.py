@@ -1,0 +1,186 @@
+"""The one training loop: a budget, a curve, the best state so far. What is trained and on what loss, a method decides.
+
+A budget has tokens and minutes; whichever ends first ends the training. The rate rises over the first tenth of the tokens and
+falls linearly to nothing at their end, so a run that its tokens end is the same on every machine; one that its minutes end
+says so. Every eighth of the budget the held-out loss is taken, and what is kept in the end is the best state seen, which may
+be the untrained one. `enough()` ends the training early and keeps the best state; `cancelled()` gives the whole run up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from compression import arch
+from compression.base import CalibrationError, Cancelled, Note
+from compression.bundle import Bundle
+from compression.likelihood import token_losses
+
+WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements beside the first
+CLIP = 1.0
+HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # one window in so many is held out; at most, at least
+TOKENS_PER_STEP = 1_024
+LOGITS_BYTES = 256_000_000  # of one step in float32; beyond that they are made in pieces, again on the way back
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a training may take."""
+
+    tokens: int
+    minutes: float
+
+
+@dataclass
+class Course:
+    """How a training went: curve rows [tokens, loss, held-out loss or None], and why it ended."""
+
+    curve: list[list] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+    before: float = 0.0  # held-out loss at the start
+    best: float = 0.0
+    ended: str = "tokens"  # tokens, minutes, enough
+
+    def notes(self, method: str) -> tuple[Note, ...]:
+        """What a reader must know about it."""
+        facts = {
+            "method": method,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds),
+            "before": self.before,
+            "best": self.best,
+        }
+        out = [Note("trained", facts)]
+        if self.ended != "tokens":
+            out.append(Note(f"training_{self.ended}", {"tokens": self.tokens}))
+        if self.best >= self.before:
+            out.append(Note("training_no_gain", {"method": method}))
+        return tuple(out)
+
+
+def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """(windows to train on, windows to judge by) of [n, window]: every eighth is held out. Raises CalibrationError."""
+    if len(windows) < 2 * FEWEST:
+        raise CalibrationError(f"{len(windows)} windows of text; training needs at least {2 * FEWEST}. Give a longer calibration "
+                               "text or a shorter window.", code="too_little_text", got=len(windows), allowed=f">= {2 * FEWEST}")  # fmt: skip
+    held = torch.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
+    if int(held.sum()) < FEWEST:
+        held = torch.arange(len(windows)) >= len(windows) - FEWEST
+    return windows[~held], windows[held][:MOST_HELD_OUT]
+
+
+def batches(windows: Tensor, seed: int) -> Iterator[Tensor]:
+    """Windows [b, window] of about TOKENS_PER_STEP tokens, in a fresh random order every epoch, for ever."""
+    size, order = max(1, TOKENS_PER_STEP // windows.shape[1]), torch.Generator().manual_seed(seed)
+    while True:
+        for part in torch.randperm(len(windows), generator=order).split(size):
+            yield windows[part]
+
+
+def language_loss(bundle: Bundle, ids: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats of windows [b, window]; differentiable."""
+    ids = ids.to(bundle.device)
+    hidden = arch.backbone(bundle.module)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    head, targets = arch.head(bundle.module)[1], ids[:, 1:].flatten()
+    pieces = -(-len(hidden) * bundle.geometry.vocabulary * 4 // LOGITS_BYTES)
+    if pieces == 1:
+        return token_losses(head(hidden).float(), targets).mean()
+    lost = lambda h, t: token_losses(head(h).float(), t).sum()  # noqa: E731
+    parts = zip(hidden.chunk(pieces), targets.chunk(pieces), strict=True)
+    return sum(checkpoint(lost, h, t, use_reentrant=False) for h, t in parts) / len(hidden)
+
+
+def judged(loss: Callable[[Tensor], Tensor], windows: Tensor) -> float:
+    """Mean loss over held-out windows [n, window]."""
+    with torch.no_grad():
+        return sum(loss(w[None]).item() for w in windows) / len(windows)
+
+
+def train(
+    parameters: Sequence[nn.Parameter],
+    loss: Callable[[Tensor], Tensor],
+    windows: Tensor,
+    budget: Budget,
+    *,
+    rate: float,
+    seed: int = 0,
+    prepare: Callable[[bool], None] = lambda training: None,
+    after_step: Callable[[float], None] = lambda share: None,
+    emit: Callable[[dict], None] = lambda event: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    enough: Callable[[], bool] = lambda: False,
+) -> Course:
+    """Train `parameters` in place by AdamW on loss(ids [b, window]); they end as the best held-out state.
+
+    windows [n, window]: the text, some of it held out. prepare(training): called before training and before judging (dropout).
+    after_step(share of the budget done): called after each optimizer step, for schedules of the method's own.
+    Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
+    """
+    taught, held = hold_out(windows)
+    course, start = Course(), time.perf_counter()
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    supply, next_judged = batches(taught, seed), 0.0
+    best: list[Tensor] = []
+    torch.manual_seed(seed)
+
+    def judge(last_loss: float | None) -> None:
+        prepare(False)
+        now = judged(loss, held)
+        prepare(True)
+        if not course.curve:
+            course.before = course.best = now
+        if not best or now < course.best:
+            course.best = now
+            best[:] = [p.detach().clone() for p in parameters]
+        course.curve.append([course.tokens, last_loss, now])
+
+    def tell() -> None:
+        facts = {"loss": course.curve[-1][1], "best": course.best, "before": course.before, "curve": course.curve[-200:],
+                 "tokens": course.tokens, "budget": budget.tokens}  # fmt: skip
+        emit({"stage": "train", "done": share, "total": 1.0, "facts": facts})
+
+    share = 0.0
+    with torch.enable_grad():
+        while True:
+            if share >= next_judged:
+                judge(course.curve[-1][1] if course.curve else None)
+                next_judged += 1 / JUDGED
+                tell()
+            if cancelled():
+                raise Cancelled("stopped while training")
+            if course.tokens >= budget.tokens:
+                break
+            if course.seconds >= 60 * budget.minutes or enough():
+                course.ended = "minutes" if course.seconds >= 60 * budget.minutes else "enough"
+                break
+            ids, done = next(supply), course.tokens / budget.tokens
+            optimizer.param_groups[0]["lr"] = rate * min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0)
+            value = loss(ids)
+            if not bool(torch.isfinite(value)):
+                raise CalibrationError(f"the loss became {value.item()} after {course.steps} steps; lower the learning rate",
+                                       code="training_diverged", steps=course.steps)  # fmt: skip
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters, CLIP)
+            optimizer.step()
+            optimizer.zero_grad()
+            course.steps, course.tokens = course.steps + 1, course.tokens + ids.numel()
+            course.seconds = time.perf_counter() - start
+            share = max(course.tokens / budget.tokens, course.seconds / (60 * budget.minutes))
+            after_step(share)
+            course.curve.append([course.tokens, value.item(), None])
+            tell()
+        if course.curve[-1][2] is None:
+            judge(course.curve[-1][1])
+    prepare(False)
+    with torch.no_grad():
+        for p, kept in zip(parameters, best, strict=True):
+            p.copy_(kept)
+    course.seconds = time.perf_counter() - start
+    return course

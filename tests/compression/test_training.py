@@ -1,0 +1,114 @@
+"""The training loop: budgets, the best state, how it ends; and the loss that it is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compression import likelihood, training
+from compression.base import CalibrationError, Cancelled
+from compression.training import Budget, hold_out, language_loss, train
+from tests import tiny
+
+WINDOWS = torch.arange(24 * 64).view(24, 64) % 7
+
+
+def quadratic(start=3.0):
+    """A parameter and a loss whose minimum is at 1."""
+    p = nn.Parameter(torch.full((4,), start))
+    return p, lambda ids: (p - 1).square().sum()
+
+
+def test_a_budget_of_tokens_is_kept_and_the_loss_falls():
+    p, loss = quadratic()
+    course = train([p], loss, WINDOWS, Budget(20_480, 10), rate=0.2)
+    assert course.ended == "tokens" and 20_480 <= course.tokens < 20_480 + training.TOKENS_PER_STEP
+    assert course.before == pytest.approx(16.0) and len([1 for row in course.curve if row[1] is not None]) >= course.steps
+    assert course.best < 0.5 * course.before
+    held = [row[2] for row in course.curve if row[2] is not None]
+    assert held[0] == course.before and min(held) == course.best and len(held) >= training.JUDGED
+    assert float(loss(None)) == pytest.approx(course.best), "the parameters are those of the best state"
+
+
+def test_the_same_seed_gives_the_same_course():
+    def one():
+        torch.manual_seed(1)
+        p, w = nn.Parameter(torch.zeros(7)), torch.randn(7)
+        course = train(
+            [p], lambda ids: (p[ids[:, :8]] - w[ids[:, :8]]).square().mean(), WINDOWS, Budget(8_192, 10), rate=0.1, seed=5
+        )
+        return p.detach(), course.curve
+
+    (a, first), (b, second) = one(), one()
+    assert torch.equal(a, b) and first == second
+
+
+def test_the_first_step_is_adams_by_hand():
+    """Adam's first step is the rate times the gradient's sign; the rate starts at a hundredth of its height."""
+    p, loss = quadratic()
+    train([p], loss, WINDOWS, Budget(1, 10), rate=0.5)
+    assert torch.allclose(p, torch.full((4,), 3.0 - 0.5 * 0.01), atol=1e-6)
+
+
+def test_a_training_that_only_harms_ends_where_it_began():
+    p = nn.Parameter(torch.ones(3))
+    lies = iter(range(1000))
+    judged = lambda ids: -p.sum() if torch.is_grad_enabled() else p.sum() * 0 + next(lies)  # noqa: E731
+    course = train([p], judged, WINDOWS, Budget(8_192, 10), rate=1.0)
+    assert torch.equal(p, torch.ones(3)) and course.best == course.before
+    assert {n.code for n in course.notes("x")} == {"trained", "training_no_gain"}
+
+
+def test_minutes_end_it_too_and_say_so():
+    p, loss = quadratic()
+    course = train([p], loss, WINDOWS, Budget(10**9, 1e-4), rate=0.1)
+    assert course.ended == "minutes" and course.tokens < 10**8
+    assert "training_minutes" in {n.code for n in course.notes("x")}
+
+
+def test_enough_keeps_the_best_state_and_cancel_gives_up():
+    p, loss = quadratic()
+    events = []
+    course = train([p], loss, WINDOWS, Budget(10**6, 10), rate=0.2, emit=events.append, enough=lambda: len(events) > 30)
+    assert course.ended == "enough" and course.best < course.before and float(loss(None)) == pytest.approx(course.best)
+    assert events[-1]["stage"] == "train" and 0 < events[-1]["done"] < 1 and events[-1]["facts"]["best"] <= course.before
+    with pytest.raises(Cancelled):
+        train([p], loss, WINDOWS, Budget(10**6, 10), rate=0.2, cancelled=lambda: True)
+
+
+def test_nothing_held_out_is_trained_on():
+    seen = set()
+    p = nn.Parameter(torch.zeros(1))
+    windows = torch.arange(16 * 512).view(16, 512)
+
+    def loss(ids):
+        (seen if torch.is_grad_enabled() else set()).update(ids[:, 0].tolist())
+        return p.square().sum()
+
+    train([p], loss, windows, Budget(512 * 64, 10), rate=0.1)
+    taught, held = hold_out(windows)
+    assert seen == set(taught[:, 0].tolist()) and not seen & set(held[:, 0].tolist()) and len(held) == 2
+
+
+def test_what_can_not_be_trained_is_said():
+    p, loss = quadratic()
+    with pytest.raises(CalibrationError, match="at least 4"):
+        train([p], loss, WINDOWS[:3], Budget(10, 1), rate=0.1)
+    with pytest.raises(CalibrationError, match="learning rate"):
+        train([p], lambda ids: p.sum() / 0, WINDOWS, Budget(10, 1), rate=0.1)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_loss_is_the_mean_of_the_measured_losses_in_one_piece_or_many(family, monkeypatch):
+    bundle, ids = tiny.bundle(family), tiny.ids(3)
+    expected = float(likelihood.losses(bundle, ids).mean())
+    table = bundle.module.get_input_embeddings().weight.requires_grad_()
+    whole = language_loss(bundle, ids)
+    whole.backward()
+    gradient, table.grad = table.grad.clone(), None
+    monkeypatch.setattr(training, "LOGITS_BYTES", 4 * tiny.VOCABULARY * 20)
+    pieces = language_loss(bundle, ids)
+    pieces.backward()
+    assert float(whole) == pytest.approx(expected, rel=1e-5) and float(pieces) == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(table.grad, gradient, atol=1e-6)
