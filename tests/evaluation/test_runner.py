@@ -174,3 +174,19 @@ def test_inline_runs_behind_the_same_interface(texts, tmp_path):
     assert wait(runner, stopped)["status"] == "cancelled"
     assert wait(runner, runner.submit(dataclasses.replace(spec(texts), model="nosuch")))["error"]["code"] == "unknown_model"
     runner.close()
+
+
+def test_a_training_can_be_ended_early_and_its_best_state_is_measured(runner, texts):
+    recipe = (("rtn", {"bits": 3, "group_size": 16}), ("lora", {"rank": 2, "train_tokens": 10_000_000, "train_minutes": 5.0}))
+    run_id = runner.submit(dataclasses.replace(spec(texts), recipe=recipe))
+    state = wait(runner, run_id, lambda s: s["status"] == "running" and s["stage"] == "train")
+    assert state["facts"]["budget"] == 10_000_000 and state["facts"]["curve"][0][0] == 0 and state["facts"]["method"] == "lora"
+    runner.enough(run_id)
+    assert wait(runner, run_id)["status"] == "ok"
+    result = runner.store.get_id(run_id)
+    assert {"trained", "training_enough"} <= {n["code"] for n in result.notes}
+    assert result.series["training"] and result.series["window_losses"]
+    assert result.spec.control().recipe == (result.spec.recipe[1],) and result.spec.without_training().recipe == (
+        result.spec.recipe[0],
+    )
+    runner.enough("no such run")

@@ -23,6 +23,8 @@ GPTQ = next(s for s in specs("page") if s.recipe[0][0] == "gptq")
 class Script:
     """A runner that says what it is told to say."""
 
+    inline = None
+
     def __init__(self, store):
         self.store = store
         self.reset()
@@ -30,7 +32,7 @@ class Script:
     def reset(self):
         self.store.delete("run-1")
         self.answer = {"status": "running", "stage": "compress", "done": 11, "total": 30, "seconds_left": 41.0, "elapsed": 20.0}
-        self.refuse, self.submitted, self.cancelled, self.work = None, [], [], False
+        self.refuse, self.submitted, self.cancelled, self.ended_early, self.work = None, [], [], [], False
 
     def submit(self, spec, visitor=None, again=False):
         if self.refuse:
@@ -55,6 +57,9 @@ class Script:
     def cancel(self, run_id, visitor=None):
         self.cancelled.append(run_id)
         self.answer = {"status": "cancelled", "error": {"code": "cancelled"}}
+
+    def enough(self, run_id):
+        self.ended_early.append(run_id)
 
     def busy(self):
         return self.work

@@ -101,6 +101,65 @@ def test_stop_and_escape_stop(visit, server):
     assert server.runner.cancelled == ["run-1"]
 
 
+TRAINED = [[0, None, 3.93], [1024, 3.85, None], [2048, 3.62, None], [3072, 3.7, 3.81], [4096, 3.5, 3.75]]
+
+
+def test_a_training_shows_its_loss_as_it_falls_and_can_be_ended(visit, server):
+    facts = {
+        "method": "lora",
+        "step": 2,
+        "steps": 2,
+        "loss": 3.5,
+        "before": 3.93,
+        "best": 3.75,
+        "tokens": 4096,
+        "budget": 32768,
+        "curve": TRAINED,
+    }
+    server.runner.answer |= {"stage": "train", "done": 0.125, "total": 1.0, "facts": facts}
+    page = visit()
+    start(page)
+    page.wait_for_selector("#controls .picture svg.curve circle")
+    said = text(page, "#controls .stage")
+    assert "4,096 of 32,768" in said and "3.93" in said and "3.75" in said
+    points = page.locator("#controls svg.curve polyline").get_attribute("points").split()
+    assert len(points) == 4 and page.locator("#controls svg.curve circle").count() == 3
+    heights = [float(p.split(",")[1]) for p in points]
+    assert heights[-1] > heights[0], "a falling loss goes down the picture"
+    shot(page, "training")
+    page.get_by_role("button", name="Enough").click()
+    page.wait_for_function("[...document.querySelectorAll('#controls .progress button')].some(b => b.disabled)")
+    assert server.runner.ended_early == ["run-1"] and not server.runner.cancelled
+
+
+def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
+    lora = ("lora", {"train_tokens": 8192})
+    spec = dataclasses.replace(GPTQ, recipe=(GPTQ.recipe[0], lora))
+    store_run(
+        server,
+        id="healed",
+        spec=spec,
+        key="healed",
+        series={"training": TRAINED},
+        metrics={"perplexity_ratio": 1.02},
+        created=time.time(),
+    )
+    page = visit("?run=healed")
+    page.wait_for_selector("#card svg.curve")
+    assert "Without the training: " in text(page, "#card") and "Not known yet" in text(page, "#card")
+    page.get_by_role("button", name="Measure the control").click()
+    page.wait_for_selector("#controls .progress:visible")
+    assert [name for name, _ in server.runner.submitted[-1].recipe] == ["lora"]
+    server.runner.reset()
+    store_run(server, id="alone", spec=dataclasses.replace(spec, recipe=(lora,)), key="alone", metrics={"perplexity_ratio": 0.97})
+    page = visit("?run=healed")
+    page.wait_for_selector("#card svg.curve")
+    assert "gives 0.97" in text(page, "#card") and "stands at 1.05×" in text(page, "#card")
+    shot(page, "training-card")
+    for name in ("healed", "alone"):
+        server.store.delete(name)
+
+
 def test_waiting_in_line_and_sharing(visit, server):
     server.runner.answer = {"status": "queued", "place": 3}
     page = visit()
