@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compression.bundle import Bundle
+    from compression.bundle import Bundle, Geometry
     from compression.packed.base import Packed
+    from compression.structure import Kept
 
 
 class CompressionError(Exception):
@@ -277,6 +278,7 @@ class Edit:
     linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases, "<path>.input_scale"
     bundle: Bundle | None = None  # a different or reshaped model
+    kept: Mapping[int, Kept] = field(default_factory=dict)  # layer -> the heads and channels that stay; the rest is cut out
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
 
@@ -285,7 +287,7 @@ class Edit:
 class Context:
     """What a model-scoped method is given beside the bundle."""
 
-    windows: Tensor | None  # [n, window] calibration token ids
+    windows: Tensor | None  # [n, window] calibration token ids; not None if the method declares `windows`
     emit: Callable[[dict], None]
     cancelled: Callable[[], bool]
     seed: int = 0
@@ -309,13 +311,15 @@ class Method:
     inherits: tuple[str, ...] = ()  # of a converter: own params that the step before decides where it has them
     converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
     cost_by_role: bool = False
+    windows: bool = False  # of scope "model": it reads the calibration windows itself
+    reshaped: Callable[[Geometry, Params], Geometry] | None = None  # sizes after a method that cuts heads or channels out
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.stats)
+        return bool(self.stats) or self.windows
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""
