@@ -170,7 +170,9 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
                                "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
     tensors = load_file(folder / WEIGHTS, device=device)
     source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
-    return assemble(folder, empty(folder, dtype, manifest.get("geometry")), manifest["modules"], tensors, manifest["base"], source, device)
+    return assemble(
+        folder, empty(folder, dtype, manifest.get("geometry")), manifest["modules"], tensors, manifest["base"], source, device
+    )
 
 
 def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None) -> nn.Module:

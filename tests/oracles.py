@@ -342,3 +342,18 @@ def spqr(weight, hessian, groups, bits, level_bits, limit, leave_out, search):
             live[:, remaining] -= np.outer((live[:, c] - result[:, c]) / inverse[0, 0], inverse[0])
             remaining = remaining[1:]
     return codes, result, outliers
+
+
+def structure_importance(form, rows, texts):
+    """LLM-Pruner's score of one structure, weight by weight. rows: the rows or columns [n] of matrices that make it; texts: for
+    each text the gradients of its loss at the same places."""
+    total = 0.0
+    for r, row in enumerate(rows):
+        inner = 0.0
+        for i, w in enumerate(row):
+            g = sum(text[r][i] for text in texts) / len(texts)
+            f = sum(text[r][i] ** 2 for text in texts) / len(texts)
+            term = {"vector": g * w, "element1": g * w, "element2": f * w * w, "mixed": g * w - f * w * w / 2, "l2": w * w}[form]
+            inner += term if form == "vector" else abs(term)
+        total += abs(inner)
+    return total

@@ -37,7 +37,19 @@ import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import BadParam, CalibrationError, Cancelled, Context, Cost, Edit, Method, Note, Params, TextUnavailable, param
+from compression.base import (
+    BadParam,
+    CalibrationError,
+    Cancelled,
+    Context,
+    Cost,
+    Edit,
+    Method,
+    Note,
+    Params,
+    TextUnavailable,
+    param,
+)
 from compression.bundle import Bundle, Geometry, LayerGeometry
 from compression.structure import AXES, Kept
 
@@ -208,7 +220,9 @@ def gradients(bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerPa
         for total in sums.values():
             total /= len(ids)
             if not bool(torch.isfinite(total).all()):
-                raise CalibrationError("the gradients on the calibration text are not finite; use another text", code="gram_not_finite")
+                raise CalibrationError(
+                    "the gradients on the calibration text are not finite; use another text", code="gram_not_finite"
+                )
     return found
 
 

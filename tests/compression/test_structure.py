@@ -129,7 +129,9 @@ def test_keeping_everything_changes_nothing_and_order_is_free(family):
     assert torch.equal(tiny.logits(bundle, tokens), before)
     serves = sizes.heads // sizes.kv_heads
     groups = tuple(reversed(range(sizes.kv_heads)))
-    moved = Kept(tuple(j * serves + i for j in groups for i in reversed(range(serves))), groups, tuple(reversed(range(sizes.feed_forward))))
+    moved = Kept(
+        tuple(j * serves + i for j in groups for i in reversed(range(serves))), groups, tuple(reversed(range(sizes.feed_forward)))
+    )
     structure.cut(bundle.module, {1: moved})
     assert float((tiny.logits(bundle, tokens) - before).abs().max()) < 1e-4
 
