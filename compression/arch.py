@@ -7,7 +7,7 @@ layer becomes a `Joined`, three linears whose outputs are put back in the order 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -259,8 +259,14 @@ def head(module: nn.Module) -> tuple[str, nn.Module]:
 
 
 def geometry(module: nn.Module) -> Geometry:
-    """The sizes of a model, from its config."""
-    return geometry_of(module.config)
+    """The sizes of a model in the normal form: each block's from its matrices, the rest from the config."""
+    described = geometry_of(module.config)
+    paths = {role: path for group in table(module).groups for path, role in group}
+    layers = []
+    for block, sizes in zip(blocks(module), described.layers, strict=True):
+        q, k, up = (block.get_submodule(paths[role]).out_features for role in ("q", "k", "up"))
+        layers.append(replace(sizes, heads=q // sizes.head_size, kv_heads=k // sizes.head_size, feed_forward=up))
+    return replace(described, layers=tuple(layers))
 
 
 def geometry_of(config) -> Geometry:

@@ -8,7 +8,8 @@
 The folder holds
 
     model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16 bits
-    compression.json     which module has which format, the recipe, the base model, its licence
+    compression.json     which module has which format, the recipe, the base model, its licence; each block's heads and
+                         channels where they aren't config.json's
     config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md
 
 Loading builds the architecture from config.json with empty weights, puts an empty format at every path that
@@ -17,6 +18,7 @@ compression.json names, and fills all of it from the file.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -28,9 +30,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compression import arch
+from compression import arch, structure
 from compression.base import ModelUnavailable
-from compression.bundle import Bundle
+from compression.bundle import Bundle, LayerGeometry
 from compression.calibrate import set_submodule
 from compression.engine import storage_dtype
 from compression.models import is_path
@@ -82,6 +84,8 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
         "version": VERSION, "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name, "source": source, "modules": _modules(module),
         "storage_dtype": str(storage).removeprefix("torch."), "about": about,
     }  # fmt: skip
+    if bundle.geometry.layers != arch.geometry_of(module.config).layers:
+        manifest["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
     write_licence(bundle, folder, about.get("label", "compressed"), HOW_TO_LOAD)
     return (folder / WEIGHTS).stat().st_size
@@ -166,17 +170,25 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
                                "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
     tensors = load_file(folder / WEIGHTS, device=device)
     source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
-    return assemble(folder, empty(folder, dtype), manifest["modules"], tensors, manifest["base"], source, device)
+    return assemble(
+        folder, empty(folder, dtype, manifest.get("geometry")), manifest["modules"], tensors, manifest["base"], source, device
+    )
 
 
-def empty(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The architecture of the folder's config.json in the normal form, its weights undefined."""
+def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None) -> nn.Module:
+    """The architecture of the folder's config.json in the normal form, its weights undefined.
+
+    layers: the sizes of each block (LayerGeometry as JSON) where they aren't the config's.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
         module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="sdpa", dtype=dtype)
     arch.normalise(module)
+    if layers:
+        now, then = arch.geometry(module).layers, (LayerGeometry(**sizes) for sizes in layers)
+        structure.cut(module, {i: structure.first(*sizes) for i, sizes in enumerate(zip(now, then, strict=True))})
     return module
 
 

@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compression.bundle import Bundle
+    from compression.bundle import Bundle, Geometry
     from compression.packed.base import Packed
+    from compression.structure import Kept
 
 
 class CompressionError(Exception):
@@ -277,6 +278,7 @@ class Edit:
     linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases, "<path>.input_scale"
     bundle: Bundle | None = None  # a different or reshaped model
+    kept: Mapping[int, Kept] = field(default_factory=dict)  # layer -> the heads and channels that stay; the rest is cut out
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
     series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
@@ -286,7 +288,7 @@ class Edit:
 class Context:
     """What a model-scoped method is given beside the bundle."""
 
-    windows: Tensor | None  # [n, window] token ids: the text to train on, or to calibrate on for a method that doesn't train
+    windows: Tensor | None  # [n, window] token ids: the text to train on (`trains_on`) or to calibrate on (`windows`), else None
     emit: Callable[[dict], None]
     cancelled: Callable[[], bool]
     seed: int = 0
@@ -313,15 +315,17 @@ class Method:
     cost_by_role: bool = False
     trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
     adds: Callable[[Params, tuple], bool] | None = (
-        None  # of a method that adds to the steps before: whether its bytes count on top
+        None  # (params, steps before): of a method that adds to them, whether its bytes count
     )
+    windows: bool = False  # of scope "model": it reads the calibration windows itself
+    reshaped: Callable[[Geometry, Params], Geometry] | None = None  # sizes after a method that cuts heads or channels out
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.stats) or self.trains_on is not None
+        return bool(self.stats) or self.windows or self.trains_on is not None
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compression import arch, engine
+from compression import arch, engine, structure
 from compression.base import (
     BadChain,
     Block,
@@ -114,7 +114,9 @@ class _Walk:
         self.blocks = arch.blocks(bundle.module)
 
     def model(self, seed: int) -> None:
-        self._check_formats()
+        if self.method.reshaped or self.method.trains_on:
+            for path, _, _ in arch.linears(self.module):
+                self._previous(path)
         context = Context(self.windows, self.emit, self.cancelled, seed, self.enough)
         self._apply(self.method.compress(self.bundle, context, self.params))
 
@@ -177,15 +179,11 @@ class _Walk:
             self._apply(self.method.compress(site, stats, self.params))
 
     def _site(self, layer: int, path: str, role: str) -> Site:
-        self._check_format(path)
+        self._previous(path)
         return site_of(self.module, path, role, layer)
 
-    def _check_formats(self) -> None:
-        for path, _, _ in arch.linears(self.module):
-            self._check_format(path)
-
-    def _check_format(self, path: str) -> None:
-        """Raises BadChain where the step before stored this linear in a format that the method doesn't accept."""
+    def _previous(self, path: str) -> None:
+        """Raises BadChain if an earlier step stored that linear in a form that the method doesn't accept."""
         linear = self.module.get_submodule(path)
         previous = linear.packed if isinstance(linear, CompressedLinear) else None
         if previous is not None and previous.format not in self.method.after:
@@ -219,6 +217,19 @@ class _Walk:
                 "layer": layer,
                 "role": role,
             }
+            self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
+        if edit.kept:
+            self._cut(edit)
+
+    def _cut(self, edit: Edit) -> None:
+        """Heads and channels leave the model; its sizes follow."""
+        touched = [(path, role, layer) for path, role, layer in arch.linears(self.module) if layer in edit.kept]
+        before = {path: self.module.get_submodule(path).weight.numel() for path, _, _ in touched}
+        structure.cut(self.module, edit.kept)
+        self.bundle.geometry = arch.geometry(self.module)
+        for path, role, layer in touched:
+            bits = 16.0 * self.module.get_submodule(path).weight.numel() / before[path]
+            row = {"path": path, "method": self.method.name, "bits_per_weight": bits, "layer": layer, "role": role}
             self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
 
 

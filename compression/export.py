@@ -89,6 +89,8 @@ class Layer:
 
 def offers(manifest: dict) -> list[str]:
     """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats alone."""
+    if "geometry" in manifest:  # blocks that the config doesn't describe
+        return []
     heads = {family.head for family in arch.FAMILIES.values()}  # a head is written in 16 bits, whatever its format
     packed = [m["packed"] for path, m in manifest.get("modules", {}).items() if m["kind"] == "linear" and path not in heads]
     bits = {p["grid"]["bits"] if p["format"] == "grouped_int" else 0 for p in packed}
@@ -111,6 +113,9 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
     module, config = bundle.module, bundle.module.config
     if form == "compressed-tensors" and config.model_type == "gpt2":
         raise CannotExport("GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2")
+    if bundle.geometry.layers != arch.geometry_of(config).layers:
+        raise CannotExport("heads or channels were cut out of some blocks, and these formats describe all blocks by one config; "
+                           "keep the model in its own format")  # fmt: skip
     found = {path: [(part, module.get_submodule(part)) for part in parts] for path, parts in _places(config)}
     scheme = _scheme([linear for parts in found.values() for linear in parts], form)
     encode, describe = (_gptq, _about_gptq) if form.startswith("gptq") else (_compressed, _about_compressed)

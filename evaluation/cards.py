@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation.pareto import METRICS, WITHIN, Row, best_under, error, smallest_within, value
+from evaluation.plots import EXPECTED_NOTES, noteworthy
 from evaluation.plots import curve as curve_picture
-from evaluation.plots import noteworthy
 from evaluation.spec import Result
 from evaluation.words import Words, digits, verdict
 
@@ -201,7 +201,7 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
         lines.append(against)
     elif "file_bytes" in m:
         lines.append(words.size(m["file_bytes"]))
-    lines += [words.note(n) for n in result.notes if n.get("code") == "already_rounded"]
+    lines += [words.note(n) for n in result.notes if n.get("code") in EXPECTED_NOTES]
     if result.timings and not result.spec.is_original:
         host = result.timings[-1]["host"].get("processor", "")
         kernel = ", ".join(result.timings[-1]["kernel"])

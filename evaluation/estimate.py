@@ -72,25 +72,33 @@ def _from_config(config: dict, model: str) -> Geometry:
         raise ModelUnavailable(f"{model}: config.json has no {missing}", code="size_unknown", name=model) from None
 
 
-@functools.cache
-def _shapes(geometry: Geometry) -> Counter[tuple[str, tuple[int, int]]]:
-    """How many linears of each (role, (out, in)) the blocks hold."""
+@functools.lru_cache(256)
+def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int, int], tuple[int, int]]]:
+    """How many linears of each (role, (out, in), the same once structures are cut out) the blocks hold."""
     from compression.arch import linear_shapes
 
-    return Counter((role, shape) for role, _, shape in linear_shapes(geometry))
+    both = zip(linear_shapes(geometry), linear_shapes(after), strict=True)
+    return Counter((role, shape, then) for (role, _, shape), (_, _, then) in both)
+
+
+def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
+    """The sizes that a recipe leaves."""
+    for method, params in spec.methods:
+        geometry = method.reshaped(geometry, params) if method.reshaped else geometry
+    return geometry
 
 
 def estimate(spec: RunSpec) -> Estimate:
     """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
     geometry = geometry_for(spec.model)
-    shapes, table = _shapes(geometry), geometry.table
+    shapes, table = _shapes(geometry, _after(spec, geometry)), geometry.table
     tables = 1 if geometry.tied else 2
-    costs = [(count, *_cost(spec, role, shape)) for (role, shape), count in shapes.items()]
-    weights = sum(count * o * i for (_, (o, i)), count in shapes.items())
+    costs = [(count, *_cost(spec, *shape)) for shape, count in shapes.items()]
+    weights = sum(count * o * i for (_, (o, i), _), count in shapes.items())
     norms = 2 * geometry.hidden * (2 * len(geometry.layers) + 1)
     if geometry.family in ("opt", "gpt2"):
         norms += 2 * geometry.positions * geometry.hidden  # learned positions
-    packed = sum(count * size for count, size, _, _ in costs)
+    packed = sum(count * size for count, size, _, _, _ in costs)
     table_bytes = tables * table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
     original = 2 * (weights + tables * table) + norms
     file_bytes = original if spec.is_original else int(packed + table_bytes + norms)
@@ -99,7 +107,8 @@ def estimate(spec: RunSpec) -> Estimate:
         2 * (weights + tables * table) + file_bytes
     )  # the original's 16-bit tiles and the compressed model, while both are timed
     states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
-    working = max((c[2] for c in costs), default=0) + states
+    held = sum(count * peak for count, _, _, _, peak in costs)  # by methods that work on the whole model at once
+    working = max(max((c[2] for c in costs), default=0) + states, held)
     peak = int(PROCESS_BYTES + wide * (weights + tables * table) + max(working, beside) + 300e6)
     available = machine.available_bytes()
     fits = peak <= available
@@ -110,21 +119,29 @@ def estimate(spec: RunSpec) -> Estimate:
     )  # fmt: skip
 
 
-def _cost(spec: RunSpec, role: str, shape: tuple[int, int]) -> tuple[float, int, float]:
-    """(stored bytes, peak bytes, operations) of a chain on one matrix: pruning shares and bit widths multiply."""
+def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]) -> tuple[float, int, float, int]:
+    """(stored bytes, peak bytes, operations, bytes held for the whole model at once) of a chain on one matrix that a step of it
+    may cut down to the shape `then`: pruning shares and bit widths multiply."""
     out, n = shape
-    size, peak, flops = 2.0 * out * n, 0, 0.0
+    size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
     kept, before = 1.0, {}
     for i, (method, params) in enumerate(spec.methods):
+        if method.scope == "model":
+            cost = method.cost_of(shape, params, spec.calibration_tokens, role)
+            held, flops = max(held, cost.peak_bytes), flops + cost.flops
+            out, n = shape = then if method.reshaped else shape
+            if method.reshaped:
+                size = 2.0 * out * n
+            elif method.adds and method.adds(params, spec.methods[:i]):
+                size += cost.bytes
+            continue
         if method.converted_cost and before.keys() >= set(method.inherits):
             cost = method.converted_cost(shape, params, spec.calibration_tokens)
         else:
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         before = params.effective()
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
-        if method.adds:
-            size += cost.bytes if method.adds(params, spec.methods[:i]) else 0
-        elif method.family == "pruning":
+        if method.family == "pruning":
             mask = out * -(-n // 8)
             kept = max(0.0, (cost.bytes - mask) / (2 * out * n)) if cost.bytes < 2 * out * n else 1.0
             size = cost.bytes
@@ -132,7 +149,7 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int]) -> tuple[float, int,
             size = out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
         else:
             size = cost.bytes
-    return size, peak, flops
+    return size, peak, flops, held
 
 
 def stage_seconds(spec: RunSpec) -> dict[str, float]:
@@ -143,8 +160,8 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
         return {}
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9
-    shapes = _shapes(geometry)
-    weights, table = sum(n * o * i for (_, (o, i)), n in shapes.items()), geometry.table
+    shapes = _shapes(geometry, _after(spec, geometry))
+    weights, table = sum(n * o * i for (_, (o, i), _), n in shapes.items()), geometry.table
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second
     decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)  # transformers, float32
@@ -155,9 +172,9 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         plan["latency"] = LATENCY_STEPS * decode + packing
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
-    passes = 1.7 * sum(1 for m, _ in spec.methods if m.needs_calibration)
+    passes = 1.7 * sum(1 for m, _ in spec.methods if m.stats)
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
-    own = sum(count * _cost(spec, role, shape)[2] for (role, shape), count in shapes.items()) / flops_per_second
+    own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) / flops_per_second
     plan |= {
         "compress": walk + own + 2.0,
         "save": 1.0,

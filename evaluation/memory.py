@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from compression import arch
+from compression.bundle import Geometry
 from compression.packed.base import Packed
 from compression.packed.linear import CompressedLinear, CompressedTable
 
@@ -22,21 +24,30 @@ def resident_bytes(module: nn.Module) -> int:
     return sum(storages.values())
 
 
-def weight_bits(module: nn.Module) -> float | None:
-    """Stored bits per weight over the compressed matrices of the blocks, None if there are none.
+def weight_bits(module: nn.Module, original: Geometry) -> float | None:
+    """Stored bits per weight over the blocks' matrices, None if they are what they were.
 
-    Divides by the original matrices' counts (a format keeps its matrix's shape).
+    Divides by the original matrices' counts, whatever was cut out since; what isn't compressed has 16 bits.
     """
-    packed = [m.packed for m in module.modules() if isinstance(m, CompressedLinear)]
-    weights = sum(p.shape[0] * p.shape[1] for p in packed)
-    return 8 * sum(p.stored_bytes() for p in packed) / weights if packed else None
+    linears = [module.get_submodule(path) for path, _, _ in arch.linears(module)]
+    packed = [m.packed for m in linears if isinstance(m, CompressedLinear)]
+    plain = [m.weight.numel() for m in linears if isinstance(m, nn.Linear)]
+    weights = sum(out * n for _, _, (out, n) in arch.linear_shapes(original))
+    if not packed and sum(plain) == weights:
+        return None
+    return 8 * (sum(p.stored_bytes() for p in packed) + 2 * sum(plain)) / weights
 
 
 def kernels_used(module: nn.Module) -> list[str]:
-    """Names of the kernels that serve a model's compressed matrices, most used first."""
+    """Names of the kernels that serve a model's compressed matrices, most used first; none if all are plain."""
     packed = [m.packed for m in module.modules() if isinstance(m, (CompressedLinear, CompressedTable))]
     names = [p.kernel for p in packed]
-    return sorted(set(names), key=lambda n: -names.count(n)) or ["dense (PyTorch)"]
+    return sorted(set(names), key=lambda n: -names.count(n))
+
+
+def has_plain(module: nn.Module) -> bool:
+    """True if some matrix of the blocks is an ordinary linear."""
+    return any(isinstance(module.get_submodule(path), nn.Linear) for path, _, _ in arch.linears(module))
 
 
 def peak_bytes() -> int | None:

@@ -58,7 +58,7 @@ def label(spec: RunSpec) -> str:
         if main not in (None, "bits", "sparsity", "removed") and values.get("rounding", True):
             changed.insert(0, f"{words('param.' + main).lower()} {values[main]}")
         steps.append(", ".join([words.step(method.name, values, long=True), *changed]))
-    return words("then").join(steps)
+    return words("then").join(steps) + (f", seed {spec.seed}" if spec.seed else "")
 
 
 def spoken(words: Words, value) -> str:

@@ -197,7 +197,7 @@ def _their_model(folder: str):
     from compression.bundle import Bundle
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    return Bundle(model.requires_grad_(False), None, arch.geometry(model), folder)
+    return Bundle(model.requires_grad_(False), None, arch.geometry_of(model.config), folder)
 
 
 def _ours(pair: Pair, bundle, calibration) -> float:

@@ -223,6 +223,7 @@ class _Run:
         from evaluation.measure import measure
 
         spec, original = self.spec, self.baseline_result.metrics
+        geometry = self.bundle.geometry
         self.clock.stage("compress")
         windows = self.calibration.ids if spec.needs_calibration else None
         outcome = calibrate.compress(
@@ -243,7 +244,7 @@ class _Run:
         self.clock.stage("evaluate")
         metrics, series = measure(self.bundle, self.windows, self.baseline, emit=self.emit, cancelled=self.cancelled)
         peak = memory.peak_bytes()
-        bits = memory.weight_bits(self.bundle.module)
+        bits = memory.weight_bits(self.bundle.module, geometry)
         self.metrics |= metrics | {
             "compress_seconds": outcome.seconds,
             "evaluate_seconds": time.perf_counter() - start,
@@ -259,7 +260,7 @@ class _Run:
         if peak:
             self.metrics["peak_memory_bytes"] = peak
         kernels = memory.kernels_used(self.bundle.module)
-        if kernels[0].endswith("(PyTorch)"):  # no C kernel and no Triton
+        if kernels and kernels[0].endswith("(PyTorch)"):  # no C kernel and no Triton
             self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
         timings = self._side_by_side(kernels) if self.timings else []
         result = self._result(key, spec, self.metrics, series | outcome.series, timings=timings, layers=outcome.layers)
@@ -292,9 +293,10 @@ class _Run:
             limit = latency.share_of_limit(timed, found[name]["time_per_output_token_ms"] / 1e3)
         if timed.refused:
             self.notes.append(Note("plain_loop", {"reason": timed.refused}))
-        serves = bool(engine.serve(original))
-        return [{"host": host.environment() | {"device": latency.device_name(timed)}, "limit": limit,
-                 "kernel": kernels or [("16-bit weights, whole layers (C)" if serves else "dense (PyTorch)")],
+        dense = "16-bit weights, whole layers (C)" if engine.serve(timed) else "dense (PyTorch)"
+        if compressed is None or memory.has_plain(compressed.module):  # smaller matrices are multiplied as the original's are
+            kernels = [dense, *(kernels or ())]
+        return [{"host": host.environment() | {"device": latency.device_name(timed)}, "limit": limit, "kernel": kernels,
                  "loop": "transformers" if timed.refused else "decode step (C)", "warm_ups": latency.WARM_UPS,
                  "rounds": latency.ROUNDS, "prompt_tokens": prompt.shape[1], "new_tokens": latency.NEW_TOKENS, **found}]  # fmt: skip
 

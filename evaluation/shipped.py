@@ -37,7 +37,11 @@ GATES = (
     "llm_int8", "llm_int8 --threshold 2", "llm_int8 --threshold 0", "smoothquant --activations tensor",
     "smoothquant --activations tensor --smooth false", "zeroquant --bits 4",
     "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
+    *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
+    "llm_pruner --removed 0.25 --importance random",
 )  # fmt: skip
+
+SEEDS = {"llm_pruner --removed 0.25 --importance random": range(5)}  # gates that are measured more than once
 
 
 def recipe(words: str) -> tuple[tuple[str, dict], ...]:
@@ -54,7 +58,8 @@ def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list
     if group == "page":
         return [RunSpec(OFFLINE_MODEL, recipe(w), **_fields("quick"), text=BUILTIN_TEXT) for w in PAGE]
     fields = _fields("standard") | {"table_bits": 16}
-    return [RunSpec(OFFLINE_MODEL, recipe(w), **fields, text=text, calibration=calibration) for w in GATES]
+    return [RunSpec(OFFLINE_MODEL, recipe(w), **fields, text=text, calibration=calibration, seed=seed)
+            for w in GATES for seed in SEEDS.get(w, (0,))]  # fmt: skip
 
 
 def _fields(preset: str) -> dict:
@@ -62,14 +67,15 @@ def _fields(preset: str) -> dict:
 
 
 def file_name(spec: RunSpec, group: str) -> str:
-    """ "gates-gptq-4-64.json": the group, and each step with the parameters that differ from their defaults."""
+    """ "gates-gptq-4-64.json": the group, each step with the parameters that differ from their defaults, and a seed but 0."""
     steps = []
     for method, params in spec.methods:
         changed = [
             str(params.json()[f["name"]]) for f in params.describe() if f["main"] or params.json()[f["name"]] != f["default"]
         ]
         steps.append("-".join([method.name, *changed]))
-    return f"{group}-{'+'.join(steps)}.json".replace(":", "of").replace("--1", "-row").lower()
+    drawn = f"-seed{spec.seed}" if spec.seed else ""
+    return f"{group}-{'+'.join(steps)}{drawn}.json".replace(":", "of").replace("--1", "-row").lower()
 
 
 def is_fresh(file: Path) -> bool:

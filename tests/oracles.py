@@ -358,3 +358,18 @@ def lora(weight, a, b, scale, x, probe, keep=None):
                 for k in range(rank):
                     towards[i, k] += allowed * scale * float(probe[t][i]) * float(a[k][j]) * float(x[t][j])
     return y, towards
+
+
+def structure_importance(form, rows, texts):
+    """LLM-Pruner's score of one structure, weight by weight. rows: the rows or columns [n] of matrices that make it; texts: for
+    each text the gradients of its loss at the same places."""
+    total = 0.0
+    for r, row in enumerate(rows):
+        inner = 0.0
+        for i, w in enumerate(row):
+            g = sum(text[r][i] for text in texts) / len(texts)
+            f = sum(text[r][i] ** 2 for text in texts) / len(texts)
+            term = {"vector": g * w, "element1": g * w, "element2": f * w * w, "mixed": g * w - f * w * w / 2, "l2": w * w}[form]
+            inner += term if form == "vector" else abs(term)
+        total += abs(inner)
+    return total

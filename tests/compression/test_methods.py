@@ -15,6 +15,7 @@ from compression.packed import FORMATS
 from tests import oracles, tiny
 
 LINEAR = [n for n in NAMES if n != "none" and get(n).scope != "model"]
+CUTS = [n for n in NAMES if get(n).reshaped]
 
 
 def site(out=24, n=40, seed=0, previous=None):
@@ -105,7 +106,7 @@ def test_nothing_to_do_leaves_the_logits_bit_identical(name, family):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", [*LINEAR, *CUTS])
 def test_every_method_works_on_every_family(name, family):
     """K: a non-empty set of layers changes, and the logits with them, but not beyond recognition."""
     bundle, tokens = tiny.bundle(family), tiny.ids(8)
@@ -115,6 +116,20 @@ def test_every_method_works_on_every_family(name, family):
     after = tiny.logits(bundle, tokens)
     assert outcome.layers and bool(torch.isfinite(after).all())
     assert 0 < (after - before).norm() < before.norm()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("name", CUTS)
+def test_a_method_that_cuts_leaves_the_sizes_that_it_promised_and_the_same_every_time(name, family):
+    left = []
+    for _ in range(2):
+        bundle, method = tiny.bundle(family), get(name)
+        params = method.params.parse(dict(method.tiny))
+        promised = method.reshaped(bundle.geometry, params)
+        calibrate.compress(bundle, ((method, params),), tiny.ids(8))
+        assert bundle.geometry == promised
+        left.append(bundle.module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in left), strict=True))
 
 
 # --- rounding ---

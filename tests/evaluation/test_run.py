@@ -135,6 +135,30 @@ def test_bits_per_weight_are_the_bytes_on_disk(place, store):
     assert result.metrics["weight_bits_per_weight"] == pytest.approx(8 * sum(sizes.values()) / weights, rel=1e-9)
 
 
+CUT = ("llm_pruner", {"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "sample_tokens": 16})
+
+
+def test_a_cut_model_is_measured_against_the_whole_one(place, store):
+    """Both bit figures divide by the original's counts; it is multiplied as the original is, which is no fallback."""
+    from evaluation.estimate import estimate
+
+    cut, both = (
+        run(spec(place, *steps, table_bits=16), store=store) for steps in ([CUT], [CUT, ("rtn", {"bits": 8, "group_size": 16})])
+    )
+    assert cut.status == both.status == "ok", (cut.error, both.error)
+    whole = sum(o * i for o, i in [(48, 48), (24, 48), (24, 48), (48, 48), (80, 48), (80, 48), (48, 80)])
+    left = sum(o * i for o, i in [(24, 48), (24, 48), (24, 48), (48, 24), (60, 48), (60, 48), (48, 60)])
+    assert cut.metrics["weight_bits_per_weight"] == pytest.approx(16 * left / whole)
+    assert both.metrics["weight_bits_per_weight"] < 0.65 * cut.metrics["weight_bits_per_weight"]
+    for result in (cut, both):
+        assert estimate(result.spec).weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
+        assert "plain_kernel" not in {n["code"] for n in result.notes}
+    assert [n["code"] for n in cut.notes if n["code"] == "structures_removed"] == ["structures_removed"]
+    if cut.timings[0]["loop"] == "decode step (C)":
+        assert cut.timings[0]["kernel"] == ["16-bit weights, whole layers (C)"]
+        assert "16-bit weights, whole layers (C)" not in both.timings[0]["kernel"]
+
+
 def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypatch):
     first = run(spec(place, ("none", {})), store=store, timings=False)
     assert first.status == "ok" and first.spec.is_original and "kl_divergence_mean" not in first.metrics

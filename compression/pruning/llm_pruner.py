@@ -1,0 +1,293 @@
+"""LLM-Pruner: remove whole attention heads and whole channels of the feed-forward.
+
+Zeros scattered over a matrix need a special format and a kernel that skips them. LLM-Pruner removes structures instead: a
+head with its rows of q, k, v and its columns of o, a channel with its rows of gate and up and its column of down. What is
+left is an ordinary model with smaller matrices, so it is smaller on disk and in memory and faster on every machine, and its
+key-value cache shrinks with the key-value heads. The price is quality: far more is lost than by rounding to the same size,
+and much of it comes back only with training afterwards.
+
+Ma, Fang, Wang 2023, "LLM-Pruner: On the Structural Pruning of Large Language Models", arXiv 2305.11627. How much a structure
+matters is read from the gradient g of the language-model loss on a few short texts (equations 3 to 5), for each weight w
+
+    vector    g w            summed over a row or column, then its absolute value
+    element1  |g w|          summed; first order
+    element2  F w^2          summed; second order, F the mean over the texts of the squared gradient
+    mixed     |g w - F w^2 / 2|
+
+and added up over all matrices of the structure. Each block ranks its own heads and channels. The first and last blocks are
+the sensitive ones and stay whole. `l2` (small weights go) and `random` are the controls; chance beats l2, in the paper too.
+
+Deviations: (1) the share of heads is rounded to the nearest whole number and at least one stays; the authors round down,
+which leaves models of few heads with all of them. (2) Where queries share keys, whole groups go, as theirs do; where a model
+has three such groups or fewer, the same number of query heads leaves each group and keys and values stay. A query head is
+paired with the keys that it really uses. (3) The protected blocks are shares of the depth (LLaMA-7B: the first 4 and last 2
+of 32, as published). (4) Biases go with their rows and are not scored. (5) No training afterwards: that is a step of its own.
+
+Cost: one forward and backward pass for each text; gradients of the pruned blocks' matrices in 32 bits (mixed: twice that).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compression import arch
+from compression.base import (
+    BadParam,
+    CalibrationError,
+    Cancelled,
+    Context,
+    Cost,
+    Edit,
+    Method,
+    Note,
+    Params,
+    TextUnavailable,
+    param,
+)
+from compression.bundle import Bundle, Geometry, LayerGeometry
+from compression.structure import AXES, Kept
+
+FEW_GROUPS = 3  # key-value heads up to which they all stay
+FIRST, SECOND = ("vector", "element1", "mixed"), ("element2", "mixed")  # which need the gradient, which its square
+TAYLOR = ("vector", "element1", "element2", "mixed")
+
+
+@dataclass(frozen=True)
+class LlmPrunerParams(Params):
+    """How much is removed, from where, and by which measure."""
+
+    removed: float = param(0.25, "Share of the heads and of the feed-forward channels that is removed from every block that isn't "
+                           "protected. The share of the whole model is smaller.", lo=0.0, hi=0.8, step=0.05, main=True,
+                           ends=("nothing removed, same", "almost all removed, worse"))  # fmt: skip
+    importance: str = param("element1", "How much a head or channel matters: a Taylor expansion of the loss, or a control.",
+                            choices=(*TAYLOR, "l2", "random"))  # fmt: skip
+    protect_first: float = param(0.1, "Share of the blocks at the start that stay whole, rounded up.",
+                                 lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
+    protect_last: float = param(0.05, "Share of the blocks at the end that stay whole, rounded up.",
+                                lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
+    heads: str = param("auto", "Where queries share keys: whole groups go, or queries within each group; auto: groups if there are "
+                       "more than three.", choices=("auto", "groups", "queries"), level="advanced")  # fmt: skip
+    samples: int = param(10, "Texts whose gradients are taken.", lo=1, hi=512, level="advanced")
+    sample_tokens: int = param(64, "Tokens of each text.", lo=2, hi=2_048, level="advanced")
+
+
+# --- how many ----------------------------------------------------------------------------------------------------
+
+
+def pruned_layers(layers: int, params: LlmPrunerParams) -> range:
+    """The blocks that aren't protected. Raises BadParam if there are none."""
+    start, end = (math.ceil(share * layers - 1e-9) for share in (params.protect_first, params.protect_last))
+    if start + end >= layers:
+        raise BadParam(
+            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect all {layers} blocks "
+            f"({start} and {end}); lower one of them",
+            name="protect_first", got=params.protect_first, allowed=f"what leaves one of {layers} blocks",
+        )  # fmt: skip
+    return range(start, layers - end)
+
+
+def by_queries(sizes: LayerGeometry, params: LlmPrunerParams) -> bool:
+    """True where query heads go and every key-value head stays."""
+    if sizes.heads == sizes.kv_heads:
+        return False
+    return params.heads == "queries" or (params.heads == "auto" and sizes.kv_heads <= FEW_GROUPS)
+
+
+def shrunk(sizes: LayerGeometry, params: LlmPrunerParams) -> LayerGeometry:
+    """A block's sizes after pruning: whole heads to the nearest, floor((1 - removed) channels), at least one of each."""
+    serves = sizes.heads // sizes.kv_heads
+    stay = lambda n: max(1, n - math.floor(n * params.removed + 0.5))  # noqa: E731
+    channels = max(1, math.floor(sizes.feed_forward * (1 - params.removed) + 1e-9))
+    if by_queries(sizes, params):
+        return dataclasses.replace(sizes, heads=stay(serves) * sizes.kv_heads, feed_forward=channels)
+    groups = stay(sizes.kv_heads)
+    return dataclasses.replace(sizes, heads=groups * serves, kv_heads=groups, feed_forward=channels)
+
+
+def reshaped(geometry: Geometry, params: LlmPrunerParams) -> Geometry:
+    """The model's sizes after pruning."""
+    if params.removed == 0:
+        return geometry
+    chosen = pruned_layers(len(geometry.layers), params)
+    layers = (shrunk(sizes, params) if i in chosen else sizes for i, sizes in enumerate(geometry.layers))
+    return dataclasses.replace(geometry, layers=tuple(layers))
+
+
+# --- which -------------------------------------------------------------------------------------------------------
+
+
+def scores(importance: str, weight: Tensor, axis: int, g: Tensor | None = None, f: Tensor | None = None) -> Tensor:
+    """The score of each row (axis 0) or column (axis 1) of weight [out, in].
+
+    g, f: mean over the texts of the gradient and of the squared gradient [out, in] (the table in the essay).
+    """
+    weight, along = weight.float(), 1 - axis
+    if importance == "vector":
+        return (g * weight).sum(along).abs()
+    if importance == "element1":
+        return (g * weight).abs().sum(along)
+    if importance == "element2":
+        return (f * weight.square()).sum(along)
+    if importance == "mixed":
+        return (g * weight - 0.5 * f * weight.square()).abs().sum(along)
+    return weight.square().sum(along)  # l2
+
+
+def choose(by_role: Mapping[str, Tensor], sizes: LayerGeometry, params: LlmPrunerParams) -> Kept:
+    """What stays of a block. by_role: role -> score of each of its rows or columns that belong to a structure."""
+    then, per_head = shrunk(sizes, params), {}
+    for role in ("q", "k", "v", "o"):
+        per_head[role] = by_role[role].view(-1, sizes.head_size).sum(1)
+    queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)  # [key-value head, query head of it]
+    serves = queries.shape[1]
+    if by_queries(sizes, params):
+        groups = range(sizes.kv_heads)
+        heads = [j * serves + i for j in groups for i in highest(queries[j], then.heads // then.kv_heads)]
+    else:
+        groups = highest(queries.sum(1) + per_head["k"] + per_head["v"], then.kv_heads)
+        heads = [j * serves + i for j in groups for i in range(serves)]
+    channels = sum(by_role[role] for role in ("gate", "up", "down") if role in by_role)
+    return Kept(tuple(heads), tuple(groups), tuple(highest(channels, then.feed_forward)))
+
+
+def highest(score: Tensor, count: int) -> list[int]:
+    """The places of the `count` highest scores in rising order; of equal ones the earlier stay."""
+    return sorted(torch.argsort(score, descending=True, stable=True)[:count].tolist())
+
+
+# --- gradients ---------------------------------------------------------------------------------------------------
+
+
+def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
+    """`samples` pieces of `sample_tokens` tokens [samples, sample_tokens], evenly spread over windows [n, window]."""
+    count, length = params.samples, params.sample_tokens
+    pieces = windows[:, : windows.shape[1] // length * length].reshape(-1, length)
+    if len(pieces) < count:
+        raise TextUnavailable(
+            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked for. Ask for fewer or shorter "
+            f"samples, or for more calibration tokens.",
+            code="text_too_short", name="calibration", tokens=windows.numel(), need=count * length,
+        )  # fmt: skip
+    return pieces[torch.arange(count) * len(pieces) // count]
+
+
+class Gradients:
+    """Sums over the texts of the gradient (`first`) and of the squared gradient (`second`), by path, float32 [out, in]."""
+
+    def __init__(self, importance: str):
+        self.wanted = {"first": importance in FIRST, "second": importance in SECOND}
+        self.first: dict[str, Tensor] = {}
+        self.second: dict[str, Tensor] = {}
+
+    def take(self, path: str, weight: Tensor) -> None:
+        """Add what the backward pass left at a weight, and free it there."""
+        gradient, weight.grad = weight.grad.float(), None
+        for name, value in (("first", lambda: gradient), ("second", gradient.square)):
+            if self.wanted[name]:
+                into = getattr(self, name)
+                into[path] = into[path].add_(value()) if path in into else value()
+
+
+def gradients(bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerParams, context: Context) -> Gradients:
+    """Gradients of the loss on each text of ids [n, length] with itself as its label, for the weights at `paths`; means."""
+    found, module = Gradients(params.importance), bundle.module
+    weights = {path: module.get_submodule(path).weight for path in paths}
+    handles = []
+    try:
+        for path, weight in weights.items():
+            take = lambda w, path=path: found.take(path, w)  # noqa: E731
+            handles.append(weight.requires_grad_().register_post_accumulate_grad_hook(take))
+        for done, text in enumerate(ids):
+            context.emit({"stage": "compress", "done": done, "total": len(ids)})
+            if context.cancelled():
+                raise Cancelled("stopped while taking gradients")
+            text = text[None].to(bundle.device)
+            with torch.enable_grad():
+                module(input_ids=text, labels=text, use_cache=False).loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for weight in weights.values():
+            weight.requires_grad_(False).grad = None
+    context.emit({"stage": "compress", "done": len(ids), "total": len(ids)})
+    for sums in (found.first, found.second):
+        for total in sums.values():
+            total /= len(ids)
+            if not bool(torch.isfinite(total).all()):
+                raise CalibrationError(
+                    "the gradients on the calibration text are not finite; use another text", code="gram_not_finite"
+                )
+    return found
+
+
+# --- the method --------------------------------------------------------------------------------------------------
+
+
+def compress(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
+    """Which heads and channels of which blocks stay."""
+    geometry = bundle.geometry
+    after = reshaped(geometry, params)
+    layers = [i for i, sizes in enumerate(geometry.layers) if after.layers[i] != sizes]
+    if not layers:
+        return Edit()
+    roles = {i: {role: path for group in arch.groups(bundle.module, i) for path, role in group} for i in layers}
+    found = None
+    if params.importance in TAYLOR:
+        paths = [path for by_role in roles.values() for path in by_role.values()]
+        found = gradients(bundle, paths, texts(context.windows, params), params, context)
+    generator = torch.Generator().manual_seed(context.seed)
+    kept = {}
+    for layer, paths_of in roles.items():
+        by_role = {}
+        for role, path in paths_of.items():
+            weight, axis = bundle.module.get_submodule(path).weight.detach(), AXES[role][1]
+            if found is None and params.importance == "random":
+                by_role[role] = torch.rand(weight.shape[axis], generator=generator)
+            else:
+                g, f = (found.first.pop(path, None), found.second.pop(path, None)) if found else (None, None)
+                by_role[role] = scores(params.importance, weight, axis, g, f).cpu()
+        kept[layer] = choose(by_role, geometry.layers[layer], params)
+    return Edit(kept=kept, notes=(_told(geometry, after, layers),))
+
+
+def _told(geometry: Geometry, after: Geometry, layers: list[int]) -> Note:
+    """What went, in numbers; the first pruned block stands for all."""
+    count = lambda g: sum(math.prod(shape) for _, _, shape in arch.linear_shapes(g))  # noqa: E731
+    before, now = geometry.layers[layers[0]], after.layers[layers[0]]
+    return Note("structures_removed", {
+        "blocks": len(layers), "of": len(geometry.layers), "first": layers[0], "last": len(geometry.layers) - 1 - layers[-1],
+        "heads": before.heads, "heads_left": now.heads, "channels": before.feed_forward, "channels_left": now.feed_forward,
+        "percent": 100 * (1 - count(after) / count(geometry)),
+    })  # fmt: skip
+
+
+def cost(shape: tuple[int, int], params: LlmPrunerParams, tokens: int) -> Cost:
+    """Of one matrix before pruning: its gradients, and forward and backward passes over the texts; stored in 16 bits."""
+    out, n = shape
+    if params.removed == 0 or params.importance not in TAYLOR:
+        return Cost(bytes=2 * out * n, flops=0.0)
+    kinds = (params.importance in FIRST) + (params.importance in SECOND)
+    return Cost(bytes=2 * out * n, flops=6.0 * out * n * params.samples * params.sample_tokens, peak_bytes=4 * out * n * kinds)
+
+
+METHOD = Method(
+    name="llm_pruner",
+    title="LLM-Pruner",
+    family="pruning",
+    paper="https://arxiv.org/abs/2305.11627",
+    params=LlmPrunerParams,
+    scope="model",
+    compress=compress,
+    cost=cost,
+    windows=True,
+    reshaped=reshaped,
+    identity={"removed": 0.0},
+    tiny={"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "sample_tokens": 16},
+    essay=__doc__,
+)

@@ -1,0 +1,97 @@
+"""Cutting heads and feed-forward channels out of a block, so that its matrices really shrink.
+
+A head is its rows of q, k, v and its columns of o; a channel of the feed-forward is its rows of gate and up and its column
+of down. Rows take their bias along. Attention asks for whole groups: every key-value head that stays serves equally many
+query heads, and they stand in its order. The size of a head never changes (rotary positions and per-head norms belong to it).
+
+A block's sizes are read from its matrices (arch.geometry), so that a cache, the decode step and a saved file follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compression import arch
+from compression.base import UnsupportedLayer
+from compression.bundle import LayerGeometry
+
+AXES = {  # role -> (what its structures are, the axis of its weight [out, in] that they lie on)
+    "q": ("heads", 0), "k": ("kv_heads", 0), "v": ("kv_heads", 0), "o": ("heads", 1),
+    "gate": ("channels", 0), "up": ("channels", 0), "down": ("channels", 1),
+}  # fmt: skip
+SIZES: dict[str, Callable[[LayerGeometry], int]] = {  # attribute of a transformers module in a block -> its value
+    "num_heads": lambda g: g.heads,  # OPT, GPT-2
+    "split_size": lambda g: g.heads * g.head_size,  # GPT-2: where the fused q, k, v is taken apart
+    "num_key_value_groups": lambda g: g.heads // g.kv_heads,
+    "intermediate_size": lambda g: g.feed_forward,
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of one block: numbers of query heads, key-value heads and channels as they are now, in rising order."""
+
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+def first(now: LayerGeometry, then: LayerGeometry) -> Kept:
+    """So many of each that sizes `now` become `then`: with it, undefined weights get the shapes of a cut model."""
+    serves, each = now.heads // now.kv_heads, then.heads // then.kv_heads
+    heads = tuple(kv * serves + i for kv in range(then.kv_heads) for i in range(each))
+    return Kept(heads, tuple(range(then.kv_heads)), tuple(range(then.feed_forward)))
+
+
+def cut(module: nn.Module, kept: Mapping[int, Kept]) -> None:
+    """Keep only that much of each block (layer -> Kept), in place. Raises UnsupportedLayer for what attention can't run."""
+    geometry = arch.geometry(module)
+    for layer, parts in kept.items():
+        sizes = geometry.layers[layer]
+        _check(layer, sizes, parts)
+        for group in arch.groups(module, layer):
+            for path, role in group:
+                what, axis = AXES[role]
+                index = torch.tensor(getattr(parts, what))
+                narrow(module.get_submodule(path), index if what == "channels" else lanes(index, sizes.head_size), axis)
+        _tell(arch.blocks(module)[layer],
+              LayerGeometry(len(parts.heads), len(parts.kv_heads), sizes.head_size, len(parts.channels)))  # fmt: skip
+
+
+def lanes(heads: Tensor, size: int) -> Tensor:
+    """Rows of q (or columns of o) of heads [n], head by head: [n * size]."""
+    return (heads[:, None] * size + torch.arange(size)).flatten()
+
+
+def narrow(linear: nn.Linear, index: Tensor, axis: int) -> None:
+    """Keep the rows (axis 0, their biases too) or columns (axis 1) `index` of a linear, in place."""
+    index = index.to(linear.weight.device)
+    linear.weight = nn.Parameter(linear.weight.detach().index_select(axis, index), requires_grad=False)
+    linear.out_features, linear.in_features = linear.weight.shape
+    if axis == 0 and linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.detach().index_select(0, index), requires_grad=False)
+
+
+def _check(layer: int, sizes: LayerGeometry, kept: Kept) -> None:
+    served = [head * sizes.kv_heads // sizes.heads for head in kept.heads]
+    each, rest = divmod(len(kept.heads), max(len(kept.kv_heads), 1))
+    if not kept.channels or not each or rest or served != [kv for kv in kept.kv_heads for _ in range(each)]:
+        raise UnsupportedLayer(
+            f"block {layer}: query heads {kept.heads} of {sizes.heads} with key-value heads {kept.kv_heads} of {sizes.kv_heads} and "
+            f"{len(kept.channels)} channels; every key-value head must keep equally many of its own query heads, and something must stay",
+            layer=layer,
+        )  # fmt: skip
+
+
+def _tell(block: nn.Module, sizes: LayerGeometry) -> None:
+    """The block's modules learn their new sizes."""
+    for module in block.modules():
+        for name, size in SIZES.items():
+            if hasattr(module, name):
+                setattr(module, name, size(sizes))
+        if isinstance(module, arch.Joined) and module.heads is not None:
+            module.heads = sizes.heads
