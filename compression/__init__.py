@@ -32,6 +32,7 @@ NAMES = {
     "wanda": "compression.pruning.wanda",
     "svd": "compression.low_rank.svd",
     "svd_llm": "compression.low_rank.svd_llm",
+    "tensorgpt": "compression.low_rank.tensorgpt",
 }
 
 

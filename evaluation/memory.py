@@ -23,13 +23,16 @@ def resident_bytes(module: nn.Module) -> int:
 
 
 def weight_bits(module: nn.Module) -> float | None:
-    """Stored bits per weight over the compressed matrices of the blocks, None if there are none.
+    """Stored bits per weight over the compressed matrices of the blocks, None if there are none; where only the token table is
+    compressed, the blocks' own 16.
 
     Divides by the original matrices' counts (a format keeps its matrix's shape).
     """
     packed = [m.packed for m in module.modules() if isinstance(m, CompressedLinear)]
+    if not packed:
+        return 16.0 if any(isinstance(m, CompressedTable) for m in module.modules()) else None
     weights = sum(p.shape[0] * p.shape[1] for p in packed)
-    return 8 * sum(p.stored_bytes() for p in packed) / weights if packed else None
+    return 8 * sum(p.stored_bytes() for p in packed) / weights
 
 
 def kernels_used(module: nn.Module) -> list[str]:

@@ -37,6 +37,8 @@ GATES = (
     "llm_int8", "llm_int8 --threshold 2", "llm_int8 --threshold 0", "smoothquant --activations tensor",
     "smoothquant --activations tensor --smooth false", "zeroquant --bits 4",
     "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
+    "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
+    "tensorgpt --rank 6 --modes square --kind svd",
 )  # fmt: skip
 
 

@@ -89,6 +89,11 @@ class RunSpec:
     def needs_calibration(self) -> bool:
         return any(m.needs_calibration for m, _ in self.methods)
 
+    @property
+    def compresses_tables(self) -> bool:
+        """Whether the embedding or the head may be stored otherwise than in 16 bits."""
+        return self.table_bits < 16 or any(m.table_cost for m, _ in self.methods)
+
     def original(self) -> RunSpec:
         """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""
         return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, activations="exact", seed=0)
