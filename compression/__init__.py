@@ -34,6 +34,7 @@ NAMES = {
     "svd": "compression.low_rank.svd",
     "svd_llm": "compression.low_rank.svd_llm",
     "lora": "compression.low_rank.lora",
+    "tensorgpt": "compression.low_rank.tensorgpt",
 }
 
 

@@ -203,7 +203,7 @@ def assemble(folder: Path, module: nn.Module, modules: dict[str, dict], tensors:
     _place(module, modules, dtype)
     tensors = {name: t.to(dtype) if _computes(name, t) else t for name, t in tensors.items()}
     missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
-    if not any(isinstance(m, TableHead) for m in module.modules()):
+    if isinstance(arch.embedding(module)[1], nn.Embedding):
         module.tie_weights()
         missing = [name for name in missing if not (geometry.tied and name == arch.head(module)[0] + ".weight")]
     if missing or unexpected:

@@ -276,6 +276,8 @@ class Edit:
     """What a method returns. The driver alone applies it."""
 
     linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
+    table: Packed | None = None  # replaces the token embedding, and a head that shares it unless `head` is given
+    head: Packed | None = None  # replaces the head's weight
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases, "<path>.input_scale"
     bundle: Bundle | None = None  # a different or reshaped model
     kept: Mapping[int, Kept] = field(default_factory=dict)  # layer -> the heads and channels that stay; the rest is cut out
@@ -312,6 +314,9 @@ class Method:
     after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
     inherits: tuple[str, ...] = ()  # of a converter: own params that the step before decides where it has them
     converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
+    # of a method that stores the token embedding and leaves linears alone: ((vocabulary, width), params, tied) -> Cost of all
+    # that it stores, None where the table is left as it is
+    table_cost: Callable[..., Cost | None] | None = None
     cost_by_role: bool = False
     trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
     adds: Callable[[Params, tuple], bool] | None = (

@@ -42,6 +42,7 @@ from compression.base import (
 )
 from compression.bundle import Bundle
 from compression.packed.activations import ActivationRule
+from compression.packed.base import Packed
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
 from compression.quantization.grids import fit
@@ -82,6 +83,7 @@ def compress(
     """
     start = time.perf_counter()
     outcome = Outcome()
+    check_tables(recipe)
     engine.forget(bundle)
     for number, (method, params) in enumerate(recipe, 1):
         if method.needs_calibration and windows is None:
@@ -94,7 +96,7 @@ def compress(
             {"model": walk.model, "block": walk.block_by_block, "linear": walk.linears}[method.scope](seed)
     if table_bits < 16:
         emit({"stage": "tables", "done": 0, "total": 1, "facts": {"bits": table_bits}})
-        compress_tables(bundle, table_bits)
+        outcome.notes.extend(compress_tables(bundle, table_bits))
     if activations == "int8":
         for module in bundle.module.modules():
             own = isinstance(module, (CompressedLinear, CompressedTable))
@@ -102,6 +104,14 @@ def compress(
                 module.packed.activations = ActivationRule(bits=8, group=ACTIVATION_GROUP)
     outcome.seconds = time.perf_counter() - start
     return outcome
+
+
+def check_tables(recipe: Sequence[tuple[Method, Params]]) -> None:
+    """Raises BadChain for a recipe that would store the token embedding twice."""
+    names = [method.name for method, _ in recipe if method.table_cost]
+    if len(names) > 1:
+        raise BadChain(f"{names[1]} can't follow {names[0]}: both store the token embedding. Drop one of the two steps.",
+                       method=names[1], format="an embedding that is stored already", allowed="a table in 16 bits")  # fmt: skip
 
 
 class _Walk:
@@ -230,6 +240,11 @@ class _Walk:
         for path, role, layer in touched:
             bits = 16.0 * self.module.get_submodule(path).weight.numel() / before[path]
             row = {"path": path, "method": self.method.name, "bits_per_weight": bits, "layer": layer, "role": role}
+            self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
+        if edit.table is not None:
+            path = arch.embedding(self.module)[0]
+            put_tables(self.bundle, edit.table, edit.head)
+            row = {"path": path, "method": self.method.name, "role": "embedding", "bits_per_weight": edit.table.bits_per_weight()}
             self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
 
 
@@ -421,17 +436,29 @@ _SUMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def compress_tables(bundle: Bundle, bits: int) -> None:
-    """Store the embedding and the head in `bits` bits, per row in groups of 64; a tied pair once."""
+def compress_tables(bundle: Bundle, bits: int) -> list[Note]:
+    """Store the embedding and the head in `bits` bits, per row in groups of 64; a tied pair once.
+
+    What a method has stored already stays as it is, and a note says so.
+    """
+    table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
+    fresh = isinstance(table, nn.Embedding)
+    own_head = isinstance(head, nn.Linear) and not bundle.geometry.tied
+    put_tables(bundle, _round_rows(table.weight, bits) if fresh else None, _round_rows(head.weight, bits) if own_head else None)
+    return [] if fresh else [Note("table_kept", {"bits": bits, "format": table.packed.format})]
+
+
+def put_tables(bundle: Bundle, table: Packed | None, head: Packed | None) -> None:
+    """Put these formats in the place of the embedding and the head; a tied head without one of its own reads the table."""
     module = bundle.module
-    (table_path, table), (head_path, head) = arch.embedding(module), arch.head(module)
-    compressed = CompressedTable(_round_rows(table.weight, bits), table.weight.dtype)
-    if bundle.geometry.tied:
-        new_head = TableHead(compressed)
-    else:
-        new_head = CompressedLinear(_round_rows(head.weight, bits), head.bias)
-    set_submodule(module, table_path, compressed)
-    set_submodule(module, head_path, new_head)
+    (table_path, old_table), (head_path, old_head) = arch.embedding(module), arch.head(module)
+    if table is not None:
+        compressed = CompressedTable(table, old_table.weight.dtype)
+        set_submodule(module, table_path, compressed)
+        if bundle.geometry.tied and head is None:
+            set_submodule(module, head_path, TableHead(compressed))
+    if head is not None:
+        set_submodule(module, head_path, CompressedLinear(head, old_head.bias))
 
 
 def _round_rows(weight: Tensor, bits: int) -> GroupedInt:

@@ -197,6 +197,8 @@ def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
     tensors = {name: t for name, t in stored.items() if not any(name.startswith(f"{path}.") for path in own)}
     blocks = arch.table(bundle.module).blocks
     tables = {path: m for path, m in own.items() if not path.startswith(f"{blocks}.")}
+    if len(tables) > 1 and bundle.geometry.tied:
+        raise CannotExport("the head has a table of its own, and this model's config says that it shares the embedding's")
     for path, table in tables.items():
         tensors[f"{path}.weight"] = table.packed.dequantize().to(DTYPE)
     ours, theirs = RENAMED.get(bundle.module.config.model_type, ("", ""))

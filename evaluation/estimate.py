@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
-from compression.base import ModelUnavailable
+from compression.base import Cost, ModelUnavailable
 from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE, unknown
 from compression.models import on_disk
@@ -99,7 +99,9 @@ def estimate(spec: RunSpec) -> Estimate:
     if geometry.family in ("opt", "gpt2"):
         norms += 2 * geometry.positions * geometry.hidden  # learned positions
     packed = sum(count * size for count, size, _, _, _ in costs)
-    table_bytes = tables * table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
+    rounded = table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
+    stored = _stored_table(spec, geometry)
+    table_bytes = tables * rounded if stored is None else stored.bytes + (tables - 1) * rounded
     original = 2 * (weights + tables * table) + norms
     file_bytes = original if spec.is_original else int(packed + table_bytes + norms)
     wide = 4  # float32 on a processor
@@ -108,7 +110,7 @@ def estimate(spec: RunSpec) -> Estimate:
     )  # the original's 16-bit tiles and the compressed model, while both are timed
     states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
     held = sum(count * peak for count, _, _, _, peak in costs)  # by methods that work on the whole model at once
-    working = max(max((c[2] for c in costs), default=0) + states, held)
+    working = max(max([c[2] for c in costs] + ([stored.peak_bytes] if stored else [])) + states, held)
     peak = int(PROCESS_BYTES + wide * (weights + tables * table) + max(working, beside) + 300e6)
     available = machine.available_bytes()
     fits = peak <= available
@@ -119,6 +121,13 @@ def estimate(spec: RunSpec) -> Estimate:
     )  # fmt: skip
 
 
+def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
+    """What a method that stores the token embedding makes of it, None if no step does."""
+    shape = geometry.vocabulary, geometry.table // geometry.vocabulary
+    costs = [method.table_cost(shape, params, geometry.tied) for method, params in spec.methods if method.table_cost]
+    return costs[0] if costs else None
+
+
 def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]) -> tuple[float, int, float, int]:
     """(stored bytes, peak bytes, operations, bytes held for the whole model at once) of a chain on one matrix that a step of it
     may cut down to the shape `then`: pruning shares and bit widths multiply."""
@@ -126,6 +135,8 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int
     size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
     kept, before = 1.0, {}
     for i, (method, params) in enumerate(spec.methods):
+        if method.table_cost:  # linears stay as they are
+            continue
         if method.scope == "model":
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
             held, flops = max(held, cost.peak_bytes), flops + cost.flops
@@ -174,9 +185,10 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
     passes = 1.7 * sum(1 for m, _ in spec.methods if m.stats)
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
-    own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) / flops_per_second
+    stored = _stored_table(spec, geometry)
+    own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (stored.flops if stored else 0)
     plan |= {
-        "compress": walk + own + 2.0,
+        "compress": walk + own / flops_per_second + 2.0,
         "save": 1.0,
         "evaluate": forward * 1.5 + texts,
         "latency": loading + LATENCY_STEPS * decode + 3 * packing,

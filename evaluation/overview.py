@@ -48,14 +48,14 @@ def label(spec: RunSpec) -> str:
     words, steps = Words("en"), []
     for method, params in spec.methods:
         values = params.json()
-        told = {"bits", "sparsity", "removed", "group_size", "table", "rounding", method.main_param}
+        told = {"bits", "sparsity", "removed", "group_size", "table", "rounding", "kind", method.main_param}
         changed = [
             f"{words('param.' + f['name']).lower()} {spoken(words, v)}"
             for f in params.describe()
             if (v := values[f["name"]]) != f["default"] and f["name"] not in told
         ]
         main = method.main_param
-        if main not in (None, "bits", "sparsity", "removed") and values.get("rounding", True):
+        if main not in (None, "bits", "sparsity", "removed", "rank") and values.get("rounding", True):
             changed.insert(0, f"{words('param.' + main).lower()} {values[main]}")
         steps.append(", ".join([words.step(method.name, values, long=True), *changed]))
     return words("then").join(steps) + (f", seed {spec.seed}" if spec.seed else "")

@@ -183,7 +183,7 @@ class _Run:
                 timings = self._time(None, self.bundle)
                 metrics |= timings[0]["original"]
             found = self.store.put(self._result(key, spec, metrics, series, timings=timings))
-        self.baseline = Baseline.load(folder, OriginalHead(head, self._head_dtype()) if self.spec.table_bits < 16 else head)
+        self.baseline = Baseline.load(folder, OriginalHead(head, self._head_dtype()) if self.spec.compresses_tables else head)
         return found
 
     def _head(self):
@@ -260,8 +260,8 @@ class _Run:
         if peak:
             self.metrics["peak_memory_bytes"] = peak
         kernels = memory.kernels_used(self.bundle.module)
-        if kernels and kernels[0].endswith("(PyTorch)"):  # no C kernel and no Triton
-            self.notes.append(Note("plain_kernel", {"kernel": kernels[0]}))
+        if plain := [name for name in kernels if name.endswith("(PyTorch)")]:  # no C kernel and no Triton
+            self.notes.append(Note("plain_kernel", {"kernel": plain[0]}))
         timings = self._side_by_side(kernels) if self.timings else []
         result = self._result(key, spec, self.metrics, series | outcome.series, timings=timings, layers=outcome.layers)
         self.clock.end()

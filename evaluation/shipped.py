@@ -39,6 +39,8 @@ GATES = (
     "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
     *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
     "llm_pruner --removed 0.25 --importance random",
+    "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
+    "tensorgpt --rank 6 --modes square --kind svd",
 )  # fmt: skip
 
 SEEDS = {"llm_pruner --removed 0.25 --importance random": range(5)}  # gates that are measured more than once

@@ -90,6 +90,11 @@ class RunSpec:
         return any(m.needs_calibration for m, _ in self.methods)
 
     @property
+    def compresses_tables(self) -> bool:
+        """Whether the embedding or the head may be stored otherwise than in 16 bits."""
+        return self.table_bits < 16 or any(m.table_cost for m, _ in self.methods)
+
+    @property
     def training_tokens(self) -> int:
         """The tokens of text that the recipe's training takes, what is held out of them included; 0 if nothing trains."""
         taken = max((m.trains_on(p) for m, p in self.methods if m.trains_on), default=0)

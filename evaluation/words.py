@@ -130,9 +130,11 @@ class Words:
         if values.get("pattern", "unstructured") != "unstructured":
             parts = [str(values["pattern"])]
         else:
-            parts = [self.knob(k, values[k]) for k in ("bits", "sparsity", "removed") if k in values]
+            parts = [self.knob(k, values[k]) for k in ("bits", "sparsity", "removed", "rank") if k in values]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
+        if values.get("kind") == "svd":
+            parts.append(self("value.svd"))
         title = self(f"value.{values['table']}") if "table" in values else self.method(name)
         if values.get("rounding") is False:
             return self("method.factors", method=title)

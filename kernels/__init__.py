@@ -26,11 +26,13 @@ OPS = {  # op -> what is multiplied, in words
     "low_rank": "two thin products",
     "outliers": "sparse outliers",
     "columns": "16-bit columns",
+    "tensor_train": "tensor trains",
 }
 PYTORCH = {  # others unpack first
     "dense": "dense (PyTorch)",
     "low_rank": "two products (PyTorch)",
     "columns": "16-bit columns (PyTorch)",
+    "tensor_train": "tensor trains, rebuilt a block at a time (PyTorch)",
 }
 
 

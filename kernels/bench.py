@@ -37,6 +37,7 @@ from kernels.dense import choose_float32
 from kernels.grouped_int import levelled, spread
 from kernels.outliers import outliers_matrix
 from kernels.sparse import mask_bits
+from kernels.tensor_train import tensor_train_rows, values_per_row
 
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096))  # (out, in)
 TOKENS = (1, 8, 512)
@@ -179,6 +180,12 @@ def thin(out: int, n: int, rule):
     return plans.low_rank(u, v, rule), u.float() @ v.float()
 
 
+def chains(out: int, n: int, rule):
+    modes, ranks = (16, n // 16), (1, 4, 1)
+    cores = torch.randn(out, values_per_row(modes, ranks)).half()
+    return plans.tensor_train(cores, modes, ranks, n, rule), tensor_train_rows(cores, modes, ranks, n)
+
+
 def with_outliers(out: int, n: int, rule):
     below, weight = integers(3)(out, n, rule)
     count = n // 100
@@ -212,6 +219,7 @@ VARIANTS = (  # (op, name, maker, activations)
     ("bitmask", "50 %, 4 bits", half_kept_codes(4), BOTH),
     ("two_four", "2:4, 16 bits", two_of_four, EXACT),
     ("low_rank", "half the parameters", thin, EXACT),
+    ("tensor_train", "two sides, rank 4", chains, EXACT),
     ("outliers", "3 bits + 1 % outliers", with_outliers, BOTH),
     ("columns", "3 bits + 1 % columns", with_columns, BOTH),
 )

@@ -373,3 +373,29 @@ def structure_importance(form, rows, texts):
             inner += term if form == "vector" else abs(term)
         total += abs(inner)
     return total
+
+
+def tensor_train(vector, modes, rank):
+    """(cores, errors): TT-SVD of one vector by its definition: fold the rest, cut its SVD to `rank` threads, go on with Sigma V^T.
+    errors: the sum of squares of the singular values that each step drops."""
+    rest = np.zeros(int(np.prod(modes)))
+    rest[: len(vector)] = vector
+    cores, errors, threads = [], [], 1
+    for mode in modes[:-1]:
+        u, s, vt = np.linalg.svd(rest.reshape(threads * mode, -1), full_matrices=False)
+        kept = min(rank, len(s))
+        cores.append(u[:, :kept].reshape(threads, mode, kept))
+        errors.append((s[kept:] ** 2).sum())
+        rest, threads = s[:kept, None] * vt[:kept], kept
+    return [*cores, rest.reshape(threads, modes[-1], 1)], errors
+
+
+def entries(cores):
+    """A tensor train's vector, entry by entry: the product of one matrix of each core."""
+    found = []
+    for place in np.ndindex(*(core.shape[1] for core in cores)):
+        chain = np.ones((1, 1))
+        for core, i in zip(cores, place, strict=True):
+            chain = chain @ core[:, i, :]
+        found.append(chain[0, 0])
+    return np.array(found)

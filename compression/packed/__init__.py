@@ -19,6 +19,7 @@ FORMATS = {
     "binary_coded": ("compression.packed.binary_coded", "BinaryCoded"),
     "outliers": ("compression.packed.outliers", "Outliers"),
     "columns": ("compression.packed.columns", "Columns"),
+    "tensor_train": ("compression.packed.tensor_train", "TensorTrain"),
     "sum": ("compression.packed.total", "Sum"),
 }
 

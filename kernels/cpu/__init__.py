@@ -1,6 +1,6 @@
 """C kernels for processors: compiled on first use, cached, tested against the references, then used.
 
-vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), formats.h how each format is decoded,
+vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), formats.h how each format is decoded (chain.h: tensor trains),
 product.c multiplies, step.c runs whole decoder layers, team.c holds the threads; plans.py brings stored tensors into the
 tiles that all of them read.
 

@@ -17,6 +17,8 @@
      LOW_RANK        second x (first x); SUM  first x + second x
      OUTLIERS        values half, mask: columns uint16, starts: int32 [out + 1], added row by row
      COLUMNS         values half [tile][k][16], starts: int32 [k], the columns; groups: k
+     TRAIN           each row is a chain of cores (chain.h): values half [tile][a row's values][16], the cores one after the
+                     other; starts: int32, how many, their modes, their ranks (one more)
 
    Scales and zero points [tile][group][16], as `grids` says:
 
@@ -31,7 +33,7 @@
 
 #include "vectors.h"
 
-enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS, COLUMNS };
+enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS, COLUMNS, TRAIN };
 enum { WHOLE, REAL, LEVELS, FLOATS };
 
 typedef struct plan plan;
@@ -96,7 +98,8 @@ int64_t input_bytes(int64_t n, int64_t m);         /* room for a prepared input 
 void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const float *scale, int64_t m, int64_t first, int64_t last, uint8_t *room);
 /* y[m][ld] = x W^T; every member calls it and computes its share of the rows. */
 void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld);
-/* Rows ids[0..count) of W as floats [count][n]; one thread. panel: 64 bytes a column, whole blocks. */
+int64_t panel_bytes(const plan *p);                /* scratch for decode_rows */
+/* Rows ids[0..count) of W as floats [count][n]; one thread. panel: panel_bytes. */
 void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, float *panel);
 
 #endif

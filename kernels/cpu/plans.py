@@ -22,7 +22,7 @@ from kernels.grouped_int import level_codes, levelled
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
-KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS", "COLUMNS")
+KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS", "COLUMNS", "TRAIN")
 GRIDS = ("WHOLE", "REAL", "LEVELS", "FLOATS")
 CODES = ("INT", "MASK_INT", "BOOK", "BITS")  # kinds whose products are of integers
 ROWS, COLUMNS = 16, 32  # of a tile, of a block
@@ -272,6 +272,12 @@ def outliers(values: Tensor, columns: Tensor, starts: Tensor, n: int, rule: Rule
 def columns(values: Tensor, index: Tensor, n: int, rule: Rule | None = None) -> Plan:
     """A few whole columns: values [out, k] in 16 bits, index [k]."""
     return Plan("columns", "COLUMNS", (len(values), n), rule, values=_grid(values.half()), starts=index.int())
+
+
+def tensor_train(cores: Tensor, modes: tuple[int, ...], ranks: tuple[int, ...], n: int, rule: Rule | None = None) -> Plan:
+    """cores float16 [out, P]: each row's chain, flat."""
+    shape = torch.tensor([len(modes), *modes, *ranks], dtype=torch.int32)
+    return Plan("tensor_train", "TRAIN", (len(cores), n), rule, values=_grid(cores), starts=shape)
 
 
 def to_range(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@
 #define omp_get_num_threads() 1
 #endif
 
+#include "chain.h"
 #include "formats.h"
 #include "team.h"
 
@@ -462,10 +463,42 @@ static void add(member *me, const plan *p, const input *in, float *y, int64_t ld
     (p->kind == OUTLIERS ? add_outliers : add_columns)(me, p, in, y, ld);
 }
 
+/* Tensor trains: a tile's rows are made once for all tokens. */
+static void multiply_chains(member *me, const plan *p, const input *in, float *y, int64_t ld)
+{
+    float *panel = (float *)me->own, sixteen[64];
+    const int64_t columns = 32 * blocks_of(p);
+    int64_t first, last;
+    share(me, tiles_of(p), &first, &last);
+    for (int64_t t = first; t < last; t++) {
+        contract(p, t, panel);
+        for (int64_t i = 0; i < in->m; i += 4) {
+            const int64_t more = in->m - i < 4 ? in->m - i : 4;
+            vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+            const float *x = in->x + i * in->ld;
+            if (more == 4)
+                for (int64_t k = 0; k < columns; k++) UNROLL(4)
+                    for (int j = 0; j < 4; j++) sum[j] = vf_fma(vf_load(panel + 16 * k), vf_splat(x[j * in->ld + k]), sum[j]);
+            else
+                for (int64_t j = 0; j < more; j++) {
+                    vf part[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+                    for (int64_t k = 0; k < columns; k += 4) UNROLL(4)
+                        for (int q = 0; q < 4; q++) part[q] = vf_fma(vf_load(panel + 16 * (k + q)), vf_splat(x[j * in->ld + k + q]), part[q]);
+                    sum[j] = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
+                }
+            for (int64_t j = 0; j < more; j++) {
+                vf_store(sixteen + 16 * j, sum[j]);
+                write_rows(p, t, sixteen + 16 * j, y + (i + j) * ld);
+            }
+        }
+    }
+}
+
 int64_t own_bytes(const plan *p)
 {
     int64_t most = 64 * TOKENS + 64 * PANEL;
     if (128 * blocks_of(p) > most) most = 128 * blocks_of(p);
+    if (p->kind == TRAIN && 4 * chain_room(p) > most) most = 4 * chain_room(p);
     const int64_t first = p->first ? own_bytes(p->first) : 0, second = p->second ? own_bytes(p->second) : 0;
     if (first > most) most = first;
     return second > most ? second : most;
@@ -515,20 +548,58 @@ void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
         for (int64_t i = 0; i < in->m; i++)
             for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++) y[i * ld + o] = 0;
         add(me, p, in, y, ld);
-    } else
+    } else if (p->kind == TRAIN)
+        multiply_chains(me, p, in, y, ld);
+    else
         multiply_tiles(me, p, in, y, ld);
+}
+
+int64_t panel_bytes(const plan *p)
+{
+    if (p->kind == TRAIN) return 4 * chain_room(p);
+    if (p->kind != LOW_RANK) return 2048 * blocks_of(p);
+    const int64_t a = panel_bytes(p->first), b = panel_bytes(p->second);
+    return 64 * tiles_of(p->first) + (a > b ? a : b);
+}
+
+/* The rows of a tile as floats [column][16], in the order of the tile's columns. */
+static void decode_tile(const plan *p, int64_t tile, float *panel)
+{
+    if (p->kind == TRAIN) {
+        contract(p, tile, panel);
+        return;
+    }
+    cursor c = begin(p, tile);
+    route_of(p)->floats(p, tile, &c, blocks_of(p), panel);
+}
+
+/* Rows of (second first): a row of the second times all of the first. */
+static void decode_products(const plan *p, const int64_t *ids, int64_t count, float *into, float *panel)
+{
+    const plan *v = p->first;
+    float *row = panel, *rest = panel + 16 * tiles_of(v); /* the row padded to whole tiles of v */
+    for (int64_t i = 0; i < count; i++, into += p->n) {
+        memset(row, 0, 64 * tiles_of(v));
+        memset(into, 0, 4 * p->n);
+        decode_rows(p->second, ids + i, 1, row, rest);
+        for (int64_t t = 0; t < tiles_of(v); t++) {
+            decode_tile(v, t, rest);
+            const vf sixteen = vf_load(row + 16 * t);
+            for (int64_t k = 0; k < p->n; k++) into[k] += vf_sum(vf_mul(sixteen, vf_load(rest + 16 * k)));
+        }
+    }
 }
 
 void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, float *panel)
 {
-    const route *to = route_of(p);
+    if (p->kind == LOW_RANK) {
+        decode_products(p, ids, count, into, panel);
+        return;
+    }
     int64_t had = -1;
     for (int64_t i = 0; i < count; i++) {
         const int64_t tile = ids[i] / 16, lane = ids[i] % 16;
-        if (tile != had) {
-            cursor c = begin(p, tile);
-            to->floats(p, tile, &c, blocks_of(p), panel);
-        }
+        if (tile != had) decode_tile(p, tile, panel);
         had = tile;
         for (int64_t k = 0; k < p->n; k++) into[i * p->n + (p->order ? p->order[k] : k)] = panel[16 * k + lane];
     }
@@ -684,7 +755,7 @@ int product(const plan *p, const float *x, float *y, int64_t m, int threads)
 /* Rows ids[0..count) of W as floats [count][n]. Returns 0, or 1 without memory. */
 int rows(const plan *p, const int64_t *ids, int64_t count, float *into)
 {
-    float *panel = (float *)team_begin(64 * 32 * blocks_of(p) + 64);
+    float *panel = (float *)team_begin(panel_bytes(p) + 64);
     if (!panel) return 1;
     decode_rows(p, ids, count, into, panel);
     team_end();

@@ -52,9 +52,11 @@ def cases(out: int = 19, n: int = 75):
     from kernels.grouped_int import groups_of, levelled, spread
     from kernels.outliers import outliers_matrix
     from kernels.sparse import mask_bits
+    from kernels.tensor_train import tensor_train_rows, values_per_row
 
     g = torch.Generator().manual_seed(0)
     normal = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
+    chains = torch.Generator().manual_seed(1)
     whole = lambda top, *shape: torch.randint(0, top, shape, generator=g).to(torch.uint8)  # noqa: E731
     keep = torch.rand(out, n, generator=g) > 0.5
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -98,6 +100,10 @@ def cases(out: int = 19, n: int = 75):
         yield f"bitmask, rule {rule}", plans.bitmask(mask_bits(keep), half[keep], n, rule), half.float() * keep
         u, v = normal(out, 5).half(), normal(5, n).half()
         yield f"low rank, rule {rule}", plans.low_rank(u, v, rule), u.float() @ v.float()
+        for modes, ranks in (((n,), (1, 1)), ((8, -(-n // 8)), (1, 3, 1)), ((2, 3, -(-n // 12), 2), (1, 2, 4, 2, 1))):
+            cores = 0.5 * torch.randn(out, values_per_row(modes, ranks), generator=chains).half()
+            weight = tensor_train_rows(cores, modes, ranks, n)
+            yield f"chains of {len(modes)}, rule {rule}", plans.tensor_train(cores, modes, ranks, n, rule), weight
         starts = torch.arange(out + 1, dtype=torch.int32) * 2
         values, columns = normal(2 * out).half(), torch.randint(0, n, (2 * out,), generator=g).short()
         sparse = plans.outliers(values, columns, starts, n, rule)

@@ -404,7 +404,7 @@ int step(const model *m, const int64_t *ids, const int32_t *sequence, const int3
     room = most(room, most(scratch_of(&m->head, tokens), most(scratch_of(&m->project_in, tokens), scratch_of(&m->project_out, tokens))));
     for (int64_t i = 0; i < tokens; i++) deep = most(deep, position[i] + 1);
     ff = most(ff, m->embedding.w->n);
-    const int64_t longest = padded(most(widest, ff), 32), panel = 32 * blocks_of(m->embedding.w) * 16;
+    const int64_t longest = padded(most(widest, ff), 32), panel = padded(panel_bytes(m->embedding.w) / 4, 16);
     const int64_t own = padded(owned + 4 * (4 * padded(deep, 16) + 8 * head + panel + longest) + input_bytes(longest, 1), 64);
     const int64_t inputs = padded(tokens == 1 ? 0 : input_bytes(longest, tokens) + 4 * tokens * longest, 64);
     const int64_t floats = padded(4 * tokens * (5 * widest + 2 * ff) + 64, 64);

@@ -166,6 +166,20 @@ def test_compressed_tables_and_input_scales():
     assert relative(engine.decoder(bundle).session(1, 30).run(ids), tiny.logits(bundle, ids)[:, -1]) < EXACT
 
 
+@pytest.mark.parametrize("rule", [None, ActivationRule(group=32)])
+@pytest.mark.parametrize("kind", ["tensor_train", "svd"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_tables_of_chains_and_of_thin_products(family, kind, rule):
+    bundle, ids = tiny.bundle(family), tiny.ids(3, 20)
+    params = get("tensorgpt").params(rank=2, modes="square", kind=kind)
+    calibrate.compress(bundle, ((get("tensorgpt"), params),), None)
+    arch.embedding(bundle.module)[1].packed.activations = rule
+    expected, session = tiny.logits(bundle, ids), engine.decoder(bundle, torch.float32).session(1, 20)
+    tolerance = EXACT if rule is None or not bundle.geometry.tied else 0.02
+    assert relative(engine.decoder(bundle, torch.float32).session(3, 20).run(ids), expected[:, -1]) < tolerance
+    assert max(relative(session.run(ids[:1, i : i + 1]), expected[:1, i]) for i in range(20)) < tolerance
+
+
 def test_generation_takes_the_step_and_says_the_same(monkeypatch):
     bundle, ids = tiny.bundle("llama"), tiny.ids(2, 10)
     found = torch.stack(list(sample.generate(bundle, ids, 20)), 1)

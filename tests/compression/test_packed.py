@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from compression.packed.grouped_int import GroupedInt
 from compression.packed.low_rank import LowRank
 from compression.packed.outliers import Outliers
 from compression.packed.real_grid import RealGrid, TwoLevelGrid, second_level
+from compression.packed.tensor_train import TensorTrain
 from compression.packed.total import Sum
 from compression.packed.two_four import TwoFour
 from compression.quantization.grids import fit
@@ -86,6 +88,14 @@ def some_columns(count=5):
     return Columns.encode(weight(), torch.randperm(IN, generator=torch.Generator().manual_seed(1))[:count])
 
 
+def trains(modes, rank):
+    """Chains of those sides, padded where they are longer than a row."""
+    ranks = [1, *(min(rank, math.prod(modes[:k]), math.prod(modes[k:])) for k in range(1, len(modes))), 1]
+    g = torch.Generator().manual_seed(rank)
+    shapes = zip(ranks, modes, ranks[1:], strict=False)
+    return TensorTrain.encode((OUT, IN), [0.6 * torch.randn(OUT, *shape, generator=g) for shape in shapes])
+
+
 def scattered_index():
     """Groups that are no runs: GPTQ's act-order."""
     return torch.randperm(IN, generator=torch.Generator().manual_seed(0)).argsort() // 16
@@ -137,6 +147,9 @@ MADE = {  # name -> (format, bytes by the formula)
     "sum-scattered": (lambda: Sum(scattered(), Outliers.encode(weight(), weight().abs() > 2)),
                       OUT * 28 + 2 * PAIRS + -(-PAIRS // 8) * 4 + 2 * IN + 4 * int((weight().abs() > 2).sum()) + 4 * (OUT + 1)),
     "sum-columns-scattered": (lambda: Sum(real(3, index=scattered_index()), some_columns()), OUT * 21 + 4 * PAIRS + 2 * IN + 2 * OUT * 5 + 4 * 5),
+    "tensor_train": (lambda: trains((4, 13), 3), 2 * OUT * (4 * 3 + 3 * 13)),
+    "tensor_train-long": (lambda: trains((2, 2, 2, 2, 2, 2), 4), 2 * OUT * (4 + 16 + 32 + 32 + 16 + 4)),
+    "tensor_train-one": (lambda: trains((2, 2, 13), 1), 2 * OUT * 17),
     "codebook-nested": (lambda: CodeBook.encode(weight(), BOOK, 16, nested=True), OUT * 28 + PAIRS + 4 * -(-PAIRS // 256) + 4 + 4 * 16),
     "binary_coded-exact": (lambda: binary_coded(3, True, True), 3 * OUT * 7 + 3 * 2 * PAIRS + 4 * PAIRS),
     "int8-row": (lambda: grouped(8, -1, True), OUT * 56 + 2 * OUT),
@@ -144,7 +157,16 @@ MADE = {  # name -> (format, bytes by the formula)
 }  # fmt: skip
 RULES = {"exact": None, "int8 a token": ActivationRule(), "int8 for 32": ActivationRule(group=32), "4 bits": ActivationRule(4),
          "outliers exact": ActivationRule(threshold=1.5)}  # fmt: skip
-IN_C_WITH_A_THRESHOLD = ("int8", "real8", "two_level8", "dense", "columns", "outliers", "low_rank")  # and 16-bit sparse values
+IN_C_WITH_A_THRESHOLD = (
+    "int8",
+    "real8",
+    "two_level8",
+    "dense",
+    "columns",
+    "outliers",
+    "low_rank",
+    "tensor_train",
+)  # and 16-bit sparse values
 
 
 @pytest.fixture(params=["C", "PyTorch"])
@@ -253,7 +275,7 @@ def test_two_four_refuses_other_masks():
         TwoFour.encode(weight(), pruned_half(weight()))
 
 
-NO_GRID = ("low_rank", "binary_coded", "outliers", "columns", "sum")
+NO_GRID = ("low_rank", "binary_coded", "outliers", "columns", "sum", "tensor_train")
 
 
 @pytest.mark.parametrize("name", [n for n in MADE if n.split("-")[0] not in NO_GRID])

@@ -26,7 +26,7 @@ def test_sizes_are_those_of_the_shipped_runs(result):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if get(n).main_param])
 def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
-    spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),))
+    spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),), table_bits=16)  # a table left alone isn't rounded
     path(spec), estimate(spec)
     start = time.perf_counter()
     stops = path(spec)
@@ -36,7 +36,8 @@ def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
     if get(name).family == "pruning" and get(name).scope == "linear":
         assert sizes[1] > sizes[0], "a mask costs a bit a weight: removing 5 % makes the file larger"
         sizes = sizes[1:]
-    assert sizes == sorted(sizes, reverse=get(name).family != "quantization") and len(stops) >= 6
+    smaller = get(name).main_param in ("removed", "sparsity")  # what the knob's right end does to the file
+    assert sizes == sorted(sizes, reverse=smaller) and len(stops) >= 6
 
 
 def test_a_chain_is_smaller_than_either_step():
@@ -54,6 +55,29 @@ def test_a_converter_weighs_what_the_step_before_decides():
     first = ("gptq", {"bits": 4, "group_size": 64})
     assert bits(first, ("lut_gemm", {"bits": 2})) == pytest.approx(4 + (4 * 16 + 32) / 64)
     assert bits(("lut_gemm", {"bits": 2, "group_size": 64})) == pytest.approx(2 + 3 * 16 / 64)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt-post-norm"])
+@pytest.mark.parametrize("table_bits", [16, 8])
+@pytest.mark.parametrize("changes", [{}, {"kind": "svd"}, {"head": "dense"}, {"rank": 32, "modes": "factors"}])
+def test_a_stored_table_weighs_what_the_file_does(family, table_bits, changes):
+    from compression import artifact, calibrate
+
+    spec = RunSpec(tiny.folder(family), (("tensorgpt", {"rank": 2, "modes": "square"} | changes),), table_bits=table_bits)
+    found, bundle = estimate(spec), tiny.bundle(family)
+    before = artifact.stored_bytes(bundle)
+    calibrate.compress(bundle, spec.methods, None, table_bits=table_bits)
+    saved = found.baseline_file_bytes - found.file_bytes  # of the rest of so small a model biases are no small part
+    assert found.weight_bits == 16 and before - artifact.stored_bytes(bundle) == pytest.approx(saved, abs=0.01 * before)
+
+
+def test_tables_and_linears_are_weighed_apart():
+    def found(*recipe):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe, table_bits=16))
+
+    both, alone = found(("gptq", {"bits": 4}), ("tensorgpt", {"rank": 4})), found(("gptq", {"bits": 4}))
+    assert both.weight_bits == alone.weight_bits
+    assert alone.file_bytes - both.file_bytes == 2 * 49152 * (576 - 193)
 
 
 def test_a_model_that_is_too_big_says_so(monkeypatch):

@@ -130,6 +130,20 @@ def test_a_lossless_converter_loses_nothing():
     assert lut["perplexity"] == pytest.approx(gptq["perplexity"], rel=1e-4)
 
 
+def test_thicker_chains_are_never_worse():
+    """Xu et al. 2023 at 3.0, 2.0 and 1.09 times smaller; without training even the last is far from the original."""
+    ladder = [perplexity("none"), *(perplexity(f"tensorgpt-{rank}-square") for rank in (11, 6, 4))]
+    assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False))
+    sizes = [RESULTS[f"gates-tensorgpt-{rank}-square"].metrics["file_bytes"] for rank in (11, 6, 4)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_an_svd_of_the_table_beats_chains_at_equal_bytes():
+    """Expected where half of the table is left; both are far from the original."""
+    svd, chains = (RESULTS[f"gates-tensorgpt-6-{name}"].metrics for name in ("svd-square", "square"))
+    assert svd["perplexity"] < chains["perplexity"] and svd["file_bytes"] <= chains["file_bytes"] + 1_000
+
+
 LAYERS = json.loads(layers.FILE.read_text("utf-8")) if layers.FILE.is_file() else {"methods": {}}
 
 

@@ -174,6 +174,22 @@ def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypat
     assert second.metrics["kl_divergence_mean"] < 1e-3 and second.metrics["same_top_token_rate"] > 0.97
 
 
+def test_a_table_of_chains_is_measured_like_any_other(place, store, monkeypatch):
+    """No calibration; rounding tables doesn't apply to it; without the C kernels the result says what serves."""
+    asked = spec(place, ("tensorgpt", {"rank": 2, "modes": "square"}))
+    result = run(asked, store=store)
+    assert result.status == "ok", result.error
+    assert not [k for k in REQUIRED if k not in result.metrics]
+    assert result.metrics["weight_bits_per_weight"] == 16 and result.metrics["file_bytes"] < result.metrics["baseline_file_bytes"]
+    assert [n["code"] for n in result.notes if n["code"] == "table_kept"] and result.layers[0]["role"] == "embedding"
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    monkeypatch.setattr(cpu, "wait", lambda: None)
+    plain = run(asked, store=store, again=True)
+    assert plain.status == "ok", plain.error
+    assert {"plain_kernel", "plain_loop"} <= {n["code"] for n in plain.notes}
+    assert plain.metrics["perplexity"] == pytest.approx(result.metrics["perplexity"], rel=1e-3)
+
+
 def test_comparing_the_model_with_itself_gives_nothing(place, store):
     """E16: no compression, exact zero divergence."""
     result = run(spec(place, ("wanda", {"sparsity": 0.0}), table_bits=16), store=store, timings=False)

@@ -17,6 +17,7 @@ from kernels import cpu
 from kernels.bits import pack
 from kernels.cpu import plans, selftest
 from kernels.grouped_int import grouped_int, groups_of
+from kernels.tensor_train import tensor_train_rows
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
@@ -327,6 +328,22 @@ def test_codes_of_fewer_bits_refuse_a_threshold_and_say_so():
     packed = grouped(8, 16, False)
     packed.activations = ActivationRule(threshold=1.5)
     assert packed.kernel == f"grouped integers, int8 activations, outliers exact (C, {cpu.instructions()})"
+
+
+@needs_compiler
+def test_rows_of_thin_products_and_chains():
+    """An embedding in these formats, in any order; as one row at a time, which the decode step asks for."""
+    g, ids = torch.Generator().manual_seed(0), torch.tensor([36, 0, 17, 17, 15, 16])
+    u, v = torch.randn(37, 21, generator=g).half(), torch.randn(21, 75, generator=g).half()
+    cores = torch.randn(37, 2 * 3 + 3 * 4 * 2 + 2 * 10, generator=g).half()
+    for plan, weight in (
+        (plans.low_rank(u, v), u.float() @ v.float()),
+        (plans.tensor_train(cores, (2, 4, 10), (1, 3, 2, 1), 75), tensor_train_rows(cores, (2, 4, 10), (1, 3, 2, 1), 75)),
+    ):
+        found = torch.full((6, 75), float("nan"))
+        assert cpu.wait().rows(plan.address, ids.data_ptr(), 6, found.data_ptr()) == 0
+        assert torch.allclose(found, weight[ids], rtol=1e-4, atol=1e-4)
+        assert torch.allclose(cpu.rows(plan, ids), weight[ids], rtol=1e-4, atol=1e-4)
 
 
 @needs_compiler

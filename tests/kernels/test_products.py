@@ -31,6 +31,8 @@ from kernels.sparse import (
     two_four,
     two_four_reference,
 )
+from kernels.tensor_train import CASES as TRAIN_CASES
+from kernels.tensor_train import tensor_train, tensor_train_reference, tensor_train_rows, values_per_row
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -95,6 +97,26 @@ def test_low_rank(case):
     expected = x.double() @ (u.double() @ v.double()).T
     for op in (low_rank, low_rank_reference):
         assert torch.allclose(op(x, u, v).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("case", TRAIN_CASES)
+def test_tensor_train(case):
+    """Each entry is the product of one matrix of every core."""
+    tokens, out, n, modes, ranks = case
+    g = torch.Generator().manual_seed(n)
+    x, cores = torch.randn(tokens, n, generator=g), torch.randn(out, values_per_row(modes, ranks), generator=g).half()
+    weight = np.zeros((out, n))
+    for column, place in zip(range(n), np.ndindex(*modes), strict=False):
+        chain, at = np.ones((out, 1, 1)), 0
+        for r, mode, s, i in zip(ranks, modes, ranks[1:], place, strict=False):
+            core = cores[:, at : at + r * mode * s].double().numpy().reshape(out, r, mode, s)
+            chain, at = chain @ core[:, :, i], at + r * mode * s
+        weight[:, column] = chain[:, 0, 0]
+    assert np.allclose(tensor_train_rows(cores, modes, ranks, n).numpy(), weight, rtol=1e-4, atol=1e-4 * np.abs(weight).max())
+    if tokens:
+        close(x, weight, [op(x, cores, modes, ranks) for op in (tensor_train, tensor_train_reference)])
+    else:
+        assert tensor_train(x, cores, modes, ranks).shape == (0, out)
 
 
 @pytest.mark.parametrize("case", SPARSE_CASES)

@@ -1,0 +1,73 @@
+"""y = x W^T where every row of W [out, in] is a tensor train of its own: a chain of small cores, contracted into the row.
+
+    W[v, (i_1 ... i_K)] = G_1[v][:, i_1, :] G_2[v][:, i_2, :] ... G_K[v][:, i_K, :]
+
+x [tokens, in]; cores float16 [out, P], of each row the cores G_k [r_{k-1}, I_k, r_k] one after the other, flat; modes I_1 .. I_K
+and ranks r_0 = 1, r_1 .. r_K = 1 are the same for every row; the product of the modes is at least `in` and what is beyond is
+dropped. Bytes moved: 2 P a row.
+
+A chain is contracted by halves: the two halves of a row of d numbers have about sqrt(d) rank numbers each, and putting them
+together takes d rank multiplications, where going from the left takes d rank^2. A block of rows at a time, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CASES = (  # (tokens, out, in, modes, ranks)
+    (1, 64, 48, (2, 2, 2, 2, 3), (1, 2, 3, 3, 2, 1)), (3, 33, 45, (6, 8), (1, 4, 1)), (17, 5, 40, (2,) * 6, (1, 1, 1, 1, 1, 1, 1)),
+    (2, 2_500, 24, (2, 3, 4), (1, 2, 4, 1)), (64, 7, 13, (13,), (1, 1)), (0, 9, 16, (4, 4), (1, 2, 1)),
+)  # fmt: skip
+ROWS_PER_BLOCK = 2_048
+
+
+def sizes(modes: Sequence[int], ranks: Sequence[int]) -> list[tuple[int, int, int]]:
+    """The shape (r_{k-1}, I_k, r_k) of each core."""
+    return list(zip(ranks, modes, ranks[1:], strict=False))
+
+
+def values_per_row(modes: Sequence[int], ranks: Sequence[int]) -> int:
+    """P = sum of r_{k-1} I_k r_k."""
+    return sum(math.prod(size) for size in sizes(modes, ranks))
+
+
+def split(cores: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> list[Tensor]:
+    """cores [n, P] -> the K cores [n, r_{k-1}, I_k, r_k] in float32."""
+    shapes = sizes(modes, ranks)
+    parts = cores.float().split([math.prod(size) for size in shapes], 1)
+    return [part.unflatten(1, size) for part, size in zip(parts, shapes, strict=True)]
+
+
+def contract(parts: Sequence[Tensor]) -> Tensor:
+    """Neighbouring cores [n, r, I, r'] as one [n, r_first, product of the modes, r_last]."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = len(parts) // 2
+    left, right = contract(parts[:middle]), contract(parts[middle:])
+    return (left.flatten(1, 2) @ right.flatten(2, 3)).view(len(left), left.shape[1], -1, right.shape[3])
+
+
+def tensor_train_rows(cores: Tensor, modes: Sequence[int], ranks: Sequence[int], n: int) -> Tensor:
+    """The rows [len(cores), n] float32 that the chains stand for."""
+    return contract(split(cores, modes, ranks)).flatten(1)[:, :n]
+
+
+def tensor_train_reference(x: Tensor, cores: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> Tensor:
+    """The formula, core after core from the left, on the whole matrix."""
+    chain = torch.ones(len(cores), 1, 1)
+    for core in split(cores, modes, ranks):
+        chain = torch.einsum("var,vrib->vaib", chain, core).flatten(1, 2)
+    return x @ chain.flatten(1)[:, : x.shape[-1]].to(x.dtype).T
+
+
+def tensor_train(x: Tensor, cores: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> Tensor:
+    """y [tokens, out] in x's dtype for x [tokens, in], by PyTorch."""
+    y = x.new_empty(len(x), len(cores))
+    for start in range(0, len(cores), ROWS_PER_BLOCK):
+        rows = slice(start, start + ROWS_PER_BLOCK)
+        y[:, rows] = x @ tensor_train_rows(cores[rows], modes, ranks, x.shape[-1]).to(x.dtype).T
+    return y
