@@ -36,7 +36,9 @@ GATES = (
     "nf4", "nf4 --table fp4", "hqq --bits 4", "hqq --bits 4 --round_zero false --iterations 0", "gptq --bits 4 + lut_gemm",
     "llm_int8", "llm_int8 --threshold 2", "llm_int8 --threshold 0", "smoothquant --activations tensor",
     "smoothquant --activations tensor --smooth false", "zeroquant --bits 4",
-    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
+    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "wanda --pattern 4:8", "wanda --pattern 2:4",
+    "sparsegpt --sparsity 0.5", "sparsegpt --pattern 4:8", "sparsegpt --pattern 2:4", "sparsegpt --sparsity 0.5 --quantize true",
+    "svd --removed 0.2", "svd_llm --removed 0.2",
 )  # fmt: skip
 
 
