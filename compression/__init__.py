@@ -30,6 +30,7 @@ NAMES = {
     "spqr": "compression.quantization.spqr",
     "magnitude": "compression.pruning.magnitude",
     "wanda": "compression.pruning.wanda",
+    "sparsegpt": "compression.pruning.sparsegpt",
     "llm_pruner": "compression.pruning.llm_pruner",
     "svd": "compression.low_rank.svd",
     "svd_llm": "compression.low_rank.svd_llm",

@@ -152,15 +152,23 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         before = params.effective()
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
-        if method.family == "pruning":
-            mask = out * -(-n // 8)
-            kept = max(0.0, (cost.bytes - mask) / (2 * out * n)) if cost.bytes < 2 * out * n else 1.0
-            size = cost.bytes
+        if hasattr(params, "pattern"):  # places are removed; what is stored of the others may be codes already
+            kept, size = kept_share(params), cost.bytes
         elif kept < 1.0 and "bitmask" in method.after:
             size = out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
         else:
             size = cost.bytes
     return size, peak, flops, held
+
+
+def kept_share(params) -> float:
+    """Share of the weights that stay where a method removes places: free ones, or of every few neighbours."""
+    from compression.pruning.patterns import kept_of
+
+    if params.pattern == "unstructured":
+        return 1 - params.sparsity
+    kept, of = kept_of(params.pattern)
+    return kept / of
 
 
 def stage_seconds(spec: RunSpec) -> dict[str, float]:

@@ -48,7 +48,18 @@ def label(spec: RunSpec) -> str:
     words, steps = Words("en"), []
     for method, params in spec.methods:
         values = params.json()
-        told = {"bits", "sparsity", "removed", "group_size", "table", "rounding", "kind", method.main_param}
+        told = {
+            "bits",
+            "sparsity",
+            "pattern",
+            "removed",
+            "quantize",
+            "group_size",
+            "table",
+            "rounding",
+            "kind",
+            method.main_param,
+        }
         changed = [
             f"{words('param.' + f['name']).lower()} {spoken(words, v)}"
             for f in params.describe()

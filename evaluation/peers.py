@@ -49,7 +49,6 @@ def llm_compressor(model, ids, *, bits: int, group_size: int = -1, symmetric: bo
                    alpha: float | None = None, int8_inputs: bool = False):  # fmt: skip
     """Rounding, GPTQ, AWQ or SmoothQuant, with the package's own defaults for all that isn't named here."""
     import torch
-    from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
@@ -65,6 +64,26 @@ def llm_compressor(model, ids, *, bits: int, group_size: int = -1, symmetric: bo
     recipe = [] if alpha is None else [SmoothQuantModifier(smoothing_strength=alpha)]
     recipe += [AWQModifier()] if awq else []
     recipe.append((GPTQModifier if gptq else QuantizationModifier)(config_groups={"group_0": scheme}, ignore=["lm_head"]))
+    return _one_shot(model, ids, recipe)
+
+
+def llm_compressor_pruning(model, ids, *, sparsity: float = 0.5, pattern: str = "unstructured", update: bool = True,
+                           mask_block: int = 128, damping: float = 0.01):  # fmt: skip
+    """SparseGPT, or Wanda where the weights that stay aren't updated. The package counts the removed of m in "n:m"."""
+    from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+
+    kept, of = (0, 0) if pattern == "unstructured" else map(int, pattern.split(":"))
+    settings = {"sparsity": sparsity, "mask_structure": f"{of - kept}:{of}", "ignore": ["re:.*lm_head"]}
+    if update:
+        return _one_shot(model, ids, [SparseGPTModifier(**settings, block_size=mask_block, dampening_frac=damping)])
+    return _one_shot(model, ids, [WandaPruningModifier(**settings)])
+
+
+def _one_shot(model, ids, recipe: list):
+    """The model after llm-compressor's steps, calibrated on ids [n, window]."""
+    import torch
+    from llmcompressor import oneshot
+
     batches = [{"input_ids": b, "attention_mask": torch.ones_like(b)} for b in ids.split(max(1, 2_048 // ids.shape[1]))]
     oneshot(model=model, recipe=recipe, dataset=torch.utils.data.DataLoader(batches, batch_size=None),
             num_calibration_samples=len(batches))  # fmt: skip
@@ -146,6 +165,10 @@ PAIRS = {
     "w8a8": Pair("smoothquant --smooth false", "llmcompressor", llm_compressor, ROW8),
     "smoothquant": Pair("smoothquant --alpha 0.5", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.5}),
     "smoothquant-0.8": Pair("smoothquant --alpha 0.8", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.8}),
+    "wanda": Pair("wanda --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5, "update": False}),
+    "wanda-2of4": Pair("wanda --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4", "update": False}),
+    "sparsegpt": Pair("sparsegpt --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5}),
+    "sparsegpt-2of4": Pair("sparsegpt --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4"}),
     "nf4": Pair("nf4 --table nf4", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4"}),
     "nf4-double": Pair("nf4 --table nf4 --double true", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4", "double": True}),
     "fp4": Pair("nf4 --table fp4", "bitsandbytes", bitsandbytes_4bit, {"table": "fp4"}),

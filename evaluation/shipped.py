@@ -36,9 +36,10 @@ GATES = (
     "nf4", "nf4 --table fp4", "hqq --bits 4", "hqq --bits 4 --round_zero false --iterations 0", "gptq --bits 4 + lut_gemm",
     "llm_int8", "llm_int8 --threshold 2", "llm_int8 --threshold 0", "smoothquant --activations tensor",
     "smoothquant --activations tensor --smooth false", "zeroquant --bits 4",
-    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
+    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "wanda --pattern 4:8", "wanda --pattern 2:4",
+    "sparsegpt --sparsity 0.5", "sparsegpt --pattern 4:8", "sparsegpt --pattern 2:4", "sparsegpt --sparsity 0.5 --quantize true",
     *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
-    "llm_pruner --removed 0.25 --importance random",
+    "llm_pruner --removed 0.25 --importance random", "svd --removed 0.2", "svd_llm --removed 0.2",
     "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
     "tensorgpt --rank 6 --modes square --kind svd",
 )  # fmt: skip

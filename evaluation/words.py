@@ -127,10 +127,14 @@ class Words:
 
     def step(self, name: str, values: Mapping, long: bool = False) -> str:
         """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A code book goes by its table's name."""
+        values = dict(values)
+        if values.get("quantize") is False:  # what would be rounded stays in 16 bits
+            values = {k: v for k, v in values.items() if k not in ("bits", "group_size")}
+        parts = []
         if values.get("pattern", "unstructured") != "unstructured":
-            parts = [str(values["pattern"])]
-        else:
-            parts = [self.knob(k, values[k]) for k in ("bits", "sparsity", "removed", "rank") if k in values]
+            parts.append(str(values["pattern"]))
+            values.pop("sparsity", None)
+        parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "rank", "bits") if k in values]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
         if values.get("kind") == "svd":
@@ -138,7 +142,7 @@ class Words:
         title = self(f"value.{values['table']}") if "table" in values else self.method(name)
         if values.get("rounding") is False:
             return self("method.factors", method=title)
-        return (self("comma") if long else " ").join([title, *parts])
+        return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])
 
     def recipe(self, recipe, long: bool = False) -> str:
         """A chain in words."""

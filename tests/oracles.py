@@ -64,6 +64,55 @@ def wanda_mask(weight, inputs, sparsity):
     return removed
 
 
+def sparsegpt(weight, hessian, dead, removed_of, runs, stored=lambda values, column: values):
+    """(removed bool, result): optimal brain surgery one column at a time, the inverse of the REMAINING damped Hessian computed
+    anew at each. runs: lists of neighbouring columns whose removals are chosen together, before their first column's turn, by
+    removed_of(scores [out, len(run)]) -> bool; score = w^2 / [H_remaining^-1]_cc with the columns before c remaining no more,
+    0 where the input is dead. stored(values [out], column): what is stored of weights that stay.
+    """
+    live, n = np.array(weight, dtype=np.float64), weight.shape[1]
+    removed, result = np.zeros(live.shape, dtype=bool), np.zeros_like(live)
+    for run in runs:
+        own = [np.linalg.inv(hessian[c:, c:])[0, 0] for c in run]
+        scores = np.stack([0 * live[:, c] if dead[c] else live[:, c] ** 2 / d for c, d in zip(run, own, strict=True)], 1)
+        removed[:, run] = removed_of(scores)
+        for c in run:
+            inverse, remaining = np.linalg.inv(hessian[c:, c:]), list(range(c, n))
+            result[:, c] = np.where(removed[:, c], 0.0, stored(live[:, c], c))
+            live[:, remaining] -= np.outer((live[:, c] - result[:, c]) / inverse[0, 0], inverse[0])
+    return removed, result
+
+
+def lowest_scores(scores, count):
+    """bool: the `count` lowest of all, the earlier row and column on a tie."""
+    ranked = sorted((float(s), place) for place, s in np.ndenumerate(scores))
+    chosen = np.zeros(scores.shape, dtype=bool)
+    for _, place in ranked[:count]:
+        chosen[place] = True
+    return chosen
+
+
+def resolved_in_turn(weight, hessian, removed):
+    """Each row by itself: whenever a column is set to zero, the columns after it are solved for anew, those up to it fixed."""
+    result = np.array(weight, dtype=np.float64)
+    for r, row in enumerate(np.array(weight, dtype=np.float64)):
+        for c in np.flatnonzero(removed[r]):
+            result[r, c] = 0.0
+            past, rest = slice(0, c + 1), slice(c + 1, None)
+            moved = np.linalg.solve(hessian[rest, rest], hessian[rest, past] @ (row[past] - result[r, past]))
+            result[r, rest] = row[rest] + moved
+    return result
+
+
+def masked_least_squares(weight, hessian, removed):
+    """The best weights with these places zero: of each row, those that stay are solved for at once."""
+    result = np.zeros(weight.shape)
+    for r, row in enumerate(np.array(weight, dtype=np.float64)):
+        stay = np.flatnonzero(~removed[r])
+        result[r, stay] = np.linalg.solve(hessian[np.ix_(stay, stay)], hessian[stay] @ row)
+    return result
+
+
 def svd_llm(weight, inputs, rank):
     """The paper's form: whiten with the Cholesky factor of X^T X, truncate, multiply by its inverse."""
     gram = inputs.T @ inputs

@@ -48,6 +48,18 @@ def test_a_chain_is_smaller_than_either_step():
     assert size(prune, round_) < min(size(prune), size(round_))
 
 
+def test_pruning_and_rounding_in_one_step_weighs_as_much_as_in_two():
+    def bits(*recipe):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).weight_bits
+
+    for pattern, kept in (("unstructured", 0.5), ("2:4", 0.5), ("1:4", 0.25)):
+        joint, plain = ("sparsegpt", {"pattern": pattern, "quantize": True, "bits": 3}), ("sparsegpt", {"pattern": pattern})
+        then = ("gptq", {"bits": 4})
+        assert bits(joint) == pytest.approx(1 + 3 * kept + 19 / 64, rel=0.02)
+        assert bits(plain) == pytest.approx(1 + 16 * kept, rel=0.01)
+        assert bits(joint, then) == bits(plain, then) == pytest.approx(1 + 4 * kept + 20 / 64, rel=0.02)
+
+
 def test_a_converter_weighs_what_the_step_before_decides():
     def bits(*recipe):
         return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).weight_bits

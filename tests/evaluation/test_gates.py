@@ -62,6 +62,25 @@ def test_wanda_beats_magnitude_by_far():
     assert 2 * perplexity("wanda-0.5") < perplexity("magnitude-0.5")
 
 
+def test_making_up_for_what_is_removed_pays():
+    """Frantar and Alistarh 2023, tables 1 and 2; Sun et al. 2023: near Wanda at 50 %, well below it at 2:4."""
+    assert perplexity("none") < perplexity("sparsegpt-0.5") <= 1.02 * perplexity("wanda-0.5")
+    assert perplexity("wanda-0.5") < perplexity("magnitude-0.5")
+    assert perplexity("sparsegpt-0.5-2of4") < 0.95 * perplexity("wanda-0.5-2of4")
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
+def test_the_less_free_the_places_the_worse(method):
+    assert perplexity(f"{method}-0.5") < perplexity(f"{method}-0.5-4of8") < perplexity(f"{method}-0.5-2of4")
+
+
+def test_rounding_what_stays_costs_a_little_and_saves_much():
+    """Frantar and Alistarh 2023, section 4.3: half of the weights at 4 bits, a bit for each place, and the grid."""
+    rounded = RESULTS["gates-sparsegpt-0.5-true"].metrics
+    assert rounded["perplexity"] > perplexity("sparsegpt-0.5")
+    assert rounded["weight_bits_per_weight"] == pytest.approx(1 + 2 + 20 / 64, abs=0.1)
+
+
 def test_svd_llm_beats_svd_by_far():
     """Wang et al. 2024, table 1: 7.94 against 20,061 on LLaMA-7B."""
     assert 20 * perplexity("svd_llm-0.2") < perplexity("svd-0.2")

@@ -88,6 +88,12 @@ def test_figures_become_words():
     assert words.recipe(recipe) == "Wanda 50 % removed → GPTQ 4 bits" and words.recipe(recipe, long=True).endswith(
         "GPTQ, 4 bits, group 64"
     )
+    sparse = {"sparsity": 0.5, "pattern": "unstructured", "quantize": False, "bits": 4, "group_size": 64}
+    assert words.recipe((("sparsegpt", sparse),), long=True) == "SparseGPT, 50 % removed"
+    assert words.recipe((("sparsegpt", sparse | {"quantize": True}),)) == "SparseGPT 50 % removed, 4 bits"
+    assert (
+        words.recipe((("sparsegpt", sparse | {"quantize": True, "pattern": "2:4"}),), True) == "SparseGPT, 2:4, 4 bits, group 64"
+    )
     book = (("nf4", {"table": "fp4", "group_size": 64, "double": False}),)
     assert words.recipe(book) == "FP4" and words.recipe(book, long=True) == "FP4, group 64"
 
