@@ -31,7 +31,10 @@ NAMES = {
     "magnitude": "compression.pruning.magnitude",
     "wanda": "compression.pruning.wanda",
     "svd": "compression.low_rank.svd",
+    "asvd": "compression.low_rank.asvd",
     "svd_llm": "compression.low_rank.svd_llm",
+    "pca": "compression.low_rank.pca",
+    "nmf": "compression.low_rank.nmf",
 }
 
 

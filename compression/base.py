@@ -275,7 +275,7 @@ class Edit:
     """What a method returns. The driver alone applies it."""
 
     linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases, "<path>.input_scale"
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases (new ones too), "<path>.input_scale"
     bundle: Bundle | None = None  # a different or reshaped model
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures

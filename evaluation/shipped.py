@@ -36,7 +36,8 @@ GATES = (
     "nf4", "nf4 --table fp4", "hqq --bits 4", "hqq --bits 4 --round_zero false --iterations 0", "gptq --bits 4 + lut_gemm",
     "llm_int8", "llm_int8 --threshold 2", "llm_int8 --threshold 0", "smoothquant --activations tensor",
     "smoothquant --activations tensor --smooth false", "zeroquant --bits 4",
-    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "svd_llm --removed 0.2",
+    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "svd --removed 0.2", "asvd --removed 0.2", "svd_llm --removed 0.2",
+    "pca --removed 0.2", "nmf --removed 0.2",
 )  # fmt: skip
 
 
