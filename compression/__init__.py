@@ -33,7 +33,10 @@ NAMES = {
     "sparsegpt": "compression.pruning.sparsegpt",
     "llm_pruner": "compression.pruning.llm_pruner",
     "svd": "compression.low_rank.svd",
+    "asvd": "compression.low_rank.asvd",
     "svd_llm": "compression.low_rank.svd_llm",
+    "pca": "compression.low_rank.pca",
+    "nmf": "compression.low_rank.nmf",
     "lora": "compression.low_rank.lora",
     "tensorgpt": "compression.low_rank.tensorgpt",
 }

@@ -278,7 +278,7 @@ class Edit:
     linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
     table: Packed | None = None  # replaces the token embedding, and a head that shares it unless `head` is given
     head: Packed | None = None  # replaces the head's weight
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases, "<path>.input_scale"
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases (new ones too), "<path>.input_scale"
     bundle: Bundle | None = None  # a different or reshaped model
     kept: Mapping[int, Kept] = field(default_factory=dict)  # layer -> the heads and channels that stay; the rest is cut out
     notes: tuple[Note, ...] = ()

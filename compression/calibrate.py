@@ -39,6 +39,7 @@ from compression.base import (
     Params,
     Site,
     Stats,
+    UnsupportedLayer,
 )
 from compression.bundle import Bundle
 from compression.packed.activations import ActivationRule
@@ -209,14 +210,20 @@ class _Walk:
         self.outcome.series |= edit.series
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
+        biases = {path: edit.tensors[f"{path}.bias"] for path in edit.linears if f"{path}.bias" in edit.tensors}
         for path, tensor in edit.tensors.items():
-            if path not in scales:
-                owner, _, name = path.rpartition(".")
-                target = getattr(self.module.get_submodule(owner), name)
-                target.data = tensor.to(target)
+            owner, _, name = path.rpartition(".")
+            if path in scales or (owner in biases and name == "bias"):
+                continue
+            target = getattr(self.module.get_submodule(owner), name)
+            if target is None:
+                raise UnsupportedLayer(f"{owner} has no {name}; only a linear that the same edit replaces may be given one",
+                                       got=path)  # fmt: skip
+            target.data = tensor.to(target)
         for path, packed in edit.linears.items():
             old = self.module.get_submodule(path)
-            bias = old.bias.detach().clone() if old.bias is not None else None
+            bias = biases.get(path, old.bias)
+            bias = None if bias is None else bias.detach().to(self.module.dtype, copy=True)
             scale = scales.get(f"{path}.input_scale", getattr(old, "input_scale", None))
             set_submodule(self.module, path, CompressedLinear(packed, bias, scale))
             role, layer = places[path]

@@ -121,6 +121,40 @@ def svd_llm(weight, inputs, rank):
     return (u[:, :rank] * s[:rank]) @ vt[:rank] @ np.linalg.inv(lower), s
 
 
+def asvd(weight, inputs, rank, alpha):
+    """The paper's form: the SVD of W S cut to `rank`, its right factor divided by S = mean|x|^alpha + 1e-6 again."""
+    scale = np.abs(inputs).mean(0) ** alpha + 1e-6
+    u, s, vt = np.linalg.svd(weight @ np.diag(scale), full_matrices=False)
+    return (u[:, :rank] * np.sqrt(s[:rank])) @ ((np.sqrt(s[:rank])[:, None] * vt[:rank]) @ np.diag(1 / scale))
+
+
+def pca(weight, bias, inputs, rank):
+    """(W', b', spectrum): the outputs themselves, their mean, the eigenvectors of their covariance; then the projection
+    y' = m + U U^T (y - m) written as a linear layer."""
+    outputs = np.array([weight @ x + bias for x in inputs])
+    mean = outputs.mean(0)
+    covariance = sum(np.outer(y - mean, y - mean) for y in outputs) / len(outputs)
+    values, vectors = np.linalg.eigh(covariance)
+    kept = vectors[:, np.argsort(values)[::-1][:rank]]
+    projection = kept @ kept.T
+    return projection @ weight, projection @ bias + mean - projection @ mean, np.sort(values)[::-1]
+
+
+def hals(data, u, v, rounds, signed):
+    """Entry by entry: each entry of V, then of U, becomes the minimiser of the squared error with all others fixed; entries of
+    one row do not meet in the error, so a row at once is the same."""
+    u, v = u.copy(), v.copy()
+    for _ in range(rounds):
+        for k in range(v.shape[0]):
+            rest = data - u @ v + np.outer(u[:, k], v[k])
+            v[k] = [max(0.0, u[:, k] @ rest[:, j] / (u[:, k] @ u[:, k])) for j in range(v.shape[1])]
+        for k in range(v.shape[0]):
+            rest = data - u @ v + np.outer(u[:, k], v[k])
+            best = [rest[i] @ v[k] / (v[k] @ v[k]) for i in range(u.shape[0])]
+            u[:, k] = best if signed else [max(0.0, b) for b in best]
+    return u, v
+
+
 def pack_bits(values, bits):
     """A row as one long integer, value k shifted by k * bits, cut into bytes; padded to a multiple of 8 values."""
     whole = sum(int(v) << (bits * k) for k, v in enumerate(values))

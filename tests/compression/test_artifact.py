@@ -20,6 +20,7 @@ RECIPES = {
     "wanda 2:4 + gptq": (("wanda", {"pattern": "2:4"}), ("gptq", {"bits": 4, "group_size": 16})),
     "magnitude": (("magnitude", {"sparsity": 0.5}),),
     "svd_llm": (("svd_llm", {"removed": 0.3}),),
+    "pca, new biases": (("pca", {"removed": 0.3}),),
     "none": (("none", {}),),
 }
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from compression import arch, calibrate, get
-from compression.base import BadChain, CalibrationError, Cancelled, Edit, Stats
+from compression.base import BadChain, CalibrationError, Cancelled, Edit, Stats, UnsupportedLayer
+from compression.packed.dense import Dense
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, TableHead
 from compression.quantization.grids import fit
@@ -162,6 +163,38 @@ def test_int8_activations_become_part_of_the_format():
     assert 1e-6 < difference < 0.5
     packed = arch.blocks(rounded.module)[0].self_attn.q_proj.packed
     assert packed.full_config()["activations"] == {"bits": 8, "group": 32}
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
+def test_an_edit_may_give_a_linear_a_bias(family):
+    """Where it had none as where it had one; elsewhere nothing changes."""
+    bundle, tokens = tiny.bundle(family), tiny.ids(2)
+    path, out = next(
+        (p, bundle.module.get_submodule(p).out_features) for p, role, i in arch.linears(bundle.module) if role == "v"
+    )
+    other, new = tiny.bundle(family), torch.linspace(-1, 1, out)
+    linear = other.module.get_submodule(path)
+    linear.bias = torch.nn.Parameter(new.clone(), requires_grad=False)
+    packed = Dense.encode(linear.weight)
+    linear.weight.data = packed.dequantize()
+
+    def compress(site, stats, params):
+        return Edit(linears={path: packed}, tensors={f"{path}.bias": new}) if site.path == path else Edit()
+
+    method = dataclasses.replace(get("rtn"), name="spy", compress=compress)
+    calibrate.compress(bundle, ((method, get("rtn").params()),), None)
+    replaced = bundle.module.get_submodule(path)
+    assert torch.equal(replaced.bias, new) and replaced.bias.data_ptr() != new.data_ptr()
+    assert torch.allclose(tiny.logits(bundle, tokens), tiny.logits(other, tokens), atol=1e-5)
+
+
+def test_a_new_bias_without_a_new_linear_is_refused():
+    def compress(site, stats, params):
+        return Edit(tensors={f"{site.path}.bias": torch.zeros(len(site.weight))})
+
+    method = dataclasses.replace(get("rtn"), name="spy", compress=compress)
+    with pytest.raises(UnsupportedLayer, match=r"q_proj has no bias"):
+        calibrate.compress(tiny.bundle("llama"), ((method, get("rtn").params()),), None)
 
 
 def test_stats_of_an_empty_collector_are_not_invented():

@@ -96,6 +96,31 @@ def test_gradients_beat_chance_and_chance_beats_size():
     assert len(sizes) == 1 and sizes.pop() == pytest.approx(16 * (1 - 25 / 30 * 0.25), rel=1e-3)
 
 
+def test_what_a_low_rank_method_knows_of_the_inputs_pays():
+    """Yuan et al. 2023 and Wang et al. 2024, tables 1: SVD-LLM < ASVD < SVD."""
+    assert perplexity("svd_llm-0.2") < 0.98 * perplexity("asvd-0.2")
+    assert perplexity("asvd-0.2") < 0.98 * perplexity("svd-0.2")
+
+
+def test_a_mean_in_the_bias_keeps_up_with_svd_llm():
+    pca, plain = RESULTS["gates-pca-0.2"].metrics, RESULTS["gates-svd_llm-0.2"].metrics
+    assert pca["perplexity"] <= 1.05 * plain["perplexity"]
+    assert plain["file_bytes"] < pca["file_bytes"] < 1.005 * plain["file_bytes"], "biases of 16 bits"
+
+
+@pytest.mark.parametrize("before", ["wanda-0.5", "llm_pruner-0.25"])
+def test_recovery_wins_back_more_than_the_same_training_gains_on_the_original(before):
+    """Ma et al. 2023, table 1 (tuned below untuned); the control is the training alone."""
+    trained = "lora-8-16384-120.0"
+    won = perplexity(before) / perplexity(f"{before}.{trained}")
+    assert won > max(perplexity("none") / perplexity(trained), 1)
+
+
+def test_nmf_is_no_better_than_ten_svd_llms():
+    """It breaks the model as plain SVD does; its error in the weights is never below SVD's (test_nmf.py)."""
+    assert perplexity("nmf-0.2") > 10 * perplexity("svd_llm-0.2")
+
+
 def test_a_looser_setting_never_wins_within_a_method():
     """S1 with 1 % of slack: original <= 8 bits <= 4 <= 3."""
     for method, bits in (("awq", "3"), ("hqq", "4"), ("rtn", "8 4 3"), ("gptq", "4 3"), ("zeroquant", "4")):
@@ -183,6 +208,8 @@ def test_layer_errors_belong_to_this_code(recipe):
         ("awq --bits 4", "rtn --bits 4 --group_size 128"),
         ("hqq --bits 3", "hqq --bits 3 --iterations 0"),
         ("nf4", "nf4 --table fp4"),
+        ("svd_llm --removed 0.2", "asvd --removed 0.2"),
+        ("asvd --removed 0.2", "svd --removed 0.2"),
     ],
 )
 def test_the_order_of_layer_errors(better, worse):
@@ -192,6 +219,18 @@ def test_the_order_of_layer_errors(better, worse):
     assert statistics.geometric_mean(ratios) < 0.98
     assert sum(r < 1 for r in ratios) > 0.9 * len(ratios)
     assert a["bits_per_weight"] < b["bits_per_weight"] + 0.03
+
+
+def test_centred_pca_is_svd_llm_or_better_in_every_layer():
+    """An exact order: the mean needs no direction. Half-precision factors may blur it by a little."""
+    pca, plain = (LAYERS["methods"][f"{name} --removed 0.2"]["errors"] for name in ("pca", "svd_llm"))
+    assert all(pca[path] <= 1.001 * plain[path] for path in plain)
+
+
+def test_svd_llm_is_the_optimum_in_every_layer():
+    for other in ("asvd", "svd"):
+        best, errors = (LAYERS["methods"][f"{name} --removed 0.2"]["errors"] for name in ("svd_llm", other))
+        assert all(best[path] <= 1.001 * errors[path] for path in errors), other
 
 
 def test_the_readme_shows_the_stored_results():

@@ -1,0 +1,84 @@
+"""PCA of the outputs: keep the directions in which a layer's outputs vary, and their mean exactly.
+
+Over a text the outputs of a layer form a cloud. Its principal components (Pearson 1901; Hotelling 1933) are the directions
+in which the cloud is widest; the r widest span the plane that loses least when the outputs are projected onto it. Since
+y = W x is linear, the projection is done on the weight, once. SVD-LLM does the same for a cloud seen from the origin,
+and spends a direction on the mean, though a mean is a constant: here it is taken out first and given back as a bias.
+
+With mu the mean and C the covariance of the inputs, U_r are the eigenvectors of W C W^T for the largest eigenvalues,
+
+    W' = U_r (U_r^T W),    b' = b + (W - W') mu,
+
+and the squared error over N tokens is N times the sum of the eigenvalues left out: for every rank at most SVD-LLM's. Yu and
+Wu 2023, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!", AAAI, compress layers by the principal
+components of their features in this way.
+
+Deviations: the same share of every matrix is removed, where they choose a rank for each layer, and nothing is trained
+afterwards. The bias is computed for the factors as they are stored, so it also makes up for their rounding in the mean. PCA
+of the weight's own rows is not offered: it knows no inputs, and is SVD with one more direction.
+
+Cost: that of SVD-LLM, and a bias of 16 bits an output where the layer had none. Like it, it wants at least 8 tokens for
+every input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from compression.base import Cost, Edit, Method, Params, Site, Stats
+from compression.low_rank.rank import cost as factors_cost
+from compression.low_rank.rank import removed_param
+from compression.low_rank.svd_llm import compress as svd_llm
+
+
+@dataclass(frozen=True)
+class PcaParams(Params):
+    """How much is removed."""
+
+    removed: float = removed_param()
+
+
+def centred(stats: Stats) -> Stats:
+    """The statistics of x - mean: the Gram matrix [in, in] becomes N times the covariance, in float64."""
+    mean = stats.mean.double()
+    return dataclasses.replace(stats, gram=stats.gram.double() - stats.tokens * mean.outer(mean))
+
+
+def compress(site: Site, stats: Stats, params: PcaParams) -> Edit:
+    """Factorise the weight [out, in] of one linear for the inputs that `stats` describes, and correct its bias."""
+    if params.removed == 0:
+        return Edit()
+    moved = centred(stats)
+    edit = svd_llm(site, moved, params)
+    weight = site.weight.double()
+    lost = weight - edit.linears[site.path].dequantize().double()
+    bias = lost @ stats.mean.double()
+    if site.bias is not None:
+        bias += site.bias.detach().double()
+    energy = ((weight @ stats.gram.double()) * weight).sum().clamp_min(1e-30)
+    error = float((((lost @ moved.gram) * lost).sum() / energy).clamp_min(0))
+    figures = {site.path: {**edit.figures[site.path], "output_error": error}}
+    return dataclasses.replace(edit, tensors={f"{site.path}.bias": bias.float()}, figures=figures)
+
+
+def cost(shape: tuple[int, int], params: PcaParams, tokens: int) -> Cost:
+    """SVD-LLM's, and a bias."""
+    plain = factors_cost(shape, params, tokens)
+    return dataclasses.replace(plain, bytes=plain.bytes + 2 * shape[0]) if params.removed else plain
+
+
+METHOD = Method(
+    name="pca",
+    title="Output PCA",
+    family="low_rank",
+    paper="https://doi.org/10.1609/aaai.v37i9.26304",
+    params=PcaParams,
+    compress=compress,
+    cost=cost,
+    stats=frozenset({"gram", "mean"}),
+    stream="original",
+    after=frozenset({"dense"}),
+    identity={"removed": 0.0},
+    essay=__doc__,
+)
