@@ -32,6 +32,7 @@ NAMES = {
     "wanda": "compression.pruning.wanda",
     "sparsegpt": "compression.pruning.sparsegpt",
     "llm_pruner": "compression.pruning.llm_pruner",
+    "lora_prune": "compression.pruning.lora_prune",
     "svd": "compression.low_rank.svd",
     "asvd": "compression.low_rank.asvd",
     "svd_llm": "compression.low_rank.svd_llm",

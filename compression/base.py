@@ -276,14 +276,14 @@ class Edit:
     """What a method returns. The driver alone applies it."""
 
     linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
-    table: Packed | None = None  # replaces the token embedding, and a head that shares it unless `head` is given
-    head: Packed | None = None  # replaces the head's weight
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases (new ones too), "<path>.input_scale"
     bundle: Bundle | None = None  # a different or reshaped model
     kept: Mapping[int, Kept] = field(default_factory=dict)  # layer -> the heads and channels that stay; the rest is cut out
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
     series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
+    table: Packed | None = None  # replaces the token embedding, and a head that shares it unless `head` is given
+    head: Packed | None = None  # replaces the head's weight
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,11 @@ class _Walk:
                 "role": role,
             }
             self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
+        if edit.table is not None:
+            path = arch.embedding(self.module)[0]
+            put_tables(self.bundle, edit.table, edit.head)
+            row = {"path": path, "method": self.method.name, "role": "embedding", "bits_per_weight": edit.table.bits_per_weight()}
+            self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
         if edit.kept:
             self._cut(edit)
 
@@ -247,11 +252,6 @@ class _Walk:
         for path, role, layer in touched:
             bits = 16.0 * self.module.get_submodule(path).weight.numel() / before[path]
             row = {"path": path, "method": self.method.name, "bits_per_weight": bits, "layer": layer, "role": role}
-            self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
-        if edit.table is not None:
-            path = arch.embedding(self.module)[0]
-            put_tables(self.bundle, edit.table, edit.head)
-            row = {"path": path, "method": self.method.name, "role": "embedding", "bits_per_weight": edit.table.bits_per_weight()}
             self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
 
 

@@ -60,8 +60,6 @@ class Course:
         out = [Note("trained", facts)]
         if self.ended != "tokens":
             out.append(Note(f"training_{self.ended}", {"tokens": self.tokens}))
-        if self.best >= self.before:
-            out.append(Note("training_no_gain", {"method": method}))
         return tuple(out)
 
 
@@ -112,7 +110,8 @@ def train(
     rate: float,
     seed: int = 0,
     prepare: Callable[[bool], None] = lambda training: None,
-    after_step: Callable[[float], None] = lambda share: None,
+    before_step: Callable[[float], None] = lambda share: None,
+    settle: Callable[[], bool] = lambda: False,
     emit: Callable[[dict], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
     enough: Callable[[], bool] = lambda: False,
@@ -120,7 +119,8 @@ def train(
     """Train `parameters` in place by AdamW on loss(ids [b, window]); they end as the best held-out state.
 
     windows [n, window]: the text, some of it held out. prepare(training): called before training and before judging (dropout).
-    after_step(share of the budget done): called after each optimizer step, for schedules of the method's own.
+    before_step(share of the budget done): called with the step's gradients in place, for measures and schedules of the method's own.
+    settle(): called at the end; true if it changed what the parameters work in, and no earlier state counts any more.
     Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
     """
     taught, held = hold_out(windows)
@@ -168,15 +168,17 @@ def train(
                                        code="training_diverged", steps=course.steps)  # fmt: skip
             value.backward()
             nn.utils.clip_grad_norm_(parameters, CLIP)
+            before_step(share)
             optimizer.step()
             optimizer.zero_grad()
             course.steps, course.tokens = course.steps + 1, course.tokens + ids.numel()
             course.seconds = time.perf_counter() - start
             share = max(course.tokens / budget.tokens, course.seconds / (60 * budget.minutes))
-            after_step(share)
             course.curve.append([course.tokens, value.item(), None])
             tell()
-        if course.curve[-1][2] is None:
+        if settle():
+            best.clear()
+        if not best or course.curve[-1][2] is None:
             judge(course.curve[-1][1])
     prepare(False)
     with torch.no_grad():

@@ -119,24 +119,25 @@ def takes_it(linear: nn.Linear | CompressedLinear) -> bool:
 
 def adapt(bundle: Bundle, params: LoraParams, seed: int) -> dict[str, Adapted]:
     """Put an adapter at every target of the model, in place: path -> Adapted. `release` undoes it."""
-    from compression.calibrate import set_submodule
-
     generator, out = torch.Generator().manual_seed(seed), {}
     for path, role, _ in arch.linears(bundle.module):
         if role in TARGETS[params.targets]:
             base = bundle.module.get_submodule(path)
             masked = params.merge and takes_it(base)
             out[path] = Adapted(base, params.rank, params.lora_alpha / params.rank, masked, generator)
-            set_submodule(bundle.module, path, out[path])
+            _put(bundle.module, path, out[path])
     return out
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
 
 
 def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
     """The frozen linears back in their places."""
-    from compression.calibrate import set_submodule
-
     for path, adapter in adapters.items():
-        set_submodule(bundle.module, path, adapter.base)
+        _put(bundle.module, path, adapter.base)
 
 
 def compress(bundle: Bundle, context: Context, params: LoraParams) -> Edit:
@@ -154,6 +155,7 @@ def compress(bundle: Bundle, context: Context, params: LoraParams) -> Edit:
         release(bundle, adapters)
     notes = course.notes("lora")
     if course.best >= course.before:  # the start was best: the model stays as it is
+        notes += (Note("training_no_gain", {"method": "lora"}),)
         return Edit(notes=notes, series={"training": course.curve})
     results = {path: adapter.stored(params.merge) for path, adapter in adapters.items()}
     apart = {p: r for p, r in results.items() if isinstance(r, (Sum, LowRank))}
