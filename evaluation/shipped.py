@@ -43,8 +43,7 @@ GATES = (
     "svd --removed 0.2", "asvd --removed 0.2", "svd_llm --removed 0.2", "pca --removed 0.2", "nmf --removed 0.2",
     "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
     "tensorgpt --rank 6 --modes square --kind svd",
-    *(f"{before}lora --train_tokens 16384 --train_minutes 120"
-      for before in ("", "wanda --sparsity 0.5 + ", "llm_pruner --removed 0.25 + ")),
+    "lora --train_tokens 16384 --train_minutes 120", "wanda --sparsity 0.5 + lora --train_tokens 16384 --train_minutes 120",
 )  # fmt: skip
 
 SEEDS = {"llm_pruner --removed 0.25 --importance random": range(5)}  # gates that are measured more than once

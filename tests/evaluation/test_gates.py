@@ -109,12 +109,11 @@ def test_a_mean_in_the_bias_is_nearer_to_svd_llm_than_to_asvd():
     assert plain["file_bytes"] < pca["file_bytes"] < 1.005 * plain["file_bytes"], "biases of 16 bits"
 
 
-@pytest.mark.parametrize("before", ["wanda-0.5", "llm_pruner-0.25"])
-def test_recovery_wins_back_more_than_the_same_training_gains_on_the_original(before):
-    """Ma et al. 2023, table 1 (tuned below untuned); the control is the training alone."""
+def test_recovery_wins_back_more_than_the_same_training_gains_on_the_original():
+    """Tuned below untuned (Sun et al. 2023, table 6); the control is the training alone."""
     trained = "lora-8-16384-120.0"
-    won = perplexity(before) / perplexity(f"{before}.{trained}")
-    assert won > max(perplexity("none") / perplexity(trained), 1)
+    won = perplexity("wanda-0.5") / perplexity(f"wanda-0.5.{trained}")
+    assert won > perplexity("none") / perplexity(trained) > 1
 
 
 def test_nmf_is_no_better_than_ten_svd_llms():
