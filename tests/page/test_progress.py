@@ -92,7 +92,7 @@ def test_every_bad_end_says_what_happened_and_offers_a_way_on(visit, server, end
 def test_stop_and_escape_stop(visit, server):
     page = visit()
     start(page)
-    page.locator("#controls .progress button").click()
+    page.locator("#controls .progress").get_by_role("button", name="Stop").click()
     page.wait_for_selector("#controls .trouble .error")
     server.runner.reset()
     start(page)
