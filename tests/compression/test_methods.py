@@ -305,7 +305,7 @@ def test_llama_7b_with_a_fifth_removed_is_the_size_that_the_paper_tells():
     assert factors + 2 * LLAMA_7B.table + norms == 5_442_539_520
 
 
-LOW_RANK = [n for n in NAMES if get(n).family == "low_rank"]
+LOW_RANK = [n for n in LINEAR if get(n).family == "low_rank"]  # those that factorise each matrix
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (30, 30), (7, 90)])
