@@ -137,13 +137,13 @@ def normalise(module: nn.Module) -> None:
     for block in blocks(module):
         for path, child in list(block.named_modules()):
             if type(child).__name__ == "Conv1D":
-                _put(block, path, _linear(child.weight.detach().T, child.bias))
+                block.set_submodule(path, _linear(child.weight.detach().T, child.bias))
         if family.fused and not isinstance(block.get_submodule(family.fused), Joined):
             fused = block.get_submodule(family.fused)
             weights = split(fused.weight.detach(), heads)
             biases = split(fused.bias.detach(), heads) if fused.bias is not None else [None] * 3
             parts = [_linear(w, b) for w, b in zip(weights, biases, strict=True)]
-            _put(block, family.fused, Joined(*parts, heads))
+            block.set_submodule(family.fused, Joined(*parts, heads))
         known = {path for group in family.groups for path, _ in group}
         for path, child in block.named_modules():
             if isinstance(child, nn.Linear) and path not in known:
@@ -161,11 +161,6 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear
-
-
-def _put(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
 
 
 def joined_weight(joined: Joined) -> tuple[Tensor, Tensor | None]:

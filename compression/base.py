@@ -319,9 +319,8 @@ class Method:
     table_cost: Callable[..., Cost | None] | None = None
     cost_by_role: bool = False
     trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
-    adds: Callable[[Params, tuple], bool] | None = (
-        None  # (params, steps before): of a method that adds to them, whether its bytes count
-    )
+    # of a method that adds to what the steps before stored: (params, steps before) -> whether its bytes come on top
+    adds: Callable[[Params, tuple], bool] | None = None
     windows: bool = False  # of scope "model": it reads the calibration windows itself
     reshaped: Callable[[Geometry, Params], Geometry] | None = None  # sizes after a method that cuts heads or channels out
     identity: Mapping | None = None  # params under which nothing changes

@@ -227,19 +227,11 @@ class _Walk:
             scale = scales.get(f"{path}.input_scale", getattr(old, "input_scale", None))
             set_submodule(self.module, path, CompressedLinear(packed, bias, scale))
             role, layer = places[path]
-            row = {
-                "path": path,
-                "method": self.method.name,
-                "bits_per_weight": packed.bits_per_weight(),
-                "layer": layer,
-                "role": role,
-            }
-            self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
+            self._record(edit, path, packed.bits_per_weight(), layer=layer, role=role)
         if edit.table is not None:
             path = arch.embedding(self.module)[0]
             put_tables(self.bundle, edit.table, edit.head)
-            row = {"path": path, "method": self.method.name, "role": "embedding", "bits_per_weight": edit.table.bits_per_weight()}
-            self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
+            self._record(edit, path, edit.table.bits_per_weight(), role="embedding")
         if edit.kept:
             self._cut(edit)
 
@@ -251,8 +243,12 @@ class _Walk:
         self.bundle.geometry = arch.geometry(self.module)
         for path, role, layer in touched:
             bits = 16.0 * self.module.get_submodule(path).weight.numel() / before[path]
-            row = {"path": path, "method": self.method.name, "bits_per_weight": bits, "layer": layer, "role": role}
-            self.outcome.layers.append(row | dict(edit.figures.get(path, {})))
+            self._record(edit, path, bits, layer=layer, role=role)
+
+    def _record(self, edit: Edit, path: str, bits: float, **place) -> None:
+        """One row of the outcome: a matrix, what it takes now, and the method's own figures."""
+        row = {"path": path, "method": self.method.name, "bits_per_weight": bits}
+        self.outcome.layers.append(row | place | dict(edit.figures.get(path, {})))
 
 
 def site_of(module: nn.Module, path: str, role: str, layer: int) -> Site:
@@ -476,6 +472,5 @@ def _round_rows(weight: Tensor, bits: int) -> GroupedInt:
 
 def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at `path` of `root`, in the old module's training mode."""
-    parent, _, name = path.rpartition(".")
     module.train(root.training)
-    setattr(root.get_submodule(parent), name, module)
+    root.set_submodule(path, module)

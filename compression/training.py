@@ -109,7 +109,6 @@ def train(
     *,
     rate: float,
     seed: int = 0,
-    prepare: Callable[[bool], None] = lambda training: None,
     before_step: Callable[[float], None] = lambda share: None,
     settle: Callable[[], bool] = lambda: False,
     emit: Callable[[dict], None] = lambda event: None,
@@ -118,7 +117,7 @@ def train(
 ) -> Course:
     """Train `parameters` in place by AdamW on loss(ids [b, window]); they end as the best held-out state.
 
-    windows [n, window]: the text, some of it held out. prepare(training): called before training and before judging (dropout).
+    windows [n, window]: the text, some of it held out.
     before_step(share of the budget done): called with the step's gradients in place, for measures and schedules of the method's own.
     settle(): called at the end; true if it changed what the parameters work in, and no earlier state counts any more.
     Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
@@ -131,9 +130,7 @@ def train(
     torch.manual_seed(seed)
 
     def judge(last_loss: float | None) -> None:
-        prepare(False)
         now = judged(loss, held)
-        prepare(True)
         if not course.curve:
             course.before = course.best = now
         if not best or now < course.best:
@@ -180,7 +177,6 @@ def train(
             best.clear()
         if not best or course.curve[-1][2] is None:
             judge(course.curve[-1][1])
-    prepare(False)
     with torch.no_grad():
         for p, kept in zip(parameters, best, strict=True):
             p.copy_(kept)

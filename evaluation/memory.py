@@ -24,8 +24,8 @@ def resident_bytes(module: nn.Module) -> int:
     return sum(storages.values())
 
 
-def weight_bits(module: nn.Module, original: Geometry) -> float | None:
-    """Stored bits per weight over the blocks' matrices, None if the model is what it was; 16 where only a table is compressed.
+def weight_bits(module: nn.Module, original: Geometry) -> float:
+    """Stored bits per weight over the blocks' matrices.
 
     Divides by the original matrices' counts, whatever was cut out since; what isn't compressed has 16 bits.
     """
@@ -33,8 +33,6 @@ def weight_bits(module: nn.Module, original: Geometry) -> float | None:
     packed = [m.packed for m in linears if isinstance(m, CompressedLinear)]
     plain = [m.weight.numel() for m in linears if isinstance(m, nn.Linear)]
     weights = sum(out * n for _, _, (out, n) in arch.linear_shapes(original))
-    if not packed and sum(plain) == weights and not any(isinstance(m, CompressedTable) for m in module.modules()):
-        return None
     return 8 * (sum(p.stored_bytes() for p in packed) + 2 * sum(plain)) / weights
 
 

@@ -85,7 +85,7 @@ def row(result: Result, rate: float | None) -> list[str]:
     original = result.spec.is_original
     return [
         label(result.spec),
-        f"{m.get('weight_bits_per_weight', 16.0):.2f}",  # absent where every matrix is plain 16 bits
+        f"{m['weight_bits_per_weight']:.2f}",
         f"{m['model_bits_per_parameter']:.2f}",
         words.size(m["file_bytes"]),
         f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}" if m["perplexity"] < 1e4 else "> 10,000",

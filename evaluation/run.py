@@ -244,19 +244,17 @@ class _Run:
         self.clock.stage("evaluate")
         metrics, series = measure(self.bundle, self.windows, self.baseline, emit=self.emit, cancelled=self.cancelled)
         peak = memory.peak_bytes()
-        bits = memory.weight_bits(self.bundle.module, geometry)
         self.metrics |= metrics | {
             "compress_seconds": outcome.seconds,
             "evaluate_seconds": time.perf_counter() - start,
             "file_bytes": file_bytes,
+            "weight_bits_per_weight": memory.weight_bits(self.bundle.module, geometry),
             "baseline_file_bytes": original["file_bytes"],
             "model_bits_per_parameter": 8 * sizes["stored_bytes"] / original["parameters"],
             "resident_weight_bytes": memory.resident_bytes(self.bundle.module),
             "baseline_resident_weight_bytes": original["resident_weight_bytes"],
             "kv_cache_bytes_per_token": sizes["kv_cache_bytes_per_token"],
         }
-        if bits is not None:
-            self.metrics["weight_bits_per_weight"] = bits
         if peak:
             self.metrics["peak_memory_bytes"] = peak
         kernels = memory.kernels_used(self.bundle.module)

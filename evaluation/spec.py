@@ -102,13 +102,15 @@ class RunSpec:
 
     def control(self) -> RunSpec | None:
         """The same training where nothing had been lost: the recipe's training steps alone. None where that is no other run."""
-        trained = tuple(step for step, (m, _) in zip(self.recipe, self.methods, strict=True) if m.trains_on)
-        return dataclasses.replace(self, recipe=trained) if trained and len(trained) < len(self.recipe) else None
+        return self._part(trains=True)
 
     def without_training(self) -> RunSpec | None:
         """The recipe without its training steps; None where nothing trains or nothing else is done."""
-        rest = tuple(step for step, (m, _) in zip(self.recipe, self.methods, strict=True) if not m.trains_on)
-        return dataclasses.replace(self, recipe=rest) if rest and len(rest) < len(self.recipe) else None
+        return self._part(trains=False)
+
+    def _part(self, trains: bool) -> RunSpec | None:
+        steps = tuple(step for step, (m, _) in zip(self.recipe, self.methods, strict=True) if bool(m.trains_on) is trains)
+        return dataclasses.replace(self, recipe=steps) if 0 < len(steps) < len(self.recipe) else None
 
     def original(self) -> RunSpec:
         """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""

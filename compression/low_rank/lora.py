@@ -125,19 +125,14 @@ def adapt(bundle: Bundle, params: LoraParams, seed: int) -> dict[str, Adapted]:
             base = bundle.module.get_submodule(path)
             masked = params.merge and takes_it(base)
             out[path] = Adapted(base, params.rank, params.lora_alpha / params.rank, masked, generator)
-            _put(bundle.module, path, out[path])
+            bundle.module.set_submodule(path, out[path])
     return out
-
-
-def _put(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
 
 
 def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
     """The frozen linears back in their places."""
     for path, adapter in adapters.items():
-        _put(bundle.module, path, adapter.base)
+        bundle.module.set_submodule(path, adapter.base)
 
 
 def compress(bundle: Bundle, context: Context, params: LoraParams) -> Edit:

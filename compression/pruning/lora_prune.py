@@ -34,10 +34,10 @@ import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import BadParam, Context, Cost, Edit, Method, Params, param
+from compression.base import BadParam, Context, Cost, Edit, Method, param
 from compression.bundle import Bundle
 from compression.low_rank.lora import Adapted, LoraParams, adapt, release
-from compression.pruning.llm_pruner import _told, choose, pruned_layers, reshaped
+from compression.pruning.structured import StructuredParams, choose, pruned_layers, reshaped, told
 from compression.structure import AXES, Kept, lanes
 from compression.training import Budget, language_loss, train
 
@@ -46,12 +46,9 @@ WARM_UP, COOL_DOWN = 0.1, 0.1  # shares of the training before the first mask an
 
 
 @dataclass(frozen=True)
-class LoraPruneParams(Params):
+class LoraPruneParams(StructuredParams):
     """How much is removed, and the training that decides and repairs."""
 
-    removed: float = param(0.25, "Share of the heads and of the feed-forward channels that is removed from every block that isn't "
-                           "protected. The share of the whole model is smaller.", lo=0.0, hi=0.8, step=0.05, main=True,
-                           ends=("nothing removed, same", "almost all removed, worse"))  # fmt: skip
     guide: str = param("adapter", "What tells how much a structure matters: the adapter's values and gradients, or size alone.",
                        choices=("adapter", "magnitude"))  # fmt: skip
     rank: int = param(8, "Columns of the adapter's two thin matrices.", lo=1, hi=128, step=1, level="advanced")
@@ -62,12 +59,6 @@ class LoraPruneParams(Params):
     train_minutes: float = param(20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     mask_every: int = param(4, "Steps between two choices of what is hidden.", lo=1, hi=1_000, level="advanced")
-    protect_first: float = param(0.1, "Share of the blocks at the start that stay whole, rounded up.",
-                                 lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
-    protect_last: float = param(0.05, "Share of the blocks at the end that stay whole, rounded up.",
-                                lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
-    heads: str = param("auto", "Where queries share keys: whole groups go, or queries within each group; auto: groups if there are "
-                       "more than three.", choices=("auto", "groups", "queries"), level="advanced")  # fmt: skip
 
 
 def stand_in(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
@@ -172,7 +163,7 @@ def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
         release(bundle, adapters)
     notes = course.notes("lora_prune")
     if pruner.kept:
-        notes += (_told(bundle.geometry, reshaped(bundle.geometry, params), pruner.layers),)
+        notes += (told(bundle.geometry, reshaped(bundle.geometry, params), pruner.layers),)
     merged = {f"{path}.weight": adapter.stored(merge=True) for path, adapter in adapters.items()}
     return Edit(tensors=merged, kept=pruner.kept, notes=notes, series={"training": course.curve})
 

@@ -11,17 +11,8 @@ import torch
 
 from compression import arch, artifact, calibrate, get, structure
 from compression.base import BadChain, BadParam, Cancelled, Context, TextUnavailable
-from compression.pruning.llm_pruner import (
-    TAYLOR,
-    LlmPrunerParams,
-    by_queries,
-    compress,
-    gradients,
-    pruned_layers,
-    reshaped,
-    shrunk,
-    texts,
-)
+from compression.pruning.llm_pruner import TAYLOR, LlmPrunerParams, compress, gradients, texts
+from compression.pruning.structured import by_queries, pruned_layers, reshaped, shrunk
 from tests import oracles, tiny
 
 ALL = {"protect_first": 0.0, "protect_last": 0.0, "samples": 3, "sample_tokens": 16}

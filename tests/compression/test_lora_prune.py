@@ -10,8 +10,8 @@ from compression import calibrate, get
 from compression.base import BadParam, Context
 from compression.low_rank.lora import LoraParams, adapt
 from compression.pruning import lora_prune
-from compression.pruning.llm_pruner import shrunk
 from compression.pruning.lora_prune import LoraPruneParams, Pruner, hidden_share, stand_in
+from compression.pruning.structured import shrunk
 from tests import oracles, tiny
 
 TEXT = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11

@@ -20,7 +20,7 @@ def test_sizes_are_those_of_the_shipped_runs(result):
     assert found.file_bytes == pytest.approx(result.metrics["file_bytes"], rel=0.02)
     if not result.spec.is_original:
         assert found.baseline_file_bytes == pytest.approx(result.metrics["baseline_file_bytes"], rel=0.01)
-        assert found.weight_bits == pytest.approx(result.metrics.get("weight_bits_per_weight", 16.0), rel=0.02)
+        assert found.weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
         assert found.peak_bytes < 3e9
 
 

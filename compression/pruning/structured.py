@@ -1,0 +1,109 @@
+"""Which heads and channels leave a model, shared by the structured pruning methods: how many, and by whose scores.
+
+A block loses whole attention heads and whole feed-forward channels (compression/structure.py cuts them out). The methods differ
+in how a structure is scored; counting, ranking and the blocks that are protected are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compression import arch
+from compression.base import BadParam, Note, Params, param
+from compression.bundle import Geometry, LayerGeometry
+from compression.structure import Kept
+
+FEW_GROUPS = 3  # key-value heads up to which they all stay
+
+
+@dataclass(frozen=True)
+class StructuredParams(Params):
+    """How much is removed, and from where."""
+
+    removed: float = param(0.25, "Share of the heads and of the feed-forward channels that is removed from every block that isn't "
+                           "protected. The share of the whole model is smaller.", lo=0.0, hi=0.8, step=0.05, main=True,
+                           ends=("nothing removed, same", "almost all removed, worse"))  # fmt: skip
+    protect_first: float = param(0.1, "Share of the blocks at the start that stay whole, rounded up.",
+                                 lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
+    protect_last: float = param(0.05, "Share of the blocks at the end that stay whole, rounded up.",
+                                lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
+    heads: str = param("auto", "Where queries share keys: whole groups go, or queries within each group; auto: groups if there are "
+                       "more than three.", choices=("auto", "groups", "queries"), level="advanced")  # fmt: skip
+
+
+def pruned_layers(layers: int, params: StructuredParams) -> range:
+    """The blocks that aren't protected. Raises BadParam if there are none."""
+    start, end = (math.ceil(share * layers - 1e-9) for share in (params.protect_first, params.protect_last))
+    if start + end >= layers:
+        raise BadParam(
+            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect all {layers} blocks "
+            f"({start} and {end}); lower one of them",
+            name="protect_first", got=params.protect_first, allowed=f"what leaves one of {layers} blocks",
+        )  # fmt: skip
+    return range(start, layers - end)
+
+
+def by_queries(sizes: LayerGeometry, params: StructuredParams) -> bool:
+    """True where query heads go and every key-value head stays."""
+    if sizes.heads == sizes.kv_heads:
+        return False
+    return params.heads == "queries" or (params.heads == "auto" and sizes.kv_heads <= FEW_GROUPS)
+
+
+def shrunk(sizes: LayerGeometry, params: StructuredParams) -> LayerGeometry:
+    """A block's sizes after pruning: whole heads to the nearest, floor((1 - removed) channels), at least one of each."""
+    serves = sizes.heads // sizes.kv_heads
+    stay = lambda n: max(1, n - math.floor(n * params.removed + 0.5))  # noqa: E731
+    channels = max(1, math.floor(sizes.feed_forward * (1 - params.removed) + 1e-9))
+    if by_queries(sizes, params):
+        return dataclasses.replace(sizes, heads=stay(serves) * sizes.kv_heads, feed_forward=channels)
+    groups = stay(sizes.kv_heads)
+    return dataclasses.replace(sizes, heads=groups * serves, kv_heads=groups, feed_forward=channels)
+
+
+def reshaped(geometry: Geometry, params: StructuredParams) -> Geometry:
+    """The model's sizes after pruning."""
+    if params.removed == 0:
+        return geometry
+    chosen = pruned_layers(len(geometry.layers), params)
+    layers = (shrunk(sizes, params) if i in chosen else sizes for i, sizes in enumerate(geometry.layers))
+    return dataclasses.replace(geometry, layers=tuple(layers))
+
+
+def choose(by_role: Mapping[str, Tensor], sizes: LayerGeometry, params: StructuredParams) -> Kept:
+    """What stays of a block. by_role: role -> score of each of its rows or columns that belong to a structure."""
+    then, per_head = shrunk(sizes, params), {}
+    for role in ("q", "k", "v", "o"):
+        per_head[role] = by_role[role].view(-1, sizes.head_size).sum(1)
+    queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)  # [key-value head, query head of it]
+    serves = queries.shape[1]
+    if by_queries(sizes, params):
+        groups = range(sizes.kv_heads)
+        heads = [j * serves + i for j in groups for i in highest(queries[j], then.heads // then.kv_heads)]
+    else:
+        groups = highest(queries.sum(1) + per_head["k"] + per_head["v"], then.kv_heads)
+        heads = [j * serves + i for j in groups for i in range(serves)]
+    channels = sum(by_role[role] for role in ("gate", "up", "down") if role in by_role)
+    return Kept(tuple(heads), tuple(groups), tuple(highest(channels, then.feed_forward)))
+
+
+def highest(score: Tensor, count: int) -> list[int]:
+    """The places of the `count` highest scores in rising order; of equal ones the earlier stay."""
+    return sorted(torch.argsort(score, descending=True, stable=True)[:count].tolist())
+
+
+def told(geometry: Geometry, after: Geometry, layers: list[int]) -> Note:
+    """What went, in numbers; the first pruned block stands for all."""
+    count = lambda g: sum(math.prod(shape) for _, _, shape in arch.linear_shapes(g))  # noqa: E731
+    before, now = geometry.layers[layers[0]], after.layers[layers[0]]
+    return Note("structures_removed", {
+        "blocks": len(layers), "of": len(geometry.layers), "first": layers[0], "last": len(geometry.layers) - 1 - layers[-1],
+        "heads": before.heads, "heads_left": now.heads, "channels": before.feed_forward, "channels_left": now.feed_forward,
+        "percent": 100 * (1 - count(after) / count(geometry)),
+    })  # fmt: skip
