@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,13 +45,15 @@ VERSION = 1
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
-def save(bundle: Bundle, folder: Path | str, about: dict) -> int:
+def save(bundle: Bundle, folder: Path | str, about: dict, files: Mapping[str, bytes] | None = None) -> int:
     """Write the model to `folder` (created; replaced if it exists) and return the bytes of model.safetensors.
 
-    about: JSON for the manifest and the README, e.g. {"recipe": [...], "label": "GPTQ, 4 bits"}. The folder appears
-    whole or not at all: everything is written to a temporary neighbour first.
+    about: JSON for the manifest and the README, e.g. {"recipe": [...], "label": "GPTQ, 4 bits"}. files: name -> content, put
+    beside them. The folder appears whole or not at all: everything is written to a temporary neighbour first.
     """
     with whole(folder) as temporary:
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content)
         return _write(bundle, temporary, about)
 
 
@@ -82,7 +84,7 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
     source = {k: v for k, v in bundle.source.items() if k != "folder"}
     manifest = {
         "version": VERSION, "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name, "source": source, "modules": _modules(module),
-        "storage_dtype": str(storage).removeprefix("torch."), "about": about,
+        "storage_dtype": str(storage).removeprefix("torch."), "cache_bits": bundle.cache_bits, "about": about,
     }  # fmt: skip
     if bundle.geometry.layers != arch.geometry_of(module.config).layers:
         manifest["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
@@ -170,9 +172,11 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
                                "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
     tensors = load_file(folder / WEIGHTS, device=device)
     source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
-    return assemble(
+    bundle = assemble(
         folder, empty(folder, dtype, manifest.get("geometry")), manifest["modules"], tensors, manifest["base"], source, device
     )
+    bundle.cache_bits = manifest.get("cache_bits", 16)
+    return bundle
 
 
 def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None) -> nn.Module:

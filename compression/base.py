@@ -277,13 +277,15 @@ class Edit:
 
     linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
     tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases (new ones too), "<path>.input_scale"
-    bundle: Bundle | None = None  # a different or reshaped model
+    bundle: Bundle | None = None  # takes the model's place: a student
     kept: Mapping[int, Kept] = field(default_factory=dict)  # layer -> the heads and channels that stay; the rest is cut out
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
     series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
     table: Packed | None = None  # replaces the token embedding, and a head that shares it unless `head` is given
     head: Packed | None = None  # replaces the head's weight
+    files: Mapping[str, bytes] = field(default_factory=dict)  # name -> content, saved beside the model (texts, task files)
+    cache_bits: int | None = None  # the key-value cache that the model was made for
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,7 @@ class Context:
     cancelled: Callable[[], bool]
     seed: int = 0
     enough: Callable[[], bool] = lambda: False  # true: end the training now and keep the best state
+    teacher: Any = None  # as Method.teacher says: nothing, the model as a Bundle, or one that only answers in strings
 
 
 @dataclass(frozen=True)
@@ -319,17 +322,25 @@ class Method:
     table_cost: Callable[..., Cost | None] | None = None
     cost_by_role: bool = False
     trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
+    own_text: bool = False  # of a method that trains: on text that it makes itself
     # of a method that adds to what the steps before stored: (params, steps before) -> whether its bytes come on top
     adds: Callable[[Params, tuple], bool] | None = None
     windows: bool = False  # of scope "model": it reads the calibration windows itself
     reshaped: Callable[[Geometry, Params], Geometry] | None = None  # sizes after a method that cuts heads or channels out
+    # of distillation: makes the student, which `compress` gets in the model's place, and what it learns from: "model", the
+    # model itself as a Bundle (white box), or "text", a TextTeacher that returns strings and shows nothing else (black box)
+    student: Callable[[Bundle, Params], Bundle] | None = None
+    teacher: Literal["none", "model", "text"] = "none"
+    # of a method that trains: params -> (method, params) of the same training with the method off, None if there is no such
+    control: Callable[[Params], tuple[str, Mapping] | None] | None = None
+    untrained: Mapping | None = None  # of a method that trains and compresses too: params of the same without training
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
 
     @property
     def needs_calibration(self) -> bool:
-        return bool(self.stats) or self.windows or self.trains_on is not None
+        return bool(self.stats) or self.windows or (self.trains_on is not None and not self.own_text)
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""

@@ -36,9 +36,9 @@ class Geometry:
         """Parameters of one token table."""
         return self.vocabulary * (self.embedding or self.hidden)
 
-    def kv_cache_bytes_per_token(self, bytes_per_value: int = 2) -> int:
-        """Keys and values of one token over all blocks."""
-        return sum(2 * g.kv_heads * g.head_size * bytes_per_value for g in self.layers)
+    def kv_cache_bytes_per_token(self, bits: int = 16) -> int:
+        """Keys and values of one token over all blocks, a cache of few bits with its scales (compression/kv_cache.py)."""
+        return sum(2 * g.kv_heads * (g.head_size * bits // 8 + (2 if bits < 16 else 0)) for g in self.layers)
 
 
 @dataclass
@@ -54,13 +54,18 @@ class Bundle:
     #          "publisher_bytes", "rounded": None | "Q4_1", "chat": bool}
     decoder: Any = None  # made by engine.serve from the module as it is
     refused: str = ""  # why there is none
+    cache_bits: int = 16  # of the key-value cache: 16, 8 or 4
 
     @property
     def device(self):
         return next(p for p in self.module.parameters()).device
 
     def new_cache(self):
-        """An empty key-value cache for this model (the model's compute dtype)."""
+        """An empty key-value cache for this model: in its compute dtype, or in `cache_bits` bits."""
         from transformers import DynamicCache
 
+        if self.cache_bits < 16:
+            from compression.kv_cache import QuantizedCache
+
+            return QuantizedCache(len(self.geometry.layers), self.cache_bits)
         return DynamicCache(config=self.module.config)

@@ -42,6 +42,7 @@ from compression.base import (
     UnsupportedLayer,
 )
 from compression.bundle import Bundle
+from compression.distillation.teacher import TextTeacher
 from compression.packed.activations import ActivationRule
 from compression.packed.base import Packed
 from compression.packed.grouped_int import GroupedInt
@@ -61,6 +62,7 @@ class Outcome:
     layers: list[dict] = field(default_factory=list)
     seconds: float = 0.0
     series: dict[str, list] = field(default_factory=dict)  # curves, e.g. "training"
+    files: dict[str, bytes] = field(default_factory=dict)  # what is saved beside the model
 
 
 def compress(
@@ -70,6 +72,7 @@ def compress(
     *,
     table_bits: int = 16,
     activations: str = "exact",
+    cache_bits: int = 16,
     emit: Callable[[dict], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
     seed: int = 0,
@@ -98,6 +101,8 @@ def compress(
     if table_bits < 16:
         emit({"stage": "tables", "done": 0, "total": 1, "facts": {"bits": table_bits}})
         outcome.notes.extend(compress_tables(bundle, table_bits))
+    if cache_bits < 16:
+        bundle.cache_bits = cache_bits
     if activations == "int8":
         for module in bundle.module.modules():
             own = isinstance(module, (CompressedLinear, CompressedTable))
@@ -125,11 +130,15 @@ class _Walk:
         self.blocks = arch.blocks(bundle.module)
 
     def model(self, seed: int) -> None:
-        if self.method.reshaped or self.method.trains_on:
+        if self.method.reshaped or self.method.trains_on or self.method.student:
             for path, _, _ in arch.linears(self.module):
                 self._previous(path)
-        context = Context(self.windows, self.emit, self.cancelled, seed, self.enough)
-        self._apply(self.method.compress(self.bundle, context, self.params))
+        bundle, teacher = self.bundle, None
+        if self.method.student:
+            bundle = self.method.student(self.bundle, self.params)
+            teacher = self.bundle if self.method.teacher == "model" else TextTeacher(self.bundle)
+        context = Context(self.windows, self.emit, self.cancelled, seed, self.enough, teacher)
+        self._apply(self.method.compress(bundle, context, self.params))
 
     def block_by_block(self, seed: int) -> None:
         inputs = capture(self.bundle, self.windows)
@@ -208,6 +217,12 @@ class _Walk:
     def _apply(self, edit: Edit) -> None:
         self.outcome.notes.extend(edit.notes)
         self.outcome.series |= edit.series
+        self.outcome.files |= edit.files
+        self.bundle.cache_bits = edit.cache_bits or self.bundle.cache_bits
+        if edit.bundle is not None:
+            self.module = self.bundle.module = edit.bundle.module.requires_grad_(False).eval()
+            self.bundle.geometry = edit.bundle.geometry
+            return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
         biases = {path: edit.tensors[f"{path}.bias"] for path in edit.linears if f"{path}.bias" in edit.tensors}

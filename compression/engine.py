@@ -73,6 +73,8 @@ def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
         raise CannotServe(f"the C kernels don't serve: {cpu.status()}")
     if bundle.device.type != "cpu" or module.training:
         raise CannotServe("the model is being trained" if module.training else f"the model is on {bundle.device.type}")
+    if bundle.cache_bits < 16:
+        raise CannotServe(f"a key-value cache in {bundle.cache_bits} bits")
     family, g = arch.table(module), bundle.geometry
     name = getattr(config, family.activation, "")
     if name not in ACTIVATIONS:

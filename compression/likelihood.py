@@ -18,14 +18,20 @@ TOKENS_PER_BATCH = 2_048
 LOGITS_BYTES = 24_000_000  # one copy of a chunk's logits in float32; the metrics hold about five
 
 
+def final_states(bundle: Bundle, ids: Tensor) -> Tensor:
+    """Final hidden states [b, window, hidden] of ids [b, window], keys and values as the model's cache gives them; differentiable."""
+    cache = bundle.new_cache() if bundle.cache_bits < 16 else None
+    backbone = arch.backbone(bundle.module)
+    return backbone(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+
+
 @torch.no_grad()
 def hidden_states(bundle: Bundle, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(index of the first window, final hidden states [b, window, hidden]) for windows [n, window] in batches."""
     step = max(1, TOKENS_PER_BATCH // ids.shape[1])
-    backbone = arch.backbone(bundle.module)
     for start in range(0, len(ids), step):
         batch = ids[start : start + step].to(bundle.device)
-        yield start, backbone(input_ids=batch, use_cache=False).last_hidden_state
+        yield start, final_states(bundle, batch)
 
 
 def rows_per_chunk(vocabulary: int) -> int:

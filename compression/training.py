@@ -1,4 +1,5 @@
-"""The one training loop: a budget, a curve, the best state so far. What is trained and on what loss, a method decides.
+"""The one training loop: a budget, a curve, the best state so far. What is trained, on what batches and by what loss, a method
+decides.
 
 A budget has tokens and minutes; whichever ends first ends the training. The rate rises over the first tenth of the tokens and
 falls linearly to nothing at their end, so a run that its tokens end is the same on every machine; one that its minutes end
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,23 @@ from torch.utils.checkpoint import checkpoint
 from compression import arch
 from compression.base import CalibrationError, Cancelled, Note
 from compression.bundle import Bundle
-from compression.likelihood import token_losses
+from compression.likelihood import final_states, token_losses
 
 WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements beside the first
 CLIP = 1.0
 HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # one window in so many is held out; at most, at least
 TOKENS_PER_STEP = 1_024
 LOGITS_BYTES = 256_000_000  # of one step in float32; beyond that they are made in pieces, again on the way back
+
+
+class Batch(Protocol):
+    """What one step trains on: token ids [b, window], or a record that holds them and more."""
+
+    def numel(self) -> int:
+        """Tokens in it, which count against the budget."""
+
+
+B = TypeVar("B", bound=Batch)
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ def batches(windows: Tensor, seed: int) -> Iterator[Tensor]:
 def language_loss(bundle: Bundle, ids: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats of windows [b, window]; differentiable."""
     ids = ids.to(bundle.device)
-    hidden = arch.backbone(bundle.module)(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    hidden = final_states(bundle, ids)[:, :-1].flatten(0, 1)
     head, targets = arch.head(bundle.module)[1], ids[:, 1:].flatten()
     pieces = -(-len(hidden) * bundle.geometry.vocabulary * 4 // LOGITS_BYTES)
     if pieces == 1:
@@ -95,16 +107,21 @@ def language_loss(bundle: Bundle, ids: Tensor) -> Tensor:
     return sum(checkpoint(lost, h, t, use_reentrant=False) for h, t in parts) / len(hidden)
 
 
-def judged(loss: Callable[[Tensor], Tensor], windows: Tensor) -> float:
-    """Mean loss over held-out windows [n, window]."""
-    with torch.no_grad():
-        return sum(loss(w[None]).item() for w in windows) / len(windows)
+def from_text(windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int) -> tuple[Iterator[Tensor], Callable[[], float]]:
+    """(batches to train on, held-out judge) of a text, windows [n, window]: the judge is the mean loss over what is held out."""
+    taught, held = hold_out(windows)
+
+    def judge() -> float:
+        return sum(loss(window[None]).item() for window in held) / len(held)
+
+    return batches(taught, seed), judge
 
 
 def train(
     parameters: Sequence[nn.Parameter],
-    loss: Callable[[Tensor], Tensor],
-    windows: Tensor,
+    loss: Callable[[B], Tensor],
+    supply: Iterator[B],
+    judge: Callable[[], float],
     budget: Budget,
     *,
     rate: float,
@@ -115,22 +132,22 @@ def train(
     cancelled: Callable[[], bool] = lambda: False,
     enough: Callable[[], bool] = lambda: False,
 ) -> Course:
-    """Train `parameters` in place by AdamW on loss(ids [b, window]); they end as the best held-out state.
+    """Train `parameters` in place by AdamW on loss(batch) for the batches of `supply`; they end as the state that `judge` liked best.
 
-    windows [n, window]: the text, some of it held out.
+    supply: batches for ever. One that depends on the model's state (its own samples) draws when it is asked; it and `judge` run
+    without gradients. judge(): what is to fall, on what isn't trained on. `from_text` makes both of a plain text.
     before_step(share of the budget done): called with the step's gradients in place, for measures and schedules of the method's own.
     settle(): called at the end; true if it changed what the parameters work in, and no earlier state counts any more.
     Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
     """
-    taught, held = hold_out(windows)
     course, start = Course(), time.perf_counter()
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    supply, next_judged = batches(taught, seed), 0.0
-    best: list[Tensor] = []
+    next_judged, best = 0.0, []
     torch.manual_seed(seed)
 
-    def judge(last_loss: float | None) -> None:
-        now = judged(loss, held)
+    def take_stock(last_loss: float | None) -> None:
+        with torch.no_grad():
+            now = judge()
         if not course.curve:
             course.before = course.best = now
         if not best or now < course.best:
@@ -147,7 +164,7 @@ def train(
     with torch.enable_grad():
         while True:
             if share >= next_judged:
-                judge(course.curve[-1][1] if course.curve else None)
+                take_stock(course.curve[-1][1] if course.curve else None)
                 next_judged += 1 / JUDGED
                 tell()
             if cancelled():
@@ -157,9 +174,11 @@ def train(
             if course.seconds >= 60 * budget.minutes or enough():
                 course.ended = "minutes" if course.seconds >= 60 * budget.minutes else "enough"
                 break
-            ids, done = next(supply), course.tokens / budget.tokens
+            with torch.no_grad():
+                batch = next(supply)
+            done = course.tokens / budget.tokens
             optimizer.param_groups[0]["lr"] = rate * min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0)
-            value = loss(ids)
+            value = loss(batch)
             if not bool(torch.isfinite(value)):
                 raise CalibrationError(f"the loss became {value.item()} after {course.steps} steps; lower the learning rate",
                                        code="training_diverged", steps=course.steps)  # fmt: skip
@@ -168,7 +187,7 @@ def train(
             before_step(share)
             optimizer.step()
             optimizer.zero_grad()
-            course.steps, course.tokens = course.steps + 1, course.tokens + ids.numel()
+            course.steps, course.tokens = course.steps + 1, course.tokens + batch.numel()
             course.seconds = time.perf_counter() - start
             share = max(course.tokens / budget.tokens, course.seconds / (60 * budget.minutes))
             course.curve.append([course.tokens, value.item(), None])
@@ -176,7 +195,7 @@ def train(
         if settle():
             best.clear()
         if not best or course.curve[-1][2] is None:
-            judge(course.curve[-1][1])
+            take_stock(course.curve[-1][1])
     with torch.no_grad():
         for p, kept in zip(parameters, best, strict=True):
             p.copy_(kept)

@@ -27,6 +27,7 @@ RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     ("seed", int, "seed"),
     ("activations", str, "exact or int8"),
     ("table-bits", int, "bits of embedding and head: 16, 8 or 4"),
+    ("cache-bits", int, "bits of the key-value cache: 16, 8 or 4"),
     ("device", str, "cpu, cuda or auto"),
 )
 EPILOG = "Methods: " + ", ".join(compression.NAMES) + ". Chain them with +, e.g. wanda --sparsity 0.5 + gptq --bits 4."

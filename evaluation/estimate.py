@@ -77,8 +77,8 @@ def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int
     """How many linears of each (role, (out, in), the same once structures are cut out) the blocks hold."""
     from compression.arch import linear_shapes
 
-    both = zip(linear_shapes(geometry), linear_shapes(after), strict=True)
-    return Counter((role, shape, then) for (role, _, shape), (_, _, then) in both)
+    left = {(role, layer): shape for role, layer, shape in linear_shapes(after)}
+    return Counter((role, shape, left.get((role, layer), (0, 0))) for role, layer, shape in linear_shapes(geometry))
 
 
 def _after(spec: RunSpec, geometry: Geometry) -> Geometry:

@@ -215,7 +215,7 @@ class _Run:
         ids = self.windows.ids[:1, :8].to(self.bundle.device)
         with torch.no_grad():
             self.bundle.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        tensors = [t for layer in cache.layers for t in (layer.keys, layer.values)]
+        tensors = [t for layer in cache.layers for t in (getattr(layer, "stored", None) or (layer.keys, layer.values))]
         return sum(t.numel() * t.element_size() for t in tensors) // ids.shape[1]
 
     def _compressed(self, key: str, calibration_source: str) -> Result:
@@ -228,13 +228,13 @@ class _Run:
         windows = self.calibration.ids if spec.needs_calibration else None
         outcome = calibrate.compress(
             self.bundle, spec.methods, windows, table_bits=spec.table_bits, activations=spec.activations,
-            emit=self.emit, cancelled=self.cancelled, seed=spec.seed, training=self.training, enough=self.enough,
+            cache_bits=spec.cache_bits, emit=self.emit, cancelled=self.cancelled, seed=spec.seed, training=self.training, enough=self.enough,
         )  # fmt: skip
         self.notes += outcome.notes
         self.clock.stage("save")
         folder = self.store.artifact_folder(key)
         about = {"recipe": spec.json()["recipe"], "label": label(spec), "protocol": self.windows.protocol_id}
-        file_bytes = artifact.save(self.bundle, folder, about)
+        file_bytes = artifact.save(self.bundle, folder, about, outcome.files)
         removed = self.store.keep_within_budget(key)
         if removed:
             self.notes.append(Note("old_artifacts_removed", {"count": len(removed)}))

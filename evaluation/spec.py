@@ -46,6 +46,7 @@ class RunSpec:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     activations: Literal["exact", "int8"] = "exact"
     table_bits: Literal[16, 8, 4] = 8
+    cache_bits: Literal[16, 8, 4] = 16  # of the key-value cache
     preset: str = "quick"  # where the defaults came from; no part of the key
 
     def __post_init__(self):
@@ -97,15 +98,27 @@ class RunSpec:
     @property
     def training_tokens(self) -> int:
         """The tokens of text that the recipe's training takes, what is held out of them included; 0 if nothing trains."""
-        taken = max((m.trains_on(p) for m, p in self.methods if m.trains_on), default=0)
+        taken = max((m.trains_on(p) for m, p in self.methods if m.trains_on and not m.own_text), default=0)
         return taken + max(self.window * 4, taken // 7) if taken else 0
 
     def control(self) -> RunSpec | None:
-        """The same training where nothing had been lost: the recipe's training steps alone. None where that is no other run."""
+        """The same training where nothing had been lost: the recipe's training steps with their method off, or alone. None where
+        that is no other run."""
+        if any(m.control for m, _ in self.methods):
+            swapped = tuple((m.control and m.control(p)) or step for step, (m, p) in zip(self.recipe, self.methods, strict=True))
+            found = dataclasses.replace(self, recipe=swapped)
+            return None if found.recipe == self.recipe else found
         return self._part(trains=True)
 
     def without_training(self) -> RunSpec | None:
-        """The recipe without its training steps; None where nothing trains or nothing else is done."""
+        """The recipe without its training; None where nothing trains or nothing else is done."""
+        if any(m.untrained is not None for m, _ in self.methods):
+            swapped = tuple(
+                (name, values if m.untrained is None else values | dict(m.untrained))
+                for (name, values), (m, _) in zip(self.recipe, self.methods, strict=True)
+            )
+            found = dataclasses.replace(self, recipe=swapped)
+            return None if found.recipe == self.recipe else found
         return self._part(trains=False)
 
     def _part(self, trains: bool) -> RunSpec | None:
@@ -114,7 +127,7 @@ class RunSpec:
 
     def original(self) -> RunSpec:
         """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""
-        return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, activations="exact", seed=0)
+        return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, cache_bits=16, activations="exact", seed=0)
 
     def json(self) -> dict:
         return dataclasses.asdict(self) | {"recipe": [[n, v] for n, v in self.recipe]}
@@ -141,7 +154,7 @@ class RunSpec:
 
     def _essence(self) -> dict:
         fields = self.json()
-        for ignored in ("preset", "device"):
+        for ignored in ("preset", "device", *(["cache_bits"] if self.cache_bits == 16 else [])):
             del fields[ignored]
         fields["recipe"] = [[m.name, p.effective()] for m, p in self.methods]
         if not self.needs_calibration:
@@ -197,6 +210,7 @@ _ALLOWED = {
     "device": ("auto", "cpu", "cuda"),
     "activations": ("exact", "int8"),
     "table_bits": (16, 8, 4),
+    "cache_bits": (16, 8, 4),
     "preset": tuple(PRESETS),
 }
 

@@ -37,7 +37,7 @@ from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
-from compression.training import Budget, language_loss, train
+from compression.training import Budget, from_text, language_loss, train
 
 TARGETS = {"all": ("q", "k", "v", "o", "gate", "up", "down"), "attention": ("q", "k", "v", "o"), "q and v": ("q", "v")}
 TAKES_IT = ("dense", "bitmask", "two_four")  # formats that take another matrix in with no rounding, unless they hold a grid
@@ -140,10 +140,11 @@ def compress(bundle: Bundle, context: Context, params: LoraParams) -> Edit:
     if params.train_tokens == 0:
         return Edit()
     adapters = adapt(bundle, params, context.seed)
+    loss = lambda ids: language_loss(bundle, ids)  # noqa: E731
     try:
         course = train(
             [p for adapter in adapters.values() for p in (adapter.a, adapter.b)],
-            lambda ids: language_loss(bundle, ids), context.windows, Budget(params.train_tokens, params.train_minutes),
+            loss, *from_text(context.windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
         )  # fmt: skip
     finally:

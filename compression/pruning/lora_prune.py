@@ -39,7 +39,7 @@ from compression.bundle import Bundle
 from compression.low_rank.lora import Adapted, LoraParams, adapt, release
 from compression.pruning.structured import StructuredParams, choose, pruned_layers, reshaped, told
 from compression.structure import AXES, Kept, lanes
-from compression.training import Budget, language_loss, train
+from compression.training import Budget, from_text, language_loss, train
 
 MEMORY = 0.9  # of the importance from step to step
 WARM_UP, COOL_DOWN = 0.1, 0.1  # shares of the training before the first mask and after the last
@@ -151,10 +151,11 @@ def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
     """Train adapters on context.windows [n, window] while heads and channels fade out; the merged weights and what stays."""
     adapters = adapt(bundle, LoraParams(rank=params.rank, lora_alpha=params.lora_alpha), context.seed)
     pruner = Pruner(bundle, adapters, params)
+    loss = lambda ids: language_loss(bundle, ids)  # noqa: E731
     try:
         course = train(
             [p for adapter in adapters.values() for p in (adapter.a, adapter.b)],
-            lambda ids: language_loss(bundle, ids), context.windows, Budget(params.train_tokens, params.train_minutes),
+            loss, *from_text(context.windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate, seed=context.seed, before_step=pruner.watch, settle=pruner.settle,
             emit=context.emit, cancelled=context.cancelled, enough=context.enough,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from torch import nn
 
 from compression import likelihood, training
 from compression.base import CalibrationError, Cancelled
-from compression.training import Budget, hold_out, language_loss, train
+from compression.training import Budget, from_text, hold_out, language_loss, train
 from tests import tiny
 
 WINDOWS = torch.arange(24 * 64).view(24, 64) % 7
@@ -22,7 +22,7 @@ def quadratic(start=3.0):
 
 def test_a_budget_of_tokens_is_kept_and_the_loss_falls():
     p, loss = quadratic()
-    course = train([p], loss, WINDOWS, Budget(20_480, 10), rate=0.2)
+    course = train([p], loss, *from_text(WINDOWS, loss, 0), Budget(20_480, 10), rate=0.2)
     assert course.ended == "tokens" and 20_480 <= course.tokens < 20_480 + training.TOKENS_PER_STEP
     assert course.before == pytest.approx(16.0) and len([1 for row in course.curve if row[1] is not None]) >= course.steps
     assert course.best < 0.5 * course.before
@@ -35,9 +35,8 @@ def test_the_same_seed_gives_the_same_course():
     def one():
         torch.manual_seed(1)
         p, w = nn.Parameter(torch.zeros(7)), torch.randn(7)
-        course = train(
-            [p], lambda ids: (p[ids[:, :8]] - w[ids[:, :8]]).square().mean(), WINDOWS, Budget(8_192, 10), rate=0.1, seed=5
-        )
+        loss = lambda ids: (p[ids[:, :8]] - w[ids[:, :8]]).square().mean()  # noqa: E731
+        course = train([p], loss, *from_text(WINDOWS, loss, 5), Budget(8_192, 10), rate=0.1, seed=5)
         return p.detach(), course.curve
 
     (a, first), (b, second) = one(), one()
@@ -47,7 +46,7 @@ def test_the_same_seed_gives_the_same_course():
 def test_the_first_step_is_adams_by_hand():
     """Adam's first step is the rate times the gradient's sign; the rate starts at a hundredth of its height."""
     p, loss = quadratic()
-    train([p], loss, WINDOWS, Budget(1, 10), rate=0.5)
+    train([p], loss, *from_text(WINDOWS, loss, 0), Budget(1, 10), rate=0.5)
     assert torch.allclose(p, torch.full((4,), 3.0 - 0.5 * 0.01), atol=1e-6)
 
 
@@ -55,13 +54,13 @@ def test_a_training_that_only_harms_ends_where_it_began():
     p = nn.Parameter(torch.ones(3))
     lies = iter(range(1000))
     judged = lambda ids: -p.sum() if torch.is_grad_enabled() else p.sum() * 0 + next(lies)  # noqa: E731
-    course = train([p], judged, WINDOWS, Budget(8_192, 10), rate=1.0)
+    course = train([p], judged, *from_text(WINDOWS, judged, 0), Budget(8_192, 10), rate=1.0)
     assert torch.equal(p, torch.ones(3)) and course.best == course.before
 
 
 def test_minutes_end_it_too_and_say_so():
     p, loss = quadratic()
-    course = train([p], loss, WINDOWS, Budget(10**9, 1e-4), rate=0.1)
+    course = train([p], loss, *from_text(WINDOWS, loss, 0), Budget(10**9, 1e-4), rate=0.1)
     assert course.ended == "minutes" and course.tokens < 10**8
     assert "training_minutes" in {n.code for n in course.notes("x")}
 
@@ -69,11 +68,13 @@ def test_minutes_end_it_too_and_say_so():
 def test_enough_keeps_the_best_state_and_cancel_gives_up():
     p, loss = quadratic()
     events = []
-    course = train([p], loss, WINDOWS, Budget(10**6, 10), rate=0.2, emit=events.append, enough=lambda: len(events) > 30)
+    course = train(
+        [p], loss, *from_text(WINDOWS, loss, 0), Budget(10**6, 10), rate=0.2, emit=events.append, enough=lambda: len(events) > 30
+    )
     assert course.ended == "enough" and course.best < course.before and float(loss(None)) == pytest.approx(course.best)
     assert events[-1]["stage"] == "train" and 0 < events[-1]["done"] < 1 and events[-1]["facts"]["best"] <= course.before
     with pytest.raises(Cancelled):
-        train([p], loss, WINDOWS, Budget(10**6, 10), rate=0.2, cancelled=lambda: True)
+        train([p], loss, *from_text(WINDOWS, loss, 0), Budget(10**6, 10), rate=0.2, cancelled=lambda: True)
 
 
 def test_nothing_held_out_is_trained_on():
@@ -85,7 +86,7 @@ def test_nothing_held_out_is_trained_on():
         (seen if torch.is_grad_enabled() else set()).update(ids[:, 0].tolist())
         return p.square().sum()
 
-    train([p], loss, windows, Budget(512 * 64, 10), rate=0.1)
+    train([p], loss, *from_text(windows, loss, 0), Budget(512 * 64, 10), rate=0.1)
     taught, held = hold_out(windows)
     assert seen == set(taught[:, 0].tolist()) and not seen & set(held[:, 0].tolist()) and len(held) == 2
 
@@ -93,9 +94,9 @@ def test_nothing_held_out_is_trained_on():
 def test_what_can_not_be_trained_is_said():
     p, loss = quadratic()
     with pytest.raises(CalibrationError, match="at least 4"):
-        train([p], loss, WINDOWS[:3], Budget(10, 1), rate=0.1)
+        train([p], loss, *from_text(WINDOWS[:3], loss, 0), Budget(10, 1), rate=0.1)
     with pytest.raises(CalibrationError, match="learning rate"):
-        train([p], lambda ids: p.sum() / 0, WINDOWS, Budget(10, 1), rate=0.1)
+        train([p], lambda ids: p.sum() / 0, *from_text(WINDOWS, loss, 0), Budget(10, 1), rate=0.1)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -1,0 +1,86 @@
+"""Students: smaller models that distillation trains.
+
+A student keeps some of its teacher's decoder blocks, evenly spaced with the first and the last among them, and all of its
+embedding, final norm and head. It is broken at first, and really smaller and faster. Or it is another model with the same
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from compression import arch
+from compression.base import BadParam, Params, param
+from compression.bundle import Bundle, Geometry
+
+
+@dataclass(frozen=True)
+class StudentParams(Params):
+    """Who the student is. Base of every distillation method's parameters."""
+
+    kept: float = param(0.65, "Share of the teacher's layers that the student keeps.", lo=0.1, hi=1.0, step=0.05, main=True,
+                        ends=("small student", "as large as its teacher"), when={"student": ""})  # fmt: skip
+    student: str = param("", "Another model as the student, with the same tokenizer: a catalogue name, a hub id or a folder. "
+                         "Empty: the teacher's own layers.", level="advanced")  # fmt: skip
+
+
+def spaced(total: int, kept: int) -> list[int]:
+    """Numbers of `kept` of `total` blocks, evenly spaced, first and last included: round(linspace(0, total - 1, kept))."""
+    return [0] if kept == 1 else [round(i * (total - 1) / (kept - 1)) for i in range(kept)]
+
+
+def count(total: int, share: float) -> int:
+    """How many of `total` blocks a student keeps."""
+    return max(1, round(total * share))
+
+
+def reshaped(geometry: Geometry, params: StudentParams) -> Geometry:
+    """The student's sizes."""
+    if params.student:
+        from compression.catalogue import CATALOGUE
+
+        return CATALOGUE[params.student].geometry if params.student in CATALOGUE else geometry
+    return replace(
+        geometry, layers=tuple(geometry.layers[i] for i in spaced(len(geometry.layers), count(len(geometry.layers), params.kept)))
+    )
+
+
+def make(teacher: Bundle, params: StudentParams) -> Bundle:
+    """A student of that teacher, with weights of its own. Raises BadParam for another model with another tokenizer."""
+    if params.student:
+        return _other(teacher, params.student)
+    total = len(arch.blocks(teacher.module))
+    return keep_blocks(teacher, spaced(total, count(total, params.kept)))
+
+
+def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
+    """A copy of the model with those blocks only."""
+    path, blocks = arch.table(teacher.module).blocks, arch.blocks(teacher.module)
+    teacher.module.set_submodule(path, nn.ModuleList(blocks[i] for i in chosen))
+    try:
+        module = copy.deepcopy(teacher.module)
+    finally:
+        teacher.module.set_submodule(path, blocks)
+    config = module.config
+    config.num_hidden_layers = len(chosen)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in chosen]
+    for number, block in enumerate(arch.blocks(module)):
+        for part in block.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = number
+    return Bundle(module, teacher.tokenizer, arch.geometry(module), teacher.name, dict(teacher.source))
+
+
+def _other(teacher: Bundle, name: str) -> Bundle:
+    from compression import models
+    from compression.texts import tokenizer_hash
+
+    student = models.load(name, str(teacher.device))
+    if tokenizer_hash(student.tokenizer) != tokenizer_hash(teacher.tokenizer):
+        raise BadParam(f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model of the same family, "
+                       "or leave the student empty", name="student", got=name, allowed="a model with the same tokenizer")  # fmt: skip
+    return replace(student, name=teacher.name, source=dict(teacher.source) | {"student": name})
