@@ -56,7 +56,7 @@
       h('input', {type: 'radio', name: 'family', id: `family-${f}`, value: f, checked: f === chosen, onchange: () => choose(0, best(f))}),
       h('span', {className: `swatch ${f}`}), h('span', {}, h('b', {}, t(`family.${f}`)), h('small', {}, t(`family.${f}.sub`))))));
   }
-  const best = family => ({quantization: 'gptq', pruning: 'wanda', low_rank: 'svd_llm'})[family] ?? ce.data.methods.find(m => m.family === family).name;
+  const best = family => ({quantization: 'gptq', pruning: 'wanda', low_rank: 'svd_llm', distillation: 'gkd'})[family] ?? ce.data.methods.find(m => m.family === family).name;
   const fits = () => { if (s.steps[1] && !after(s.steps[0].method, ce.values(s.steps[0])).some(m => m.name === s.steps[1].method)) s.steps.pop(); };
   function choose(i, name) {
     s.steps[i] = {method: name};
@@ -82,7 +82,7 @@
     return h('details', {className: 'about', 'data-k': 'about'}, h('summary', {}, t('controls.about')),
       essay.split(/\n\s*\n/).flatMap(runs), m.paper ? h('a', {href: m.paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
   }
-  const shown = (name, v) => ['sparsity', 'removed'].includes(name) ? `${Math.round(100 * v)} %` : String(+(+v).toFixed(4));
+  const shown = (name, v) => ['sparsity', 'removed', 'kept'].includes(name) ? `${Math.round(100 * v)} %` : String(+(+v).toFixed(4));
   function knob(i) {
     const step = s.steps[i], values = ce.values(step), p = ce.method(step.method).params.find(x => x.main);
     if (!p) return '';
@@ -112,7 +112,7 @@
     const values = ce.values(step), id = `p-${step.method}-${p.name}`, on = effective(p, values);
     const put = v => { set(step, p.name, v); fits(); p.choices || p.type === 'bool' ? changed(true) : weigh(); };
     const title = label(t(`param.${p.name}`), t(`param.${p.name}.help`), id);
-    if (p.type === 'bool') return h('div', {className: 'field check'}, h('input', {id, type: 'checkbox', checked: values[p.name], onchange: e => put(e.target.checked)}), title);
+    if (p.type === 'bool') return h('div', {className: 'field check'}, h('input', {id, type: 'checkbox', checked: values[p.name], disabled: !on, onchange: e => put(e.target.checked)}), title);
     const options = p.choices ?? p.suggest;
     const name = v => p.name === 'group_size' ? (v === -1 ? t('value.row') : String(v)) : ce.has(`value.${v}`) ? t(`value.${v}`) : String(v);
     if (options) {

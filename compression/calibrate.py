@@ -242,11 +242,11 @@ class _Walk:
             scale = scales.get(f"{path}.input_scale", getattr(old, "input_scale", None))
             set_submodule(self.module, path, CompressedLinear(packed, bias, scale))
             role, layer = places[path]
-            self._record(edit, path, packed.bits_per_weight(), layer=layer, role=role)
+            self._record(edit, path, packed.bits_per_weight(), layer=layer, role=role, format=packed.format)
         if edit.table is not None:
             path = arch.embedding(self.module)[0]
             put_tables(self.bundle, edit.table, edit.head)
-            self._record(edit, path, edit.table.bits_per_weight(), role="embedding")
+            self._record(edit, path, edit.table.bits_per_weight(), role="embedding", format=edit.table.format)
         if edit.kept:
             self._cut(edit)
 
@@ -258,7 +258,7 @@ class _Walk:
         self.bundle.geometry = arch.geometry(self.module)
         for path, role, layer in touched:
             bits = 16.0 * self.module.get_submodule(path).weight.numel() / before[path]
-            self._record(edit, path, bits, layer=layer, role=role)
+            self._record(edit, path, bits, layer=layer, role=role, format="cut")
 
     def _record(self, edit: Edit, path: str, bits: float, **place) -> None:
         """One row of the outcome: a matrix, what it takes now, and the method's own figures."""

@@ -201,6 +201,7 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
         lines.append(against)
     elif "file_bytes" in m:
         lines.append(words.size(m["file_bytes"]))
+    lines += _storage(words, result)
     lines += [words.note(n) for n in result.notes if n.get("code") in EXPECTED_NOTES]
     if result.timings and not result.spec.is_original:
         host = result.timings[-1]["host"].get("processor", "")
@@ -209,6 +210,19 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
         if here and (against := _against_limits(words, result.timings[-1])):
             lines.append(against)
     return ['<p class="quiet">' + "<br>".join(map(_e, lines)) + "</p>"] if lines else []
+
+
+def _storage(words: Words, result: Result) -> list[str]:
+    """What the compressed matrices take dense and as they are stored, and whether that is faster too or only smaller."""
+    m, formats = result.metrics, [row["format"] for row in result.layers if "format" in row]
+    if not formats or "kept_weights" not in m:
+        return []
+    told = "table" if result.layers[-1].get("role") == "embedding" else formats[-1]  # of the last step
+    lines = []
+    if m["kept_weights"] < m["matrix_weights"]:
+        lines.append(words("card.kept", kept=words.millions(m["kept_weights"]), of=words.millions(m["matrix_weights"]),
+                           dense=words.size(m["dense_matrix_bytes"]), stored=words.size(m["matrix_bytes"])))  # fmt: skip
+    return lines + ([words(f"stored.{told}")] if words.has(f"stored.{told}") else [])
 
 
 def _against_limits(words: Words, timing: dict) -> str:

@@ -11,6 +11,8 @@ from compression import arch
 from compression.bundle import Geometry
 from compression.packed.base import Packed
 from compression.packed.linear import CompressedLinear, CompressedTable
+from compression.packed.low_rank import LowRank
+from compression.packed.total import Sum
 
 
 def resident_bytes(module: nn.Module) -> int:
@@ -24,16 +26,31 @@ def resident_bytes(module: nn.Module) -> int:
     return sum(storages.values())
 
 
-def weight_bits(module: nn.Module, original: Geometry) -> float:
-    """Stored bits per weight over the blocks' matrices.
+def matrices(module: nn.Module, original: Geometry) -> dict[str, float]:
+    """What the blocks' matrices take: bytes as stored, bytes of the original's in 16 bits, numbers left of the original's (those
+    that aren't in removed places; of two thin factors their own), and stored bits per weight.
 
-    Divides by the original matrices' counts, whatever was cut out since; what isn't compressed has 16 bits.
+    Bits divide by the original matrices' counts, whatever was cut out since; what isn't compressed has 16 bits.
     """
     linears = [module.get_submodule(path) for path, _, _ in arch.linears(module)]
     packed = [m.packed for m in linears if isinstance(m, CompressedLinear)]
-    plain = [m.weight.numel() for m in linears if isinstance(m, nn.Linear)]
+    plain = sum(m.weight.numel() for m in linears if isinstance(m, nn.Linear))
     weights = sum(out * n for _, _, (out, n) in arch.linear_shapes(original))
-    return 8 * (sum(p.stored_bytes() for p in packed) + 2 * sum(plain)) / weights
+    stored = sum(p.stored_bytes() for p in packed) + 2 * plain
+    return {
+        "weight_bits_per_weight": 8 * stored / weights, "matrix_bytes": stored, "dense_matrix_bytes": 2 * weights,
+        "matrix_weights": weights, "kept_weights": sum(map(kept_weights, packed)) + plain,
+    }  # fmt: skip
+
+
+def kept_weights(packed: Packed) -> int:
+    """How many numbers a format holds of a matrix: those outside of its mask; of two thin factors their own."""
+    if isinstance(packed, LowRank):
+        return packed.u.numel() + packed.v.numel()
+    if isinstance(packed, Sum):
+        return kept_weights(packed.first)
+    mask, (out, n) = packed.mask(), packed.shape
+    return out * n - (0 if mask is None else int(mask.sum()))
 
 
 def kernels_used(module: nn.Module) -> list[str]:

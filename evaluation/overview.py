@@ -4,13 +4,14 @@
     python -m evaluation.overview --rates     first time every method's decode step here, side by side with the original
 
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
-assets/bench/rates.json, timed in one go on the machine that it names; a speed depends on the format and not on the numbers in
-it, so each model is compressed with few calibration tokens for that.
+assets/bench/rates.json, timed in one go on the machine that it names, with the bytes that a step reads; a speed depends on the
+format and not on the numbers in it, so each model is compressed with few calibration and training tokens for that.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 
@@ -30,7 +31,8 @@ HEAD = (
     "same top",
     "tokens a second",
 )
-TOKENS = 2_048  # calibration, where only speed counts
+TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
+MORE = ("svd_llm --removed 0.5",)  # timed beside the gates
 
 
 def results() -> dict[str, Result]:
@@ -97,8 +99,9 @@ def row(result: Result, rate: float | None) -> list[str]:
 
 def table() -> str:
     """The table in Markdown."""
-    rates = json.loads(RATES.read_text("utf-8"))["tokens_per_second"] if RATES.is_file() else {}
-    lines = [HEAD, ["---"] * len(HEAD), *(row(r, rates.get(name)) for name, r in results().items())]
+    rates = json.loads(RATES.read_text("utf-8"))["rates"] if RATES.is_file() else {}
+    rate = lambda r: rates.get(spoken_recipe(r.spec), {}).get("tokens_per_second")  # noqa: E731
+    lines = [HEAD, ["---"] * len(HEAD), *(row(r, rate(r)) for r in results().values())]
     if not rates:
         lines = [line[:-1] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -110,28 +113,44 @@ def written(readme: str) -> str:
     return before + BEGIN + table() + END + rest.split(END)[1]
 
 
+def spoken_recipe(spec: RunSpec) -> str:
+    """A name of what is stored, whatever it was trained and calibrated with."""
+    return label(dataclasses.replace(spec, seed=0))
+
+
 def rates() -> dict:
-    """Decode rates of every gate and of the original, each next to the original in one process."""
-    from compression import calibrate, models, texts
+    """Decode rates of every gate and of the original, each next to the original in one process, and the bytes that a step reads."""
+    from compression import calibrate, engine, models, texts
     from evaluation import host, latency
     from kernels import cpu
 
     cpu.wait()
     original = models.load(shipped.OFFLINE_MODEL)
-    windows = texts.windows(texts.load_text("builtin", "calibration"), original.tokenizer, "raw", 512, TOKENS, "calibration").ids
+    windows = texts.windows(
+        texts.load_text("builtin", "calibration"), original.tokenizer, "raw", 512, TOKENS["calibration"], "calibration"
+    ).ids
     prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
-    found: dict[str, float] = {}
-    beside: dict[str, float] = {}
-    for name, result in results().items():
+    moved = lambda bundle: decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None  # noqa: E731
+    found: dict[str, dict] = {}
+    more = [RunSpec(shipped.OFFLINE_MODEL, shipped.recipe(words), table_bits=16) for words in MORE]
+    for spec in [*(result.spec for result in results().values()), *more]:
+        name = spoken_recipe(spec)
+        if name in found:
+            continue
+        short = tuple((m, v | {"train_tokens": TOKENS["train_tokens"]} if "train_tokens" in v else v) for m, v in spec.recipe)
         bundle = models.load(shipped.OFFLINE_MODEL)
-        calibrate.compress(bundle, result.spec.methods, windows, table_bits=result.spec.table_bits)
-        ways = latency.ways(None if result.spec.is_original else bundle, original)
+        calibrate.compress(bundle, dataclasses.replace(spec, recipe=short).methods, windows, table_bits=spec.table_bits,
+                           cache_bits=spec.cache_bits)  # fmt: skip
+        ways = latency.ways(None if spec.is_original else bundle, original)
         timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
-        beside[name] = timed["original"]["decode_tokens_per_second"]
-        found[name] = timed.get("compressed", timed["original"])["decode_tokens_per_second"]
-        print(f"{name}: {found[name]:.0f} tokens/s, the original {beside[name]:.0f}", flush=True)
-    return {"host": host.environment(), "prompt_tokens": prompt.shape[1], "tokens_per_second": found,
-            "original_tokens_per_second": beside}  # fmt: skip
+        beside, own = timed["original"], timed.get("compressed", timed["original"])
+        found[name] = {
+            "tokens_per_second": own["decode_tokens_per_second"],
+            "original_tokens_per_second": beside["decode_tokens_per_second"],
+            "bytes_per_token": moved(bundle), "original_bytes_per_token": moved(original),
+        }  # fmt: skip
+        print(name, found[name], flush=True)
+    return {"host": host.environment(), "prompt_tokens": prompt.shape[1], "rates": found}
 
 
 def main(argv: list[str]) -> int:

@@ -238,7 +238,7 @@ class _Run:
         removed = self.store.keep_within_budget(key)
         if removed:
             self.notes.append(Note("old_artifacts_removed", {"count": len(removed)}))
-        sizes = self._sizes()
+        sizes, held = self._sizes(), memory.matrices(self.bundle.module, geometry)
         engine.prepare(self.bundle)  # it is saved: from here on it is only multiplied
         start = time.perf_counter()
         self.clock.stage("evaluate")
@@ -248,7 +248,7 @@ class _Run:
             "compress_seconds": outcome.seconds,
             "evaluate_seconds": time.perf_counter() - start,
             "file_bytes": file_bytes,
-            "weight_bits_per_weight": memory.weight_bits(self.bundle.module, geometry),
+            **held,
             "baseline_file_bytes": original["file_bytes"],
             "model_bits_per_parameter": 8 * sizes["stored_bytes"] / original["parameters"],
             "resident_weight_bytes": memory.resident_bytes(self.bundle.module),

@@ -72,6 +72,10 @@ class Words:
                 return f"{digits(n / scale, 3 if n / scale >= 100 else 2)}\u00a0{unit}"
         return f"{n:.0f}\u00a0B"
 
+    def millions(self, n: float) -> str:
+        """How many, in millions."""
+        return self("unit.million", n=digits(n / 1e6, 3))
+
     def smaller(self, original: float, now: float) -> str:
         """ "3.2x smaller"."""
         ratio = original / now

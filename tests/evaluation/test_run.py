@@ -138,6 +138,28 @@ def test_bits_per_weight_are_the_bytes_on_disk(place, store):
 CUT = ("llm_pruner", {"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "sample_tokens": 16})
 
 
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        (("wanda", {"sparsity": 0.5}), lambda w: 0.5 * w),
+        (("sparsegpt", {"pattern": "2:4", "quantize": True}), lambda w: 0.5 * w),
+        (("rtn", {"bits": 4}), lambda w: w),
+    ],
+)
+def test_the_storage_truth(place, store, step, left):
+    """What is left, what it takes dense, and what it takes as it is stored; the card says it in words."""
+    from evaluation.cards import run_card
+    from evaluation.words import Words
+
+    result = run(spec(place, step, table_bits=16), store=store, timings=False)
+    m, weights = result.metrics, 2 * (48 * 48 * 2 + 48 * 24 * 2 + 3 * 48 * 80)
+    assert m["matrix_weights"] == weights and m["dense_matrix_bytes"] == 2 * weights
+    assert m["kept_weights"] == pytest.approx(left(weights), rel=0.01)
+    assert m["matrix_bytes"] * 8 / weights == pytest.approx(m["weight_bits_per_weight"])
+    card = run_card(Words("en"), result, shipped=False, artifact=True, here=False, chat=False)
+    assert ("weights are left" in card) == (m["kept_weights"] < weights)
+
+
 def test_a_cut_model_is_measured_against_the_whole_one(place, store):
     """Both bit figures divide by the original's counts; it is multiplied as the original is, which is no fallback."""
     from evaluation.estimate import estimate
