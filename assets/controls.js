@@ -34,7 +34,7 @@
   }
   const lastStep = () => s.steps[s.steps.length - 1];
   const mainOf = step => ce.method(step.method).params.find(p => p.main && effective(p, ce.values(step)));
-  const effective = (p, values) => Object.entries(p.when ?? {}).every(([k, v]) => values[k] === v);
+  const effective = (p, values) => Object.entries(p.when ?? {}).every(([k, v]) => (values[k] ?? v) === v);
   const label = (text, help, id) => h('label', {htmlFor: id}, text, help ? h('span', {className: 'q', tabIndex: 0, 'data-tip': help, 'aria-label': help}, '?') : '');
 
   function model() {

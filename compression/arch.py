@@ -236,6 +236,15 @@ def linears(module: nn.Module) -> list[tuple[str, str, int]]:
     return [(p, r, i) for i in range(len(blocks(module))) for group in groups(module, i) for p, r in group]
 
 
+def norms(module: nn.Module) -> list[nn.Module]:
+    """Every norm over the model's width: those of the blocks in order, then the one before the head if there is one."""
+    family = table(module)
+    found = [block.get_submodule(path) for block in blocks(module) for path in family.norms if path]
+    parent, _, name = family.final.rpartition(".")
+    last = getattr(module.get_submodule(parent), name)
+    return found if last is None else [*found, last]
+
+
 def backbone(module: nn.Module) -> nn.Module:
     """The part whose last_hidden_state, after the final norm (and OPT's output projection), feeds the head."""
     return module.get_submodule(table(module).backbone)
@@ -256,12 +265,13 @@ def head(module: nn.Module) -> tuple[str, nn.Module]:
 def geometry(module: nn.Module) -> Geometry:
     """The sizes of a model in the normal form: each block's from its matrices, the rest from the config."""
     described = geometry_of(module.config)
+    width = module.get_submodule(linears(module)[0][0]).in_features
     paths = {role: path for group in table(module).groups for path, role in group}
     layers = []
     for block, sizes in zip(blocks(module), described.layers, strict=True):
         q, k, up = (block.get_submodule(paths[role]).out_features for role in ("q", "k", "up"))
         layers.append(replace(sizes, heads=q // sizes.head_size, kv_heads=k // sizes.head_size, feed_forward=up))
-    return replace(described, layers=tuple(layers))
+    return replace(described, hidden=width, layers=tuple(layers))
 
 
 def geometry_of(config) -> Geometry:

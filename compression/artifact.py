@@ -10,7 +10,7 @@ The folder holds
     model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16 bits
     compression.json     which module has which format, the recipe, the base model, its licence; each block's heads and
                          channels where they aren't config.json's
-    config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md
+    config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md; files of a method's own (a task's scales, a teacher's answers)
 
 Loading builds the architecture from config.json with empty weights, puts an empty format at every path that
 compression.json names, and fills all of it from the file.
@@ -88,6 +88,8 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
     }  # fmt: skip
     if bundle.geometry.layers != arch.geometry_of(module.config).layers:
         manifest["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
+    if bundle.geometry.hidden != arch.geometry_of(module.config).hidden:
+        manifest["width"] = bundle.geometry.hidden
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
     write_licence(bundle, folder, about.get("label", "compressed"), HOW_TO_LOAD)
     return (folder / WEIGHTS).stat().st_size
@@ -172,17 +174,16 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
                                "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
     tensors = load_file(folder / WEIGHTS, device=device)
     source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
-    bundle = assemble(
-        folder, empty(folder, dtype, manifest.get("geometry")), manifest["modules"], tensors, manifest["base"], source, device
-    )
+    module = empty(folder, dtype, manifest.get("geometry"), manifest.get("width"))
+    bundle = assemble(folder, module, manifest["modules"], tensors, manifest["base"], source, device)
     bundle.cache_bits = manifest.get("cache_bits", 16)
     return bundle
 
 
-def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None) -> nn.Module:
+def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None, width: int | None = None) -> nn.Module:
     """The architecture of the folder's config.json in the normal form, its weights undefined.
 
-    layers: the sizes of each block (LayerGeometry as JSON) where they aren't the config's.
+    layers: the sizes of each block (LayerGeometry as JSON), width: channels of the residual stream, where they aren't the config's.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.initialization import no_init_weights
@@ -193,6 +194,8 @@ def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None) ->
     if layers:
         now, then = arch.geometry(module).layers, (LayerGeometry(**sizes) for sizes in layers)
         structure.cut(module, {i: structure.first(*sizes) for i, sizes in enumerate(zip(now, then, strict=True))})
+    if width:
+        structure.cut_width(module, range(width))
     return module
 
 

@@ -112,7 +112,8 @@ def param(
     step: values are lo + k * step (numbers counted from 0 when lo is negative).
     choices: the only values. suggest: values that a menu offers; others within the bounds are allowed too.
     ends: words for the two ends of the main knob. main: the method's large knob (one per method).
-    when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold.
+    when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold. One that the method
+    hasn't holds.
     """
     meta = dict(help=help, lo=lo, hi=hi, step=step, choices=choices, suggest=suggest, unit=unit, ends=ends,
                 main=main, level=level, when=dict(when or {}))  # fmt: skip
@@ -165,7 +166,9 @@ class Params:
         """The parameters that have an effect (those whose `when` holds), for the cache key."""
         values = self.json()
         return {
-            f.name: values[f.name] for f in dataclasses.fields(self) if all(values[k] == v for k, v in f.metadata["when"].items())
+            f.name: values[f.name]
+            for f in dataclasses.fields(self)
+            if all(values.get(k, v) == v for k, v in f.metadata["when"].items())
         }
 
 
@@ -285,6 +288,7 @@ class Edit:
     table: Packed | None = None  # replaces the token embedding, and a head that shares it unless `head` is given
     head: Packed | None = None  # replaces the head's weight
     files: Mapping[str, bytes] = field(default_factory=dict)  # name -> content, saved beside the model (texts, task files)
+    width: tuple[int, ...] = ()  # channels of the residual stream that stay, () for all; the rest is cut out of the whole model
     cache_bits: int | None = None  # the key-value cache that the model was made for
 
 

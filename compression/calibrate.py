@@ -247,14 +247,16 @@ class _Walk:
             path = arch.embedding(self.module)[0]
             put_tables(self.bundle, edit.table, edit.head)
             self._record(edit, path, edit.table.bits_per_weight(), role="embedding", format=edit.table.format)
-        if edit.kept:
+        if edit.kept or edit.width:
             self._cut(edit)
 
     def _cut(self, edit: Edit) -> None:
         """Heads and channels leave the model; its sizes follow."""
-        touched = [(path, role, layer) for path, role, layer in arch.linears(self.module) if layer in edit.kept]
+        touched = [(path, role, layer) for path, role, layer in arch.linears(self.module) if edit.width or layer in edit.kept]
         before = {path: self.module.get_submodule(path).weight.numel() for path, _, _ in touched}
         structure.cut(self.module, edit.kept)
+        if edit.width:
+            structure.cut_width(self.module, edit.width)
         self.bundle.geometry = arch.geometry(self.module)
         for path, role, layer in touched:
             bits = 16.0 * self.module.get_submodule(path).weight.numel() / before[path]

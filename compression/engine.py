@@ -86,7 +86,7 @@ def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
     layers = tuple(_layer(make, module, i, block, g.layers[i]) for i, block in enumerate(blocks))
     scalings = {_attention(block).scaling for block in blocks}
     first_norm, eps = blocks[0].get_submodule(family.norms[0]), set()
-    for norm in _norms(module, family):
+    for norm in _norms(module):
         eps.add(getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None))
     if len(scalings) > 1 or len(eps) > 1:
         raise CannotServe("layers differ in the scale of their attention or in the epsilon of their norms")
@@ -158,15 +158,11 @@ def _attention(block: nn.Module) -> nn.Module:
     return next(m for m in block.modules() if hasattr(m, "scaling"))
 
 
-def _norms(module: nn.Module, family: arch.Family) -> list[nn.Module]:
-    """Every norm of the blocks and the last one."""
-    found = [block.get_submodule(path) for block in arch.blocks(module) for path in family.norms if path]
-    found += [
-        norm for block in arch.blocks(module) for name in ("q_norm", "k_norm") if (norm := getattr(_attention(block), name, None))
-    ]
-    parent, _, name = family.final.rpartition(".")
-    last = getattr(module.get_submodule(parent), name)
-    return found if last is None else [*found, last]
+def _norms(module: nn.Module) -> list[nn.Module]:
+    """Every norm: over the width and over a head."""
+    names = ("q_norm", "k_norm")
+    found = [norm for block in arch.blocks(module) for name in names if (norm := getattr(_attention(block), name, None))]
+    return [*found, *arch.norms(module)]
 
 
 def _angles(module: nn.Module, family: arch.Family, positions: int) -> tuple[Tensor, Tensor]:

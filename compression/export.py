@@ -89,7 +89,7 @@ class Layer:
 
 def offers(manifest: dict) -> list[str]:
     """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats alone."""
-    if "geometry" in manifest:  # blocks that the config doesn't describe
+    if "geometry" in manifest or "width" in manifest:  # blocks that the config doesn't describe
         return []
     heads = {family.head for family in arch.FAMILIES.values()}  # a head is written in 16 bits, whatever its format
     packed = [m["packed"] for path, m in manifest.get("modules", {}).items() if m["kind"] == "linear" and path not in heads]
@@ -113,7 +113,8 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
     module, config = bundle.module, bundle.module.config
     if form == "compressed-tensors" and config.model_type == "gpt2":
         raise CannotExport("GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2")
-    if bundle.geometry.layers != arch.geometry_of(config).layers:
+    described = arch.geometry_of(config)
+    if (bundle.geometry.hidden, bundle.geometry.layers) != (described.hidden, described.layers):
         raise CannotExport("heads or channels were cut out of some blocks, and these formats describe all blocks by one config; "
                            "keep the model in its own format")  # fmt: skip
     found = {path: [(part, module.get_submodule(part)) for part in parts] for path, parts in _places(config)}

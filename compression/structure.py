@@ -1,15 +1,18 @@
-"""Cutting heads and feed-forward channels out of a block, so that its matrices really shrink.
+"""Cutting heads and feed-forward channels out of a block, or channels out of the whole model's width, so that matrices really shrink.
 
 A head is its rows of q, k, v and its columns of o; a channel of the feed-forward is its rows of gate and up and its column
 of down. Rows take their bias along. Attention asks for whole groups: every key-value head that stays serves equally many
 query heads, and they stand in its order. The size of a head never changes (rotary positions and per-head norms belong to it).
+
+A channel of the width (the residual stream) is an entry of the embedding, of every norm, and a row or column of every matrix.
+What is left of a norm is a norm over fewer channels; nothing makes up for that, as in the authors' code.
 
 A block's sizes are read from its matrices (arch.geometry), so that a cache, the decode step and a saved file follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +26,7 @@ AXES = {  # role -> (what its structures are, the axis of its weight [out, in] t
     "q": ("heads", 0), "k": ("kv_heads", 0), "v": ("kv_heads", 0), "o": ("heads", 1),
     "gate": ("channels", 0), "up": ("channels", 0), "down": ("channels", 1),
 }  # fmt: skip
+WIDTH_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "gate": 1, "up": 1, "down": 0}  # role -> the axis that lies along the width
 SIZES: dict[str, Callable[[LayerGeometry], int]] = {  # attribute of a transformers module in a block -> its value
     "num_heads": lambda g: g.heads,  # OPT, GPT-2
     "split_size": lambda g: g.heads * g.head_size,  # GPT-2: where the fused q, k, v is taken apart
@@ -60,6 +64,43 @@ def cut(module: nn.Module, kept: Mapping[int, Kept]) -> None:
                 narrow(module.get_submodule(path), index if what == "channels" else lanes(index, sizes.head_size), axis)
         _tell(arch.blocks(module)[layer],
               LayerGeometry(len(parts.heads), len(parts.kv_heads), sizes.head_size, len(parts.channels)))  # fmt: skip
+
+
+def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
+    """Keep only those channels of the residual stream, numbers in rising order, in place.
+
+    Raises UnsupportedLayer where nothing would stay.
+    """
+    if not kept:
+        raise UnsupportedLayer("no channel of the width would stay; at least one must")
+    index, family = torch.tensor(kept), arch.table(module)
+    for path, role, _ in arch.linears(module):
+        narrow(module.get_submodule(path), index, WIDTH_AXES[role])
+    for norm in arch.norms(module):
+        _narrow_norm(norm, index)
+    parent = module.get_submodule(family.final.rpartition(".")[0])
+    tables = [module.get_submodule(family.positions)] if family.positions else []
+    if getattr(parent, "project_in", None) is not None:  # the table has a width of its own, and so has the head
+        narrow(parent.project_in, index, 0)
+        narrow(parent.project_out, index, 1)
+    else:
+        tables.append(arch.embedding(module)[1])
+        if arch.head(module)[1].weight is not tables[-1].weight:
+            narrow(arch.head(module)[1], index, 1)
+    for table in tables:
+        table.weight = nn.Parameter(table.weight.detach().index_select(1, index.to(table.weight.device)), requires_grad=False)
+        table.embedding_dim = len(kept)
+    head = arch.head(module)[1]
+    if arch.geometry_of(module.config).tied:
+        head.weight, head.in_features = arch.embedding(module)[1].weight, arch.embedding(module)[1].weight.shape[1]
+
+
+def _narrow_norm(norm: nn.Module, index: Tensor) -> None:
+    for name in ("weight", "bias"):
+        if (old := getattr(norm, name, None)) is not None:
+            setattr(norm, name, nn.Parameter(old.detach().index_select(0, index.to(old.device)), requires_grad=False))
+    if hasattr(norm, "normalized_shape"):
+        norm.normalized_shape = (len(index),)
 
 
 def lanes(heads: Tensor, size: int) -> Tensor:

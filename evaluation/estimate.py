@@ -91,15 +91,16 @@ def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
 def estimate(spec: RunSpec) -> Estimate:
     """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
     geometry = geometry_for(spec.model)
-    shapes, table = _shapes(geometry, _after(spec, geometry)), geometry.table
+    after = _after(spec, geometry)
+    shapes, table = _shapes(geometry, after), geometry.table
     tables = 1 if geometry.tied else 2
     costs = [(count, *_cost(spec, *shape)) for shape, count in shapes.items()]
     weights = sum(count * o * i for (_, (o, i), _), count in shapes.items())
-    norms = 2 * geometry.hidden * (2 * len(geometry.layers) + 1)
-    if geometry.family in ("opt", "gpt2"):
-        norms += 2 * geometry.positions * geometry.hidden  # learned positions
+    norms = 2 * after.hidden * (2 * len(after.layers) + 1)
+    if after.family in ("opt", "gpt2"):
+        norms += 2 * after.positions * after.hidden  # learned positions
     packed = sum(count * size for count, size, _, _, _ in costs)
-    rounded = table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
+    rounded = after.table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
     stored = _stored_table(spec, geometry)
     table_bytes = tables * rounded if stored is None else stored.bytes + (tables - 1) * rounded
     original = 2 * (weights + tables * table) + norms

@@ -77,7 +77,7 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
 
 
 # said of every result of a kind, so not drawn on points
-EXPECTED_NOTES = frozenset({"already_rounded", "structures_removed"})
+EXPECTED_NOTES = frozenset({"already_rounded", "structures_removed", "width_removed"})
 
 
 def noteworthy(row: Row) -> list[dict]:

@@ -15,29 +15,35 @@ matters is read from the gradient g of the language-model loss on a few short te
     mixed     |g w - F w^2 / 2|
 
 and added up over all matrices of the structure. Each block ranks its own heads and channels. The first and last blocks are
-the sensitive ones and stay whole. `l2` (small weights go) and `random` are the controls; chance beats l2, in the paper too.
+the sensitive ones and stay whole. Granularity "channel" removes channels of the residual stream instead: an entry of the
+embedding and of every norm, a row or column of every matrix of the model, ranked once; the paper finds that far worse. `l2`
+(small weights go) and `random` are the controls; chance beats l2, in the paper too.
 
 Deviations: (1) the share of heads is rounded to the nearest whole number and at least one stays; the authors round down,
 which leaves models of few heads with all of them. (2) Where queries share keys, whole groups go, as theirs do; where a model
 has three such groups or fewer, the same number of query heads leaves each group and keys and values stay. A query head is
 paired with the keys that it really uses. (3) The protected blocks are shares of the depth (LLaMA-7B: the first 4 and last 2
-of 32, as published). (4) Biases go with their rows and are not scored. (5) No training afterwards: that is a step of its own.
+of 32, as published). (4) Biases go with their rows, norms with their channels, and neither is scored. (5) No training
+afterwards: that is a step of its own.
 
 Cost: one forward and backward pass for each text; gradients of the pruned blocks' matrices in 32 bits (mixed: twice that).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import CalibrationError, Cancelled, Context, Cost, Edit, Method, TextUnavailable, param
-from compression.bundle import Bundle
-from compression.pruning.structured import StructuredParams, choose, reshaped, told
-from compression.structure import AXES
+from compression.base import CalibrationError, Cancelled, Context, Cost, Edit, Method, Note, TextUnavailable, param
+from compression.bundle import Bundle, Geometry
+from compression.pruning import structured
+from compression.pruning.structured import StructuredParams, choose, highest, told
+from compression.structure import AXES, WIDTH_AXES
 
 FIRST, SECOND = ("vector", "element1", "mixed"), ("element2", "mixed")  # which need the gradient, which its square
 TAYLOR = ("vector", "element1", "element2", "mixed")
@@ -47,6 +53,8 @@ TAYLOR = ("vector", "element1", "element2", "mixed")
 class LlmPrunerParams(StructuredParams):
     """How much is removed, from where, and by which measure."""
 
+    granularity: str = param("block", "Heads and feed-forward channels of each block, or channels of the whole model's width.",
+                             choices=("block", "channel"))  # fmt: skip
     importance: str = param("element1", "How much a head or channel matters: a Taylor expansion of the loss, or a control.",
                             choices=(*TAYLOR, "l2", "random"))  # fmt: skip
     samples: int = param(10, "Texts whose gradients are taken.", lo=1, hi=512, level="advanced")
@@ -141,8 +149,17 @@ def gradients(bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerPa
 # --- the method --------------------------------------------------------------------------------------------------
 
 
+def reshaped(geometry: Geometry, params: LlmPrunerParams) -> Geometry:
+    """The model's sizes after pruning; of channels of the width floor((1 - removed) width) stay, at least one."""
+    if params.granularity == "channel":
+        return replace(geometry, hidden=max(1, math.floor(geometry.hidden * (1 - params.removed) + 1e-9)))
+    return structured.reshaped(geometry, params)
+
+
 def compress(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
-    """Which heads and channels of which blocks stay."""
+    """Which heads and channels of which blocks stay, or which channels of the whole width."""
+    if params.granularity == "channel":
+        return narrowed(bundle, context, params)
     geometry = bundle.geometry
     after = reshaped(geometry, params)
     layers = [i for i, sizes in enumerate(geometry.layers) if after.layers[i] != sizes]
@@ -153,19 +170,43 @@ def compress(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
     if params.importance in TAYLOR:
         paths = [path for by_role in roles.values() for path in by_role.values()]
         found = gradients(bundle, paths, texts(context.windows, params), params, context)
-    generator = torch.Generator().manual_seed(context.seed)
+    score = scorer(bundle, found, params, context.seed)
     kept = {}
     for layer, paths_of in roles.items():
-        by_role = {}
-        for role, path in paths_of.items():
-            weight, axis = bundle.module.get_submodule(path).weight.detach(), AXES[role][1]
-            if found is None and params.importance == "random":
-                by_role[role] = torch.rand(weight.shape[axis], generator=generator)
-            else:
-                g, f = (found.first.pop(path, None), found.second.pop(path, None)) if found else (None, None)
-                by_role[role] = scores(params.importance, weight, axis, g, f).cpu()
+        by_role = {role: score(path, AXES[role][1]) for role, path in paths_of.items()}
         kept[layer] = choose(by_role, geometry.layers[layer], params)
     return Edit(kept=kept, notes=(told(geometry, after, layers),))
+
+
+def narrowed(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
+    """Which channels of the residual stream stay: one ranking over all matrices that they lie in."""
+    now, then = bundle.geometry.hidden, reshaped(bundle.geometry, params).hidden
+    if now == then:
+        return Edit()
+    axes = {path: WIDTH_AXES[role] for path, role, _ in arch.linears(bundle.module)}
+    if not bundle.geometry.embedding:  # else the table has a width of its own
+        tables = (arch.embedding(bundle.module)[0], *(() if bundle.geometry.tied else (arch.head(bundle.module)[0],)))
+        axes |= dict.fromkeys(tables, 1)
+    found = None
+    if params.importance in TAYLOR:
+        found = gradients(bundle, list(axes), texts(context.windows, params), params, context)
+    score = scorer(bundle, found, params, context.seed)
+    total = sum(score(path, axis) for path, axis in axes.items())
+    return Edit(width=tuple(highest(total, then)), notes=(Note("width_removed", {"width": now, "left": then}),))
+
+
+def scorer(bundle: Bundle, found: Gradients | None, params: LlmPrunerParams, seed: int) -> Callable[[str, int], Tensor]:
+    """A function from (path, axis) to the scores of that weight's rows or columns; gradients are freed as they are used."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def score(path: str, axis: int) -> Tensor:
+        weight = bundle.module.get_submodule(path).weight.detach()
+        if params.importance == "random":
+            return torch.rand(weight.shape[axis], generator=generator)
+        g, f = (found.first.pop(path, None), found.second.pop(path, None)) if found else (None, None)
+        return scores(params.importance, weight, axis, g, f).cpu()
+
+    return score
 
 
 def cost(shape: tuple[int, int], params: LlmPrunerParams, tokens: int) -> Cost:

@@ -30,11 +30,11 @@ class StructuredParams(Params):
                            "protected. The share of the whole model is smaller.", lo=0.0, hi=0.8, step=0.05, main=True,
                            ends=("nothing removed, same", "almost all removed, worse"))  # fmt: skip
     protect_first: float = param(0.1, "Share of the blocks at the start that stay whole, rounded up.",
-                                 lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
+                                 lo=0.0, hi=0.9, step=0.05, level="advanced", when={"granularity": "block"})  # fmt: skip
     protect_last: float = param(0.05, "Share of the blocks at the end that stay whole, rounded up.",
-                                lo=0.0, hi=0.9, step=0.05, level="advanced")  # fmt: skip
+                                lo=0.0, hi=0.9, step=0.05, level="advanced", when={"granularity": "block"})  # fmt: skip
     heads: str = param("auto", "Where queries share keys: whole groups go, or queries within each group; auto: groups if there are "
-                       "more than three.", choices=("auto", "groups", "queries"), level="advanced")  # fmt: skip
+                       "more than three.", choices=("auto", "groups", "queries"), level="advanced", when={"granularity": "block"})  # fmt: skip
 
 
 def pruned_layers(layers: int, params: StructuredParams) -> range:

@@ -259,3 +259,37 @@ def test_it_tells_how_far_it_is_and_stops():
         compress(bundle, context(emit=told.append, cancelled=lambda: next(calls) == 2), LlmPrunerParams(**ALL))
     assert [e["done"] for e in told] == [0, 1, 2] and {e["total"] for e in told} == {3}
     assert all(p.grad is None and not p.requires_grad for p in bundle.module.parameters())
+
+
+# --- channels of the width ---
+
+
+@pytest.mark.parametrize("form", [*TAYLOR, "l2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt-post-norm", "gpt2"])
+def test_which_channels_of_the_width_stay_is_what_the_papers_sums_rank_highest(family, form):
+    """Members: an entry of the table and of an untied head, a column of q, k, v, gate and up, a row of o and down."""
+    bundle = tiny.bundle(family)
+    params = LlmPrunerParams(importance=form, granularity="channel", removed=0.25, **ALL)
+    ids = texts(tiny.ids(8), params)
+    found = compress(bundle, context(), params)
+    along = {path: 0 if role in ("o", "down") else 1 for path, role, _ in arch.linears(bundle.module)}
+    if family != "opt-post-norm":  # its table has a width of its own
+        along |= {arch.embedding(bundle.module)[0]: 1} | ({} if bundle.geometry.tied else {arch.head(bundle.module)[0]: 1})
+    grads = by_hand(bundle, list(along), ids)
+    take = lambda t, path, i: t.select(along[path], i).double().tolist()  # noqa: E731
+    total = []
+    for i in range(48):
+        rows = [take(bundle.module.get_submodule(path).weight, path, i) for path in along]
+        total.append(oracles.structure_importance(form, rows, [[take(g[path], path, i) for path in along] for g in grads]))
+    assert found.width == tuple(sorted(sorted(range(48), key=total.__getitem__, reverse=True)[:36])) and not found.kept
+    assert found.notes[0].facts == {"width": 48, "left": 36}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_narrow_model_has_the_promised_sizes(family):
+    bundle, method = tiny.bundle(family), get("llm_pruner")
+    params = LlmPrunerParams(granularity="channel", removed=0.3, samples=3, sample_tokens=16)
+    promised = method.reshaped(bundle.geometry, params)
+    outcome = calibrate.compress(bundle, ((method, params),), tiny.ids(8))
+    assert bundle.geometry == promised and promised.hidden == 33 and all(row["format"] == "cut" for row in outcome.layers)
+    assert not {"protect_first", "protect_last", "heads"} & set(params.effective())

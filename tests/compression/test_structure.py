@@ -144,3 +144,82 @@ def test_keeping_everything_changes_nothing_and_order_is_free(family):
 def test_what_attention_cannot_run_is_refused(kept):
     with pytest.raises(UnsupportedLayer, match="equally many"):
         structure.cut(tiny.bundle("llama").module, {0: kept})
+
+
+# --- channels of the width ---
+
+WIDE = (*range(0, 48, 2), 47)  # 25 of 48
+
+
+def narrow(family, kept=WIDE):
+    bundle = tiny.bundle(family)
+    structure.cut_width(bundle.module, kept)
+    bundle.geometry = arch.geometry(bundle.module)
+    return bundle
+
+
+def masked_width(family):
+    """The whole model with the removed channels zeroed wherever they are made, its norms over the channels that stay."""
+    bundle, index = tiny.bundle(family), torch.tensor(WIDE)
+    module, table = bundle.module, arch.table(bundle.module)
+    gone = torch.ones(48, dtype=torch.bool).index_fill_(0, index, False)
+    for path, role, _ in arch.linears(module):
+        if role in ("o", "down"):
+            linear = module.get_submodule(path)
+            linear.weight.data[gone] = 0
+            if linear.bias is not None:
+                linear.bias.data[gone] = 0
+    parent = module.get_submodule(table.final.rpartition(".")[0])
+    if getattr(parent, "project_in", None) is not None:
+        parent.project_in.weight.data[gone] = 0
+    else:
+        arch.embedding(module)[1].weight.data[:, gone] = 0
+    if table.positions:
+        module.get_submodule(table.positions).weight.data[:, gone] = 0
+    for norm in arch.norms(module):
+
+        def over_few(x, norm=norm):
+            x, w, out = x[..., index], norm.weight[index], torch.zeros_like(x)
+            if isinstance(norm, torch.nn.LayerNorm):
+                out[..., index] = torch.nn.functional.layer_norm(x, (len(index),), w, norm.bias[index], norm.eps)
+            else:
+                out[..., index] = w * x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+            return out
+
+        norm.forward = over_few
+    return bundle
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_narrow_model_is_the_masked_one(family):
+    """Section 4, channel-wise: equal to an explicit reference over the channels that stay, tied and projected tables included."""
+    tokens, bundle = tiny.ids(3), narrow(family)
+    found, expected = tiny.logits(bundle, tokens), tiny.logits(masked_width(family), tokens)
+    assert float((found - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()))
+    assert bundle.geometry.hidden == len(WIDE) and bundle.geometry.layers == tiny.bundle(family).geometry.layers
+    assert bundle.geometry.kv_cache_bytes_per_token() == tiny.bundle(family).geometry.kv_cache_bytes_per_token()
+
+
+@pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_decode_step_runs_a_narrow_model(family):
+    bundle, ids = narrow(family), tiny.ids(2, 12)
+    session, expected = engine.decoder(bundle, torch.float32).session(2, 16), tiny.logits(bundle, ids)
+    assert float((session.run(ids) - expected[:, -1]).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_narrow_model_is_saved_and_read_back(family, tmp_path):
+    bundle = narrow(family)
+    structure.cut(bundle.module, kept_for(family))
+    bundle.geometry = arch.geometry(bundle.module)
+    artifact.save(bundle, tmp_path / "model", {})
+    manifest, again = json.loads((tmp_path / "model" / artifact.MANIFEST).read_text("utf-8")), artifact.load(tmp_path / "model")
+    assert manifest["width"] == len(WIDE) and again.geometry == bundle.geometry
+    assert float((tiny.logits(again, tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))).abs().max()) < 2e-2
+    assert export.offers(manifest) == []
+
+
+def test_no_width_is_refused():
+    with pytest.raises(UnsupportedLayer, match="at least one"):
+        structure.cut_width(tiny.bundle().module, ())
