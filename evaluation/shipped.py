@@ -29,6 +29,8 @@ PAGE = (
     "rtn --bits 8", "gptq --bits 3", "gptq --bits 5", "wanda --sparsity 0.5 + gptq --bits 4", "magnitude --sparsity 0.5",
 )  # fmt: skip
 
+TRAINED = "--train_tokens 16384 --train_minutes 120"  # the short budget of the gates that train; tokens end it, not minutes
+
 GATES = (
     "none", "rtn --bits 8", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "gptq --bits 3",
     "rtn --bits 4 --group_size -1", "gptq --bits 4 --group_size -1", "rtn --bits 3 --group_size 128",
@@ -39,11 +41,12 @@ GATES = (
     "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "wanda --pattern 4:8", "wanda --pattern 2:4",
     "sparsegpt --sparsity 0.5", "sparsegpt --pattern 4:8", "sparsegpt --pattern 2:4", "sparsegpt --sparsity 0.5 --quantize true",
     *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
-    "llm_pruner --removed 0.25 --importance random",
+    "llm_pruner --removed 0.25 --importance random", "llm_pruner --removed 0.2 --granularity channel",
+    *(f"{recipe} {TRAINED}" for recipe in ("llm_pruner --removed 0.25 + lora", "lora_prune --removed 0.25")),
     "svd --removed 0.2", "asvd --removed 0.2", "svd_llm --removed 0.2", "pca --removed 0.2", "nmf --removed 0.2",
     "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
     "tensorgpt --rank 6 --modes square --kind svd",
-    "lora --train_tokens 16384 --train_minutes 120", "wanda --sparsity 0.5 + lora --train_tokens 16384 --train_minutes 120",
+    f"lora {TRAINED}", f"wanda --sparsity 0.5 + lora {TRAINED}",
 )  # fmt: skip
 
 SEEDS = {"llm_pruner --removed 0.25 --importance random": range(5)}  # gates that are measured more than once
