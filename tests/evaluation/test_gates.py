@@ -225,6 +225,9 @@ def test_layer_errors_belong_to_this_code(recipe):
         ("nf4", "nf4 --table fp4"),
         ("svd_llm --removed 0.2", "asvd --removed 0.2"),
         ("asvd --removed 0.2", "svd --removed 0.2"),
+        ("wanda --sparsity 0.5", "magnitude --sparsity 0.5"),
+        ("sparsegpt --sparsity 0.5", "wanda --sparsity 0.5"),
+        ("sparsegpt --pattern 2:4", "wanda --pattern 2:4"),
     ],
 )
 def test_the_order_of_layer_errors(better, worse):
