@@ -1,11 +1,12 @@
 """The README's table of methods, from stored results:
 
-    python -m evaluation.overview             write the table into README.md
+    python -m evaluation.overview             write the tables into README.md
     python -m evaluation.overview --rates     first time every method's decode step here, side by side with the original
 
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
 assets/bench/rates.json, timed in one go on the machine that it names, with the bytes that a step reads; a speed depends on the
-format and not on the numbers in it, so each model is compressed with few calibration and training tokens for that.
+format and not on the numbers in it, so each model is compressed with few calibration and training tokens for that. A second
+table sets public implementations beside ours (assets/bench/peers.json, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import dataclasses
 import json
 import sys
 
-from evaluation import shipped
+from evaluation import peers, shipped
 from evaluation.spec import ROOT, Result, RunSpec
 from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "bench" / "rates.json"
-BEGIN, END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
+PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
+QUIET = 0.5  # load of the machine up to which seconds are shown
 HEAD = (
     "method",
     "weights, bits each",
@@ -56,6 +58,7 @@ def label(spec: RunSpec) -> str:
             "pattern",
             "removed",
             "quantize",
+            "train_minutes",
             "group_size",
             "table",
             "rounding",
@@ -107,10 +110,28 @@ def table() -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def peers_table() -> str:
+    """Public implementations beside ours, in Markdown; seconds only where the machine had nothing else to do."""
+    lines = [PEERS_HEAD, ["---"] * len(PEERS_HEAD)]
+    for row in json.loads(peers.TABLE.read_text("utf-8"))["rows"] if peers.TABLE.is_file() else ():
+        if "ratio" not in row:
+            continue
+        quiet = row.get("load", 9) <= QUIET
+        seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
+        lines.append([
+            f"`{row['recipe']}`", row["package"], f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
+            f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}", *seconds,
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def written(readme: str) -> str:
-    """README text with the table between its two marks."""
-    before, rest = readme.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+    """README text with each table between its two marks."""
+    for name, made in (("methods", table), ("peers", peers_table)):
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        before, rest = readme.split(begin)
+        readme = before + begin + made() + end + rest.split(end)[1]
+    return readme
 
 
 def spoken_recipe(spec: RunSpec) -> str:

@@ -7,7 +7,8 @@ environment of its own (evaluation/peers.txt), each side in a process of its own
 Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
 paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same.
 
-Writes assets/bench/peers.json. Exit code 1 if a perplexity of ours is more than 2 % above theirs or a side failed.
+Writes assets/bench/peers.json; with --only, those rows of it. A row has the machine's load before it began: seconds that were taken
+beside other work say little. Exit code 1 if a perplexity of ours is more than 2 % above theirs or a side failed.
 """
 
 from __future__ import annotations
@@ -248,6 +249,7 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
     from evaluation.perplexity import perplexity, ratio
 
     pair, about, found, failed = PAIRS[name], {}, {}, {}
+    load = round(os.getloadavg()[0], 2)
     for which, python in pythons.items():
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         command = [python, "-m", "evaluation.peers", "--side", which, "--name", name, "--job", str(job)]
@@ -261,7 +263,7 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
             continue
         about[which] = json.loads((job / f"{name}.{which}.json").read_text("utf-8"))
         found[which] = load_file(job / f"{name}.{which}.safetensors")["losses"]
-    row = {"name": name, "package": pair.package, "recipe": pair.ours, "settings": pair.settings}
+    row = {"name": name, "package": pair.package, "recipe": pair.ours, "settings": pair.settings, "load": load}
     row |= {which: about[which] | {"perplexity": perplexity(losses)[0]} for which, losses in found.items()}
     if failed:
         return row | {"failed": failed}
@@ -313,7 +315,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--calibration-tokens", type=int, default=32_768)
     parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--only", nargs="+", choices=tuple(PAIRS), help="some pairs only; nothing is written without --out")
+    parser.add_argument("--only", nargs="+", choices=tuple(PAIRS), help="some pairs only; the table's other rows stay")
     parser.add_argument("--out", type=Path, help=f"default {TABLE.relative_to(ROOT)}")
     for name in ("side", "name", "job"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -332,13 +334,19 @@ def main(argv: list[str]) -> int:
         for name in own.only or PAIRS:
             rows.append(compare(name, Path(place), {"ours": sys.executable, "theirs": own.peers}, threads))
             print(_line(rows[-1]), flush=True)
-    out = own.out or (None if own.only else TABLE)
-    if out:
-        table = about | {"rows": rows, "worst": WORST, "not_compared": NOT_COMPARED}
-        out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    table = merged(own.out or TABLE, about, rows) | {"worst": WORST, "not_compared": NOT_COMPARED}
+    (own.out or TABLE).write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
     wrong = verdict(rows)
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0
+
+
+def merged(file: Path, about: dict, rows: list[dict]) -> dict:
+    """The table with these rows beside those in `file` that were measured on the same weights and texts, in the order of PAIRS."""
+    old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    same = all(old.get(k) == about[k] for k in ("weights_hash", "protocol", "calibration"))
+    by_name = {row["name"]: row for row in (old["rows"] if same else [])} | {row["name"]: row for row in rows}
+    return about | {"rows": [by_name[name] for name in PAIRS if name in by_name]}
 
 
 def _line(row: dict) -> str:

@@ -67,12 +67,22 @@ def test_the_control_pair_measures_the_same_on_both_sides(one_process, tmp_path,
     assert "original" in capsys.readouterr().out
 
 
-def test_a_side_that_fails_is_told_and_fails_the_comparison(one_process, monkeypatch, capsys):
+def test_some_pairs_only_leave_the_other_rows_of_the_same_texts(tmp_path):
+    about, file = {"weights_hash": "w", "protocol": "p", "calibration": "c"}, tmp_path / "peers.json"
+    nf4, new, old = {"name": "nf4", "ratio": 1.0}, {"name": "gptq-4", "ratio": 0.9}, {"name": "gptq-4", "ratio": 0.8}
+    file.write_text(json.dumps(about | {"rows": [old, nf4]}))
+    assert peers.merged(file, about, [new])["rows"] == [new, nf4]
+    assert peers.merged(file, about | {"protocol": "another"}, [new])["rows"] == [new]
+    assert peers.merged(tmp_path / "none.json", about, [nf4, new])["rows"] == [new, nf4], "in the order of the table"
+
+
+def test_a_side_that_fails_is_told_and_fails_the_comparison(one_process, monkeypatch, capsys, tmp_path):
     def broken(model, ids):
         raise RuntimeError("no such kernel here")
 
     monkeypatch.setitem(peers.PAIRS, peers.CONTROL, peers.Pair("none", "transformers", broken))
-    assert peers.main(["--peers", sys.executable, "--model", tiny.folder("llama"), *ASKED, "--only", peers.CONTROL]) == 1
+    words = ["--peers", sys.executable, "--model", tiny.folder("llama"), *ASKED, "--only", peers.CONTROL]
+    assert peers.main([*words, "--out", str(tmp_path / "peers.json")]) == 1
     said = capsys.readouterr()
     assert "original, theirs: RuntimeError: no such kernel here" in said.err and "failed" in said.out
 
