@@ -2,6 +2,7 @@
 
     python -m evaluation.overview             write the tables into README.md
     python -m evaluation.overview --rates     first time every method's decode step here, side by side with the original
+    python -m evaluation.overview --rates "wanda --pattern 2:4" ...     these alone; the others stay
 
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
 assets/bench/rates.json, timed in one go on the machine that it names, with the bytes that a step reads; a speed depends on the
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 
 from evaluation import peers, shipped
 from evaluation.spec import ROOT, Result, RunSpec
@@ -34,7 +36,10 @@ HEAD = (
     "tokens a second",
 )
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
-MORE = ("svd_llm --removed 0.5",)  # timed beside the gates
+FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the gates
+    "llm_pruner --removed 0.25", "svd_llm --removed 0.5", "wanda --pattern 2:4", "wanda --sparsity 0.5",
+    "sparsegpt --sparsity 0.5 --quantize true",
+)  # fmt: skip
 
 
 def results() -> dict[str, Result]:
@@ -139,8 +144,13 @@ def spoken_recipe(spec: RunSpec) -> str:
     return label(dataclasses.replace(spec, seed=0))
 
 
-def rates() -> dict:
-    """Decode rates of every gate and of the original, each next to the original in one process, and the bytes that a step reads."""
+def rated(words: str) -> RunSpec:
+    """A recipe as it is timed."""
+    return RunSpec(shipped.OFFLINE_MODEL, shipped.recipe(words), table_bits=16)
+
+
+def rates(asked: Sequence[str] = ()) -> dict:
+    """Decode rates of these recipes (default: every gate), each next to the original in one process, and the bytes that a step reads."""
     from compression import calibrate, engine, models, texts
     from evaluation import host, latency
     from kernels import cpu
@@ -153,8 +163,8 @@ def rates() -> dict:
     prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
     moved = lambda bundle: decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None  # noqa: E731
     found: dict[str, dict] = {}
-    more = [RunSpec(shipped.OFFLINE_MODEL, shipped.recipe(words), table_bits=16) for words in MORE]
-    for spec in [*(result.spec for result in results().values()), *more]:
+    specs = [result.spec for result in results().values()] + [rated(words) for words in FEWER_BYTES]
+    for spec in [rated(words) for words in asked] or specs:
         name = spoken_recipe(spec)
         if name in found:
             continue
@@ -171,14 +181,20 @@ def rates() -> dict:
             "bytes_per_token": moved(bundle), "original_bytes_per_token": moved(original),
         }  # fmt: skip
         print(name, found[name], flush=True)
-    return {"host": host.environment(), "prompt_tokens": prompt.shape[1], "rates": found}
+    about = {"host": host.environment(), "prompt_tokens": prompt.shape[1]}
+    stored = json.loads(RATES.read_text("utf-8")) if RATES.is_file() else {}
+    kept = stored["rates"] if asked and all(stored.get(k) == v for k, v in about.items()) else {}
+    return about | {"rates": kept | found}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.overview", description=__doc__.split("\n")[0])
-    parser.add_argument("--rates", action="store_true", help="time every method's decode step first (some minutes)")
-    if parser.parse_args(argv).rates:
-        RATES.write_text(json.dumps(rates(), indent=1) + "\n", "utf-8")
+    parser.add_argument(
+        "--rates", nargs="*", metavar="RECIPE", help="time decode steps first, of every method (half an hour) or of these"
+    )
+    asked = parser.parse_args(argv).rates
+    if asked is not None:
+        RATES.write_text(json.dumps(rates(asked), indent=1) + "\n", "utf-8")
     README.write_text(written(README.read_text("utf-8")), "utf-8")
     return 0
 

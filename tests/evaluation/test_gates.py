@@ -251,6 +251,15 @@ def test_svd_llm_is_the_optimum_in_every_layer():
         assert all(best[path] <= 1.001 * errors[path] for path in errors), other
 
 
+@pytest.mark.skipif(not overview.RATES.is_file(), reason="no decode rates are stored: `python -m evaluation.overview --rates`")
+@pytest.mark.parametrize("words", overview.FEWER_BYTES)
+def test_fewer_bytes_are_faster_steps(words):
+    """At batch 1 a step takes as long as its bytes take to read: at least 0.85 of the bytes' ratio arrives as speed."""
+    rate = json.loads(overview.RATES.read_text("utf-8"))["rates"][overview.spoken_recipe(overview.rated(words))]
+    faster = rate["tokens_per_second"] / rate["original_tokens_per_second"]
+    assert faster >= 0.85 * rate["original_bytes_per_token"] / rate["bytes_per_token"]
+
+
 def test_the_readme_shows_the_stored_results():
     """`python -m evaluation.overview`."""
     readme = overview.README.read_text("utf-8")
