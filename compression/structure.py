@@ -80,32 +80,19 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
         _narrow_norm(norm, index)
     parent = module.get_submodule(family.final.rpartition(".")[0])
     tables = [module.get_submodule(family.positions)] if family.positions else []
-    projected = getattr(parent, "project_in", None) is not None  # the table has a width of its own, and so has the head
-    if projected:
+    if getattr(parent, "project_in", None) is not None:  # the table has a width of its own, and so has the head
         narrow(parent.project_in, index, 0)
         narrow(parent.project_out, index, 1)
     else:
         tables.append(arch.embedding(module)[1])
+        if arch.head(module)[1].weight is not tables[-1].weight:
+            narrow(arch.head(module)[1], index, 1)
     for table in tables:
         table.weight = nn.Parameter(table.weight.detach().index_select(1, index.to(table.weight.device)), requires_grad=False)
         table.embedding_dim = len(kept)
-    if not projected:
-        _new_head(module, index)
-
-
-def _new_head(module: nn.Module, index: Tensor) -> None:
-    """A head over fewer channels in the old one's place, which others may still hold (the original's, to compare with)."""
-    path, old = arch.head(module)
-    head = nn.Linear(len(index), old.out_features, bias=old.bias is not None, device="meta")
-    table = arch.embedding(module)[1].weight
-    tied = arch.geometry_of(module.config).tied
-    head.weight = (
-        table if tied else nn.Parameter(old.weight.detach().index_select(1, index.to(old.weight.device)), requires_grad=False)
-    )
-    if old.bias is not None:
-        head.bias = old.bias
-    head.train(module.training)
-    module.set_submodule(path, head)
+    head = arch.head(module)[1]
+    if arch.geometry_of(module.config).tied:
+        head.weight, head.in_features = arch.embedding(module)[1].weight, arch.embedding(module)[1].weight.shape[1]
 
 
 def _narrow_norm(norm: nn.Module, index: Tensor) -> None:

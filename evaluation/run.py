@@ -183,7 +183,11 @@ class _Run:
                 timings = self._time(None, self.bundle)
                 metrics |= timings[0]["original"]
             found = self.store.put(self._result(key, spec, metrics, series, timings=timings))
-        self.baseline = Baseline.load(folder, OriginalHead(head, self._head_dtype()) if self.spec.compresses_tables else head)
+        if self.spec.compresses_tables:
+            head = OriginalHead(head, self._head_dtype())
+        elif any(method.reshaped for method, _ in self.spec.methods):  # a cut may reach the head itself
+            head = OriginalHead(head, head.weight.dtype)
+        self.baseline = Baseline.load(folder, head)
         return found
 
     def _head(self):
