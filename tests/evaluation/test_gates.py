@@ -221,7 +221,7 @@ def test_the_order_of_layer_errors(better, worse):
     ratios = [a["errors"][path] / b["errors"][path] for path in a["errors"]]
     assert statistics.geometric_mean(ratios) < 0.98
     assert sum(r < 1 for r in ratios) > 0.9 * len(ratios)
-    assert a["bits_per_weight"] < b["bits_per_weight"] + 0.03
+    assert a["bits_per_weight"] < b["bits_per_weight"] + 0.05  # a row pointer or two
 
 
 def test_centred_pca_is_svd_llm_or_better_in_every_layer():
