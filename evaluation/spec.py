@@ -35,7 +35,7 @@ class RunSpec:
     """Everything that decides a run's numbers, timings apart."""
 
     model: str
-    recipe: tuple[tuple[str, dict], ...]  # (method, params) in order; (("none", {}),) is the original
+    recipe: tuple[tuple[str, dict], ...]  # (method, params) in order; (("none", {}),) leaves the weights as they are
     calibration: str = BUILTIN_TEXT
     calibration_tokens: int = 8_192
     text: str = BUILTIN_TEXT
@@ -46,7 +46,7 @@ class RunSpec:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     activations: Literal["exact", "int8"] = "exact"
     table_bits: Literal[16, 8, 4] = 8
-    cache_bits: Literal[16, 8, 4] = 16  # of the key-value cache
+    cache_bits: Literal[16, 8, 4] = 16  # of the key-value cache; 16: what the model computes in
     preset: str = "quick"  # where the defaults came from; no part of the key
 
     def __post_init__(self):
@@ -76,6 +76,9 @@ class RunSpec:
             raise BadParam(f"tokens = {self.tokens} is less than one window of {self.window}; "
                            f"give at least {self.window} tokens or a shorter window",
                            name="tokens", got=self.tokens, allowed=f">= {self.window}")  # fmt: skip
+        if self.keeps_weights:  # then also those of the tables, and what multiplies them
+            object.__setattr__(self, "table_bits", 16)
+            object.__setattr__(self, "activations", "exact")
 
     @functools.cached_property
     def methods(self) -> tuple:
@@ -83,8 +86,13 @@ class RunSpec:
         return tuple((compression.get(n), compression.get(n).params.parse(v)) for n, v in self.recipe)
 
     @property
-    def is_original(self) -> bool:
+    def keeps_weights(self) -> bool:
         return all(name == "none" for name, _ in self.recipe)
+
+    @property
+    def is_original(self) -> bool:
+        """Whether nothing is done to the model: neither to its weights nor to its cache."""
+        return self.keeps_weights and self.cache_bits == 16
 
     @property
     def needs_calibration(self) -> bool:
@@ -127,7 +135,7 @@ class RunSpec:
 
     def original(self) -> RunSpec:
         """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""
-        return dataclasses.replace(self, recipe=(("none", {}),), table_bits=16, cache_bits=16, activations="exact", seed=0)
+        return dataclasses.replace(self, recipe=(("none", {}),), cache_bits=16, seed=0)
 
     def json(self) -> dict:
         return dataclasses.asdict(self) | {"recipe": [[n, v] for n, v in self.recipe]}
@@ -169,6 +177,8 @@ class RunSpec:
             waiting.append(ROOT / "compression" / "packed" / "grouped_int.py")
         if self.activations == "int8":
             waiting.append(ROOT / "compression" / "packed" / "activations.py")
+        if self.cache_bits < 16:
+            waiting.append(ROOT / "compression" / "kv_cache.py")
         files: set[Path] = set()
         while waiting:
             file = waiting.pop()

@@ -22,7 +22,7 @@ def test_equal_requests_are_one():
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"table_bits": 16}, {"activations": "int8"}, {"window": 256}, {"tokens": 4096}, {"protocol": "paper"},
+    [{"seed": 1}, {"table_bits": 16}, {"cache_bits": 8}, {"activations": "int8"}, {"window": 256}, {"tokens": 4096}, {"protocol": "paper"},
      {"calibration_tokens": 4096}, {"recipe": (("gptq", {"bits": 3}),)}, {"recipe": (("rtn", {"bits": 4}),)}],
 )  # fmt: skip
 def test_what_decides_numbers_changes_the_key(change):
@@ -56,6 +56,20 @@ def test_a_converter_takes_the_bits_of_the_step_before():
     assert alone.recipe[0][1]["bits"] == 2 and alone.recipe[0][1]["group_size"] == 128
 
 
+def test_the_original_with_a_cache_of_few_bits_is_a_run_of_its_own():
+    """Nothing else is done to it, whatever the page's default for tables is."""
+    original, cache = (RunSpec("a-model", (("none", {}),), cache_bits=bits) for bits in (16, 8))
+    assert original.is_original and not cache.is_original and cache.original() == original
+    assert cache.table_bits == 16 and not cache.compresses_tables and RunSpec.parse(cache.json()) == cache
+    assert cache.key(FINGERPRINT) != original.key(FINGERPRINT) and GPTQ.original() == original
+    assert dataclasses.replace(GPTQ, cache_bits=4).original() == original, "the original always keeps what it computes"
+
+
+def test_the_caches_code_is_part_of_its_key_alone():
+    few = dataclasses.replace(GPTQ, cache_bits=8)
+    assert few.code() != GPTQ.code() and few.code() == dataclasses.replace(GPTQ, cache_bits=4).code()
+
+
 def test_code_changes_the_key_and_prose_does_not(tmp_path):
     file = tmp_path / "a.py"
     file.write_text('"""Essay."""\n\nx = 1  # why\n')
@@ -70,7 +84,7 @@ def test_code_changes_the_key_and_prose_does_not(tmp_path):
     "fields, words",
     [
         ({"tokens": 0}, "at least 1"), ({"tokens": 100}, "less than one window"), ({"window": 1}, "at least 2"),
-        ({"table_bits": 5}, "16, 8, 4"), ({"protocol": "mine"}, "paper, raw"), ({"recipe": ()}, "empty"),
+        ({"table_bits": 5}, "16, 8, 4"), ({"cache_bits": 3}, "16, 8, 4"), ({"protocol": "mine"}, "paper, raw"), ({"recipe": ()}, "empty"),
         ({"recipe": (("gptq", {"bits": 17}),)}, "2 to 8"), ({"seed": -1}, "at least 0"),
     ],
 )  # fmt: skip
