@@ -56,7 +56,7 @@
       h('input', {type: 'radio', name: 'family', id: `family-${f}`, value: f, checked: f === chosen, onchange: () => choose(0, best(f))}),
       h('span', {className: `swatch ${f}`}), h('span', {}, h('b', {}, t(`family.${f}`)), h('small', {}, t(`family.${f}.sub`))))));
   }
-  const best = family => ({quantization: 'gptq', pruning: 'wanda', low_rank: 'svd_llm'})[family] ?? ce.data.methods.find(m => m.family === family).name;
+  const best = family => ({quantization: 'gptq', pruning: 'wanda', low_rank: 'svd_llm', distillation: 'gkd'})[family] ?? ce.data.methods.find(m => m.family === family).name;
   const fits = () => { if (s.steps[1] && !after(s.steps[0].method, ce.values(s.steps[0])).some(m => m.name === s.steps[1].method)) s.steps.pop(); };
   function choose(i, name) {
     s.steps[i] = {method: name};

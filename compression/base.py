@@ -327,6 +327,7 @@ class Method:
     cost_by_role: bool = False
     trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
     own_text: bool = False  # of a method that trains: on text that it makes itself
+    stores: str = ""  # of scope "model": the format that it stores linears in, `cost` being what they take then; "" if none
     # of a method that adds to what the steps before stored: (params, steps before) -> whether its bytes come on top
     adds: Callable[[Params, tuple], bool] | None = None
     windows: bool = False  # of scope "model": it reads the calibration windows itself

@@ -222,6 +222,7 @@ class _Walk:
         if edit.bundle is not None:
             self.module = self.bundle.module = edit.bundle.module.requires_grad_(False).eval()
             self.bundle.geometry = edit.bundle.geometry
+            engine.forget(self.bundle)  # a decoder of the teacher, which answered or drew texts
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
@@ -280,13 +281,13 @@ def site_of(module: nn.Module, path: str, role: str, layer: int) -> Site:
 
 def stored_format(method: Method) -> str:
     """The name of the format in which a method stores a fresh linear, found by letting it store a small one; "dense" if none."""
+    if method.scope == "model":
+        return method.stores or "dense"
     n = 32
     weight = torch.linspace(-1, 1, n * n).view(n, n) + torch.eye(n)
     site = Site("block.0.up", "up", 0, 1, weight, None, None, {"up": (n, n)})
     stats = Stats(n, torch.eye(n), *(torch.ones(n) for _ in range(3)), torch.zeros(n))
     params = method.params.parse(method.tiny)
-    if method.scope == "model":
-        return "dense"
     block = Block(0, 1, (Group((site,), stats, None, "post_norm"),))
     edit = method.compress(block, params) if method.scope == "block" else method.compress(site, stats, params)
     return edit.linears[site.path].format

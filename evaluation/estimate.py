@@ -144,6 +144,8 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int
             out, n = shape = then if method.reshaped else shape
             if method.reshaped:
                 size = 2.0 * out * n
+            elif method.stores:
+                size = cost.bytes
             elif method.adds and method.adds(params, spec.methods[:i]):
                 size += cost.bytes
             continue
