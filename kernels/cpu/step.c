@@ -351,9 +351,9 @@ static void remember(const model *m, const layer *l, int64_t lane, int64_t p, co
 
 static past past_of(const model *m, const layer *l, int64_t lane)
 {
-    const int64_t bits = m->cache_bits <= 8 ? m->cache_bits : 32, start = lane * entries_of(m, l->head_size) * bits / 8;
-    if (bits > 8) return (past){(uint8_t *)l->keys + start, (uint8_t *)l->values + start};
-    return (past){(uint8_t *)l->keys + start, (uint8_t *)l->values + start, l->key_scales + lane, l->value_scales + lane};
+    const int coded = m->cache_bits <= 8;
+    const int64_t start = lane * entries_of(m, l->head_size) * (coded ? m->cache_bits : 32) / 8;
+    return (past){(uint8_t *)l->keys + start, (uint8_t *)l->values + start, coded ? l->key_scales + lane : 0, coded ? l->value_scales + lane : 0};
 }
 
 /* Tokens from `i` on that are attended to together: four of one sequence, or one. */
