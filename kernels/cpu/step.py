@@ -185,7 +185,8 @@ class Session:
         m = model
         self._model = _Model(
             layers=len(layers), hidden=m.hidden, capacity=capacity, rotary=0 if m.cosine is None else 2 * m.cosine.shape[1], offset=m.offset,
-            rms=m.rms, parallel=m.parallel, post_norm=m.post_norm, activation=ACTIVATIONS.index(m.activation), cache_bits=m.cache_bits, eps=m.eps, scaling=m.scaling,
+            rms=m.rms, parallel=m.parallel, post_norm=m.post_norm, activation=ACTIVATIONS.index(m.activation),
+            cache_bits=m.cache_bits, eps=m.eps, scaling=m.scaling,
             embedding=_pointers(Linear(m.embedding), _Linear), project_in=_pointers(m.project_in, _Linear),
             project_out=_pointers(m.project_out, _Linear), head=_pointers(m.head, _Linear), final=_pointers(m.final, _Norm),
             **{name: None if getattr(m, name) is None else getattr(m, name).data_ptr() for name in ("positions", "cosine", "sine")},

@@ -178,6 +178,10 @@ def test_c_writes_the_same_codes(bits, size):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("bits", FEW)
 def test_the_step_is_the_loop(family, bits):
+    step_equals_loop(family, bits)
+
+
+def step_equals_loop(family, bits):
     """Several sequences, a prompt and then token by token."""
     bundle, ids = bundle_of(bits, family), tiny.ids(3, 40)
     session, loop = engine.decoder(bundle, torch.float32).session(3, 40), sample.transformers_stepper(bundle)
@@ -262,7 +266,7 @@ def test_neighbours_that_do_not_pair_are_refused():
 @c_kernels
 @pytest.mark.parametrize("bits", FEW)
 def test_a_stored_model_keeps_its_cache(bits, tmp_path):
-    """Compressed, saved, loaded: its sessions hold codes, and what it writes is what was compressed."""
+    """Compressed, saved, loaded: its sessions hold codes, and it is what was compressed, but for what is stored in 16 bits."""
     bundle, ids = tiny.bundle("qwen3"), tiny.ids(1, 12)
     before = engine.serve(bundle)
     calibrate.compress(bundle, ((get("rtn"), get("rtn").params(bits=4, group_size=16)),), None, cache_bits=bits)
@@ -271,25 +275,5 @@ def test_a_stored_model_keeps_its_cache(bits, tmp_path):
     loaded = artifact.load(tmp_path / "made")
     found = [engine.serve(b) for b in (bundle, loaded)]
     assert all(d is not None and d is not before and d.model.cache_bits == bits for d in found), bundle.refused
-    assert torch.equal(found[0].session(1, 12).run(ids), found[1].session(1, 12).run(ids))
+    assert relative(found[0].session(1, 12).run(ids), found[1].session(1, 12).run(ids)) < 0.02
     assert found[1].session(1, 64).bytes < before.session(1, 64).bytes / 2
-
-
-@c_kernels
-@pytest.mark.parametrize("path", ["avx2", "portable"])
-def test_other_processors_keep_the_same_cache(path, monkeypatch):
-    """Their library is built only where it is in the cache already or compiles in time."""
-    if path == "avx2" and "avx2" not in cpu.flags():
-        pytest.skip("no AVX2 here")
-    bundle, ids = bundle_of(4, "qwen3", head_dim=64), tiny.ids(1, 20)
-    expected = sample.transformers_stepper(bundle)(ids)
-    monkeypatch.setenv("COMPRESSION_EXPLORER_KERNELS", path)
-    cpu.forget()
-    try:
-        if cpu.wait() is None:
-            pytest.skip(cpu.status())
-        assert relative(engine.decoder(bundle, torch.float32).session(1, 20).run(ids), expected) < A_CODE[4]
-    finally:
-        monkeypatch.undo()
-        cpu.forget()
-        cpu.wait()
