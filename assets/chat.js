@@ -57,7 +57,7 @@
       const now = state?.sides?.[side], head = side === 'original' ? heads?.left : heads?.right;
       text(c.text, now, state?.parted);
       c.text.classList.toggle('writing', busy && !now?.done);
-      c.live.textContent = now ? [now.rate, now.first, busy && now.rate ? t('chat.live') : ''].filter(Boolean).join(' · ') : '';
+      c.live.textContent = now ? [now.rate, now.first, now.cache, busy && now.rate ? t('chat.live') : ''].filter(Boolean).join(' · ') : '';
       bars(c.bars, side, head, now);
     }
     send.disabled = busy;

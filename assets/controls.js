@@ -140,7 +140,8 @@
       Object.keys(ce.data.presets).map(k => h('option', {value: k, selected: k === st.preset}, t(`setting.preset.${k}`)))));
     return h('details', {className: 'fold', 'data-k': 'settings'}, h('summary', {}, t('controls.settings')), h('datalist', {id: 'ce-texts'}, ce.data.texts.map(v => h('option', {value: v}))),
       h('div', {className: 'grid'}, preset, text('text'), text('calibration'), pick('protocol', ['raw', 'paper'], v => v), number('tokens', t('setting.whole')), number('calibration_tokens'), number('window'), number('seed'),
-        pick('table_bits', [16, 8, 4], v => t('setting.bits', {v}), Number), pick('activations', ['exact', 'int8'], v => t(`setting.activations.${v}`))));
+        pick('table_bits', [16, 8, 4], v => t('setting.bits', {v}), Number), pick('activations', ['exact', 'int8'], v => t(`setting.activations.${v}`)),
+        pick('cache_bits', [16, 8, 4], v => t('setting.bits', {v}), Number)));
   }
   function set(step, name, v) {
     ce.memory[step.method] = {...(ce.memory[step.method] ?? {}), [name]: v};
@@ -181,7 +182,7 @@
     ce.say('ghost', weighed.stored ? null : found ? {bytes: found[1], words: found[3]} : weighed.bytes ? {bytes: weighed.bytes, words: weighed.hint} : null);
   }
   function button(moving = false) {
-    const original = s.steps.every(x => x.method === 'none');
+    const original = s.steps.every(x => x.method === 'none') && s.settings.cache_bits === 16;
     go.textContent = t(weighed.stored ? 'controls.show' : original ? 'controls.measure' : 'controls.run');
     go.disabled = Boolean(following) || (!moving && (Boolean(weighed.error) || (!weighed.fits && !weighed.stored)));
     go.hidden = Boolean(following);

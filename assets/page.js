@@ -45,7 +45,7 @@ const ce = window.ce ??= (() => {
       } catch (e) { return 'visitor'; }
     })(),
     memory: {},  // method -> values, so that a method keeps its knobs while another is shown
-    defaults: () => ({...page.data.presets.quick, preset: 'quick', text: 'builtin', calibration: 'builtin', protocol: 'raw', seed: 0, activations: 'exact'}),
+    defaults: () => ({...page.data.presets.quick, preset: 'quick', text: 'builtin', calibration: 'builtin', protocol: 'raw', seed: 0, activations: 'exact', cache_bits: 16}),
     start(data) {
       page.data = data;
       read();
@@ -136,7 +136,7 @@ const ce = window.ce ??= (() => {
     for (const k of Object.keys(state.settings)) {
       const got = q.get(k);
       if (got === null || k === 'preset') continue;
-      const numeric = ['tokens', 'calibration_tokens', 'window', 'seed', 'table_bits'].includes(k);
+      const numeric = ['tokens', 'calibration_tokens', 'window', 'seed', 'table_bits', 'cache_bits'].includes(k);
       if (k === 'tokens' && got === 'all') state.settings[k] = null;
       else if (!numeric) state.settings[k] = got;
       else if (/^\d+$/.test(got)) state.settings[k] = Number(got);

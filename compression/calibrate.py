@@ -103,6 +103,7 @@ def compress(
         outcome.notes.extend(compress_tables(bundle, table_bits))
     if cache_bits < 16:
         bundle.cache_bits = cache_bits
+        engine.forget(bundle)
     if activations == "int8":
         for module in bundle.module.modules():
             own = isinstance(module, (CompressedLinear, CompressedTable))

@@ -73,9 +73,9 @@ def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
         raise CannotServe(f"the C kernels don't serve: {cpu.status()}")
     if bundle.device.type != "cpu" or module.training:
         raise CannotServe("the model is being trained" if module.training else f"the model is on {bundle.device.type}")
-    if bundle.cache_bits < 16:
-        raise CannotServe(f"a key-value cache in {bundle.cache_bits} bits")
     family, g = arch.table(module), bundle.geometry
+    if bundle.cache_bits == 4 and (odd := [sizes.head_size for sizes in g.layers if sizes.head_size % 2]):
+        raise CannotServe(f"a key-value cache in 4 bits holds two neighbours a byte; a head has {odd[0]}")
     name = getattr(config, family.activation, "")
     if name not in ACTIVATIONS:
         raise CannotServe(f"activation {name!r}; the step has {', '.join(ACTIVATIONS)}")
@@ -100,7 +100,7 @@ def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
         parallel=bool(getattr(config, "use_parallel_residual", False)), post_norm=getattr(config, "do_layer_norm_before", True) is False,
         project_in=make.linear(getattr(parent, "project_in", None)), project_out=make.linear(getattr(parent, "project_out", None)),
         cosine=cosine, sine=sine, positions=None if positions is None else positions.weight.detach().float().contiguous(),
-        offset=getattr(positions, "offset", 0),
+        offset=getattr(positions, "offset", 0), cache_bits=bundle.cache_bits,
     ))  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
             "smaller": words.smaller(value(best, "baseline_file_bytes") or value(best, "file_bytes"), value(best, "file_bytes")),
             "verdict": words("verdict." + verdict(ratio, error(best, "perplexity_ratio"))),
         }  # fmt: skip
-        first = words("front.within", name=words.recipe(best["recipe"]), **facts)
+        first = words("front.within", name=words.run(best), **facts)
         html_first = _e(words("front.within", name="\0", **facts)).replace("\0", _pick(best, words))
     if not budget_bytes:
         return f"<p>{html_first}</p>", first
@@ -64,7 +64,7 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
 
 
 def _pick(row: Row, words: Words) -> str:
-    return f'<button class="linklike" data-run="{_e(row["id"])}">{_e(words.recipe(row["recipe"]))}</button>'
+    return f'<button class="linklike" data-run="{_e(row["id"])}">{_e(words.run(row))}</button>'
 
 
 def headline(rows: Sequence[Row], model: str, words: Words) -> str:
@@ -86,6 +86,8 @@ def estimate_line(words: Words, found, stored: bool, public: bool) -> str:
     smaller = words.smaller(found.baseline_file_bytes, found.file_bytes)
     lines = [f'<p class="size"><b>{_e(words("estimate.size", size=size))}</b> <span>{_e(smaller)}</span></p>']
     more = [words("estimate.bits", bits=digits(found.weight_bits, 2)), words("estimate.needs", peak=words.size(found.peak_bytes))]
+    if found.cache_bytes_per_token:
+        more.append(words("estimate.cache", size=words.size(found.cache_bytes_per_token)))
     more.append(words("estimate.measured") if stored else words("estimate.time", time=words.seconds(found.seconds)))
     lines.append(f'<p class="more" title="{_e(words("estimate.range"))}">{_e(" · ".join(more))}</p>')
     if not found.fits and not stored:
@@ -129,7 +131,7 @@ def run_card(
     and its "control", None where they aren't measured yet.
     """
     m, original = result.metrics, result.spec.is_original
-    name = words.recipe(result.spec.recipe, long=True)
+    name = words.recipe(result.spec.recipe, True, result.spec.cache_bits)
     title = f'<div class="card-title"><h2>{_e(name)}</h2><span class="model">{_e(result.spec.model)}</span></div>'
     if result.status != "ok":
         if result.status in ("queued", "running"):
@@ -202,6 +204,11 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
     elif "file_bytes" in m:
         lines.append(words.size(m["file_bytes"]))
     lines += _storage(words, result)
+    if result.spec.cache_bits < 16 and m.get("baseline_kv_cache_bytes_per_token"):
+        taken = {
+            name: words.size(m[f"{prefix}kv_cache_bytes_per_token"]) for name, prefix in (("now", ""), ("original", "baseline_"))
+        }
+        lines.append(words("card.cache", bits=result.spec.cache_bits, **taken))
     lines += [words.note(n) for n in result.notes if n.get("code") in EXPECTED_NOTES]
     if result.timings and not result.spec.is_original:
         host = result.timings[-1]["host"].get("processor", "")
@@ -303,7 +310,7 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
     """All runs, newest first: the figure's twin. The page sorts and filters its rows."""
     body = []
     for r in sorted(rows, key=lambda r: -float(r["created"])):
-        name, here = words.recipe(r["recipe"]), (r.get("host"), r.get("threads")) == (processor, threads)
+        name, here = words.run(r), (r.get("host"), r.get("threads")) == (processor, threads)
         cells = []
         for _, key in COLUMNS:
             x = value(r, key) if key not in TIMES or here else None

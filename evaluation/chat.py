@@ -161,11 +161,12 @@ class Side:
         later = self.times[1:]
         return {"side": self.name, "text": new, "token": token, "ms": round(1e3 * self.times[-1], 2),
                 "first_ms": round(1e3 * self.times[0], 1), "done": self.done, "memory_bytes": self.memory_bytes,
+                "cache_bits": self.bundle.cache_bits,
                 "tokens_per_second": round(1 / statistics.median(later), 2) if later else None}  # fmt: skip
 
 
 def answer(sides: list[Side], question: dict, stopped: threading.Event) -> Iterator[dict]:
-    """Events {"side", "text": what is new, "token", "ms", "first_ms", "done", "memory_bytes", "tokens_per_second",
+    """Events {"side", "text": what is new, "token", "ms", "first_ms", "done", "memory_bytes", "cache_bits", "tokens_per_second",
     "diverged_at": index of the first token on which the sides differ, None while they agree}."""
     for side in sides:
         side.start(question["messages"], question["max_tokens"], question["temperature"], question["seed"])

@@ -79,7 +79,14 @@ def label(spec: RunSpec) -> str:
         if main not in (None, "bits", "sparsity", "removed", "rank") and values.get("rounding", True):
             changed.insert(0, f"{words('param.' + main).lower()} {values[main]}")
         steps.append(", ".join([words.step(method.name, values, long=True), *changed]))
-    return words("then").join(steps) + (f", seed {spec.seed}" if spec.seed else "")
+    told = words("then").join(steps)
+    if spec.cache_bits < 16:
+        told = (
+            words.recipe(spec.recipe, True, spec.cache_bits)
+            if spec.keeps_weights
+            else words("recipe.cache", recipe=told, bits=spec.cache_bits)
+        )
+    return told + (f", seed {spec.seed}" if spec.seed else "")
 
 
 def spoken(words: Words, value) -> str:
@@ -146,7 +153,8 @@ def spoken_recipe(spec: RunSpec) -> str:
 
 def rated(words: str) -> RunSpec:
     """A recipe as it is timed."""
-    return RunSpec(shipped.OFFLINE_MODEL, shipped.recipe(words), table_bits=16)
+    steps, fields = shipped.asked(words)
+    return RunSpec(shipped.OFFLINE_MODEL, steps, **{"table_bits": 16} | fields)
 
 
 def rates(asked: Sequence[str] = ()) -> dict:

@@ -142,7 +142,7 @@ class Page:
             dominated=result.status == "ok" and result.id not in lead, seconds=self._seconds(result.spec),
             exports=self._exports(result) if own else (), relatives=self._relatives(result.spec),
         )  # fmt: skip
-        title = words.recipe(result.spec.recipe, long=True)
+        title = words.recipe(result.spec.recipe, True, result.spec.cache_bits)
         if "file_bytes" in result.metrics:
             title += f" · {words.size(result.metrics['file_bytes'])}"
         return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own,
@@ -224,7 +224,7 @@ class Page:
         out = {"status": state["status"], "result": state.get("result_id") or "", "stage": "", "left": "", "done": 0, "error": ""}
         out |= {"curve": "", "enough": False}
         result = self.store.get_id(str(ask["id"]))
-        out["name"] = words.recipe(result.spec.recipe) if result else ""
+        out["name"] = words.recipe(result.spec.recipe, cache_bits=result.spec.cache_bits) if result else ""
         if state["status"] == "queued":
             place = state["place"]
             out["stage"] = words("progress.queued", place=place) if place > 1 else words("progress.next")
@@ -279,7 +279,8 @@ class Page:
         if result is None or not self.store.has_artifact(result):
             return {"error": cards.error_card(words, {"code": "artifact_missing"}, str(ask["id"]))}
         folder, place = self.store.artifact_folder(result.artifact), self.downloads()
-        told = f"{Path(result.spec.model).name}-{Words('en').recipe(result.spec.recipe, long=True)}{f'-{form}' if form else ''}"
+        recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits)
+        told = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
         label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")
         file = place / f"{label}-{result.id[-6:]}.zip"
         with self._packing:
@@ -303,7 +304,7 @@ class Page:
         """The chat's heads: what each side is, its stored speed and memory. ask: lang, id ("": none)."""
         words, rows = Words(ask["lang"]), self.rows()
         ready = [r for r in rows if r["status"] == "ok" and r.get("artifact") and r.get("family") != "original"]
-        options = [[r["id"], f"{words.recipe(r['recipe'], long=True)} · {r['model']}"] for r in reversed(ready)]
+        options = [[r["id"], f"{words.run(r, long=True)} · {r['model']}"] for r in reversed(ready)]
         out = {"options": options, "left": None, "right": None, "busy": bool(self.runner.busy())}
         row = next((r for r in ready if r["id"] == ask.get("id")), None)
         if row is None:
@@ -321,7 +322,7 @@ class Page:
 
         entry = CATALOGUE.get(str(row["model"]))
         return out | {
-            "left": side(words("chat.left"), "baseline_"), "right": side(words.recipe(row["recipe"], long=True), ""),
+            "left": side(words("chat.left"), "baseline_"), "right": side(words.run(row, long=True), ""),
             "model": row["model"], "chats": entry.chat if entry else True,
             "rounded": words("controls.model.rounded", format=entry.rounded) if entry and entry.rounded else "",
         }  # fmt: skip
@@ -330,7 +331,7 @@ class Page:
         """Both answers as they grow: yields the state of both columns. ask: lang, id, messages, max_tokens, temperature."""
         words = Words(ask["lang"])
         sides = {
-            side: {"text": "", "rate": "", "first": "", "memory": "", "done": False, "pieces": 0}
+            side: {"text": "", "rate": "", "first": "", "memory": "", "cache": "", "done": False, "pieces": 0}
             for side in ("original", "compressed")
         }
         state = {
@@ -380,6 +381,8 @@ class Page:
                 words("chat.memory", memory=words.size(event["memory_bytes"])),
                 event["memory_bytes"],
             )
+        if event.get("cache_bits", 16) < 16:
+            side["cache"] = words("chat.cache", bits=event["cache_bits"])
         if event.get("done"):
             side["done"] = True
         if event.get("token") is not None:

@@ -69,7 +69,7 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
     for r in rows:
         there, seen = value(r, y), min(value(r, y), cut)
         out.append(Mark(
-            id=str(r["id"]), x=value(r, x), y=seen, family=str(r["family"]), label=words.recipe(r["recipe"]),
+            id=str(r["id"]), x=value(r, x), y=seen, family=str(r["family"]), label=words.run(r),
             hover=_hover(r, x, y, words), leading=r["id"] in leading, best=best is not None and r["id"] == best["id"],
             clipped=there > seen, error=error(r, y), notes=len(noteworthy(r)),
         ))  # fmt: skip
@@ -86,7 +86,7 @@ def noteworthy(row: Row) -> list[dict]:
 
 
 def _hover(row: Row, x: str, y: str, words: Words) -> str:
-    lines = [f"<b>{html.escape(words.recipe(row['recipe'], long=True))}</b>"]
+    lines = [f"<b>{html.escape(words.run(row, long=True))}</b>"]
     for key in (x, y):
         spread = error(row, key)
         figure = words.figure(key, value(row, key)) + (f" ± {words.figure(key, spread, 2)}" if spread else "")

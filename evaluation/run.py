@@ -258,6 +258,7 @@ class _Run:
             "resident_weight_bytes": memory.resident_bytes(self.bundle.module),
             "baseline_resident_weight_bytes": original["resident_weight_bytes"],
             "kv_cache_bytes_per_token": sizes["kv_cache_bytes_per_token"],
+            "baseline_kv_cache_bytes_per_token": original["kv_cache_bytes_per_token"],
         }
         if peak:
             self.metrics["peak_memory_bytes"] = peak
@@ -324,7 +325,7 @@ def label(spec: RunSpec) -> str:
     for method, params in spec.methods:
         main = method.main_param
         steps.append(f"{method.title} {main} {getattr(params, main)}" if main else method.title)
-    return ", then ".join(steps)
+    return ", then ".join(steps) + (f", cache {spec.cache_bits} bits" if spec.cache_bits < 16 else "")
 
 
 if __name__ == "__main__":

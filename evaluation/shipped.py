@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import compression
 from compression.catalogue import OFFLINE_MODEL
 from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, WIKITEXT, Result, RunSpec
 from evaluation.store import Store
@@ -48,25 +49,42 @@ GATES = (
     f"lora {TRAINED}", f"wanda --sparsity 0.5 + lora {TRAINED}",
 )  # fmt: skip
 
+RUN_FIELDS = {"cache_bits": int, "table_bits": int, "activations": str}  # of a run, that a recipe's words may carry
+
 SEEDS = {"llm_pruner --removed 0.25 --importance random": range(5)}  # gates that are measured more than once
 
 
 def recipe(words: str) -> tuple[tuple[str, dict], ...]:
     """ "wanda --sparsity 0.5 + gptq --bits 4" -> (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits": "4"}))."""
-    steps = []
+    return asked(words)[0]
+
+
+def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
+    """(recipe, fields of the run that the words name): "none --cache_bits 8" -> ((("none", {}),), {"cache_bits": 8}).
+
+    A flag that the method itself declares is the method's.
+    """
+    steps, fields = [], {}
     for step in words.split(" + "):
         name, *flags = step.split()
-        steps.append((name, {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}))
-    return tuple(steps)
+        own = {f["name"] for f in compression.get(name).params.describe()}
+        values = {flag.removeprefix("--"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+        fields |= {k: RUN_FIELDS[k](v) for k, v in values.items() if k in RUN_FIELDS and k not in own}
+        steps.append((name, {k: v for k, v in values.items() if k in own or k not in RUN_FIELDS}))
+    return tuple(steps), fields
 
 
 def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list[RunSpec]:
     """The runs of a group, the original first."""
     if group == "page":
-        return [RunSpec(OFFLINE_MODEL, recipe(w), **_fields("quick"), text=BUILTIN_TEXT) for w in PAGE]
+        return [_spec(w, text=BUILTIN_TEXT, **_fields("quick")) for w in PAGE]
     fields = _fields("standard") | {"table_bits": 16}
-    return [RunSpec(OFFLINE_MODEL, recipe(w), **fields, text=text, calibration=calibration, seed=seed)
-            for w in GATES for seed in SEEDS.get(w, (0,))]  # fmt: skip
+    return [_spec(w, **fields, text=text, calibration=calibration, seed=seed) for w in GATES for seed in SEEDS.get(w, (0,))]
+
+
+def _spec(words: str, **fields) -> RunSpec:
+    steps, named = asked(words)
+    return RunSpec(OFFLINE_MODEL, steps, **fields | named)
 
 
 def _fields(preset: str) -> dict:
@@ -74,15 +92,17 @@ def _fields(preset: str) -> dict:
 
 
 def file_name(spec: RunSpec, group: str) -> str:
-    """ "gates-gptq-4-64.json": the group, each step with the parameters that differ from their defaults, and a seed but 0."""
+    """ "gates-gptq-4-64.json": the group, each step with the parameters that differ from their defaults, a cache in few bits, a
+    seed but 0."""
     steps = []
     for method, params in spec.methods:
         changed = [
             str(params.json()[f["name"]]) for f in params.describe() if f["main"] or params.json()[f["name"]] != f["default"]
         ]
         steps.append("-".join([method.name, *changed]))
+    cache = f"-cache{spec.cache_bits}" if spec.cache_bits < 16 else ""
     drawn = f"-seed{spec.seed}" if spec.seed else ""
-    return f"{group}-{'+'.join(steps)}{drawn}.json".replace(":", "of").replace("--1", "-row").lower()
+    return f"{group}-{'+'.join(steps)}{cache}{drawn}.json".replace(":", "of").replace("--1", "-row").lower()
 
 
 def is_fresh(file: Path) -> bool:

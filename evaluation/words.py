@@ -148,9 +148,16 @@ class Words:
             return self("method.factors", method=title)
         return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])
 
-    def recipe(self, recipe, long: bool = False) -> str:
-        """A chain in words."""
-        return self("then").join(self.step(name, values, long) for name, values in recipe)
+    def recipe(self, recipe, long: bool = False, cache_bits: int = 16) -> str:
+        """A chain in words, and the bits of its key-value cache where they are few."""
+        if cache_bits < 16 and all(name == "none" for name, _ in recipe):
+            return self("recipe.cache.original", bits=cache_bits)
+        chain = self("then").join(self.step(name, values, long) for name, values in recipe)
+        return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, bits=cache_bits)
+
+    def run(self, row: Mapping, long: bool = False) -> str:
+        """What a run did: its recipe in words, from a row of the table of runs."""
+        return self.recipe(row["recipe"], long, row.get("cache_bits", 16))
 
     def note(self, note: Mapping) -> str:
         """A note's sentence; an unknown code is shown as it is rather than hidden."""

@@ -156,6 +156,8 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
             ctypes.c_void_p,
             ctypes.c_int,
         )
+        found.cache_encode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+        found.cache_encode.restype = ctypes.c_uint16
         for limit in (found.limit_int8, found.limit_float):
             limit.argtypes, limit.restype = (ctypes.c_int64, ctypes.c_int), ctypes.c_int64
         found.rows.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)

@@ -6,6 +6,11 @@
 
    keys    [sequence][kv head][position / 16][head size][16]     16 scores at once, without a sum over lanes
    values  [sequence][kv head][position][head size]              head size rounded up to 16, zeros beyond
+   scales  [sequence][kv head][position]                         16 bits each, of keys and of values
+
+   A cache of 8 or 4 bits holds codes (compression/kv_cache.py says which): a byte each, or two neighbours of a head a byte,
+   the first in the low half, and the head size is rounded up to 32 then. Codes become floats in registers; a position's scale
+   multiplies its score, or its share of the sum.
 
    All members run the same code; a barrier stands wherever one reads what another has written. A single token's norm and
    int8 codes are made by every member for itself, which costs less than waiting. */
@@ -34,13 +39,15 @@ typedef struct {
     norm attention, feed_forward, q_norm, k_norm;
     linear q, k, v, o, gate, up, down;
     int64_t heads, kv_heads, head_size, width; /* width: of the feed-forward */
-    float *keys, *values;
+    void *keys, *values;                       /* float, or codes */
+    uint16_t *key_scales, *value_scales;       /* half; of codes only */
 } layer;
 
 typedef struct {
     int64_t layers, hidden, capacity; /* capacity: positions in a sequence's cache, a multiple of 16 */
     int64_t rotary, offset;           /* dimensions that turn; first row of `positions` */
     int32_t rms, parallel, post_norm, activation;
+    int32_t cache_bits; /* 8 or 4: codes; else floats */
     float eps, scaling;
     linear embedding, project_in, project_out, head;
     norm final;
@@ -202,27 +209,78 @@ static void turn(const work *w, const float *x, float *y, const norm *head_norm,
     }
 }
 
+/* x [n] as codes of so many bits, symmetric about zero: signed bytes, or two neighbours a byte (n is even), each plus 8.
+   Returns their scale, half. A code and the next of one row stand `stride` bytes apart. */
+uint16_t cache_encode(const float *x, int64_t n, int bits, uint8_t *codes, int64_t stride)
+{
+    const int top = bits == 8 ? 127 : 7;
+    float largest = 0;
+    for (int64_t k = 0; k < n; k++)
+        if (fabsf(x[k]) > largest || x[k] != x[k]) largest = fabsf(x[k]); /* a NaN stays one */
+    const uint16_t scale = float_to_half(largest / top);
+    const float by = half_to_float(scale) == 0 ? 1 : half_to_float(scale);
+    for (int64_t k = 0; k < n; k++) {
+        const float nearest = rintf(x[k] / by);
+        const int code = nearest > top ? top : nearest >= -top ? (int)nearest : -top;
+        if (bits == 8) codes[k * stride] = (uint8_t)code;
+        else if (k % 2 == 0) codes[k / 2 * stride] = code + 8;
+        else codes[k / 2 * stride] |= (code + 8) << 4;
+    }
+    return scale;
+}
+
+static const float signed_nibbles[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+
+/* Sixteen entries of a cache, scales apart: number `j` behind `place`, which counts single entries. Of 4 bits two numbers lie in the
+   same 16 bytes, the even one in the low halves. */
+INLINE vf entries(const void *cache, int64_t place, int j, const int bits)
+{
+    if (bits == 8) return vf_of(vi_signed_bytes((const uint8_t *)cache + place + 16 * j));
+    if (bits != 4) return vf_load((const float *)cache + place + 16 * j);
+    const vi pairs = vi_bytes((const uint8_t *)cache + place / 2 + 16 * (j / 2));
+    return vf_lookup(signed_nibbles, j % 2 ? vi_shr(pairs, 4) : pairs);
+}
+
+/* The sums of number `j` behind out[0], as `entries` numbers the values. */
+INLINE void put(float *out, int j, vf sums, const int bits)
+{
+    if (bits != 4) {
+        vf_store(out + 16 * j, sums);
+        return;
+    }
+    float apart[16];
+    vf_store(apart, sums);
+    for (int k = 0; k < 16; k++) out[32 * (j / 2) + 2 * k + j % 2] = apart[k];
+}
+
+/* What attention reads of one head of one sequence. */
+typedef struct {
+    const void *keys, *values;
+    const uint16_t *key_scales, *value_scales;
+} past;
+
 /* softmax(q K^T) V for m neighbouring tokens of one head: token i looks at the first `count - m + 1 + i` positions. q [m][size]
-   is scaled; scores: room for m x deep; size a multiple of 16. The cache is read once for all m. */
-INLINE void attend(const float *q, const float *keys, const float *values, int64_t count, int64_t size, float *scores, int64_t deep, float *out, const int m)
+   is scaled; scores: room for m x deep; size a multiple of 16, of 32 for 4 bits. The cache is read once for all m. */
+INLINE void attend(const float *q, const past *h, int64_t count, int64_t size, float *scores, int64_t deep, float *out, const int m, const int bits)
 {
     vf top[4], sum[4];
     for (int i = 0; i < m; i++) top[i] = vf_splat(-INFINITY), sum[i] = vf_zero();
     for (int64_t p = 0; p < count; p += 16) {
-        const float *tile = keys + p * size;
+        const int64_t tile = p * size;
         vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
         if (m == 1) /* four chains of additions either way */
             for (int64_t c = 0; c < size; c += 4)
-                for (int j = 0; j < 4; j++) s[j] = vf_fma(vf_load(tile + 16 * (c + j)), vf_splat(q[c + j]), s[j]);
+                for (int j = 0; j < 4; j++) s[j] = vf_fma(entries(h->keys, tile + 16 * c, j, bits), vf_splat(q[c + j]), s[j]);
         else
-            for (int64_t c = 0; c < size; c++) {
-                const vf k = vf_load(tile + 16 * c);
-                for (int i = 0; i < m; i++) s[i] = vf_fma(k, vf_splat(q[i * size + c]), s[i]);
-            }
+            for (int64_t c = 0; c < size; c += 2)
+                for (int j = 0; j < 2; j++) {
+                    const vf k = entries(h->keys, tile + 16 * c, j, bits);
+                    for (int i = 0; i < m; i++) s[i] = vf_fma(k, vf_splat(q[i * size + c + j]), s[i]);
+                }
         if (m == 1) s[0] = vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3]));
         for (int i = 0; i < m; i++) {
             float *mine = scores + i * deep;
-            vf_store(mine + p, s[i]);
+            vf_store(mine + p, bits > 8 ? s[i] : vf_mul(s[i], vf_half(h->key_scales + p)));
             for (int64_t k = most(p, count - m + 1 + i); k < p + 16; k++) mine[k] = -INFINITY; /* not yet, or never */
             top[i] = vf_max(top[i], vf_load(mine + p));
         }
@@ -234,6 +292,7 @@ INLINE void attend(const float *q, const float *keys, const float *values, int64
             vf_store(mine + p, vf_exp(vf_sub(vf_load(mine + p), highest)));
             for (int64_t k = most(p, count - m + 1 + i); k < p + 16; k++) mine[k] = 0;
             sum[i] = vf_add(sum[i], vf_load(mine + p));
+            if (bits <= 8) vf_store(mine + p, vf_mul(vf_load(mine + p), vf_half(h->value_scales + p)));
         }
         sum[i] = vf_splat(1 / vf_sum(sum[i]));
     }
@@ -244,21 +303,57 @@ INLINE void attend(const float *q, const float *keys, const float *values, int64
             for (int j = 0; j < 4; j++) acc[i][j] = vf_zero();
         for (int64_t p = 0; p < count; p++) {
             vf v[4];
-            for (int j = 0; j < 4; j++) v[j] = vf_load(values + p * size + c + 16 * j);
+            for (int j = 0; j < 4; j++) v[j] = entries(h->values, p * size + c, j, bits);
             for (int i = 0; i < m; i++) {
                 const vf e = vf_splat(scores[i * deep + p]);
                 for (int j = 0; j < 4; j++) acc[i][j] = vf_fma(v[j], e, acc[i][j]);
             }
         }
         for (int i = 0; i < m; i++)
-            for (int j = 0; j < 4; j++) vf_store(out + i * size + c + 16 * j, vf_mul(acc[i][j], sum[i]));
+            for (int j = 0; j < 4; j++) put(out + i * size + c, j, vf_mul(acc[i][j], sum[i]), bits);
     }
-    for (; c < size; c += 16)
-        for (int i = 0; i < m; i++) {
-            vf acc = vf_zero();
-            for (int64_t p = 0; p < count; p++) acc = vf_fma(vf_load(values + p * size + c), vf_splat(scores[i * deep + p]), acc);
-            vf_store(out + i * size + c, vf_mul(acc, sum[i]));
-        }
+    const int numbers = bits == 4 ? 2 : 1; /* 16 entries at a time, or the 32 of 16 bytes */
+    for (; c < size; c += 16 * numbers)
+        for (int i = 0; i < m; i++)
+            for (int j = 0; j < numbers; j++) {
+                vf acc = vf_zero();
+                for (int64_t p = 0; p < count; p++) acc = vf_fma(entries(h->values, p * size + c, j, bits), vf_splat(scores[i * deep + p]), acc);
+                put(out + i * size + c, j, vf_mul(acc, sum[i]), bits);
+            }
+}
+
+static void attend_from(const work *w, const past *h, int64_t count, int64_t size, float *out, int64_t n)
+{
+#define ATTEND(m, bits) attend(w->turned, h, count, size, w->scores, w->deep, out, m, bits)
+    const int bits = w->m->cache_bits;
+    if (bits == 8) n == 4 ? ATTEND(4, 8) : ATTEND(1, 8);
+    else if (bits == 4) n == 4 ? ATTEND(4, 4) : ATTEND(1, 4);
+    else n == 4 ? ATTEND(4, 32) : ATTEND(1, 32);
+}
+
+/* Entries of a head's vector in the cache. */
+static int64_t entries_of(const model *m, int64_t head_size) { return padded(head_size, m->cache_bits == 4 ? 32 : 16); }
+
+/* key and value [size] of position p of the head whose first position is `lane`. */
+static void remember(const model *m, const layer *l, int64_t lane, int64_t p, const float *key, const float *value)
+{
+    const int64_t size = l->head_size, room = entries_of(m, size), tile = (lane + p / 16 * 16) * room, row = (lane + p) * room;
+    if (m->cache_bits <= 8) {
+        const int64_t parts = 8 / m->cache_bits;
+        l->key_scales[lane + p] = cache_encode(key, size, m->cache_bits, (uint8_t *)l->keys + tile / parts + p % 16, 16);
+        l->value_scales[lane + p] = cache_encode(value, size, m->cache_bits, (uint8_t *)l->values + row / parts, 1);
+        return;
+    }
+    float *column = (float *)l->keys + tile + p % 16;
+    for (int64_t c = 0; c < size; c++) column[16 * c] = key[c];
+    memcpy((float *)l->values + row, value, 4 * size);
+}
+
+static past past_of(const model *m, const layer *l, int64_t lane)
+{
+    const int coded = m->cache_bits <= 8;
+    const int64_t start = lane * entries_of(m, l->head_size) * (coded ? m->cache_bits : 32) / 8;
+    return (past){(uint8_t *)l->keys + start, (uint8_t *)l->values + start, coded ? l->key_scales + lane : 0, coded ? l->value_scales + lane : 0};
 }
 
 /* Tokens from `i` on that are attended to together: four of one sequence, or one. */
@@ -268,16 +363,14 @@ INLINE int64_t together(const work *w, int64_t i) { return i + 3 < w->tokens && 
 static void attention(work *w, const layer *l)
 {
     const model *m = w->m;
-    const int64_t size = l->head_size, room = padded(size, 16), repeat = l->heads / l->kv_heads;
+    const int64_t size = l->head_size, room = entries_of(m, size), repeat = l->heads / l->kv_heads;
     int64_t first, last, groups = 0;
     share(&w->me, w->tokens * l->kv_heads, &first, &last);
     for (int64_t at = first; at < last; at++) {
         const int64_t i = at / l->kv_heads, head = at % l->kv_heads, p = w->position[i];
         const int64_t lane = (w->sequence[i] * l->kv_heads + head) * m->capacity;
         turn(w, w->k + (i * l->kv_heads + head) * size, w->turned, &l->k_norm, size, p);
-        float *key = l->keys + (lane + p / 16 * 16) * room + p % 16;
-        for (int64_t c = 0; c < size; c++) key[16 * c] = w->turned[c];
-        memcpy(l->values + (lane + p) * room, w->v + (i * l->kv_heads + head) * size, 4 * size);
+        remember(m, l, lane, p, w->turned, w->v + (i * l->kv_heads + head) * size);
     }
     wait_for_all(&w->me);
     for (int64_t i = 0; i < w->tokens; i += together(w, i)) groups++;
@@ -294,9 +387,8 @@ static void attention(work *w, const layer *l)
                 for (int64_t c = 0; c < size; c++) q[c] *= m->scaling;
                 memset(q + size, 0, 4 * (room - size));
             }
-            const int64_t count = w->position[i + n - 1] + 1;
-            if (n == 4) attend(w->turned, l->keys + lane * room, l->values + lane * room, count, room, w->scores, w->deep, out, 4);
-            else attend(w->turned, l->keys + lane * room, l->values + lane * room, count, room, w->scores, w->deep, out, 1);
+            const past before = past_of(m, l, lane);
+            attend_from(w, &before, w->position[i + n - 1] + 1, room, out, n);
             for (int64_t k = 0; k < n; k++) memcpy(w->mixed + ((i + k) * l->heads + head) * size, out + k * room, 4 * size);
         }
     wait_for_all(&w->me);
@@ -397,7 +489,7 @@ int step(const model *m, const int64_t *ids, const int32_t *sequence, const int3
     int64_t widest = most(m->hidden, m->embedding.w->n), ff = 0, head = 0, room = 0, deep = 0, owned = own_bytes(m->head.w);
     for (int64_t i = 0; i < m->layers; i++) {
         const layer *l = m->layer + i;
-        widest = most(widest, l->heads * l->head_size), ff = most(ff, l->width), head = most(head, padded(l->head_size, 16));
+        widest = most(widest, l->heads * l->head_size), ff = most(ff, l->width), head = most(head, padded(l->head_size, 32));
         for (const linear *x = &l->q; x <= &l->down; x++) if (x->w) room = most(room, scratch_of(x, tokens)), owned = most(owned, own_bytes(x->w));
     }
     owned = padded(owned, 64);

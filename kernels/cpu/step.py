@@ -75,6 +75,7 @@ class Model:
     sine: Tensor | None = None
     positions: Tensor | None = None  # float32 [rows, hidden], learned
     offset: int = 0  # first row of `positions`
+    cache_bits: int = 16  # 8 or 4: the key-value cache holds codes; 16: float32
 
     def plans(self) -> list[Plan]:
         """Every matrix, a shared one once."""
@@ -106,14 +107,14 @@ class _Layer(ctypes.Structure):
         *((name, _Norm) for name in ("attention", "feed_forward", "q_norm", "k_norm")),
         *((role, _Linear) for role in ROLES),
         *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_size", "width")),
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
     ]  # fmt: skip
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("layers", "hidden", "capacity", "rotary", "offset")),
-        *((name, ctypes.c_int32) for name in ("rms", "parallel", "post_norm", "activation")),
+        *((name, ctypes.c_int32) for name in ("rms", "parallel", "post_norm", "activation", "cache_bits")),
         *((name, ctypes.c_float) for name in ("eps", "scaling")),
         *((name, _Linear) for name in ("embedding", "project_in", "project_out", "head")),
         ("final", _Norm),
@@ -149,14 +150,25 @@ class Decoder:
         return Session(self.model, sequences, positions)
 
 
+def _cache(places: int, head_size: int, bits: int) -> dict[str, Tensor]:
+    """Keys and values of `places` positions, of all heads and sequences: float32, or codes and their scales."""
+    if bits == 16:
+        size = places * (-(-head_size // 16) * 16)
+        return {"keys": torch.zeros(size), "values": torch.zeros(size)}
+    entries = -(-head_size // 16) * 16 if bits == 8 else -(-head_size // 32) * 32
+    codes, scales = ("keys", "values"), ("key_scales", "value_scales")
+    found = {name: torch.zeros(places * entries * bits // 8, dtype=torch.uint8) for name in codes}
+    return found | {name: torch.zeros(places, dtype=torch.float16) for name in scales}
+
+
 class Session:
-    """A key-value cache (float32) and how far each sequence is."""
+    """A key-value cache (float32, or codes of `Model.cache_bits` with float16 scales) and how far each sequence is."""
 
     def __init__(self, model: Model, sequences: int, positions: int):
         self.model, self.sequences, self.limit = model, sequences, min(positions, model.limit)
         self.length = 0
         capacity = -(-self.limit // 16) * 16
-        self._caches: list[Tensor] = []
+        self._caches: list[dict[str, Tensor]] = []  # of each layer, as step.c lays them out
         layers = (_Layer * len(model.layers))()
         for c, layer in zip(layers, model.layers, strict=True):
             for name in ("attention", "feed_forward", "q_norm", "k_norm"):
@@ -165,14 +177,16 @@ class Session:
                 setattr(c, role, _pointers(layer.linears.get(role, Linear()), _Linear))
             c.heads, c.kv_heads, c.head_size = layer.heads, layer.kv_heads, layer.head_size
             c.width = layer.linears["up"].plan.shape[0]
-            size = sequences * layer.kv_heads * capacity * (-(-layer.head_size // 16) * 16)
-            self._caches += [torch.zeros(size), torch.zeros(size)]
-            c.keys, c.values = (t.data_ptr() for t in self._caches[-2:])
+            made = _cache(sequences * layer.kv_heads * capacity, layer.head_size, model.cache_bits)
+            for name, tensor in made.items():
+                setattr(c, name, tensor.data_ptr())
+            self._caches.append(made)
         self._layers = layers
         m = model
         self._model = _Model(
             layers=len(layers), hidden=m.hidden, capacity=capacity, rotary=0 if m.cosine is None else 2 * m.cosine.shape[1], offset=m.offset,
-            rms=m.rms, parallel=m.parallel, post_norm=m.post_norm, activation=ACTIVATIONS.index(m.activation), eps=m.eps, scaling=m.scaling,
+            rms=m.rms, parallel=m.parallel, post_norm=m.post_norm, activation=ACTIVATIONS.index(m.activation),
+            cache_bits=m.cache_bits, eps=m.eps, scaling=m.scaling,
             embedding=_pointers(Linear(m.embedding), _Linear), project_in=_pointers(m.project_in, _Linear),
             project_out=_pointers(m.project_out, _Linear), head=_pointers(m.head, _Linear), final=_pointers(m.final, _Norm),
             **{name: None if getattr(m, name) is None else getattr(m, name).data_ptr() for name in ("positions", "cosine", "sine")},
@@ -182,7 +196,7 @@ class Session:
     @property
     def bytes(self) -> int:
         """Memory of the cache."""
-        return sum(4 * t.numel() for t in self._caches)
+        return sum(t.numel() * t.element_size() for layer in self._caches for t in layer.values())
 
     def run(self, ids: Tensor, threads: int | None = None) -> Tensor:
         """Put ids [sequences, t] behind what is there; the logits of each sequence's last token, float32 [sequences, vocabulary].

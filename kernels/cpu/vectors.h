@@ -23,6 +23,13 @@ INLINE float half_to_float(uint16_t h)
     memcpy(&f, &h, 2);
     return (float)f;
 }
+INLINE uint16_t float_to_half(float x) /* the nearest, ties to even */
+{
+    const _Float16 f = (_Float16)x;
+    uint16_t h;
+    memcpy(&h, &f, 2);
+    return h;
+}
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__) && \
     defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
@@ -49,6 +56,7 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
     return _mm512_dpbusd_epi32(acc, u, _mm512_set1_epi32(four));
 }
 INLINE vi vi_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vi vi_signed_bytes(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi vi_lookup_bytes(const uint8_t *table, vi index) /* index: bytes 0..15 */
 {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
@@ -132,6 +140,10 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
 INLINE vi vi_bytes(const uint8_t *p)
 {
     return VI(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+}
+INLINE vi vi_signed_bytes(const uint8_t *p)
+{
+    return VI(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
 }
 INLINE vi vi_lookup_bytes(const uint8_t *table, vi i)
 {
@@ -218,6 +230,7 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
     PER_LANE(vi, acc.l[i] + (int)(u.l[i] & 255) * a + (int)(u.l[i] >> 8 & 255) * b + (int)(u.l[i] >> 16 & 255) * c + (int)(u.l[i] >> 24) * d)
 }
 INLINE vi vi_bytes(const uint8_t *p) { PER_LANE(vi, p[i]) }
+INLINE vi vi_signed_bytes(const uint8_t *p) { PER_LANE(vi, (uint32_t)(int8_t)p[i]) }
 INLINE vi vi_lookup_bytes(const uint8_t *t, vi x)
 {
     PER_LANE(vi, t[x.l[i] & 15] | (uint32_t)t[x.l[i] >> 8 & 15] << 8 | (uint32_t)t[x.l[i] >> 16 & 15] << 16 | (uint32_t)t[x.l[i] >> 24 & 15] << 24)

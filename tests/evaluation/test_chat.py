@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from evaluation.chat import Chat, ChatError
+from evaluation.chat import Chat, ChatError, Side
 from evaluation.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
+from kernels import cpu
+from kernels.cpu.step import Decoder
 from tests import tiny
 
 
@@ -66,6 +70,32 @@ def test_the_same_model_says_the_same_at_any_temperature(made, chat):
         assert sides["original"][-1]["diverged_at"] is None
 
 
+def test_a_cache_of_few_bits_is_used_and_told(made, chat):
+    """The worker loads what is stored: only the compressed side's cache is in 4 bits."""
+    store, equal, _ = made
+    few = dataclasses.replace(equal.spec, recipe=(("rtn", {"bits": 8, "group_size": 16}),), cache_bits=4)
+    result = run(few, store=store, timings=False)
+    assert result.status == "ok", result.error
+    sides = by_side(list(chat.ask(result.id, QUESTION, max_tokens=6)))
+    assert {e["cache_bits"] for e in sides["original"]} == {16} and {e["cache_bits"] for e in sides["compressed"]} == {4}
+
+
+@pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
+def test_a_side_writes_from_sessions_of_codes(monkeypatch):
+    """In the decode step, and with its weights given up."""
+    opened, own = [], Decoder.session
+    monkeypatch.setattr(Decoder, "session", lambda self, *size: opened.append(own(self, *size)) or opened[-1])
+    taken = {}
+    for bits in (16, 8, 4):
+        bundle = tiny.bundle("qwen3")
+        bundle.cache_bits = bits
+        side = Side("compressed", bundle)
+        side.start(QUESTION, 5, 0.0, 0)
+        assert side.step()["cache_bits"] == bits and bundle.refused == ""
+        taken[bits] = opened[-1].bytes
+    assert len(opened) == 3 and taken[16] > 3 * taken[8] >= 3 * taken[4]
+
+
 def test_leaving_early_keeps_the_next_question_clean(made, chat):
     stream = chat.ask(made[2].id, QUESTION, max_tokens=200)
     for _ in range(3):
@@ -93,7 +123,6 @@ def test_what_cannot_be_asked_is_told(made, chat):
         list(chat.ask(made[2].id, [{"role": "user", "content": "x" * 500}]))
     assert error.value.code == "prompt_too_long"
     store = made[0]
-    import dataclasses
     import shutil
 
     gone = store.put(dataclasses.replace(made[2], id="gone", artifact="gone"))

@@ -40,6 +40,16 @@ def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
     assert sizes == sorted(sizes, reverse=smaller) and len(stops) >= 6
 
 
+def test_a_cache_of_few_bits_is_told_by_the_token():
+    """SmolLM2-135M: 30 blocks, keys and values of three heads of 64, each with a scale of two bytes."""
+
+    def told(bits):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", (("none", {}),), cache_bits=bits))
+
+    assert [told(bits).cache_bytes_per_token for bits in (16, 8, 4)] == [0, 30 * 2 * 3 * 66, 30 * 2 * 3 * 34]
+    assert told(8).file_bytes == pytest.approx(told(16).file_bytes) and told(8).baseline_file_bytes == told(16).file_bytes
+
+
 def test_a_chain_is_smaller_than_either_step():
     def size(*recipe):
         return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).file_bytes

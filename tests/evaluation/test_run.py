@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import html
 import json
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import torch
 
 from compression import artifact, likelihood
 from evaluation import run as run_module
-from evaluation.run import run
+from evaluation.cards import run_card
+from evaluation.run import label, run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
+from evaluation.words import Words
 from kernels import cpu
 from tests import tiny
 
@@ -112,6 +115,26 @@ def test_a_timing_says_what_ran_and_what_the_dense_model_takes(place, store):
         limit = timing["limit"]
         moved = limit["bytes_per_token"] / (timing["compressed"]["time_per_output_token_ms"] / 1e3)
         assert limit["share_of_read_bandwidth"] == pytest.approx(moved / (1e9 * limit["read_gbytes_per_second"]))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_original_with_a_cache_of_few_bits(place, store, bits):
+    """Measured against the original, in what the cache loses, and stored as a model of its own."""
+    result = run(spec(place, ("none", {}), cache_bits=bits), store=store, timings=False)
+    assert result.status == "ok", result.error
+    m = result.metrics
+    assert m["kv_cache_bytes_per_token"] == 2 * 2 * 2 * (12 * bits // 8 + 2)
+    assert m["baseline_kv_cache_bytes_per_token"] == 2 * 2 * 2 * 12 * 4
+    assert m["kl_divergence_mean"] > 0 and m["weight_bits_per_weight"] == 16
+    assert artifact.load(store.artifact_folder(result.artifact)).cache_bits == bits
+    row = next(r for r in store.frame().to_dict("records") if r["id"] == result.id)
+    assert Words("en").run(row) == f"original weights, cache in {bits} bits" and label(result.spec).endswith(f"cache {bits} bits")
+    card = run_card(Words("en"), result, shipped=False, artifact=True, here=False, chat=True)
+    taken = [f"{m[k]:.0f}\u00a0B" for k in ("kv_cache_bytes_per_token", "baseline_kv_cache_bytes_per_token")]
+    assert (
+        f"A token of context takes {taken[0]} of cache, in {bits} bits, instead of the original's {taken[1]}."
+        in html.unescape(card)
+    )
 
 
 def test_without_kernels_the_result_says_so(place, store, monkeypatch):

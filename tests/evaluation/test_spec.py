@@ -8,6 +8,7 @@ import json
 import pytest
 
 from compression.base import BadParam
+from evaluation import overview, shipped
 from evaluation import spec as spec_module
 from evaluation.spec import Result, RunSpec
 
@@ -63,6 +64,20 @@ def test_the_original_with_a_cache_of_few_bits_is_a_run_of_its_own():
     assert cache.table_bits == 16 and not cache.compresses_tables and RunSpec.parse(cache.json()) == cache
     assert cache.key(FINGERPRINT) != original.key(FINGERPRINT) and GPTQ.original() == original
     assert dataclasses.replace(GPTQ, cache_bits=4).original() == original, "the original always keeps what it computes"
+
+
+def test_a_recipes_words_carry_what_the_run_says():
+    """Beside the methods' own parameters; a flag that a method declares too is the method's."""
+    assert shipped.asked("none --cache_bits 8") == ((("none", {}),), {"cache_bits": 8})
+    steps, fields = shipped.asked("wanda --sparsity 0.5 + gptq --bits 4 --cache_bits 4 --table_bits 8")
+    assert steps == (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits": "4"})) and fields == {"cache_bits": 4, "table_bits": 8}
+    assert shipped.asked("smoothquant --activations tensor") == ((("smoothquant", {"activations": "tensor"}),), {})
+    few = RunSpec("a-model", steps, **fields)
+    assert few.cache_bits == 4 and shipped.file_name(few, "gates") == "gates-wanda-0.5+gptq-4-cache4.json"
+    assert shipped.file_name(dataclasses.replace(few, cache_bits=16), "gates") == "gates-wanda-0.5+gptq-4.json"
+    assert overview.rated("none --cache_bits 8").cache_bits == 8
+    assert overview.label(overview.rated("none --cache_bits 8")) == "original weights, cache in 8 bits"
+    assert overview.label(overview.rated("rtn --bits 4 --cache_bits 8")).endswith(", cache in 8 bits")
 
 
 def test_the_caches_code_is_part_of_its_key_alone():

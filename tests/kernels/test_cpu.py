@@ -83,7 +83,9 @@ def test_other_processors_paths(path, name, tmp_path):
 from kernels import cpu; assert cpu.wait() is not None, cpu.status()
 assert cpu.instructions() == {name!r}, cpu.instructions()
 from tests.compression.test_engine import equals_transformers
-equals_transformers("qwen3"); equals_transformers("gpt2")"""
+equals_transformers("qwen3"); equals_transformers("gpt2")
+from tests.compression.test_kv_cache import step_equals_loop
+for bits in (8, 4): step_equals_loop("qwen3", bits)"""
     done = process(code, tmp_path, COMPRESSION_EXPLORER_KERNELS=path)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -114,6 +116,8 @@ cpu._file = lambda path: Path({str(library)!r})
 assert cpu.wait() is not None, cpu.status()
 from tests.compression.test_engine import equals_transformers
 for family in ("llama", "opt-post-norm", "gpt_neox"): equals_transformers(family)
+from tests.compression.test_kv_cache import step_equals_loop
+for bits in (8, 4): step_equals_loop("llama", bits)
 print("clean")"""
     done = process(
         code, tmp_path, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0", OMP_NUM_THREADS="2"

@@ -88,6 +88,21 @@ def test_families_methods_and_chains(visit):
     shot(page, "chain")
 
 
+def test_the_caches_bits_are_a_setting_of_the_run(visit, server):
+    page = visit("?method=none")
+    page.locator("#controls details[data-k=settings] summary").click()
+    assert page.locator("#s-cache_bits").input_value() == "16" and "cache_bits" not in page.url
+    page.locator("#s-cache_bits").select_option("8")
+    page.wait_for_function("document.querySelector('#controls .go').textContent.includes('Compress and measure')")
+    assert "cache_bits=8" in page.url and "12 KB of cache a token" in text(page, "#controls .more")
+    page.locator("#controls .go").click()
+    page.wait_for_function("document.querySelector('#controls .progress .now').textContent.includes('cache in 8 bits')")
+    assert server.runner.submitted[-1].cache_bits == 8 and not server.runner.submitted[-1].is_original
+    page = visit("?method=gptq&cache_bits=4")
+    assert page.locator("#s-cache_bits").input_value() == "4"
+    shot(page, "cache-bits")
+
+
 def test_values_survive_a_change_of_method(visit):
     page = visit()
     page.locator("#knob-0").fill("3")

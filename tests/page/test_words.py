@@ -98,6 +98,38 @@ def test_figures_become_words():
     assert words.recipe(book) == "FP4" and words.recipe(book, long=True) == "FP4, group 64"
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_cache_of_few_bits_is_part_of_the_name(language):
+    words, recipe = Words(language), (("gptq", {"bits": 4, "group_size": 64}),)
+    told = words.recipe(recipe, True, 8)
+    assert told != words.recipe(recipe, True) and told.startswith(words.recipe(recipe, True)) and "8" in told
+    assert words.run({"recipe": recipe}) == words.recipe(recipe) and words.run({"recipe": recipe, "cache_bits": 4}).startswith(
+        "GPTQ"
+    )
+    alone = words.recipe((("none", {}),), cache_bits=8)
+    assert alone != words.recipe((("none", {}),)) and not alone.startswith(words.method("none") + words("comma"))
+    if language == "en":
+        assert alone == "original weights, cache in 8 bits" and told == "GPTQ, 4 bits, group 64, cache in 8 bits"
+
+
+def test_the_estimate_and_the_chat_tell_the_cache():
+    from evaluation.cards import estimate_line
+    from evaluation.estimate import estimate
+    from evaluation.page import Page
+    from evaluation.spec import RunSpec
+
+    words = Words("en")
+    said = [
+        estimate_line(words, estimate(RunSpec("smollm2-135m-instruct-q4_1", (("none", {}),), cache_bits=b)), False, False)
+        for b in (16, 8)
+    ]
+    assert "of cache a token" not in said[0] and "12\u00a0KB of cache a token" in said[1]
+    state = {"parted": None, "sides": {side: {"text": "", "cache": "", "pieces": 0} for side in ("original", "compressed")}}
+    for side, bits in (("original", 16), ("compressed", 4)):
+        Page._take(state, {"side": side, "text": "a", "cache_bits": bits}, words)
+    assert [s["cache"] for s in state["sides"].values()] == ["", "cache in 4 bits"]
+
+
 def test_verdicts_follow_their_thresholds_and_the_noise():
     assert [verdict(r) for r in (0.99, 1.01, 1.02, 1.1, 1.3, 2, 9)] == [
         "same",
