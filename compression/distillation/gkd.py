@@ -8,7 +8,7 @@ divergence between forward and reverse KL:
     L = (1 - lambda) E[text] D(p || q) + lambda E[y ~ q] D(p || q),   averaged over tokens
 
 There is no gradient through the sampling. `on_policy` is lambda: for each batch, the chance that it is the student's own
-continuations of text rather than the text. `beta` chooses D: 0 forward KL (cover all that the teacher says), 1 reverse KL (say
+continuations of text rather than the text. `jsd_beta` chooses D: 0 forward KL (cover all that the teacher says), 1 reverse KL (say
 nothing that it wouldn't), between them the generalised Jensen-Shannon divergence.
 
 Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", arXiv 2306.13649. p is
@@ -58,7 +58,7 @@ class GkdParams(WhiteBoxParams):
                            "alone. The last two are controls.", choices=OBJECTIVES)  # fmt: skip
     on_policy: float = param(1.0, "Lambda: chance that a batch is the student's own samples.", lo=0.0, hi=1.0,
                              when={"objective": "on-policy"})  # fmt: skip
-    beta: float = param(1.0, "The divergence: 0 forward KL, 1 reverse KL, between them Jensen-Shannon.", lo=0.0, hi=1.0)
+    jsd_beta: float = param(1.0, "The divergence: 0 forward KL, 1 reverse KL, between them Jensen-Shannon.", lo=0.0, hi=1.0)
 
     @property
     def share(self) -> float:
@@ -75,7 +75,7 @@ def phase(lesson: Lesson) -> Phase:
     def loss(batch: Sequences) -> Tensor:
         if params.objective == "text":
             return text_loss(lesson.student, batch)
-        return token_mean(lesson.student, lesson.teacher, batch, lambda p, q, _: between(p, q, params.beta))
+        return token_mean(lesson.student, lesson.teacher, batch, lambda p, q, _: between(p, q, params.jsd_beta))
 
     def supply():
         for ids in lesson.texts():
@@ -105,7 +105,7 @@ def control(params: GkdParams) -> tuple[str, dict] | None:
     if params.train_tokens == 0 or params.objective == "text":
         return None
     if params.objective == "on-policy" and params.share > 0:
-        return "gkd", params.json() | {"objective": "supervised", "beta": 0.0}
+        return "gkd", params.json() | {"objective": "supervised", "jsd_beta": 0.0}
     return "gkd", params.json() | {"objective": "text"}
 
 

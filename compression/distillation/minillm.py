@@ -61,7 +61,9 @@ class MinillmParams(WhiteBoxParams):
     """The student, its budget, and the repairs of the policy gradient."""
 
     single_step: bool = param(True, "Take a token's own part of the reward as an exact sum over the vocabulary.")
-    teacher_mix: float = param(0.2, "Share of the teacher in what the texts are drawn from; 0: the student alone.", lo=0.0, hi=1.0)
+    teacher_mix: float = param(
+        0.2, "Share of the teacher in what the texts are drawn from; 0: the student alone.", lo=0.0, hi=1.0
+    )
     length_norm: bool = param(True, "Divide what is still to come by its number of tokens.")
     text_weight: float = param(0.3, "Weight of the loss on plain text beside it; 0: none.", lo=0.0, hi=10.0)
     whiten: bool = param(True, "Bring the returns of a batch to mean 0 and spread 1.", level="advanced")
@@ -139,7 +141,7 @@ def cost(shape: tuple[int, int], params: MinillmParams, tokens: int, role: str) 
 def control(params: MinillmParams) -> tuple[str, dict] | None:
     """The usual distillation of the same student on the same number of tokens."""
     same = {f.name: getattr(params, f.name) for f in dataclasses.fields(WhiteBoxParams)}
-    return ("gkd", same | {"objective": "supervised", "beta": 0.0}) if params.train_tokens else None
+    return ("gkd", same | {"objective": "supervised", "jsd_beta": 0.0}) if params.train_tokens else None
 
 
 METHOD = Method(

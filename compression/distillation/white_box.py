@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -98,9 +99,7 @@ class Lesson:
     def sample(self, prompts: Tensor, generator: torch.Generator, alpha: float = 0.0, teacher: Bundle | None = None) -> Sequences:
         """Continuations of prompts [b, n]."""
         ends = stop_ids(self.student)
-        return rollouts.draw(
-            self.student, teacher, prompts, self.params.response_tokens, alpha, ends, generator, self.cancelled
-        )
+        return rollouts.draw(self.student, teacher, prompts, self.params.response_tokens, alpha, ends, generator, self.cancelled)
 
     def own(self) -> Sequences:
         """The student's continuations of what is kept aside, with the same randomness every time."""
@@ -152,7 +151,10 @@ def distil(
     Raises BadParam when prompt and response don't fit a window, CalibrationError and Cancelled as training does.
     """
     total = len(context.teacher.geometry.layers)
-    notes = [Note("student", {"layers": len(student.geometry.layers), "of": total, "other": bool(params.student)})]
+    facts = {"layers": len(student.geometry.layers), "of": total}
+    notes = [
+        Note("student_other", facts | {"name": Path(params.student).name}) if params.student else Note("student_layers", facts)
+    ]
     if params.train_tokens == 0:
         return Edit(bundle=student, notes=tuple(notes))
     taught, held = hold_out(context.windows)
@@ -216,5 +218,3 @@ def cost(shape: tuple[int, int], params: WhiteBoxParams, *, samples: float, teac
     passes = params.train_tokens * (1 + 3 * share) + DECODED * drawn * (share + teacher_steps) + judged * (1 + share)
     held = STATE_BYTES * share * weights if params.train_tokens else 4 * share * weights
     return Cost(bytes=int(2 * share * weights), flops=2.0 * weights * passes, peak_bytes=int(held))
-
-
