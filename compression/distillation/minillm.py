@@ -16,9 +16,10 @@ each with its switch:
 
 and, so that the student doesn't unlearn the language, the loss on plain text beside it (`text_weight`).
 
-Gu et al. 2023, "MiniLLM: Knowledge Distillation of Large Language Models", arXiv 2306.08543, equations 2 to 7 and algorithm 1. The
-ratio of the student now to the student that drew the text, times w, is clipped to 1 +- 0.2 as in PPO. The divisor of the length
-norm is the paper's T - t - 1, at least 1; behind the last token nothing is left, and its return is 0.
+Gu et al. 2023, "MiniLLM: Knowledge Distillation of Large Language Models", arXiv 2306.08543; the split into
+the token's own part and what follows is its equation 3. The ratio of the student now to the student that drew the text, times
+w, is clipped to 1 +- 0.2 as in PPO. The divisor of the length norm is the paper's T - t - 1, at least 1; behind the last token
+nothing is left, and its return is 0.
 
 By reverse KL a student gives up what it can't afford: its perplexity on text is often higher than that of the usual distillation,
 while what it writes looks likelier to its teacher. So it is judged by both divergences, on text and on its own samples, before
@@ -27,9 +28,10 @@ and after, and by how long and how varied its samples are; perplexity alone woul
 Deviations. Returns are whitened over the batch as the authors' code does (not in the paper; a switch), over the tokens that have a
 return; rewards are not scaled or clipped. The single-step part isn't weighted by w: given the text so far, w is 1 on average and
 would only add noise. The student is here the teacher with fewer layers (or another model with the same tokenizer); half of the
-budget warms it up by supervised forward KL, where the paper fine-tunes a student that was trained as a language model before. Prompts are beginnings of
-the calibration text, which is also the plain text, where the paper has instructions and a text of its own. The budget is minutes on
-a processor where the paper's is thousands of steps of 64 texts on graphics cards: the numbers are this run's, not the paper's.
+budget warms it up by supervised forward KL, where the paper fine-tunes a student that was trained as a language model before. Prompts
+are beginnings of the calibration text, which is also the plain text, where the paper has instructions and a text of its own.
+The budget is minutes on a processor where the paper's is thousands of steps of 64 texts on graphics cards: the numbers are
+this run's, not the paper's.
 
 Control: the same student, tokens and seed, by supervised forward KL on the text alone (method GKD, objective "supervised").
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from compression import arch
 from compression.base import BadParam, Context, Cost, Edit, Note, param
 from compression.bundle import Bundle
-from compression.distillation import rollouts, students
+from compression.distillation import rollouts
 from compression.distillation.divergences import forward_kl, logs, reverse_kl
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.students import StudentParams
@@ -27,7 +27,7 @@ from compression.sample import stop_ids
 from compression.training import JUDGED, Budget, Course, batches, hold_out, train
 
 LOGITS_BYTES = 48_000_000  # of one chunk's logits in float32; about six such are alive
-TEXTS, SAMPLES = 4, 16  # windows and continuations by which states are judged
+TEXT_TOKENS, SAMPLES = 2_048, 32  # text (at least two windows) and continuations by which states are judged
 DECODED = 5  # forward passes that a token costs when it is drawn one at a time
 STATE_BYTES = 20  # of a trained number: itself, its gradient, two moments, the best so far
 
@@ -103,8 +103,9 @@ class Lesson:
 
     def own(self) -> Sequences:
         """The student's continuations of what is kept aside, with the same randomness every time."""
-        cut = rollouts.pieces(self.held, self.params.prompt_tokens + self.params.response_tokens)[:SAMPLES]
-        return self.sample(cut[:, : self.params.prompt_tokens], torch.Generator().manual_seed(self.seed + 1))
+        cut = rollouts.pieces(self.held, self.params.prompt_tokens + self.params.response_tokens)
+        prompts = cut[:, : self.params.prompt_tokens].repeat(-(-SAMPLES // len(cut)), 1)[:SAMPLES]
+        return self.sample(prompts, torch.Generator().manual_seed(self.seed + 1))
 
     def aside(self) -> Sequences:
         """The windows kept aside, every token scored."""
@@ -165,7 +166,9 @@ def distil(
                        allowed=f"<= {taught.shape[1]}")  # fmt: skip
     dtype = student.module.dtype
     student.module.float().requires_grad_(True).eval()
-    lesson = Lesson(student, context.teacher, taught, held[:TEXTS], params, context.seed, context.cancelled)
+    lesson = Lesson(
+        student, context.teacher, taught, held[: max(2, TEXT_TOKENS // held.shape[1])], params, context.seed, context.cancelled
+    )
     first = Course()
     if params.warm_up:
         early = Budget(round(params.warm_up * params.train_tokens), params.warm_up * params.train_minutes)
@@ -214,7 +217,7 @@ def cost(shape: tuple[int, int], params: WhiteBoxParams, *, samples: float, teac
     share = 1.0 if role == "table" or params.student else params.kept
     length = params.prompt_tokens + params.response_tokens
     drawn = samples * (1 - params.warm_up) * params.train_tokens * params.response_tokens / length
-    judged = 2 * (JUDGED + 1) * (512 * TEXTS + SAMPLES * length) * (params.train_tokens > 0)
+    judged = 2 * (JUDGED + 1) * (TEXT_TOKENS + SAMPLES * (length + DECODED * params.response_tokens)) * (params.train_tokens > 0)
     passes = params.train_tokens * (1 + 3 * share) + DECODED * drawn * (share + teacher_steps) + judged * (1 + share)
     held = STATE_BYTES * share * weights if params.train_tokens else 4 * share * weights
     return Cost(bytes=int(2 * share * weights), flops=2.0 * weights * passes, peak_bytes=int(held))
