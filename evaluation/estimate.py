@@ -191,11 +191,12 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     """Seconds of each stage on this machine; empty when the model's sizes aren't known."""
     try:
         geometry = geometry_for(spec.model)
+        after = _after(spec, geometry)
     except ModelUnavailable:
         return {}
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9
-    shapes = _shapes(geometry, _after(spec, geometry))
+    shapes = _shapes(geometry, after)
     weights, table = sum(n * o * i for (_, (o, i), _), n in shapes.items()), geometry.table
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second

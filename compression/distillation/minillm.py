@@ -29,7 +29,8 @@ Deviations. Returns are whitened over the batch as the authors' code does (not i
 return; rewards are not scaled or clipped. The single-step part isn't weighted by w: given the text so far, w is 1 on average and
 would only add noise. The student is here the teacher with fewer layers (or another model with the same tokenizer); half of the
 budget warms it up by supervised forward KL, where the paper fine-tunes a student that was trained as a language model before. Prompts
-are beginnings of the calibration text, which is also the plain text, where the paper has instructions and a text of its own.
+are beginnings of the calibration text, which is also the plain text (one piece to four samples), where the paper has instructions
+and a text of its own.
 The budget is minutes on a processor where the paper's is thousands of steps of 64 texts on graphics cards: the numbers are
 this run's, not the paper's.
 
@@ -56,6 +57,7 @@ from compression.distillation.rollouts import Sequences, given
 from compression.distillation.white_box import Lesson, Phase, WhiteBoxParams, distil, text_loss, token_mean
 
 CLIP = 0.2
+TEXT_SHARE = 4  # one piece of plain text to so many samples
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def phase(lesson: Lesson) -> Phase:
     def supply():
         for ids in lesson.texts():
             drawn = lesson.sample(ids[:, : params.prompt_tokens], generator, params.teacher_mix, teacher)
+            beside = ids[: max(1, len(ids) // TEXT_SHARE)] if params.text_weight else None
             for _ in range(params.inner_epochs):
-                yield dataclasses.replace(drawn, text=ids if params.text_weight else None)
+                yield dataclasses.replace(drawn, text=beside)
 
     def judge() -> float:
         return float(token_mean(student, teacher, lesson.own(), lambda p, q, _: reverse_kl(p, q)))
@@ -135,8 +138,8 @@ def compress(bundle: Bundle, context: Context, params: MinillmParams) -> Edit:
 
 
 def cost(shape: tuple[int, int], params: MinillmParams, tokens: int, role: str) -> Cost:
-    """Bytes of the student; the passes of both models. With plain text, half of the tokens are that text's."""
-    own = (0.5 if params.text_weight else 1.0) / params.inner_epochs
+    """Bytes of the student; the passes of both models. Plain text takes its part of the tokens."""
+    own = (TEXT_SHARE / (TEXT_SHARE + 1) if params.text_weight else 1.0) / params.inner_epochs
     return shared.cost(shape, params, samples=own, teacher_steps=True, role=role)
 
 
