@@ -40,6 +40,8 @@ NAMES = {
     "nmf": "compression.low_rank.nmf",
     "lora": "compression.low_rank.lora",
     "tensorgpt": "compression.low_rank.tensorgpt",
+    "minillm": "compression.distillation.minillm",
+    "gkd": "compression.distillation.gkd",
 }
 
 

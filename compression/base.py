@@ -324,7 +324,7 @@ class Method:
     # of a method that stores the token embedding and leaves linears alone: ((vocabulary, width), params, tied) -> Cost of all
     # that it stores, None where the table is left as it is
     table_cost: Callable[..., Cost | None] | None = None
-    cost_by_role: bool = False
+    cost_by_role: bool = False  # of a method with a student also for role "table", the token table that it trains too
     trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
     own_text: bool = False  # of a method that trains: on text that it makes itself
     stores: str = ""  # of scope "model": the format that it stores linears in, `cost` being what they take then; "" if none

@@ -162,16 +162,19 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
         return ""
     seen = [row[2] for row in curve if row[2] is not None]
     picture = curve_picture(curve, words("card.training.alt", **words.facts({"first": seen[0], "last": seen[-1]})))
-    lines, own = [words("card.training")], result.metrics.get("perplexity_ratio")
+    samples = any(note.get("code") == "distilled" for note in result.notes)
+    off = any(method.control for method, _ in result.spec.methods)  # the control is no training of the original
+    lines, own = [words("card.training.own") if samples else words("card.training")], result.metrics.get("perplexity_ratio")
     ratio = {name: r.metrics.get("perplexity_ratio") for name, r in relatives.items() if r is not None}
     if ratio.get("without"):
         lines.append(words("card.without", ratio=words.figure("perplexity_ratio", ratio["without"])))
     button = ""
     if own and ratio.get("control"):
         shown = {"ratio": ratio["control"], "against": own / ratio["control"]}
-        lines.append(words("card.control", **{k: words.figure("perplexity_ratio", v) for k, v in shown.items()}))
+        facts = {k: words.figure("perplexity_ratio", v) for k, v in shown.items()}
+        lines.append(words("card.control.off", **facts) if off else words("card.control", **facts))
     elif "control" in relatives:
-        lines.append(words("card.control.none"))
+        lines.append(words("card.control.off.none") if off else words("card.control.none"))
         button = (
             f' <button class="linklike" data-act="control" data-id="{_e(result.id)}">{_e(words("card.control.run"))}</button>'
         )

@@ -78,14 +78,18 @@ def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int
     """How many linears of each (role, (out, in), the same once structures are cut out) the blocks hold."""
     from compression.arch import linear_shapes
 
-    left = {(role, layer): shape for role, layer, shape in linear_shapes(after)}
-    return Counter((role, shape, left.get((role, layer), (0, 0))) for role, layer, shape in linear_shapes(geometry))
+    before, left = ({(role, layer): shape for role, layer, shape in linear_shapes(g)} for g in (geometry, after))
+    places = before | left  # blocks may go, or a student may have more of them
+    return Counter((place[0], before.get(place, (0, 0)), left.get(place, (0, 0))) for place in places)
 
 
 def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
     """The sizes that a recipe leaves."""
     for method, params in spec.methods:
-        geometry = method.reshaped(geometry, params) if method.reshaped else geometry
+        if getattr(params, "student", ""):
+            geometry = geometry_for(params.student)
+        elif method.reshaped:
+            geometry = method.reshaped(geometry, params)
     return geometry
 
 
@@ -111,7 +115,9 @@ def estimate(spec: RunSpec) -> Estimate:
         2 * (weights + tables * table) + file_bytes
     )  # the original's 16-bit tiles and the compressed model, while both are timed
     states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
-    held = sum(count * peak for count, _, _, _, peak in costs)  # by methods that work on the whole model at once
+    held = (
+        sum(count * peak for count, _, _, _, peak in costs) + tables * _trained_table(spec, geometry).peak_bytes
+    )  # by methods that work on the whole model at once
     working = max(max([c[2] for c in costs] + ([stored.peak_bytes] if stored else [])) + states, held)
     peak = int(PROCESS_BYTES + wide * (weights + tables * table) + max(working, beside) + 300e6)
     available = machine.available_bytes()
@@ -129,6 +135,13 @@ def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
     shape = geometry.vocabulary, geometry.table // geometry.vocabulary
     costs = [method.table_cost(shape, params, geometry.tied) for method, params in spec.methods if method.table_cost]
     return costs[0] if costs else None
+
+
+def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
+    """What training a student's token table takes, as that of a matrix; nothing if no step does."""
+    shape = geometry.vocabulary, geometry.table // geometry.vocabulary
+    costs = [m.cost_of(shape, p, spec.calibration_tokens, "table") for m, p in spec.methods if m.student and m.cost_by_role]
+    return Cost(0, sum(c.flops for c in costs), max((c.peak_bytes for c in costs), default=0))
 
 
 def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]) -> tuple[float, int, float, int]:
@@ -180,11 +193,12 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     """Seconds of each stage on this machine; empty when the model's sizes aren't known."""
     try:
         geometry = geometry_for(spec.model)
+        after = _after(spec, geometry)
     except ModelUnavailable:
         return {}
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9
-    shapes = _shapes(geometry, _after(spec, geometry))
+    shapes = _shapes(geometry, after)
     weights, table = sum(n * o * i for (_, (o, i), _), n in shapes.items()), geometry.table
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second
@@ -200,6 +214,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
     stored = _stored_table(spec, geometry)
     own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (stored.flops if stored else 0)
+    own += _trained_table(spec, geometry).flops
     plan |= {
         "compress": walk + own / flops_per_second + 2.0,
         "save": 1.0,

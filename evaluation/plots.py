@@ -77,7 +77,7 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
 
 
 # said of every result of a kind, so not drawn on points
-EXPECTED_NOTES = frozenset({"already_rounded", "structures_removed", "width_removed"})
+EXPECTED_NOTES = frozenset({"already_rounded", "structures_removed", "width_removed", "student_layers", "student_other"})
 
 
 def noteworthy(row: Row) -> list[dict]:

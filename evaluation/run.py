@@ -100,9 +100,13 @@ class _Run:
         self.metrics: dict[str, float] = {}
 
     def go(self) -> Result:
+        from compression import models
+
         spec = self.spec
         text = texts.load_text(spec.text, "evaluation", self.allow_paths)
         calibration = None
+        for name in spec.students:  # before any work: it may be unknown, or a path on a public page
+            models.prepare(name, self.emit, self.allow_paths)
         if spec.needs_calibration:
             calibration = texts.load_text(spec.calibration, "calibration", self.allow_paths)
             texts.check_disjoint(text, calibration)
@@ -124,7 +128,7 @@ class _Run:
         self.fingerprint = {
             "model": self.bundle.source["weights_hash"], "text": text.hash, "dtype": self.dtype,
             "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
-        }  # fmt: skip
+        } | ({"students": [models.weights_hash(name) for name in spec.students]} if spec.students else {})  # fmt: skip
         key = spec.key(self.fingerprint)
         if not self.again and (found := self._stored(key)):
             return found

@@ -177,7 +177,8 @@ class Runner:
     def _run_inline(self, job: Job) -> None:
         from compression import models
 
-        models.prepare(job.spec.model, allow_paths=not self.public)  # a download must not cost the lent card's time
+        for name in (job.spec.model, *job.spec.students):
+            models.prepare(name, allow_paths=not self.public)  # a download must not cost the lent card's time
         result = None
         told = self.inline(self._request(job))
         for event in told:

@@ -99,6 +99,11 @@ class RunSpec:
         return any(m.needs_calibration for m, _ in self.methods)
 
     @property
+    def students(self) -> tuple[str, ...]:
+        """Other models that the recipe trains in this one's place."""
+        return tuple(p.student for _, p in self.methods if getattr(p, "student", ""))
+
+    @property
     def compresses_tables(self) -> bool:
         """Whether the embedding or the head may be stored otherwise than in 16 bits."""
         return self.table_bits < 16 or any(m.table_cost for m, _ in self.methods)

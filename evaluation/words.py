@@ -10,6 +10,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from evaluation.pareto import METRICS
 from evaluation.spec import ROOT
@@ -123,7 +124,7 @@ class Words:
 
     def knob(self, name: str, x) -> str:
         """A parameter's value in a label: "4 bits", "50 % removed", "group 64"."""
-        if name in ("sparsity", "removed"):
+        if name in ("sparsity", "removed", "kept"):
             return self(f"value.{name}", v=f"{100 * x:.0f} %")
         if name == "group_size":
             return self("value.row") if x == -1 else self("value.group_size", v=x)
@@ -138,7 +139,12 @@ class Words:
         if values.get("pattern", "unstructured") != "unstructured":
             parts.append(str(values["pattern"]))
             values.pop("sparsity", None)
-        parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "rank", "bits") if k in values]
+        if values.get("student"):
+            values.pop("kept", None)
+            parts.append(self("value.student", v=Path(str(values["student"])).name))
+        if values.get("objective", "on-policy") != "on-policy":
+            parts.append(self(f"value.{values['objective']}"))
+        parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
         if values.get("kind") == "svd":

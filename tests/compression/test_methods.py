@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compression import NAMES, arch, calibrate, get
-from compression.base import STATS, BadParam, Block, Group, Site, Stats, UnsupportedLayer
+from compression.base import STATS, BadChain, BadParam, Block, Group, Site, Stats, UnsupportedLayer
 from compression.bundle import Geometry, LayerGeometry
 from compression.low_rank.rank import rank_for
 from compression.packed import FORMATS
@@ -19,6 +19,7 @@ from tests import oracles, tiny
 
 LINEAR = [n for n in NAMES if n != "none" and get(n).scope != "model"]
 CUTS = [n for n in NAMES if get(n).reshaped and not get(n).student]
+STUDENTS = [n for n in NAMES if get(n).student]
 
 
 def site(out=24, n=40, seed=0, previous=None):
@@ -134,6 +135,33 @@ def test_a_method_that_cuts_leaves_the_sizes_that_it_promised_and_the_same_every
         assert bundle.geometry == promised
         left.append(bundle.module.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in left), strict=True))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_of_every_family_has_the_sizes_that_were_promised(name, family):
+    bundle, tokens, method = tiny.bundle(family), tiny.ids(8), get(name)
+    params = method.params.parse(dict(method.tiny))
+    promised, before = method.reshaped(bundle.geometry, params), tiny.logits(bundle, tokens)
+    calibrate.compress(bundle, ((method, params),), tokens)
+    after = tiny.logits(bundle, tokens)
+    assert bundle.geometry == promised and len(promised.layers) < 2
+    assert bool(torch.isfinite(after).all()) and not torch.equal(after, before)
+    assert not any(p.requires_grad for p in bundle.module.parameters()) and not bundle.module.training
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_is_the_same_every_time_and_follows_an_uncompressed_model_only(name):
+    method, left = get(name), []
+    params = method.params.parse(dict(method.tiny))
+    for _ in range(2):
+        bundle = tiny.bundle("llama")
+        calibrate.compress(bundle, ((method, params),), tiny.ids(8))
+        left.append(bundle.module.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in left), strict=True))
+    rounded = tiny.bundle("llama")
+    with pytest.raises(BadChain):
+        calibrate.compress(rounded, ((get("rtn"), get("rtn").params()), (method, params)), tiny.ids(8))
 
 
 # --- rounding ---

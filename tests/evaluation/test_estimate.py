@@ -50,6 +50,25 @@ def test_a_cache_of_few_bits_is_told_by_the_token():
     assert told(8).file_bytes == pytest.approx(told(16).file_bytes) and told(8).baseline_file_bytes == told(16).file_bytes
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if get(n).student and get(n).teacher == "model"])
+def test_a_student_is_as_large_as_its_layers_and_its_training_costs(name):
+    def of(**values):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", ((name, values),), table_bits=16))
+
+    table, layer, norms = 49_152 * 576, 3_538_944, lambda layers: 576 * (2 * layers + 1)
+    for kept, layers in ((1 / 3, 10), (0.5, 15), (1.0, 30)):
+        expected = 2 * (table + layers * layer + norms(layers))
+        assert of(kept=kept, train_tokens=0).file_bytes == pytest.approx(expected, rel=1e-3)
+    assert of(kept=0.5).weight_bits == pytest.approx(8)
+    still, short, long = of(train_tokens=0), of(train_tokens=8_192), of(train_tokens=65_536)
+    assert still.seconds < short.seconds < long.seconds
+    student = table + 20 * layer  # trained in 32 bits with gradient, two moments and the best state
+    assert long.peak_bytes == short.peak_bytes > 20 * student + 4 * (table + 30 * layer) > still.peak_bytes
+    assert of(student="smollm2-135m").file_bytes == of(kept=1.0).file_bytes
+    larger = estimate(RunSpec("smollm2-135m-instruct-q4_1", ((name, {"student": "smollm2-360m"}),), table_bits=16))
+    assert larger.file_bytes == pytest.approx(2 * 361_821_120, rel=1e-3), "more layers than its teacher"
+
+
 def test_a_chain_is_smaller_than_either_step():
     def size(*recipe):
         return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).file_bytes

@@ -204,6 +204,74 @@ def test_a_cut_model_is_measured_against_the_whole_one(place, store):
         assert "16-bit weights, whole layers (C)" not in both.timings[0]["kernel"]
 
 
+STUDENT = {"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_tokens": 8}
+
+
+@pytest.mark.parametrize("name", ["gkd", "minillm"])
+def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
+    """Measured, saved, loaded, listed on the front, talked to, exported; half of the layers, half of the weights, half of the cache."""
+    from compression import export, sample, texts
+    from evaluation import pareto
+    from evaluation.cards import run_card
+    from evaluation.estimate import estimate
+    from evaluation.words import Words
+
+    told = []
+    result = run(spec(place, (name, STUDENT), table_bits=16), told.append, store=store)
+    assert result.status == "ok", result.error
+    assert not [k for k in REQUIRED if k not in result.metrics]
+    m = result.metrics
+    assert m["file_bytes"] < m["baseline_file_bytes"] and m["kv_cache_bytes_per_token"] == 2 * 2 * 12 * 4
+    assert m["weight_bits_per_weight"] == 8 and m["kept_weights"] == m["matrix_weights"] / 2
+    assert estimate(result.spec).weight_bits == 8 and estimate(result.spec).file_bytes == pytest.approx(m["file_bytes"], rel=0.05)
+    notes = {n["code"]: n["facts"] for n in result.notes}
+    assert notes["student_layers"] == {"layers": 1, "of": 2} and {"distilled", "divergences", "samples"} <= set(notes)
+    assert any(e["stage"] == "train" for e in told)
+
+    loaded = artifact.load(store.artifact_folder(result.artifact))
+    cut = texts.windows(texts.load_text(str(place / "test.txt"), "evaluation"), loaded.tokenizer, "raw", 64, 1024, "evaluation")
+    assert float(likelihood.losses(loaded, cut.ids).mean().exp()) == pytest.approx(m["perplexity"], rel=2e-3)
+    assert len(sample.complete(loaded, "line 1", 4)) > len("line 1")
+
+    row = next(r for r in store.frame().to_dict("records") if r["id"] == result.id)
+    assert row["family"] == "distillation" and pareto.value(row, "file_bytes") == m["file_bytes"]
+    assert result.id in pareto.front(pareto.comparable([row], row["model"], row["protocol_id"]), "file_bytes", "perplexity")
+    card = run_card(Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None})
+    assert "1 of its teacher" in card and "not by perplexity alone" in card and "50 % of the layers" in card
+    for form in export.offers(store.manifest(result)):
+        export.export(store.artifact_folder(result.artifact), tmp_path / form, form)
+
+    rounded = run(spec(place, (name, STUDENT), ("rtn", {"bits": 8, "group_size": 16}), table_bits=16), store=store, timings=False)
+    assert rounded.status == "ok", rounded.error
+    assert rounded.metrics["file_bytes"] < m["file_bytes"]
+
+
+def test_another_model_may_be_the_student_by_its_content(place, store, tmp_path):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny.folder("qwen3"), other)
+    values = {"student": str(other), "train_tokens": 0}
+    result = run(spec(place, ("gkd", values), table_bits=16), store=store, timings=False)
+    assert result.status == "ok", result.error
+    assert next(n["facts"] for n in result.notes if n["code"] == "student_other") == {"layers": 2, "of": 2, "name": "other"}
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    save_file({k: 1.01 * v for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    again = run(spec(place, ("gkd", values), table_bits=16), store=store, timings=False)
+    assert again.key != result.key, "the same name, another student"
+
+
+def test_a_public_page_takes_no_student_from_its_own_disk(place, store):
+    found = {}
+    for path in (tiny.folder("llama"), "/etc", "./models"):
+        asked = dataclasses.replace(spec(place, ("gkd", {"student": path})), text="builtin", calibration="builtin", model="gpt2")
+        found[path] = run(asked, store=store, allow_paths=False).error["code"]
+    assert set(found.values()) == {"path_refused"}
+    assert run(spec(place, ("gkd", {"student": "nosuch"})), store=store).error["code"] == "unknown_model"
+
+
 def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypatch):
     first = run(spec(place, ("none", {})), store=store, timings=False)
     assert first.status == "ok" and first.spec.is_original and "kl_divergence_mean" not in first.metrics

@@ -1,0 +1,131 @@
+"""GKD: the student learns on its own mistakes, with the teacher's whole next-token distribution as the label.
+
+Supervised distillation trains on texts that somebody else wrote; when the student then writes by itself it meets beginnings
+that it never trained on. Generalised knowledge distillation lets the student write, asks the teacher for its distribution at every
+place of what was written, and lowers the divergence between the two. One loss covers fixed text, own text, and every
+divergence between forward and reverse KL:
+
+    L = (1 - lambda) E[text] D(p || q) + lambda E[y ~ q] D(p || q),   averaged over tokens
+
+There is no gradient through the sampling. `on_policy` is lambda: for each batch, the chance that it is the student's own
+continuations of text rather than the text. `jsd_beta` chooses D: 0 forward KL (cover all that the teacher says), 1 reverse KL (say
+nothing that it wouldn't), between them the generalised Jensen-Shannon divergence.
+
+Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", arXiv 2306.13649. p is
+the teacher, the model as it was; q the student. Sampling is at temperature 1 without filters, up to the first end token,
+which is scored too.
+
+A student trained by reverse KL gives up what it can't afford and so often has a higher perplexity than one trained by
+forward KL, while what it writes looks likelier to its teacher. So it is judged by both divergences, on text and on its own
+samples, before and after; perplexity alone would turn the order around.
+
+Deviations. The divergence is divided by beta (1 - beta), because the paper's own goes to zero at both ends and the step size would
+have to follow. lambda is drawn for a batch. The student is here the teacher with fewer layers (or another model with the same
+tokenizer); half of the budget warms it up by supervised forward KL, where the paper begins with a student that was fine-tuned
+before. Prompts are beginnings of the calibration text, not instructions. The budget is minutes on a processor where the paper's
+is tens of thousands of steps: the numbers are this run's, not the paper's.
+
+Controls: the same student, tokens and seed with `objective` "supervised" (forward KL on the text alone) or "text" (plain fine-tuning,
+no teacher at all).
+
+Cost: a token of text costs a pass of the teacher and three of the student; a token that the student writes is drawn one at a
+time first. The student's weights, gradients and moments are held in 32 bits: about 20 bytes a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compression.base import Context, Cost, Edit, Method, param
+from compression.bundle import Bundle
+from compression.distillation import students
+from compression.distillation import white_box as shared
+from compression.distillation.divergences import between
+from compression.distillation.rollouts import Sequences, given
+from compression.distillation.white_box import Lesson, Phase, WhiteBoxParams, distil, text_loss, token_mean
+
+OBJECTIVES = ("on-policy", "supervised", "text")
+
+
+@dataclass(frozen=True)
+class GkdParams(WhiteBoxParams):
+    """The student, its budget, on what it learns and by which divergence."""
+
+    objective: str = param("on-policy", "What the student learns on: its own samples, the text beside its teacher, or the text "
+                           "alone. The last two are controls.", choices=OBJECTIVES)  # fmt: skip
+    on_policy: float = param(1.0, "Lambda: chance that a batch is the student's own samples.", lo=0.0, hi=1.0,
+                             when={"objective": "on-policy"})  # fmt: skip
+    jsd_beta: float = param(1.0, "The divergence: 0 forward KL, 1 reverse KL, between them Jensen-Shannon.", lo=0.0, hi=1.0)
+
+    @property
+    def share(self) -> float:
+        """Lambda, 0 for the controls."""
+        return self.on_policy if self.objective == "on-policy" else 0.0
+
+
+def phase(lesson: Lesson) -> Phase:
+    """Batches of text or of own samples, and the divergence on them."""
+    params, prompt = lesson.params, lesson.params.prompt_tokens
+    chance = torch.Generator().manual_seed(lesson.seed + 2)
+    generator = torch.Generator().manual_seed(lesson.seed + 3)
+
+    def loss(batch: Sequences) -> Tensor:
+        if params.objective == "text":
+            return text_loss(lesson.student, batch)
+        return token_mean(lesson.student, lesson.teacher, batch, lambda p, q, _: between(p, q, params.jsd_beta))
+
+    def supply():
+        for ids in lesson.texts():
+            own = params.share == 1 or (params.share > 0 and float(torch.rand((), generator=chance)) < params.share)
+            yield lesson.sample(ids[:, :prompt], generator) if own else given(ids, prompt)
+
+    def judge() -> float:
+        text = float(loss(lesson.aside())) if params.share < 1 else 0.0
+        own = float(loss(lesson.own())) if params.share > 0 else 0.0
+        return (1 - params.share) * text + params.share * own
+
+    return Phase(loss, supply(), judge)
+
+
+def compress(bundle: Bundle, context: Context, params: GkdParams) -> Edit:
+    """Train the student `bundle` on context.windows [n, window] beside context.teacher."""
+    return distil("gkd", bundle, context, params, phase, plain=params.objective == "text")
+
+
+def cost(shape: tuple[int, int], params: GkdParams, tokens: int, role: str) -> Cost:
+    """Bytes of the student; the passes of both models."""
+    return shared.cost(shape, params, samples=params.share, teacher_steps=False, role=role)
+
+
+def control(params: GkdParams) -> tuple[str, dict] | None:
+    """The usual distillation; of that, plain fine-tuning; of that, nothing."""
+    if params.train_tokens == 0 or params.objective == "text":
+        return None
+    if params.objective == "on-policy" and params.share > 0:
+        return "gkd", params.json() | {"objective": "supervised", "jsd_beta": 0.0}
+    return "gkd", params.json() | {"objective": "text"}
+
+
+METHOD = Method(
+    name="gkd",
+    title="GKD",
+    family="distillation",
+    paper="https://arxiv.org/abs/2306.13649",
+    params=GkdParams,
+    compress=compress,
+    cost=cost,
+    cost_by_role=True,
+    scope="model",
+    trains_on=lambda params: params.train_tokens,
+    student=students.make,
+    teacher="model",
+    reshaped=students.reshaped,
+    control=control,
+    untrained={"train_tokens": 0},
+    identity={"kept": 1.0, "train_tokens": 0},
+    tiny={"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_tokens": 8, "learning_rate": 0.001},
+    essay=__doc__,
+)

@@ -1,0 +1,223 @@
+"""What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
+
+A student of some of its teacher's layers is broken at first and its samples are noise, so a share of the budget goes to a
+warm-up: supervised forward KL to the teacher on text. Then the method's own phase begins, on the student's own samples. Each
+phase keeps its best state by what it lowers, measured on text (or samples that continue text) kept aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from compression import arch
+from compression.base import BadParam, Context, Cost, Edit, Note, param
+from compression.bundle import Bundle
+from compression.distillation import rollouts
+from compression.distillation.divergences import forward_kl, logs, reverse_kl
+from compression.distillation.rollouts import Sequences, given
+from compression.distillation.students import StudentParams
+from compression.likelihood import final_states
+from compression.sample import stop_ids
+from compression.training import JUDGED, Budget, Course, batches, hold_out, train
+
+LOGITS_BYTES = 48_000_000  # of one chunk's logits in float32; about six such are alive
+TEXT_TOKENS, SAMPLES = 2_048, 32  # text (at least two windows) and continuations by which states are judged
+DECODED = 5  # forward passes that a token costs when it is drawn one at a time
+STATE_BYTES = 20  # of a trained number: itself, its gradient, two moments, the best so far
+
+
+@dataclass(frozen=True)
+class WhiteBoxParams(StudentParams):
+    """The budget of a distillation and the shape of its samples."""
+
+    train_tokens: int = param(32_768, "Training ends after so many tokens.", lo=0, hi=100_000_000)
+    train_minutes: float = param(30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    warm_up: float = param(0.5, "Share of the budget that the student first learns on text, by supervised forward KL.",
+                           lo=0.0, hi=0.95)  # fmt: skip
+    learning_rate: float = param(2e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+    prompt_tokens: int = param(32, "Tokens of text that a sample continues.", lo=1, hi=2_048, step=1, level="advanced")
+    response_tokens: int = param(48, "Tokens of a sample, at most.", lo=1, hi=2_048, step=1, level="advanced")
+
+
+Value = Callable[[Tensor | None, Tensor, slice], Tensor]  # (log p, log q [n, vocabulary], which of the scored tokens) -> [n]
+
+
+def token_mean(student: Bundle, teacher: Bundle | None, batch: Sequences, value: Value) -> Tensor:
+    """Mean over a batch's scored tokens of `value`, in chunks of logits; differentiable in the student alone.
+
+    Logits of two widths (padded heads of one vocabulary) are both cut to the smaller one.
+    """
+    states = [final_states(student, batch.ids)[:, :-1][batch.scored]]
+    if teacher is not None:
+        with torch.no_grad():
+            states.append(final_states(teacher, batch.ids)[:, :-1][batch.scored])
+    bundles = [b for b in (student, teacher) if b is not None]
+    width = min(b.geometry.vocabulary for b in bundles)
+
+    def part(rows: slice, *states: Tensor) -> Tensor:
+        log_q, *log_p = (logs(arch.head(b.module)[1](h)[:, :width]) for b, h in zip(bundles, states, strict=True))
+        return value(log_p[0] if log_p else None, log_q, rows).sum()
+
+    count = len(states[0])
+    step = max(1, LOGITS_BYTES // (4 * width))
+    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
+    if len(parts) == 1 or not torch.is_grad_enabled():
+        return sum(part(rows, *(s[rows] for s in states)) for rows in parts) / count
+    return sum(checkpoint(part, rows, *(s[rows] for s in states), use_reentrant=False) for rows in parts) / count
+
+
+def text_loss(student: Bundle, batch: Sequences) -> Tensor:
+    """Mean negative log-likelihood of a batch's scored tokens."""
+    targets = batch.targets[:, None]
+    return token_mean(student, None, batch, lambda _, log_q, rows: -log_q.gather(1, targets[rows])[:, 0])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One distillation: who learns from whom, on what text, judged by what text."""
+
+    student: Bundle
+    teacher: Bundle
+    taught: Tensor  # windows [n, window]
+    held: Tensor  # windows kept aside
+    params: WhiteBoxParams
+    seed: int
+    cancelled: Callable[[], bool]
+
+    def texts(self) -> Iterator[Tensor]:
+        """Pieces of text [b, prompt + response] in random order, for ever."""
+        device = self.student.device
+        cut = rollouts.pieces(self.taught, self.params.prompt_tokens + self.params.response_tokens)
+        return (ids.to(device) for ids in batches(cut, self.seed))
+
+    def sample(self, prompts: Tensor, generator: torch.Generator, alpha: float = 0.0, teacher: Bundle | None = None) -> Sequences:
+        """Continuations of prompts [b, n]."""
+        ends = stop_ids(self.student)
+        return rollouts.draw(self.student, teacher, prompts, self.params.response_tokens, alpha, ends, generator, self.cancelled)
+
+    def own(self) -> Sequences:
+        """The student's continuations of what is kept aside, with the same randomness every time."""
+        cut = rollouts.pieces(self.held, self.params.prompt_tokens + self.params.response_tokens)
+        prompts = cut[:, : self.params.prompt_tokens].repeat(-(-SAMPLES // len(cut)), 1)[:SAMPLES]
+        return self.sample(prompts, torch.Generator().manual_seed(self.seed + 1))
+
+    def aside(self) -> Sequences:
+        """The windows kept aside, every token scored."""
+        return given(self.held.to(self.student.device), 1)
+
+    @torch.no_grad()
+    def measured(self) -> dict[str, float]:
+        """Both divergences from the teacher in nats a token, on text kept aside and on own samples, and what these are like."""
+        own, out = self.own(), {}
+        for where, batch in (("text", self.aside()), ("own", own)):
+            for name, kl in (("forward", forward_kl), ("reverse", reverse_kl)):
+                out[f"{where}_{name}"] = float(token_mean(self.student, self.teacher, batch, lambda p, q, _, kl=kl: kl(p, q)))
+        return out | {"length": float(own.lengths.float().mean()), "distinct": rollouts.distinct(own)}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a method trains by: a loss of the batches of `supply`, and what judges a state."""
+
+    loss: Callable[[Sequences], Tensor]
+    supply: Iterator[Sequences]
+    judge: Callable[[], float]
+
+
+def warm_up(lesson: Lesson, plain: bool) -> Phase:
+    """Forward KL to the teacher on whole windows of text; plain: the text's own next tokens, without a teacher."""
+    aside = lesson.aside()
+    loss = lambda batch: _supervised(lesson, batch, plain)  # noqa: E731
+    supply = (given(ids.to(lesson.student.device), 1) for ids in batches(lesson.taught, lesson.seed))
+    return Phase(loss, supply, lambda: float(loss(aside)))
+
+
+def _supervised(lesson: Lesson, batch: Sequences, plain: bool) -> Tensor:
+    if plain:
+        return text_loss(lesson.student, batch)
+    return token_mean(lesson.student, lesson.teacher, batch, lambda p, q, _: forward_kl(p, q))
+
+
+def distil(
+    method: str, student: Bundle, context: Context, params: WhiteBoxParams, phase: Callable[[Lesson], Phase], plain: bool = False
+) -> Edit:
+    """Train the student: the warm-up, then the method's phase. plain: the warm-up reads text without a teacher.
+
+    Raises BadParam when prompt and response don't fit a window, CalibrationError and Cancelled as training does.
+    """
+    total = len(context.teacher.geometry.layers)
+    facts = {"layers": len(student.geometry.layers), "of": total}
+    notes = [
+        Note("student_other", facts | {"name": Path(params.student).name}) if params.student else Note("student_layers", facts)
+    ]
+    if params.train_tokens == 0:
+        return Edit(bundle=student, notes=tuple(notes))
+    taught, held = hold_out(context.windows)
+    longest = params.prompt_tokens + params.response_tokens
+    if longest > taught.shape[1]:
+        raise BadParam(f"prompt_tokens + response_tokens = {longest} is more than a window of {taught.shape[1]} tokens; shorten "
+                       "them or give longer windows", name="prompt_tokens + response_tokens", got=longest,
+                       allowed=f"<= {taught.shape[1]}")  # fmt: skip
+    dtype = student.module.dtype
+    student.module.float().requires_grad_(True).eval()
+    lesson = Lesson(
+        student, context.teacher, taught, held[: max(2, TEXT_TOKENS // held.shape[1])], params, context.seed, context.cancelled
+    )
+    first = Course()
+    if params.warm_up:
+        early = Budget(round(params.warm_up * params.train_tokens), params.warm_up * params.train_minutes)
+        first = _train(lesson, warm_up(lesson, plain), early, context, (0.0, params.warm_up), 0)
+    before = lesson.measured()
+    late = Budget(params.train_tokens - first.tokens, max(params.train_minutes - first.seconds / 60, 1e-3))
+    course = _train(lesson, phase(lesson), late, context, (params.warm_up, 1.0), first.tokens)
+    after = lesson.measured()
+    student.module.to(dtype).requires_grad_(False)
+    notes += [
+        Note("distilled", {"method": method, "tokens": first.tokens + course.tokens, "first_tokens": first.tokens,
+                           "steps": first.steps + course.steps, "seconds": round(first.seconds + course.seconds),
+                           "before": course.before, "best": course.best}),
+        Note("divergences", {f"{k}_{when}": v for when, found in (("before", before), ("after", after))
+                             for k, v in found.items() if k not in ("length", "distinct")}),
+        Note("samples", {"count": SAMPLES, "most": params.response_tokens, "length_before": before["length"], "length": after["length"],
+                         "distinct_before": before["distinct"], "distinct": after["distinct"]}),
+    ]  # fmt: skip
+    notes += course.notes(method)[1:]  # whether minutes or somebody ended it
+    if course.best >= course.before:
+        notes.append(Note("distilled_no_gain", {"method": method}))
+    curves = {"training": course.curve} | ({"warm_up": first.curve} if first.curve else {})
+    return Edit(bundle=student, notes=tuple(notes), series=curves)
+
+
+def _train(lesson: Lesson, phase: Phase, budget: Budget, context: Context, span: tuple[float, float], done: int) -> Course:
+    """One phase, told as the part `span` of the whole; `done` tokens came before it."""
+    start, end = span
+
+    def tell(event: dict) -> None:
+        facts = event["facts"]
+        facts |= {"tokens": done + facts["tokens"], "budget": lesson.params.train_tokens}
+        context.emit(event | {"done": start + (end - start) * min(event["done"], 1.0), "facts": facts})
+
+    return train(
+        list(lesson.student.module.parameters()), phase.loss, phase.supply, phase.judge, budget,
+        rate=lesson.params.learning_rate, seed=lesson.seed, emit=tell, cancelled=context.cancelled, enough=context.enough,
+    )  # fmt: skip
+
+
+def cost(shape: tuple[int, int], params: WhiteBoxParams, *, samples: float, teacher_steps: bool, role: str) -> Cost:
+    """Of a matrix of the teacher [out, in]: bytes of its share of the student; both models' passes over the tokens trained on,
+    over samples as they are drawn (`samples`: their share of the tokens behind the warm-up) and over what judges. role
+    "table": the token table, which the student has whole and trains too."""
+    weights = shape[0] * shape[1]
+    share = 1.0 if role == "table" or params.student else params.kept
+    length = params.prompt_tokens + params.response_tokens
+    drawn = samples * (1 - params.warm_up) * params.train_tokens * params.response_tokens / length
+    judged = 2 * (JUDGED + 1) * (TEXT_TOKENS + SAMPLES * (length + DECODED * params.response_tokens)) * (params.train_tokens > 0)
+    passes = params.train_tokens * (1 + 3 * share) + DECODED * drawn * (share + teacher_steps) + judged * (1 + share)
+    held = STATE_BYTES * share * weights if params.train_tokens else 4 * share * weights
+    return Cost(bytes=int(2 * share * weights), flops=2.0 * weights * passes, peak_bytes=int(held))
