@@ -40,6 +40,9 @@ NAMES = {
     "nmf": "compression.low_rank.nmf",
     "lora": "compression.low_rank.lora",
     "tensorgpt": "compression.low_rank.tensorgpt",
+    "icl_distillation": "compression.distillation.icl_distillation",
+    "mt_cot": "compression.distillation.mt_cot",
+    "lion": "compression.distillation.lion",
 }
 
 
