@@ -19,8 +19,8 @@ from torch import Tensor
 from compression import arch, engine
 from compression.base import CalibrationError, Cancelled, Context, Cost, Note, param
 from compression.bundle import Bundle
-from compression.distillation.replies import prompt_text, write
 from compression.distillation import students
+from compression.distillation.replies import prompt_text, write
 from compression.distillation.students import StudentParams
 from compression.distillation.teacher import ORACLE, Answers, Interview
 from compression.likelihood import final_states, token_losses
@@ -28,6 +28,7 @@ from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budge
 
 TRANSCRIPT = "teacher_cache.jsonl"
 FEWEST_LESSONS = 8
+SURE = 80.0  # percent of right answers below which a teacher's errors are part of what is learnt
 
 
 @dataclass(frozen=True)
@@ -210,16 +211,18 @@ def teacher_notes(
     facts = asked.counts() | {"texts": texts, "used": percent(used, texts)}
     if params.teaching == "oracle":
         return (Note("oracle_texts", facts),)
-    notes = (Note("teacher_texts", facts),)
-    return notes if right is None else notes + (Note("teacher_right", {"texts": texts, "right": percent(right, texts)}),)
+    notes = [Note("teacher_texts", facts)]
+    if right is not None:
+        notes.append(Note("teacher_right", {"texts": texts, "right": percent(right, texts)}))
+        if percent(right, texts) < SURE:
+            notes.append(Note("teacher_unsure", {"right": percent(right, texts)}))
+    return tuple(notes)
 
 
-def accuracy_notes(before: float, after: float, control: float | None, questions: int, **more) -> tuple[Note, ...]:
+def task_notes(before: float, after: float, control: float | None, questions: int) -> tuple[Note, ...]:
     """Exact match in percent on unseen questions: the student before, after, and the control where one was trained."""
-    facts = {"before": before, "after": after, "questions": questions} | more
-    if control is None:
-        return (Note("tasks_learnt", facts),)
-    return (Note("tasks_learnt_control", facts | {"control": control}),)
+    notes = (Note("tasks_learnt", {"before": before, "after": after, "questions": questions}),)
+    return notes if control is None else (*notes, Note("tasks_control", {"after": after, "control": control}))
 
 
 def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:

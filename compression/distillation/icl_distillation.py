@@ -10,7 +10,7 @@ Huang et al. 2022, "In-context Learning Distillation: Transferring Few-shot Lear
 2212.10670. Loss: a CE(right label) + (1 - a) CE(teacher's label), plus b times the loss of the demonstrations' own tokens (b = 0
 is the paper's ICL-D, b > 0 its ICL-D with a language-modelling objective).
 
-Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is asked `samples` times
+Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is asked `asks` times
 and the shares of its answers stand for them (once: its likeliest answer). Prompts whose answer names no label are dropped. k is 4
 where the paper shows 16, and tasks are generated, not taken from data sets.
 
@@ -36,7 +36,6 @@ from compression.distillation.black_box import (
     TRANSCRIPT,
     BlackBoxParams,
     Lesson,
-    accuracy_notes,
     cost,
     costs,
     interview,
@@ -67,7 +66,7 @@ class IclParams(BlackBoxParams):
     gold_share: float = param(0.5, "Share of the right label in the loss; the rest is the teacher's.", lo=0.0, hi=1.0, step=0.05,
                               level="advanced", when={"teaching": "teacher"})  # fmt: skip
     read_weight: float = param(0.0, "Weight of the loss on the demonstrations' own tokens.", lo=0.0, hi=4.0, level="advanced")
-    samples: int = param(1, "How often the teacher is asked the same; more than once it answers by chance.", lo=1, hi=32, step=1,
+    asks: int = param(1, "How often the teacher is asked the same; more than once it answers by chance.", lo=1, hi=32, step=1,
                          level="advanced", when={"teaching": "teacher"})  # fmt: skip
     votes: int = param(5, "Draws of demonstrations that vote on a label when the student is judged.", lo=1, hi=25, step=2,
                        level="advanced", when={"setting": "multitask"})  # fmt: skip
@@ -203,8 +202,8 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     asked = interview(context, bundle, params, OracleTeacher({s.prompt: s.answer for s in chosen.prompts}.__getitem__))
     answers, right, used = None, 0, len(chosen.prompts)
     if asked is not None:
-        temperature = 1.0 if params.samples > 1 else 0.0
-        answers = asked.ask([s.prompt for s in chosen.prompts], params.samples, temperature, ANSWER_TOKENS, context.seed)
+        temperature = 1.0 if params.asks > 1 else 0.0
+        answers = asked.ask([s.prompt for s in chosen.prompts], params.asks, temperature, ANSWER_TOKENS, context.seed)
         named = [[tasks.label_in(t, s.labels) for t in texts] for s, texts in zip(chosen.prompts, answers, strict=True)]
         right = sum(vote([str(n) for n in labels]) == s.answer for s, labels in zip(chosen.prompts, named, strict=True))
         used = sum(any(labels) for labels in named)
@@ -226,16 +225,20 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
         beside = judge(control)
     notes = course.notes("icl_distillation")
     notes += teacher_notes(params, asked, right=right, used=used, texts=len(chosen.prompts))
-    notes += accuracy_notes(before[0].right, after[0].right, beside and beside[0].right, len(chosen.alike))
-    for which, (was, now) in enumerate(zip(before, after, strict=True)):
-        facts = {
+    notes += (Note("labels_learnt", {"before": before[0].right, "after": after[0].right, "questions": len(chosen.alike)}),)
+    gains = [
+        {
             "k": params.demonstrations,
             "before": was.gain,
             "after": now.gain,
             "loss_before": was.loss_gain,
             "loss_after": now.loss_gain,
         }
-        notes += (Note("demonstrations_others", facts) if which else Note("demonstrations_alike", facts),)
+        for was, now in zip(before, after, strict=True)
+    ]
+    notes += (Note("demonstrations_alike", gains[0]), Note("demonstrations_others", gains[1]))
+    if beside is not None:
+        notes += (Note("labels_control", {"control": beside[0].right, "alike": beside[0].gain, "others": beside[1].gain}),)
     return Edit(
         bundle=bundle, notes=notes, series={"training": course.curve}, files={TRANSCRIPT: asked.transcript()} if asked else {}
     )

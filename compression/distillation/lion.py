@@ -35,7 +35,6 @@ from compression.distillation import tasks
 from compression.distillation.black_box import (
     TRANSCRIPT,
     BlackBoxParams,
-    accuracy_notes,
     cost,
     interview,
     make,
@@ -43,13 +42,14 @@ from compression.distillation.black_box import (
     percent,
     replies,
     row,
+    task_notes,
     teach,
     teacher_notes,
     twin,
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
-from compression.distillation.teacher import Interview, OracleTeacher
+from compression.distillation.teacher import OracleTeacher
 from compression.training import Budget, Course
 
 ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
@@ -62,7 +62,7 @@ TRIES = 40  # draws for one new instruction
 class LionParams(BlackBoxParams):
     """The loop."""
 
-    rounds: int = param(2, "Rounds of discrimination and generation.", lo=0, hi=10, step=1)
+    lion_rounds: int = param(2, "Rounds of discrimination and generation.", lo=0, hi=10, step=1)
     generated: int = param(24, "New instructions a round for each of the two kinds, hard and easy.", lo=1, hi=10_000, step=1)
     referee: str = param("rule", "Who scores: a rule that knows the right answers, or the teacher itself.", choices=("rule", "teacher"),
                          when={"teaching": "teacher"}, level="advanced")  # fmt: skip
@@ -205,7 +205,7 @@ class Loop:
 
     def adversarial(self) -> list[Course]:
         """Imitate, then rounds of discriminating, generating and imitating what is new."""
-        parts = self.params.rounds + 1
+        parts = self.params.lion_rounds + 1
         budget = Budget(max(1, self.params.train_tokens // parts), self.params.train_minutes / parts)
         self.teacher(self.pool)
         courses, say = (
@@ -248,7 +248,7 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
 
     whole = Budget(params.train_tokens, params.train_minutes)
     if loop.asked is None:
-        course = answers_alone(bundle, 2 * params.rounds * params.generated, whole)
+        course = answers_alone(bundle, 2 * params.lion_rounds * params.generated, whole)
     else:
         course = joined(loop.adversarial())
     after, beside = loop.right(bundle), None
@@ -259,7 +259,7 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     said = [loop.answers.get(q.text, "") for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
     notes += teacher_notes(params, loop.asked, right=hits, used=sum(map(bool, said)), texts=len(texts))
-    notes += (*loop.notes, *accuracy_notes(before[0], after[0], beside and beside[0], len(judged)))
+    notes += (*loop.notes, *task_notes(before[0], after[0], beside and beside[0], len(judged)))
     notes += (
         Note("lion_levels", {f"{when}_{n}": found[n] for when, found in (("before", before), ("after", after)) for n in LEVELS}),
     )
@@ -290,6 +290,6 @@ METHOD = Method(
     untrained={"train_tokens": 0},
     identity={"kept": 1.0, "train_tokens": 0},
     tiny={"kept": 0.5, "teaching": "oracle", "questions": 16, "judged": 8, "train_tokens": 1_024, "learning_rate": 1e-3,
-          "rounds": 1, "generated": 4},
+          "lion_rounds": 1, "generated": 4},
     essay=__doc__,
 )  # fmt: skip

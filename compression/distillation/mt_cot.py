@@ -36,7 +36,6 @@ from compression.distillation.black_box import (
     TRANSCRIPT,
     BlackBoxParams,
     Lesson,
-    accuracy_notes,
     cost,
     interview,
     make,
@@ -44,6 +43,7 @@ from compression.distillation.black_box import (
     percent,
     replies,
     row,
+    task_notes,
     teach,
     teacher_notes,
     twin,
@@ -176,7 +176,7 @@ def distil(
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control, "predict")
-    notes += accuracy_notes(before, after, beside, len(judged))
+    notes += task_notes(before, after, beside, len(judged))
     if explains:
         notes += (Note("explanation_mode", {"before": before_why, "after": judge(bundle, "explain"), "questions": len(judged)}),)
     return Edit(

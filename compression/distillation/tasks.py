@@ -214,7 +214,7 @@ def last_word(random: Random, level: int) -> Question:
 
 def odd_one_out(random: Random, level: int) -> Question:
     many, one = random.sample([name for name in CLASSES if name != "countries"], 2)
-    words = random.sample(CLASSES[many], level + 1) + [random.choice(CLASSES[one])]
+    words = [*random.sample(CLASSES[many], level + 1), random.choice(CLASSES[one])]
     answer = words[-1]
     random.shuffle(words)
     return Question("odd one out", level, f"Which word doesn't belong: {', '.join(words)}", answer)
