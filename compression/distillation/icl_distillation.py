@@ -79,6 +79,7 @@ class World:
     classes: Mapping[str, Sequence[str]]
     unseen: tuple[str, ...]
     labels: tuple[str, ...]
+    apart: bool = True  # the last third of each class's words is only ever judged; else a model meets all words in training
 
     def naming(self, unseen: bool, random: Random) -> Naming:
         """A fresh task of the training classes, or of the others."""
@@ -125,8 +126,10 @@ class Plan:
     others: tuple[Case, ...]
 
 
-def halves(task: Naming) -> tuple[list[str], list[str]]:
-    """(words to learn from and to demonstrate, words that are only ever judged): the last third of each class."""
+def halves(task: Naming, apart: bool) -> tuple[list[str], list[str]]:
+    """(words to learn from and to demonstrate, words that are only ever judged, the last third of each class); all twice if not apart."""
+    if not apart:
+        return list(task.all_words), list(task.all_words)
     kept = [w for side in task.words for w in side[: -(-2 * len(side) // 3)]]
     return kept, [w for w in task.all_words if w not in kept]
 
@@ -141,12 +144,12 @@ def plan(params: IclParams, world: World, seed: int) -> Plan:
 
     def prompt(number: int) -> Shown:
         task = draw(multi, False, number)
-        words = halves(task)[0]
+        words = halves(task, world.apart)[0]
         return tasks.show(task, params.demonstrations, words, random.choice(words), random)
 
     def case(fixed: bool, unseen: bool, number: int) -> Case:
         task = draw(fixed, unseen, number)
-        words, judged = halves(task)
+        words, judged = halves(task, world.apart)
         query = random.choice(judged)
         shown = (tasks.show(task, params.demonstrations, words, query, random) for _ in range(params.votes if multi else 1))
         return Case(tuple(shown), tasks.show(task, 0, words, query, random))
