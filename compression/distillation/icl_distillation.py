@@ -15,7 +15,7 @@ and the shares of its answers stand for them (once: its likeliest answer). Promp
 where the paper shows 16, and tasks are generated, not taken from data sets.
 
 What is measured: the gain from demonstrations, which is the share of right labels with k of them less the share with none, before
-and after, on tasks like those trained on and on others, and the same for the loss of the right label. Two labels: guessing gives 50
+and after, on tasks like those trained on and on others, and the same for the loss of the right label against the other. Two labels: guessing gives 50
 percent. Below about a billion parameters demonstrations often do little, for the teacher too; its own share of right labels is told.
 The control has the right labels in the teacher's place.
 
@@ -24,6 +24,7 @@ Cost: a teacher's answer of a few tokens a prompt; a training step is three forw
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,11 +166,13 @@ def vote(labels: Sequence[str]) -> str:
 
 
 def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
-    """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's loss in nats."""
+    """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's loss between the two in
+    nats (ln 2 where it can't tell), which the habit of answering with a label at all doesn't change."""
 
     def look(shown: Shown) -> tuple[str, float]:
         found = costs(bundle, [row(bundle.tokenizer, shown.prompt, label) for label in shown.labels], cancelled)
-        return shown.labels[found[1] < found[0]], found[shown.labels.index(shown.answer)]
+        gold = shown.labels.index(shown.answer)
+        return shown.labels[found[1] < found[0]], math.log1p(math.exp(min(found[gold] - found[1 - gold], 700.0)))
 
     seen = [[look(s) for s in case.shown] for case in cases]
     without = [look(case.bare) for case in cases]

@@ -55,7 +55,9 @@ def test_the_mask_comes_from_lengths_and_the_stop_is_learnt_where_it_is_the_padd
     assert short.start == 2 and tokenizer.pad_token_id in (None, tokenizer.eos_token_id)
     made = part([short, long], 1.0)
     assert made.tokens == len(short.ids) + len(long.ids), "padding is no token"
-    assert made.weights[0].tolist()[5:] == [0.0] * (len(long.ids) - 5) and made.weights[0, 4] > 0, "the stop counts, padding doesn't"
+    assert made.weights[0].tolist()[5:] == [0.0] * (len(long.ids) - 5) and made.weights[0, 4] > 0, (
+        "the stop counts, padding doesn't"
+    )
     assert float(made.weights.sum()) == pytest.approx(1.0)
     found = float(black_box.loss(bundle, step([((short, long),)], (1.0,))))
     assert found == pytest.approx(oracle_loss(bundle, [short, long]), rel=1e-5)
@@ -139,7 +141,9 @@ def test_the_trainers_import_nothing_that_could_look_into_a_teacher(file):
     tree = ast.parse((FOLDER / f"{file}.py").read_text("utf-8"))
     named = {a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
     assert not named & {"TextTeacher", "sample", "models", "generate", "stepper", "logit_chunks", "hidden_states", "head_of"}
-    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value).endswith(("teacher", "asked"))}
+    used = {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value).endswith(("teacher", "asked"))
+    }
     assert used <= {"ask", "transcript", "counts"}
 
 
@@ -165,7 +169,10 @@ def test_a_text_is_the_same_in_any_company_and_the_models_own():
     expected = list(ids)
     for _ in range(6):
         expected.append(int(tiny.logits(bundle, torch.tensor([expected]))[0, -1].argmax()))
-    assert write(bundle, ["bb"], new_tokens=6)[0][0].text == bundle.tokenizer.decode(expected[len(ids) :], skip_special_tokens=True).strip()
+    assert (
+        write(bundle, ["bb"], new_tokens=6)[0][0].text
+        == bundle.tokenizer.decode(expected[len(ids) :], skip_special_tokens=True).strip()
+    )
 
 
 def test_writing_can_be_stopped_and_a_long_prompt_is_told():
@@ -310,7 +317,9 @@ def test_answers_are_read_never_run():
     assert not tasks.right(q, "__import__('os').getpid()") and not tasks.right(q, "")
 
 
-@pytest.mark.parametrize("a, b, expected", [("a b c d", "a c d", 6 / 7), ("a b", "c d", 0.0), ("same one", "Same, one!", 1.0), ("", "a", 0.0)])
+@pytest.mark.parametrize(
+    "a, b, expected", [("a b c d", "a c d", 6 / 7), ("a b", "c d", 0.0), ("same one", "Same, one!", 1.0), ("", "a", 0.0)]
+)
 def test_overlap_is_rouge_l(a, b, expected):
     assert tasks.overlap(a, b) == pytest.approx(expected) == tasks.overlap(b, a)
 
