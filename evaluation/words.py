@@ -138,6 +138,8 @@ class Words:
         if values.get("pattern", "unstructured") != "unstructured":
             parts.append(str(values["pattern"]))
             values.pop("sparsity", None)
+        if values.get("teaching", "teacher") != "teacher":
+            parts.append(self(f"value.{values['teaching']}"))
         parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "rank", "bits") if k in values]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))

@@ -35,8 +35,8 @@ SURE = 80.0  # percent of right answers below which a teacher's errors are part 
 class BlackBoxParams(StudentParams):
     """The student, who writes for it, and its training. Base of the black-box methods' parameters."""
 
-    student: str = param("", "Another model as the student; its tokenizer may differ. A catalogue name, a hub id or a folder. "
-                         "Empty: the teacher's own layers.", level="advanced")  # fmt: skip
+    student: str = param("", "Another model as the student: a catalogue name, a hub id or a folder. Its tokenizer may differ, but "
+                         "a run measures students with the teacher's only. Empty: the teacher's own layers.", level="advanced")  # fmt: skip
     teaching: str = param("teacher", "Who writes the texts: the model itself, a program that knows the answers (oracle text teacher), "
                           "or nobody: the right answers alone (control).", choices=("teacher", "oracle", "answers"))  # fmt: skip
     questions: int = param(160, "Generated questions to train on.", lo=16, hi=100_000, step=1)

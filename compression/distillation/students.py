@@ -76,12 +76,21 @@ def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
     return Bundle(module, teacher.tokenizer, arch.geometry(module), teacher.name, dict(teacher.source))
 
 
-def _other(teacher: Bundle, name: str, same_tokenizer: bool) -> Bundle:
+def check_tokenizer(teacher: Bundle, name: str) -> None:
+    """Raises BadParam if the model `name` reads text with another tokenizer than the teacher."""
+    from transformers import AutoTokenizer
+
     from compression import models
     from compression.texts import tokenizer_hash
 
-    student = models.load(name, str(teacher.device))
-    if same_tokenizer and tokenizer_hash(student.tokenizer) != tokenizer_hash(teacher.tokenizer):
+    if tokenizer_hash(AutoTokenizer.from_pretrained(models.prepare(name))) != tokenizer_hash(teacher.tokenizer):
         raise BadParam(f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model of the same family, "
                        "or leave the student empty", name="student", got=name, allowed="a model with the same tokenizer")  # fmt: skip
-    return replace(student, name=teacher.name, source=dict(teacher.source) | {"student": name})
+
+
+def _other(teacher: Bundle, name: str, same_tokenizer: bool) -> Bundle:
+    from compression import models
+
+    if same_tokenizer:
+        check_tokenizer(teacher, name)
+    return replace(models.load(name, str(teacher.device)), name=teacher.name, source=dict(teacher.source) | {"student": name})
