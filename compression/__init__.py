@@ -42,6 +42,9 @@ NAMES = {
     "tensorgpt": "compression.low_rank.tensorgpt",
     "minillm": "compression.distillation.minillm",
     "gkd": "compression.distillation.gkd",
+    "icl_distillation": "compression.distillation.icl_distillation",
+    "mt_cot": "compression.distillation.mt_cot",
+    "lion": "compression.distillation.lion",
 }
 
 

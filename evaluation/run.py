@@ -228,9 +228,13 @@ class _Run:
 
     def _compressed(self, key: str, calibration_source: str) -> Result:
         from compression import artifact, calibrate, engine
+        from compression.distillation import students
         from evaluation.measure import measure
 
         spec, original = self.spec, self.baseline_result.metrics
+        for method, params in spec.methods:  # the windows are the original's tokens, and a student is measured on the same
+            if method.student and params.student:
+                students.check_tokenizer(self.bundle, params.student)
         geometry = self.bundle.geometry
         self.clock.stage("compress")
         windows = self.calibration.ids if spec.needs_calibration else None

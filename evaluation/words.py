@@ -142,8 +142,9 @@ class Words:
         if values.get("student"):
             values.pop("kept", None)
             parts.append(self("value.student", v=Path(str(values["student"])).name))
-        if values.get("objective", "on-policy") != "on-policy":
-            parts.append(self(f"value.{values['objective']}"))
+        for named, usual in (("objective", "on-policy"), ("teaching", "teacher")):
+            if values.get(named, usual) != usual:
+                parts.append(self(f"value.{values[named]}"))
         parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))

@@ -48,10 +48,11 @@ def reshaped(geometry: Geometry, params: StudentParams) -> Geometry:
     )
 
 
-def make(teacher: Bundle, params: StudentParams) -> Bundle:
-    """A student of that teacher, with weights of its own. Raises BadParam for another model with another tokenizer."""
+def make(teacher: Bundle, params: StudentParams, same_tokenizer: bool = True) -> Bundle:
+    """A student of that teacher, with weights of its own. Raises BadParam for another model with another tokenizer, unless that is
+    allowed: where only texts pass between the two, each reads them in its own way."""
     if params.student:
-        return _other(teacher, params.student)
+        return _other(teacher, params.student, same_tokenizer)
     total = len(arch.blocks(teacher.module))
     return keep_blocks(teacher, spaced(total, count(total, params.kept)))
 
@@ -75,12 +76,21 @@ def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
     return Bundle(module, teacher.tokenizer, arch.geometry(module), teacher.name, dict(teacher.source))
 
 
-def _other(teacher: Bundle, name: str) -> Bundle:
+def check_tokenizer(teacher: Bundle, name: str) -> None:
+    """Raises BadParam if the model `name` reads text with another tokenizer than the teacher."""
+    from transformers import AutoTokenizer
+
     from compression import models
     from compression.texts import tokenizer_hash
 
-    student = models.load(name, str(teacher.device))
-    if tokenizer_hash(student.tokenizer) != tokenizer_hash(teacher.tokenizer):
+    if tokenizer_hash(AutoTokenizer.from_pretrained(models.prepare(name))) != tokenizer_hash(teacher.tokenizer):
         raise BadParam(f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model of the same family, "
                        "or leave the student empty", name="student", got=name, allowed="a model with the same tokenizer")  # fmt: skip
-    return replace(student, name=teacher.name, source=dict(teacher.source) | {"student": name})
+
+
+def _other(teacher: Bundle, name: str, same_tokenizer: bool) -> Bundle:
+    from compression import models
+
+    if same_tokenizer:
+        check_tokenizer(teacher, name)
+    return replace(models.load(name, str(teacher.device)), name=teacher.name, source=dict(teacher.source) | {"student": name})

@@ -1,77 +1,147 @@
 """A teacher that only answers in words: what black-box distillation sees of a model.
 
-`ask` is all there is: strings in, strings out; no logits, no hidden states, no tokenizer. Answers are kept by what was asked
-and of whom, so that a question is paid for once, and a training can be replayed without the teacher from the transcript that is
-saved beside the student.
+`ask` is all there is beside three counters: strings in, strings out; no logits, no hidden states, no tokenizer. Answers are kept by
+what was asked and of whom, so that a question is paid for once. What was asked in a training is saved beside the student
+(`teacher_cache.jsonl`), and a `Replay` of that file trains the same student without the teacher.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+from compression.base import CalibrationError
 from compression.bundle import Bundle
 from compression.models import home
 
+ORACLE = "oracle text teacher"
 
-class TextTeacher:
-    """Answers prompts. Counts what it was asked: `calls` of the model, `tokens` it wrote, `hits` found in the store."""
 
-    def __init__(self, bundle: Bundle, store: Path | None = None):
-        """store: the file of kept answers; default: one for these weights under the program's home."""
-        self._bundle = bundle
-        self.name = bundle.source.get("weights_hash") or bundle.name
-        self._file = store or home() / "teachers" / f"{hashlib.sha256(self.name.encode()).hexdigest()[:20]}.jsonl"
-        self._known = {row["key"]: row for row in map(json.loads, self._lines())}
-        self._told: dict[str, dict] = {}
+class Answers(Protocol):
+    """What a black-box method may use of its teacher."""
+
+    calls: int  # prompts that somebody had to answer
+    tokens: int  # that were written for them
+    hits: int  # prompts whose answer was known
+
+    def ask(self, prompts: Sequence[str], count: int = 1, temperature: float = 0.0, new_tokens: int = 64, seed: int = 0,
+            cancelled: Callable[[], bool] = lambda: False) -> list[list[str]]:  # fmt: skip
+        """`count` answers of at most `new_tokens` tokens to each prompt. temperature 0: the likeliest."""
+
+
+def row(name: str, asked: Mapping, texts: Sequence[str]) -> dict:
+    """One line of a transcript: of whom, what was asked (prompt, count, temperature, new_tokens, seed), and the answers."""
+    return {"key": key(asked), "teacher": name} | dict(asked) | {"texts": list(texts)}
+
+
+def key(asked: Mapping) -> str:
+    """Equal for equal questions."""
+    return hashlib.sha256(json.dumps(dict(asked), sort_keys=True).encode()).hexdigest()[:24]
+
+
+class _Known:
+    """A teacher that looks among known answers first; `_answer` writes the others."""
+
+    def __init__(self):
+        self._rows: dict[str, dict] = {}
         self.calls = self.tokens = self.hits = 0
 
-    def _lines(self) -> list[str]:
-        return self._file.read_text("utf-8").splitlines() if self._file.is_file() else []
+    def ask(self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, cancelled=lambda: False) -> list[list[str]]:
+        """`count` answers of at most `new_tokens` tokens to each prompt, in their order. temperature 0: the likeliest.
 
-    def ask(
-        self, prompt: str, count: int = 1, temperature: float = 0.0, new_tokens: int = 64, seed: int = 0,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> list[str]:  # fmt: skip
-        """`count` answers of at most `new_tokens` tokens. temperature 0: the likeliest. Raises Cancelled."""
-        asked = {"prompt": prompt, "count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:24]
-        if key in self._known:
-            self.hits += 1
-        else:
-            row = {"key": key, "teacher": self.name} | asked | {"texts": self._answer(**asked, cancelled=cancelled)}
-            self._known[key] = row
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._told[key] = self._known[key]
-        return list(self._known[key]["texts"])
+        Raises Cancelled, and CalibrationError for a prompt too long or an answer that isn't there.
+        """
+        how = {"count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
+        questions = [{"prompt": prompt} | how for prompt in prompts]
+        new = {key(q): q for q in questions if key(q) not in self._rows}
+        self.hits += len(questions) - len(new)
+        if new:
+            self._answer(list(new.values()), cancelled)
+        return [list(self._rows[key(q)]["texts"]) for q in questions]
+
+    def _answer(self, questions: list[dict], cancelled) -> None:
+        raise NotImplementedError
+
+
+class TextTeacher(_Known):
+    """A model that answers. Its answers are kept in a file of its own under the program's home."""
+
+    def __init__(self, bundle: Bundle, store: Path | None = None):
+        """store: the file of kept answers; default: one for these weights."""
+        super().__init__()
+        self._bundle, self._name = bundle, bundle.source.get("weights_hash") or bundle.name
+        self._file = store or home() / "teachers" / f"{hashlib.sha256(self._name.encode()).hexdigest()[:20]}.jsonl"
+        if self._file.is_file():
+            self._rows = {r["key"]: r for r in map(json.loads, self._file.read_text("utf-8").splitlines())}
+
+    def _answer(self, questions, cancelled) -> None:
+        from compression.distillation.replies import TOGETHER, write
+
+        how = {name: value for name, value in questions[0].items() if name != "prompt"}
+        questions = sorted(questions, key=lambda q: len(q["prompt"]))  # such of equal length are answered together
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        for start in range(0, len(questions), 4 * TOGETHER):  # kept as they come, so that a stop loses little
+            some = questions[start : start + 4 * TOGETHER]
+            for question, texts in zip(
+                some, write(self._bundle, [q["prompt"] for q in some], cancelled=cancelled, **how), strict=True
+            ):
+                self.calls, self.tokens = self.calls + 1, self.tokens + sum(t.tokens for t in texts)
+                found = row(self._name, question, [t.text for t in texts])
+                self._rows[found["key"]] = found
+                with self._file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(found, ensure_ascii=False) + "\n")
+
+
+class OracleTeacher(_Known):
+    """The oracle text teacher: a program that knows the right answers, and no model. `tokens` counts its words."""
+
+    def __init__(self, answer: Callable[[str], str]):
+        """answer: prompt -> text."""
+        super().__init__()
+        self._rule = answer
+
+    def _answer(self, questions, cancelled) -> None:
+        for question in questions:
+            texts = [self._rule(question["prompt"])] * question["count"]
+            self.calls, self.tokens = self.calls + 1, self.tokens + sum(len(t.split()) for t in texts)
+            self._rows[key(question)] = row(ORACLE, question, texts)
+
+
+class Replay(_Known):
+    """Answers from a saved transcript and from nowhere else."""
+
+    def __init__(self, transcript: bytes):
+        super().__init__()
+        self._rows = {r["key"]: r for r in map(json.loads, transcript.decode().splitlines())}
+
+    def _answer(self, questions, cancelled) -> None:
+        raise CalibrationError(f"the transcript has no answer to {questions[0]['prompt'][:60]!r}", code="not_in_transcript")
+
+
+class Interview:
+    """A teacher and the minutes of what it was asked: all that a black-box method holds of it."""
+
+    def __init__(self, teacher: Answers, name: str, cancelled: Callable[[], bool] = lambda: False):
+        """name: of whom, in the minutes."""
+        self._teacher, self._name, self._cancelled, self._told = teacher, name, cancelled, {}
+
+    def ask(self, prompts: Sequence[str], count: int = 1, temperature: float = 0.0, new_tokens: int = 64, seed: int = 0
+            ) -> list[list[str]]:  # fmt: skip
+        """As `Answers.ask`."""
+        how = {"count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
+        out = self._teacher.ask(list(prompts), cancelled=self._cancelled, **how)
+        for prompt, texts in zip(prompts, out, strict=True):
+            found = row(self._name, {"prompt": prompt} | how, texts)
+            self._told.setdefault(found["key"], found)
+        return out
+
+    def counts(self) -> dict[str, int]:
+        """{"calls", "tokens", "hits"}."""
+        return {name: getattr(self._teacher, name) for name in ("calls", "tokens", "hits")}
 
     def transcript(self) -> bytes:
-        """What this teacher was asked and what it answered, one JSON a line, in the order of the questions."""
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._told.values()).encode()
-
-    def _answer(self, prompt, count, temperature, new_tokens, seed, cancelled) -> list[str]:
-        import torch
-
-        from compression import sample
-        from compression.base import Cancelled
-
-        ids = sample.chat_ids(self._bundle, [{"role": "user", "content": prompt}])
-        stops, steps = sample.stop_ids(self._bundle), []
-        ended = torch.zeros(count, dtype=torch.bool)
-        for token in sample.generate(self._bundle, ids.expand(count, -1), new_tokens, temperature, seed):
-            if cancelled():
-                raise Cancelled("stopped while the teacher answers")
-            steps.append(token)
-            ended |= torch.tensor([int(t) in stops for t in token])
-            if bool(ended.all()):
-                break
-        self.calls, out = self.calls + 1, []
-        for row in torch.stack(steps, 1).tolist() if steps else [[]] * count:
-            said = row[: next((i for i, t in enumerate(row) if t in stops), len(row))]
-            self.tokens += len(said)
-            out.append(self._bundle.tokenizer.decode(said, skip_special_tokens=True).strip())
-        return out
+        """What was asked and what was answered, one JSON a line, in the order of the questions."""
+        return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._told.values()).encode()

@@ -453,3 +453,13 @@ def test_the_list_names_every_method(capsys):
     assert [m["name"] for m in listing] == list(NAMES) and all(
         {"name", "family", "title", "paper", "params"} <= set(m) for m in listing
     )
+
+
+def test_a_student_that_reads_otherwise_is_refused_before_it_is_trained(place, store, tmp_path):
+    """Its tokens are other words, and no figure of the original compares with them."""
+    tiny.original("gpt2").save_pretrained(tmp_path / "other")
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["->"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    result = run(spec(place, ("mt_cot", {"student": str(tmp_path / "other"), "teaching": "oracle"})), store=store, timings=False)
+    assert (result.status, result.error["code"]) == ("failed", "bad_param") and "another tokenizer" in result.error["message"]

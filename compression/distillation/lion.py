@@ -1,0 +1,295 @@
+"""Lion: an adversarial loop around a teacher of words, which finds what the student can't do and teaches more of that.
+
+Three stages, over and over. Imitation: the teacher answers the instructions of the pool, the student learns its answers.
+Discrimination: both answer a growing pool, a referee scores both, and an instruction is hard where the teacher leads by a point or
+more. Generation: as many new instructions like the hard ones as like the easy ones, so that the easy isn't forgotten.
+
+Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870. There one large model
+plays teacher, referee and generator. d = teacher's score - student's score, both the mean of two reviews with the answers in either
+order, hard if d >= 1.0 of 10; new instructions must have a ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1.
+
+Deviations. A model of this size can neither referee nor invent. Instructions are eight kinds of short jobs with a right answer, in
+three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only an exact answer has 10; `referee` = teacher asks the
+model itself, and a review that can't be read counts for nothing (in the authors' code it counts as easy). New instructions come
+from the seed's own kind: one level harder for a hard seed, of the same level for an easy one. The new ones alone are learnt in the
+next round. The share of hard instructions is told a round.
+
+What is measured: exact match on other instructions, by level, for the student before, after, and a control that learns the right
+answers to as many instructions drawn at random, by the same tokens. In small trials of ours hard and easy instructions did no better
+than random ones: expect the loop to be seen at work, not a gain. A teacher that fails a kind of job has no lead there, so what it
+can't do is never found hard.
+
+Cost: a text of the teacher an instruction, one of the student an instruction and round; training in rounds + 1 equal parts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from compression.base import Context, Edit, Method, Note, param
+from compression.bundle import Bundle
+from compression.distillation import tasks
+from compression.distillation.black_box import (
+    TRANSCRIPT,
+    BlackBoxParams,
+    cost,
+    interview,
+    make,
+    off,
+    percent,
+    replies,
+    row,
+    task_notes,
+    teach,
+    teacher_notes,
+    twin,
+)
+from compression.distillation.students import reshaped
+from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
+from compression.distillation.teacher import OracleTeacher
+from compression.training import Budget, Course
+
+ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
+LEAD = 1.0  # of 10 points, from which an instruction is hard
+ALIKE = 0.7  # ROUGE-L above which an instruction is no new one
+TRIES = 40  # draws for one new instruction
+
+
+@dataclass(frozen=True)
+class LionParams(BlackBoxParams):
+    """The loop."""
+
+    lion_rounds: int = param(2, "Rounds of discrimination and generation.", lo=0, hi=10, step=1)
+    generated: int = param(24, "New instructions a round for each of the two kinds, hard and easy.", lo=1, hi=10_000, step=1)
+    referee: str = param("rule", "Who scores: a rule that knows the right answers, or the teacher itself.", choices=("rule", "teacher"),
+                         when={"teaching": "teacher"}, level="advanced")  # fmt: skip
+
+
+Score = tuple[float, float] | None  # (teacher's, student's) of 1 to 10; None: no review could be read
+MAKERS = {maker(Random(0), 1).kind: maker for maker in INSTRUCTIONS}
+
+
+def request(question: Question) -> str:
+    """An instruction as both models read it."""
+    return f"{question.text}\nReply with the result only."
+
+
+def by_rule(question: Question, text: str) -> float:
+    """The rule-based referee: 10 for the right answer, capitals and punctuation apart, else 1 + 9 ROUGE-L with it."""
+    return 1 + 9 * tasks.overlap(question.answer, tasks.answer_in(text))
+
+
+def review(question: Question, first: str, second: str) -> str:
+    """The prompt of one review by a model."""
+    return (
+        f"Instruction: {question.text}\nAnswer A: {first}\nAnswer B: {second}\n"
+        "Score both answers from 1 to 10. Reply with two numbers only, A's score first."
+    )
+
+
+def scores_in(text: str) -> tuple[float, float] | None:
+    """The two scores of a review; None where there aren't two from 1 to 10."""
+    found = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", text)[:2]]
+    return tuple(found) if len(found) == 2 and all(1 <= x <= 10 for x in found) else None
+
+
+def both_ways(forward: Sequence[str], backward: Sequence[str]) -> list[Score]:
+    """(teacher's, student's) scores from reviews that name the teacher first and reviews that name it second, averaged."""
+    out = []
+    for one, other in zip(map(scores_in, forward), map(scores_in, backward), strict=True):
+        out.append(((one[0] + other[1]) / 2, (one[1] + other[0]) / 2) if one and other else None)
+    return out
+
+
+def discriminate(scores: Sequence[Score]) -> tuple[list[int], list[int]]:
+    """(hard, easy) places of the pool; what has no score is in neither."""
+    hard = [i for i, s in enumerate(scores) if s is not None and s[0] - s[1] >= LEAD]
+    return hard, [i for i, s in enumerate(scores) if s is not None and i not in set(hard)]
+
+
+def generate(seeds: Sequence[Question], count: int, harder: bool, known: list[Question], random: Random) -> list[Question]:
+    """Up to `count` new instructions of the kinds of the seeds, a level harder or as hard; none like a known one."""
+    out: list[Question] = []
+    for number in range(count if seeds else 0):
+        seed = seeds[number % len(seeds)]
+        level = min(seed.level + harder, LEVELS[-1])
+        for _ in range(TRIES):
+            new = MAKERS[seed.kind](random, level)
+            if all(tasks.overlap(new.text, old.text) <= ALIKE for old in (*known, *out)):
+                out.append(new)
+                break
+    return out
+
+
+def grow(pool: Sequence[Question], scores: Sequence[Score], count: int, judged: Sequence[Question], random: Random
+         ) -> tuple[list[Question], list[Question]]:  # fmt: skip
+    """(new hard, new easy) instructions, as many of one as of the other, at most `count` each."""
+    hard, easy = discriminate(scores)
+    for places in (hard, easy):
+        random.shuffle(places)
+    known = [*pool, *judged]
+    harder = generate([pool[i] for i in hard], count, True, known, random)
+    others = generate([pool[i] for i in easy], count, False, [*known, *harder], random)
+    most = min(len(harder), len(others))
+    return harder[:most], others[:most]
+
+
+def distinct(makers: Sequence[tasks.Maker], count: int, random: Random, levels: Sequence[int] = LEVELS, known: Sequence[Question] = ()
+             ) -> list[Question]:  # fmt: skip
+    """Up to `count` instructions, none like another or a known one."""
+    out: list[Question] = []
+    for question in tasks.draw(makers, 4 * count, random, levels, {q.text for q in known}):
+        if len(out) < count and all(tasks.overlap(question.text, old.text) <= ALIKE for old in (*known, *out)):
+            out.append(question)
+    return out
+
+
+def joined(courses: Sequence[Course]) -> Course:
+    """Trainings one after another as one: their curves end to end, the first's start and the last's best."""
+    whole = replace(courses[0], curve=[], tokens=0, seconds=0.0, steps=0, best=courses[-1].best, ended=courses[-1].ended)
+    for course in courses:
+        whole.curve += [[whole.tokens + tokens, *rest] for tokens, *rest in course.curve]
+        whole.tokens, whole.seconds, whole.steps = (
+            whole.tokens + course.tokens,
+            whole.seconds + course.seconds,
+            whole.steps + course.steps,
+        )
+    return whole
+
+
+class Loop:
+    """One run: the student, its pool, and what its teacher said."""
+
+    def __init__(self, bundle: Bundle, context: Context, params: LionParams, judged: Sequence[Question], seeds: list[Question]):
+        self.bundle, self.context, self.params, self.judged = bundle, context, params, judged
+        self.pool, self.random, self.notes, self.answers = list(seeds), Random(context.seed + 1), [], {}
+        self.oracle_knows = {}
+        self.asked = interview(context, bundle, params, OracleTeacher(self.oracle_knows.__getitem__))
+
+    def teacher(self, questions: Sequence[Question]) -> list[str]:
+        """The teacher's answers, which are remembered."""
+        self.oracle_knows |= {request(q): q.answer for q in questions}
+        texts = [t[0] for t in self.asked.ask([request(q) for q in questions], new_tokens=ANSWER_TOKENS, seed=self.context.seed)]
+        self.answers |= {q.text: text for q, text in zip(questions, texts, strict=True)}
+        return texts
+
+    def student(self, bundle: Bundle, questions: Sequence[Question]) -> list[str]:
+        return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.cancelled)
+
+    def imitate(
+        self, bundle: Bundle, questions: Sequence[Question], say: Callable[[Question], str], budget: Budget, quiet=False
+    ) -> Course:
+        """Train on what `say` answers; an empty answer teaches nothing."""
+        taught = [((row(bundle.tokenizer, request(q), text),),) for q in questions if (text := say(q))]
+        return teach(bundle, taught, (1.0,), self.context, budget, self.params.learning_rate, quiet=quiet)
+
+    def scores(self) -> list[Score]:
+        """The referee's scores of the whole pool."""
+        taught, learnt = [self.answers[q.text] for q in self.pool], self.student(self.bundle, self.pool)
+        rows = list(zip(self.pool, taught, learnt, strict=True))
+        if self.params.referee == "rule" or self.params.teaching == "oracle":
+            return [(by_rule(q, t), by_rule(q, s)) for q, t, s in rows]
+        ask = lambda prompts: [t[0] for t in self.asked.ask(prompts, new_tokens=REVIEW_TOKENS, seed=self.context.seed)]  # noqa: E731
+        return both_ways(ask([review(q, t, s) for q, t, s in rows]), ask([review(q, s, t) for q, t, s in rows]))
+
+    def right(self, bundle: Bundle) -> dict[int, float]:
+        """Exact match in percent by level on what is judged; level 0: all of it."""
+        hits = [(q.level, tasks.right(q, text)) for q, text in zip(self.judged, self.student(bundle, self.judged), strict=True)]
+        return {
+            level: percent(sum(h for n, h in hits if level in (0, n)), sum(level in (0, n) for n, _ in hits))
+            for level in (0, *LEVELS)
+        }
+
+    def adversarial(self) -> list[Course]:
+        """Imitate, then rounds of discriminating, generating and imitating what is new."""
+        parts = self.params.lion_rounds + 1
+        budget = Budget(max(1, self.params.train_tokens // parts), self.params.train_minutes / parts)
+        self.teacher(self.pool)
+        courses, say = (
+            [self.imitate(self.bundle, self.pool, lambda q: self.answers[q.text], budget)],
+            lambda q: self.answers[q.text],
+        )
+        for number in range(1, parts):
+            if courses[-1].ended == "enough":
+                break
+            scores = self.scores()
+            hard, easy = discriminate(scores)
+            harder, others = grow(self.pool, scores, self.params.generated, self.judged, self.random)
+            facts = {"round": number, "hard": percent(len(hard), len(hard) + len(easy)), "unread": len(scores) - len(hard) - len(easy),
+                     "pool": len(self.pool), "new": len(harder) + len(others)}  # fmt: skip
+            self.notes.append(Note("lion_round", facts))
+            fresh = harder + others
+            if len(fresh) < 2 * self.params.generated:  # too few hard or easy ones: the round has less to teach, or nothing
+                self.notes.append(Note("lion_few", {"round": number, "new": len(fresh), "asked": 2 * self.params.generated}))
+            if not fresh:
+                break
+            self.teacher(fresh)
+            self.pool += fresh
+            learnt = fresh if len(fresh) >= 2 * self.params.generated else self.pool
+            courses.append(self.imitate(self.bundle, learnt, say, budget))
+        return courses
+
+
+def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
+    """Run the loop, or the control's plain training, and say what the student can do then."""
+    random = Random(context.seed)
+    judged = distinct(INSTRUCTIONS, params.judged, random)
+    seeds = distinct(INSTRUCTIONS, params.questions, random, known=judged)
+    loop = Loop(bundle, context, params, judged, seeds)
+    before = loop.right(bundle)
+    control = twin(bundle) if params.compare and params.teaching == "teacher" else None
+
+    def answers_alone(student: Bundle, count: int, budget: Budget, quiet: bool = False) -> Course:
+        more = distinct(INSTRUCTIONS, count, Random(context.seed + 2), known=[*judged, *seeds]) if count else []
+        return loop.imitate(student, [*seeds, *more], lambda q: q.answer, budget, quiet)
+
+    whole = Budget(params.train_tokens, params.train_minutes)
+    if loop.asked is None:
+        course = answers_alone(bundle, 2 * params.lion_rounds * params.generated, whole)
+    else:
+        course = joined(loop.adversarial())
+    after, beside = loop.right(bundle), None
+    if control is not None and course.tokens:
+        answers_alone(control, len(loop.pool) - len(seeds), Budget(course.tokens, float("inf")), quiet=True)
+        beside = loop.right(control)
+    notes, texts = course.notes("lion"), list(loop.pool) if loop.asked else seeds
+    said = [loop.answers.get(q.text, "") for q in texts]
+    hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
+    notes += teacher_notes(params, loop.asked, right=hits, used=sum(map(bool, said)), texts=len(texts))
+    notes += (*loop.notes, *task_notes(before[0], after[0], beside and beside[0], len(judged)))
+    notes += (
+        Note("lion_levels", {f"{when}_{n}": found[n] for when, found in (("before", before), ("after", after)) for n in LEVELS}),
+    )
+    files = {TRANSCRIPT: loop.asked.transcript()} if loop.asked else {}
+    return Edit(bundle=bundle, notes=notes, series={"training": course.curve}, files=files)
+
+
+def compress(bundle: Bundle, context: Context, params: LionParams) -> Edit:
+    """The student after the loop; as it is where there are no tokens to train on."""
+    return distil(bundle, context, params) if params.train_tokens else Edit(bundle=bundle)
+
+
+METHOD = Method(
+    name="lion",
+    title="Lion",
+    family="distillation",
+    paper="https://arxiv.org/abs/2305.12870",
+    params=LionParams,
+    compress=compress,
+    cost=cost,
+    scope="model",
+    trains_on=lambda params: params.train_tokens,
+    own_text=True,
+    reshaped=reshaped,
+    student=make,
+    teacher="text",
+    control=off("lion"),
+    untrained={"train_tokens": 0},
+    identity={"kept": 1.0, "train_tokens": 0},
+    tiny={"kept": 0.5, "teaching": "oracle", "questions": 16, "judged": 8, "train_tokens": 1_024, "learning_rate": 1e-3,
+          "lion_rounds": 1, "generated": 4},
+    essay=__doc__,
+)  # fmt: skip

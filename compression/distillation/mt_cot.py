@@ -1,0 +1,217 @@
+"""MT-CoT: the student learns answers and explanations as two tasks of one model.
+
+A question's answer says little about the way there. So the teacher writes an explanation for every training question, and the student
+learns two tasks: "predict: question" gives the answer, "explain: question" the explanation. When it is used, the answer task alone is
+asked, and explanations cost nothing; asked for the explanation, it works its way to an answer.
+
+Li et al. 2022, "Explanations from Large Language Models Make Small Reasoners Better", arXiv 2210.06726, and the same idea in Hsieh et
+al. 2023, "Distilling Step-by-Step!", arXiv 2305.02301: L = alpha L_answer + (1 - alpha) L_explanation, each the mean over its own
+task's tokens, so that long explanations don't drown short answers. Explanations come from COTE (the teacher thinks step by step, and
+is believed where its answer is right), RP (it is told the right answer and says why) or CROP (COTE, and RP where that was wrong). The
+second task's target is the explanation (MT-Re), the answer with its explanation after it (MT-Ra), or the explanation and then the
+answer (MT-CoT).
+
+Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels. Answers are the right
+ones; only explanations are the teacher's. A small teacher is often wrong: the share of its own right answers and the share of its
+explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked. `teaching` = oracle has
+a program write the steps, and says so.
+
+What is measured: exact match on other questions, in answer mode and, where the second task gives an answer, in explanation mode. With
+a micro model and steps written by the oracle, explanation mode learns parity where training on answers alone stays near guessing;
+answer mode gained nothing there. The control is trained on answers alone.
+
+Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from compression.base import Context, Edit, Method, Note, param
+from compression.bundle import Bundle
+from compression.distillation import tasks
+from compression.distillation.black_box import (
+    TRANSCRIPT,
+    BlackBoxParams,
+    Lesson,
+    cost,
+    interview,
+    make,
+    off,
+    percent,
+    replies,
+    row,
+    task_notes,
+    teach,
+    teacher_notes,
+    twin,
+)
+from compression.distillation.students import reshaped
+from compression.distillation.tasks import MARK, Question
+from compression.distillation.teacher import Interview, OracleTeacher
+from compression.training import Budget
+
+ANSWER_TOKENS = 12  # of the student's answer
+LEAVE = 24  # tokens more than an explanation's, for the answer after it
+FORMS = {  # of the second task's target
+    "MT-Re": "{explanation}",
+    "MT-Ra": f"{MARK} {{answer}}. {{explanation}}",
+    "MT-CoT": f"{{explanation}} {MARK} {{answer}}",
+}
+
+
+@dataclass(frozen=True)
+class MtCotParams(BlackBoxParams):
+    """Where explanations come from, and how they are learnt."""
+
+    form: str = param("MT-CoT", "What the second task writes: the explanation, the answer and why, or the way to the answer.",
+                      choices=tuple(FORMS))  # fmt: skip
+    explanations: str = param("CROP", "How the teacher explains: it finds the answer itself, is given it, or is given it where it was "
+                              "wrong.", choices=("COTE", "RP", "CROP"), when={"teaching": "teacher"})  # fmt: skip
+    answer_share: float = param(0.5, "Share of the answer task in the loss.", lo=0.0, hi=1.0, step=0.05, level="advanced")
+    explanation_tokens: int = param(64, "Longest explanation.", lo=8, hi=1024, step=1, unit="tokens", level="advanced")
+
+
+def think(question: Question) -> str:
+    """COTE's prompt."""
+    return f"{question.text}\nThink step by step, then end with '{MARK}' and the answer alone."
+
+
+def explain(question: Question) -> str:
+    """RP's prompt, which tells the right answer."""
+    return f"{question.text}\nThe answer is {question.answer}. Explain step by step why."
+
+
+def accepted(question: Question, text: str) -> str:
+    """COTE's filter: the explanation before a right answer, "" if there is none or the answer is wrong."""
+    return text.rsplit(MARK, 1)[0].strip() if MARK in text and tasks.right(question, text) else ""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Explanations of questions, "" where there is none, and how they came."""
+
+    texts: list[str]
+    right: int | None  # questions that the teacher itself answered right; None if it wasn't asked to
+    given: int  # explanations written to a given answer, which nothing checks
+
+
+def explanations(asked: Interview, questions: Sequence[Question], kind: str, new_tokens: int, seed: int) -> Explained:
+    """Ask for explanations by COTE, RP or CROP."""
+    found, right = [""] * len(questions), None
+    if kind != "RP":
+        texts = [t[0] for t in asked.ask([think(q) for q in questions], new_tokens=new_tokens + LEAVE, seed=seed)]
+        found = [accepted(q, t) for q, t in zip(questions, texts, strict=True)]
+        right = sum(tasks.right(q, t) for q, t in zip(questions, texts, strict=True))
+    missing = [i for i, text in enumerate(found) if not text] if kind != "COTE" else []
+    for i, texts in zip(
+        missing, asked.ask([explain(questions[i]) for i in missing], new_tokens=new_tokens, seed=seed), strict=True
+    ):
+        found[i] = texts[0].rsplit(MARK, 1)[0].strip()
+    return Explained(found, right, sum(bool(found[i]) for i in missing))
+
+
+def target(form: str, answer: str, explanation: str) -> str:
+    """What the second task learns to write."""
+    return FORMS[form].format(answer=answer, explanation=explanation)
+
+
+def lessons(tokenizer, questions: Sequence[Question], why: Sequence[str] | None, form: str) -> list[Lesson]:
+    """A lesson a question: the answer task, and the explanation task where there is an explanation. None: answers alone."""
+    out = []
+    for number, q in enumerate(questions):
+        second = ()
+        if why is not None and why[number]:
+            second = (row(tokenizer, f"explain: {q.text}", target(form, q.answer, why[number])),)
+        out.append(((row(tokenizer, f"predict: {q.text}", q.answer),), second))
+    return out
+
+
+def by_form(form: str, text: str) -> str:
+    """The answer in an explanation task's text, in `tasks.right`'s terms."""
+    if form == "MT-Ra":
+        return text.split(MARK, 1)[-1].split(".", 1)[0]
+    return text if MARK in text else ""
+
+
+def oracle(questions: Sequence[Question]) -> OracleTeacher:
+    """A program that thinks right."""
+    known = {think(q): f"{q.worked} {MARK} {q.answer}" for q in questions} | {explain(q): q.worked for q in questions}
+    return OracleTeacher(known.__getitem__)
+
+
+def distil(
+    bundle: Bundle, context: Context, params: MtCotParams, questions: Sequence[Question], judged: Sequence[Question]
+) -> Edit:
+    """Train the student on both tasks and say how it answers in both ways."""
+    asked, why, told = interview(context, bundle, params, oracle(questions)), None, None
+    if asked is not None:
+        kind = params.explanations if params.teaching == "teacher" else "COTE"
+        told = explanations(asked, questions, kind, params.explanation_tokens, context.seed)
+        why = told.texts
+
+    def judge(student: Bundle, mode: str) -> float:
+        long = params.explanation_tokens + LEAVE if mode == "explain" else ANSWER_TOKENS
+        texts = replies(student, [f"{mode}: {q.text}" for q in judged], long, context.cancelled)
+        said = [by_form(params.form, t) for t in texts] if mode == "explain" else texts
+        return percent(sum(tasks.right(q, t) for q, t in zip(judged, said, strict=True)), len(judged))
+
+    def trained(student: Bundle, why, budget: Budget, quiet: bool = False):
+        shares = (1.0, 0.0) if why is None else (params.answer_share, 1 - params.answer_share)
+        taught = lessons(student.tokenizer, questions, why, params.form)
+        return teach(student, taught, shares, context, budget, params.learning_rate, quiet=quiet)
+
+    explains = asked is not None and params.form != "MT-Re"
+    before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else None
+    control = twin(bundle) if params.compare and params.teaching == "teacher" else None
+    course = trained(bundle, why, Budget(params.train_tokens, params.train_minutes))
+    after, beside = judge(bundle, "predict"), None
+    notes = course.notes("mt_cot")
+    used = sum(map(bool, why or ()))
+    notes += teacher_notes(params, asked, right=told and told.right, used=used, texts=len(questions))
+    if told is not None and told.given:
+        notes += (Note("explanations_given", {"given": told.given, "used": used}),)
+    if control is not None and course.tokens:
+        trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
+        beside = judge(control, "predict")
+    notes += task_notes(before, after, beside, len(judged))
+    if explains:
+        notes += (Note("explanation_mode", {"before": before_why, "after": judge(bundle, "explain"), "questions": len(judged)}),)
+    return Edit(
+        bundle=bundle, notes=notes, series={"training": course.curve}, files={TRANSCRIPT: asked.transcript()} if asked else {}
+    )
+
+
+def compress(bundle: Bundle, context: Context, params: MtCotParams) -> Edit:
+    """The student after its training; as it is where there are no tokens to train on."""
+    if not params.train_tokens:
+        return Edit(bundle=bundle)
+    random = Random(context.seed)
+    judged = tasks.draw(tasks.REASONING, params.judged, random)
+    questions = tasks.draw(tasks.REASONING, params.questions, random, without={q.text for q in judged})
+    return distil(bundle, context, params, questions, judged)
+
+
+METHOD = Method(
+    name="mt_cot",
+    title="MT-CoT",
+    family="distillation",
+    paper="https://arxiv.org/abs/2210.06726",
+    params=MtCotParams,
+    compress=compress,
+    cost=cost,
+    scope="model",
+    trains_on=lambda params: params.train_tokens,
+    own_text=True,
+    reshaped=reshaped,
+    student=make,
+    teacher="text",
+    control=off("mt_cot"),
+    untrained={"train_tokens": 0},
+    identity={"kept": 1.0, "train_tokens": 0},
+    tiny={"kept": 0.5, "teaching": "oracle", "questions": 16, "judged": 8, "train_tokens": 512, "learning_rate": 1e-3,
+          "explanation_tokens": 8},
+    essay=__doc__,
+)  # fmt: skip

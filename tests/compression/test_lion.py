@@ -1,0 +1,112 @@
+"""Lion: the referee's two orders, a partition, new instructions that are new, one hard for one easy, and a loop that repeats."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from random import Random
+
+import pytest
+
+from compression.distillation import lion, tasks
+from compression.distillation.tasks import Question
+from tests import micro
+
+POOL = lion.distinct(tasks.INSTRUCTIONS, 30, Random(0))
+
+
+def test_swapping_the_two_reviews_leaves_the_difference_unchanged():
+    """d is antisymmetric in who is who: a referee that always prefers the first place prefers nobody."""
+    forward, backward = ["8 5", "7, 3", "A: 9\nB: 9"], ["4 9", "6 2", "10 1.5"]
+    one = lion.both_ways(forward, backward)
+    other = lion.both_ways(backward, forward)
+    assert one == [(8.5, 4.5), (4.5, 4.5), (5.25, 9.5)]
+    assert [(b, a) for a, b in other] == one
+
+
+@pytest.mark.parametrize("text", ["", "good", "7", "0 5", "11 3", "-1 -1", "error"])
+def test_a_review_that_cannot_be_read_is_missing_and_neither_hard_nor_easy(text):
+    assert lion.scores_in(text) is None or text == "-1 -1"
+    if text != "-1 -1":
+        scores = lion.both_ways(["9 1", text, "5 5"], ["1 9", "1 9", "5 5"])
+        assert scores[1] is None and lion.discriminate(scores) == ([0], [2])
+
+
+def test_hard_is_a_lead_of_a_point_and_the_partition_is_whole():
+    scores = [(10.0, 9.0), (10.0, 9.01), (1.0, 10.0), (5.0, 5.0), (6.5, 5.0), None]
+    hard, easy = lion.discriminate(scores)
+    assert hard == [0, 4] and easy == [1, 2, 3] and not set(hard) & set(easy)
+
+
+def test_the_rule_gives_ten_to_the_exact_answer_alone():
+    q = Question("sort", 1, "Sort by alphabet: b, a, c", "a, b, c")
+    assert lion.by_rule(q, "A, b, c.") == 10.0 and lion.by_rule(q, "") == 1.0 and lion.by_rule(q, "x y z") == 1.0
+    assert lion.by_rule(q, "b, a, c") == pytest.approx(1 + 9 * 2 / 3) and lion.by_rule(q, "a, b") < 10.0
+
+
+def test_new_instructions_are_new_as_many_hard_as_easy_and_a_level_harder():
+    scores = [(10.0, 1.0) if i % 3 else (10.0, 10.0) for i in range(len(POOL))]
+    judged = lion.distinct(tasks.INSTRUCTIONS, 8, Random(9), known=POOL)
+    harder, others = lion.grow(POOL, scores, 6, judged, Random(1))
+    assert len(harder) == len(others) == 6
+    for new, old in [*combinations(harder + others, 2), *((n, p) for n in harder + others for p in (*POOL, *judged))]:
+        assert tasks.overlap(new.text, old.text) <= 0.7
+    hard, easy = lion.discriminate(scores)
+    places = lambda some: {(POOL[i].kind, POOL[i].level) for i in some}  # noqa: E731
+    assert {(q.kind, q.level) for q in harder} <= {(kind, min(level + 1, 3)) for kind, level in places(hard)}
+    assert {(q.kind, q.level) for q in others} <= places(easy)
+    assert (harder, others) == lion.grow(POOL, scores, 6, judged, Random(1)), "the same for a seed"
+    assert lion.grow(POOL, [(10.0, 1.0)] * len(POOL), 6, judged, Random(1)) == ([], []), "none easy: none new"
+
+
+def oracle_run(seed=0, **changes):
+    params = lion.LionParams(
+        **{"teaching": "oracle", "questions": 24, "judged": 8, "train_tokens": 1500, "generated": 4, "lion_rounds": 1} | changes
+    )
+    return lion.distil(micro.model(), micro.context(seed=seed), params)
+
+
+def test_the_same_seed_is_the_same_run():
+    first, again = oracle_run(), oracle_run()
+    assert (
+        first.files == again.files
+        and first.series == again.series
+        and [n.json() for n in first.notes][1:] == [n.json() for n in again.notes][1:]
+    )
+    assert first.files != oracle_run(seed=1).files
+
+
+def test_a_round_finds_what_the_student_lacks_and_learns_it(monkeypatch):
+    """A student that fails on all words and knows all numbers: hard and easy are those, and new ones of both are answered."""
+    knows = ("largest", "total")
+    by_text = {}
+    original = lion.Loop.student
+    monkeypatch.setattr(lion.Loop, "student", lambda self, bundle, qs: [q.answer if q.kind in knows else "?" for q in qs])
+    edit = oracle_run(lion_rounds=2)
+    rounds = [dict(n.facts) for n in edit.notes if n.code == "lion_round"]
+    assert [r["new"] for r in rounds] == [8, 8] and [r["pool"] for r in rounds] == [24, 32]
+    assert 60 < rounds[0]["hard"] < 90 and rounds[0]["unread"] == 0 and original and not by_text
+    assert micro.facts(edit, "oracle_texts")["texts"] == 40
+    curve = [row[0] for row in edit.series["training"]]
+    assert curve == sorted(curve), "three trainings end to end"
+
+
+def test_a_model_as_the_referee_is_asked_in_both_orders():
+    seen = []
+
+    def answer(prompt):
+        seen.append(prompt)
+        return "9 2" if "Score both" in prompt else "apple"
+
+    params = lion.LionParams(
+        questions=16, judged=8, train_tokens=900, generated=2, lion_rounds=1, referee="teacher", compare=False
+    )
+    edit = lion.distil(micro.model(), micro.context(micro.Stub(answer)), params)
+    reviews = [p for p in seen if "Score both" in p]
+    assert (
+        len(reviews) == 32
+        and all("Answer A: apple" in p for p in reviews[:16])
+        and all("Answer B: apple" in p for p in reviews[16:])
+    )
+    assert micro.facts(edit, "lion_round") == {"round": 1, "hard": 0.0, "unread": 0, "pool": 16, "new": 0}, (
+        "it prefers a place, nobody leads"
+    )
