@@ -211,21 +211,29 @@ def test_token_by_token_is_all_at_once(kv_bits):
 @pytest.mark.parametrize("values", [{"bits": 4, "kv_bits": 4}, {"bits": 2, "activation_bits": 16}, {"bits": 8, "kv_bits": 16},
                                     {"bits": 3, "activation_bits": 4}])  # fmt: skip
 def test_what_was_trained_is_what_is_stored(values, tmp_path):
+    """Layer by layer within float32's error; of the whole model as a divergence, because an error of the last bit may move an
+    input that lies between two codes to the other one."""
     bundle, ids = chain_language.model(), chain_language.text(4, seed=6)
     bundle.module.requires_grad_(False).eval()
+    before, noise = logits(bundle, ids).flatten(0, 1), torch.Generator().manual_seed(0)
     with llm_qat.fake_quantised(bundle, LlmQatParams(**values)) as layers:
         for layer in layers.values():
-            layer.latent.data += 0.02 * torch.randn_like(layer.latent)
-        trained, stored = logits(bundle, ids), {path: layer.stored() for path, layer in layers.items()}
+            layer.latent.data += 0.02 * torch.randn(layer.latent.shape, generator=noise)
+            x = torch.randn(5, layer.latent.shape[1], generator=noise)
+            assert torch.allclose(layer.stored().matmul(x), layer(x).detach(), atol=1e-5)
+        trained, stored = logits(bundle, ids).flatten(0, 1), {path: layer.stored() for path, layer in layers.items()}
     for path, packed in stored.items():
         bundle.module.set_submodule(path, CompressedLinear(packed, None))
     bundle.cache_bits = LlmQatParams(**values).kv_bits
-    assert torch.allclose(logits(bundle, ids), trained, atol=1e-4)
+    apart = llm_qat.forward_kl(trained, logits(bundle, ids).flatten(0, 1))
+    assert float(apart) < 0.01 * float(llm_qat.forward_kl(before, trained))
     artifact.save(bundle, tmp_path / "m", {"label": "LLM-QAT"})
     loaded = artifact.load(tmp_path / "m")
     assert loaded.cache_bits == bundle.cache_bits
     assert json.loads((tmp_path / "m" / artifact.MANIFEST).read_text("utf-8"))["cache_bits"] == bundle.cache_bits
-    assert torch.allclose(logits(loaded, ids), trained, atol=2e-2)  # the table is stored in 16 bits
+    saved = {path: loaded.module.get_submodule(path).packed for path in stored}
+    assert all(torch.equal(saved[path].stored(), packed.stored()) for path, packed in stored.items())
+    assert all(saved[path].activations == packed.activations for path, packed in stored.items())
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -263,7 +271,7 @@ def test_a_run_knows_what_it_is_compared_with():
 
 # --- what it is worth: tests/chain_language.py ---
 
-TRAINED = {"train_tokens": 10_240, "own_texts": 320, "own_tokens": 32, "learning_rate": 1e-3}
+TRAINED = {"train_tokens": 6_144, "own_texts": 192, "own_tokens": 32, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize("bits, kv_bits", [(4, 8), (4, 4), (3, 4), (2, 8)])
