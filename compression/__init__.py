@@ -28,6 +28,7 @@ NAMES = {
     "zeroquant": "compression.quantization.zeroquant",
     "owq": "compression.quantization.owq",
     "spqr": "compression.quantization.spqr",
+    "llm_qat": "compression.quantization.llm_qat",
     "magnitude": "compression.pruning.magnitude",
     "wanda": "compression.pruning.wanda",
     "sparsegpt": "compression.pruning.sparsegpt",

@@ -146,6 +146,8 @@ class Words:
             if values.get(named, usual) != usual:
                 parts.append(self(f"value.{values[named]}"))
         parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values]
+        if "kv_bits" in values:  # weights, inputs and cache together
+            parts = [self("value.w_a_kv", w=values["bits"], a=values["activation_bits"], kv=values["kv_bits"])]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
         if values.get("kind") == "svd":

@@ -276,6 +276,30 @@ def llm_int8(x, weight, threshold):
     return y
 
 
+def symmetric_minmax(row, bits, half=False):
+    """(whole codes, values) of numbers that share one scale a = max |x| / (2^(bits-1) - 1), x^ = a round(x / a) (2305.17888,
+    equations 1 and 2, one number at a time); half: a is kept in 16 bits."""
+    a = max(abs(float(x)) for x in row) / (2 ** (bits - 1) - 1)
+    a = float(np.float16(a)) if half else a
+    codes = [float(np.round(float(x) / a)) if a else 0.0 for x in row]
+    return np.array(codes), a * np.array(codes)
+
+
+def straight_through(weight, x, probe, bits, activation_bits):
+    """(y, dL/dW, dL/dx) of L = sum(y * probe), y = x^ W^^T, rows of W and tokens of x rounded, gradients as if they were not: the
+    plain product's, at the rounded values."""
+    w = np.stack([symmetric_minmax(row, bits, half=True)[1] for row in weight])
+    seen = np.stack([symmetric_minmax(token, activation_bits)[1] for token in x]) if activation_bits < 16 else np.array(x, float)
+    y, towards_weight, towards_x = np.zeros((len(x), len(w))), np.zeros(w.shape), np.zeros(seen.shape)
+    for t in range(len(x)):
+        for i in range(len(w)):
+            for j in range(w.shape[1]):
+                y[t, i] += w[i, j] * seen[t, j]
+                towards_weight[i, j] += float(probe[t][i]) * seen[t, j]
+                towards_x[t, j] += float(probe[t][i]) * w[i, j]
+    return y, towards_weight, towards_x
+
+
 def awq_asym(group, bits):
     """(scale in half precision, zero) of one group by AWQ's definition: the range need not contain zero."""
     scale = float(np.float16(max(group.max() - group.min(), 1e-5) / (2**bits - 1)))

@@ -1,0 +1,284 @@
+"""LLM-QAT: train the weights while they are being rounded, on text that the model writes itself.
+
+Rounding after training takes the weights as they are and hopes. Quantization-aware training lets the model feel the rounding
+while it can still adapt: every forward pass multiplies rounded weights with rounded inputs and reads keys and values back from a
+rounded cache, and every backward pass pretends that nothing was rounded ("straight through"), so that the unrounded weights
+underneath move until their rounded images do the work. Two things made that hard for language models, and both are answered by
+the model itself. The text it was trained on is not at hand: it writes its own. And next words alone are a poor teacher for a
+short training: the original's whole distribution over next words is the label. How far it is rounded is told as W-A-KV: bits of
+weights, of inputs (activations), of keys and values.
+
+Paper: Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", arXiv 2305.17888. The
+quantizer (section 2.2) is symmetric min-max with nothing cut off, because outliers carry what these models know:
+    a = max |x| / (2^(b-1) - 1),    x^ = a round(x / a)
+with one a for each output channel of a weight and for each token of an input. a takes no gradient, and dL/dx = dL/dx^. The loss
+is the cross-entropy of the rounded model under the original's chances, here less the original's entropy, which is the
+divergence KL(original || rounded) and has the same gradient. Text (section 2.1): any token of the vocabulary begins; until the
+text has 3, 4 or 5 tokens the likeliest follows, from there on tokens are drawn by chance, with temperature 1. Without the sure
+beginning the texts are poor; without chance they repeat themselves.
+
+What is stored is exactly what was trained: integers, a 16-bit scale a row, the rule for the inputs, the cache's bits. The seven
+matrices of a block are rounded and trained; tables, head, norms and biases stay as they are. `train_tokens` 0 rounds only: the
+comparison.
+
+Deviations. (1) Keys and values are rounded as our cache stores them: head by head and after the rotary positions; the paper
+rounds all heads of a token together and before them. (2) The authors' code stops gradients of everything whose size is 2 or more;
+here they pass everywhere, as in the paper. (3) Scales are rounded to 16 bits in training too. (4) 128 texts of 128 tokens, each
+read once, not 100,000 of 2,048, and a higher rate (1e-4 in place of 2e-5) for so few steps. (5) A text goes on where it says that
+it ends. (6) Eight more texts are kept aside, and the state that is best on them is kept, which may be the rounded start.
+
+Cost: beside the writing, a training token takes four forward passes, and the memory of 20 bytes a weight.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from compression import arch, engine, sample
+from compression.base import Cancelled, Context, Cost, Edit, Method, Note, Params, param
+from compression.bundle import Bundle
+from compression.likelihood import final_states
+from compression.packed.activations import ActivationRule
+from compression.packed.grid import Grid, store_scale
+from compression.packed.grouped_int import GroupedInt
+from compression.training import LOGITS_BYTES, Budget, train
+from kernels.bits import row_bytes
+
+SURE = (3, 4, 5)  # tokens at which a text's sure beginning ends
+KEPT_ASIDE = 8  # texts that the training is judged by
+TOKENS_PER_STEP = 256
+WRITTEN_AT_ONCE = 32  # texts
+
+
+@dataclass(frozen=True)
+class LlmQatParams(Params):
+    """W-A-KV, and the training."""
+
+    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
+                      ends=("tiny, worse", "large, same"))  # fmt: skip
+    activation_bits: int = param(8, "Bits of each matrix's inputs, token by token; 16: as they are.", choices=(4, 8, 16))
+    kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=(4, 8, 16))
+    train_tokens: int = param(16_384, "Training ends after so many tokens; 0: round only.", lo=0, hi=1_000_000_000)
+    train_minutes: float = param(20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+    own_texts: int = param(128, "Texts that the model writes to train on, at most; they are read again after that.",
+                           lo=1, hi=1_000_000, level="advanced")  # fmt: skip
+    own_tokens: int = param(128, "Tokens of each text.", lo=16, hi=8_192, level="advanced")
+
+
+def row_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(codes [out, in] whole floats of at most 2^(bits-1) - 1 either way, scale [out, 1] float16) of weight [out, in] float32."""
+    scale = store_scale(weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1))
+    return torch.round(weight / scale.float()), scale
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """The values [out, in] that weight [out, in] float32 is stored as."""
+    codes, scale = row_codes(weight, bits)
+    return codes.mul_(scale.float())
+
+
+def store(weight: Tensor, bits: int, rule: ActivationRule | None) -> GroupedInt:
+    """weight [out, in] float32 in integers, one scale a row."""
+    codes, scale = row_codes(weight, bits)
+    packed = GroupedInt.encode((codes + 2 ** (bits - 1)).to(torch.uint8), Grid.make(weight.shape, bits, -1, scale, None))
+    packed.activations = rule
+    return packed
+
+
+class _StraightThrough(torch.autograd.Function):
+    """rule(x) rounded(W)^T, whose gradients are those of a plain product at the rounded values; these are made anew on the way back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bits: int, rule: ActivationRule | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bits, ctx.rule = bits, rule
+        return F.linear(x if rule is None else rule(x), rounded(weight, bits).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        seen = x if ctx.rule is None else ctx.rule(x)
+        towards_weight = grad.flatten(0, -2).T @ seen.flatten(0, -2)
+        return grad @ rounded(weight, ctx.bits).to(grad.dtype), towards_weight.to(weight.dtype), None, None
+
+
+class FakeQuant(nn.Module):
+    """A linear in training: the original `base`, and float32 weights that are rounded wherever they are used."""
+
+    def __init__(self, base: nn.Linear, bits: int, rule: ActivationRule | None):
+        super().__init__()
+        self.base, self.bits, self.rule = base, bits, rule
+        self.latent = nn.Parameter(base.weight.detach().float().clone())
+        self.original = False  # true: multiply as the original does
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.original:
+            return self.base(x)
+        y = _StraightThrough.apply(x, self.latent, self.bits, self.rule)
+        return y if self.base.bias is None else y + self.base.bias
+
+    def stored(self) -> GroupedInt:
+        """The weights as they are saved."""
+        return store(self.latent.detach(), self.bits, self.rule)
+
+
+@contextmanager
+def fake_quantised(bundle: Bundle, params: LlmQatParams) -> Iterator[dict[str, FakeQuant]]:
+    """Inside, the model computes as it will when it is stored, and its FakeQuants, path -> module, can be trained."""
+    rule, layers, cache_bits = rule_of(params), {}, bundle.cache_bits
+    try:
+        for path, _, _ in arch.linears(bundle.module):
+            layers[path] = FakeQuant(bundle.module.get_submodule(path), params.bits, rule)
+            bundle.module.set_submodule(path, layers[path])
+        bundle.cache_bits = params.kv_bits
+        yield layers
+    finally:
+        bundle.cache_bits = cache_bits
+        for path, layer in layers.items():
+            bundle.module.set_submodule(path, layer.base)
+
+
+@contextmanager
+def as_original(bundle: Bundle, layers: dict[str, FakeQuant]) -> Iterator[None]:
+    """Inside, the model computes as it did before it was rounded: the teacher."""
+    cache_bits, bundle.cache_bits = bundle.cache_bits, 16
+    for layer in layers.values():
+        layer.original = True
+    try:
+        yield
+    finally:
+        bundle.cache_bits = cache_bits
+        for layer in layers.values():
+            layer.original = False
+
+
+def rule_of(params: LlmQatParams) -> ActivationRule | None:
+    """How inputs are rounded, None where they are not."""
+    return ActivationRule(params.activation_bits) if params.activation_bits < 16 else None
+
+
+def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) in nats of float logits [n, vocabulary], summed over n."""
+    return F.kl_div(student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="sum", log_target=True)
+
+
+def distillation_loss(bundle: Bundle, layers: dict[str, FakeQuant], ids: Tensor) -> Tensor:
+    """Mean KL(original || rounded) a token of texts [b, length]; differentiable."""
+    ids, head = ids.to(bundle.device), arch.head(bundle.module)[1]
+    with torch.no_grad(), as_original(bundle, layers):
+        taught = final_states(bundle, ids).flatten(0, 1)
+    hidden = final_states(bundle, ids).flatten(0, 1)
+    pieces = -(-len(hidden) * bundle.geometry.vocabulary * 4 // LOGITS_BYTES)
+    lost = lambda t, h: forward_kl(head(t), head(h))  # noqa: E731
+    if pieces == 1:
+        return lost(taught, hidden) / len(hidden)
+    parts = zip(taught.chunk(pieces), hidden.chunk(pieces), strict=True)
+    return sum(checkpoint(lost, t, h, use_reentrant=False) for t, h in parts) / len(hidden)
+
+
+def beginnings(bundle: Bundle, count: int, seed: int) -> list[tuple[int, int]]:
+    """(first token, tokens of the sure beginning) of `count` texts: drawn without repetition from every token that is text and
+    every length, and again once all of these are used."""
+    vocabulary, tokenizer, out = bundle.geometry.vocabulary, bundle.tokenizer, []
+    known, special = min(vocabulary, len(tokenizer)), set(tokenizer.all_special_ids)
+    order = torch.randperm(known * len(SURE), generator=torch.Generator().manual_seed(seed))
+    for number in itertools.cycle(order.tolist()):
+        token, sure = number // len(SURE), SURE[number % len(SURE)]
+        if token not in special and tokenizer.decode([token]).strip():
+            out.append((token, sure))
+        if len(out) == count:
+            return out
+
+
+def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
+    """`count` texts [count, length] of token ids that the model writes by itself. Raises Cancelled."""
+    starts = beginnings(bundle, count, context.seed)
+    texts = torch.empty(count, length, dtype=torch.long)
+    done, batches = 0, []
+    for sure in SURE:
+        rows = [i for i, (_, own) in enumerate(starts) if own == sure]
+        batches += [(sure, rows[i : i + WRITTEN_AT_ONCE]) for i in range(0, len(rows), WRITTEN_AT_ONCE)]
+    for number, (sure, rows) in enumerate(batches):
+        ids = torch.tensor([[starts[i][0]] for i in rows])
+        for until, temperature in ((sure, 0.0), (length, 1.0)):
+            steps = []
+            for token in sample.generate(bundle, ids, until - ids.shape[1], temperature, context.seed + 7_919 * number):
+                if context.cancelled():
+                    raise Cancelled("stopped while the model writes")
+                steps.append(token)
+                done += len(rows)
+                context.emit({"stage": "write", "done": done, "total": count * (length - 1)})
+            ids = torch.cat([ids, torch.stack(steps, 1)], 1)
+        texts[rows] = ids
+    engine.forget(bundle)  # what wrote is of the weights as they were
+    return texts
+
+
+def in_turn(texts: Tensor, seed: int) -> Iterator[Tensor]:
+    """Texts [b, length] of about TOKENS_PER_STEP tokens, in a fresh random order every time through, for ever."""
+    size, order = max(1, TOKENS_PER_STEP // texts.shape[1]), torch.Generator().manual_seed(seed)
+    while True:
+        for part in torch.randperm(len(texts), generator=order).split(size):
+            yield texts[part]
+
+
+def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
+    """Train the model's linears under their rounding and return them rounded."""
+    if params.train_tokens == 0:
+        weights = {path: bundle.module.get_submodule(path).weight.detach().float() for path, _, _ in arch.linears(bundle.module)}
+        return Edit({path: store(w, params.bits, rule_of(params)) for path, w in weights.items()}, cache_bits=params.kv_bits)
+    length = min(params.own_tokens, bundle.geometry.positions)
+    count = min(params.own_texts, -(-params.train_tokens // length))
+    texts = write(bundle, count + KEPT_ASIDE, length, context)
+    aside = texts[count:]
+    with fake_quantised(bundle, params) as layers:
+        loss = lambda ids: distillation_loss(bundle, layers, ids)  # noqa: E731
+        judge = lambda: sum(loss(text[None]).item() for text in aside) / len(aside)  # noqa: E731
+        course = train(
+            [layer.latent for layer in layers.values()], loss, in_turn(texts[:count], context.seed), judge,
+            Budget(params.train_tokens, params.train_minutes), rate=params.learning_rate, seed=context.seed, emit=context.emit,
+            cancelled=context.cancelled, enough=context.enough,
+        )  # fmt: skip
+        results = {path: layer.stored() for path, layer in layers.items()}
+    notes = course.notes("llm_qat")
+    if course.best >= course.before:
+        notes += (Note("training_no_gain", {"method": "llm_qat"}),)
+    return Edit(results, notes=notes, series={"training": course.curve}, cache_bits=params.kv_bits)
+
+
+def cost(shape: tuple[int, int], params: LlmQatParams, tokens: int) -> Cost:
+    """Bytes of codes and row scales; the writing, and a forward pass of the teacher, one of the student and its way back. Held in
+    training: weights, gradients, two moments and the best state."""
+    out, n = shape
+    return Cost(
+        bytes=out * row_bytes(n, params.bits) + 2 * out,
+        flops=(8.0 + 10.0 * params.train_tokens) * out * n,
+        peak_bytes=(20 if params.train_tokens else 2) * out * n,
+    )
+
+
+METHOD = Method(
+    name="llm_qat",
+    title="LLM-QAT",
+    family="quantization",
+    paper="https://arxiv.org/abs/2305.17888",
+    params=LlmQatParams,
+    compress=compress,
+    cost=cost,
+    scope="model",
+    stores="grouped_int",
+    trains_on=lambda params: params.train_tokens,
+    own_text=True,
+    untrained={"train_tokens": 0},
+    tiny={"train_tokens": 128, "own_texts": 4, "own_tokens": 16, "learning_rate": 1e-3},
+    essay=__doc__,
+)
