@@ -28,6 +28,8 @@ NAMES = {
     "zeroquant": "compression.quantization.zeroquant",
     "owq": "compression.quantization.owq",
     "spqr": "compression.quantization.spqr",
+    "peqa": "compression.quantization.peqa",
+    "qlora": "compression.quantization.qlora",
     "magnitude": "compression.pruning.magnitude",
     "wanda": "compression.pruning.wanda",
     "sparsegpt": "compression.pruning.sparsegpt",
