@@ -69,7 +69,8 @@ def load(bundle: Bundle, file: Path | str) -> None:
     try:
         with safe_open(file, "pt") as opened:
             about = opened.metadata() or {}
-            scales = {path: opened.get_tensor(path) for path in opened.keys()}
+            paths = opened.keys()
+            scales = {path: opened.get_tensor(path) for path in paths}
     except (OSError, SafetensorError) as error:
         raise TaskRefused(f"{file.name} can't be read: {error}", name=file.name) from None
     if about.get("kind") != KIND:

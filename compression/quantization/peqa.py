@@ -173,7 +173,11 @@ def cost(shape: tuple[int, int], params: PeqaParams, tokens: int) -> Cost:
     """Bytes of codes and grid, or of the dense matrix; two products a step and one more where groups need a dense gradient."""
     out, n = shape
     a_row = groups_of(n, params.group_size) == 1
-    size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, False) if params.round else 2 * out * n
+    size = (
+        out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, False)
+        if params.round
+        else 2 * out * n
+    )
     flops = (4.0 if a_row else 6.0) * params.train_tokens * out * n + 8.0 * out * n
     return Cost(bytes=size, flops=flops, peak_bytes=(4 if a_row else 12) * out * n)
 
