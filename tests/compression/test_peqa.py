@@ -281,7 +281,7 @@ def test_the_same_seed_gives_the_same_file():
 
 
 def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
-    same, other = (chain_language.text(512, 5, dialect, window=128) for dialect in (0, 1))
+    same, other = (chain_language.text(1536, 5, dialect) for dialect in (0, 1))
     budget = {"train_tokens": 40_000, "learning_rate": 5e-3}
     gains = []
     for bits in (4, 3, 2):
@@ -289,7 +289,7 @@ def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
         for name, text, more in (
             ("rounded", same, {"train_tokens": 0}),
             ("tuned", same, {}),
-            ("moved", other, {"learning_rate": 0.02}),
+            ("moved", other, {"learning_rate": 0.02, "train_tokens": 24_000}),
         ):
             bundle = chain_language.teacher()
             calibrate.compress(bundle, steps(("peqa", {"bits": bits} | budget | more)), text)
