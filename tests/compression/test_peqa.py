@@ -282,14 +282,14 @@ def test_the_same_seed_gives_the_same_file():
 
 def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
     same, other = (chain_language.text(1536, 5, dialect) for dialect in (0, 1))
-    budget = {"train_tokens": 40_000, "learning_rate": 5e-3}
+    budget = {"train_tokens": 24_000, "learning_rate": 5e-3}
     gains = []
     for bits in (4, 3, 2):
         found = {}
         for name, text, more in (
             ("rounded", same, {"train_tokens": 0}),
             ("tuned", same, {}),
-            ("moved", other, {"learning_rate": 0.02, "train_tokens": 24_000}),
+            ("moved", other, {"learning_rate": 0.03, "train_tokens": 16_000}),
         ):
             bundle = chain_language.teacher()
             calibrate.compress(bundle, steps(("peqa", {"bits": bits} | budget | more)), text)
@@ -311,11 +311,11 @@ def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
     from evaluation.store import Store
 
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
-    (tmp_path / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(200)))
+    (tmp_path / "valid.txt").write_text("".join(f"line {i + 300} of a small text, {i**3}\n" for i in range(200)))
     store = Store(tmp_path / "home", shipped=None)
     results = []
-    for rate in (0.01, 0.02):
-        values = TRAINED | {"bits": 3, "train_tokens": 1_024, "learning_rate": rate}
+    for tokens in (0, 4_096):
+        values = TRAINED | {"bits": 3, "train_tokens": tokens}
         spec = RunSpec(tiny.folder("llama"), (("peqa", values),), text=str(tmp_path / "test.txt"), window=64, tokens=512,
                        calibration=str(tmp_path / "valid.txt"), calibration_tokens=1024, table_bits=16)  # fmt: skip
         results.append(run(spec, store=store, timings=False))
