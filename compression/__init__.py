@@ -29,6 +29,8 @@ NAMES = {
     "owq": "compression.quantization.owq",
     "spqr": "compression.quantization.spqr",
     "llm_qat": "compression.quantization.llm_qat",
+    "peqa": "compression.quantization.peqa",
+    "qlora": "compression.quantization.qlora",
     "magnitude": "compression.pruning.magnitude",
     "wanda": "compression.pruning.wanda",
     "sparsegpt": "compression.pruning.sparsegpt",

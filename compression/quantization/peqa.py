@@ -1,0 +1,207 @@
+"""PEQA: round once, freeze the integers, and train only the scales, so that many tasks share one set of integers.
+
+A rounded matrix is codes, zero points and scales. The codes are nearly all of it and can't be trained in small steps; the scales
+are real numbers, one a row. PEQA trains those and nothing else: the model keeps its integer form and its size, there is no
+adapter to add at run time, and what a task takes is one number a row, some hundred kilobytes for a model of a hundred million.
+On the text of the model's own kind the scales win back a part of what rounding lost, more of it at fewer bits; on another
+domain's text they are a fine-tuning. Every run saves its scales beside the model as `task.safetensors`; another run on the
+same weights with the same bits and groups has the same codes, and its file can be swapped in, in place
+(compression/tasks.py, `python -m evaluation.tasks`).
+
+Kim et al. 2023, "Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer Quantization", arXiv
+2305.14152, equations 1 and 2: W0 = clamp(round(W / s0) + z0, 0, 2^b - 1) - z0 is frozen, the weight is (s0 + Ds) W0. With one
+scale a row y = s * (W0 x), so that the scale's gradient is the sum over tokens of dL/dy times W0 x, and no gradient of a dense
+matrix is ever made. Grouped, a scale for every few weights of a row, makes it.
+
+Deviations. (1) s0 and z0 are those of plain rounding (`rtn`), which span the smallest to the largest weight; the paper takes
+those nearest to the weights. (2) We train d in s = s0 exp(d), which is s0 + s0 d while d is small: the step size is a share of
+the scale, and no scale crosses zero. (3) The forward pass sees the scale rounded to 16 bits as it is stored, the gradient passes
+as if it were not. (4) Norms, biases, the embedding and the head stay as they are, a tied head too. (5) The authors' step size could not be
+verified; ours is for some ten thousand tokens. The best state on held-out windows is kept, which may be the plain rounding.
+
+The control (`round` off) trains the same factors, one a row or group, of weights that were not rounded: what of a gain is
+more training and no recovery. Its result is dense.
+
+Cost: a training step is two forward passes of the linears and one of their inputs' gradients, three in groups; the moments of the scales
+only. The integers are held as 32-bit floats while training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compression import arch, tasks
+from compression.base import Context, Cost, Edit, Method, Note, Params, Site, param
+from compression.bundle import Bundle
+from compression.packed.grid import Grid, store_scale
+from compression.packed.grouped_int import GroupedInt
+from compression.packed.linear import CompressedLinear
+from compression.quantization.grids import fit, grid_bytes, short_group_note
+from compression.training import Budget, from_text, language_loss, train
+from kernels.bits import row_bytes, unpack
+from kernels.grouped_int import groups_of, spread
+
+
+@dataclass(frozen=True)
+class PeqaParams(Params):
+    """The grid, and the training of its scales."""
+
+    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
+                      ends=("tiny, worse", "large, same"), when={"round": True})  # fmt: skip
+    group_size: int = param(-1, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    round: bool = param(True, "Round the weights. Off is the control: the same factors of unrounded weights are trained.",
+                        level="advanced")  # fmt: skip
+    train_tokens: int = param(32_768, "Training ends after so many tokens.", lo=0, hi=100_000_000)
+    train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    learning_rate: float = param(1e-3, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+
+
+class Scaled(nn.Module):
+    """A linear whose frozen matrix [out, in] is trained by a factor for each group alone: y = (s exp(d) * frozen) x + bias.
+
+    frozen: what the factors multiply, float32: codes less their zero points with the scales `start` [out, groups], or the weight
+    itself with no scales.
+    """
+
+    def __init__(self, base: nn.Linear | CompressedLinear, frozen: Tensor, start: Tensor | None, group_size: int):
+        super().__init__()
+        self.base, self.group_size = base, group_size
+        self.register_buffer("frozen", frozen, persistent=False)
+        self.register_buffer("start", start, persistent=False)
+        sizes = frozen.shape[0], groups_of(frozen.shape[1], group_size)
+        self.log_factor = nn.Parameter(torch.zeros(sizes, device=frozen.device))
+
+    def scales(self) -> Tensor:
+        """What the frozen matrix is multiplied by, [out, groups]: as it is stored, with the gradient of the exact product."""
+        factor = self.log_factor.exp()
+        if self.start is None:
+            return factor
+        exact = self.start * factor
+        return exact + (store_scale(exact).float() - exact).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor, rows = getattr(self.base, "input_scale", None), self.frozen.shape[1]
+        if factor is not None:
+            x = x * factor.to(x.dtype)
+        if self.log_factor.shape[1] == 1:
+            y = F.linear(x, self.frozen.to(x.dtype)) * self.scales()[:, 0].to(x.dtype)
+        else:
+            y = F.linear(x, (self.frozen * spread(self.scales(), rows, self.group_size)).to(x.dtype))
+        return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
+
+
+def rounded(weight: Tensor, params: PeqaParams) -> GroupedInt:
+    """The matrix [out, in] on the grid of plain rounding: what is frozen, and where its scales start."""
+    grid = fit(weight, params.bits, params.group_size, symmetric=False)
+    return GroupedInt.encode(grid.round(weight), grid)
+
+
+def integers(packed: GroupedInt) -> Tensor:
+    """Codes less their zero points, float32 [out, in]."""
+    grid = packed.grid
+    return unpack(packed.codes, grid.bits, packed.shape[1]).float() - grid.columns()[1]
+
+
+def with_scales(packed: GroupedInt, scale: Tensor) -> GroupedInt:
+    """The same codes and zero points with other scales [out, groups]."""
+    old = packed.grid
+    grid = Grid(packed.shape, old.bits, old.group_size, store_scale(scale), old.zero)
+    return GroupedInt(packed.codes, grid)
+
+
+def adapt(bundle: Bundle, params: PeqaParams) -> tuple[dict[str, Scaled], dict[str, GroupedInt], tuple[Note, ...]]:
+    """Put a Scaled at every linear of the blocks, in place: path -> it, path -> its stored form at the start ({} where nothing is
+    rounded), notes. `release` undoes it."""
+    scaled, stored, notes, layers = {}, {}, (), len(arch.blocks(bundle.module))
+    for path, role, layer in list(arch.linears(bundle.module)):
+        base = bundle.module.get_submodule(path)
+        packed = getattr(base, "packed", None)
+        weight = (base.weight if packed is None else packed.dequantize()).detach().float()
+        notes += short_group_note(Site(path, role, layer, layers, weight, None, None), params.group_size)
+        if params.round:
+            stored[path] = rounded(weight, params)
+            scaled[path] = Scaled(base, integers(stored[path]), stored[path].grid.scale.float(), params.group_size)
+        else:
+            scaled[path] = Scaled(base, weight, None, params.group_size)
+        bundle.module.set_submodule(path, scaled[path])
+    return scaled, stored, notes
+
+
+def release(bundle: Bundle, scaled: dict[str, Scaled]) -> None:
+    """The linears as they were, back in their places."""
+    for path, layer in scaled.items():
+        bundle.module.set_submodule(path, layer.base)
+
+
+def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
+    """Round every linear, train the scales on context.windows [n, window], and return the same integers with them."""
+    if not params.round and params.train_tokens == 0:
+        return Edit()
+    scaled, stored, notes = adapt(bundle, params)
+    series, gained = {}, False
+    loss = lambda ids: language_loss(bundle, ids)  # noqa: E731
+    try:
+        if params.train_tokens:
+            course = train(
+                [layer.log_factor for layer in scaled.values()],
+                loss, *from_text(context.windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
+                rate=params.learning_rate, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
+            )  # fmt: skip
+            gained = course.best < course.before
+            notes += course.notes("peqa") + (() if gained else (Note("training_no_gain", {"method": "peqa"}),))
+            series = {"training": course.curve}
+    finally:
+        release(bundle, scaled)
+    with torch.no_grad():
+        if not params.round:
+            return Edit(tensors=_multiplied(scaled) if gained else {}, notes=notes, series=series)
+        linears = {path: with_scales(packed, scaled[path].scales()) for path, packed in stored.items()}
+    return Edit(linears, notes=notes, series=series, files={tasks.FILE: tasks.encode(linears)})
+
+
+def _multiplied(scaled: dict[str, Scaled]) -> dict[str, Tensor]:
+    """The control's weights with their factors in them."""
+    return {f"{path}.weight": s.frozen * spread(s.scales(), s.frozen.shape[1], s.group_size) for path, s in scaled.items()}
+
+
+def cost(shape: tuple[int, int], params: PeqaParams, tokens: int) -> Cost:
+    """Bytes of codes and grid, or of the dense matrix; two products a step and one more where groups need a dense gradient."""
+    out, n = shape
+    a_row = groups_of(n, params.group_size) == 1
+    size = (
+        out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, False)
+        if params.round
+        else 2 * out * n
+    )
+    flops = (4.0 if a_row else 6.0) * params.train_tokens * out * n + 8.0 * out * n
+    return Cost(bytes=size, flops=flops, peak_bytes=(4 if a_row else 12) * out * n)
+
+
+def control(params: PeqaParams) -> tuple[str, dict]:
+    """The same training of the same factors where nothing was rounded."""
+    return "peqa", params.json() | {"round": False}
+
+
+METHOD = Method(
+    name="peqa",
+    title="PEQA",
+    family="quantization",
+    paper="https://arxiv.org/abs/2305.14152",
+    params=PeqaParams,
+    compress=compress,
+    cost=cost,
+    scope="model",
+    stores="grouped_int",
+    trains_on=lambda params: params.train_tokens,
+    after=frozenset({"dense"}),
+    control=control,
+    untrained={"train_tokens": 0},
+    identity={"round": False, "train_tokens": 0},
+    tiny={"group_size": 16, "train_tokens": 256, "learning_rate": 0.01},
+    essay=__doc__,
+)
