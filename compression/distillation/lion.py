@@ -15,8 +15,8 @@ from the seed's own kind: one level harder for a hard seed, of the same level fo
 next round. The share of hard instructions is told a round.
 
 What is measured: exact match on other instructions, by level, for the student before, after, and a control that learns the right
-answers to as many instructions drawn at random, by the same tokens. In small trials of ours hard and easy instructions did no better
-than random ones: expect the loop to be seen at work, not a gain. A teacher that fails a kind of job has no lead there, so what it
+answers to as many instructions drawn at random, by the same tokens. A short run shows the loop at work; whether it gains anything over
+random instructions, the control tells. A teacher that fails a kind of job has no lead there, so what it
 can't do is never found hard.
 
 Cost: a text of the teacher an instruction, one of the student an instruction and round; training in rounds + 1 equal parts.

@@ -16,9 +16,8 @@ ones; only explanations are the teacher's. A small teacher is often wrong: the s
 explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked. `teaching` = oracle has
 a program write the steps, and says so.
 
-What is measured: exact match on other questions, in answer mode and, where the second task gives an answer, in explanation mode. With
-a micro model and steps written by the oracle, explanation mode learns parity where training on answers alone stays near guessing;
-answer mode gained nothing there. The control is trained on answers alone.
+What is measured: exact match on other questions, in answer mode and, where the second task gives an answer, in explanation mode. The
+control is trained on answers alone.
 
 Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all its weights.
 """
