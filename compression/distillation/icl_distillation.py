@@ -10,14 +10,14 @@ Huang et al. 2022, "In-context Learning Distillation: Transferring Few-shot Lear
 2212.10670. Loss: a CE(right label) + (1 - a) CE(teacher's label), plus b times the loss of the demonstrations' own tokens (b = 0
 is the paper's ICL-D, b > 0 its ICL-D with a language-modelling objective).
 
-Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is asked `asks` times
-and the shares of its answers stand for them (once: its likeliest answer). Prompts whose answer names no label are dropped. k is 4
+Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is asked `asks` times and
+the shares of its answers stand for them (once: its likeliest answer). Prompts whose answer names no label are dropped. k is 4
 where the paper shows 16, and tasks are generated, not taken from data sets.
 
 What is measured: the gain from demonstrations, which is the share of right labels with k of them less the share with none, before
-and after, on tasks like those trained on and on others, and the same for the loss of the right label against the other. Two labels: guessing gives 50
-percent. Below about a billion parameters demonstrations often do little, for the teacher too; its own share of right labels is told.
-The control has the right labels in the teacher's place.
+and after, on tasks like those trained on and on others, and the same for the loss of the right label against the other. Two
+labels: guessing gives 50 percent. Below about a billion parameters demonstrations often do little, for the teacher too; its own
+share of right labels is told. The control has the right labels in the teacher's place.
 
 Cost: a teacher's answer of a few tokens a prompt; a training step is three forward passes of the student, all its weights.
 """
