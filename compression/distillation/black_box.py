@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from compression import arch, engine
 from compression.base import CalibrationError, Cancelled, Context, Cost, Note, param
 from compression.bundle import Bundle
 from compression.distillation import students
-from compression.distillation.replies import prompt_text, write
+from compression.distillation.replies import TOGETHER, prompt_text, write
 from compression.distillation.students import StudentParams
 from compression.distillation.teacher import ORACLE, Answers, Interview
 from compression.likelihood import final_states, token_losses
@@ -40,7 +40,7 @@ class BlackBoxParams(StudentParams):
     teaching: str = param("teacher", "Who writes the texts: the model itself, a program that knows the answers (oracle text teacher), "
                           "or nobody: the right answers alone (control).", choices=("teacher", "oracle", "answers"))  # fmt: skip
     questions: int = param(160, "Generated questions to train on.", lo=16, hi=100_000, step=1)
-    judged: int = param(48, "Other generated questions that the student is judged on.", lo=8, hi=10_000, step=1, level="advanced")
+    judged: int = param(32, "Other generated questions that the student is judged on.", lo=8, hi=10_000, step=1, level="advanced")
     compare: bool = param(True, "Train a control too: the same start and tokens, right answers alone. Takes as long again.",
                           when={"teaching": "teacher"}, level="advanced")  # fmt: skip
     train_tokens: int = param(16_384, "Training ends after so many tokens.", lo=0, hi=100_000_000)
@@ -140,11 +140,16 @@ def steps(lessons: Sequence[Lesson], shares: Sequence[float], seed: int, learnt:
 @torch.no_grad()
 def costs(bundle: Bundle, rows: Sequence[Row], cancelled: Callable[[], bool] = lambda: False) -> list[float]:
     """Negative log-likelihood in nats of each row's target, its stop with it, summed over tokens."""
-    out = []
-    for r in rows:
+    head, out = arch.head(bundle.module)[1], []
+    for start in range(0, len(rows), TOGETHER):
         if cancelled():
             raise Cancelled("stopped while the student is judged")
-        out.append(float(loss(bundle, Step((part([replace(r, weight=1.0)], len(r.ids) - r.start),)))))
+        some = rows[start : start + TOGETHER]
+        ids = part(some, 1.0).ids.to(bundle.device)
+        for r, states, own in zip(some, final_states(bundle, ids), ids, strict=True):
+            targets = slice(r.start, len(r.ids))
+            logits = head(states[r.start - 1 : len(r.ids) - 1]).float()
+            out.append(float(token_losses(logits, own[targets]).sum()))
     return out
 
 

@@ -10,14 +10,14 @@ Huang et al. 2022, "In-context Learning Distillation: Transferring Few-shot Lear
 2212.10670. Loss: a CE(right label) + (1 - a) CE(teacher's label), plus b times the loss of the demonstrations' own tokens (b = 0
 is the paper's ICL-D, b > 0 its ICL-D with a language-modelling objective).
 
-Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is asked `asks` times
-and the shares of its answers stand for them (once: its likeliest answer). Prompts whose answer names no label are dropped. k is 4
+Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is asked `asks` times and
+the shares of its answers stand for them (once: its likeliest answer). Prompts whose answer names no label are dropped. k is 4
 where the paper shows 16, and tasks are generated, not taken from data sets.
 
 What is measured: the gain from demonstrations, which is the share of right labels with k of them less the share with none, before
-and after, on tasks like those trained on and on others, and the same for the loss of the right label against the other. Two labels: guessing gives 50
-percent. Below about a billion parameters demonstrations often do little, for the teacher too; its own share of right labels is told.
-The control has the right labels in the teacher's place.
+and after, on tasks like those trained on and on others, and the same for the loss of the right label against the other. Two
+labels: guessing gives 50 percent. Below about a billion parameters demonstrations often do little, for the teacher too; its own
+share of right labels is told. The control has the right labels in the teacher's place.
 
 Cost: a teacher's answer of a few tokens a prompt; a training step is three forward passes of the student, all its weights.
 """
@@ -169,18 +169,21 @@ def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
     """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's loss between the two in
     nats (ln 2 where it can't tell), which the habit of answering with a label at all doesn't change."""
 
-    def look(shown: Shown) -> tuple[str, float]:
-        found = costs(bundle, [row(bundle.tokenizer, shown.prompt, label) for label in shown.labels], cancelled)
-        gold = shown.labels.index(shown.answer)
-        return shown.labels[found[1] < found[0]], math.log1p(math.exp(min(found[gold] - found[1 - gold], 700.0)))
+    prompts = [s for case in cases for s in (*case.shown, case.bare)]
+    found = iter(costs(bundle, [row(bundle.tokenizer, s.prompt, label) for s in prompts for label in s.labels], cancelled))
 
-    seen = [[look(s) for s in case.shown] for case in cases]
-    without = [look(case.bare) for case in cases]
+    def look(shown: Shown) -> tuple[str, float]:
+        pair = next(found), next(found)
+        gold = shown.labels.index(shown.answer)
+        return shown.labels[pair[1] < pair[0]], math.log1p(math.exp(min(pair[gold] - pair[1 - gold], 700.0)))
+
+    looks = [([look(s) for s in case.shown], look(case.bare)) for case in cases]
+    seen, without = [one for one, _ in looks], [bare for _, bare in looks]
     answers = [case.bare.answer for case in cases]
     return Reading(
-        right=percent(sum(vote([label for label, _ in looks]) == a for looks, a in zip(seen, answers, strict=True)), len(cases)),
+        right=percent(sum(vote([label for label, _ in one]) == a for one, a in zip(seen, answers, strict=True)), len(cases)),
         right_bare=percent(sum(label == a for (label, _), a in zip(without, answers, strict=True)), len(cases)),
-        loss=sum(c for looks in seen for _, c in looks) / sum(map(len, seen)),
+        loss=sum(c for one in seen for _, c in one) / sum(map(len, seen)),
         loss_bare=sum(c for _, c in without) / len(cases),
     )
 

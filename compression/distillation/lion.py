@@ -5,19 +5,20 @@ Discrimination: both answer a growing pool, a referee scores both, and an instru
 more. Generation: as many new instructions like the hard ones as like the easy ones, so that the easy isn't forgotten.
 
 Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870. There one large model
-plays teacher, referee and generator. d = teacher's score - student's score, both the mean of two reviews with the answers in either
-order, hard if d >= 1.0 of 10; new instructions must have a ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1.
+plays teacher, referee and generator. d = teacher's score - student's score, both the mean of two reviews with the answers in
+either order, hard if d >= 1.0 of 10; new instructions must have a ROUGE-L of at most 0.7 with every one so far; hard to easy is 1
+: 1.
 
 Deviations. A model of this size can neither referee nor invent. Instructions are eight kinds of short jobs with a right answer, in
-three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only an exact answer has 10; `referee` = teacher asks the
-model itself, and a review that can't be read counts for nothing (in the authors' code it counts as easy). New instructions come
-from the seed's own kind: one level harder for a hard seed, of the same level for an easy one. The new ones alone are learnt in the
-next round. The share of hard instructions is told a round.
+three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only an exact answer has 10; `referee` =
+teacher asks the model itself, and a review that can't be read counts for nothing (in the authors' code it counts as easy). New
+instructions come from the seed's own kind: one level harder for a hard seed, of the same level for an easy one. The new ones alone
+are learnt in the next round. The share of hard instructions is told a round.
 
 What is measured: exact match on other instructions, by level, for the student before, after, and a control that learns the right
-answers to as many instructions drawn at random, by the same tokens. In small trials of ours hard and easy instructions did no better
-than random ones: expect the loop to be seen at work, not a gain. A teacher that fails a kind of job has no lead there, so what it
-can't do is never found hard.
+answers to as many instructions drawn at random, by the same tokens. A short run shows the loop at work; whether it gains anything
+over random instructions, the control tells. A teacher that fails a kind of job has no lead there, so what it can't do is never
+found hard.
 
 Cost: a text of the teacher an instruction, one of the student an instruction and round; training in rounds + 1 equal parts.
 """

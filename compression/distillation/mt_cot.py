@@ -1,24 +1,23 @@
 """MT-CoT: the student learns answers and explanations as two tasks of one model.
 
-A question's answer says little about the way there. So the teacher writes an explanation for every training question, and the student
-learns two tasks: "predict: question" gives the answer, "explain: question" the explanation. When it is used, the answer task alone is
-asked, and explanations cost nothing; asked for the explanation, it works its way to an answer.
+A question's answer says little about the way there. So the teacher writes an explanation for every training question, and the
+student learns two tasks: "predict: question" gives the answer, "explain: question" the explanation. When it is used, the answer
+task alone is asked, and explanations cost nothing; asked for the explanation, it works its way to an answer.
 
-Li et al. 2022, "Explanations from Large Language Models Make Small Reasoners Better", arXiv 2210.06726, and the same idea in Hsieh et
-al. 2023, "Distilling Step-by-Step!", arXiv 2305.02301: L = alpha L_answer + (1 - alpha) L_explanation, each the mean over its own
-task's tokens, so that long explanations don't drown short answers. Explanations come from COTE (the teacher thinks step by step, and
-is believed where its answer is right), RP (it is told the right answer and says why) or CROP (COTE, and RP where that was wrong). The
-second task's target is the explanation (MT-Re), the answer with its explanation after it (MT-Ra), or the explanation and then the
-answer (MT-CoT).
+Li et al. 2022, "Explanations from Large Language Models Make Small Reasoners Better", arXiv 2210.06726, and the same idea in Hsieh
+et al. 2023, "Distilling Step-by-Step!", arXiv 2305.02301: L = alpha L_answer + (1 - alpha) L_explanation, each the mean over its
+own task's tokens, so that long explanations don't drown short answers. Explanations come from COTE (the teacher thinks step by
+step, and is believed where its answer is right), RP (it is told the right answer and says why) or CROP (COTE, and RP where that
+was wrong). The second task's target is the explanation (MT-Re), the answer with its explanation after it (MT-Ra), or the
+explanation and then the answer (MT-CoT).
 
 Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels. Answers are the right
 ones; only explanations are the teacher's. A small teacher is often wrong: the share of its own right answers and the share of its
-explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked. `teaching` = oracle has
-a program write the steps, and says so.
+explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked. `teaching` = oracle
+has a program write the steps, and says so.
 
-What is measured: exact match on other questions, in answer mode and, where the second task gives an answer, in explanation mode. With
-a micro model and steps written by the oracle, explanation mode learns parity where training on answers alone stays near guessing;
-answer mode gained nothing there. The control is trained on answers alone.
+What is measured: exact match on other questions, in answer mode and, where the second task gives an answer, in explanation mode.
+The control is trained on answers alone.
 
 Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all its weights.
 """

@@ -103,6 +103,13 @@ def test_demonstrations_carry_loss_and_gradient_only_where_they_are_asked_to():
         assert float(black_box.loss(bundle, black_box.Step((piece,)))) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_rows_cost_is_its_own_in_any_company():
+    bundle = micro.model()
+    rows = [Row(tuple(range(n, 2 * n)), start) for n, start in ((6, 2), (9, 8), (4, 1)) for _ in range(7)]
+    expected = [oracle_loss(bundle, [r]) * (len(r.ids) - r.start) for r in rows]
+    assert black_box.costs(bundle, rows) == pytest.approx(expected, rel=1e-4)
+
+
 def test_steps_are_the_same_for_a_seed_and_hold_all_lessons():
     lessons = [((Row((i, 1, 2), 1),),) for i in range(400)]
     first, again = (list(itertools.islice(black_box.steps(lessons, (1.0,), 3), 4)) for _ in range(2))
