@@ -140,3 +140,20 @@ def test_bad_settings_are_told_before_the_run(visit, query, said, server):
         assert said in text(page, "#controls .trouble .error")
         page.locator("#controls .trouble [data-act=builtin]").click()
         assert page.locator("#s-text").input_value() == "builtin"
+
+
+def test_a_student_is_chosen_by_its_layers_or_by_its_name(visit):
+    page = visit()
+    page.locator("#family-distillation").check()
+    page.locator("#method").select_option("gkd")
+    assert page.locator("#controls .big").inner_text() == "65 %" and "Layers kept" in text(page, "#controls .knob")
+    page.locator("#controls details[data-k=advanced] summary").click()
+    box = page.get_by_label("Another student")
+    assert box.get_attribute("type") == "text"
+    box.fill(" smollm2-135m ")
+    box.press("Tab")
+    page.wait_for_selector("#controls .knob.off")
+    assert "student=smollm2-135m" in page.url and page.locator("#knob-0").is_disabled()
+    box.fill("")
+    box.press("Tab")
+    page.wait_for_selector("#controls .knob:not(.off)")
