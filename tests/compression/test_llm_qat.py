@@ -275,7 +275,7 @@ def test_a_run_knows_what_it_is_compared_with():
 
 # --- what it is worth: tests/chain_language.py ---
 
-TRAINED = {"train_tokens": 6_144, "own_texts": 192, "own_tokens": 32, "learning_rate": 1e-3}
+TRAINED = {"train_tokens": 10_240, "own_texts": 320, "own_tokens": 32, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize("bits, kv_bits", [(4, 8), (4, 4), (3, 4), (2, 8)])
