@@ -17,7 +17,11 @@ from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear
 from compression.quantization import llm_qat
 from compression.quantization.llm_qat import FakeQuant, LlmQatParams
+from evaluation.chat import Chat
+from evaluation.estimate import estimate
+from evaluation.run import run
 from evaluation.spec import RunSpec
+from evaluation.store import Store
 from kernels.bits import unpack
 from tests import chain_language, oracles, tiny
 
@@ -271,7 +275,7 @@ def test_a_run_knows_what_it_is_compared_with():
 
 # --- what it is worth: tests/chain_language.py ---
 
-TRAINED = {"train_tokens": 6_144, "own_texts": 192, "own_tokens": 32, "learning_rate": 1e-3}
+TRAINED = {"train_tokens": 10_240, "own_texts": 320, "own_tokens": 32, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize("bits, kv_bits", [(4, 8), (4, 4), (3, 4), (2, 8)])
@@ -283,3 +287,28 @@ def test_training_beats_rounding_and_never_the_original(bits, kv_bits):
         for values in ({"train_tokens": 0}, TRAINED)
     ]
     assert found[1] < found[0] and original <= 1.005 * found[1], (original, found)
+
+
+# --- from end to end ---
+
+
+def test_a_run_from_end_to_end_and_a_chat_with_what_it_made(tmp_path):
+    (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
+    store = Store(tmp_path / "home", shipped=None)
+    recipe = (("llm_qat", METHOD.tiny | {"kv_bits": 4}),)
+    spec = RunSpec(tiny.folder("qwen3"), recipe, text=str(tmp_path / "test.txt"), window=64, tokens=512, table_bits=16)
+    stages = []
+    result = run(spec, lambda e: stages.append(e["stage"]), store=store, timings=False)
+    assert result.status == "ok", result.error
+    assert stages.index("write") < stages.index("train") < stages.index("save")
+    assert {n["code"] for n in result.notes} >= {"trained"} and result.series["training"][0][0] == 0
+    assert result.metrics["weight_bits_per_weight"] == pytest.approx(estimate(spec).weight_bits, rel=1e-3)
+    loaded = artifact.load(store.artifact_folder(result.artifact))
+    assert loaded.cache_bits == 4
+    assert result.metrics["kv_cache_bytes_per_token"] == loaded.geometry.kv_cache_bytes_per_token(4)
+    chat = Chat(store)
+    try:
+        said = list(chat.ask(result.id, [{"role": "user", "content": "hello there"}], max_tokens=4))
+    finally:
+        chat.close()
+    assert {e["side"] for e in said if "token" in e} == {"original", "compressed"}
