@@ -27,6 +27,7 @@ Cost: a step is three forward passes and a rebuilt matrix on the way there and b
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 from compression import arch
@@ -57,11 +58,13 @@ class QloraParams(Params):
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 
 
+@functools.lru_cache(256)
 def base_params(params: QloraParams) -> Nf4Params:
     """The frozen half's."""
     return Nf4Params(table=params.table, group_size=params.group_size, double=params.double)
 
 
+@functools.lru_cache(256)
 def adapter_params(params: QloraParams) -> LoraParams:
     """The trained half's: every linear, kept apart where the base is rounded."""
     return LoraParams(rank=params.rank, lora_alpha=params.lora_alpha, train_tokens=params.train_tokens,

@@ -148,8 +148,8 @@ def test_the_control_is_lora_with_the_same_adapters_and_tokens():
 
 
 def test_no_gain_leaves_nf4_and_says_so():
-    windows = torch.randint(0, 256, (32, 32), generator=torch.Generator().manual_seed(1))  # nothing to learn
-    bundle, outcome = compressed(("qlora", TRAINED | {"learning_rate": 0.9}), text=windows)
+    bundle = tiny.bundle()
+    outcome = calibrate.compress(bundle, steps(("qlora", TRAINED)), WORDS, enough=lambda: True)
     assert "training_no_gain" in {n.code for n in outcome.notes}
     assert all(isinstance(p, CodeBook) for p in packed_of(bundle).values()) and len(outcome.layers) == 14
 
