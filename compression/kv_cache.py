@@ -55,14 +55,10 @@ class QuantizedLayer(DynamicLayer):
         new = [*encode(key_states, self.bits), *encode(value_states, self.bits)]
         self.stored = [torch.cat(pair, -2) for pair in zip(self.stored, new, strict=True)] if self.stored else new
         keys, key_scale, values, value_scale = self.stored
-        return decode(keys, key_scale, self.bits, self.dtype), decode(values, value_scale, self.bits, self.dtype)
+        return decode(keys, key_scale, self.bits, key_states.dtype), decode(values, value_scale, self.bits, value_states.dtype)
 
     def get_seq_length(self) -> int:
         return self.stored[0].shape[-2] if self.stored else 0
-
-    def tensors(self) -> list[Tensor]:
-        """What is kept."""
-        return self.stored
 
 
 class QuantizedCache(DynamicCache):

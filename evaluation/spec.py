@@ -197,10 +197,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def _project_imports(file: Path) -> set[Path]:
-    """Files of `compression` that `file` imports from, the shared vocabulary (base.py) left out."""
+    """Files of `compression` that `file` imports from. Left out are the shared vocabulary (base.py), and the cache of few bits that
+    every bundle could make: it counts where a run asks for it or a method imports it."""
     nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom) and n.module]
     paths = {ROOT / (n.module.replace(".", "/") + ".py") for n in nodes if n.module.startswith("compression.")}
-    return {p for p in paths if p.is_file() and p.name != "base.py"}
+    unused = {"base.py", *(["kv_cache.py"] if file.name == "bundle.py" else [])}
+    return {p for p in paths if p.is_file() and p.name not in unused}
 
 
 def _bare_code(file: Path) -> str:

@@ -45,6 +45,8 @@ from torch.utils.checkpoint import checkpoint
 from compression import arch, engine, sample
 from compression.base import Cancelled, Context, Cost, Edit, Method, Note, Params, param
 from compression.bundle import Bundle
+from compression.distillation.divergences import forward_kl
+from compression.kv_cache import BITS
 from compression.likelihood import final_states
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
@@ -65,7 +67,7 @@ class LlmQatParams(Params):
     bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
                       ends=("tiny, worse", "large, same"))  # fmt: skip
     activation_bits: int = param(8, "Bits of each matrix's inputs, token by token; 16: as they are.", choices=(4, 8, 16))
-    kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=(4, 8, 16))
+    kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=BITS)
     train_tokens: int = param(16_384, "Training ends after so many tokens; 0: round only.", lo=0, hi=1_000_000_000)
     train_minutes: float = param(20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
@@ -166,11 +168,6 @@ def rule_of(params: LlmQatParams) -> ActivationRule | None:
     return ActivationRule(params.activation_bits) if params.activation_bits < 16 else None
 
 
-def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) in nats of float logits [n, vocabulary], summed over n."""
-    return F.kl_div(student.float().log_softmax(-1), teacher.float().log_softmax(-1), reduction="sum", log_target=True)
-
-
 def distillation_loss(bundle: Bundle, layers: dict[str, FakeQuant], ids: Tensor) -> Tensor:
     """Mean KL(original || rounded) a token of texts [b, length]; differentiable."""
     ids, head = ids.to(bundle.device), arch.head(bundle.module)[1]
@@ -178,7 +175,7 @@ def distillation_loss(bundle: Bundle, layers: dict[str, FakeQuant], ids: Tensor)
         taught = final_states(bundle, ids).flatten(0, 1)
     hidden = final_states(bundle, ids).flatten(0, 1)
     pieces = -(-len(hidden) * bundle.geometry.vocabulary * 4 // LOGITS_BYTES)
-    lost = lambda t, h: forward_kl(head(t), head(h))  # noqa: E731
+    lost = lambda t, h: forward_kl(head(t), head(h)).sum()  # noqa: E731
     if pieces == 1:
         return lost(taught, hidden) / len(hidden)
     parts = zip(taught.chunk(pieces), hidden.chunk(pieces), strict=True)

@@ -149,7 +149,7 @@ def test_bytes_a_token_are_what_the_cache_holds(bits):
     assert isinstance(cache, QuantizedCache)
     with torch.no_grad():
         arch.backbone(bundle.module)(input_ids=ids, past_key_values=cache, use_cache=True)
-    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in layer.tensors())
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in layer.stored)
     assert held == 3 * 10 * bundle.geometry.kv_cache_bytes_per_token(bits)
     assert bundle.geometry.kv_cache_bytes_per_token(bits) == 2 * 2 * 2 * (12 * bits // 8 + 2), (
         "layers, keys and values, heads, a scale"
