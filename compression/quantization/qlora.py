@@ -44,7 +44,7 @@ from compression.quantization.nf4 import Nf4Params
 class QloraParams(Params):
     """The frozen base, the adapters, and their training."""
 
-    rank: int = param(8, "Columns of the two thin matrices.", lo=1, hi=128, step=1, main=True,
+    rank: int = param(8, "Columns of the two thin matrices.", lo=1, hi=64, step=1, main=True,
                       ends=("small adapter", "large adapter"))  # fmt: skip
     lora_alpha: float = param(
         16.0, "The adapter's product is multiplied by this over the rank.", lo=0.1, hi=1024.0, level="advanced"
