@@ -6,7 +6,7 @@ adapter to add at run time, and what a task takes is one number a row, some hund
 On the text of the model's own kind the scales win back a part of what rounding lost, more of it at fewer bits; on another
 domain's text they are a fine-tuning. Every run saves its scales beside the model as `task.safetensors`; another run on the
 same weights with the same bits and groups has the same codes, and its file can be swapped in, in place
-(compression/tasks.py, `python -m evaluation.tasks`).
+(compression/task_files.py, `python -m evaluation.task_files`).
 
 Kim et al. 2023, "Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer Quantization", arXiv
 2305.14152, equations 1 and 2: W0 = clamp(round(W / s0) + z0, 0, 2^b - 1) - z0 is frozen, the weight is (s0 + Ds) W0. With one
@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression import arch, tasks
+from compression import arch, task_files
 from compression.base import Context, Cost, Edit, Method, Note, Params, Site, param
 from compression.bundle import Bundle
 from compression.packed.grid import Grid, store_scale
@@ -161,7 +161,7 @@ def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
         if not params.round:
             return Edit(tensors=_multiplied(scaled) if gained else {}, notes=notes, series=series)
         linears = {path: with_scales(packed, scaled[path].scales()) for path, packed in stored.items()}
-    return Edit(linears, notes=notes, series=series, files={tasks.FILE: tasks.encode(linears)})
+    return Edit(linears, notes=notes, series=series, files={task_files.FILE: task_files.encode(linears)})
 
 
 def _multiplied(scaled: dict[str, Scaled]) -> dict[str, Tensor]:

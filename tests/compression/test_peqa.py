@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compression import arch, artifact, calibrate, engine, get, sample, tasks
+from compression import arch, artifact, calibrate, engine, get, sample, task_files
 from compression.base import Context
 from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE
@@ -110,7 +110,7 @@ def test_training_moves_scales_and_leaves_every_integer(bits):
         before = packed_of(start)[path]
         assert digest(packed.codes) == digest(before.codes) and digest(packed.grid.zero) == digest(before.grid.zero)
         assert not torch.equal(packed.grid.scale, before.grid.scale) and bool((packed.grid.scale > 0).all())
-    assert tasks.codes_hash(packed_of(bundle)) == tasks.codes_hash(packed_of(start))
+    assert task_files.codes_hash(packed_of(bundle)) == task_files.codes_hash(packed_of(start))
 
 
 def test_what_was_judged_is_what_is_stored():
@@ -132,7 +132,7 @@ def test_every_family_learns_and_comes_back_from_disk(family, tmp_path):
     loaded = artifact.load(tmp_path / "m")
     before = tiny.logits(loaded, tiny.ids(2))
     assert torch.allclose(before, tiny.logits(bundle, tiny.ids(2)), atol=5e-3)  # 16-bit tables
-    tasks.load(loaded, tmp_path / "m" / tasks.FILE)
+    task_files.load(loaded, tmp_path / "m" / task_files.FILE)
     assert torch.equal(tiny.logits(loaded, tiny.ids(2)), before), "its own task changes nothing"
 
 
@@ -145,7 +145,7 @@ def two(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("tasks"), []
     for name, text in (("a", WORDS), ("b", OTHER)):
         bundle, outcome = tuned(text, bits=3)
-        (folder / name).write_bytes(outcome.files[tasks.FILE])
+        (folder / name).write_bytes(outcome.files[task_files.FILE])
         made.append(bundle)
     return made[0], folder / "a", folder / "b", made[1]
 
@@ -155,16 +155,16 @@ def test_tasks_go_in_and_out(two):
     bundle = copy.deepcopy(bundle)
     ids, codes = tiny.ids(2), {p: m.codes for p, m in packed_of(bundle).items()}
     first = tiny.logits(bundle, ids)
-    tasks.load(bundle, b)
+    task_files.load(bundle, b)
     second = tiny.logits(bundle, ids)
-    tasks.load(bundle, a)
+    task_files.load(bundle, a)
     assert torch.equal(tiny.logits(bundle, ids), first) and not torch.equal(first, second)
     assert torch.equal(second, tiny.logits(alone, ids)), "the model that was trained on B"
     assert all(packed_of(bundle)[p].codes is t for p, t in codes.items())
     with torch.no_grad():
         losses = lambda text: float(language_loss(bundle, text))  # noqa: E731
         own, other = losses(WORDS), losses(OTHER)
-        tasks.load(bundle, b)
+        task_files.load(bundle, b)
         assert losses(OTHER) < other and losses(WORDS) > own
 
 
@@ -176,9 +176,9 @@ def test_a_model_that_serves_takes_the_task_too(two):
     said = lambda m: [int(t) for t in sample.generate(m, ids, 24)]  # noqa: E731
     first = said(bundle)
     engine.serve(bundle)
-    tasks.load(bundle, b)
+    task_files.load(bundle, b)
     assert said(bundle) == said(copy.deepcopy(alone))
-    tasks.load(bundle, a)
+    task_files.load(bundle, a)
     assert said(bundle) == first
 
 
@@ -187,27 +187,27 @@ def test_a_file_of_other_integers_is_refused_and_changes_nothing(two, tmp_path):
     for values, family in (({"bits": 4}, "llama"), ({"bits": 3, "group_size": 32}, "llama"), ({"bits": 3}, "qwen2")):
         bundle, _ = tuned(family=family, train_tokens=0, **values)
         before = tiny.logits(bundle, tiny.ids(2))
-        with pytest.raises(tasks.TaskRefused, match="other integers"):
-            tasks.load(bundle, a)
+        with pytest.raises(task_files.TaskRefused, match="other integers"):
+            task_files.load(bundle, a)
         assert torch.equal(tiny.logits(bundle, tiny.ids(2)), before)
     (tmp_path / "broken").write_bytes(b"nothing")
     artifact.save(two[0], tmp_path / "m", {})
     for file in (tmp_path / "broken", tmp_path / "none", tmp_path / "m" / artifact.WEIGHTS):
-        with pytest.raises(tasks.TaskRefused):
-            tasks.load(two[0], file)
+        with pytest.raises(task_files.TaskRefused):
+            task_files.load(two[0], file)
     served = copy.deepcopy(two[0])
     engine.prepare(served)
     if any(p.prepared for p in packed_of(served).values()):  # the C kernels serve here
-        with pytest.raises(tasks.TaskRefused, match="serves already"):
-            tasks.load(served, a)
+        with pytest.raises(task_files.TaskRefused, match="serves already"):
+            task_files.load(served, a)
 
 
 def test_one_code_that_differs_is_noticed(two):
     bundle = copy.deepcopy(two[0])
     packed = packed_of(bundle)["model.layers.1.self_attn.o_proj"]
     packed.codes[3, 2] ^= 1
-    with pytest.raises(tasks.TaskRefused, match="other integers"):
-        tasks.load(bundle, two[1])
+    with pytest.raises(task_files.TaskRefused, match="other integers"):
+        task_files.load(bundle, two[1])
 
 
 def test_the_file_holds_the_scales_and_nothing_else(two):
@@ -266,12 +266,12 @@ def test_no_gain_is_told_and_leaves_plain_rounding():
     assert "training_no_gain" in {n.code for n in outcome.notes}
     states = (m.module.state_dict() for m in (bundle, start))
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
-    assert tasks.FILE in outcome.files
+    assert task_files.FILE in outcome.files
 
 
 def test_the_same_seed_gives_the_same_file():
     bundle, texts = tiny.bundle(), Context(WORDS, lambda e: None, lambda: False, 3)
-    made = [compress(bundle, texts, PeqaParams(**TRAINED)).files[tasks.FILE] for _ in range(2)]
+    made = [compress(bundle, texts, PeqaParams(**TRAINED)).files[task_files.FILE] for _ in range(2)]
     assert made[0] == made[1]
 
 
@@ -300,7 +300,7 @@ def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
 
 
 def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
-    from evaluation import tasks as command
+    from evaluation import task_files as command
     from evaluation.chat import Chat
     from evaluation.estimate import estimate
     from evaluation.run import run
@@ -317,7 +317,7 @@ def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
         results.append(run(spec, store=store, timings=False))
         assert results[-1].status == "ok", results[-1].error
     assert estimate(spec).file_bytes == pytest.approx(results[1].metrics["file_bytes"], rel=0.15)  # a tiny model's header
-    files = [store.artifact_folder(r.artifact) / tasks.FILE for r in results]
+    files = [store.artifact_folder(r.artifact) / task_files.FILE for r in results]
     text = ["--text", str(tmp_path / "test.txt"), "--tokens", "512", "--window", "64"]
     assert command.main([str(files[0].parent), str(files[1]), str(files[0]), *text, "--prompt", "line"]) == 0
     rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["tasks"]

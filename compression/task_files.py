@@ -1,9 +1,9 @@
 """Task files: the scales of a rounded model by themselves, swapped in place while its integers stay.
 
-    from compression import artifact, sample, tasks
+    from compression import artifact, sample, task_files
 
     bundle = artifact.load("a-folder-of-peqa")
-    tasks.load(bundle, "another-folder/task.safetensors")
+    task_files.load(bundle, "another-folder/task.safetensors")
     print(sample.complete(bundle, "..."))
 
 The file is safetensors: under the path of each linear its scales, float16 [out, groups], and in the metadata the hash of the

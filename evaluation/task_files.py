@@ -1,6 +1,6 @@
 """One model, several tasks: swap task files into a compressed model and see what each makes of it.
 
-    python -m evaluation.tasks FOLDER a/task.safetensors b/task.safetensors --text a.txt --prompt "The"
+    python -m evaluation.task_files FOLDER a/task.safetensors b/task.safetensors --text a.txt --prompt "The"
 
 FOLDER is what a run of `peqa` saved, or its name in the store. The model is loaded once; then, for the scales that it came with
 and for each file in turn, one row: the milliseconds of the swap, the perplexity on the text and how the prompt goes on. One JSON
@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from compression import artifact, sample, tasks, texts
+from compression import artifact, sample, task_files, texts
 from compression.base import CompressionError
 from compression.bundle import Bundle
 from compression.likelihood import losses
@@ -32,7 +32,7 @@ def compare(bundle: Bundle, files: list[Path], windows: Windows | None, prompt: 
         row = {"file": file and str(file)}
         if file is not None:
             start = time.perf_counter()
-            tasks.load(bundle, file)
+            task_files.load(bundle, file)
             row["swap_ms"] = round(1e3 * (time.perf_counter() - start), 1)
         if windows is not None:
             row["perplexity"] = perplexity(losses(bundle, windows.ids))[0]
@@ -43,7 +43,7 @@ def compare(bundle: Bundle, files: list[Path], windows: Windows | None, prompt: 
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.tasks", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m evaluation.task_files", description=__doc__.split("\n")[0])
     parser.add_argument("artifact", help="folder of a compressed model, or its name in the store")
     parser.add_argument("files", nargs="+", type=Path, help="task files")
     parser.add_argument("--text", default=BUILTIN_TEXT, help="text to measure on: builtin, wikitext-2 or a file")
