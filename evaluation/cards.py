@@ -207,11 +207,11 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
     elif "file_bytes" in m:
         lines.append(words.size(m["file_bytes"]))
     lines += _storage(words, result)
-    if result.spec.cache_bits < 16 and m.get("baseline_kv_cache_bytes_per_token"):
+    if result.spec.stored_cache_bits < 16 and m.get("baseline_kv_cache_bytes_per_token"):
         taken = {
             name: words.size(m[f"{prefix}kv_cache_bytes_per_token"]) for name, prefix in (("now", ""), ("original", "baseline_"))
         }
-        lines.append(words("card.cache", bits=result.spec.cache_bits, **taken))
+        lines.append(words("card.cache", bits=result.spec.stored_cache_bits, **taken))
     lines += [words.note(n) for n in result.notes if n.get("code") in EXPECTED_NOTES]
     if result.timings and not result.spec.is_original:
         host = result.timings[-1]["host"].get("processor", "")

@@ -126,7 +126,7 @@ def estimate(spec: RunSpec) -> Estimate:
         file_bytes=int(file_bytes), baseline_file_bytes=int(original), weight_bits=8 * packed / weights,
         model_bits=8 * file_bytes / (weights + tables * table), peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
         fits=fits, reason="" if fits else "memory", available_bytes=available,
-        cache_bytes_per_token=after.kv_cache_bytes_per_token(spec.cache_bits) if spec.cache_bits < 16 else 0,
+        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits) if (bits := spec.stored_cache_bits) < 16 else 0,
     )  # fmt: skip
 
 

@@ -95,6 +95,12 @@ class RunSpec:
         return self.keeps_weights and self.cache_bits == 16
 
     @property
+    def stored_cache_bits(self) -> int:
+        """Bits of the key-value cache of what comes out: the run's own, or those that a method trains for."""
+        trained = [p.kv_bits for _, p in self.methods if hasattr(p, "kv_bits")]
+        return self.cache_bits if self.cache_bits < 16 else (trained or [16])[-1]
+
+    @property
     def needs_calibration(self) -> bool:
         return any(m.needs_calibration for m, _ in self.methods)
 

@@ -21,7 +21,7 @@ def test_sizes_are_those_of_the_shipped_runs(result):
     if not result.spec.is_original:
         assert found.baseline_file_bytes == pytest.approx(result.metrics["baseline_file_bytes"], rel=0.01)
         assert found.weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
-        assert found.peak_bytes < 3e9
+        assert found.peak_bytes < (5e9 if any(method.trains_on for method, _ in result.spec.methods) else 3e9)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if get(n).main_param])

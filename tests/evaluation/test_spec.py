@@ -112,3 +112,12 @@ def test_json_round_trip():
     result = Result("k", GPTQ, "ok", metrics={"perplexity": 2.5}, notes=[{"code": "a", "facts": {}}])
     again = Result.parse(json.loads(json.dumps(result.json())))
     assert again == result
+
+
+def test_the_cache_that_comes_out_is_the_runs_or_the_methods():
+    def bits(*recipe, **fields):
+        return RunSpec("m", recipe, **fields).stored_cache_bits
+
+    qat = ("llm_qat", {"kv_bits": 4})
+    assert bits(("none", {})) == bits(("rtn", {})) == 16 and bits(("rtn", {}), cache_bits=8) == 8
+    assert bits(qat) == 4 and bits(qat, cache_bits=8) == 8 and bits(("llm_qat", {"kv_bits": 16})) == 16
