@@ -93,12 +93,21 @@ def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
     return geometry
 
 
-def estimate(spec: RunSpec) -> Estimate:
-    """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
-    geometry = geometry_for(spec.model)
-    after = _after(spec, geometry)
-    shapes, table = _shapes(geometry, after), geometry.table
-    tables = 1 if geometry.tied else 2
+@dataclass(frozen=True)
+class _Sizes:
+    """What a recipe stores of a model, in bytes, and what the parts cost."""
+
+    costs: list  # (count, *_cost) of each kind of matrix
+    weights: int  # in the linears of the original
+    matrices: int  # those and the tables
+    packed: float  # bytes of the linears
+    original: float  # bytes of the original's file
+    file: float
+    table: Cost | None  # of a table that a method stores
+
+
+def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
+    shapes, tables = _shapes(geometry, after), 1 if geometry.tied else 2
     costs = [(count, *_cost(spec, *shape)) for shape, count in shapes.items()]
     weights = sum(count * o * i for (_, (o, i), _), count in shapes.items())
     norms = 2 * after.hidden * (2 * len(after.layers) + 1)
@@ -108,23 +117,28 @@ def estimate(spec: RunSpec) -> Estimate:
     rounded = after.table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
     stored = _stored_table(spec, geometry)
     table_bytes = tables * rounded if stored is None else stored.bytes + (tables - 1) * rounded
-    original = 2 * (weights + tables * table) + norms
-    file_bytes = original if spec.is_original else int(packed + table_bytes + norms)
-    wide = 4  # float32 on a processor
-    beside = (
-        2 * (weights + tables * table) + file_bytes
-    )  # the original's 16-bit tiles and the compressed model, while both are timed
+    matrices = weights + tables * geometry.table
+    original = 2 * matrices + norms
+    file = original if spec.is_original else int(packed + table_bytes + norms)
+    return _Sizes(costs, weights, matrices, packed, original, file, stored)
+
+
+def estimate(spec: RunSpec) -> Estimate:
+    """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
+    geometry = geometry_for(spec.model)
+    after = _after(spec, geometry)
+    sizes, tables, wide = _sizes(spec, geometry, after), 1 if geometry.tied else 2, 4  # float32 on a processor
+    beside = 2 * sizes.matrices + sizes.file  # the original's 16-bit tiles and the compressed model, while both are timed
     states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
-    held = (
-        sum(count * peak for count, _, _, _, peak in costs) + tables * _trained_table(spec, geometry).peak_bytes
-    )  # by methods that work on the whole model at once
-    working = max(max([c[2] for c in costs] + ([stored.peak_bytes] if stored else [])) + states, held)
-    peak = int(PROCESS_BYTES + wide * (weights + tables * table) + max(working, beside) + 300e6)
+    # by methods that work on the whole model at once
+    held = sum(count * peak for count, _, _, _, peak in sizes.costs) + tables * _trained_table(spec, geometry).peak_bytes
+    working = max(max([c[2] for c in sizes.costs] + ([sizes.table.peak_bytes] if sizes.table else [])) + states, held)
+    peak = int(PROCESS_BYTES + wide * sizes.matrices + max(working, beside) + 300e6)
     available = machine.available_bytes()
     fits = peak <= available
     return Estimate(
-        file_bytes=int(file_bytes), baseline_file_bytes=int(original), weight_bits=8 * packed / weights,
-        model_bits=8 * file_bytes / (weights + tables * table), peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
+        file_bytes=int(sizes.file), baseline_file_bytes=int(sizes.original), weight_bits=8 * sizes.packed / sizes.weights,
+        model_bits=8 * sizes.file / sizes.matrices, peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
         fits=fits, reason="" if fits else "memory", available_bytes=available,
         cache_bytes_per_token=after.kv_cache_bytes_per_token(bits) if (bits := spec.stored_cache_bits) < 16 else 0,
     )  # fmt: skip
@@ -232,10 +246,12 @@ def path(spec: RunSpec) -> list[tuple[float, int]]:
     if method.main_param is None:
         return []
     field = next(f for f in method.params.describe() if f["name"] == method.main_param)
+    geometry = geometry_for(spec.model)
     steps = round((field["hi"] - field["lo"]) / field["step"])
     out = []
     for k in range(steps + 1):
         value = type(field["default"])(round(field["lo"] + k * field["step"], 6))
         recipe = (*spec.recipe[:-1], (method.name, params.json() | {field["name"]: value}))
-        out.append((value, estimate(dataclasses.replace(spec, recipe=recipe)).file_bytes))
+        then = dataclasses.replace(spec, recipe=recipe)
+        out.append((value, int(_sizes(then, geometry, _after(then, geometry)).file)))
     return out
