@@ -16,6 +16,7 @@ from tests import tiny
 from tests.page.stage import ROOT, free_port, shot, text
 
 pytestmark = pytest.mark.browser
+SLOW = 240_000  # milliseconds: the first run waits for the kernels to be built, 40 s on a slow processor
 
 
 def test_the_real_app_from_click_to_chat(browser, tmp_path):
@@ -32,10 +33,10 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
                 urllib.request.urlopen(url, timeout=1).read()
                 break
             except OSError:
-                assert time.time() - begin < 60 and process.poll() is None
+                assert time.time() - begin < SLOW / 1000 and process.poll() is None
                 time.sleep(0.1)
         page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(SLOW)
         query = f"?model={tiny.folder('qwen3')}&text={tmp_path / 'test.txt'}&calibration={tmp_path / 'valid.txt'}"
         page.goto(url + query + "&tokens=1024&calibration_tokens=1024&window=64&method=gptq&bits=4&group_size=16")
         page.wait_for_selector("#controls .go:enabled")
@@ -63,7 +64,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         tab.goto(
             page.url.split("?")[0] + query + "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
         )
-        tab.wait_for_selector("#controls .go:enabled", timeout=60_000)
+        tab.wait_for_selector("#controls .go:enabled", timeout=SLOW)
         tab.locator("#controls .go").click()
         tab.wait_for_selector("#controls .progress:visible")
         tab.wait_for_timeout(500)
@@ -71,7 +72,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         tab.close()
         back = browser.new_context().new_page()
         back.goto(link)
-        back.wait_for_selector("#card [data-act=chat]", timeout=60_000)
+        back.wait_for_selector("#card [data-act=chat]", timeout=SLOW)
         assert "Rounding, 3 bits" in text(back, "#card h2")
         spec = RunSpec.parse(next(r for r in Store(tmp_path / "home").own() if r.spec.recipe[0][0] == "rtn").spec.json())
         assert spec.methods[0][1].bits == 3
