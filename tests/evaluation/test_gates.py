@@ -116,6 +116,13 @@ def test_recovery_wins_back_more_than_the_same_training_gains_on_the_original():
     assert won > perplexity("none") / perplexity(trained) > 1
 
 
+def test_training_under_rounding_beats_rounding():
+    """Liu et al. 2023, table 1: weights and cache in 4 bits, inputs in 8."""
+    rounded, trained = RESULTS["gates-llm_qat-4-4-0"], RESULTS["gates-llm_qat-4-4-8192-120.0"]
+    assert perplexity("none") < trained.metrics["perplexity"] < 0.8 * rounded.metrics["perplexity"]
+    assert trained.metrics["file_bytes"] == pytest.approx(rounded.metrics["file_bytes"], rel=1e-3)
+
+
 def test_nmf_is_no_better_than_ten_svd_llms():
     """It breaks the model as plain SVD does; its error in the weights is never below SVD's (test_nmf.py)."""
     assert perplexity("nmf-0.2") > 10 * perplexity("svd_llm-0.2")
