@@ -48,6 +48,7 @@ GATES = (
     "tensorgpt --rank 6 --modes square --kind svd",
     f"lora {TRAINED}", f"wanda --sparsity 0.5 + lora {TRAINED}",
     "llm_qat --bits 4 --kv_bits 4 --train_tokens 0", "llm_qat --bits 4 --kv_bits 4 --train_tokens 8192 --train_minutes 120",
+    f"gkd --kept 0.65 {TRAINED}",
 )  # fmt: skip
 
 RUN_FIELDS = {"cache_bits": int, "table_bits": int, "activations": str}  # of a run, that a recipe's words may carry

@@ -116,6 +116,15 @@ def test_recovery_wins_back_more_than_the_same_training_gains_on_the_original():
     assert won > perplexity("none") / perplexity(trained) > 1
 
 
+def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by():
+    """Agarwal et al. 2023: reverse KL on own samples. So few tokens make no readable student, and text pays for it: perplexity and
+    the forward KL on text are no gates here."""
+    student = RESULTS["gates-gkd-0.65-16384-120.0"]
+    found = next(n["facts"] for n in student.notes if n["code"] == "divergences")
+    assert found["own_reverse_after"] < 0.7 * found["own_reverse_before"]
+    assert student.metrics["file_bytes"] == pytest.approx(2 * (49_152 * 576 + 20 * 3_538_944), rel=0.01)
+
+
 def test_training_under_rounding_beats_rounding():
     """Liu et al. 2023, table 1: weights and cache in 4 bits, inputs in 8."""
     rounded, trained = RESULTS["gates-llm_qat-4-4-0"], RESULTS["gates-llm_qat-4-4-8192-120.0"]
