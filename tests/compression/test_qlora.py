@@ -176,12 +176,14 @@ def test_a_new_domain_is_learned_as_well_as_on_sixteen_bits():
 
 def test_equals_peft():
     """y, with a and b of ours in PEFT's own layer around a linear that holds the rebuilt weight."""
-    peft = pytest.importorskip("peft.tuners.lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
     bundle, _ = compressed(("qlora", TRAINED))
     packed = packed_of(bundle)["model.layers.0.mlp.up_proj"]
     linear = torch.nn.Linear(48, 80, bias=False)
     linear.weight.data = packed.first.dequantize()
-    theirs = peft.Linear(linear, "default", r=4, lora_alpha=4)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=["0"])
+    theirs = inject_adapter_in_model(config, torch.nn.Sequential(linear))[0]
     theirs.lora_A["default"].weight.data = packed.second.v.float()
     theirs.lora_B["default"].weight.data = packed.second.u.float()
     x = torch.randn(3, 48)
