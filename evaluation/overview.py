@@ -52,31 +52,22 @@ def results() -> dict[str, Result]:
     return found
 
 
+# parameters that a step's own words carry already
+TOLD = ("bits", "sparsity", "pattern", "removed", "kept", "quantize", "train_minutes", "group_size", "table", "rounding", "kind")
+
+
 def label(spec: RunSpec) -> str:
     """The recipe in words, with the parameters that differ from their defaults."""
     words, steps = Words("en"), []
     for method, params in spec.methods:
         values = params.json()
-        told = {
-            "bits",
-            "sparsity",
-            "pattern",
-            "removed",
-            "quantize",
-            "train_minutes",
-            "group_size",
-            "table",
-            "rounding",
-            "kind",
-            method.main_param,
-        }
         changed = [
             f"{words('param.' + f['name']).lower()} {spoken(words, v)}"
             for f in params.describe()
-            if (v := values[f["name"]]) != f["default"] and f["name"] not in told
+            if (v := values[f["name"]]) != f["default"] and f["name"] not in (*TOLD, method.main_param)
         ]
         main = method.main_param
-        if main not in (None, "bits", "sparsity", "removed", "rank") and values.get("rounding", True):
+        if main not in (None, *TOLD, "rank") and values.get("rounding", True):
             changed.insert(0, f"{words('param.' + main).lower()} {values[main]}")
         steps.append(", ".join([words.step(method.name, values, long=True), *changed]))
     told = words("then").join(steps)
