@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from random import Random
+
 import pytest
 import torch
 
@@ -101,3 +104,28 @@ def test_an_unchecked_explanation_and_the_teachers_own_answers_are_told():
     right = sum(q.answer == "4" for q in QUESTIONS)
     assert micro.facts(edit, "teacher_right")["right"] == 100 * right / 25 == 20.0
     assert micro.facts(edit, "explanations_given") == {"given": 25 - right, "used": 25}
+
+
+def parity(bits):
+    """Odd or even number of ones, with the parity after each bit as the way there: one letter a bit, so that no step is long."""
+    odd, way = 0, ""
+    for bit in bits:
+        odd ^= bit
+        way += "eo"[odd]
+    return Question("parity", 1, "".join(map(str, bits)), ("even", "odd")[odd], way)
+
+
+def test_the_way_makes_a_task_learnable_that_answers_alone_do_not_teach():
+    """Parity of 8 bits, 200 questions to learn from and the 56 others to be judged by: in explanation mode nearly all are right; one
+    trained on answers alone guesses, and so does this one's answer mode (which the paper promises more of, at its scale)."""
+    every = [parity(bits) for bits in itertools.product((0, 1), repeat=8)]
+    reached = {"oracle": [], "answers": []}
+    for seed in (0, 1):
+        Random(seed).shuffle(every)
+        for teaching, modes in reached.items():
+            params = mt_cot.MtCotParams(
+                teaching=teaching, train_tokens=600_000, train_minutes=60.0, learning_rate=3e-3, explanation_tokens=16
+            )
+            edit = mt_cot.distil(micro.model(seed=seed), micro.context(seed=seed), params, every[:200], every[200:])
+            modes.append(micro.facts(edit, "explanation_mode" if teaching == "oracle" else "tasks_learnt")["after"])
+    assert min(reached["oracle"]) > 90 and max(reached["answers"]) < 75
