@@ -1,6 +1,8 @@
 """The command line of `python -m evaluation.run`; flags of a method come from its declared parameters.
 
 METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags] [--json]
+
+A flag that the method before it declares is the method's, any other the run's. `METHOD --help` lists a method's own.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import sys
 from pathlib import Path
 
 import compression
-from compression.base import BadParam
+from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
 from evaluation.spec import BUILTIN_TEXT, PRESETS, Result, RunSpec
 from evaluation.store import Store
@@ -29,6 +31,15 @@ RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     ("table-bits", int, "bits of embedding and head: 16, 8 or 4"),
     ("cache-bits", int, "bits of the key-value cache: 16, 8 or 4"),
     ("device", str, "cpu, cuda or auto"),
+    ("preset", str, "how many tokens: " + ", ".join(PRESETS) + " (default quick)"),
+    ("out", str, "folder for the result, the compressed model and caches"),
+)
+SWITCHES = (
+    ("again", "run even if the store has the answer"),
+    ("no-timings", "leave out the latency stage"),
+    ("json", "print the result as one JSON object"),
+    ("list", "list the methods; with --json also their parameters"),
+    ("help", "this list, and the parameters of the methods that are named"),
 )
 EPILOG = "Methods: " + ", ".join(compression.NAMES) + ". Chain them with +, e.g. wanda --sparsity 0.5 + gptq --bits 4."
 
@@ -41,6 +52,9 @@ def main(argv: list[str]) -> int:
         return serve()
     try:
         own, steps = split(argv)
+        if own.help:
+            print("\n".join([_parser().format_help(), *(_method_help(compression.get(name)) for name, _ in steps)]))
+            return 0
         if own.list:
             from compression import calibrate
 
@@ -75,41 +89,60 @@ class _Parser(argparse.ArgumentParser):
         raise BadParam(message)
 
 
-def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str, str]]]]:
-    """(run flags, [(method, {param: text}), ...]). Raises BadParam."""
-    parser = _Parser(prog="python -m evaluation.run", description=__doc__.split("\n")[0], epilog=EPILOG, allow_abbrev=False)
+def _parser() -> _Parser:
+    """Of the run's own flags."""
+    parser = _Parser(
+        prog="python -m evaluation.run", usage="%(prog)s METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags]",
+        description="Compress a model, measure it, keep the result.", epilog=EPILOG, allow_abbrev=False, add_help=False,
+    )  # fmt: skip
     for flag, kind, words in RUN_FLAGS:
         parser.add_argument(f"--{flag}", type=kind, help=words)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="quick", help="how many tokens (default quick)")
-    parser.add_argument("--out", help="folder for the result, the compressed model and caches")
-    parser.add_argument("--again", action="store_true", help="run even if the store has the answer")
-    parser.add_argument("--no-timings", action="store_true", help="leave out the latency stage")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.add_argument("--list", action="store_true", help="list the methods and their parameters")
-    if argv and argv[0] in ("-h", "--help"):
-        parser.print_help(sys.stderr)
-    own, rest = parser.parse_known_args(argv)
+    for flag, words in SWITCHES:
+        parser.add_argument(f"--{flag}", action="store_true", help=words)
+    return parser
+
+
+def _method_help(method: Method) -> str:
+    """A method's parameters as flags, each with its help, its default and what is allowed."""
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
+    group = parser.add_argument_group(f"{method.name} ({method.title}, {method.paper or 'no paper'})")
+    for f in method.params.describe():
+        allowed = (
+            ", ".join(map(str, f["choices"])) if f["choices"] else f"{f['lo']} to {f['hi']}" if f["hi"] is not None else f["type"]
+        )
+        told = f"{f['help']} Default {json.dumps(f['default'])}; {'true or false' if f['type'] == 'bool' else allowed}."
+        group.add_argument("--" + f["name"].replace("_", "-"), metavar=f["type"].upper(), help=told.replace("%", "%%"))
+    return parser.format_help().strip()
+
+
+def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str, str]]]]:
+    """(run flags, [(method, {param: text}), ...]). Raises BadParam."""
+    ours, switches = {flag for flag, _, _ in RUN_FLAGS}, {flag for flag, _ in SWITCHES}
     steps: list[tuple[str, dict[str, str]]] = []
-    fresh, i = True, 0
-    while i < len(rest):
-        word = rest[i]
+    rest, declared, fresh = [], set(), True
+    words = iter("--help" if word == "-h" else word for word in argv)
+    for word in words:
+        flag, equals, value = word.removeprefix("--").partition("=")
+        name = flag.replace("-", "_")
         if word == "+":
-            fresh, i = True, i + 1
+            fresh = True
         elif fresh and not word.startswith("--"):
-            compression.get(word)
+            declared, fresh = {f["name"] for f in compression.get(word).params.describe()}, False
             steps.append((word, {}))
-            fresh, i = False, i + 1
-        elif word.startswith("--") and steps:
-            name, equals, value = word.removeprefix("--").partition("=")
-            if not equals:
-                if i + 1 >= len(rest):
-                    raise BadParam(f"{word} needs a value")
-                value, i = rest[i + 1], i + 1
-            steps[-1][1][name.replace("-", "_")] = value
-            i += 1
-        else:
+        elif not word.startswith("--") or not (steps or flag in ours | switches):
             raise BadParam(f"unexpected argument {word!r}; {EPILOG}")
-    if not steps and not own.list:
+        elif flag in switches and name not in declared:
+            rest.append(word)
+        elif not equals and (value := next(words, None)) is None:
+            raise BadParam(f"{word} needs a value")
+        elif name in declared or flag not in ours:
+            steps[-1][1][name] = value
+        else:
+            rest.append(f"--{flag}={value}")
+    own = _parser().parse_args(rest)
+    if own.preset not in (None, *PRESETS):
+        raise BadParam(f"--preset {own.preset!r}; allowed: {', '.join(PRESETS)}", name="preset", got=own.preset)
+    if not steps and not (own.list or own.help):
         raise BadParam(f"no method given. {EPILOG}")
     return own, steps
 
@@ -117,9 +150,10 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
 def request(own: argparse.Namespace, steps: list[tuple[str, dict[str, str]]]) -> RunSpec:
     """The RunSpec that the arguments describe; what isn't given comes from the preset."""
     given = {flag.replace("-", "_"): getattr(own, flag.replace("-", "_")) for flag, _, _ in RUN_FLAGS}
-    given = {k: v for k, v in given.items() if v is not None}
-    fields = {"model": OFFLINE_MODEL, "text": BUILTIN_TEXT, "calibration": BUILTIN_TEXT, "preset": own.preset}
-    fields |= PRESETS[own.preset] | {"protocol": "paper" if own.preset == "paper" else "raw"}
+    given = {k: v for k, v in given.items() if v is not None and k != "out"}
+    preset = own.preset or "quick"
+    fields = {"model": OFFLINE_MODEL, "text": BUILTIN_TEXT, "calibration": BUILTIN_TEXT, "preset": preset}
+    fields |= PRESETS[preset] | {"protocol": "paper" if preset == "paper" else "raw"}
     if "tokens" in given and "window" not in given:
         fields["window"] = min(fields["window"], max(given["tokens"], 2))
     return RunSpec(recipe=tuple(steps), **fields | given)
@@ -131,7 +165,7 @@ def _progress(event: dict) -> None:
 
 
 def _names(listing: list[dict]) -> str:
-    return "\n".join(f"{m['name']:<12} {m['family']:<14} {m['title']}" for m in listing)
+    return "\n".join(f"{m['name']:<16} {m['family']:<14} {m['title']}" for m in listing)
 
 
 def _summary(result: Result) -> str:

@@ -436,6 +436,26 @@ def test_bad_arguments_exit_with_2_and_say_why(words, said, capsys):
     assert out == "" and said in err
 
 
+def test_a_flag_belongs_to_the_method_that_declares_it_else_to_the_run():
+    from evaluation.command import request, split
+
+    words = "--activations int8 awq --rounding false + smoothquant --activations tensor --tokens 64 --smooth=false"
+    own, steps = split(words.split())
+    assert steps == [("awq", {"rounding": "false"}), ("smoothquant", {"activations": "tensor", "smooth": "false"})]
+    assert own.activations == "int8" and own.tokens == 64
+    found = request(*split(["smoothquant", "--activations", "tensor"]))
+    assert found.methods[0][1].activations == "tensor" and found.activations == "exact"
+
+
+def test_help_tells_a_methods_own_flags(capsys):
+    from evaluation.command import main
+
+    assert main(["svd_llm", "+", "gptq", "--help"]) == 0
+    out, _ = capsys.readouterr()
+    assert all(f"--{flag}" in out for flag in ("removed", "bits", "group-size", "act-order", "preset", "table-bits"))
+    assert "2 to 8" in out and "--sparsity" not in out.split("Methods:")[1].partition("gptq --bits 4.")[2]
+
+
 def test_a_failed_run_exits_with_1_and_still_prints_its_record(tmp_path, capsys):
     from evaluation.command import main
 
