@@ -33,11 +33,11 @@ from torch import nn
 from compression import arch, structure
 from compression.base import ModelUnavailable
 from compression.bundle import Bundle, LayerGeometry
-from compression.calibrate import set_submodule
 from compression.engine import storage_dtype
 from compression.models import is_path
 from compression.packed import from_config
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
+from compression.surgery import set_submodule
 from kernels.dense import choose_float32
 
 MANIFEST, WEIGHTS = "compression.json", "model.safetensors"

@@ -254,7 +254,7 @@ class Block:
     layer: int
     layers: int
     groups: tuple[Group, ...]
-    inputs: Any = None  # calibrate.Passage of the uncompressed block, for methods that train
+    inputs: Any = None  # inputs.Passage of the uncompressed block, for methods that train
     emit: Callable[[dict], None] = lambda event: None
     cancelled: Callable[[], bool] = lambda: False
     seed: int = 0

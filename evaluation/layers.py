@@ -19,6 +19,7 @@ import torch
 from compression import arch, calibrate
 from compression.base import Block, Group, Method, Params
 from compression.bundle import Bundle
+from compression.inputs import capture
 from compression.quantization.gptq import output_error
 from evaluation import shipped
 from evaluation.spec import ROOT, WIKITEXT, RunSpec
@@ -38,7 +39,7 @@ RECIPES = (
 def layer_errors(bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[str, Method, Params]]) -> dict[str, dict]:
     """name -> {"errors": {path: error}, "bits_per_weight": mean over weights}; the bundle stays as it is."""
     names = frozenset({"gram"}).union(*(method.stats for _, method, _ in steps))
-    inputs, blocks = calibrate.capture(bundle, windows), arch.blocks(bundle.module)
+    inputs, blocks = capture(bundle, windows), arch.blocks(bundle.module)
     found = {name: {"errors": {}, "bits": 0.0} for name, _, _ in steps}
     weights = 0
     for layer, block in enumerate(blocks):

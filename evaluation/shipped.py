@@ -31,6 +31,7 @@ PAGE = (
 )  # fmt: skip
 
 TRAINED = "--train_tokens 16384 --train_minutes 120"  # the short budget of the gates that train; tokens end it, not minutes
+DISTILLED = "--kept 0.65 --train_tokens 65536 --train_minutes 120"  # a student is broken at first: half of it warms it up
 
 GATES = (
     "none", "rtn --bits 8", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "gptq --bits 3",
@@ -42,13 +43,15 @@ GATES = (
     "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "wanda --pattern 4:8", "wanda --pattern 2:4",
     "sparsegpt --sparsity 0.5", "sparsegpt --pattern 4:8", "sparsegpt --pattern 2:4", "sparsegpt --sparsity 0.5 --quantize true",
     *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
-    "llm_pruner --removed 0.25 --importance random",
+    "llm_pruner --removed 0.25 --importance random", "llm_pruner --removed 0.2 --granularity channel",
     "svd --removed 0.2", "asvd --removed 0.2", "svd_llm --removed 0.2", "pca --removed 0.2", "nmf --removed 0.2",
     "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
     "tensorgpt --rank 6 --modes square --kind svd",
-    f"lora {TRAINED}", f"wanda --sparsity 0.5 + lora {TRAINED}",
+    f"lora {TRAINED}", f"wanda --sparsity 0.5 + lora {TRAINED}", f"llm_pruner --removed 0.25 + lora {TRAINED}",
+    f"lora_prune --removed 0.25 {TRAINED}",
     "llm_qat --bits 4 --kv_bits 4 --train_tokens 0", "llm_qat --bits 4 --kv_bits 4 --train_tokens 8192 --train_minutes 120",
-    f"gkd --kept 0.65 {TRAINED}",
+    "peqa --bits 3 --train_tokens 0", f"peqa --bits 3 {TRAINED}", f"peqa --bits 3 --round false {TRAINED}", f"qlora {TRAINED}",
+    f"gkd {DISTILLED}", f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
 )  # fmt: skip
 
 RUN_FIELDS = {"cache_bits": int, "table_bits": int, "activations": str}  # of a run, that a recipe's words may carry

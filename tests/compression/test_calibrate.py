@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from compression import arch, calibrate, get
+from compression import arch, calibrate, get, inputs
 from compression.base import BadChain, CalibrationError, Cancelled, Edit, Stats, UnsupportedLayer
+from compression.inputs import capture
 from compression.packed.dense import Dense
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, TableHead
@@ -35,7 +36,7 @@ def test_replaying_untouched_blocks_equals_the_forward_pass(family):
     tiny.logits(bundle, tokens)
     expected = dict(seen)
     with torch.no_grad():
-        inputs = calibrate.capture(bundle, tokens)
+        inputs = capture(bundle, tokens)
         for i, block in enumerate(blocks):
             assert torch.allclose(torch.cat(inputs.batches), expected[i], atol=1e-6)
             inputs.advance(block)
@@ -105,7 +106,7 @@ def test_settled_parts_leave_no_trace():
 def test_statistics_do_not_depend_on_batching(monkeypatch):
     bundle, tokens = tiny.bundle(), tiny.ids(7)
     found = Spy("compressed").run(bundle, tokens)
-    monkeypatch.setattr(calibrate, "TOKENS_PER_BATCH", 64)
+    monkeypatch.setattr(inputs, "TOKENS_PER_BATCH", 64)
     again = Spy("compressed").run(tiny.bundle(), tokens)
     for path, stats in found.items():
         assert torch.allclose(stats.gram, again[path].gram, rtol=1e-4, atol=1e-4)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from compression import arch, calibrate, engine, get, sample
-from compression.calibrate import set_submodule
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear
+from compression.surgery import set_submodule
 from kernels import cpu
 from kernels.grouped_int import groups_of
 from tests import tiny

@@ -18,6 +18,7 @@ from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
+from compression.surgery import set_submodule
 from tests import tiny
 
 SIZES = {  # loaders of GPTQ checkpoints take multiples of 32 only
@@ -250,7 +251,7 @@ def spoil(bundle, what):
     path = arch.linears(bundle.module)[-1][0]
     linear = bundle.module.get_submodule(path)
     if what == "dense":
-        calibrate.set_submodule(bundle.module, path, torch.nn.Linear(linear.in_features, linear.out_features))
+        set_submodule(bundle.module, path, torch.nn.Linear(linear.in_features, linear.out_features))
     elif what == "input scale":
         linear.input_scale = torch.ones(linear.in_features)
     elif what == "other bits":

@@ -1,0 +1,52 @@
+"""Put formats in the place of a model's linears, its token embedding and its head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from compression import arch
+from compression.base import Note
+from compression.bundle import Bundle
+from compression.packed.base import Packed
+from compression.packed.grouped_int import GroupedInt
+from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
+from compression.quantization.grids import fit
+
+TABLE_GROUP = 64
+
+
+def compress_tables(bundle: Bundle, bits: int) -> list[Note]:
+    """Store the embedding and the head in `bits` bits, per row in groups of 64; a tied pair once.
+
+    What a method has stored already stays as it is, and a note says so.
+    """
+    table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
+    fresh = isinstance(table, nn.Embedding)
+    own_head = isinstance(head, nn.Linear) and not bundle.geometry.tied
+    put_tables(bundle, _round_rows(table.weight, bits) if fresh else None, _round_rows(head.weight, bits) if own_head else None)
+    return [] if fresh else [Note("table_kept", {"bits": bits, "format": table.packed.format})]
+
+
+def put_tables(bundle: Bundle, table: Packed | None, head: Packed | None) -> None:
+    """Put these formats in the place of the embedding and the head; a tied head without one of its own reads the table."""
+    module = bundle.module
+    (table_path, old_table), (head_path, old_head) = arch.embedding(module), arch.head(module)
+    if table is not None:
+        compressed = CompressedTable(table, old_table.weight.dtype)
+        set_submodule(module, table_path, compressed)
+        if bundle.geometry.tied and head is None:
+            set_submodule(module, head_path, TableHead(compressed))
+    if head is not None:
+        set_submodule(module, head_path, CompressedLinear(head, old_head.bias))
+
+
+def _round_rows(weight: Tensor, bits: int) -> GroupedInt:
+    weight = weight.detach().float()
+    grid = fit(weight, bits, TABLE_GROUP, symmetric=True)
+    return GroupedInt.encode(grid.round(weight), grid)
+
+
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at `path` of `root`, in the old module's training mode."""
+    module.train(root.training)
+    root.set_submodule(path, module)
