@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import compression
@@ -46,6 +47,8 @@ EPILOG = "Methods: " + ", ".join(compression.NAMES) + ". Chain them with +, e.g.
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 for status ok, 2 for bad arguments, 1 for anything else."""
+    # transformers renames this argument; all versions that requirements.txt allows take it
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     if "--worker" in argv:
         from evaluation.worker import serve
 

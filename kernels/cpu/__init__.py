@@ -8,7 +8,7 @@ tiles that all of them read.
 PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says in words what serves and
 why. Nothing is built at import. The cache's key is the source, the compiler and the processor's flags; a library that
 can't be built, loaded or that fails its self-test is never used, and one that passed isn't tested again.
-COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx2 or portable forces that path.
+COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx2 or portable forces that path. $CFLAGS come after our flags.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _file(path: str) -> Path:
         raise FileNotFoundError("no C compiler (cc, gcc or clang)")
     about = subprocess.run([program, "--version"], capture_output=True, timeout=10).stdout
     parts = [about, " ".join(sorted(flags())).encode(), repr((COMMON, FLAGS[path], _openmp())).encode()]
-    parts += [file.read_bytes() for file in (*SOURCES, *HEADERS)]
+    parts += [os.environ.get("CFLAGS", "").encode(), *(file.read_bytes() for file in (*SOURCES, *HEADERS))]
     name = f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
     place = cache()
     try:
@@ -194,7 +194,8 @@ def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> Non
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".build-") as folder:  # two processes may build: each its own
         for extra in choices:
             objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
-            commands = [[program, *COMMON, *extra, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)]
+            flags = [*COMMON, *extra, *os.environ.get("CFLAGS", "").split()]
+            commands = [[program, *flags, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)]
             running = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
             said = [p.communicate(timeout=BUILD_SECONDS)[1] for p in running]
             if not any(p.returncode for p in running):

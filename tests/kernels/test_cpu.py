@@ -23,13 +23,15 @@ ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
 SHAPES = ((19, 75), (1, 16), (64, 576), (5, 17), (16, 32), (40, 1056))  # (out, in)
 TOKENS = (1, 2, 5, 17, 64, 130)
+QUICKLY = {"CFLAGS": "-O1"}  # a build of which only the way matters, or the numbers: half the time
 
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A process that has built nothing yet, with a cache of its own."""
     cpu.forget()
-    monkeypatch.setenv("COMPRESSION_EXPLORER_HOME", str(tmp_path))
+    for name, value in ({"COMPRESSION_EXPLORER_HOME": str(tmp_path)} | QUICKLY).items():
+        monkeypatch.setenv(name, value)
     yield tmp_path
     monkeypatch.undo()
     cpu.forget()
@@ -86,7 +88,7 @@ from tests.compression.test_engine import equals_transformers
 equals_transformers("qwen3"); equals_transformers("gpt2")
 from tests.compression.test_kv_cache import step_equals_loop
 for bits in (8, 4): step_equals_loop("qwen3", bits)"""
-    done = process(code, tmp_path, COMPRESSION_EXPLORER_KERNELS=path)
+    done = process(code, tmp_path, COMPRESSION_EXPLORER_KERNELS=path, **QUICKLY)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
