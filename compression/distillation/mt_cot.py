@@ -19,6 +19,10 @@ has a program write the steps, and says so.
 What is measured: exact match on other questions, in answer mode and, where the second task gives an answer, in explanation mode.
 The control is trained on answers alone.
 
+What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions gets nearly all others
+right when it writes the way there, and guesses when it answers at once, whichever way it was trained: here the written way helps,
+not the second task by itself. The papers promise more of the answers too, from models ten thousand times as large.
+
 Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all its weights.
 """
 
