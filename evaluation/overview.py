@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from evaluation import peers, shipped
 from evaluation.spec import ROOT, Result, RunSpec
-from evaluation.words import Words
+from evaluation.words import TELLING, Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "bench" / "rates.json"
 PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
@@ -53,7 +53,7 @@ def results() -> dict[str, Result]:
 
 
 # parameters that a step's own words carry already
-TOLD = ("bits", "sparsity", "pattern", "removed", "kept", "quantize", "train_minutes", "group_size", "table", "rounding", "kind")
+TOLD = ("bits", "sparsity", "pattern", "removed", "kept", "quantize", "train_minutes", "group_size", "table", "rounding", "round")
 
 
 def label(spec: RunSpec) -> str:
@@ -64,7 +64,7 @@ def label(spec: RunSpec) -> str:
         changed = [
             f"{words('param.' + f['name']).lower()} {spoken(words, v)}"
             for f in params.describe()
-            if (v := values[f["name"]]) != f["default"] and f["name"] not in (*TOLD, method.main_param)
+            if (v := values[f["name"]]) != f["default"] and f["name"] not in (*TOLD, *TELLING, method.main_param)
         ]
         main = method.main_param
         if main not in (None, *TOLD, "rank") and values.get("rounding", True):

@@ -21,6 +21,10 @@ I18N = ROOT / "assets" / "i18n"
 # perplexity as a multiple of the original's, up to which a verdict holds
 VERDICTS = ((1.01, "same"), (1.05, "about"), (1.15, "slightly"), (1.5, "clearly"), (4.0, "much"), (math.inf, "broken"))
 NOTICEABLE = 1.01  # below this multiple nobody notices a difference
+TELLING = {  # choices that a run's name tells where they aren't the usual ones
+    "objective": "on-policy", "teaching": "teacher", "granularity": "block", "importance": "element1", "guide": "adapter",
+    "setting": "meta", "kind": "tensor_train", "table": "nf4",
+}  # fmt: skip
 SPEED_MARGIN = 0.05  # rates closer than this are called equal
 
 
@@ -131,9 +135,9 @@ class Words:
         return self(f"value.{name}", v=x) if self.has(f"value.{name}") else f"{name} {x}"
 
     def step(self, name: str, values: Mapping, long: bool = False) -> str:
-        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A code book goes by its table's name."""
+        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A plain code book goes by its table's name."""
         values = dict(values)
-        if values.get("quantize") is False:  # what would be rounded stays in 16 bits
+        if values.get("quantize") is False or values.get("round") is False:  # what would be rounded stays in 16 bits
             values = {k: v for k, v in values.items() if k not in ("bits", "group_size")}
         parts = []
         if values.get("pattern", "unstructured") != "unstructured":
@@ -142,17 +146,15 @@ class Words:
         if values.get("student"):
             values.pop("kept", None)
             parts.append(self("value.student", v=Path(str(values["student"])).name))
-        for named, usual in (("objective", "on-policy"), ("teaching", "teacher")):
-            if values.get(named, usual) != usual:
-                parts.append(self(f"value.{values[named]}"))
         parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values]
         if "kv_bits" in values:  # weights, inputs and cache together
             parts = [self("value.w_a_kv", w=values["bits"], a=values["activation_bits"], kv=values["kv_bits"])]
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
-        if values.get("kind") == "svd":
-            parts.append(self("value.svd"))
-        title = self(f"value.{values['table']}") if "table" in values else self.method(name)
+        title = self(f"value.{values.pop('table')}") if name == "nf4" else self.method(name)
+        parts += [self(f"value.{values[k]}") for k, usual in TELLING.items() if values.get(k, usual) != usual]
+        if values.get("round") is False:
+            parts.append(self("value.unrounded"))
         if values.get("rounding") is False:
             return self("method.factors", method=title)
         return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])

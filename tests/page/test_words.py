@@ -95,6 +95,10 @@ def test_figures_become_words():
         words.recipe((("sparsegpt", sparse | {"quantize": True, "pattern": "2:4"}),), True) == "SparseGPT, 2:4, 4 bits, group 64"
     )
     book = (("nf4", {"table": "fp4", "group_size": 64, "double": False}),)
+    adapted = get("qlora").params(rank=8).json()
+    assert words.recipe((("qlora", adapted),)) == "QLoRA rank 8"
+    assert words.recipe((("qlora", adapted | {"table": "fp4"}),)) == "QLoRA rank 8, FP4"
+    assert words.recipe((("peqa", get("peqa").params(bits=3, round=False).json()),)) == "PEQA not rounded (control)"
     assert words.recipe(book) == "FP4" and words.recipe(book, long=True) == "FP4, group 64"
 
 
