@@ -319,7 +319,7 @@ def test_lambda_zero_is_supervised_distillation_bit_for_bit():
 
 
 def test_lambda_one_never_reads_the_texts_responses(monkeypatch):
-    values = {"warm_up": 0.0}
+    values = {"warm_up": 0.0, "on_policy": 1.0}
     first, _ = train_short("gkd", **values)
     real = rollouts.pieces
 
