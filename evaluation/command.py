@@ -8,6 +8,7 @@ A flag that the method before it declares is the method's, any other the run's. 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import warnings
@@ -152,8 +153,8 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
 
 def request(own: argparse.Namespace, steps: list[tuple[str, dict[str, str]]]) -> RunSpec:
     """The RunSpec that the arguments describe; what isn't given comes from the preset."""
-    given = {flag.replace("-", "_"): getattr(own, flag.replace("-", "_")) for flag, _, _ in RUN_FLAGS}
-    given = {k: v for k, v in given.items() if v is not None and k != "out"}
+    fields = {f.name for f in dataclasses.fields(RunSpec)}
+    given = {k: v for k, v in vars(own).items() if v is not None and k in fields}
     preset = own.preset or "quick"
     fields = {"model": OFFLINE_MODEL, "text": BUILTIN_TEXT, "calibration": BUILTIN_TEXT, "preset": preset}
     fields |= PRESETS[preset] | {"protocol": "paper" if preset == "paper" else "raw"}

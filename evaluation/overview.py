@@ -53,7 +53,7 @@ def results() -> dict[str, Result]:
 
 
 # parameters that a step's own words carry already
-TOLD = ("bits", "sparsity", "pattern", "removed", "kept", "quantize", "train_minutes", "group_size", "table", "rounding", "round")
+TOLD = ("bits", "sparsity", "pattern", "removed", "kept", "quantize", "train_minutes", "group_size", "rounding", "round")
 
 
 def label(spec: RunSpec) -> str:
@@ -67,7 +67,7 @@ def label(spec: RunSpec) -> str:
             if (v := values[f["name"]]) != f["default"] and f["name"] not in (*TOLD, *TELLING, method.main_param)
         ]
         main = method.main_param
-        if main not in (None, *TOLD, "rank") and values.get("rounding", True):
+        if main not in (None, *TOLD, *TELLING, "rank") and values.get("rounding", True):
             changed.insert(0, f"{words('param.' + main).lower()} {values[main]}")
         steps.append(", ".join([words.step(method.name, values, long=True), *changed]))
     told = words("then").join(steps)

@@ -194,8 +194,8 @@ def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> Non
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".build-") as folder:  # two processes may build: each its own
         for extra in choices:
             objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
-            flags = [*COMMON, *extra, *os.environ.get("CFLAGS", "").split()]
-            commands = [[program, *flags, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)]
+            options = [*COMMON, *extra, *os.environ.get("CFLAGS", "").split()]
+            commands = [[program, *options, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)]
             running = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
             said = [p.communicate(timeout=BUILD_SECONDS)[1] for p in running]
             if not any(p.returncode for p in running):
