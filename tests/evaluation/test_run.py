@@ -1,14 +1,10 @@
-"""Runs from end to end on a tiny model: results, baselines, ends of every kind, and the command line."""
+"""Runs from end to end on a tiny model: results, baselines and ends of every kind."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
 import html
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +19,6 @@ from evaluation.words import Words
 from kernels import cpu
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
 REQUIRED = [
     "perplexity",
     "perplexity_stderr",
@@ -59,15 +54,6 @@ REQUIRED = [
     "compress_seconds",
     "evaluate_seconds",
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with an evaluation and a calibration text."""
-    folder = tmp_path_factory.mktemp("texts")
-    (folder / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
-    (folder / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(200)))
-    return folder
 
 
 def spec(place, *recipe, **more):
@@ -400,79 +386,6 @@ def test_a_broken_model_has_no_number(place, store, monkeypatch):
 def test_cancelling_says_so(place, store):
     result = run(spec(place), cancelled=lambda: True, store=store)
     assert (result.status, result.error["code"]) == ("cancelled", "cancelled")
-
-
-# --- the command line ---
-
-
-def command(*words, home):
-    return subprocess.run([sys.executable, "-m", "evaluation.run", *words], cwd=ROOT, capture_output=True, text=True,
-                          env=dict(__import__("os").environ) | {"COMPRESSION_EXPLORER_HOME": str(home)})  # fmt: skip
-
-
-def test_the_command_prints_one_json_object(place, tmp_path):
-    done = command("wanda", "--sparsity", "0.5", "+", "gptq", "--bits", "4", "--group-size=16", "--model", tiny.folder("llama"),
-                   "--text", str(place / "test.txt"), "--calibration", str(place / "valid.txt"), "--window", "64", "--tokens", "512",
-                   "--calibration-tokens", "512", "--no-timings", "--json", home=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["status"] == "ok" and found["spec"]["recipe"][0][0] == "wanda" and "compress 1/2" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["gptq", "--bits", "17"], "2 to 8"), (["gptq", "--bits", "0"], "2 to 8"), (["gptk"], "Did you mean 'gptq'"),
-        (["wanda", "--sparsity", "1.0"], "0.0 to 0.95"), (["gptq", "--tokens", "0"], "at least 1"), (["gptq", "--colour", "1"], "colour"),
-        ([], "no method"), (["gptq", "--protocol", "mine"], "paper, raw"), (["gptq", "--preset", "slow"], "quick"),
-        (["gptq", "--group-size", "40"], "steps of 16"),
-    ],
-)  # fmt: skip
-def test_bad_arguments_exit_with_2_and_say_why(words, said, capsys):
-    from evaluation.command import main
-
-    assert main([*words, "--json"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and said in err
-
-
-def test_a_flag_belongs_to_the_method_that_declares_it_else_to_the_run():
-    from evaluation.command import request, split
-
-    words = "--activations int8 awq --rounding false + smoothquant --activations tensor --tokens 64 --smooth=false"
-    own, steps = split(words.split())
-    assert steps == [("awq", {"rounding": "false"}), ("smoothquant", {"activations": "tensor", "smooth": "false"})]
-    assert own.activations == "int8" and own.tokens == 64
-    found = request(*split(["smoothquant", "--activations", "tensor"]))
-    assert found.methods[0][1].activations == "tensor" and found.activations == "exact"
-
-
-def test_help_tells_a_methods_own_flags(capsys):
-    from evaluation.command import main
-
-    assert main(["svd_llm", "+", "gptq", "--help"]) == 0
-    out, _ = capsys.readouterr()
-    assert all(f"--{flag}" in out for flag in ("removed", "bits", "group-size", "act-order", "preset", "table-bits"))
-    assert "2 to 8" in out and "--sparsity" not in out.split("Methods:")[1].partition("gptq --bits 4.")[2]
-
-
-def test_a_failed_run_exits_with_1_and_still_prints_its_record(tmp_path, capsys):
-    from evaluation.command import main
-
-    assert main(["rtn", "--model", "gpt2", "--out", str(tmp_path), "--json"]) == 1
-    out, err = capsys.readouterr()
-    assert json.loads(out)["error"]["code"] == "hub_unreachable" and "hub" in err
-
-
-def test_the_list_names_every_method(capsys):
-    from compression import NAMES
-    from evaluation.command import main
-
-    assert main(["--list", "--json"]) == 0
-    listing = json.loads(capsys.readouterr().out)
-    assert [m["name"] for m in listing] == list(NAMES) and all(
-        {"name", "family", "title", "paper", "params"} <= set(m) for m in listing
-    )
 
 
 def test_a_student_that_reads_otherwise_is_refused_before_it_is_trained(place, store, tmp_path):

@@ -1,0 +1,76 @@
+"""The command line: what it takes, what it refuses, what it prints and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compression import NAMES
+from evaluation.command import main, request, split
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*words, home):
+    return subprocess.run([sys.executable, "-m", "evaluation.run", *words], cwd=ROOT, capture_output=True, text=True,
+                          env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(home)})  # fmt: skip
+
+
+def test_the_command_prints_one_json_object(place, tmp_path):
+    done = command("wanda", "--sparsity", "0.5", "+", "gptq", "--bits", "4", "--group-size=16", "--model", tiny.folder("llama"),
+                   "--text", str(place / "test.txt"), "--calibration", str(place / "valid.txt"), "--window", "64", "--tokens", "512",
+                   "--calibration-tokens", "512", "--no-timings", "--json", home=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["status"] == "ok" and found["spec"]["recipe"][0][0] == "wanda" and "compress 1/2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["gptq", "--bits", "17"], "2 to 8"), (["gptq", "--bits", "0"], "2 to 8"), (["gptk"], "Did you mean 'gptq'"),
+        (["wanda", "--sparsity", "1.0"], "0.0 to 0.95"), (["gptq", "--tokens", "0"], "at least 1"), (["gptq", "--colour", "1"], "colour"),
+        ([], "no method"), (["gptq", "--protocol", "mine"], "paper, raw"), (["gptq", "--preset", "slow"], "quick"),
+        (["gptq", "--group-size", "40"], "steps of 16"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_exit_with_2_and_say_why(words, said, capsys):
+    assert main([*words, "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err
+
+
+def test_a_flag_belongs_to_the_method_that_declares_it_else_to_the_run():
+    words = "--activations int8 awq --rounding false + smoothquant --activations tensor --tokens 64 --smooth=false"
+    own, steps = split(words.split())
+    assert steps == [("awq", {"rounding": "false"}), ("smoothquant", {"activations": "tensor", "smooth": "false"})]
+    assert own.activations == "int8" and own.tokens == 64
+    found = request(*split(["smoothquant", "--activations", "tensor"]))
+    assert found.methods[0][1].activations == "tensor" and found.activations == "exact"
+
+
+def test_help_tells_a_methods_own_flags(capsys):
+    assert main(["svd_llm", "+", "gptq", "--help"]) == 0
+    out, _ = capsys.readouterr()
+    assert all(f"--{flag}" in out for flag in ("removed", "bits", "group-size", "act-order", "preset", "table-bits"))
+    assert "2 to 8" in out and "--sparsity" not in out.split("Methods:")[1].partition("gptq --bits 4.")[2]
+
+
+def test_a_failed_run_exits_with_1_and_still_prints_its_record(tmp_path, capsys):
+    assert main(["rtn", "--model", "gpt2", "--out", str(tmp_path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["error"]["code"] == "hub_unreachable" and "hub" in err
+
+
+def test_the_list_names_every_method(capsys):
+    assert main(["--list", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert [m["name"] for m in listing] == list(NAMES) and all(
+        {"name", "family", "title", "paper", "params"} <= set(m) for m in listing
+    )
