@@ -136,7 +136,7 @@ INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const
     if (is_coded(kind)) {
         const vi zero = p->zero ? vi_bytes((const uint8_t *)p->zero + at) : vi_splat(1 << (p->bits - 1));
         g.zero = vf_of(zero);
-        if (kind == MASK_INT) r->otherwise = vi_or(vi_or(zero, vi_shl(zero, 8)), vi_or(vi_shl(zero, 16), vi_shl(zero, 24)));
+        if (kind == MASK_INT) r->otherwise = vi_fourfold(zero);
     }
     return g;
 }

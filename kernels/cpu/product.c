@@ -70,12 +70,13 @@ INLINE vf code_token(const plan *p, int64_t tile, const input *in, const int kin
     const int64_t blocks = blocks_of(p), ld = in->ld;
     int64_t group = 0, left = p->group;
     vf total = vf_zero();
+    grid g = {vf_zero(), vf_zero()};
     const uint8_t *low = (const uint8_t *)p->offset, *high = low + 16;
     for (int64_t b = 0; b < blocks; b++) {
         const int8_t *k = in->q + 32 * b;
         const float *sums = in->sums + 2 * b;
         const vf unit = vf_splat(in->unit[b]);
-        grid g = grid_of(p, tile, group, &r, kind);
+        if (left == p->group) g = grid_of(p, tile, group, &r, kind);
         next_block(&r, kind, bits);
         vi acc[3][2], top[2] = {vi_zero(), vi_zero()};
         for (int d = 0; d < digits; d++) acc[d][0] = acc[d][1] = vi_zero();

@@ -57,6 +57,10 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
 }
 INLINE vi vi_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi vi_signed_bytes(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vi vi_fourfold(vi a) /* the lowest byte of each lane, four times */
+{
+    return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)));
+}
 INLINE vi vi_lookup_bytes(const uint8_t *table, vi index) /* index: bytes 0..15 */
 {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
@@ -84,7 +88,12 @@ INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
     return _mm512_mask_add_ps(a, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1u << n)), a, x);
 }
 /* 32 half values from where they stand one behind the other to the places whose bit is set; the others are 0. */
-INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p) { return _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(p)); }
+INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p)
+{
+    vi zero = _mm512_setzero_si512(); /* hidden: the form that zeroes waits for its register's last value on some processors */
+    __asm__("" : "+v"(zero));
+    return _mm512_mask_expand_epi16(zero, mask, _mm512_loadu_si512(p));
+}
 INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 {
     return _mm512_mask_expand_epi8(otherwise, mask, _mm512_loadu_si512(p));
@@ -144,6 +153,11 @@ INLINE vi vi_bytes(const uint8_t *p)
 INLINE vi vi_signed_bytes(const uint8_t *p)
 {
     return VI(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+}
+INLINE vi vi_fourfold(vi x)
+{
+    const __m256i places = _mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c));
+    return VI(_mm256_shuffle_epi8(x.a, places), _mm256_shuffle_epi8(x.b, places));
 }
 INLINE vi vi_lookup_bytes(const uint8_t *table, vi i)
 {
@@ -231,6 +245,7 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
 }
 INLINE vi vi_bytes(const uint8_t *p) { PER_LANE(vi, p[i]) }
 INLINE vi vi_signed_bytes(const uint8_t *p) { PER_LANE(vi, (uint32_t)(int8_t)p[i]) }
+INLINE vi vi_fourfold(vi x) { PER_LANE(vi, (x.l[i] & 255) * 0x01010101u) }
 INLINE vi vi_lookup_bytes(const uint8_t *t, vi x)
 {
     PER_LANE(vi, t[x.l[i] & 15] | (uint32_t)t[x.l[i] >> 8 & 15] << 8 | (uint32_t)t[x.l[i] >> 16 & 15] << 16 | (uint32_t)t[x.l[i] >> 24 & 15] << 24)
