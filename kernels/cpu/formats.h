@@ -38,16 +38,17 @@ INLINE reader open_tile(const plan *p, int64_t tile, const int kind, const int b
     return r;
 }
 
-/* Where a block's kept values begin is known only when the masks before it have arrived, so a processor can't run ahead to the
-   next lines by itself: they are asked for this many blocks before. */
+/* Lines are asked for this many blocks before they are read. Where a block's kept values begin is known only when the masks
+   before it have arrived, so a processor can't run ahead there by itself; and one block of codes fills much of its window. */
 #define AHEAD 16
 
 /* Read the words of the next 32 columns. */
 INLINE void next_block(reader *r, const int kind, const int bits)
 {
     const int words = kind == BF16 ? 16 : kind == BOOK ? 4 : kind == INT || kind == BITS ? bits : 0;
-    const int lines = kind == MASK_F16 || (kind == MASK_INT && bits > 4) ? 8 : kind == MASK_INT ? 3 : 0;
-    if (lines) __builtin_prefetch(r->mask + 64 * AHEAD);
+    const int masked = kind == MASK_F16 || kind == MASK_INT;
+    const int lines = masked ? (kind == MASK_INT && bits <= 4 ? 3 : 8) : kind == BF16 ? 0 : words;
+    if (masked) __builtin_prefetch(r->mask + 64 * AHEAD);
     UNROLL(8)
     for (int i = 0; i < lines; i++) __builtin_prefetch(r->values + 64 * (lines * AHEAD + i));
     for (int i = 0; i < words; i++) r->raw[i] = vi_load(r->values + 64 * i);
