@@ -47,7 +47,7 @@ INLINE void next_block(reader *r, const int kind, const int bits)
 {
     const int words = kind == BF16 ? 16 : kind == BOOK ? 4 : kind == INT || kind == BITS ? bits : 0;
     const int masked = kind == MASK_F16 || kind == MASK_INT;
-    const int lines = masked ? (kind == MASK_INT && bits <= 4 ? 3 : 8) : kind == BF16 ? 0 : words;
+    const int lines = masked ? (kind == MASK_INT && bits <= 4 ? 3 : 8) : kind == BF16 ? 0 : words; /* masked: as half of the weights take */
     if (masked) __builtin_prefetch(r->mask + 64 * AHEAD);
     UNROLL(8)
     for (int i = 0; i < lines; i++) __builtin_prefetch(r->values + 64 * (lines * AHEAD + i));
