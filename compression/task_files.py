@@ -26,7 +26,7 @@ from compression.bundle import Bundle
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
 
-FILE, KIND = "task.safetensors", "scales"
+FILE, ABOUT = "task.safetensors", "scales_of_codes"  # one key: safetensors writes several in any order
 
 
 class TaskRefused(CompressionError):
@@ -50,7 +50,7 @@ def codes_hash(linears: Mapping[str, GroupedInt]) -> str:
 def encode(linears: Mapping[str, GroupedInt]) -> bytes:
     """The task file of these linears, path -> stored form."""
     scales = {path: packed.grid.scale.cpu() for path, packed in linears.items()}
-    return save(scales, metadata={"kind": KIND, "codes": codes_hash(linears)})
+    return save(scales, metadata={ABOUT: codes_hash(linears)})
 
 
 def rounded_linears(bundle: Bundle) -> dict[str, GroupedInt]:
@@ -73,10 +73,10 @@ def load(bundle: Bundle, file: Path | str) -> None:
             scales = {path: opened.get_tensor(path) for path in paths}
     except (OSError, SafetensorError) as error:
         raise TaskRefused(f"{file.name} can't be read: {error}", name=file.name) from None
-    if about.get("kind") != KIND:
+    if ABOUT not in about:
         raise TaskRefused(f"{file.name} is no task file", name=file.name)
     tuned = {path: packed for path, packed in linears.items() if path in scales}
-    if set(scales) != set(tuned) or about.get("codes") != codes_hash(tuned):
+    if set(scales) != set(tuned) or about[ABOUT] != codes_hash(tuned):
         raise TaskRefused(f"{file.name} belongs to other integers: it was trained on another model, or with other bits or groups. "
                           "Give a task of this one.", name=file.name)  # fmt: skip
     for path, packed in tuned.items():
