@@ -26,7 +26,7 @@ from compression.bundle import Bundle
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
 
-FILE, ABOUT = "task.safetensors", "scales_of_codes"  # one key: safetensors writes several in any order
+FILE, ABOUT = "task.safetensors", "codes"  # one key of metadata: safetensors writes several in any order
 
 
 class TaskRefused(CompressionError):
