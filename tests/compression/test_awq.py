@@ -33,7 +33,7 @@ def test_the_search_is_the_papers(bits, group):
     """E6: the exponent and its loss, computed from X itself and not from its Gram matrix."""
     weights, x = problem()
     s, losses = search(weights, x.abs().mean(0), x.T @ x, quantizer(bits, group))
-    expected_s, expected = oracles.awq_search([w.numpy() for w in weights], x.numpy(), bits, group, EXPONENTS)
+    expected_s, expected = oracles.quantization.awq_search([w.numpy() for w in weights], x.numpy(), bits, group, EXPONENTS)
     assert np.allclose(losses, expected, rtol=2e-3)
     assert np.allclose(s.numpy(), expected_s, rtol=1e-5)
 

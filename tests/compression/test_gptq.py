@@ -40,7 +40,7 @@ def test_equals_the_oracle(act_order, group_size, symmetric, bits):
     codes, grid, _, _ = gptq(weight, gram, params)
     scale, zero = (t.numpy().astype(np.float64) for t in fit(weight, bits, group_size, symmetric).columns())
     order = np.argsort(-gram.diagonal().numpy(), kind="stable") if act_order else range(gram.shape[0])
-    expected, _ = oracles.gptq_columns(weight.numpy(), damped(gram).numpy(), scale, zero, 2**bits - 1, order)
+    expected, _ = oracles.quantization.gptq_columns(weight.numpy(), damped(gram).numpy(), scale, zero, 2**bits - 1, order)
     assert np.array_equal(codes.numpy(), expected)
 
 
@@ -53,7 +53,7 @@ def test_live_groups_equal_the_oracle_group_by_group():
     expected, remaining = np.zeros_like(live), list(range(32))
     for c in range(32):
         if c % 16 == 0:
-            fits = [oracles.minmax_asym(row[c : c + 16], 3) for row in live]
+            fits = [oracles.quantization.minmax_asym(row[c : c + 16], 3) for row in live]
         inverse = np.linalg.inv(h[np.ix_(remaining, remaining)])
         for r, (scale, zero) in enumerate(fits):
             expected[r, c] = np.clip(np.round(live[r, c] / scale) + zero, 0, 7)

@@ -43,7 +43,7 @@ def test_equals_the_oracle(bits, p, beta, size):
     scale, zero = hqq(groups, params)
     same = 0
     for i, group in enumerate(groups.numpy().astype(np.float64)):
-        s, z, tried = oracles.hqq(group, bits, p=p, beta=beta)
+        s, z, tried = oracles.quantization.hqq(group, bits, p=p, beta=beta)
         assert float(scale[i]) == s
         one = slice(i, i + 1)
         found = float(power(groups[one], decode(groups[one], scale[one], zero[one], bits), p).sum())

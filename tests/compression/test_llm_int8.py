@@ -39,7 +39,7 @@ def served_by(request, monkeypatch):
 def test_equals_the_oracle(threshold, served_by):
     x, weight = problem(outliers=2)
     found = run(weight, threshold=threshold).matmul(x).numpy()
-    expected = oracles.llm_int8(x.numpy().astype(np.float64), weight.numpy().astype(np.float64), threshold)
+    expected = oracles.quantization.llm_int8(x.numpy().astype(np.float64), weight.numpy().astype(np.float64), threshold)
     step = np.abs(x.numpy()).max() / 127 * np.abs(weight.numpy()).max()  # a tie of the rounding may go either way
     assert np.abs(found - expected).max() < max(1e-4 * np.abs(expected).max(), 1e-3 * step)
 

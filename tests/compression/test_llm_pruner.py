@@ -127,7 +127,7 @@ def test_what_stays_is_what_the_papers_sums_rank_highest(family, heads, form):
             """members: (role, number of a row, or of a column of o and down)."""
             take = lambda t, role, i: (t[:, i] if role in ("o", "down") else t[i]).double().tolist()  # noqa: E731
             rows = [take(bundle.module.get_submodule(paths[role]).weight, role, i) for role, i in members]
-            return oracles.structure_importance(
+            return oracles.pruning.structure_importance(
                 form, rows, [[take(g[paths[role]], role, i) for role, i in members] for g in grads]
             )
 
@@ -280,7 +280,9 @@ def test_which_channels_of_the_width_stay_is_what_the_papers_sums_rank_highest(f
     total = []
     for i in range(48):
         rows = [take(bundle.module.get_submodule(path).weight, path, i) for path in along]
-        total.append(oracles.structure_importance(form, rows, [[take(g[path], path, i) for path in along] for g in grads]))
+        total.append(
+            oracles.pruning.structure_importance(form, rows, [[take(g[path], path, i) for path in along] for g in grads])
+        )
     assert found.width == tuple(sorted(sorted(range(48), key=total.__getitem__, reverse=True)[:36])) and not found.kept
     assert found.notes[0].facts == {"width": 48, "left": 36}
 

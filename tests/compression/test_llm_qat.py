@@ -56,7 +56,7 @@ def weights(out=7, n=24, seed=0):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_row_is_rounded_as_in_the_paper(bits):
     weight = weights()
-    expected = [oracles.symmetric_minmax(row, bits, half=True) for row in weight.numpy()]
+    expected = [oracles.quantization.symmetric_minmax(row, bits, half=True) for row in weight.numpy()]
     found = llm_qat.rounded(weight, bits)
     assert np.allclose(found.numpy(), np.stack([values for _, values in expected]), atol=1e-7)
     top, largest = 2 ** (bits - 1) - 1, weight.abs().amax(1, keepdim=True)
@@ -74,7 +74,7 @@ def test_a_row_is_rounded_as_in_the_paper(bits):
 def test_each_token_of_the_inputs_is_rounded_by_itself(bits):
     x = torch.randn(2, 5, 24) * torch.logspace(-2, 2, 5)[:, None]
     found = llm_qat.rule_of(LlmQatParams(activation_bits=bits))(x)
-    expected = [oracles.symmetric_minmax(token, bits)[1] for token in x.reshape(-1, 24).numpy()]
+    expected = [oracles.quantization.symmetric_minmax(token, bits)[1] for token in x.reshape(-1, 24).numpy()]
     assert np.allclose(found.reshape(-1, 24).numpy(), np.stack(expected), rtol=1e-5, atol=1e-7)
     assert llm_qat.rule_of(LlmQatParams(activation_bits=16)) is None
 
@@ -90,7 +90,7 @@ def test_gradients_pass_straight_through(bits, activation_bits):
     y = layer(x)
     (y * probe).sum().backward()
     flat, towards = x.detach().reshape(-1, 24).numpy(), probe.reshape(-1, 7).numpy()
-    expected, of_weight, of_x = oracles.straight_through(linear.weight.numpy(), flat, towards, bits, activation_bits)
+    expected, of_weight, of_x = oracles.quantization.straight_through(linear.weight.numpy(), flat, towards, bits, activation_bits)
     assert np.allclose((y - linear.bias).detach().reshape(-1, 7).numpy(), expected, rtol=1e-4, atol=1e-4)
     assert np.allclose(layer.latent.grad.numpy(), of_weight, rtol=1e-4, atol=1e-4)
     assert np.allclose(x.grad.reshape(-1, 24).numpy(), of_x, rtol=1e-4, atol=1e-4)
@@ -196,7 +196,7 @@ def test_without_training_it_is_rounding(bits, kv_bits):
     assert bundle.cache_bits == kv_bits
     for path, weight in before.items():
         packed = bundle.module.get_submodule(path).packed
-        expected = np.stack([oracles.symmetric_minmax(row, bits, half=True)[1] for row in weight.detach().numpy()])
+        expected = np.stack([oracles.quantization.symmetric_minmax(row, bits, half=True)[1] for row in weight.detach().numpy()])
         assert np.allclose(packed.stored().numpy(), expected, atol=1e-6) and packed.activations == ActivationRule(8)
         assert packed.stored_bytes() == METHOD.cost(packed.shape, LlmQatParams(bits=bits), 0).bytes
 

@@ -62,14 +62,14 @@ def test_output_and_first_gradients_are_the_papers(kind):
     rule = base.packed.activations if isinstance(base, CompressedLinear) else None
     seen = x if rule is None else rule(x)
     keep = None if layer.keep is None else layer.keep.numpy()
-    expected, towards_b = oracles.lora(
+    expected, towards_b = oracles.low_rank.lora(
         weight.detach().numpy(), layer.a.detach().numpy(), np.zeros((80, 3)), 2.0, seen.numpy(), probe.numpy(), keep
     )
     assert not layer.a.grad.any() and layer.b.grad.any()
     assert np.allclose(layer.b.grad.numpy(), towards_b, rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         layer.b.normal_()
-    expected, _ = oracles.lora(
+    expected, _ = oracles.low_rank.lora(
         weight.detach().numpy(), layer.a.detach().numpy(), layer.b.detach().numpy(), 2.0, seen.numpy(), probe.numpy(), keep
     )
     assert np.allclose(layer(x).detach().numpy(), expected, rtol=1e-3, atol=2e-3)

@@ -30,7 +30,7 @@ def run(bundle, **values):
 def test_the_stand_in_is_one_step_of_descent_on_the_product():
     torch.manual_seed(0)
     a, b, da, db = torch.randn(3, 7), torch.randn(5, 3), torch.randn(3, 7), torch.randn(5, 3)
-    expected = oracles.lora_descent(a.numpy(), b.numpy(), da.numpy(), db.numpy())
+    expected = oracles.pruning.lora_descent(a.numpy(), b.numpy(), da.numpy(), db.numpy())
     assert np.allclose(stand_in(a, b, da, db).numpy(), expected, atol=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_importance_is_the_papers(monkeypatch):
             t.detach().double().numpy() for t in (adapter.base.weight, adapter.a, adapter.b, adapter.a.grad, adapter.b.grad)
         ]
         size = 1 if role in ("up", "down") else 12
-        expected = oracles.lora_prune_importance(*values, 8.0, axis=0 if role in ("up", "q") else 1, size=size)
+        expected = oracles.pruning.lora_prune_importance(*values, 8.0, axis=0 if role in ("up", "q") else 1, size=size)
         assert np.allclose(found.numpy(), expected, rtol=1e-3)
 
 

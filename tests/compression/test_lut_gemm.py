@@ -60,7 +60,7 @@ def test_the_conversion_is_the_papers():
     packed = run(None, previous)
     codes = unpack(previous.codes, 3, 16).numpy()
     grid = previous.grid
-    signs, alpha, offset = oracles.uniform_planes(codes, float(grid.scale[0, 0]), int(grid.zero_points()[0, 0]), 3)
+    signs, alpha, offset = oracles.codes.uniform_planes(codes, float(grid.scale[0, 0]), int(grid.zero_points()[0, 0]), 3)
     assert np.array_equal(signs_of(packed), signs) and np.array_equal(packed.alpha.numpy()[:, 0, 0], alpha)
     assert float(packed.offset[0, 0]) == offset
 
@@ -108,7 +108,7 @@ def test_chains_over_a_model_are_exact_or_refused():
 
 def test_the_table_holds_every_signed_sum_and_is_antisymmetric():
     x = np.random.default_rng(0).standard_normal(8)
-    table = oracles.look_up_table(x)
+    table = oracles.codes.look_up_table(x)
     keys = np.arange(256)
     expected = [sum(v if key >> t & 1 else -v for t, v in enumerate(x)) for key in keys]
     assert np.allclose(table, expected, atol=1e-12) and np.allclose(table + table[255 - keys], 0, atol=1e-12)
@@ -126,7 +126,7 @@ def test_looking_up_is_multiplying(bits, converted, served, monkeypatch):
     packed = run(None, rounded(weight, max(bits, 2))) if converted else run(weight, bits=bits, group_size=16)
     x = normal(1, 52, seed=9)
     alpha, offset = packed.alpha.numpy().astype(np.float64), packed.offset.numpy().astype(np.float64)
-    expected = oracles.look_up_product(x[0].numpy(), signs_of(packed), alpha, offset, 16)
+    expected = oracles.codes.look_up_product(x[0].numpy(), signs_of(packed), alpha, offset, 16)
     wide = lambda scales: np.repeat(scales, 16, -1)[..., :52]  # noqa: E731
     weight = (signs_of(packed) * wide(alpha)).sum(0) + wide(offset)
     assert np.allclose(weight @ x[0].numpy().astype(np.float64), expected, rtol=1e-12, atol=1e-12)
@@ -144,13 +144,13 @@ def test_greedy_and_alternating_equal_the_oracle(bits, offset):
     groups = (normal(2, 32, seed=bits) + 0.3).double()
     weights, signs = groups.sort(1).values, combinations(bits, offset, groups)
     starts = [torch.nn.functional.pad(greedy(groups, bits), (0, int(offset)))] + ([uniform(groups, bits)] if offset else [])
-    assert np.allclose(greedy(groups, bits).numpy(), [oracles.greedy_planes(g, bits) for g in groups.numpy()], rtol=1e-12)
+    assert np.allclose(greedy(groups, bits).numpy(), [oracles.codes.greedy_planes(g, bits) for g in groups.numpy()], rtol=1e-12)
     for start in starts:
         errors = torch.stack([alternate(weights, start, signs, k)[1] for k in range(6)], 1)
         scales = alternate(weights, start, signs, 5)[0]
         for i, group in enumerate(groups.numpy()):
             first = start[i].tolist()
-            alpha, constant, history = oracles.binary_codes(group, first[:bits], first[bits] if offset else None, rounds=5)
+            alpha, constant, history = oracles.codes.binary_codes(group, first[:bits], first[bits] if offset else None, rounds=5)
             assert np.allclose(errors[i], history, rtol=1e-8)
             assert np.allclose(sorted(scales[i, :bits].abs().tolist(), reverse=True), alpha, rtol=1e-6)
             assert not offset or float(scales[i, bits]) == pytest.approx(constant, abs=1e-7)

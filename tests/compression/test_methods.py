@@ -172,7 +172,7 @@ def test_a_student_is_the_same_every_time_and_follows_an_uncompressed_model_only
 def test_rounding_is_rounding(bits, group):
     here = site(5, 40)
     packed, _ = run("rtn", here, bits=bits, group_size=group)
-    _, expected = oracles.rtn(here.weight.numpy().astype(np.float64), bits, group)
+    _, expected = oracles.quantization.rtn(here.weight.numpy().astype(np.float64), bits, group)
     assert np.allclose(packed.dequantize().numpy(), expected, atol=1e-6)
 
 
@@ -206,7 +206,7 @@ def test_a_short_group_is_told():
 def test_wanda_is_the_papers_mask():
     here, x = site(), inputs()
     packed, _ = run("wanda", here, x, sparsity=0.5)
-    assert np.array_equal(packed.mask().numpy(), oracles.wanda_mask(here.weight.numpy(), x.numpy(), 0.5))
+    assert np.array_equal(packed.mask().numpy(), oracles.pruning.wanda_mask(here.weight.numpy(), x.numpy(), 0.5))
 
 
 @pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.6, 0.95])
@@ -293,7 +293,7 @@ def test_svd_llm_is_the_papers_form_and_its_error_the_discarded_eigenvalues(shap
     packed, _ = run("svd_llm", here, x, removed=0.4)
     rank = packed.u.shape[1]
     weight, wide = here.weight.numpy().astype(np.float64), x.numpy().astype(np.float64)
-    expected, spectrum = oracles.svd_llm(weight, wide, rank)
+    expected, spectrum = oracles.low_rank.svd_llm(weight, wide, rank)
     assert np.abs(packed.dequantize().numpy() - expected).max() < 4e-3 * np.abs(expected).max() + 4e-3
     error = (((weight - packed.dequantize().numpy().astype(np.float64)) @ wide.T) ** 2).sum()
     assert error == pytest.approx((spectrum[rank:] ** 2).sum(), rel=1e-2)

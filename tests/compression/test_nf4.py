@@ -26,7 +26,7 @@ def gaussian(out=64, n=256, seed=0):
 
 
 def test_the_tables_are_their_definitions():
-    assert np.allclose(TABLES["nf4"], oracles.nf4_table(), atol=2e-7)
+    assert np.allclose(TABLES["nf4"], oracles.codes.nf4_table(), atol=2e-7)
     floats = [0.0, 0.0625]  # two exponent bits, one of mantissa, in bitsandbytes' order: the smallest two are no powers
     for exponent, mantissa in ((1, 1.0), (1, 1.5), (2, 1.0), (2, 1.5), (3, 1.0), (3, 1.5)):
         floats.append(2.0 ** (4 - exponent) * mantissa)
@@ -38,7 +38,7 @@ def test_the_tables_are_their_definitions():
 def test_equals_the_oracle(table):
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))  # the last group is short
     found = run(weight, table=table, group_size=16).dequantize().numpy()
-    expected = oracles.code_book(weight.numpy().astype(np.float64), TABLES[table], 16)
+    expected = oracles.codes.code_book(weight.numpy().astype(np.float64), TABLES[table], 16)
     assert np.allclose(found, expected, atol=1e-6)
 
 

@@ -24,7 +24,7 @@ def test_equals_the_oracle(shape, signed):
         level = (weight.abs().mean() / 4).sqrt()
         start = (torch.randn if signed else torch.rand)(4, shape[0], generator=first) * level
         other = torch.rand(4, shape[1], generator=first) * level
-        a, b = oracles.hals(weight.numpy(), start.T.numpy(), other.numpy(), rounds, signed)
+        a, b = oracles.low_rank.hals(weight.numpy(), start.T.numpy(), other.numpy(), rounds, signed)
         assert np.allclose((u @ v).numpy(), a @ b, atol=1e-9)
 
 

@@ -29,7 +29,9 @@ def site(role, block):
 def rounded_by_rows(weight, bits, tuning):
     result = np.zeros_like(weight)
     for r, row in enumerate(weight):
-        scale, zero = (oracles.minmax_asym if tuning == "minmax" else oracles.cheapest_range)(row, bits)[:2]
+        scale, zero = (oracles.quantization.minmax_asym if tuning == "minmax" else oracles.quantization.cheapest_range)(
+            row, bits
+        )[:2]
         result[r] = scale * (np.clip(np.round(row / scale) + zero, 0, 2**bits - 1) - zero)
     return result
 
@@ -43,7 +45,9 @@ def fitted_without(weight, bits, tuning, size):
             for start in range(0, len(row), size):
                 group = row[[c for c in range(start, min(start + size, len(row))) if c in set(rest)]]
                 if len(group):
-                    found = (oracles.minmax_asym if tuning == "minmax" else oracles.cheapest_range)(group, bits)
+                    found = (oracles.quantization.minmax_asym if tuning == "minmax" else oracles.quantization.cheapest_range)(
+                        group, bits
+                    )
                     scale[r, start : start + size], zero[r, start : start + size] = found[:2]
         return scale, zero
 
@@ -59,7 +63,7 @@ def test_equals_the_oracle(act_order, group_size, tuning, bits):
     params = OwqParams(bits=bits, group_size=group_size, tuning=tuning, act_order=act_order, block_size=20)
     packed, _, _ = owq(weight, gram, params, 3)
     wide, size = weight.numpy().astype(np.float64), 40 if group_size == -1 else 16
-    result, weak = oracles.owq(wide, damped(gram).numpy(), gram.diagonal().numpy(), rounded_by_rows(wide, bits, tuning),
+    result, weak = oracles.quantization.owq(wide, damped(gram).numpy(), gram.diagonal().numpy(), rounded_by_rows(wide, bits, tuning),
                                fitted_without(wide, bits, tuning, size), 2**bits - 1, 3, act_order)  # fmt: skip
     assert packed.second.index.tolist() == weak
     assert np.abs(packed.dequantize().numpy() - result).max() < 2e-3, "no code differs; weak columns are in half precision"
@@ -73,7 +77,7 @@ def test_the_search_finds_what_trying_everything_finds(bits):
     rows[3], rows[4], rows[5] = rows[3].abs(), -rows[4].abs() - 1, 0.0
     scale, zero = mse_asym(rows, bits)
     error = (rows - scale * ((torch.round(rows / scale) + zero).clamp(0, 2**bits - 1) - zero)).abs().pow(2.4).sum(1)
-    best = [oracles.cheapest_range(row, bits)[2] if row.any() else 0.0 for row in rows.numpy().astype(np.float64)]
+    best = [oracles.quantization.cheapest_range(row, bits)[2] if row.any() else 0.0 for row in rows.numpy().astype(np.float64)]
     assert RANGES == 40 and np.allclose(error.numpy(), best, rtol=1e-4)
 
 

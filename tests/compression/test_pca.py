@@ -31,7 +31,7 @@ def test_equals_the_oracle_and_its_error_is_the_discarded_spectrum(shape, value)
     rank = rank_for(shape, 0.4)
     weight, wide = here.weight.numpy().astype(np.float64), x.numpy().astype(np.float64)
     old = np.full(shape[0], value or 0.0)
-    expected, bias, spectrum = oracles.pca(weight, old, wide, rank)
+    expected, bias, spectrum = oracles.low_rank.pca(weight, old, wide, rank)
     new = packed.dequantize().numpy().astype(np.float64)
     assert np.abs(new - expected).max() < 4e-3 * np.abs(expected).max() + 4e-3
     found = edit.tensors[f"{here.path}.bias"].numpy()

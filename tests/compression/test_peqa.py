@@ -56,7 +56,7 @@ def test_untrained_it_is_plain_rounding(bits, group_size):
     assert set(first) == set(second) and all(torch.equal(first[k], second[k]) for k in first)
     path = "model.layers.1.mlp.down_proj"
     packed = packed_of(made[0])[path]
-    codes, values = oracles.rtn(weights[path].numpy().astype(np.float64), bits, group_size)
+    codes, values = oracles.quantization.rtn(weights[path].numpy().astype(np.float64), bits, group_size)
     assert np.array_equal(unpack(packed.codes, bits, packed.shape[1]).numpy(), codes)
     assert np.allclose(packed.dequantize().numpy(), values, atol=1e-6)
 

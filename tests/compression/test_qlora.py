@@ -62,7 +62,7 @@ def test_the_frozen_weight_stays_within_the_papers_bounds():
     bundle = chain_language.model(hidden=128)
     weights = {p: m.weight.clone() for p, m in bundle.module.named_modules() if isinstance(m, torch.nn.Linear)}
     freeze(bundle, QloraParams())
-    table = np.array(sorted(oracles.nf4_table()))
+    table = np.array(sorted(oracles.codes.nf4_table()))
     half_gap = np.diff(table).max() / 2
     assert half_gap == pytest.approx(0.151904, abs=1e-6)
     for path, packed in packed_of(bundle).items():

@@ -25,7 +25,7 @@ def problem(seed=0, tokens=200, n=48):
 def test_the_factors_are_the_papers(alpha):
     weights, x = problem()
     found = smoothing(x.abs().amax(0), weights, alpha)
-    assert np.allclose(found.numpy(), oracles.smoothing(x.numpy(), [w.numpy() for w in weights], alpha), rtol=1e-5)
+    assert np.allclose(found.numpy(), oracles.quantization.smoothing(x.numpy(), [w.numpy() for w in weights], alpha), rtol=1e-5)
 
 
 def test_what_alpha_equalises():

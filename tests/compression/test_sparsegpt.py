@@ -49,16 +49,17 @@ def oracle(weight, gram, pattern="unstructured", sparsity=0.5, block=128, bits=0
     size = block if pattern == "unstructured" else PATTERNS[pattern][1]
     runs = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
     if pattern == "unstructured":
-        removed_of = lambda scores: oracles.lowest_scores(scores, int(np.floor(sparsity * scores.size)))  # noqa: E731
+        removed_of = lambda scores: oracles.pruning.lowest_scores(scores, int(np.floor(sparsity * scores.size)))  # noqa: E731
     else:
         count = size - PATTERNS[pattern][0]
-        removed_of = lambda scores: np.concatenate([oracles.lowest_scores(row[None], count) for row in scores])  # noqa: E731
+        removed_of = lambda scores: np.concatenate([oracles.pruning.lowest_scores(row[None], count) for row in scores])  # noqa: E731
     stored = lambda values, c: values  # noqa: E731
     if bits:
         size = n if group_size == -1 else group_size
         dense = weight.numpy().astype(np.float64)
         grids = {
-            c: [oracles.minmax_asym(row[c // size * size : (c // size + 1) * size], bits) for row in dense] for c in range(n)
+            c: [oracles.quantization.minmax_asym(row[c // size * size : (c // size + 1) * size], bits) for row in dense]
+            for c in range(n)
         }
 
         def stored(values, c):
@@ -68,7 +69,7 @@ def oracle(weight, gram, pattern="unstructured", sparsity=0.5, block=128, bits=0
     dead = (gram.diagonal() == 0).numpy()
     hessian = gram.double().numpy() + np.diag(np.where(dead, gram.double().diagonal().mean(), 0.0))
     hessian += 0.01 * gram.double().diagonal().mean().item() * np.eye(n)
-    return oracles.sparsegpt(weight.numpy(), hessian, dead, removed_of, runs, stored)
+    return oracles.pruning.sparsegpt(weight.numpy(), hessian, dead, removed_of, runs, stored)
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -139,14 +140,18 @@ def test_a_given_mask_is_solved_for_in_turn():
     weight, gram = wide()
     mask = some_mask(weight)
     new = sparsegpt(weight, gram, SparsegptParams(), mask)[0]
-    assert np.allclose(new.numpy(), oracles.resolved_in_turn(weight.numpy(), damped(gram).numpy(), mask.numpy()), atol=1e-10)
+    assert np.allclose(
+        new.numpy(), oracles.pruning.resolved_in_turn(weight.numpy(), damped(gram).numpy(), mask.numpy()), atol=1e-10
+    )
 
 
 def test_a_prefix_of_each_row_is_solved_for_exactly():
     weight, gram = wide()
     mask = torch.arange(48) < torch.arange(3, 39, 3)[:, None]  # the first 3, 6, 9 ... inputs
     new = sparsegpt(weight, gram, SparsegptParams(), mask)[0]
-    assert np.allclose(new.numpy(), oracles.masked_least_squares(weight.numpy(), damped(gram).numpy(), mask.numpy()), atol=1e-10)
+    assert np.allclose(
+        new.numpy(), oracles.pruning.masked_least_squares(weight.numpy(), damped(gram).numpy(), mask.numpy()), atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -155,7 +160,7 @@ def test_least_squares_on_the_same_mask_is_never_worse(seed):
     hessian = damped(gram)
     for mask in (some_mask(weight, seed=seed), sparsegpt(weight, gram, SparsegptParams())[1]):
         new = sparsegpt(weight, gram, SparsegptParams(), mask)[0]
-        best = oracles.masked_least_squares(weight.numpy(), hessian.numpy(), mask.numpy())
+        best = oracles.pruning.masked_least_squares(weight.numpy(), hessian.numpy(), mask.numpy())
         assert objective(weight, best, hessian) <= objective(weight, new, hessian) * (1 + 1e-12)
 
 
@@ -176,7 +181,7 @@ def test_every_block_loses_exactly_its_share(n, sparsity):
 @pytest.mark.parametrize("count", [0, 1, 17, 60, 99, 100])
 def test_ties_go_to_the_first(count):
     scores = (torch.rand(10, 10, generator=torch.Generator().manual_seed(0)) * 4).floor()
-    assert np.array_equal(lowest_of_all(scores, count).numpy(), oracles.lowest_scores(scores.numpy(), count))
+    assert np.array_equal(lowest_of_all(scores, count).numpy(), oracles.pruning.lowest_scores(scores.numpy(), count))
 
 
 @pytest.mark.parametrize("pattern, kept, of", [(p, *k) for p, k in PATTERNS.items()])

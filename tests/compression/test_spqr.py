@@ -52,7 +52,7 @@ def test_gains_are_those_of_leaving_each_weight_out(size, bits):
     groups[2, 1] = groups[2, 0] = groups[2].max() + 1  # two largest
     roots = 0.2 + torch.rand(size, generator=g)
     found = gains(groups.double(), roots.double(), bits)
-    expected = [oracles.leave_one_out(group, roots.double().numpy(), bits) for group in groups.double().numpy()]
+    expected = [oracles.quantization.leave_one_out(group, roots.double().numpy(), bits) for group in groups.double().numpy()]
     assert np.allclose(found.numpy(), expected, atol=1e-9)
 
 
@@ -68,7 +68,7 @@ def test_equals_the_oracle(order, level_bits, level_search, leave_one_out, tau):
     packed, _, _ = spqr(weight, gram, params, limit)
     places, group = (t.tolist() for t in arrange(gram.diagonal(), params))
     groups = [[c for c in places if group[c] == g] for g in dict.fromkeys(group[c] for c in places)]
-    _, result, outliers = oracles.spqr(weight.numpy(), damped(gram).numpy(), groups, 3, level_bits, limit, leave_one_out,
+    _, result, outliers = oracles.quantization.spqr(weight.numpy(), damped(gram).numpy(), groups, 3, level_bits, limit, leave_one_out,
                                        level_search)  # fmt: skip
     assert np.array_equal(where_kept(packed).numpy(), outliers) and (outliers.any() or tau > 0.1)
     assert np.abs(packed.dequantize().numpy() - result).max() < 4e-3, "no code differs; outliers are in half precision"
@@ -122,8 +122,8 @@ def test_white_inputs_without_outliers_and_second_level_reduce_to_rounding():
     groups = weight.view(32, 8, 16).numpy().astype(np.float64)
     for r, row in enumerate(groups):
         for k, group in enumerate(row):
-            scale, zero = (float(np.float16(t)) for t in oracles.real_grid(group, 3))
-            expected = oracles.on_real_grid(group, scale, zero, 3)[1]
+            scale, zero = (float(np.float16(t)) for t in oracles.quantization.real_grid(group, 3))
+            expected = oracles.quantization.on_real_grid(group, scale, zero, 3)[1]
             assert np.allclose(packed.dequantize()[r, 16 * k : 16 * k + 16].numpy(), expected, atol=1e-5)
 
 

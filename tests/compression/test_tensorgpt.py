@@ -62,9 +62,9 @@ def test_equals_the_oracle(modes, width, rank):
     cores, error = tt_svd(x, modes, ranks_of(modes, rank))
     found = rebuilt(cores, math.prod(modes)).numpy()
     for i, vector in enumerate(x.double().numpy()):
-        expected, errors = oracles.tensor_train(vector, modes, rank)
+        expected, errors = oracles.low_rank.tensor_train(vector, modes, rank)
         assert [c.shape[1:] for c in cores] == [c.shape for c in expected]
-        assert np.abs(found[i] - oracles.entries(expected)).max() < 1e-9
+        assert np.abs(found[i] - oracles.low_rank.entries(expected)).max() < 1e-9
         assert float(error[i]) == pytest.approx(sum(errors), rel=1e-8, abs=1e-12)
 
 
@@ -190,7 +190,7 @@ def test_rows_and_logits_are_the_rebuilt_tables():
     ids = torch.tensor([4_999, 0, 2_048, 2_047, 0])
     assert torch.allclose(packed.rows(ids), whole[ids], atol=1e-5)
     assert torch.allclose(packed.matmul(x), x @ whole.T, atol=1e-4)
-    expected = torch.stack([torch.tensor(oracles.entries([p[i].numpy() for p in parts_of(packed)])) for i in range(8)])
+    expected = torch.stack([torch.tensor(oracles.low_rank.entries([p[i].numpy() for p in parts_of(packed)])) for i in range(8)])
     assert torch.allclose(whole[:8].double(), expected, atol=1e-5)
 
 

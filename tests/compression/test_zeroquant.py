@@ -25,7 +25,7 @@ def test_groups_are_cut_row_by_row(bits, groups):
     """E9: W.reshape(G, -1), each part with its own symmetric scale; G = rows is one scale a row."""
     weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(0))
     grid = group_grid(weight, bits, groups)
-    expected = oracles.zeroquant(weight.numpy(), bits, groups)
+    expected = oracles.quantization.zeroquant(weight.numpy(), bits, groups)
     assert np.allclose(grid.decode(grid.round(weight)).numpy(), expected, atol=1e-6)
 
 

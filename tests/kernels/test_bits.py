@@ -16,5 +16,5 @@ def test_pack_is_the_little_endian_bit_stream(bits, n, rows, random):
     values = torch.tensor([[random.randrange(2**bits) for _ in range(n)] for _ in range(rows)], dtype=torch.uint8)
     packed = pack(values, bits)
     assert packed.shape == (rows, row_bytes(n, bits))
-    assert packed.tolist() == [oracles.pack_bits(row, bits) for row in values.tolist()]
+    assert packed.tolist() == [oracles.codes.pack_bits(row, bits) for row in values.tolist()]
     assert torch.equal(unpack(packed, bits, n), values)
