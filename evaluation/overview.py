@@ -33,7 +33,7 @@ HEAD = (
     "perplexity",
     "KL",
     "same top",
-    "tokens a second",
+    "tokens a second, times the original's",
 )
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
 FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the gates
@@ -87,8 +87,8 @@ def spoken(words: Words, value) -> str:
     return words(f"value.{value}") if words.has(f"value.{value}") else str(value)
 
 
-def row(result: Result, rate: float | None) -> list[str]:
-    """One line of the table. rate: tokens a second."""
+def row(result: Result, rate: dict | None) -> list[str]:
+    """One line of the table. rate: tokens a second, its own and the original's beside it."""
     m, words = result.metrics, Words("en")
     original = result.spec.is_original
     return [
@@ -99,14 +99,14 @@ def row(result: Result, rate: float | None) -> list[str]:
         f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}" if m["perplexity"] < 1e4 else "> 10,000",
         "" if original else f"{m['kl_divergence_mean']:.3f}",
         "" if original else words.share(m["same_top_token_rate"]),
-        "" if rate is None else f"{rate:.0f}",
+        "" if rate is None else f"{rate['tokens_per_second'] / rate['original_tokens_per_second']:.2f}",
     ]
 
 
 def table() -> str:
     """The table in Markdown."""
     rates = json.loads(RATES.read_text("utf-8"))["rates"] if RATES.is_file() else {}
-    rate = lambda r: rates.get(spoken_recipe(r.spec), {}).get("tokens_per_second")  # noqa: E731
+    rate = lambda r: rates.get(spoken_recipe(r.spec))  # noqa: E731
     lines = [HEAD, ["---"] * len(HEAD), *(row(r, rate(r)) for r in results().values())]
     if not all(rate(r) for r in results().values()):  # a column with holes tells little
         lines = [line[:-1] for line in lines]
