@@ -317,7 +317,9 @@ class Method:
     cost: Callable[..., Cost]  # (shape, params, calibration tokens) -> Cost; with `cost_by_role` also (..., role="q")
     scope: Literal["linear", "block", "model"] = "linear"
     stats: frozenset = frozenset()
-    stream: Literal["compressed", "original"] = "compressed"
+    # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own block as it was;
+    # "original", the uncompressed model
+    stream: Literal["compressed", "block", "original"] = "compressed"
     after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
     inherits: tuple[str, ...] = ()  # of a converter: own params that the step before decides where it has them
     converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts

@@ -4,8 +4,9 @@ One step of a recipe runs over the whole model before the next, which calibrates
 `stream="compressed"`, the groups of a block (linears that share an input) are visited in the order of the data
 flow: the block runs only as far as the group's input, the group is compressed, and the run for the next group
 passes through it (GPTQ's "true sequential"). A part of the block whose linears are all done (its attention) runs once
-more and is remembered, so that all partial runs of a block cost about 1.7 forward passes. With `stream="original"`
-every input comes from the uncompressed model in one pass.
+more and is remembered, so that all partial runs of a block cost about 1.7 forward passes. With `stream="block"` all groups of
+a block are observed in one pass before any is compressed, and the next block still sees the compressed one. With
+`stream="original"` every input comes from the uncompressed model in one pass.
 
 Memory: what enters a block and what its attention gives, for all windows, and the sums of one group (a Gram matrix
 takes 4 * in^2 bytes).
@@ -165,10 +166,14 @@ class _Walk:
             if inputs is None:
                 for group in groups:
                     self._compress(layer, group, Stats(tokens=0))
-            elif self.method.stream == "original":
+            elif self.method.stream != "compressed":
+                before = list(inputs.batches)
                 collected = inputs.observe(block, self._paths_to_modules(groups), self.method.stats, self._check)
                 for group, stats in zip(groups, collected, strict=True):
                     self._compress(layer, group, stats)
+                if self.method.stream == "block" and not last:
+                    inputs.batches = before
+                    inputs.advance(block, self._check)
             else:
                 done: set[nn.Module] = set()
                 for group in groups:

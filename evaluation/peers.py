@@ -255,7 +255,7 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
         command = [python, "-m", "evaluation.peers", "--side", which, "--name", name, "--job", str(job)]
         try:
             done = subprocess.run(command, cwd=job, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-            words = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+            words = (done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]) if done.returncode else []
         except subprocess.TimeoutExpired:
             words = [f"no result after {TIMEOUT_SECONDS} s"]
         if words:

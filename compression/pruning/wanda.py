@@ -10,8 +10,8 @@ Sun, Liu, Bair, Kolter 2023, "A Simple and Effective Pruning Approach for Large 
 equation 1: score[i, j] = |W[i, j]| * ||X[:, j]||_2; in every row the lowest share is removed, exactly
 floor(sparsity * in) weights. n:m: the m - n lowest of every m neighbouring inputs.
 
-Deviations: (1) the input norms come from the block as pruned so far, group by group, where the authors collect them
-in one pass of the unpruned block; (2) ||X_j|| is not divided by the number of samples, which changes no ranking.
+As in the authors' code, the input norms of a block come from one pass before any of its weights goes; what enters the block has
+passed the pruned ones before it. Deviation: ||X_j|| is not divided by the number of samples, which changes no ranking.
 
 Stored as one bit a place and the kept weights in 16 bits (2:4: two bits a kept weight): 9 bits a weight at 50 %.
 Smaller is not faster by itself: it takes a kernel that reads this layout.
@@ -54,6 +54,7 @@ METHOD = Method(
     compress=compress,
     cost=cost,
     stats=frozenset({"sum_sq"}),
+    stream="block",
     after=frozenset({"dense"}),
     identity={"sparsity": 0.0},
     essay=__doc__,

@@ -97,6 +97,19 @@ def test_compressed_stream_sees_everything_before_it_compressed(family):
         assert torch.allclose(found[path].gram, x.T @ x, rtol=1e-3, atol=1e-3), path
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_block_stream_sees_its_own_block_as_it_was(family):
+    """Wanda's and SparseGPT's code: the blocks before are compressed, nothing within the block is."""
+    bundle, fresh, tokens = tiny.bundle(family), tiny.bundle(family), tiny.ids(5)
+    found = Spy("block").run(bundle, tokens)
+    done, blocks = arch.blocks(bundle.module), arch.blocks(fresh.module)
+    for layer in range(len(blocks)):
+        for path in (path for path, _, of in arch.linears(fresh.module) if of == layer):
+            x = inputs_of(fresh, path, tokens)
+            assert torch.allclose(found[path].gram, x.T @ x, rtol=1e-3, atol=1e-3), path
+        blocks[layer] = done[layer]
+
+
 def test_settled_parts_leave_no_trace():
     bundle = tiny.bundle()
     calibrate.compress(bundle, steps("gptq"), tiny.ids(4))
