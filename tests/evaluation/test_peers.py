@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 
@@ -113,3 +114,8 @@ def test_what_fails_the_comparison():
     assert len(peers.verdict(rows(original=1.0, nf4=1.021))) == 1
     assert "don't measure the same" in peers.verdict(rows(original=1.002))[0]
     assert peers.verdict([{"name": "nf4", "failed": {"theirs": "no room"}}]) == ["nf4, theirs: no room"]
+
+
+def test_a_side_that_dies_without_a_word_is_named(tmp_path):
+    row = peers.compare(peers.CONTROL, tmp_path, {"theirs": shutil.which("false")}, 1)
+    assert row["failed"] == {"theirs": "exit code 1"}
