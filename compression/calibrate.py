@@ -167,12 +167,12 @@ class _Walk:
                 for group in groups:
                     self._compress(layer, group, Stats(tokens=0))
             elif self.method.stream != "compressed":
-                before = list(inputs.batches)
+                entered = list(inputs.batches) if self.method.stream == "block" else None
                 collected = inputs.observe(block, self._paths_to_modules(groups), self.method.stats, self._check)
                 for group, stats in zip(groups, collected, strict=True):
                     self._compress(layer, group, stats)
-                if self.method.stream == "block" and not last:
-                    inputs.batches = before
+                if entered and not last:
+                    inputs.batches = entered
                     inputs.advance(block, self._check)
             else:
                 done: set[nn.Module] = set()

@@ -99,7 +99,7 @@ def test_compressed_stream_sees_everything_before_it_compressed(family):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_block_stream_sees_its_own_block_as_it_was(family):
-    """Wanda's and SparseGPT's code: the blocks before are compressed, nothing within the block is."""
+    """As Wanda's authors collect: the blocks before are compressed, nothing within the block is."""
     bundle, fresh, tokens = tiny.bundle(family), tiny.bundle(family), tiny.ids(5)
     found = Spy("block").run(bundle, tokens)
     done, blocks = arch.blocks(bundle.module), arch.blocks(fresh.module)

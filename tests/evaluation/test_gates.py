@@ -307,7 +307,7 @@ def test_svd_llm_is_the_optimum_in_every_layer():
         assert all(best[path] <= 1.001 * errors[path] for path in errors), other
 
 
-NOT_REACHED = {  # with the original beside it at 120 to 167 tokens a second; finding the kept places is arithmetic that no byte saved shortens
+NOT_REACHED = {  # with the original beside it at 120 to 167 tokens a second
     "svd_llm --removed 0.5": "0.75: 576 x 576 in two factors is read at 41 % of the memory's speed, in bfloat16 at 60 % (products.json)",
     "wanda --pattern 2:4": "0.75 where memory is fast",
     "sparsegpt --sparsity 0.5 --quantize true": "0.67: finding the places of 4-bit codes takes longer than reading them",
