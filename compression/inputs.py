@@ -17,6 +17,8 @@ from compression.bundle import Bundle
 from compression.packed.linear import CompressedLinear
 
 TOKENS_PER_BATCH = 2_048
+ROOM = 1 << 30  # bytes of outputs remembered within a block, beside as much again as what enters it; the rest is computed again
+STRIPS = 4  # a Gram matrix is symmetric: it is multiplied strip by strip, each from the diagonal on
 
 
 class _Reached(Exception):
@@ -29,10 +31,11 @@ class BlockInputs:
     def __init__(self, batches: list[Tensor], arguments: dict[int, tuple[tuple, dict]]):
         self.batches = batches  # [b, window, hidden] each
         self.arguments = arguments  # batch size -> (args, kwargs) of a block, hidden states left out
-        self.settled: dict[nn.Module, list] = {}  # parts of the block that won't change -> their outputs by batch
+        self.settled: dict[nn.Module, list] = {}  # what won't change in the block -> its outputs by batch, from the first on
+        self.room = 0  # bytes that may still be remembered
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
-        """The block's output for a batch; parts that are settled run once and answer from memory after that."""
+        """The block's output for a batch; what is settled runs once and answers from memory after that."""
         hidden = self.batches[batch]
         args, kwargs = self.arguments[hidden.shape[0]]
         handles = []
@@ -40,7 +43,7 @@ class BlockInputs:
             if batch < len(outputs):
                 part.forward = lambda *args, kept=outputs[batch], **kwargs: kept
             else:
-                handles.append(part.register_forward_hook(lambda part, args, out, into=outputs: into.append(out)))
+                handles.append(part.register_forward_hook(lambda part, args, out: self._remember(part, batch, out)))
         try:
             out = block(hidden, *args, **kwargs)
         finally:
@@ -51,14 +54,28 @@ class BlockInputs:
         return out[0] if isinstance(out, tuple) else out
 
     def settle(self, block: nn.Module, done: set[nn.Module]) -> None:
-        """From now on the parts of the block whose linears are all in `done` give what they give now."""
+        """From now on the linears in `done`, and the parts of the block that have no others, give what they give now."""
+        if not self.settled:
+            self.room = ROOM + sum(map(_bytes, self.batches))
         for part in block.children():
-            own = [m for m in part.modules() if isinstance(m, (nn.Linear, CompressedLinear))]
-            if own and own != [part] and done.issuperset(own):
-                self.settled.setdefault(part, [])
+            own = _linears(part)
+            for settled in [part] if own and done.issuperset(own) else [linear for linear in own if linear in done]:
+                self.settled.setdefault(settled, [])
 
     def unsettle(self) -> None:
         self.settled.clear()
+
+    def _remember(self, part: nn.Module, batch: int, out) -> None:
+        """Keep a part's output for a batch if there is room; what is inside the part will not be asked again."""
+        if len(self.settled[part]) != batch or _bytes(out) > self.room:
+            return
+        self.settled[part].append(out)
+        self.room -= _bytes(out)
+        for inside in _linears(part):
+            outputs = self.settled.get(inside, [])
+            if inside is not part and batch < len(outputs):
+                self.room += _bytes(outputs[batch])
+                outputs[batch] = None
 
     def until(self, block: nn.Module, linear: nn.Module, names: frozenset, check: Callable) -> Stats:
         """Statistics of what enters `linear`; each run of the block ends there."""
@@ -146,6 +163,24 @@ def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
     return BlockInputs(batches, arguments)
 
 
+def _linears(part: nn.Module) -> list[nn.Module]:
+    return [m for m in part.modules() if isinstance(m, (nn.Linear, CompressedLinear))]
+
+
+def _bytes(out) -> int:
+    """Of a tensor, or of those in a tuple."""
+    return sum(t.nbytes for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor))
+
+
+def gram(x: Tensor) -> Tensor:
+    """X^T X [in, in] of x [tokens, in] on and below the diagonal, what is above may be missing."""
+    n = x.shape[1]
+    out, edge = x.new_zeros(n, n), -(-n // STRIPS)
+    for start in range(0, n, edge):
+        torch.mm(x[:, start:].T, x[:, start : start + edge], out=out[start:, start : start + edge])
+    return out
+
+
 def split(windows: Tensor) -> Iterator[Tensor]:
     """Windows [n, window] in batches of about TOKENS_PER_BATCH tokens."""
     return iter(windows.split(max(1, TOKENS_PER_BATCH // windows.shape[1])))
@@ -171,11 +206,14 @@ class _Collector:
 
     def stats(self) -> Stats:
         means = {n: s / self.tokens if n in ("mean_abs", "mean") else s for n, s in self.sums.items()}
+        if "gram" in means:
+            lower = means["gram"].tril()
+            means["gram"] = lower + lower.tril(-1).T
         return Stats(tokens=self.tokens, **means)
 
 
 _SUMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gram": lambda x: x.T @ x,
+    "gram": gram,
     "sum_sq": lambda x: x.square().sum(0),
     "mean_abs": lambda x: x.abs().sum(0),
     "max_abs": lambda x: x.abs().amax(0),

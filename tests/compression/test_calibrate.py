@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 import torch
@@ -108,6 +109,28 @@ def test_block_stream_sees_its_own_block_as_it_was(family):
             x = inputs_of(fresh, path, tokens)
             assert torch.allclose(found[path].gram, x.T @ x, rtol=1e-3, atol=1e-3), path
         blocks[layer] = done[layer]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_compressed_linear_multiplies_every_window_once(family, monkeypatch):
+    """What is settled is remembered: however many partial runs a block has, none computes a product again."""
+    seen, forward = Counter(), CompressedLinear.forward
+    monkeypatch.setattr(CompressedLinear, "forward", lambda self, x: seen.update({self: x[..., 0].numel()}) or forward(self, x))
+    bundle, tokens = tiny.bundle(family), tiny.ids(5)
+    calibrate.compress(bundle, steps("gptq"), tokens)
+    last = len(arch.blocks(bundle.module)) - 1
+    for path, _, layer in arch.linears(bundle.module):
+        count = seen[bundle.module.get_submodule(path)]
+        assert count == tokens.numel() or (layer == last and count in (0, tokens.numel())), path
+
+
+@pytest.mark.parametrize("room", [-(1 << 40), 20_000, 100_000])
+def test_without_room_to_remember_the_statistics_are_the_same(room, monkeypatch):
+    monkeypatch.setattr(inputs, "TOKENS_PER_BATCH", 64)
+    found = Spy("compressed").run(tiny.bundle(), tiny.ids(7))
+    monkeypatch.setattr(inputs, "ROOM", room)
+    again = Spy("compressed").run(tiny.bundle(), tiny.ids(7))
+    assert all(torch.equal(stats.gram, again[path].gram) for path, stats in found.items())
 
 
 def test_settled_parts_leave_no_trace():

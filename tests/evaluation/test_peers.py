@@ -53,6 +53,18 @@ def one_process(monkeypatch):
     torch.set_num_threads(threads)
 
 
+def test_their_layers_answer_as_they_do_in_use():
+    """A new layer is in training mode, in which bitsandbytes' 8-bit one leaves its inputs unrounded."""
+
+    def theirs(model, ids):
+        model.lm_head = torch.nn.Linear(48, tiny.VOCABULARY)
+        return model
+
+    bundle = tiny.bundle("llama")
+    peers._theirs(peers.Pair("none", "theirs", theirs), bundle, None)
+    assert not any(m.training for m in bundle.module.modules())
+
+
 ASKED = ("--tokens", "512", "--window", "64", "--calibration-tokens", "256")
 
 
