@@ -121,8 +121,9 @@ def peers_table() -> str:
             continue
         quiet = row.get("load", 9) <= QUIET
         seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
+        fewer = f", {row['windows']} windows" if "windows" in row else ""
         lines.append([
-            f"`{row['recipe']}`", row["package"], f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
+            f"`{row['recipe']}`{fewer}", row["package"], f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
             f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}", *seconds,
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -149,7 +149,10 @@ class Pair:
     package: str
     theirs: Callable
     settings: dict = field(default_factory=dict)
+    windows: int | None = None  # of the calibration text for both sides; None: all
 
+
+FEW = 8  # llm-compressor's AWQ runs a block 60 times over its windows: with 64 of them hours on a processor
 
 ROW8 = {"bits": 8, "symmetric": True, "int8_inputs": True}
 
@@ -161,8 +164,8 @@ PAIRS = {
     "gptq-3": Pair("gptq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "gptq": True}),
     "gptq-4-symmetric": Pair("gptq --bits 4 --group_size 64 --symmetric true", "llmcompressor", llm_compressor,
                              {"bits": 4, "group_size": 64, "gptq": True, "symmetric": True}),
-    "awq-4": Pair("awq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "awq": True}),
-    "awq-3": Pair("awq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "awq": True}),
+    "awq-4": Pair("awq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "awq": True}, FEW),
+    "awq-3": Pair("awq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "awq": True}, FEW),
     "w8a8": Pair("smoothquant --smooth false", "llmcompressor", llm_compressor, ROW8),
     "smoothquant": Pair("smoothquant --alpha 0.5", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.5}),
     "smoothquant-0.8": Pair("smoothquant --alpha 0.8", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.8}),
@@ -193,7 +196,7 @@ def side(which: str, name: str, job: Path) -> None:
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
     bundle = (_our_model if which == "ours" else _their_model)(asked["model"])
-    seconds = (_ours if which == "ours" else _theirs)(pair, bundle, windows["calibration"])
+    seconds = (_ours if which == "ours" else _theirs)(pair, bundle, windows["calibration"][: pair.windows])
     start = time.perf_counter()
     found = {"losses": losses(bundle, windows["evaluation"])}
     save_file(found, job / f"{name}.{which}.safetensors")
@@ -265,6 +268,7 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
         about[which] = json.loads((job / f"{name}.{which}.json").read_text("utf-8"))
         found[which] = load_file(job / f"{name}.{which}.safetensors")["losses"]
     row = {"name": name, "package": pair.package, "recipe": pair.ours, "settings": pair.settings, "load": load}
+    row |= {"windows": pair.windows} if pair.windows else {}
     row |= {which: about[which] | {"perplexity": perplexity(losses)[0]} for which, losses in found.items()}
     if failed:
         return row | {"failed": failed}
