@@ -2,6 +2,7 @@
 
     python -m kernels.bench [op ...] [--json FILE]              products
     python -m kernels.bench --model [--llama-cpp] [--json FILE] [--figure FILE]   whole models (kernels/bench_model.py)
+    python -m kernels.bench --gpu [op ...] [--json FILE]        products on a graphics card (kernels/bench_gpu.py)
 
 A product of one token rotates over more weights than the caches hold; every case warms up right before timing and gives
 medians. Beside each stand PyTorch's dense float32 product as it comes and by the library that this program takes
@@ -346,15 +347,23 @@ def show(head: dict, table: list[dict]) -> None:
 
 
 def main(argv: list[str]) -> int:
+    from kernels import bench_gpu
+
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("ops", nargs="*", help=f"what to time: {', '.join(OPS)} (default: all)")
+    parser.add_argument(
+        "ops", nargs="*", help=f"what to time: {', '.join(OPS)}; with --gpu {', '.join(bench_gpu.OPS)} (default: all)"
+    )
     parser.add_argument("--json", type=Path, help="write the table to this file")
     parser.add_argument("--model", action="store_true", help="time whole models instead of products")
+    parser.add_argument("--gpu", action="store_true", help="time the Triton kernels on the graphics card")
     parser.add_argument("--llama-cpp", action="store_true", help="with --model: beside llama.cpp (package llama-cpp-python)")
     parser.add_argument("--figure", type=Path, help="with --model: draw the table into this SVG file")
     own = parser.parse_args(argv)
-    if unknown := set(own.ops) - set(OPS):
-        parser.error(f"no op {', '.join(sorted(unknown))}; there are: {', '.join(OPS)}")
+    known = bench_gpu.OPS if own.gpu else OPS
+    if unknown := set(own.ops) - set(known):
+        parser.error(f"no op {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    if own.gpu:
+        return bench_gpu.main(own.ops, own.json)
     choose_float32()
     if cpu.wait() is None:
         print(f"the C kernels don't serve here ({cpu.status()}); there is nothing of ours to time", file=sys.stderr)

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from kernels import bench, bench_model, cpu
+from kernels import bench, bench_gpu, bench_model, cpu
 from kernels.cpu import plans
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
@@ -63,3 +63,21 @@ def test_whole_models(monkeypatch, tmp_path, capsys):
     assert all(r["decode_after_8"] > 0 and r["prefill_8"] > 0 and r["activations"] for r in found)
     figure = (tmp_path / "model.svg").read_text("utf-8")
     assert figure.startswith("<svg") and all(r["way"].split(",")[0] in figure for r in found)
+
+
+def test_a_wrong_kernel_of_a_card_gets_no_speed(monkeypatch):
+    op, name, make, reference = bench_gpu.VARIANTS[0]
+    operands = make(40, 128)
+    monkeypatch.setattr(bench_gpu, "launcher", lambda op: lambda x, *o: reference(x.float(), *o).half())
+    bench_gpu.verify(op, name, operands, reference, 128)
+    monkeypatch.setattr(bench_gpu, "launcher", lambda op: lambda x, *o: 1.01 * reference(x.float(), *o).half())
+    with pytest.raises(ArithmeticError, match=r"grouped_int \(2 bits, group 64\) is wrong at 1 x 128"):
+        bench_gpu.verify(op, name, operands, reference, 128)
+
+
+def test_without_a_card_nothing_is_timed(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.main(["--gpu"]) == 1
+    assert "no graphics card" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["--gpu", "low_rank"])
