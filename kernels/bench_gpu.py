@@ -22,7 +22,7 @@ from torch import Tensor
 
 import kernels
 from kernels import binary_coded, codebook, columns, gpu, grouped_int, outliers, sparse
-from kernels.bits import pack
+from kernels.bits import pack, unpack
 
 SHAPES = ((576, 576), (49152, 576), (4096, 4096), (11008, 4096))  # (out, in)
 TOKENS = (1, 8, 512, 2048)
@@ -115,7 +115,7 @@ def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Wo
         from torch.sparse import to_sparse_semi_structured
 
         values, positions = two_of_four(out, n)
-        weight = to_sparse_semi_structured(sparse.scatter_two_four(values, positions).half().to(device))
+        weight = to_sparse_semi_structured(sparse.scatter_two_four(values, unpack(positions, 2, n // 2)).to(device))
         return lambda x: F.linear(x, weight)
 
     def four_bits() -> Work:
