@@ -171,7 +171,7 @@ def rates(asked: Sequence[str] = ()) -> dict:
         short = tuple((m, v | {"train_tokens": TOKENS["train_tokens"]} if "train_tokens" in v else v) for m, v in spec.recipe)
         bundle = models.load(shipped.OFFLINE_MODEL)
         calibrate.compress(bundle, dataclasses.replace(spec, recipe=short).methods, windows, table_bits=spec.table_bits,
-                           cache_bits=spec.cache_bits)  # fmt: skip
+                           activations=spec.activations, cache_bits=spec.cache_bits)  # fmt: skip
         ways = latency.ways(None if spec.is_original else bundle, original)
         timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
         beside, own = timed["original"], timed.get("compressed", timed["original"])

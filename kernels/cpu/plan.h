@@ -82,6 +82,8 @@ typedef struct {
     int id, count;
     struct barrier *barrier;
     uint8_t *own, *shared; /* scratch: own_bytes for this thread, the rest for all */
+    uint8_t *middle[2];    /* of low-rank products, in turns: nobody reads the one before last any more */
+    int turn;
 } member;
 
 INLINE void share(const member *me, int64_t n, int64_t *first, int64_t *last)
@@ -93,11 +95,16 @@ void wait_for_all(member *me);
 int multiplies_integers(const plan *p);            /* of a single token: those of its rule, or 24-bit ones in three digits */
 int64_t own_bytes(const plan *p);                  /* scratch of one thread for multiply */
 int64_t shared_bytes(const plan *p, int64_t m);    /* scratch of all for multiply */
+int64_t middle_bytes(const plan *p, int64_t m);    /* of each middle for multiply */
 int64_t input_bytes(int64_t n, int64_t m);         /* room for a prepared input */
 /* Prepare tokens [first, last) of x [m][ldx] (times `scale` [n] if it is there) for p, into `room` of input_bytes. */
 void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const float *scale, int64_t m, int64_t first, int64_t last, uint8_t *room);
 /* y[m][ld] = x W^T; every member calls it and computes its share of the rows. */
 void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld);
+/* A low-rank product in two parts, for several on one input: their first parts, one wait_for_all, their second parts. */
+uint8_t *next_middle(member *me);
+void low_rank_first(member *me, const plan *p, const input *in, float *middle);
+void low_rank_second(member *me, const plan *p, const float *middle, int64_t m, float *y, int64_t ld);
 int64_t panel_bytes(const plan *p);                /* scratch for decode_rows */
 /* Rows ids[0..count) of W as floats [count][n]; one thread. panel: panel_bytes. */
 void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, float *panel);

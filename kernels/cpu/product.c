@@ -507,26 +507,48 @@ int64_t own_bytes(const plan *p)
 
 int64_t shared_bytes(const plan *p, int64_t m)
 {
-    if (p->kind == LOW_RANK) return 4 * m * width_of(p->second->n) + 64;
     if (p->kind != SUM) return 0;
     if (is_added(p->second)) return shared_bytes(p->first, m);
     const int64_t a = shared_bytes(p->first, m), b = shared_bytes(p->second, m);
     return 4 * m * 16 * tiles_of(p) + 64 + (a > b ? a : b);
 }
 
+int64_t middle_bytes(const plan *p, int64_t m)
+{
+    if (p->kind == LOW_RANK) return (4 * m * width_of(p->second->n) + 63) & ~(int64_t)63;
+    if (p->kind != SUM) return 0;
+    const int64_t a = middle_bytes(p->first, m), b = middle_bytes(p->second, m);
+    return a > b ? a : b;
+}
+
+uint8_t *next_middle(member *me)
+{
+    me->turn ^= 1;
+    return me->middle[me->turn];
+}
+
+void low_rank_first(member *me, const plan *p, const input *in, float *middle)
+{
+    const int64_t width = width_of(p->second->n), rank = p->first->out;
+    int64_t first, last;
+    share(me, in->m, &first, &last);
+    multiply(me, p->first, in, middle, width);
+    for (int64_t i = first; i < last; i++) memset(middle + i * width + rank, 0, 4 * (width - rank));
+}
+
+void low_rank_second(member *me, const plan *p, const float *middle, int64_t m, float *y, int64_t ld)
+{
+    const input in = {.x = middle, .m = m, .ld = width_of(p->second->n)};
+    multiply(me, p->second, &in, y, ld);
+}
+
 void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
 {
     if (p->kind == LOW_RANK) {
-        const int64_t width = width_of(p->second->n), rank = p->first->out;
-        float *middle = (float *)me->shared;
-        int64_t first, last;
-        share(me, in->m, &first, &last);
-        wait_for_all(me); /* an earlier product may still read the room */
-        multiply(me, p->first, in, middle, width);
-        for (int64_t i = first; i < last; i++) memset(middle + i * width + rank, 0, 4 * (width - rank));
+        float *middle = (float *)next_middle(me);
+        low_rank_first(me, p, in, middle);
         wait_for_all(me);
-        const input second = {.x = middle, .m = in->m, .ld = width};
-        multiply(me, p->second, &second, y, ld);
+        low_rank_second(me, p, middle, in->m, y, ld);
     } else if (p->kind == SUM) {
         if (is_added(p->second)) {
             multiply(me, p->first, in, y, ld);
@@ -539,6 +561,7 @@ void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
         below.shared += 4 * in->m * width + 64;
         multiply(&below, p->first, in, y, ld);
         multiply(&below, p->second, in, other, width);
+        me->turn = below.turn;
         int64_t first, last;
         share(me, tiles_of(p), &first, &last);
         for (int64_t i = 0; i < in->m; i++)
@@ -650,21 +673,21 @@ static void to_int8(float *x, int8_t *q, float *unit, float *sums, int64_t from,
     for (int64_t k = from; k < to; k += 32) unit[k / 32] = u;
 }
 
-/* 32 values of one token as 24-bit integers of a common unit, in three digits from -128 to 127, the highest first. */
-static void to_digits(const float *x, int8_t *q, int64_t apart, float *unit)
+/* 32 values of one token as 24-bit integers of a common unit, in three digits from -128 to 127, the highest first, and each digit's
+   sums by 16. All numbers are whole and below 2^24, so that floats hold them exactly; v / 256 + 1 / 512 rounds to the quotient that
+   leaves such a digit. A value that is not finite makes the unit NaN. */
+static void to_digits(const float *x, int8_t *q, int64_t apart, float *unit, float *sums)
 {
-    float most = 1e-30f, spoiled = 0;
-    for (int k = 0; k < 32; k++) most = fabsf(x[k]) > most ? fabsf(x[k]) : most, spoiled += x[k] * 0;
-    const float most_code = 127 * 65536 + 127 * 256 + 127, up = spoiled == 0 ? most_code / most : 0;
-    *unit = spoiled == 0 ? most / most_code : NAN;
-    int32_t whole[32];
-    for (int k = 0; k < 32; k++) {
-        const float v = rintf(spoiled == 0 ? x[k] * up : 0);
-        whole[k] = (int32_t)(v > most_code ? most_code : v < -most_code ? -most_code : v);
-    }
-    for (int k = 0; k < 32; k++) {
-        const int32_t low = ((whole[k] + 128) & 255) - 128, rest = (whole[k] - low) >> 8, middle = ((rest + 128) & 255) - 128;
-        q[k] = (rest - middle) >> 8, q[apart + k] = middle, q[2 * apart + k] = low;
+    const vf a = vf_load(x), b = vf_load(x + 16), step = vf_splat(0x1p-8f), half = vf_splat(0x1p-9f), base = vf_splat(256);
+    const float largest = vf_top(vf_max(vf_abs(a), vf_abs(b))), bad = vf_sum(vf_fma(a, vf_zero(), vf_mul(b, vf_zero())));
+    const float most_code = 127 * 65536 + 127 * 256 + 127, most = largest > 1e-30f ? largest : 1e-30f;
+    const vf up = vf_splat(most_code / most), highest = vf_splat(most_code), lowest = vf_splat(-most_code);
+    *unit = bad == 0 ? most / most_code : NAN;
+    for (int k = 0; k < 2; k++) {
+        const vf v = bad == 0 ? vf_max(lowest, vf_min(highest, vf_round(vf_mul(k ? b : a, up)))) : vf_zero();
+        const vf rest = vf_round(vf_fma(v, step, half)), high = vf_round(vf_fma(rest, step, half));
+        const vf digit[3] = {high, vf_fnma(high, base, rest), vf_fnma(rest, base, v)};
+        for (int d = 0; d < 3; d++) vf_to_bytes(q + d * apart + 16 * k, digit[d]), sums[d * apart / 16 + k] = vf_sum(digit[d]);
     }
 }
 
@@ -703,12 +726,7 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
             const int64_t step = p->rule < n ? p->rule : ld;
             for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, p->fixed, floats);
         } else if (digits == 3) {
-            for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, ld, unit + k / 32);
-            for (int64_t k = 0; k < 3 * ld; k += 16) {
-                int s = 0;
-                for (int j = 0; j < 16; j++) s += codes[k + j];
-                sums[k / 16] = s;
-            }
+            for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, ld, unit + k / 32, sums + k / 16);
         }
         for (int64_t k = 0; floats && kept && k < counts[i]; k++) mine[kept[i * ld + k].column] = kept[i * ld + k].x;
     }
@@ -730,14 +748,15 @@ int product(const plan *p, const float *x, float *y, int64_t m, int threads)
     const int alone = m == 1; /* every thread prepares its own copy of a single token */
     const int64_t own = own_bytes(p) + (alone ? input_bytes(p->n, 1) : 0), inputs = alone ? 0 : input_bytes(p->n, m);
     const int64_t apart = (own + 63) & ~(int64_t)63;
-    uint8_t *memory = team_begin(apart * threads + inputs + 64 + shared_bytes(p, m) + 256);
+    const int64_t middle = middle_bytes(p, m), shared = (shared_bytes(p, m) + 63) & ~(int64_t)63;
+    uint8_t *memory = team_begin(apart * threads + inputs + 64 + shared + 2 * middle + 256);
     if (!memory) return 1;
     struct barrier barrier = {0};
 #pragma omp parallel num_threads(threads)
     {
         const int id = omp_get_thread_num(), count = omp_get_num_threads();
-        uint8_t *rest = memory + apart * threads;
-        member me = {id, count, &barrier, memory + apart * id, rest + ((inputs + 63) & ~(int64_t)63)};
+        uint8_t *rest = memory + apart * threads, *all = rest + ((inputs + 63) & ~(int64_t)63), *middles = all + shared;
+        member me = {id, count, &barrier, memory + apart * id, all, {middles, middles + middle}, 0};
         input in;
         if (alone)
             prepare_input(&in, p, x, p->n, 0, 1, 0, 1, me.own + own_bytes(p));

@@ -157,33 +157,53 @@ static int alike(const linear *a, const linear *b)
 }
 
 /* The rows of a linear that this member computes. */
-static void own_rows(work *w, const linear *l, int64_t *first, int64_t *last)
+static void own_rows(const work *w, const linear *l, int64_t *first, int64_t *last)
 {
     share(&w->me, tiles_of(l->w), first, last);
     *first *= 16, *last *= 16;
     if (*last > l->w->out) *last = l->w->out;
 }
 
-/* y [tokens][out] = l(in): this member's rows. */
-static void apply(work *w, const linear *l, const input *in, float *y)
+/* y [tokens][out] += l's bias: this member's rows. */
+static void add_bias(const work *w, const linear *l, float *y)
 {
     int64_t first, last;
-    multiply(&w->me, l->w, in, y, l->w->out);
     own_rows(w, l, &first, &last);
     if (l->bias)
-        for (int64_t i = 0; i < in->m; i++)
+        for (int64_t i = 0; i < w->tokens; i++)
             for (int64_t o = first; o < last; o++) y[i * l->w->out + o] += l->bias[o];
 }
 
-/* The same for a second linear on the same x: prepared anew only if its activations are another kind. */
-static void apply_next(work *w, const linear *l, const linear *before, input *in, float *y, const float *x, int64_t ldx, const norm *n)
+/* Several linears on the same x, normed if there is a norm: y[i] [tokens][out] = l[i](x). x is prepared anew only for a linear whose
+   activations are another kind; low-rank products wait for their middles together. */
+static void apply_all(work *w, const linear *const *l, float *const *y, int count, const float *x, int64_t ldx, const norm *n)
 {
-    if (!alike(l, before)) {
-        if (w->tokens > 1) wait_for_all(&w->me);
-        ready(w, in, l, x, ldx, n);
+    input in;
+    int together = 1;
+    for (int i = 0; i < count; i++) together &= l[i]->w->kind == LOW_RANK && alike(l[i], l[0]);
+    if (together) {
+        uint8_t *const start = next_middle(&w->me), *middle = start;
+        ready(w, &in, l[0], x, ldx, n);
+        for (int i = 0; i < count; middle += middle_bytes(l[i++]->w, w->tokens)) low_rank_first(&w->me, l[i]->w, &in, (float *)middle);
+        wait_for_all(&w->me);
+        middle = start;
+        for (int i = 0; i < count; middle += middle_bytes(l[i++]->w, w->tokens)) {
+            low_rank_second(&w->me, l[i]->w, (float *)middle, w->tokens, y[i], l[i]->w->out);
+            add_bias(w, l[i], y[i]);
+        }
+        return;
     }
-    apply(w, l, in, y);
+    for (int i = 0; i < count; i++) {
+        if (i == 0 || !alike(l[i], l[i - 1])) {
+            if (i && w->tokens > 1) wait_for_all(&w->me);
+            ready(w, &in, l[i], x, ldx, n);
+        }
+        multiply(&w->me, l[i]->w, &in, y[i], l[i]->w->out);
+        add_bias(w, l[i], y[i]);
+    }
 }
+
+static void apply(work *w, const linear *l, float *y, const float *x, int64_t ldx, const norm *n) { apply_all(w, &l, &y, 1, x, ldx, n); }
 
 /* h += y (+ other): this member's rows. */
 static void add_rows(work *w, const linear *l, const float *y, const float *other)
@@ -406,30 +426,26 @@ static void run_layer(work *w, const layer *l)
 {
     const model *m = w->m;
     const norm none = {0, 0}, *before = m->post_norm ? &none : &l->attention, *middle = m->post_norm ? &none : &l->feed_forward;
-    input in;
-    ready(w, &in, &l->q, w->h, m->hidden, before);
-    apply(w, &l->q, &in, w->q);
-    apply_next(w, &l->k, &l->q, &in, w->k, w->h, m->hidden, before);
-    apply_next(w, &l->v, &l->k, &in, w->v, w->h, m->hidden, before);
+    const linear *const projections[] = {&l->q, &l->k, &l->v};
+    float *const projected[] = {w->q, w->k, w->v};
+    apply_all(w, projections, projected, 3, w->h, m->hidden, before);
     wait_for_all(&w->me);
     attention(w, l);
-    ready(w, &in, &l->o, w->mixed, l->heads * l->head_size, 0);
     float *mixed = m->parallel ? w->q : w->k; /* room for [tokens][hidden] that nobody reads now */
-    apply(w, &l->o, &in, mixed);
+    apply(w, &l->o, mixed, w->mixed, l->heads * l->head_size, 0);
     if (!m->parallel) add_rows(w, &l->o, mixed, 0);
     if (m->post_norm) norm_after(w, &l->attention);
     wait_for_all(&w->me);
     const linear *first = l->gate.w ? &l->gate : &l->up;
-    ready(w, &in, first, w->h, m->hidden, middle);
-    apply(w, first, &in, w->wide);
-    if (l->gate.w) apply_next(w, &l->up, first, &in, w->wide2, w->h, m->hidden, middle);
+    const linear *const widening[] = {first, &l->up};
+    float *const widened[] = {w->wide, w->wide2};
+    apply_all(w, widening, widened, l->gate.w ? 2 : 1, w->h, m->hidden, middle);
     int64_t a, b;
     own_rows(w, first, &a, &b);
     float *wide = l->gate.w ? w->wide2 : w->wide;
     for (int64_t i = 0; i < w->tokens; i++) activate(wide + i * l->width + a, l->gate.w ? w->wide + i * l->width + a : 0, b - a, m->activation);
     wait_for_all(&w->me);
-    ready(w, &in, &l->down, wide, l->width, 0);
-    apply(w, &l->down, &in, w->k);
+    apply(w, &l->down, w->k, wide, l->width, 0);
     add_rows(w, &l->down, w->k, m->parallel ? mixed : 0);
     if (m->post_norm) norm_after(w, &l->feed_forward);
     wait_for_all(&w->me);
@@ -443,9 +459,7 @@ static void embed(work *w)
     for (int64_t i = w->first; i < last; i++) decode_rows(m->embedding.w, w->ids + i, 1, x + i * width, w->panel);
     wait_for_all(&w->me);
     if (m->project_in.w) {
-        input in;
-        ready(w, &in, &m->project_in, x, width, 0);
-        apply(w, &m->project_in, &in, w->h);
+        apply(w, &m->project_in, w->h, x, width, 0);
         wait_for_all(&w->me);
     }
     if (m->positions)
@@ -459,7 +473,6 @@ static void predict(work *w, const int64_t *wanted, int64_t count, float *logits
 {
     const model *m = w->m;
     const int64_t n = m->hidden;
-    input in;
     if (w->me.id == 0)
         for (int64_t i = 0; i < count; i++) memcpy(w->q + i * n, w->h + wanted[i] * n, 4 * n);
     wait_for_all(&w->me);
@@ -467,16 +480,15 @@ static void predict(work *w, const int64_t *wanted, int64_t count, float *logits
     const float *x = w->q;
     const norm *last = m->final.weight ? &m->final : 0;
     if (m->project_out.w) {
-        ready(w, &in, &m->project_out, x, n, last);
-        apply(w, &m->project_out, &in, w->k);
+        apply(w, &m->project_out, w->k, x, n, last);
         wait_for_all(&w->me);
         x = w->k, last = 0;
     }
-    ready(w, &in, &m->head, x, m->head.w->n, last);
-    apply(w, &m->head, &in, logits);
+    apply(w, &m->head, logits, x, m->head.w->n, last);
 }
 
 static int64_t scratch_of(const linear *l, int64_t m) { return l->w ? shared_bytes(l->w, m) : 0; }
+static int64_t middle_of(const linear *l, int64_t m) { return l->w ? middle_bytes(l->w, m) : 0; }
 
 int64_t model_bytes(void) { return sizeof(model); }
 int64_t layer_bytes(void) { return sizeof(layer); }
@@ -486,28 +498,33 @@ int64_t layer_bytes(void) { return sizeof(layer); }
 int step(const model *m, const int64_t *ids, const int32_t *sequence, const int32_t *position, int64_t tokens, const int64_t *wanted,
          int64_t count, float *logits, int threads)
 {
-    int64_t widest = most(m->hidden, m->embedding.w->n), ff = 0, head = 0, room = 0, deep = 0, owned = own_bytes(m->head.w);
+    int64_t widest = most(m->hidden, m->embedding.w->n), ff = 0, head = 0, room = 0, middle = 0, deep = 0, owned = own_bytes(m->head.w);
     for (int64_t i = 0; i < m->layers; i++) {
         const layer *l = m->layer + i;
+        int64_t sum = 0; /* more than any that work together take */
+        for (const linear *x = &l->q; x <= &l->down; x++) sum += middle_of(x, tokens);
+        middle = most(middle, sum);
         widest = most(widest, l->heads * l->head_size), ff = most(ff, l->width), head = most(head, padded(l->head_size, 32));
         for (const linear *x = &l->q; x <= &l->down; x++) if (x->w) room = most(room, scratch_of(x, tokens)), owned = most(owned, own_bytes(x->w));
     }
     owned = padded(owned, 64);
-    room = most(room, most(scratch_of(&m->head, tokens), most(scratch_of(&m->project_in, tokens), scratch_of(&m->project_out, tokens))));
+    for (const linear *const *x = (const linear *const[]){&m->head, &m->project_in, &m->project_out, 0}; *x; x++)
+        room = most(room, scratch_of(*x, tokens)), middle = most(middle, middle_of(*x, tokens));
+    room = padded(room, 64);
     for (int64_t i = 0; i < tokens; i++) deep = most(deep, position[i] + 1);
     ff = most(ff, m->embedding.w->n);
     const int64_t longest = padded(most(widest, ff), 32), panel = padded(panel_bytes(m->embedding.w) / 4, 16);
     const int64_t own = padded(owned + 4 * (4 * padded(deep, 16) + 8 * head + panel + longest) + input_bytes(longest, 1), 64);
     const int64_t inputs = padded(tokens == 1 ? 0 : input_bytes(longest, tokens) + 4 * tokens * longest, 64);
     const int64_t floats = padded(4 * tokens * (5 * widest + 2 * ff) + 64, 64);
-    uint8_t *memory = team_begin(own * threads + inputs + floats + room + 1024);
+    uint8_t *memory = team_begin(own * threads + inputs + floats + room + 2 * middle + 1024);
     if (!memory) return 1;
     struct barrier barrier = {0};
 #pragma omp parallel num_threads(threads)
     {
         const int id = omp_get_thread_num();
-        uint8_t *mine = memory + own * id, *all = memory + own * threads;
-        work w = {.me = {id, omp_get_num_threads(), &barrier, mine, all + inputs + floats}, .m = m, .ids = ids, .sequence = sequence, .position = position};
+        uint8_t *mine = memory + own * id, *all = memory + own * threads, *scratch = all + inputs + floats, *middles = scratch + room;
+        work w = {.me = {id, omp_get_num_threads(), &barrier, mine, scratch, {middles, middles + middle}, 0}, .m = m, .ids = ids, .sequence = sequence, .position = position};
         w.scores = (float *)(mine + owned);
         w.deep = padded(deep, 16);
         w.turned = w.scores + 4 * w.deep;
