@@ -208,24 +208,27 @@ class Session:
             raise ValueError(f"ids of shape {count} x {t}; this session takes {self.sequences} x 1 or more")
         if self.length + t > self.limit:
             raise ValueError(f"{self.length} + {t} tokens; this session holds {self.limit}")
-        if not (int(ids.min()) >= 0 and int(ids.max()) < self.model.embedding.shape[0]):
-            raise ValueError(
-                f"token ids {int(ids.min())} to {int(ids.max())}; the vocabulary has {self.model.embedding.shape[0]}"
-            )
+        rows = ids.tolist()  # tensors of a few numbers cost more than the numbers
+        lowest, highest = min(map(min, rows)), max(map(max, rows))
+        if not (lowest >= 0 and highest < self.model.embedding.shape[0]):
+            raise ValueError(f"token ids {lowest} to {highest}; the vocabulary has {self.model.embedding.shape[0]}")
         step = max(1, CHUNK // count)
         for start in range(0, t, step):
-            logits = self._chunk(ids[:, start : start + step], start + step >= t, threads or torch.get_num_threads())
+            logits = self._chunk(
+                [row[start : start + step] for row in rows], start + step >= t, threads or torch.get_num_threads()
+            )
         return logits
 
-    def _chunk(self, ids: Tensor, last: bool, threads: int) -> Tensor | None:
-        count, t = ids.shape
-        tokens = ids.to(torch.int64).contiguous()
-        sequence = torch.arange(count, dtype=torch.int32).repeat_interleave(t)
-        position = (torch.arange(t, dtype=torch.int32) + self.length).repeat(count)
-        wanted = torch.arange(count, dtype=torch.int64) * t + t - 1
+    def _chunk(self, rows: list[list[int]], last: bool, threads: int) -> Tensor:
+        count, t = len(rows), len(rows[0])
+        numbers, places = ctypes.c_int64 * (count * t), ctypes.c_int32 * (count * t)
+        tokens = numbers(*(token for row in rows for token in row))
+        sequence = places(*(i for i in range(count) for _ in range(t)))
+        position = places(*(self.length + i for _ in rows for i in range(t)))
+        wanted = (ctypes.c_int64 * count)(*range(t - 1, count * t, t))
         logits = torch.empty(count if last else 0, self.model.vocabulary)
-        failed = cpu.wait().step(ctypes.addressof(self._model), tokens.data_ptr(), sequence.data_ptr(), position.data_ptr(), count * t,
-                                 wanted.data_ptr(), len(logits), logits.data_ptr(), threads)  # fmt: skip
+        failed = cpu.wait().step(ctypes.addressof(self._model), tokens, sequence, position, count * t, wanted, len(logits),
+                                 logits.data_ptr(), threads)  # fmt: skip
         if failed:
             raise MemoryError("out of memory in a decode step")
         self.length += t
