@@ -216,7 +216,9 @@ def test_eight_bit_products():
     """LLM.int8() not above plain int8; SmoothQuant not above plain int8 with fixed scales.
 
     The threshold of 6 belongs to models whose loud activations reach it; this one's are quieter: at 6 it is 1.7 % above the
-    original (the paper: within 1 %), at 2 within 1 %.
+    original (the paper: within 1 %) and bitsandbytes 1.9 % (peers.json), at 2 within 1 %. Of 16k tokens, emulated in float32: weights
+    alone in int8 0.02 %, plain int8 products 3.0 %, every token's large inputs exact 1.9 %, every window's large features 1.6 %,
+    those of four windows (the paper's rule) 1.3 %.
     """
     assert perplexity("llm_int8") <= 1.01 * perplexity("llm_int8-0.0")
     assert perplexity("llm_int8") <= 1.02 * perplexity("none")
@@ -307,10 +309,10 @@ def test_svd_llm_is_the_optimum_in_every_layer():
         assert all(best[path] <= 1.001 * errors[path] for path in errors), other
 
 
-NOT_REACHED = {  # with the original beside it at 120 to 167 tokens a second
-    "svd_llm --removed 0.5": "0.75: 576 x 576 in two factors is read at 41 % of the memory's speed, in bfloat16 at 60 % (products.json)",
-    "wanda --pattern 2:4": "0.75 where memory is fast",
-    "sparsegpt --sparsity 0.5 --quantize true": "0.67: finding the places of 4-bit codes takes longer than reading them",
+NOT_REACHED = {  # two Zen 4 cores at 114 to 162 tokens a second of the original: the faster memory is, the more the arithmetic shows
+    "wanda --sparsity 0.5": "0.78: out of the cache a core gets through 19 GB/s of 16-bit bitmask, half of it for moving halves to their places",
+    "wanda --pattern 2:4": "0.74: the same kernel",
+    "sparsegpt --sparsity 0.5 --quantize true": "0.80: 10 GB/s a core of 4-bit bitmask, exact activations; 14 in int8",
 }
 
 
