@@ -106,6 +106,16 @@ class _Sizes:
     table: Cost | None  # of a table that a method stores
 
 
+def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
+    """Bytes of what a calibration keeps: what enters a block, what its attention gives, and what its linears give while there is room."""
+    from compression.inputs import ROOM
+
+    tokens = spec.calibration_tokens if spec.needs_calibration else 0
+    again = any(method.stats and method.stream == "compressed" for method, _ in spec.methods)
+    remembered = 2 * tokens * wide * max(layer.feed_forward for layer in geometry.layers) if again else 0
+    return 2 * tokens * wide * geometry.hidden + min(ROOM, remembered)
+
+
 def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
     shapes, tables = _shapes(geometry, after), 1 if geometry.tied else 2
     costs = [(count, *_cost(spec, *shape)) for shape, count in shapes.items()]
@@ -129,7 +139,7 @@ def estimate(spec: RunSpec) -> Estimate:
     after = _after(spec, geometry)
     sizes, tables, wide = _sizes(spec, geometry, after), 1 if geometry.tied else 2, 4  # float32 on a processor
     beside = 2 * sizes.matrices + sizes.file  # the original's 16-bit tiles and the compressed model, while both are timed
-    states = (spec.calibration_tokens if spec.needs_calibration else 0) * geometry.hidden * wide * 2
+    states = _states(spec, geometry, wide)
     # by methods that work on the whole model at once
     held = sum(count * peak for count, _, _, _, peak in sizes.costs) + tables * _trained_table(spec, geometry).peak_bytes
     working = max(max([c[2] for c in sizes.costs] + ([sizes.table.peak_bytes] if sizes.table else [])) + states, held)
