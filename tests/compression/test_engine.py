@@ -252,6 +252,18 @@ def test_bad_calls():
         session.run(tiny.ids(1, 21))
 
 
+@pytest.mark.parametrize("names", [["low rank"], ["adapter"], ["low rank", "low rank", "adapter", "4 bits"]], ids=" ".join)
+def test_low_rank_products_that_follow_each_other_share_their_rooms_safely(names):
+    """Their middles take two rooms in turns, with one barrier each: whoever is slow, the logits are those of one thread."""
+    decoder = engine.serve(with_formats("llama", names, None))
+    ids = torch.randint(0, 256, (1, 140), generator=torch.Generator().manual_seed(1))
+    found = []
+    for threads in (1, 2, 4):
+        session = decoder.session(1, 160)
+        found.append([session.run(ids[:, :20], threads), *(session.run(ids[:, i : i + 1], threads) for i in range(20, 140))])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
 def test_eight_sessions_in_eight_threads():
     decoder, ids = engine.decoder(tiny.bundle("llama"), torch.float32), tiny.ids(8, 30)
     expected, wrong = [decoder.session(1, 30).run(ids[i : i + 1]) for i in range(8)], []
