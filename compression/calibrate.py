@@ -3,13 +3,13 @@
 One step of a recipe runs over the whole model before the next, which calibrates on its result. Within a step and
 `stream="compressed"`, the groups of a block (linears that share an input) are visited in the order of the data
 flow: the block runs only as far as the group's input, the group is compressed, and the run for the next group
-passes through it (GPTQ's "true sequential"). A part of the block whose linears are all done (its attention) runs once
-more and is remembered, so that all partial runs of a block cost about 1.7 forward passes. With `stream="block"` all groups of
+passes through it (GPTQ's "true sequential"). What linears that are done give is remembered, and so is a part that has no
+others (attention), so that all partial runs of a block cost little more than a forward pass. With `stream="block"` all groups of
 a block are observed in one pass before any is compressed, and the next block still sees the compressed one. With
 `stream="original"` every input comes from the uncompressed model in one pass.
 
-Memory: what enters a block and what its attention gives, for all windows, and the sums of one group (a Gram matrix
-takes 4 * in^2 bytes).
+Memory: what enters a block and what its attention gives, for all windows, at most `inputs.ROOM` bytes of what its linears
+give, and the sums of one group (a Gram matrix takes 4 * in^2 bytes).
 
 A method of scope "block" gets all groups of a block at once, their inputs from the uncompressed model, and where a factor
 on them can be folded; it returns one edit for the block.

@@ -19,6 +19,7 @@ from evaluation import host as machine
 from evaluation.spec import RunSpec
 
 PROCESS_BYTES = 450_000_000  # Python with torch and transformers, before a model
+PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2}  # over the calibration tokens, by the stream of a method's inputs
 EFFICIENCY = 0.75  # of the measured matrix product that a whole forward pass reaches
 GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
 LATENCY_STEPS = 80  # of transformers' own loop in float32 that the latency stage takes as long as; the other ways add little
@@ -234,7 +235,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         plan["latency"] = LATENCY_STEPS * decode + packing
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
-    passes = 1.7 * sum(1 for m, _ in spec.methods if m.stats)
+    passes = sum(PASSES["original" if m.scope == "block" else m.stream] for m, _ in spec.methods if m.stats)
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
     stored = _stored_table(spec, geometry)
     own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (stored.flops if stored else 0)
