@@ -188,7 +188,8 @@ def test_nmf_is_no_better_than_ten_svd_llms():
 
 def test_a_looser_setting_never_wins_within_a_method():
     """S1 with 1 % of slack: original <= 8 bits <= 4 <= 3."""
-    for method, bits in (("awq", "3"), ("hqq", "4"), ("rtn", "8 4 3"), ("gptq", "4 3"), ("zeroquant", "4")):
+    ladders = {"rtn": "8 4 3", "gptq": "4 3", "awq": "4 3", "owq": "4 3", "spqr": "4 3", "hqq": "4 3", "zeroquant": "8 4"}
+    for method, bits in ladders.items():
         ladder = [perplexity("none"), *(perplexity(f"{method}-{b}") for b in bits.split())]
         assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False)), method
 
