@@ -120,7 +120,7 @@
       return h('div', {className: 'field'}, title, h('select', {id, disabled: !on, onchange: e => put(p.type === 'str' ? e.target.value : Number(e.target.value))},
         all.map(v => h('option', {value: v, selected: v === values[p.name]}, name(v)))));
     }
-    if (p.type === 'str') return h('div', {className: 'field'}, title, h('input', {id, type: 'text', spellcheck: false, autocapitalize: 'off', value: values[p.name], disabled: !on,
+    if (p.type === 'str') return h('div', {className: 'field wide'}, title, h('input', {id, type: 'text', spellcheck: false, autocapitalize: 'off', value: values[p.name], disabled: !on,
       placeholder: p.name === 'student' ? (ce.data.public ? 'owner/name' : 'owner/name, /folder') : '', onchange: e => { set(step, p.name, e.target.value.trim()); changed(true); }}));
     return h('div', {className: 'field'}, title, h('input', {id, type: 'number', min: p.lo, max: p.hi, step: p.step ?? 'any', value: values[p.name], disabled: !on, onchange: e => put(Number(e.target.value))}));
   }
