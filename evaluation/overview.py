@@ -150,8 +150,7 @@ def rated(words: str) -> RunSpec:
 
 
 def rates(asked: Sequence[str] = ()) -> dict:
-    """Decode rates of these recipes (default: every gate), each next to the original in one process, and the bytes that a step reads:
-    of the weights, and of the key-value cache in the middle of what is timed."""
+    """Decode rates of these recipes (default: every gate), each next to the original in one process, and the bytes that a step reads."""
     from compression import calibrate, engine, models, texts
     from evaluation import host, latency
     from kernels import cpu
@@ -162,13 +161,7 @@ def rates(asked: Sequence[str] = ()) -> dict:
         texts.load_text("builtin", "calibration"), original.tokenizer, "raw", 512, TOKENS["calibration"], "calibration"
     ).ids
     prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
-    middle = prompt.shape[1] + latency.NEW_TOKENS // 2
-
-    def moved(bundle, whose: str = "") -> dict[str, int]:
-        if not (decoder := engine.serve(bundle)):
-            return {}
-        return {f"{whose}bytes_per_token": decoder.bytes_per_token, f"{whose}cache_bytes": decoder.session(1, middle).bytes}
-
+    moved = lambda bundle: decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None  # noqa: E731
     found: dict[str, dict] = {}
     specs = [result.spec for result in results().values()] + [rated(words) for words in FEWER_BYTES]
     for spec in [rated(words) for words in asked] or specs:
@@ -185,7 +178,7 @@ def rates(asked: Sequence[str] = ()) -> dict:
         found[name] = {
             "tokens_per_second": own["decode_tokens_per_second"],
             "original_tokens_per_second": beside["decode_tokens_per_second"],
-            **moved(bundle), **moved(original, "original_"),
+            "bytes_per_token": moved(bundle), "original_bytes_per_token": moved(original),
         }  # fmt: skip
         print(name, found[name], flush=True)
     about = {"host": host.environment(), "prompt_tokens": prompt.shape[1]}

@@ -311,9 +311,9 @@ def test_svd_llm_is_the_optimum_in_every_layer():
 
 
 NOT_REACHED = {  # two Zen 4 cores at 114 to 162 tokens a second of the original: the faster memory is, the more the arithmetic shows
-    "wanda --sparsity 0.5": "0.78: out of the cache a core gets through 19 GB/s of 16-bit bitmask, half of it for moving halves to their places",
-    "wanda --pattern 2:4": "0.74: the same kernel",
-    "sparsegpt --sparsity 0.5 --quantize true": "0.80: 10 GB/s a core of 4-bit bitmask, exact activations; 14 in int8",
+    "wanda --sparsity 0.5": "0.77: out of the cache a core gets through 19 GB/s of 16-bit bitmask, half of it for moving halves to their places",
+    "wanda --pattern 2:4": "0.73: the same kernel",
+    "sparsegpt --sparsity 0.5 --quantize true": "0.77: 10 GB/s a core of 4-bit bitmask, exact activations; 14 in int8",
 }
 
 
@@ -328,8 +328,7 @@ def test_fewer_bytes_are_faster_steps(words):
     """At batch 1 a step takes as long as its bytes take to read: at least 0.85 of the bytes' ratio arrives as speed."""
     rate = json.loads(overview.RATES.read_text("utf-8"))["rates"][overview.spoken_recipe(overview.rated(words))]
     faster = rate["tokens_per_second"] / rate["original_tokens_per_second"]
-    ours, originals = (rate[f"{whose}bytes_per_token"] + rate[f"{whose}cache_bytes"] for whose in ("", "original_"))
-    assert faster >= 0.85 * originals / ours
+    assert faster >= 0.85 * rate["original_bytes_per_token"] / rate["bytes_per_token"]
 
 
 def test_the_readme_shows_the_stored_results():
