@@ -8,7 +8,8 @@ tiles that all of them read.
 PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says in words what serves and
 why. Nothing is built at import. The cache's key is the source, the compiler and the processor's flags; a library that
 can't be built, loaded or that fails its self-test is never used, and one that passed isn't tested again.
-COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx2 or portable forces that path. $CFLAGS come after our flags.
+COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx2_vnni, avx2 or portable forces that path. $CFLAGS come after
+our flags.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ COMMON = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-std=gnu11")
 NATIVE = ("-march=native", "-mprefer-vector-width=512")
 FLAGS = {  # what $COMPRESSION_EXPLORER_KERNELS says -> sets of flags, the first that works
     "": ((*NATIVE, "-fopenmp"), ("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ()),
+    "avx2_vnni": (("-march=x86-64-v3", "-mavxvnni", "-fopenmp"),),
     "avx2": (("-march=x86-64-v3", "-fopenmp"), ("-mavx2", "-mfma", "-mf16c", "-fopenmp")),
     "portable": (("-fopenmp",), ()),
 }

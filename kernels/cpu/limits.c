@@ -17,7 +17,7 @@ int64_t limit_int8(int64_t rounds, int threads)
         for (int i = 0; i < 8; i++) acc[i] = vi_splat(i);
         const vi u = vi_splat(0x01020304);
         for (int64_t r = 0; r < rounds; r++)
-            for (int i = 0; i < 8; i++) acc[i] = vi_dot(acc[i], u, x);
+            for (int i = 0; i < 8; i++) acc[i] = vi_dot(acc[i], u, x, 8);
         for (int i = 0; i < 8; i++) out += (int64_t)vf_sum(vf_of(acc[i]));
     }
     return out;

@@ -20,7 +20,9 @@
 #include "team.h"
 
 #define TOKENS 128 /* that share one decoding of a tile */
-#define PANEL 512 /* columns decoded at once: 32 kB as floats */
+#define PANEL (512 / TILES) /* columns of a tile decoded at once: 32 kB as floats */
+#define PANEL_BYTES (16 * PANEL) /* the same as codes */
+#define NEAR 32 /* tokens whose codes and sums stay in the nearest cache while a panel's blocks pass */
 
 /* ---- one token ---- */
 
@@ -86,8 +88,8 @@ INLINE vf code_token(const plan *p, int64_t tile, const input *in, const int kin
             const int chain = digits == 1 ? j % 2 : 0;
             UNROLL(3)
             for (int d = 0; d < digits; d++)
-                acc[d][chain] = vi_dot(acc[d][chain], kind == BOOK ? vi_lookup_bytes(low, q) : q, k + d * ld + 4 * j);
-            if (kind == BOOK) top[chain] = vi_dot(top[chain], vi_lookup_bytes(high, q), k + 4 * j);
+                acc[d][chain] = vi_dot(acc[d][chain], kind == BOOK ? vi_lookup_bytes(low, q) : q, k + d * ld + 4 * j, kind == BOOK ? 8 : bits);
+            if (kind == BOOK) top[chain] = vi_dot(top[chain], vi_lookup_bytes(high, q), k + 4 * j, 8);
             if (j == 7 || (j == 3 && narrow)) {
                 vf part[3];
                 UNROLL(3)
@@ -136,12 +138,12 @@ INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int b
                 if (!(narrow && half)) UNROLL(4)
                     for (int j = 0; j < 4; j++) {
                         const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
-                        for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j);
+                        for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j, 1);
                     }
                 if (half) UNROLL(4)
                     for (int j = 4; j < 8; j++) {
                         const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
-                        for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j);
+                        for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j, 1);
                     }
                 for (int d = 0; d < digits; d++) set[d] = vf_of(acc[d]);
                 const vf twice = join_digits(set, digits);
@@ -221,77 +223,97 @@ UNROLL(8)
     }
 }
 
-INLINE void floats_times(const float *panel, int64_t columns, const float *x, int64_t ld, float *sum, const int m)
+/* The sums of `m` tokens by `tiles` tiles, both constants, stay in registers while the panels' columns pass; an activation is
+   brought to all lanes once for all tiles. panel [tiles][PANEL][16], sum [tiles][TOKENS][16]. */
+INLINE void floats_times(const float *panel, int64_t columns, const float *x, int64_t ld, float *sum, const int tiles, const int m)
 {
-    vf acc[16];
-UNROLL(16)
-    for (int i = 0; i < m; i++) acc[i] = vf_load(sum + 16 * i);
+    vf acc[TILES][TOGETHER];
+UNROLL(2)
+    for (int t = 0; t < tiles; t++) UNROLL(16)
+        for (int i = 0; i < m; i++) acc[t][i] = vf_load(sum + 16 * (TOKENS * t + i));
     for (int64_t k = 0; k < columns; k++) {
-        const vf w = vf_load(panel + 16 * k);
+        vf w[TILES];
+UNROLL(2)
+        for (int t = 0; t < tiles; t++) w[t] = vf_load(panel + 16 * (PANEL * t + k));
 UNROLL(16)
-        for (int i = 0; i < m; i++) acc[i] = vf_fma(w, vf_splat(x[i * ld + k]), acc[i]);
+        for (int i = 0; i < m; i++) {
+            const vf v = vf_splat(x[i * ld + k]);
+UNROLL(2)
+            for (int t = 0; t < tiles; t++) acc[t][i] = vf_fma(w[t], v, acc[t][i]);
+        }
     }
-UNROLL(16)
-    for (int i = 0; i < m; i++) vf_store(sum + 16 * i, acc[i]);
+UNROLL(2)
+    for (int t = 0; t < tiles; t++) UNROLL(16)
+        for (int i = 0; i < m; i++) vf_store(sum + 16 * (TOKENS * t + i), acc[t][i]);
 }
 
+/* Codes of `bits` bits or fewer. Here a block's codes stay in registers while the tokens pass. panel [tiles][PANEL_BYTES], sum as above. */
 INLINE void bytes_times(const plan *p, int64_t tile, const uint8_t *panel, int64_t first, int64_t blocks, const input *in, int64_t token,
-                        float *sum, const int narrow, const int m)
+                        int64_t m, float *sum, const int tiles, const int narrow, const int bits)
 {
-    vf acc[8];
     const int64_t ld = in->ld;
     const int quads = narrow ? 4 : 8;
     int64_t group = 32 * first / p->group, left = p->group - (32 * first - group * p->group);
-UNROLL(8)
-    for (int i = 0; i < m; i++) acc[i] = vf_load(sum + 16 * i);
-    for (int64_t b = first; b < first + blocks; b++) {
-        const uint8_t *w = panel + (b - first) * 512;
+    for (int64_t b = first; b < first + blocks; b++)
         for (int half = 0; half < 1 + narrow; half++) {
-            const grid g = grid_of(p, tile, group, 0, INT); /* MASK_INT's removed weights have their codes already */
-            const vf scale = g.scale, lifted = vf_mul(scale, g.zero);
-            vi q[8];
+            vf scale[TILES], lifted[TILES];
+            vi q[TILES][8];
+UNROLL(2)
+            for (int t = 0; t < tiles; t++) {
+                const grid g = grid_of(p, tile + t, group, 0, INT); /* MASK_INT's removed weights have their codes already */
+                scale[t] = g.scale, lifted[t] = vf_mul(g.scale, g.zero);
 UNROLL(8)
-            for (int j = 0; j < quads; j++) q[j] = vi_load(w + 64 * (j + 4 * half));
+                for (int j = 0; j < quads; j++) q[t][j] = vi_load(panel + PANEL_BYTES * t + 512 * (b - first) + 64 * (j + 4 * half));
+            }
+            const int8_t *k = in->q + token * ld + 32 * b + 16 * half;
+            const float *sums = in->sums + token * ld / 16 + 2 * b, *unit = in->unit + token * ld / 32 + b;
+            for (int64_t i = 0; i < m; i++, k += ld, sums += ld / 16, unit += ld / 32) {
+                const vf units = vf_splat(*unit), all = vf_splat((narrow ? sums[half] : sums[0] + sums[1]) * *unit);
+                vi dot[TILES];
+UNROLL(2)
+                for (int t = 0; t < tiles; t++) dot[t] = vi_zero();
 UNROLL(8)
-            for (int i = 0; i < m; i++) {
-                const int8_t *k = in->q + (token + i) * ld + 32 * b + 16 * half;
-                const float *sums = in->sums + ((token + i) * ld + 32 * b) / 16;
-                vi dot = vi_zero();
-UNROLL(8)
-                for (int j = 0; j < quads; j++) dot = vi_dot(dot, q[j], k + 4 * j);
-                const float unit = in->unit[((token + i) * ld + 32 * b) / 32], all = (narrow ? sums[half] : sums[0] + sums[1]) * unit;
-                acc[i] = vf_fnma(lifted, vf_splat(all), vf_fma(vf_mul(scale, vf_splat(unit)), vf_of(dot), acc[i]));
+                for (int j = 0; j < quads; j++) UNROLL(2)
+                    for (int t = 0; t < tiles; t++) dot[t] = vi_dot(dot[t], q[t][j], k + 4 * j, bits);
+UNROLL(2)
+                for (int t = 0; t < tiles; t++) {
+                    float *to = sum + 16 * (TOKENS * t + i);
+                    vf_store(to, vf_fnma(lifted[t], all, vf_fma(vf_mul(scale[t], units), vf_of(dot[t]), vf_load(to))));
+                }
             }
             if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
         }
+}
+
+/* sum += `blocks` decoded blocks of `tiles` tiles, a constant, from block `first` on, times `m` tokens from `token` on. */
+INLINE void panel_times(const plan *p, int64_t tile, const float *panel, int64_t first, int64_t blocks, const input *in, int64_t token,
+                        int64_t m, float *sum, int as_bytes, const int tiles)
+{
+    if (as_bytes) {
+        for (int64_t i = 0; i < m; i += NEAR) {
+            const int64_t more = m - i < NEAR ? m - i : NEAR;
+            const uint8_t *codes = (const uint8_t *)panel;
+            if (p->group % 32) bytes_times(p, tile, codes, first, blocks, in, token + i, more, sum + 16 * i, tiles, 1, 8);
+            else if (SEVEN_PAY && p->bits < 8) bytes_times(p, tile, codes, first, blocks, in, token + i, more, sum + 16 * i, tiles, 0, 7);
+            else bytes_times(p, tile, codes, first, blocks, in, token + i, more, sum + 16 * i, tiles, 0, 8);
+        }
+        return;
     }
-UNROLL(8)
-    for (int i = 0; i < m; i++) vf_store(sum + 16 * i, acc[i]);
+    const float *x = in->x + token * in->ld + 32 * first;
+    int64_t i = 0;
+    for (; i + TOGETHER <= m; i += TOGETHER) floats_times(panel, 32 * blocks, x + i * in->ld, in->ld, sum + 16 * i, tiles, TOGETHER);
+    for (; i + 4 <= m; i += 4) floats_times(panel, 32 * blocks, x + i * in->ld, in->ld, sum + 16 * i, tiles, 4);
+    for (; i + 2 <= m; i += 2) floats_times(panel, 32 * blocks, x + i * in->ld, in->ld, sum + 16 * i, tiles, 2);
+    if (i < m) floats_times(panel, 32 * blocks, x + i * in->ld, in->ld, sum + 16 * i, tiles, 1);
 }
 
-#define FLOATS(m) static void floats_##m(const float *w, int64_t n, const float *x, int64_t ld, float *s) { floats_times(w, n, x, ld, s, m); }
-FLOATS(14) FLOATS(4) FLOATS(1)
-#define BYTES(m, narrow) \
-    static void bytes_##m##_##narrow(const plan *p, int64_t t, const uint8_t *w, int64_t first, int64_t blocks, const input *in, int64_t token, float *s) \
-    { bytes_times(p, t, w, first, blocks, in, token, s, narrow, m); }
-BYTES(8, 0) BYTES(4, 0) BYTES(1, 0) BYTES(8, 1) BYTES(4, 1) BYTES(1, 1)
-
-static void floats_all(const float *panel, int64_t columns, const input *in, int64_t token, int64_t m, int64_t column0, float *sum)
+static void one_tile(const plan *p, int64_t t, const float *w, int64_t b, int64_t n, const input *in, int64_t token, int64_t m, float *s, int as_bytes)
 {
-    const float *x = in->x + token * in->ld + column0;
-    int64_t i = 0;
-    for (; i + 14 <= m; i += 14) floats_14(panel, columns, x + i * in->ld, in->ld, sum + 16 * i);
-    for (; i + 4 <= m; i += 4) floats_4(panel, columns, x + i * in->ld, in->ld, sum + 16 * i);
-    for (; i < m; i++) floats_1(panel, columns, x + i * in->ld, in->ld, sum + 16 * i);
+    panel_times(p, t, w, b, n, in, token, m, s, as_bytes, 1);
 }
-
-static void bytes_all(const plan *p, int64_t tile, const uint8_t *panel, int64_t first, int64_t blocks, const input *in, int64_t token, int64_t m, float *sum)
+static void all_tiles(const plan *p, int64_t t, const float *w, int64_t b, int64_t n, const input *in, int64_t token, int64_t m, float *s, int as_bytes)
 {
-    const int narrow = p->group % 32 != 0;
-    int64_t i = 0;
-    for (; i + 8 <= m; i += 8) (narrow ? bytes_8_1 : bytes_8_0)(p, tile, panel, first, blocks, in, token + i, sum + 16 * i);
-    for (; i + 4 <= m; i += 4) (narrow ? bytes_4_1 : bytes_4_0)(p, tile, panel, first, blocks, in, token + i, sum + 16 * i);
-    for (; i < m; i++) (narrow ? bytes_1_1 : bytes_1_0)(p, tile, panel, first, blocks, in, token + i, sum + 16 * i);
+    panel_times(p, t, w, b, n, in, token, m, s, as_bytes, TILES);
 }
 
 /* ---- which loop serves which format ---- */
@@ -400,41 +422,60 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
         }
         return;
     }
-    float *sum = (float *)me->own, *panel = sum + 16 * TOKENS;
+    float *sum = (float *)me->own, *panel = sum + 16 * TILES * TOKENS;
     for (int64_t token = 0; token < in->m; token += TOKENS) {
         const int64_t m = in->m - token < TOKENS ? in->m - token : TOKENS;
-        for (int64_t t = first; t < last; t++) {
-            cursor c = begin(p, t);
-            memset(sum, 0, 64 * m);
+        for (int64_t t = first; t < last; t += TILES) {
+            const int tiles = last - t < TILES ? 1 : TILES;
+            cursor c[TILES];
+            for (int j = 0; j < tiles; j++) c[j] = begin(p, t + j);
+            memset(sum, 0, 64 * TILES * TOKENS);
             for (int64_t b = 0; b < blocks; b += PANEL / 32) {
                 const int64_t count = blocks - b < PANEL / 32 ? blocks - b : PANEL / 32;
-                if (as_bytes) {
-                    to->bytes(p, t, &c, count, (uint8_t *)panel);
-                    bytes_all(p, t, (uint8_t *)panel, b, count, in, token, m, sum);
-                } else {
-                    to->floats(p, t, &c, count, panel);
-                    floats_all(panel, 32 * count, in, token, m, 32 * b, sum);
-                }
+                for (int j = 0; j < tiles; j++)
+                    if (as_bytes) to->bytes(p, t + j, c + j, count, (uint8_t *)panel + PANEL_BYTES * j);
+                    else to->floats(p, t + j, c + j, count, panel + 16 * PANEL * j);
+                (tiles == TILES ? all_tiles : one_tile)(p, t, panel, b, count, in, token, m, sum, as_bytes);
             }
-            for (int64_t i = 0; i < m && apart; i++)
-                if (in->larges[token + i]) vf_store(sum + 16 * i, with_large(p, t, in, token + i, vf_load(sum + 16 * i)));
-            for (int64_t i = 0; i < m; i++) write_rows(p, t, sum + 16 * i, y + (token + i) * ld);
+            for (int j = 0; j < tiles; j++)
+                for (int64_t i = 0; i < m; i++) {
+                    float *own = sum + 16 * (TOKENS * j + i);
+                    if (apart && in->larges[token + i]) vf_store(own, with_large(p, t + j, in, token + i, vf_load(own)));
+                    write_rows(p, t + j, own, y + (token + i) * ld);
+                }
         }
     }
 }
 
+/* From four tokens on they go sixteen at a time, one a lane, their activations turned once: [column][16]. */
 static void add_outliers(member *me, const plan *p, const input *in, float *y, int64_t ld)
 {
     const uint16_t *values = p->values, *columns = p->mask;
     const int32_t *starts = p->starts;
+    float *turned = (float *)me->own, sums[16];
     int64_t first, last;
     share(me, tiles_of(p), &first, &last); /* rows of whole tiles, as every other format, so that a thread adds to its own rows */
-    for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++)
-        for (int64_t i = 0; i < in->m; i++) {
-            float s = 0;
-            for (int64_t k = starts[o]; k < starts[o + 1]; k++) s += half_to_float(values[k]) * in->x[i * in->ld + columns[k]];
-            y[i * ld + o] += s;
+    const int64_t from = 16 * first, to = 16 * last < p->out ? 16 * last : p->out;
+    if (in->m < 4) {
+        for (int64_t o = from; o < to; o++)
+            for (int64_t i = 0; i < in->m; i++) {
+                float s = 0;
+                for (int64_t k = starts[o]; k < starts[o + 1]; k++) s += half_to_float(values[k]) * in->x[i * in->ld + columns[k]];
+                y[i * ld + o] += s;
+            }
+        return;
+    }
+    for (int64_t i = 0; i < in->m; i += 16) {
+        const int64_t m = in->m - i < 16 ? in->m - i : 16;
+        for (int64_t k = 0; k < p->n; k++)
+            for (int64_t j = 0; j < 16; j++) turned[16 * k + j] = j < m ? in->x[(i + j) * in->ld + k] : 0;
+        for (int64_t o = from; o < to; o++) {
+            vf s = vf_zero();
+            for (int64_t k = starts[o]; k < starts[o + 1]; k++) s = vf_fma(vf_splat(half_to_float(values[k])), vf_load(turned + 16 * columns[k]), s);
+            vf_store(sums, s);
+            for (int64_t j = 0; j < m; j++) y[(i + j) * ld + o] += sums[j];
         }
+    }
 }
 
 static void add_columns(member *me, const plan *p, const input *in, float *y, int64_t ld)
@@ -497,8 +538,9 @@ static void multiply_chains(member *me, const plan *p, const input *in, float *y
 
 int64_t own_bytes(const plan *p)
 {
-    int64_t most = 64 * TOKENS + 64 * PANEL;
-    if (128 * blocks_of(p) > most) most = 128 * blocks_of(p);
+    int64_t most = 64 * TILES * (TOKENS + PANEL);
+    const int64_t columns = 32 * blocks_of(p) * (p->kind == OUTLIERS ? 64 : 4); /* of sixteen tokens, or of one */
+    if (columns > most) most = columns;
     if (p->kind == TRAIN && 4 * chain_room(p) > most) most = 4 * chain_room(p);
     const int64_t first = p->first ? own_bytes(p->first) : 0, second = p->second ? own_bytes(p->second) : 0;
     if (first > most) most = first;

@@ -3,7 +3,10 @@
    vi   16 x int32, or 64 bytes      vf   16 x float
 
    Everything above this file is written once, in these words. `dot` is the heart of the int8 products: to every lane it
-   adds the sum of four products, unsigned bytes of `u` (0..255) by the four signed bytes of `x` (-127..127). */
+   adds the sum of four products, unsigned bytes of `u`, which have `bits` bits, by the four signed bytes of `x`. SEVEN_PAY
+   says that bytes of at most seven bits are cheaper.
+
+   Many tokens are multiplied by TILES tiles at once, the sums of TOGETHER of them in registers. */
 
 #ifndef VECTORS_H
 #define VECTORS_H
@@ -35,6 +38,9 @@ INLINE uint16_t float_to_half(float x) /* the nearest, ties to even */
     defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
 #include <immintrin.h>
 #define INSTRUCTIONS "AVX-512 VNNI"
+#define TILES 2
+#define TOGETHER 14
+#define SEVEN_PAY 0
 
 typedef __m512i vi;
 typedef __m512 vf;
@@ -49,7 +55,7 @@ INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); } /* the sign fills up */
-INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     int32_t four;
     memcpy(&four, x, 4);
@@ -113,7 +119,15 @@ INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
+#ifdef __AVXVNNI__
+#define INSTRUCTIONS "AVX2 VNNI"
+#define SEVEN_PAY 0
+#else
 #define INSTRUCTIONS "AVX2"
+#define SEVEN_PAY 1
+#endif
+#define TILES 1
+#define TOGETHER 6
 #define TWO_HALVES
 
 typedef struct { __m256i a, b; } vi;
@@ -131,20 +145,26 @@ INLINE vi vi_add(vi x, vi y) { return VI(_mm256_add_epi32(x.a, y.a), _mm256_add_
 INLINE vi vi_shl(vi x, int n) { return VI(_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)); }
 INLINE vi vi_shr(vi x, int n) { return VI(_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)); }
 INLINE vi vi_sar(vi x, int n) { return VI(_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)); }
-/* Pairs of products are added in 16 bits with saturation: two of 255 x 127 would overflow, so the high nibble goes apart. */
-INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x)
+#ifdef __AVXVNNI__
+INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x, const int bits) { return _mm256_dpbusd_avx_epi32(acc, u, x); }
+#else
+/* Pairs of products are added in 16 bits with saturation: two of 127 x 128 fit, two of 255 x 127 don't, and their high nibble goes
+   apart. */
+INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x, const int bits)
 {
     const __m256i low = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
+    if (bits <= 7) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, x), one));
     const __m256i l = _mm256_maddubs_epi16(_mm256_and_si256(u, low), x);
     const __m256i h = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(u, 4), low), x);
     return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(l, one), _mm256_madd_epi16(h, sixteen)));
 }
-INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
+#endif
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     int32_t four;
     memcpy(&four, x, 4);
     const __m256i v = _mm256_set1_epi32(four);
-    return VI(dot_half(acc.a, u.a, v), dot_half(acc.b, u.b, v));
+    return VI(dot_half(acc.a, u.a, v, bits), dot_half(acc.b, u.b, v, bits));
 }
 INLINE vi vi_bytes(const uint8_t *p)
 {
@@ -221,6 +241,9 @@ INLINE vf vf_scale2(vf x, vf n) { return VF(scale_half(x.a, n.a), scale_half(x.b
 
 #else /* plain C: the compiler finds what vectors it can */
 #define INSTRUCTIONS "portable C"
+#define TILES 1
+#define TOGETHER 4
+#define SEVEN_PAY 0
 #undef UNROLL /* a constant place in a block saves nothing here, and compiling would take minutes */
 #define UNROLL(n)
 #define TWO_HALVES
@@ -238,7 +261,7 @@ INLINE vi vi_add(vi x, vi y) { PER_LANE(vi, x.l[i] + y.l[i]) }
 INLINE vi vi_shl(vi x, int n) { PER_LANE(vi, x.l[i] << n) }
 INLINE vi vi_shr(vi x, int n) { PER_LANE(vi, x.l[i] >> n) }
 INLINE vi vi_sar(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)x.l[i] >> n)) }
-INLINE vi vi_dot(vi acc, vi u, const int8_t *x)
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     const int a = x[0], b = x[1], c = x[2], d = x[3];
     PER_LANE(vi, acc.l[i] + (int)(u.l[i] & 255) * a + (int)(u.l[i] >> 8 & 255) * b + (int)(u.l[i] >> 16 & 255) * c + (int)(u.l[i] >> 24) * d)

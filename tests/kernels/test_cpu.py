@@ -76,11 +76,12 @@ def test_the_number_of_threads_changes_nothing(threads):
 
 
 @needs_compiler
-@pytest.mark.parametrize("path, name", [("avx2", "AVX2"), ("portable", "portable C")])
+@pytest.mark.parametrize("path, name", [("avx2", "AVX2"), ("avx2_vnni", "AVX2 VNNI"), ("portable", "portable C")])
 def test_other_processors_paths(path, name, tmp_path):
     """Forced: the self-test over every format, and the same decode step."""
-    if path == "avx2" and "avx2" not in cpu.flags():
-        pytest.skip("this processor has no AVX2")
+    needed = {"avx2": {"avx2"}, "avx2_vnni": {"avx_vnni"}}.get(path, set())
+    if missing := needed - set(cpu.flags()):
+        pytest.skip(f"this processor has no {missing}")
     code = f"""
 from kernels import cpu; assert cpu.wait() is not None, cpu.status()
 assert cpu.instructions() == {name!r}, cpu.instructions()
@@ -232,7 +233,7 @@ def test_it_can_be_switched_off(fresh, monkeypatch):
 
 def test_a_path_that_is_none_is_told(fresh, monkeypatch):
     monkeypatch.setenv("COMPRESSION_EXPLORER_KERNELS", "sse9")
-    served_by_pytorch("allowed: avx2, portable, pytorch")
+    served_by_pytorch("allowed: avx2_vnni, avx2, portable, pytorch")
 
 
 @needs_compiler
