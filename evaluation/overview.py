@@ -2,12 +2,12 @@
 
     python -m evaluation.overview             write the tables into README.md
     python -m evaluation.overview --rates     first time every method's decode step here, side by side with the original
-    python -m evaluation.overview --rates "wanda --pattern 2:4" ...     these alone; the others stay
+    python -m evaluation.overview --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
 
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
-assets/bench/rates.json, timed in one go on the machine that it names, with the bytes that a step reads; a speed depends on the
-format and not on the numbers in it, so each model is compressed with few calibration and training tokens for that. A second
-table sets public implementations beside ours (assets/bench/peers.json, `make compare-peers`).
+assets/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; the README shows those of the first
+machine that has them all. A speed depends on the format and not on the numbers in it, so each model is compressed with few
+calibration and training tokens for that. A second table sets public implementations beside ours (assets/bench/peers.json, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the
 
 
 def results() -> dict[str, Result]:
-    """The measured gates by file name, in the order in which `shipped.GATES` names them."""
+    """The measured gates by file name, in the order in which `shipped.GATES` names them, without those that only tests read."""
     found = {}
-    for spec in shipped.specs("gates"):
+    for spec in shipped.specs("gates", ladder=False):
         file = shipped.RESULTS / shipped.file_name(spec, "gates")
         if file.is_file():
             found[file.stem] = Result.parse(json.loads(file.read_text("utf-8")))
@@ -104,11 +104,12 @@ def row(result: Result, rate: dict | None) -> list[str]:
 
 
 def table() -> str:
-    """The table in Markdown."""
-    rates = json.loads(RATES.read_text("utf-8"))["rates"] if RATES.is_file() else {}
-    rate = lambda r: rates.get(spoken_recipe(r.spec))  # noqa: E731
-    lines = [HEAD, ["---"] * len(HEAD), *(row(r, rate(r)) for r in results().values())]
-    if not all(rate(r) for r in results().values()):  # a column with holes tells little
+    """The table in Markdown; without its last column where no machine has every rate, since one with holes tells little."""
+    measured = results().values()
+    names = [spoken_recipe(r.spec) for r in measured]
+    rates = next((m["rates"] for m in machines() if m["rates"].keys() >= set(names)), {})
+    lines = [HEAD, ["---"] * len(HEAD), *(row(r, rates.get(name)) for r, name in zip(measured, names, strict=True))]
+    if not rates:
         lines = [line[:-1] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -149,8 +150,14 @@ def rated(words: str) -> RunSpec:
     return RunSpec(shipped.OFFLINE_MODEL, steps, **{"table_bits": 16} | fields)
 
 
-def rates(asked: Sequence[str] = ()) -> dict:
-    """Decode rates of these recipes (default: every gate), each next to the original in one process, and the bytes that a step reads."""
+def machines() -> list[dict]:
+    """The stored rates, an entry a machine: host, prompt_tokens, rates by recipe."""
+    return json.loads(RATES.read_text("utf-8")) if RATES.is_file() else []
+
+
+def rates(asked: Sequence[str] = ()) -> list[dict]:
+    """The stored entries and this machine's with the decode rates of these recipes (default: every gate), each next to the original
+    in one process, and the bytes that a step reads."""
     from compression import calibrate, engine, models, texts
     from evaluation import host, latency
     from kernels import cpu
@@ -182,9 +189,9 @@ def rates(asked: Sequence[str] = ()) -> dict:
         }  # fmt: skip
         print(name, found[name], flush=True)
     about = {"host": host.environment(), "prompt_tokens": prompt.shape[1]}
-    stored = json.loads(RATES.read_text("utf-8")) if RATES.is_file() else {}
-    kept = stored["rates"] if asked and all(stored.get(k) == v for k, v in about.items()) else {}
-    return about | {"rates": kept | found}
+    here = [m for m in machines() if all(m[k] == v for k, v in about.items())]
+    kept = here[0]["rates"] if asked and here else {}
+    return [m for m in machines() if m not in here] + [about | {"rates": kept | found}]
 
 
 def main(argv: list[str]) -> int:

@@ -55,6 +55,11 @@ GATES = (
     f"gkd {DISTILLED}", f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
 )  # fmt: skip
 
+LADDER = (  # gates for the order of the widths alone: at 8 bits nothing is lost, at 2 nothing is left of so small a model
+    "rtn --bits 2", "gptq --bits 8", "gptq --bits 2", "awq --bits 8", "awq --bits 2", "owq --bits 2", "spqr --bits 2",
+    "hqq --bits 8", "hqq --bits 2", "zeroquant --bits 3",
+)  # fmt: skip
+
 RUN_FIELDS = {"cache_bits": int, "table_bits": int, "activations": str}  # of a run, that a recipe's words may carry
 
 SEEDS = {"llm_pruner --removed 0.25 --importance random": range(5)}  # gates that are measured more than once
@@ -80,12 +85,12 @@ def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
     return tuple(steps), fields
 
 
-def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list[RunSpec]:
-    """The runs of a group, the original first."""
+def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT, ladder: bool = True) -> list[RunSpec]:
+    """The runs of a group, the original first; ladder: the gates of LADDER too."""
     if group == "page":
         return [_spec(w, text=BUILTIN_TEXT, **_fields("quick")) for w in PAGE]
-    fields = _fields("standard") | {"table_bits": 16}
-    return [_spec(w, **fields, text=text, calibration=calibration, seed=seed) for w in GATES for seed in SEEDS.get(w, (0,))]
+    fields, wanted = _fields("standard") | {"table_bits": 16}, GATES + LADDER if ladder else GATES
+    return [_spec(w, **fields, text=text, calibration=calibration, seed=seed) for w in wanted for seed in SEEDS.get(w, (0,))]
 
 
 def _spec(words: str, **fields) -> RunSpec:

@@ -85,7 +85,7 @@ def arithmetic() -> dict[str, float]:
     if c is None:
         return {}
     found = {}
-    for name, function, each in (("int8", c.limit_int8, 2 * 8 * 64), ("exact", c.limit_float, 2 * 12 * 16)):
+    for name, function, each in (("int8", c.limit_int8, 2 * 12 * 64), ("exact", c.limit_float, 2 * 12 * 16)):
         rounds = 2_000_000
         found[name] = threads * rounds * each / seconds(lambda i, f=function, r=rounds: f(r, threads), 5)
     return found

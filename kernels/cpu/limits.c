@@ -6,19 +6,19 @@
 
 #include "vectors.h"
 
-/* `rounds` x 8 x 64 multiplications and additions of int8 by each thread; returns something that depends on them. */
+/* `rounds` x 12 x 64 multiplications and additions of int8 by each thread; returns something that depends on them. */
 int64_t limit_int8(int64_t rounds, int threads)
 {
     int64_t out = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : out)
     {
-        vi acc[8];
+        vi acc[12];
         int8_t x[4] = {1, -1, 2, -2};
-        for (int i = 0; i < 8; i++) acc[i] = vi_splat(i);
+        for (int i = 0; i < 12; i++) acc[i] = vi_splat(i);
         const vi u = vi_splat(0x01020304);
         for (int64_t r = 0; r < rounds; r++)
-            for (int i = 0; i < 8; i++) acc[i] = vi_dot(acc[i], u, x, 8);
-        for (int i = 0; i < 8; i++) out += (int64_t)vf_sum(vf_of(acc[i]));
+            for (int i = 0; i < 12; i++) acc[i] = vi_dot(acc[i], u, x, 8);
+        for (int i = 0; i < 12; i++) out += (int64_t)vf_sum(vf_of(acc[i]));
     }
     return out;
 }
