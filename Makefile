@@ -1,6 +1,6 @@
 # make run      set up what is missing and open the app on http://localhost:7860
 # make test     set up what is missing and run every test, browser tests included
-# make measure  measure the shipped results again (two to three hours on two cores; see README)
+# make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
 # make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (an hour or two; ARGS=... see evaluation/peers.py)
