@@ -151,7 +151,7 @@ def rated(words: str) -> RunSpec:
 
 
 def machines() -> list[dict]:
-    """The stored rates, an entry a machine: host, prompt_tokens, rates by recipe."""
+    """The stored rates, an entry a processor: host, prompt_tokens, rates by recipe."""
     return json.loads(RATES.read_text("utf-8")) if RATES.is_file() else []
 
 
@@ -189,9 +189,13 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
         }  # fmt: skip
         print(name, found[name], flush=True)
     about = {"host": host.environment(), "prompt_tokens": prompt.shape[1]}
-    here = [m for m in machines() if all(m[k] == v for k, v in about.items())]
-    kept = here[0]["rates"] if asked and here else {}
-    return [m for m in machines() if m not in here] + [about | {"rates": kept | found}]
+    name = about["host"]["processor"]
+    others, here = (
+        [m for m in machines() if m["host"]["processor"] != name],
+        [m for m in machines() if m["host"]["processor"] == name],
+    )
+    kept = here[0]["rates"] if asked and here and all(here[0][k] == v for k, v in about.items()) else {}
+    return [*others, about | {"rates": kept | found}]
 
 
 def main(argv: list[str]) -> int:

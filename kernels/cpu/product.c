@@ -428,8 +428,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
         for (int64_t t = first; t < last; t += TILES) {
             const int tiles = last - t < TILES ? 1 : TILES;
             cursor c[TILES];
-            for (int j = 0; j < tiles; j++) c[j] = begin(p, t + j);
-            memset(sum, 0, 64 * TILES * TOKENS);
+            for (int j = 0; j < tiles; j++) c[j] = begin(p, t + j), memset(sum + 16 * TOKENS * j, 0, 64 * m);
             for (int64_t b = 0; b < blocks; b += PANEL / 32) {
                 const int64_t count = blocks - b < PANEL / 32 ? blocks - b : PANEL / 32;
                 for (int j = 0; j < tiles; j++)

@@ -16,7 +16,7 @@ def failure(library: ctypes.CDLL) -> str:
     if library.plan_bytes() != ctypes.sizeof(_Struct):
         return "the plan's layout"
     for name, plan, weight in cases():
-        for tokens in (1, 10, 15):
+        for tokens in (1, 3, 10, 15):
             x = torch.randn(tokens, plan.shape[1], generator=torch.Generator().manual_seed(tokens))
             expected, size = rounded(x, plan.rule) @ weight.T, x.abs() @ weight.abs().T
             y = torch.full((tokens, plan.shape[0]), float("nan"))

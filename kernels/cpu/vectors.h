@@ -1,4 +1,5 @@
-/* Sixteen lanes for three kinds of processor: AVX-512 (with VNNI and VBMI2), AVX2 (with FMA and F16C), and plain C.
+/* Sixteen lanes for three kinds of processor: AVX-512 (with VNNI and VBMI2), AVX2 (with FMA and F16C,
+   and VNNI where it is there), and plain C.
 
    vi   16 x int32, or 64 bytes      vf   16 x float
 
