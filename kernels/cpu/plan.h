@@ -53,12 +53,8 @@ struct plan {
 INLINE int64_t blocks_of(const plan *p) { return (p->n + 31) / 32; }
 INLINE int64_t tiles_of(const plan *p) { return (p->out + 15) / 16; }
 
-/* Columns of a prepared input: whole blocks, and no stride that would put all tokens into the same places of the cache. */
-INLINE int64_t width_of(int64_t n)
-{
-    const int64_t whole = (n + 31) / 32 * 32;
-    return whole % 512 ? whole : whole + 32;
-}
+/* Columns of a prepared input: whole lines of int8 codes, an odd number, so that tokens don't fall into the same places of the cache. */
+INLINE int64_t width_of(int64_t n) { return 64 * ((n + 63) / 64 | 1); }
 
 typedef struct {
     int32_t column;
@@ -68,11 +64,12 @@ typedef struct {
 /* Activations of m tokens, ready for a plan: padded with zeros to whole blocks. */
 typedef struct {
     const float *x;    /* [m][ld]: as they are, or on their int8 grid */
-    const int8_t *q;   /* [m][ld]: the int8 codes; a single exact token: three digits to base 256, [3][ld] */
-    const float *sums; /* [m][ld / 16]: of 16 columns of q each; [3][ld / 16] of three digits */
+    const int8_t *q;   /* [digits][rows][ld], or tiled, [digits][rows / 16][ld / 64][16][64]: int8 codes, or three digits to base 256, the highest first */
+    const float *sums; /* [digits][m][ld / 16]: of 16 columns of q each */
     const float *unit; /* [m][ld / 32]: what a code, or a last digit, is worth */
-    int64_t m, ld;
-    int rule; /* 1 if q holds the codes of a rule */
+    int64_t m, rows, ld;
+    int digits; /* 1: q holds the codes of a rule; 3: exact activations; 0: it is empty */
+    int tiled;  /* for the matrix unit */
     const large *large;  /* [m][ld]: what the rule's threshold keeps out of q; NULL: nothing */
     const int64_t *larges; /* [m]: how many */
 } input;
@@ -93,6 +90,7 @@ INLINE void share(const member *me, int64_t n, int64_t *first, int64_t *last)
 
 void wait_for_all(member *me);
 int multiplies_integers(const plan *p);            /* of a single token: those of its rule, or 24-bit ones in three digits */
+int takes_matrix(const plan *p, int64_t m);        /* whether the processor's matrix unit multiplies m tokens of it */
 int64_t own_bytes(const plan *p);                  /* scratch of one thread for multiply */
 int64_t shared_bytes(const plan *p, int64_t m);    /* scratch of all for multiply */
 int64_t middle_bytes(const plan *p, int64_t m);    /* of each middle for multiply */

@@ -17,12 +17,16 @@
 
 #include "chain.h"
 #include "formats.h"
+#include "matrix.h"
 #include "team.h"
 
 #define TOKENS 128 /* that share one decoding of a tile */
 #define PANEL (512 / TILES) /* columns of a tile decoded at once: 32 kB as floats */
 #define PANEL_BYTES (16 * PANEL) /* the same as codes */
 #define NEAR 32 /* tokens whose codes and sums stay in the nearest cache while a panel's blocks pass */
+#define MATRIX_INT8 8 /* so many tokens, and the matrix unit is faster: int8 */
+#define MATRIX_EXACT 4 /* and exact ones */
+#define MATRIX_UNIT 64 /* columns of many exact tokens that share a unit */
 
 /* ---- one token ---- */
 
@@ -285,6 +289,116 @@ UNROLL(2)
         }
 }
 
+/* How the matrix unit takes the columns: pieces in which the weights' scale doesn't change, none beyond its panel, cut into spans in
+   which the activations' unit doesn't change either. */
+typedef struct {
+    int32_t blocks, group;
+} piece;
+typedef struct {
+    int64_t blocks, span;       /* of all columns; of a span */
+    int one_unit;               /* a token's sums are multiplied by its only unit in the end */
+    float *unit, *all;          /* [block][TOKENS]: the unit; of a piece, at its first block, what the zero point takes off */
+    piece *piece;               /* at its first block */
+} cut;
+
+/* Blocks of a span: all spans of a piece begin where a unit or the piece begins. */
+static int64_t span_of(const plan *p, const input *in)
+{
+    const int64_t panel = PANEL / 32, group = p->group / 32, unit = in->digits == 3 ? MATRIX_UNIT / 32 : p->rule / 32, span = unit % panel ? unit : panel;
+    return panel % span == 0 && (group % span == 0 || span % group == 0) ? span : 1;
+}
+
+static void cut_columns(const plan *p, const input *in, int64_t token, int64_t m, const cut *c)
+{
+    const int64_t group_blocks = p->group / 32, panel = PANEL / 32;
+    for (int64_t b = 0, end; b < c->blocks; b = end) {
+        const int64_t group = b / group_blocks < p->groups ? b / group_blocks : p->groups - 1;
+        end = group < p->groups - 1 ? (group + 1) * group_blocks : c->blocks;
+        if (end > b + panel - b % panel) end = b + panel - b % panel;
+        c->piece[b].blocks = end - b, c->piece[b].group = group;
+        for (int64_t i = 0; i < m; i++) {
+            const float *sums = in->sums + (token + i) * in->ld / 16, *unit = in->unit + (token + i) * in->ld / 32;
+            float all = 0;
+            for (int64_t k = b; k < end; k++) {
+                float joined = 0;
+                for (int d = 0; d < in->digits; d++) {
+                    const float *s = sums + d * in->m * in->ld / 16 + 2 * k;
+                    joined = 256 * joined + s[0] + s[1];
+                }
+                const float worth = c->one_unit ? 1 : unit[k];
+                all += joined * worth, c->unit[TOKENS * k + i] = worth;
+            }
+            c->all[TOKENS * b + i] = all;
+        }
+    }
+}
+
+/* acc += a piece's part of sixteen tokens' sums, from the dots of its spans. unit, all: of these tokens. */
+INLINE void add_piece(vf *acc, const int32_t *dots, const float *scale, const float *unit, const float *all, int64_t spans, int64_t span, const int digits,
+                      const int one_unit)
+{
+    const vf up = vf_load(scale), lifted = vf_load(scale + PANEL / 2);
+UNROLL(16)
+    for (int j = 0; j < 16; j++) {
+        vf sum = vf_zero();
+UNROLL(2)
+        for (int64_t k = 0; k < spans; k++) {
+            vf part[3];
+            for (int d = 0; d < digits; d++) part[d] = vf_of(vi_load(dots + 256 * (digits * k + d) + 16 * j));
+            const vf joined = join_digits(part, digits);
+            sum = one_unit ? joined : k ? vf_fma(joined, vf_splat(unit[TOKENS * span * k + j]), sum) : vf_mul(joined, vf_splat(unit[j]));
+        }
+        acc[j] = vf_fnma(lifted, vf_splat(all[j]), vf_fma(up, sum, acc[j]));
+    }
+}
+
+/* sum += `blocks` decoded blocks of one tile, from block `first` on, times `m` tokens from `token` on, by the matrix unit. A piece's dots
+   are written while those before are added, since what has just been written can't be read at once. each, span: blocks of every piece
+   and of every span, constants where they are known. */
+INLINE void matrix_times(const uint8_t *codes, int64_t first, int64_t blocks, const input *in, int64_t token, int64_t m, float *sum, const cut *c,
+                         const float *scale, const int64_t each, const int64_t span, const int digits, const int one_unit)
+{
+    int32_t dots[2][PANEL / 32 * 3 * 256 + 256] __attribute__((aligned(64))); /* the two don't share their places in the cache */
+    const int64_t apart = in->rows * in->ld;
+    for (int64_t i = 0; i < m; i += 16, sum += 256) {
+        const int8_t *q = in->q + (token + i) * in->ld;
+        vf acc[16];
+        int64_t before = -1;
+        int turn = 0;
+UNROLL(16)
+        for (int j = 0; j < 16; j++) acc[j] = vf_load(sum + 16 * j);
+        for (int64_t b = first, count; b < first + blocks; b += count, turn ^= 1) {
+            count = each ? each : c->piece[b].blocks;
+            for (int64_t k = 0; k < count; k += span)
+                matrix_dot(q + 512 * (b + k) - 480 * ((b + k) % 2), apart, codes + 512 * (b + k - first), count - k < span ? count - k : span, dots[turn] + 256 * digits * (k / span), digits);
+            if (before >= 0)
+                add_piece(acc, dots[turn ^ 1], scale + 16 * (before - first), c->unit + TOKENS * before + i, c->all + TOKENS * before + i,
+                          ((each ? each : c->piece[before].blocks) + span - 1) / span, span, digits, one_unit);
+            before = b;
+        }
+        add_piece(acc, dots[turn ^ 1], scale + 16 * (before - first), c->unit + TOKENS * before + i, c->all + TOKENS * before + i,
+                  ((each ? each : c->piece[before].blocks) + span - 1) / span, span, digits, one_unit);
+UNROLL(16)
+        for (int j = 0; j < 16; j++) vf_store(sum + 16 * j, acc[j]);
+    }
+}
+
+static void by_matrix(const plan *p, int64_t tile, const uint8_t *codes, int64_t first, int64_t blocks, const input *in, int64_t token, int64_t m, float *sum, const cut *c)
+{
+    float scale[2 * PANEL / 2];
+    for (int64_t b = first; b < first + blocks; b += c->piece[b].blocks) {
+        const grid g = grid_of(p, tile, c->piece[b].group, 0, INT); /* MASK_INT's removed weights have their codes already */
+        vf_store(scale + 16 * (b - first), g.scale), vf_store(scale + PANEL / 2 + 16 * (b - first), vf_mul(g.scale, g.zero));
+    }
+    const int usual = p->group == 64 && blocks % 2 == 0;
+    if (in->digits == 3 && usual && c->span == 2) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 2, 3, 0);
+    else if (in->digits == 3) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, c->span, 3, 0);
+    else if (c->one_unit && usual) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 2, 1, 1);
+    else if (c->one_unit) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, PANEL / 32, 1, 1);
+    else if (c->span == 1 && usual) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 1, 1, 0);
+    else matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, c->span, 1, 0);
+}
+
 /* sum += `blocks` decoded blocks of `tiles` tiles, a constant, from block `first` on, times `m` tokens from `token` on. */
 INLINE void panel_times(const plan *p, int64_t tile, const float *panel, int64_t first, int64_t blocks, const input *in, int64_t token,
                         int64_t m, float *sum, int as_bytes, const int tiles)
@@ -398,8 +512,9 @@ static void write_rows(const plan *p, int64_t tile, const float *sixteen, float 
 static void multiply_tiles(member *me, const plan *p, const input *in, float *y, int64_t ld)
 {
     const route *to = route_of(p);
-    const int as_bytes = in->rule && to->bytes && p->rule, apart = in->large && p->kind == INT; /* others read x, which has them */
     const int64_t blocks = blocks_of(p);
+    const int tiled = in->tiled && to->bytes, as_bytes = tiled || (in->digits == 1 && to->bytes && p->rule);
+    const int apart = in->large && p->kind == INT; /* others read x, which has them */
     int64_t first, last;
     share(me, tiles_of(p), &first, &last);
     if (in->m == 1) {
@@ -409,7 +524,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
             for (int64_t k = 0; k < 32 * blocks; k++) x[k] = in->x[k] * X_UP;
             lifted.x = x, in = &lifted;
         }
-        one_token *token = in->rule && p->rule && to->int8 ? to->int8 : to->exact;
+        one_token *token = in->digits == 1 && p->rule && to->int8 ? to->int8 : to->exact;
         for (int64_t t = first; t < last; t++) {
             vf v = token(p, t, in);
             if (apart) v = with_large(p, t, in, 0, v);
@@ -422,9 +537,12 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
         }
         return;
     }
-    float *sum = (float *)me->own, *panel = sum + 16 * TILES * TOKENS;
+    float *sum = (float *)me->own, *panel = sum + 16 * TILES * TOKENS, *units = panel + 16 * TILES * PANEL, *alls = units + TOKENS * blocks;
+    const cut cut = {blocks, span_of(p, in), in->digits == 1 && p->rule >= p->n, units, alls, (piece *)(alls + TOKENS * blocks)};
+    if (tiled) matrix_begin();
     for (int64_t token = 0; token < in->m; token += TOKENS) {
         const int64_t m = in->m - token < TOKENS ? in->m - token : TOKENS;
+        if (tiled) cut_columns(p, in, token, m, &cut);
         for (int64_t t = first; t < last; t += TILES) {
             const int tiles = last - t < TILES ? 1 : TILES;
             cursor c[TILES];
@@ -434,16 +552,19 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
                 for (int j = 0; j < tiles; j++)
                     if (as_bytes) to->bytes(p, t + j, c + j, count, (uint8_t *)panel + PANEL_BYTES * j);
                     else to->floats(p, t + j, c + j, count, panel + 16 * PANEL * j);
-                (tiles == TILES ? all_tiles : one_tile)(p, t, panel, b, count, in, token, m, sum, as_bytes);
+                if (!tiled) (tiles == TILES ? all_tiles : one_tile)(p, t, panel, b, count, in, token, m, sum, as_bytes);
+                for (int j = 0; tiled && j < tiles; j++) by_matrix(p, t + j, (const uint8_t *)panel + PANEL_BYTES * j, b, count, in, token, m, sum + 16 * TOKENS * j, &cut);
             }
-            for (int j = 0; j < tiles; j++)
-                for (int64_t i = 0; i < m; i++) {
+            for (int64_t i = 0; i < m; i++)
+                for (int j = 0; j < tiles; j++) {
                     float *own = sum + 16 * (TOKENS * j + i);
+                    if (tiled && cut.one_unit) vf_store(own, vf_mul(vf_load(own), vf_splat(in->unit[(token + i) * in->ld / 32])));
                     if (apart && in->larges[token + i]) vf_store(own, with_large(p, t + j, in, token + i, vf_load(own)));
                     write_rows(p, t + j, own, y + (token + i) * ld);
                 }
         }
     }
+    if (tiled) matrix_end();
 }
 
 /* From four tokens on they go sixteen at a time, one a lane, their activations turned once: [column][16]. */
@@ -537,7 +658,7 @@ static void multiply_chains(member *me, const plan *p, const input *in, float *y
 
 int64_t own_bytes(const plan *p)
 {
-    int64_t most = 64 * TILES * (TOKENS + PANEL);
+    int64_t most = 64 * TILES * (TOKENS + PANEL) + (matrix_ready() ? (8 * TOKENS + (int64_t)sizeof(piece)) * blocks_of(p) : 0);
     const int64_t columns = 32 * blocks_of(p) * (p->kind == OUTLIERS ? 64 : 4); /* of sixteen tokens, or of one */
     if (columns > most) most = columns;
     if (p->kind == TRAIN && 4 * chain_room(p) > most) most = 4 * chain_room(p);
@@ -678,10 +799,22 @@ int multiplies_integers(const plan *p)
     return p->kind == INT || p->kind == MASK_INT || p->kind == BITS;
 }
 
+/* Parts that read codes, and parts that can't let the matrix unit read them. */
+static int reads_codes(const plan *p, int but_no_matrix)
+{
+    if (p->kind == SUM) return reads_codes(p->first, but_no_matrix) || reads_codes(p->second, but_no_matrix);
+    return (p->kind == INT || p->kind == MASK_INT) && !(but_no_matrix && p->group % 32 == 0);
+}
+
+int takes_matrix(const plan *p, int64_t m)
+{
+    return matrix_ready() && m >= (p->rule ? MATRIX_INT8 : MATRIX_EXACT) && reads_codes(p, 0) && !reads_codes(p, 1);
+}
+
 int64_t input_bytes(int64_t n, int64_t m)
 {
-    const int64_t ld = width_of(n);
-    const int64_t codes = m * (4 * ld + ld + ld / 4 + ld / 8) + 3 * ld + ld; /* a single token may come in three digits */
+    const int64_t ld = width_of(n), digits = m == 1 || matrix_ready() ? 3 : 1;
+    const int64_t codes = m * (4 * ld + digits * (ld + ld / 4) + ld / 8) + digits * 15 * ld; /* the matrix unit has room for whole sixteens */
     return codes + m * (8 * ld + 8) + 6 * 64; /* all activations may be large */
 }
 
@@ -693,8 +826,8 @@ static uint8_t *room_for(uint8_t **room, int64_t bytes)
 }
 
 /* int8 codes of columns [from, to) of one token with a common unit, their sums by 16, and x on that grid unless only codes
-   are read. A value that is not finite makes the unit NaN. */
-static void to_int8(float *x, int8_t *q, float *unit, float *sums, int64_t from, int64_t to, int top, float fixed, int floats)
+   are read. A value that is not finite makes the unit NaN. jump: from 64 codes to the next. */
+static void to_int8(float *x, int8_t *q, int64_t jump, float *unit, float *sums, int64_t from, int64_t to, int top, float fixed, int floats)
 {
     vf largest = vf_zero(), spoiled = vf_zero();
     for (int64_t k = from; k < to; k += 16) {
@@ -707,28 +840,31 @@ static void to_int8(float *x, int8_t *q, float *unit, float *sums, int64_t from,
     const vf up = vf_splat(1 / u), highest = vf_splat(top), lowest = vf_splat(-top);
     for (int64_t k = from; k < to; k += 16) {
         const vf code = bad == 0 ? vf_max(lowest, vf_min(highest, vf_round(vf_mul(vf_load(x + k), up)))) : vf_zero();
-        vf_to_bytes(q + k, code);
+        vf_to_bytes(q + k / 64 * jump + k % 64, code);
         sums[k / 16] = vf_sum(code);
         if (floats) vf_store(x + k, vf_mul(code, vf_splat(u)));
     }
     for (int64_t k = from; k < to; k += 32) unit[k / 32] = u;
 }
 
-/* 32 values of one token as 24-bit integers of a common unit, in three digits from -128 to 127, the highest first, and each digit's
-   sums by 16. All numbers are whole and below 2^24, so that floats hold them exactly; v / 256 + 1 / 512 rounds to the quotient that
-   leaves such a digit. A value that is not finite makes the unit NaN. */
-static void to_digits(const float *x, int8_t *q, int64_t apart, float *unit, float *sums)
+/* `columns` values of one token, a multiple of 16, as 24-bit integers of a common unit, in three digits from -128 to 127, the highest
+   first, and each digit's sums by 16. All numbers are whole and below 2^24, so that floats hold them exactly; v / 256 + 1 / 512 rounds
+   to the quotient that leaves such a digit. A value that is not finite makes the unit NaN. apart: from digit to digit. */
+INLINE void to_digits(const float *x, int8_t *q, int64_t apart, float *unit, float *sums, int64_t sums_apart, const int columns)
 {
-    const vf a = vf_load(x), b = vf_load(x + 16), step = vf_splat(0x1p-8f), half = vf_splat(0x1p-9f), base = vf_splat(256);
-    const float largest = vf_top(vf_max(vf_abs(a), vf_abs(b))), bad = vf_sum(vf_fma(a, vf_zero(), vf_mul(b, vf_zero())));
+    const vf step = vf_splat(0x1p-8f), half = vf_splat(0x1p-9f), base = vf_splat(256);
+    vf top = vf_zero(), spoiled = vf_zero();
+    for (int k = 0; k < columns; k += 16) top = vf_max(top, vf_abs(vf_load(x + k))), spoiled = vf_fma(vf_load(x + k), vf_zero(), spoiled);
+    const float largest = vf_top(top), bad = vf_sum(spoiled);
     const float most_code = 127 * 65536 + 127 * 256 + 127, most = largest > 1e-30f ? largest : 1e-30f;
     const vf up = vf_splat(most_code / most), highest = vf_splat(most_code), lowest = vf_splat(-most_code);
-    *unit = bad == 0 ? most / most_code : NAN;
-    for (int k = 0; k < 2; k++) {
-        const vf v = bad == 0 ? vf_max(lowest, vf_min(highest, vf_round(vf_mul(k ? b : a, up)))) : vf_zero();
+    const float worth = bad == 0 ? most / most_code : NAN;
+    for (int k = 0; k < columns; k += 32) unit[k / 32] = worth;
+    for (int k = 0; k < columns; k += 16) {
+        const vf v = bad == 0 ? vf_max(lowest, vf_min(highest, vf_round(vf_mul(vf_load(x + k), up)))) : vf_zero();
         const vf rest = vf_round(vf_fma(v, step, half)), high = vf_round(vf_fma(rest, step, half));
         const vf digit[3] = {high, vf_fnma(high, base, rest), vf_fnma(rest, base, v)};
-        for (int d = 0; d < 3; d++) vf_to_bytes(q + d * apart + 16 * k, digit[d]), sums[d * apart / 16 + k] = vf_sum(digit[d]);
+        for (int d = 0; d < 3; d++) vf_to_bytes(q + d * apart + k, digit[d]), sums[d * sums_apart + k / 16] = vf_sum(digit[d]);
     }
 }
 
@@ -746,14 +882,15 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
     const int64_t n = p->n, ld = width_of(n);
     float *to = (float *)room_for(&room, 4 * m * ld);
     const int floats = p->kind != INT && p->kind != MASK_INT; /* these read codes only */
-    const int digits = m == 1 && !p->rule && multiplies_integers(p) ? 3 : 1;
-    int8_t *q = (int8_t *)room_for(&room, digits * m * ld);
+    const int tiled = takes_matrix(p, m), digits = p->rule ? 1 : tiled || (m == 1 && multiplies_integers(p)) ? 3 : 0;
+    const int64_t rows = tiled ? (m + 15) / 16 * 16 : m, jump = tiled ? 16 * 64 : 64;
+    int8_t *q = (int8_t *)room_for(&room, digits * rows * ld);
     float *sums = (float *)room_for(&room, digits * m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
     large *kept = p->threshold ? (large *)room_for(&room, 8 * m * ld) : 0;
     int64_t *counts = p->threshold ? (int64_t *)room_for(&room, 8 * m) : 0;
     for (int64_t i = first; i < last; i++) {
         float *mine = to + (p->rule && !floats ? first : i) * ld; /* floats that nobody reads needn't leave the cache */
-        int8_t *codes = q + i * ld;
+        int8_t *codes = tiled ? q + i / 16 * 16 * ld + i % 16 * 64 : q + i * ld;
         if (scale || p->order)
             for (int64_t k = 0; k < n; k++) {
                 const int64_t from = p->order ? p->order[k] : k;
@@ -765,18 +902,20 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
         if (kept) counts[i] = take_large(mine, n, p->threshold, kept + i * ld);
         if (p->rule) {
             const int64_t step = p->rule < n ? p->rule : ld;
-            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, p->fixed, floats);
+            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, jump, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, p->fixed, floats);
         } else if (digits == 3) {
-            for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, ld, unit + k / 32, sums + k / 16);
+            float *units = unit + i * ld / 32, *all = sums + i * ld / 16;
+            if (tiled) for (int64_t k = 0; k < ld; k += MATRIX_UNIT) to_digits(mine + k, codes + k / 64 * jump, rows * ld, units + k / 32, all + k / 16, m * ld / 16, MATRIX_UNIT);
+            else for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, rows * ld, units + k / 32, all + k / 16, m * ld / 16, 32);
         }
         for (int64_t k = 0; floats && kept && k < counts[i]; k++) mine[kept[i * ld + k].column] = kept[i * ld + k].x;
     }
-    *in = (input){to, q, sums, unit, m, ld, p->rule != 0, kept, counts};
+    *in = (input){to, q, sums, unit, m, rows, ld, digits, tiled, kept, counts};
 }
 
 /* ---- what Python calls ---- */
 
-const char *instructions(void) { return INSTRUCTIONS; }
+const char *instructions(void) { return matrix_ready() ? INSTRUCTIONS ", AMX" : INSTRUCTIONS; }
 int64_t plan_bytes(void) { return sizeof(plan); }
 
 /* y [m, out] = x [m, n] W^T by up to `threads` threads. Returns 0, or 1 without memory. */

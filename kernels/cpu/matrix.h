@@ -1,0 +1,84 @@
+/* The matrix unit of some processors (AMX): 16 tokens of int8 by 16 rows of codes, 64 columns in one instruction. Everywhere else
+   matrix_ready() is the constant 0, and nothing here is called. */
+
+#ifndef MATRIX_H
+#define MATRIX_H
+
+#include "vectors.h"
+
+#if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__) && TILES == 2
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Whether the system lets this process use it: asked once, since its registers are saved only for those who ask. */
+static int matrix_ready(void)
+{
+    enum { ASK = 0x1023, TILE_DATA = 18 };
+    static int known; /* 1: no, 2: yes */
+    int now = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (!now) {
+        now = syscall(SYS_arch_prctl, ASK, TILE_DATA) == 0 ? 2 : 1;
+        __atomic_store_n(&known, now, __ATOMIC_RELAXED);
+    }
+    return now == 2;
+}
+
+/* Shape this thread's registers: 0 to 2 sums; 3 and 5 tokens, 4 and 6 codes, of 64 and of 32 columns. */
+static void matrix_begin(void)
+{
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 32, 64}, {16, 16, 16, 16, 16, 16, 8}};
+    _tile_loadconfig(&shape);
+}
+static void matrix_end(void) { _tile_release(); }
+
+/* into [digits][16 tokens][16 rows] = tokens q [column / 64][16][64], each digit `apart` from the last, times `blocks` blocks of 32 columns
+   of codes [column / 4][16][4]. */
+INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int64_t blocks, int32_t *into, const int digits)
+{
+    __asm__ volatile("" ::: "memory"); /* the instructions below don't say what they read */
+    _tile_zero(0);
+    if (digits == 3) {
+        _tile_zero(1);
+        _tile_zero(2);
+    }
+    for (; blocks >= 2; blocks -= 2, q += 1024, codes += 1024) {
+        _tile_loadd(4, codes, 64);
+        _tile_loadd(3, q, 64);
+        _tile_dpbsud(0, 3, 4);
+        if (digits == 1) continue;
+        _tile_loadd(3, q + apart, 64);
+        _tile_dpbsud(1, 3, 4);
+        _tile_loadd(3, q + 2 * apart, 64);
+        _tile_dpbsud(2, 3, 4);
+    }
+    if (blocks) {
+        _tile_loadd(6, codes, 64);
+        _tile_loadd(5, q, 64);
+        _tile_dpbsud(0, 5, 6);
+        if (digits == 3) {
+            _tile_loadd(5, q + apart, 64);
+            _tile_dpbsud(1, 5, 6);
+            _tile_loadd(5, q + 2 * apart, 64);
+            _tile_dpbsud(2, 5, 6);
+        }
+    }
+    _tile_stored(0, into, 64);
+    if (digits == 3) {
+        _tile_stored(1, into + 256, 64);
+        _tile_stored(2, into + 512, 64);
+    }
+    __asm__ volatile("" ::: "memory");
+}
+#else
+INLINE int matrix_ready(void) { return 0; }
+INLINE void matrix_begin(void) {}
+INLINE void matrix_end(void) {}
+INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int64_t blocks, int32_t *into, const int digits) {}
+#endif
+
+#endif
