@@ -280,6 +280,11 @@ def verify(op: str, name: str, plan: plans.Plan, weight: Tensor) -> None:
             raise ArithmeticError(f"{op} ({name}) is wrong at {tokens} x {plan.shape}; no speed is given")
 
 
+def most_per_second(plan: plans.Plan, tokens: int, activations: str, limits: dict[str, float]) -> float:
+    """Operations a second of registers, for many tokens: an exact product by the matrix unit is three of int8."""
+    return limits.get("int8", 0) / 3 if activations == "exact" and cpu.takes_matrix(plan, tokens) else limits.get(activations, 0)
+
+
 def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
     """One row an op, variant, activations, shape and number of tokens. limits: "int8", "exact": operations per second."""
     table, block = [], torch.ones(16_000_000)
@@ -287,7 +292,7 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
         inputs = {tokens: torch.randn(tokens, n) for tokens in TOKENS}
         beside = dense_works(out, n)
 
-        def add(op, name, kernel, activations, size, work, out=out, n=n, inputs=inputs, beside=beside):
+        def add(op, name, kernel, activations, plan, work, out=out, n=n, inputs=inputs, beside=beside):
             for tokens, x in inputs.items():
                 works = {"this": lambda i, x=x: work(i, x)} | {k: make(x) for k, make in beside.items()}
                 if tokens == 1:
@@ -295,11 +300,15 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                 took = in_turns(works, None if tokens <= 8 else MANY_ROUNDS)
                 this, limit = took.pop("this"), 0.0  # per second; of others' kernels neither bytes nor arithmetic are known
                 read = 4 * block.numel() / took.pop("read") if tokens == 1 else 0.0
-                if size:
-                    limit = read / size if tokens == 1 else limits.get(activations, 0) / (2 * tokens * out * n)
+                if plan is not None:
+                    limit = (
+                        read / plan.bytes
+                        if tokens == 1
+                        else most_per_second(plan, tokens, activations, limits) / (2 * tokens * out * n)
+                    )
                 table.append({
                     "op": op, "variant": name, "kernel": kernel, "activations": activations, "out": out, "in": n,
-                    "tokens": tokens, "microseconds": 1e6 * this, "bytes": size,
+                    "tokens": tokens, "microseconds": 1e6 * this, "bytes": plan.bytes if plan else 0,
                     "limit": "reading memory" if tokens == 1 else "arithmetic",
                     "share_of_limit": 1 / (this * limit) if limit else None,
                     "read_gbytes_per_second": read / 1e9 if read else None,
@@ -314,10 +323,10 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                 verify(op, name, plan, weight)
                 many = [plan, *(plan.clone() for _ in range(max(1, min(30, ROTATED_BYTES // plan.bytes)) - 1))]
                 kernel = kernels.name(op, f"C, {cpu.instructions()}", plan.in_int8, plan.outliers_exact)
-                add(op, name, kernel, words, plan.bytes, lambda i, x, many=many: cpu.product(many[i % len(many)], x))
+                add(op, name, kernel, words, plan, lambda i, x, many=many: cpu.product(many[i % len(many)], x))
         if "peers" in ops:
             for name, work in peers(out, n).items():
-                add("peers", name, name, "bfloat16", 0, lambda i, x, work=work: work(x))
+                add("peers", name, name, "bfloat16", None, lambda i, x, work=work: work(x))
     return table
 
 

@@ -1,14 +1,14 @@
 """C kernels for processors: compiled on first use, cached, tested against the references, then used.
 
-vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), formats.h how each format is decoded (chain.h: tensor trains),
-product.c multiplies, step.c runs whole decoder layers, team.c holds the threads; plans.py brings stored tensors into the
-tiles that all of them read.
+vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), matrix.h what the matrix unit of some does (AMX),
+formats.h how each format is decoded (chain.h: tensor trains), product.c multiplies, step.c runs whole decoder layers, team.c
+holds the threads; plans.py brings stored tensors into the tiles that all of them read.
 
 `library()` gives the loaded library or None; the first call begins to build it in the background, and until it is there
 PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says in words what serves and
 why. Nothing is built at import. The cache's key is the source, the compiler and the processor's flags; a library that
 can't be built, loaded or that fails its self-test is never used, and one that passed isn't tested again.
-COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx2_vnni, avx2 or portable forces that path. $CFLAGS come after
+COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx512, avx2_vnni, avx2 or portable forces that path. $CFLAGS come after
 our flags.
 """
 
@@ -33,6 +33,7 @@ COMMON = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-std=gnu11")
 NATIVE = ("-march=native", "-mprefer-vector-width=512")
 FLAGS = {  # what $COMPRESSION_EXPLORER_KERNELS says -> sets of flags, the first that works
     "": ((*NATIVE, "-fopenmp"), ("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ()),
+    "avx512": ((*NATIVE, "-mno-amx-tile", "-fopenmp"), (*NATIVE, "-fopenmp")),  # an old compiler doesn't know the matrix unit
     "avx2_vnni": (("-march=x86-64-v3", "-mavxvnni", "-fopenmp"),),
     "avx2": (("-march=x86-64-v3", "-fopenmp"), ("-mavx2", "-mfma", "-mf16c", "-fopenmp")),
     "portable": (("-fopenmp",), ()),
@@ -150,6 +151,7 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
         found.instructions.restype = ctypes.c_char_p
         found.plan_bytes.restype = ctypes.c_int64
         found.product.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+        found.takes_matrix.argtypes = (ctypes.c_void_p, ctypes.c_int64)
         found.step.argtypes = (
             *[ctypes.c_void_p] * 4,
             ctypes.c_int64,
@@ -235,6 +237,11 @@ def product(plan, x, threads: int | None = None):
     if _library.product(plan.address, flat.data_ptr(), y.data_ptr(), tokens, threads or torch.get_num_threads()):
         raise MemoryError("out of memory in a product")
     return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
+def takes_matrix(plan, tokens: int) -> bool:
+    """Whether the processor's matrix unit multiplies so many tokens of a plan."""
+    return bool(_library.takes_matrix(plan.address, tokens))
 
 
 def rows(plan, ids):

@@ -36,9 +36,33 @@ static void matrix_begin(void)
 }
 static void matrix_end(void) { _tile_release(); }
 
-/* into [digits][16 tokens][16 rows] = tokens q [column / 64][16][64], each digit `apart` from the last, times `blocks` blocks of 32 columns
-   of codes [column / 4][16][4]. */
-INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int64_t blocks, int32_t *into, const int digits)
+/* Add to the registers what two blocks of 32 columns make, or one. */
+INLINE void matrix_two(const int8_t *q, int64_t apart, const uint8_t *codes, const int digits)
+{
+    _tile_loadd(4, codes, 64);
+    _tile_loadd(3, q, 64);
+    _tile_dpbssd(0, 3, 4);
+    if (digits == 1) return;
+    _tile_loadd(3, q + apart, 64);
+    _tile_dpbssd(1, 3, 4);
+    _tile_loadd(3, q + 2 * apart, 64);
+    _tile_dpbssd(2, 3, 4);
+}
+INLINE void matrix_one(const int8_t *q, int64_t apart, const uint8_t *codes, const int digits)
+{
+    _tile_loadd(6, codes, 64);
+    _tile_loadd(5, q, 64);
+    _tile_dpbssd(0, 5, 6);
+    if (digits == 1) return;
+    _tile_loadd(5, q + apart, 64);
+    _tile_dpbssd(1, 5, 6);
+    _tile_loadd(5, q + 2 * apart, 64);
+    _tile_dpbssd(2, 5, 6);
+}
+
+/* into [digits][16 tokens][16 rows] = tokens q [column / 64][16][64], each digit `apart` from the last, times blocks [first, last) of 32
+   columns, whose signed codes are [column / 4][16][4]. pair: it is known that they are two, the first even. */
+INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int64_t first, int64_t last, int32_t *into, const int digits, const int pair)
 {
     __asm__ volatile("" ::: "memory"); /* the instructions below don't say what they read */
     _tile_zero(0);
@@ -46,27 +70,13 @@ INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int
         _tile_zero(1);
         _tile_zero(2);
     }
-    for (; blocks >= 2; blocks -= 2, q += 1024, codes += 1024) {
-        _tile_loadd(4, codes, 64);
-        _tile_loadd(3, q, 64);
-        _tile_dpbsud(0, 3, 4);
-        if (digits == 1) continue;
-        _tile_loadd(3, q + apart, 64);
-        _tile_dpbsud(1, 3, 4);
-        _tile_loadd(3, q + 2 * apart, 64);
-        _tile_dpbsud(2, 3, 4);
-    }
-    if (blocks) {
-        _tile_loadd(6, codes, 64);
-        _tile_loadd(5, q, 64);
-        _tile_dpbsud(0, 5, 6);
-        if (digits == 3) {
-            _tile_loadd(5, q + apart, 64);
-            _tile_dpbsud(1, 5, 6);
-            _tile_loadd(5, q + 2 * apart, 64);
-            _tile_dpbsud(2, 5, 6);
+    if (pair) matrix_two(q + 512 * first, apart, codes, digits);
+    else
+        for (int64_t b = first, count; b < last; b += count, codes += 512 * count) {
+            count = b % 2 == 0 && b + 2 <= last ? 2 : 1;
+            if (count == 2) matrix_two(q + 512 * b, apart, codes, digits);
+            else matrix_one(q + 512 * b - 480 * (b % 2), apart, codes, digits);
         }
-    }
     _tile_stored(0, into, 64);
     if (digits == 3) {
         _tile_stored(1, into + 256, 64);
@@ -74,11 +84,33 @@ INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int
     }
     __asm__ volatile("" ::: "memory");
 }
+
+/* `rounds` x 3 products of registers, 16 x 16 x 64 each; what they end as depends on them. */
+INLINE int64_t matrix_rounds(int64_t rounds)
+{
+    int32_t out[256] = {0};
+    matrix_begin();
+    for (int64_t r = 0; r < rounds; r++) {
+        _tile_dpbssd(0, 3, 4);
+        _tile_dpbssd(1, 3, 4);
+        _tile_dpbssd(2, 3, 4);
+    }
+    _tile_stored(0, out, 64);
+    matrix_end();
+    return out[0];
+}
+INLINE vi vi_sub_bytes(vi a, vi b) { return _mm512_sub_epi8(a, b); }
+INLINE vi vf_to_vi(vf a) { return _mm512_cvtps_epi32(a); } /* whole numbers */
+INLINE void vi_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
 #else
 INLINE int matrix_ready(void) { return 0; }
 INLINE void matrix_begin(void) {}
 INLINE void matrix_end(void) {}
-INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int64_t blocks, int32_t *into, const int digits) {}
+INLINE void matrix_dot(const int8_t *q, int64_t apart, const uint8_t *codes, int64_t first, int64_t last, int32_t *into, const int digits, const int pair) {}
+INLINE int64_t matrix_rounds(int64_t rounds) { return 0; }
+INLINE vi vi_sub_bytes(vi a, vi b) { return a; }
+INLINE vi vf_to_vi(vf a) { return vi_zero(); }
+INLINE void vi_store(void *p, vi a) {}
 #endif
 
 #endif

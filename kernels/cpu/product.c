@@ -24,8 +24,8 @@
 #define PANEL (512 / TILES) /* columns of a tile decoded at once: 32 kB as floats */
 #define PANEL_BYTES (16 * PANEL) /* the same as codes */
 #define NEAR 32 /* tokens whose codes and sums stay in the nearest cache while a panel's blocks pass */
-#define MATRIX_INT8 8 /* so many tokens, and the matrix unit is faster: int8 */
-#define MATRIX_EXACT 4 /* and exact ones */
+#define MATRIX_INT8 12 /* so many tokens, and the matrix unit is faster: int8 */
+#define MATRIX_EXACT 3 /* and exact ones */
 #define MATRIX_UNIT 64 /* columns of many exact tokens that share a unit */
 
 /* ---- one token ---- */
@@ -335,7 +335,7 @@ static void cut_columns(const plan *p, const input *in, int64_t token, int64_t m
 
 /* acc += a piece's part of sixteen tokens' sums, from the dots of its spans. unit, all: of these tokens. */
 INLINE void add_piece(vf *acc, const int32_t *dots, const float *scale, const float *unit, const float *all, int64_t spans, int64_t span, const int digits,
-                      const int one_unit)
+                      const int one_unit, const int centred)
 {
     const vf up = vf_load(scale), lifted = vf_load(scale + PANEL / 2);
 UNROLL(16)
@@ -348,7 +348,8 @@ UNROLL(2)
             const vf joined = join_digits(part, digits);
             sum = one_unit ? joined : k ? vf_fma(joined, vf_splat(unit[TOKENS * span * k + j]), sum) : vf_mul(joined, vf_splat(unit[j]));
         }
-        acc[j] = vf_fnma(lifted, vf_splat(all[j]), vf_fma(up, sum, acc[j]));
+        acc[j] = vf_fma(up, sum, acc[j]);
+        if (!centred) acc[j] = vf_fnma(lifted, vf_splat(all[j]), acc[j]);
     }
 }
 
@@ -356,7 +357,7 @@ UNROLL(2)
    are written while those before are added, since what has just been written can't be read at once. each, span: blocks of every piece
    and of every span, constants where they are known. */
 INLINE void matrix_times(const uint8_t *codes, int64_t first, int64_t blocks, const input *in, int64_t token, int64_t m, float *sum, const cut *c,
-                         const float *scale, const int64_t each, const int64_t span, const int digits, const int one_unit)
+                         const float *scale, const int64_t each, const int64_t span, const int digits, const int one_unit, const int centred)
 {
     int32_t dots[2][PANEL / 32 * 3 * 256 + 256] __attribute__((aligned(64))); /* the two don't share their places in the cache */
     const int64_t apart = in->rows * in->ld;
@@ -370,33 +371,39 @@ UNROLL(16)
         for (int64_t b = first, count; b < first + blocks; b += count, turn ^= 1) {
             count = each ? each : c->piece[b].blocks;
             for (int64_t k = 0; k < count; k += span)
-                matrix_dot(q + 512 * (b + k) - 480 * ((b + k) % 2), apart, codes + 512 * (b + k - first), count - k < span ? count - k : span, dots[turn] + 256 * digits * (k / span), digits);
+                matrix_dot(q, apart, codes + 512 * (b + k - first), b + k, b + (count - k < span ? count : k + span), dots[turn] + 256 * digits * (k / span), digits, each == 2 && span == 2);
             if (before >= 0)
                 add_piece(acc, dots[turn ^ 1], scale + 16 * (before - first), c->unit + TOKENS * before + i, c->all + TOKENS * before + i,
-                          ((each ? each : c->piece[before].blocks) + span - 1) / span, span, digits, one_unit);
+                          ((each ? each : c->piece[before].blocks) + span - 1) / span, span, digits, one_unit, centred);
             before = b;
         }
         add_piece(acc, dots[turn ^ 1], scale + 16 * (before - first), c->unit + TOKENS * before + i, c->all + TOKENS * before + i,
-                  ((each ? each : c->piece[before].blocks) + span - 1) / span, span, digits, one_unit);
+                  ((each ? each : c->piece[before].blocks) + span - 1) / span, span, digits, one_unit, centred);
 UNROLL(16)
         for (int j = 0; j < 16; j++) vf_store(sum + 16 * j, acc[j]);
     }
 }
 
-static void by_matrix(const plan *p, int64_t tile, const uint8_t *codes, int64_t first, int64_t blocks, const input *in, int64_t token, int64_t m, float *sum, const cut *c)
+/* The codes are made signed first: less the zero point, where that is a whole number and the difference a byte, or half their range. */
+static void by_matrix(const plan *p, int64_t tile, uint8_t *codes, int64_t first, int64_t blocks, const input *in, int64_t token, int64_t m, float *sum, const cut *c)
 {
+    const int centred = p->grids == WHOLE && (!p->zero || p->bits < 8), usual = centred && p->group == 64 && blocks % 2 == 0;
+    const vf half = vf_splat(1 << (p->bits - 1));
     float scale[2 * PANEL / 2];
     for (int64_t b = first; b < first + blocks; b += c->piece[b].blocks) {
         const grid g = grid_of(p, tile, c->piece[b].group, 0, INT); /* MASK_INT's removed weights have their codes already */
-        vf_store(scale + 16 * (b - first), g.scale), vf_store(scale + PANEL / 2 + 16 * (b - first), vf_mul(g.scale, g.zero));
+        const vf taken = centred ? g.zero : half;
+        const vi four = vi_fourfold(vf_to_vi(taken));
+        uint8_t *at = codes + 512 * (b - first);
+        for (int64_t k = 0; k < 8 * c->piece[b].blocks; k++, at += 64) vi_store(at, vi_sub_bytes(vi_load(at), four));
+        vf_store(scale + 16 * (b - first), g.scale), vf_store(scale + PANEL / 2 + 16 * (b - first), vf_mul(g.scale, vf_sub(g.zero, taken)));
     }
-    const int usual = p->group == 64 && blocks % 2 == 0;
-    if (in->digits == 3 && usual && c->span == 2) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 2, 3, 0);
-    else if (in->digits == 3) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, c->span, 3, 0);
-    else if (c->one_unit && usual) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 2, 1, 1);
-    else if (c->one_unit) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, PANEL / 32, 1, 1);
-    else if (c->span == 1 && usual) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 1, 1, 0);
-    else matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, c->span, 1, 0);
+    if (in->digits == 3 && usual && c->span == 2) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 2, 3, 0, 1);
+    else if (in->digits == 3) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, c->span, 3, 0, 0);
+    else if (c->one_unit && usual) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 2, 1, 1, 1);
+    else if (c->one_unit) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, PANEL / 32, 1, 1, 0);
+    else if (c->span == 1 && usual) matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 2, 1, 1, 0, 1);
+    else matrix_times(codes, first, blocks, in, token, m, sum, c, scale, 0, c->span, 1, 0, 0);
 }
 
 /* sum += `blocks` decoded blocks of `tiles` tiles, a constant, from block `first` on, times `m` tokens from `token` on. */
@@ -553,7 +560,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
                     if (as_bytes) to->bytes(p, t + j, c + j, count, (uint8_t *)panel + PANEL_BYTES * j);
                     else to->floats(p, t + j, c + j, count, panel + 16 * PANEL * j);
                 if (!tiled) (tiles == TILES ? all_tiles : one_tile)(p, t, panel, b, count, in, token, m, sum, as_bytes);
-                for (int j = 0; tiled && j < tiles; j++) by_matrix(p, t + j, (const uint8_t *)panel + PANEL_BYTES * j, b, count, in, token, m, sum + 16 * TOKENS * j, &cut);
+                for (int j = 0; tiled && j < tiles; j++) by_matrix(p, t + j, (uint8_t *)panel + PANEL_BYTES * j, b, count, in, token, m, sum + 16 * TOKENS * j, &cut);
             }
             for (int64_t i = 0; i < m; i++)
                 for (int j = 0; j < tiles; j++) {

@@ -14,9 +14,9 @@ import torch
 
 import kernels
 from kernels import cpu
-from kernels.bits import pack
+from kernels.bits import pack, unpack
 from kernels.cpu import plans, selftest
-from kernels.grouped_int import grouped_int, groups_of
+from kernels.grouped_int import grouped_int, groups_of, spread
 from kernels.tensor_train import tensor_train_rows
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +67,24 @@ def test_every_format_equals_its_formula(shape):
 
 
 @needs_compiler
+@pytest.mark.parametrize("group", [32, 64, 96, 160, 512, -1])
+@pytest.mark.parametrize("unit", [None, 32, 64, 96, 160, 512, 1 << 30])
+def test_many_tokens_by_groups_and_units_of_any_width(group, unit):
+    """The columns of one scale and those of one unit cut each other anywhere; of 608 columns neither divides all."""
+    rule = unit and (unit, 127)
+    for bits, symmetric in ((4, False), (8, False), (8, True)):
+        x, plan, (codes, scale, zero, *_) = operands(37, 40, 608, bits, group, rule)
+        if symmetric:
+            plan, zero = plans.grouped_int(codes, scale, None, bits, group, 608, rule), None
+        cpu.wait()
+        weight = spread(scale.double(), 608, group) * (
+            unpack(codes, bits, 608).double() - (128 if symmetric else spread(zero.double(), 608, group))
+        )
+        expected, size = selftest.rounded(x, rule).double() @ weight.T, x.abs().double() @ weight.abs().T
+        assert (cpu.product(plan, x) - expected).abs().max() <= selftest.TOLERANCE * size.max(), (bits, symmetric)
+
+
+@needs_compiler
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_number_of_threads_changes_nothing(threads):
     for tokens in (1, 33):
@@ -76,10 +94,12 @@ def test_the_number_of_threads_changes_nothing(threads):
 
 
 @needs_compiler
-@pytest.mark.parametrize("path, name", [("avx2", "AVX2"), ("avx2_vnni", "AVX2 VNNI"), ("portable", "portable C")])
+@pytest.mark.parametrize(
+    "path, name", [("avx512", "AVX-512 VNNI"), ("avx2", "AVX2"), ("avx2_vnni", "AVX2 VNNI"), ("portable", "portable C")]
+)
 def test_other_processors_paths(path, name, tmp_path):
     """Forced: the self-test over every format, and the same decode step."""
-    needed = {"avx2": "avx2", "avx2_vnni": "avx_vnni"}.get(path)
+    needed = {"avx512": "avx512_vbmi2", "avx2": "avx2", "avx2_vnni": "avx_vnni"}.get(path)
     if needed and needed not in cpu.flags():
         pytest.skip(f"this processor has no {needed}")
     code = f"""
@@ -233,7 +253,7 @@ def test_it_can_be_switched_off(fresh, monkeypatch):
 
 def test_a_path_that_is_none_is_told(fresh, monkeypatch):
     monkeypatch.setenv("COMPRESSION_EXPLORER_KERNELS", "sse9")
-    served_by_pytorch("allowed: avx2_vnni, avx2, portable, pytorch")
+    served_by_pytorch("allowed: avx512, avx2_vnni, avx2, portable, pytorch")
 
 
 @needs_compiler
