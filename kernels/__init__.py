@@ -41,6 +41,10 @@ def name(op: str, by: str = "", int8: bool = False, outliers: bool = False) -> s
     or "" for PyTorch. outliers: large activations aren't rounded to int8."""
     if not by:
         return PYTORCH.get(op, "dequantise-then-multiply (PyTorch)")
+    if op == "two_four" and by == "Triton":
+        from kernels.gpu import sparse_cores
+
+        by = ", ".join(filter(None, (by, sparse_cores.label())))
     activations = f"int8 activations{', outliers exact' if outliers else ''}" if int8 else "exact activations"
     return f"{OPS[op]}, {activations} ({by})"
 

@@ -4,8 +4,8 @@
 
 x is float16. Beside each stand PyTorch's product of a dense float16 weight and the limit, both measured in this run: the
 card's memory for one token, its tensor cores for many. Others' kernels have rows of their own; one that doesn't take a shape
-says why. `triton.testing.do_bench` clears the second cache before every call and gives medians. 2:4 weights are multiplied by
-PyTorch's cuSPARSELt here and nowhere else: it wants them in a layout of its own, a second copy beside what is stored.
+says why. `triton.testing.do_bench` clears the second cache before every call and gives medians. Among others' is PyTorch's
+cuSPARSELt with the weights already in its layout, a second copy beside what is stored; ours brings them into it at every call.
 """
 
 from __future__ import annotations

@@ -7,17 +7,19 @@ two_four  of every 4 inputs 2 are kept: values float16 [out, in/2], positions ui
 
 x [tokens, in]. Where a kept value of a bitmask stands is the number of bits set before it: each thread counts those of
 its byte, `cumsum` adds up the threads' counts, and a count a row runs along. Few tokens are multiplied so. For many,
-`bitmask_rows` and `two_four_rows` write a block of dense rows, which PyTorch multiplies.
+`bitmask_rows` and `two_four_rows` write a block of rows with their zeros, which PyTorch multiplies; 2:4 rows on the card's sparse
+tensor cores where it has them (sparse_cores.py).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu import Variant
+from kernels.gpu import Variant, sparse_cores
 from kernels.gpu.decode import FEW_TOKENS, LAUNCH, SIZES, lane_of_x, store_y
 
 BLOCK = 1 << 24  # weights written at a time: 32 MB in 16 bits, which stay in the second cache of a large card
@@ -144,7 +146,8 @@ def two_four(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
     """y [tokens, out] in x's dtype."""
     x, (tokens, n), out = x.contiguous(), x.shape, len(values)
     if tokens > FEW_TOKENS:
-        return _by_blocks(x, out, lambda first, last: two_four_rows(values, positions, first, last, x.dtype))
+        rows_of = lambda first, last: two_four_rows(values, positions, first, last, x.dtype)  # noqa: E731
+        return _by_blocks(x, out, rows_of, sparse_cores.product if sparse_cores.serve(x, out) else F.linear)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel():
         tiles = {"BM": triton.next_power_of_2(tokens)} | _PAIR
@@ -153,13 +156,15 @@ def two_four(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
     return y
 
 
-def _by_blocks(x: Tensor, out: int, rows_of) -> Tensor:
+def _by_blocks(x: Tensor, out: int, rows_of, product=F.linear) -> Tensor:
     """x times the transpose of W [out, in], whose rows [first, last) `rows_of` writes, a block at a time."""
     y = torch.empty(len(x), out, dtype=x.dtype, device=x.device)
     step = max(1, BLOCK // x.shape[1])
+    if step > sparse_cores.ROWS:
+        step -= step % sparse_cores.ROWS
     for first in range(0, out, step):
         last = min(first + step, out)
-        y[:, first:last] = x @ rows_of(first, last).T
+        y[:, first:last] = product(x, rows_of(first, last))
     return y
 
 

@@ -72,7 +72,7 @@ def test_importing_the_package_imports_no_triton():
 
 
 def test_every_file_is_listed():
-    shared = {"__init__", "__main__", "decode"}
+    shared = {"__init__", "__main__", "decode", "sparse_cores"}
     assert {file.stem for file in Path(gpu.__file__).parent.glob("*.py")} - shared == set(gpu.OPS)
 
 
@@ -302,19 +302,65 @@ def test_product_of_bitmask(case, poisoned, monkeypatch):
     check(ours.bitmask, tokens_of(tokens, n), weight.double(), sparse.mask_bits(keep), weight[keep], starts, dtypes=half_of(case))
 
 
+def pairs(out, n):
+    """values float16 [out, in/2] and positions of 2:4 weights."""
+    g = torch.Generator().manual_seed(n)
+    positions = torch.rand(out, n // 4, 4, generator=g).argsort(-1)[..., :2].sort(-1).values.reshape(out, -1).to(torch.uint8)
+    return torch.randn(out, n // 2, generator=g).half(), positions
+
+
 @product
 @pytest.mark.parametrize("case", SPARSE)
 def test_product_of_two_four(case, poisoned):
     tokens, out, n = case
-    g = torch.Generator().manual_seed(n)
-    values = torch.randn(out, n // 2, generator=g).half()
-    positions = torch.rand(out, n // 4, 4, generator=g).argsort(-1)[..., :2].sort(-1).values.reshape(out, -1).to(torch.uint8)
+    values, positions = pairs(out, n)
     weight = sparse.scatter_two_four(values, positions)
     from kernels.gpu.sparse import two_four, two_four_rows
 
     check(two_four, tokens_of(tokens, n), weight.double(), values, pack(positions, 2))
     given = on_device(values, pack(positions, 2))
     assert torch.equal(two_four_rows(*given, 0, out, torch.float16).cpu(), weight)
+
+
+@product
+def test_product_of_two_four_on_sparse_cores(monkeypatch):
+    """Many tokens take cuSPARSELt on a card that has it, in blocks of a shape that it takes; elsewhere a stand-in shows the shapes."""
+    from kernels.gpu import sparse as ours
+    from kernels.gpu import sparse_cores
+
+    tokens, out, n = sparse_cores.MANY if DEVICE == "cuda" else 20, 160, 128
+    values, positions = pairs(out, n)
+    shapes, real = [], torch.sparse.to_sparse_semi_structured
+    if DEVICE == "cuda" and (why := sparse_cores.why_not(torch.device("cuda", 0), torch.float16)):
+        pytest.skip(why)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(sparse_cores, "serve", lambda x, out: x.dtype != torch.float32)
+        real = lambda rows: rows  # noqa: E731
+    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda rows: (shapes.append(tuple(rows.shape)), real(rows))[1])
+    monkeypatch.setattr(ours, "BLOCK", 70 * n)
+    check(ours.two_four, tokens_of(tokens, n), sparse.scatter_two_four(values, positions).double(), values, pack(positions, 2))
+    assert shapes == [(64, n), (64, n), (32, n)] * 2, "float16 and bfloat16; float32 has no sparse cores"
+
+
+def test_sparse_cores_serve_what_fits_a_card_that_has_them(monkeypatch):
+    from kernels.gpu import sparse_cores
+
+    assert "cuSPARSELt" in sparse_cores.why_not(torch.device("cpu"), torch.float16)
+
+    class OnCard:
+        is_cuda, device = True, torch.device("cuda", 0)
+
+        def __init__(self, tokens, n, dtype=torch.float16):
+            self.shape, self.dtype = (tokens, n), dtype
+
+        def __len__(self):
+            return self.shape[0]
+
+    monkeypatch.setattr(sparse_cores, "why_not", lambda device, dtype: "")
+    assert sparse_cores.serve(OnCard(1024, 576), 1536)
+    refused = ((1023, 576, 1536), (1024, 80, 1536), (1024, 576, 1550))  # tokens, in, out
+    assert not any(sparse_cores.serve(OnCard(tokens, n), out) for tokens, n, out in refused)
+    assert not sparse_cores.serve(OnCard(1024, 576, torch.float32), 1536)
 
 
 @product
