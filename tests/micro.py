@@ -25,18 +25,32 @@ class Stub:
         return [[self.answer(p)] * count for p in prompts]
 
 
-def model(hidden: int = 64, layers: int = 2, seed: int = 0) -> Bundle:
-    """Untrained, heads of 16, a tied table, no chat template."""
+def model(hidden: int = 64, layers: int = 2, seed: int = 0, tokenizer=None) -> Bundle:
+    """Untrained, heads of 16, a tied table, no chat template; over bytes if no tokenizer is given."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    tokenizer = tokenizer or tiny.tokenizer()
+    stop = tokenizer.eos_token_id
     config = AutoConfig.for_model(
-        "llama", vocab_size=tiny.VOCABULARY, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // 16, num_key_value_heads=hidden // 16, max_position_embeddings=512,
-        tie_word_embeddings=True, bos_token_id=256, eos_token_id=257, pad_token_id=257,
+        "llama", vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=hidden, intermediate_size=2 * hidden,
+        num_hidden_layers=layers, num_attention_heads=hidden // 16, num_key_value_heads=hidden // 16, max_position_embeddings=512,
+        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=stop, pad_token_id=stop,
     )  # fmt: skip
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").requires_grad_(False).eval()
-    return Bundle(module, tiny.tokenizer(), arch.geometry(module), "micro", {"weights_hash": "micro"})
+    return Bundle(module, tokenizer, arch.geometry(module), "micro", {"weights_hash": "micro"})
+
+
+def tokenizer_of(words):
+    """One token a word, words apart by spaces; a line's end is a token too."""
+    from tokenizers import Tokenizer, models
+    from tokenizers.pre_tokenizers import Sequence, Split
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(("<s>", "</s>", "\n", *words)))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    backend.pre_tokenizer = Sequence([Split(" ", "removed"), Split("\n", "isolated")])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
 def context(teacher=None, seed: int = 0, **more) -> Context:
