@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ def one_process(monkeypatch):
 
     def run(command, cwd, env, **more):
         assert command[1:3] == ["-m", "evaluation.peers"] and env["OMP_NUM_THREADS"]
+        assert Path(command[0]).is_absolute(), "it is started in another folder"
         try:
             peers.main(command[3:])
         except Exception as error:
@@ -78,6 +80,23 @@ def test_the_control_pair_measures_the_same_on_both_sides(one_process, tmp_path,
     assert "512 tokens" in table["protocol"] and set(table["not_compared"]) and table["environment"]["threads"] >= 1
     assert tiny.folder("llama") not in json.dumps(table | {"model": ""})
     assert "original" in capsys.readouterr().out
+
+
+def test_the_peers_python_may_be_a_relative_path_and_a_crash_loses_no_row(one_process, monkeypatch, tmp_path):
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    real, out = peers.compare, tmp_path / "peers.json"
+
+    def compare(name, *rest):
+        if name != peers.CONTROL:
+            raise KeyboardInterrupt
+        return real(name, *rest)
+
+    monkeypatch.setattr(peers, "compare", compare)
+    words = ["--peers", "python", "--model", tiny.folder("llama"), *ASKED, "--out", str(out)]
+    with pytest.raises(KeyboardInterrupt):
+        peers.main([*words, "--only", peers.CONTROL, "nf4"])
+    assert [row["name"] for row in json.loads(out.read_text())["rows"]] == [peers.CONTROL]
 
 
 def test_some_pairs_only_leave_the_other_rows_of_the_same_texts(tmp_path):
