@@ -520,7 +520,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
 {
     const route *to = route_of(p);
     const int64_t blocks = blocks_of(p);
-    const int tiled = in->tiled && to->bytes, as_bytes = tiled || (in->digits == 1 && to->bytes && p->rule);
+    const int tiled = matrix_ready() && in->tiled && to->bytes, as_bytes = tiled || (in->digits == 1 && to->bytes && p->rule);
     const int apart = in->large && p->kind == INT; /* others read x, which has them */
     int64_t first, last;
     share(me, tiles_of(p), &first, &last);
