@@ -29,10 +29,11 @@ def model(hidden: int = 64, layers: int = 2, seed: int = 0, tokenizer=None) -> B
     """Untrained, heads of 16, a tied table, no chat template; over bytes if no tokenizer is given."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    vocabulary = max(tokenizer.get_vocab().values()) + 1 if tokenizer else tiny.VOCABULARY
     tokenizer = tokenizer or tiny.tokenizer()
     stop = tokenizer.eos_token_id
     config = AutoConfig.for_model(
-        "llama", vocab_size=max(tokenizer.get_vocab().values()) + 1, hidden_size=hidden, intermediate_size=2 * hidden,
+        "llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden,
         num_hidden_layers=layers, num_attention_heads=hidden // 16, num_key_value_heads=hidden // 16, max_position_embeddings=512,
         tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=stop, pad_token_id=stop,
     )  # fmt: skip
