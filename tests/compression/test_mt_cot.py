@@ -119,12 +119,12 @@ def test_the_way_makes_a_task_learnable_that_answers_alone_do_not_teach():
     """Parity of 8 bits, 200 questions to learn from and the 56 others to be judged by: in explanation mode nearly all are right; one
     trained on answers alone guesses, and so does this one's answer mode (which the paper promises more of, at its scale)."""
     every = [parity(bits) for bits in itertools.product((0, 1), repeat=8)]
-    tokens, reached = {"oracle": 400_000, "answers": 140_000}, {"oracle": [], "answers": []}  # as often each question
+    tokens, reached = {"oracle": 800_000, "answers": 280_000}, {"oracle": [], "answers": []}  # as often each question
     for seed in (0, 1):
         Random(seed).shuffle(every)
         for teaching, modes in reached.items():
             params = mt_cot.MtCotParams(
-                teaching=teaching, train_tokens=tokens[teaching], train_minutes=60.0, learning_rate=5e-3, explanation_tokens=16
+                teaching=teaching, train_tokens=tokens[teaching], train_minutes=60.0, learning_rate=2e-3, explanation_tokens=16
             )
             edit = mt_cot.distil(micro.model(seed=seed), micro.context(seed=seed), params, every[:200], every[200:])
             modes.append(micro.facts(edit, "explanation_mode" if teaching == "oracle" else "tasks_learnt")["after"])
