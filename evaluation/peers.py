@@ -333,15 +333,15 @@ def main(argv: list[str]) -> int:
         return 2
     from evaluation import host
 
-    threads, rows = host.threads(), []
+    threads, rows, out = host.threads(), [], own.out or TABLE
     with tempfile.TemporaryDirectory(prefix="peers-") as place, host.timing_lock() as alone:
         about = prepare(Path(place), own, threads) | {"environment": host.environment(), "alone": alone}
         pythons = {"ours": sys.executable, "theirs": os.path.abspath(own.peers)}  # the sides run in a folder of their own
         for name in own.only or PAIRS:
             rows.append(compare(name, Path(place), pythons, threads))
             print(_line(rows[-1]), flush=True)
-            table = merged(own.out or TABLE, about, rows) | {"worst": WORST, "not_compared": NOT_COMPARED}
-            (own.out or TABLE).write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")  # hours: none is lost
+            table = merged(out, about, rows) | {"worst": WORST, "not_compared": NOT_COMPARED}
+            out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")  # hours: none is lost
     wrong = verdict(rows)
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0

@@ -36,29 +36,20 @@ static void matrix_begin(void)
 }
 static void matrix_end(void) { _tile_release(); }
 
-/* Add to the registers what two blocks of 32 columns make, or one. */
-INLINE void matrix_two(const int8_t *q, int64_t apart, const uint8_t *codes, const int digits)
-{
-    _tile_loadd(4, codes, 64);
-    _tile_loadd(3, q, 64);
-    _tile_dpbssd(0, 3, 4);
-    if (digits == 1) return;
-    _tile_loadd(3, q + apart, 64);
-    _tile_dpbssd(1, 3, 4);
-    _tile_loadd(3, q + 2 * apart, 64);
-    _tile_dpbssd(2, 3, 4);
-}
-INLINE void matrix_one(const int8_t *q, int64_t apart, const uint8_t *codes, const int digits)
-{
-    _tile_loadd(6, codes, 64);
-    _tile_loadd(5, q, 64);
-    _tile_dpbssd(0, 5, 6);
-    if (digits == 1) return;
-    _tile_loadd(5, q + apart, 64);
-    _tile_dpbssd(1, 5, 6);
-    _tile_loadd(5, q + 2 * apart, 64);
-    _tile_dpbssd(2, 5, 6);
-}
+/* Add to the sums what 64 or 32 columns make: registers' numbers are part of an instruction, so each has a function of its own. */
+#define MATRIX_ADD(name, tokens, rows) \
+    INLINE void name(const int8_t *q, int64_t apart, const uint8_t *codes, const int digits) \
+    { \
+        _tile_loadd(rows, codes, 64); \
+        _tile_loadd(tokens, q, 64); \
+        _tile_dpbssd(0, tokens, rows); \
+        if (digits == 1) return; \
+        _tile_loadd(tokens, q + apart, 64); \
+        _tile_dpbssd(1, tokens, rows); \
+        _tile_loadd(tokens, q + 2 * apart, 64); \
+        _tile_dpbssd(2, tokens, rows); \
+    }
+MATRIX_ADD(matrix_two, 3, 4) MATRIX_ADD(matrix_one, 5, 6)
 
 /* into [digits][16 tokens][16 rows] = tokens q [column / 64][16][64], each digit `apart` from the last, times blocks [first, last) of 32
    columns, whose signed codes are [column / 4][16][4]. pair: it is known that they are two, the first even. */
