@@ -16,18 +16,17 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from compression import arch
 from compression.base import CalibrationError, Cancelled, Note
 from compression.bundle import Bundle
-from compression.likelihood import final_states, token_losses
+from compression.likelihood import final_states
+from compression.token_loss import next_token_loss
 
 WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements beside the first
 CLIP = 1.0
 HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # one window in so many is held out; at most, at least
 TOKENS_PER_STEP = 1_024
-LOGITS_BYTES = 256_000_000  # of one step in float32; beyond that they are made in pieces, again on the way back
 
 
 class Batch(Protocol):
@@ -97,14 +96,8 @@ def batches(windows: Tensor, seed: int) -> Iterator[Tensor]:
 def language_loss(bundle: Bundle, ids: Tensor) -> Tensor:
     """Mean negative log-likelihood in nats of windows [b, window]; differentiable."""
     ids = ids.to(bundle.device)
-    hidden = final_states(bundle, ids)[:, :-1].flatten(0, 1)
-    head, targets = arch.head(bundle.module)[1], ids[:, 1:].flatten()
-    pieces = -(-len(hidden) * bundle.geometry.vocabulary * 4 // LOGITS_BYTES)
-    if pieces == 1:
-        return token_losses(head(hidden).float(), targets).mean()
-    lost = lambda h, t: token_losses(head(h).float(), t).sum()  # noqa: E731
-    parts = zip(hidden.chunk(pieces), targets.chunk(pieces), strict=True)
-    return sum(checkpoint(lost, h, t, use_reentrant=False) for h, t in parts) / len(hidden)
+    hidden, targets = final_states(bundle, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    return next_token_loss(arch.head(bundle.module)[1], bundle.geometry.vocabulary, hidden, targets) / len(hidden)
 
 
 def from_text(windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int) -> tuple[Iterator[Tensor], Callable[[], float]]:
@@ -112,9 +105,15 @@ def from_text(windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int) -> t
     taught, held = hold_out(windows)
 
     def judge() -> float:
-        return sum(loss(window[None]).item() for window in held) / len(held)
+        batch = max(1, TOKENS_PER_STEP // held.shape[1])
+        return sum(loss(part).item() * len(part) for part in held.split(batch)) / len(held)
 
     return batches(taught, seed), judge
+
+
+def adamw(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """AdamW without weight decay."""
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
 
 
 def train(
@@ -125,6 +124,7 @@ def train(
     budget: Budget,
     *,
     rate: float,
+    optimizer: Callable[[Sequence[nn.Parameter], float], torch.optim.Optimizer] = adamw,
     seed: int = 0,
     before_step: Callable[[float], None] = lambda share: None,
     settle: Callable[[], bool] = lambda: False,
@@ -132,16 +132,17 @@ def train(
     cancelled: Callable[[], bool] = lambda: False,
     enough: Callable[[], bool] = lambda: False,
 ) -> Course:
-    """Train `parameters` in place by AdamW on loss(batch) for the batches of `supply`; they end as the state that `judge` liked best.
+    """Train `parameters` in place on loss(batch) for the batches of `supply`; they end as the state that `judge` liked best.
 
     supply: batches for ever. One that depends on the model's state (its own samples) draws when it is asked; it and `judge` run
     without gradients. judge(): what is to fall, on what isn't trained on. `from_text` makes both of a plain text.
+    optimizer(parameters, rate): what makes the steps; its rate is set anew at each.
     before_step(share of the budget done): called with the step's gradients in place, for measures and schedules of the method's own.
     settle(): called at the end; true if it changed what the parameters work in, and no earlier state counts any more.
     Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
     """
     course, start = Course(), time.perf_counter()
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    stepper = optimizer(parameters, rate)
     next_judged, best = 0.0, []
     torch.manual_seed(seed)
 
@@ -177,7 +178,7 @@ def train(
             with torch.no_grad():
                 batch = next(supply)
             done = course.tokens / budget.tokens
-            optimizer.param_groups[0]["lr"] = rate * min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0)
+            stepper.param_groups[0]["lr"] = rate * min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0)
             value = loss(batch)
             if not bool(torch.isfinite(value)):
                 raise CalibrationError(f"the loss became {value.item()} after {course.steps} steps; lower the learning rate",
@@ -185,8 +186,8 @@ def train(
             value.backward()
             nn.utils.clip_grad_norm_(parameters, CLIP)
             before_step(share)
-            optimizer.step()
-            optimizer.zero_grad()
+            stepper.step()
+            stepper.zero_grad()
             course.steps, course.tokens = course.steps + 1, course.tokens + batch.numel()
             course.seconds = time.perf_counter() - start
             share = max(course.tokens / budget.tokens, course.seconds / (60 * budget.minutes))

@@ -24,6 +24,7 @@ from compression.distillation.replies import TOGETHER, prompt_text, write
 from compression.distillation.students import StudentParams
 from compression.distillation.teacher import ORACLE, Answers, Interview
 from compression.likelihood import final_states, token_losses
+from compression.token_loss import next_token_loss
 from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budget, Course, train
 
 TRANSCRIPT = "teacher_cache.jsonl"
@@ -124,7 +125,7 @@ def loss(bundle: Bundle, batch: Step) -> Tensor:
         ids, weights = piece.ids.to(bundle.device), piece.weights.to(bundle.device)[:, 1:]
         counted = weights > 0
         hidden = final_states(bundle, ids)[:, :-1][counted]
-        out = out + (weights[counted] * token_losses(head(hidden).float(), ids[:, 1:][counted])).sum()
+        out = out + next_token_loss(head, bundle.geometry.vocabulary, hidden, ids[:, 1:][counted], weights[counted])
     return out
 
 

@@ -23,6 +23,7 @@ Cost: a training step is three forward passes; the gradients and moments of the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
-from compression.training import Budget, from_text, language_loss, train
+from compression.training import Budget, adamw, from_text, language_loss, train
 
 TARGETS = {"all": ("q", "k", "v", "o", "gate", "up", "down"), "attention": ("q", "k", "v", "o"), "q and v": ("q", "v")}
 TAKES_IT = ("dense", "bitmask", "two_four")  # formats that take another matrix in with no rounding, unless they hold a grid
@@ -90,7 +91,8 @@ class Adapted(nn.Module):
             y = F.linear(seen, (self.frozen + self.delta()).to(x.dtype))
         else:
             y = F.linear(x, self.base.weight) if self.packed is None else self.packed.matmul(x)
-            y = y + self.scale * F.linear(F.linear(seen.to(self.a.dtype), self.a), self.b).to(y.dtype)
+            thin = F.linear(seen, self.a.to(x.dtype)).mul(self.scale).flatten(0, -2)
+            y = torch.addmm(y.flatten(0, -2), thin, self.b.T.to(x.dtype)).view_as(y)
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
 
     def stored(self, merge: bool) -> Tensor | Packed:
@@ -135,8 +137,8 @@ def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
         bundle.module.set_submodule(path, adapter.base)
 
 
-def compress(bundle: Bundle, context: Context, params: LoraParams) -> Edit:
-    """Train adapters on context.windows [n, window] and return the model's linears with them."""
+def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Callable = adamw) -> Edit:
+    """Train adapters on context.windows [n, window] by `optimizer` (training.py) and return the model's linears with them."""
     if params.train_tokens == 0:
         return Edit()
     adapters = adapt(bundle, params, context.seed)
@@ -145,7 +147,7 @@ def compress(bundle: Bundle, context: Context, params: LoraParams) -> Edit:
         course = train(
             [p for adapter in adapters.values() for p in (adapter.a, adapter.b)],
             loss, *from_text(context.windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
-            rate=params.learning_rate, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
+            rate=params.learning_rate, optimizer=optimizer, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
         )  # fmt: skip
     finally:
         release(bundle, adapters)

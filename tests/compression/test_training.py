@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression import likelihood, training
+from compression import likelihood, token_loss, training
 from compression.base import CalibrationError, Cancelled
 from compression.training import Budget, from_text, hold_out, language_loss, train
 from tests import chain_language, tiny
@@ -102,18 +102,21 @@ def test_what_can_not_be_trained_is_said():
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_loss_is_the_mean_of_the_measured_losses_in_one_piece_or_many(family, monkeypatch):
+def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(family, monkeypatch):
     bundle, ids = tiny.bundle(family), tiny.ids(3)
-    expected = float(likelihood.losses(bundle, ids).mean())
     table = bundle.module.get_input_embeddings().weight.requires_grad_()
-    whole = language_loss(bundle, ids)
-    whole.backward()
-    gradient, table.grad = table.grad.clone(), None
-    monkeypatch.setattr(training, "LOGITS_BYTES", 4 * tiny.VOCABULARY * 20)
-    pieces = language_loss(bundle, ids)
-    pieces.backward()
-    assert float(whole) == pytest.approx(expected, rel=1e-5) and float(pieces) == pytest.approx(expected, rel=1e-5)
-    assert torch.allclose(table.grad, gradient, atol=1e-6)
+    logits = bundle.module(input_ids=ids, use_cache=False).logits[:, :-1]
+    whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    (gradient,) = torch.autograd.grad(whole, table)
+    assert float(whole) == pytest.approx(float(likelihood.losses(bundle, ids).mean()), rel=1e-5)
+    for rows in (20, 1_000):
+        monkeypatch.setattr(token_loss, "LOGITS_BYTES", 4 * tiny.VOCABULARY * rows)
+        pieces = language_loss(bundle, ids)
+        (found,) = torch.autograd.grad(pieces, table)
+        assert float(pieces) == pytest.approx(float(whole), rel=1e-5)
+        assert torch.allclose(found, gradient, atol=1e-6)
+        with torch.no_grad():
+            assert float(language_loss(bundle, ids)) == float(pieces)
 
 
 def test_a_step_costs_what_a_bare_loop_costs():
