@@ -21,7 +21,7 @@ from compression import arch
 from compression.base import CalibrationError, Cancelled, Note
 from compression.bundle import Bundle
 from compression.likelihood import final_states
-from compression.token_loss import next_token_loss
+from compression.row_losses import next_token_loss
 
 WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements beside the first
 CLIP = 1.0
@@ -103,12 +103,13 @@ def language_loss(bundle: Bundle, ids: Tensor) -> Tensor:
 def from_text(windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int) -> tuple[Iterator[Tensor], Callable[[], float]]:
     """(batches to train on, held-out judge) of a text, windows [n, window]: the judge is the mean loss over what is held out."""
     taught, held = hold_out(windows)
+    return batches(taught, seed), lambda: mean_loss(held, loss)
 
-    def judge() -> float:
-        batch = max(1, TOKENS_PER_STEP // held.shape[1])
-        return sum(loss(part).item() * len(part) for part in held.split(batch)) / len(held)
 
-    return batches(taught, seed), judge
+def mean_loss(windows: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
+    """Mean of `loss`, itself a mean over windows, over windows [n, window], about TOKENS_PER_STEP tokens at a time."""
+    parts = windows.split(max(1, TOKENS_PER_STEP // windows.shape[1]))
+    return sum(loss(part).item() * len(part) for part in parts) / len(windows)
 
 
 def adamw(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:

@@ -24,7 +24,7 @@ from compression.distillation.replies import TOGETHER, prompt_text, write
 from compression.distillation.students import StudentParams
 from compression.distillation.teacher import ORACLE, Answers, Interview
 from compression.likelihood import final_states, token_losses
-from compression.token_loss import next_token_loss
+from compression.row_losses import next_token_loss
 from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budget, Course, train
 
 TRANSCRIPT = "teacher_cache.jsonl"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from compression import arch
 from compression.base import BadParam, Context, Cost, Edit, Note, param
@@ -23,10 +22,10 @@ from compression.distillation.divergences import forward_kl, logs, reverse_kl
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.students import StudentParams
 from compression.likelihood import final_states
+from compression.row_losses import sum_over_rows
 from compression.sample import stop_ids
 from compression.training import JUDGED, Budget, Course, batches, hold_out, train
 
-LOGITS_BYTES = 48_000_000  # of one chunk's logits in float32; about six such are alive
 TEXT_TOKENS, SAMPLES = 2_048, 32  # text (at least two windows) and continuations by which states are judged
 DECODED = 5  # forward passes that a token costs when it is drawn one at a time
 STATE_BYTES = 20  # of a trained number: itself, its gradient, two moments, the best so far
@@ -49,27 +48,23 @@ Value = Callable[[Tensor | None, Tensor, slice], Tensor]  # (log p, log q [n, vo
 
 
 def token_mean(student: Bundle, teacher: Bundle | None, batch: Sequences, value: Value) -> Tensor:
-    """Mean over a batch's scored tokens of `value`, in chunks of logits; differentiable in the student alone.
+    """Mean over a batch's scored tokens of `value`; differentiable in the student alone.
 
     Logits of two widths (padded heads of one vocabulary) are both cut to the smaller one.
     """
-    states = [final_states(student, batch.ids)[:, :-1][batch.scored]]
+    states = final_states(student, batch.ids)[:, :-1][batch.scored]
+    width, told = student.geometry.vocabulary, None
     if teacher is not None:
         with torch.no_grad():
-            states.append(final_states(teacher, batch.ids)[:, :-1][batch.scored])
-    bundles = [b for b in (student, teacher) if b is not None]
-    width = min(b.geometry.vocabulary for b in bundles)
+            told = final_states(teacher, batch.ids)[:, :-1][batch.scored]
+        width = min(width, teacher.geometry.vocabulary)
 
-    def part(rows: slice, *states: Tensor) -> Tensor:
-        log_q, *log_p = (logs(arch.head(b.module)[1](h)[:, :width]) for b, h in zip(bundles, states, strict=True))
-        return value(log_p[0] if log_p else None, log_q, rows).sum()
+    def lost(logits: Tensor, rows: slice) -> Tensor:
+        log_p = None if told is None else logs(arch.head(teacher.module)[1](told[rows])[:, :width])
+        return value(log_p, logs(logits[:, :width]), rows)
 
-    count = len(states[0])
-    step = max(1, LOGITS_BYTES // (4 * width))
-    parts = [slice(i, min(i + step, count)) for i in range(0, count, step)]
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return sum(part(rows, *(s[rows] for s in states)) for rows in parts) / count
-    return sum(checkpoint(part, rows, *(s[rows] for s in states), use_reentrant=False) for rows in parts) / count
+    head = arch.head(student.module)[1]
+    return sum_over_rows(head, student.geometry.vocabulary, states, lost) / len(states)
 
 
 def text_loss(student: Bundle, batch: Sequences) -> Tensor:

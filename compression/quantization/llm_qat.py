@@ -40,7 +40,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from compression import arch, engine, sample
 from compression.base import Cancelled, Context, Cost, Edit, Method, Note, Params, param
@@ -51,7 +50,8 @@ from compression.likelihood import final_states
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
-from compression.training import LOGITS_BYTES, Budget, train
+from compression.row_losses import sum_over_rows
+from compression.training import Budget, mean_loss, train
 from kernels.bits import row_bytes
 
 SURE = (3, 4, 5)  # tokens at which a text's sure beginning ends
@@ -174,12 +174,8 @@ def distillation_loss(bundle: Bundle, layers: dict[str, FakeQuant], ids: Tensor)
     with torch.no_grad(), as_original(bundle, layers):
         taught = final_states(bundle, ids).flatten(0, 1)
     hidden = final_states(bundle, ids).flatten(0, 1)
-    pieces = -(-len(hidden) * bundle.geometry.vocabulary * 4 // LOGITS_BYTES)
-    lost = lambda t, h: forward_kl(head(t), head(h)).sum()  # noqa: E731
-    if pieces == 1:
-        return lost(taught, hidden) / len(hidden)
-    parts = zip(taught.chunk(pieces), hidden.chunk(pieces), strict=True)
-    return sum(checkpoint(lost, t, h, use_reentrant=False) for t, h in parts) / len(hidden)
+    lost = lambda logits, rows: forward_kl(head(taught[rows]), logits)  # noqa: E731
+    return sum_over_rows(head, bundle.geometry.vocabulary, hidden, lost) / len(hidden)
 
 
 def beginnings(bundle: Bundle, count: int, seed: int) -> list[tuple[int, int]]:
@@ -239,11 +235,10 @@ def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
     aside = texts[count:]
     with fake_quantised(bundle, params) as layers:
         loss = lambda ids: distillation_loss(bundle, layers, ids)  # noqa: E731
-        judge = lambda: sum(loss(text[None]).item() for text in aside) / len(aside)  # noqa: E731
         course = train(
-            [layer.latent for layer in layers.values()], loss, in_turn(texts[:count], context.seed), judge,
-            Budget(params.train_tokens, params.train_minutes), rate=params.learning_rate, seed=context.seed, emit=context.emit,
-            cancelled=context.cancelled, enough=context.enough,
+            [layer.latent for layer in layers.values()], loss, in_turn(texts[:count], context.seed),
+            lambda: mean_loss(aside, loss), Budget(params.train_tokens, params.train_minutes), rate=params.learning_rate,
+            seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
         )  # fmt: skip
         results = {path: layer.stored() for path, layer in layers.items()}
     notes = course.notes("llm_qat")

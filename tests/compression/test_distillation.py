@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression import arch, get
+from compression import arch, get, row_losses
 from compression.base import BadParam, Cancelled, Context
 from compression.bundle import Bundle
 from compression.distillation import gkd, minillm, rollouts, students, white_box
@@ -274,14 +274,16 @@ def test_the_mean_is_over_scored_tokens_and_chunks_change_nothing(monkeypatch):
     student.module.requires_grad_(True)
     batch = given(language.text(5, 4, window=12), 4)
     value = lambda p, q, rows: forward_kl(p, q)  # noqa: E731
-    expected = forward_kl(tiny.logits(teacher, batch.ids), tiny.logits(student, batch.ids))[:, 3:-1].mean()
-    found = []
-    for size in (white_box.LOGITS_BYTES, 7 * 4 * language.LETTERS):
-        monkeypatch.setattr(white_box, "LOGITS_BYTES", size)
+    parameters = list(student.module.parameters())
+    logits = student.module(input_ids=batch.ids, use_cache=False).logits
+    expected = forward_kl(tiny.logits(teacher, batch.ids), logits)[:, 3:-1].mean()
+    gradients = torch.autograd.grad(expected, parameters)
+    for size in (row_losses.LOGITS_BYTES, 7 * 4 * language.LETTERS):
+        monkeypatch.setattr(row_losses, "LOGITS_BYTES", size)
         loss = token_mean(student, teacher, batch, value)
-        found.append((loss, torch.autograd.grad(loss, list(student.module.parameters()))))
         assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0][1], found[1][1], strict=True))
+        found = torch.autograd.grad(loss, parameters)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, gradients, strict=True))
     assert all(p.grad is None for p in teacher.module.parameters())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression import arch, artifact, calibrate, get
+from compression import arch, artifact, calibrate, get, row_losses
 from compression.base import Cancelled, Context
 from compression.distillation.divergences import forward_kl
 from compression.likelihood import final_states
@@ -132,8 +132,8 @@ def test_a_loss_in_pieces_is_the_same(monkeypatch):
     bundle, ids = chain_language.model(), chain_language.text(4, seed=3)
     bundle.module.requires_grad_(False).eval()
     found = []
-    for limit in (llm_qat.LOGITS_BYTES, 2_000):
-        monkeypatch.setattr(llm_qat, "LOGITS_BYTES", limit)
+    for limit in (row_losses.LOGITS_BYTES, 2_000):
+        monkeypatch.setattr(row_losses, "LOGITS_BYTES", limit)
         with llm_qat.fake_quantised(bundle, LlmQatParams()) as layers:
             loss = llm_qat.distillation_loss(bundle, layers, ids)
             loss.backward()

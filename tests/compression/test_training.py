@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression import likelihood, token_loss, training
+from compression import likelihood, row_losses, training
 from compression.base import CalibrationError, Cancelled
 from compression.training import Budget, from_text, hold_out, language_loss, train
 from tests import chain_language, tiny
@@ -110,7 +110,7 @@ def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(family, monke
     (gradient,) = torch.autograd.grad(whole, table)
     assert float(whole) == pytest.approx(float(likelihood.losses(bundle, ids).mean()), rel=1e-5)
     for rows in (20, 1_000):
-        monkeypatch.setattr(token_loss, "LOGITS_BYTES", 4 * tiny.VOCABULARY * rows)
+        monkeypatch.setattr(row_losses, "LOGITS_BYTES", 4 * tiny.VOCABULARY * rows)
         pieces = language_loss(bundle, ids)
         (found,) = torch.autograd.grad(pieces, table)
         assert float(pieces) == pytest.approx(float(whole), rel=1e-5)

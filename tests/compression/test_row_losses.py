@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compression import token_loss
-from compression.token_loss import next_token_loss
+from compression import row_losses
+from compression.row_losses import next_token_loss
 
 WIDTH, VOCABULARY, ROWS = 6, 50, 23
 
@@ -27,7 +27,7 @@ def head():
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("rows", [1, 7, 100])
 def test_value_and_gradients_are_those_of_cross_entropy(head, rows, weighted, monkeypatch):
-    monkeypatch.setattr(token_loss, "LOGITS_BYTES", 4 * VOCABULARY * rows)
+    monkeypatch.setattr(row_losses, "LOGITS_BYTES", 4 * VOCABULARY * rows)
     hidden, targets, weights = lesson(weighted)
     each = F.cross_entropy(head(hidden), targets, reduction="none")
     expected = (each if weights is None else each * weights).sum()
