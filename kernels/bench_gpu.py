@@ -78,6 +78,21 @@ def two_of_four(out: int, n: int):
     return torch.randn(out, n // 2).half(), pack(positions.reshape(out, n // 2).to(torch.uint8), 2)
 
 
+def levels(out: int, n: int, bits: int) -> sparse.Levels:
+    scale = scales(out, n)
+    return sparse.Levels(scale, torch.randint(0, 2**bits, scale.shape).to(torch.uint8), bits, GROUP)
+
+
+def half_kept_codes(out: int, n: int):
+    kept, values, starts = half_kept(out, n)
+    return kept, pack(torch.randint(0, 16, (1, len(values))).to(torch.uint8), 4)[0], starts, levels(out, n, 4)
+
+
+def two_of_four_codes(out: int, n: int):
+    positions = two_of_four(out, n)[1]
+    return pack(torch.randint(0, 16, (out, n // 2)).to(torch.uint8), 4), positions, levels(out, n, 4)
+
+
 def few_outliers(out: int, n: int):
     count = max(1, n // 100)
     places = torch.rand(out, n).argsort(1)[:, :count].flatten().to(torch.int16)
@@ -95,11 +110,28 @@ VARIANTS = (
     ("codebook", "16 entries, group 64", book, codebook.codebook_reference),
     ("binary_coded", "3 planes, group 64", planes, binary_coded.binary_coded_reference),
     ("bitmask", "50 %, 16 bits", half_kept, sparse.bitmask_reference),
+    ("bitmask", "50 %, 4 bits, group 64", half_kept_codes, sparse.bitmask_reference),
     ("two_four", "2:4, 16 bits", two_of_four, sparse.two_four_reference),
+    ("two_four", "2:4, 4 bits, group 64", two_of_four_codes, sparse.two_four_reference),
     ("outliers", "1 % outliers alone", few_outliers, outliers.outliers_reference),
     ("columns", "1 % columns alone", few_columns, columns.columns_reference),
 )
 OPS = tuple(dict.fromkeys(op for op, *_ in VARIANTS))
+
+
+def moved(operand, device: str):
+    """An operand, or a tuple of them, on the device."""
+    if isinstance(operand, sparse.Levels):
+        return sparse.Levels(*(moved(o, device) for o in operand))
+    if isinstance(operand, tuple):
+        return tuple(moved(o, device) for o in operand)
+    return operand.to(device) if isinstance(operand, Tensor) else operand
+
+
+def flat(operands: tuple) -> Iterator:
+    """Operands, and what those that are tuples hold."""
+    for o in operands:
+        yield from flat(o) if isinstance(o, tuple) else (o,)
 
 
 def launcher(op: str) -> Callable:
@@ -148,7 +180,7 @@ def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Wo
 
 def verify(op: str, name: str, operands: tuple, reference: Callable, n: int) -> None:
     """Raises ArithmeticError for a product that differs from its reference."""
-    device = next(o.device for o in operands if isinstance(o, Tensor))
+    device = operands[0].device
     for tokens in (1, 20):
         x = torch.randn(tokens, n, device=device).half()
         expected, y = reference(x.float(), *operands), launcher(op)(x, *operands).float()
@@ -194,9 +226,9 @@ def rows(
 
         for op, name, make, reference in VARIANTS:
             if op in ops:
-                operands = tuple(o.to(device) if isinstance(o, Tensor) else o for o in make(out, n))
+                operands = moved(make(out, n), device)
                 verify(op, name, operands, reference, n)
-                size = sum(o.nbytes for o in operands if isinstance(o, Tensor))
+                size = sum(o.nbytes for o in flat(operands) if isinstance(o, Tensor))
                 kernel = kernels.name("grouped_int" if op == "int8" else op, "Triton", op == "int8")
                 add(op, name, kernel, "int8" if op == "int8" else "exact", size, lambda x, op=op, o=operands: launcher(op)(x, *o))
         if set(ops) == set(OPS):

@@ -11,6 +11,7 @@ are codes, and multiplied. Bytes moved at 50 %: 9 bits a weight with 16-bit valu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,30 @@ from torch import Tensor
 
 from kernels import gpu
 from kernels.bits import unpack
+from kernels.grouped_int import spread
 
 BLOCK = 1 << 20  # weights unpacked at a time
 
 CASES = ((1, 64, 96), (2, 33, 80), (17, 5, 64), (64, 130, 48), (1, 1, 16), (3, 50, 40))  # (tokens, out, in)
+
+
+class Levels(NamedTuple):
+    """The grid of kept values that are integer codes: w = scale * (code - zero) of its row and group of neighbouring inputs."""
+
+    scale: Tensor  # float16 [out, groups]
+    zero: Tensor  # uint8 [out, groups]
+    bits: int
+    group_size: int  # a multiple of 16, -1: the whole row
+
+    @classmethod
+    def of(cls, grid) -> Levels:
+        """Those of a grid (compression/packed/grid.py) whose groups are runs of neighbours."""
+        return cls(grid.scale, grid.zero_points(), grid.bits, grid.group_size)
+
+    def decode(self, codes: Tensor, keep: Tensor, rows: slice = slice(None)) -> Tensor:
+        """codes, keep (bool) [rows, in] of some rows -> float32 weights, zero where none is kept."""
+        scale, zero = (spread(t[rows].float(), codes.shape[1], self.group_size) for t in (self.scale, self.zero))
+        return (codes.float() - zero).mul_(scale).mul_(keep)
 
 
 def mask_bits(mask: Tensor) -> Tensor:
@@ -57,41 +78,61 @@ def flat_codes(stream: Tensor, bits: int, start: int, stop: int) -> Tensor:
     return unpack(piece[None], bits, piece.numel() * 8 // bits)[0, start - 8 * first : stop - 8 * first]
 
 
-def bitmask_reference(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None = None) -> Tensor:
-    """The formula on the whole dense matrix; values float16 in row order."""
-    return x @ scatter_bitmask(values.to(x.dtype), bits_mask(kept, x.shape[-1])).T
+def bitmask_reference(
+    x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None = None, levels: Levels | None = None
+) -> Tensor:
+    """The formula on the whole dense matrix; values float16 in row order, or codes of `levels` in one packed stream."""
+    keep = bits_mask(kept, x.shape[-1])
+    if levels is None:
+        return x @ scatter_bitmask(values.to(x.dtype), keep).T
+    codes = scatter_bitmask(flat_codes(values, levels.bits, 0, int(keep.sum())), keep)
+    return x @ levels.decode(codes, keep).to(x.dtype).T
 
 
-def bitmask(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None) -> Tensor:
-    """y [tokens, out] in x's dtype from 16-bit values, starts [out + 1] or None where every row keeps as many: by Triton on a
-    GPU, else by PyTorch."""
-    out = len(kept)
+def bitmask(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None, levels: Levels | None = None) -> Tensor:
+    """y [tokens, out] in x's dtype from 16-bit values or codes of `levels`, starts [out + 1] or None where every row keeps as
+    many: by Triton on a GPU, else by PyTorch."""
+    out, n = len(kept), x.shape[1]
     if starts is None:
-        starts = torch.arange(out + 1, dtype=torch.int32, device=values.device) * (len(values) // max(out, 1))
+        per_row = bits_mask(kept[:1], n).sum(dtype=torch.int32)
+        starts = torch.arange(out + 1, dtype=torch.int32, device=values.device) * per_row
     if gpu.serves(x):
         from kernels.gpu.sparse import bitmask as triton
 
-        return triton(x.contiguous(), kept, values, starts)
+        return triton(x.contiguous(), kept, values, starts, levels)
 
     def block(rows: slice) -> Tensor:
-        return scatter_bitmask(values[starts[rows.start] : starts[rows.stop]].to(x.dtype), bits_mask(kept[rows], x.shape[1]))
+        keep, first, last = bits_mask(kept[rows], n), int(starts[rows.start]), int(starts[rows.stop])
+        if levels is None:
+            return scatter_bitmask(values[first:last].to(x.dtype), keep)
+        return levels.decode(scatter_bitmask(flat_codes(values, levels.bits, first, last), keep), keep, rows)
 
-    return multiply_blocks(x, (out, x.shape[1]), block)
+    return multiply_blocks(x, (out, n), block)
 
 
-def two_four_reference(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def two_four_reference(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None = None) -> Tensor:
     """The formula on the whole dense matrix; positions packed to 2 bits."""
-    return x @ scatter_two_four(values.to(x.dtype), unpack(positions, 2, values.shape[1])).T
+    return x @ _two_four_rows(values, positions, levels, x.shape[1], slice(0, len(values)), x.dtype).T
 
 
-def two_four(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-    """y [tokens, out] in x's dtype from 16-bit values [out, in/2]: by Triton on a GPU, else by PyTorch."""
+def two_four(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None = None) -> Tensor:
+    """y [tokens, out] in x's dtype from 16-bit values [out, in/2] or codes of `levels` packed row by row: by Triton on a GPU,
+    else by PyTorch."""
     if gpu.serves(x):
         from kernels.gpu.sparse import two_four as triton
 
-        return triton(x.contiguous(), values, positions)
-    block = lambda rows: scatter_two_four(values[rows].to(x.dtype), unpack(positions[rows], 2, values.shape[1]))  # noqa: E731
-    return multiply_blocks(x, (len(values), x.shape[1]), block)
+        return triton(x.contiguous(), values, positions, levels)
+    n = x.shape[1]
+    return multiply_blocks(x, (len(values), n), lambda rows: _two_four_rows(values, positions, levels, n, rows, x.dtype))
+
+
+def _two_four_rows(values: Tensor, positions: Tensor, levels: Levels | None, n: int, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Some rows [rows, n] of a 2:4 weight in `dtype`."""
+    places = unpack(positions[rows], 2, n // 2)
+    if levels is None:
+        return scatter_two_four(values[rows].to(dtype), places)
+    keep = scatter_two_four(torch.ones_like(places), places)
+    return levels.decode(scatter_two_four(unpack(values[rows], levels.bits, n // 2), places), keep, rows).to(dtype)
 
 
 def multiply_blocks(x: Tensor, shape: tuple[int, int], block_of: Callable[[slice], Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes
 from kernels.cpu import plans
-from kernels.sparse import bitmask, bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
+from kernels.sparse import Levels, bitmask, bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
 
 
 class Bitmask(Packed):
@@ -71,9 +71,9 @@ class Bitmask(Packed):
         return self._block(slice(0, self.shape[0]))
 
     def product(self, x: Tensor) -> Tensor:
-        if self.grid is None:
-            return bitmask(x, self.kept, self.values, self.starts)
-        return multiply_blocks(x, self.shape, self._block)
+        if self.grid is not None and self.grid.group_index is not None:
+            return multiply_blocks(x, self.shape, self._block)
+        return bitmask(x, self.kept, self.values, self.starts, None if self.grid is None else Levels.of(self.grid))
 
     def encode_like(self, dense: Tensor) -> Bitmask:
         if self.grid is None:

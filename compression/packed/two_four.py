@@ -9,7 +9,7 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes, unpack
 from kernels.cpu import plans
-from kernels.sparse import mask_bits, multiply_blocks, scatter_two_four, two_four
+from kernels.sparse import Levels, mask_bits, multiply_blocks, scatter_two_four, two_four
 
 
 class TwoFour(Packed):
@@ -74,9 +74,9 @@ class TwoFour(Packed):
         return self._block(slice(0, self.shape[0]))
 
     def product(self, x: Tensor) -> Tensor:
-        if self.grid is None:
-            return two_four(x, self.values, self.positions)
-        return multiply_blocks(x, self.shape, self._block)
+        if self.grid is not None and self.grid.group_index is not None:
+            return multiply_blocks(x, self.shape, self._block)
+        return two_four(x, self.values, self.positions, None if self.grid is None else Levels.of(self.grid))
 
     def encode_like(self, dense: Tensor) -> TwoFour:
         if self.grid is None:

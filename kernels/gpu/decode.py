@@ -73,14 +73,19 @@ def lane(word, J: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def level_at(codes, stats, row, group, groups, inside, BITS: tl.constexpr):
-    """A scale or zero point that is a code itself: codes packed to BITS row by row, stats float16 [runs of 16 rows, groups, 2]."""
-    place = row * groups + group
+def code_at(codes, place, inside, BITS: tl.constexpr):
+    """Code number `place` (int64) of a stream packed to BITS, read where `inside`: int32."""
     byte, shift = place * BITS // 8, (place * BITS % 8).to(tl.int32)
     word = tl.load(codes + byte, inside, 0).to(tl.int32)
     if 8 % BITS != 0:  # a code may go on in the next byte
         word |= tl.load(codes + byte + 1, inside & (shift + BITS > 8), 0).to(tl.int32) << 8
-    code = (word >> shift) & ((1 << BITS) - 1)
+    return (word >> shift) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def level_at(codes, stats, row, group, groups, inside, BITS: tl.constexpr):
+    """A scale or zero point that is a code itself: codes packed to BITS row by row, stats float16 [runs of 16 rows, groups, 2]."""
+    code = code_at(codes, row * groups + group, inside, BITS)
     at = (row // 16 * groups + group) * 2
     zero = tl.load(stats + at + 1, inside, 0.0).to(tl.float32)
     return tl.load(stats + at, inside, 0.0).to(tl.float32) * (code.to(tl.float32) - zero)

@@ -1,14 +1,15 @@
-"""y = x W^T for sparse weights with 16-bit values on a graphics card, in two layouts.
+"""y = x W^T for sparse weights on a graphics card, in two layouts, values in 16 bits or as integer codes of a grid.
 
-bitmask   kept uint8 [out, ceil(in/8)], bit i % 8 of byte i // 8 set where W[o, i] is kept; values float16 [kept], row by
-          row; starts int32 [out + 1], where each row's values begin. Bytes moved at 50 %: 9 bits a weight.
-two_four  of every 4 inputs 2 are kept: values float16 [out, in/2], positions uint8 [out, row_bytes(in/2, 2)]: 2 bits
-          each (kernels/bits.py), in a multiple of 4. Bytes moved: 9 bits a weight.
+bitmask   kept uint8 [out, ceil(in/8)], bit i % 8 of byte i // 8 set where W[o, i] is kept; values row by row; starts int32
+          [out + 1], where each row's values begin. Bytes moved at 50 %: 9 bits a weight, 3 and the grid with 4-bit codes.
+two_four  of every 4 inputs 2 are kept: values [out, in/2], positions uint8 [out, row_bytes(in/2, 2)]: 2 bits each
+          (kernels/bits.py), in a multiple of 4. Bytes moved: 9 bits a weight, 3 and the grid with 4-bit codes.
 
-x [tokens, in]. Where a kept value of a bitmask stands is the number of bits set before it: each thread counts those of
-its byte, `cumsum` adds up the threads' counts, and a count a row runs along. Few tokens are multiplied so. For many,
-`bitmask_rows` and `two_four_rows` write a block of rows with their zeros, which PyTorch multiplies; 2:4 rows on the card's sparse
-tensor cores where it has them (sparse_cores.py).
+x [tokens, in]. Values are float16, or with `levels` (kernels/sparse.py) codes packed to the bit: of a bitmask in one stream, of
+2:4 row by row; a kept weight is scale * (code - zero) of its row and group. Where a kept value of a bitmask stands is the number
+of bits set before it: each thread counts those of its byte, `cumsum` adds up the threads' counts, and a count a row runs along.
+Few tokens are multiplied so. For many, `bitmask_rows` and `two_four_rows` write a block of rows with their zeros, which PyTorch
+multiplies; 2:4 rows on the card's sparse tensor cores where it has them (sparse_cores.py).
 """
 
 from __future__ import annotations
@@ -20,22 +21,46 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import Variant, sparse_cores
-from kernels.gpu.decode import FEW_TOKENS, LAUNCH, SIZES, lane_of_x, store_y
+from kernels.gpu.decode import FEW_TOKENS, LAUNCH, SIZES, code_at, columns_of, grid_at, lane_of_x, store_y
+from kernels.sparse import Levels
 
 BLOCK = 1 << 24  # weights written at a time: 32 MB in 16 bits, which stay in the second cache of a large card
+FLOATS = 16  # BITS of values that are no codes
+
+
+@triton.jit
+def kept_at(values, at, kept, scale, zero, BITS: tl.constexpr):
+    """Kept values number `at`, float32, zero where not `kept`; scale and zero point are those of the codes."""
+    if BITS == 16:
+        value = tl.load(values + at, kept, 0.0).to(tl.float32)
+    else:
+        code = code_at(values, at.to(tl.int64), kept, BITS).to(tl.float32)
+        value = tl.where(kept, scale * (code - zero), 0.0)
+    return value
+
+
+@triton.jit
+def levels_at(scale, zero, line, column, groups, group, inside, BITS: tl.constexpr):
+    """(scale, zero point) of row `line` (int64) and column; of values in 16 bits nothing is read."""
+    s, z = 1.0, 0.0
+    if BITS < 16:
+        s, z = grid_at(scale, zero, scale, zero, line, column // group, groups, inside, 0)
+    return s, z
 
 
 @triton.jit(do_not_specialize=SIZES)
-def bitmask_few(x, kept, values, starts, y, tokens, out, n, words,
-                BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+def bitmask_few(x, kept, values, starts, scale, zero, y, tokens, out, n, words, groups, group,
+                BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
     """Rows [BN] of W times all tokens [BM]."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
-    line = row[:, None].to(tl.int64) * words
+    line = row[:, None].to(tl.int64)
     first = tl.load(starts + row, row < out, 0)
     acc = tl.zeros([BM, BN, BW], tl.float32)
     for start in range(0, words, BW):
         word = start + tl.arange(0, BW)
-        byte = tl.load(kept + line + word[None, :], (row[:, None] < out) & (word[None, :] < words), 0).to(tl.int32)
+        inside = (row[:, None] < out) & (word[None, :] < words)
+        byte = tl.load(kept + line * words + word[None, :], inside, 0).to(tl.int32)
+        s, z = levels_at(scale, zero, line, word[None, :] * 8, groups, group, inside, BITS)
         count = byte - ((byte >> 1) & 0x55)  # bits set in a byte: pairs, fours, all
         count = (count & 0x33) + ((count >> 2) & 0x33)
         count = (count + (count >> 4)) & 15
@@ -43,14 +68,15 @@ def bitmask_few(x, kept, values, starts, y, tokens, out, n, words,
         first += tl.sum(count, 1)
         for j in tl.static_range(8):
             bit = (byte >> j) & 1
-            value = tl.load(values + at, bit != 0, 0.0).to(tl.float32)
+            value = kept_at(values, at, bit != 0, s, z, BITS)
             acc += value[None, :, :] * lane_of_x(x, token, word, tokens, n, j)[:, None, :]
             at += bit
     store_y(y, tl.sum(acc, 2), token, row, tokens, out)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def bitmask_dense(rows, kept, values, starts, out, n, words, BN: tl.constexpr, BK: tl.constexpr):
+def bitmask_dense(rows, kept, values, starts, scale, zero, out, n, words, groups, group,
+                  BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """Writes W [out, n]."""
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -59,7 +85,8 @@ def bitmask_dense(rows, kept, values, starts, out, n, words, BN: tl.constexpr, B
         column = start + tl.arange(0, BK)[None, :]
         inside = (row[:, None] < out) & (column < n)
         bit = (tl.load(kept + line * words + column // 8, inside, 0).to(tl.int32) >> (column % 8)) & 1
-        value = tl.load(values + first[:, None] + tl.cumsum(bit, 1) - bit, bit != 0, 0.0)
+        s, z = levels_at(scale, zero, line, column, groups, group, inside, BITS)
+        value = kept_at(values, first[:, None] + tl.cumsum(bit, 1) - bit, bit != 0, s, z, BITS)
         first += tl.sum(bit, 1)
         tl.store(rows + line * n + column, value.to(rows.dtype.element_ty), inside)
 
@@ -71,88 +98,116 @@ def position_of(positions, line, kept, inside, row_bytes):
     return (byte >> (kept % 4 * 2)) & 3
 
 
-@triton.jit(do_not_specialize=SIZES)
-def two_four_few(x, values, positions, y, tokens, out, n, words,
-                 BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
-    """Rows [BN] of W times all tokens [BM]; `words` is the bytes of a row of positions."""
+@triton.jit(do_not_specialize=[*SIZES, "width"])
+def two_four_few(x, values, positions, scale, zero, y, tokens, out, n, words, width, groups, group,
+                 BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+    """Rows [BN] of W times all tokens [BM]; a row has `words` bytes of positions and room for `width` values."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
     acc = tl.zeros([BM, BN, BW], tl.float32)
     for start in range(0, n // 2, BW):
         kept = start + tl.arange(0, BW)[None, :]
         inside = (row[:, None] < out) & (kept < n // 2)
-        value = tl.load(values + line * (n // 2) + kept, inside, 0.0).to(tl.float32)
+        s, z = levels_at(scale, zero, line, kept // 2 * 4, groups, group, inside, BITS)
+        value = kept_at(values, line * width + kept, inside, s, z, BITS)
         column = kept // 2 * 4 + position_of(positions, line, kept, inside, words)
         mask = (token[:, None, None] < tokens) & inside[None, :, :]
         acc += value[None, :, :] * tl.load(x + token[:, None, None] * n + column[None, :, :], mask, 0.0).to(tl.float32)
     store_y(y, tl.sum(acc, 2), token, row, tokens, out)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def two_four_dense(rows, values, positions, out, n, words, BN: tl.constexpr, BK: tl.constexpr):
-    """Writes W [out, n]; `words` is the bytes of a row of positions."""
+@triton.jit(do_not_specialize=[*SIZES, "width"])
+def two_four_dense(rows, values, positions, scale, zero, out, n, words, width, groups, group,
+                   BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """Writes W [out, n]; a row has `words` bytes of positions and room for `width` values."""
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
     column = tl.program_id(1) * BK + tl.arange(0, BK)[None, :]
     inside = (row[:, None] < out) & (column < n)
+    s, z = levels_at(scale, zero, line, column, groups, group, inside, BITS)
     value = tl.zeros([BN, BK], tl.float32)
     for k in tl.static_range(2):
         kept = column // 4 * 2 + k
         here = inside & (position_of(positions, line, kept, inside, words) == column % 4)
-        value += tl.load(values + line * (n // 2) + kept, here, 0.0).to(tl.float32)
+        value += kept_at(values, line * width + kept, here, s, z, BITS)
     tl.store(rows + line * n + column, value.to(rows.dtype.element_ty), inside)
 
 
 _MASK = {"BN": 8, "BW": 32} | LAUNCH  # 32 words of a row are a warp's, which adds their counts up by itself
-_PAIR = {"BN": 4, "BW": 256} | LAUNCH
 _DENSE = {"BN": 4, "BK": 256} | LAUNCH
 
 
-def bitmask_rows(kept: Tensor, values: Tensor, starts: Tensor, first: int, last: int, n: int, dtype: torch.dtype) -> Tensor:
+def _pair(tokens: int) -> dict:
+    """Tile of `two_four_few`: half as wide for several tokens, whose sums would spill."""
+    return {"BN": 4, "BW": 256 if tokens <= 2 else 128} | LAUNCH
+
+
+def _levels(values: Tensor, levels: Levels | None, n: int, first: int = 0) -> tuple[tuple, tuple, dict]:
+    """(scale and zero points of the rows from `first`, their counts of groups and columns, BITS) as the kernels take them."""
+    if levels is None:
+        return (values, values), (1, 8), {"BITS": FLOATS}
+    scale, zero, bits, group_size = levels
+    return (scale[first:], zero[first:]), (scale.shape[1], columns_of(n, group_size)), {"BITS": bits}
+
+
+def _width(values: Tensor, levels: Levels | None) -> int:
+    """Values that a stored row [out, in/2] of 2:4 has room for."""
+    return values.shape[1] if levels is None else values.shape[1] * 8 // levels.bits
+
+
+def bitmask_rows(kept: Tensor, values: Tensor, starts: Tensor, levels: Levels | None, first: int, last: int, n: int,
+                 dtype: torch.dtype) -> Tensor:  # fmt: skip
     """Rows [first, last) of W in `dtype`, [rows, n]."""
     rows = torch.empty(last - first, n, dtype=dtype, device=kept.device)
     if rows.numel():
+        pointers, sizes, bits = _levels(values, levels, n, first)
+        operands = (rows, kept[first:last], values, starts[first:], *pointers, last - first, n, kept.shape[1], *sizes)
         with torch.cuda.device_of(kept):
-            grid = (triton.cdiv(last - first, _DENSE["BN"]),)
-            bitmask_dense[grid](rows, kept[first:last], values, starts[first:], last - first, n, kept.shape[1], **_DENSE)
+            bitmask_dense[(triton.cdiv(last - first, _DENSE["BN"]),)](*operands, **bits, **_DENSE)
     return rows
 
 
-def two_four_rows(values: Tensor, positions: Tensor, first: int, last: int, dtype: torch.dtype) -> Tensor:
-    """Rows [first, last) of W in `dtype`, [rows, in]."""
-    n = values.shape[1] * 2
+def two_four_rows(values: Tensor, positions: Tensor, levels: Levels | None, first: int, last: int, n: int,
+                  dtype: torch.dtype) -> Tensor:  # fmt: skip
+    """Rows [first, last) of W in `dtype`, [rows, n]."""
     rows = torch.empty(last - first, n, dtype=dtype, device=values.device)
     if rows.numel():
+        pointers, sizes, bits = _levels(values, levels, n, first)
+        counts = (last - first, n, positions.shape[1], _width(values, levels), *sizes)
+        grid = (triton.cdiv(last - first, _DENSE["BN"]), triton.cdiv(n, _DENSE["BK"]))
         with torch.cuda.device_of(values):
-            grid = (triton.cdiv(last - first, _DENSE["BN"]), triton.cdiv(n, _DENSE["BK"]))
-            two_four_dense[grid](rows, values[first:last], positions[first:last], last - first, n, positions.shape[1], **_DENSE)
+            two_four_dense[grid](rows, values[first:last], positions[first:last], *pointers, *counts, **bits, **_DENSE)
     return rows
 
 
-def bitmask(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor) -> Tensor:
+def bitmask(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor, levels: Levels | None = None) -> Tensor:
     """y [tokens, out] in x's dtype."""
     x, (tokens, n), (out, words) = x.contiguous(), x.shape, kept.shape
     if tokens > FEW_TOKENS:
-        return _by_blocks(x, out, lambda first, last: bitmask_rows(kept, values, starts, first, last, n, x.dtype))
+        return _by_blocks(x, out, lambda first, last: bitmask_rows(kept, values, starts, levels, first, last, n, x.dtype))
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel():
+        pointers, sizes, bits = _levels(values, levels, n)
         tiles = {"BM": triton.next_power_of_2(tokens)} | _MASK
+        operands = (x, kept, values, starts, *pointers, y, tokens, out, n, words, *sizes)
         with torch.cuda.device_of(x):
-            bitmask_few[(triton.cdiv(out, tiles["BN"]),)](x, kept, values, starts, y, tokens, out, n, words, **tiles)
+            bitmask_few[(triton.cdiv(out, tiles["BN"]),)](*operands, **bits, **tiles)
     return y
 
 
-def two_four(x: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+def two_four(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None = None) -> Tensor:
     """y [tokens, out] in x's dtype."""
     x, (tokens, n), out = x.contiguous(), x.shape, len(values)
     if tokens > FEW_TOKENS:
-        rows_of = lambda first, last: two_four_rows(values, positions, first, last, x.dtype)  # noqa: E731
+        rows_of = lambda first, last: two_four_rows(values, positions, levels, first, last, n, x.dtype)  # noqa: E731
         return _by_blocks(x, out, rows_of, sparse_cores.product if sparse_cores.serve(x, out) else F.linear)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel():
-        tiles = {"BM": triton.next_power_of_2(tokens)} | _PAIR
+        pointers, sizes, bits = _levels(values, levels, n)
+        tiles = {"BM": triton.next_power_of_2(tokens)} | _pair(tokens)
+        operands = (x, values, positions, *pointers, y, tokens, out, n, positions.shape[1], _width(values, levels), *sizes)
         with torch.cuda.device_of(x):
-            two_four_few[(triton.cdiv(out, tiles["BN"]),)](x, values, positions, y, tokens, out, n, positions.shape[1], **tiles)
+            two_four_few[(triton.cdiv(out, tiles["BN"]),)](*operands, **bits, **tiles)
     return y
 
 
@@ -168,13 +223,20 @@ def _by_blocks(x: Tensor, out: int, rows_of, product=F.linear) -> Tensor:
     return y
 
 
-_MASK_POINTERS = {"kept": "u8", "values": "fp16", "starts": "i32"}
-_PAIR_POINTERS = {"values": "fp16", "positions": "u8"}
+def _variant(kernel, bits: int, of_x: str, tiles: dict) -> Variant:
+    """`kernel` for values of `bits`, x or the rows that it writes in `of_x`."""
+    pointers = {"x": of_x, "rows": of_x, "y": of_x, "kept": "u8", "positions": "u8", "starts": "i32"}
+    grid = (
+        {"values": "fp16", "scale": "fp16", "zero": "fp16"} if bits == FLOATS else {"values": "u8", "scale": "fp16", "zero": "u8"}
+    )
+    pointers = {name: kind for name, kind in (pointers | grid).items() if name in kernel.arg_names}
+    return Variant(kernel, pointers, {"BITS": bits} | tiles)
+
 
 VARIANTS = (
-    Variant(bitmask_few, {"x": "fp16"} | _MASK_POINTERS | {"y": "fp16"}, {"BM": 1} | _MASK),
-    Variant(bitmask_dense, {"rows": "fp16"} | _MASK_POINTERS, _DENSE),
-    Variant(two_four_few, {"x": "fp16"} | _PAIR_POINTERS | {"y": "fp16"}, {"BM": 1} | _PAIR),
-    Variant(two_four_few, {"x": "bf16"} | _PAIR_POINTERS | {"y": "bf16"}, {"BM": 8} | _PAIR),
-    Variant(two_four_dense, {"rows": "fp16"} | _PAIR_POINTERS, _DENSE),
+    *(_variant(bitmask_few, bits, "fp16", {"BM": 1} | _MASK) for bits in (FLOATS, 8, 4, 3)),
+    *(_variant(two_four_few, bits, "fp16", {"BM": 1} | _pair(1)) for bits in (FLOATS, 8, 4, 3)),
+    *(_variant(bitmask_few, bits, "bf16", {"BM": 8} | _MASK) for bits in (FLOATS, 4, 3)),
+    *(_variant(two_four_few, bits, "bf16", {"BM": 8} | _pair(8)) for bits in (FLOATS, 4, 3)),
+    *(_variant(kernel, bits, "fp16", _DENSE) for kernel in (bitmask_dense, two_four_dense) for bits in (FLOATS, 4)),
 )

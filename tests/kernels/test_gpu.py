@@ -302,6 +302,61 @@ def test_product_of_bitmask(case, poisoned, monkeypatch):
     check(ours.bitmask, tokens_of(tokens, n), weight.double(), sparse.mask_bits(keep), weight[keep], starts, dtypes=half_of(case))
 
 
+CODED = tuple(  # (tokens, out, in, bits, group_size)
+    (tokens, out, n, bits, group)
+    for bits, group in ((4, 32), (8, -1), (3, 16), (2, 64), (5, 48))
+    for tokens, out, n in ((1, 9, 1100), (3, 50, 40), (17, 5, 64))
+)
+
+
+def levels_of(out, n, bits, group):
+    """A grid of its own for every group."""
+    g = torch.Generator().manual_seed(bits)
+    scale = scales(out, n, group, g)
+    return sparse.Levels(scale, torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), bits, group)
+
+
+def check_levels(op, x, weight, *operands, levels, case):
+    """`check` for a launcher whose last operand is a grid."""
+    there = sparse.Levels(*on_device(*levels))
+    check(lambda x, *rest: op(x, *rest, there), x, weight, *operands, dtypes=half_of(case))
+
+
+@product
+@pytest.mark.parametrize("case", CODED)
+def test_product_of_bitmask_codes(case, poisoned, monkeypatch):
+    tokens, out, n, bits, group = case
+    g = torch.Generator().manual_seed(n)
+    keep = torch.rand(out, n, generator=g) > 0.5
+    keep[out // 2] = False
+    keep[-1] = True
+    codes = torch.randint(0, 2**bits, (out, n), generator=g).to(torch.uint8)
+    levels = levels_of(out, n, bits, group)
+    scale, zero = (grouped_int.spread(t.double(), n, group) for t in levels[:2])
+    starts = torch.cat([torch.zeros(1), keep.sum(1).cumsum(0)]).int()
+    from kernels.gpu import sparse as ours
+
+    monkeypatch.setattr(ours, "BLOCK", 3 * n)
+    operands = (sparse.mask_bits(keep), pack(codes[keep][None], bits)[0], starts)
+    check_levels(ours.bitmask, tokens_of(tokens, n), scale * (codes - zero) * keep, *operands, levels=levels, case=case)
+
+
+@product
+@pytest.mark.parametrize("case", CODED)
+def test_product_of_two_four_codes(case, poisoned, monkeypatch):
+    tokens, out, n, bits, group = case
+    _, positions = pairs(out, n)
+    codes = torch.randint(0, 2**bits, (out, n // 2), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
+    levels = levels_of(out, n, bits, group)
+    scale, zero = (grouped_int.spread(t.double(), n, group) for t in levels[:2])
+    keep = sparse.scatter_two_four(torch.ones_like(codes), positions).bool()
+    weight = scale * (sparse.scatter_two_four(codes, positions) - zero) * keep
+    from kernels.gpu import sparse as ours
+
+    monkeypatch.setattr(ours, "BLOCK", 3 * n)
+    check_levels(ours.two_four, tokens_of(tokens, n), weight, pack(codes, bits), pack(positions, 2), levels=levels, case=case)
+
+
 def pairs(out, n):
     """values float16 [out, in/2] and positions of 2:4 weights."""
     g = torch.Generator().manual_seed(n)
@@ -319,7 +374,7 @@ def test_product_of_two_four(case, poisoned):
 
     check(two_four, tokens_of(tokens, n), weight.double(), values, pack(positions, 2))
     given = on_device(values, pack(positions, 2))
-    assert torch.equal(two_four_rows(*given, 0, out, torch.float16).cpu(), weight)
+    assert torch.equal(two_four_rows(*given, None, 0, out, n, torch.float16).cpu(), weight)
 
 
 @product
@@ -474,8 +529,10 @@ def test_product_of_the_formats_by_their_rules(monkeypatch):
         "columns",
         "codebook-nested",
         "binary_coded-exact",
+        "bitmask-int4",
+        "two_four-int3",
     )
-    others = ("dense", "low_rank", "bitmask-int4", "two_four-int3", *(name for name in MADE if "scattered" in name))
+    others = ("dense", "low_rank", *(name for name in MADE if "scattered" in name))
     rules = {"": None, "int8 activations": ActivationRule(), "int8 activations, outliers exact": ActivationRule(threshold=1.5)}
     for name in (*ours, *others):
         for words, rule in rules.items():

@@ -20,6 +20,7 @@ from kernels.outliers import CASES as OUTLIER_CASES
 from kernels.outliers import outliers, outliers_reference
 from kernels.sparse import CASES as SPARSE_CASES
 from kernels.sparse import (
+    Levels,
     bitmask,
     bitmask_reference,
     bits_mask,
@@ -196,6 +197,36 @@ def test_sparse_products(case):
         for j in range(n // 2):
             weight[o, j // 2 * 4 + int(places[o, j])] = float(values[o, j])
     close(x, weight, [op(x, values, pack(places.to(torch.uint8), 2)) for op in (two_four, two_four_reference)])
+
+
+@pytest.mark.parametrize("case", [(t, o, n, bits, group) for t, o, n in SPARSE_CASES if n % 4 == 0
+                                  for bits, group in ((4, 16), (3, -1), (8, 32))])  # fmt: skip
+def test_sparse_products_of_codes(case):
+    tokens, out, n, bits, group = case
+    g = torch.Generator().manual_seed(n + bits)
+    x, size = torch.randn(tokens, n, generator=g), n if group == -1 else group
+    codes = torch.randint(0, 2**bits, (out, n), generator=g).to(torch.uint8)
+    scale = (0.1 + torch.rand(out, groups_of(n, group), generator=g)).half()
+    levels = Levels(scale, torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), bits, group)
+    value = lambda o, i: float(scale[o, i // size]) * (int(codes[o, i]) - int(levels.zero[o, i // size]))  # noqa: E731
+    places = torch.stack([torch.randperm(4, generator=g)[:2].sort().values for _ in range(out * n // 4)]).view(out, n // 2)
+    pairs, keep = np.zeros((out, n)), torch.rand(out, n, generator=g) > 0.5
+    weight = np.array([[value(o, i) if keep[o, i] else 0 for i in range(n)] for o in range(out)])
+    starts = torch.tensor([int(keep[:o].sum()) for o in range(out + 1)], dtype=torch.int32)
+    operands = (mask_bits(keep), pack(codes[keep][None], bits)[0], starts, levels)
+    close(x, weight, [op(x, *operands) for op in (bitmask, bitmask_reference)])
+    even = torch.zeros(out, n, dtype=torch.bool)  # every row keeps as many, so that their starts needn't be told
+    for o in range(out):
+        even[o, torch.randperm(n, generator=g)[: n // 2]] = True
+    weight = np.array([[value(o, i) if even[o, i] else 0 for i in range(n)] for o in range(out)])
+    close(x, weight, [bitmask(x, mask_bits(even), pack(codes[even][None], bits)[0], None, levels)])
+    kept = torch.zeros(out, n // 2, dtype=torch.uint8)
+    for o in range(out):
+        for j in range(n // 2):
+            column = j // 2 * 4 + int(places[o, j])
+            kept[o, j], pairs[o, column] = codes[o, column], value(o, column)
+    operands = (pack(kept, bits), pack(places.to(torch.uint8), 2), levels)
+    close(x, pairs, [op(x, *operands) for op in (two_four, two_four_reference)])
 
 
 def close(x, weight, found):
