@@ -12,8 +12,9 @@ from compression.packed.codebook import CodeBook
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
+from compression.quantization import qlora
 from compression.quantization.qlora import QloraParams, adapter_params, cost, freeze
-from compression.training import language_loss
+from compression.training import adamw, language_loss
 from evaluation.spec import RunSpec
 from tests import chain_language, oracles, tiny
 
@@ -212,3 +213,34 @@ def test_a_run_and_its_chat(tmp_path):
     finally:
         chat.close()
     assert sides == {"original", "compressed"}
+
+
+def test_pages_are_a_graphics_cards(monkeypatch):
+    """A processor has nothing to page; a card without bitsandbytes says so and takes plain AdamW."""
+    card, processor = torch.device("cuda"), torch.device("cpu")
+    assert qlora.optimizer_for(processor, QloraParams()) == (adamw, ())
+    assert qlora.optimizer_for(card, QloraParams(paged=False)) == (adamw, ())
+    monkeypatch.setattr(qlora.importlib.util, "find_spec", lambda name: None)
+    optimizer, notes = qlora.optimizer_for(card, QloraParams())
+    assert optimizer is adamw and [n.code for n in notes] == ["paging_missing"]
+    monkeypatch.setattr(qlora.importlib.util, "find_spec", lambda name: object())
+    assert qlora.optimizer_for(card, QloraParams()) == (qlora.paged_adamw, ())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_paged_steps_are_those_of_adamw(device):
+    """bitsandbytes' paged optimizer against PyTorch's AdamW; on a processor it steps the same and pages nothing."""
+    pytest.importorskip("bitsandbytes")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no card here")
+    found = []
+    for make in (adamw, qlora.paged_adamw):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 400 * 300, device=device).view(400, 300))
+        optimizer = make([p], 0.1)
+        for step in range(5):
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+            (p - 0.3).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(p.detach().cpu())
+    assert torch.allclose(*found, atol=1e-5)

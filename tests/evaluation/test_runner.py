@@ -143,7 +143,7 @@ def test_after_the_app_was_killed_the_run_is_interrupted(texts, tmp_path):
     running(first, run_id)
     job = first._jobs[run_id]
     job.process.stdin.close()  # what the worker sees when its parent dies
-    job.process.wait(10)
+    wait(first, run_id)  # its watcher has noted the death: an app that dies as well notes nothing
     first._closed = True
     Store(tmp_path, shipped=None).put(dataclasses.replace(first.store.get_id(run_id), status="running", error={}))
     again = Runner(Store(tmp_path, shipped=None), spare=False)
