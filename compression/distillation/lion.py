@@ -9,11 +9,12 @@ plays teacher, referee and generator. d = teacher's score - student's score, bot
 either order, hard if d >= 1.0 of 10; new instructions must have a ROUGE-L of at most 0.7 with every one so far; hard to easy is 1
 : 1.
 
-Deviations. A model of this size can neither referee nor invent. Instructions are eight kinds of short jobs with a right answer, in
-three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only an exact answer has 10; `referee` =
-teacher asks the model itself, and a review that can't be read counts for nothing (in the authors' code it counts as easy). New
-instructions come from the seed's own kind: one level harder for a hard seed, of the same level for an easy one. The new ones alone
-are learnt in the next round. The share of hard instructions is told a round.
+Deviations. A small model can neither referee nor invent. Instructions are eight kinds of short jobs with a right answer, in three
+levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only an exact answer has 10; `referee` = teacher
+asks the model itself, and a review that can't be read counts for nothing (in the authors' code it counts as easy). New instructions
+come from templates of the seed's own kind: one level harder for a hard seed, of the same level for an easy one; `inventor` = teacher
+asks the model itself for them, as the paper does, which takes a large one. What it invents has no known answer, so it has to be the
+referee as well. The new ones alone are learnt in the next round. The share of hard instructions is told a round.
 
 What is measured: exact match on other instructions, by level, for the student before, after, and a control that learns the right
 answers to as many instructions drawn at random, by the same tokens. A short run shows the loop at work; whether it gains anything
@@ -30,10 +31,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from compression.base import Context, Edit, Method, Note, param
+from compression.base import BadParam, Context, Edit, Method, Note, param
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
+    FEWEST_LESSONS,
     TRANSCRIPT,
     BlackBoxParams,
     cost,
@@ -56,7 +58,8 @@ from compression.training import Budget, Course
 ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
 LEAD = 1.0  # of 10 points, from which an instruction is hard
 ALIKE = 0.7  # ROUGE-L above which an instruction is no new one
-TRIES = 40  # draws for one new instruction
+TRIES = 40  # draws from a template for one new instruction
+DRAWN, WORDS, ENDS = 4, 4, ".?!:)\"'"  # of a model: drafts for one, tokens for a word of its seed, what ends a whole line
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class LionParams(BlackBoxParams):
     generated: int = param(24, "New instructions a round for each of the two kinds, hard and easy.", lo=1, hi=10_000, step=1)
     referee: str = param("rule", "Who scores: a rule that knows the right answers, or the teacher itself.", choices=("rule", "teacher"),
                          when={"teaching": "teacher"}, level="advanced")  # fmt: skip
+    inventor: str = param("templates", "Who makes new instructions: templates, or the teacher itself (with referee = teacher).",
+                          choices=("templates", "teacher"), when={"teaching": "teacher"}, level="advanced")  # fmt: skip
 
 
 Score = tuple[float, float] | None  # (teacher's, student's) of 1 to 10; None: no review could be read
@@ -125,15 +130,52 @@ def generate(seeds: Sequence[Question], count: int, harder: bool, known: list[Qu
     return out
 
 
-def grow(pool: Sequence[Question], scores: Sequence[Score], count: int, judged: Sequence[Question], random: Random
+def invite(seed: Question, hard: bool) -> str:
+    """The prompt by which a model writes a new instruction from a hard or an easy seed."""
+    wanted = (
+        "the same domain and the same type of task, similar in length and difficulty"
+        if hard
+        else "the same domain, but a rarer one"
+    )
+    return f"Instruction: {seed.text}\nWrite one new instruction of {wanted}. Reply with the new instruction only."
+
+
+def invented(text: str) -> str | None:
+    """The instruction that a model wrote, None for what is none: cut off, of three words or fewer, about instructions, or foreign."""
+    line, *more = [part.strip() for part in text.strip().splitlines() if part.strip()] or [""]
+    whole = bool(more) or line[-1:] in ENDS
+    fits = len(line.split()) > 3 and line.isascii() and line[:1].isalnum() and "instruction" not in line.lower()
+    return line if whole and fits else None
+
+
+def ask_for(ask: Callable, seeds: Sequence[Question], count: int, hard: bool, known: list[Question], seed: int) -> list[Question]:
+    """`generate` by a model: `ask` is an interview's. Their right answers are unknown."""
+    out: list[Question] = []
+    if not seeds:
+        return out
+    each = -(-DRAWN * count // len(seeds))  # many are too much like others
+    tokens = WORDS * max(len(q.text.split()) for q in seeds)
+    told = ask([invite(q, hard) for q in seeds], count=each, temperature=1.0, new_tokens=tokens, seed=seed)
+    for number in range(each):  # one of each seed before a second
+        for q, texts in zip(seeds, told, strict=True):
+            text = invented(texts[number])
+            if text and len(out) < count and all(tasks.overlap(text, old.text) <= ALIKE for old in (*known, *out)):
+                out.append(Question(q.kind, q.level, text, ""))
+    return out
+
+
+Maker = Callable[[Sequence[Question], int, bool, list[Question]], list[Question]]  # (seeds, count, from hard ones, known) -> new
+
+
+def grow(pool: Sequence[Question], scores: Sequence[Score], count: int, judged: Sequence[Question], random: Random, make: Maker
          ) -> tuple[list[Question], list[Question]]:  # fmt: skip
-    """(new hard, new easy) instructions, as many of one as of the other, at most `count` each."""
+    """(new from hard, new from easy) instructions, as many of one as of the other, at most `count` each."""
     hard, easy = discriminate(scores)
     for places in (hard, easy):
         random.shuffle(places)
     known = [*pool, *judged]
-    harder = generate([pool[i] for i in hard], count, True, known, random)
-    others = generate([pool[i] for i in easy], count, False, [*known, *harder], random)
+    harder = make([pool[i] for i in hard], count, True, known)
+    others = make([pool[i] for i in easy], count, False, [*known, *harder])
     most = min(len(harder), len(others))
     return harder[:most], others[:most]
 
@@ -196,6 +238,12 @@ class Loop:
         ask = lambda prompts: [t[0] for t in self.asked.ask(prompts, new_tokens=REVIEW_TOKENS, seed=self.context.seed)]  # noqa: E731
         return both_ways(ask([review(q, t, s) for q, t, s in rows]), ask([review(q, s, t) for q, t, s in rows]))
 
+    def invent(self, seeds: Sequence[Question], count: int, hard: bool, known: list[Question]) -> list[Question]:
+        """New instructions by whoever makes them."""
+        if self.params.effective().get("inventor") == "teacher":
+            return ask_for(self.asked.ask, seeds, count, hard, known, self.context.seed + len(self.pool))
+        return generate(seeds, count, hard, known, self.random)
+
     def right(self, bundle: Bundle) -> dict[int, float]:
         """Exact match in percent by level on what is judged; level 0: all of it."""
         hits = [(q.level, tasks.right(q, text)) for q, text in zip(self.judged, self.student(bundle, self.judged), strict=True)]
@@ -218,7 +266,7 @@ class Loop:
                 break
             scores = self.scores()
             hard, easy = discriminate(scores)
-            harder, others = grow(self.pool, scores, self.params.generated, self.judged, self.random)
+            harder, others = grow(self.pool, scores, self.params.generated, self.judged, self.random, self.invent)
             facts = {"round": number, "hard": percent(len(hard), len(hard) + len(easy)), "unread": len(scores) - len(hard) - len(easy),
                      "pool": len(self.pool), "new": len(harder) + len(others)}  # fmt: skip
             self.notes.append(Note("lion_round", facts))
@@ -229,13 +277,18 @@ class Loop:
                 break
             self.teacher(fresh)
             self.pool += fresh
-            learnt = fresh if len(fresh) >= 2 * self.params.generated else self.pool
+            enough = len(fresh) >= max(2 * self.params.generated, FEWEST_LESSONS)
+            learnt = fresh if enough else self.pool
             courses.append(self.imitate(self.bundle, learnt, say, budget))
         return courses
 
 
 def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
-    """Run the loop, or the control's plain training, and say what the student can do then."""
+    """Run the loop, or the control's plain training, and say what the student can do then. Raises BadParam."""
+    chosen = params.effective()
+    if chosen.get("inventor") == "teacher" and chosen["referee"] == "rule":
+        raise BadParam("nobody knows the right answers to instructions that the teacher invents, and the rule-based referee needs "
+                       "them; set referee to teacher, or inventor to templates", name="referee", got="rule", allowed="teacher")  # fmt: skip
     random = Random(context.seed)
     judged = distinct(INSTRUCTIONS, params.judged, random)
     seeds = distinct(INSTRUCTIONS, params.questions, random, known=judged)
@@ -259,7 +312,8 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     notes, texts = course.notes("lion"), list(loop.pool) if loop.asked else seeds
     said = [loop.answers.get(q.text, "") for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
-    notes += teacher_notes(params, loop.asked, right=hits, used=sum(map(bool, said)), texts=len(texts))
+    known = all(q.answer for q in texts)  # what a teacher invents has no right answer that we know
+    notes += teacher_notes(params, loop.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts))
     notes += (*loop.notes, *task_notes(before[0], after[0], beside and beside[0], len(judged)))
     notes += (
         Note("lion_levels", {f"{when}_{n}": found[n] for when, found in (("before", before), ("after", after)) for n in LEVELS}),

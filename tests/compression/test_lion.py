@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from compression.base import BadParam
 from compression.distillation import lion, tasks
 from compression.distillation.tasks import Question
 from tests import micro
@@ -46,7 +47,8 @@ def test_the_rule_gives_ten_to_the_exact_answer_alone():
 def test_new_instructions_are_new_as_many_hard_as_easy_and_a_level_harder():
     scores = [(10.0, 1.0) if i % 3 else (10.0, 10.0) for i in range(len(POOL))]
     judged = lion.distinct(tasks.INSTRUCTIONS, 8, Random(9), known=POOL)
-    harder, others = lion.grow(POOL, scores, 6, judged, Random(1))
+    grow = lambda scores: lion.grow(POOL, scores, 6, judged, (random := Random(1)), lambda *asked: lion.generate(*asked, random))  # noqa: E731
+    harder, others = grow(scores)
     assert len(harder) == len(others) == 6
     for new, old in [*combinations(harder + others, 2), *((n, p) for n in harder + others for p in (*POOL, *judged))]:
         assert tasks.overlap(new.text, old.text) <= 0.7
@@ -54,8 +56,8 @@ def test_new_instructions_are_new_as_many_hard_as_easy_and_a_level_harder():
     places = lambda some: {(POOL[i].kind, POOL[i].level) for i in some}  # noqa: E731
     assert {(q.kind, q.level) for q in harder} <= {(kind, min(level + 1, 3)) for kind, level in places(hard)}
     assert {(q.kind, q.level) for q in others} <= places(easy)
-    assert (harder, others) == lion.grow(POOL, scores, 6, judged, Random(1)), "the same for a seed"
-    assert lion.grow(POOL, [(10.0, 1.0)] * len(POOL), 6, judged, Random(1)) == ([], []), "none easy: none new"
+    assert (harder, others) == grow(scores), "the same for a seed"
+    assert grow([(10.0, 1.0)] * len(POOL)) == ([], []), "none easy: none new"
 
 
 def oracle_run(seed=0, **changes):
@@ -110,3 +112,53 @@ def test_a_model_as_the_referee_is_asked_in_both_orders():
     assert micro.facts(edit, "lion_round") == {"round": 1, "hard": 0.0, "unread": 0, "pool": 16, "new": 0}, (
         "it prefers a place, nobody leads"
     )
+
+
+@pytest.mark.parametrize("text, kept", [
+    ("Name three rivers of Europe.", "Name three rivers of Europe."),
+    ("\n  Which planet is largest?\nIt is about planets.", "Which planet is largest?"),
+    ("Say the words backwards: one two three\n", None),  # nothing shows that the line was finished
+    ("Count the vowels of the word", None),
+    ("Go there now.", None),
+    ("Write an instruction about rivers.", None),
+    ("- Name three rivers of Europe.", None),
+    ("Nenne drei Flüsse in Europa.", None),
+    ("", None),
+])  # fmt: skip
+def test_what_a_model_invents_is_read_as_the_authors_read_it(text, kept):
+    assert lion.invented(text) == kept
+
+
+class Inventor(micro.Stub):
+    """Invents a new instruction at each request, every second time one that is known already, and prefers its own answers."""
+
+    def __init__(self):
+        super().__init__(lambda prompt: "9 2" if "Answer A: apple" in prompt else "2 9" if "Score both" in prompt else "apple")
+        self.invited, self.number = [], 0
+
+    def ask(self, prompts, count=1, **how):
+        if "Write one new instruction" not in prompts[0]:
+            return super().ask(prompts, count=count, **how)
+        self.invited += prompts
+        return [[self.draft(prompt) for _ in range(count)] for prompt in prompts]
+
+    def draft(self, prompt):
+        self.number += 1
+        words = " ".join("".join(chr(97 + self.number * k % 26) for k in range(i + 1, i + 6)) for i in range(4))
+        return f"Explain {words}." if self.number % 2 else prompt.removeprefix("Instruction: ").split("\n")[0] + "."
+
+
+def test_a_model_that_invents_is_its_own_referee_and_what_it_invents_is_learnt(monkeypatch):
+    teacher = Inventor()
+    params = lion.LionParams(questions=16, judged=8, train_tokens=900, generated=2, lion_rounds=1, referee="teacher",
+                             inventor="teacher", compare=False)  # fmt: skip
+    leads = lambda self: [(9.0, 2.0) if i % 2 else (5.0, 5.0) for i in range(len(self.pool))]  # noqa: E731
+    monkeypatch.setattr(lion.Loop, "scores", leads)
+    edit = lion.distil(micro.model(), micro.context(teacher), params)
+    assert micro.facts(edit, "lion_round")["new"] == 4 and micro.facts(edit, "teacher_texts")["texts"] == 20
+    assert "teacher_right" not in {n.code for n in edit.notes}, "nobody knows the right answers to these"
+    hard = [p for p in teacher.invited if "similar in length and difficulty" in p]
+    rarer = [p for p in teacher.invited if "a rarer one" in p]
+    assert len(hard) == len(rarer) == 8 and len(teacher.invited) == 16, "every seed is asked about, the hard and the easy"
+    with pytest.raises(BadParam, match="set referee to teacher"):
+        lion.distil(micro.model(), micro.context(teacher), lion.LionParams(inventor="teacher"))
