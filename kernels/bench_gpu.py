@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kernels
-from kernels import binary_coded, codebook, columns, gpu, grouped_int, outliers, sparse
+from kernels import binary_coded, codebook, columns, dense, gpu, grouped_int, low_rank, outliers, sparse
 from kernels.bits import pack, unpack
 
 SHAPES = ((576, 576), (49152, 576), (4096, 4096), (11008, 4096))  # (out, in)
@@ -93,6 +93,15 @@ def two_of_four_codes(out: int, n: int):
     return pack(torch.randint(0, 16, (out, n // 2)).to(torch.uint8), 4), positions, levels(out, n, 4)
 
 
+def whole(out: int, n: int):
+    return (torch.randn(out, n).half(),)
+
+
+def half_the_parameters(out: int, n: int):
+    rank = max(1, out * n // (2 * (out + n)))
+    return torch.randn(out, rank).half() / rank**0.5, torch.randn(rank, n).half()
+
+
 def few_outliers(out: int, n: int):
     count = max(1, n // 100)
     places = torch.rand(out, n).argsort(1)[:, :count].flatten().to(torch.int16)
@@ -105,6 +114,8 @@ def few_columns(out: int, n: int):
 
 
 VARIANTS = (
+    ("dense", "16 bits", whole, dense.dense_reference),
+    ("low_rank", "half the parameters", half_the_parameters, low_rank.low_rank_reference),
     *(("grouped_int", f"{b} bits, group 64", integers(b), grouped_int.grouped_int_reference) for b in (2, 3, 4, 8)),
     ("int8", "8 bits a row, int8 inputs", eight_a_row, rounded_tokens),
     ("codebook", "16 entries, group 64", book, codebook.codebook_reference),
@@ -136,7 +147,7 @@ def flat(operands: tuple) -> Iterator:
 
 def launcher(op: str) -> Callable:
     """The Triton product of an op: (x, *operands) -> y."""
-    file = {"int8": "int8", "bitmask": "sparse", "two_four": "sparse"}.get(op, op)
+    file = {"int8": "int8", "bitmask": "sparse", "two_four": "sparse", "low_rank": "dense"}.get(op, op)
     return getattr(importlib.import_module(f"kernels.gpu.{file}"), "int8_product" if op == "int8" else op)
 
 

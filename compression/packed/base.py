@@ -160,8 +160,8 @@ class Packed(nn.Module):
 
     @property
     def in_triton(self) -> bool:
-        """Whether a card's `product` is Triton's: it is PyTorch's for whole matrices and scattered groups."""
-        return self.op not in ("dense", "low_rank") and getattr(getattr(self, "grid", None), "group_index", None) is None
+        """Whether a card's `product` is Triton's: it is PyTorch's for scattered groups."""
+        return getattr(getattr(self, "grid", None), "group_index", None) is None
 
     def full_config(self) -> dict:
         """`config()` with the activation rule: what an artifact writes."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from compression.packed.base import Packed, to_storage
 from kernels.cpu import plans
+from kernels.dense import dense
 
 
 class Dense(Packed):
@@ -34,7 +35,7 @@ class Dense(Packed):
         return self.weight.float()
 
     def product(self, x: Tensor) -> Tensor:
-        return x @ self.weight.to(x.dtype).T
+        return dense(x, self.weight)
 
     def encode_like(self, dense: Tensor) -> Dense:
         return Dense.encode(dense)

@@ -11,7 +11,7 @@ import importlib.util
 import os
 from typing import Any, NamedTuple
 
-OPS = ("grouped_int", "int8", "codebook", "binary_coded", "sparse", "outliers", "columns")  # the files
+OPS = ("dense", "grouped_int", "int8", "codebook", "binary_coded", "sparse", "outliers", "columns")  # the files
 
 
 class Variant(NamedTuple):

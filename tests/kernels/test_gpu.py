@@ -14,7 +14,7 @@ from subprocess import PIPE
 import pytest
 import torch
 
-from kernels import bench_gpu, binary_coded, codebook, columns, gpu, grouped_int, outliers, sparse
+from kernels import bench_gpu, binary_coded, codebook, columns, dense, gpu, grouped_int, low_rank, outliers, sparse
 from kernels.bits import pack, unpack
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +283,30 @@ def test_product_of_binary_coded_as_it_is_tiled_for_use(poisoned):
     check(op, tokens_of(2, n), weight, torch.stack([sparse.mask_bits(plane) for plane in b]), alpha, None, 64)
 
 
+@product
+@pytest.mark.parametrize("case", dense.CASES)
+def test_product_of_dense(case, poisoned):
+    tokens, out, n = case
+    weight = torch.randn(out, n, generator=torch.Generator().manual_seed(n)).half()
+    from kernels.gpu.dense import dense as op
+
+    check(op, tokens_of(tokens, n), weight.double(), weight)
+    if tokens > 1:  # a view with another stride
+        x = tokens_of(tokens, 2 * n)[:, ::2]
+        check(op, x, weight.double(), weight, dtypes=(torch.float32,))
+
+
+@product
+@pytest.mark.parametrize("case", low_rank.CASES)
+def test_product_of_low_rank(case, poisoned):
+    tokens, out, n, rank = case
+    g = torch.Generator().manual_seed(rank)
+    u, v = torch.randn(out, rank, generator=g).half(), torch.randn(rank, n, generator=g).half()
+    from kernels.gpu.dense import low_rank as op
+
+    check(op, tokens_of(tokens, n), u.double() @ v.double(), u, v)
+
+
 SPARSE = (*sparse.CASES, (2, 9, 1100), (9, 3, 1100))
 
 
@@ -531,8 +555,10 @@ def test_product_of_the_formats_by_their_rules(monkeypatch):
         "binary_coded-exact",
         "bitmask-int4",
         "two_four-int3",
+        "dense",
+        "low_rank",
     )
-    others = ("dense", "low_rank", *(name for name in MADE if "scattered" in name))
+    others = tuple(name for name in MADE if "scattered" in name)
     rules = {"": None, "int8 activations": ActivationRule(), "int8 activations, outliers exact": ActivationRule(threshold=1.5)}
     for name in (*ours, *others):
         for words, rule in rules.items():

@@ -13,6 +13,8 @@ from kernels.codebook import CASES as CODEBOOK_CASES
 from kernels.codebook import codebook, codebook_reference, dynamic_map
 from kernels.columns import CASES as COLUMN_CASES
 from kernels.columns import columns, columns_reference
+from kernels.dense import CASES as DENSE_CASES
+from kernels.dense import dense, dense_reference
 from kernels.grouped_int import CASES, _in_pytorch, grouped_int, grouped_int_reference, groups_of, two_level_int
 from kernels.low_rank import CASES as LOW_RANK_CASES
 from kernels.low_rank import low_rank, low_rank_reference
@@ -89,6 +91,13 @@ def test_columns(case):
         weight[:, column] = values[:, k].double().numpy()
     x = torch.randn(tokens, n, generator=g)
     close(x, weight, [op(x, values, index) for op in (columns, columns_reference)])
+
+
+@pytest.mark.parametrize("case", DENSE_CASES)
+def test_dense(case):
+    tokens, out, n = case
+    x, weight = torch.randn(tokens, n), torch.randn(out, n).half()
+    close(x, weight.double().numpy(), [op(x, weight) for op in (dense, dense_reference)])
 
 
 @pytest.mark.parametrize("case", LOW_RANK_CASES)
