@@ -3,7 +3,7 @@
     ||(W - W') X||^2 / ||W X||^2
 
 for the linears of every tenth block of the offline model, with X what enters it in the uncompressed model on the calibration text. All methods see
-the same X, so their orders are free of the noise that a perplexity has. Written to assets/bench/layers.json with a hash of
+the same X, so their orders are free of the noise that a perplexity has. Written to assets/results/bench/layers.json with a hash of
 each method's code; what still belongs to the code isn't measured again. Tests hold the orders that the papers claim.
 """
 
@@ -25,7 +25,7 @@ from evaluation import shipped
 from evaluation.spec import ROOT, WIKITEXT, RunSpec
 
 EVERY = 10  # blocks
-FILE = ROOT / "assets" / "bench" / "layers.json"
+FILE = ROOT / "assets" / "results" / "bench" / "layers.json"
 RECIPES = (
     "rtn --bits 3 --group_size -1", "gptq --bits 3 --group_size -1", "owq --bits 3", "rtn --bits 4 --group_size -1",
     "gptq --bits 4 --group_size -1", "spqr --bits 3", "rtn --bits 3 --group_size 128", "awq --bits 3",

@@ -5,9 +5,9 @@
     python -m evaluation.overview --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
 
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
-assets/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; the README shows those of the first
+assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; the README shows those of the first
 machine that has them all. A speed depends on the format and not on the numbers in it, so each model is compressed with few
-calibration and training tokens for that. A second table sets public implementations beside ours (assets/bench/peers.json, `make compare-peers`).
+calibration and training tokens for that. A second table sets public implementations beside ours (assets/results/bench/peers.json, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from evaluation import peers, shipped
 from evaluation.spec import ROOT, Result, RunSpec
 from evaluation.words import TELLING, Words
 
-README, RATES = ROOT / "README.md", ROOT / "assets" / "bench" / "rates.json"
+README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
 PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
 QUIET = 0.5  # load of the machine up to which seconds are shown
 HEAD = (

@@ -7,7 +7,7 @@ environment of its own (evaluation/peers.txt), each side in a process of its own
 Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
 paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same.
 
-Writes assets/bench/peers.json; with --only, those rows of it. A row has the machine's load before it began: seconds that were taken
+Writes assets/results/bench/peers.json; with --only, those rows of it. A row has the machine's load before it began: seconds that were taken
 beside other work say little. Exit code 1 if a perplexity of ours is more than 2 % above theirs or a side failed.
 """
 
@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TABLE = ROOT / "assets" / "bench" / "peers.json"
+TABLE = ROOT / "assets" / "results" / "bench" / "peers.json"
 WORST = 1.02  # ours over theirs
 CONTROL, CONTROL_ERROR = "original", 1e-3
 TIMEOUT_SECONDS = 3_600
