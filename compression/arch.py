@@ -7,6 +7,7 @@ layer becomes a `Joined`, three linears whose outputs are put back in the order 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,6 +110,23 @@ def split(fused: Tensor, heads: int | None) -> list[Tensor]:
     if heads is None:
         return list(fused.chunk(3, 0))
     return [part.flatten(0, 1) for part in fused.unflatten(0, (heads, 3, -1)).unbind(1)]
+
+
+def file_linears(config) -> Iterator[tuple[str, list[str]]]:
+    """(path of a block's linear as transformers names it, paths of ours that it holds: one, or q, k and v)."""
+    family = FAMILIES[family_of(config)]
+    for layer in range(config.num_hidden_layers):
+        held: dict[str, list[str]] = {}
+        for path, _ in (linear for group in family.groups for linear in group):
+            fused = family.fused and path.startswith(f"{family.fused}.")
+            held.setdefault(family.fused if fused else path, []).append(path)
+        prefix = f"{family.blocks}.{layer}."
+        yield from ((prefix + path, [prefix + part for part in parts]) for path, parts in held.items())
+
+
+def fused_heads(config) -> int | None:
+    """Over how many heads the rows of fused q, k and v are interleaved; None: [q | k | v]."""
+    return config.num_attention_heads if FAMILIES[family_of(config)].fused_by_head else None
 
 
 def family_of(config) -> str:

@@ -76,6 +76,12 @@ class CalibrationError(CompressionError):
     code = "calibration"
 
 
+class CannotExport(CompressionError):
+    """The model, or a layer of it, has no place in the format."""
+
+    code = "cannot_export"
+
+
 class Cancelled(CompressionError):
     code = "cancelled"
 

@@ -22,7 +22,8 @@ no place in these files; they are refused with the reason, as is whatever a load
 
 All pack as kernels/bits.py does (value k at bits [b k, b k + b) of a little-endian stream), in words of 32 bits along `in`
 for codes and along `out` for zero points. compressed-tensors has packed 3 bits in two ways, so it gets none, and gave up
-groups that are scattered over the inputs (act-order without static groups) in version 0.19.
+groups that are scattered over the inputs (act-order without static groups) in version 0.19. An adapter that stands beside its
+frozen weights goes alone, for PEFT (adapter.py).
 
 Where a family fuses q, k and v, the file has the fused layer: rows are independent, so rows of codes, scales and zero points
 are put together in the family's own order. GPT-2's layers are Conv1D: a GPTQ checkpoint stores them as if they were linears,
@@ -32,7 +33,6 @@ compressed-tensors knows linears only.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +40,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression import arch, artifact
-from compression.base import CompressionError, ModelUnavailable, Note
+from compression import adapter, arch, artifact
+from compression.base import CannotExport, ModelUnavailable, Note
 from compression.bundle import Bundle
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid
@@ -50,6 +50,7 @@ from compression.packed.linear import CompressedLinear, CompressedTable
 from kernels.bits import pack, unpack
 
 BITS = {"gptq_v2": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "compressed-tensors": (2, 4, 8)}
+FORMS = (*BITS, adapter.FORM)
 DTYPE = torch.float16  # of scales and of whatever isn't compressed: what loaders of these formats compute in
 BY_TOKEN = ActivationRule(bits=8)
 RENAMED = {"gpt_neox": ("lm_head.", "embed_out.")}  # (transformers' name, the file's)
@@ -58,12 +59,6 @@ LOADERS = {
     "gptq": "a program that reads GPTQ checkpoints, such as GPTQModel or vLLM",
     "compressed-tensors": "transformers and the package compressed-tensors, or with vLLM",
 }
-
-
-class CannotExport(CompressionError):
-    """The model, or a layer of it, has no place in the format."""
-
-    code = "cannot_export"
 
 
 @dataclass(frozen=True)
@@ -91,6 +86,8 @@ def offers(manifest: dict) -> list[str]:
     """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats alone."""
     if "geometry" in manifest or "width" in manifest:  # blocks that the config doesn't describe
         return []
+    if adapter.offered(manifest):
+        return [adapter.FORM]
     heads = {family.head for family in arch.FAMILIES.values()}  # a head is written in 16 bits, whatever its format
     packed = [m["packed"] for path, m in manifest.get("modules", {}).items() if m["kind"] == "linear" and path not in heads]
     bits = {p["grid"]["bits"] if p["format"] == "grouped_int" else 0 for p in packed}
@@ -104,12 +101,14 @@ def offers(manifest: dict) -> list[str]:
 def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str = "compressed") -> tuple[int, tuple[Note, ...]]:
     """Write `bundle` to `folder`, which appears whole or not at all: (bytes of model.safetensors, notes for the reader).
 
-    form: a key of BITS. label: what was done to the model, for its README. Raises CannotExport with the reason.
+    form: one of FORMS. label: what was done to the model, for its README. Raises CannotExport with the reason.
     """
     from safetensors.torch import save_file
 
-    if form not in BITS:
-        raise CannotExport(f"format {form!r}; allowed: {', '.join(BITS)}")
+    if form not in FORMS:
+        raise CannotExport(f"format {form!r}; allowed: {', '.join(FORMS)}")
+    if form == adapter.FORM:
+        return adapter.write(bundle, folder, label)
     module, config = bundle.module, bundle.module.config
     if form == "compressed-tensors" and config.model_type == "gpt2":
         raise CannotExport("GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2")
@@ -117,12 +116,12 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
     if (bundle.geometry.hidden, bundle.geometry.layers) != (described.hidden, described.layers):
         raise CannotExport("heads or channels were cut out of some blocks, and these formats describe all blocks by one config; "
                            "keep the model in its own format")  # fmt: skip
-    found = {path: [(part, module.get_submodule(part)) for part in parts] for path, parts in _places(config)}
+    found = {path: [(part, module.get_submodule(part)) for part in parts] for path, parts in arch.file_linears(config)}
     scheme = _scheme([linear for parts in found.values() for linear in parts], form)
     encode, describe = (_gptq, _about_gptq) if form.startswith("gptq") else (_compressed, _about_compressed)
     tensors, notes = _rest(bundle)
     for path, parts in found.items():
-        layer = _joined(path, [linear for _, linear in parts], _heads(config))
+        layer = _joined(path, [linear for _, linear in parts], arch.fused_heads(config))
         own = encode(path, layer, scheme) | ({} if layer.bias is None else {"bias": layer.bias.to(DTYPE)})
         tensors |= {f"{path}.{name}": t.contiguous() for name, t in own.items()}
     about = describe(scheme, module)
@@ -152,13 +151,13 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     config, decode = module.config, _from_gptq if scheme.form.startswith("gptq") else _from_compressed
     tensors = {name: t for f in sorted(folder.glob("*.safetensors")) for name, t in load_file(f, device=device).items()}
     modules = {}
-    for path, parts in _places(config):
+    for path, parts in arch.file_linears(config):
         own = {name.removeprefix(f"{path}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{path}.")}
         try:
             layer = decode(own, scheme)
         except (KeyError, ValueError) as error:
             raise _broken(folder, f"{path}: {error} is missing" if isinstance(error, KeyError) else f"{path}: {error}") from None
-        rows = arch.split(torch.arange(len(layer.codes)), _heads(config)) if len(parts) > 1 else [slice(None)]
+        rows = arch.split(torch.arange(len(layer.codes)), arch.fused_heads(config)) if len(parts) > 1 else [slice(None)]
         for part, r in zip(parts, rows, strict=True):
             packed = _rows(layer, r)
             packed.activations, biased = scheme.rule, layer.bias is not None
@@ -172,23 +171,6 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
 
 
 # --- where what is -----------------------------------------------------------------------------------------------
-
-
-def _places(config) -> Iterator[tuple[str, list[str]]]:
-    """(path of a linear in the file, paths of ours that it holds: one, or q, k and v)."""
-    family = arch.FAMILIES[arch.family_of(config)]
-    for layer in range(config.num_hidden_layers):
-        held: dict[str, list[str]] = {}
-        for path, _ in (linear for group in family.groups for linear in group):
-            fused = family.fused and path.startswith(f"{family.fused}.")
-            held.setdefault(family.fused if fused else path, []).append(path)
-        prefix = f"{family.blocks}.{layer}."
-        yield from ((prefix + path, [prefix + part for part in parts]) for path, parts in held.items())
-
-
-def _heads(config) -> int | None:
-    """Over how many heads the fused rows are interleaved; None: [q | k | v]."""
-    return config.num_attention_heads if arch.FAMILIES[arch.family_of(config)].fused_by_head else None
 
 
 def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:

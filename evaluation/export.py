@@ -3,8 +3,8 @@
     python -m evaluation.export ARTIFACT OUT --format gptq_v2
 
 ARTIFACT is a folder that a run saved, or its name in the store (`artifact` in the run's result). One JSON object on standard
-output: the file's bytes, notes, and both perplexities. Exit code 0; 1 if the model can't be exported or what is read back
-doesn't predict the same; 2 for a bad argument.
+output: the file's bytes, notes, and both perplexities (of an adapter for PEFT none: its base is not in the folder). Exit code
+0; 1 if the model can't be exported or what is read back doesn't predict the same; 2 for a bad argument.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from compression import artifact, export, texts
+from compression import adapter, artifact, export, texts
 from compression.base import CompressionError
 from compression.likelihood import losses
 from compression.texts import Windows
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.export", description=__doc__.split("\n")[0])
     parser.add_argument("artifact", help="folder of a compressed model, or its name in the store")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--format", choices=tuple(export.BITS), default="gptq_v2")
+    parser.add_argument("--format", choices=export.FORMS, default="gptq_v2")
     parser.add_argument("--text", default=BUILTIN_TEXT, help="text to measure on: builtin, wikitext-2 or a file")
     parser.add_argument("--tokens", type=int, default=4_096, help="tokens to measure on; 0: don't measure")
     parser.add_argument("--window", type=int, default=512)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     try:
         source = Path(own.artifact) if Path(own.artifact).is_dir() else Store().artifact_folder(own.artifact)
         windows = None
-        if own.tokens:
+        if own.tokens and own.format != adapter.FORM:
             from transformers import AutoTokenizer
 
             text = texts.load_text(own.text, "evaluation")

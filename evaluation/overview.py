@@ -5,9 +5,10 @@
     python -m evaluation.overview --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
 
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
-assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; the README shows those of the first
-machine that has them all. A speed depends on the format and not on the numbers in it, so each model is compressed with few
-calibration and training tokens for that. A second table sets public implementations beside ours (assets/results/bench/peers.json, `make compare-peers`).
+assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; the README shows those
+of the first machine that has them all. A speed depends on the format and not on the numbers in it, so each model is compressed
+with few calibration and training tokens for that. A second table sets public implementations beside ours (peers.json there,
+`make compare-peers`).
 """
 
 from __future__ import annotations
