@@ -24,17 +24,22 @@ from torch import Tensor
 from compression import arch, artifact
 from compression.base import CannotExport, Note
 from compression.bundle import Bundle
+from compression.packed.base import Packed
+from compression.packed.codebook import CodeBook
+from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
+from compression.quantization import nf4
 
 FORM = "peft"
-BASES = {  # format that the adapter was trained on -> how to load that base
-    "dense": "the original model in 16 bits: `AutoModelForCausalLM.from_pretrained({base!r})`",
-    "codebook": "the original model in 4 bits, by bitsandbytes: `AutoModelForCausalLM.from_pretrained({base!r}, quantization_config="
-    'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True))`',
-}
+WHOLE = "the original model in 16 bits: `AutoModelForCausalLM.from_pretrained({base!r})`"
+IN_4_BITS = (
+    "the original model in 4 bits, by bitsandbytes: `AutoModelForCausalLM.from_pretrained({base!r}, quantization_config="
+    "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, bnb_4bit_use_double_quant={double}))`"
+)
 OTHER = "the model as it was compressed before the training; nothing but that base gives what was measured"
+BITSANDBYTES_GROUP = 64  # weights that share a scale there
 
 
 def offered(manifest: dict) -> bool:
@@ -72,8 +77,8 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
         "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(thin),
         "rank_pattern": wide, "alpha_pattern": wide, "fan_in_fan_out": config.model_type == "gpt2",
     }  # fmt: skip
-    kinds = {p.first.format for p in found.values()}
-    base = BASES.get(kinds.pop() if len(kinds) == 1 else "", OTHER).format(base=bundle.source.get("id"))
+    told = {_base(p.first, bundle.source.get("id")) for p in found.values()}
+    base = told.pop() if len(told) == 1 else OTHER
     with artifact.whole(folder) as temporary:
         file = temporary / "adapter_model.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})
@@ -82,6 +87,17 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
         artifact.write_licence(bundle, temporary, label, f"An adapter for PEFT. Its base is {base}.\n")
         size = file.stat().st_size
     return size, ()
+
+
+def _base(first: Packed, name: str | None) -> str:
+    """What a matrix was trained on, and how that is loaded."""
+    if isinstance(first, Dense):
+        return WHOLE.format(base=name)
+    if isinstance(first, CodeBook) and first.group_size == BITSANDBYTES_GROUP:
+        for table, values in nf4.TABLES.items():
+            if torch.equal(first.table.cpu(), torch.tensor(values)):
+                return IN_4_BITS.format(base=name, table=table, double=first.absmax is not None)
+    return OTHER
 
 
 def _joined(adapters: list[LowRank], heads: int | None) -> tuple[Tensor, Tensor]:

@@ -150,8 +150,7 @@ def normalise(module: nn.Module) -> None:
 
     Raises UnsupportedModel, or UnsupportedLayer if a block holds a linear that the table doesn't name.
     """
-    family = table(module)
-    heads = module.config.num_attention_heads if family.fused_by_head else None
+    family, heads = table(module), fused_heads(module.config)
     for block in blocks(module):
         for path, child in list(block.named_modules()):
             if type(child).__name__ == "Conv1D":

@@ -14,7 +14,6 @@ from compression.low_rank import lora
 from compression.packed.linear import CompressedLinear
 from tests import tiny
 
-pytest.importorskip("peft")
 WORDS = tiny.ids(24, 16)
 TRAINED = {"rank": 3, "train_tokens": 512, "learning_rate": 0.02}
 
@@ -66,12 +65,17 @@ def test_an_adapter_of_some_matrices_and_what_is_refused(tmp_path):
     assert not (tmp_path / "never").exists()
 
 
-def test_a_saved_model_offers_its_adapter_and_says_its_base(tmp_path):
+@pytest.mark.parametrize("base, said", [
+    ({}, "bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True"),
+    ({"table": "fp4", "double": False}, "bnb_4bit_quant_type='fp4', bnb_4bit_use_double_quant=False"),
+    ({"group_size": 16}, "the model as it was compressed before"),  # bitsandbytes has groups of 64 alone
+])  # fmt: skip
+def test_a_saved_model_offers_its_adapter_and_says_its_base(tmp_path, base, said):
     bundle = tiny.bundle()
     method = get("qlora")
-    calibrate.compress(bundle, [(method, method.params(**TRAINED, group_size=16))], WORDS, seed=0)
+    calibrate.compress(bundle, [(method, method.params(**TRAINED | base))], WORDS, seed=0)
     artifact.save(bundle, tmp_path / "model", {"label": "QLoRA"})
     manifest = json.loads((tmp_path / "model" / artifact.MANIFEST).read_text("utf-8"))
     assert export.offers(manifest) == [adapter.FORM]
     export.write(artifact.load(tmp_path / "model"), tmp_path / "adapter", adapter.FORM, "QLoRA")
-    assert "load_in_4bit=True" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    assert said in (tmp_path / "adapter" / "README.md").read_text("utf-8")
