@@ -17,14 +17,14 @@ from pathlib import Path
 import compression
 from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
-from evaluation.spec import BUILTIN_TEXT, PRESETS, Result, RunSpec
+from evaluation.spec import BUILTIN_TEXT, PRESETS, TEXT_CHOICES, Result, RunSpec
 from evaluation.store import Store
 
 RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     ("model", str, "catalogue name, hub id or local folder"),
-    ("calibration", str, "calibration text: builtin, wikitext-2 or a file"),
+    ("calibration", str, f"calibration text: {TEXT_CHOICES}"),
     ("calibration-tokens", int, "tokens for calibration"),
-    ("text", str, "evaluation text: builtin, wikitext-2 or a file"),
+    ("text", str, f"evaluation text: {TEXT_CHOICES}"),
     ("protocol", str, "paper or raw"),
     ("window", int, "tokens in a window"),
     ("tokens", int, "tokens for evaluation"),

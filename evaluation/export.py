@@ -19,7 +19,7 @@ from compression.base import CompressionError
 from compression.likelihood import losses
 from compression.texts import Windows
 from evaluation.perplexity import perplexity, ratio
-from evaluation.spec import BUILTIN_TEXT
+from evaluation.spec import BUILTIN_TEXT, TEXT_CHOICES
 from evaluation.store import Store
 
 SAME = 1e-3  # relative difference of two perplexities: tables written back in 16 bits, another order of sums
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("artifact", help="folder of a compressed model, or its name in the store")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--format", choices=export.FORMS, default="gptq_v2")
-    parser.add_argument("--text", default=BUILTIN_TEXT, help="text to measure on: builtin, wikitext-2 or a file")
+    parser.add_argument("--text", default=BUILTIN_TEXT, help=f"text to measure on: {TEXT_CHOICES}")
     parser.add_argument("--tokens", type=int, default=4_096, help="tokens to measure on; 0: don't measure")
     parser.add_argument("--window", type=int, default=512)
     own = parser.parse_args(argv)

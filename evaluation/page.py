@@ -20,7 +20,7 @@ from pathlib import Path
 from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation import cards, host, pareto, plots
-from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, WIKITEXT, Result, RunSpec
+from evaluation.spec import PRESETS, ROOT, TEXTS, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, table
 
 METHODS = ROOT / "assets" / "methods.json"
@@ -59,7 +59,7 @@ class Page:
             "models": models,
             "offline": OFFLINE_MODEL,
             "presets": PRESETS,
-            "texts": [BUILTIN_TEXT, WIKITEXT],
+            "texts": list(TEXTS),
             "axes": list(pareto.AXES),
             "view": {"x": pareto.DEFAULT_X, "y": pareto.DEFAULT_Y},
             "first": {"model": OFFLINE_MODEL, "method": FIRST[0], "values": FIRST[1]},

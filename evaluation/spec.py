@@ -24,8 +24,8 @@ PRESETS = {  # tokens for calibration and evaluation; None: the whole text
     "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 8},
     "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},
 }
-BUILTIN_TEXT = "builtin"
-WIKITEXT = "wikitext-2"
+TEXTS = BUILTIN_TEXT, WIKITEXT, UNICODE_TEXT = "builtin", "wikitext-2", "unicode"  # those of compression/texts.py
+TEXT_CHOICES = f"{', '.join(TEXTS)} or a file"
 
 Status = Literal["ok", "failed", "oom", "cancelled", "interrupted", "running", "queued"]
 

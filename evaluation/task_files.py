@@ -21,7 +21,7 @@ from compression.bundle import Bundle
 from compression.likelihood import losses
 from compression.texts import Windows
 from evaluation.perplexity import perplexity
-from evaluation.spec import BUILTIN_TEXT
+from evaluation.spec import BUILTIN_TEXT, TEXT_CHOICES
 from evaluation.store import Store
 
 
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.task_files", description=__doc__.split("\n")[0])
     parser.add_argument("artifact", help="folder of a compressed model, or its name in the store")
     parser.add_argument("files", nargs="+", type=Path, help="task files")
-    parser.add_argument("--text", default=BUILTIN_TEXT, help="text to measure on: builtin, wikitext-2 or a file")
+    parser.add_argument("--text", default=BUILTIN_TEXT, help=f"text to measure on: {TEXT_CHOICES}")
     parser.add_argument("--tokens", type=int, default=4_096, help="tokens to measure on; 0: don't measure")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--prompt", default="", help="a text that each task goes on with")

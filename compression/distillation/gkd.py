@@ -84,7 +84,7 @@ def phase(lesson: Lesson) -> Phase:
             yield lesson.sample(ids[:, :prompt], generator) if own else given(ids, prompt)
 
     def judge() -> float:
-        text = float(loss(lesson.aside())) if params.share < 1 else 0.0
+        text = float(loss(lesson.aside)) if params.share < 1 else 0.0
         own = float(loss(lesson.own())) if params.share > 0 else 0.0
         return (1 - params.share) * text + params.share * own
 

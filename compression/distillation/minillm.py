@@ -52,7 +52,7 @@ from compression.base import Context, Cost, Edit, Method, param
 from compression.bundle import Bundle
 from compression.distillation import gkd, students
 from compression.distillation import white_box as shared
-from compression.distillation.divergences import reverse_kl
+from compression.distillation.divergences import logs, reverse_kl
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.white_box import Lesson, Phase, WhiteBoxParams, distil, text_loss, token_mean
 
@@ -116,7 +116,7 @@ def phase(lesson: Lesson) -> Phase:
                                whiten=params.whiten)[mask]  # fmt: skip
         old, weights = batch.log_q[mask], batch.weights[mask]
         out = token_mean(student, teacher, batch, lambda p, q, rows: token_loss(
-            p, q, targets[rows], advantage[rows], old[rows], weights[rows], params.single_step))  # fmt: skip
+            p, logs(q), targets[rows], advantage[rows], old[rows], weights[rows], params.single_step))  # fmt: skip
         return out if batch.text is None else out + params.text_weight * text_loss(student, given(batch.text, 1))
 
     def supply():

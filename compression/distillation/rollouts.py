@@ -32,6 +32,7 @@ class Sequences:
     log_p: Tensor | None = None  # by the teacher
     weights: Tensor | None = None  # w = q / q~
     text: Tensor | None = None  # plain text [b, n] to train on beside it
+    told: Tensor | None = None  # the teacher's final hidden states of the tokens that count, where they are wanted again
 
     @property
     def mask(self) -> Tensor:

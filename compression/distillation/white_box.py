@@ -7,18 +7,21 @@ phase keeps its best state by what it lowers, measured on text (or samples that 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from compression import arch
 from compression.base import BadParam, Context, Cost, Edit, Note, param
 from compression.bundle import Bundle
 from compression.distillation import rollouts
-from compression.distillation.divergences import forward_kl, logs, reverse_kl
+from compression.distillation.divergences import forward_kl, reverse_kl
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.students import StudentParams
 from compression.likelihood import final_states
@@ -44,7 +47,7 @@ class WhiteBoxParams(StudentParams):
     response_tokens: int = param(48, "Tokens of a sample, at most.", lo=1, hi=2_048, step=1, level="advanced")
 
 
-Value = Callable[[Tensor | None, Tensor, slice], Tensor]  # (log p, log q [n, vocabulary], which of the scored tokens) -> [n]
+Value = Callable[[Tensor | None, Tensor, slice], Tensor]  # (logits of p, of q [n, vocabulary], which of the scored tokens) -> [n]
 
 
 def token_mean(student: Bundle, teacher: Bundle | None, batch: Sequences, value: Value) -> Tensor:
@@ -52,25 +55,30 @@ def token_mean(student: Bundle, teacher: Bundle | None, batch: Sequences, value:
 
     Logits of two widths (padded heads of one vocabulary) are both cut to the smaller one.
     """
-    states = final_states(student, batch.ids)[:, :-1][batch.scored]
+    states = scored_states(student, batch)
     width, told = student.geometry.vocabulary, None
     if teacher is not None:
         with torch.no_grad():
-            told = final_states(teacher, batch.ids)[:, :-1][batch.scored]
+            told = scored_states(teacher, batch) if batch.told is None else batch.told
         width = min(width, teacher.geometry.vocabulary)
 
     def lost(logits: Tensor, rows: slice) -> Tensor:
-        log_p = None if told is None else logs(arch.head(teacher.module)[1](told[rows])[:, :width])
-        return value(log_p, logs(logits[:, :width]), rows)
+        p = None if told is None else arch.head(teacher.module)[1](told[rows])[:, :width]
+        return value(p, logits[:, :width], rows)
 
     head = arch.head(student.module)[1]
     return sum_over_rows(head, student.geometry.vocabulary, states, lost) / len(states)
 
 
+def scored_states(bundle: Bundle, batch: Sequences) -> Tensor:
+    """Final hidden states [n, hidden] from which the batch's scored tokens are predicted."""
+    return final_states(bundle, batch.ids)[:, :-1][batch.scored]
+
+
 def text_loss(student: Bundle, batch: Sequences) -> Tensor:
     """Mean negative log-likelihood of a batch's scored tokens."""
-    targets = batch.targets[:, None]
-    return token_mean(student, None, batch, lambda _, log_q, rows: -log_q.gather(1, targets[rows])[:, 0])
+    targets = batch.targets
+    return token_mean(student, None, batch, lambda _, q, rows: F.cross_entropy(q.float(), targets[rows], reduction="none"))
 
 
 @dataclass(frozen=True)
@@ -102,17 +110,30 @@ class Lesson:
         prompts = cut[:, : self.params.prompt_tokens].repeat(-(-SAMPLES // len(cut)), 1)[:SAMPLES]
         return self.sample(prompts, torch.Generator().manual_seed(self.seed + 1))
 
+    @functools.cached_property
     def aside(self) -> Sequences:
-        """The windows kept aside, every token scored."""
-        return given(self.held.to(self.student.device), 1)
+        """The windows kept aside, every token scored; what the teacher makes of them is kept too."""
+        batch = given(self.held.to(self.student.device), 1)
+        with torch.no_grad():
+            return dataclasses.replace(batch, told=scored_states(self.teacher, batch))
+
+    def divergences(self, batch: Sequences) -> tuple[float, float]:
+        """(forward, reverse) KL of a batch's scored tokens in nats, both from one pass."""
+        backward = []
+
+        def value(p: Tensor, q: Tensor, _: slice) -> Tensor:
+            backward.append(reverse_kl(p, q))
+            return forward_kl(p, q)
+
+        forward = float(token_mean(self.student, self.teacher, batch, value))
+        return forward, float(torch.cat(backward).mean())
 
     @torch.no_grad()
     def measured(self) -> dict[str, float]:
         """Both divergences from the teacher in nats a token, on text kept aside and on own samples, and what these are like."""
         own, out = self.own(), {}
-        for where, batch in (("text", self.aside()), ("own", own)):
-            for name, kl in (("forward", forward_kl), ("reverse", reverse_kl)):
-                out[f"{where}_{name}"] = float(token_mean(self.student, self.teacher, batch, lambda p, q, _, kl=kl: kl(p, q)))
+        for where, batch in (("text", self.aside), ("own", own)):
+            out[f"{where}_forward"], out[f"{where}_reverse"] = self.divergences(batch)
         return out | {"length": float(own.lengths.float().mean()), "distinct": rollouts.distinct(own)}
 
 
@@ -127,10 +148,9 @@ class Phase:
 
 def warm_up(lesson: Lesson, plain: bool) -> Phase:
     """Forward KL to the teacher on whole windows of text; plain: the text's own next tokens, without a teacher."""
-    aside = lesson.aside()
     loss = lambda batch: _supervised(lesson, batch, plain)  # noqa: E731
     supply = (given(ids.to(lesson.student.device), 1) for ids in batches(lesson.taught, lesson.seed))
-    return Phase(loss, supply, lambda: float(loss(aside)))
+    return Phase(loss, supply, lambda: float(loss(lesson.aside)))
 
 
 def _supervised(lesson: Lesson, batch: Sequences, plain: bool) -> Tensor:

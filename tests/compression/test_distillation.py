@@ -73,6 +73,19 @@ def test_limits_are_the_two_directions():
     assert torch.allclose(between(a, b, 0.5), 4 * jensen_shannon(a, b, 0.5))
 
 
+@pytest.mark.parametrize("beta", [0, 0.1, 0.5, 0.9, 1])
+def test_the_loss_and_its_gradient_are_those_of_trl(beta):
+    """A well-kept implementation of the same paper; its own isn't divided by beta (1 - beta)."""
+    from trl.experimental.gkd import GKDTrainer
+
+    teacher, ours = torch.randn(7, 11, dtype=torch.float64), torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    found = between(teacher, ours, beta).sum() * (beta * (1 - beta) or 1)
+    expected = GKDTrainer.generalized_jsd_loss(theirs, teacher, beta=beta, reduction="sum")
+    found.backward(), expected.backward()
+    assert float(found) == pytest.approx(float(expected)) and torch.allclose(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_value_and_gradient_are_zero_where_both_agree_only(beta):
     a = torch.randn(3, 8, generator=seeded(5)).double()

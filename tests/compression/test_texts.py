@@ -6,6 +6,7 @@ import pytest
 
 from compression import texts
 from compression.base import TextUnavailable
+from evaluation.spec import TEXTS
 from tests import tiny
 
 LINES = " = Title = \n\n First row . \n Second row . \n\n\n"
@@ -57,6 +58,24 @@ def test_the_two_halves_of_the_builtin_text_are_disjoint():
     assert {r for r in evaluation.rows if r} & set(calibration.rows) == set()
 
 
+def test_the_table_of_characters_is_unicodes_own():
+    """Rows as in UnicodeData-3.2.0.txt (its columns of older names, comments and cases apart), no matter which Python reads them."""
+    evaluation, calibration = texts.load_text("unicode", "evaluation"), texts.load_text("unicode", "calibration")
+    rows = set(evaluation.rows) | set(calibration.rows)
+    assert len(rows) == len(evaluation.rows) + len(calibration.rows) and 7 * len(evaluation.rows) < 1.01 * len(calibration.rows)
+    for row in ("00BD;VULGAR FRACTION ONE HALF;No;0;ON;<fraction> 0031 2044 0032;;;0.5;N;;;;;",
+                "0301;COMBINING ACUTE ACCENT;Mn;230;NSM;;;;;N;;;;;",
+                "00B2;SUPERSCRIPT TWO;No;0;EN;<super> 0032;2;2;2;N;;;;;",
+                "2264;LESS-THAN OR EQUAL TO;Sm;0;ON;;;;;Y;;;;;"):  # fmt: skip
+        assert row + "\n" in rows
+    assert not any(";CJK " in row or ";HANGUL SYLLABLE " in row for row in rows)
+    assert (evaluation.hash[:8], calibration.hash[:8]) == ("a8896e8f", "a71ff29b")
+
+
+def test_the_command_line_and_the_page_offer_every_named_text():
+    assert set(TEXTS) == set(texts.NAMED)
+
+
 def test_one_file_for_both_roles_is_refused(file):
     with pytest.raises(TextUnavailable, match="calibration and evaluation both"):
         texts.check_disjoint(texts.load_text(file, "evaluation"), texts.load_text(file, "calibration"))
@@ -82,7 +101,7 @@ def test_bad_files_are_told_apart(tmp_path, kind):
 
 
 def test_unknown_names_and_paths_on_a_public_page(file):
-    with pytest.raises(TextUnavailable, match="'builtin', 'wikitext-2' or the path") as error:
+    with pytest.raises(TextUnavailable, match="'builtin', 'wikitext-2', 'unicode' or the path") as error:
         texts.load_text("nosuchtext", "evaluation")
     assert error.value.code == "unknown_text"
     with pytest.raises(TextUnavailable) as error:

@@ -23,7 +23,7 @@ def chance():
     return statistics.mean(perplexity(f"llm_pruner-0.25-random{drawn}") for drawn in ("", *(f"-seed{i}" for i in range(1, 5))))
 
 
-@pytest.mark.parametrize("group", ["page", "gates"])
+@pytest.mark.parametrize("group", shipped.GROUPS)
 def test_every_promised_run_is_there(group):
     files = {shipped.file_name(s, group) for s in shipped.specs(group)}
     assert files == {f.name for f in shipped.RESULTS.glob(f"{group}-*.json")}
@@ -154,6 +154,21 @@ def test_adapters_over_four_bits_learn_as_much_as_over_sixteen():
     adapters of rank 8 don't win that back: the paper's equal ends belong to large models."""
     learnt = perplexity("nf4") / perplexity(f"qlora-8-{SHORT}")
     assert learnt > 0.98 * perplexity("none") / perplexity(f"lora-8-{SHORT}") > 1
+
+
+def test_four_bits_learn_a_domain_as_sixteen_do():
+    """Dettmers et al. 2023, section 4: with adapters at every linear the frozen model may as well be NF4. Same adapters, tokens, seed."""
+    taught = shipped.TAUGHT.split()
+    course = "-".join(["16", taught[5], "120.0", "0.002"])
+    found = {
+        name: RESULTS[f"domain-{name}"].metrics["perplexity"] for name in ("none", "nf4", f"lora-{course}", f"qlora-{course}")
+    }
+    before, rounded, lora, qlora = found.values()
+    assert qlora < 0.25 * before and qlora <= 1.02 * lora
+    assert qlora / lora < rounded / before, "the adapters win back what rounding lost"
+    for name in ("lora", "qlora"):
+        trained = next(n["facts"] for n in RESULTS[f"domain-{name}-{course}"].notes if n["code"] == "trained")
+        assert trained["seconds"] <= 600
 
 
 def divergences(name):
