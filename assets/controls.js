@@ -23,7 +23,7 @@
     const family = ce.method(s.steps[0].method).family;
     form.replaceChildren(
       h('h2', {className: 'sr'}, t('controls.title')), model(), tiles(family), picker(0, ce.data.methods.filter(m => m.family === family)), about(s.steps[0].method),
-      knob(0), second(), advanced(), settings());
+      knob(0), budget(0), second(), advanced(), settings());
     for (const d of form.querySelectorAll('details[data-k]')) d.open = open[d.dataset.k] ?? false;
     four.hidden = !mainOf(lastStep()) || Boolean(following);
     four.textContent = t('controls.four');
@@ -101,8 +101,19 @@
     return h('div', {className: `knob${on ? '' : ' off'}`}, h('div', {className: 'knob-head'}, label(t(`param.${p.name}`), t(`param.${p.name}.help`), id), big), range,
       h('div', {className: 'ends', 'aria-hidden': 'true'}, h('span', {}, t(`param.${p.name}.low`)), h('span', {}, t(`param.${p.name}.high`))), on ? '' : h('p', {className: 'quiet'}, t('controls.no_effect')));
   }
+  // A training's short budget is its defaults; the full one is what the paper spends (compression/budgets.py).
+  function budget(i) {
+    const step = s.steps[i], {full, params} = ce.method(step.method), values = ce.values(step), names = Object.keys(full), id = `budget-${i}`;
+    if (!names.length) return '';
+    const short = Object.fromEntries(params.filter(p => names.includes(p.name)).map(p => [p.name, p.default])), choices = {short, full};
+    const now = Object.keys(choices).find(k => names.every(n => values[n] === choices[k][n])) ?? 'own';
+    const tokens = v => v.train_tokens ? t('controls.budget.tokens', {tokens: new Intl.NumberFormat(ce.lang).format(v.train_tokens)}) : '';
+    return h('div', {className: 'field'}, label(t('controls.budget'), t('controls.budget.help'), id),
+      h('select', {id, onchange: e => { for (const [k, v] of Object.entries(choices[e.target.value] ?? {})) set(step, k, v); changed(true); }},
+        [...Object.keys(choices), ...(now === 'own' ? ['own'] : [])].map(k => h('option', {value: k, selected: k === now}, t(`controls.budget.${k}`) + tokens(choices[k] ?? {})))));
+  }
   function second() {
-    if (s.steps[1]) return h('div', {className: 'second'}, picker(1, after(s.steps[0].method, ce.values(s.steps[0]))), knob(1),
+    if (s.steps[1]) return h('div', {className: 'second'}, picker(1, after(s.steps[0].method, ce.values(s.steps[0]))), knob(1), budget(1),
       h('button', {type: 'button', className: 'linklike', onclick: () => { s.steps.pop(); changed(true); }}, t('controls.remove_step')));
     const next = after(s.steps[0].method, ce.values(s.steps[0]));
     if (!next.length || ce.method(s.steps[0].method).family === 'original') return '';

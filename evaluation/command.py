@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 import compression
+from compression import budgets
 from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
 from evaluation.spec import BUILTIN_TEXT, PRESETS, TEXT_CHOICES, Result, RunSpec
@@ -34,8 +35,14 @@ RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     ("cache-bits", int, "bits of the key-value cache: 16, 8 or 4"),
     ("device", str, "cpu, cuda or auto"),
     ("preset", str, "how many tokens: " + ", ".join(PRESETS) + " (default quick)"),
+    (
+        "budget",
+        str,
+        "what a training may take: short (minutes on a processor; default) or full (the paper's, for a graphics card)",
+    ),
     ("out", str, "folder for the result, the compressed model and caches"),
 )
+BUDGETS = ("short", "full")
 SWITCHES = (
     ("again", "run even if the store has the answer"),
     ("no-timings", "leave out the latency stage"),
@@ -63,7 +70,10 @@ def main(argv: list[str]) -> int:
             from compression import calibrate
 
             methods = [compression.get(name) for name in compression.NAMES]
-            listing = [method.describe() | {"stores": calibrate.stored_format(method)} for method in methods]
+            listing = [
+                method.describe() | {"stores": calibrate.stored_format(method), "full": budgets.full(method.name)}
+                for method in methods
+            ]
             print(json.dumps(listing, indent=1, ensure_ascii=False) if own.json else _names(listing))
             return 0
         spec = request(own, steps)
@@ -146,13 +156,20 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
     own = _parser().parse_args(rest)
     if own.preset not in (None, *PRESETS):
         raise BadParam(f"--preset {own.preset!r}; allowed: {', '.join(PRESETS)}", name="preset", got=own.preset)
+    if own.budget not in (None, *BUDGETS):
+        raise BadParam(f"--budget {own.budget!r}; allowed: {', '.join(BUDGETS)}", name="budget", got=own.budget)
+    if own.budget == "full" and steps and not any(budgets.full(name) for name, _ in steps):
+        raise BadParam(f"--budget full is for methods that train ({', '.join(budgets.FULL)}); here --preset says how much is read",
+                       name="budget", got="full", allowed="short")  # fmt: skip
     if not steps and not (own.list or own.help):
         raise BadParam(f"no method given. {EPILOG}")
     return own, steps
 
 
 def request(own: argparse.Namespace, steps: list[tuple[str, dict[str, str]]]) -> RunSpec:
-    """The RunSpec that the arguments describe; what isn't given comes from the preset."""
+    """The RunSpec that the arguments describe; what isn't given comes from the preset and the budget."""
+    if own.budget == "full":
+        steps = [(name, budgets.full(name) | values) for name, values in steps]
     fields = {f.name for f in dataclasses.fields(RunSpec)}
     given = {k: v for k, v in vars(own).items() if v is not None and k in fields}
     preset = own.preset or "quick"

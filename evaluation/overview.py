@@ -43,11 +43,11 @@ FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the
 )  # fmt: skip
 
 
-def results() -> dict[str, Result]:
-    """The measured gates by file name, in the order in which `shipped.GATES` names them, without those that only tests read."""
+def results(group: str = "gates") -> dict[str, Result]:
+    """The measured runs of a group by file name, in the order in which `shipped` names them, without those that only tests read."""
     found = {}
-    for spec in shipped.specs("gates", ladder=False):
-        file = shipped.RESULTS / shipped.file_name(spec, "gates")
+    for spec in shipped.specs(group, ladder=False):
+        file = shipped.RESULTS / shipped.file_name(spec, group)
         if file.is_file():
             found[file.stem] = Result.parse(json.loads(file.read_text("utf-8")))
     return found
@@ -104,9 +104,9 @@ def row(result: Result, rate: dict | None) -> list[str]:
     ]
 
 
-def table() -> str:
-    """The table in Markdown; without its last column where no machine has every rate, since one with holes tells little."""
-    measured = results().values()
+def table(group: str) -> str:
+    """A group's table in Markdown; without its last column where no machine has every rate, since one with holes tells little."""
+    measured = results(group).values()
     names = [spoken_recipe(r.spec) for r in measured]
     rates = next((m["rates"] for m in machines() if m["rates"].keys() >= set(names)), {})
     lines = [HEAD, ["---"] * len(HEAD), *(row(r, rates.get(name)) for r, name in zip(measured, names, strict=True))]
@@ -133,16 +133,17 @@ def peers_table() -> str:
 
 def written(readme: str) -> str:
     """README text with each table between its two marks."""
-    for name, made in (("methods", table), ("peers", peers_table)):
+    for name, made in (("methods", table("gates")), ("domain", table("domain")), ("peers", peers_table())):
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         before, rest = readme.split(begin)
-        readme = before + begin + made() + end + rest.split(end)[1]
+        readme = before + begin + made + end + rest.split(end)[1]
     return readme
 
 
 def spoken_recipe(spec: RunSpec) -> str:
-    """A name of what is stored, whatever it was trained and calibrated with."""
-    return label(dataclasses.replace(spec, seed=0))
+    """A name of what is stored, however long it was trained."""
+    steps = tuple((name, {k: v for k, v in values.items() if k != "train_tokens" or v == 0}) for name, values in spec.recipe)
+    return label(dataclasses.replace(spec, recipe=steps, seed=0))
 
 
 def rated(words: str) -> RunSpec:

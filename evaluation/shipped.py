@@ -32,7 +32,7 @@ PAGE = (
 )  # fmt: skip
 
 TRAINED = "--train_tokens 16384 --train_minutes 120"  # the short budget of the gates that train; tokens end it, not minutes
-DISTILLED = "--kept 0.65 --train_tokens 65536 --train_minutes 120"  # a student is broken at first: half of it warms it up
+DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"  # a student is broken at first: half of it warms it up
 
 GATES = (
     "none", "rtn --bits 8", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "gptq --bits 3",
@@ -50,7 +50,7 @@ GATES = (
     "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
     "tensorgpt --rank 6 --modes square --kind svd",
     f"lora {TRAINED}", f"wanda --sparsity 0.5 + lora {TRAINED}", f"llm_pruner --removed 0.25 + lora {TRAINED}",
-    f"lora_prune --removed 0.25 {TRAINED}",
+    "lora_prune --removed 0.25 --train_minutes 120",
     "llm_qat --bits 4 --kv_bits 4 --train_tokens 0", "llm_qat --bits 4 --kv_bits 4 --train_tokens 8192 --train_minutes 120",
     "peqa --bits 3 --train_tokens 0", f"peqa --bits 3 {TRAINED}", f"peqa --bits 3 --round false {TRAINED}", f"qlora {TRAINED}",
     f"gkd {DISTILLED}", f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
@@ -63,7 +63,7 @@ LADDER = (  # gates for the order of the widths alone: at 8 bits nothing is lost
 
 TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 131072 --train_minutes 120"  # under ten minutes on two cores
 
-DOMAIN = ("none", "nf4", f"lora {TAUGHT}", f"qlora {TAUGHT}")  # on UNICODE_TEXT
+DOMAIN = ("none", "nf4 --double true", f"lora {TAUGHT}", f"qlora {TAUGHT}")  # on UNICODE_TEXT
 
 RUN_FIELDS = {"cache_bits": int, "table_bits": int, "activations": str}  # of a run, that a recipe's words may carry
 

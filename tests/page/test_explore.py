@@ -157,3 +157,27 @@ def test_a_student_is_chosen_by_its_layers_or_by_its_name(visit):
     box.fill("")
     box.press("Tab")
     page.wait_for_selector("#controls .knob:not(.off)")
+
+
+def test_a_training_has_a_short_and_a_full_budget(visit):
+    page = visit()
+    assert page.locator("#budget-0").count() == 0, "rounding has none"
+    page.locator("#method").select_option("qlora")
+    budget = page.locator("#budget-0")
+    assert budget.input_value() == "short" and "32,768" in budget.inner_text()
+    budget.select_option("full")
+    page.wait_for_function("document.querySelector('#knob-0').value == '64'")
+    assert "train_tokens=15840000" in page.url and budget.input_value() == "full"
+    page.locator("#knob-0").fill("16")
+    page.locator("#controls details[data-k=advanced] summary").click()
+    box = page.locator("#p-qlora-train_tokens")
+    assert box.input_value() == "15840000"
+    shot(page, "budget")
+    box.fill("50000")
+    box.press("Tab")
+    page.reload()
+    page.wait_for_selector("#budget-0")
+    assert budget.input_value() == "own"
+    budget.select_option("short")
+    page.wait_for_function("document.querySelector('#knob-0').value == '8'")
+    assert "train_tokens" not in page.url

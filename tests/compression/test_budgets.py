@@ -1,0 +1,44 @@
+"""The full budgets: one for every method that trains, of values that the method takes."""
+
+from __future__ import annotations
+
+import pytest
+
+import compression
+from compression import budgets
+from compression.base import BadParam
+from evaluation.command import request, split
+
+TRAINING = {
+    name for name in compression.NAMES if (m := compression.get(name)).trains_on or "distill_steps" in m.params.parse({}).json()
+}
+
+
+def test_every_method_that_trains_has_one_and_no_other():
+    assert set(budgets.FULL) == TRAINING
+
+
+@pytest.mark.parametrize("name", budgets.FULL)
+def test_a_method_takes_its_full_budget_and_it_is_the_larger_one(name):
+    params = compression.get(name).params
+    short, full = params.parse({}).json(), params.parse(budgets.full(name)).json()
+    assert {k: full[k] for k in budgets.full(name)} == budgets.full(name)
+    spent = "train_tokens" if "train_tokens" in short else "distill_steps"
+    assert full[spent] > 100 * short[spent]
+    assert full.get("prompt_tokens", 0) + full.get("response_tokens", 0) <= 512, "fits a window of the presets"
+
+
+def test_the_command_line_takes_it_and_a_flag_of_ones_own_wins():
+    spec = request(*split("qlora --rank 32 --budget full".split()))
+    _, values = spec.recipe[0]
+    assert (values["rank"], values["learning_rate"], values["train_tokens"]) == (32, 2e-4, 15_840_000)
+    assert request(*split("qlora --budget short".split())) == request(*split(["qlora"]))
+    chain = request(*split("wanda --sparsity 0.5 + lora --budget full".split()))
+    assert chain.recipe[0] == request(*split("wanda --sparsity 0.5".split())).recipe[0]
+    assert chain.recipe[1][1]["train_tokens"] == 25_600_000
+
+
+@pytest.mark.parametrize(("line", "said"), [("qlora --budget huge", "short, full"), ("rtn --budget full", "methods that train")])
+def test_what_has_no_such_budget_is_told_why(line, said):
+    with pytest.raises(BadParam, match=said):
+        split(line.split())
