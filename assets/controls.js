@@ -107,7 +107,7 @@
     if (!names.length) return '';
     const short = Object.fromEntries(params.filter(p => names.includes(p.name)).map(p => [p.name, p.default])), choices = {short, full};
     const now = Object.keys(choices).find(k => names.every(n => values[n] === choices[k][n])) ?? 'own';
-    const tokens = v => v.train_tokens ? t('controls.budget.tokens', {tokens: new Intl.NumberFormat(ce.lang).format(v.train_tokens)}) : '';
+    const tokens = v => v.train_tokens ? t('controls.budget.tokens', {tokens: new Intl.NumberFormat(ce.lang, {notation: 'compact', maximumFractionDigits: 1}).format(v.train_tokens)}) : '';
     return h('div', {className: 'field'}, label(t('controls.budget'), t('controls.budget.help'), id),
       h('select', {id, onchange: e => { for (const [k, v] of Object.entries(choices[e.target.value] ?? {})) set(step, k, v); changed(true); }},
         [...Object.keys(choices), ...(now === 'own' ? ['own'] : [])].map(k => h('option', {value: k, selected: k === now}, t(`controls.budget.${k}`) + tokens(choices[k] ?? {})))));

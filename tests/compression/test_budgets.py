@@ -29,12 +29,12 @@ def test_a_method_takes_its_full_budget_and_it_is_the_larger_one(name):
 
 
 def test_the_command_line_takes_it_and_a_flag_of_ones_own_wins():
-    spec = request(*split("qlora --rank 32 --budget full".split()))
+    spec = request(*split(["qlora", "--rank", "32", "--budget", "full"]))
     _, values = spec.recipe[0]
     assert (values["rank"], values["learning_rate"], values["train_tokens"]) == (32, 2e-4, 15_840_000)
-    assert request(*split("qlora --budget short".split())) == request(*split(["qlora"]))
-    chain = request(*split("wanda --sparsity 0.5 + lora --budget full".split()))
-    assert chain.recipe[0] == request(*split("wanda --sparsity 0.5".split())).recipe[0]
+    assert request(*split(["qlora", "--budget", "short"])) == request(*split(["qlora"]))
+    chain = request(*split(["wanda", "--sparsity", "0.5", "+", "lora", "--budget", "full"]))
+    assert chain.recipe[0] == request(*split(["wanda", "--sparsity", "0.5"])).recipe[0]
     assert chain.recipe[1][1]["train_tokens"] == 25_600_000
 
 

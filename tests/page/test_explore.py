@@ -164,7 +164,7 @@ def test_a_training_has_a_short_and_a_full_budget(visit):
     assert page.locator("#budget-0").count() == 0, "rounding has none"
     page.locator("#method").select_option("qlora")
     budget = page.locator("#budget-0")
-    assert budget.input_value() == "short" and "32,768" in budget.inner_text()
+    assert budget.input_value() == "short" and "32.8K" in budget.inner_text()
     budget.select_option("full")
     page.wait_for_function("document.querySelector('#knob-0').value == '64'")
     assert "train_tokens=15840000" in page.url and budget.input_value() == "full"
