@@ -83,7 +83,7 @@ def test_the_loss_and_its_gradient_are_those_of_trl(beta):
     found = between(teacher, ours, beta).sum() * (beta * (1 - beta) or 1)
     expected = GKDTrainer.generalized_jsd_loss(theirs, teacher, beta=beta, reduction="sum")
     found.backward(), expected.backward()
-    assert float(found) == pytest.approx(float(expected)) and torch.allclose(ours.grad, theirs.grad)
+    assert found.item() == pytest.approx(expected.item()) and torch.allclose(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
