@@ -20,10 +20,12 @@ from dataclasses import dataclass, field
 
 from compression.base import CompressionError
 from compression.models import is_path
+from evaluation.estimate import stage_seconds
 from evaluation.spec import ROOT, Result, RunSpec
 from evaluation.store import Store
 from evaluation.worker import ENOUGH
 
+PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
 GRACE_SECONDS = 2  # between asking a worker to end and killing it
 
 
@@ -68,11 +70,16 @@ class Runner:
     def submit(self, spec: RunSpec, visitor: str | None = None, again: bool = False) -> str:
         """Queue a run and return its id. An equal run in flight is shared; a stored answer is returned at once.
 
-        Raises Refused: a path on a public Space, or a second waiting run of one visitor.
+        Raises Refused: a path or a very long run on a public Space, or a second waiting run of one visitor.
         """
         if self.public and (is_path(spec.model) or any("/" in t or "\\" in t or "." in t for t in (spec.text, spec.calibration))):
             raise Refused("files of the server are not allowed on a public Space; choose a named model and text",
                           code="path_refused")  # fmt: skip
+        minutes = round(sum(stage_seconds(spec).values()) / 60) if self.public else 0
+        if minutes > PUBLIC_MINUTES:
+            raise Refused(f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the short budget, less text "
+                          "or a smaller model, or run the app on your own machine", code="too_long",
+                          minutes=minutes, limit=PUBLIC_MINUTES)  # fmt: skip
         with self._lock:
             for job in self._jobs.values():
                 if not job.stopped and job.spec.identity() == spec.identity():

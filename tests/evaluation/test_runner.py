@@ -10,6 +10,8 @@ import time
 import psutil
 import pytest
 
+from compression import budgets
+from compression.catalogue import OFFLINE_MODEL
 from evaluation.runner import Refused, Runner
 from evaluation.spec import RunSpec
 from evaluation.store import Store
@@ -161,6 +163,18 @@ def test_a_public_page_refuses_paths(texts, tmp_path, field):
         runner.submit(dataclasses.replace(named, **{field: str(texts / "test.txt")}))
     assert refused.value.code == "path_refused"
     runner.close()
+
+
+def test_a_public_page_refuses_days_of_work(tmp_path):
+    for public in (True, False):
+        runner = Runner(Store(tmp_path / str(public), shipped=None), public=public, spare=False)
+        long = RunSpec(OFFLINE_MODEL, (("qlora", budgets.full("qlora")),))
+        if public:
+            with pytest.raises(Refused) as refused:
+                runner.submit(long)
+            assert refused.value.code == "too_long" and refused.value.facts["minutes"] > 60
+        runner.cancel(runner.submit(long if not public else dataclasses.replace(long, recipe=(("qlora", {}),))))
+        runner.close()
 
 
 def test_inline_runs_behind_the_same_interface(texts, tmp_path):
