@@ -110,7 +110,7 @@
     const tokens = v => v.train_tokens ? t('controls.budget.tokens', {tokens: new Intl.NumberFormat(ce.lang, {notation: 'compact', maximumFractionDigits: 1}).format(v.train_tokens)}) : '';
     return h('div', {className: 'field'}, label(t('controls.budget'), t('controls.budget.help'), id),
       h('select', {id, onchange: e => { for (const [k, v] of Object.entries(choices[e.target.value] ?? {})) set(step, k, v); changed(true); }},
-        [...Object.keys(choices), ...(now === 'own' ? ['own'] : [])].map(k => h('option', {value: k, selected: k === now}, t(`controls.budget.${k}`) + tokens(choices[k] ?? {})))));
+        [...Object.keys(choices), ...(now === 'own' ? ['own'] : [])].map(k => h('option', {value: k, selected: k === now}, t(`budget.${k}`) + tokens(choices[k] ?? {})))));
   }
   function second() {
     if (s.steps[1]) return h('div', {className: 'second'}, picker(1, after(s.steps[0].method, ce.values(s.steps[0]))), knob(1), budget(1),
