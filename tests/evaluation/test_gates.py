@@ -134,9 +134,9 @@ def test_cutting_the_width_costs_more_than_cutting_blocks():
 
 
 def test_heads_that_fade_out_are_better_than_chance():
-    """Zhang et al. 2023. In 16 steps it ends above LLM-Pruner with the same training (the paper's has thousands)."""
+    """Zhang et al. 2023: cutting while an adapter learns, in 64 steps, against cutting at once without repair."""
     faded, cut = RESULTS["gates-lora_prune-0.25-120.0"].metrics, RESULTS["gates-llm_pruner-0.25"].metrics
-    assert faded["perplexity"] < 0.7 * chance()
+    assert faded["perplexity"] < 0.7 * cut["perplexity"] < 0.7 * chance()
     assert faded["file_bytes"] == pytest.approx(cut["file_bytes"], rel=1e-3)
 
 
