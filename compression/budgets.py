@@ -17,7 +17,7 @@ FULL: Mapping[str, Mapping] = {
     "qlora": {"rank": 64, "lora_alpha": 16.0, "learning_rate": 2e-4, "train_tokens": 15_840_000},
     # one pass over 96,000 texts of 2,048 tokens that the model writes itself
     "llm_qat": {"own_texts": 96_000, "own_tokens": 2_048, "learning_rate": 2e-5, "train_tokens": 196_608_000},
-    # 15 passes over the 2.4 million tokens of WikiText-2; the step size is ours, a share of each scale
+    # there is no code of the authors: 15 passes over the 2.4 million tokens of WikiText-2; the step size, a share of each scale, is ours
     "peqa": {"learning_rate": 1e-4, "train_tokens": 36_000_000},
     # up to 100 steps of 32 x 128 tokens a block; ours take the calibration windows
     "zeroquant": {"distill_steps": 100},
@@ -28,10 +28,10 @@ FULL: Mapping[str, Mapping] = {
     # 5,000 steps of 16 texts of 512 tokens, each used four times; the plain text's loss counts whole
     "minillm": {"prompt_tokens": 256, "response_tokens": 256, "learning_rate": 5e-6, "inner_epochs": 4, "text_weight": 1.0,
                 "warm_up": 0.2, "train_tokens": 40_960_000},
-    # 40,000 steps, every batch the student's own
+    # the paper's 40,000 steps, every batch the student's own; the step size is ours, theirs being Adafactor's
     "gkd": {"prompt_tokens": 256, "response_tokens": 128, "on_policy": 1.0, "learning_rate": 1e-5, "warm_up": 0.2,
             "train_tokens": 40_960_000},
-    # 14 demonstrations (the paper has 16), the teacher's chances from 16 answers to each question
+    # ours, as far as our bounds allow: many demonstrations, the teacher's chances from 16 answers to each question
     "icl_distillation": {"demonstrations": 14, "asks": 16, "questions": 10_000, "judged": 500, "learning_rate": 1e-5,
                          "train_tokens": 10_240_000},
     # up to 10,000 steps, as in Distilling step-by-step
