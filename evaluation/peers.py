@@ -7,8 +7,8 @@ environment of its own (evaluation/peers.txt), each side in a process of its own
 Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
 paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same.
 
-Writes assets/results/bench/peers.json; with --only, those rows of it. A row has the machine's load before it began: seconds that were taken
-beside other work say little. Exit code 1 if a perplexity of ours is more than 2 % above theirs or a side failed.
+Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and the load before it began: seconds that were
+taken beside other work say little. Exit code 1 if a perplexity of ours is more than 2 % above theirs or a side failed.
 """
 
 from __future__ import annotations
@@ -335,10 +335,10 @@ def main(argv: list[str]) -> int:
 
     threads, rows, out = host.threads(), [], own.out or TABLE
     with tempfile.TemporaryDirectory(prefix="peers-") as place, host.timing_lock() as alone:
-        about = prepare(Path(place), own, threads) | {"environment": host.environment(), "alone": alone}
+        about, here = prepare(Path(place), own, threads), {"environment": host.environment(), "alone": alone}
         pythons = {"ours": sys.executable, "theirs": os.path.abspath(own.peers)}  # the sides run in a folder of their own
         for name in own.only or PAIRS:
-            rows.append(compare(name, Path(place), pythons, threads))
+            rows.append(compare(name, Path(place), pythons, threads) | here)
             print(_line(rows[-1]), flush=True)
             table = merged(out, about, rows) | {"worst": WORST, "not_compared": NOT_COMPARED}
             out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")  # hours: none is lost
