@@ -121,7 +121,7 @@
   }
   function field(step, p) {
     const values = ce.values(step), id = `p-${step.method}-${p.name}`, on = effective(p, values);
-    const put = v => { set(step, p.name, v); fits(); p.choices || p.type === 'bool' ? changed(true) : weigh(); };
+    const put = v => { set(step, p.name, v); fits(); p.choices || p.type === 'bool' || p.name in ce.method(step.method).full ? changed(true) : weigh(); };
     const title = label(t(`param.${p.name}`), t(`param.${p.name}.help`), id);
     if (p.type === 'bool') return h('div', {className: 'field check'}, h('input', {id, type: 'checkbox', checked: values[p.name], disabled: !on, onchange: e => put(e.target.checked)}), title);
     const options = p.choices ?? p.suggest;

@@ -175,6 +175,7 @@ def test_a_training_has_a_short_and_a_full_budget(visit):
     shot(page, "budget")
     box.fill("50000")
     box.press("Tab")
+    page.wait_for_function("document.querySelector('#budget-0').value == 'own'")
     page.reload()
     page.wait_for_selector("#budget-0")
     assert budget.input_value() == "own"
