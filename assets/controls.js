@@ -101,12 +101,13 @@
     return h('div', {className: `knob${on ? '' : ' off'}`}, h('div', {className: 'knob-head'}, label(t(`param.${p.name}`), t(`param.${p.name}.help`), id), big), range,
       h('div', {className: 'ends', 'aria-hidden': 'true'}, h('span', {}, t(`param.${p.name}.low`)), h('span', {}, t(`param.${p.name}.high`))), on ? '' : h('p', {className: 'quiet'}, t('controls.no_effect')));
   }
-  // A training's short budget is its defaults; the full one is what the paper spends (compression/budgets.py).
+  // A training's short budget is its defaults; the full one is what the paper spends (compression/budgets.py). Both set the main
+  // knob too, which may be moved afterwards.
   function budget(i) {
     const step = s.steps[i], {full, params} = ce.method(step.method), values = ce.values(step), names = Object.keys(full), id = `budget-${i}`;
     if (!names.length) return '';
     const short = Object.fromEntries(params.filter(p => names.includes(p.name)).map(p => [p.name, p.default])), choices = {short, full};
-    const now = Object.keys(choices).find(k => names.every(n => values[n] === choices[k][n])) ?? 'own';
+    const now = Object.keys(choices).find(k => names.every(n => params.find(p => p.name === n).main || values[n] === choices[k][n])) ?? 'own';
     const tokens = v => v.train_tokens ? t('controls.budget.tokens', {tokens: new Intl.NumberFormat(ce.lang, {notation: 'compact', maximumFractionDigits: 1}).format(v.train_tokens)}) : '';
     return h('div', {className: 'field'}, label(t('controls.budget'), t('controls.budget.help'), id),
       h('select', {id, onchange: e => { for (const [k, v] of Object.entries(choices[e.target.value] ?? {})) set(step, k, v); changed(true); }},

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-DAYS = 10_000.0  # minutes; tokens end these trainings
+MINUTES = 10_000.0  # a week: tokens end these trainings
 FULL: Mapping[str, Mapping] = {
     # section 4 and the published scripts: 1,875 steps of 16 conversations of about 528 tokens
     "qlora": {"rank": 64, "lora_alpha": 16.0, "learning_rate": 2e-4, "train_tokens": 15_840_000},
@@ -45,4 +45,4 @@ FULL: Mapping[str, Mapping] = {
 def full(name: str) -> dict:
     """Parameters of the full budget of the method of that name; empty where its budget is the preset."""
     entry = dict(FULL.get(name, {}))
-    return entry | ({"train_minutes": DAYS} if "train_tokens" in entry else {})
+    return entry | ({"train_minutes": MINUTES} if "train_tokens" in entry else {})

@@ -75,11 +75,6 @@ class Runner:
         if self.public and (is_path(spec.model) or any("/" in t or "\\" in t or "." in t for t in (spec.text, spec.calibration))):
             raise Refused("files of the server are not allowed on a public Space; choose a named model and text",
                           code="path_refused")  # fmt: skip
-        minutes = round(sum(stage_seconds(spec).values()) / 60) if self.public else 0
-        if minutes > PUBLIC_MINUTES:
-            raise Refused(f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the short budget, less text "
-                          "or a smaller model, or run the app on your own machine", code="too_long",
-                          minutes=minutes, limit=PUBLIC_MINUTES)  # fmt: skip
         with self._lock:
             for job in self._jobs.values():
                 if not job.stopped and job.spec.identity() == spec.identity():
@@ -87,6 +82,11 @@ class Runner:
                     return job.id
             if not again and (found := self.store.find(spec.identity())) and self._usable(found):
                 return found.id
+            minutes = round(sum(stage_seconds(spec).values()) / 60) if self.public else 0
+            if minutes > PUBLIC_MINUTES:
+                raise Refused(f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the short budget, less text "
+                              "or a smaller model, or run the app on your own machine", code="too_long",
+                              minutes=minutes, limit=PUBLIC_MINUTES)  # fmt: skip
             if any(j.status == "queued" and visitor in j.visitors for j in self._jobs.values()):
                 raise Refused("you have a run waiting already; stop it or let it finish first", code="one_queued")
             job = Job(self.store.new_id(), spec, {visitor} - {None}, again)

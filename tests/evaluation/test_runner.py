@@ -13,7 +13,7 @@ import pytest
 from compression import budgets
 from compression.catalogue import OFFLINE_MODEL
 from evaluation.runner import Refused, Runner
-from evaluation.spec import RunSpec
+from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from evaluation.worker import events
 from tests import tiny
@@ -165,16 +165,19 @@ def test_a_public_page_refuses_paths(texts, tmp_path, field):
     runner.close()
 
 
-def test_a_public_page_refuses_days_of_work(tmp_path):
-    for public in (True, False):
-        runner = Runner(Store(tmp_path / str(public), shipped=None), public=public, spare=False)
-        long = RunSpec(OFFLINE_MODEL, (("qlora", budgets.full("qlora")),))
-        if public:
-            with pytest.raises(Refused) as refused:
-                runner.submit(long)
-            assert refused.value.code == "too_long" and refused.value.facts["minutes"] > 60
-        runner.cancel(runner.submit(long if not public else dataclasses.replace(long, recipe=(("qlora", {}),))))
-        runner.close()
+def test_a_public_page_refuses_days_of_work_but_not_their_answer(tmp_path, monkeypatch):
+    long = RunSpec(OFFLINE_MODEL, (("qlora", budgets.full("qlora")),))
+    public, own = (Runner(Store(tmp_path / str(p), shipped=None), public=p, spare=False) for p in (True, False))
+    with pytest.raises(Refused) as refused:
+        public.submit(long)
+    assert refused.value.code == "too_long" and refused.value.facts["minutes"] > 60
+    public.cancel(public.submit(dataclasses.replace(long, recipe=(("qlora", {}),))))
+    own.cancel(own.submit(long))
+    monkeypatch.setattr(public.store, "find", lambda identity: Result("key", long, "ok", id="stored"))
+    monkeypatch.setattr(public, "_usable", lambda found: True)
+    assert public.submit(long) == "stored"
+    public.close()
+    own.close()
 
 
 def test_inline_runs_behind_the_same_interface(texts, tmp_path):

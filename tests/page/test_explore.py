@@ -171,7 +171,7 @@ def test_a_training_has_a_short_and_a_full_budget(visit):
     page.locator("#knob-0").fill("16")
     page.locator("#controls details[data-k=advanced] summary").click()
     box = page.locator("#p-qlora-train_tokens")
-    assert box.input_value() == "15840000"
+    assert box.input_value() == "15840000" and budget.input_value() == "full"
     shot(page, "budget")
     box.fill("50000")
     box.press("Tab")
