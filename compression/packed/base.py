@@ -79,7 +79,7 @@ class Packed(nn.Module):
         if plan is not None:
             return cpu.product(plan, x)
         rule, flat = self.activations, x.reshape(-1, self.shape[1])
-        plain = rule is None or (rule.threshold is None and rule.static is None)
+        plain = rule is None or not (rule.threshold or rule.static or rule.zero_point)
         y = self.rounded_product(flat) if plain else self.ruled_product(flat)
         return y.view(*x.shape[:-1], self.shape[0])
 
@@ -88,14 +88,14 @@ class Packed(nn.Module):
         return self.product(self.activations(x) if self.activations else x)
 
     def ruled_product(self, x: Tensor) -> Tensor:
-        """The same for a rule with a threshold or a fixed scale; `rounded_product` needn't know of them."""
+        """The same for a rule with a threshold, a fixed scale or a zero point; `rounded_product` needn't know of them."""
         rule, grid = self.activations, getattr(self, "grid", None)
         a_token = self.format == "grouped_int" and rule.group is None and rule.static is None
         if a_token and grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1 and gpu.serves(x):
             from kernels.gpu.int8 import int8_product
 
-            top, threshold = rule.kernel.top, rule.threshold
-            return int8_product(x.contiguous(), self.codes, grid.scale, grid.zero_points(), grid.group_size, top, threshold)
+            operands = self.codes, grid.scale, grid.zero_points(), grid.group_size
+            return int8_product(x.contiguous(), *operands, rule.kernel.top, rule.threshold, rule.zero_point)
         return self.product(rule(x))
 
     def plan(self):
@@ -165,8 +165,8 @@ class Packed(nn.Module):
 
     def full_config(self) -> dict:
         """`config()` with the activation rule: what an artifact writes."""
-        given = {k: v for k, v in asdict(self.activations).items() if v is not None} if self.activations else None
-        return self.config() | {"activations": given}
+        rule = asdict(self.activations) if self.activations else {}
+        return self.config() | {"activations": {k: v for k, v in rule.items() if v not in (None, False)} or None}
 
     def stored_bytes(self) -> int:
         """Bytes of the canonical layout: what the file holds for this matrix."""

@@ -12,6 +12,12 @@ features (equation 8),
 Weights are kept in int8 alone and their outlier columns are read back from there (bitsandbytes' mode); the paper's
 16-bit copy of W_O is not stored. A threshold of 0 turns the decomposition off, as in bitsandbytes.
 
+The paper has a second form, "zeropoint" (section 2.1, table 1): a token's codes run from its least to its largest value
+instead of from -max to max. A token whose largest value has no counterpart of the other sign, as behind a gated
+activation, then has steps up to half as wide. Small models gain most (table 1, vector-wise at 125M parameters: perplexity
+25.72 instead of 35.84, the original 25.65); it costs one more number a row, the sum of its weights. The default is the
+first form, the only one of bitsandbytes.
+
 Deviation: the paper takes a feature out for all tokens of a batch as soon as one of them reaches the threshold; here each
 token decides for itself. With one token at a time it is the same; with many, a token's result no longer depends on
 which others are beside it, and ordinary values beside an outlier are rounded where the paper leaves them. Scales are
@@ -40,6 +46,7 @@ class LlmInt8Params(Params):
     """What counts as too large."""
 
     threshold: float = param(6.0, "Activations of this size or larger are multiplied as they are; 0: none are.", lo=0.0, hi=1e6)
+    zero_point: bool = param(False, "Codes run from a token's least to its largest activation: finer steps than -max to max.")
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
@@ -57,7 +64,7 @@ def vector_wise(weight: Tensor) -> GroupedInt:
 def compress(site: Site, stats: Stats, params: LlmInt8Params) -> Edit:
     """Quantize the weight [out, in] of one linear and set how its inputs are rounded while it runs."""
     packed = vector_wise(site.weight)
-    packed.activations = ActivationRule(bits=8, threshold=params.threshold or None)
+    packed.activations = ActivationRule(bits=8, threshold=params.threshold or None, zero_point=params.zero_point)
     return stored(site, packed)
 
 

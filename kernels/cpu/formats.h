@@ -15,6 +15,7 @@ typedef struct {
     const uint8_t *values, *mask; /* what comes next */
     vi raw[16];                   /* the block's words */
     vi otherwise;                 /* MASK_INT: the zero point, which a removed weight counts as */
+    int64_t first;                /* MASK_INT: kept codes of the first of two quads that share bytes */
     const float *table;
 } reader;
 
@@ -67,9 +68,12 @@ INLINE vi quad(reader *r, const int j, const int kind, const int bits)
     if (kind == MASK_INT) {
         uint64_t mask;
         memcpy(&mask, r->mask, 8);
-        const int count = __builtin_popcountll(mask);
-        const vi q = bits <= 4 ? vi_expand_nibbles(mask, r->values, r->otherwise) : vi_expand_bytes(mask, r->values, r->otherwise);
-        r->mask += 8, r->values += bits <= 4 ? (count + 1) / 2 : count;
+        const int64_t count = __builtin_popcountll(mask);
+        const vi q = bits <= 4 ? vi_expand_nibbles(mask, r->values, 4 * (j % 2), r->otherwise) : vi_expand_bytes(mask, r->values, r->otherwise);
+        r->mask += 8;
+        if (bits > 4) r->values += count;
+        else if (j % 2 == 0) r->first = count;
+        else r->values += count > r->first ? count : r->first;
         return q;
     }
     if (bits == 8) return r->raw[j];
@@ -112,7 +116,7 @@ INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
             *q = vi_expand_halves(mask, (const uint16_t *)r->values);
             r->mask += 4, r->values += 2 * __builtin_popcount(mask);
         }
-        return vf_bits(vi_and(vi_sar(j % 2 ? *q : vi_shl(*q, 16), 3), vi_splat(0x8fffe000)));
+        return vf_bits(vi_and(j % 2 ? vi_sar(*q, 3) : vi_sar_low(*q, 3), vi_splat(0x8fffe000)));
     }
     if (kind == INT && bits == 3) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 3 * (j / 4 % 2)));
     if (kind == BOOK || (kind == INT && bits == 4)) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 4 * (j / 4 % 2)));

@@ -12,8 +12,8 @@
      BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset float [tile][group][16]
      MASK_F16        mask: 32 bits for two columns, bit 2 lane + column % 2; values: the kept ones in that order; starts: bytes
                      before each tile
-     MASK_INT        mask: 64 bits for four columns, bit 4 lane + column % 4; values: kept codes, as nibbles that begin anew
-                     every four columns (bits <= 4) or as bytes
+     MASK_INT        mask: 64 bits for four columns, bit 4 lane + column % 4; values: kept codes, a byte each; or (bits <= 4) of
+                     eight columns together, the first four's in the bytes' low nibbles, the others' in the high ones
      LOW_RANK        second x (first x); SUM  first x + second x
      OUTLIERS        values half, mask: columns uint16, starts: int32 [out + 1], added row by row
      COLUMNS         values half [tile][k][16], starts: int32 [k], the columns; groups: k
@@ -42,6 +42,8 @@ struct plan {
     int64_t groups, group; /* columns that share a scale: a multiple of 16 */
     int64_t rule;          /* activations: 0 as they are, else int8 with one scale for so many columns (a multiple of 32) */
     int32_t kind, bits, top, grids; /* top: the largest int8 activation */
+    int32_t shifted;  /* of a rule: codes run from the token's least to its largest activation, not from -top to top alike. Of codes
+                         only INT of 8 bits has it; offset is then float [tile][16], the sum of each row of W */
     double threshold; /* of a rule: activations of that size stay as they are; 0: none do. Of codes only INT of 8 bits has it */
     double fixed;     /* of a rule: what a code is worth in every token; 0: as the largest of its columns says */
     const void *values, *mask, *starts, *scale, *zero, *offset;
@@ -72,6 +74,7 @@ typedef struct {
     int tiled;  /* for the matrix unit */
     const large *large;  /* [m][ld]: what the rule's threshold keeps out of q; NULL: nothing */
     const int64_t *larges; /* [m]: how many */
+    const float *shift;  /* [m]: what each activation is above its code's worth; NULL: nothing */
 } input;
 
 /* One of the threads that work together on a call. */

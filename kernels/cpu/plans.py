@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels import cpu
 from kernels.bits import unpack
 from kernels.columns import columns_matrix
-from kernels.grouped_int import level_codes, levelled
+from kernels.grouped_int import level_codes, levelled, spread
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
@@ -36,6 +36,7 @@ class Rule(NamedTuple):
     top: int = 127  # the largest code
     threshold: float = 0.0  # activations of that size or larger stay as they are; 0: none
     static: float = 0.0  # a scale for all tokens; 0: as the largest of the columns says
+    shifted: bool = False  # codes run from a token's least activation to its largest (columns: all)
 
 
 class _Struct(ctypes.Structure):
@@ -43,7 +44,7 @@ class _Struct(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("out", "n", "groups", "group", "rule")),
-        *((name, ctypes.c_int32) for name in ("kind", "bits", "top", "grids")),
+        *((name, ctypes.c_int32) for name in ("kind", "bits", "top", "grids", "shifted")),
         *((name, ctypes.c_double) for name in ("threshold", "fixed")),
         *((name, ctypes.c_void_p) for name in ("values", "mask", "starts", "scale", "zero", "offset", "table", "order", "first", "second")),
     ]  # fmt: skip
@@ -59,10 +60,10 @@ class Plan:
         out, n = shape
         whole = -(-n // COLUMNS) * COLUMNS
         group = whole if group in (0, -1) else group
-        columns, top, threshold, static = Rule(*(rule or (0,)))
+        columns, top, threshold, static, shifted = Rule(*(rule or (0,)))
         groups = tensors["values"].shape[1] if kind == "COLUMNS" else 1 if group >= n else -(-n // group)
         self.struct = _Struct(out=out, n=n, groups=groups, group=group, rule=min(columns, whole), kind=KINDS.index(kind),
-                              bits=bits, top=top, grids=GRIDS.index(grids), threshold=threshold, fixed=static)  # fmt: skip
+                              bits=bits, top=top, grids=GRIDS.index(grids), threshold=threshold, fixed=static, shifted=shifted)  # fmt: skip
         for name, tensor in self.tensors.items():
             setattr(self.struct, name, tensor.data_ptr())
         for name, part in zip(("first", "second"), parts, strict=False):
@@ -90,8 +91,8 @@ class Plan:
 
     @property
     def obeys(self) -> bool:
-        """False if the rule has a threshold, which only codes of 8 bits and floats take."""
-        if not self.outliers_exact:
+        """False if the rule has a threshold or a zero point, which only codes of 8 bits and floats take."""
+        if not (self.outliers_exact or self.struct.shifted):
             return True
         return all(p.obeys for p in self.parts) and (self.kind not in CODES or (self.kind == "INT" and self.struct.bits == 8))
 
@@ -167,8 +168,10 @@ def grouped_int(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, gr
     group_index [in]: each column's group where groups are no runs; columns are then brought together by group.
     """
     grids = "WHOLE" if zero is None or zero.dtype is torch.uint8 else "REAL" if zero.dtype is torch.float16 else "FLOATS"
+    sums = _row_sums(codes, scale, zero, bits, group_size, n, group_index) if rule and Rule(*rule).shifted else None
     scale, zero = _grid(scale if grids == "FLOATS" else scale.half()), None if zero is None else _grid(zero)
-    return _ints(codes, bits, n, group_index, op="grouped_int", rule=rule, group=group_size, grids=grids, scale=scale, zero=zero)
+    tensors = {"scale": scale, "zero": zero, "offset": sums}
+    return _ints(codes, bits, n, group_index, op="grouped_int", rule=rule, group=group_size, grids=grids, **tensors)
 
 
 def two_level(codes: Tensor, levels: tuple[Tensor, Tensor], stats: tuple[Tensor, Tensor], level_bits: int, bits: int,
@@ -228,15 +231,13 @@ def bitmask_codes(mask: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | Non
     shape = mask.shape
     codes, mask = (_quads(t) for t in (codes, mask))  # [tiles, blocks, 8, 16, 4]
     counts = mask.flatten(3).sum(3)  # [tiles, blocks, 8]
-    sizes = (counts + 1) // 2 if bits <= 4 else counts
-    values = codes[mask]
-    if bits <= 4:  # two codes a byte, beginning anew every four columns
-        first = torch.repeat_interleave(sizes.flatten().cumsum(0) - sizes.flatten(), counts.flatten())
-        place = torch.arange(len(values)) - torch.repeat_interleave(
-            counts.flatten().cumsum(0) - counts.flatten(), counts.flatten()
-        )
-        stream = torch.zeros(int(sizes.sum()), dtype=torch.int32)
-        values = stream.index_add_(0, first + place // 2, values.int() << (4 * (place % 2)).int()).to(torch.uint8)
+    sizes, values = counts, codes[mask]
+    if bits <= 4:  # two codes a byte, of eight columns together
+        sizes = counts.unflatten(2, (4, 2)).amax(3)
+        of_code = lambda per_quad: torch.repeat_interleave(per_quad, counts.flatten())  # noqa: E731
+        place = torch.arange(len(values)) - of_code(_begins(counts)) + of_code(_begins(sizes).repeat_interleave(2))
+        high = of_code(torch.tensor([0, 4], dtype=torch.int32).repeat(sizes.numel()))
+        values = torch.zeros(int(sizes.sum()), dtype=torch.int32).index_add_(0, place, values.int() << high).to(torch.uint8)
     return Plan(op, "MASK_INT", shape, rule, bits=bits, group=group_size, values=_slack(values), mask=_bytes(mask),
                 starts=_starts(sizes.flatten(1).sum(1)), scale=_grid(scale.half()), zero=None if zero is None else _grid(zero))  # fmt: skip
 
@@ -318,6 +319,18 @@ def _threes(codes: Tensor) -> Tensor:
 def _grid(per_group: Tensor) -> Tensor:
     """[out, groups] -> [tiles, groups, 16]."""
     return F.pad(per_group, (0, 0, 0, -len(per_group) % ROWS)).unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
+
+
+def _row_sums(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, n: int, group_index: Tensor | None):
+    """The sum of each row of the matrix, float32 [tiles, 1, 16]."""
+    of_column = lambda t: spread(t.float(), n, group_size) if group_index is None else t.float()[:, group_index]  # noqa: E731
+    middle = 2 ** (bits - 1) if zero is None else of_column(zero)
+    return _grid((of_column(scale) * (unpack(codes, bits, n).float() - middle)).sum(1, keepdim=True))
+
+
+def _begins(sizes: Tensor) -> Tensor:
+    """Where each of the runs of these sizes begins, flat."""
+    return sizes.flatten().cumsum(0) - sizes.flatten()
 
 
 def _starts(sizes: Tensor) -> Tensor:

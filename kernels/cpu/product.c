@@ -495,9 +495,12 @@ static cursor begin(const plan *p, int64_t tile)
 
 /* ---- whole matrices ---- */
 
-/* sum + what the activations add that a threshold keeps out of the codes: each times its column of INT weights of 8 bits. */
-static vf with_large(const plan *p, int64_t tile, const input *in, int64_t token, vf sum)
+/* sum + what the codes of a token leave out, for INT weights of 8 bits: its shift times the sum of each row, and the activations
+   that a threshold keeps apart, each times its column. */
+static vf with_rest(const plan *p, int64_t tile, const input *in, int64_t token, vf sum)
 {
+    if (in->shift) sum = vf_fma(vf_load((const float *)p->offset + 16 * tile), vf_splat(in->shift[token]), sum);
+    if (!in->large) return sum;
     const uint8_t *codes = (const uint8_t *)p->values + tile * tile_bytes(p, INT, 8);
     const large *l = in->large + token * in->ld;
     for (int64_t i = 0; i < in->larges[token]; i++, l++) {
@@ -521,7 +524,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
     const route *to = route_of(p);
     const int64_t blocks = blocks_of(p);
     const int tiled = matrix_ready() && in->tiled && to->bytes, as_bytes = tiled || (in->digits == 1 && to->bytes && p->rule);
-    const int apart = in->large && p->kind == INT; /* others read x, which has them */
+    const int rest = (in->large || in->shift) && p->kind == INT; /* others read x, which has it */
     int64_t first, last;
     share(me, tiles_of(p), &first, &last);
     if (in->m == 1) {
@@ -534,7 +537,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
         one_token *token = in->digits == 1 && p->rule && to->int8 ? to->int8 : to->exact;
         for (int64_t t = first; t < last; t++) {
             vf v = token(p, t, in);
-            if (apart) v = with_large(p, t, in, 0, v);
+            if (rest) v = with_rest(p, t, in, 0, v);
             if (16 * t + 16 <= p->out) vf_store(y + 16 * t, v);
             else {
                 float sixteen[16];
@@ -566,7 +569,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
                 for (int j = 0; j < tiles; j++) {
                     float *own = sum + 16 * (TOKENS * j + i);
                     if (tiled && cut.one_unit) vf_store(own, vf_mul(vf_load(own), vf_splat(in->unit[(token + i) * in->ld / 32])));
-                    if (apart && in->larges[token + i]) vf_store(own, with_large(p, t + j, in, token + i, vf_load(own)));
+                    if (rest) vf_store(own, with_rest(p, t + j, in, token + i, vf_load(own)));
                     write_rows(p, t + j, own, y + (token + i) * ld);
                 }
         }
@@ -822,7 +825,7 @@ int64_t input_bytes(int64_t n, int64_t m)
 {
     const int64_t ld = width_of(n), digits = m == 1 || matrix_ready() ? 3 : 1;
     const int64_t codes = m * (4 * ld + digits * (ld + ld / 4) + ld / 8) + digits * 15 * ld; /* the matrix unit has room for whole sixteens */
-    return codes + m * (8 * ld + 8) + 6 * 64; /* all activations may be large */
+    return codes + m * (8 * ld + 8 + 4) + 7 * 64; /* all activations may be large */
 }
 
 static uint8_t *room_for(uint8_t **room, int64_t bytes)
@@ -833,25 +836,35 @@ static uint8_t *room_for(uint8_t **room, int64_t bytes)
 }
 
 /* int8 codes of columns [from, to) of one token with a common unit, their sums by 16, and x on that grid unless only codes
-   are read. A value that is not finite makes the unit NaN. jump: from 64 codes to the next. */
-static void to_int8(float *x, int8_t *q, int64_t jump, float *unit, float *sums, int64_t from, int64_t to, int top, float fixed, int floats)
+   are read. A value that is not finite makes the unit NaN. jump: from 64 codes to the next. shifted: the codes are those of
+   x - the number that is returned, a multiple of the unit (so that 0 stays exact); of n columns, the others' codes are 0. */
+static float to_int8(float *x, int8_t *q, int64_t jump, float *unit, float *sums, int64_t from, int64_t to, int top, float fixed, int floats, int shifted, int64_t n)
 {
-    vf largest = vf_zero(), spoiled = vf_zero();
+    vf largest = vf_zero(), least = vf_zero(), spoiled = vf_zero();
     for (int64_t k = from; k < to; k += 16) {
         const vf v = vf_load(x + k);
-        largest = vf_max(largest, vf_abs(v));
+        largest = vf_max(largest, shifted ? v : vf_abs(v));
+        if (shifted) least = vf_min(least, v);
         spoiled = vf_fma(v, vf_zero(), spoiled); /* 0 x inf and 0 x NaN are NaN */
     }
-    const float most = vf_top(largest), bad = vf_sum(spoiled);
-    const float u = bad != 0 ? NAN : fixed ? fixed : (most > 1e-30f ? most : 1e-30f) / top;
+    const float low = shifted ? -vf_top(vf_sub(vf_zero(), least)) : 0, bad = vf_sum(spoiled);
+    const float most = shifted ? vf_top(largest) - low : vf_top(largest);
+    const float u = bad != 0 ? NAN : fixed ? fixed : (most > 1e-30f ? most : 1e-30f) / (shifted ? 2 * top : top);
+    const float zero = shifted && bad == 0 && most > 1e-30f ? rintf(-top - low * (1 / u)) : 0;
     const vf up = vf_splat(1 / u), highest = vf_splat(top), lowest = vf_splat(-top);
     for (int64_t k = from; k < to; k += 16) {
-        const vf code = bad == 0 ? vf_max(lowest, vf_min(highest, vf_round(vf_mul(vf_load(x + k), up)))) : vf_zero();
+        const vf whole = vf_add(vf_round(vf_mul(vf_load(x + k), up)), vf_splat(zero));
+        const vf code = bad == 0 ? vf_max(lowest, vf_min(highest, whole)) : vf_zero();
         vf_to_bytes(q + k / 64 * jump + k % 64, code);
         sums[k / 16] = vf_sum(code);
-        if (floats) vf_store(x + k, vf_mul(code, vf_splat(u)));
+        if (floats) vf_store(x + k, vf_mul(vf_sub(code, vf_splat(zero)), vf_splat(u)));
     }
     for (int64_t k = from; k < to; k += 32) unit[k / 32] = u;
+    for (int64_t k = n; zero != 0 && k < to; k++) { /* a code that stands for 0 isn't 0 */
+        sums[k / 16] -= zero;
+        q[k / 64 * jump + k % 64] = 0;
+    }
+    return bad == 0 ? -zero * u : NAN;
 }
 
 /* `columns` values of one token, a multiple of 16, as 24-bit integers of a common unit, in three digits from -128 to 127, the highest
@@ -895,6 +908,7 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
     float *sums = (float *)room_for(&room, digits * m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
     large *kept = p->threshold ? (large *)room_for(&room, 8 * m * ld) : 0;
     int64_t *counts = p->threshold ? (int64_t *)room_for(&room, 8 * m) : 0;
+    float *shift = p->shifted ? (float *)room_for(&room, 4 * m) : 0;
     for (int64_t i = first; i < last; i++) {
         float *mine = to + (p->rule && !floats ? first : i) * ld; /* floats that nobody reads needn't leave the cache */
         int8_t *codes = tiled ? q + i / 16 * 16 * ld + i % 16 * 64 : q + i * ld;
@@ -909,7 +923,10 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
         if (kept) counts[i] = take_large(mine, n, p->threshold, kept + i * ld);
         if (p->rule) {
             const int64_t step = p->rule < n ? p->rule : ld;
-            for (int64_t k = 0; k < ld; k += step) to_int8(mine, codes, jump, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, p->fixed, floats);
+            for (int64_t k = 0; k < ld; k += step) {
+                const float above = to_int8(mine, codes, jump, unit + i * ld / 32, sums + i * ld / 16, k, k + step < ld ? k + step : ld, p->top, p->fixed, floats, p->shifted, n);
+                if (shift) shift[i] = above; /* one step: a shifted rule has one unit a token */
+            }
         } else if (digits == 3) {
             float *units = unit + i * ld / 32, *all = sums + i * ld / 16;
             if (tiled) for (int64_t k = 0; k < ld; k += MATRIX_UNIT) to_digits(mine + k, codes + k / 64 * jump, rows * ld, units + k / 32, all + k / 16, m * ld / 16, MATRIX_UNIT);
@@ -917,7 +934,7 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
         }
         for (int64_t k = 0; floats && kept && k < counts[i]; k++) mine[kept[i * ld + k].column] = kept[i * ld + k].x;
     }
-    *in = (input){to, q, sums, unit, m, rows, ld, digits, tiled, kept, counts};
+    *in = (input){to, q, sums, unit, m, rows, ld, digits, tiled, kept, counts, shift};
 }
 
 /* ---- what Python calls ---- */

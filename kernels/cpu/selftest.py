@@ -32,13 +32,16 @@ def rounded(x: torch.Tensor, rule) -> torch.Tensor:
 
     if rule is None:
         return x
-    columns, top, threshold, static = Rule(*rule)
+    columns, top, threshold, static, shifted = Rule(*rule)
     exact = x.abs() >= threshold if threshold else torch.zeros_like(x, dtype=torch.bool)
     out = x.masked_fill(exact, 0)
     for start in range(0, x.shape[1], columns):
         part = out[:, start : start + columns]
-        scale = static or part.abs().amax(1, keepdim=True).clamp_min(1e-30) / top
-        out[:, start : start + columns] = (part * (1 / scale)).round().clamp(-top, top) * scale
+        least, most = part.amin(1, keepdim=True).clamp_max(0), part.amax(1, keepdim=True).clamp_min(0)
+        reach = (most - least) / 2 if shifted else torch.maximum(most, -least)
+        scale = static or reach.clamp_min(1e-30) / top
+        zero = (-top - least * (1 / scale)).round() if shifted else 0
+        out[:, start : start + columns] = (((part * (1 / scale)).round() + zero).clamp(-top, top) - zero) * scale
     return torch.where(exact, x, out)
 
 
@@ -116,7 +119,9 @@ def cases(out: int = 35, n: int = 75):
         columns, weight = plans.columns(values, index, n, rule), columns_matrix(values, index, n)
         yield f"columns, rule {rule}", columns, weight
         yield f"sum with columns, rule {rule}", plans.total(below, columns), scale.float() * (codes.float() - 4) + weight
-    for rule in ((1 << 30, 127, 1.5), (32, 127, 1.5), (1 << 30, 127, 0.0, 0.02), (1 << 30, 127, 1.5, 0.02)):
+    token = 1 << 30
+    rules = [(token, 127, threshold, *more) for threshold in (0.0, 1.5) for more in ((0.02,), (0.0, True))]
+    for rule in (*rules, (token, 127, 1.5), (32, 127, 1.5)):
         for group, symmetric in ((16, False), (-1, True)):
             codes, groups = whole(256, out, n), groups_of(n, group)
             scale, zero = torch.rand(out, groups, generator=g).half(), None if symmetric else whole(256, out, groups)

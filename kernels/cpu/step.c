@@ -152,7 +152,7 @@ static void ready(work *w, input *in, const linear *l, const float *x, int64_t l
 static int alike(const linear *a, const linear *b)
 {
     const plan *p = a->w, *q = b->w;
-    return p->kind == q->kind && p->rule == q->rule && p->top == q->top && p->threshold == q->threshold && p->fixed == q->fixed && p->order == q->order && p->n == q->n &&
+    return p->kind == q->kind && p->rule == q->rule && p->top == q->top && p->threshold == q->threshold && p->fixed == q->fixed && p->shifted == q->shifted && p->order == q->order && p->n == q->n &&
            a->input_scale == b->input_scale && multiplies_integers(p) == multiplies_integers(q) && takes_matrix(p, 1 << 20) == takes_matrix(q, 1 << 20);
 }
 

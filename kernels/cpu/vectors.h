@@ -56,6 +56,7 @@ INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); } /* the sign fills up */
+INLINE vi vi_sar_low(vi a, int n) { return _mm512_madd_epi16(a, _mm512_set1_epi32(1 << (16 - n))); } /* of the lower half, moved up by 16 before; n > 1 */
 INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     int32_t four;
@@ -94,22 +95,27 @@ INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 {
     return _mm512_mask_add_ps(a, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1u << n)), a, x);
 }
+/* Hidden from the compiler: on Zen 4 and 5 an expansion that zeroes waits for its register's last value, and one that reads
+   memory takes half as long again as one from a register. */
+INLINE vi vi_hidden(vi a)
+{
+    __asm__("" : "+v"(a));
+    return a;
+}
 /* 32 half values from where they stand one behind the other to the places whose bit is set; the others are 0. */
 INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p)
 {
-    vi zero = _mm512_setzero_si512(); /* hidden: the form that zeroes waits for its register's last value on some processors */
-    __asm__("" : "+v"(zero));
-    return _mm512_mask_expand_epi16(zero, mask, _mm512_loadu_si512(p));
+    return _mm512_mask_expand_epi16(vi_hidden(_mm512_setzero_si512()), mask, vi_hidden(_mm512_loadu_si512(p)));
 }
 INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 {
-    return _mm512_mask_expand_epi8(otherwise, mask, _mm512_loadu_si512(p));
+    return _mm512_mask_expand_epi8(otherwise, mask, vi_hidden(_mm512_loadu_si512(p)));
 }
-INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, vi otherwise)
+/* The bytes' low nibbles (right: 0) or high ones (4). */
+INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, const int right, vi otherwise)
 {
-    const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
-    const __m512i bytes = _mm512_and_si512(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), _mm512_set1_epi16(0x0f0f));
-    return _mm512_mask_expand_epi8(otherwise, mask, bytes);
+    const __m512i bytes = _mm512_loadu_si512(p);
+    return _mm512_mask_expand_epi8(otherwise, mask, _mm512_and_si512(right ? _mm512_srli_epi16(bytes, right) : bytes, _mm512_set1_epi8(15)));
 }
 /* 16 floats rounded to the nearest whole number (ties to even) as bytes. */
 INLINE void vf_to_bytes(int8_t *p, vf a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
@@ -146,6 +152,7 @@ INLINE vi vi_add(vi x, vi y) { return VI(_mm256_add_epi32(x.a, y.a), _mm256_add_
 INLINE vi vi_shl(vi x, int n) { return VI(_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)); }
 INLINE vi vi_shr(vi x, int n) { return VI(_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)); }
 INLINE vi vi_sar(vi x, int n) { return VI(_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)); }
+INLINE vi vi_sar_low(vi x, int n) { const __m256i up = _mm256_set1_epi32(1 << (16 - n)); return VI(_mm256_madd_epi16(x.a, up), _mm256_madd_epi16(x.b, up)); }
 #ifdef __AVXVNNI__
 INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x, const int bits) { return _mm256_dpbusd_avx_epi32(acc, u, x); }
 #else
@@ -262,6 +269,7 @@ INLINE vi vi_add(vi x, vi y) { PER_LANE(vi, x.l[i] + y.l[i]) }
 INLINE vi vi_shl(vi x, int n) { PER_LANE(vi, x.l[i] << n) }
 INLINE vi vi_shr(vi x, int n) { PER_LANE(vi, x.l[i] >> n) }
 INLINE vi vi_sar(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)x.l[i] >> n)) }
+INLINE vi vi_sar_low(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)(x.l[i] << 16) >> n)) }
 INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     const int a = x[0], b = x[1], c = x[2], d = x[3];
@@ -314,12 +322,12 @@ INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
         if (mask >> i & 1) out[i] = *p++;
     return vi_load(out);
 }
-INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, vi otherwise)
+INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, const int right, vi otherwise)
 {
     uint8_t out[64];
     memcpy(out, &otherwise, 64);
     for (int i = 0, k = 0; i < 64; i++)
-        if (mask >> i & 1) out[i] = p[k >> 1] >> 4 * (k & 1) & 15, k++;
+        if (mask >> i & 1) out[i] = p[k++] >> right & 15;
     return vi_load(out);
 }
 #endif

@@ -10,6 +10,9 @@ Rounding x makes it another product than that of grouped_int.py, and a run says 
 
 With a threshold (LLM.int8()) inputs of its size or larger neither count for s nor are rounded: their places are listed token
 by token, and after the integers' sum each is multiplied by its column of W. Nothing waits for the host to count them.
+
+With a zero point the integers run from a token's least to its largest input (0 among them): s = (max - min) / (2 top),
+z = round(-top - min / s), r = round(x / s) + z, and y[t, o] has scale[o] s[t] (sum_i r (q - 128) - z[t] sum_i (q - 128)).
 """
 
 from __future__ import annotations
@@ -26,23 +29,31 @@ ROUND = {"BK": 1024} | LAUNCH
 
 
 @triton.jit(do_not_specialize=SIZES)
-def round_tokens(x, rounded, step, places, counts, n,
-                 TOP: tl.constexpr, THRESHOLD: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def round_tokens(x, rounded, step, zero, places, counts, n,
+                 TOP: tl.constexpr, THRESHOLD: tl.constexpr, SHIFTED: tl.constexpr, BK: tl.constexpr):  # fmt: skip
     """One token: its step float32 [tokens] and its integers int8 [tokens, in]. Inputs of at least THRESHOLD (0: none) are left
-    out; their places int32 [tokens, in] and number int32 [tokens] are told."""
+    out; their places int32 [tokens, in] and number int32 [tokens] are told. SHIFTED: the integers have a zero point, float32
+    [tokens]."""
     token = tl.program_id(0)
     line = token.to(tl.int64) * n
-    largest, spoiled = tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32)
+    largest, least, spoiled = tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32)
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
-        size = tl.abs(tl.load(x + line + column, column < n, 0.0).to(tl.float32))
+        v = tl.load(x + line + column, column < n, 0.0).to(tl.float32)
         if THRESHOLD > 0:
-            size = tl.where(size >= THRESHOLD, 0.0, size)
-        largest = tl.maximum(largest, size)
-        spoiled += size * 0.0  # NaN where a value isn't finite, so that its token stays so
-    s = tl.div_rn(tl.max(largest, 0), TOP * 1.0) + tl.sum(spoiled, 0)
+            v = tl.where(tl.abs(v) >= THRESHOLD, 0.0, v)
+        largest = tl.maximum(largest, v if SHIFTED else tl.abs(v))
+        least = tl.minimum(least, v)
+        spoiled += v * 0.0  # NaN where a value isn't finite, so that its token stays so
+    low = tl.min(least, 0)
+    reach = (tl.max(largest, 0) - low) / 2 if SHIFTED else tl.max(largest, 0)
+    s = tl.div_rn(reach, TOP * 1.0) + tl.sum(spoiled, 0)
     tl.store(step + token, s)
     s = tl.where(s > 0, s, 1.0)
+    z = 0.0
+    if SHIFTED:
+        z = ((-TOP - tl.div_rn(low, s)) + 12582912.0) - 12582912.0
+        tl.store(zero + token, z)
     count = 0
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
@@ -55,24 +66,32 @@ def round_tokens(x, rounded, step, places, counts, n,
             count += tl.max(ahead, 0)
         r = tl.div_rn(v, s + tl.zeros([BK], tl.float32))
         r = (r + 12582912.0) - 12582912.0  # 1.5 * 2^23 leaves no bit for a fraction: the nearest integer, ties to even
+        if SHIFTED:
+            r = tl.minimum(tl.maximum(r + z, -TOP), TOP)
         tl.store(rounded + line + column, r.to(tl.int8), column < n)
     if THRESHOLD > 0:
         tl.store(counts + token, count)
 
 
 @triton.jit(do_not_specialize=ODD)
-def product(x, codes, step, scale, exact, places, counts, y, tokens, out, n, columns,
-            SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """Rows [BN] of W times a block of rounded tokens [BM]; SPLIT: and times the inputs that weren't rounded, in `exact`."""
+def product(x, codes, step, zero, scale, exact, places, counts, y, tokens, out, n, columns,
+            SPLIT: tl.constexpr, SHIFTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+    """Rows [BN] of W times a block of rounded tokens [BM]; SPLIT: and times the inputs that weren't rounded, in `exact`.
+    SHIFTED: each token's integers have a zero point."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[None, :].to(tl.int64) * columns
-    acc = tl.zeros([BM, BN], tl.int32)
+    acc, every = tl.zeros([BM, BN], tl.int32), tl.zeros([BN], tl.int32)
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
-        code = tl.load(codes + line + column[:, None], (row[None, :] < out) & (column[:, None] < n), 0)
+        code = tl.load(codes + line + column[:, None], (row[None, :] < out) & (column[:, None] < n), 128)
         weight = (code ^ 128).to(tl.int8, bitcast=True)  # q - 128
+        if SHIFTED:
+            every += tl.sum(weight.to(tl.int32), 0)
         acc = tl.dot(tile_of_x(x, token, column, tokens, n), weight, acc, out_dtype=tl.int32)
-    sums = acc.to(tl.float32) * tl.load(step + token, token < tokens, 0.0)[:, None]
+    sums = acc.to(tl.float32)
+    if SHIFTED:
+        sums -= tl.load(zero + token, token < tokens, 0.0)[:, None] * every.to(tl.float32)[None, :]
+    sums *= tl.load(step + token, token < tokens, 0.0)[:, None]
     if SPLIT:
         count = tl.load(counts + token, token < tokens, 0)
         for k in range(0, tl.max(count, 0)):
@@ -85,13 +104,13 @@ def product(x, codes, step, scale, exact, places, counts, y, tokens, out, n, col
     store_y(y, sums, token, row, tokens, out)
 
 
-def _tiles(tokens: int, split: bool) -> dict:
-    tiles = {"BM": 16 if tokens <= 16 else 64, "BN": 64, "BK": 128, "SPLIT": split} | LAUNCH
+def _tiles(tokens: int, split: bool, shifted: bool) -> dict:
+    tiles = {"BM": 16 if tokens <= 16 else 64, "BN": 64, "BK": 128, "SPLIT": split, "SHIFTED": shifted} | LAUNCH
     return tiles | {"num_warps": 8} if split and tokens > 16 else tiles  # with 4, a column's codes beside the sums spill
 
 
 def int8_product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int, top: int = 127,
-                 threshold: float | None = None) -> Tensor:  # fmt: skip
+                 threshold: float | None = None, zero_point: bool = False) -> Tensor:  # fmt: skip
     """y [tokens, out] in x's dtype; `zero` and `group_size` are those of the layout above, whatever they hold."""
     if scale.shape[1] != 1:
         raise ValueError(f"int8_product takes one group a row, got {scale.shape[1]}: multiply with grouped_int instead")
@@ -100,27 +119,29 @@ def int8_product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_si
     if y.numel() == 0:
         return y
     rounded = torch.empty(tokens, n, dtype=torch.int8, device=x.device)
-    step = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    step, zeros = (torch.empty(tokens, dtype=torch.float32, device=x.device) for _ in range(2))
     split = threshold is not None
-    tiles = _tiles(tokens, split)
+    tiles = _tiles(tokens, split, zero_point)
     places, counts = (torch.empty(size if split else 1, dtype=torch.int32, device=x.device) for size in (tokens * n, tokens))
     with torch.cuda.device_of(x):
-        round_tokens[(tokens,)](x, rounded, step, places, counts, n, TOP=top, THRESHOLD=threshold or 0.0, **ROUND)
+        rule = {"TOP": top, "THRESHOLD": threshold or 0.0, "SHIFTED": zero_point}
+        round_tokens[(tokens,)](x, rounded, step, zeros, places, counts, n, **rule, **ROUND)
         grid = (triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))
-        product[grid](rounded, codes, step, scale, x, places, counts, y, tokens, out, n, codes.shape[1], **tiles)
+        product[grid](rounded, codes, step, zeros, scale, x, places, counts, y, tokens, out, n, codes.shape[1], **tiles)
     return y
 
 
 _LISTS = {"places": "i32", "counts": "i32"}
-_ROUNDED = {"x": "fp16", "rounded": "i8", "step": "fp32"} | _LISTS
-_POINTERS = {"x": "i8", "codes": "u8", "step": "fp32", "scale": "fp16", "exact": "fp16"} | _LISTS | {"y": "fp16"}
+_ROUNDED = {"x": "fp16", "rounded": "i8", "step": "fp32", "zero": "fp32"} | _LISTS
+_POINTERS = {"x": "i8", "codes": "u8", "step": "fp32", "zero": "fp32", "scale": "fp16", "exact": "fp16"} | _LISTS | {"y": "fp16"}
 
 VARIANTS = tuple(
     variant
     for split in (False, True)
+    for shifted in (False, True)
     for variant in (
-        Variant(round_tokens, _ROUNDED, {"TOP": 127, "THRESHOLD": 6.0 * split} | ROUND),
-        Variant(product, _POINTERS, _tiles(1, split)),
-        Variant(product, _POINTERS, _tiles(64, split)),
+        Variant(round_tokens, _ROUNDED, {"TOP": 127, "THRESHOLD": 6.0 * split, "SHIFTED": shifted} | ROUND),
+        Variant(product, _POINTERS, _tiles(1, split, shifted)),
+        Variant(product, _POINTERS, _tiles(64, split, shifted)),
     )
 )

@@ -35,11 +35,15 @@ def served_by(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize("zero_point", [False, True])
 @pytest.mark.parametrize("threshold", [6.0, 2.0, 1e6])
-def test_equals_the_oracle(threshold, served_by):
+def test_equals_the_oracle(threshold, zero_point, served_by):
     x, weight = problem(outliers=2)
-    found = run(weight, threshold=threshold).matmul(x).numpy()
-    expected = oracles.quantization.llm_int8(x.numpy().astype(np.float64), weight.numpy().astype(np.float64), threshold)
+    x[0], x[1] = x[0].abs(), -x[1].abs()  # of one sign
+    found = run(weight, threshold=threshold, zero_point=zero_point).matmul(x).numpy()
+    expected = oracles.quantization.llm_int8(
+        x.numpy().astype(np.float64), weight.numpy().astype(np.float64), threshold, zero_point
+    )
     step = np.abs(x.numpy()).max() / 127 * np.abs(weight.numpy()).max()  # a tie of the rounding may go either way
     assert np.abs(found - expected).max() < max(1e-4 * np.abs(expected).max(), 1e-3 * step)
 
@@ -70,11 +74,36 @@ def test_planted_outliers_cost_plain_int8_much_more(served_by):
     assert error(6.0) < 3 * float((run(weight).matmul(calm) - calm @ weight.T).norm()), "about what is lost without outliers"
 
 
-def test_a_token_does_not_depend_on_its_neighbours():
+def test_a_zero_point_halves_the_steps_of_tokens_with_one_large_value(served_by):
+    """Codes from -127 to 127 over max - min instead of over 2 max: a quarter of the squared error where min is 0."""
+    x, weight = problem(tokens=64, out=96, n=512)
+    x = x.abs()
+    exact = x @ run(weight).dequantize().T
+    error = lambda zero_point: float((run(weight, zero_point=zero_point).matmul(x) - exact).square().sum())  # noqa: E731
+    assert 0.2 < error(True) / error(False) < 0.3
+    even = torch.cat([x, -x], 1)
+    both = run(torch.cat([weight, weight], 1), zero_point=True).matmul(even)
+    assert torch.allclose(both, run(torch.cat([weight, weight], 1)).matmul(even), rtol=1e-4, atol=2e-2), (
+        "alike where the sides are"
+    )
+
+
+def test_the_zero_point_is_saved_with_the_format(served_by):
+    from compression.packed import from_config
+
+    packed = run(problem()[1], zero_point=True)
+    config = packed.full_config()
+    assert config["activations"] == {"bits": 8, "threshold": 6.0, "zero_point": True}
+    assert "zero_point" not in run(problem()[1]).full_config()["activations"], "as before where there is none"
+    assert from_config(config).activations == packed.activations
+
+
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_a_token_does_not_depend_on_its_neighbours(zero_point):
     x, weight = problem()
-    alone = run(weight).matmul(x[:1])
+    alone = run(weight, zero_point=zero_point).matmul(x[:1])
     x[1:] *= 100
-    assert torch.allclose(run(weight).matmul(x)[:1], alone, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(run(weight, zero_point=zero_point).matmul(x)[:1], alone, rtol=1e-6, atol=1e-5)
 
 
 def test_sums_are_exact_integers(served_by):

@@ -343,15 +343,35 @@ def test_activations_beyond_a_threshold_are_exact(tokens, group, n):
 
 
 @needs_compiler
-def test_codes_of_fewer_bits_refuse_a_threshold_and_say_so():
+@pytest.mark.parametrize("tokens", [1, 2, 20, 130])
+@pytest.mark.parametrize("group, n", [(16, 75), (-1, 640)])
+@pytest.mark.parametrize("threshold", [0.0, 2.0])
+def test_codes_with_a_zero_point(tokens, group, n, threshold):
+    """Tokens of both signs, of one, of nothing and of a number that isn't one; 0 is exact, and outliers are."""
+    cpu.wait()
+    rule = (1 << 30, 127, threshold, 0.0, True)
+    x, plan, _ = operands(tokens, 37, n, 8, group, rule)
+    weight = cpu.rows(plan, torch.arange(37)).double()
+    for changed in (x, x.abs(), -x.abs(), x.abs() + 5, torch.zeros_like(x), torch.eye(1, n).expand(tokens, n).contiguous()):
+        expected = selftest.rounded(changed, rule).double() @ weight.T
+        size = (changed.abs().double() @ weight.abs().T).max()
+        assert (cpu.product(plan, changed) - expected).abs().max() <= selftest.TOLERANCE * size
+    x[0, 3] = float("nan")
+    found = cpu.product(plan, x)
+    assert bool(found[0].isnan().all()) and bool(found[1:].isfinite().all())
+
+
+@needs_compiler
+def test_codes_of_fewer_bits_refuse_a_threshold_and_a_zero_point_and_say_so():
     from compression.packed.activations import ActivationRule
     from tests.compression.test_packed import grouped, two_four, weight
 
     cpu.wait()
-    for packed, served in ((grouped(8, 16, False), True), (grouped(4, 16, False), False), (two_four(weight()), True)):
-        packed.activations = ActivationRule(threshold=1.5)
-        assert (packed.plan() is not None) == served
-        assert packed.kernel.endswith(f"(C, {cpu.instructions()})" if served else "(PyTorch)")
+    for rule in (ActivationRule(threshold=1.5), ActivationRule(zero_point=True)):
+        for packed, served in ((grouped(8, 16, False), True), (grouped(4, 16, False), False), (two_four(weight()), True)):
+            packed.activations = rule
+            assert (packed.plan() is not None) == served
+            assert packed.kernel.endswith(f"(C, {cpu.instructions()})" if served else "(PyTorch)")
     packed = grouped(8, 16, False)
     packed.activations = ActivationRule(threshold=1.5)
     assert packed.kernel == f"grouped integers, int8 activations, outliers exact (C, {cpu.instructions()})"

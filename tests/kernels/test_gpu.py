@@ -503,7 +503,10 @@ def test_product_in_int8(case, poisoned):
 @pytest.mark.parametrize(
     "case", [(1, 64, 96, 1.5), (2, 33, 80, 0.01), (17, 5, 64, 1.0), (70, 70, 48, 2.0), (3, 5, 1500, 2.0), (3, 20, 40, 9.0)]
 )
-def test_product_in_int8_with_large_inputs_exact(case, poisoned):
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_product_in_int8_with_large_inputs_exact(case, zero_point, poisoned):
+    from compression.packed.activations import ActivationRule
+
     tokens, out, n, threshold = case
     g = torch.Generator().manual_seed(n)
     q, scale = torch.randint(1, 256, (out, n), generator=g), scales(out, n, -1, g)
@@ -513,26 +516,28 @@ def test_product_in_int8_with_large_inputs_exact(case, poisoned):
     for dtype, tolerance in TOLERANCE.items():
         x = tokens_of(tokens, n).to(dtype)
         x[:, 3] = 8
-        large = x.float().abs() >= threshold
-        assert large.any() or threshold == 9
+        x[:, 5:9] = x[:, 5:9].abs() + 0.2 * threshold  # one side is larger
+        assert (x.float().abs() >= threshold).any() or threshold == 9
         x[-1] = 0 if tokens > 2 else x[-1]
-        large[-1] &= tokens <= 2
-        rest = torch.nan_to_num(rounded(x.masked_fill(large, 0), 127))
+        large = x.float().abs() >= threshold
+        calm = x.masked_fill(large, 0)
+        rest = ActivationRule(zero_point=True)(calm.double()).double() if zero_point else torch.nan_to_num(rounded(calm, 127))
         expected = (rest + torch.where(large, x, 0).double()) @ weight.T
-        y = int8_product(*on_device(x, pack(q.to(torch.uint8), 8), scale, zero), -1, 127, threshold)
+        y = int8_product(*on_device(x, pack(q.to(torch.uint8), 8), scale, zero), -1, 127, threshold, zero_point)
         assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @product
+@pytest.mark.parametrize("zero_point", [False, True])
 @pytest.mark.parametrize("threshold", [None, 2.0])
-def test_product_in_int8_of_what_is_not_finite_stays_so(threshold):
+def test_product_in_int8_of_what_is_not_finite_stays_so(threshold, zero_point):
     from kernels.gpu.int8 import int8_product
 
     operands = (torch.full((8, 16), 200, dtype=torch.uint8), torch.ones(8, 1).half(), torch.full((8, 1), 128, dtype=torch.uint8))
     for bad in (float("nan"), float("inf")):
         x = torch.ones(3, 16)
         x[1, 5] = bad
-        y = int8_product(*on_device(x, *operands), -1, 127, threshold).cpu()
+        y = int8_product(*on_device(x, *operands), -1, 127, threshold, zero_point).cpu()
         assert not y[1].isfinite().any() and torch.allclose(y[[0, 2]], torch.full((2, 8), 16 * 72.0))
 
 
@@ -559,9 +564,15 @@ def test_product_of_the_formats_by_their_rules(monkeypatch):
         "low_rank",
     )
     others = tuple(name for name in MADE if "scattered" in name)
-    rules = {"": None, "int8 activations": ActivationRule(), "int8 activations, outliers exact": ActivationRule(threshold=1.5)}
+    rules = (
+        ("", None),
+        ("int8 activations", ActivationRule()),
+        ("int8 activations, outliers exact", ActivationRule(threshold=1.5)),
+        ("int8 activations, outliers exact", ActivationRule(threshold=1.5, zero_point=True)),
+        ("int8 activations", ActivationRule(zero_point=True)),
+    )
     for name in (*ours, *others):
-        for words, rule in rules.items():
+        for words, rule in rules:
             packed = MADE[name][0]().to(DEVICE)
             packed.activations = rule
             told = "(PyTorch)" if name in others else f"{words or 'exact activations'} (Triton)"

@@ -65,16 +65,21 @@ def hqq(group, bits, iterations=20, p=0.7, beta=10.0, kappa=1.01):
     return scale, min(tried, key=lambda found: found[0])[1], tried
 
 
-def llm_int8(x, weight, threshold):
+def llm_int8(x, weight, threshold, zero_point=False):
     """y [tokens, out]: token by token, values of at least `threshold` times the dequantized int8 weights, the others in
-    int8 with one scale a token (the largest of the others / 127) and one an output row, summed as integers."""
+    int8 with one scale a token (the largest of the others / 127) and one an output row, summed as integers. zero_point: the
+    others from their least (or 0) to their largest (or 0) fill the codes -127 to 127, and the code z of 0 is taken off again."""
     scale = np.array([float(np.float16(np.abs(row).max() / 127)) for row in weight])
     codes = np.array([[int(np.round(w / s)) for w in row] for row, s in zip(weight, scale, strict=True)])
     y = np.zeros((len(x), len(weight)))
     for t, token in enumerate(x):
         large = np.abs(token) >= threshold
-        step = np.abs(token[~large]).max(initial=0.0) / 127 or 1.0
-        integers = np.array([0 if big else int(np.round(v / step)) for v, big in zip(token, large, strict=True)])
+        least, most = token[~large].min(initial=0.0), token[~large].max(initial=0.0)
+        step = ((most - least) / 254 if zero_point else max(most, -least) / 127) or 1.0
+        z = int(np.round(-127 - least / step)) if zero_point else 0
+        codes_of_x = [z if big else int(np.round(v / step)) + z for v, big in zip(token, large, strict=True)]
+        assert all(-127 <= c <= 127 for c in codes_of_x)
+        integers = np.array(codes_of_x) - z
         for o in range(len(weight)):
             total = sum(int(a) * int(b) for a, b in zip(integers, codes[o], strict=True))
             y[t, o] = total * step * scale[o] + sum(v * c * scale[o] for v, c in zip(token[large], codes[o][large], strict=True))
