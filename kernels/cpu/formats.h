@@ -24,16 +24,16 @@ INLINE int is_coded(const int kind) { return kind == INT || kind == MASK_INT; }
 INLINE int64_t tile_bytes(const plan *p, const int kind, const int bits)
 {
     const int64_t columns = blocks_of(p) * 32;
-    return kind == F32 ? columns * 64 : kind == F16 || kind == BF16 ? columns * 32 : columns * 2 * (kind == BOOK ? 4 : bits);
+    return kind == F32 ? columns * 64 : kind == F16 || kind == BF16 ? columns * 32 : kind == TWO_F16 ? columns * 16 : columns * 2 * (kind == BOOK ? 4 : bits);
 }
 
 INLINE reader open_tile(const plan *p, int64_t tile, const int kind, const int bits)
 {
     reader r;
-    const int masked = kind == MASK_F16 || kind == MASK_INT;
+    const int masked = kind == MASK_F16 || kind == MASK_INT, mask = masked || kind == TWO_F16;
     const int64_t at = masked ? ((const int64_t *)p->starts)[tile] : tile * tile_bytes(p, kind, bits);
     r.values = (const uint8_t *)p->values + at;
-    r.mask = masked ? (const uint8_t *)p->mask + tile * blocks_of(p) * 64 : 0;
+    r.mask = mask ? (const uint8_t *)p->mask + tile * blocks_of(p) * 64 : 0;
     r.table = kind == BOOK ? p->table : bits == 2 ? CODES_2 : bits == 3 ? CODES_3 : CODES_4;
     r.otherwise = vi_zero();
     return r;
@@ -46,13 +46,17 @@ INLINE reader open_tile(const plan *p, int64_t tile, const int kind, const int b
 /* Read the words of the next 32 columns. */
 INLINE void next_block(reader *r, const int kind, const int bits)
 {
-    const int words = kind == BF16 ? 16 : kind == BOOK ? 4 : kind == INT || kind == BITS ? bits : 0;
+    const int words = kind == BF16 ? 16 : kind == TWO_F16 ? 8 : kind == BOOK ? 4 : kind == INT || kind == BITS ? bits : 0;
     const int masked = kind == MASK_F16 || kind == MASK_INT;
     const int lines = masked ? (kind == MASK_INT && bits <= 4 ? 3 : 8) : kind == BF16 ? 0 : words; /* masked: as half of the weights take */
     if (masked) __builtin_prefetch(r->mask + 64 * AHEAD);
     UNROLL(8)
     for (int i = 0; i < lines; i++) __builtin_prefetch(r->values + 64 * (lines * AHEAD + i));
     for (int i = 0; i < words; i++) r->raw[i] = vi_load(r->values + 64 * i);
+    if (kind == TWO_F16) { /* raw[8]: where in their fours the values stand */
+        __builtin_prefetch(r->mask + 64 * AHEAD);
+        r->raw[8] = vi_load(r->mask), r->mask += 64;
+    }
     r->values += 64 * words;
     if (kind == INT && bits == 3) { /* the last eight columns, whose codes stand in the words' upper two bits */
         const vi rest = vi_and_or(vi_shr(r->raw[1], 4), vi_splat(0x0c0c0c0c), vi_and(vi_shr(r->raw[0], 6), vi_splat(0x03030303)));
@@ -93,11 +97,14 @@ INLINE vi quad(reader *r, const int j, const int kind, const int bits)
 }
 
 /* A half's bits, moved to where a float has them, are the value times 2^-112, small ones included: three operations cheaper
-   than the processor's own conversion. MASK_F16 gives its columns so, x is brought to 2^100 before and the sum to its size
-   after (both far from where floats end). */
+   than the processor's own conversion. MASK_F16 and TWO_F16 give their columns so, x is brought to 2^100 before and the sum to
+   its size after (both far from where floats end). */
 #define HALF_BITS_UP 0x1p112f
 #define X_UP 0x1p100f
 #define SUM_UP 0x1p12f
+
+INLINE int is_moved(const int kind) { return kind == MASK_F16 || kind == TWO_F16; }
+INLINE vi moved_half(vi pair, const int upper) { return vi_and(upper ? vi_sar(pair, 3) : vi_sar_low(pair, 3), vi_splat(0x8fffe000)); }
 
 /* Column j of the block as floats; codes as numbers without zero point or scale. Columns in turn; q: room for a quad. */
 INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
@@ -116,7 +123,13 @@ INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
             *q = vi_expand_halves(mask, (const uint16_t *)r->values);
             r->mask += 4, r->values += 2 * __builtin_popcount(mask);
         }
-        return vf_bits(vi_and(j % 2 ? vi_sar(*q, 3) : vi_sar_low(*q, 3), vi_splat(0x8fffe000)));
+        return vf_bits(moved_half(*q, j % 2));
+    }
+    if (kind == TWO_F16) {
+        const vi pair = r->raw[j / 4], first = vi_placed(moved_half(pair, 0), r->raw[8], j / 4 * 4, j % 4);
+        if (j % 4 == 0) return vf_bits(first); /* the second stands behind the first */
+        const vi second = vi_placed(moved_half(pair, 1), r->raw[8], j / 4 * 4 + 2, j % 4);
+        return vf_bits(j % 4 == 3 ? second : vi_or(first, second));
     }
     if (kind == INT && bits == 3) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 3 * (j / 4 % 2)));
     if (kind == BOOK || (kind == INT && bits == 4)) return vf_lookup(r->table, vi_shr(r->raw[j / 8], 8 * (j % 4) + 4 * (j / 4 % 2)));

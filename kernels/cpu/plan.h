@@ -12,6 +12,8 @@
      BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset float [tile][group][16]
      MASK_F16        mask: 32 bits for two columns, bit 2 lane + column % 2; values: the kept ones in that order; starts: bytes
                      before each tile
+     TWO_F16         two of every four columns: values half [tile][four columns][16][2], mask: 32 bits a lane [tile][block][16], two
+                     bits a value, its column % 4
      MASK_INT        mask: 64 bits for four columns, bit 4 lane + column % 4; values: kept codes, a byte each; or (bits <= 4) of
                      eight columns together, the first four's in the bytes' low nibbles, the others' in the high ones
      LOW_RANK        second x (first x); SUM  first x + second x
@@ -33,7 +35,7 @@
 
 #include "vectors.h"
 
-enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS, COLUMNS, TRAIN };
+enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, TWO_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS, COLUMNS, TRAIN };
 enum { WHOLE, REAL, LEVELS, FLOATS };
 
 typedef struct plan plan;

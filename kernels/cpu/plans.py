@@ -22,7 +22,8 @@ from kernels.grouped_int import level_codes, levelled, spread
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
-KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS", "COLUMNS", "TRAIN")
+KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "TWO_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS", "COLUMNS",
+         "TRAIN")  # fmt: skip
 GRIDS = ("WHOLE", "REAL", "LEVELS", "FLOATS")
 CODES = ("INT", "MASK_INT", "BOOK", "BITS")  # kinds whose products are of integers
 ROWS, COLUMNS = 16, 32  # of a tile, of a block
@@ -219,10 +220,23 @@ def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_siz
 def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule | None = None, op: str = "bitmask") -> Plan:
     """kept bits [out, bytes], values float16 of the kept places, row by row."""
     mask = bits_mask(kept, n)
+    weight, shape = scatter_bitmask(values.half(), mask), (len(kept), n)
+    if n % 4 == 0 and bool((mask.view(-1, 4).sum(1) == 2).all()):
+        return Plan(op, "TWO_F16", shape, rule, **_two_of_four(weight, mask))
     pairs = lambda t: _padded(t).unflatten(2, (-1, 2)).transpose(1, 2)  # noqa: E731  [tiles, pairs of columns, 16, 2]
-    weight, mask = pairs(scatter_bitmask(values.half(), mask)), pairs(mask)
+    weight, mask = pairs(weight), pairs(mask)
     starts = _starts(mask.flatten(1).sum(1) * 2)
-    return Plan(op, "MASK_F16", (len(kept), n), rule, values=_slack(weight[mask]), mask=_bytes(mask), starts=starts)
+    return Plan(op, "MASK_F16", shape, rule, values=_slack(weight[mask]), mask=_bytes(mask), starts=starts)
+
+
+def _two_of_four(weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Two of every four columns without a mask to follow: the kept values, and the two bits of each that say its column."""
+    fours = lambda t: _padded(t).unflatten(2, (-1, 4)).transpose(1, 2)  # noqa: E731  [tiles, fours of columns, 16, 4]
+    places = (~fours(mask)).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]  # the kept ones come first
+    values = fours(weight).gather(-1, places)
+    codes = (places[..., 0] | places[..., 1] << 2).unflatten(1, (-1, 4, 2))  # [tiles, blocks, bytes of a lane, 2, 16]
+    both = (codes[:, :, :, 0] | codes[:, :, :, 1] << 4).transpose(2, 3)
+    return {"values": _slack(values), "mask": both.to(torch.uint8).contiguous()}
 
 
 def bitmask_codes(mask: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, rule: Rule | None = None,

@@ -56,7 +56,24 @@ INLINE vf float_token(const plan *p, int64_t tile, const input *in, const int ki
     }
     if (scaled) return total;
     const vf sum = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
-    return kind == MASK_F16 ? vf_mul(sum, vf_splat(SUM_UP)) : sum;
+    return is_moved(kind) ? vf_mul(sum, vf_splat(SUM_UP)) : sum;
+}
+
+/* Two of four: each value picks its activation. */
+INLINE vf two_token(const plan *p, int64_t tile, const input *in)
+{
+    reader r = open_tile(p, tile, TWO_F16, 0);
+    vf part[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    for (int64_t b = 0; b < blocks_of(p); b++) {
+        next_block(&r, TWO_F16, 0);
+        UNROLL(8)
+        for (int g = 0; g < 8; g++) UNROLL(2)
+            for (int k = 0; k < 2; k++) {
+                const vf x = vf_pick(in->x + 32 * b + 4 * g, vi_shr(r.raw[8], 4 * g + 2 * k));
+                part[2 * (g % 2) + k] = vf_fma(vf_bits(moved_half(r.raw[g], k)), x, part[2 * (g % 2) + k]);
+            }
+    }
+    return vf_mul(vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3])), vf_splat(SUM_UP));
 }
 
 /* A code book in 16 bits: entry = worth (256 high + low - 32768); plans.py has made the bytes. */
@@ -171,7 +188,7 @@ typedef struct {
 /* The next `blocks` blocks of a tile as weights, float [column][16]. */
 INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks, float *panel, const int kind, const int bits)
 {
-    const int scaled = kind != F32 && kind != F16 && kind != BF16 && kind != MASK_F16;
+    const int scaled = kind != F32 && kind != F16 && kind != BF16 && !is_moved(kind);
     vi q = vi_zero();
     for (int64_t b = 0; b < blocks; b++, panel += 512) {
         if (kind == BITS) {
@@ -202,7 +219,7 @@ UNROLL(32)
             }
             vf w = column(&c->r, j, &q, kind, bits);
             if (is_coded(kind)) w = vf_sub(w, g.zero);
-            vf_store(panel + 16 * j, scaled ? vf_mul(w, g.scale) : kind == MASK_F16 ? vf_mul(w, vf_splat(HALF_BITS_UP)) : w);
+            vf_store(panel + 16 * j, scaled ? vf_mul(w, g.scale) : is_moved(kind) ? vf_mul(w, vf_splat(HALF_BITS_UP)) : w);
         }
         if (scaled && (c->left -= 16) <= 0) c->left = p->group, c->group += c->group + 1 < p->groups;
     }
@@ -461,6 +478,7 @@ typedef struct {
     static void bytes_##kind##_##bits(const plan *p, int64_t t, cursor *c, int64_t n, uint8_t *w) { decode_bytes(p, t, c, n, w, kind, bits); }
 
 FLOAT_LOOPS(F32, 0) FLOAT_LOOPS(F16, 0) FLOAT_LOOPS(BF16, 0) FLOAT_LOOPS(MASK_F16, 0)
+FLOATS_OF(TWO_F16, 0) TOKEN(exact, TWO_F16, 0, two_token(p, t, in))
 BOOK_LOOPS(BOOK, 4)
 CODE_LOOPS(INT, 2) CODE_LOOPS(INT, 3) CODE_LOOPS(INT, 4) CODE_LOOPS(INT, 5) CODE_LOOPS(INT, 6) CODE_LOOPS(INT, 7) CODE_LOOPS(INT, 8)
 CODE_LOOPS(MASK_INT, 4) CODE_LOOPS(MASK_INT, 8)
@@ -472,7 +490,7 @@ PLANE_LOOPS(BITS, 1) PLANE_LOOPS(BITS, 2) PLANE_LOOPS(BITS, 3) PLANE_LOOPS(BITS,
 
 static const route *route_of(const plan *p)
 {
-    static const route dense[] = {FLOAT_ROUTE(F32, 0), FLOAT_ROUTE(F16, 0), FLOAT_ROUTE(BF16, 0)}, sparse = FLOAT_ROUTE(MASK_F16, 0),
+    static const route dense[] = {FLOAT_ROUTE(F32, 0), FLOAT_ROUTE(F16, 0), FLOAT_ROUTE(BF16, 0)}, sparse = FLOAT_ROUTE(MASK_F16, 0), two = FLOAT_ROUTE(TWO_F16, 0),
                        book = TOKEN_ROUTE(BOOK, 4), nibbles = CODE_ROUTE(MASK_INT, 4), bytes = CODE_ROUTE(MASK_INT, 8);
     static const route ints[] = {CODE_ROUTE(INT, 2), CODE_ROUTE(INT, 3), CODE_ROUTE(INT, 4), CODE_ROUTE(INT, 5), CODE_ROUTE(INT, 6), CODE_ROUTE(INT, 7), CODE_ROUTE(INT, 8)};
     static const route planes[] = {TOKEN_ROUTE(BITS, 1), TOKEN_ROUTE(BITS, 2), TOKEN_ROUTE(BITS, 3), TOKEN_ROUTE(BITS, 4), TOKEN_ROUTE(BITS, 5), TOKEN_ROUTE(BITS, 6), TOKEN_ROUTE(BITS, 7), TOKEN_ROUTE(BITS, 8)};
@@ -481,6 +499,7 @@ static const route *route_of(const plan *p)
     case BOOK: return &book;
     case BITS: return planes + p->bits - 1;
     case MASK_F16: return &sparse;
+    case TWO_F16: return &two;
     case MASK_INT: return p->bits <= 4 ? &nibbles : &bytes;
     default: return dense + p->kind;
     }
@@ -529,7 +548,7 @@ static void multiply_tiles(member *me, const plan *p, const input *in, float *y,
     share(me, tiles_of(p), &first, &last);
     if (in->m == 1) {
         input lifted = *in;
-        if (p->kind == MASK_F16) {
+        if (is_moved(p->kind)) {
             float *x = (float *)me->own;
             for (int64_t k = 0; k < 32 * blocks; k++) x[k] = in->x[k] * X_UP;
             lifted.x = x, in = &lifted;

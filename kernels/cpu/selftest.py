@@ -101,6 +101,9 @@ def cases(out: int = 35, n: int = 75):
             yield f"{b} planes, rule {rule}", plans.binary_coded(planes, alpha, offset, 48, n, rule), weight
         half = normal(out, n).half()
         yield f"bitmask, rule {rule}", plans.bitmask(mask_bits(keep), half[keep], n, rule), half.float() * keep
+        fours = torch.rand(out, -(-n // 4), 4, generator=g).argsort(-1).argsort(-1).flatten(1) < 2
+        half, four = normal(*fours.shape).half(), fours.shape[1]
+        yield f"two of four, rule {rule}", plans.bitmask(mask_bits(fours), half[fours], four, rule), half.float() * fours
         u, v = normal(out, 5).half(), normal(5, n).half()
         yield f"low rank, rule {rule}", plans.low_rank(u, v, rule), u.float() @ v.float()
         for modes, ranks in (((n,), (1, 1)), ((8, -(-n // 8)), (1, 3, 1)), ((2, 3, -(-n // 12), 2), (1, 2, 4, 2, 1))):

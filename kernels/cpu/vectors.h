@@ -95,6 +95,13 @@ INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 {
     return _mm512_mask_add_ps(a, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1u << n)), a, x);
 }
+INLINE vf vf_pick(const float *four, vi place) { return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(four)), place); } /* low 2 bits */
+/* Lanes of `a` whose two bits of `places` from bit `right` on say `place`; the others are 0. */
+INLINE vi vi_placed(vi a, vi places, int right, int place)
+{
+    const __m512i here = _mm512_and_si512(_mm512_srli_epi32(places, right), _mm512_set1_epi32(3));
+    return _mm512_maskz_mov_epi32(_mm512_cmpeq_epi32_mask(here, _mm512_set1_epi32(place)), a);
+}
 /* Hidden from the compiler: on Zen 4 and 5 an expansion that zeroes waits for its register's last value, and one that reads
    memory takes half as long again as one from a register. */
 INLINE vi vi_hidden(vi a)
@@ -227,6 +234,17 @@ INLINE __m256 lookup_half(const float *t, __m256i i) /* bit 3 chooses the table'
     const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t), i), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t + 8), i);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
 }
+INLINE vf vf_pick(const float *four, vi place) /* low 2 bits */
+{
+    const __m256 x = _mm256_broadcast_ps((const __m128 *)four);
+    return VF(_mm256_permutevar_ps(x, place.a), _mm256_permutevar_ps(x, place.b));
+}
+INLINE __m256i placed_half(__m256i a, __m256i places, int right, int place)
+{
+    const __m256i here = _mm256_and_si256(_mm256_srli_epi32(places, right), _mm256_set1_epi32(3));
+    return _mm256_and_si256(_mm256_cmpeq_epi32(here, _mm256_set1_epi32(place)), a);
+}
+INLINE vi vi_placed(vi a, vi places, int right, int place) { return VI(placed_half(a.a, places.a, right, place), placed_half(a.b, places.b, right, place)); }
 INLINE vf vf_lookup(const float *table, vi i) { return VF(lookup_half(table, i.a), lookup_half(table, i.b)); }
 INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 {
@@ -299,6 +317,8 @@ INLINE vf vf_abs(vf x) { PER_LANE(vf, fabsf(x.l[i])) }
 INLINE vf vf_fma(vf x, vf y, vf z) { PER_LANE(vf, x.l[i] * y.l[i] + z.l[i]) }
 INLINE vf vf_fnma(vf x, vf y, vf z) { PER_LANE(vf, z.l[i] - x.l[i] * y.l[i]) }
 INLINE float vf_sum(vf x) { float s = 0; for (int i = 0; i < 16; i++) s += x.l[i]; return s; }
+INLINE vf vf_pick(const float *four, vi place) { PER_LANE(vf, four[place.l[i] & 3]) }
+INLINE vi vi_placed(vi a, vi places, int right, int place) { PER_LANE(vi, (places.l[i] >> right & 3) == (uint32_t)place ? a.l[i] : 0) }
 INLINE float vf_top(vf x) { float s = x.l[0]; for (int i = 1; i < 16; i++) s = x.l[i] > s ? x.l[i] : s; return s; }
 INLINE vf vf_lookup(const float *t, vi x) { PER_LANE(vf, t[x.l[i] & 15]) }
 INLINE vf vf_add_where(vf a, vi bits, int n, vf x) { PER_LANE(vf, a.l[i] + (bits.l[i] >> n & 1 ? x.l[i] : 0)) }

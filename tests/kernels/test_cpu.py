@@ -58,7 +58,7 @@ def test_every_format_equals_its_formula(shape):
     assert c is not None, cpu.status()
     for name, plan, weight in selftest.cases(*shape):
         for tokens in TOKENS:
-            x = torch.randn(tokens, shape[1], generator=torch.Generator().manual_seed(tokens))
+            x = torch.randn(tokens, plan.shape[1], generator=torch.Generator().manual_seed(tokens))
             y = torch.full((tokens, shape[0]), float("nan"))
             assert c.product(plan.address, x.data_ptr(), y.data_ptr(), tokens, 2) == 0
             expected = selftest.rounded(x, plan.rule).double() @ weight.double().T
