@@ -121,7 +121,7 @@ INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
             uint32_t mask;
             memcpy(&mask, r->mask, 4);
             *q = vi_expand_halves(mask, (const uint16_t *)r->values);
-            r->mask += 4, r->values += 2 * __builtin_popcount(mask);
+            r->mask += 4, r->values += 2 * (uint64_t)__builtin_popcountll(mask);
         }
         return vf_bits(moved_half(*q, j % 2));
     }
