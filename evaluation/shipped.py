@@ -40,8 +40,8 @@ GATES = (
     "gptq --bits 3 --group_size 128", "gptq --bits 3 --group_size -1", "awq --bits 4", "awq --bits 3",
     "owq --bits 4", "owq --bits 3", "spqr --bits 4", "spqr --bits 3",
     "nf4", "nf4 --table fp4", "hqq --bits 4", "hqq --bits 3", "hqq --bits 4 --round_zero false --iterations 0", "gptq --bits 4 + lut_gemm",
-    "llm_int8", "llm_int8 --threshold 2", "llm_int8 --threshold 0", "smoothquant --activations tensor",
-    "smoothquant --activations tensor --smooth false", "zeroquant --bits 8", "zeroquant --bits 4",
+    "llm_int8", "llm_int8 --zero_point true", "llm_int8 --threshold 2", "llm_int8 --threshold 0",
+    "smoothquant --activations tensor", "smoothquant --activations tensor --smooth false", "zeroquant --bits 8", "zeroquant --bits 4",
     "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "wanda --pattern 4:8", "wanda --pattern 2:4",
     "sparsegpt --sparsity 0.5", "sparsegpt --pattern 4:8", "sparsegpt --pattern 2:4", "sparsegpt --sparsity 0.5 --quantize true",
     *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
@@ -56,9 +56,9 @@ GATES = (
     f"gkd {DISTILLED}", f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
 )  # fmt: skip
 
-LADDER = (  # gates that the table leaves out, for an order alone: at 8 bits nothing is lost, at 2 nothing is left of so small a model
+LADDER = (  # gates for the order of the widths alone: at 8 bits nothing is lost, at 2 nothing is left of so small a model
     "rtn --bits 2", "gptq --bits 8", "gptq --bits 2", "awq --bits 8", "awq --bits 2", "owq --bits 2", "spqr --bits 2",
-    "hqq --bits 8", "hqq --bits 2", "zeroquant --bits 3", "llm_int8 --zero_point true",
+    "hqq --bits 8", "hqq --bits 2", "zeroquant --bits 3",
 )  # fmt: skip
 
 TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 131072 --train_minutes 120"  # under ten minutes on two cores

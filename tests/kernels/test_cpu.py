@@ -378,6 +378,27 @@ def test_codes_of_fewer_bits_refuse_a_threshold_and_a_zero_point_and_say_so():
 
 
 @needs_compiler
+def test_two_of_four_has_a_layout_of_its_own_and_one_weight_more_has_not():
+    """Two bits a kept value instead of a bit a weight: the same bytes; both layouts give the same products and rows."""
+    from kernels.sparse import mask_bits
+
+    cpu.wait()
+    g = torch.Generator().manual_seed(0)
+    keep = torch.rand(48, 24, 4, generator=g).argsort(-1).argsort(-1).flatten(1) < 2
+    more = keep.clone()
+    more[5, int((~keep[5]).nonzero()[0])] = True
+    weight, x = torch.randn(48, 96, generator=g).half(), torch.randn(9, 96, generator=g)
+    two, masked = (plans.bitmask(mask_bits(mask), weight[mask], 96) for mask in (keep, more))
+    assert (two.kind, masked.kind) == ("TWO_F16", "MASK_F16") and two.bytes <= masked.bytes
+    for plan, mask in ((two, keep), (masked, more)):
+        dense = weight.float() * mask
+        assert torch.equal(cpu.rows(plan, torch.arange(48)), dense)
+        for tokens in (1, 9):
+            expected = x[:tokens].double() @ dense.double().T
+            assert (cpu.product(plan, x[:tokens]) - expected).abs().max() <= selftest.TOLERANCE * (x.abs() @ dense.abs().T).max()
+
+
+@needs_compiler
 def test_rows_of_thin_products_and_chains():
     """An embedding in these formats, in any order; as one row at a time, which the decode step asks for."""
     g, ids = torch.Generator().manual_seed(0), torch.tensor([36, 0, 17, 17, 15, 16])
