@@ -8,7 +8,8 @@ Both models are then measured natively by the same code on the same windows, so 
 paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same.
 
 Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and the load before it
-began: seconds that were taken beside other work say little. Exit code 1 if a perplexity of ours is more than 2 % above theirs or a side failed.
+began: seconds that were taken beside other work say little. Exit code 1 if a perplexity of ours is more than 2 % above
+theirs or a side failed.
 """
 
 from __future__ import annotations

@@ -73,6 +73,10 @@ def bundle(family: str = "llama"):
     return models.load(folder(family))
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def ids(count: int = 6, window: int = 32, seed: int = 0) -> torch.Tensor:
     """Random token ids [count, window]."""
     return torch.randint(0, 256, (count, window), generator=torch.Generator().manual_seed(seed))

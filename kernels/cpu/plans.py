@@ -95,7 +95,8 @@ class Plan:
         """False if the rule has a threshold or a zero point, which only codes of 8 bits and floats take."""
         if not (self.outliers_exact or self.struct.shifted):
             return True
-        return all(p.obeys for p in self.parts) and (self.kind not in CODES or (self.kind == "INT" and self.struct.bits == 8))
+        codes = self.kind == "INT" and self.struct.bits == 8 and (not self.struct.shifted or "offset" in self.tensors)
+        return all(p.obeys for p in self.parts) and (self.kind not in CODES or codes)
 
     def all_tensors(self) -> list[Tensor]:
         """Each tensor once."""

@@ -1,13 +1,10 @@
-"""White-box distillation: divergences by hand, rollouts, the policy gradient by enumeration, and the orderings of a micro language."""
+"""White-box distillation: the loss over a model, both trainings, and the orderings of a micro language."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import itertools
-import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,17 +12,14 @@ from compression import arch, get, row_losses
 from compression.base import BadParam, Cancelled, Context
 from compression.bundle import Bundle
 from compression.distillation import gkd, minillm, rollouts, students, white_box
-from compression.distillation.divergences import between, forward_kl, jensen_shannon, logs, reverse_kl
-from compression.distillation.rollouts import Sequences, distinct, draw, given
+from compression.distillation.divergences import forward_kl, reverse_kl
+from compression.distillation.rollouts import Sequences, draw, given
 from compression.distillation.white_box import token_mean
 from tests import chain_language as language
 from tests import tiny
+from tests.tiny import seeded
 
 NO_END = frozenset()
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def context(windows, teacher, seed=0, **more):
@@ -35,82 +29,6 @@ def context(windows, teacher, seed=0, **more):
 
 def facts(edit):
     return {note.code: note.facts for note in edit.notes}
-
-
-# --- divergences ---
-
-
-def test_directions_on_two_symbols_by_hand():
-    p, q = np.array([0.9, 0.1]), np.array([0.5, 0.5])
-    covering = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    seeking = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
-    a, b = torch.tensor(p).log(), torch.tensor(q).log()
-    assert float(forward_kl(a, b)) == pytest.approx(covering, rel=1e-9) != pytest.approx(seeking, rel=0.1)
-    assert float(reverse_kl(a, b)) == pytest.approx(seeking, rel=1e-9)
-    torch_says = torch.nn.functional.kl_div(b, a, log_target=True, reduction="sum")  # KL(target || input)
-    assert float(forward_kl(a, b)) == pytest.approx(float(torch_says), rel=1e-9)
-
-
-@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
-def test_jensen_shannon_is_its_definition_and_bounded(beta):
-    p, q = (torch.softmax(3 * torch.randn(5, 7, generator=seeded(s)).double(), -1).numpy() for s in (1, 2))
-    m = beta * p + (1 - beta) * q
-    expected = beta * (p * np.log(p / m)).sum(-1) + (1 - beta) * (q * np.log(q / m)).sum(-1)
-    found = jensen_shannon(torch.tensor(p).log(), torch.tensor(q).log(), beta)
-    assert np.allclose(found.numpy(), expected, rtol=1e-9)
-    assert (found <= -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)).all()
-    if beta == 0.5:
-        assert np.allclose(found.numpy(), jensen_shannon(torch.tensor(q).log(), torch.tensor(p).log(), 0.5).numpy())
-        apart = torch.tensor([[0.0, -1e9]]), torch.tensor([[-1e9, 0.0]])
-        assert float(jensen_shannon(*apart, 0.5)) == pytest.approx(math.log(2))
-
-
-def test_limits_are_the_two_directions():
-    a, b = (torch.randn(4, 9, generator=seeded(s)).double() for s in (3, 4))
-    assert torch.allclose(jensen_shannon(a, b, 1e-3) / 1e-3, forward_kl(a, b), rtol=0.01)
-    assert torch.allclose(jensen_shannon(a, b, 1 - 1e-3) / 1e-3, reverse_kl(a, b), rtol=0.01)
-    assert torch.equal(between(a, b, 0), forward_kl(a, b)) and torch.equal(between(a, b, 1), reverse_kl(a, b))
-    assert torch.allclose(between(a, b, 0.5), 4 * jensen_shannon(a, b, 0.5))
-
-
-@pytest.mark.parametrize("beta", [0, 0.1, 0.5, 0.9, 1])
-def test_the_loss_and_its_gradient_are_those_of_trl(beta):
-    """A well-kept implementation of the same paper; its own isn't divided by beta (1 - beta)."""
-    from trl.experimental.gkd import GKDTrainer
-
-    teacher, ours = torch.randn(7, 11, dtype=torch.float64), torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
-    theirs = ours.detach().clone().requires_grad_()
-    found = between(teacher, ours, beta).sum() * (beta * (1 - beta) or 1)
-    expected = GKDTrainer.generalized_jsd_loss(theirs, teacher, beta=beta, reduction="sum")
-    found.backward(), expected.backward()
-    assert found.item() == pytest.approx(expected.item()) and torch.allclose(ours.grad, theirs.grad)
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_value_and_gradient_are_zero_where_both_agree_only(beta):
-    a = torch.randn(3, 8, generator=seeded(5)).double()
-    same, other = (a + 2.0).requires_grad_(True), (a + torch.randn(3, 8, generator=seeded(6))).requires_grad_(True)
-    for q, none in ((same, True), (other, False)):
-        value = between(a, q, beta).sum()
-        value.backward()
-        assert (abs(float(value.detach())) < 1e-12) is none and (float(q.grad.abs().max()) < 1e-9) is none
-
-
-# --- samples ---
-
-
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_student_that_reads_its_cache_expects_what_it_expects_of_the_whole(family):
-    teacher = tiny.bundle(family)
-    student = students.keep_blocks(teacher, [0])
-    assert student.module.config.num_hidden_layers == 1
-    drawn = draw(student, teacher, tiny.ids(3, 6), 10, 0.3, NO_END, seeded())
-    for bundle, kept in ((student, drawn.log_q), (teacher, drawn.log_p)):
-        whole = logs(tiny.logits(bundle, drawn.ids))[:, 5:-1]
-        at = whole.gather(2, drawn.ids[:, 6:, None])[..., 0]
-        assert torch.allclose(at, kept, atol=1e-4)
-    w = drawn.log_q.exp() / (0.3 * drawn.log_p.exp() + 0.7 * drawn.log_q.exp())
-    assert torch.allclose(drawn.weights, w, rtol=1e-4)
 
 
 def test_layers_that_stay_are_evenly_spaced_with_both_ends():
@@ -125,58 +43,6 @@ def test_layers_that_stay_are_evenly_spaced_with_both_ends():
     assert (
         len(arch.blocks(teacher.module)) == 4 and students.reshaped(teacher.geometry, gkd.GkdParams(kept=0.5)) == student.geometry
     )
-
-
-class Fixed(torch.nn.Module):
-    """A model that expects the same tokens everywhere."""
-
-    def __init__(self, chances):
-        super().__init__()
-        self.chances = torch.tensor(chances)
-
-
-def fixed(monkeypatch, **chances):
-    """Bundles by name whose every next token has those chances."""
-    found = {n: Bundle(Fixed(c), None, language.model(16, 1).geometry, n) for n, c in chances.items()}
-    for bundle in found.values():
-        bundle.geometry = type(bundle.geometry)("llama", 1, len(bundle.module.chances), 99, True, bundle.geometry.layers)
-        bundle.module.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
-    monkeypatch.setattr(rollouts, "transformers_stepper", lambda b: lambda ids: b.module.chances.log().expand(len(ids), -1))
-    return found.values()
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.2, 1.0])
-def test_samples_come_from_the_mixture_and_weights_correct_it(monkeypatch, alpha):
-    q, p = [0.7, 0.2, 0.1, 0.0], [0.1, 0.1, 0.1, 0.7]
-    student, teacher = fixed(monkeypatch, q=q, p=p)
-    drawn = draw(student, teacher, torch.zeros(400, 1, dtype=torch.long), 25, alpha, NO_END, seeded())
-    seen = torch.bincount(drawn.ids[:, 1:].flatten(), minlength=4) / 10_000
-    mixed = alpha * torch.tensor(p) + (1 - alpha) * torch.tensor(q)
-    assert torch.allclose(seen, mixed, atol=0.02)
-    if alpha == 0:
-        assert (drawn.weights == 1).all()
-    if alpha < 1:
-        assert drawn.weights.max() <= 1 / (1 - alpha) + 1e-6
-        for symbol, chance in enumerate(q):  # E[w 1{y}] under the mixture is the student's own chance
-            hit = drawn.ids[:, 1:] == symbol
-            assert float((drawn.weights * hit).mean()) == pytest.approx(chance, abs=0.02)
-
-
-def test_a_sample_ends_at_its_first_end_token_which_counts(monkeypatch):
-    student, teacher = fixed(monkeypatch, q=[0.5, 0.3, 0.2], p=[0.5, 0.3, 0.2])
-    drawn = draw(student, teacher, torch.ones(64, 3, dtype=torch.long), 12, 0.0, frozenset({2}), seeded())
-    for row, length in zip(drawn.ids[:, 3:].tolist(), drawn.lengths.tolist(), strict=True):
-        end = row.index(2) + 1 if 2 in row else len(row)
-        assert length == end
-    assert drawn.scored.sum() == drawn.lengths.sum() == len(drawn.targets) == drawn.mask.sum()
-    ended = drawn.mask & (drawn.ids[:, 3:] == 2)
-    assert ended.sum(1).max() == 1 and ended.any(), "the end token carries loss, even where padding has the same id"
-    assert drawn.numel() == 64 * 3 + int(drawn.lengths.sum())
-
-
-def test_distinct_counts_sequences_of_four():
-    ids = torch.tensor([[9, 1, 2, 3, 4, 5], [9, 1, 2, 3, 4, 7]])
-    assert distinct(Sequences(ids, 1, torch.tensor([5, 4]))) == 2 / 3
 
 
 @pytest.mark.parametrize("method", ["gkd", "minillm"])
@@ -198,88 +64,6 @@ def test_what_stands_behind_the_end_never_changes_a_loss(method):
 def lesson_of(method, student, teacher, **values):
     params = get(method).params.parse({"prompt_tokens": 4, "response_tokens": 8} | values)
     return white_box.Lesson(student, teacher, language.text(16, 2), language.text(4, 3), params, 0, lambda: False)
-
-
-# --- the policy gradient ---
-
-
-def everything(seed=0, symbols=4, length=3):
-    """Tables of logits for every prefix, of q and p, and all sequences."""
-    sequences = list(itertools.product(range(symbols), repeat=length))
-    prefixes = sorted({s[:t] for s in sequences for t in range(length)})
-    q, p = (torch.randn(len(prefixes), symbols, generator=seeded(seed + i)).double() for i in (0, 1))
-    where = torch.tensor([[prefixes.index(s[:t]) for t in range(length)] for s in sequences])
-    return q.requires_grad_(True), p, torch.tensor(sequences), where
-
-
-def chosen(table, sequences, where):
-    return logs(table)[where].gather(2, sequences[..., None])[..., 0]
-
-
-def surrogate(q, p, sequences, where, single_step, **switches):
-    """Expectation over every sequence, each with its chance, of the sum of the method's token losses."""
-    log_q, log_p = chosen(q, sequences, where), chosen(p, sequences, where)
-    old = log_q.detach()
-    switches = {"length_norm": False, "whiten": False} | switches
-    weight = minillm.advantages(log_p - old, torch.ones_like(sequences, dtype=torch.bool), single_step=single_step, **switches)
-    flat = where.flatten()
-    losses = minillm.token_loss(logs(p)[flat], logs(q)[flat], sequences.flatten(), weight.flatten(), old.flatten(),
-                                torch.ones(sequences.numel()).double(), single_step)  # fmt: skip
-    return (old.sum(1).exp() * losses.view(sequences.shape).sum(1)).sum()
-
-
-@pytest.mark.parametrize("single_step", [True, False])
-def test_the_expected_gradient_is_that_of_the_sequences_reverse_kl(single_step):
-    """All 64 sequences of 3 out of 4 symbols, without norm, mixing or clip."""
-    q, p, sequences, where = everything()
-    exact = (chosen(q, sequences, where).sum(1).exp() * (chosen(q, sequences, where) - chosen(p, sequences, where)).sum(1)).sum()
-    (expected,) = torch.autograd.grad(exact, q)
-    (found,) = torch.autograd.grad(surrogate(q, p, sequences, where, single_step), q)
-    assert torch.allclose(found, expected, atol=1e-6) and expected.abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("length_norm", [True, False])
-@pytest.mark.parametrize("whiten", [True, False])
-def test_a_text_of_one_token_has_no_return(whiten, length_norm):
-    rewards, mask = torch.randn(5, 1), torch.ones(5, 1, dtype=torch.bool)
-    assert not minillm.advantages(rewards, mask, single_step=True, length_norm=length_norm, whiten=whiten).any()
-
-
-def test_a_student_like_its_teacher_has_no_gradient():
-    q, _, sequences, where = everything()
-    for single_step in (True, False):
-        (found,) = torch.autograd.grad(surrogate(q, q.detach(), sequences, where, single_step), q)
-        assert found.abs().max() < 1e-9
-
-
-def test_returns_by_hand():
-    rewards = torch.tensor([[1.0, 2.0, 4.0, 8.0], [3.0, 5.0, 99.0, 99.0]])
-    mask = torch.tensor([[True] * 4, [True, True, False, False]])
-
-    def made(**changed):
-        switches = {"length_norm": False, "whiten": False, "single_step": True} | changed
-        return minillm.advantages(rewards, mask, **switches).tolist()
-
-    assert made() == [[14, 12, 8, 0], [5, 0, 0, 0]]
-    assert made(length_norm=True) == [[7, 12, 8, 0], [5, 0, 0, 0]], "divisors max(1, T - t - 1) of T - t terms"
-    assert made(single_step=False) == [[14, 13, 11, 7], [7, 4, 0, 0]]
-    whitened = minillm.advantages(rewards, mask, single_step=True, length_norm=True, whiten=True)
-    has = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    assert not whitened[~has].any() and abs(float(whitened[has].mean())) < 1e-6
-    assert float(whitened[has].std(correction=0)) == pytest.approx(1, abs=1e-5)
-
-
-def test_the_ratio_is_clipped_where_it_would_be_rewarded():
-    """PPO: a ratio beyond 1 +- 0.2 has no gradient in the direction of its advantage, and keeps it in the other."""
-    for advantage, ratio, free in ((1.0, 1.3, False), (1.0, 0.7, True), (-1.0, 1.3, True), (-1.0, 0.7, False)):
-        log_q = torch.zeros(1, 2).double().requires_grad_(True)
-        out = minillm.token_loss(torch.zeros(1, 2).double(), torch.log_softmax(log_q, -1), torch.tensor([0]),
-                                 torch.tensor([advantage]), torch.tensor([0.5]).log() - math.log(ratio), torch.ones(1), False)  # fmt: skip
-        out.sum().backward()
-        assert bool(log_q.grad.any()) is free
-
-
-# --- the loss over a model ---
 
 
 def test_the_mean_is_over_scored_tokens_and_chunks_change_nothing(monkeypatch):

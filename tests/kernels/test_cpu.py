@@ -377,6 +377,15 @@ def test_codes_of_fewer_bits_refuse_a_threshold_and_a_zero_point_and_say_so():
     assert packed.kernel == f"grouped integers, int8 activations, outliers exact (C, {cpu.instructions()})"
 
 
+def test_levels_of_scales_refuse_a_zero_point():
+    """They keep no sums of rows."""
+    codes, levels = pack(torch.zeros(16, 32, dtype=torch.uint8), 8), pack(torch.zeros(1, 16, dtype=torch.uint8), 3)[0]
+    stats = torch.ones(1, 1, 2).half()
+    for shifted in (False, True):
+        plan = plans.two_level(codes, (levels, levels), (stats, stats), 3, 8, -1, 32, (1 << 30, 127, 0.0, 0.0, shifted))
+        assert plan.obeys is not shifted
+
+
 @needs_compiler
 def test_two_of_four_has_a_layout_of_its_own_and_one_weight_more_has_not():
     """Two bits a kept value instead of a bit a weight: the same bytes; both layouts give the same products and rows."""
