@@ -6,17 +6,18 @@ takes these values out: whatever is 6 or larger is multiplied as it is, all the 
 calibration, because outliers are recognised while the model runs.
 
 Dettmers, Lewis, Belkada, Zettlemoyer 2022, arXiv 2208.07339, section 3: weights have one scale an output row, activations
-one a token (vector-wise quantization), both symmetric, max / 127, so that the code -128 never occurs. With O the outlier
+one a token (vector-wise quantization), 127 codes on each side of zero, so that -128 never occurs. With O the outlier
 features (equation 8),
     Y = X_O W_O + diag(c_x) (int8(X) int8(W)) diag(c_w)
 Weights are kept in int8 alone and their outlier columns are read back from there (bitsandbytes' mode); the paper's
 16-bit copy of W_O is not stored. A threshold of 0 turns the decomposition off, as in bitsandbytes.
 
-The paper has a second form, "zeropoint" (section 2.1, table 1): a token's codes run from its least to its largest value
-instead of from -max to max. A token whose largest value has no counterpart of the other sign, as behind a gated
-activation, then has steps up to half as wide. Small models gain most (table 1, vector-wise at 125M parameters: perplexity
-25.72 instead of 35.84, the original 25.65); it costs one more number a row, the sum of its weights. The default is the
-first form, the only one of bitsandbytes.
+The paper has two forms of int8(X) (section 2.1, table 1). "Absmax", of equation 8, runs from -max to max; "zeropoint" runs
+from a token's least to its largest value. A token whose largest value has no counterpart of the other sign, as behind a
+gated activation, then has steps up to half as wide. Small models gain most (table 1, vector-wise at 125M parameters:
+perplexity 25.72 instead of 35.84, the original 25.65), and the models first tried here are small: the default is zeropoint. It
+costs one more number a row, the sum of its weights. bitsandbytes, the authors' code, has absmax alone: to foretell what it
+will make of a model, turn the zero point off.
 
 Deviation: the paper takes a feature out for all tokens of a batch as soon as one of them reaches the threshold; here each
 token decides for itself. With one token at a time it is the same; with many, a token's result no longer depends on
@@ -46,7 +47,7 @@ class LlmInt8Params(Params):
     """What counts as too large."""
 
     threshold: float = param(6.0, "Activations of this size or larger are multiplied as they are; 0: none are.", lo=0.0, hi=1e6)
-    zero_point: bool = param(False, "Codes run from a token's least to its largest activation: finer steps than -max to max.")
+    zero_point: bool = param(True, "Codes run from a token's least to its largest activation: finer steps than -max to max.")
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
