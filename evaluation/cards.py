@@ -326,10 +326,13 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
             else f' <span class="status {_e(r["status"])}">{_e(words("status." + str(r["status"])))}</span>'
         )
         mark = f' <span class="note-mark" title="{_e(words.note(noteworthy(r)[0]))}">!</span>' if noteworthy(r) else ""
-        pick = f'<button class="linklike" data-run="{_e(r["id"])}" aria-label="{_e(words("runs.select", name=name))}">{_e(name)}</button>'
+        settings = words("comma").join(told for step in r["recipe"] for told in words.settings(*step))
+        full = words("comma").join([name, settings] if settings else [name])
+        pick = f'<button class="linklike" data-run="{_e(r["id"])}" aria-label="{_e(words("runs.select", name=full))}">{_e(name)}</button>'
+        small = f'<small title="{_e(settings)}">{_e(settings)}</small>' if settings else ""
         day = time.strftime("%m-%d %H:%M", time.localtime(float(r["created"])))
         dot = f'<i class="dot {_e(r["family"])}"></i>'
-        body.append(f'<tr data-run="{_e(r["id"])}" data-model="{_e(r["model"])}"><td data-v="{_e(name)}">{dot}{pick}{status}{mark}</td>'
+        body.append(f'<tr data-run="{_e(r["id"])}" data-model="{_e(r["model"])}"><td data-v="{_e(name)}">{dot}{pick}{status}{mark}{small}</td>'
                     f'<td class="model" data-v="{_e(r["model"])}">{_e(r["model"])}</td>'
                     f'<td class="model" data-v="{_e(r["text"])}">{_e(Path(str(r["text"])).name)}</td>{"".join(cells)}'
                     f'<td class="when" data-v="{float(r["created"]):.0f}">{_e(day)}</td></tr>')  # fmt: skip

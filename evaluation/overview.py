@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from evaluation import peers, shipped
 from evaluation.spec import ROOT, Result, RunSpec
-from evaluation.words import TELLING, Words
+from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
 PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
@@ -53,39 +53,9 @@ def results(group: str = "gates") -> dict[str, Result]:
     return found
 
 
-# parameters that a step's own words carry already
-TOLD = ("bits", "sparsity", "pattern", "removed", "kept", "quantize", "train_minutes", "group_size", "rounding", "round")
-
-
 def label(spec: RunSpec) -> str:
     """The recipe in words, with the parameters that differ from their defaults."""
-    words, steps = Words("en"), []
-    for method, params in spec.methods:
-        values = params.json()
-        changed = [
-            f"{words('param.' + f['name']).lower()} {spoken(words, v)}"
-            for f in params.describe()
-            if (v := values[f["name"]]) != f["default"] and f["name"] not in (*TOLD, *TELLING, method.main_param)
-        ]
-        main = method.main_param
-        if main not in (None, *TOLD, *TELLING, "rank") and values.get("rounding", True):
-            changed.insert(0, f"{words('param.' + main).lower()} {values[main]}")
-        steps.append(", ".join([words.step(method.name, values, long=True), *changed]))
-    told = words("then").join(steps)
-    if spec.cache_bits < 16:
-        told = (
-            words.recipe(spec.recipe, True, spec.cache_bits)
-            if spec.keeps_weights
-            else words("recipe.cache", recipe=told, bits=spec.cache_bits)
-        )
-    return told + (f", seed {spec.seed}" if spec.seed else "")
-
-
-def spoken(words: Words, value) -> str:
-    """A parameter's value: "on", "off", a choice's words, a number."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return words(f"value.{value}") if words.has(f"value.{value}") else str(value)
+    return Words("en").recipe(spec.recipe, True, spec.cache_bits) + (f", seed {spec.seed}" if spec.seed else "")
 
 
 def row(result: Result, rate: dict | None) -> list[str]:

@@ -6,7 +6,6 @@ that can fail for a visitor's reason comes back as an error card, never as an ex
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,10 +19,9 @@ from pathlib import Path
 from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation import cards, host, pareto, plots
-from evaluation.spec import PRESETS, ROOT, TEXTS, Result, RunSpec
-from evaluation.words import LANGUAGES, Words, essays, table
+from evaluation.spec import PRESETS, TEXTS, Result, RunSpec
+from evaluation.words import LANGUAGES, Words, essays, methods, table
 
-METHODS = ROOT / "assets" / "methods.json"
 KEPT_DOWNLOADS = 3
 FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
 
@@ -43,7 +41,7 @@ class Page:
     ):
         self.store, self.runner, self.chat, self.public = store, runner, chat, public
         self._estimate, self._path = estimate, path
-        self.methods = json.loads(METHODS.read_text("utf-8"))
+        self.methods = list(methods().values())
         self._packing = threading.Lock()
 
     def boot(self) -> dict:

@@ -16,7 +16,7 @@ from evaluation.pareto import METRICS
 from evaluation.spec import ROOT
 
 LANGUAGES = ("en", "zh-Hant")
-I18N = ROOT / "assets" / "i18n"
+I18N, METHODS = ROOT / "assets" / "i18n", ROOT / "assets" / "methods.json"
 
 # perplexity as a multiple of the original's, up to which a verdict holds
 VERDICTS = ((1.01, "same"), (1.05, "about"), (1.15, "slightly"), (1.5, "clearly"), (4.0, "much"), (math.inf, "broken"))
@@ -25,6 +25,10 @@ TELLING = {  # choices that a run's name tells where they aren't the usual ones
     "objective": "on-policy", "teaching": "teacher", "granularity": "block", "importance": "element1", "guide": "adapter",
     "setting": "meta", "kind": "tensor_train", "table": "nf4",
 }  # fmt: skip
+NAMED = (  # parameters that a step's name has words for, or that only end a training
+    "bits", "sparsity", "pattern", "removed", "kept", "rank", "quantize", "group_size", "rounding", "round", "student", "kv_bits",
+    "activation_bits", "train_minutes",
+)  # fmt: skip
 SPEED_MARGIN = 0.05  # rates closer than this are called equal
 
 
@@ -32,6 +36,12 @@ SPEED_MARGIN = 0.05  # rates closer than this are called equal
 def table(language: str) -> dict[str, str]:
     """All strings of a language by key."""
     return json.loads((I18N / f"{language}.json").read_text("utf-8"))
+
+
+@functools.cache
+def methods() -> dict[str, dict]:
+    """Every method's description by name, from methods.json: no method's code is read for it."""
+    return {m["name"]: m for m in json.loads(METHODS.read_text("utf-8"))}
 
 
 @functools.cache
@@ -159,11 +169,37 @@ class Words:
             return self("method.factors", method=title)
         return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])
 
+    def settings(self, name: str, values: Mapping) -> list[str]:
+        """What a step's name leaves out: its main knob where that is told nowhere, and every parameter that isn't at its default.
+        A full budget goes by that name."""
+        method, out = methods()[name], []
+        budget = dict(method["full"])
+        if budget and all(values.get(k) == v for k, v in budget.items()):
+            out.append(self("budget.full"))
+        else:
+            budget = {}
+        for p in method["params"]:
+            key = p["name"]
+            if key in (*NAMED, *TELLING, *budget) or key not in values:
+                continue
+            if values[key] != p["default"] or (p["main"] and values.get("rounding", True)):
+                out.append(f"{self(f'param.{key}').lower()} {self.choice(values[key])}")
+        return out
+
+    def choice(self, value) -> str:
+        """A parameter's value: "on", "off", a choice's words, a number."""
+        if isinstance(value, bool):
+            return self("on" if value else "off")
+        if type(value) is int:
+            return f"{value:,}"
+        return self(f"value.{value}") if self.has(f"value.{value}") else str(value)
+
     def recipe(self, recipe, long: bool = False, cache_bits: int = 16) -> str:
-        """A chain in words, and the bits of its key-value cache where they are few."""
+        """A chain in words, and the bits of its key-value cache where they are few; long: with every setting."""
         if cache_bits < 16 and all(name == "none" for name, _ in recipe):
             return self("recipe.cache.original", bits=cache_bits)
-        chain = self("then").join(self.step(name, values, long) for name, values in recipe)
+        named = lambda name, values: self("comma").join([self.step(name, values, True), *self.settings(name, values)])  # noqa: E731
+        chain = self("then").join((named if long else self.step)(name, values) for name, values in recipe)
         return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, bits=cache_bits)
 
     def run(self, row: Mapping, long: bool = False) -> str:

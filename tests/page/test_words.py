@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from compression import NAMES, get
+from evaluation.cards import runs_table
 from evaluation.pareto import METRICS
-from evaluation.words import LANGUAGES, Words, digits, essays, table, verdict
+from evaluation.words import LANGUAGES, Words, digits, essays, methods, table, verdict
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "assets").glob("*.js"), *(ROOT / "evaluation").glob("*.py")]
@@ -100,6 +101,33 @@ def test_figures_become_words():
     assert words.recipe((("qlora", adapted | {"table": "fp4"}),)) == "QLoRA rank 8, FP4"
     assert words.recipe((("peqa", get("peqa").params(bits=3, round=False).json()),)) == "PEQA not rounded (control)"
     assert words.recipe(book) == "FP4" and words.recipe(book, long=True) == "FP4, group 64"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_two_settings_of_a_method_have_two_names(language):
+    """The long name tells every parameter that isn't at its default, once; the short one and a default run stay short."""
+    words, make = Words(language), lambda name, **values: ((name, get(name).params(**values).json()),)
+    symmetric = make("llm_int8", zero_point=False)
+    assert words.recipe(make("llm_int8"), long=True) == words.recipe(symmetric) == words.method("llm_int8")
+    told = words.recipe(symmetric, long=True)
+    assert told.startswith(words.method("llm_int8")) and words("off") in told and words("param.zero_point").lower() in told
+    trained = words.recipe(make("qlora", train_tokens=131_072), long=True)
+    assert "131,072" in trained
+    paid = words.recipe((("minillm", get("minillm").params().json() | methods()["minillm"]["full"]),), long=True)
+    assert paid.endswith(words("budget.full")) and str(methods()["minillm"]["full"]["train_tokens"]) not in paid.replace(",", "")
+    assert words.settings("smoothquant", get("smoothquant").params().json()) == [f"{words('param.alpha').lower()} 0.5"], (
+        "its main knob"
+    )
+
+
+def test_the_table_of_runs_tells_settings_under_the_name():
+    row = {
+        "id": "a", "created": 0.0, "status": "ok", "family": "quantization", "model": "m", "text": "t", "notes": [], "host": "", "threads": 0,
+        "recipe": [["llm_int8", get("llm_int8").params(zero_point=False).json()]],
+    }  # fmt: skip
+    words = Words("en")
+    assert "<small" in (shown := runs_table([row], words, "", 0)) and "zero point off" in shown
+    assert "<small" not in runs_table([row | {"recipe": [["llm_int8", get("llm_int8").params().json()]]}], words, "", 0)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
