@@ -25,7 +25,7 @@ from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
 PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
-QUIET = 0.5  # load of the machine up to which seconds are shown
+QUIET = 0.1  # cores busy with other work up to which seconds are shown
 HEAD = (
     "method",
     "weights, bits each",
@@ -91,7 +91,7 @@ def peers_table() -> str:
     for row in json.loads(peers.TABLE.read_text("utf-8"))["rows"] if peers.TABLE.is_file() else ():
         if "ratio" not in row:
             continue
-        quiet = row.get("load", 9) <= QUIET
+        quiet = row.get("cores_beside", 9) <= QUIET
         seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
         fewer = f", {row['windows']} windows" if "windows" in row else ""
         lines.append([

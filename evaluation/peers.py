@@ -7,9 +7,9 @@ environment of its own (evaluation/peers.txt), each side in a process of its own
 Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
 paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same.
 
-Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and the load before it
-began: seconds that were taken beside other work say little. Exit code 1 if a perplexity of ours is more than 2 % above
-theirs or a side failed.
+Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and how many of its cores were
+busy with other work: seconds that were taken beside much of that say little. Exit code 1 if a perplexity of ours is more
+than 2 % above theirs or a side failed.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
     from evaluation.perplexity import perplexity, ratio
 
     pair, about, found, failed = PAIRS[name], {}, {}, {}
-    load = round(os.getloadavg()[0], 2)
+    start, others = time.perf_counter(), _work_of_others()
     for which, python in pythons.items():
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         command = [python, "-m", "evaluation.peers", "--side", which, "--name", name, "--job", str(job)]
@@ -268,7 +268,14 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
             continue
         about[which] = json.loads((job / f"{name}.{which}.json").read_text("utf-8"))
         found[which] = load_file(job / f"{name}.{which}.safetensors")["losses"]
-    row = {"name": name, "package": pair.package, "recipe": pair.ours, "settings": pair.settings, "load": load}
+    beside = (_work_of_others() - others) / (time.perf_counter() - start)
+    row = {
+        "name": name,
+        "package": pair.package,
+        "recipe": pair.ours,
+        "settings": pair.settings,
+        "cores_beside": round(max(0.0, beside), 3),
+    }
     row |= {"windows": pair.windows} if pair.windows else {}
     row |= {which: about[which] | {"perplexity": perplexity(losses)[0]} for which, losses in found.items()}
     if failed:
@@ -276,6 +283,14 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
     value, error = ratio(found["ours"], found["theirs"])
     return row | {"ratio": value, "ratio_stderr": None if error != error else error,
                   "seconds_ratio": about["ours"]["compress_seconds"] / max(about["theirs"]["compress_seconds"], 1e-9)}  # fmt: skip
+
+
+def _work_of_others() -> float:
+    """Seconds that this machine's cores have worked for others than this process and its children that have ended."""
+    import psutil
+
+    all_work, own = psutil.cpu_times(), os.times()
+    return all_work.user + all_work.system + getattr(all_work, "nice", 0.0) - sum(own[:4])
 
 
 def verdict(rows: list[dict]) -> list[str]:

@@ -69,7 +69,7 @@ typedef struct {
 typedef struct {
     const float *x;    /* [m][ld]: as they are, or on their int8 grid */
     const int8_t *q;   /* [digits][rows][ld], or tiled, [digits][rows / 16][ld / 64][16][64]: int8 codes, or three digits to base 256, the highest first */
-    const float *sums; /* [digits][m][ld / 16]: of 16 columns of q each */
+    const float *sums; /* [m][ld / 16]: of 16 columns of q each, digits put together */
     const float *unit; /* [m][ld / 32]: what a code, or a last digit, is worth */
     int64_t m, rows, ld;
     int digits; /* 1: q holds the codes of a rule; 3: exact activations; 0: it is empty */

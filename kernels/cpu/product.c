@@ -4,7 +4,7 @@
 
        y = sum_b unit_b scale_g (sum_i q_i k_i - zero_g sum_i k_i)
 
-   Exact activations of one token take the same way as three digits to base 256: 24 bits below the largest of 32 neighbours, no
+   Exact activations of one token take the same way as three digits to base 256: 24 bits below the largest of 64 neighbours, no
    less than a float32 sum keeps, and cheaper than turning every code into a float. Weights that are floats are multiplied as
    floats, and so is everything for many exact tokens. */
 
@@ -26,7 +26,7 @@
 #define NEAR 32 /* tokens whose codes and sums stay in the nearest cache while a panel's blocks pass */
 #define MATRIX_INT8 12 /* so many tokens, and the matrix unit is faster: int8 */
 #define MATRIX_EXACT 3 /* and exact ones */
-#define MATRIX_UNIT 64 /* columns of many exact tokens that share a unit */
+#define DIGITS_UNIT 64 /* columns of exact activations that share a unit: a line of codes */
 
 /* ---- one token ---- */
 
@@ -79,30 +79,32 @@ INLINE vf two_token(const plan *p, int64_t tile, const input *in)
 /* A code book in 16 bits: entry = worth (256 high + low - 32768); plans.py has made the bytes. */
 INLINE vi book_sum(vi low, vi high, float sum) { return vi_add(vi_add(low, vi_shl(high, 8)), vi_splat(-32768 * (int32_t)sum)); }
 
-/* Sums of one digit each, put together. */
-INLINE vf join_digits(const vf *d, const int digits)
+/* Sums of one digit each, put together: the lower two as integers, exactly. */
+INLINE vf join_digits(const vi *d, const int digits)
 {
-    return digits == 1 ? d[0] : vf_fma(d[0], vf_splat(65536), vf_fma(d[1], vf_splat(256), d[2]));
+    return digits == 1 ? vf_of(d[0]) : vf_fma(vf_of(d[0]), vf_splat(65536), vf_of(vi_add(vi_shl(d[1], 8), d[2])));
 }
 
-/* Codes, or a book's entries, times int8 codes (one digit) or 24-bit integers (three). */
+/* Codes, or a book's entries, times int8 codes (one digit) or 24-bit integers (three). Sums stay integers while neither scale nor
+   unit changes, for two blocks at most. */
 INLINE vf code_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits, const int digits)
 {
     reader r = open_tile(p, tile, kind, bits);
-    const int narrow = p->group % 32 != 0;
+    const int narrow = p->group % 32 != 0, pairs = p->group % 64 == 0 && (digits == 3 ? DIGITS_UNIT : p->rule) % 64 == 0;
     const int64_t blocks = blocks_of(p), ld = in->ld;
     int64_t group = 0, left = p->group;
     vf total = vf_zero();
     grid g = {vf_zero(), vf_zero()};
     const uint8_t *low = (const uint8_t *)p->offset, *high = low + 16;
+    vi acc[3][2], top[2] = {vi_zero(), vi_zero()};
+    for (int d = 0; d < digits; d++) acc[d][0] = acc[d][1] = vi_zero();
+    float all = 0;
     for (int64_t b = 0; b < blocks; b++) {
         const int8_t *k = in->q + 32 * b;
         const float *sums = in->sums + 2 * b;
-        const vf unit = vf_splat(in->unit[b]);
-        if (left == p->group) g = grid_of(p, tile, group, &r, kind);
+        const int whole = !pairs || b % 2 || b + 1 == blocks; /* whether the sums end with this block */
+        if (left == p->group && !(pairs && b % 2)) g = grid_of(p, tile, group, &r, kind);
         next_block(&r, kind, bits);
-        vi acc[3][2], top[2] = {vi_zero(), vi_zero()};
-        for (int d = 0; d < digits; d++) acc[d][0] = acc[d][1] = vi_zero();
         UNROLL(8)
         for (int j = 0; j < 8; j++) {
             const vi q = quad(&r, j, kind == BOOK ? INT : kind, bits);
@@ -111,20 +113,19 @@ INLINE vf code_token(const plan *p, int64_t tile, const input *in, const int kin
             for (int d = 0; d < digits; d++)
                 acc[d][chain] = vi_dot(acc[d][chain], kind == BOOK ? vi_lookup_bytes(low, q) : q, k + d * ld + 4 * j, kind == BOOK ? 8 : bits);
             if (kind == BOOK) top[chain] = vi_dot(top[chain], vi_lookup_bytes(high, q), k + 4 * j, 8);
-            if (j == 7 || (j == 3 && narrow)) {
-                vf part[3];
+            if (j % 4 == 3) all += sums[j / 4];
+            if ((j == 7 && whole) || (j == 3 && narrow)) {
+                vi sum[3];
                 UNROLL(3)
                 for (int d = 0; d < digits; d++) {
-                    const float *s = sums + d * ld / 16;
-                    const float all = narrow ? s[j / 4] : s[0] + s[1];
-                    const vi sum = digits == 1 ? vi_add(acc[d][0], acc[d][1]) : acc[d][0];
-                    if (kind == BOOK) part[d] = vf_of(book_sum(sum, vi_add(top[0], top[1]), all));
-                    else part[d] = vf_fnma(g.zero, vf_splat(all), vf_of(sum));
+                    sum[d] = digits == 1 ? vi_add(acc[d][0], acc[d][1]) : acc[d][0];
                     acc[d][0] = acc[d][1] = vi_zero();
                 }
-                top[0] = top[1] = vi_zero();
-                total = vf_fma(vf_mul(g.scale, unit), join_digits(part, digits), total);
-                if ((left -= narrow ? 16 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
+                if (kind == BOOK) sum[0] = book_sum(sum[0], vi_add(top[0], top[1]), all);
+                const vf joined = join_digits(sum, digits), lifted = kind == BOOK ? joined : vf_fnma(g.zero, vf_splat(all), joined);
+                total = vf_fma(vf_mul(g.scale, vf_splat(in->unit[b])), lifted, total);
+                top[0] = top[1] = vi_zero(), all = 0;
+                if ((left -= narrow ? 16 : pairs ? 64 : 32) <= 0) left = p->group, group += group + 1 < p->groups;
                 if (j == 3) g = grid_of(p, tile, group, &r, kind);
             }
         }
@@ -146,16 +147,12 @@ INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int b
         const int8_t *k = in->q + 32 * b;
         next_block(&r, BITS, bits);
         for (int half = narrow ? 0 : 1; half < 2; half++) { /* a whole block, or its halves */
-            vf sum[3], part = vf_zero();
-            for (int d = 0; d < digits; d++) {
-                const float *s = in->sums + d * ld / 16 + 2 * b;
-                sum[d] = vf_splat(narrow ? s[half] : s[0] + s[1]);
-            }
-            const vf all = join_digits(sum, digits);
+            const float *s = in->sums + 2 * b;
+            const vf all = vf_splat(narrow ? s[half] : s[0] + s[1]);
+            vf part = vf_zero();
             UNROLL(8)
             for (int i = 0; i < bits; i++) { /* twice the sum over columns whose bit is set, less the sum of all */
                 vi acc[3] = {vi_zero(), vi_zero(), vi_zero()};
-                vf set[3];
                 if (!(narrow && half)) UNROLL(4)
                     for (int j = 0; j < 4; j++) {
                         const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
@@ -166,8 +163,7 @@ INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int b
                         const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
                         for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j, 1);
                     }
-                for (int d = 0; d < digits; d++) set[d] = vf_of(acc[d]);
-                const vf twice = join_digits(set, digits);
+                const vf twice = join_digits(acc, digits);
                 part = vf_fma(vf_half(scale + (group * bits + i) * 16), vf_sub(vf_add(twice, twice), all), part);
             }
             if (offset) part = vf_fma(vf_load(offset + group * 16), all, part);
@@ -321,7 +317,7 @@ typedef struct {
 /* Blocks of a span: all spans of a piece begin where a unit or the piece begins. */
 static int64_t span_of(const plan *p, const input *in)
 {
-    const int64_t panel = PANEL / 32, group = p->group / 32, unit = in->digits == 3 ? MATRIX_UNIT / 32 : p->rule / 32, span = unit % panel ? unit : panel;
+    const int64_t panel = PANEL / 32, group = p->group / 32, unit = in->digits == 3 ? DIGITS_UNIT / 32 : p->rule / 32, span = unit % panel ? unit : panel;
     return panel % span == 0 && (group % span == 0 || span % group == 0) ? span : 1;
 }
 
@@ -337,13 +333,8 @@ static void cut_columns(const plan *p, const input *in, int64_t token, int64_t m
             const float *sums = in->sums + (token + i) * in->ld / 16, *unit = in->unit + (token + i) * in->ld / 32;
             float all = 0;
             for (int64_t k = b; k < end; k++) {
-                float joined = 0;
-                for (int d = 0; d < in->digits; d++) {
-                    const float *s = sums + d * in->m * in->ld / 16 + 2 * k;
-                    joined = 256 * joined + s[0] + s[1];
-                }
                 const float worth = c->one_unit ? 1 : unit[k];
-                all += joined * worth, c->unit[TOKENS * k + i] = worth;
+                all += (sums[2 * k] + sums[2 * k + 1]) * worth, c->unit[TOKENS * k + i] = worth;
             }
             c->all[TOKENS * b + i] = all;
         }
@@ -360,8 +351,8 @@ UNROLL(16)
         vf sum = vf_zero();
 UNROLL(2)
         for (int64_t k = 0; k < spans; k++) {
-            vf part[3];
-            for (int d = 0; d < digits; d++) part[d] = vf_of(vi_load(dots + 256 * (digits * k + d) + 16 * j));
+            vi part[3];
+            for (int d = 0; d < digits; d++) part[d] = vi_load(dots + 256 * (digits * k + d) + 16 * j);
             const vf joined = join_digits(part, digits);
             sum = one_unit ? joined : k ? vf_fma(joined, vf_splat(unit[TOKENS * span * k + j]), sum) : vf_mul(joined, vf_splat(unit[j]));
         }
@@ -843,7 +834,7 @@ int takes_matrix(const plan *p, int64_t m)
 int64_t input_bytes(int64_t n, int64_t m)
 {
     const int64_t ld = width_of(n), digits = m == 1 || matrix_ready() ? 3 : 1;
-    const int64_t codes = m * (4 * ld + digits * (ld + ld / 4) + ld / 8) + digits * 15 * ld; /* the matrix unit has room for whole sixteens */
+    const int64_t codes = m * (4 * ld + digits * ld + ld / 4 + ld / 8) + digits * 15 * ld; /* the matrix unit has room for whole sixteens */
     return codes + m * (8 * ld + 8 + 4) + 7 * 64; /* all activations may be large */
 }
 
@@ -886,11 +877,12 @@ static float to_int8(float *x, int8_t *q, int64_t jump, float *unit, float *sums
     return bad == 0 ? -zero * u : NAN;
 }
 
-/* `columns` values of one token, a multiple of 16, as 24-bit integers of a common unit, in three digits from -128 to 127, the highest
-   first, and each digit's sums by 16. All numbers are whole and below 2^24, so that floats hold them exactly; v / 256 + 1 / 512 rounds
-   to the quotient that leaves such a digit. A value that is not finite makes the unit NaN. apart: from digit to digit. */
-INLINE void to_digits(const float *x, int8_t *q, int64_t apart, float *unit, float *sums, int64_t sums_apart, const int columns)
+/* DIGITS_UNIT values of one token as 24-bit integers of a common unit, in three digits from -128 to 127, the highest first, and their
+   sums by 16. All numbers are whole and below 2^24, so that floats hold them exactly; v / 256 + 1 / 512 rounds to the quotient that
+   leaves such a digit. A value that is not finite makes the unit NaN. apart: from digit to digit. */
+INLINE void to_digits(const float *x, int8_t *q, int64_t apart, float *unit, float *sums)
 {
+    const int columns = DIGITS_UNIT;
     const vf step = vf_splat(0x1p-8f), half = vf_splat(0x1p-9f), base = vf_splat(256);
     vf top = vf_zero(), spoiled = vf_zero();
     for (int k = 0; k < columns; k += 16) top = vf_max(top, vf_abs(vf_load(x + k))), spoiled = vf_fma(vf_load(x + k), vf_zero(), spoiled);
@@ -903,7 +895,8 @@ INLINE void to_digits(const float *x, int8_t *q, int64_t apart, float *unit, flo
         const vf v = bad == 0 ? vf_max(lowest, vf_min(highest, vf_round(vf_mul(vf_load(x + k), up)))) : vf_zero();
         const vf rest = vf_round(vf_fma(v, step, half)), high = vf_round(vf_fma(rest, step, half));
         const vf digit[3] = {high, vf_fnma(high, base, rest), vf_fnma(rest, base, v)};
-        for (int d = 0; d < 3; d++) vf_to_bytes(q + d * apart + k, digit[d]), sums[d * sums_apart + k / 16] = vf_sum(digit[d]);
+        for (int d = 0; d < 3; d++) vf_to_bytes(q + d * apart + k, digit[d]);
+        sums[k / 16] = vf_sum(v);
     }
 }
 
@@ -924,7 +917,7 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
     const int tiled = takes_matrix(p, m), digits = p->rule ? 1 : tiled || (m == 1 && multiplies_integers(p)) ? 3 : 0;
     const int64_t rows = tiled ? (m + 15) / 16 * 16 : m, jump = tiled ? 16 * 64 : 64;
     int8_t *q = (int8_t *)room_for(&room, digits * rows * ld);
-    float *sums = (float *)room_for(&room, digits * m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
+    float *sums = (float *)room_for(&room, m * ld / 4), *unit = (float *)room_for(&room, m * ld / 8);
     large *kept = p->threshold ? (large *)room_for(&room, 8 * m * ld) : 0;
     int64_t *counts = p->threshold ? (int64_t *)room_for(&room, 8 * m) : 0;
     float *shift = p->shifted ? (float *)room_for(&room, 4 * m) : 0;
@@ -948,8 +941,7 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
             }
         } else if (digits == 3) {
             float *units = unit + i * ld / 32, *all = sums + i * ld / 16;
-            if (tiled) for (int64_t k = 0; k < ld; k += MATRIX_UNIT) to_digits(mine + k, codes + k / 64 * jump, rows * ld, units + k / 32, all + k / 16, m * ld / 16, MATRIX_UNIT);
-            else for (int64_t k = 0; k < ld; k += 32) to_digits(mine + k, codes + k, rows * ld, units + k / 32, all + k / 16, m * ld / 16, 32);
+            for (int64_t k = 0; k < ld; k += DIGITS_UNIT) to_digits(mine + k, codes + k / DIGITS_UNIT * jump, rows * ld, units + k / 32, all + k / 16);
         }
         for (int64_t k = 0; floats && kept && k < counts[i]; k++) mine[kept[i * ld + k].column] = kept[i * ld + k].x;
     }

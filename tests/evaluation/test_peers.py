@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,26 @@ def test_the_peers_python_may_be_a_relative_path_and_a_crash_loses_no_row(one_pr
     with pytest.raises(KeyboardInterrupt):
         peers.main([*words, "--only", peers.CONTROL, "nf4"])
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == [peers.CONTROL]
+
+
+def test_work_of_others_is_told_from_the_sides_own():
+    """A stranger that computes shows; one's own work doesn't."""
+    stranger = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        before = peers._work_of_others()
+        time.sleep(1)
+        found = peers._work_of_others() - before
+    finally:
+        stranger.kill()
+        stranger.wait()
+    assert found > 0.5
+    seen = []
+    for _ in range(5):  # the quietest of five: a test machine may have other things to do
+        before, end = peers._work_of_others(), time.perf_counter() + 0.4
+        while time.perf_counter() < end:
+            pass
+        seen.append(peers._work_of_others() - before)
+    assert min(seen) < 0.2
 
 
 def test_some_pairs_only_leave_the_other_rows_of_the_same_texts(tmp_path):
