@@ -85,12 +85,12 @@ INLINE vf join_digits(const vi *d, const int digits)
     return digits == 1 ? vf_of(d[0]) : vf_fma(vf_of(d[0]), vf_splat(65536), vf_of(vi_add(vi_shl(d[1], 8), d[2])));
 }
 
-/* Codes, or a book's entries, times int8 codes (one digit) or 24-bit integers (three). Sums stay integers while neither scale nor
-   unit changes, for two blocks at most. */
+/* Codes, or a book's entries, times int8 codes (one digit) or 24-bit integers (three), whose sums stay integers for two blocks where
+   these share scale and unit. */
 INLINE vf code_token(const plan *p, int64_t tile, const input *in, const int kind, const int bits, const int digits)
 {
     reader r = open_tile(p, tile, kind, bits);
-    const int narrow = p->group % 32 != 0, pairs = p->group % 64 == 0 && (digits == 3 ? DIGITS_UNIT : p->rule) % 64 == 0;
+    const int narrow = p->group % 32 != 0, pairs = digits == 3 && p->group % 64 == 0;
     const int64_t blocks = blocks_of(p), ld = in->ld;
     int64_t group = 0, left = p->group;
     vf total = vf_zero();

@@ -57,11 +57,10 @@ INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); } /* the sign fills up */
 INLINE vi vi_sar_low(vi a, int n) { return _mm512_madd_epi16(a, _mm512_set1_epi32(1 << (16 - n))); } /* of the lower half, moved up by 16 before; n > 1 */
-INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits) /* in words of its own: compilers load and spread the four bytes first */
 {
-    int32_t four;
-    memcpy(&four, x, 4);
-    return _mm512_dpbusd_epi32(acc, u, _mm512_set1_epi32(four));
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const int32_t *)x));
+    return acc;
 }
 INLINE vi vi_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE vi vi_signed_bytes(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
