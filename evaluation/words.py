@@ -172,12 +172,10 @@ class Words:
     def settings(self, name: str, values: Mapping) -> list[str]:
         """What a step's name leaves out: its main knob where that is told nowhere, and every parameter that isn't at its default.
         A full budget goes by that name."""
-        method, out = methods()[name], []
-        budget = dict(method["full"])
-        if budget and all(values.get(k) == v for k, v in budget.items()):
+        method, out = methods().get(name, {"full": {}, "params": ()}), []  # a stored run may outlive its method
+        budget = method["full"] if all(values.get(k) == v for k, v in method["full"].items()) else {}
+        if budget:
             out.append(self("budget.full"))
-        else:
-            budget = {}
         for p in method["params"]:
             key = p["name"]
             if key in (*NAMED, *TELLING, *budget) or key not in values:
