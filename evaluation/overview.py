@@ -93,7 +93,7 @@ def peers_table() -> str:
             continue
         quiet = row.get("cores_beside", 9) <= QUIET
         seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
-        fewer = f", {row['windows']} windows" if "windows" in row else ""
+        fewer = f", {row['windows']} windows" if "windows" in row else f", mean of {len(row['draws'])}" if "draws" in row else ""
         lines.append([
             f"`{row['recipe']}`{fewer}", row["package"], f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
             f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}", *seconds,

@@ -5,7 +5,8 @@
 Each pair compresses the same weights with the same settings, in float32, from the same calibration windows; theirs runs in an
 environment of its own (evaluation/peers.txt), each side in a process of its own, one after the other, with the same threads.
 Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
-paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same.
+paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same. Where the
+calibration itself decides by chance, a pair is drawn several times and the mean counts.
 
 Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and how many of its cores were
 busy with other work: seconds that were taken beside much of that say little. Exit code 1 if a perplexity of ours is more
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import geometric_mean, stdev
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "assets" / "results" / "bench" / "peers.json"
@@ -151,8 +154,12 @@ class Pair:
     theirs: Callable
     settings: dict = field(default_factory=dict)
     windows: int | None = None  # of the calibration text for both sides; None: all
+    draws: int = 1  # how often both calibrate: on all windows, then on all but the last, and so on
 
 
+DRAWS = (
+    4  # where a model is so broken that a last digit in it decides which of 2 % of its weights go, and that 4 % of its perplexity
+)
 FEW = 8  # llm-compressor's AWQ runs a block 60 times over its windows: with 64 of them hours on a processor
 
 ROW8 = {"bits": 8, "symmetric": True, "int8_inputs": True}
@@ -171,7 +178,7 @@ PAIRS = {
     "smoothquant": Pair("smoothquant --alpha 0.5", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.5}),
     "smoothquant-0.8": Pair("smoothquant --alpha 0.8", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.8}),
     "wanda": Pair("wanda --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5, "update": False}),
-    "wanda-2of4": Pair("wanda --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4", "update": False}),
+    "wanda-2of4": Pair("wanda --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4", "update": False}, draws=DRAWS),
     "sparsegpt": Pair("sparsegpt --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5}),
     "sparsegpt-2of4": Pair("sparsegpt --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4"}),
     "nf4": Pair("nf4 --table nf4", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4"}),
@@ -186,8 +193,9 @@ PAIRS = {
 # --- one side of a pair, in a process of its own -------------------------------------------------------------------
 
 
-def side(which: str, name: str, job: Path) -> None:
-    """Compress the job's model one way and measure it: writes <name>.<which>.safetensors (losses) and .json into `job`."""
+def side(which: str, name: str, job: Path, draw: int) -> None:
+    """Compress the job's model one way and measure it: writes <name>.<which>.safetensors (losses) and .json into `job`. draw: so
+    many of the last calibration windows are left out."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -197,7 +205,8 @@ def side(which: str, name: str, job: Path) -> None:
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
     bundle = (_our_model if which == "ours" else _their_model)(asked["model"])
-    seconds = (_ours if which == "ours" else _theirs)(pair, bundle, windows["calibration"][: pair.windows])
+    calibration = windows["calibration"][: pair.windows]
+    seconds = (_ours if which == "ours" else _theirs)(pair, bundle, calibration[: len(calibration) - draw])
     start = time.perf_counter()
     found = {"losses": losses(bundle, windows["evaluation"])}
     save_file(found, job / f"{name}.{which}.safetensors")
@@ -249,15 +258,43 @@ def _theirs(pair: Pair, bundle, calibration) -> float:
 
 def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict:
     """Both sides of a pair one after the other: a row of the table, with `failed` (side -> last words) if one did."""
+    pair, start, others = PAIRS[name], time.perf_counter(), _work_of_others()
+    drawn = [_draw(name, job, pythons, threads, draw) for draw in range(pair.draws)]
+    beside = (_work_of_others() - others) / (time.perf_counter() - start)
+    row = {
+        "name": name,
+        "package": pair.package,
+        "recipe": pair.ours,
+        "settings": pair.settings,
+        "cores_beside": round(max(0.0, beside), 3),
+    }
+    row |= {"windows": pair.windows} if pair.windows else {}
+    return row | (drawn[0] if pair.draws == 1 else joined(drawn))
+
+
+def joined(drawn: list[dict]) -> dict:
+    """Several draws of a pair as one: geometric means, whose standard error is that of the draws; times of the first."""
+    if failed := next((found for found in drawn if "failed" in found), None):
+        return failed
+    ratios = [found["ratio"] for found in drawn]
+    error = stdev(map(math.log, ratios)) / math.sqrt(len(ratios))
+    sides = {
+        which: drawn[0][which] | {"perplexity": geometric_mean(found[which]["perplexity"] for found in drawn)}
+        for which in ("ours", "theirs")
+    }
+    return drawn[0] | sides | {"draws": ratios, "ratio": geometric_mean(ratios), "ratio_stderr": geometric_mean(ratios) * error}
+
+
+def _draw(name: str, job: Path, pythons: dict[str, str], threads: int, draw: int) -> dict:
+    """What both sides make of one draw of calibration windows: their figures and the ratio, or what failed."""
     from safetensors.torch import load_file
 
     from evaluation.perplexity import perplexity, ratio
 
-    pair, about, found, failed = PAIRS[name], {}, {}, {}
-    start, others = time.perf_counter(), _work_of_others()
+    about, found, failed = {}, {}, {}
     for which, python in pythons.items():
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        command = [python, "-m", "evaluation.peers", "--side", which, "--name", name, "--job", str(job)]
+        command = [python, "-m", "evaluation.peers", "--side", which, "--name", name, "--job", str(job), "--draw", str(draw)]
         try:
             done = subprocess.run(command, cwd=job, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
             words = (done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]) if done.returncode else []
@@ -268,21 +305,12 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
             continue
         about[which] = json.loads((job / f"{name}.{which}.json").read_text("utf-8"))
         found[which] = load_file(job / f"{name}.{which}.safetensors")["losses"]
-    beside = (_work_of_others() - others) / (time.perf_counter() - start)
-    row = {
-        "name": name,
-        "package": pair.package,
-        "recipe": pair.ours,
-        "settings": pair.settings,
-        "cores_beside": round(max(0.0, beside), 3),
-    }
-    row |= {"windows": pair.windows} if pair.windows else {}
-    row |= {which: about[which] | {"perplexity": perplexity(losses)[0]} for which, losses in found.items()}
+    sides = {which: about[which] | {"perplexity": perplexity(losses)[0]} for which, losses in found.items()}
     if failed:
-        return row | {"failed": failed}
+        return sides | {"failed": failed}
     value, error = ratio(found["ours"], found["theirs"])
-    return row | {"ratio": value, "ratio_stderr": None if error != error else error,
-                  "seconds_ratio": about["ours"]["compress_seconds"] / max(about["theirs"]["compress_seconds"], 1e-9)}  # fmt: skip
+    return sides | {"ratio": value, "ratio_stderr": None if error != error else error,
+                    "seconds_ratio": about["ours"]["compress_seconds"] / max(about["theirs"]["compress_seconds"], 1e-9)}  # fmt: skip
 
 
 def _work_of_others() -> float:
@@ -338,11 +366,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--only", nargs="+", choices=tuple(PAIRS), help="some pairs only; the table's other rows stay")
     parser.add_argument("--out", type=Path, help=f"default {TABLE.relative_to(ROOT)}")
-    for name in ("side", "name", "job"):
+    for name in ("side", "name", "job", "draw"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     own = parser.parse_args(argv)
     if own.side:
-        side(own.side, own.name, Path(own.job))
+        side(own.side, own.name, Path(own.job), int(own.draw))
         return 0
     if not Path(own.peers).is_file():
         print(f"error: no Python at {own.peers}; run make compare-peers, or give --peers", file=sys.stderr)

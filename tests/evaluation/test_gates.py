@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from evaluation import layers, overview, shipped
+from evaluation import layers, overview, peers, shipped
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -333,6 +333,20 @@ def test_svd_llm_is_the_optimum_in_every_layer():
     for other in ("asvd", "svd"):
         best, errors = (LAYERS["methods"][f"{name} --removed 0.2"]["errors"] for name in ("svd_llm", other))
         assert all(best[path] <= 1.001 * errors[path] for path in errors), other
+
+
+PEERS = {row["name"]: row for row in json.loads(peers.TABLE.read_text("utf-8"))["rows"]}
+
+
+def test_no_public_implementation_is_two_percent_better():
+    """`make compare-peers`: every pair has its row, from the same weights, texts and windows."""
+    assert set(PEERS) == set(peers.PAIRS) and all(row["recipe"] == peers.PAIRS[name].ours for name, row in PEERS.items())
+    assert peers.verdict(list(PEERS.values())) == []
+
+
+@pytest.mark.parametrize("name", ["gptq-4", "smoothquant"])
+def test_compressing_takes_at_most_six_tenths_of_llm_compressors_time(name):
+    assert PEERS[name]["cores_beside"] <= overview.QUIET and PEERS[name]["seconds_ratio"] <= 0.6
 
 
 NOT_REACHED = {  # two Zen 4 cores at 114 to 162 tokens a second of the original: the faster memory is, the more the arithmetic shows

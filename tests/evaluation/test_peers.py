@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -115,13 +117,11 @@ def test_work_of_others_is_told_from_the_sides_own():
         stranger.kill()
         stranger.wait()
     assert found > 0.5
-    seen = []
-    for _ in range(5):  # the quietest of five: a test machine may have other things to do
-        before, end = peers._work_of_others(), time.perf_counter() + 0.4
-        while time.perf_counter() < end:
-            pass
-        seen.append(peers._work_of_others() - before)
-    assert min(seen) < 0.2
+    all_work = lambda: sum(psutil.cpu_times()[i] for i in (0, 1, 2))  # noqa: E731  user, nice, system
+    own, everything, before = time.process_time(), all_work(), peers._work_of_others()
+    while time.process_time() - own < 1:
+        pass
+    assert all_work() - everything - (peers._work_of_others() - before) > 0.8, "its own second is left out, whoever else works"
 
 
 def test_some_pairs_only_leave_the_other_rows_of_the_same_texts(tmp_path):
@@ -163,6 +163,30 @@ def test_a_ratio_is_paired(monkeypatch, tmp_path):
 
 def rows(**ratios):
     return [{"name": name, "ratio": ratio} for name, ratio in ratios.items()]
+
+
+def test_a_pair_that_chance_decides_is_drawn_several_times(one_process, monkeypatch, tmp_path):
+    """Each draw leaves one more window out, for both sides alike; the mean of the draws counts, its error is their spread."""
+    seen = []
+
+    def theirs(model, ids):
+        seen.append(len(ids))
+        return model
+
+    monkeypatch.setitem(peers.PAIRS, peers.CONTROL, peers.Pair("none", "transformers", theirs, draws=3))
+    monkeypatch.setattr(peers, "_ours", lambda pair, bundle, ids: seen.append(len(ids)) or 0.0)
+    out = tmp_path / "peers.json"
+    words = ["--peers", sys.executable, "--model", tiny.folder("llama"), *ASKED, "--only", peers.CONTROL, "--out", str(out)]
+    assert peers.main(words) == 0 and seen == [4, 4, 3, 3, 2, 2]
+    (row,) = json.loads(out.read_text())["rows"]
+    assert len(row["draws"]) == 3 and row["ratio"] == pytest.approx(1, abs=1e-5)
+    draw = lambda ratio: {"ours": {"perplexity": 8 * ratio}, "theirs": {"perplexity": 8.0}, "ratio": ratio, "ratio_stderr": 0.001}  # noqa: E731
+    mean = peers.joined([draw(1.25), draw(0.8)])
+    assert mean["ratio"] == pytest.approx(1.0) and mean["ours"]["perplexity"] == pytest.approx(8.0)
+    assert mean["ratio_stderr"] == pytest.approx(
+        math.log(1.25)
+    )  # two logarithms +-l: their deviation is l sqrt(2), of the mean l
+    assert peers.joined([draw(1.0), {"failed": {"ours": "no room"}}])["failed"] == {"ours": "no room"}
 
 
 def test_what_fails_the_comparison():
