@@ -3,7 +3,7 @@
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
-# make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (two to three hours; ARGS=... see evaluation/peers.py)
+# make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS=... see evaluation/peers.py)
 
 PYTHON ?= python3
 VENV := .venv
