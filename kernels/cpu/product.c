@@ -79,7 +79,7 @@ INLINE vf two_token(const plan *p, int64_t tile, const input *in)
 /* A code book in 16 bits: entry = worth (256 high + low - 32768); plans.py has made the bytes. */
 INLINE vi book_sum(vi low, vi high, float sum) { return vi_add(vi_add(low, vi_shl(high, 8)), vi_splat(-32768 * (int32_t)sum)); }
 
-/* Sums of one digit each, put together: the lower two as integers, exactly. */
+/* Sums of one digit each, put together, the lower two exactly: over 64 columns they stay below 64 x 255 x 128 x 257 < 2^30. */
 INLINE vf join_digits(const vi *d, const int digits)
 {
     return digits == 1 ? vf_of(d[0]) : vf_fma(vf_of(d[0]), vf_splat(65536), vf_of(vi_add(vi_shl(d[1], 8), d[2])));

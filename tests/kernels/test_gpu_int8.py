@@ -15,22 +15,27 @@ def rounded(x, top):
     return (x.float() / step).round().double() * step.double()
 
 
+def rows_of_int8(out, n):
+    """((codes, scales, zero points), weight float64 [out, n]) of symmetric 8 bits, a scale a row."""
+    g = torch.Generator().manual_seed(n)
+    q, scale = torch.randint(1, 256, (out, n), generator=g), scales(out, n, -1, g)
+    return (pack(q.to(torch.uint8), 8), scale, torch.full((out, 1), 128, dtype=torch.uint8)), (q.double() - 128) * scale.double()
+
+
 @product
 @pytest.mark.parametrize(
     "case", [(1, 64, 96, 127), (2, 33, 80, 7), (17, 5, 64, 127), (64, 70, 48, 127), (3, 50, 37, 127), (2, 5, 1500, 7)]
 )
 def test_product_in_int8(case, poisoned):
     tokens, out, n, top = case
-    g = torch.Generator().manual_seed(n)
-    q, scale = torch.randint(1, 256, (out, n), generator=g), scales(out, n, -1, g)
-    zero, weight = torch.full((out, 1), 128, dtype=torch.uint8), (q.double() - 128) * scale.double()
+    operands, weight = rows_of_int8(out, n)
     from kernels.gpu.int8 import int8_product
 
     for dtype, tolerance in TOLERANCE.items():
         x = tokens_of(tokens, n).to(dtype)
         x[-1] = 0 if tokens > 2 else x[-1]
         expected = torch.nan_to_num(rounded(x, top)) @ weight.T
-        y = int8_product(*on_device(x, pack(q.to(torch.uint8), 8), scale, zero), -1, top)
+        y = int8_product(*on_device(x, *operands), -1, top)
         assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
@@ -43,9 +48,7 @@ def test_product_in_int8_with_large_inputs_exact(case, zero_point, poisoned):
     from compression.packed.activations import ActivationRule
 
     tokens, out, n, threshold = case
-    g = torch.Generator().manual_seed(n)
-    q, scale = torch.randint(1, 256, (out, n), generator=g), scales(out, n, -1, g)
-    zero, weight = torch.full((out, 1), 128, dtype=torch.uint8), (q.double() - 128) * scale.double()
+    operands, weight = rows_of_int8(out, n)
     from kernels.gpu.int8 import int8_product
 
     for dtype, tolerance in TOLERANCE.items():
@@ -58,7 +61,7 @@ def test_product_in_int8_with_large_inputs_exact(case, zero_point, poisoned):
         calm = x.masked_fill(large, 0)
         rest = ActivationRule(zero_point=True)(calm.double()).double() if zero_point else torch.nan_to_num(rounded(calm, 127))
         expected = (rest + torch.where(large, x, 0).double()) @ weight.T
-        y = int8_product(*on_device(x, pack(q.to(torch.uint8), 8), scale, zero), -1, 127, threshold, zero_point)
+        y = int8_product(*on_device(x, *operands), -1, 127, threshold, zero_point)
         assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
