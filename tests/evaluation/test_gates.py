@@ -349,6 +349,11 @@ def test_compressing_takes_at_most_six_tenths_of_llm_compressors_time(name):
     assert PEERS[name]["cores_beside"] <= overview.QUIET and PEERS[name]["seconds_ratio"] <= 0.6
 
 
+@pytest.mark.parametrize("name", ["wanda", "wanda-2of4", "sparsegpt", "sparsegpt-2of4"])
+def test_pruning_takes_no_longer_than_llm_compressor(name):
+    assert PEERS[name]["cores_beside"] <= overview.QUIET and PEERS[name]["seconds_ratio"] <= 1
+
+
 NOT_REACHED = {  # two Zen 4 cores at 114 to 162 tokens a second of the original: the faster memory is, the more the arithmetic shows
     "AMD EPYC": {  # of kernels that have been made faster since, and not been measured there again (`overview --rates`)
         "wanda --sparsity 0.5": "0.77: out of the cache a core got through 19 GB/s of 16-bit bitmask, half of it for moving halves to their places",
