@@ -82,6 +82,10 @@ def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise CannotServe("some layers look at a sliding window only")
     make = _Maker(module, dtype or storage_dtype(bundle))
+    table, head = (
+        make.table(arch.embedding(module)[1]),
+        make.linear(arch.head(module)[1]),
+    )  # the largest, while little else is made
     blocks = arch.blocks(module)
     layers = tuple(_layer(make, module, i, block, g.layers[i]) for i, block in enumerate(blocks))
     scalings = {_attention(block).scaling for block in blocks}
@@ -94,7 +98,7 @@ def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
     positions = module.get_submodule(family.positions) if family.positions else None
     cosine, sine = _angles(module, family, g.positions) if family.rotary else (None, None)
     return Decoder(Model(
-        layers, make.table(arch.embedding(module)[1]), make.linear(arch.head(module)[1]), make.norm(getattr(parent, family.final.rpartition(".")[2])),
+        layers, table, head, make.norm(getattr(parent, family.final.rpartition(".")[2])),
         hidden=g.hidden, vocabulary=g.vocabulary, limit=g.positions, scaling=scalings.pop(), eps=eps.pop(),
         rms=not isinstance(first_norm, nn.LayerNorm), activation=ACTIVATIONS[name],
         parallel=bool(getattr(config, "use_parallel_residual", False)), post_norm=getattr(config, "do_layer_norm_before", True) is False,

@@ -299,13 +299,14 @@ def tensor_train(cores: Tensor, modes: tuple[int, ...], ranks: tuple[int, ...], 
 def to_range(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast, clamped to the type's finite range."""
     limit = torch.finfo(dtype).max
-    return weight.clamp(-limit, limit).to(dtype)
+    return weight.to(dtype, copy=True).clamp_(-limit, limit)
 
 
 def _padded(matrix: Tensor) -> Tensor:
     """[out, in] -> [tiles, 16, columns], zeros beyond the edges."""
     out, n = matrix.shape
-    return F.pad(matrix, (0, -n % COLUMNS, 0, -out % ROWS)).view(-1, ROWS, -(-n // COLUMNS) * COLUMNS)
+    beyond = (0, -n % COLUMNS, 0, -out % ROWS)
+    return (F.pad(matrix, beyond) if any(beyond) else matrix).reshape(-1, ROWS, n + beyond[1])
 
 
 def _quads(matrix: Tensor) -> Tensor:
@@ -360,5 +361,7 @@ def _bytes(mask: Tensor) -> Tensor:
 
 
 def _slack(values: Tensor) -> Tensor:
-    """A flat contiguous copy with room to read beyond the end."""
-    return F.pad(values.reshape(-1), (0, SLACK // values.element_size()))
+    """A flat contiguous copy with room to read beyond the end; the only copy, since the largest matrix decides the peak."""
+    flat = values.new_zeros(values.numel() + SLACK // values.element_size())
+    flat[: values.numel()].view(values.shape).copy_(values)
+    return flat

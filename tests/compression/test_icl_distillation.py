@@ -123,14 +123,15 @@ def learnt(params, teacher=None, seed=0):
     def emit(event):
         best[0] = event.get("facts", {}).get("best", best[0])
 
-    context = micro.context(teacher, seed, emit=emit, enough=lambda: best[0] < 0.62)
+    context = micro.context(teacher, seed, emit=emit, enough=lambda: best[0] < 0.53)
     edit = icl.distil(student, context, params, world)
     return student, micro.facts(edit, "demonstrations_alike"), edit
 
 
 def test_a_student_learns_from_a_teachers_strings_to_read_demonstrations(tmp_path):
-    """A teacher that reads them (it was trained on right labels); two students that see its texts and nothing else. The gain rises by 66
-    and 47 points; on classes whose words they never met it stays where it was (-6 and -3), since no word of theirs means anything."""
+    """A teacher that reads them (it was trained on right labels); two students that see its texts and nothing else. The gain rises by 46
+    and 52 points (63 and 55 on one thread); on classes whose words they never met it stays where it was (-6 and 5), since no word of
+    theirs means anything."""
     each = dict(demonstrations=6, questions=4000, judged=100, read_weight=1.0, compare=False, train_tokens=5_000_000,
                 train_minutes=60.0, learning_rate=2e-3)  # fmt: skip
     teacher, reads, _ = learnt(icl.IclParams(teaching="answers", **each))
