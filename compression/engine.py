@@ -82,10 +82,8 @@ def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise CannotServe("some layers look at a sliding window only")
     make = _Maker(module, dtype or storage_dtype(bundle))
-    table, head = (
-        make.table(arch.embedding(module)[1]),
-        make.linear(arch.head(module)[1]),
-    )  # the largest, while little else is made
+    # the largest first, while little else takes memory
+    table, head = make.table(arch.embedding(module)[1]), make.linear(arch.head(module)[1])
     blocks = arch.blocks(module)
     layers = tuple(_layer(make, module, i, block, g.layers[i]) for i, block in enumerate(blocks))
     scalings = {_attention(block).scaling for block in blocks}

@@ -84,8 +84,8 @@ def test_repeat_rate_and_first_difference():
 
 @pytest.mark.model
 def test_the_real_models_perplexity_equals_a_plain_transformers_loop(offline_model, tmp_path):
-    """Raw protocol, window 512, to 1e-4 relative; at most 300 MB on top of the loaded model for the decode step's own 16-bit weights
-    (269 MB), and half of that while measuring."""
+    """Raw protocol, window 512, to 1e-4 relative, and at most 300 MB on top of the loaded model, the decode step's own weights among
+    them."""
     from compression import engine, models, texts
     from evaluation import memory
     from evaluation.measure import measure
@@ -97,9 +97,8 @@ def test_the_real_models_perplexity_equals_a_plain_transformers_loop(offline_mod
         with torch.no_grad():
             total += float(bundle.module(input_ids=window[None], labels=window[None], use_cache=False).loss)
     memory.reset_peak()
-    loaded = memory.peak_bytes()
+    before = memory.peak_bytes()
     assert engine.serve(bundle) is not None
-    served = memory.peak_bytes()
     metrics, _ = measure(bundle, cut, None, record=tmp_path)
     assert metrics["perplexity"] == pytest.approx(math.exp(total / len(cut.ids)), rel=1e-4)
-    assert served - loaded < 300e6 and memory.peak_bytes() - served < 150e6
+    assert memory.peak_bytes() - before < 300e6
