@@ -1,5 +1,5 @@
 # make run      set up what is missing and open the app on http://localhost:7860
-# make test     set up what is missing and run every test, browser tests included
+# make test     set up what is missing and run every test, browser tests included, on all cores
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
@@ -21,7 +21,7 @@ run: $(READY)
 
 test: $(TEST_READY)
 	$(BIN)/python -m tests.chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 measure: $(READY)
 	$(BIN)/python -m evaluation.shipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def tokenizer():
 @functools.cache
 def folder(family: str) -> str:
     """The model on disk: config, safetensors, tokenizer."""
-    place = Path(tempfile.mkdtemp(prefix=f"tiny-{family}-"))
+    place = Path(tempfile.mkdtemp(prefix=f"tiny-{family}-", dir=os.environ["COMPRESSION_EXPLORER_TESTS"]))
     original(family).save_pretrained(place)
     tokenizer().save_pretrained(place)
     return str(place)

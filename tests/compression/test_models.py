@@ -28,6 +28,7 @@ def test_the_catalogue_holds_the_promised_models():
     assert [n for n, e in CATALOGUE.items() if e.gated] == ["llama-3.2-1b-instruct"]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "name, code",
     [("nosuchmodel", "unknown_model"), ("gpt2", "hub_unreachable"), ("someone/some-model", "hub_unreachable"),

@@ -119,6 +119,7 @@ def test_the_loss_and_its_gradient_are_those_of_all_logits_at_once(family, monke
             assert float(language_loss(bundle, ids)) == float(pieces)
 
 
+@pytest.mark.alone
 def test_a_step_costs_what_a_bare_loop_costs():
     """Side by side, medians; the goal is 10 %, and what is above it here is a busy machine's share."""
     windows, steps = chain_language.text(40, 3).repeat(8, 1), 12

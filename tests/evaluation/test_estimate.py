@@ -24,6 +24,7 @@ def test_sizes_are_those_of_the_shipped_runs(result):
         assert found.peak_bytes < (5e9 if any(method.trains_on for method, _ in result.spec.methods) else 3e9)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", [n for n in NAMES if get(n).main_param])
 def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
     spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),), table_bits=16)  # a table left alone isn't rounded

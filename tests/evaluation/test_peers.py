@@ -106,6 +106,7 @@ def test_the_peers_python_may_be_a_relative_path_and_a_crash_loses_no_row(one_pr
     assert [row["name"] for row in json.loads(out.read_text())["rows"]] == [peers.CONTROL]
 
 
+@pytest.mark.alone
 def test_work_of_others_is_told_from_the_sides_own():
     """A stranger that computes shows; one's own work doesn't."""
     stranger = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -93,6 +93,7 @@ def test_two_visitors_share_one_run_and_one_may_leave(runner, texts):
     assert wait(runner, first)["status"] == "cancelled"
 
 
+@pytest.mark.alone
 def test_stopping_frees_the_memory_within_three_seconds(runner, texts):
     run_id = runner.submit(endless(texts))
     running(runner, run_id)

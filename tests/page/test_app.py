@@ -12,6 +12,7 @@ import pytest
 
 from evaluation.spec import RunSpec
 from evaluation.store import Store
+from kernels import cpu
 from tests import tiny
 from tests.page.stage import ROOT, free_port, shot, text
 
@@ -22,6 +23,8 @@ SLOW = 240_000  # milliseconds: the first run waits for the kernels to be built,
 def test_the_real_app_from_click_to_chat(browser, tmp_path):
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(400)))
     (tmp_path / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(400)))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "kernels").symlink_to(cpu.cache())  # tests/kernels/test_cpu.py builds them in homes of its own
     port = free_port()
     environment = dict(os.environ) | {"GRADIO_SERVER_PORT": str(port), "COMPRESSION_EXPLORER_HOME": str(tmp_path / "home")}
     process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, start_new_session=True)
