@@ -18,7 +18,7 @@ except ImportError:
     spaces = None
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -46,20 +46,22 @@ def _plotly_script() -> Path:
     return Path(importlib.util.find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
 
 
-def panel(name: str, label: str, functions: dict[str, Callable] | None = None, **props) -> gr.HTML:
-    """One panel: an empty section that its script fills. `functions` are what the script may ask the server."""
+def panel(name: str, label: str, questions: Sequence[Callable] = (), **props) -> gr.HTML:
+    """One panel: an empty section that its script fills. `questions` are what the script may ask the server."""
     script = "\n".join((ASSETS / file).read_text("utf-8") for file in ("page.js", f"{name}.js"))
     return gr.HTML(
         js_on_load=script, html_template=f'<section class="panel" aria-label="{label}"></section>', elem_id=name,
-        server_functions=[_named(n, f) for n, f in (functions or {}).items()], apply_default_css=False, **props,
+        server_functions=list(questions), apply_default_css=False, **props,
     )  # fmt: skip
 
 
-def _named(name: str, function: Callable) -> Callable:
-    def call(ask: dict):
-        return function(ask)
+def question(page: Page, name: str) -> Callable:
+    """One of the page's questions as Gradio calls it: with what the browser sent and where it came from."""
 
-    call.__name__ = name
+    def call(ask, request: gr.Request):
+        return page.answer(name, ask, request.client.host)
+
+    call.__name__ = f"ask_{name}"
     return call
 
 
@@ -69,31 +71,26 @@ def build_app(
     """The whole page over a store, a runner, a chat and an estimate."""
     page = Page(store, runner, chat, estimate, path, public)
     script = _plotly_script()
+
+    def ask(*names: str) -> list[Callable]:
+        return [question(page, name) for name in names]
+
     gr.set_static_paths([script, page.downloads()])
     with gr.Blocks(title="Compression Explorer", fill_width=True, analytics_enabled=False) as demo:
         panel("top", "Compression Explorer", value=page.boot())
         with gr.Row(elem_id="explore"):
-            panel("front", "Front", {"ask_front": page.front}, plotly=f"gradio_api/file={script}")
-            panel(
-                "controls",
-                "Controls",
-                {
-                    "ask_estimate": page.weigh,
-                    "begin_run": page.begin,
-                    "poll_run": page.poll,
-                    "stop_run": page.stop,
-                    "enough_run": page.enough,
-                },
-            )
-            panel("card", "Run", {"ask_card": page.card, "pack_run": page.pack})
-            panel("runs", "Runs", {"ask_runs": page.runs})
+            panel("front", "Front", ask("front"), plotly=f"gradio_api/file={script}")
+            panel("controls", "Controls", ask("weigh", "begin", "poll", "stop", "enough"))
+            panel("card", "Run", ask("card", "pack"))
+            panel("runs", "Runs", ask("runs"))
         if chat is not None:
-            talk = panel("chat", "Chat", {"ask_sides": page.sides, "stop_chat": lambda ask: chat.stop() or {}})
+            talk = panel("chat", "Chat", ask("sides", "stop_chat"))
 
-            def converse(event: gr.EventData):
-                yield from page.converse(event._data)
+            def converse(event: gr.EventData, request: gr.Request):
+                yield from page.converse(event._data, request.client.host)
 
-            talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=1)
+            # the chat keeps its own line of questions, which tells a visitor's place
+            talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None)
     return demo
 
 

@@ -10,7 +10,7 @@
     shown = id;
     spec = got.spec;
     control = got.control;
-    root.innerHTML = got.html;
+    root.innerHTML = got.error || got.html;
     if (open && root.querySelector('details.all')) root.querySelector('details.all').open = true;
     root.dataset.run = id;
     ce.say('card', {id, ...got});
@@ -48,7 +48,7 @@
     }
     if (act === 'download') {
       said(b, ce.t('card.preparing'));
-      const got = await ce.ask(server.pack_run, {id, form: b.dataset.form ?? ''});
+      const got = await ce.ask(server.ask_pack, {id, form: b.dataset.form ?? ''});
       if (got?.file) h('a', {href: `gradio_api/file=${got.file}`, download: got.name}).click();
       else if (got?.error) root.insertAdjacentHTML('beforeend', got.error);
     }

@@ -24,6 +24,7 @@
     const got = await ce.ask(server.ask_sides, {id: ce.state.run});
     if (!got) return setTimeout(load, 2000);
     heads = got;
+    if (got.error) { none.hidden = false; none.innerHTML = got.error; return; }
     if (!got.right && got.options.length && !got.options.some(o => o[0] === ce.state.run)) { ce.state.run = got.options[0][0]; ce.write(); return load(); }
     draw();
   }
@@ -90,11 +91,11 @@
     state = null;
     draw();
     say.textContent = t('chat.waiting');
-    trigger('ask', {lang: ce.lang, id: ce.state.run, turn, messages: [{role: 'user', content: words}], max_tokens: length, temperature, seed: 0});
+    trigger('ask', {lang: ce.lang, visitor: ce.visitor, id: ce.state.run, turn, messages: [{role: 'user', content: words}], max_tokens: length, temperature, seed: 0});
   }
   async function end() {
     stop.disabled = true;
-    await ce.ask(server.stop_chat);
+    await ce.ask(server.ask_stop_chat, {visitor: ce.visitor});
     stop.disabled = false;
   }
   watch('value', () => {

@@ -180,7 +180,7 @@
     const turn = ++asked;
     if (!estimate.childElementCount) estimate.replaceChildren(h('p', {className: 'wait quiet'}, t('controls.wait')));
     return new Promise(done => { timer = setTimeout(async () => {
-      const got = await ce.ask(server.ask_estimate, {choices: ce.choices()});
+      const got = await ce.ask(server.ask_weigh, {choices: ce.choices()});
       if (turn !== asked) return done();
       if (!got) { setTimeout(() => turn === asked && weigh(), 2500); return done(); }
       weighed = got;
@@ -211,7 +211,7 @@
     if (go.disabled && !choices) return;
     thenChat = chat;
     go.disabled = true;
-    const got = await ce.ask(server.begin_run, {choices: choices ?? ce.choices(), visitor: ce.visitor, again});
+    const got = await ce.ask(server.ask_begin, {choices: choices ?? ce.choices(), visitor: ce.visitor, again});
     if (!got) { button(); return; }
     if (got.error) { trouble.innerHTML = got.error; keep('ce-four', null); button(); return; }
     ce.state.run = got.id;
@@ -242,7 +242,7 @@
   }
   async function tick(id) {
     if (following !== id || !root.isConnected) return;
-    const got = await ce.ask(server.poll_run, {id});
+    const got = await ce.ask(server.ask_poll, {id, visitor: ce.visitor});
     if (following !== id) return;
     if (!got) words.textContent = t('app.lost');
     else if (got.status === 'queued' || got.status === 'running') {
@@ -256,7 +256,7 @@
       const now = got.stage.replace(/\d+/g, '');
       if (now !== stage) { stage = now; say.textContent = got.stage; }
     } else return finish(id, got);
-    setTimeout(() => tick(id), 400);
+    setTimeout(() => tick(id), got?.status === 'queued' ? 1500 : 400);
   }
   function finish(id, got) {
     following = '';
@@ -281,13 +281,13 @@
   }
   async function settle() {
     enough.disabled = true;
-    if (following) await ce.ask(server.enough_run, {id: following});
+    if (following) await ce.ask(server.ask_enough, {id: following, visitor: ce.visitor});
   }
   async function end() {
     if (!following) return;
     stop.disabled = true;
     keep('ce-four', null);
-    const got = await ce.ask(server.stop_run, {id: following, visitor: ce.visitor});
+    const got = await ce.ask(server.ask_stop, {id: following, visitor: ce.visitor});
     stop.disabled = false;
     if (!got?.left) return;
     following = '';
@@ -319,7 +319,7 @@
   (async () => {
     const id = kept('ce-follow') || s.run;
     if (!id) return;
-    const got = await ce.ask(server.poll_run, {id});
+    const got = await ce.ask(server.ask_poll, {id, visitor: ce.visitor});
     if (got && (got.status === 'queued' || got.status === 'running')) follow(id);
     else if (got && kept('ce-follow')) { keep('ce-follow', null); if (got.status !== 'ok') trouble.innerHTML = got.error; else if (!s.run) ce.select(got.result || id, 'run'); }
   })();

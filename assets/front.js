@@ -13,6 +13,7 @@
     if (!now) { empty.textContent = ce.t('front.loading'); empty.hidden = false; }
     const got = await ce.ask(server.ask_front, {model: s.model, x: s.x, y: s.y, protocol: s.protocol, settings: s.settings, budget: s.budget, selected: s.run});
     if (!got || turn !== asked) { if (!got) setTimeout(() => turn === asked && load(), 2000); return; }
+    if (got.error) { remarks.hidden = false; remarks.innerHTML = got.error; return; }
     now = got;
     words();
     draw();
@@ -48,7 +49,7 @@
   answer.addEventListener('input', e => { clearTimeout(answer.timer); answer.timer = setTimeout(() => { ce.state.budget = Math.max(1, Number(e.target.value) || 1) * 1e6; refreshAnswer(); }, 250); });
   async function refreshAnswer() {
     const s = ce.state, got = await ce.ask(server.ask_front, {model: s.model, x: s.x, y: s.y, protocol: s.protocol, settings: s.settings, budget: s.budget, selected: s.run});
-    if (!got) return;
+    if (!got || got.error) return;
     const box = answer.querySelector('input'), held = document.activeElement === box, text = box?.value;
     answer.innerHTML = got.answer;
     answer.prepend(h('h3', {}, ce.t('front.which')));

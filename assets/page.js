@@ -37,12 +37,15 @@ const ce = window.ce ??= (() => {
     // values of a step with the defaults filled in
     values: step => Object.fromEntries(page.method(step.method).params.map(p => [p.name, (page.memory[step.method] ?? {})[p.name] ?? p.default])),
     choices: (steps = page.state.steps) => ({model: page.state.model, recipe: steps.map(s => [s.method, page.values(s)]), ...page.state.settings}),
+    // a secret that only this browser has: what it began, only it may stop
     visitor: (() => {
+      const fresh = [...crypto.getRandomValues(new Uint8Array(24))].map(b => b.toString(16).padStart(2, '0')).join('');
       try {
-        const id = localStorage.getItem('ce-visitor') ?? Math.random().toString(36).slice(2);
-        localStorage.setItem('ce-visitor', id);
-        return id;
-      } catch (e) { return 'visitor'; }
+        localStorage.removeItem('ce-visitor');
+        const kept = localStorage.getItem('ce-token') ?? fresh;
+        localStorage.setItem('ce-token', kept);
+        return kept;
+      } catch (e) { return fresh; }
     })(),
     memory: {},  // method -> values, so that a method keeps its knobs while another is shown
     defaults: () => ({...page.data.presets.quick, preset: 'quick', text: 'builtin', calibration: 'builtin', protocol: 'raw', seed: 0, activations: 'exact', cache_bits: 16}),
@@ -109,7 +112,7 @@ const ce = window.ce ??= (() => {
     page.tab = q.get('tab') === 'chat' && page.data.chat ? 'chat' : 'explore';
     document.body.dataset.tab = page.tab;
     page.problems = [];
-    const state = page.state = {model: first.model, steps: [{method: first.method}], settings: page.defaults(), run: q.get('run') ?? '', protocol: '', budget: 0};
+    const state = page.state = {model: first.model, steps: [{method: first.method}], settings: page.defaults(), run: (q.get('run') ?? '').slice(0, 100), protocol: '', budget: 0};
     page.memory = {[first.method]: {...first.values}};
     const model = q.get('model');
     if (model) {

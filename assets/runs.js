@@ -8,6 +8,7 @@
   async function load() {
     const answer = await ce.ask(server.ask_runs);
     if (!answer) return setTimeout(load, 2000);
+    if (answer.error) return fold.replaceChildren(h('summary', {}, ce.t('runs.title')), h('div', {innerHTML: answer.error}));
     got = answer;
     draw();
   }

@@ -6,19 +6,22 @@ that can fail for a visitor's reason comes back as an error card, never as an ex
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
 import shutil
 import tempfile
 import threading
+import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
-from evaluation import cards, host, pareto, plots
+from evaluation import cards, host, pareto, plots, requests
 from evaluation.spec import PRESETS, TEXTS, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, methods, table
 
@@ -26,11 +29,16 @@ KEPT_DOWNLOADS = 3
 FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
 
 
+log = logging.getLogger(__name__)
+
+
 def _failure(error: Exception) -> dict:
-    """An exception as the page's error: the visitor's own mistakes by code, anything else by its message."""
+    """An exception as the page's error: the visitor's own mistakes by code, anything else by its message and with a line in the log."""
     if isinstance(error, CompressionError):
         return {"code": error.code, "message": str(error), "facts": error.facts}
-    return {"code": "error", "message": f"{type(error).__name__}: {error}", "facts": {}}
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("%s: %.300s (%s, line %s)", type(error).__name__, error, place.filename, place.lineno)
+    return {"code": "error", "message": f"{type(error).__name__}: {error}"[:500], "facts": {}}
 
 
 class Page:
@@ -65,27 +73,31 @@ class Page:
             "public": self.public, "read_only": self.store.read_only, "chat": self.chat is not None,
         }  # fmt: skip
 
+    def answer(self, question: str, ask: Any, address: str = "") -> dict:
+        """The answer to one of requests.QUESTIONS; whatever goes wrong is its "error", a card in words. Never raises."""
+        words = Words(requests.language(ask))
+        try:
+            return getattr(self, question)(requests.take(question, ask, address))
+        except Exception as error:
+            empty = requests.QUESTIONS[question].empty
+            return empty | {"error": cards.error_card(words, _failure(error), act="dismiss")}
+
     # --- reading ---
 
     def rows(self) -> list[dict]:
         """All runs; those whose record says waiting or running included."""
         return self.store.frame().to_dict("records")
 
-    def front(self, ask: dict) -> dict:
-        """The figure of one model in one protocol, its sentences and its still picture.
-
-        ask: lang, model, x, y, protocol ("": that of the selected run, else of the settings, else the one with the most
-        runs), settings (text, protocol, tokens, window), budget (bytes), selected (run id).
-        """
-        words, rows = Words(ask["lang"]), self.rows()
-        x, y = (ask[k] if ask.get(k) in pareto.AXES else d for k, d in (("x", pareto.DEFAULT_X), ("y", pareto.DEFAULT_Y)))
-        chosen = next((r for r in rows if r["id"] == ask.get("selected") and r["status"] == "ok"), None)
-        model = ask["model"]
+    def front(self, ask: requests.Front) -> dict:
+        """The figure of one model in one protocol, its sentences and its still picture."""
+        words, rows, model = Words(ask.lang), self.rows(), ask.model
+        x, y = (a if a in pareto.AXES else d for a, d in ((ask.x, pareto.DEFAULT_X), (ask.y, pareto.DEFAULT_Y)))
+        chosen = next((r for r in rows if r["id"] == ask.selected and r["status"] == "ok"), None)
         known = pareto.protocols(rows, model)
         names = [p for p, _ in known]
-        protocol = ask.get("protocol") or (chosen["protocol_id"] if chosen and chosen["model"] == model else "")
+        protocol = ask.protocol or (chosen["protocol_id"] if chosen and chosen["model"] == model else "")
         if protocol not in names:
-            protocol = self._usual(rows, names, model, ask.get("settings") or {}) or (names[0] if names else "")
+            protocol = self._usual(rows, names, model, ask.settings) or (names[0] if names else "")
         group = pareto.comparable(rows, model, protocol)
         drawn, remarks = group, []
         if any(pareto.METRICS[k].kind == "time" for k in (x, y)):
@@ -99,7 +111,7 @@ class Page:
         if entry and entry.rounded:
             facts = {"format": entry.rounded, "bytes": entry.publisher_bytes}
             remarks.append(words.note({"code": "already_rounded", "facts": facts}))
-        budget = ask.get("budget") or self._budget(group)
+        budget = ask.budget or self._budget(group)
         sentences, first = cards.answer(group, words, budget)
         best = pareto.smallest_within(group) or next((r for r in group if r.get("family") == "original"), None)
         return {
@@ -110,9 +122,9 @@ class Page:
         }  # fmt: skip
 
     @staticmethod
-    def _usual(rows: list[dict], names: list[str], model: str, settings: dict) -> str:
+    def _usual(rows: list[dict], names: list[str], model: str, settings: requests.Settings) -> str:
         """The protocol in which a run with these settings would be measured, "" if none is stored."""
-        wanted = [settings.get(k) for k in ("text", "protocol", "tokens", "window")]
+        wanted = [settings.text, settings.protocol, settings.tokens, settings.window]
         return next(
             (r["protocol_id"] for r in rows if r["model"] == model and r["protocol_id"] in names
              and [r.get(k) for k in ("text", "protocol", "tokens", "window")] == wanted), "",
@@ -124,9 +136,9 @@ class Page:
         sizes = sorted(s for r in rows if (s := pareto.value(r, "file_bytes")))
         return math.ceil(max(sizes[0], sizes[-1] / 3) / 1e7) * 1e7 if sizes else None
 
-    def card(self, ask: dict) -> dict:
-        """The card of a run. ask: lang, id."""
-        words, result = Words(ask["lang"]), self.store.get_id(str(ask["id"]))
+    def card(self, ask: requests.OfRun) -> dict:
+        """The card of a run."""
+        words, result = Words(ask.lang), self.store.get_id(ask.id)
         if result is None:
             return {"html": cards.error_card(words, {"code": "run_gone"}), "spec": None, "status": "unknown"}
         own = self.store.has_artifact(result)
@@ -163,23 +175,20 @@ class Page:
         except CompressionError:
             return None
 
-    def runs(self, ask: dict) -> dict:
-        """The table of all runs. ask: lang."""
-        words, rows = Words(ask["lang"]), self.rows()
+    def runs(self, ask: requests.Ask) -> dict:
+        """The table of all runs."""
+        words, rows = Words(ask.lang), self.rows()
         return {"html": cards.runs_table(rows, words, host.processor(), host.threads()), "count": words("runs.count", n=len(rows)),
                 "models": sorted({str(r["model"]) for r in rows})}  # fmt: skip
 
     # --- before and while running ---
 
-    def weigh(self, ask: dict) -> dict:
-        """What a run will cost, where its main knob can go, and whether its answer is stored. ask: lang, choices."""
-        words = Words(ask["lang"])
+    def weigh(self, ask: requests.Weigh) -> dict:
+        """What a run will cost, where its main knob can go, and whether its answer is stored."""
+        words = Words(ask.lang)
         out = {"html": "", "path": [], "stored": "", "fits": True, "error": ""}
-        try:
-            spec = RunSpec.parse(ask["choices"])
-            out["stored"] = self._stored(spec)
-        except (CompressionError, TypeError, ValueError) as error:
-            return out | {"error": cards.error_card(words, _failure(error), act="dismiss"), "fits": False}
+        spec = requests.spec_of(ask.choices, self.public)
+        out["stored"] = self._stored(spec)
         try:
             found = self._estimate(spec)
         except CompressionError as error:
@@ -208,34 +217,34 @@ class Page:
         )
         return found.id if found else ""
 
-    def begin(self, ask: dict) -> dict:
-        """Start a run. ask: lang, choices, visitor, again. Gives its id or an error card."""
-        words = Words(ask["lang"])
-        try:
-            return {"id": self.runner.submit(RunSpec.parse(ask["choices"]), ask.get("visitor"), bool(ask.get("again")))}
-        except Exception as error:
-            return {"error": cards.error_card(words, _failure(error), act="dismiss")}
+    def begin(self, ask: requests.Begin) -> dict:
+        """Start a run and give its id."""
+        return {"id": self.runner.submit(requests.spec_of(ask.choices, self.public), ask.owner, ask.again, ask.address)}
 
-    def poll(self, ask: dict) -> dict:
-        """How far a run is, in words. ask: lang, id."""
-        words, state = Words(ask["lang"]), self.runner.state(str(ask["id"]))
+    def poll(self, ask: requests.OfOwnRun) -> dict:
+        """How far a run is, in words; its training's curve, and whether it may be ended ("mine"), for its owner alone."""
+        words, state = Words(ask.lang), self.runner.state(ask.id, ask.owner)
         out = {"status": state["status"], "result": state.get("result_id") or "", "stage": "", "left": "", "done": 0, "error": ""}
-        out |= {"curve": "", "enough": False}
-        result = self.store.get_id(str(ask["id"]))
+        mine = state.get("mine", False)
+        out |= {"curve": "", "enough": False, "mine": mine}
+        result = self.store.get_id(ask.id)
         out["name"] = words.recipe(result.spec.recipe, cache_bits=result.spec.cache_bits) if result else ""
         if state["status"] == "queued":
             place = state["place"]
             out["stage"] = words("progress.queued", place=place) if place > 1 else words("progress.next")
         elif state["status"] == "running":
             out["stage"] = self._stage(words, state)
-            if state["stage"] == "train":
+            if state["stage"] == "train" and mine:
                 facts = state["facts"]
-                out |= {"curve": plots.curve(facts["curve"], words("progress.curve")), "enough": not self.runner.inline}
+                out |= {
+                    "curve": plots.curve(facts["curve"], words("progress.curve")),
+                    "enough": state["alone"] and not self.runner.inline,
+                }
             if left := state["seconds_left"]:
                 out["left"] = words("progress.left", time=words.seconds(left))
                 out["done"] = state["elapsed"] / (state["elapsed"] + left)
         elif state["status"] != "ok":
-            out["error"] = cards.error_card(words, state["error"] or {"code": state["status"]}, str(ask["id"]))
+            out["error"] = cards.error_card(words, state["error"] or {"code": state["status"]}, ask.id)
         if state.get("shared"):
             out["left"] = " · ".join(filter(None, [out["left"], words("progress.shared")]))
         return out
@@ -251,16 +260,16 @@ class Page:
         step = words(f"{key}.of", done=min(done + 1, total), total=total) if total > 1 and words.has(f"{key}.of") else ""
         return words("comma").join(filter(None, [words(key), step]))
 
-    def stop(self, ask: dict) -> dict:
-        """Stop a run, or leave it if others wait for it too. ask: lang, id, visitor. "left": a sentence, "" if it stopped."""
-        words, run_id = Words(ask["lang"]), str(ask["id"])
-        self.runner.cancel(run_id, ask.get("visitor"))
-        going_on = self.runner.state(run_id)["status"] in ("queued", "running")
+    def stop(self, ask: requests.OfOwnRun) -> dict:
+        """Stop the visitor's own run, or leave it if others wait for it too. "left": a sentence, "" if it stopped."""
+        words = Words(ask.lang)
+        self.runner.cancel(ask.id, ask.owner)
+        going_on = self.runner.state(ask.id)["status"] in ("queued", "running")
         return {"left": words("progress.left_run") if going_on else ""}
 
-    def enough(self, ask: dict) -> dict:
-        """End a run's training now; the run goes on with the best state so far. ask: lang, id."""
-        self.runner.enough(str(ask["id"]))
+    def enough(self, ask: requests.OfOwnRun) -> dict:
+        """End the training of the visitor's own run now; the run goes on with the best state so far."""
+        self.runner.enough(ask.id, ask.owner)
         return {}
 
     # --- what leaves the page ---
@@ -269,42 +278,51 @@ class Page:
         """The folder that packed models are served from."""
         return self.store.home / "downloads"
 
-    def pack(self, ask: dict) -> dict:
-        """A compressed model's folder as one archive; only the newest few are kept. ask: lang, id, form (for other programs)."""
+    def pack(self, ask: requests.Pack) -> dict:
+        """A compressed model's folder as one archive; only the newest few are kept."""
+        words, result, form = Words(ask.lang), self.store.get_id(ask.id), ask.form
+        if result is None or not self.store.has_artifact(result):
+            return {"error": cards.error_card(words, {"code": "artifact_missing"}, ask.id)}
+        if form and form not in self._exports(result):
+            return {"error": cards.error_card(words, {"code": "cannot_export"}, act="dismiss")}
+        if not self._packing.acquire(blocking=False):  # a waiting request would hold a thread that others need
+            return {"error": cards.error_card(words, {"code": "packing"}, act="dismiss")}
+        try:
+            return self._packed(words, result, form)
+        finally:
+            self._packing.release()
+
+    def _packed(self, words: Words, result: Result, form: str) -> dict:
         from compression import artifact, export
 
-        words, result, form = Words(ask["lang"]), self.store.get_id(str(ask["id"])), ask.get("form")
-        if result is None or not self.store.has_artifact(result):
-            return {"error": cards.error_card(words, {"code": "artifact_missing"}, str(ask["id"]))}
         folder, place = self.store.artifact_folder(result.artifact), self.downloads()
         recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits)
         told = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
-        label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")[:150]
         file = place / f"{label}-{result.id[-6:]}.zip"
-        with self._packing:
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-                if not file.is_file():
-                    with tempfile.TemporaryDirectory(dir=place) as other:
-                        if form:
-                            folder = Path(other) / "model"
-                            export.write(artifact.load(self.store.artifact_folder(result.artifact)), folder, form, label)
-                        _zip(folder, file)
-                for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
-                    old.unlink(missing_ok=True)
-            except (OSError, CompressionError) as error:
-                full = shutil.disk_usage(self.store.home).free < 1e8
-                code = "disk_full" if full else getattr(error, "code", "error")
-                return {"error": cards.error_card(words, {"code": code, "message": str(error)}, act="dismiss")}
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            if not file.is_file():
+                with tempfile.TemporaryDirectory(dir=place) as other:
+                    if form:
+                        folder = Path(other) / "model"
+                        export.write(artifact.load(self.store.artifact_folder(result.artifact)), folder, form, label)
+                    _zip(folder, file)
+            for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
+                old.unlink(missing_ok=True)
+        except (OSError, CompressionError) as error:
+            full = shutil.disk_usage(self.store.home).free < 1e8
+            code = "disk_full" if full else getattr(error, "code", "error")
+            return {"error": cards.error_card(words, {"code": code, "message": str(error)}, act="dismiss")}
         return {"file": str(file), "name": file.name}
 
-    def sides(self, ask: dict) -> dict:
-        """The chat's heads: what each side is, its stored speed and memory. ask: lang, id ("": none)."""
-        words, rows = Words(ask["lang"]), self.rows()
+    def sides(self, ask: requests.OfRun) -> dict:
+        """The chat's heads: what each side is, its stored speed and memory. An empty id gives the choice alone."""
+        words, rows = Words(ask.lang), self.rows()
         ready = [r for r in rows if r["status"] == "ok" and r.get("artifact") and r.get("family") != "original"]
         options = [[r["id"], f"{words.run(r, long=True)} · {r['model']}"] for r in reversed(ready)]
         out = {"options": options, "left": None, "right": None, "busy": bool(self.runner.busy())}
-        row = next((r for r in ready if r["id"] == ask.get("id")), None)
+        row = next((r for r in ready if r["id"] == ask.id), None)
         if row is None:
             return out
         here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
@@ -325,15 +343,20 @@ class Page:
             "rounded": words("controls.model.rounded", format=entry.rounded) if entry and entry.rounded else "",
         }  # fmt: skip
 
-    def converse(self, ask: dict):
-        """Both answers as they grow: yields the state of both columns. ask: lang, id, messages, max_tokens, temperature."""
-        words = Words(ask["lang"])
+    def stop_chat(self, ask: requests.Owned) -> dict:
+        """End the visitor's own question, also one that waits for its turn."""
+        self.chat.stop(ask.owner)
+        return {}
+
+    def converse(self, ask: Any, address: str = "") -> Iterator[dict]:
+        """Both answers as they grow: yields the state of both columns. Never raises."""
+        words = Words(requests.language(ask))
         sides = {
             side: {"text": "", "rate": "", "first": "", "memory": "", "cache": "", "done": False, "pieces": 0}
             for side in ("original", "compressed")
         }
         state = {
-            "turn": ask.get("turn", 0),
+            "turn": 0,
             "sides": sides,
             "parted": None,
             "cut": None,
@@ -341,18 +364,26 @@ class Page:
             "error": "",
             "status": words("chat.waiting"),
         }
-        yield state
+        if isinstance(ask, dict) and isinstance(
+            ask.get("turn"), int
+        ):  # the page waits for an answer to this turn, refused or not
+            state["turn"] = ask["turn"] if abs(ask["turn"]) <= requests.WHOLE else 0
         try:
-            for event in self.chat.ask(ask["id"], ask["messages"], max_tokens=int(ask["max_tokens"]),
-                                       temperature=float(ask["temperature"]), seed=int(ask.get("seed", 0))):  # fmt: skip
+            ask = requests.take("converse", ask, address)
+            yield state
+            for event in self.chat.ask(
+                ask.id, [m.model_dump() for m in ask.messages], max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed,
+                owner=ask.owner, address=ask.address,
+            ):  # fmt: skip
                 self._take(state, event, words)
                 yield state
-            parted = state["parted"]
-            state["status"] = words("chat.parted", n=parted) if parted is not None else words("chat.equal")
+            parted, wrote = state["parted"], any(side["pieces"] for side in sides.values())
+            state["status"] = words("chat.parted", n=parted) if parted is not None else words("chat.equal") if wrote else ""
         except Exception as error:
             failure = _failure(error)
-            state["error"] = cards.error_card(words, failure if words.has(f"error.{failure['code']}.what") and failure["code"] != "error"
-                                              else {"code": "chat_failed", "message": str(error)}, ask["id"], act="dismiss")  # fmt: skip
+            if failure["code"] == "error" or not words.has(f"error.{failure['code']}.what"):
+                failure = {"code": "chat_failed", "message": failure["message"]}
+            state["error"] = cards.error_card(words, failure, act="dismiss")
             state["status"] = ""
         for side in sides.values():
             side["done"] = True
@@ -362,6 +393,8 @@ class Page:
     def _take(state: dict, event: dict, words: Words) -> None:
         if event.get("diverged_at") is not None and state["parted"] is None:
             state["parted"] = event["diverged_at"]
+        if "place" in event:
+            state["status"] = words("chat.place", n=event["place"]) if event["place"] else words("chat.waiting")
         side = state["sides"].get(event.get("side"))
         if side is None:
             return

@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from compression.base import CompressionError
-from compression.models import is_path
 from evaluation.estimate import stage_seconds
+from evaluation.requests import named_only
 from evaluation.spec import ROOT, Result, RunSpec
 from evaluation.store import Store
 from evaluation.worker import ENOUGH
 
 PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
+WAITING = 20  # runs in the line
+WAITING_OF_ADDRESS = 8  # those of one address, where many visitors may sit behind it
 GRACE_SECONDS = 2  # between asking a worker to end and killing it
 
 
@@ -41,8 +43,9 @@ class Job:
 
     id: str
     spec: RunSpec
-    visitors: set[str]  # who waits for it
+    visitors: set[str]  # hashes of the tokens of those who wait for it
     again: bool
+    address: str = ""  # of the visitor who asked first
     status: str = "queued"
     began: float = 0.0
     event: dict = field(default_factory=dict)
@@ -67,29 +70,37 @@ class Runner:
 
     # --- what the page calls ---
 
-    def submit(self, spec: RunSpec, visitor: str | None = None, again: bool = False) -> str:
+    def submit(self, spec: RunSpec, visitor: str = "", again: bool = False, address: str = "") -> str:
         """Queue a run and return its id. An equal run in flight is shared; a stored answer is returned at once.
 
-        Raises Refused: a path or a very long run on a public Space, or a second waiting run of one visitor.
+        visitor: a hash of the secret by which its owner may stop it; "" for nobody. address: the network's.
+        Raises Refused: a full line, a second waiting run of one visitor, too many of one address; on a public Space also a file
+        of the server or a very long run.
         """
-        if self.public and (is_path(spec.model) or any("/" in t or "\\" in t or "." in t for t in (spec.text, spec.calibration))):
-            raise Refused("files of the server are not allowed on a public Space; choose a named model and text",
-                          code="path_refused")  # fmt: skip
+        minutes = 0
+        if self.public:
+            named_only(spec)
+            minutes = round(sum(stage_seconds(spec).values()) / 60)
         with self._lock:
             for job in self._jobs.values():
                 if not job.stopped and job.spec.identity() == spec.identity():
-                    job.visitors |= {visitor} - {None}
+                    job.visitors |= {visitor} - {""}
                     return job.id
             if not again and (found := self.store.find(spec.identity())) and self._usable(found):
                 return found.id
-            minutes = round(sum(stage_seconds(spec).values()) / 60) if self.public else 0
             if minutes > PUBLIC_MINUTES:
                 raise Refused(f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the short budget, less text "
                               "or a smaller model, or run the app on your own machine", code="too_long",
                               minutes=minutes, limit=PUBLIC_MINUTES)  # fmt: skip
-            if any(j.status == "queued" and visitor in j.visitors for j in self._jobs.values()):
+            waiting = [j for j in self._jobs.values() if j.status == "queued"]
+            if visitor and any(visitor in j.visitors for j in waiting):
                 raise Refused("you have a run waiting already; stop it or let it finish first", code="one_queued")
-            job = Job(self.store.new_id(), spec, {visitor} - {None}, again)
+            if address and self.public and sum(j.address == address for j in waiting) >= WAITING_OF_ADDRESS:
+                raise Refused(f"{WAITING_OF_ADDRESS} runs of your network wait already; try again when one is done",
+                              code="address_full", limit=WAITING_OF_ADDRESS)  # fmt: skip
+            if len(waiting) >= WAITING:
+                raise Refused(f"{WAITING} runs wait already; try again in a while", code="queue_full", limit=WAITING)
+            job = Job(self.store.new_id(), spec, {visitor} - {""}, again, address)
             self._record(job)
             self._jobs[job.id] = job
             self._lock.notify_all()
@@ -98,30 +109,31 @@ class Runner:
     def _usable(self, result: Result) -> bool:
         return result.spec.is_original or self.store.has_artifact(result)
 
-    def state(self, run_id: str) -> dict:
+    def state(self, run_id: str, visitor: str = "") -> dict:
         """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it began),
-        place in line, shared (somebody else waits for it too), facts, result_id, error."""
+        place in line, shared (more than one visitor waits for it), mine (this visitor does), alone (nobody else does), facts, result_id, error."""
         with self._lock:
             job = self._jobs.get(run_id)
             if job:
                 place = list(self._jobs).index(run_id)
                 shown = {k: job.event.get(k) for k in ("stage", "done", "total", "seconds_left", "facts")}
                 shown |= {"elapsed": time.monotonic() - job.began if job.began else 0.0, "shared": len(job.visitors) > 1}
+                shown |= {"mine": visitor in job.visitors, "alone": job.visitors == {visitor}}
                 return {"id": run_id, "status": job.status, "place": place, "result_id": None, "error": {}, **shown}
         result = self.store.get_id(run_id)
         if result is None:
             return {"id": run_id, "status": "unknown", "result_id": None, "error": {"code": "run_gone", "facts": {}}}
         return {"id": run_id, "status": result.status, "result_id": result.id, "error": result.error}
 
-    def cancel(self, run_id: str, visitor: str | None = None) -> None:
-        """Stop a waiting or running run; memory is free again within three seconds. A visitor who shares it with
-        others only leaves it."""
+    def cancel(self, run_id: str, visitor: str) -> None:
+        """Stop a waiting or running run of this visitor; memory is free again within three seconds. One who shares it with others
+        only leaves it; one who doesn't wait for it changes nothing."""
         with self._lock:
             job = self._jobs.get(run_id)
-            if job is None:
+            if job is None or visitor not in job.visitors:
                 return
             job.visitors.discard(visitor)
-            if visitor and job.visitors:
+            if job.visitors:
                 return
             job.stopped = True
             if job.status == "queued":
@@ -130,10 +142,12 @@ class Runner:
         if job.process:
             _end(job.process)
 
-    def enough(self, run_id: str) -> None:
-        """Let a running training end now and keep its best state; nothing to end is no error."""
+    def enough(self, run_id: str, visitor: str) -> None:
+        """Let a running training end now and keep its best state, where nobody but this visitor waits for it; nothing to end is
+        no error."""
         with self._lock:
-            process = self._jobs[run_id].process if run_id in self._jobs else None
+            job = self._jobs.get(run_id)
+            process = job.process if job is not None and job.visitors == {visitor} else None
         if process is not None and process.poll() is None:
             try:
                 process.stdin.write(f"{ENOUGH}\n")

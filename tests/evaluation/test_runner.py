@@ -11,8 +11,10 @@ import psutil
 import pytest
 
 from compression import budgets
+from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
-from evaluation.runner import Refused, Runner
+from evaluation.requests import named_only
+from evaluation.runner import WAITING, WAITING_OF_ADDRESS, Refused, Runner
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from evaluation.worker import events
@@ -50,7 +52,7 @@ def endless(texts, **more):
                                calibration_tokens=64 * 400, **more)  # fmt: skip
 
 
-def wait(runner, run_id, until=lambda s: s["status"] not in ("queued", "running"), seconds=90):
+def wait(runner, run_id, until=lambda s: s["status"] not in ("queued", "running"), seconds=240):
     start = time.time()
     while not until(state := runner.state(run_id)):
         assert time.time() - start < seconds, state
@@ -95,11 +97,11 @@ def test_two_visitors_share_one_run_and_one_may_leave(runner, texts):
 
 @pytest.mark.alone
 def test_stopping_frees_the_memory_within_three_seconds(runner, texts):
-    run_id = runner.submit(endless(texts))
+    run_id = runner.submit(endless(texts), "ann")
     running(runner, run_id)
     worker = psutil.Process(runner._jobs[run_id].process.pid)
     start = time.time()
-    runner.cancel(run_id)
+    runner.cancel(run_id, "ann")
     state = wait(runner, run_id)
     assert time.time() - start < 3 and not worker.is_running()
     assert (state["status"], state["error"]["code"]) == ("cancelled", "cancelled")
@@ -130,10 +132,48 @@ def test_the_queue_has_one_place_a_visitor(runner, texts):
         runner.submit(spec(texts, bits=7), "ann")
     assert refused.value.code == "one_queued"
     other = runner.submit(spec(texts, bits=8), "bob")
-    runner.cancel(second)
+    for stranger in ("bob", ""):
+        runner.cancel(second, stranger)
+        assert runner.state(second)["status"] == "queued" and not runner.state(second, stranger)["mine"]
+    runner.cancel(second, "ann")
     assert runner.state(second)["status"] == "cancelled" and runner.state(other)["place"] == 1
-    runner.cancel(first)
+    runner.cancel(first, "ann")
     assert wait(runner, other)["status"] == "ok"
+
+
+def test_the_line_and_each_address_have_limits(tmp_path, monkeypatch):
+    """Nothing starts here: the line alone."""
+    monkeypatch.setattr(Runner, "_work", lambda self: None)
+    runner = Runner(Store(tmp_path, shipped=None), public=True, spare=False)
+    ask = lambda n, who, where: runner.submit(RunSpec(OFFLINE_MODEL, (("rtn", {}),), seed=n), who, address=where)  # noqa: E731
+    for n in range(WAITING_OF_ADDRESS):
+        ask(n, f"ann{n}", "192.0.2.1")
+    with pytest.raises(Refused) as refused:
+        ask(100, "eve", "192.0.2.1")
+    assert refused.value.code == "address_full"
+    assert runner.state(ask(0, "eve", "192.0.2.1"))["shared"], "to share a run takes no place"
+    for n in range(WAITING_OF_ADDRESS, WAITING):
+        ask(n, f"ann{n}", f"198.51.100.{n}")
+    with pytest.raises(Refused) as refused:
+        ask(101, "bob", "203.0.113.1")
+    assert refused.value.code == "queue_full" and len(runner._jobs) == WAITING
+    runner.close()
+
+
+@pytest.mark.parametrize(
+    "model, code",
+    [("/etc", "path_refused"), ("../x", "path_refused"), ("~/x", "path_refused"), ("assets/i18n", "path_refused"), ("owner/" + "x" * 97, "bad_hub_id"),
+     ("a/b/c", "bad_hub_id"), ("a/b.git", "bad_hub_id"), ("http://a/b", "bad_hub_id"), ("nosuch", "unknown_model"), ("owner/name", "")],
+)  # fmt: skip
+@pytest.mark.parametrize("field", ["model", "student"])
+def test_a_public_page_takes_named_models_alone(model, code, field):
+    step = ("gkd", {"student": model}) if field == "student" else ("rtn", {})
+    spec = RunSpec(model if field == "model" else OFFLINE_MODEL, (step,))
+    try:
+        named_only(spec)
+        assert code == ""
+    except CompressionError as error:
+        assert error.code == code
 
 
 def test_unknown_runs_are_gone(runner):
@@ -159,8 +199,8 @@ def test_after_the_app_was_killed_the_run_is_interrupted(texts, tmp_path):
 @pytest.mark.parametrize("field", ["model", "text", "calibration"])
 def test_a_public_page_refuses_paths(texts, tmp_path, field):
     runner = Runner(Store(tmp_path, shipped=None), public=True, spare=False)
-    named = RunSpec("gpt2", (("gptq", {}),))
-    with pytest.raises(Refused) as refused:
+    named = RunSpec(OFFLINE_MODEL, (("gptq", {}),))
+    with pytest.raises(CompressionError) as refused:
         runner.submit(dataclasses.replace(named, **{field: str(texts / "test.txt")}))
     assert refused.value.code == "path_refused"
     runner.close()
@@ -172,8 +212,8 @@ def test_a_public_page_refuses_days_of_work_but_not_their_answer(tmp_path, monke
     with pytest.raises(Refused) as refused:
         public.submit(long)
     assert refused.value.code == "too_long" and refused.value.facts["minutes"] > 60
-    public.cancel(public.submit(dataclasses.replace(long, recipe=(("qlora", {}),))))
-    own.cancel(own.submit(long))
+    public.cancel(public.submit(dataclasses.replace(long, recipe=(("qlora", {}),)), "ann"), "ann")
+    own.cancel(own.submit(long, "ann"), "ann")
     monkeypatch.setattr(public.store, "find", lambda identity: Result("key", long, "ok", id="stored"))
     monkeypatch.setattr(public, "_usable", lambda found: True)
     assert public.submit(long) == "stored"
@@ -186,9 +226,9 @@ def test_inline_runs_behind_the_same_interface(texts, tmp_path):
     runner = Runner(Store(tmp_path, shipped=None), inline=events)
     run_id = runner.submit(spec(texts))
     assert wait(runner, run_id)["status"] == "ok"
-    stopped = runner.submit(endless(texts))
+    stopped = runner.submit(endless(texts), "ann")
     running(runner, stopped)
-    runner.cancel(stopped)
+    runner.cancel(stopped, "ann")
     assert wait(runner, stopped)["status"] == "cancelled"
     assert wait(runner, runner.submit(dataclasses.replace(spec(texts), model="nosuch")))["error"]["code"] == "unknown_model"
     runner.close()
@@ -196,10 +236,11 @@ def test_inline_runs_behind_the_same_interface(texts, tmp_path):
 
 def test_a_training_can_be_ended_early_and_its_best_state_is_measured(runner, texts):
     recipe = (("rtn", {"bits": 3, "group_size": 16}), ("lora", {"rank": 2, "train_tokens": 10_000_000, "train_minutes": 5.0}))
-    run_id = runner.submit(dataclasses.replace(spec(texts), recipe=recipe))
+    run_id = runner.submit(dataclasses.replace(spec(texts), recipe=recipe), "ann")
     state = wait(runner, run_id, lambda s: s["status"] == "running" and s["stage"] == "train")
     assert state["facts"]["budget"] == 10_000_000 and state["facts"]["curve"][0][0] == 0 and state["facts"]["method"] == "lora"
-    runner.enough(run_id)
+    runner.enough(run_id, "bob")  # not bob's: it goes on
+    runner.enough(run_id, "ann")
     assert wait(runner, run_id)["status"] == "ok"
     result = runner.store.get_id(run_id)
     assert {"trained", "training_enough"} <= {n["code"] for n in result.notes}
@@ -207,4 +248,4 @@ def test_a_training_can_be_ended_early_and_its_best_state_is_measured(runner, te
     assert result.spec.control().recipe == (result.spec.recipe[1],) and result.spec.without_training().recipe == (
         result.spec.recipe[0],
     )
-    runner.enough("no such run")
+    runner.enough("no such run", "ann")

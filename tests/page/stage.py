@@ -34,19 +34,27 @@ class Script:
         self.answer = {"status": "running", "stage": "compress", "done": 11, "total": 30, "seconds_left": 41.0, "elapsed": 20.0}
         self.refuse, self.submitted, self.cancelled, self.ended_early, self.work = None, [], [], [], False
 
-    def submit(self, spec, visitor=None, again=False):
+    def submit(self, spec, visitor="", again=False, address=""):
         if self.refuse:
             raise Refused("refused", code=self.refuse)
         self.submitted.append(spec)
         self.store.put(Result(key="", spec=spec, status="running", id="run-1"))
         return "run-1"
 
-    def state(self, run_id):
+    def state(self, run_id, visitor=""):
         if run_id != "run-1":
             found = self.store.get_id(run_id)
             return {"status": found.status, "result_id": found.id, "error": found.error} if found else \
                 {"status": "unknown", "result_id": None, "error": {"code": "run_gone"}}  # fmt: skip
-        state = {"id": run_id, "result_id": None, "error": {}, "place": 0, "shared": False} | self.answer
+        state = {
+            "id": run_id,
+            "result_id": None,
+            "error": {},
+            "place": 0,
+            "shared": False,
+            "mine": True,
+            "alone": True,
+        } | self.answer
         record = self.store.get_id(run_id)
         if record and state["status"] == "unknown":
             self.store.delete(run_id)
@@ -54,11 +62,11 @@ class Script:
             self.store.put(dataclasses.replace(record, status=state["status"], error=state["error"]))
         return state
 
-    def cancel(self, run_id, visitor=None):
+    def cancel(self, run_id, visitor):
         self.cancelled.append(run_id)
         self.answer = {"status": "cancelled", "error": {"code": "cancelled"}}
 
-    def enough(self, run_id):
+    def enough(self, run_id, visitor):
         self.ended_early.append(run_id)
 
     def busy(self):
@@ -82,7 +90,7 @@ class Talk:
             if self.stopped.wait(0.05):
                 return
 
-    def stop(self):
+    def stop(self, owner):
         self.stopped.set()
 
 
