@@ -31,6 +31,7 @@ from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
 from compression.quantization import nf4
+from kernels.home import whole
 
 FORM = "peft"
 WHOLE = "the original model in 16 bits: `AutoModelForCausalLM.from_pretrained({base!r})`"
@@ -79,7 +80,7 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
     }  # fmt: skip
     told = {_base(p.first, bundle.source.get("id")) for p in found.values()}
     base = told.pop() if len(told) == 1 else OTHER
-    with artifact.whole(folder) as temporary:
+    with whole(folder) as temporary:
         file = temporary / "adapter_model.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})
         (temporary / "adapter_config.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -20,11 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,12 +30,14 @@ from torch import nn
 from compression import arch, structure
 from compression.base import ModelUnavailable
 from compression.bundle import Bundle, LayerGeometry
+from compression.disk import check_room
 from compression.engine import storage_dtype
 from compression.models import is_path
 from compression.packed import from_config
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
 from compression.surgery import set_submodule
 from kernels.dense import choose_float32
+from kernels.home import whole
 
 MANIFEST, WEIGHTS = "compression.json", "model.safetensors"
 VERSION = 1
@@ -51,26 +50,11 @@ def save(bundle: Bundle, folder: Path | str, about: dict, files: Mapping[str, by
     about: JSON for the manifest and the README, e.g. {"recipe": [...], "label": "GPTQ, 4 bits"}. files: name -> content, put
     beside them. The folder appears whole or not at all: everything is written to a temporary neighbour first.
     """
+    check_room(folder, stored_bytes(bundle) + sum(map(len, (files or {}).values())))
     with whole(folder) as temporary:
         for name, content in (files or {}).items():
             (temporary / name).write_bytes(content)
         return _write(bundle, temporary, about)
-
-
-@contextmanager
-def whole(folder: Path | str) -> Iterator[Path]:
-    """A temporary neighbour to write to, which becomes `folder` (in place of what was there) if all went well."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(bundle: Bundle, folder: Path, about: dict) -> int:

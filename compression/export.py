@@ -48,6 +48,7 @@ from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, CompressedTable
 from kernels.bits import pack, unpack
+from kernels.home import whole
 
 BITS = {"gptq_v2": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "compressed-tensors": (2, 4, 8)}
 FORMS = (*BITS, adapter.FORM)
@@ -125,7 +126,7 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
         own = encode(path, layer, scheme) | ({} if layer.bias is None else {"bias": layer.bias.to(DTYPE)})
         tensors |= {f"{path}.{name}": t.contiguous() for name, t in own.items()}
     about = describe(scheme, module)
-    with artifact.whole(folder) as temporary:
+    with whole(folder) as temporary:
         save_file(tensors, temporary / artifact.WEIGHTS, metadata={"format": "pt"})
         bundle.tokenizer.save_pretrained(temporary)
         config.save_pretrained(temporary)

@@ -11,30 +11,25 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from compression.base import ModelUnavailable, UnsupportedModel
 from compression.bundle import Bundle
 from compression.catalogue import CATALOGUE, Entry, unknown
+from compression.disk import check_room
+from kernels.home import home, whole, write
 
 HUB_TIMEOUT_SECONDS = 5
 KEEP = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
         "vocab*", "merges.txt", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
 
 Emit = Callable[[dict], None]
-
-
-def home() -> Path:
-    """Where models, results and artifacts live: $COMPRESSION_EXPLORER_HOME or ~/.cache/compression-explorer."""
-    return Path(os.environ.get("COMPRESSION_EXPLORER_HOME") or Path.home() / ".cache" / "compression-explorer")
 
 
 def is_path(name: str) -> bool:
@@ -118,8 +113,10 @@ def _content_hash(files: list[Path]) -> str:
             while chunk := stream.read(1 << 22):
                 digest.update(chunk)
     value = digest.hexdigest()
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    memory.write_text(value)
+    try:
+        write(memory, value.encode())
+    except OSError:
+        pass  # a full disk remembers nothing
     return value
 
 
@@ -180,9 +177,8 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
-    try:
+    check_room(folder, 4 * entry.parameters)
+    with whole(folder, replace=False) as temporary:  # another process may be faster
         module = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         _save_plain(module, temporary)
@@ -192,10 +188,6 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
         sha = hashlib.sha256(file.read_bytes()).hexdigest()
         provenance = {"publisher_file": file.name, "publisher_bytes": file.stat().st_size, "publisher_sha256": sha}
         (temporary / "provenance.json").write_text(json.dumps(provenance), "utf-8")
-        if not folder.exists():  # another process may have been faster
-            os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     emit({"stage": "convert", "done": 1, "total": 1, "facts": {"model": entry.name}})
     return folder
 

@@ -21,10 +21,10 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import threading
-import uuid
 from pathlib import Path
+
+from kernels.home import home, scratch
 
 HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("*.c"))
@@ -47,8 +47,7 @@ _reason = "not built yet"
 
 def cache() -> Path:
     """Where built libraries lie."""
-    home = os.environ.get("COMPRESSION_EXPLORER_HOME") or Path.home() / ".cache" / "compression-explorer"
-    return Path(home) / "kernels"
+    return home() / "kernels"
 
 
 def compiler() -> str | None:
@@ -180,30 +179,23 @@ def _file(path: str) -> Path:
     parts = [about, " ".join(sorted(flags())).encode(), repr((COMMON, FLAGS[path], _openmp())).encode()]
     parts += [os.environ.get("CFLAGS", "").encode(), *(file.read_bytes() for file in (*SOURCES, *HEADERS))]
     name = f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
-    place = cache()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        writable = os.access(place, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        place = Path(tempfile.mkdtemp(prefix="kernels-"))
-    if not (place / name).is_file():
-        build(place / name, program, FLAGS[path])
-    return place / name
+    file = cache() / name
+    if not file.is_file():
+        build(file, program, FLAGS[path])
+    return file
 
 
 def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> None:
     """Compile the sources side by side and link them into `file`. Raises OSError if the compiler refuses every choice."""
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".build-") as folder:  # two processes may build: each its own
+    with scratch(file.parent) as folder:  # two processes may build: each its own
         for extra in choices:
-            objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
+            objects = [folder / f"{source.stem}.o" for source in SOURCES]
             options = [*COMMON, *extra, *os.environ.get("CFLAGS", "").split()]
             commands = [[program, *options, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)]
             running = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
             said = [p.communicate(timeout=BUILD_SECONDS)[1] for p in running]
             if not any(p.returncode for p in running):
-                temporary = Path(folder) / f"{uuid.uuid4().hex}.so"
+                temporary = folder / "kernels.so"
                 threads = _openmp() if "-fopenmp" in extra else []
                 rest = [f for f in extra if not (threads and f == "-fopenmp")]
                 link = [program, *rest, "-shared", "-o", str(temporary), *map(str, objects), *threads, "-lm"]
