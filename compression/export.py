@@ -130,8 +130,11 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
         save_file(tensors, temporary / artifact.WEIGHTS, metadata={"format": "pt"})
         bundle.tokenizer.save_pretrained(temporary)
         config.save_pretrained(temporary)
-        whole = json.loads((temporary / "config.json").read_text("utf-8")) | {"dtype": "float16", "quantization_config": about}
-        for name, content in {"config.json": whole, "quantize_config.json": about}.items():
+        config_json = json.loads((temporary / "config.json").read_text("utf-8")) | {
+            "dtype": "float16",
+            "quantization_config": about,
+        }
+        for name, content in {"config.json": config_json, "quantize_config.json": about}.items():
             if name == "config.json" or form.startswith("gptq"):
                 (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
         artifact.write_licence(bundle, temporary, label, f"Load it with {LOADERS[form]}.\n")
