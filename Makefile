@@ -3,6 +3,7 @@
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
+# make soak     the campaign of faults, hostile files and visitors (about two hours on two quiet cores; ARGS=... see tests/soak)
 # make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS=... see evaluation/peers.py)
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TEST_READY := $(VENV)/.test-ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: run test measure docs check compare-peers clean
+.PHONY: run test measure docs check soak compare-peers clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -33,6 +34,9 @@ docs: $(READY)
 check: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+soak: $(TEST_READY)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; ok = (3, 10) <= v[:2] <= (3, 13); \

@@ -28,14 +28,22 @@ TABLE = stage.ROOT / "assets" / "results" / "bench" / "soak.json"
 
 def main(argv: list[str]) -> int:
     """Exit code 0 if nothing went wrong in the parts that were asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter,
-                                     epilog="\n".join(f"{name:<14}{what}" for name, what in PARTS.items()))  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+        epilog="\n".join(f"{name:<14}{what}" for name, what in PARTS.items()),
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help="all if none is given")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the counts and times, 1 by default")
     parser.add_argument("--again", action="store_true", help="repeat parts that are finished")
     parser.add_argument("--state", type=Path, default=Path.home() / ".cache" / "compression-explorer-soak" / "state.json")
-    parser.add_argument("--scratch", type=Path, help="where homes and logs lie (default: a folder under the system's for temporary files)")
-    parser.add_argument("--cgroup", help="a memory cgroup in which groups may be made; without it limits are those of address space")
+    parser.add_argument(
+        "--scratch", type=Path, help="where homes and logs lie (default: a folder under the system's for temporary files)"
+    )
+    parser.add_argument(
+        "--cgroup", help="a memory cgroup in which groups may be made; without it limits are those of address space"
+    )
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
@@ -84,8 +92,12 @@ def _do(name: str, asked: argparse.Namespace, scratch: Path) -> dict:
         campaign.ledger.count("hung", f"the part itself stopped: {type(error).__name__}: {error}")
     if busy > (os.cpu_count() or 1) / 2:
         campaign.ledger.note(f"others were computing (load {busy:.1f} at the start)")
-    row = campaign.ledger.json() | {"seconds": round(time.monotonic() - start), "scale": asked.scale, "commit": commit(),
-                                    "date": datetime.date.today().isoformat()}  # fmt: skip
+    row = campaign.ledger.json() | {
+        "seconds": round(time.monotonic() - start),
+        "scale": asked.scale,
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
     print(_table([row]), flush=True)
     return row
 
@@ -95,9 +107,13 @@ def _kept(rows: list[dict]) -> dict:
     from kernels.cpu import processor
 
     return {
-        "date": max(row["date"] for row in rows), "commit": rows[-1]["commit"], "processor": processor(), "cores": os.cpu_count(),
-        "total": {k: sum(row[k] for row in rows) for k in ("tried", *OUTCOMES, "seconds")}, "rows": rows,
-    }  # fmt: skip
+        "date": max(row["date"] for row in rows),
+        "commit": rows[-1]["commit"],
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "total": {k: sum(row[k] for row in rows) for k in ("tried", *OUTCOMES, "seconds")},
+        "rows": rows,
+    }
 
 
 def _table(rows: list[dict]) -> str:

@@ -63,14 +63,27 @@ class Campaign:
         """A run of the tiny model, as the page's controls ask for it: a second or two after the imports."""
         test, valid = self.texts
         return {
-            "model": model or self.model(), "recipe": recipe or [["gptq", {"bits": 4, "group_size": 16}]],
-            "calibration": valid, "calibration_tokens": 1024, "text": test, "protocol": "raw", "window": 64, "tokens": 1024,
-            "seed": 0, "activations": "exact", "table_bits": 8, "cache_bits": 16, "preset": "quick",
-        } | more  # fmt: skip
+            "model": model or self.model(),
+            "recipe": recipe or [["gptq", {"bits": 4, "group_size": 16}]],
+            "calibration": valid,
+            "calibration_tokens": 1024,
+            "text": test,
+            "protocol": "raw",
+            "window": 64,
+            "tokens": 1024,
+            "seed": 0,
+            "activations": "exact",
+            "table_bits": 8,
+            "cache_bits": 16,
+            "preset": "quick",
+        } | more
 
     def long_run(self, seed: int = 0, **more) -> dict:
         """A run that goes on until it is stopped (minutes)."""
-        recipe = [["rtn", {"bits": 3, "group_size": 16}], ["lora", {"rank": 2, "train_tokens": 10_000_000, "train_minutes": 10.0}]]
+        recipe = [
+            ["rtn", {"bits": 3, "group_size": 16}],
+            ["lora", {"rank": 2, "train_tokens": 10_000_000, "train_minutes": 10.0}],
+        ]
         return self.choices(recipe=recipe, seed=seed, **more)
 
 
@@ -101,6 +114,7 @@ def _words() -> dict:
 
 def commit() -> str:
     """The commit that is checked out, with + if files differ from it."""
+
     def git(*words):
         return subprocess.run(["git", *words], cwd=stage.ROOT, capture_output=True, text=True, check=True).stdout.strip()
 

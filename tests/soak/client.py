@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import json
@@ -142,10 +143,7 @@ class Client:
     def say(self, run_id: str, words: str, seconds: float = 60, **options) -> dict:
         """The last state of an answer."""
         ask = {"id": run_id, "messages": [{"role": "user", "content": words}], "max_tokens": 16, "temperature": 0, "seed": 0}
-        last = {}
-        for last in self.converse(ask | options, seconds):
-            pass
-        return last
+        return collections.deque(self.converse(ask | options, seconds), maxlen=1)[0]
 
     def close(self) -> None:
         self.http.close()

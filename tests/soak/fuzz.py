@@ -22,20 +22,92 @@ REQUESTS = 20_000
 LANES = 4  # requests at a time, as many as the app answers at a time
 GROWTH_BYTES = 150_000_000  # of the app's memory, from after the first tenth to the end
 GROWTH_DESCRIPTORS = 30
-PLACES = ("gradio_api/component_server", "gradio_api/component_server/", "gradio_api/queue/join", "gradio_api/queue/data",
-          "gradio_api/call/converse", "gradio_api/run/predict", "gradio_api/api/predict", "gradio_api/cancel", "gradio_api/reset",
-          "gradio_api/upload", "gradio_api/process_recording", "config", "", "gradio_api/file=", "theme.css", "run/predict")  # fmt: skip
+PLACES = (
+    "gradio_api/component_server",
+    "gradio_api/component_server/",
+    "gradio_api/queue/join",
+    "gradio_api/queue/data",
+    "gradio_api/call/converse",
+    "gradio_api/run/predict",
+    "gradio_api/api/predict",
+    "gradio_api/cancel",
+    "gradio_api/reset",
+    "gradio_api/upload",
+    "gradio_api/process_recording",
+    "config",
+    "",
+    "gradio_api/file=",
+    "theme.css",
+    "run/predict",
+)
 
 
 def odd(chance: random.Random, depth: int = 0):
     """A value that is likely not to be expected."""
     plain = (
-        None, True, False, 0, -1, 1, 2**31, 2**53, 2**64, -(2**63), 10**30, 0.5, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf,
-        "", " ", "a", "x" * 5000, "x" * 200_000, "\x00", "\ud800", "\udfff\ud800", "İ̶", "𝔘𝔫𝔦", "\u202e", "'; DROP TABLE runs; --",
-        "<script>alert(1)</script>", "{0.__class__}", "%s%n", "${7*7}", "../../etc/passwd", "/etc/passwd", "/dev/zero", "/proc/self/environ",
-        "C:\\Windows", "~", ".", "..", "\n\r\n", "nan", "1e999", "en", "zh-Hant", "gptq", "none", "SmolLM2-135M", "gpt2", "a/b", "-a/b", "a/..",
-        "file:///etc/passwd", "http://127.0.0.1:1/", "con", "builtin", "9" * 400, "__class__", "__proto__", "constructor",
-    )  # fmt: skip
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1,
+        2**31,
+        2**53,
+        2**64,
+        -(2**63),
+        10**30,
+        0.5,
+        -0.0,
+        1e308,
+        5e-324,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "",
+        " ",
+        "a",
+        "x" * 5000,
+        "x" * 200_000,
+        "\x00",
+        "\ud800",
+        "\udfff\ud800",
+        "İ̶",
+        "𝔘𝔫𝔦",
+        "\u202e",
+        "'; DROP TABLE runs; --",
+        "<script>alert(1)</script>",
+        "{0.__class__}",
+        "%s%n",
+        "${7*7}",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "/dev/zero",
+        "/proc/self/environ",
+        "C:\\Windows",
+        "~",
+        ".",
+        "..",
+        "\n\r\n",
+        "nan",
+        "1e999",
+        "en",
+        "zh-Hant",
+        "gptq",
+        "none",
+        "SmolLM2-135M",
+        "gpt2",
+        "a/b",
+        "-a/b",
+        "a/..",
+        "file:///etc/passwd",
+        "http://127.0.0.1:1/",
+        "con",
+        "builtin",
+        "9" * 400,
+        "__class__",
+        "__proto__",
+        "constructor",
+    )
     if depth < 3 and chance.random() < 0.25:
         many = chance.choice((0, 1, 2, 3, 3, 40, 2000 if depth == 0 else 5))
         if chance.random() < 0.5:
@@ -88,16 +160,32 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
     own = [{"lang": "en", "visitor": token, "id": i} for i in ids]
     settings = {k: v for k, v in choices.items() if k not in ("model", "recipe")}
     return {
-        "ask_front": [{"lang": lang, "model": model, "x": x, "y": "perplexity", "protocol": "", "settings": settings, "budget": 1e8,
-                       "selected": ids[0]} for lang in ("en", "zh-Hant") for model in (choices["model"], "SmolLM2-135M")
-                      for x in ("file_bytes", "decode_tokens_per_second")],
+        "ask_front": [
+            {
+                "lang": lang,
+                "model": model,
+                "x": x,
+                "y": "perplexity",
+                "protocol": "",
+                "settings": settings,
+                "budget": 1e8,
+                "selected": ids[0],
+            }
+            for lang in ("en", "zh-Hant")
+            for model in (choices["model"], "SmolLM2-135M")
+            for x in ("file_bytes", "decode_tokens_per_second")
+        ],
         "ask_estimate": [{"lang": "en", "choices": c} for c in runs],
         "begin_run": [{"lang": "en", "choices": c, "visitor": token, "again": False} for c in runs],
-        "poll_run": own, "stop_run": own, "enough_run": own, "ask_card": [{"lang": "en", "id": i} for i in ids],
+        "poll_run": own,
+        "stop_run": own,
+        "enough_run": own,
+        "ask_card": [{"lang": "en", "id": i} for i in ids],
         "pack_run": [{"lang": "en", "id": i, "form": form} for i in ids for form in ("", "compressed-tensors", "dense")],
-        "ask_runs": [{"lang": "en"}], "ask_sides": [{"lang": "en", "id": i} for i in ids],
+        "ask_runs": [{"lang": "en"}],
+        "ask_sides": [{"lang": "en", "id": i} for i in ids],
         "stop_chat": [{"lang": "en", "visitor": token}],
-    }  # fmt: skip
+    }
 
 
 def raw(chance: random.Random, client: Client, valid: bytes) -> dict:
@@ -121,10 +209,22 @@ def raw(chance: random.Random, client: Client, valid: bytes) -> dict:
         whole = client.envelope("ask_runs", {"lang": "en"})
         whole[chance.choice(list(whole))] = odd(chance)
         body = bytearray(json.dumps(whole).encode("utf-8", "surrogatepass"))
-    types = ("application/json", "text/plain", "multipart/form-data; boundary=x", "multipart/form-data", "", "application/json; charset=utf-7")
+    types = (
+        "application/json",
+        "text/plain",
+        "multipart/form-data; boundary=x",
+        "multipart/form-data",
+        "",
+        "application/json; charset=utf-7",
+    )
     place = chance.choice(PLACES) if how != 6 else FUNCTIONS
     method = chance.choice(("POST", "POST", "POST", "GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")) if how != 6 else "POST"
-    return {"method": method, "url": place, "content": bytes(body), "headers": {"content-type": chance.choice(types) if how != 6 else types[0]}}
+    return {
+        "method": method,
+        "url": place,
+        "content": bytes(body),
+        "headers": {"content-type": chance.choice(types) if how != 6 else types[0]},
+    }
 
 
 def run(campaign: Campaign) -> None:
@@ -160,7 +260,9 @@ def run(campaign: Campaign) -> None:
         ledger.figure("MB at last", round(after[0] / 1e6))
         ledger.figure("descriptors at first", before[1])
         ledger.figure("descriptors at last", after[1])
-        ledger.check(after[0] - before[0] < GROWTH_BYTES, f"the app's memory grew from {before[0] / 1e6:.0f} to {after[0] / 1e6:.0f} MB")
+        ledger.check(
+            after[0] - before[0] < GROWTH_BYTES, f"the app's memory grew from {before[0] / 1e6:.0f} to {after[0] / 1e6:.0f} MB"
+        )
         ledger.check(after[1] - before[1] < GROWTH_DESCRIPTORS, f"open files went from {before[1]} to {after[1]}")
         ledger.check(client.poll(done)["status"] == "ok", "the run made before the fuzz isn't there any more", "lost")
 

@@ -26,10 +26,18 @@ def run(campaign: Campaign) -> None:
         "a device": (Path("/dev/null/home"), False, {}),
         "a broken link": (_link(campaign.scratch / "link", campaign.scratch / "nowhere" / "else"), None, {}),
         "no HOME": (None, None, {"HOME": None, "COMPRESSION_EXPLORER_HOME": None}),
-        "a HOME that isn't there": (None, None, {"HOME": str(_file(campaign.scratch / "file-3") / "x"), "COMPRESSION_EXPLORER_HOME": None}),
-        "an ASCII locale": (campaign.scratch / "ascii-é", True, {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}),
+        "a HOME that isn't there": (
+            None,
+            None,
+            {"HOME": str(_file(campaign.scratch / "file-3") / "x"), "COMPRESSION_EXPLORER_HOME": None},
+        ),
+        "an ASCII locale": (
+            campaign.scratch / "ascii-é",
+            True,
+            {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
+        ),
         "no place for temporary files": (campaign.scratch / "no-tmp", True, {"TMPDIR": str(campaign.scratch / "missing")}),
-    }  # fmt: skip
+    }
     names = list(cases)[: campaign.times(len(cases), 3)]
     for name in names:
         place, kept, changes = cases[name]
@@ -74,7 +82,9 @@ def _one(campaign: Campaign, name: str, place: Path | None, kept: bool | None, c
             if kept is not None:
                 ledger.check(boot["read_only"] is not kept, f"{name}: the page says read_only = {boot['read_only']}")
             answer = client.begin(campaign.choices())
-            state = client.follow(answer["id"], RUN_SECONDS) if "id" in answer else {"status": "refused", "error": answer["error"]}
+            state = (
+                client.follow(answer["id"], RUN_SECONDS) if "id" in answer else {"status": "refused", "error": answer["error"]}
+            )
             if ledger.check(state["status"] == "ok", f"{name}: the run is {state['status']}: {state['error'][:300]}"):
                 card = client.ask("ask_card", id=answer["id"])
                 ledger.check(card["status"] == "ok", f"{name}: the card is {card['status']}", "lost")
@@ -91,11 +101,34 @@ def _one(campaign: Campaign, name: str, place: Path | None, kept: bool | None, c
 
 def _command(campaign: Campaign, name: str, place: Path | None, changes: dict) -> None:
     test, valid = campaign.texts
-    words = ["rtn", "--bits", "4", "--group-size", "16", "--model", campaign.model(), "--text", test, "--calibration", valid, "--tokens", "512",
-             "--window", "64", "--no-timings", "--json"]  # fmt: skip
+    words = [
+        "rtn",
+        "--bits",
+        "4",
+        "--group-size",
+        "16",
+        "--model",
+        campaign.model(),
+        "--text",
+        test,
+        "--calibration",
+        valid,
+        "--tokens",
+        "512",
+        "--window",
+        "64",
+        "--no-timings",
+        "--json",
+    ]
     try:
-        done = subprocess.run([sys.executable, "-m", "evaluation.run", *words], cwd=stage.ROOT, env=stage.environment(place, **changes),
-                              capture_output=True, timeout=RUN_SECONDS, stdin=subprocess.DEVNULL)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "evaluation.run", *words],
+            cwd=stage.ROOT,
+            env=stage.environment(place, **changes),
+            capture_output=True,
+            timeout=RUN_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
     except subprocess.TimeoutExpired:
         return campaign.ledger.count("hung", f"{name}: the command line takes over {RUN_SECONDS} s")
     try:
@@ -104,4 +137,9 @@ def _command(campaign: Campaign, name: str, place: Path | None, changes: dict) -
         status = f"no JSON; stderr ends with {done.stderr[-300:]!r}"
     if "Traceback" in done.stderr.decode("utf-8", "replace"):
         campaign.ledger.found("traceback", f"{name}: the command line: {done.stderr[-300:]!r}")
-    return campaign.ledger.check(done.returncode == 0 and status == "ok", f"{name}: the command line: code {done.returncode}, {status}") and None
+    return (
+        campaign.ledger.check(
+            done.returncode == 0 and status == "ok", f"{name}: the command line: code {done.returncode}, {status}"
+        )
+        and None
+    )

@@ -39,7 +39,9 @@ def run(campaign: Campaign) -> None:
             started = app.kill(number)
             _, alive = psutil.wait_procs(started, timeout=10)
             if alive:
-                ledger.found("wrong", f"{what}: {len(alive)} processes of the killed app live on: {[p.cmdline()[-3:] for p in alive]}")
+                ledger.found(
+                    "wrong", f"{what}: {len(alive)} processes of the killed app live on: {[p.cmdline()[-3:] for p in alive]}"
+                )
             app = stage.App(home)
             if i % 5 == 4:  # while it starts, too
                 time.sleep(chance.random() * 10)

@@ -45,7 +45,9 @@ def run(campaign: Campaign) -> None:
                 time.sleep(chance.random() * length)
             workers = app.children("--worker")
             if not workers or client.poll(run_id)["status"] not in ("queued", "running"):
-                ledger.check(numbers(record(app.home, run_id)) == right, f"a run that ended before its kill has other numbers: {run_id}")
+                ledger.check(
+                    numbers(record(app.home, run_id)) == right, f"a run that ended before its kill has other numbers: {run_id}"
+                )
                 continue
             stage_then = client.poll(run_id)["stage"]
             try:
@@ -105,4 +107,7 @@ def whole(ledger, campaign: Campaign, app: stage.App, client: Client, right: dic
     except Hung as error:
         return ledger.count("hung", f"the run after a kill: {error}")
     found = record(app.home, run_id)
-    return ledger.check(numbers(found) == right, f"the run after a kill: {(found or {}).get('status')} {(found or {}).get('error')}") and None
+    return (
+        ledger.check(numbers(found) == right, f"the run after a kill: {(found or {}).get('status')} {(found or {}).get('error')}")
+        and None
+    )

@@ -56,5 +56,11 @@ class Ledger:
             print(f"    {self.part}: {self.defects[-1][:400]}", flush=True)
 
     def json(self) -> dict:
-        return {"part": self.part, "tried": self.tried, **self.counts, "figures": self.figures, "notes": self.notes,
-                "defects": self.defects}  # fmt: skip
+        return {
+            "part": self.part,
+            "tried": self.tried,
+            **self.counts,
+            "figures": self.figures,
+            "notes": self.notes,
+            "defects": self.defects,
+        }

@@ -36,7 +36,12 @@ def load(kind: str, folder: str) -> dict:
         with torch.no_grad():
             logits = bundle.module(input_ids=ids, use_cache=False).logits.float()
         tokens = bundle.tokenizer(SAMPLE)["input_ids"]
-        return {"loaded": True, "finite": bool(torch.isfinite(logits).all()), "logits": logits.flatten()[:: 7].tolist(), "tokens": tokens}
+        return {
+            "loaded": True,
+            "finite": bool(torch.isfinite(logits).all()),
+            "logits": logits.flatten()[::7].tolist(),
+            "tokens": tokens,
+        }
     except CompressionError as error:
         return {"refused": error.code, "error": str(error)[:300], "ours": True}
     except Exception as error:  # what the campaign looks for: an error that isn't ours
@@ -89,13 +94,20 @@ def oracle(folder: str) -> dict:
 
     try:
         module, told = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         ids = torch.arange(24)[None] % module.config.vocab_size
         with torch.no_grad():
             logits = module.eval()(input_ids=ids, use_cache=False).logits.float()
-        return {"loaded": not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if k in told),
-                "logits": logits.flatten()[:: 7].tolist()}  # fmt: skip
+        return {
+            "loaded": not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if k in told),
+            "logits": logits.flatten()[::7].tolist(),
+        }
     except Exception as error:
         return {"loaded": False, "error": f"{type(error).__name__}: {error}"[:200]}
 

@@ -20,7 +20,11 @@ from tests.soak.campaign import Campaign, record
 from tests.soak.client import Client, Hung
 from tests.soak.kill_workers import RUN_SECONDS
 
-GROUP_MB = (700, 900, 1_300)  # the app alone takes about 450, a run of the tiny model about 600 more, one of the offline model 2,500
+GROUP_MB = (
+    700,
+    900,
+    1_300,
+)  # the app alone takes about 450, a run of the tiny model about 600 more, one of the offline model 2,500
 SPACE_MB = (2_500, 3_200, 4_000, 5_000)  # torch alone maps more than two gigabytes
 CODES = ("out_of_memory", "worker_killed")
 
@@ -58,9 +62,21 @@ def _limit(group: str | None, megabytes: int):
 
 def _choices() -> dict:
     """The offline model with a calibration of its own size: about 2.5 GB."""
-    return {"model": "SmolLM2-135M", "recipe": [["gptq", {"bits": 4}]], "calibration": "builtin", "calibration_tokens": 32_768, "text": "builtin",
-            "protocol": "raw", "window": 512, "tokens": 8_192, "seed": 0, "activations": "exact", "table_bits": 8, "cache_bits": 16,
-            "preset": "quick"}  # fmt: skip
+    return {
+        "model": "SmolLM2-135M",
+        "recipe": [["gptq", {"bits": 4}]],
+        "calibration": "builtin",
+        "calibration_tokens": 32_768,
+        "text": "builtin",
+        "protocol": "raw",
+        "window": 512,
+        "tokens": 8_192,
+        "seed": 0,
+        "activations": "exact",
+        "table_bits": 8,
+        "cache_bits": 16,
+        "preset": "quick",
+    }
 
 
 def _worker(campaign: Campaign, home: Path, size: int, limit) -> None:
@@ -71,7 +87,10 @@ def _worker(campaign: Campaign, home: Path, size: int, limit) -> None:
     except (RuntimeError, TimeoutError) as error:
         words = str(error).lower()
         ledger.note(f"{size} MB is too little for the app itself")
-        ledger.check("memory" in words or "code -9" in words or "failed to map" in words, f"{size} MB: the app doesn't start: {str(error)[-300:]}")
+        ledger.check(
+            "memory" in words or "code -9" in words or "failed to map" in words,
+            f"{size} MB: the app doesn't start: {str(error)[-300:]}",
+        )
         app.close()
         return
     try:
@@ -104,8 +123,16 @@ def _command(campaign: Campaign, home: Path, size: int, limit) -> None:
     start = time.monotonic()
     words = ["gptq", "--bits", "4", "--calibration-tokens", "32768", "--no-timings", "--json", "--seed", str(size)]
     try:
-        done = subprocess.run([sys.executable, "-m", "evaluation.run", *words], cwd=stage.ROOT, env=stage.environment(home), text=True,
-                              capture_output=True, timeout=RUN_SECONDS, stdin=subprocess.DEVNULL, preexec_fn=limit)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "evaluation.run", *words],
+            cwd=stage.ROOT,
+            env=stage.environment(home),
+            text=True,
+            capture_output=True,
+            timeout=RUN_SECONDS,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=limit,
+        )
     except subprocess.TimeoutExpired:
         return campaign.ledger.count("hung", f"{size} MB: the command line after {time.monotonic() - start:.0f} s")
     told = done.returncode in (0, -9, 137) or (done.returncode == 1 and "memory" in done.stderr.lower().rsplit("\n", 3)[-2])

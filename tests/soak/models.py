@@ -21,7 +21,30 @@ from tests.soak.campaign import Campaign, told
 
 SECONDS, BYTES = 25, 9e9
 BENT, TAMPERED = 60, 40  # folders beside those of tests/hostile.py, and artifacts
-NUMBERS = (0, -1, 1, 3, 1e9, 10**18, 2**63, 0.5, -0.5, 1e308, 1e-320, True, False, None, "12", "", "NaN", [], [4], {}, [2, 2], {"a": 1})
+NUMBERS = (
+    0,
+    -1,
+    1,
+    3,
+    1e9,
+    10**18,
+    2**63,
+    0.5,
+    -0.5,
+    1e308,
+    1e-320,
+    True,
+    False,
+    None,
+    "12",
+    "",
+    "NaN",
+    [],
+    [4],
+    {},
+    [2, 2],
+    {"a": 1},
+)
 MARK = 'import pathlib; pathlib.Path({!r}).write_text("ran")\n'
 
 
@@ -30,9 +53,15 @@ class Loader:
 
     def __init__(self, home: Path):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.soak.loader"], cwd=stage.ROOT, env=stage.environment(home), text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.soak.loader"],
+            cwd=stage.ROOT,
+            env=stage.environment(home),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def load(self, kind: str, folder: Path | str) -> dict:
         self.process.stdin.write(json.dumps({"kind": kind, "folder": str(folder), "seconds": SECONDS, "bytes": BYTES}) + "\n")
@@ -64,7 +93,9 @@ def run(campaign: Campaign) -> None:
             shutil.rmtree(folder)
         for i in range(campaign.times(TAMPERED, 5)):
             folder = _copy(artifact, campaign.scratch / f"tampered-{i}")
-            name = campaign.random.choice((_flip, _flip, _manifest, _manifest, _config, _cut, _away, _header))(campaign.random, folder)
+            name = campaign.random.choice((_flip, _flip, _manifest, _manifest, _config, _cut, _away, _header))(
+                campaign.random, folder
+            )
             _judge_artifact(ledger, name, loader.load("artifact", folder), whole["artifact"], folder)
             shutil.rmtree(folder)
     finally:
@@ -91,11 +122,20 @@ def _listed(campaign: Campaign) -> list[tuple[str, Path, str | None]]:
 def _artifact(campaign: Campaign, good: Path) -> Path:
     """The good model in 4 bits, saved; made in another process, so that this one starts no threads."""
     place = campaign.scratch / "artifact"
-    code = ("import sys; from compression import artifact, calibrate, get, models; b = models.load(sys.argv[1]); m = get('rtn'); "
-            "calibrate.compress(b, ((m, m.params.parse({'bits': 4, 'group_size': 16})),), None, table_bits=8); "
-            "artifact.save(b, sys.argv[2], {'recipe': [['rtn', {}]], 'label': 'a test'})")  # fmt: skip
-    subprocess.run([sys.executable, "-c", code, str(good), str(place)], cwd=stage.ROOT, check=True, timeout=300,
-                   env=stage.environment(campaign.home()), stdin=subprocess.DEVNULL, capture_output=True)  # fmt: skip
+    code = (
+        "import sys; from compression import artifact, calibrate, get, models; b = models.load(sys.argv[1]); m = get('rtn'); "
+        "calibrate.compress(b, ((m, m.params.parse({'bits': 4, 'group_size': 16})),), None, table_bits=8); "
+        "artifact.save(b, sys.argv[2], {'recipe': [['rtn', {}]], 'label': 'a test'})"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(good), str(place)],
+        cwd=stage.ROOT,
+        check=True,
+        timeout=300,
+        env=stage.environment(campaign.home()),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
     return place
 
 
@@ -105,7 +145,7 @@ def _copy(folder: Path, place: Path) -> Path:
 
 
 def _judge(ledger, name: str, folder: Path, found: dict, expected: str | None, loader: Loader) -> None:
-    shown = f"{name}: {({k: v for k, v in found.items() if k not in ('logits', 'tokens')})}"
+    shown = f"{name}: { ({k: v for k, v in found.items() if k not in ('logits', 'tokens')}) }"
     if (folder / "ran").exists():
         return ledger.count("wrong", f"code of the folder ran: {shown}")
     if found.get("hung"):
@@ -123,11 +163,16 @@ def _judge(ledger, name: str, folder: Path, found: dict, expected: str | None, l
         return ledger.count("wrong", f"loaded, where {expected} is due: {shown}")
     plain = loader.load("oracle", folder)
     right = plain.get("loaded") and _close(found["logits"], plain["logits"])
-    return ledger.check(bool(right), f"loaded, where plain transformers says otherwise ({plain.get('error', 'other numbers')}): {shown}") and None
+    return (
+        ledger.check(
+            bool(right), f"loaded, where plain transformers says otherwise ({plain.get('error', 'other numbers')}): {shown}"
+        )
+        and None
+    )
 
 
 def _judge_artifact(ledger, name: str, found: dict, whole: dict, folder: Path) -> None:
-    shown = f"artifact, {name}: {({k: v for k, v in found.items() if k not in ('logits', 'tokens')})}"
+    shown = f"artifact, {name}: { ({k: v for k, v in found.items() if k not in ('logits', 'tokens')}) }"
     if found.get("hung"):
         ledger.count("hung", shown)
     elif "died" in found:
@@ -135,11 +180,15 @@ def _judge_artifact(ledger, name: str, found: dict, whole: dict, folder: Path) -
     elif "refused" in found:
         ledger.check(found["ours"] and told(found["refused"]), shown)
     else:
-        ledger.check(found["logits"] == whole["logits"] and found["tokens"] == whole["tokens"], f"loaded with other numbers: {shown}")
+        ledger.check(
+            found["logits"] == whole["logits"] and found["tokens"] == whole["tokens"], f"loaded with other numbers: {shown}"
+        )
 
 
 def _close(a: list[float], b: list[float]) -> bool:
-    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-3) or (x != x and y != y) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-3) or (x != x and y != y) for x, y in zip(a, b, strict=True)
+    )
 
 
 # --- ways to bend a folder; each says what it has done ---
@@ -173,10 +222,19 @@ def _header(chance: random.Random, folder: Path) -> str:
     if how == "dtype":
         header[name]["dtype"] = chance.choice(("I32", "F8_E4M3", "BF16", "X", 7, None, "F64"))
     elif how == "shape":
-        header[name]["shape"] = chance.choice(([], [0], [-1], [10**18], [1, *header[name]["shape"]], header[name]["shape"][::-1] + [1]))
+        header[name]["shape"] = chance.choice(
+            ([], [0], [-1], [10**18], [1, *header[name]["shape"]], [*header[name]["shape"][::-1], 1])
+        )
     elif how == "offsets":
-        header[name]["data_offsets"] = chance.choice(([0, 0], [0, 10**18], [-5, 5], [8, 4], header[chance.choice(
-            [k for k in header if k != "__metadata__"])]["data_offsets"]))  # fmt: skip
+        header[name]["data_offsets"] = chance.choice(
+            (
+                [0, 0],
+                [0, 10**18],
+                [-5, 5],
+                [8, 4],
+                header[chance.choice([k for k in header if k != "__metadata__"])]["data_offsets"],
+            )
+        )
     elif how == "renamed":
         header["base_model.model." + name] = header.pop(name)
     elif how == "gone":
@@ -192,11 +250,16 @@ def _bytes(chance: random.Random, folder: Path) -> str:
     file = chance.choice(sorted(folder.glob("*.safetensors")))
     content = file.read_bytes()
     how = chance.choice(("cut", "empty", "pointer", "page", "longer", "header length"))
-    file.write_bytes({
-        "cut": content[: len(content) // 2], "empty": b"", "longer": content + b"\0" * 64, "page": b"<!DOCTYPE html><html></html>",
-        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
-        "header length": struct.pack("<Q", 2**62) + content[8:],
-    }[how])  # fmt: skip
+    file.write_bytes(
+        {
+            "cut": content[: len(content) // 2],
+            "empty": b"",
+            "longer": content + b"\0" * 64,
+            "page": b"<!DOCTYPE html><html></html>",
+            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+            "header length": struct.pack("<Q", 2**62) + content[8:],
+        }[how]
+    )
     return f"{file.name}: {how}"
 
 
@@ -204,8 +267,12 @@ def _index(chance: random.Random, folder: Path) -> str:
     """An index that says something of the one file or of another."""
     _, header, _ = _weights(chance, folder)
     names = [k for k in header if k != "__metadata__"]
-    other = chance.choice(("../model.safetensors", "/etc/passwd", "missing.safetensors", "pytorch_model.bin", "sub/model.safetensors", 7, "", None))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, other)}), "utf-8")
+    other = chance.choice(
+        ("../model.safetensors", "/etc/passwd", "missing.safetensors", "pytorch_model.bin", "sub/model.safetensors", 7, "", None)
+    )
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, other)}), "utf-8"
+    )
     shutil.copytree(folder, folder / "sub", dirs_exist_ok=True, ignore=shutil.ignore_patterns("sub"))
     if chance.random() < 0.5:
         (folder / "model.safetensors").rename(folder / "other.safetensors")
@@ -218,8 +285,11 @@ def _code(chance: random.Random, folder: Path) -> str:
     values = json.loads(file.read_text("utf-8"))
     for name in ("modeling_own", "tokenization_own", "configuration_own"):
         (folder / f"{name}.py").write_text(MARK.format(str(folder / "ran")) + "class Own: pass\n", "utf-8")
-    values["auto_map"] = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.Own",
-                          "AutoTokenizer": ["tokenization_own.Own", None]}  # fmt: skip
+    values["auto_map"] = {
+        "AutoConfig": "configuration_own.Own",
+        "AutoModelForCausalLM": "modeling_own.Own",
+        "AutoTokenizer": ["tokenization_own.Own", None],
+    }
     kind = chance.choice(("own", values.get("model_type"), None))
     if file.name == "config.json":
         values["model_type"] = kind

@@ -34,7 +34,9 @@ def environment(home: Path | None, **changes: str | None) -> dict[str, str]:
 class App:
     """app.py in a process of its own. `with App(home) as app: ...` ends it and whatever it has started."""
 
-    def __init__(self, home: Path | None, *, public: bool = False, limit: Callable[[], None] | None = None, **changes: str | None):
+    def __init__(
+        self, home: Path | None, *, public: bool = False, limit: Callable[[], None] | None = None, **changes: str | None
+    ):
         """limit: called in the new process before it begins, e.g. to set a limit. changes: of the environment."""
         self.home, self.port = home, free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
@@ -44,9 +46,15 @@ class App:
         )
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "app.py"], cwd=ROOT, env=self._environment, stdout=out, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=limit,
-            )  # fmt: skip
+                [sys.executable, "app.py"],
+                cwd=ROOT,
+                env=self._environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=limit,
+            )
         self._seen = 0
 
     def ready(self, seconds: float = READY_SECONDS) -> App:
@@ -134,8 +142,11 @@ def summary(traceback: str) -> str:
     error = re.search(r"^(?![ \t|+]|Traceback|$).+", traceback.split("\n", 1)[1], re.MULTILINE)
     body = traceback[: error.start() + 40] if error else traceback[:20_000]
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', body)
-    ours = [f"{Path(file).relative_to(ROOT)}:{line} in {name}" for file, line, name in frames
-            if file.startswith(str(ROOT)) and ".venv" not in file]  # fmt: skip
+    ours = [
+        f"{Path(file).relative_to(ROOT)}:{line} in {name}"
+        for file, line, name in frames
+        if file.startswith(str(ROOT)) and ".venv" not in file
+    ]
     return f"{error[0][:300] if error else 'a traceback'} ({ours[-1] if ours else 'no frame of ours'})"
 
 
@@ -160,8 +171,15 @@ def prepared_home(place: Path, offline_model: bool = False) -> Path:
 
 def _python(code: str, home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(home), check=True, timeout=600,
-                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(home),
+        check=True,
+        timeout=600,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def leftovers(home: Path, results: list[dict]) -> list[str]:
