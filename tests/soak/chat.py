@@ -131,7 +131,7 @@ def _stop(talk: Talk) -> None:
     try:
         for state in talk.client.converse(_ask(talk, max_tokens=512), ANSWER_SECONDS):
             if not stopped and (state["sides"]["compressed"]["pieces"] > 3 or time.monotonic() - began > 20):
-                talk.client.ask("stop_chat")
+                talk.client.ask("ask_stop_chat")
                 stopped = time.monotonic()
             ended = state["done"]
     except (Hung, Answered, Unreachable) as error:

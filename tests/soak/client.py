@@ -15,7 +15,7 @@ from gradio_client.utils import apply_diff
 
 SECONDS = 10  # the longest that an answer may take
 FUNCTIONS = "gradio_api/component_server"
-OWNED = ("begin_run", "poll_run", "stop_run", "enough_run", "stop_chat")  # questions that a visitor's token goes with
+OWNED = ("ask_begin", "ask_poll", "ask_stop", "ask_enough", "ask_stop_chat")  # questions that a visitor's token goes with
 
 
 class Hung(Exception):
@@ -85,13 +85,13 @@ class Client:
 
     def begin(self, choices: dict, again: bool = False) -> dict:
         """{"id"} of the run or {"error": its card}."""
-        return self.ask("begin_run", choices=choices, again=again)
+        return self.ask("ask_begin", choices=choices, again=again)
 
     def poll(self, run_id: str) -> dict:
-        return self.ask("poll_run", id=run_id)
+        return self.ask("ask_poll", id=run_id)
 
     def stop(self, run_id: str) -> dict:
-        return self.ask("stop_run", id=run_id)
+        return self.ask("ask_stop", id=run_id)
 
     def follow(self, run_id: str, seconds: float, every: float = 0.3) -> dict:
         """The last answer to polling once the run has ended. Raises Hung after `seconds`."""

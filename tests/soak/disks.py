@@ -51,7 +51,7 @@ def _one(campaign: Campaign, place: Path, size: int) -> None:
             found = record(home, answer["id"])
             if state["status"] == "ok":
                 ledger.check(True, "")
-                packed = client.ask("pack_run", id=answer["id"])
+                packed = client.ask("ask_pack", id=answer["id"])
                 right = "file" in packed or _full_in_words(packed.get("error", "")) or "no longer" in packed.get("error", "")
                 ledger.check(right, f"{size} kB: the download says {packed}")
             else:

@@ -175,16 +175,16 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
             for model in (choices["model"], "SmolLM2-135M")
             for x in ("file_bytes", "decode_tokens_per_second")
         ],
-        "ask_estimate": [{"lang": "en", "choices": c} for c in runs],
-        "begin_run": [{"lang": "en", "choices": c, "visitor": token, "again": False} for c in runs],
-        "poll_run": own,
-        "stop_run": own,
-        "enough_run": own,
+        "ask_weigh": [{"lang": "en", "choices": c} for c in runs],
+        "ask_begin": [{"lang": "en", "choices": c, "visitor": token, "again": False} for c in runs],
+        "ask_poll": own,
+        "ask_stop": own,
+        "ask_enough": own,
         "ask_card": [{"lang": "en", "id": i} for i in ids],
-        "pack_run": [{"lang": "en", "id": i, "form": form} for i in ids for form in ("", "compressed-tensors", "dense")],
+        "ask_pack": [{"lang": "en", "id": i, "form": form} for i in ids for form in ("", "compressed-tensors", "dense")],
         "ask_runs": [{"lang": "en"}],
         "ask_sides": [{"lang": "en", "id": i} for i in ids],
-        "stop_chat": [{"lang": "en", "visitor": token}],
+        "ask_stop_chat": [{"lang": "en", "visitor": token}],
     }
 
 

@@ -88,7 +88,7 @@ def _one(campaign: Campaign, name: str, place: Path | None, kept: bool | None, c
             if ledger.check(state["status"] == "ok", f"{name}: the run is {state['status']}: {state['error'][:300]}"):
                 card = client.ask("ask_card", id=answer["id"])
                 ledger.check(card["status"] == "ok", f"{name}: the card is {card['status']}", "lost")
-                packed = client.ask("pack_run", id=answer["id"])
+                packed = client.ask("ask_pack", id=answer["id"])
                 ledger.check("file" in packed, f"{name}: the download says {packed}")
             for text in app.tracebacks():
                 ledger.found("traceback", f"{name}: {text}")

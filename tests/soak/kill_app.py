@@ -67,7 +67,7 @@ def _busy(campaign: Campaign, app: stage.App, client: Client, kept: str, i: int)
     if kind == "a chat":
         threading.Thread(target=_quietly, args=(lambda: client.say(kept, "line 7", 30, max_tokens=500),), daemon=True).start()
     if kind == "packing":
-        threading.Thread(target=_quietly, args=(lambda: client.ask("pack_run", id=kept),), daemon=True).start()
+        threading.Thread(target=_quietly, args=(lambda: client.ask("ask_pack", id=kept),), daemon=True).start()
     return [], kind
 
 

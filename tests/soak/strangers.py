@@ -153,7 +153,7 @@ def _others_runs(ledger, app: stage.App, client: Client, mine: str) -> None:
         )
     ]
     for what in [*names, {}]:
-        for function in ("stop_run", "enough_run"):
+        for function in ("ask_stop", "ask_enough"):
             answer = other.send(function, {"lang": "en", "id": mine} | what)
             ledger.check(answer.status_code < 500, f"{function} with {what} gives HTTP {answer.status_code}")
         ledger.check(client.poll(mine)["status"] == "running", f"{what} ended somebody else's run", "stopped")
@@ -165,7 +165,7 @@ def _foreign(ledger, campaign: Campaign, app: stage.App, client: Client) -> None
     """What another site's script could send from the visitor's own browser."""
     before = len(records(app.home))
     body = json.dumps(
-        client.envelope("begin_run", {"lang": "en", "choices": campaign.choices(seed=77), "visitor": client.token})
+        client.envelope("ask_begin", {"lang": "en", "choices": campaign.choices(seed=77), "visitor": client.token})
     ).encode()
     ways = (
         {"origin": FOREIGN, "content-type": "text/plain"},
@@ -256,7 +256,7 @@ def _public(campaign: Campaign) -> None:
                 "calibration": {"calibration": path, "recipe": [["gptq", {"bits": 4}]]},
                 "student": {"recipe": [["gkd", {"student": path}]]},
             }.items():
-                for function in ("begin_run", "ask_estimate"):
+                for function in ("ask_begin", "ask_weigh"):
                     _refused(ledger, client, function, name, path, public_choices(**change))
             for function in ("ask_front",):
                 answer = client.send(function, {"lang": "en", "model": path})
@@ -278,7 +278,7 @@ def _refused(ledger, client: Client, function: str, name: str, path: str, choice
     except (Answered, Hung, Unreachable) as error:
         return ledger.count("hung" if isinstance(error, Hung) else "wrong", f"{what}: {error}")
     words = answer.get("error") or (
-        "a hub model of unknown size" if function == "ask_estimate" and not answer.get("path") else ""
+        "a hub model of unknown size" if function == "ask_weigh" and not answer.get("path") else ""
     )
     return ledger.check(bool(words) and "root:" not in str(answer), f"{what} is taken: {str(answer)[:150]}") and None
 
@@ -299,8 +299,8 @@ def _chat_of_others(campaign: Campaign, app: stage.App) -> None:
     alone = _text(owner, ask)
     texts: list[str] = []
     for state in owner.converse(ask, 120):
-        other.send("stop_chat", {"lang": "en", "visitor": other.token})
-        other.send("stop_chat", {"lang": "en"})
+        other.send("ask_stop_chat", {"lang": "en", "visitor": other.token})
+        other.send("ask_stop_chat", {"lang": "en"})
         texts.append(state["sides"]["compressed"]["text"])
     found = record(app.home, answer["id"])
     return (

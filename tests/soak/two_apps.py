@@ -82,7 +82,7 @@ def _round(campaign: Campaign, home, client: Client, other: Client, long: str, r
     left = stage.within(5, lambda: not stage.leftovers(home, records(home)))
     ledger.check(bool(left), f"left behind {stage.leftovers(home, records(home))[:4]}")
     for run_id in equal:
-        packed = client.ask("pack_run", id=run_id)
+        packed = client.ask("ask_pack", id=run_id)
         ledger.check("file" in packed, f"the download of a run that two apps made says {packed}")
 
 

@@ -138,9 +138,9 @@ def _look(street: Street, client: Client, chance) -> None:
         "ask_front": lambda: client.ask("ask_front", model="SmolLM2-135M", x="file_bytes", y="perplexity"),
         "ask_runs": lambda: client.ask("ask_runs"),
         "ask_card": lambda: client.ask("ask_card", id=chance.choice(street.ids)),
-        "ask_estimate": lambda: client.ask("ask_estimate", choices=public_choices(seed=chance.randrange(9))),
+        "ask_weigh": lambda: client.ask("ask_weigh", choices=public_choices(seed=chance.randrange(9))),
         "ask_sides": lambda: client.ask("ask_sides", id=street.chattable),
-        "poll_run": lambda: client.poll(chance.choice([*street.mine, "gates-none"])),
+        "ask_poll": lambda: client.poll(chance.choice([*street.mine, "gates-none"])),
     }
     name = chance.choice(list(asks))
     street.timed(name, asks[name])
@@ -148,20 +148,20 @@ def _look(street: Street, client: Client, chance) -> None:
 
 def _run(street: Street, client: Client, chance) -> None:
     """Begin a run and follow it a while; stop a third of them."""
-    answer = street.timed("begin_run", lambda: client.begin(public_choices(seed=chance.randrange(10**6)), again=True))
+    answer = street.timed("ask_begin", lambda: client.begin(public_choices(seed=chance.randrange(10**6)), again=True))
     if not answer or "id" not in answer:
         return
     street.mine[answer["id"]] = False
     end = time.monotonic() + chance.uniform(20, 90)
     stop = chance.random() < 0.3
     while not street.over.is_set() and time.monotonic() < end:
-        state = street.timed("poll_run", lambda: client.poll(answer["id"]))
+        state = street.timed("ask_poll", lambda: client.poll(answer["id"]))
         if state and state["status"] not in ("queued", "running"):
             return
         time.sleep(1)
     if stop or street.over.is_set():
         street.mine[answer["id"]] = True
-        street.timed("stop_run", lambda: client.stop(answer["id"]))
+        street.timed("ask_stop", lambda: client.stop(answer["id"]))
 
 
 def _talk(street: Street, client: Client) -> None:
@@ -179,11 +179,11 @@ def _meddle(street: Street, client: Client) -> None:
     """Try to end what others have begun, in every way that the functions know."""
     for run_id in [i for i, stopped in list(street.mine.items()) if not stopped]:
         for what in ({}, {"visitor": None}, {"visitor": ""}, {"visitor": run_id}):
-            client.send("stop_run", {"lang": "en", "id": run_id, "visitor": client.token} | what)
-            client.send("enough_run", {"lang": "en", "id": run_id, "visitor": client.token} | what)
-        client.send("stop_run", {"lang": "en", "id": run_id})
-    client.send("stop_chat", {"lang": "en", "visitor": client.token})
-    client.send("stop_chat", {"lang": "en"})
+            client.send("ask_stop", {"lang": "en", "id": run_id, "visitor": client.token} | what)
+            client.send("ask_enough", {"lang": "en", "id": run_id, "visitor": client.token} | what)
+        client.send("ask_stop", {"lang": "en", "id": run_id})
+    client.send("ask_stop_chat", {"lang": "en", "visitor": client.token})
+    client.send("ask_stop_chat", {"lang": "en"})
 
 
 def _flood(street: Street, config: dict) -> int:
