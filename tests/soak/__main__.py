@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     state = json.loads(asked.state.read_text("utf-8")) if asked.state.is_file() else {}
     names = asked.parts or list(PARTS)
     with _scratch(asked.scratch) as scratch:
-        os.environ["SOAK_SCRATCH"] = str(scratch)
+        os.environ |= {"SOAK_SCRATCH": str(scratch), "HF_HUB_OFFLINE": "1", "COMPRESSION_EXPLORER_HOME": str(scratch / "home")}
         for name in names:
             key = f"{name} x{asked.scale:g}"
             if asked.again or key not in state:

@@ -50,8 +50,11 @@ class Campaign:
         """A folder with a tiny model over bytes; template: its chat template."""
         place = self.scratch / name
         if not place.is_dir():
+            import transformers
+
             from tests import tiny
 
+            transformers.utils.logging.disable_progress_bar()
             tiny.original(family).save_pretrained(place)
             tokenizer = tiny.tokenizer()
             if template:

@@ -277,9 +277,7 @@ def _refused(ledger, client: Client, function: str, name: str, path: str, choice
         answer = client.ask(function, choices=choices)
     except (Answered, Hung, Unreachable) as error:
         return ledger.count("hung" if isinstance(error, Hung) else "wrong", f"{what}: {error}")
-    words = answer.get("error") or (
-        "a hub model of unknown size" if function == "ask_weigh" and not answer.get("path") else ""
-    )
+    words = answer.get("error") or ("a hub model of unknown size" if function == "ask_weigh" and not answer.get("path") else "")
     return ledger.check(bool(words) and "root:" not in str(answer), f"{what} is taken: {str(answer)[:150]}") and None
 
 
