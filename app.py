@@ -131,7 +131,7 @@ def main() -> None:
 
     def warm_up():  # one after the other: what computes beside a measurement of speed spoils it
         host.profile()
-        store.frame()  # imports torch, while the page loads
+        store.rows()  # imports torch, while the page loads
         host.profile(again=True)
         cpu.library()  # begins to build the kernels
 

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import traceback
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from evaluation.spec import PRESETS, TEXTS, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, methods, table
 
 KEPT_DOWNLOADS = 3
+KEPT_ANSWERS = 64
 FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
 
 
@@ -50,7 +52,8 @@ class Page:
         self.store, self.runner, self.chat, self.public = store, runner, chat, public
         self._estimate, self._path = estimate, path
         self.methods = list(methods().values())
-        self._packing = threading.Lock()
+        self._packing, self._keeping = threading.Lock(), threading.Lock()
+        self._kept: OrderedDict[tuple, Any] = OrderedDict()  # answers, the one that was asked for last at the end
 
     def boot(self) -> dict:
         """Everything that doesn't change while the page is open: words in both languages, methods, models, machine."""
@@ -84,12 +87,29 @@ class Page:
 
     # --- reading ---
 
+    def _keep(self, key: tuple, make: Callable):
+        """What `make` gives, kept while the store stays as it is: `key` says everything else that it depends on."""
+        key = (key, host.threads(), self.store.stamp())
+        with self._keeping:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
+        with self._keeping:
+            self._kept[key] = made
+            if len(self._kept) > KEPT_ANSWERS:
+                self._kept.popitem(last=False)
+        return made
+
     def rows(self) -> list[dict]:
-        """All runs; those whose record says waiting or running included."""
-        return self.store.frame().to_dict("records")
+        """All runs; those whose record says waiting or running included. Several answers read them: they aren't changed."""
+        return self._keep(("rows",), self.store.rows)
 
     def front(self, ask: requests.Front) -> dict:
         """The figure of one model in one protocol, its sentences and its still picture."""
+        return self._keep(("front", ask.model_dump_json()), lambda: self._front(ask))
+
+    def _front(self, ask: requests.Front) -> dict:
         words, rows, model = Words(ask.lang), self.rows(), ask.model
         x, y = (a if a in pareto.AXES else d for a, d in ((ask.x, pareto.DEFAULT_X), (ask.y, pareto.DEFAULT_Y)))
         chosen = next((r for r in rows if r["id"] == ask.selected and r["status"] == "ok"), None)
@@ -141,6 +161,10 @@ class Page:
         words, result = Words(ask.lang), self.store.get_id(ask.id)
         if result is None:
             return {"html": cards.error_card(words, {"code": "run_gone"}), "spec": None, "status": "unknown"}
+        seconds = self._seconds(result.spec)  # of a machine that may have become slower
+        return self._keep(("card", ask.lang, ask.id, seconds), lambda: self._card(words, result, seconds))
+
+    def _card(self, words: Words, result: Result, seconds: float | None) -> dict:
         own = self.store.has_artifact(result)
         rows = self.rows()
         row = next((r for r in rows if r["id"] == result.id), {})
@@ -149,7 +173,7 @@ class Page:
         here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
         html = cards.run_card(
             words, result, shipped=bool(row.get("shipped")), artifact=own, here=here, chat=self.chat is not None,
-            dominated=result.status == "ok" and result.id not in lead, seconds=self._seconds(result.spec),
+            dominated=result.status == "ok" and result.id not in lead, seconds=seconds,
             exports=self._exports(result) if own else (), relatives=self._relatives(result.spec),
         )  # fmt: skip
         title = words.recipe(result.spec.recipe, True, result.spec.cache_bits)
@@ -177,7 +201,10 @@ class Page:
 
     def runs(self, ask: requests.Ask) -> dict:
         """The table of all runs."""
-        words, rows = Words(ask.lang), self.rows()
+        return self._keep(("runs", ask.lang), lambda: self._runs(Words(ask.lang), self.rows()))
+
+    @staticmethod
+    def _runs(words: Words, rows: list[dict]) -> dict:
         return {"html": cards.runs_table(rows, words, host.processor(), host.threads()), "count": words("runs.count", n=len(rows)),
                 "models": sorted({str(r["model"]) for r in rows})}  # fmt: skip
 
@@ -318,10 +345,13 @@ class Page:
 
     def sides(self, ask: requests.OfRun) -> dict:
         """The chat's heads: what each side is, its stored speed and memory. An empty id gives the choice alone."""
+        return self._keep(("sides", ask.lang, ask.id), lambda: self._sides(ask)) | {"busy": bool(self.runner.busy())}
+
+    def _sides(self, ask: requests.OfRun) -> dict:
         words, rows = Words(ask.lang), self.rows()
         ready = [r for r in rows if r["status"] == "ok" and r.get("artifact") and r.get("family") != "original"]
         options = [[r["id"], f"{words.run(r, long=True)} · {r['model']}"] for r in reversed(ready)]
-        out = {"options": options, "left": None, "right": None, "busy": bool(self.runner.busy())}
+        out = {"options": options, "left": None, "right": None}
         row = next((r for r in ready if r["id"] == ask.id), None)
         if row is None:
             return out

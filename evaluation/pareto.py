@@ -1,6 +1,6 @@
 """The figures that a result has (METRICS), which direction is better, and which runs no other run beats.
 
-Pure and without torch: rows are dicts as `Store.frame().to_dict("records")` gives them.
+Pure and without torch: rows are dicts as `Store.rows()` gives them.
 """
 
 from __future__ import annotations

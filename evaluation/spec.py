@@ -160,6 +160,10 @@ class RunSpec:
 
     def identity(self) -> str:
         """Hash of what the visitor asked, known before model and texts are read: two equal requests share one run."""
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> str:
         return _digest(self._essence())
 
     def key(self, fingerprint: dict[str, str]) -> str:

@@ -19,13 +19,9 @@ import time
 import uuid
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compression.models import home as default_home
 from evaluation.spec import ROOT, Result
-
-if TYPE_CHECKING:
-    import pandas
 
 ARTIFACT_BYTES = int(os.environ.get("COMPRESSION_EXPLORER_ARTIFACT_BYTES", 10_000_000_000))
 BASELINE_BYTES = 4_000_000_000
@@ -40,7 +36,8 @@ class Store:
         self.home = Path(home) if home else default_home()
         self._shipped = shipped
         self._memory: dict[str, Result] = {}  # results that couldn't be written
-        self._cache: dict[Path, tuple[int, Result | None]] = {}  # file -> (its date, what it holds)
+        self._kept: dict[Path, dict[str, tuple]] = {}  # folder -> {file: (its stamp, what it holds)}
+        self._changes = 0  # of the results in memory
         self.read_only = not self._writable()
 
     def _writable(self) -> bool:
@@ -63,6 +60,7 @@ class Store:
             result = dataclasses.replace(result, id=self.new_id())
         if self.read_only:
             self._memory[result.id] = result
+            self._changes += 1
             return result
         file = self._file(result.id)
         temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
@@ -78,30 +76,45 @@ class Store:
             raise ValueError(f"{run_id!r} is no run id")
         return self.home / "runs" / f"{run_id}.json"
 
-    def _read(self, file: Path) -> Result | None:
-        """The result in a file, None (with a warning) if it can't be read."""
+    def _read(self, folder: Path | None) -> dict[str, tuple]:
+        """{file's name: (its stamp, its result)} of a folder, by name."""
         try:
-            stamp = file.stat().st_mtime_ns
-            if file in self._cache and self._cache[file][0] == stamp:
-                return self._cache[file][1]
-            result = Result.parse(json.loads(file.read_text("utf-8")))
+            names = sorted(e.name for e in os.scandir(folder) if e.name.endswith(".json") and e.name[0] != ".") if folder else []
+        except OSError:
+            names = []
+        found = {name: one for name in names if (one := self._one(folder, name))}
+        self._kept[folder] = found
+        return found
+
+    def _one(self, folder: Path, name: str) -> tuple | None:
+        """(a file's stamp, its result), read again when the stamp changes. A result of None (with a warning) can't be read."""
+        known, result, stamp = self._kept.get(folder, {}).get(name), None, ()
+        try:
+            about = os.stat(f"{folder}/{name}")
+            stamp = (about.st_mtime_ns, about.st_ino, about.st_size)
+            if known and known[0] == stamp:
+                return known
+            result = Result.parse(json.loads((folder / name).read_text("utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:  # a broken or outdated record must never take the app down
-            warnings.warn(f"skipping {file.name}: {error}", stacklevel=2)
-            result = None
-        self._cache[file] = (stamp, result)
-        return result
+            warnings.warn(f"skipping {name}: {error}", stacklevel=2)
+        return stamp, result
 
     def own(self) -> list[Result]:
         """This store's results, oldest first."""
-        files = sorted((self.home / "runs").glob("[!.]*.json")) if (self.home / "runs").is_dir() else []
-        return [r for r in map(self._read, files) if r] + list(self._memory.values())
+        return [r for _, r in self._read(self.home / "runs").values() if r] + list(self._memory.values())
 
     def shipped(self) -> list[Result]:
         """The results that came with the app."""
-        files = sorted(self._shipped.glob("*.json")) if self._shipped and self._shipped.is_dir() else []
-        return [r for r in map(self._read, files) if r]
+        return [r for _, r in self._read(self._shipped).values() if r]
+
+    def stamp(self) -> tuple:
+        """It changes whenever a result or the presence of an artifact does: what was made of the store may be kept by it."""
+        files = [
+            (name, stamp) for folder in (self._shipped, self.home / "runs") for name, (stamp, _) in self._read(folder).items()
+        ]
+        return self._changes, tuple(files), tuple(r.artifact for r in self.own() if self.has_artifact(r))
 
     def all(self) -> list[Result]:
         """Shipped results, then this store's."""
@@ -113,7 +126,8 @@ class Store:
             return self._memory[run_id]
         if not _ID.fullmatch(run_id or ""):
             return None
-        return self._read(self._file(run_id)) or next((r for r in self.shipped() if r.id == run_id), None)
+        _, own = self._one(self.home / "runs", f"{run_id}.json") or ((), None)
+        return own or next((r for r in self.shipped() if r.id == run_id), None)
 
     def get(self, key: str) -> Result | None:
         """The newest `ok` result for a key, an own one before a shipped one."""
@@ -130,6 +144,7 @@ class Store:
         if result and result.artifact:
             shutil.rmtree(self.artifact_folder(result.artifact), ignore_errors=True)
         self._memory.pop(run_id, None)
+        self._changes += 1
         if not self.read_only:
             self._file(run_id).unlink(missing_ok=True)
 
@@ -164,12 +179,9 @@ class Store:
         _trim(self.home / "baselines", name, BASELINE_BYTES)
         return self.home / "baselines" / name
 
-    def frame(self) -> pandas.DataFrame:
-        """One row a run: every metric a column, and what the page filters and labels by."""
-        import pandas
-
-        rows = [self._row(r, shipped=True) for r in self.shipped()] + [self._row(r, shipped=False) for r in self.own()]
-        return pandas.DataFrame(rows)
+    def rows(self) -> list[dict]:
+        """One row a run: every metric that it has, and what the page filters and labels by."""
+        return [self._row(r, shipped=True) for r in self.shipped()] + [self._row(r, shipped=False) for r in self.own()]
 
     def _row(self, r: Result, shipped: bool) -> dict:
         family = "original" if r.spec.is_original else "quantization" if r.spec.keeps_weights else r.spec.methods[-1][0].family

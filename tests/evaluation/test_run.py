@@ -113,7 +113,7 @@ def test_the_original_with_a_cache_of_few_bits(place, store, bits):
     assert m["baseline_kv_cache_bytes_per_token"] == 2 * 2 * 2 * 12 * 4
     assert m["kl_divergence_mean"] > 0 and m["weight_bits_per_weight"] == 16
     assert artifact.load(store.artifact_folder(result.artifact)).cache_bits == bits
-    row = next(r for r in store.frame().to_dict("records") if r["id"] == result.id)
+    row = next(r for r in store.rows() if r["id"] == result.id)
     assert Words("en").run(row) == f"original weights, cache in {bits} bits" and label(result.spec).endswith(f"cache {bits} bits")
     card = run_card(Words("en"), result, shipped=False, artifact=True, here=False, chat=True)
     taken = [f"{m[k]:.0f}\u00a0B" for k in ("kv_cache_bytes_per_token", "baseline_kv_cache_bytes_per_token")]
@@ -219,7 +219,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     assert float(likelihood.losses(loaded, cut.ids).mean().exp()) == pytest.approx(m["perplexity"], rel=2e-3)
     assert len(sample.complete(loaded, "line 1", 4)) > len("line 1")
 
-    row = next(r for r in store.frame().to_dict("records") if r["id"] == result.id)
+    row = next(r for r in store.rows() if r["id"] == result.id)
     assert row["family"] == "distillation" and pareto.value(row, "file_bytes") == m["file_bytes"]
     assert result.id in pareto.front(pareto.comparable([row], row["model"], row["protocol_id"]), "file_bytes", "perplexity")
     card = run_card(Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None})

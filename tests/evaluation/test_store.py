@@ -84,7 +84,7 @@ def test_a_store_that_cannot_be_written_keeps_results_in_memory(tmp_path, monkey
     store = Store(tmp_path / "home", shipped=None)
     assert store.read_only
     kept = store.put(result(id="x"))
-    assert store.get_id("x") == kept and len(store.frame()) == 1
+    assert store.get_id("x") == kept and len(store.rows()) == 1
 
 
 def test_writing_is_all_or_nothing(store, monkeypatch):
@@ -96,10 +96,10 @@ def test_writing_is_all_or_nothing(store, monkeypatch):
     assert [f.name for f in (store.home / "runs").iterdir()] == ["x.json"]
 
 
-def test_the_frame_has_what_the_page_needs(store):
+def test_the_rows_have_what_the_page_needs(store):
     store.put(result(metrics={"perplexity": 2.0, "file_bytes": 10}, protocol_id="p"))
     store.put(result("failed", error={"code": "x"}))
-    rows = store.frame().to_dict("records")
+    rows = store.rows()
     ok = next(r for r in rows if r["status"] == "ok")
     assert len(rows) == 2 and ok["perplexity"] == 2.0 and ok["protocol_id"] == "p"
     assert {"id", "key", "model", "family", "recipe", "protocol_id", "shipped", "artifact", "host", "notes"} <= set(rows[0])
@@ -113,3 +113,31 @@ def test_every_shipped_result_can_be_read():
     assert all(r.status == "ok" and r.environment and r.protocol_id and not r.artifact for r in shipped)
     text = "".join(json.dumps(r.json()) for r in shipped)
     assert "/tmp/" not in text and "/home/" not in text and "/work/" not in text
+
+
+def test_the_stamp_follows_every_change(store):
+    """A new, a replaced, an edited and a removed record, and an artifact that goes, each at once and however soon."""
+    seen = [store.stamp()]
+    kept = store.put(result(id="a", artifact="art"))
+    seen.append(store.stamp())
+    store.put(result(id="a", artifact="art", metrics={"perplexity": 1.0}))
+    seen.append(store.stamp())
+    file = store.home / "runs" / "a.json"
+    file.write_text(file.read_text("utf-8").replace("1.0", "10.0"), "utf-8")
+    seen.append(store.stamp())
+    assert store.get_id("a").metrics == {"perplexity": 10.0} and store.rows()[0]["perplexity"] == 10.0
+    store.artifact_folder("art").mkdir(parents=True)
+    (store.artifact_folder("art") / "compression.json").write_text("{}")
+    seen.append(store.stamp())
+    (store.artifact_folder("art") / "compression.json").unlink()
+    assert store.stamp() == seen[3]
+    store.delete(kept.id)
+    seen.append(store.stamp())
+    assert len(set(seen)) == len(seen) and store.stamp() == seen[-1]
+
+
+def test_the_stamp_of_results_in_memory(tmp_path):
+    (tmp_path / "home").write_text("a file where the folder should be")
+    store = Store(tmp_path / "home", shipped=None)
+    seen = {store.stamp(), store.put(result(id="x")) and store.stamp(), store.put(result("failed", id="x")) and store.stamp()}
+    assert len(seen) == 3
