@@ -22,7 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
 
+from evaluation.gate import Gate, Rules, hostnames
 from evaluation.page import Page
 from evaluation.spec import ROOT
 
@@ -77,6 +79,7 @@ def build_app(
 
     gr.set_static_paths([script, page.downloads()])
     with gr.Blocks(title="Compression Explorer", fill_width=True, analytics_enabled=False) as demo:
+        demo.served = (str(script), f"{page.downloads()}/")  # what is served of this disk, for the gate
         panel("top", "Compression Explorer", value=page.boot())
         with gr.Row(elem_id="explore"):
             panel("front", "Front", ask("front"), plotly=f"gradio_api/file={script}")
@@ -103,12 +106,20 @@ def lent_gpu() -> Callable:
     return spaces.GPU(duration=lambda request: max(30, round(estimate(RunSpec.parse(request["spec"])).seconds)))(events)
 
 
-def launch_options() -> dict:
+def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
     """What `launch` is given, here and in the tests."""
+    functions = {(id, f.__name__) for id, block in demo.blocks.items() for f in getattr(block, "server_fns", ())}
+    named = ("GRADIO_SERVER_NAME", "SPACE_HOST", "COMPRESSION_EXPLORER_HOSTS")
+    rules = Rules(
+        functions=frozenset(functions), event=next(iter(demo.fns), None), files=tuple(demo.served),
+        hosts=hostnames(",".join(os.environ.get(name, "") for name in named)), public=public,
+        frames=("https://huggingface.co", "https://*.hf.space") if public else (),
+    )  # fmt: skip
     return {
-        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "footer_links": [], "max_file_size": 50_000_000,
+        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "footer_links": [], "max_file_size": 1,  # nothing is uploaded
         "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style>",  # as `css` Gradio would rewrite its selectors
-        "run_history": False, "ssr_mode": False, "favicon_path": str(ASSETS / "icon.svg"),
+        "run_history": False, "ssr_mode": False, "favicon_path": str(ASSETS / "icon.svg"), "max_threads": 80,
+        "app_kwargs": {"middleware": [Middleware(Gate, rules=rules)], "docs_url": None, "redoc_url": None, "openapi_url": None},
     }  # fmt: skip
 
 
@@ -141,7 +152,7 @@ def main() -> None:
         demo.queue(default_concurrency_limit=4).launch(
             server_name="0.0.0.0" if public else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
             server_port=port,
-            **launch_options(),
+            **launch_options(demo, public),
         )
     finally:
         chat.close()

@@ -256,7 +256,7 @@
       const now = got.stage.replace(/\d+/g, '');
       if (now !== stage) { stage = now; say.textContent = got.stage; }
     } else return finish(id, got);
-    setTimeout(() => tick(id), got?.status === 'queued' ? 1500 : 400);
+    setTimeout(() => tick(id), got?.status === 'queued' ? 2500 : 400);
   }
   function finish(id, got) {
     following = '';
