@@ -6,10 +6,14 @@ import functools
 import json
 import random
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.soak import stage
 from tests.soak.ledger import Ledger
+
+LONGEST_SECONDS = 3600  # of one part; what isn't tried by then is left out, and the table says so
 
 
 class Campaign:
@@ -20,11 +24,19 @@ class Campaign:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(part)
         self.random = random.Random(f"soak-{part}")
-        self._homes = 0
+        self._homes, self._began = 0, time.monotonic()
 
     def times(self, full: int, least: int = 1) -> int:
         """How often, where the whole campaign does it `full` times."""
         return max(least, round(full * self.scale))
+
+    def each(self, full: int, step: int = 1) -> Iterator[int]:
+        """0, step, 2 step, ... below `full`, until the part's time is over (which is noted)."""
+        for done in range(0, full, step):
+            if time.monotonic() - self._began > max(300, LONGEST_SECONDS * self.scale):
+                self.ledger.note(f"{done} of {full} in the time that a part has")
+                return
+            yield done
 
     def seconds(self, full: float, least: float = 10) -> float:
         return max(least, full * self.scale)

@@ -188,7 +188,7 @@ def run(campaign: Campaign) -> None:
         requests = [_request(chance, client, names[i % len(names)], valid[names[i % len(names)]]) for i in range(total)]
         before, grown = None, []
         with ThreadPoolExecutor(LANES) as lanes:
-            for start in range(0, total, 500):
+            for start in campaign.each(total, 500):
                 list(lanes.map(lambda request: _try(ledger, client, request), requests[start : start + 500]))
                 for text in app.tracebacks():
                     ledger.found("traceback", text)

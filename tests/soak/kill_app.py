@@ -29,7 +29,7 @@ def run(campaign: Campaign) -> None:
         kept = client.begin(campaign.choices())["id"]
         client.follow(kept, RUN_SECONDS)
         before = record(home, kept)
-        for i in range(campaign.times(KILLS, 2)):
+        for i in campaign.each(campaign.times(KILLS, 2)):
             begun, what = _busy(campaign, app, client, kept, i)
             time.sleep(chance.random() * 8)
             number = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))

@@ -33,9 +33,9 @@ def run(campaign: Campaign) -> None:
         if not ledger.check(right is not None, f"the first run failed: {record(app.home, first)}"):
             return
         kills, tail = campaign.times(KILLS, 3), min(4.0, length / 3)
-        begun = 0
-        while (killed := begun) < kills and app.alive():
-            begun += 1
+        for killed in campaign.each(kills):
+            if not app.alive():
+                break
             run_id = client.begin(campaign.choices(), again=True)["id"]
             number = chance.choice((signal.SIGKILL, signal.SIGTERM))
             if chance.random() < 0.5:

@@ -83,15 +83,17 @@ def run(campaign: Campaign) -> None:
         for kind, found in whole.items():
             if not ledger.check(bool(found.get("loaded")), f"a good {kind} doesn't load: {found}"):
                 return
-        for name, folder, expected in _listed(campaign):
+        listed = _listed(campaign)
+        for i in campaign.each(len(listed)):
+            name, folder, expected = listed[i]
             _judge(ledger, name, folder, loader.load("model", folder), expected, loader)
-        for i in range(campaign.times(BENT, 5)):
+        for i in campaign.each(campaign.times(BENT, 5)):
             family = campaign.random.choice(("llama", "llama", "qwen3", "gpt2", "opt", "gpt_neox"))
             folder = _copy(Path(campaign.model(f"good-{family}", family=family)), campaign.scratch / f"bent-{i}")
             name = campaign.random.choice((_config, _config, _header, _bytes, _index, _code))(campaign.random, folder)
             _judge(ledger, f"{family}: {name}", folder, loader.load("model", folder), None, loader)
             shutil.rmtree(folder)
-        for i in range(campaign.times(TAMPERED, 5)):
+        for i in campaign.each(campaign.times(TAMPERED, 5)):
             folder = _copy(artifact, campaign.scratch / f"tampered-{i}")
             name = campaign.random.choice((_flip, _flip, _manifest, _manifest, _config, _cut, _away, _header))(
                 campaign.random, folder
