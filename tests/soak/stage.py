@@ -24,6 +24,12 @@ TEMPORARY = re.compile(r"^\.|\.part$|\.tmp$")  # names of files and folders that
 LOCKS = re.compile(r"\.lock$")
 
 
+PREPARE = {  # what takes minutes the first time, and the code that does it
+    "kernels": "from kernels import cpu; from evaluation import host; cpu.wait(); host.profile(); host.profile(again=True)",
+    "models": "from compression import catalogue, models; models.prepare(catalogue.OFFLINE_MODEL)",
+}
+
+
 def environment(home: Path | None, **changes: str | None) -> dict[str, str]:
     """The environment of a process on `home`: no network, one thread; a change to None removes the variable."""
     fields = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -154,15 +160,14 @@ def prepared_home(place: Path, offline_model: bool = False) -> Path:
     """A fresh home at `place` with what every home has after its first minutes: built kernels, the machine's speed, and, if
     asked for, the offline model. Large files are links to one copy."""
     template = Path(os.environ["SOAK_SCRATCH"]) / "template"
-    code = "from kernels import cpu; from evaluation import host; cpu.wait(); host.profile(); host.profile(again=True)"
-    if not (template / "host.json").is_file():
-        _python(code, template)
-    if offline_model and not (template / "models").is_dir():
-        _python("from compression import catalogue, models; models.prepare(catalogue.OFFLINE_MODEL)", template)
+    for name, code in PREPARE.items():
+        ready = template / f"{name}.ready"
+        if not ready.is_file() and (name == "kernels" or offline_model):
+            _python(code, template)
+            ready.touch()
     place.mkdir(parents=True)
-    for file in (f for f in sorted(template.rglob("*")) if f.is_file() and (offline_model or "models" not in f.parts)):
-        if LOCKS.search(file.name):
-            continue
+    names = ["kernels", "host.json", "pace.txt", *(["models", "packages"] if offline_model else [])]
+    for file in (f for name in names for f in [template / name, *(template / name).rglob("*")] if f.is_file()):
         target = place / file.relative_to(template)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(file, target) if file.stat().st_size > 1_000_000 else shutil.copy2(file, target)
