@@ -26,7 +26,6 @@ CLOSED = (
     "gradio_api/info",
     "gradio_api/info?all_endpoints=true",
     "gradio_api/dev/reload",
-    "gradio_api/app_id",
     "gradio_api/heartbeat/abc",
     "gradio_api/upload",
     "gradio_api/upload_progress?upload_id=a",
@@ -38,7 +37,6 @@ CLOSED = (
     "gradio_api/mcp/schema",
     "gradio_api/vibe-code",
     "gradio_api/vibe-edit",
-    "gradio_api/startup-events",
     "gradio_api/agents",
     "gradio_api/deep_link",
     "login",
@@ -249,7 +247,7 @@ def _public(campaign: Campaign) -> None:
     ledger = campaign.ledger
     with stage.App(campaign.home(offline_model=True), public=True) as app:
         for i, path in enumerate(PATHS[: campaign.times(len(PATHS), 8)]):
-            client = Client(app.url, address=f"10.3.{i}.1")
+            client = Client(app.url, address=f"93.184.{100 + i}.1")
             for name, change in {
                 "model": {"model": path},
                 "text": {"text": path},
@@ -283,7 +281,7 @@ def _refused(ledger, client: Client, function: str, name: str, path: str, choice
 
 def _chat_of_others(campaign: Campaign, app: stage.App) -> None:
     """Stop of a stranger doesn't end an answer."""
-    ledger, owner, other = campaign.ledger, Client(app.url, address="10.4.0.1"), Client(app.url, address="10.4.0.2")
+    ledger, owner, other = campaign.ledger, Client(app.url, address="93.184.4.1"), Client(app.url, address="93.184.4.2")
     answer = owner.begin(public_choices())
     if "id" not in answer or owner.follow(answer["id"], 600)["status"] != "ok":
         return ledger.note("no run to chat with on the public page")

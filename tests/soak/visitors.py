@@ -74,7 +74,7 @@ def run(campaign: Campaign) -> None:
     """A run to chat with; then everybody at once."""
     ledger = campaign.ledger
     with stage.App(campaign.home(offline_model=True), public=True) as app:
-        first = Client(app.url, address="10.1.0.1")
+        first = Client(app.url, address="93.184.1.1")
         answer = first.begin(public_choices())
         state = first.follow(answer["id"], 600) if "id" in answer else {"status": "refused", "error": answer.get("error")}
         if not ledger.check(state["status"] == "ok", f"the first run is {state}"):
@@ -118,7 +118,7 @@ def _visit(street: Street, number: int, config: dict) -> None:
     """One visitor until the street is over."""
     chance = random.Random(number)
     time.sleep(chance.random() * PACE[1])
-    client = Client(street.app.url, address=f"10.2.0.{number + 1}", config=config)
+    client = Client(street.app.url, address=f"93.184.2.{number + 1}", config=config)
     street.timed("the page", lambda: client.get("") if number % 5 else client.get("config"))
     while not street.over.is_set():
         if number < RUNNERS and not street.calm():
@@ -190,7 +190,7 @@ def _flood(street: Street, config: dict) -> int:
     """Runs without end from one address, a new visitor each; how many were taken. Others are to be served all the same."""
     taken, limited = [], 0
     for i in range(street.campaign.times(FLOOD, 40)):
-        client = Client(street.app.url, address="10.9.9.9", config=config)
+        client = Client(street.app.url, address="93.184.9.9", config=config)
         try:
             answer = client.begin(public_choices(seed=10**7 + i), again=True)
             taken += [(client, answer["id"])] if "id" in answer else []
