@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from compression import arch, engine
+from compression.base import CompressionError
 from compression.bundle import Bundle
 
 
@@ -53,38 +55,63 @@ def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+class PromptRefused(CompressionError, ValueError):
+    """A prompt that the model can't answer."""
+
+    code = "prompt_too_long"
+
+
 def stop_ids(bundle: Bundle) -> frozenset[int]:
-    """Token ids that end an answer: the config's, the generation config's and the tokenizer's."""
+    """Token ids that end an answer: the config's, the generation config's and the tokenizer's, each one id, a list of them or none.
+    What is no id of this model (-1 in some configs) stops nothing."""
     found = set()
     for source in (bundle.module.config, getattr(bundle.module, "generation_config", None), bundle.tokenizer):
         value = getattr(source, "eos_token_id", None)
-        found |= set(value) if isinstance(value, (list, tuple)) else {value}
-    return frozenset(found - {None})
+        found |= {i for i in (value if isinstance(value, (list, tuple)) else [value]) if type(i) is int}
+    return frozenset(i for i in found if 0 <= i < bundle.geometry.vocabulary)
+
+
+def stop_like(bundle: Bundle, other: Bundle) -> None:
+    """Let a model end its answers where `other`, which has the same tokenizer, ends them."""
+    bundle.tokenizer = other.tokenizer
+    bundle.module.config.eos_token_id = other.module.config.eos_token_id
+    bundle.module.generation_config = copy.deepcopy(other.module.generation_config)
 
 
 def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
     """Messages [{"role", "content"}] as a prompt [1, t]: by the chat template, or as plain text for a base model.
 
-    Raises ValueError when the prompt leaves no room for an answer.
+    Raises PromptRefused when the template refuses the messages, or the prompt is empty or leaves no room for an answer.
     """
     tokenizer = bundle.tokenizer
-    if tokenizer.chat_template:
+    if not tokenizer.chat_template:
+        return _room(bundle, tokenizer("\n".join(m["content"] for m in messages))["input_ids"])
+    try:
         text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    else:
-        text = "\n".join(m["content"] for m in messages)
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
-    if ids.shape[1] >= bundle.geometry.positions:
-        raise ValueError(f"the prompt has {ids.shape[1]} tokens; the model reads {bundle.geometry.positions}. Shorten it.")
-    return ids
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # a template is a program that came with the model: it may raise anything
+        reason = f"{type(error).__name__}: {error}"[:300]
+        raise PromptRefused(f"the model's chat template refuses this conversation ({reason}); begin a new one, or leave out the system "
+                            "message", code="chat_template", reason=reason) from None  # fmt: skip
+    return _room(bundle, ids)
+
+
+def _room(bundle: Bundle, ids: list[int]) -> Tensor:
+    """The prompt [1, t], if there is one and an answer has room behind it."""
+    if not ids:
+        raise PromptRefused("the prompt is empty; write something", code="empty_prompt")
+    if len(ids) >= bundle.geometry.positions:
+        raise PromptRefused(f"the prompt has {len(ids)} tokens; the model reads {bundle.geometry.positions}. Shorten it.",
+                            got=len(ids), allowed=bundle.geometry.positions)  # fmt: skip
+    return torch.tensor([ids])
 
 
 def complete(bundle: Bundle, text: str, new_tokens: int = 64) -> str:
-    """`text` continued by the model, greedily."""
-    ids = bundle.tokenizer(text, return_tensors="pt")["input_ids"]
+    """`text` continued by the model, greedily. Raises PromptRefused."""
+    ids = _room(bundle, bundle.tokenizer(text)["input_ids"])
     out, stops = [], stop_ids(bundle)
     for token in generate(bundle, ids, new_tokens):
         if int(token) in stops:
             break
         out.append(int(token))
-    return text + bundle.tokenizer.decode(out)
+    return text + bundle.tokenizer.decode(out, clean_up_tokenization_spaces=False)

@@ -3,11 +3,13 @@
 Two protocols. `raw` tokenises the file as it is. `paper` joins the text's rows with blank lines and tokenises once,
 as the papers do with WikiText-2: in the hub's rows a blank line is the empty string and any other line keeps its
 newline. Windows don't overlap; the tail that fills no window is dropped. No token is added but what the tokenizer
-adds once at the very start.
+adds once at the very start; an end token that it would add is left out. The letters of a special token that stand in a text
+(`<|im_end|>`) are letters, as in llama.cpp's perplexity: a text can't end itself or change who speaks.
 
-Evaluation takes the first windows in order. Calibration takes windows chosen by the seed, and so does training, from the
-calibration text: as many as it asks for or as there are. Evaluation never shares text with the other two: the named texts
-have a split for each, and one file can't serve both.
+Evaluation takes the first windows in order, exactly as many as are asked for. Calibration takes windows chosen by the seed, and
+so does training, from the calibration text: as many as are asked for or as there are, and a note says how many. Where few tokens of a
+text over PART characters are asked for, only its beginning is read. Evaluation never shares text with the other two: the named
+texts have a split for each, and files are compared (overlap.py).
 
 `unicode` is a domain to fine-tune to: a table whose form and vocabulary a language model hardly knows, on every machine alike.
 """
@@ -15,6 +17,8 @@ have a split for each, and one file can't serve both.
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +28,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compression.base import TextUnavailable
+from compression.base import Note, TextUnavailable
+from compression.overlap import in_common
 
 Role = Literal["evaluation", "calibration", "training"]
 MAX_FILE_BYTES = 50_000_000
+PART, LONG_TOKEN = 4_000_000, 32  # characters of a long text that are read, at least so many for each token asked for
+SHARED_CHARACTERS, SHARED_PART = 200, 0.01  # what two texts may have in common: a heading, a quotation
+MARKS = {
+    b"\xff\xfe": "UTF-16 or UTF-32",
+    b"\xfe\xff": "UTF-16",
+    b"\x00\x00\xfe\xff": "UTF-32",
+}  # of byte order, at a file's start
 RUN = 16  # rows of `unicode` that go to one role together
 BUILTIN, WIKITEXT, UNICODE = "builtin", "wikitext-2", "unicode"
 
@@ -57,41 +69,48 @@ class Windows:
     protocol_id: str  # names everything that decides the numbers; two different ids never share an axis
     text_hash: str
     scored_bytes: int  # UTF-8 bytes of the tokens that are predicted (all but each window's first)
+    notes: tuple[Note, ...] = ()  # what a reader must know about how the text was read
 
 
 def load_text(name: str, role: Role, allow_paths: bool = True) -> Text:
     """A named text, or a local file. Raises TextUnavailable."""
     if name in NAMED:
         return NAMED[name](role)
-    path = Path(name).expanduser()
-    looks_like_path = path.exists() or "/" in name or "\\" in name or path.suffix
-    if not looks_like_path:
+    if not ("/" in name or "\\" in name or Path(name).suffix or Path(name[:255]).is_file()):
         raise TextUnavailable(f"unknown text {name!r}; give {', '.join(map(repr, NAMED))} or the path of a text file",
                               code="unknown_text", name=name)  # fmt: skip
     if not allow_paths:
         raise TextUnavailable("files of the server are not allowed on a public Space; choose a named text",
                               code="path_refused")  # fmt: skip
-    return _file(path)
+    return _file(name)
 
 
-def _file(path: Path) -> Text:
-    if not path.is_file():
-        raise TextUnavailable(f"no file at {str(path)!r}", code="no_file", name=path.name)
-    size = path.stat().st_size
-    if size == 0:
-        raise TextUnavailable(f"{path.name} is empty; give a text of at least a few thousand words",
-                              code="empty_text", name=path.name)  # fmt: skip
-    if size > MAX_FILE_BYTES:
-        raise TextUnavailable(f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read",
-                              code="text_too_big", name=path.name, bytes=size, limit=MAX_FILE_BYTES)  # fmt: skip
-    data = path.read_bytes()
+def _file(name: str) -> Text:
     try:
-        content = data.decode("utf-8")
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise TextUnavailable(f"no file at {name!r}", code="no_file", name=path.name)
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise TextUnavailable(f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read",
+                                  code="text_too_big", name=path.name, bytes=size, limit=MAX_FILE_BYTES)  # fmt: skip
+        data = path.read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, no such user, a name that no file can have
+        raise TextUnavailable(f"the file {Path(name).name!r} can't be read: {error}; check its name and who may read it",
+                              code="text_unreadable", name=Path(name).name) from None  # fmt: skip
+    if encoding := next((told for mark, told in MARKS.items() if data.startswith(mark)), ""):
+        raise TextUnavailable(f"{path.name} is a text in {encoding}; save it in UTF-8 and try again",
+                              code="text_encoding", name=path.name, encoding=encoding)  # fmt: skip
+    try:
+        content = data.decode("utf-8").lstrip("\ufeff")  # a mark of byte order is no part of the text
     except UnicodeDecodeError:
         content = "\0"
     if "\0" in content:
         raise TextUnavailable(f"{path.name} is no text in UTF-8; save it as plain text in UTF-8 and try again",
                               code="not_text", name=path.name)  # fmt: skip
+    if not content.strip():
+        raise TextUnavailable(f"{path.name} is empty; give a text of at least a few thousand words",
+                              code="empty_text", name=path.name)  # fmt: skip
     lines = content.split("\n")
     rows = tuple("" if not line.strip() else line + "\n" for line in lines)
     return _FileText(path.name, rows, f"file {path.name}", content)
@@ -166,23 +185,35 @@ NAMED: dict[str, Callable[[Role], Text]] = {BUILTIN: _builtin, WIKITEXT: _wikite
 
 
 def check_disjoint(evaluation: Text, calibration: Text) -> None:
-    """Raises TextUnavailable when both roles would read the same text."""
-    if evaluation.hash == calibration.hash:
-        raise TextUnavailable(
-            f"{evaluation.name} can't be used for calibration and evaluation both: the result would be flattered; "
-            f"choose another calibration text",
-            code="same_text", name=evaluation.name,
-        )  # fmt: skip
+    """Raises TextUnavailable when both roles would read the same text, or much of it. A named text's splits have nothing in common."""
+    shared = 1.0
+    if evaluation.hash != calibration.hash:
+        if evaluation.name == calibration.name and evaluation.name in NAMED:
+            return
+        common, size = in_common(evaluation.raw, calibration.raw)
+        if common <= max(SHARED_PART * size, min(SHARED_CHARACTERS, size / 2)):
+            return
+        shared = min(common / size, 1.0)
+    percent = max(round(100 * shared), 1)
+    raise TextUnavailable(
+        f"{evaluation.name} can't be used for calibration and evaluation both: {percent} % of {calibration.name} and it are the same, "
+        "and the result would be flattered; choose another calibration text, or take the common part out",
+        code="same_text", name=evaluation.name, percent=percent,
+    )  # fmt: skip
 
 
 def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | None, role: Role, seed: int = 0) -> Windows:
-    """Cut `tokens` tokens (None: all there are) into windows [n, window]. Raises TextUnavailable if there are too few."""
+    """Cut `tokens` tokens (None: all there are) into windows [n, window]. Raises TextUnavailable if there are too few: for
+    evaluation fewer than asked for, for the other roles not one window."""
     content = text.raw if protocol == "raw" else "\n\n".join(text.rows)
-    ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"], dtype=torch.int64)
+    before, after = _added(tokenizer)
+    part = content if tokens is None else content[: max(PART, LONG_TOKEN * tokens)]
+    ids = _encode(tokenizer, part, before)
+    if tokens is not None and len(ids) < tokens and len(part) < len(content):
+        part, ids = content, _encode(tokenizer, content, before)
     available = len(ids) // window
-    wanted = available if tokens is None else tokens // window
-    if role == "training":
-        wanted = min(max(wanted, 1), available)
+    asked = available if tokens is None else tokens // window
+    wanted = asked if role == "evaluation" else min(max(asked, 1), available)
     if available == 0:
         raise TextUnavailable(
             f"{text.name} has {len(ids)} tokens, less than one window of {window}; give a longer text or a shorter window",
@@ -194,18 +225,82 @@ def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | Non
             f"Ask for {window} to {available * window}, or give a longer text.",
             code="text_too_short", name=text.name, tokens=available * window, need=tokens,
         )  # fmt: skip
-    cut = ids[: available * window].view(available, window)
+    chosen = torch.arange(wanted)
     if role != "evaluation":
-        order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted]
-        cut = cut[order.sort().values]
-    else:
-        cut = cut[:wanted]
-    added = len(tokenizer("a")["input_ids"]) - len(tokenizer("a", add_special_tokens=False)["input_ids"])
-    start = "start token once" if added else "no start token"
+        chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
+    cut = ids[: available * window].view(available, window)[chosen]
+    start = ("start token once" if before else "no start token") + (", end token left out" if after else "")
+    spelled = sorted(token for token in _special(tokenizer) if token in part)
+    notes = [Note("special_tokens_as_text", {"name": text.name, "tokens": ", ".join(spelled[:5])})] if spelled else []
+    if wanted < asked:
+        notes.append(Note(f"{role}_shortened", {"name": text.name, "asked": asked * window, "used": wanted * window}))
     protocol_id = (f"{text.name} {text.hash[:8]} · {protocol} · window {window} · {cut.numel()} tokens · {start} · "
-                   f"tokenizer {tokenizer_hash(tokenizer)[:8]}")  # fmt: skip
-    scored = sum(len(s.encode()) for s in tokenizer.batch_decode(cut[:, 1:].tolist(), skip_special_tokens=False))
-    return Windows(cut.contiguous(), protocol_id, text.hash, scored)
+                   f"{'special tokens as text · ' if spelled else ''}tokenizer {tokenizer_hash(tokenizer)[:8]}")  # fmt: skip
+    scored = _scored_bytes(tokenizer, cut, chosen, part, len(before))
+    return Windows(cut.contiguous(), protocol_id, text.hash, scored, tuple(notes))
+
+
+def _added(tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts (before, behind) a text by itself."""
+    found = tokenizer("a", return_special_tokens_mask=True)
+    ids, mask = found["input_ids"], found["special_tokens_mask"]
+    first = next((i for i, added in enumerate(mask) if not added), len(mask))
+    last = next((i for i in range(len(mask), first, -1) if not mask[i - 1]), len(mask))
+    return ids[:first], ids[last:]
+
+
+def _encode(tokenizer, content: str, before: list[int]) -> Tensor:
+    """Token ids int64 [n] of a text behind what stands before every text; letters are letters."""
+    found = tokenizer(content, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return torch.tensor([*before, *found], dtype=torch.int64)
+
+
+def _special(tokenizer) -> set[str]:
+    """The spellings of the tokenizer's special tokens."""
+    return {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
+
+
+def _scored_bytes(tokenizer, cut: Tensor, chosen: Tensor, content: str, before: int) -> int:
+    """UTF-8 bytes of what is predicted in windows [n, window], the `chosen` ones of a text: all of a window but its first token.
+
+    Where tokens are bytes, or letters with bytes for what isn't in the table, each token has its own number: a character that is cut
+    in two belongs to both sides. Else tokens say from where to where in the text they stand. A tokenizer in Python that knows neither
+    writes them out again.
+    """
+    lengths, text = _lengths(tokenizer), torch.ones_like(cut, dtype=torch.bool)
+    text.view(-1)[:before] = bool(chosen[0] > 0)  # a start token is no text
+    text[:, 0] = False
+    unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+    if lengths is not None and not bool((cut[text] == unknown).any()):
+        return int(lengths[cut[text]].sum())
+    if not tokenizer.is_fast:
+        shown = tokenizer.batch_decode(cut[:, 1:].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return sum(len(s.encode()) for s in shown)
+    places = tokenizer(content, add_special_tokens=False, split_special_tokens=True, verbose=False, return_offsets_mapping=True)
+    ends = [0] * before + [end for _, end in places["offset_mapping"]]
+    window = cut.shape[1]
+    return sum(len(content[ends[i * window] : ends[(i + 1) * window - 1]].encode()) for i in chosen.tolist())
+
+
+def _lengths(tokenizer) -> Tensor | None:
+    """UTF-8 bytes of each id's text, int64 [largest id + 1]; None where an id alone doesn't tell."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return None
+    decoder = json.loads(backend.decoder.__getstate__())
+    kinds = {part["type"] for part in decoder.get("decoders", [decoder])}
+    added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
+    if "ByteLevel" in kinds:
+        size = len  # a letter a byte
+    elif "ByteFallback" in kinds:
+        size = lambda piece: 1 if re.fullmatch("<0x[0-9A-F]{2}>", piece) else len(piece.replace("▁", " ").encode())  # noqa: E731
+    else:
+        return None
+    vocabulary = tokenizer.get_vocab()
+    lengths = torch.zeros(max(vocabulary.values()) + 1, dtype=torch.int64)
+    for piece, i in vocabulary.items():
+        lengths[i] = len(added[i].encode()) if i in added else size(piece)
+    return lengths
 
 
 def tokenizer_hash(tokenizer) -> str:

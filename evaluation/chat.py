@@ -220,8 +220,7 @@ def serve() -> None:
                 out.write(json.dumps(event, ensure_ascii=False) + "\n")
             out.write(json.dumps({"end": True}) + "\n")
         except Exception as error:
-            code = "prompt_too_long" if isinstance(error, ValueError) and "prompt" in str(error) else None
-            out.write(json.dumps({"error": describe_error(error) | ({"code": code} if code else {})}) + "\n")
+            out.write(json.dumps({"error": describe_error(error)}) + "\n")
 
 
 def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:

@@ -15,6 +15,7 @@ from torch import nn
 from compression import arch
 from compression.base import BadParam, Params, param
 from compression.bundle import Bundle, Geometry
+from compression.sample import stop_like
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def check_tokenizer(teacher: Bundle, name: str) -> None:
 def _other(teacher: Bundle, name: str, same_tokenizer: bool) -> Bundle:
     from compression import models
 
+    student = replace(models.load(name, str(teacher.device)), name=teacher.name, source=dict(teacher.source) | {"student": name})
     if same_tokenizer:
         check_tokenizer(teacher, name)
-    return replace(models.load(name, str(teacher.device)), name=teacher.name, source=dict(teacher.source) | {"student": name})
+        stop_like(student, teacher)
+    return student

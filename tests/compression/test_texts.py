@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from compression import texts
+from compression import overlap, texts
 from compression.base import TextUnavailable
 from evaluation.spec import TEXTS
-from tests import tiny
+from tests import tiny, tokenizers_of_kinds
 
 LINES = " = Title = \n\n First row . \n Second row . \n\n\n"
 
@@ -130,3 +130,176 @@ def test_wikitext_offline_says_what_to_do():
     with pytest.raises(TextUnavailable, match="built-in text") as error:
         texts.load_text("wikitext-2", "evaluation")
     assert error.value.code == "text_unreachable"
+
+
+# --- what a file may hold ------------------------------------------------------------------------------------------
+
+
+def write(place, name, content):
+    (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return texts.load_text(str(place / name), "evaluation")
+
+
+def test_a_mark_of_byte_order_is_no_text(tmp_path):
+    plain, marked, twice = (write(tmp_path, "a.txt", mark + LINES) for mark in ("", "\ufeff", "\ufeff\ufeff"))
+    assert plain.hash == marked.hash == twice.hash and marked.rows == plain.rows
+    inside = write(tmp_path, "a.txt", "one\ufefftwo\u200bthree\u2028four\r\nfive\x07\x0c\tsix")
+    assert cut(inside, "raw", window=2).scored_bytes == len(inside.raw.encode()) // 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    with pytest.raises(TextUnavailable) as error:
+        write(tmp_path, "a.txt", mark + LINES.encode(encoding))
+    assert error.value.code == "text_encoding" and "UTF-8" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, code",
+    [
+        (b"\xef\xbb\xbf", "empty_text"), (b" \r\n\t\n", "empty_text"), (b"a\0b", "not_text"), (b"\xed\xa0\x80 half of a pair", "not_text"),
+        ("caf\u00e9".encode("latin-1"), "not_text"), (LINES.encode("utf-16-le"), "not_text"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_refused(tmp_path, content, code):
+    with pytest.raises(TextUnavailable) as error:
+        write(tmp_path, "a.txt", content)
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize("name", ["{place}", "{place}/" + "a" * 300, "~nobody-of-this-name/a.txt", "a\0b/c", "{place}/pipe"])
+def test_names_of_no_file_are_told(tmp_path, name):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TextUnavailable) as error:
+        texts.load_text(name.format(place=tmp_path), "evaluation")
+    assert error.value.code in ("no_file", "text_unreadable")
+
+
+# --- tokens of every kind ------------------------------------------------------------------------------------------
+
+CHINESE = "\u6a21\u578b\u58d3\u7e2e\u5f8c\u9084\u80fd\u8aaa\u8a71\uff0c\U0001f600 na\u00efve caf\u00e9. " * 40
+
+
+@pytest.mark.parametrize("kind", tokenizers_of_kinds.KINDS)
+@pytest.mark.parametrize("window", [2, 3, 7])
+def test_bytes_of_the_predicted_tokens_are_counted_to_the_byte(tmp_path, kind, window):
+    """The first tokens of the windows and the predicted ones together are the whole text: nothing twice, nothing lost."""
+    tokenizer = tokenizers_of_kinds.make(kind)
+    text = write(tmp_path, "a.txt", CHINESE)
+    found = texts.windows(text, tokenizer, "raw", window, None, "evaluation")
+    each = texts.windows(text, tokenizer, "raw", 1, None, "evaluation").ids[:, 0]
+    sizes = tokenizers_of_kinds.bytes_of(kind, tokenizer, CHINESE)
+    assert len(sizes) == len(each)
+    whole = found.ids.numel()
+    expected = sum(size for i, size in enumerate(sizes[:whole]) if i % window)
+    assert found.scored_bytes == expected
+
+
+def test_a_tokenizer_without_rust_is_counted_too(tmp_path):
+    text = write(tmp_path, "a.txt", "abc def , ghi . " * 10)
+    found = texts.windows(text, tokenizers_of_kinds.Letters(), "raw", 4, None, "evaluation")
+    assert found.scored_bytes == found.ids.numel() * 3 // 4
+
+
+@pytest.mark.parametrize("adds, label", [("", "no start token ·"), ("start", "start token once ·"), ("end", "no start token, end token left out ·"),
+                                         ("both", "start token once, end token left out ·")])  # fmt: skip
+def test_what_a_tokenizer_adds_is_said_and_an_end_is_never_scored(tmp_path, adds, label):
+    text = write(tmp_path, "a.txt", "abcdefgh")
+    found = texts.windows(text, tokenizers_of_kinds.adding(adds), "raw", 3, None, "evaluation")
+    assert label in found.protocol_id and 257 not in found.ids
+    assert (int(found.ids[0, 0]) == 256) == (adds in ("start", "both")) and 256 not in found.ids.flatten()[1:]
+    assert found.scored_bytes == found.ids.numel() * 2 // 3
+
+
+def test_letters_of_a_special_token_are_letters(tmp_path):
+    text = write(tmp_path, "a.txt", "one</s>two<s>three" * 5)
+    found = cut(text, "raw", window=6)
+    assert not {256, 257} & set(found.ids.flatten().tolist()) and found.scored_bytes == found.ids.numel() * 5 // 6
+    assert [n.code for n in found.notes] == ["special_tokens_as_text"] and "special tokens as text" in found.protocol_id
+    assert tiny.tokenizer()("</s>")["input_ids"] == [257], "elsewhere it is the token"
+
+
+@pytest.mark.parametrize("window, tokens", [(2, 2), (2, 3), (8, 8), (4, None)])
+def test_one_window_and_windows_of_two(tmp_path, window, tokens):
+    found = cut(write(tmp_path, "a.txt", "abcdefgh"), "raw", window=window, tokens=tokens)
+    assert found.ids.shape == ((tokens or 8) // window, window)
+
+
+@pytest.mark.parametrize("role", ["calibration", "training"])
+def test_less_text_than_asked_for_is_said(tmp_path, role):
+    found = cut(write(tmp_path, "a.txt", "abcdefghij"), "raw", tokens=400, role=role)
+    assert found.ids.shape == (2, 4)
+    assert [(n.code, n.facts["asked"], n.facts["used"]) for n in found.notes] == [(f"{role}_shortened", 400, 8)]
+
+
+def test_of_a_long_text_only_the_beginning_is_read(tmp_path, monkeypatch):
+    text = write(tmp_path, "a.txt", "".join(chr(97 + i % 26) for i in range(5000)))
+    whole = cut(text, "raw", tokens=40)
+    monkeypatch.setattr(texts, "PART", 100)
+    monkeypatch.setattr(texts, "LONG_TOKEN", 1)
+    assert cut(text, "raw", tokens=40).ids.equal(whole.ids) and cut(text, "raw", tokens=40).protocol_id == whole.protocol_id
+    assert cut(text, "raw", tokens=40, role="calibration").ids.max() <= 97 + 25
+    assert len(cut(text, "raw").ids) == 1250, "the whole of it where it is asked for"
+
+
+# --- texts that share ----------------------------------------------------------------------------------------------
+
+
+def lines(start, stop):
+    return [f"Line {i} says that {i * 7919} and {i**3} are numbers like any other.\n" for i in range(start, stop)]
+
+
+A = "".join(lines(0, 300))
+SHARING = {
+    "a line more": A + "one more line\n",
+    "a line before": "one more line\n" + A,
+    "inside": "".join(lines(400, 900)) + A + "".join(lines(1000, 1400)),
+    "a piece": "".join(lines(100, 130)),
+    "ranges overlap": "".join(lines(270, 700)),
+    "line ends": A.replace("\n", "\r\n"),
+    "white space": A.replace(" ", "   ").replace("\n", "\n\n"),
+    "one line": A.replace("\n", " "),
+    "mark": "\ufeff" + A,
+    "letter case": A.upper(),
+    "other order": "".join(reversed(lines(0, 300))),
+    "every third line": "".join(lines(0, 300)[::3]),
+    "between others": "".join(a + b for a, b in zip(lines(0, 300), lines(500, 800), strict=True)),
+    "invisible": A.replace(" ", " \u200b"),
+    "wide letters": A.replace("a", "\uff41"),
+}
+
+
+@pytest.mark.parametrize("way", SHARING)
+def test_texts_that_share_are_refused(tmp_path, way):
+    a, b = write(tmp_path, "a.txt", A), write(tmp_path, "b.txt", SHARING[way])
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(TextUnavailable) as error:
+            texts.check_disjoint(*pair)
+        assert error.value.code == "same_text" and 1 <= error.value.facts["percent"] <= 100
+
+
+def test_a_few_common_lines_are_fine(tmp_path):
+    common = ["Chapter 1\n", "Yes.\n", "    return None\n", "= = = = =\n", "\n"]
+    a, b = (write(tmp_path, name, "".join(x + common[i % 5] for i, x in enumerate(lines(*of)))) for name, of in
+            (("a.txt", (0, 300)), ("b.txt", (300, 600))))  # fmt: skip
+    texts.check_disjoint(a, b)
+    quotation = "A sentence of some hundred and twenty characters that both texts quote from a third, as texts do now and then.\n"
+    texts.check_disjoint(write(tmp_path, "a.txt", A + quotation), write(tmp_path, "b.txt", quotation + "".join(lines(300, 600))))
+
+
+def test_a_copy_of_a_named_text_is_found(tmp_path):
+    builtin = texts.load_text("builtin", "evaluation")
+    copy = write(tmp_path, "copy.txt", builtin.raw[1000:60_000])
+    with pytest.raises(TextUnavailable, match="%"):
+        texts.check_disjoint(builtin, copy)
+    texts.check_disjoint(texts.load_text("unicode", "evaluation"), copy)
+
+
+def test_long_texts_are_compared_by_samples(monkeypatch):
+    monkeypatch.setattr(overlap, "KEPT", 500)
+    monkeypatch.setattr(overlap, "BLOCK", 1000)
+    common, size = overlap.in_common(A, "".join(lines(1000, 1400)) + "".join(lines(150, 300)).replace("\n", ""))
+    assert common / size == pytest.approx(0.5, abs=0.1)
