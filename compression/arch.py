@@ -33,6 +33,11 @@ class Family:
     activation: str = "hidden_act"  # the config's name for the feed-forward's activation
     fused: str | None = None  # path of the fused q, k, v layer
     fused_by_head: bool = False  # rows [head][q, k, v][head_size] instead of [q | k | v]
+    prefix: str = "model."  # what the names in a file of the backbone alone leave out
+    renamed: tuple[tuple[str, str], ...] = ()  # (a name's start in some files, what it stands for)
+    # (pattern of a whole name, what it is) of tensors that some published files carry and that follow from the config:
+    # "mask" of past and future, "floor" that a mask writes, "angles" per position, "version" of the program that wrote it
+    recomputed: tuple[tuple[str, str], ...] = ()
 
 
 _LLAMA_GROUPS = (
@@ -42,7 +47,8 @@ _LLAMA_GROUPS = (
     (("mlp.down_proj", "down"),),
 )
 _LLAMA = Family("model", "model.layers", "model.embed_tokens", "lm_head", _LLAMA_GROUPS,
-                ("input_layernorm", None, "post_attention_layernorm", None), "model.norm", rotary="model.rotary_emb")  # fmt: skip
+                ("input_layernorm", None, "post_attention_layernorm", None), "model.norm", rotary="model.rotary_emb",
+                recomputed=((r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "angles"),))  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -58,6 +64,7 @@ FAMILIES: dict[str, Family] = {
         ),
         ("self_attn_layer_norm", None, "final_layer_norm", None), "model.decoder.final_layer_norm",
         positions="model.decoder.embed_positions", activation="activation_function",
+        recomputed=((r"model\.decoder\.version", "version"),),
     ),
     "gpt2": Family(
         "transformer", "transformer.h", "transformer.wte", "lm_head",
@@ -68,7 +75,8 @@ FAMILIES: dict[str, Family] = {
             (("mlp.c_proj", "down"),),
         ),
         ("ln_1", None, "ln_2", None), "transformer.ln_f", positions="transformer.wpe", activation="activation_function",
-        fused="attn.c_attn",
+        fused="attn.c_attn", prefix="transformer.",
+        recomputed=((r"transformer\.h\.\d+\.attn\.bias", "mask"), (r"transformer\.h\.\d+\.attn\.masked_bias", "floor")),
     ),
     "gpt_neox": Family(
         "gpt_neox", "gpt_neox.layers", "gpt_neox.embed_in", "lm_head",
@@ -80,7 +88,9 @@ FAMILIES: dict[str, Family] = {
             (("mlp.dense_4h_to_h", "down"),),
         ),
         ("input_layernorm", None, "post_attention_layernorm", None), "gpt_neox.final_layer_norm", rotary="gpt_neox.rotary_emb",
-        fused="attention.query_key_value", fused_by_head=True,
+        fused="attention.query_key_value", fused_by_head=True, prefix="gpt_neox.", renamed=(("embed_out.", "lm_head."),),
+        recomputed=((r"gpt_neox\.layers\.\d+\.attention\.bias", "mask"), (r"gpt_neox\.layers\.\d+\.attention\.masked_bias", "floor"),
+                    (r"gpt_neox\.(layers\.\d+\.attention\.)?rotary_emb\.inv_freq", "angles")),
     ),
 }  # fmt: skip
 

@@ -173,7 +173,7 @@ def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None, wi
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="sdpa", dtype=dtype)
+        module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), attn_implementation="sdpa", dtype=dtype, trust_remote_code=False)
     arch.normalise(module)
     if layers:
         now, then = arch.geometry(module).layers, (LayerGeometry(**sizes) for sizes in layers)
@@ -201,7 +201,7 @@ def assemble(folder: Path, module: nn.Module, modules: dict[str, dict], tensors:
         raise ModelUnavailable(f"{folder.name} doesn't fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}",
                                code="artifact_broken", name=folder.name)  # fmt: skip
     module.to(device).eval().requires_grad_(False)
-    return Bundle(module, AutoTokenizer.from_pretrained(folder), geometry, name, source)
+    return Bundle(module, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), geometry, name, source)
 
 
 def _place(module: nn.Module, modules: dict[str, dict], dtype: torch.dtype) -> None:

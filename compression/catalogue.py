@@ -78,6 +78,7 @@ def unknown(name: str) -> ModelUnavailable:
     """The error for a name that is neither in the catalogue nor a hub id nor a folder."""
     import difflib
 
+    name = name[:200]
     near = difflib.get_close_matches(name.lower(), CATALOGUE, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return ModelUnavailable(

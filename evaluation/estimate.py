@@ -7,14 +7,13 @@ Sizes come from each method's `cost` over the shapes of the model's linears; sec
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from dataclasses import dataclass
 
-from compression.base import Cost, ModelUnavailable
-from compression.bundle import Geometry, LayerGeometry
+from compression import hub, models
+from compression.base import CompressionError, Cost, ModelUnavailable
+from compression.bundle import Geometry
 from compression.catalogue import CATALOGUE, unknown
-from compression.models import on_disk
 from evaluation import host as machine
 from evaluation.spec import RunSpec
 
@@ -43,35 +42,17 @@ class Estimate:
 
 
 def geometry_for(model: str) -> Geometry:
-    """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has them."""
+    """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has them, or if the model's
+    folder can't be loaded as it is; UnsupportedModel for another architecture."""
     if model in CATALOGUE:
         return CATALOGUE[model].geometry
-    folder = on_disk(model)
-    if folder is None or not (folder / "config.json").is_file():
-        if "/" not in model:
+    found = models.geometry(model)
+    if found is None:
+        if not hub.is_id(model):
             raise unknown(model)
         raise ModelUnavailable(f"{model} is not on this disk yet; its size is known once the run has begun",
                                code="size_unknown", name=model)  # fmt: skip
-    return _from_config(json.loads((folder / "config.json").read_text("utf-8")), model)
-
-
-def _from_config(config: dict, model: str) -> Geometry:
-    kind = config.get("model_type")
-    names = {"gpt2": ("n_embd", "n_head", "n_layer", "n_positions", "n_inner")}.get(
-        kind,
-        ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings", "intermediate_size"),
-    )
-    try:
-        hidden, heads, layers, positions = (config[n] for n in names[:4])
-        feed_forward = config.get("ffn_dim") or config.get(names[4]) or 4 * hidden
-        layer = LayerGeometry(heads, config.get("num_key_value_heads") or heads, config.get("head_dim") or hidden // heads,
-                              feed_forward)  # fmt: skip
-        tied = config.get("tie_word_embeddings", kind in ("gpt2", "opt"))
-        projected = config.get("word_embed_proj_dim") or hidden
-        return Geometry(kind, hidden, config["vocab_size"], positions, tied, (layer,) * layers,
-                        projected if projected != hidden else 0)  # fmt: skip
-    except KeyError as missing:
-        raise ModelUnavailable(f"{model}: config.json has no {missing}", code="size_unknown", name=model) from None
+    return found
 
 
 @functools.lru_cache(256)
@@ -219,7 +200,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     try:
         geometry = geometry_for(spec.model)
         after = _after(spec, geometry)
-    except ModelUnavailable:
+    except CompressionError:
         return {}
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9

@@ -233,7 +233,7 @@ def _their_model(folder: str):
     from compression import arch
     from compression.bundle import Bundle
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False).eval()
     return Bundle(model.requires_grad_(False), None, arch.geometry_of(model.config), folder)
 
 
@@ -336,12 +336,11 @@ def verdict(rows: list[dict]) -> list[str]:
 def prepare(job: Path, own: argparse.Namespace, threads: int) -> dict:
     """Model and windows for both sides; what the table says about them."""
     from safetensors.torch import save_file
-    from transformers import AutoTokenizer
 
     from compression import models, texts
 
     folder = models.prepare(own.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = models.tokenizer_of(own.model)
     evaluated, calibration = texts.load_text(own.text, "evaluation"), texts.load_text(own.calibration, "calibration")
     texts.check_disjoint(evaluated, calibration)
     cut = {"evaluation": texts.windows(evaluated, tokenizer, "raw", own.window, own.tokens, "evaluation"),

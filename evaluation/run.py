@@ -126,9 +126,9 @@ class _Run:
                 calibration, tokenizer, spec.protocol, window, spec.training_tokens, "training", spec.seed
             ).ids
         self.fingerprint = {
-            "model": self.bundle.source["weights_hash"], "text": text.hash, "dtype": self.dtype,
+            "model": self.bundle.source["weights_hash"], "config": self.bundle.source["config_hash"], "text": text.hash, "dtype": self.dtype,
             "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
-        } | ({"students": [models.weights_hash(name) for name in spec.students]} if spec.students else {})  # fmt: skip
+        } | ({"students": [models.content_hash(name) for name in spec.students]} if spec.students else {})  # fmt: skip
         key = spec.key(self.fingerprint)
         if not self.again and (found := self._stored(key)):
             return found
@@ -157,6 +157,8 @@ class _Run:
         source = self.bundle.source
         if source.get("rounded"):
             self.notes.append(Note("already_rounded", {"format": source["rounded"], "bytes": source["publisher_bytes"]}))
+        if source.get("recomputed"):
+            self.notes.append(Note("recomputed_buffers", {"count": source["recomputed"]}))
         memory.reset_peak()
 
     def _stored(self, key: str) -> Result | None:
@@ -172,7 +174,7 @@ class _Run:
         key = spec.key(self.fingerprint | {"calibration": ""})
         folder = self.store.baseline_folder(hashlib.sha256(key.encode()).hexdigest()[:20])
         head = self._head()
-        found = self._stored(key)
+        found = None if self.again else self._stored(key)
         if found is None or not (folder / INDEX).is_file():
             start = time.perf_counter()
             self.clock.stage("baseline")
@@ -319,7 +321,7 @@ class _Run:
         shared = {"weight_bits_per_weight": 8.0 * artifact.storage_dtype(self.bundle).itemsize} if spec.is_original else {}
         if spec.is_original:
             shared["model_bits_per_parameter"] = 8 * metrics["stored_bytes"] / metrics["parameters"]
-            notes = [n for n in notes if n["code"] in ("already_rounded", "window_shortened", "machine_shared", "plain_loop")]
+            notes = [n for n in notes if n["code"] in ("already_rounded", "recomputed_buffers", "window_shortened", "machine_shared", "plain_loop")]
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
             layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,

@@ -79,12 +79,10 @@ def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
 
 def check_tokenizer(teacher: Bundle, name: str) -> None:
     """Raises BadParam if the model `name` reads text with another tokenizer than the teacher."""
-    from transformers import AutoTokenizer
-
     from compression import models
     from compression.texts import tokenizer_hash
 
-    if tokenizer_hash(AutoTokenizer.from_pretrained(models.prepare(name))) != tokenizer_hash(teacher.tokenizer):
+    if tokenizer_hash(models.tokenizer_of(name)) != tokenizer_hash(teacher.tokenizer):
         raise BadParam(f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model of the same family, "
                        "or leave the student empty", name="student", got=name, allowed="a model with the same tokenizer")  # fmt: skip
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from compression import arch, models
+from compression import hub as hubs
 from compression.base import ModelUnavailable, UnsupportedModel
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from tests import tiny
@@ -43,7 +47,7 @@ def test_what_cannot_be_had_is_told_at_once(name, code):
 
 
 def test_pickled_weights_are_not_opened(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    shutil.copy(Path(tiny.folder("llama")) / "config.json", tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(ModelUnavailable) as error:
         models.load(str(tmp_path))
@@ -66,9 +70,9 @@ def test_a_local_folder_loads_ready_to_use():
 
 def test_a_size_is_known_before_the_download(monkeypatch):
     """No room on the disk is told before a byte is fetched."""
-    monkeypatch.setattr(models.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1_000_000})())
+    monkeypatch.setattr(hubs.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1_000_000})())
     with pytest.raises(ModelUnavailable, match=r"2\.0 GB.*free") as error:
-        models._check_room("someone/big", 2_000_000_000)
+        hubs._check_room("someone/big", 2_000_000_000)
     assert error.value.code == "no_room" and error.value.facts["need_bytes"] == 2_000_000_000
 
 
@@ -131,7 +135,8 @@ class Hub:
 
     def hf_hub_download(self, repo, file, revision=None):
         path = self.place / file
-        path.write_text(f'{{"model_type": "{self.family}"}}')
+        config = json.loads((Path(tiny.folder("llama")) / "config.json").read_text())
+        path.write_text(json.dumps(config | {"model_type": self.family}))
         return str(path)
 
 
@@ -146,10 +151,10 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(tmp_path, files, **traits))
         monkeypatch.setattr(
-            models, "_download", lambda repo, sha, names, emit: fetched.update(sha=sha, files=set(names)) or tmp_path
+            hubs, "_download", lambda repo, sha, names, emit: fetched.update(sha=sha, files=set(names)) or tmp_path
         )
         try:
-            models._from_hub("someone/a-model", lambda e: None)
+            hubs.fetch("someone/a-model", lambda e: None)
         except (ModelUnavailable, UnsupportedModel) as error:
             assert not fetched, "nothing is fetched for a model that can't be used"
             return error.code
