@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     state = json.loads(asked.state.read_text("utf-8")) if asked.state.is_file() else {}
     names = asked.parts or list(PARTS)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that apps and disks are put away
     with _scratch(asked.scratch) as scratch:
         os.environ |= {"SOAK_SCRATCH": str(scratch), "HF_HUB_OFFLINE": "1", "COMPRESSION_EXPLORER_HOME": str(scratch / "home")}
         for name in names:
