@@ -61,7 +61,7 @@ def odd(chance: random.Random, depth: int = 0):
             return [one] * many if many > 5 else [odd(chance, depth + 1) for _ in range(many)]
         return {str(odd(chance, 3))[:5000] + str(i) * (many > 1): odd(chance, depth + 1) for i in range(min(many, 60))}
     if depth == 0 and chance.random() < 0.02:
-        return json.loads("[" * 900 + "]" * 900)
+        return json.loads("[" * 200 + "]" * 200)
     return "x" * 200_000 if depth == 0 and chance.random() < 0.02 else chance.choice(ODD)
 
 
