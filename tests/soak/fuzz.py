@@ -241,5 +241,5 @@ def _try(ledger, client: Client, request: dict) -> None:
             right = isinstance(answer.json(), dict)
         except ValueError:
             right = False
-        return ledger.check(right, f"no JSON object: {answer.text[:100]} for {shown}") and None
+        return ledger.judge(right, f"no JSON object: {answer.text[:100]} for {shown}")
     ledger.count()

@@ -138,9 +138,6 @@ def _command(campaign: Campaign, name: str, place: Path | None, changes: dict) -
         status = f"no JSON; stderr ends with {done.stderr[-300:]!r}"
     if "Traceback" in done.stderr.decode("utf-8", "replace"):
         campaign.ledger.found("traceback", f"{name}: the command line: {done.stderr[-300:]!r}")
-    return (
-        campaign.ledger.check(
-            done.returncode == 0 and status == "ok", f"{name}: the command line: code {done.returncode}, {status}"
-        )
-        and None
+    return campaign.ledger.judge(
+        done.returncode == 0 and status == "ok", f"{name}: the command line: code {done.returncode}, {status}"
     )

@@ -95,4 +95,4 @@ def _judge(ledger, home, kept: str, before: dict, begun: list[str], what: str, c
         if client.poll(run_id)["status"] != now["status"]:
             return ledger.count("wrong", f"{what}: the page says {client.poll(run_id)['status']}, the record {now['status']}")
     left = stage.leftovers(home, found)
-    return ledger.check(not left, f"{what}: left behind after the restart {left[:4]}") and None
+    return ledger.judge(not left, f"{what}: left behind after the restart {left[:4]}")

@@ -88,7 +88,7 @@ def judge(ledger, app: stage.App, client: Client, run_id: str, what: str, right:
     if found is None:
         return ledger.count("lost", f"{what}: no record of {run_id}")
     if found["status"] == "ok":
-        return ledger.check(numbers(found) == right, f"{what}: ended well, with other numbers") and None
+        return ledger.judge(numbers(found) == right, f"{what}: ended well, with other numbers")
     code = found["error"].get("code", "")
     if found["status"] not in ("failed", "oom", "cancelled") or not told(code):
         return ledger.count("wrong", f"{what}: recorded as {found['status']} with {found['error']}")
@@ -96,7 +96,7 @@ def judge(ledger, app: stage.App, client: Client, run_id: str, what: str, right:
     extra = app.children("--worker")[1:]
     if not left:
         return ledger.count("wrong", f"{what}: left behind {stage.leftovers(app.home, records(app.home))[:4]}")
-    return ledger.check(len(extra) == 0, f"{what}: {len(extra)} workers more than the spare one") and None
+    return ledger.judge(len(extra) == 0, f"{what}: {len(extra)} workers more than the spare one")
 
 
 def whole(ledger, campaign: Campaign, app: stage.App, client: Client, right: dict) -> None:
@@ -107,7 +107,6 @@ def whole(ledger, campaign: Campaign, app: stage.App, client: Client, right: dic
     except Hung as error:
         return ledger.count("hung", f"the run after a kill: {error}")
     found = record(app.home, run_id)
-    return (
-        ledger.check(numbers(found) == right, f"the run after a kill: {(found or {}).get('status')} {(found or {}).get('error')}")
-        and None
+    return ledger.judge(
+        numbers(found) == right, f"the run after a kill: {(found or {}).get('status')} {(found or {}).get('error')}"
     )

@@ -34,6 +34,10 @@ class Ledger:
         self.count("survived" if right else outcome, "" if right else what)
         return right
 
+    def judge(self, right: bool, what: str, outcome: str = "wrong") -> None:
+        """`check` as the last word on a try."""
+        self.check(right, what, outcome)
+
     def note(self, text: str) -> None:
         with self._lock:
             if text not in self.notes:

@@ -136,4 +136,4 @@ def _command(campaign: Campaign, home: Path, size: int, limit) -> None:
     except subprocess.TimeoutExpired:
         return campaign.ledger.count("hung", f"{size} MB: the command line after {time.monotonic() - start:.0f} s")
     told = done.returncode in (0, -9, 137) or (done.returncode == 1 and "memory" in done.stderr.lower().rsplit("\n", 3)[-2])
-    return campaign.ledger.check(told, f"{size} MB: the command line ends with {done.returncode}: {done.stderr[-300:]}") and None
+    return campaign.ledger.judge(told, f"{size} MB: the command line ends with {done.returncode}: {done.stderr[-300:]}")

@@ -158,18 +158,15 @@ def _judge(ledger, name: str, folder: Path, found: dict, expected: str | None, l
         right = found["ours"] and told(found["refused"])
         if right and expected and found["refused"] != expected:
             ledger.note(f"{name}: {found['refused']} where tests/hostile.py says {expected}")
-        return ledger.check(right, shown) and None
+        return ledger.judge(right, shown)
     if "died" in found:
         return ledger.count("lost", f"the process that loads died: {shown}")
     if expected:
         return ledger.count("wrong", f"loaded, where {expected} is due: {shown}")
     plain = loader.load("oracle", folder)
     right = plain.get("loaded") and _close(found["logits"], plain["logits"])
-    return (
-        ledger.check(
-            bool(right), f"loaded, where plain transformers says otherwise ({plain.get('error', 'other numbers')}): {shown}"
-        )
-        and None
+    return ledger.judge(
+        bool(right), f"loaded, where plain transformers says otherwise ({plain.get('error', 'other numbers')}): {shown}"
     )
 
 

@@ -276,7 +276,7 @@ def _refused(ledger, client: Client, function: str, name: str, path: str, choice
     except (Answered, Hung, Unreachable) as error:
         return ledger.count("hung" if isinstance(error, Hung) else "wrong", f"{what}: {error}")
     words = answer.get("error") or ("a hub model of unknown size" if function == "ask_weigh" and not answer.get("path") else "")
-    return ledger.check(bool(words) and "root:" not in str(answer), f"{what} is taken: {str(answer)[:150]}") and None
+    return ledger.judge(bool(words) and "root:" not in str(answer), f"{what} is taken: {str(answer)[:150]}")
 
 
 def _chat_of_others(campaign: Campaign, app: stage.App) -> None:
@@ -299,13 +299,10 @@ def _chat_of_others(campaign: Campaign, app: stage.App) -> None:
         other.send("ask_stop_chat", {"lang": "en"})
         texts.append(state["sides"]["compressed"]["text"])
     found = record(app.home, answer["id"])
-    return (
-        ledger.check(
-            bool(alone) and texts[-1] == alone,
-            f"a stranger's Stop ended an answer: {texts[-1]!r} for {alone!r} ({found['status']})",
-            "stopped",
-        )
-        and None
+    return ledger.judge(
+        bool(alone) and texts[-1] == alone,
+        f"a stranger's Stop ended an answer: {texts[-1]!r} for {alone!r} ({found['status']})",
+        "stopped",
     )
 
 

@@ -172,7 +172,7 @@ def _talk(street: Street, client: Client) -> None:
     except (Answered, Unreachable) as error:
         return street.ledger.count("lost", str(error))
     said = last.get("sides", {}).get("compressed", {}).get("text", "")
-    return street.ledger.check(bool(said) or bool(last.get("error")), f"an answer without words: {str(last)[:200]}") and None
+    return street.ledger.judge(bool(said) or bool(last.get("error")), f"an answer without words: {str(last)[:200]}")
 
 
 def _meddle(street: Street, client: Client) -> None:
