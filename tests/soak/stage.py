@@ -19,7 +19,11 @@ from tests.page.stage import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 180  # from start to the first answer; a quiet machine takes five
-TRACEBACK = re.compile(r"^Traceback \(most recent call last\):|^\s*\+ Exception Group Traceback", re.MULTILINE)
+TRACEBACK = re.compile(
+    r"^Traceback \(most recent call last\):|^\s*\+ Exception Group Traceback"
+    r"|^(?:(?:GET|POST|HEAD) /\S*: )?[A-Za-z_.]*(?:Error|Exception)\b.*line \d+.*\)$",  # an error that nobody expected, in one line
+    re.MULTILINE,
+)
 TEMPORARY = re.compile(r"^\.|\.part$|\.tmp$")  # names of files and folders that are being written
 LOCKS = re.compile(r"\.lock$")
 
@@ -145,6 +149,8 @@ class App:
 
 def summary(traceback: str) -> str:
     """ "KeyError: 'lang' (evaluation/page.py:80 in front)" of a text that begins with a traceback."""
+    if not traceback.lstrip().startswith(("Traceback", "+")):
+        return traceback.partition("\n")[0][:400]
     error = re.search(r"^(?![ \t|+]|Traceback|$).+", traceback.split("\n", 1)[1], re.MULTILINE)
     body = traceback[: error.start() + 40] if error else traceback[:20_000]
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', body)
