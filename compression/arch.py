@@ -158,9 +158,13 @@ def table(module: nn.Module) -> Family:
 def normalise(module: nn.Module) -> None:
     """Bring a transformers causal LM into the normal form, in place. Its outputs stay the same.
 
-    Raises UnsupportedModel, or UnsupportedLayer if a block holds a linear that the table doesn't name.
+    Raises UnsupportedModel, also where a token sees those behind it, or UnsupportedLayer if a block holds a linear that the
+    table doesn't name.
     """
     family, heads = table(module), fused_heads(module.config)
+    if not getattr(module.config, "is_causal", True):
+        raise UnsupportedModel("its config says is_causal = false: a token sees those behind it, so it can't predict them. "
+                               "Choose a causal language model.", got="is_causal = false", allowed=", ".join(FAMILIES))  # fmt: skip
     for block in blocks(module):
         for path, child in list(block.named_modules()):
             if type(child).__name__ == "Conv1D":
@@ -232,7 +236,7 @@ def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
     """(where a factor on the inputs of that group can go, "") or (None, why it can't).
 
     norm -> linears: exact where the norm feeds these linears only; in OPT-350M (norm after the sum) it feeds the residual
-    too. v -> o: attention mixes tokens, never channels. up -> down: through a gate's product or a ReLU; not through GELU.
+    too, and where it has a weight. v -> o: attention mixes tokens, never channels. up -> down: through a gate's product or a ReLU; not through GELU.
     """
     family, config = table(module), module.config
     block, prefix = blocks(module)[layer], f"{family.blocks}.{layer}."
@@ -253,6 +257,8 @@ def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
     else:
         return None, "activation"
     source = block.get_submodule(path)
+    if source.weight is None:
+        return None, "no_weight"
     bias = getattr(source, "bias", None)
     row = row.to(source.weight.device)
     return Fold(prefix + path, source.weight.detach().float(), None if bias is None else bias.detach().float(), row), ""
@@ -275,6 +281,13 @@ def norms(module: nn.Module) -> list[nn.Module]:
 def backbone(module: nn.Module) -> nn.Module:
     """The part whose last_hidden_state, after the final norm (and OPT's output projection), feeds the head."""
     return module.get_submodule(table(module).backbone)
+
+
+def changing_angles(module: nn.Module) -> nn.Module | None:
+    """The rotary module where its angles depend on how long the text has become (`inv_freq` holds what it gave last)."""
+    path = table(module).rotary
+    rotary = module.get_submodule(path) if path else None
+    return rotary if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope") else None
 
 
 def embedding(module: nn.Module) -> tuple[str, nn.Module]:
@@ -305,11 +318,12 @@ def geometry_of(config) -> Geometry:
     """The sizes that a transformers config describes."""
     family, c = family_of(config), config
     heads = c.num_attention_heads
-    head_size = getattr(c, "head_dim", None) or c.hidden_size // heads
+    grouped = c if FAMILIES[family] is _LLAMA else None  # the others take no notice of such names
+    head_size = getattr(grouped, "head_dim", None) or c.hidden_size // heads
     feed_forward = {"opt": "ffn_dim", "gpt2": "n_inner"}.get(family, "intermediate_size")
     layer = LayerGeometry(
         heads=heads,
-        kv_heads=getattr(c, "num_key_value_heads", None) or heads,
+        kv_heads=getattr(grouped, "num_key_value_heads", None) or heads,
         head_size=head_size,
         feed_forward=getattr(c, feed_forward, None) or 4 * c.hidden_size,
     )

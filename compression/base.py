@@ -250,7 +250,7 @@ class Group:
     sites: tuple[Site, ...]
     stats: Stats
     fold: Any = None  # arch.Fold: where a factor on the input's channels can go; None if nowhere
-    unfoldable: str = ""  # why there is none: "post_norm", "activation"
+    unfoldable: str = ""  # why there is none: "post_norm", "activation", "no_weight"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ give, and the sums of one group (a Gram matrix takes 4 * in^2 bytes).
 
 A method of scope "block" gets all groups of a block at once, their inputs from the uncompressed model, and where a factor
 on them can be folded; it returns one edit for the block.
-Windows are full, so padding never enters a sum. Replaying uncompressed blocks equals the model's own forward pass;
-a test holds that for every family.
+Windows are full, so padding never enters a sum. Every block is called as the model itself calls it (inputs.py), which is
+checked before anything is compressed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from compression.base import (
 )
 from compression.bundle import Bundle
 from compression.distillation.teacher import TextTeacher
-from compression.inputs import Passage, capture
+from compression.inputs import Passage, capture, single_calls
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear, CompressedTable
 from compression.surgery import compress_tables, put_tables, set_submodule
@@ -140,7 +140,7 @@ class _Walk:
         self._apply(self.method.compress(bundle, context, self.params))
 
     def block_by_block(self, seed: int) -> None:
-        inputs = capture(self.bundle, self.windows)
+        inputs, calls = capture(self.bundle, self.windows), single_calls(self.bundle, self.windows)
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):
             self.emit({"stage": "compress", "done": layer, "total": total})
@@ -151,7 +151,7 @@ class _Walk:
             for i, (group, stats) in enumerate(zip(paths, collected, strict=True)):
                 sites = tuple(self._site(layer, path, role) for path, role in group)
                 groups.append(Group(sites, stats, *arch.fold(self.module, layer, i)))
-            passage = Passage(block, before, inputs.batches, inputs.arguments)
+            passage = Passage(block, before, inputs.batches, calls[block])
             whole = Block(layer, total, tuple(groups), passage, self.emit, self.cancelled, seed)
             self._apply(self.method.compress(whole, self.params))
         self.emit({"stage": "compress", "done": total, "total": total})

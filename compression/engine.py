@@ -2,26 +2,33 @@
 
 Every linear goes in with the format it has; one that isn't compressed goes in as 16-bit weights (the type that its
 publisher used, float16 where that was 32 bits), as the saved file would hold it, or in the type that is asked for. What the
-step can't run is refused with the reason, and the model then runs through transformers' own loop.
+step doesn't know (known.py) is refused with the reason, and the model then runs through transformers' own loop. So is a
+model for which the step, once made, doesn't give the logits of the model's own forward pass on a few tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from compression import arch
+from compression import arch, known
 from compression.bundle import Bundle
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
+from compression.surgery import instead
 from kernels import cpu
 from kernels.cpu import plans
 from kernels.cpu.step import Decoder, Layer, Linear, Model, Norm
 
-ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu",
-    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
-}  # fmt: skip
-CHANGING = ("dynamic", "longrope")  # rotary angles that depend on how long the text has become
+TRIED, AT_ONCE = 8, 5  # tokens that a new decoder is tried on; so many of them in one call, the others one by one
+# By how much its logits may differ from the model's: the root mean square of the differences by that of the logits about their mean.
+# Float32 sums of another order leave 1e-6 to 1e-5; a wrong epsilon, scale, angle or activation 1e-3 and more.
+EXACT = 3e-4
+ROUNDED = 0.5  # where activations are rounded: a value at a tie goes the other way, and all that follow differ by their rounding
+ANGLES_AT_ONCE = 1 << 14  # positions
 
 
 class CannotServe(Exception):
@@ -29,13 +36,13 @@ class CannotServe(Exception):
 
 
 def serve(bundle: Bundle) -> Decoder | None:
-    """The bundle's decoder, made at the first call; None where the step can't run it (`reason` says why).
+    """The bundle's decoder, made and tried at the first call; None where the step can't run it (`bundle.refused` says why).
 
     Whoever changes the module's weights calls `forget` first.
     """
     if bundle.decoder is None and not bundle.refused:
         try:
-            bundle.decoder = decoder(bundle)
+            bundle.decoder = _tried(bundle)
         except CannotServe as why:
             bundle.refused = str(why)
     return bundle.decoder
@@ -67,43 +74,41 @@ def prepare(bundle: Bundle) -> None:
 
 
 def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
-    """A decoder for the model as it is now. dtype: of the matrices that aren't compressed. Raises CannotServe."""
-    module, config = bundle.module, bundle.module.config
+    """A decoder for the model as it is now, not tried. dtype: of the matrices that aren't compressed. Raises CannotServe."""
+    return _made(bundle, _Maker(bundle.module, dtype or storage_dtype(bundle)))
+
+
+def _made(bundle: Bundle, make: _Maker) -> Decoder:
+    module = bundle.module
     if cpu.wait() is None:
         raise CannotServe(f"the C kernels don't serve: {cpu.status()}")
     if bundle.device.type != "cpu" or module.training:
         raise CannotServe("the model is being trained" if module.training else f"the model is on {bundle.device.type}")
+    if unknown := known.refusal(module):
+        raise CannotServe(unknown)
     family, g = arch.table(module), bundle.geometry
     if bundle.cache_bits == 4 and (odd := [sizes.head_size for sizes in g.layers if sizes.head_size % 2]):
         raise CannotServe(f"a key-value cache in 4 bits holds two neighbours a byte; a head has {odd[0]}")
-    name = getattr(config, family.activation, "")
-    if name not in ACTIVATIONS:
-        raise CannotServe(f"activation {name!r}; the step has {', '.join(ACTIVATIONS)}")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise CannotServe("some layers look at a sliding window only")
-    make = _Maker(module, dtype or storage_dtype(bundle))
     # the largest first, while little else takes memory
     table, head = make.table(arch.embedding(module)[1]), make.linear(arch.head(module)[1])
     blocks = arch.blocks(module)
     layers = tuple(_layer(make, module, i, block, g.layers[i]) for i, block in enumerate(blocks))
-    scalings = {_attention(block).scaling for block in blocks}
-    first_norm, eps = blocks[0].get_submodule(family.norms[0]), set()
-    for norm in _norms(module):
-        eps.add(getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None))
-    if len(scalings) > 1 or len(eps) > 1:
-        raise CannotServe("layers differ in the scale of their attention or in the epsilon of their norms")
     parent = module.get_submodule(family.final.rpartition(".")[0])
     positions = module.get_submodule(family.positions) if family.positions else None
     cosine, sine = _angles(module, family, g.positions) if family.rotary else (None, None)
-    return Decoder(Model(
+    model = Model(
         layers, table, head, make.norm(getattr(parent, family.final.rpartition(".")[2])),
-        hidden=g.hidden, vocabulary=g.vocabulary, limit=g.positions, scaling=scalings.pop(), eps=eps.pop(),
-        rms=not isinstance(first_norm, nn.LayerNorm), activation=ACTIVATIONS[name],
-        parallel=bool(getattr(config, "use_parallel_residual", False)), post_norm=getattr(config, "do_layer_norm_before", True) is False,
+        hidden=g.hidden, vocabulary=g.vocabulary, limit=g.positions, scaling=known.attention(blocks[0]).scaling,
+        eps=known.epsilon(known.all_norms(module)[0]), rms=known.FAMILIES[g.family].norm != known.LAYER_NORM,
+        activation=known.activation(module), parallel=getattr(blocks[0], "use_parallel_residual", False),
+        post_norm=not getattr(blocks[0], "do_layer_norm_before", True),
         project_in=make.linear(getattr(parent, "project_in", None)), project_out=make.linear(getattr(parent, "project_out", None)),
         cosine=cosine, sine=sine, positions=None if positions is None else positions.weight.detach().float().contiguous(),
         offset=getattr(positions, "offset", 0), cache_bits=bundle.cache_bits,
-    ))  # fmt: skip
+    )  # fmt: skip
+    if wrong := misfit(model):
+        raise CannotServe(wrong)
+    return Decoder(model)
 
 
 class _Maker:
@@ -126,7 +131,7 @@ class _Maker:
         floats = lambda t: None if t is None else t.detach().float().contiguous()  # noqa: E731
         if isinstance(part, CompressedLinear):
             return Linear(self._packed(part.packed), floats(part.bias), floats(part.input_scale))
-        if isinstance(part, nn.Linear):
+        if type(part) is nn.Linear:
             return Linear(self.matrix(part.weight), floats(part.bias))
         raise CannotServe(f"a linear of type {type(part).__name__}")
 
@@ -136,8 +141,10 @@ class _Maker:
         return self.matrix(part.weight)
 
     def norm(self, part: nn.Module | None) -> Norm:
-        if part is None or getattr(part, "weight", None) is None:
+        if part is None:
             return Norm()
+        if part.weight is None:
+            return Norm(torch.ones(part.normalized_shape), None)
         bias = getattr(part, "bias", None)
         return Norm(part.weight.detach().float().contiguous(), None if bias is None else bias.detach().float().contiguous())
 
@@ -149,30 +156,113 @@ class _Maker:
 
 
 def _layer(make: _Maker, module: nn.Module, number: int, block: nn.Module, sizes) -> Layer:
-    family, attention = arch.table(module), _attention(block)
+    family = arch.table(module)
     linears = {role: make.linear(module.get_submodule(path)) for group in arch.groups(module, number) for path, role in group}
     before = [make.norm(block.get_submodule(path)) for path in (family.norms[0], family.norms[2])]
-    heads = [make.norm(getattr(attention, name, None)) for name in ("q_norm", "k_norm")]
+    heads = [make.norm(norm) for norm in known.head_norms(module, block)]
     return Layer(*before, *heads, linears, sizes.heads, sizes.kv_heads, sizes.head_size)
-
-
-def _attention(block: nn.Module) -> nn.Module:
-    return next(m for m in block.modules() if hasattr(m, "scaling"))
-
-
-def _norms(module: nn.Module) -> list[nn.Module]:
-    """Every norm: over the width and over a head."""
-    names = ("q_norm", "k_norm")
-    found = [norm for block in arch.blocks(module) for name in names if (norm := getattr(_attention(block), name, None))]
-    return [*found, *arch.norms(module)]
 
 
 def _angles(module: nn.Module, family: arch.Family, positions: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines [positions, rotary / 2] as transformers computes them, any scaling included."""
     rotary = module.get_submodule(family.rotary)
-    if any(word in str(getattr(rotary, "rope_type", "")) for word in CHANGING):
-        raise CannotServe("rotary angles that change with the length of the text")
+    if getattr(rotary, "rope_type", None) not in known.STEADY:
+        raise CannotServe(
+            f"rotary angles of the kind {getattr(rotary, 'rope_type', None)!r}, which may change with the length of the text"
+        )
+    found = []
     with torch.no_grad():
-        cosine, sine = rotary(torch.zeros(1, dtype=torch.float32), torch.arange(positions)[None])
-    half = cosine.shape[-1] // 2
-    return cosine[0, :, :half].float().contiguous(), sine[0, :, :half].float().contiguous()
+        for start in range(0, positions, ANGLES_AT_ONCE):
+            places = torch.arange(start, min(start + ANGLES_AT_ONCE, positions))
+            angles = rotary(torch.zeros(1, dtype=torch.float32), places[None])
+            found.append([part[0, :, : part.shape[-1] // 2].float() for part in angles])
+    return tuple(torch.cat(parts).contiguous() for parts in zip(*found, strict=True))
+
+
+def misfit(model: Model) -> str:
+    """The first part whose size isn't the model's, in words, "" if all fit: the step reads memory by these sizes."""
+    h, head = model.hidden, model.head.plan.shape
+    width = model.embedding.shape[1]
+    wanted = {
+        "the embedding": (model.embedding.shape, (model.vocabulary, h if model.project_in.plan is None else width)),
+        "the head": (head, (model.vocabulary, h if model.project_out.plan is None else width)),
+    }
+    for name, part, shape in (("project_in", model.project_in, (h, width)), ("project_out", model.project_out, (width, h))):
+        if part.plan is not None:
+            wanted[name] = part.plan.shape, shape
+    for i, layer in enumerate(model.layers):
+        q, kv, ff = layer.heads * layer.head_size, layer.kv_heads * layer.head_size, layer.linears["up"].plan.shape[0]
+        if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
+            return f"block {i} has {layer.heads} query heads for {layer.kv_heads} of keys and values"
+        shapes = {"q": (q, h), "k": (kv, h), "v": (kv, h), "o": (h, q), "gate": (ff, h), "up": (ff, h), "down": (h, ff)}
+        wanted |= {f"{role} of block {i}": (x.plan.shape, shapes[role]) for role, x in layer.linears.items()}
+        norms = {"attention": h, "feed_forward": h, "q_norm": layer.head_size, "k_norm": layer.head_size}
+        found = {name: getattr(layer, name).weight for name in norms}
+        wanted |= {f"{name} norm of block {i}": (tuple(w.shape), (norms[name],)) for name, w in found.items() if w is not None}
+    if model.final.weight is not None:
+        wanted["the last norm"] = tuple(model.final.weight.shape), (h,)
+    if model.positions is not None:
+        wanted["the table of positions"] = tuple(model.positions.shape), (model.limit + model.offset, h)
+    if model.cosine is not None and 2 * model.cosine.shape[1] > min(layer.head_size for layer in model.layers):
+        return f"rotary angles for {2 * model.cosine.shape[1]} dimensions; a head has fewer"
+    return next((f"{name} is {tuple(a)}; its place is {tuple(b)}" for name, (a, b) in wanted.items() if tuple(a) != tuple(b)), "")
+
+
+# --- the trial ---------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _tried(bundle: Bundle) -> Decoder:
+    """A decoder whose logits on a few tokens are those of the model's own forward pass. Raises CannotServe.
+
+    Both multiply by the decoder's matrices and keep float32 keys and values: nothing but an error of the step makes a
+    difference. A cache of few bits would: a value at a tie goes the other way, and all that follow differ by its rounding.
+    """
+    make = _Maker(bundle.module, storage_dtype(bundle))
+    made = _made(bundle, make)
+    count = min(TRIED, bundle.geometry.positions)
+    ids = torch.linspace(0, bundle.geometry.vocabulary - 1, count).long()[None]
+    prompt = min(AT_ONCE, count)
+    expected = _own_logits(bundle, make, ids)[prompt - 1 :]
+    session = Decoder(replace(made.model, cache_bits=16)).session(1, count)
+    found = torch.cat([session.run(part) for part in (ids[:, :prompt], *ids[:, prompt:].split(1, 1)) if part.numel()])
+    off, bound = deviation(found, expected), ROUNDED if _rounds(bundle) else EXACT
+    if not off <= bound:  # nor where it isn't a number
+        raise CannotServe(f"on {count} tokens its logits differ from the model's by {off:.2g} of their spread; allowed: {bound}")
+    return made
+
+
+def _own_logits(bundle: Bundle, make: _Maker, ids: Tensor) -> Tensor:
+    """The model's logits [t, vocabulary] for ids [1, t], its dense matrices multiplied as the decoder holds them."""
+    table = arch.embedding(bundle.module)[1]
+    with ExitStack() as stack:
+        for part in bundle.module.modules():
+            if type(part) is nn.Linear:
+                stack.enter_context(instead(part, _product_by(make.matrix(part.weight), part.bias)))
+        if type(table) is nn.Embedding:
+            plan = make.matrix(table.weight)
+            rows = lambda ids: cpu.rows(plan, ids.flatten()).view(*ids.shape, -1)  # noqa: E731
+            stack.enter_context(instead(table, rows))
+        states = arch.backbone(bundle.module)(input_ids=ids, use_cache=False).last_hidden_state
+        return arch.head(bundle.module)[1](states)[0].float()
+
+
+def _product_by(plan: plans.Plan, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        y = cpu.product(plan, x)
+        return y if bias is None else y + bias
+
+    return forward
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """How far logits [tokens, vocabulary] are from those expected: the worst token's root mean square difference, by that of its
+    expected logits about their mean."""
+    spread = (expected - expected.mean(-1, keepdim=True)).square().mean(-1).sqrt()
+    return float(((found - expected).square().mean(-1).sqrt() / spread.clamp_min(1e-30)).max())
+
+
+def _rounds(bundle: Bundle) -> bool:
+    """Whether activations are rounded on the way, so that a tie may go either way."""
+    packed = [m.packed for m in bundle.module.modules() if isinstance(m, (CompressedLinear, CompressedTable))]
+    return any(p.activations is not None for p in packed)

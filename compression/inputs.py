@@ -1,12 +1,19 @@
 """What enters the linears of a block: hidden states carried from block to block, and sums over them.
 
 Nothing here knows a method. The driver (calibrate.py) asks for the statistics of one group at a time and moves on.
+
+Blocks differ in what the model gives them: one looks at a sliding window, its neighbour at all tokens. So every block is
+replayed with its own masks, angles and positions, of every batch. They are taken from the model's own loop, whose blocks are
+stood in for meanwhile: each notes its arguments and passes its input on, so that this costs almost nothing. Before anything
+else one window goes through the model itself and through the replay, and the two must agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,43 +22,46 @@ from compression import arch
 from compression.base import CalibrationError, Stats
 from compression.bundle import Bundle
 from compression.packed.linear import CompressedLinear
+from compression.surgery import instead
 
 TOKENS_PER_BATCH = 2_048
 ROOM = 1 << 30  # bytes of outputs remembered within a block, beside as much again as what enters it; the rest is computed again
 STRIPS = 4  # a Gram matrix is symmetric: it is multiplied strip by strip, each from the diagonal on
+AGREES = 1e-4  # by so much of its largest value may a replayed hidden state differ from the model's own
 
 
 class _Reached(Exception):
-    """The block came as far as the group's input; no failure."""
+    """The run came as far as it has to; no failure."""
+
+
+class Call(NamedTuple):
+    """How the model calls a block: all arguments but the hidden states."""
+
+    args: tuple
+    kwargs: Mapping[str, Any]
 
 
 class BlockInputs:
-    """The hidden states that enter the current block, in batches, with the block's other arguments."""
+    """The hidden states that enter the current block, in batches, and how the model calls each block for each batch."""
 
-    def __init__(self, batches: list[Tensor], arguments: dict[int, tuple[tuple, dict]]):
+    def __init__(self, batches: list[Tensor], calls: list[dict[nn.Module, Call]]):
         self.batches = batches  # [b, window, hidden] each
-        self.arguments = arguments  # batch size -> (args, kwargs) of a block, hidden states left out
+        self.calls = calls  # of each batch: block -> its call
         self.settled: dict[nn.Module, list] = {}  # what won't change in the block -> its outputs by batch, from the first on
         self.room = 0  # bytes that may still be remembered
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
         """The block's output for a batch; what is settled runs once and answers from memory after that."""
         hidden = self.batches[batch]
-        args, kwargs = self.arguments[hidden.shape[0]]
-        handles = []
-        for part, outputs in self.settled.items():
-            if batch < len(outputs):
-                part.forward = lambda *args, kept=outputs[batch], **kwargs: kept
-            else:
-                handles.append(part.register_forward_hook(lambda part, args, out: self._remember(part, batch, out)))
-        try:
-            out = block(hidden, *args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
-            for part in self.settled:
-                part.__dict__.pop("forward", None)
-        return out[0] if isinstance(out, tuple) else out
+        call = self.calls[batch][block]
+        with ExitStack() as stack:
+            for part, outputs in self.settled.items():
+                if batch < len(outputs):
+                    stack.enter_context(instead(part, lambda *args, kept=outputs[batch], **kwargs: kept))
+                else:
+                    handle = part.register_forward_hook(lambda part, args, out: self._remember(part, batch, out))
+                    stack.callback(handle.remove)
+            return _states(block(hidden, *call.args, **call.kwargs))
 
     def settle(self, block: nn.Module, done: set[nn.Module]) -> None:
         """From now on the linears in `done`, and the parts of the block that have no others, give what they give now."""
@@ -126,41 +136,129 @@ class Passage:
     block: nn.Module
     inputs: list[Tensor]  # [b, window, hidden] each
     targets: list[Tensor]
-    arguments: dict[int, tuple[tuple, dict]]  # batch size -> (args, kwargs) of the block, hidden states left out
+    call: Call  # of this block for a single window
 
     def run(self, hidden: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """The block's output with these parameters for hidden states [b, window, hidden], b up to the largest batch captured."""
-        size = max(self.arguments)
-        first = lambda t: t[: len(hidden)] if isinstance(t, Tensor) and t.dim() and len(t) == size else t  # noqa: E731
-        args, kwargs = self.arguments[size]
-        kwargs = {k: tuple(map(first, v)) if isinstance(v, tuple) else first(v) for k, v in kwargs.items()}
-        out = torch.func.functional_call(self.block, parameters, (hidden, *map(first, args)), kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        """The block's output with these parameters for hidden states [b, window, hidden] of any number of whole windows.
+
+        A single window's masks and angles have a first axis of 1, and so hold for all.
+        """
+        arguments = (hidden, *self.call.args)
+        return _states(torch.func.functional_call(self.block, parameters, arguments, dict(self.call.kwargs)))
 
 
+@torch.no_grad()
 def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
-    """What enters the first block for windows [n, window] of token ids."""
-    first = arch.blocks(bundle.module)[0]
+    """What enters the first block for windows [n, window] of token ids, and how the model calls every block.
+
+    Raises CalibrationError without windows, and where a replay doesn't give what the model itself gives.
+    """
+    if not len(windows):
+        raise CalibrationError("no window of calibration text; give at least 1", code="too_little_text", got=0, allowed=1)
+    _check_replay(bundle, windows[:1])
     batches: list[Tensor] = []
-    arguments: dict[int, tuple[tuple, dict]] = {}
+    calls: list[dict[nn.Module, Call]] = []
+    latest: dict[int, dict[nn.Module, Call]] = {}  # batch size -> the calls of the last batch of that size
+    for ids in split(windows):
+        hidden, new = _called(bundle, ids)
+        known = latest.get(len(ids))  # equal ones are kept once
+        latest[len(ids)] = new = known if known is not None and _same(list(known.values()), list(new.values())) else new
+        batches.append(hidden)
+        calls.append(new)
+    return BlockInputs(batches, calls)
 
-    def hook(module, args, kwargs):
-        kwargs = dict(kwargs)
-        hidden, args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        batches.append(hidden.detach())
-        arguments.setdefault(hidden.shape[0], (args, kwargs))
-        raise _Reached
 
-    handle = first.register_forward_pre_hook(hook, with_kwargs=True)
+def single_calls(bundle: Bundle, windows: Tensor) -> dict[nn.Module, Call]:
+    """How the model calls each block for one window as long as those of windows [n, window]."""
+    return _called(bundle, windows[:1])[1]
+
+
+@torch.no_grad()
+def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]:
+    """(what enters the first block [b, window, hidden], block -> how the model calls it) for ids [b, window].
+
+    Raises CalibrationError where the model's loop isn't one block after the other, each on what the one before gave.
+    """
+    blocks, calls, states = list(arch.blocks(bundle.module)), {}, []
+
+    def stand_in(block: nn.Module) -> Callable:
+        def forward(*args, **kwargs):
+            hidden, call = _split_call(args, kwargs)
+            number = len(calls)
+            if number == len(blocks) or block is not blocks[number] or (states and not _same(hidden, states[0])):
+                raise _differs(f"block {number + 1} of {len(blocks)} isn't called next, or not on what the one before gave")
+            calls[block] = call
+            states[:] = [hidden]
+            if len(calls) == len(blocks):
+                raise _Reached
+            return hidden
+
+        return forward
+
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(instead(block, stand_in(block)))
+        _run_backbone(bundle, ids)
+    if len(calls) < len(blocks):
+        raise _differs(f"{len(calls)} of {len(blocks)} blocks are called")
+    return states[0].detach(), calls
+
+
+def _check_replay(bundle: Bundle, ids: Tensor) -> None:
+    """Raises CalibrationError where ids [1, window] don't leave the replayed blocks as they leave the model's own."""
+    blocks, own = list(arch.blocks(bundle.module)), []
+    handle = blocks[-1].register_forward_hook(lambda block, args, out: own.append(_states(out)))
     try:
-        for ids in split(windows):
-            try:
-                arch.backbone(bundle.module)(input_ids=ids.to(bundle.device), use_cache=False)
-            except _Reached:
-                pass
+        _run_backbone(bundle, ids)
     finally:
         handle.remove()
-    return BlockInputs(batches, arguments)
+    hidden, calls = _called(bundle, ids)
+    replay = BlockInputs([hidden], [calls])
+    for block in blocks:
+        replay.advance(block)
+    expected, found = own[0].float(), replay.batches[0].float()
+    room = AGREES * float(expected.nan_to_num().abs().max())  # what is not a number is for others to find
+    if not torch.allclose(found, expected, rtol=0, atol=room, equal_nan=True):
+        raise _differs(f"the last block's output differs by up to {float((found - expected).abs().max()):.3g}")
+
+
+def _run_backbone(bundle: Bundle, ids: Tensor) -> None:
+    try:
+        arch.backbone(bundle.module)(input_ids=ids.to(bundle.device), use_cache=False)
+    except _Reached:
+        pass
+
+
+def _differs(what: str) -> CalibrationError:
+    return CalibrationError(
+        f"the blocks can't be replayed one by one as the model runs them: {what}. Choose a method without calibration.",
+        code="replay_differs", what=what,
+    )  # fmt: skip
+
+
+def _split_call(args: tuple, kwargs: dict) -> tuple[Tensor, Call]:
+    """(hidden states, the rest) of what a block was called with."""
+    if args:
+        return args[0], Call(args[1:], kwargs)
+    return kwargs["hidden_states"], Call((), {name: value for name, value in kwargs.items() if name != "hidden_states"})
+
+
+def _states(out) -> Tensor:
+    """The hidden states of what a block returned."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _same(a, b) -> bool:
+    """Whether two arguments are equal, tensors within tuples, lists and dicts included."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, (tuple, list)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
+    return type(a) is type(b) and a == b
 
 
 def _linears(part: nn.Module) -> list[nn.Module]:

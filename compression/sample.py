@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from transformers import Cache, DynamicCache
 
 from compression import arch, engine
 from compression.base import CompressionError
@@ -44,15 +45,37 @@ def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor]
 
 
 def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
-    """The same by transformers' own forward pass."""
-    backbone, head, cache = arch.backbone(bundle.module), arch.head(bundle.module)[1], bundle.new_cache()
+    """The same by transformers' own forward pass.
+
+    The cache keeps every token; the masks alone say which of them a block sees. Where the rotary angles change with the text's
+    length, all of it is read again when they do, for the keys in the cache were turned by the old ones.
+    """
+    backbone, head, rotary = arch.backbone(bundle.module), arch.head(bundle.module)[1], arch.changing_angles(bundle.module)
+    cache, angles, read = new_cache(bundle), None, []
 
     @torch.no_grad()
     def forward(ids: Tensor) -> Tensor:
-        states = backbone(input_ids=ids.to(bundle.device), past_key_values=cache, use_cache=True).last_hidden_state
+        nonlocal cache, angles
+        ids = ids.to(bundle.device)
+        states = backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        if rotary is not None:
+            read.append(ids)
+            if angles is not None and not torch.equal(angles, rotary.inv_freq):
+                cache = new_cache(bundle)
+                states = backbone(input_ids=torch.cat(read, 1), past_key_values=cache, use_cache=True).last_hidden_state
+            angles = rotary.inv_freq.clone()
         return head(states[:, -1].contiguous())  # of the last position only; a strided batch would copy the whole head
 
     return forward
+
+
+def new_cache(bundle: Bundle) -> Cache:
+    """An empty key-value cache that keeps every token, in the model's compute dtype or in `cache_bits` bits.
+
+    Not the one that a config asks for: it drops what a sliding window has passed, also where only the config names a window
+    (a Llama's code has none) or where the window is a single token.
+    """
+    return bundle.new_cache() if bundle.cache_bits < 16 else DynamicCache()
 
 
 class PromptRefused(CompressionError, ValueError):

@@ -221,7 +221,9 @@ class _Run:
         """Bytes that one token adds to the key-value cache, read from a real cache."""
         import torch
 
-        cache = self.bundle.new_cache()
+        from compression import sample
+
+        cache = sample.new_cache(self.bundle)
         ids = self.windows.ids[:1, :8].to(self.bundle.device)
         with torch.no_grad():
             self.bundle.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -228,7 +228,6 @@ def test_2000_tokens_without_drift():
 
 
 @pytest.mark.parametrize("break_it, said", [
-    (lambda b: setattr(b.module.config, "hidden_act", "tanh"), "tanh"),
     (lambda b: b.module.train(), "trained"),
     (lambda b: setattr(b.module.config, "layer_types", ["full_attention", "sliding_attention"]), "sliding window"),
     (lambda b: setattr(b.module.model.rotary_emb, "rope_type", "dynamic"), "length of the text"),
