@@ -158,13 +158,9 @@ def table(module: nn.Module) -> Family:
 def normalise(module: nn.Module) -> None:
     """Bring a transformers causal LM into the normal form, in place. Its outputs stay the same.
 
-    Raises UnsupportedModel, also where a token sees those behind it, or UnsupportedLayer if a block holds a linear that the
-    table doesn't name.
+    Raises UnsupportedModel, or UnsupportedLayer if a block holds a linear that the table doesn't name.
     """
     family, heads = table(module), fused_heads(module.config)
-    if not getattr(module.config, "is_causal", True):
-        raise UnsupportedModel("its config says is_causal = false: a token sees those behind it, so it can't predict them. "
-                               "Choose a causal language model.", got="is_causal = false", allowed=", ".join(FAMILIES))  # fmt: skip
     for block in blocks(module):
         for path, child in list(block.named_modules()):
             if type(child).__name__ == "Conv1D":

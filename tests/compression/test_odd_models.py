@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compression import arch, calibrate, engine, get, inputs, known, sample
-from compression.base import CalibrationError, UnsupportedModel
+from compression.base import CalibrationError
 from compression.packed.activations import ActivationRule
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
@@ -150,11 +150,6 @@ def test_a_factor_does_not_go_into_a_norm_without_weights():
     made = odd.fresh(*odd.ODD["norms without weights"][:2])
     outcome = calibrate.compress(made.bundle, ((get("smoothquant"), get("smoothquant").params()),), made.ids)
     assert "no_weight" in {note.facts.get("reason") for note in outcome.notes}
-
-
-def test_a_model_that_looks_ahead_is_refused():
-    with pytest.raises(UnsupportedModel, match="is_causal"):
-        odd.fresh("gpt_neox", dict(is_causal=False))
 
 
 def test_sizes_are_those_that_the_family_reads():
