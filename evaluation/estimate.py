@@ -41,12 +41,22 @@ class Estimate:
     cache_bytes_per_token: int = 0  # of a key-value cache in few bits; 0 where it holds what the model computes in
 
 
+_weighed: dict[str, Geometry] = {}  # of hub models that are on no disk yet
+
+
+def remember(model: str, geometry: Geometry) -> None:
+    """Let the estimate know a hub model that has been weighed (evaluation/scales.py)."""
+    if len(_weighed) >= 256:
+        _weighed.pop(next(iter(_weighed)))
+    _weighed[model] = geometry
+
+
 def geometry_for(model: str) -> Geometry:
     """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has them, or if the model's
     folder can't be loaded as it is; UnsupportedModel for another architecture."""
     if model in CATALOGUE:
         return CATALOGUE[model].geometry
-    found = models.geometry(model)
+    found = models.geometry(model) or _weighed.get(model)
     if found is None:
         if not hub.is_id(model):
             raise unknown(model)

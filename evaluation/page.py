@@ -6,6 +6,7 @@ that can fail for a visitor's reason comes back as an error card, never as an ex
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ from typing import Any
 from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation import cards, host, pareto, plots, requests
+from evaluation.scales import Scales
 from evaluation.spec import PRESETS, TEXTS, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, methods, table
 
@@ -52,6 +54,7 @@ class Page:
         self.store, self.runner, self.chat, self.public = store, runner, chat, public
         self._estimate, self._path = estimate, path
         self.methods = list(methods().values())
+        self._scales = Scales()
         self._packing, self._keeping = threading.Lock(), threading.Lock()
         self._kept: OrderedDict[tuple, Any] = OrderedDict()  # answers, the one that was asked for last at the end
 
@@ -214,7 +217,7 @@ class Page:
         """What a run will cost, where its main knob can go, and whether its answer is stored."""
         words = Words(ask.lang)
         out = {"html": "", "path": [], "stored": "", "fits": True, "error": ""}
-        spec = requests.spec_of(ask.choices, self.public)
+        spec = self._spec(ask.choices)
         out["stored"] = self._stored(spec)
         try:
             found = self._estimate(spec)
@@ -246,7 +249,14 @@ class Page:
 
     def begin(self, ask: requests.Begin) -> dict:
         """Start a run and give its id."""
-        return {"id": self.runner.submit(requests.spec_of(ask.choices, self.public), ask.owner, ask.again, ask.address)}
+        return {"id": self.runner.submit(self._spec(ask.choices), ask.owner, ask.again, ask.address)}
+
+    def _spec(self, choices: requests.Choices) -> RunSpec:
+        """The run that the knobs say; on a public page its models are weighed before anything reads or fetches them."""
+        spec = requests.spec_of(choices, self.public)
+        for name in (spec.model, *spec.students) if self.public else ():
+            self._scales.weigh(name)
+        return spec
 
     def poll(self, ask: requests.OfOwnRun) -> dict:
         """How far a run is, in words; its training's curve, and whether it may be ended ("mine"), for its owner alone."""
@@ -401,12 +411,14 @@ class Page:
         try:
             ask = requests.take("converse", ask, address)
             yield state
-            for event in self.chat.ask(
+            events = self.chat.stream(
                 ask.id, [m.model_dump() for m in ask.messages], max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed,
                 owner=ask.owner, address=ask.address,
-            ):  # fmt: skip
-                self._take(state, event, words)
-                yield state
+            )  # fmt: skip
+            with contextlib.closing(events):
+                for event in events:
+                    self._take(state, event, words)
+                    yield state
             parted, wrote = state["parted"], any(side["pieces"] for side in sides.values())
             state["status"] = words("chat.parted", n=parted) if parted is not None else words("chat.equal") if wrote else ""
         except Exception as error:

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from compression import hub
 from compression.base import CompressionError, ModelUnavailable
 from compression.catalogue import CATALOGUE, unknown
 from compression.models import is_path
@@ -242,7 +243,8 @@ def named_only(spec: RunSpec) -> None:
             raise _server_file()
         if "/" not in model:
             raise unknown(model)
-        check_hub_id(model)
+        if not hub.is_id(model):
+            raise ModelUnavailable(f"{model[:120]!r} is no hub id (owner/name)", code="bad_hub_id", name=model[:120])
     if not {spec.text, spec.calibration} <= set(TEXTS):
         raise _server_file()
 
@@ -250,19 +252,6 @@ def named_only(spec: RunSpec) -> None:
 def free_texts(method) -> tuple[str, ...]:
     """Parameters of a method that take any text: names of models or files."""
     return tuple(f["name"] for f in method.params.describe() if f["type"] == "str" and not f["choices"])
-
-
-def check_hub_id(name: str) -> None:
-    """Raises ModelUnavailable unless `name` is owner/name by the hub's own rule."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-        if name.count("/") != 1 or not name.isascii():
-            raise HFValidationError("a hub id is owner/name")
-    except HFValidationError as error:
-        raise ModelUnavailable(f"{name[:120]!r} is no hub id: {error}", code="bad_hub_id", name=name[:120]) from None
 
 
 def _server_file() -> ModelUnavailable:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from compression.base import CompressionError
-from evaluation.estimate import stage_seconds
+from evaluation import host
+from evaluation.estimate import estimate, stage_seconds
 from evaluation.requests import named_only
 from evaluation.spec import ROOT, Result, RunSpec
 from evaluation.store import Store
@@ -75,12 +76,15 @@ class Runner:
 
         visitor: a hash of the secret by which its owner may stop it; "" for nobody. address: the network's.
         Raises Refused: a full line, a second waiting run of one visitor, too many of one address; on a public Space also a file
-        of the server or a very long run.
+        of the server, and a very long run or one that can't fit.
         """
         minutes = 0
         if self.public:
             named_only(spec)
             minutes = round(sum(stage_seconds(spec).values()) / 60)
+            if (needs := estimate(spec).peak_bytes) > (has := host.profile().memory_bytes):
+                raise Refused(f"the run needs about {needs / 1e9:.1f} GB of memory, and this machine has {has / 1e9:.1f} GB",
+                              code="too_big_for_memory", name=spec.model, need_bytes=needs, free_bytes=has)  # fmt: skip
         with self._lock:
             for job in self._jobs.values():
                 if not job.stopped and job.spec.identity() == spec.identity():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 
 from evaluation.chat import Chat, ChatError, Side
 from evaluation.run import run
-from evaluation.spec import RunSpec
+from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from kernels import cpu
 from kernels.cpu.step import Decoder
@@ -108,11 +109,24 @@ def test_leaving_early_keeps_the_next_question_clean(made, chat):
 def test_a_killed_worker_is_told_and_starts_anew(made, chat):
     stream = chat.ask(made[2].id, QUESTION, max_tokens=200)
     next(stream)
-    chat._process.kill()
+    chat._worker.process.kill()
     with pytest.raises(ChatError) as error:
         list(stream)
     assert error.value.code == "chat_died"
     assert list(chat.ask(made[2].id, QUESTION, max_tokens=2))
+
+
+def test_a_template_that_never_ends_is_ended_and_the_next_question_is_answered(made, chat, tmp_path, monkeypatch):
+    store, equal, other = made
+    shutil.copytree(equal.spec.model, tmp_path / "hostile")
+    (tmp_path / "hostile" / "chat_template.jinja").write_text("{{ 9**9**9 }}")
+    spec = dataclasses.replace(equal.spec, model=str(tmp_path / "hostile"), recipe=(("none", {}),))
+    store.put(Result(key="", spec=spec, status="ok", id="hostile"))
+    monkeypatch.setitem(chat.patience, "prompt", 3.0)
+    with pytest.raises(ChatError) as error:
+        list(chat.ask("hostile", QUESTION))
+    assert error.value.code == "template_slow"
+    assert list(chat.ask(other.id, QUESTION, max_tokens=2))
 
 
 def test_what_cannot_be_asked_is_told(made, chat):
@@ -123,8 +137,6 @@ def test_what_cannot_be_asked_is_told(made, chat):
         list(chat.ask(made[2].id, [{"role": "user", "content": "x" * 500}]))
     assert error.value.code == "prompt_too_long"
     store = made[0]
-    import shutil
-
     gone = store.put(dataclasses.replace(made[2], id="gone", artifact="gone"))
     shutil.rmtree(store.artifact_folder("gone"), ignore_errors=True)
     with pytest.raises(ChatError) as error:

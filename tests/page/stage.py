@@ -79,7 +79,7 @@ class Talk:
     def __init__(self):
         self.stopped = threading.Event()
 
-    def ask(self, result_id, messages, **options):
+    def stream(self, result_id, messages, **options):
         self.stopped.clear()
         for i, word in enumerate(["The ", "capital ", "<b>is</b> ", "Paris."]):
             for side in ("original", "compressed"):
