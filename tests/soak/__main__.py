@@ -2,6 +2,7 @@
 
 Parts that are finished (at this scale) aren't repeated unless asked with --again. The whole table goes to
 assets/results/bench/soak.json once every part has been done at full scale; a part that was repeated takes its row's place.
+SOAK_PATIENCE=3 in the environment makes all limits of time three times as long, for a slow or a busy machine; the table says so.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ def _do(name: str, asked: argparse.Namespace, scratch: Path) -> dict:
     except Exception as error:  # the other parts go on; what stopped this one stands in its row
         traceback.print_exc()
         campaign.ledger.count("hung", f"the part itself stopped: {type(error).__name__}: {error}")
+    if stage.PATIENCE != 1:
+        campaign.ledger.note(f"limits of time {stage.PATIENCE:g} times as long")
     if busy > (os.cpu_count() or 1) / 2:
         campaign.ledger.note(f"others were computing (load {busy:.1f} at the start)")
     row = campaign.ledger.json() | {

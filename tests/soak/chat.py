@@ -137,7 +137,7 @@ def _stop(talk: Talk) -> None:
     except (Hung, Answered, Unreachable) as error:
         return talk.ledger.count("hung", f"stopping: {error}")
     late = time.monotonic() - stopped if stopped else 0
-    return talk.ledger.judge(ended and late < STOP_SECONDS, f"an answer went on {late:.1f} s after Stop")
+    return talk.ledger.judge(ended and late < STOP_SECONDS * stage.PATIENCE, f"an answer went on {late:.1f} s after Stop")
 
 
 def _leave(talk: Talk) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 import httpx
 from gradio_client.utils import apply_diff
 
-SECONDS = 10  # the longest that an answer may take
+from tests.soak.stage import PATIENCE
+
+SECONDS = 10 * PATIENCE  # the longest that an answer may take
 FUNCTIONS = "gradio_api/component_server"
 OWNED = ("ask_begin", "ask_poll", "ask_stop", "ask_enough", "ask_stop_chat")  # questions that a visitor's token goes with
 
@@ -95,7 +97,7 @@ class Client:
 
     def follow(self, run_id: str, seconds: float, every: float = 0.3) -> dict:
         """The last answer to polling once the run has ended. Raises Hung after `seconds`."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * PATIENCE
         while (state := self.poll(run_id))["status"] in ("queued", "running"):
             if time.monotonic() > end:
                 raise Hung(f"run {run_id} is {state['status']} ({state['stage']}) after {seconds} s")
@@ -106,6 +108,7 @@ class Client:
 
     def converse(self, ask: dict, seconds: float) -> Iterator[dict]:
         """States of both columns as they come, the last with "done". Raises Hung when nothing comes for `seconds`."""
+        seconds *= PATIENCE
         index = next(i for i, d in enumerate(self.config["dependencies"]) if d["api_name"] == "converse")
         session = secrets.token_hex(6)
         ask = {"lang": "en", "visitor": self.token, "turn": 1} | ask

@@ -127,7 +127,7 @@ def _command(campaign: Campaign, name: str, place: Path | None, changes: dict) -
             cwd=stage.ROOT,
             env=stage.environment(place, **changes),
             capture_output=True,
-            timeout=RUN_SECONDS,
+            timeout=RUN_SECONDS * stage.PATIENCE,
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:

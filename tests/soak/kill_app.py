@@ -37,7 +37,7 @@ def run(campaign: Campaign) -> None:
             for text in app.tracebacks():
                 ledger.found("traceback", f"{what}: {text}")
             started = app.kill(number)
-            _, alive = psutil.wait_procs(started, timeout=10)
+            _, alive = psutil.wait_procs(started, timeout=60 * stage.PATIENCE)  # one that still imports reads no end of its input
             if alive:
                 ledger.found(
                     "wrong", f"{what}: {len(alive)} processes of the killed app live on: {[p.cmdline()[-3:] for p in alive]}"

@@ -129,7 +129,7 @@ def _command(campaign: Campaign, home: Path, size: int, limit) -> None:
             env=stage.environment(home),
             text=True,
             capture_output=True,
-            timeout=RUN_SECONDS,
+            timeout=RUN_SECONDS * stage.PATIENCE,
             stdin=subprocess.DEVNULL,
             preexec_fn=limit,
         )

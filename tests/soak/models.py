@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.soak import stage
 from tests.soak.campaign import Campaign, told
 
-SECONDS, BYTES = 25, 9e9
+SECONDS, BYTES = 25 * stage.PATIENCE, 9e9
 BENT, TAMPERED = 60, 40  # folders beside those of tests/hostile.py, and artifacts
 NUMBERS = (
     0,

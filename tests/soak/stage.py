@@ -18,7 +18,8 @@ import psutil
 from tests.page.stage import free_port
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 180  # from start to the first answer; a quiet machine takes five
+PATIENCE = float(os.environ.get("SOAK_PATIENCE", 1))  # all limits of time are as much longer: for a slow or a busy machine
+READY_SECONDS = 180 * PATIENCE  # from start to the first answer; a quiet machine takes five
 TRACEBACK = re.compile(
     r"^Traceback \(most recent call last\):|^\s*\+ Exception Group Traceback"
     r"|^(?:(?:GET|POST|HEAD) /\S*: )?[A-Za-z_.]*(?:Error|Exception)\b.*line \d+.*\)$",  # an error that nobody expected, in one line
@@ -212,8 +213,8 @@ def leftovers(home: Path, results: list[dict]) -> list[str]:
 
 
 def within(seconds: float, look: Callable[[], object]) -> object:
-    """Call `look` until it gives something true or the time is over; what it gave last."""
-    end = time.monotonic() + seconds
+    """Call `look` until it gives something true or the time (with patience) is over; what it gave last."""
+    end = time.monotonic() + seconds * PATIENCE
     while not (found := look()) and time.monotonic() < end:
         time.sleep(0.1)
     return found

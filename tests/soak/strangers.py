@@ -293,6 +293,8 @@ def _chat_of_others(campaign: Campaign, app: stage.App) -> None:
         "seed": 0,
     }
     alone = _text(owner, ask)
+    if not ledger.check(bool(alone), "the public page's chat gives no words"):
+        return None
     texts: list[str] = []
     for state in owner.converse(ask, 120):
         other.send("ask_stop_chat", {"lang": "en", "visitor": other.token})
@@ -300,7 +302,7 @@ def _chat_of_others(campaign: Campaign, app: stage.App) -> None:
         texts.append(state["sides"]["compressed"]["text"])
     found = record(app.home, answer["id"])
     return ledger.judge(
-        bool(alone) and texts[-1] == alone,
+        texts[-1] == alone,
         f"a stranger's Stop ended an answer: {texts[-1]!r} for {alone!r} ({found['status']})",
         "stopped",
     )
