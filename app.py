@@ -17,6 +17,7 @@ try:
 except ImportError:
     spaces = None
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from starlette.middleware import Middleware
 from evaluation.gate import Gate, Rules, hostnames
 from evaluation.page import Page
 from evaluation.spec import ROOT
+from evaluation.wire import Wire
 
 ASSETS = ROOT / "assets"
 FONTS = (
@@ -40,6 +42,7 @@ FONTS = (
     "Noto Sans CJK TC",
     "sans-serif",
 )
+LOOK_SECONDS = 0.05  # between two looks for a chat's question; Gradio looks 1,000 times a second, which takes 4 % of a core
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
@@ -82,8 +85,8 @@ def build_app(
         demo.served = (str(script), f"{page.downloads()}/")  # what is served of this disk, for the gate
         panel("top", "Compression Explorer", value=page.boot())
         with gr.Row(elem_id="explore"):
-            panel("front", "Front", ask("front"), plotly=f"gradio_api/file={script}")
-            panel("controls", "Controls", ask("weigh", "begin", "poll", "stop", "enough"))
+            panel("front", "Front", ask("front"), plotly=f"gradio_api/file={script}?v={importlib.metadata.version('plotly')}")
+            panel("controls", "Controls", ask("weigh", "begin", "poll", "stop", "enough", "essay"))
             panel("card", "Run", ask("card", "pack"))
             panel("runs", "Runs", ask("runs"))
         if chat is not None:
@@ -94,6 +97,8 @@ def build_app(
 
             # the chat keeps its own line of questions, which tells a visitor's place
             talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None)
+    demo.queue(default_concurrency_limit=4)
+    demo._queue.sleep_when_free = demo._queue.progress_update_sleep_when_free = LOOK_SECONDS
     return demo
 
 
@@ -119,7 +124,7 @@ def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
         "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "footer_links": [], "max_file_size": 1,  # nothing is uploaded
         "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style>",  # as `css` Gradio would rewrite its selectors
         "run_history": False, "ssr_mode": False, "favicon_path": str(ASSETS / "icon.svg"), "max_threads": 80,
-        "app_kwargs": {"middleware": [Middleware(Gate, rules=rules)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        "app_kwargs": {"middleware": [Middleware(Gate, rules=rules), Middleware(Wire)], "docs_url": None, "redoc_url": None, "openapi_url": None},
     }  # fmt: skip
 
 
@@ -149,7 +154,7 @@ def main() -> None:
     threading.Thread(target=warm_up, daemon=True).start()
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
     try:
-        demo.queue(default_concurrency_limit=4).launch(
+        demo.launch(
             server_name="0.0.0.0" if public else os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"),
             server_port=port,
             **launch_options(demo, public),

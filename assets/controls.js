@@ -77,10 +77,16 @@
     else all.push({formula, text: line});
     return all;
   }, []).map(r => h('p', {className: r.formula ? 'formulas' : ''}, r.text));
+  const essays = {};  // asked for when they are opened: they are a third of all words
+  async function tell(place, name) {
+    const key = `${ce.lang} ${name}`;
+    essays[key] ??= (await ce.ask(server.ask_essay, {method: name}))?.text;
+    place.replaceChildren(...(essays[key] ?? '').replaceAll('`', '').split(/\n\s*\n/).flatMap(runs));
+  }
   function about(name) {
-    const m = ce.method(name), essay = (ce.data.essays[ce.lang]?.[name] ?? m.essay).replaceAll('`', '');
-    return h('details', {className: 'about', 'data-k': 'about'}, h('summary', {}, t('controls.about')),
-      essay.split(/\n\s*\n/).flatMap(runs), m.paper ? h('a', {href: m.paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
+    const m = ce.method(name), place = h('div');
+    return h('details', {className: 'about', 'data-k': 'about', ontoggle: e => { if (e.target.open) tell(place, name); }}, h('summary', {}, t('controls.about')),
+      place, m.paper ? h('a', {href: m.paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
   }
   const shown = (name, v) => ['sparsity', 'removed', 'kept'].includes(name) ? `${Math.round(100 * v)} %` : String(+(+v).toFixed(4));
   function knob(i) {

@@ -53,7 +53,7 @@ class Page:
     ):
         self.store, self.runner, self.chat, self.public = store, runner, chat, public
         self._estimate, self._path = estimate, path
-        self.methods = list(methods().values())
+        self.methods = [{k: v for k, v in m.items() if k != "essay"} for m in methods().values()]
         self._scales = Scales()
         self._packing, self._keeping = threading.Lock(), threading.Lock()
         self._kept: OrderedDict[tuple, Any] = OrderedDict()  # answers, the one that was asked for last at the end
@@ -66,7 +66,6 @@ class Page:
         ]
         return {
             "words": {language: table(language) for language in LANGUAGES},
-            "essays": {language: essays(language) for language in LANGUAGES},
             "methods": self.methods,
             "models": models,
             "offline": OFFLINE_MODEL,
@@ -210,6 +209,12 @@ class Page:
     def _runs(words: Words, rows: list[dict]) -> dict:
         return {"html": cards.runs_table(rows, words, host.processor(), host.threads()), "count": words("runs.count", n=len(rows)),
                 "models": sorted({str(r["model"]) for r in rows})}  # fmt: skip
+
+    def essay(self, ask: requests.Essay) -> dict:
+        """What a method does, in a page of text."""
+        if ask.method not in methods():
+            raise requests.BadRequest(f"no method {ask.method!r}; allowed: {', '.join(methods())}", where="method")
+        return {"text": essays(ask.lang).get(ask.method) or methods()[ask.method]["essay"]}
 
     # --- before and while running ---
 

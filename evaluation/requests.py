@@ -138,6 +138,10 @@ class Weigh(Ask):
     choices: Choices
 
 
+class Essay(Ask):
+    method: Line
+
+
 class Begin(Owned):
     visitor: Token
     choices: Choices
@@ -184,6 +188,7 @@ QUESTIONS = {  # named as the methods of evaluation.page.Page that answer them
     "front": Question(Front),
     "card": Question(OfRun, {"html": "", "spec": None, "status": "unknown"}),
     "runs": Question(Ask),
+    "essay": Question(Essay, {"text": ""}),
     "weigh": Question(Weigh, {"html": "", "path": [], "stored": "", "fits": False}),
     "begin": Question(Begin),
     "poll": Question(OfOwnRun, {"status": "unknown", "result": ""}),

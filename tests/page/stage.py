@@ -106,7 +106,7 @@ class Server:
         self.demo = app.build_app(self.store, self.runner, self.chat, lambda spec: self.estimate(spec), estimates.path,
                                   options.get("public", False))  # fmt: skip
         port = free_port()
-        self.demo.queue().launch(
+        self.demo.launch(
             server_port=port, prevent_thread_lock=True, quiet=True, **app.launch_options(self.demo, options.get("public", False))
         )
         self.url = f"http://127.0.0.1:{port}/"

@@ -22,7 +22,7 @@ LOCAL = "http://127.0.0.1:7860"
 def demo(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("home"))
     demo = app.build_app(store, Script(store), Talk(), estimate.estimate, estimate.path)
-    demo.queue().launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **app.launch_options(demo))
+    demo.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **app.launch_options(demo))
     yield demo
     demo.close()
 

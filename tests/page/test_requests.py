@@ -22,7 +22,7 @@ TOKEN = "a" * 48
 CHOICES = {"model": OFFLINE_MODEL, "recipe": [["gptq", {"bits": 4}]]}
 RIGHT = {  # a right request to each question
     "front": {"lang": "zh-Hant", "model": OFFLINE_MODEL, "x": "file_bytes", "y": "perplexity", "settings": {"window": 512}, "budget": 1e8, "selected": "mine"},
-    "card": {"id": "mine"}, "runs": {}, "weigh": {"choices": CHOICES}, "begin": {"visitor": TOKEN, "choices": CHOICES, "again": True},
+    "card": {"id": "mine"}, "runs": {}, "essay": {"method": "gptq"}, "weigh": {"choices": CHOICES}, "begin": {"visitor": TOKEN, "choices": CHOICES, "again": True},
     "poll": {"id": "run-1", "visitor": TOKEN}, "stop": {"id": "run-1"}, "enough": {"id": "run-1"}, "pack": {"id": "mine"}, "sides": {"id": "mine"},
     "converse": {"visitor": TOKEN, "id": "mine", "turn": 1, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0},
     "stop_chat": {"visitor": TOKEN},

@@ -1,0 +1,119 @@
+"""How answers travel: compressed once, and not at all where the browser has them.
+
+`Wire` is ASGI middleware; it knows nothing of the page. Text (pages, JSON, scripts, styles, drawings) of a kilobyte or more
+goes out in brotli, or in gzip for who can't read that. A stream of events and a file in pieces pass as they are. What a GET asks
+for has an ETag, so that a browser that has it gets 304. What has a version in its name is kept by browsers for a year.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import threading
+from collections import OrderedDict
+from urllib.parse import parse_qs
+
+import brotli
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+
+TEXT = frozenset({
+    "text/html", "text/css", "text/javascript", "application/javascript", "application/json", "image/svg+xml",
+})  # fmt: skip
+SMALLEST, LARGEST = 1_024, 16_000_000  # bytes of a body that is worth compressing, and that is held in memory for it
+LONG = 100_000
+KEPT = 64  # compressed bodies
+QUALITY = 5  # of brotli: the page in 10 ms
+FOR_EVER = "public, max-age=31536000, immutable"
+
+
+class Wire:
+    """The middleware around an app."""
+
+    def __init__(self, app):
+        self.app = app
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()  # (hash of the body, encoding) -> what is sent
+        self._lock = threading.Lock()
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        await self.app(scope, receive, _Answer(self, scope, send).take)
+
+    def compressed(self, body: bytes, digest: str, encoding: str) -> bytes:
+        """The body in that encoding; the newest ones are kept."""
+        key = (digest, encoding)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        found = brotli.compress(body, quality=QUALITY) if encoding == "br" else gzip.compress(body, 6, mtime=0)
+        with self._lock:
+            self._kept[key] = found
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return found
+
+
+class _Answer:
+    """One answer on its way: held until its body is whole, unless it passes as it is."""
+
+    def __init__(self, wire: Wire, scope, send):
+        self.wire, self.scope, self.send = wire, scope, send
+        self.start, self.parts = None, []
+
+    async def take(self, message) -> None:
+        """What the app sends, one message after the other."""
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=message["headers"])
+            if self.scope["method"] == "GET" and message["status"] == 200:
+                headers.setdefault("Cache-Control", FOR_EVER if _versioned(self.scope) else "no-cache")
+            kind = headers.get("content-type", "").partition(";")[0]
+            whole = message["status"] == 200 and self.scope["method"] in ("GET", "POST") and kind in TEXT
+            if whole and "content-encoding" not in headers and int(headers.get("content-length", 0)) <= LARGEST:
+                self.start = message
+            else:
+                await self.send(message)
+        elif self.start is None:
+            await self.send(message)
+        else:
+            self.parts.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                await self._finish(b"".join(self.parts))
+
+    async def _finish(self, body: bytes) -> None:
+        asked, headers = Headers(scope=self.scope), MutableHeaders(raw=self.start["headers"])
+        digest = hashlib.blake2b(body, digest_size=16).hexdigest()
+        if self.scope["method"] == "GET":
+            headers["ETag"] = tag = f'W/"{digest}"'
+            if tag in (t.strip() for t in asked.get("if-none-match", "").split(",")):
+                for name in ("content-length", "content-type", "accept-ranges"):
+                    del headers[name]
+                self.start["status"], body = 304, b""
+        encoding = _encoding(asked.get("accept-encoding", ""))
+        if len(body) >= SMALLEST:
+            headers.add_vary_header("Accept-Encoding")
+            if encoding:
+                work = (self.wire.compressed, body, digest, encoding)
+                body = await run_in_threadpool(*work) if len(body) >= LONG else work[0](*work[1:])  # nobody waits for long ones
+                headers["Content-Encoding"], headers["Content-Length"] = encoding, str(len(body))
+                del headers["accept-ranges"]
+        await self.send(self.start)
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _encoding(accepted: str) -> str:
+    """The better of the encodings that a browser accepts, "" for none."""
+    names = {
+        name.strip()
+        for name, _, weight in (part.partition(";") for part in accepted.lower().split(","))
+        if weight.strip() != "q=0"
+    }
+    return next((known for known in ("br", "gzip") if known in names), "")
+
+
+def _versioned(scope) -> bool:
+    """Whether the address changes with the content: Gradio's files with a hash in their name, scripts and styles with ?v=."""
+    path = scope["path"]
+    named = path.endswith((".js", ".css")) and "v" in parse_qs(scope["query_string"].decode("latin-1"))
+    return named or path.removeprefix(scope.get("root_path", "")).startswith("/assets/")

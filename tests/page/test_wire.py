@@ -1,0 +1,213 @@
+"""What goes over the wire: compressed, not twice, never stale; and what a page that nobody visits takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import re
+import time
+
+import brotli
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+import app
+from compression.catalogue import OFFLINE_MODEL
+from evaluation import estimate
+from evaluation.gate import FUNCTION
+from evaluation.page import KEPT_ANSWERS, Page
+from evaluation.store import Store
+from evaluation.wire import Wire
+from tests.page.stage import GPTQ, Script, Talk, free_port
+
+TEXT = "a line of words, and another one; " * 100
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A server of a few answers behind the middleware."""
+    file = tmp_path_factory.mktemp("files") / "script.js"
+    file.write_text(TEXT)
+
+    async def pieces():
+        for i in range(3):
+            yield f"data: {TEXT} {i}\n\n"
+
+    answers = {
+        "/script.js": lambda r: FileResponse(file), "/assets/script-1a2b.js": lambda r: FileResponse(file),
+        "/text": lambda r: Response(TEXT, media_type="text/html"), "/short": lambda r: JSONResponse({"a": 1}),
+        "/events": lambda r: StreamingResponse(pieces(), media_type="text/event-stream"),
+        "/picture": lambda r: Response(TEXT.encode(), media_type="image/png"),
+        "/packed": lambda r: Response(gzip.compress(TEXT.encode()), media_type="text/html", headers={"Content-Encoding": "gzip"}),
+        "/failed": lambda r: Response(TEXT, 500, media_type="text/html"), "/ask": lambda r: JSONResponse({"text": TEXT}),
+    }  # fmt: skip
+    routes = [Route(path, answer, methods=["POST"] if path == "/ask" else ["GET", "HEAD"]) for path, answer in answers.items()]
+    return TestClient(Wire(Starlette(routes=routes)))
+
+
+def raw(client, path, encodings, method="GET", **options):
+    """An answer with its body as it travelled."""
+    with client.stream(method, path, headers={"Accept-Encoding": encodings} | options.pop("headers", {}), **options) as answer:
+        return answer, b"".join(answer.iter_raw())
+
+
+@pytest.mark.parametrize(
+    "accepted, encoding, unpack",
+    [("gzip, deflate, br", "br", brotli.decompress), ("gzip", "gzip", gzip.decompress), ("br;q=0, gzip;q=0.5", "gzip", gzip.decompress),
+     ("", None, bytes), ("identity", None, bytes)],
+)  # fmt: skip
+def test_a_text_goes_out_in_what_the_browser_reads(small, accepted, encoding, unpack):
+    for path, method in (("/text", "GET"), ("/script.js", "GET"), ("/ask", "POST")):
+        for _ in range(2):  # compressed, and from what was kept
+            answer, body = raw(small, path, accepted, method)
+            assert answer.headers.get("content-encoding") == encoding and TEXT in unpack(body).decode()
+            assert int(answer.headers["content-length"]) == len(body) and answer.headers["vary"] == "Accept-Encoding"
+
+
+@pytest.mark.parametrize("path", ["/short", "/events", "/picture", "/packed", "/failed"])
+def test_what_gains_nothing_passes_as_it_is(small, path):
+    answer, body = raw(small, path, "br, gzip")
+    assert answer.headers.get("content-encoding") == ("gzip" if path == "/packed" else None)
+    if path == "/events":
+        assert body.decode().count("data: ") == 3
+
+
+def test_a_stream_is_not_held():
+    """The first event leaves before the second is made."""
+    import anyio
+
+    order = []
+
+    async def events():
+        for i in range(2):
+            order.append(f"made {i}")
+            yield f"data: {i}\n\n"
+
+    async def send(message):
+        if message.get("body"):
+            order.append(f"sent {message['body'].decode()[6]}")
+
+    async def receive():
+        await anyio.sleep_forever()
+
+    server = Wire(StreamingResponse(events(), media_type="text/event-stream"))
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "asgi": {"spec_version": "2.4"}}
+    anyio.run(server, scope, receive, send)
+    assert order == ["made 0", "sent 0", "made 1", "sent 1"]
+
+
+def test_what_the_browser_has_is_not_sent_again(small):
+    for path in ("/text", "/script.js", "/short"):
+        tag = small.get(path).headers["etag"]
+        answer, body = raw(small, path, "br", headers={"If-None-Match": f'"x", {tag}'})
+        assert (answer.status_code, body) == (304, b"") and answer.headers["etag"] == tag
+        assert small.get(path, headers={"If-None-Match": 'W/"of another text"'}).status_code == 200
+
+
+def test_browsers_keep_what_has_a_version_and_ask_for_the_rest(small):
+    kept = lambda path: small.get(path).headers.get("cache-control")  # noqa: E731
+    for_ever = "public, max-age=31536000, immutable"
+    assert kept("/assets/script-1a2b.js") == kept("/script.js?v=1.2") == for_ever
+    assert kept("/script.js") == kept("/text?v=1") == kept("/short") == "no-cache" and kept("/failed") is None
+    assert small.head("/text").status_code == 200 and "content-encoding" not in small.head("/text").headers
+
+
+# --- the page ---
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("home"))
+    demo = app.build_app(store, Script(store), Talk(), estimate.estimate, estimate.path)
+    demo.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **app.launch_options(demo))
+    demo.store = store
+    yield demo
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(place):
+    return TestClient(place.app, base_url="http://127.0.0.1:7860")
+
+
+@pytest.mark.parametrize("accepted", ["br", "gzip"])
+def test_the_page_is_under_100_kilobytes(client, accepted):
+    for path in ("/", "/config"):
+        answer, body = raw(client, path, accepted)
+        assert len(body) < 100_000 < len(client.get(path).content) and answer.headers["content-encoding"] == accepted
+        assert client.get(path, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+
+
+def test_the_drawing_library_is_kept_by_the_browser(client):
+    path = re.search(r"gradio_api/file=[^\"]*plotly[^\"]*", json.dumps(client.get("/config").json()))[0]
+    answer, body = raw(client, "/" + path, "br")
+    assert len(body) < 1_450_000 and "immutable" in answer.headers["cache-control"] and "?v=" in path
+
+
+@pytest.fixture(scope="module")
+def ask(place, client):
+    """A question as the browser asks it."""
+    where = {f.__name__: i for i, block in place.blocks.items() for f in getattr(block, "server_fns", ())}
+
+    def asked(question, **what):
+        name = f"ask_{question}"
+        answer = client.post(FUNCTION, json={"data": what, "component_id": where[name], "fn_name": name, "session_hash": "abc"})
+        assert answer.status_code == 200
+        return answer.json()
+
+    return asked
+
+
+def test_a_changed_store_is_seen_at_once(place, ask):
+    """A new run, its second record, and its end, in every answer that is kept."""
+    shipped = next(r for r in place.store.shipped() if r.spec == GPTQ)
+    new = dataclasses.replace(shipped, id="new", key="new", created=time.time(), status="running", artifact="")
+    protocol = shipped.protocol_id
+    front = lambda: ask("front", model=OFFLINE_MODEL, protocol=protocol)["ids"]  # noqa: E731
+    runs = lambda: ask("runs")["html"].count('data-run="new"')  # noqa: E731
+    card = lambda: ask("card", id="new")["status"]  # noqa: E731
+    assert (card(), "new" in front(), runs()) == ("unknown", False, 0)
+    assert front() == front() and ask("runs") == ask("runs")
+    for status in ("running", "ok", "failed"):
+        place.store.put(dataclasses.replace(new, status=status))
+        assert (card(), "new" in front(), runs() > 0) == (status, status == "ok", True)
+    place.store.delete("new")
+    assert (card(), "new" in front(), runs()) == ("unknown", False, 0)
+
+
+def test_answers_are_kept_apart_by_language_and_request(ask):
+    told = {
+        (q, lang): ask(q, lang=lang, **what)
+        for q, what in (("runs", {}), ("front", {"model": OFFLINE_MODEL}))
+        for lang in ("en", "zh-Hant")
+    }
+    assert (
+        told["runs", "en"] != told["runs", "zh-Hant"] and told["front", "en"]["headline"] != told["front", "zh-Hant"]["headline"]
+    )
+    assert ask("front", model=OFFLINE_MODEL, x="perplexity")["x"] != told["front", "en"]["x"]
+
+
+def test_only_the_newest_answers_are_kept(tmp_path):
+    page = Page(Store(tmp_path, shipped=None), None)
+    for i in range(3 * KEPT_ANSWERS):
+        page._keep(("question", i), lambda: {})
+    assert len(page._kept) == KEPT_ANSWERS
+
+
+def test_an_essay_is_told_when_it_is_asked_for(ask, place):
+    assert all("essay" not in method for method in Page(place.store, None).boot()["methods"])
+    assert len(ask("essay", method="gptq")["text"]) > 500 and "捨入" in ask("essay", method="gptq", lang="zh-Hant")["text"]
+    assert 'class="error"' in ask("essay", method="nosuch")["error"]
+
+
+@pytest.mark.alone
+def test_a_page_that_nobody_visits_rests(place):
+    """Under 2 % of a core; Gradio's queue alone took 4 % with its own pause."""
+    time.sleep(0.5)
+    begin, start = time.process_time(), time.perf_counter()
+    time.sleep(3)
+    assert (time.process_time() - begin) / (time.perf_counter() - start) < 0.02
