@@ -366,7 +366,7 @@ def serve() -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    from evaluation.run import describe_error
+    from evaluation import deaths
 
     loaded: dict[str, tuple[str, Side]] = {}
     while True:
@@ -379,7 +379,7 @@ def serve() -> None:
                 tell(event)
             tell({"end": True})
         except Exception as error:
-            tell({"error": describe_error(error)})
+            tell({"error": deaths.describe(error)})
 
 
 def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:

@@ -9,14 +9,17 @@ import json
 import math
 import os
 import platform
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from compression.models import home
+from evaluation import limits
 from kernels.cpu import processor
+from kernels.home import home, write
 
 LATENCY_WAIT_SECONDS = 30
 _measuring = threading.Lock()  # two measurements side by side would both be too slow
@@ -35,14 +38,12 @@ class Host:
 
 def threads() -> int:
     """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return limits.processors()
 
 
 def available_bytes() -> int:
     """Memory that a new process could use now."""
-    import psutil
-
-    return psutil.virtual_memory().available
+    return limits.available_bytes()
 
 
 def profile(again: bool = False) -> Host:
@@ -55,35 +56,38 @@ def profile(again: bool = False) -> Host:
 def _profile(again: bool) -> Host:
     file = home() / "host.json"
     name, cores = processor(), threads()
-    stored = None
-    if file.is_file():
-        try:
-            stored = Host(**json.loads(file.read_text("utf-8")))
-        except (ValueError, TypeError):
-            pass
+    stored = _remembered(file)
     known = stored is not None and (stored.processor, stored.threads) == (name, cores)
     if known and not again:
         return stored
-    import psutil
-
     speed, bandwidth = _gflops(), _gbytes_per_second()
     if known:
         speed, bandwidth = max(speed, stored.gflops), max(bandwidth, stored.gbytes_per_second)
-    host = Host(name, cores, speed, bandwidth, psutil.virtual_memory().total)
+    host = Host(name, cores, speed, bandwidth, limits.memory_bytes())
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(host)), "utf-8")
+        write(file, json.dumps(asdict(host)).encode())
     except OSError:
-        pass  # a read-only store measures again next time
+        pass  # a full disk: it is measured again next time
     return host
 
 
-def pace() -> float:
-    """How much longer runs have taken on this machine than planned; 1 before the first run."""
+def _remembered(file: Path) -> Host | None:
+    """What an earlier measurement left, None if that is no such thing."""
     try:
-        return float((home() / "pace.txt").read_text("utf-8"))
+        host = Host(**json.loads(file.read_text("utf-8")))
+        numbers = host.gflops, host.gbytes_per_second, host.memory_bytes
+        return host if all(type(n) in (int, float) and 0 < n < 1e18 for n in numbers) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def pace() -> float:
+    """How much longer runs have taken on this machine than planned, 0.1 to 10; 1 before the first run."""
+    try:
+        known = float((home() / "pace.txt").read_text("utf-8"))
     except (OSError, ValueError):
         return 1.0
+    return known if 0.1 <= known <= 10 else 1.0
 
 
 def learn(planned_seconds: float, actual_seconds: float) -> None:
@@ -91,9 +95,9 @@ def learn(planned_seconds: float, actual_seconds: float) -> None:
     known = pace()
     shown = known * actual_seconds / planned_seconds
     try:
-        (home() / "pace.txt").write_text(f"{min(max(math.sqrt(known * shown), 0.1), 10):.3f}", "utf-8")
+        write(home() / "pace.txt", f"{min(max(math.sqrt(known * shown), 0.1), 10):.3f}".encode())
     except OSError:
-        pass  # a read-only store learns nothing
+        pass  # a full disk learns nothing
 
 
 def _best(work, seconds: float = 0.25) -> float:
@@ -134,17 +138,32 @@ def environment() -> dict:
 
 @contextmanager
 def timing_lock(wait_seconds: float = LATENCY_WAIT_SECONDS):
-    """Hold the machine for a timing; yields False if somebody else still computes after the wait."""
+    """Hold the machine for a timing; yields False if somebody else still computes after the wait, or nobody can tell."""
+    lock = _acquired(wait_seconds)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _acquired(wait_seconds: float):
+    """The lock that all timings of this home share. Where it can't be had (a full disk, a file system without locks), that of the
+    temporary folder; None if somebody else holds it, or there is neither."""
     from filelock import FileLock, Timeout
 
-    home().mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home() / "timing.lock")
-    try:
-        lock.acquire(timeout=wait_seconds)
-    except (Timeout, OSError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    for file in (home() / "timing.lock", Path(tempfile.gettempdir()) / f"compression-explorer-{_user()}.lock"):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file)
+            lock.acquire(timeout=wait_seconds)
+            return lock
+        except Timeout:
+            return None
+        except (OSError, NotImplementedError):
+            continue
+    return None
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0

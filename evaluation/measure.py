@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from compression.base import Cancelled, CompressionError
 from compression.bundle import Bundle
+from compression.disk import check_room
 from compression.likelihood import head_of, hidden_states, logit_chunks, token_losses, vocabulary_of
 from compression.sample import generate
 from compression.texts import Windows
 from evaluation import divergence, generation
 from evaluation import perplexity as ppl
+from kernels.home import write
 
 SHORT_CONTEXT, SHORT_WINDOWS = 32, 32
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 48
@@ -47,6 +49,8 @@ class Baseline:
         if not (folder / INDEX).is_file():
             return None
         index = json.loads((folder / INDEX).read_text("utf-8"))
+        if (folder / "hidden.f32").stat().st_size != 4 * math.prod(index["shape"]):
+            return None  # cut short: reading what isn't there would end the process
         small = load_file(folder / "small.safetensors")
         hidden = _mapped(folder / "hidden.f32", index["shape"])
         return cls(hidden, small["losses"], small["short_hidden"], index["texts"], head)
@@ -60,13 +64,22 @@ def _mapped(file: Path, shape: list[int]) -> Tensor:
     return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=torch.float32).view(shape)
 
 
+def _reserved(file: Path, size: int) -> Path:
+    """An empty file that has its room on the disk: a mapped one that finds none while it is written ends the process."""
+    check_room(file, size)
+    with file.open("wb") as opened:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(opened.fileno(), 0, size)
+        else:
+            opened.truncate(size)
+    return file
+
+
 def _leave(folder: Path, shape, losses: Tensor, short_hidden: Tensor, texts: list[list[int]]) -> None:
     from safetensors.torch import save_file
 
     save_file({"losses": losses, "short_hidden": short_hidden}, folder / "small.safetensors")
-    temporary = folder / f".{INDEX}.{os.getpid()}"
-    temporary.write_text(json.dumps({"shape": list(shape), "texts": texts}), "utf-8")
-    os.replace(temporary, folder / INDEX)
+    write(folder / INDEX, json.dumps({"shape": list(shape), "texts": texts}).encode())
 
 
 class OriginalHead(nn.Module):
@@ -107,7 +120,8 @@ def measure(
     states = None
     if record:
         record.mkdir(parents=True, exist_ok=True)
-        states = _mapped(record / "hidden.f32", [n, window, _width(bundle)])
+        shape = [n, window, _width(bundle)]
+        states = _mapped(_reserved(record / "hidden.f32", 4 * math.prod(shape)), shape)
     losses, hits, same, kl = torch.empty(n, window - 1), 0, 0, torch.empty(n, window - 1)
     for start, hidden in hidden_states(bundle, windows.ids):
         for i, one in enumerate(hidden, start):

@@ -9,21 +9,22 @@ a visitor can cause: the Result says how it ended.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import errno
 import hashlib
+import shutil
 import sys
 import time
 from collections.abc import Callable
 
 from compression import texts
-from compression.base import Cancelled, CompressionError, Note
-from compression.models import home
-from evaluation import host, memory
+from compression.base import CompressionError, Note
+from evaluation import deaths, host, memory
 from evaluation.clock import Clock
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from kernels import cpu
+from kernels import home as place
 
 Emit = Callable[[dict], None]
 
@@ -47,53 +48,39 @@ def run(
     """
     store = store or Store()
     started = time.time()
+    with contextlib.ExitStack() as held:  # what nobody may remove until the record is written
+        try:
+            result = _Run(spec, emit, cancelled, store, allow_paths, timings, again, enough, held).go()
+        except Exception as error:
+            result = Result(key="", spec=spec, status=deaths.status(error), error=deaths.describe(error),
+                            environment=host.environment(), created=started)  # fmt: skip
+        if result.id and result.status == "ok" and not run_id:
+            return result  # the store's own answer
+        result = dataclasses.replace(result, id=run_id or result.id)
+        try:
+            return store.put(result)
+        except (OSError, CompressionError) as error:
+            return _unkept(store, result, error)
+
+
+def _unkept(store: Store, result: Result, why: Exception) -> Result:
+    """What becomes of a result that can't be written: its artifact goes, unless an earlier run of the same key has it too."""
+    if result.artifact and not any(r.artifact == result.artifact and r.status == "ok" for r in store.own() if r.id != result.id):
+        shutil.rmtree(store.artifact_folder(result.artifact), ignore_errors=True)
+    failed = Result(key="", spec=result.spec, status="failed", error=deaths.describe(why), id=result.id,
+                    environment=result.environment, created=result.created)  # fmt: skip
     try:
-        result = _Run(spec, emit, cancelled, store, allow_paths, timings, again, enough).go()
-    except Exception as error:
-        result = Result(key="", spec=spec, status=_status(error), error=describe_error(error),
-                        environment=host.environment(), created=started)  # fmt: skip
-    if result.id and result.status == "ok" and not run_id:
-        return result  # the store's own answer
-    try:
-        return store.put(dataclasses.replace(result, id=run_id or result.id))
-    except OSError as error:
-        if result.artifact:
-            import shutil
-
-            shutil.rmtree(store.artifact_folder(result.artifact), ignore_errors=True)
-        return dataclasses.replace(result, status="failed", error=describe_error(error), id=run_id)
-
-
-def _status(error: BaseException) -> str:
-    if isinstance(error, Cancelled):
-        return "cancelled"
-    return "oom" if _out_of_memory(error) else "failed"
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
-    )
-
-
-def describe_error(error: BaseException) -> dict:
-    """An exception as {"code", "message", "facts"} for the record and the page."""
-    if isinstance(error, CompressionError):
-        return {"code": error.code, "message": str(error), "facts": error.facts}
-    if _out_of_memory(error):
-        return {"code": "out_of_memory", "message": "this machine's memory is not enough for the run", "facts": {}}
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return {"code": "disk_full", "message": "the disk is full; free some space and run again", "facts": {}}
-    return {"code": "error", "message": f"{type(error).__name__}: {error}", "facts": {"type": type(error).__name__}}
+        return store.put(failed)
+    except OSError:
+        return failed
 
 
 class _Run:
     """One run's stages in order; attributes are what later stages need."""
 
-    def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again, enough):
+    def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again, enough, holding):
         self.spec, self.cancelled, self.enough, self.store = spec, cancelled, enough, store
-        self.allow_paths, self.timings, self.again = allow_paths, timings, again
+        self.allow_paths, self.timings, self.again, self.holding = allow_paths, timings, again, holding
         self.clock = Clock(spec, emit)
         self.emit = self.clock.emit
         self.notes: list[Note] = []
@@ -147,6 +134,7 @@ class _Run:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             raise CompressionError("device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu")
+        torch.set_num_threads(min(torch.get_num_threads(), host.threads()))  # more than a container's share only wait
         cpu.library()  # begins to build the kernels, if need be, while the model loads
         host.profile(again=True)
         self.device, start = device, time.perf_counter()
@@ -168,17 +156,22 @@ class _Run:
 
     def _original(self) -> Result:
         """The original's result in this protocol, measured now if the store hasn't it."""
-        from evaluation.measure import INDEX, Baseline, OriginalHead, measure
+        from evaluation.measure import Baseline, OriginalHead, measure
 
         spec = self.spec.original()
         key = spec.key(self.fingerprint | {"calibration": ""})
         folder = self.store.baseline_folder(hashlib.sha256(key.encode()).hexdigest()[:20])
+        self.holding.enter_context(place.held(folder))
         head = self._head()
         found = None if self.again else self._stored(key)
-        if found is None or not (folder / INDEX).is_file():
+        if found is None or Baseline.load(folder, head) is None:
             start = time.perf_counter()
             self.clock.stage("baseline")
-            metrics, series = measure(self.bundle, self.windows, None, record=folder, emit=self.emit, cancelled=self.cancelled)
+            with place.whole(folder) as record:
+                metrics, series = measure(
+                    self.bundle, self.windows, None, record=record, emit=self.emit, cancelled=self.cancelled
+                )
+                self.holding.enter_context(place.held(record))
             metrics |= self._sizes() | {"evaluate_seconds": time.perf_counter() - start}
             metrics |= {"load_seconds": self.metrics["load_seconds"], "file_bytes": metrics["stored_bytes"]}
             peak = memory.peak_bytes()
@@ -231,11 +224,10 @@ class _Run:
         return sum(t.numel() * t.element_size() for t in tensors) // ids.shape[1]
 
     def _compressed(self, key: str, calibration_source: str) -> Result:
-        from compression import artifact, calibrate, engine
+        from compression import artifact, calibrate
         from compression.distillation import students
-        from evaluation.measure import measure
 
-        spec, original = self.spec, self.baseline_result.metrics
+        spec = self.spec
         for method, params in spec.methods:  # the windows are the original's tokens, and a student is measured on the same
             if method.student and params.student:
                 students.check_tokenizer(self.bundle, params.student)
@@ -248,12 +240,25 @@ class _Run:
         )  # fmt: skip
         self.notes += outcome.notes
         self.clock.stage("save")
-        folder = self.store.artifact_folder(key)
         about = {"recipe": spec.json()["recipe"], "label": label(spec), "protocol": self.windows.protocol_id}
-        file_bytes = artifact.save(self.bundle, folder, about, outcome.files)
+        with self.store.making(key) as folder:
+            file_bytes = artifact.save(self.bundle, folder, about, outcome.files)
+            self.holding.enter_context(place.held(folder))
+            series, timings = self._compared(geometry, {"file_bytes": file_bytes, "compress_seconds": outcome.seconds})
         removed = self.store.keep_within_budget(key)
         if removed:
             self.notes.append(Note("old_artifacts_removed", {"count": len(removed)}))
+        result = self._result(key, spec, self.metrics, series | outcome.series, timings=timings, layers=outcome.layers)
+        self.clock.end()
+        model = result.model | {"calibration": calibration_source}
+        return dataclasses.replace(result, artifact=key, model=model)
+
+    def _compared(self, geometry, known: dict[str, float]) -> tuple[dict[str, list], list[dict]]:
+        """(series, timings) of the compressed model beside the original, whose sizes were `geometry`; its metrics with those `known`."""
+        from compression import engine
+        from evaluation.measure import measure
+
+        original = self.baseline_result.metrics
         sizes, held = self._sizes(), memory.matrices(self.bundle.module, geometry)
         engine.prepare(self.bundle)  # it is saved: from here on it is only multiplied
         start = time.perf_counter()
@@ -261,9 +266,8 @@ class _Run:
         metrics, series = measure(self.bundle, self.windows, self.baseline, emit=self.emit, cancelled=self.cancelled)
         peak = memory.peak_bytes()
         self.metrics |= metrics | {
-            "compress_seconds": outcome.seconds,
+            **known,
             "evaluate_seconds": time.perf_counter() - start,
-            "file_bytes": file_bytes,
             **held,
             "baseline_file_bytes": original["file_bytes"],
             "model_bits_per_parameter": 8 * sizes["stored_bytes"] / original["parameters"],
@@ -277,11 +281,7 @@ class _Run:
         kernels = memory.kernels_used(self.bundle.module)
         if plain := [name for name in kernels if name.endswith("(PyTorch)")]:  # no C kernel and no Triton
             self.notes.append(Note("plain_kernel", {"kernel": plain[0]}))
-        timings = self._side_by_side(kernels) if self.timings else []
-        result = self._result(key, spec, self.metrics, series | outcome.series, timings=timings, layers=outcome.layers)
-        self.clock.end()
-        model = result.model | {"calibration": calibration_source}
-        return dataclasses.replace(result, artifact="" if self.store.read_only else key, model=model)
+        return series, self._side_by_side(kernels) if self.timings else []
 
     def _side_by_side(self, kernels: list[str]) -> list[dict]:
         from compression import models
@@ -343,5 +343,4 @@ def label(spec: RunSpec) -> str:
 if __name__ == "__main__":
     from evaluation.command import main
 
-    home().mkdir(parents=True, exist_ok=True)
     sys.exit(main(sys.argv[1:]))

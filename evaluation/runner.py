@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from compression.base import CompressionError
-from evaluation import host
+from evaluation import deaths, host
 from evaluation.estimate import estimate, stage_seconds
 from evaluation.requests import named_only
-from evaluation.spec import ROOT, Result, RunSpec
+from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
-from evaluation.worker import ENOUGH
+from evaluation.worker import ENOUGH, GRACE_SECONDS, Worker
 
 PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
 WAITING = 20  # runs in the line
 WAITING_OF_ADDRESS = 8  # those of one address, where many visitors may sit behind it
-GRACE_SECONDS = 2  # between asking a worker to end and killing it
+INTERRUPTED = "interrupted", {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}}
 
 
 class Refused(CompressionError):
@@ -51,7 +48,7 @@ class Job:
     began: float = 0.0
     event: dict = field(default_factory=dict)
     stopped: bool = False
-    process: subprocess.Popen | None = None
+    process: Worker | None = None
 
 
 class Runner:
@@ -65,9 +62,10 @@ class Runner:
         self._lock = threading.Condition()
         self._closed = False
         self._keep_spare = spare and inline is None
-        self._spare: subprocess.Popen | None = None
+        self._spare: Worker | None = None
         store.mark_interrupted()
-        threading.Thread(target=self._work, daemon=True, name="runner").start()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="runner")
+        self._thread.start()
 
     # --- what the page calls ---
 
@@ -125,6 +123,8 @@ class Runner:
                 shown |= {"mine": visitor in job.visitors, "alone": job.visitors == {visitor}}
                 return {"id": run_id, "status": job.status, "place": place, "result_id": None, "error": {}, **shown}
         result = self.store.get_id(run_id)
+        if result is not None and result.status in ("running", "queued") and self.store.mark_interrupted():
+            result = self.store.get_id(run_id)  # it was another program's, which has died
         if result is None:
             return {"id": run_id, "status": "unknown", "result_id": None, "error": {"code": "run_gone", "facts": {}}}
         return {"id": run_id, "status": result.status, "result_id": result.id, "error": result.error}
@@ -144,7 +144,7 @@ class Runner:
                 self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped while waiting", "facts": {}})
                 return
         if job.process:
-            _end(job.process)
+            job.process.end()
 
     def enough(self, run_id: str, visitor: str) -> None:
         """Let a running training end now and keep its best state, where nobody but this visitor waits for it; nothing to end is
@@ -165,14 +165,20 @@ class Runner:
             return any(j.status == "running" for j in self._jobs.values())
 
     def close(self) -> None:
-        """End all workers; running runs are recorded as interrupted at the next start."""
+        """End all workers; what waits or runs is recorded as interrupted, and nothing half written stays."""
         with self._lock:
             self._closed = True
             jobs, spare, self._spare = list(self._jobs.values()), self._spare, None
             self._lock.notify_all()
         for process in [j.process for j in jobs] + [spare]:
             if process:
-                _end(process, grace=0.2)
+                process.end(grace=0.2)
+        if self._thread is not threading.current_thread():
+            self._thread.join(5)
+        with self._lock:
+            for job in [j for j in self._jobs.values() if j.status == "queued"]:
+                self._finish(job, *INTERRUPTED)
+        self.store.sweep()
 
     # --- the working thread ---
 
@@ -180,7 +186,7 @@ class Runner:
         while True:
             with self._lock:
                 if self._keep_spare and self._spare is None and not self._closed:
-                    self._spare = _start_worker()
+                    self._spare = _spare()
                 while not self._closed and not any(j.status == "queued" for j in self._jobs.values()):
                     self._lock.wait()
                 if self._closed:
@@ -191,9 +197,10 @@ class Runner:
             try:
                 self._run_inline(job) if self.inline else self._run_in_worker(job)
             except Exception as error:  # the queue must go on whatever happened to one run
-                code, facts = (error.code, error.facts) if isinstance(error, CompressionError) else ("error", {})
                 with self._lock:
-                    self._finish(job, "failed", {"code": code, "message": f"{type(error).__name__}: {error}", "facts": facts})
+                    self._finish(job, deaths.status(error), deaths.describe(error))
+            if not self._closed:
+                self.store.sweep()  # a worker that was ended may have been writing
 
     def _request(self, job: Job) -> dict:
         return {"spec": job.spec.json(), "id": job.id, "home": str(self.store.home), "allow_paths": not self.public,
@@ -211,26 +218,28 @@ class Runner:
                 told.close()
                 break
             result = self._take(job, event) or result
-        self._settle(job, result, 1)
+        self._settle(job, result, lambda: deaths.told(1))
 
     def _run_in_worker(self, job: Job) -> None:
         with self._lock:
             worker, self._spare = self._spare, None
         if worker is None or worker.poll() is not None:
-            worker = _start_worker()
+            worker = Worker()
         job.process = worker
         result = None
         try:
             if job.stopped:
-                _end(worker)
+                worker.end()
             worker.stdin.write(json.dumps(self._request(job)) + "\n")
             worker.stdin.flush()
             for line in worker.stdout:
                 result = self._take(job, json.loads(line)) or result
-        except (BrokenPipeError, ValueError):
+            worker.wait(GRACE_SECONDS)
+        except (BrokenPipeError, ValueError, subprocess.TimeoutExpired):
             pass  # the worker is gone: told below by its exit code
-        worker.wait()
-        self._settle(job, result, worker.returncode)
+        finally:
+            worker.end()
+        self._settle(job, result, worker.death)
 
     @staticmethod
     def _take(job: Job, event: dict) -> Result | None:
@@ -239,59 +248,37 @@ class Runner:
             job.event = event
         return Result.parse(event["result"]) if "result" in event else None
 
-    def _settle(self, job: Job, result: Result | None, code: int) -> None:
+    def _settle(self, job: Job, result: Result | None, death: Callable[[], tuple[str, dict]]) -> None:
         """A run has ended: by its result, by the visitor, or by the death of its process."""
         with self._lock:
             if result is not None and not job.stopped:
-                if self.store.read_only or self.store.get_id(job.id) is None:
-                    self.store.put(result)  # the worker couldn't write it (disk full): keep what can be kept
+                stored = self.store.get_id(job.id)
+                if stored is None or stored.status in ("running", "queued"):  # the worker couldn't write it: the disk is full
+                    self._put(result)
                 self._jobs.pop(job.id, None)
             elif job.stopped:
                 self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}})
             else:
-                self._finish(job, *_death(code))
+                self._finish(job, *(INTERRUPTED if self._closed else death()))
 
     def _record(self, job: Job) -> None:
         """A record on disk that the run exists, so that a restart can tell what became of it."""
+        self._put(Result(key="", spec=job.spec, status=job.status, id=job.id))
+
+    def _put(self, result: Result) -> None:
         try:
-            self.store.put(Result(key="", spec=job.spec, status=job.status, id=job.id))
+            self.store.put(result)
         except OSError:
-            pass  # a full disk stops no run; the result may still find room
+            pass  # a full disk stops no run; the store keeps it in memory
 
     def _finish(self, job: Job, status: str, error: dict) -> None:
         self._jobs.pop(job.id, None)
-        try:
-            self.store.put(Result(key="", spec=job.spec, status=status, error=error, id=job.id))
-        except OSError:
-            self.store._memory[job.id] = Result(key="", spec=job.spec, status=status, error=error, id=job.id)
+        self._put(Result(key="", spec=job.spec, status=status, error=error, id=job.id))
 
 
-def _death(code: int) -> tuple[str, dict]:
-    """(status, error) of a worker that ended without a result; SIGKILL is what the system sends when memory runs out."""
-    if code == -getattr(signal, "SIGKILL", 9):
-        return "oom", {"code": "worker_killed", "message": "the system ended the run, most likely because memory ran out",
-                       "facts": {"signal": "SIGKILL"}}  # fmt: skip
-    return "failed", {
-        "code": "worker_died",
-        "message": f"the run's process ended with code {code}",
-        "facts": {"code": code},
-    }
-
-
-def _start_worker() -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "evaluation.run", "--worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, encoding="utf-8", start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-
-
-def _end(process: subprocess.Popen, grace: float = GRACE_SECONDS) -> None:
-    """Terminate, wait, kill."""
-    if process.poll() is not None:
-        return
-    process.terminate()
+def _spare() -> Worker | None:
+    """A worker that waits with its imports behind it, None where the system has no room for one now."""
     try:
-        process.wait(grace)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        return Worker()
+    except OSError:
+        return None

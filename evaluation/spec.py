@@ -27,6 +27,8 @@ PRESETS = {  # tokens for calibration and evaluation; None: the whole text
 TEXTS = BUILTIN_TEXT, WIKITEXT, UNICODE_TEXT = "builtin", "wikitext-2", "unicode"  # those of compression/texts.py
 TEXT_CHOICES = f"{', '.join(TEXTS)} or a file"
 
+LONGEST_NAME = 4_096  # of a model, a text or a file
+
 Status = Literal["ok", "failed", "oom", "cancelled", "interrupted", "running", "queued"]
 
 
@@ -61,8 +63,10 @@ class RunSpec:
             before = params.effective()
             parsed.append((name, params.json()))
         object.__setattr__(self, "recipe", tuple(parsed))
+        for name in ("model", "calibration", "text"):
+            _check_name(name, getattr(self, name))
         for name, allowed in _ALLOWED.items():
-            if getattr(self, name) not in allowed:
+            if type(getattr(self, name)) is not type(allowed[0]) or getattr(self, name) not in allowed:
                 raise BadParam(f"{name} = {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}",
                                name=name, got=getattr(self, name), allowed=", ".join(map(str, allowed)))  # fmt: skip
         for name, low in (("calibration_tokens", 1), ("window", 2), ("tokens", 1), ("seed", 0)):
@@ -230,6 +234,17 @@ def _bare_code(file: Path) -> str:
             for row in range(first.lineno - 1, first.end_lineno):
                 lines[row] = ""
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _check_name(name: str, value: Any) -> None:
+    """Raises BadParam for what can be no name of a model, a text or a file."""
+    try:
+        if isinstance(value, str) and len(value) <= LONGEST_NAME and "\0" not in value and value.encode("utf-8") is not None:
+            return
+    except UnicodeEncodeError:
+        pass  # half a character, or a file's name in another encoding
+    raise BadParam(f"{name} = {value!r:.100}; allowed: whole characters, at most {LONGEST_NAME}",
+                   name=name, got=f"{value!r:.100}", allowed=f"whole characters, at most {LONGEST_NAME}")  # fmt: skip
 
 
 _ALLOWED = {

@@ -1,74 +1,74 @@
-"""Where results live: one JSON a run, written to a temporary name and renamed, and the folders that belong to it.
+"""Where results live: one JSON a run, written whole or not at all, and the folders that belong to it.
 
-    home/runs/<id>.json          every run, whatever its end
+    home/runs/<id>.json          every run, whatever its end (evaluation/records.py says what is in it)
     home/artifacts/<key>/        compressed models, the oldest go when they pass a byte budget
     home/baselines/<hash>/       what measuring an original left behind
+    home/live/<name>             a process that has runs waiting or going on
 
-Results that ship with the app are read from assets/results and never written. A store that can't be written keeps new
-results in memory and says so (`read_only`). No torch here: the page reads the store at start.
+Several programs may share a home: none marks as interrupted what another is running, none removes what another holds. Results that
+ship with the app are read from assets/results and never written. A home that can't be written gives way to a temporary one, which
+ends with the program (`read_only`). No torch here: the page reads the store at start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
-import shutil
+import stat
 import time
 import uuid
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-from compression.models import home as default_home
+from evaluation import records
 from evaluation.spec import ROOT, Result
+from kernels import home as place
 
 ARTIFACT_BYTES = int(os.environ.get("COMPRESSION_EXPLORER_ARTIFACT_BYTES", 10_000_000_000))
 BASELINE_BYTES = 4_000_000_000
 SHIPPED = ROOT / "assets" / "results"
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+_ID = re.compile(records.NAME)
+log = logging.getLogger(__name__)
 
 
 class Store:
     """All results that this app knows: its own and the shipped ones."""
 
     def __init__(self, home: Path | None = None, shipped: Path | None = SHIPPED):
-        self.home = Path(home) if home else default_home()
+        """home: default the program's own; made if need be. Raises OSError if neither it nor a temporary one can be written."""
+        self.home = place.usable(Path(home).expanduser().absolute()) if home else place.home()
+        self.read_only = bool(place.why_temporary(self.home))
         self._shipped = shipped
-        self._memory: dict[str, Result] = {}  # results that couldn't be written
+        self._memory: dict[str, Result] = {}  # results that couldn't be written: the disk is full
         self._kept: dict[Path, dict[str, tuple]] = {}  # folder -> {file: (its stamp, what it holds)}
         self._changes = 0  # of the results in memory
-        self.read_only = not self._writable()
-
-    def _writable(self) -> bool:
-        try:
-            (self.home / "runs").mkdir(parents=True, exist_ok=True)
-            probe = self.home / "runs" / f".probe.{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
-            return True
-        except OSError:
-            return False
+        self.sweep()
 
     def new_id(self) -> str:
         """A fresh id; ids sort by time."""
         return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
     def put(self, result: Result) -> Result:
-        """Write a result (its id is made if it has none) and return it. Raises OSError only for a full disk."""
+        """Write a result (its id is made if it has none) and return it.
+
+        Raises OSError for a full disk (the result is kept in memory then) and records.NotFinite for a figure that is no number.
+        """
         if not result.id:
             result = dataclasses.replace(result, id=self.new_id())
-        if self.read_only:
-            self._memory[result.id] = result
-            self._changes += 1
-            return result
         file = self._file(result.id)
-        temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+        self._memory[result.id] = result
+        self._changes += 1
         try:
-            temporary.write_text(json.dumps(result.json(), ensure_ascii=False), "utf-8")
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+            owner = place.claim(self.home) if result.status in ("running", "queued") else ""
+            place.write(file, records.content(result, owner))
+        except records.NotFinite:
+            self._memory.pop(result.id, None)
+            raise
+        self._memory.pop(result.id, None)
         return result
 
     def _file(self, run_id: str) -> Path:
@@ -87,23 +87,31 @@ class Store:
         return found
 
     def _one(self, folder: Path, name: str) -> tuple | None:
-        """(a file's stamp, its result), read again when the stamp changes. A result of None (with a warning) can't be read."""
+        """(a file's stamp, its result), read again when the stamp changes. A result of None, told by one line in the log, can't be
+        used."""
         known, result, stamp = self._kept.get(folder, {}).get(name), None, ()
         try:
             about = os.stat(f"{folder}/{name}")
             stamp = (about.st_mtime_ns, about.st_ino, about.st_size)
             if known and known[0] == stamp:
                 return known
-            result = Result.parse(json.loads((folder / name).read_text("utf-8")))
+            if not stat.S_ISREG(about.st_mode) or about.st_size > records.LARGEST_FILE_BYTES:
+                raise records.OddRecord(f"it is no file of at most {records.LARGEST_FILE_BYTES:,} bytes")
+            result, _ = records.parse((folder / name).read_bytes())
+            if folder != self._shipped and f"{result.id}.json" != name:
+                result = None
+                raise records.OddRecord("it calls itself otherwise")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except Exception as error:  # a broken or outdated record must never take the app down
-            warnings.warn(f"skipping {name}: {error}", stacklevel=2)
+        except (OSError, records.OddRecord) as error:  # such a record must never take the app down
+            log.warning("skipping %s: %s", name, error)
+        self._kept.setdefault(folder, {})[name] = stamp, result
         return stamp, result
 
     def own(self) -> list[Result]:
         """This store's results, oldest first."""
-        return [r for _, r in self._read(self.home / "runs").values() if r] + list(self._memory.values())
+        found = {r.id: r for _, r in self._read(self.home / "runs").values() if r} | self._memory
+        return [found[run_id] for run_id in sorted(found)]
 
     def shipped(self) -> list[Result]:
         """The results that came with the app."""
@@ -142,25 +150,53 @@ class Store:
         """Forget a run and its artifact."""
         result = self.get_id(run_id)
         if result and result.artifact:
-            shutil.rmtree(self.artifact_folder(result.artifact), ignore_errors=True)
+            place.remove_unused(self.artifact_folder(result.artifact))
         self._memory.pop(run_id, None)
         self._changes += 1
-        if not self.read_only:
+        if _ID.fullmatch(run_id):
             self._file(run_id).unlink(missing_ok=True)
 
     def mark_interrupted(self) -> int:
-        """Records that say "running" or "queued" belong to an app that died: call once at start. Returns how many."""
-        stale = [r for r in self.own() if r.status in ("running", "queued")]
+        """Runs that wait or go on by their record, and whose program has ended, are interrupted. Returns how many."""
+        stale = [r for r in self.own() if r.status in ("running", "queued") and not self._runs(r.id)]
         for r in stale:
             error = {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}}
-            self.put(dataclasses.replace(r, status="interrupted", error=error))
+            with contextlib.suppress(OSError):  # a full disk: it is in memory
+                self.put(dataclasses.replace(r, status="interrupted", error=error))
         return len(stale)
+
+    def _runs(self, run_id: str) -> bool:
+        """Whether the program that a waiting or running record belongs to still lives."""
+        try:
+            _, owner = records.parse(self._file(run_id).read_bytes())
+        except (OSError, records.OddRecord):
+            owner = ""
+        return run_id in self._memory or place.alive(self.home, owner)
+
+    def sweep(self) -> list[str]:
+        """Remove what programs that died left in this home. Returns the removed names."""
+        return place.sweep(self.home)
 
     def artifact_folder(self, name: str) -> Path:
         """The folder of a compressed model."""
         if not _ID.fullmatch(name):
             raise ValueError(f"{name!r} is no artifact name")
         return self.home / "artifacts" / name
+
+    @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[Path]:
+        """Where to save an artifact; it gets its name, and is found, if all went well until the end."""
+        with place.scratch(self.home / "artifacts") as folder:
+            yield folder / "model"
+            place.settle(folder / "model", self.artifact_folder(name))
+
+    @contextlib.contextmanager
+    def using(self, *names: str) -> Iterator[None]:
+        """While it lasts no program removes these artifacts to make room."""
+        with contextlib.ExitStack() as stack:
+            for name in filter(None, names):
+                stack.enter_context(place.held(self.artifact_folder(name)))
+            yield
 
     def has_artifact(self, result: Result) -> bool:
         """True if the compressed model itself is on this disk."""
@@ -171,7 +207,7 @@ class Store:
         return json.loads((self.artifact_folder(result.artifact) / "compression.json").read_text("utf-8"))
 
     def keep_within_budget(self, newest: str, budget: int = ARTIFACT_BYTES) -> list[str]:
-        """Remove the oldest artifacts until all fit; the newest always stays. Returns the removed names."""
+        """Remove the oldest artifacts until all fit; the newest and those in use stay. Returns the removed names."""
         return _trim(self.home / "artifacts", newest, budget)
 
     def baseline_folder(self, name: str) -> Path:
@@ -194,14 +230,25 @@ class Store:
         }  # fmt: skip
 
 
-def _trim(place: Path, newest: str, budget: int) -> list[str]:
-    """Remove the oldest folders of `place` until all fit into `budget` bytes; `newest` stays. Returns the removed names."""
-    found = sorted((f for f in place.glob("[!.]*") if f.is_dir()), key=lambda f: f.stat().st_mtime, reverse=True)
-    found.sort(key=lambda f: f.name != newest)
+def _trim(folder: Path, newest: str, budget: int) -> list[str]:
+    """Remove the oldest folders until all fit into `budget` bytes; `newest` and what is in use stay. Returns the removed names."""
+    found = sorted((_size(f), f) for f in folder.glob("[!.]*") if f.is_dir() and not f.is_symlink())
+    found.sort(key=lambda entry: (entry[1].name != newest, -entry[0][0]))
     total, removed = 0, []
-    for folder in found:
-        total += sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        if total > budget and folder.name != newest:
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder.name)
+    for (_, size), one in found:
+        total += size
+        if total > budget and one.name != newest and place.remove_unused(one):
+            removed.append(one.name)
+            total -= size
     return removed
+
+
+def _size(folder: Path) -> tuple[float, int]:
+    """(when it was written, bytes of its files); of what vanishes meanwhile nothing."""
+    written, total = 0.0, 0
+    with contextlib.suppress(OSError):
+        written = folder.stat().st_mtime
+        for file in folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                total += file.stat().st_size if file.is_file() else 0
+    return written, total

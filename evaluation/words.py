@@ -213,7 +213,10 @@ class Words:
         code = error.get("code") or "error"
         known = code if self.has(f"error.{code}.what") else "error"
         facts = self.facts(error.get("facts") or {}) | {"message": error.get("message", "")}
-        parts = {p: self(f"error.{known}.{p}", **facts) for p in ("what", "means", "do") if self.has(f"error.{known}.{p}")}
+        keys = {p: f"error.{known}.{p}" for p in ("what", "means", "do")}
+        if "need_bytes" in facts and self.has(f"{keys['what']}.need"):
+            keys["what"] += ".need"
+        parts = {p: self(key, **facts) for p, key in keys.items() if self.has(key)}
         return parts | {"act": self.table.get(f"error.{known}.act", "retry"), "details": error.get("message", "")}
 
     def _coded(self, kind: str, code: str, facts: Mapping, otherwise: str) -> str:

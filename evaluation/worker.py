@@ -9,15 +9,65 @@ waiting worker starts at once, and it ends when its parent does: standard input 
 
 from __future__ import annotations
 
+import collections
 import json
+import logging
 import os
 import queue
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from evaluation import deaths, limits
+from evaluation.spec import ROOT
+
 ENOUGH = "enough"
+GRACE_SECONDS = 2  # between asking a worker to end and killing it
+
+
+class Worker(subprocess.Popen):
+    """A worker process, seen from the one that starts it: what it writes to standard error is passed on, its end is told in words."""
+
+    def __init__(self):
+        """Raises OSError where the system has no room for another process."""
+        super().__init__(
+            [sys.executable, "-m", "evaluation.run", "--worker"], cwd=ROOT, start_new_session=True, text=True, encoding="utf-8", errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        self._said: collections.deque[str] = collections.deque(maxlen=20)
+        self._kills = limits.oom_kills()
+        self._relay = threading.Thread(target=self._pass_on, daemon=True)
+        self._relay.start()
+
+    def _pass_on(self) -> None:
+        for line in self.stderr:
+            self._said.append(line)
+            sys.stderr.write(line)
+
+    def end(self, grace: float = GRACE_SECONDS) -> None:
+        """Ask it to end, wait, kill it; with it whatever it has started (a compiler, a download)."""
+        if self.poll() is None:
+            self._signal(signal.SIGTERM)
+            try:
+                self.wait(grace)
+            except subprocess.TimeoutExpired:
+                pass
+        self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.wait()
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number) if hasattr(os, "killpg") else self.send_signal(number)
+        except (ProcessLookupError, PermissionError):
+            pass  # all of them are gone
+
+    def death(self) -> tuple[str, dict]:
+        """(status, error) of a worker that has ended without a result."""
+        self._relay.join(1)
+        return deaths.told(self.wait(), "".join(self._said), self._kills)
 
 
 def serve() -> int:
@@ -30,6 +80,7 @@ def serve() -> int:
     import evaluation.run  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("evaluation.store").setLevel(logging.ERROR)  # the app has told what it skips
     line = sys.stdin.readline()
     if not line.strip():
         return 0
@@ -80,4 +131,6 @@ def _listen(enough: threading.Event) -> None:
     while line := sys.stdin.readline():
         if line.strip() == ENOUGH:
             enough.set()
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # with whatever it has started
     os._exit(3)

@@ -118,21 +118,26 @@ def whole(target: Path | str, *, replace: bool = True) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _neighbour(target, folder=True) as temporary:
         yield temporary
-        for _ in range(10):  # another process may put its own there between two steps
-            aside = _hidden(target)
-            with contextlib.suppress(FileNotFoundError):
-                if not replace and target.exists():
-                    return
-                target.rename(aside)
-            try:
-                os.rename(temporary, target)
+        settle(temporary, target, replace)
+
+
+def settle(folder: Path, target: Path, replace: bool = True) -> None:
+    """Give a finished folder its name; what was there goes, or, without `replace`, stays."""
+    for _ in range(10):  # another process may put its own there between two steps
+        aside = _hidden(target)
+        with contextlib.suppress(FileNotFoundError):
+            if not replace and target.exists():
                 return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            finally:
-                _left_over(aside)
-        raise FileExistsError(errno.EEXIST, "another process keeps writing this folder", str(target))
+            target.rename(aside)
+        try:
+            os.rename(folder, target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        finally:
+            _left_over(aside)
+    raise FileExistsError(errno.EEXIST, "another process keeps writing this folder", str(target))
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ import pytest
 from compression import budgets
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
+from evaluation import records
 from evaluation.requests import named_only
 from evaluation.runner import WAITING, WAITING_OF_ADDRESS, Refused, Runner
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from evaluation.worker import events
+from kernels.home import write
 from tests import tiny
 
 
@@ -188,7 +190,8 @@ def test_after_the_app_was_killed_the_run_is_interrupted(texts, tmp_path):
     job.process.stdin.close()  # what the worker sees when its parent dies
     wait(first, run_id)  # its watcher has noted the death: an app that dies as well notes nothing
     first._closed = True
-    Store(tmp_path, shipped=None).put(dataclasses.replace(first.store.get_id(run_id), status="running", error={}))
+    left = dataclasses.replace(first.store.get_id(run_id), status="running", error={})
+    write(tmp_path / "runs" / f"{run_id}.json", records.content(left, owner="0" * 12))  # of a program that has died
     again = Runner(Store(tmp_path, shipped=None), spare=False)
     assert (again.state(run_id)["status"], again.state(run_id)["error"]["code"]) == ("interrupted", "interrupted")
     assert wait(again, again.submit(spec(texts)))["status"] == "ok"

@@ -1,0 +1,132 @@
+"""How a process ended and what that means: out of memory, a full disk under a mapped file, a processor without an instruction.
+
+`told` speaks for a worker that left no result, `describe` for an exception inside of a run. Both give {"code", "message", "facts"},
+whose words stand in assets/i18n.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Iterator
+
+from compression.base import Cancelled, CompressionError
+from evaluation import limits
+
+Error = dict  # {"code", "message", "facts"}
+
+MEMORY_WORDS = (  # what the libraries say, in small letters; C++'s own word; the system's own (error 12)
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "memoryerror",
+    "unable to allocate", "memory allocation", "can't start new thread",
+)  # fmt: skip
+DISK_WORDS = ("no space left on device", "not enough free disk space", "disk quota exceeded", "os error 28", "os error 122")
+READ_ONLY_WORDS = ("read-only file system", "os error 30")
+
+# signal's name -> (status, code, message): what the system or somebody else sends, and what it means here
+SIGNALS = {
+    "SIGKILL": ("oom", "worker_killed", "the system ended the run, most likely because memory ran out"),
+    "SIGBUS": ("failed", "worker_bus", "a file that the run had open could not be read or written: the disk is full, or the file was cut short"),
+    "SIGSEGV": ("failed", "worker_crashed", "the run's process crashed: a fault in the program or in one of its libraries"),
+    "SIGABRT": ("failed", "worker_crashed", "a library ended the run's process: a fault in it"),
+    "SIGFPE": ("failed", "worker_crashed", "the run's process crashed in a computation"),
+    "SIGILL": ("failed", "worker_instruction", "this processor lacks an instruction that a library uses"),
+    "SIGTERM": ("failed", "worker_ended", "something asked the run's process to end: the system is going down, or somebody stopped it"),
+    "SIGINT": ("failed", "worker_ended", "something interrupted the run's process"),
+    "SIGHUP": ("failed", "worker_ended", "the run's terminal was closed"),
+    "SIGXCPU": ("failed", "worker_ended", "the run used up the processor time that this system allows"),
+}  # fmt: skip
+ERRNOS = {  # of an OSError -> code, message
+    errno.EROFS: ("not_writable", "a folder that the program writes to is read-only"),
+    errno.EACCES: ("not_writable", "the program may not write to or read from a folder that it needs"),
+    errno.EPERM: ("not_writable", "the program may not write to or read from a folder that it needs"),
+    errno.EIO: ("disk_broken", "the disk gave an error while it was read or written"),
+    errno.ESTALE: ("disk_broken", "the disk is gone"),
+    errno.EFBIG: ("file_limit", "a file grew larger than this system allows"),
+    errno.EMFILE: ("too_many_open", "the program has as many files open as this system allows"),
+    errno.ENFILE: ("too_many_open", "this system has as many files open as it can"),
+}
+
+
+def told(code: int, said: str = "", kills: int | None = None) -> tuple[str, Error]:
+    """(status, error) of a process that ended without a result.
+
+    code: as subprocess gives it (minus the signal's number) or as a shell does (128 plus that). said: the last it wrote to its
+    standard error. kills: what `limits.oom_kills` counted before it began.
+    """
+    number = -code if code < 0 else code - 128 if 128 < code < 192 else 0
+    name = signal.Signals(number).name if number in {int(s) for s in signal.Signals} else ""
+    more = limits.oom_kills()
+    if (name == "SIGKILL" and kills is not None and more is not None and more > kills) or (
+        _any(MEMORY_WORDS, said) and name != "SIGTERM"
+    ):
+        return "oom", _out_of_memory()
+    if name in SIGNALS:
+        status, kind, message = SIGNALS[name]
+        return status, {"code": kind, "message": message, "facts": {"signal": name}}
+    if _any(DISK_WORDS, said):
+        return "failed", _disk_full()
+    last = said.strip().splitlines()[-1:] or [""]
+    return "failed", {"code": "worker_died", "message": f"the run's process ended with code {code}. {last[0][:300]}".strip(),
+                      "facts": {"code": code}}  # fmt: skip
+
+
+def status(error: BaseException) -> str:
+    """How a run ends by an exception."""
+    return "cancelled" if isinstance(error, Cancelled) else "oom" if describe(error)["code"] == "out_of_memory" else "failed"
+
+
+def describe(error: BaseException) -> Error:
+    """An exception as the record and the page tell it. Libraries wrap what the system said: what stands behind an error counts too."""
+    if isinstance(error, CompressionError):
+        return {"code": error.code, "message": str(error), "facts": error.facts}
+    for e in _behind(error):
+        words = f"{type(e).__name__}: {e}".lower()
+        if isinstance(e, CompressionError):
+            return {"code": e.code, "message": str(e), "facts": e.facts}
+        if isinstance(e, MemoryError) or getattr(e, "errno", None) == errno.ENOMEM or _tells(e, MEMORY_WORDS, words):
+            return _out_of_memory()
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _tells(e, DISK_WORDS, words):
+            return _disk_full(str(getattr(e, "filename", None) or ""))
+        if isinstance(e, OSError) and e.errno in ERRNOS:
+            code, message = ERRNOS[e.errno]
+            return {"code": code, "message": f"{message} ({e.strerror})", "facts": {"reason": e.strerror}}
+        if _tells(e, READ_ONLY_WORDS, words):
+            return {"code": "not_writable", "message": f"{ERRNOS[errno.EROFS][1]} ({e})"[:300], "facts": {"reason": str(e)[:100]}}
+    return {"code": "error", "message": f"{type(error).__name__}: {error}"[:1000], "facts": {"type": type(error).__name__}}
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those that it came from, the outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _tells(error: BaseException, words: tuple[str, ...], text: str) -> bool:
+    """Whether an error of a library (no mistake in a value, a key or a name) speaks in such words."""
+    return not isinstance(error, ValueError | KeyError | TypeError | AttributeError) and _any(words, text)
+
+
+def _any(words: tuple[str, ...], text: str) -> bool:
+    text = text.lower()
+    return any(word in text for word in words)
+
+
+def _out_of_memory() -> Error:
+    facts = {"limit_bytes": limits.memory_bytes()}
+    return {
+        "code": "out_of_memory",
+        "message": f"memory ran out: this program may use {facts['limit_bytes'] / 1e9:.1f} GB",
+        "facts": facts,
+    }
+
+
+def _disk_full(file: str = "") -> Error:
+    from compression.disk import free_bytes
+    from kernels.home import home
+
+    facts = {"free_bytes": free_bytes(file or home())}
+    return {"code": "disk_full", "message": f"the disk is full: {facts['free_bytes'] / 1e6:,.1f} MB are free; free some space and run again",
+            "facts": facts}  # fmt: skip

@@ -1,0 +1,219 @@
+"""A result as a file: one JSON object that says its version, checked from end to end before anybody sees it.
+
+A record of an older version is brought up step by step (`STEPS`). One of a newer version, or of any other shape, raises OddRecord with
+the reason in one line: what the page draws may rely on every type, and no number is infinite or none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from compression.base import CompressionError
+from evaluation.spec import Result, RunSpec, Status
+
+VERSION = 2  # 2: says its version; a running or waiting run says whose it is
+LARGEST_FILE_BYTES = 64_000_000
+LARGEST_NUMBER = 1e18
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a run or an artifact: never a path, never hidden
+
+
+class OddRecord(ValueError):
+    """A record that can't be used; the message says why in one line."""
+
+
+class NotFinite(CompressionError):
+    """A figure that is no number. Facts: name."""
+
+    code = "not_finite"
+
+
+Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+Number = Annotated[float, Field(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+Short = Annotated[str, Field(max_length=5_000)]
+_more = ConfigDict(extra="allow", strict=True)
+
+
+class _Note(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    code: Short
+    facts: dict[str, Any]
+
+
+class _Error(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    code: Short
+    message: str
+    facts: dict[str, Any]
+
+
+class _Machine(TypedDict, total=False):
+    __pydantic_config__ = _more
+    processor: Short
+    threads: int
+
+
+class _Limit(TypedDict, total=False):
+    __pydantic_config__ = _more
+    share_of_read_bandwidth: Number | None
+
+
+class _Way(TypedDict):
+    __pydantic_config__ = _more
+    time_per_output_token_ms: Annotated[Number, Field(gt=0)]
+
+
+class _Ways(TypedDict, total=False):
+    __pydantic_config__ = _more
+    original: _Way
+    original_float32: _Way
+    compressed: _Way
+    transformers: _Way
+
+
+class _Timing(_Ways):
+    host: _Machine
+    kernel: list[Short]
+    limit: _Limit
+    loop: Short
+
+
+class _Layer(TypedDict, total=False):
+    __pydantic_config__ = _more
+    path: Short
+    role: Short
+    format: Short
+
+
+class _Record(BaseModel):
+    """The shape of a record of this version, its spec apart (RunSpec checks that)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    version: Literal[2]
+    owner: str
+    id: Name
+    key: Short
+    spec: dict[str, Any]
+    status: Status
+    created: Annotated[float, Field(ge=0, le=2e11)]
+    metrics: dict[str, Number]
+    timings: list[_Timing]
+    notes: list[_Note]
+    series: dict[str, list]
+    layers: list[_Layer]
+    error: _Error
+    protocol_id: Short
+    environment: _Machine
+    fingerprint: dict[str, Any]
+    model: dict[str, Any]
+    artifact: Name | Literal[""]
+    control_key: Short
+
+
+_EMPTY = {f.name: f.default_factory() for f in dataclasses.fields(Result) if f.default_factory is not dataclasses.MISSING}
+_EMPTY |= {f.name: f.default for f in dataclasses.fields(Result) if f.default is not dataclasses.MISSING}
+_Curve = TypeAdapter(list[tuple[Number, Number | None, Number | None]], config=ConfigDict(strict=False))
+
+
+def _from_1(values: dict) -> dict:
+    """Version 1 said neither its version nor whose a run is, might lack fields that had a default or hold some that are no more,
+    and its first timings had neither a limit nor a loop."""
+    names = {f.name for f in dataclasses.fields(Result)}
+    known = _EMPTY | {"created": 0.0} | {k: v for k, v in values.items() if k in names}
+    timings = [{"limit": {}, "loop": "transformers"} | timing for timing in known["timings"]]
+    return known | {"version": 2, "owner": "", "timings": timings}
+
+
+STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1}  # version -> what brings its records to the next one
+
+
+def content(result: Result, owner: str = "") -> bytes:
+    """A record's file. Raises NotFinite for a figure that is no number, naming it."""
+    values = result.json() | {"version": VERSION, "owner": owner}
+    for name, x in _numbers(values):
+        if not math.isfinite(x):
+            raise NotFinite(f"{name} is {x}: the run has no result", name=name)
+    return json.dumps(values, allow_nan=False, default=str).encode()
+
+
+def _numbers(x: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """(where it stands, number) of every float in a JSON value."""
+    if isinstance(x, float):
+        yield name, x
+    elif isinstance(x, dict | list | tuple):
+        for key, y in x.items() if isinstance(x, dict) else enumerate(x):
+            yield from _numbers(y, f"{name}.{key}".removeprefix("."))
+
+
+def parse(data: bytes) -> tuple[Result, str]:
+    """(result, whose it is while it runs) of a record's file. Raises OddRecord."""
+    try:
+        values = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_int=_whole, parse_float=_real)
+        if not isinstance(values, dict):
+            raise OddRecord(f"a record is an object, and this is a {type(values).__name__}")
+        json.dumps(values, ensure_ascii=False).encode("utf-8")  # half a character breaks every page that shows it
+        values = _brought_up(values)
+        _Record.model_validate(values)
+        owner = values.pop("owner")
+        del values["version"]
+        result = Result(**values | {"spec": RunSpec.parse(values["spec"])})
+        _check(result)
+        return result, owner
+    except OddRecord:
+        raise
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise OddRecord(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"[:200]) from None
+    except (ValueError, TypeError, KeyError, RecursionError, AttributeError, OverflowError) as error:
+        raise OddRecord(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from None
+
+
+def _brought_up(values: dict) -> dict:
+    version = values.get("version", 1)
+    if type(version) is not int or version < 1:
+        raise OddRecord(f"its version is {version!r}"[:100])
+    if version > VERSION:
+        raise OddRecord(f"it is of version {version}, and this program reads up to {VERSION}")
+    for step in range(version, VERSION):
+        values = STEPS[step](values)
+    return values
+
+
+def _check(result: Result) -> None:
+    """What types alone don't say: figures that the page divides by, and those that it shows together."""
+    m = result.metrics
+    for name, x in m.items():
+        if x <= 0 and name.endswith(("bytes", "perplexity", "perplexity_ratio", "tokens_per_second", "parameters")):
+            raise OddRecord(f"metrics.{name} = {x}")
+        if name.startswith("baseline_") and name.removeprefix("baseline_") not in m:
+            raise OddRecord(f"metrics has {name} and no {name.removeprefix('baseline_')}")
+    parts = [name in m for name in ("kept_weights", "matrix_weights", "dense_matrix_bytes", "matrix_bytes")]
+    if any(parts) and not all(parts):
+        raise OddRecord("metrics has not all of the matrices' figures")
+    for name in ("training", "warm_up"):
+        rows = _Curve.validate_python(result.series.get(name, []))
+        if rows and all(held_out is None for _, _, held_out in rows):
+            raise OddRecord(f"series.{name} has no held-out loss")
+
+
+def _refuse(word: str) -> None:
+    raise OddRecord(f"it holds {word}, which is no number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 19:
+        raise OddRecord(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    x = float(digits)
+    if not abs(x) <= LARGEST_NUMBER:
+        raise OddRecord(f"it holds the number {digits[:30]}")
+    return x
