@@ -7,6 +7,8 @@ whose words stand in assets/i18n.
 from __future__ import annotations
 
 import errno
+import os
+import re
 import signal
 from collections.abc import Iterator
 
@@ -19,8 +21,7 @@ MEMORY_WORDS = (  # what the libraries say, in small letters; C++'s own word; th
     "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "memoryerror",
     "unable to allocate", "memory allocation", "can't start new thread",
 )  # fmt: skip
-DISK_WORDS = ("no space left on device", "not enough free disk space", "disk quota exceeded", "os error 28", "os error 122")
-READ_ONLY_WORDS = ("read-only file system", "os error 30")
+DISK_WORDS = ("no space left on device", "not enough free disk space", "disk quota exceeded")
 
 # signal's name -> (status, code, message): what the system or somebody else sends, and what it means here
 SIGNALS = {
@@ -80,18 +81,17 @@ def describe(error: BaseException) -> Error:
     if isinstance(error, CompressionError):
         return {"code": error.code, "message": str(error), "facts": error.facts}
     for e in _behind(error):
-        words = f"{type(e).__name__}: {e}".lower()
+        words, number = f"{type(e).__name__}: {e}".lower(), _number(e)
         if isinstance(e, CompressionError):
             return {"code": e.code, "message": str(e), "facts": e.facts}
-        if isinstance(e, MemoryError) or getattr(e, "errno", None) == errno.ENOMEM or _tells(e, MEMORY_WORDS, words):
+        if isinstance(e, MemoryError) or number == errno.ENOMEM or _tells(e, MEMORY_WORDS, words):
             return _out_of_memory()
-        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _tells(e, DISK_WORDS, words):
+        if number in (errno.ENOSPC, errno.EDQUOT) or _tells(e, DISK_WORDS, words):
             return _disk_full(str(getattr(e, "filename", None) or ""))
-        if isinstance(e, OSError) and e.errno in ERRNOS:
-            code, message = ERRNOS[e.errno]
-            return {"code": code, "message": f"{message} ({e.strerror})", "facts": {"reason": e.strerror}}
-        if _tells(e, READ_ONLY_WORDS, words):
-            return {"code": "not_writable", "message": f"{ERRNOS[errno.EROFS][1]} ({e})"[:300], "facts": {"reason": str(e)[:100]}}
+        if number in ERRNOS:
+            code, message = ERRNOS[number]
+            reason = os.strerror(number)
+            return {"code": code, "message": f"{message} ({reason})", "facts": {"reason": reason}}
     return {"code": "error", "message": f"{type(error).__name__}: {error}"[:1000], "facts": {"type": type(error).__name__}}
 
 
@@ -102,6 +102,12 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _number(error: BaseException) -> int | None:
+    """The system's number of an error; libraries in Rust tell it in words."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return error.errno if isinstance(error, OSError) else int(found[1]) if found else None
 
 
 def _tells(error: BaseException, words: tuple[str, ...], text: str) -> bool:
