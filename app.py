@@ -130,6 +130,8 @@ def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
 
 def main() -> None:
     """Build the real store, runner and chat, and serve."""
+    import signal
+    import sys
     import threading
 
     from evaluation import host
@@ -140,7 +142,13 @@ def main() -> None:
     from kernels import cpu
 
     public = bool(os.environ.get("SPACE_ID"))
-    store = Store()
+    for name in ("SIGTERM", "SIGHUP"):  # whoever ends the app that way lets it clear up
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
+    try:
+        store = Store()
+    except OSError as error:
+        sys.exit(f"error: {error}")
     runner = Runner(store, inline=lent_gpu() if os.environ.get("SPACES_ZERO_GPU") else None, public=public)
     chat = Chat(store, public=public)
     demo = build_app(store, runner, chat, estimate, path, public)

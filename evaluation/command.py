@@ -8,8 +8,11 @@ A flag that the method before it declares is the method's, any other the run's. 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
+import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,8 +21,10 @@ import compression
 from compression import budgets
 from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
+from evaluation import deaths, host, limits
 from evaluation.spec import BUILTIN_TEXT, PRESETS, TEXT_CHOICES, Result, RunSpec
 from evaluation.store import Store
+from kernels.home import why_temporary
 
 RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     ("model", str, "catalogue name, hub id or local folder"),
@@ -55,6 +60,9 @@ EPILOG = "Methods: " + ", ".join(compression.NAMES) + ". Chain them with +, e.g.
 
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 for status ok, 2 for bad arguments, 1 for anything else."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows few characters
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     # transformers renames this argument; all versions that requirements.txt allows take it
     warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     if "--worker" in argv:
@@ -74,7 +82,7 @@ def main(argv: list[str]) -> int:
                 method.describe() | {"stores": calibrate.stored_format(method), "full": budgets.full(method.name)}
                 for method in methods
             ]
-            print(json.dumps(listing, indent=1, ensure_ascii=False) if own.json else _names(listing))
+            print(_json(listing, indent=1) if own.json else _names(listing))
             return 0
         spec = request(own, steps)
     except (BadParam, argparse.ArgumentError) as error:
@@ -82,15 +90,75 @@ def main(argv: list[str]) -> int:
         return 2
     from evaluation.run import run
 
-    home = Path(own.out) if own.out else None
     try:
-        if home:
-            home.mkdir(parents=True, exist_ok=True)
+        store = _store(own)
     except OSError as error:
-        print(f"error: --out {own.out}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    result = run(spec, _progress, store=Store(home), again=own.again, timings=not own.no_timings)
-    print(json.dumps(result.json(), ensure_ascii=False) if own.json else _summary(result), flush=True)
+    return _print(own, run(spec, _progress, store=store, again=own.again, timings=not own.no_timings))
+
+
+def watched(argv: list[str]) -> int:
+    """`main` in a process of its own, so that somebody is left to tell how it ended; its exit code, 1 if it was killed."""
+    if not hasattr(os, "fork") or not argv or {"--worker", "--help", "-h", "--list"} & set(argv):
+        return main(argv)
+    kills, parent = limits.oom_kills(), os.getpid()
+    child = os.fork()
+    if child == 0:
+        _leave_with(parent)
+        for name in ("SIGTERM", "SIGHUP"):  # so that nothing half written stays
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
+        return main(argv)
+    for name in ("SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), lambda number, frame: os.kill(child, number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells the child itself
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else _died(argv, *deaths.told(code, kills=kills))
+
+
+def _leave_with(parent: int) -> None:
+    """Be killed when the parent is (Linux)."""
+    try:
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    except (OSError, AttributeError):
+        return
+    if os.getppid() != parent:
+        os._exit(3)
+
+
+def _died(argv: list[str], status: str, error: dict) -> int:
+    """What a run that was killed leaves: its record, and its end on the screen."""
+    own, steps = split(argv)
+    result = Result(key="", spec=request(own, steps), status=status, error=error, environment=host.environment())
+    try:
+        store = _store(own)
+        store.sweep()
+        result = store.put(result)
+    except OSError:
+        pass  # then it is only printed
+    return _print(own, result)
+
+
+def _store(own: argparse.Namespace) -> Store:
+    """Where the results go. Raises OSError if the folder that was asked for can't be written."""
+    store = Store(Path(own.out) if own.out else None)
+    if own.out and store.read_only:
+        raise OSError(f"--out {own.out} can't be written: {why_temporary(store.home)}")
+    return store
+
+
+def _json(x, **how) -> str:
+    """JSON as the terminal can show it."""
+    return json.dumps(x, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"), default=str, **how)
+
+
+def _print(own: argparse.Namespace, result: Result) -> int:
+    """A result on the screen; its exit code."""
+    try:
+        print(_json(result.json()) if own.json else _summary(result), flush=True)
+    except OSError as error:
+        print(f"error: the result can't be printed: {error.strerror}", file=sys.stderr)
+        return 1
     if result.status != "ok":
         print(f"{result.status}: {result.error.get('message', '')}", file=sys.stderr)
     return 0 if result.status == "ok" else 1

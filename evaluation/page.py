@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import re
-import shutil
-import tempfile
 import threading
 import traceback
 import zipfile
@@ -23,10 +20,12 @@ from typing import Any
 
 from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
-from evaluation import cards, host, pareto, plots, requests
+from compression.disk import check_room
+from evaluation import cards, deaths, host, pareto, plots, requests
 from evaluation.scales import Scales
 from evaluation.spec import PRESETS, TEXTS, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, methods, table
+from kernels.home import scratch, whole_file
 
 KEPT_DOWNLOADS = 3
 KEPT_ANSWERS = 64
@@ -37,12 +36,14 @@ log = logging.getLogger(__name__)
 
 
 def _failure(error: Exception) -> dict:
-    """An exception as the page's error: the visitor's own mistakes by code, anything else by its message and with a line in the log."""
-    if isinstance(error, CompressionError):
-        return {"code": error.code, "message": str(error), "facts": error.facts}
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    log.error("%s: %.300s (%s, line %s)", type(error).__name__, error, place.filename, place.lineno)
-    return {"code": "error", "message": f"{type(error).__name__}: {error}"[:500], "facts": {}}
+    """An exception as the page's error: what a visitor or this system causes by its code, anything else by its message and with a line
+    in the log."""
+    told = deaths.describe(error)
+    if told["code"] == "error":
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("%s: %.300s (%s, line %s)", type(error).__name__, error, place.filename, place.lineno)
+        told["message"] = told["message"][:500]
+    return told
 
 
 class Page:
@@ -337,25 +338,20 @@ class Page:
     def _packed(self, words: Words, result: Result, form: str) -> dict:
         from compression import artifact, export
 
-        folder, place = self.store.artifact_folder(result.artifact), self.downloads()
+        artifact_folder, place = self.store.artifact_folder(result.artifact), self.downloads()
         recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits)
         told = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
         label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")[:150]
         file = place / f"{label}-{result.id[-6:]}.zip"
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            if not file.is_file():
-                with tempfile.TemporaryDirectory(dir=place) as other:
-                    if form:
-                        folder = Path(other) / "model"
-                        export.write(artifact.load(self.store.artifact_folder(result.artifact)), folder, form, label)
-                    _zip(folder, file)
-            for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
-                old.unlink(missing_ok=True)
-        except (OSError, CompressionError) as error:
-            full = shutil.disk_usage(self.store.home).free < 1e8
-            code = "disk_full" if full else getattr(error, "code", "error")
-            return {"error": cards.error_card(words, {"code": code, "message": str(error)}, act="dismiss")}
+        if not file.is_file():
+            with self.store.using(result.artifact), scratch(place) as other:
+                folder = artifact_folder
+                if form:
+                    folder = other / "model"
+                    export.write(artifact.load(artifact_folder), folder, form, label)
+                _zip(folder, file)
+        for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
+            old.unlink(missing_ok=True)
         return {"file": str(file), "name": file.name}
 
     def sides(self, ask: requests.OfRun) -> dict:
@@ -470,9 +466,11 @@ class Page:
 
 def _zip(folder: Path, file: Path) -> None:
     """All of `folder` in one archive, which appears whole or not at all."""
-    temporary = file.with_suffix(".part")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # packed bits don't deflate
-        for f in sorted(folder.rglob("*")):
-            if f.is_file():
-                archive.write(f, Path(file.stem) / f.relative_to(folder))
-    os.replace(temporary, file)
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+    check_room(file, sum(f.stat().st_size for f in files))
+    with (
+        whole_file(file) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive,  # packed bits don't deflate
+    ):
+        for f in files:
+            archive.write(f, Path(file.stem) / f.relative_to(folder))

@@ -341,6 +341,6 @@ def label(spec: RunSpec) -> str:
 
 
 if __name__ == "__main__":
-    from evaluation.command import main
+    from evaluation.command import watched
 
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(watched(sys.argv[1:]))

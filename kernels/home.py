@@ -19,6 +19,7 @@ import atexit
 import contextlib
 import errno
 import functools
+import logging
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ LEFT_OVER_SECONDS = 86_400  # what can't be locked, or was written by an older v
 OURS = "compression-explorer-home-"  # how temporary homes are called
 PROBE_BYTES = 65_536  # a home with less room than this can't be used
 SHARED = ("models", "artifacts", "kernels", "packages")  # of a home that can only be read: used where they are
+log = logging.getLogger(__name__)
 _MARK = re.compile(r"\..*~[0-9a-f]{8}")
 _OLD_MARKS = {
     "": r"\.(.+\.[0-9a-f]{8}|probe\..+|build-.+)",
@@ -88,6 +90,8 @@ def _temporary(wanted: Path, why: OSError) -> Path:
     except OSError as error:
         raise OSError(error.errno, f"neither {wanted} nor a temporary folder can be written ({why.strerror}; {error}); "
                                    f"set {VARIABLE} to a folder that can") from None  # fmt: skip
+    log.warning("%s can't be written (%s): models and results are kept in %s and removed when this program ends; set %s to a folder "
+                "that can be written", wanted, why.strerror or why, place, VARIABLE)  # fmt: skip
     _replaced[place] = why.strerror or type(why).__name__
     atexit.register(_remove, place, lock, os.getpid())
     for name in SHARED:

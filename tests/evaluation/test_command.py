@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from compression import NAMES
@@ -74,3 +76,53 @@ def test_the_list_names_every_method(capsys):
     assert [m["name"] for m in listing] == list(NAMES) and all(
         {"name", "family", "title", "paper", "params"} <= set(m) for m in listing
     )
+
+
+def test_a_home_that_cannot_be_written_and_a_terminal_of_few_letters(place, tmp_path):
+    """The run works in a temporary home, which is gone afterwards; what is printed is JSON all the same."""
+    model = tmp_path / "模型 with spaces"
+    shutil.copytree(tiny.folder("llama"), model)
+    (tmp_path / "home").write_text("a file where the folder should be")
+    (tmp_path / "tmp").mkdir()
+    more = {
+        "PYTHONIOENCODING": "ascii",
+        "LC_ALL": "C",
+        "TMPDIR": str(tmp_path / "tmp"),
+        "COMPRESSION_EXPLORER_KERNELS": "pytorch",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.run", "rtn", "--model", str(model), "--text", str(place / "test.txt"), "--window", "64", "--tokens", "128",
+         "--no-timings", "--json"], cwd=ROOT, capture_output=True, text=True,
+        env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(tmp_path / "home")} | more,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["status"] == "ok" and found["model"]["id"] == model.name and done.stdout.isascii()
+    assert done.stderr.count("can't be written (") == 1 and "COMPRESSION_EXPLORER_HOME" in done.stderr
+    assert not [f for f in (tmp_path / "tmp").iterdir() if "compression-explorer-home" in f.name]
+
+
+def test_a_folder_that_was_asked_for_and_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert main(["rtn", "--out", str(tmp_path / "out"), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "--out" in err and "can't be written" in err
+
+
+def test_a_run_that_is_killed_is_told_and_leaves_nothing_half_written(place, tmp_path):
+    words = ["gptq", "--group-size", "16", "--model", tiny.folder("llama"), "--text", str(place / "test.txt"), "--calibration", str(place / "valid.txt"),
+             "--window", "64", "--tokens", "512", "--calibration-tokens", "12800", "--no-timings", "--json"]  # fmt: skip
+    started = subprocess.Popen(
+        [sys.executable, "-m", "evaluation.run", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(tmp_path), "COMPRESSION_EXPLORER_KERNELS": "pytorch"},
+    )  # fmt: skip
+    for line in started.stderr:
+        if line.startswith("baseline"):
+            break
+    (child,) = psutil.Process(started.pid).children()
+    child.kill()
+    out, _ = started.communicate(timeout=60)
+    found = json.loads(out)
+    assert started.returncode == 1 and (found["status"], found["error"]["code"]) == ("oom", "worker_killed")
+    assert [json.loads(f.read_text())["status"] for f in (tmp_path / "runs").iterdir()] == ["oom"]
+    assert not [f for f in tmp_path.rglob("*") if "~" in f.name]
