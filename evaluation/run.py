@@ -171,7 +171,7 @@ class _Run:
                 metrics, series = measure(
                     self.bundle, self.windows, None, record=record, emit=self.emit, cancelled=self.cancelled
                 )
-                self.holding.enter_context(place.held(record))
+            self.holding.enter_context(place.held(folder))
             metrics |= self._sizes() | {"evaluate_seconds": time.perf_counter() - start}
             metrics |= {"load_seconds": self.metrics["load_seconds"], "file_bytes": metrics["stored_bytes"]}
             peak = memory.peak_bytes()
@@ -187,6 +187,8 @@ class _Run:
         elif any(method.reshaped for method, _ in self.spec.methods):  # a cut may reach the head itself
             head = OriginalHead(head, head.weight.dtype)
         self.baseline = Baseline.load(folder, head)
+        if self.baseline is None:
+            raise CompressionError("another program removed the original's measurements meanwhile; run again")
         return found
 
     def _head(self):

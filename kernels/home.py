@@ -37,9 +37,11 @@ except ImportError:  # a system without file locks: age decides
 
 VARIABLE = "COMPRESSION_EXPLORER_HOME"
 LEFT_OVER_SECONDS = 86_400  # what can't be locked, or was written by an older version, is left over after a day
+WAIT_SECONDS = 2  # for a lock
 OURS = "compression-explorer-home-"  # how temporary homes are called
 PROBE_BYTES = 65_536  # a home with less room than this can't be used
 SHARED = ("models", "artifacts", "kernels", "packages")  # of a home that can only be read: used where they are
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 log = logging.getLogger(__name__)
 _MARK = re.compile(r"\..*~[0-9a-f]{8}")
 _OLD_MARKS = {
@@ -328,12 +330,16 @@ def _locked(path: Path | str, shared: bool = False) -> int | None:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
-    try:
-        fcntl.flock(opened, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        return opened
-    except OSError:
-        os.close(opened)
-        return None
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return opened
+        except OSError as error:
+            if error.errno not in _TAKEN or time.monotonic() > end:
+                os.close(opened)
+                return None
+            time.sleep(0.01)  # whoever looks whether it is left over lets go at once
 
 
 @contextlib.contextmanager
@@ -352,7 +358,7 @@ def _sole(path: Path, by_age: bool = True) -> Iterator[bool | None]:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield True
     except OSError as error:
-        yield False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else unknown
+        yield False if error.errno in _TAKEN else unknown
     finally:
         os.close(opened)
 
