@@ -123,11 +123,11 @@ class Client:
                     if not line.startswith("data:"):
                         continue
                     message = json.loads(line[5:])
-                    if message["msg"] == "heartbeat" and time.monotonic() - last > seconds:
-                        raise Hung(f"chat: nothing in {seconds} s")
+                    if time.monotonic() - last > seconds:  # the server tells every moment that it is still there
+                        raise Hung(f"chat: nothing new in {seconds} s")
                     if message["msg"] == "process_generating" and message["success"]:
-                        last = time.monotonic()
-                        state = self._joined(state, message["output"]["data"][0])
+                        before, state = state, self._joined(state, message["output"]["data"][0])
+                        last = last if state == before else time.monotonic()
                         yield copy.deepcopy(state)
                     elif message["msg"] == "process_completed":
                         if not message["success"]:
