@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,26 +150,21 @@ class Chat:
                 return
             worker = self._alive()
             worker.tell({"ask": question})
-            yield from self._answer(worker, turn)
-            ended = True
+            ended = yield from self._answer(worker, turn)
         except ChatError:
             ended = True
             raise
         finally:  # whoever closes a stream must not wait
             threading.Thread(target=self._leave, args=(turn, None if ended else worker), daemon=True).start()
 
-    def _answer(self, worker: _Worker, turn: _Turn) -> Iterator[dict]:
-        """What the worker says to a question until it has ended. Raises ChatError, by then the worker is ready or dead."""
-        stage, since, writes, told = "load", time.monotonic(), None, None
+    def _answer(self, worker: _Worker, turn: _Turn) -> Generator[dict, None, bool]:
+        """What the worker says to a question; whether it has ended by itself. Raises ChatError, by then the worker is ready or dead."""
+        stage, since, writes = "load", time.monotonic(), None
         while True:
             now = time.monotonic()
             if turn.stopped.is_set() or (writes and now - writes > self.patience["answer"]):
-                if told is None:
-                    worker.tell({"stop": True})
-                    told = now
-                elif now - told > STOP_SECONDS:
-                    return worker.kill()
-            elif now - since > self.patience[stage]:
+                return False
+            if now - since > self.patience[stage]:
                 worker.kill()
                 raise ChatError(f"the answer took more than {self.patience[stage]:.0f} s at the stage {stage!r}",
                                 code="template_slow" if stage == "prompt" else "chat_slow", seconds=self.patience[stage])  # fmt: skip
@@ -179,12 +174,10 @@ class Chat:
                 yield {}
                 continue
             if event is None:
-                if turn.stopped.is_set():
-                    return
                 worker.process.wait()
                 raise ChatError("the chat's process ended, most likely because memory ran out; ask again", code="chat_died")
             if "end" in event:
-                return
+                return True
             if "error" in event:
                 raise ChatError(event["error"]["message"], code=event["error"]["code"], **event["error"]["facts"])
             since = time.monotonic()

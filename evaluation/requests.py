@@ -171,7 +171,7 @@ class Converse(Owned):
     @model_validator(mode="after")
     def _short(self) -> Converse:
         if (total := sum(len(m.content) for m in self.messages)) > PROMPT_CHARACTERS:
-            raise BadRequest(f"the messages have {total} characters; allowed: {PROMPT_CHARACTERS}", code="bad_param",
+            raise BadRequest(f"the messages have {total} characters; allowed: {PROMPT_CHARACTERS}", code="bad_length",
                              name="messages", got=total, allowed=f"≤ {PROMPT_CHARACTERS}")  # fmt: skip
         return self
 
@@ -213,11 +213,12 @@ def take(question: str, ask: Any, address: str = "") -> Ask:
 
 def _refusal(wrong: dict) -> BadRequest:
     where = ".".join(str(part)[:40] for part in wrong["loc"][:6])
-    limit = next((f"{sign} {wrong['ctx'][k]}" for k, sign in _BOUNDS.items() if k in wrong.get("ctx", {})), "")
+    limit, value = next(((f"{sign} {wrong['ctx'][k]}", k) for k, sign in _BOUNDS.items() if k in wrong.get("ctx", {})), ("", ""))
     if limit:
-        got = wrong["input"] if isinstance(wrong["input"], int | float) else len(wrong["input"])
-        return BadRequest(f"{where} = {got:.6g}; allowed: {limit}", code="bad_param",
-                          name=str(wrong["loc"][-1])[:40], got=f"{got:.6g}", allowed=limit)  # fmt: skip
+        long = value.endswith("length")
+        got = f"{len(wrong['input']) if long else wrong['input']:.6g}"
+        return BadRequest(f"{where}{' has a length of' if long else ' ='} {got}; allowed: {limit}", code="bad_length" if long else "bad_param",
+                          name=str(wrong["loc"][-1])[:40], got=got, allowed=limit)  # fmt: skip
     return BadRequest(f"{where or 'the request'}: {wrong['msg']}", where=where or "{}")
 
 

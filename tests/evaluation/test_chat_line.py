@@ -86,7 +86,7 @@ def test_stop_works_at_every_stage_for_its_own_visitor_alone(chat, stage):
     start = time.monotonic()
     chat.stop("ann")
     written(stream)
-    assert time.monotonic() - start < STOP_SECONDS + 1
+    assert time.monotonic() - start < 1, "told at once"
     assert written(ask(chat, "2", "bob")) == 2
 
 

@@ -108,11 +108,11 @@ def test_what_is_no_request_is_refused(page, question, wrong):
 
 @pytest.mark.parametrize(
     "question, where, value, code",
-    [("weigh", ("choices", "recipe"), CHOICES["recipe"] * 7, "bad_param"), ("weigh", ("choices", "recipe"), [], "bad_param"),
-     ("weigh", ("choices", "model"), "x" * 5000, "bad_param"), ("weigh", ("choices", "recipe", 0, 1, "bits"), 10**30, "bad_request"),
-     ("weigh", ("choices", "recipe", 0, 1), {f"p{i}": 1 for i in range(65)}, "bad_param"), ("converse", ("max_tokens",), 513, "bad_param"),
-     ("converse", ("temperature",), 2.5, "bad_param"), ("converse", ("messages",), [{"role": "user", "content": "x" * 9000}] * 2, "bad_param"),
-     ("converse", ("messages",), [{"role": "user", "content": "x"}] * 33, "bad_param"), ("converse", ("messages", 0, "role"), "tool", "bad_request"),
+    [("weigh", ("choices", "recipe"), CHOICES["recipe"] * 7, "bad_length"), ("weigh", ("choices", "recipe"), [], "bad_length"),
+     ("weigh", ("choices", "model"), "x" * 5000, "bad_length"), ("weigh", ("choices", "recipe", 0, 1, "bits"), 10**30, "bad_request"),
+     ("weigh", ("choices", "recipe", 0, 1), {f"p{i}": 1 for i in range(65)}, "bad_length"), ("converse", ("max_tokens",), 513, "bad_param"),
+     ("converse", ("temperature",), 2.5, "bad_param"), ("converse", ("messages",), [{"role": "user", "content": "x" * 9000}] * 2, "bad_length"),
+     ("converse", ("messages",), [{"role": "user", "content": "x"}] * 33, "bad_length"), ("converse", ("messages", 0, "role"), "tool", "bad_request"),
      ("begin", ("visitor",), "ann", "bad_request"), ("begin", ("visitor",), None, "bad_request"), ("poll", ("visitor",), "a b" * 8, "bad_request")],
 )  # fmt: skip
 def test_limits_have_words(page, question, where, value, code):
