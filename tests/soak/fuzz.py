@@ -131,6 +131,7 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
         "ask_runs": [{"lang": "en"}],
         "ask_sides": [{"lang": "en", "id": i} for i in ids],
         "ask_stop_chat": [{"lang": "en", "visitor": token}],
+        "ask_essay": [{"lang": lang, "method": m["name"]} for lang in ("en", "zh-Hant") for m in methods],
     }
 
 
