@@ -9,29 +9,32 @@ The folder holds
 
     model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16 bits
     compression.json     which module has which format, the recipe, the base model, its licence; each block's heads and
-                         channels where they aren't config.json's
+                         channels where they aren't config.json's; the hash of every other file and its own
     config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md; files of a method's own (a task's scales, a teacher's answers)
 
 Loading builds the architecture from config.json with empty weights, puts an empty format at every path that
-compression.json names, and fills all of it from the file.
+compression.json names, and fills all of it from the file. Before that every file's content is compared with its hash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fnmatch
+import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from compression import arch, structure
+from compression import arch, checkpoint, configs, headers, structure, tokenizer
 from compression.base import ModelUnavailable
 from compression.bundle import Bundle, LayerGeometry
 from compression.disk import check_room
-from compression.engine import storage_dtype
+from compression.engine import storage_dtype, stored_as
+from compression.folder import Folder, few, shown
 from compression.models import is_path
 from compression.packed import from_config
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
@@ -40,7 +43,8 @@ from kernels.dense import choose_float32
 from kernels.home import whole
 
 MANIFEST, WEIGHTS = "compression.json", "model.safetensors"
-VERSION = 1
+VERSION = 2  # 2: with the hash of every file
+UNSEALED, MANIFEST_BYTES = "0" * 64, 32_000_000
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
@@ -74,28 +78,29 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
         manifest["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
     if bundle.geometry.hidden != arch.geometry_of(module.config).hidden:
         manifest["width"] = bundle.geometry.hidden
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
     write_licence(bundle, folder, about.get("label", "compressed"), HOW_TO_LOAD)
+    _seal(folder, manifest)
     return (folder / WEIGHTS).stat().st_size
 
 
 def stored_tensors(module: nn.Module, storage: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the file holds: packed buffers as they are, other floating tensors in `storage`, tied tensors once."""
+    """What the file holds: packed buffers as they are, other floating tensors in `storage` or the type that holds them
+    (engine.stored_as), tied tensors once."""
     out, seen = {}, set()
     for name, tensor in module.state_dict().items():
         if tensor.data_ptr() in seen and tensor.numel():
             continue
         seen.add(tensor.data_ptr())
-        out[name] = (tensor.to(storage) if _computes(name, tensor) else tensor).contiguous()
+        out[name] = (tensor.to(stored_as(tensor, storage)) if _computes(name, tensor) else tensor).contiguous()
     return out
 
 
 def stored_bytes(bundle: Bundle) -> int:
     """Bytes of what `save` would write, counted from the tensors (the file adds a header of some kilobytes)."""
-    wide, seen, total = storage_dtype(bundle).itemsize, set(), 0
+    storage, seen, total = storage_dtype(bundle), set(), 0
     for name, tensor in bundle.module.state_dict().items():
         if tensor.data_ptr() not in seen or not tensor.numel():
-            total += tensor.numel() * (wide if _computes(name, tensor) else tensor.element_size())
+            total += tensor.numel() * (stored_as(tensor, storage).itemsize if _computes(name, tensor) else tensor.element_size())
         seen.add(tensor.data_ptr())
     return total
 
@@ -131,9 +136,11 @@ print(sample.complete(bundle, "The capital of France is"))
 def write_licence(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
     """The base model's licence, what was done to it, and a README."""
     base = bundle.source.get("folder")
-    for pattern in LICENCE_FILES if base else ():
-        for file in Path(base).glob(pattern):
-            shutil.copy2(file, folder / file.name)
+    origin = Folder(base) if base else None
+    for name in origin.names() if origin else ():
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in LICENCE_FILES):
+            with contextlib.suppress(ModelUnavailable):  # a link to elsewhere, a pipe, a huge file: no licence to hand on
+                (folder / name).write_bytes(origin.read(name))
     licence = bundle.source.get("licence") or "see the base model's page"
     origin = bundle.source.get("id") or Path(bundle.name).name
     (folder / "NOTICE.txt").write_text(
@@ -145,35 +152,47 @@ def write_licence(bundle: Bundle, folder: Path, label: str, how_to_load: str) ->
 
 
 def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
-    """Read a folder that `save` wrote. dtype: what the model computes in. Raises ModelUnavailable for a broken folder."""
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file() or not (folder / WEIGHTS).is_file():
-        raise ModelUnavailable(f"{folder.name} is no compressed model: {MANIFEST} or {WEIGHTS} is missing",
-                               code="artifact_missing", name=folder.name)  # fmt: skip
-    manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    if manifest["version"] != VERSION:
-        raise ModelUnavailable(f"{folder.name} has format version {manifest['version']}; this program reads {VERSION}. "
-                               "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
-    tensors = load_file(folder / WEIGHTS, device=device)
-    source = manifest["source"] | {"kind": "artifact", "folder": str(folder)}
-    module = empty(folder, dtype, manifest.get("geometry"), manifest.get("width"))
-    bundle = assemble(folder, module, manifest["modules"], tensors, manifest["base"], source, device)
-    bundle.cache_bits = manifest.get("cache_bits", 16)
+    """Read a folder that `save` wrote. dtype: what the model computes in. Raises ModelUnavailable for a folder that is not what was
+    saved: a byte changed anywhere, a file more or less, numbers that don't fit each other."""
+    files = Folder(folder)
+    if not (files.path / MANIFEST).is_file() or not (files.path / WEIGHTS).is_file():
+        raise ModelUnavailable(f"{files.name} is no compressed model: {MANIFEST} or {WEIGHTS} is missing",
+                               code="artifact_missing", name=files.name)  # fmt: skip
+    manifest = read_manifest(files)
+    described = configs.read(files)
+    entries = headers.read_one(files, WEIGHTS)
+    try:
+        _check_fit(files, entries, _planned(described, manifest, dtype, "meta"), described.geometry.tied)
+        module = _planned(described, manifest, dtype, "cpu")
+    except ModelUnavailable:
+        raise
+    except Exception as why:  # sizes and formats that don't fit each other
+        raise _broken(files, f"{type(why).__name__}: {shown(why, 200)}") from None
+    weights = headers.Headers(files, (WEIGHTS,), entries)
+    tensors = {name: checkpoint.read(weights, entry) for name, entry in entries.items()}
+    source = manifest["source"] | {"kind": "artifact", "folder": str(files.path)}
+    if manifest["version"] < VERSION:
+        source["unchecked"] = True  # saved by an older version of this program, which wrote no hashes
+    bundle = assemble(files, module, {}, tensors, manifest["base"], source, device)
+    bundle.cache_bits = manifest["cache_bits"]
     return bundle
 
 
-def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None, width: int | None = None) -> nn.Module:
-    """The architecture of the folder's config.json in the normal form, its weights undefined.
+def _planned(described: configs.Described, manifest: dict, dtype: torch.dtype, device: str) -> nn.Module:
+    """The saved model with its blocks' own sizes and its formats in their places, all values undefined."""
+    module = empty(described, dtype, manifest.get("geometry"), manifest.get("width"), device)
+    with torch.device(device):
+        _place(module, manifest["modules"], dtype)
+    return module
+
+
+def empty(described: configs.Described, dtype: torch.dtype, layers: list[dict] | None = None, width: int | None = None,
+          device: str = "cpu") -> nn.Module:  # fmt: skip
+    """The architecture that a config describes in the normal form, its weights undefined. device "meta" takes no memory.
 
     layers: the sizes of each block (LayerGeometry as JSON), width: channels of the residual stream, where they aren't the config's.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), attn_implementation="sdpa", dtype=dtype, trust_remote_code=False)
+    module = checkpoint.build(described, dtype, device)
     arch.normalise(module)
     if layers:
         now, then = arch.geometry(module).layers, (LayerGeometry(**sizes) for sizes in layers)
@@ -183,32 +202,130 @@ def empty(folder: Path, dtype: torch.dtype, layers: list[dict] | None = None, wi
     return module
 
 
-def assemble(folder: Path, module: nn.Module, modules: dict[str, dict], tensors: dict[str, torch.Tensor], name: str, source: dict,
+def assemble(folder: Folder, module: nn.Module, modules: dict[str, dict], tensors: dict[str, torch.Tensor], name: str, source: dict,
              device: str) -> Bundle:  # fmt: skip
     """A Bundle from an empty model, the formats at their places (`_modules`) and every tensor by its name."""
-    from transformers import AutoTokenizer
-
     if device == "cpu":
         choose_float32()
     dtype, geometry = module.dtype, arch.geometry(module)
     _place(module, modules, dtype)
     tensors = {name: t.to(dtype) if _computes(name, t) else t for name, t in tensors.items()}
+    for path, tensor in tensors.items():
+        checkpoint.check_finite(folder, path, tensor)
     missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     if isinstance(arch.embedding(module)[1], nn.Embedding):
         module.tie_weights()
         missing = [name for name in missing if not (geometry.tied and name == arch.head(module)[0] + ".weight")]
     if missing or unexpected:
-        raise ModelUnavailable(f"{folder.name} doesn't fit its config: missing {missing[:3]}, unexpected {unexpected[:3]}",
-                               code="artifact_broken", name=folder.name)  # fmt: skip
+        raise _broken(folder, f"it lacks {few(missing) or 'nothing'} and holds {few(unexpected) or 'nothing'} too much")
+    checkpoint.read_generation(folder, module)
     module.to(device).eval().requires_grad_(False)
-    return Bundle(module, AutoTokenizer.from_pretrained(folder, trust_remote_code=False), geometry, name, source)
+    words = tokenizer.load(folder, module.config.model_type, geometry.vocabulary)
+    return Bundle(module, words, geometry, name, source)
+
+
+# --- what the manifest says -------------------------------------------------------------------------------------
+
+
+def _seal(folder: Path, manifest: dict) -> None:
+    """Write the manifest: with the hash of every other file, and with its own (taken with zeros in its place)."""
+    hashes = {f.name: headers.content_hash(Folder(folder), [f.name]) for f in sorted(folder.iterdir()) if f.is_file()}
+    text = json.dumps(manifest | {"files": hashes, "sha256": UNSEALED}, indent=1, sort_keys=True)
+    (folder / MANIFEST).write_text(text.replace(UNSEALED, hashlib.sha256(text.encode()).hexdigest(), 1), "utf-8")
+
+
+def read_manifest(folder: Folder) -> dict:
+    """compression.json of a saved model, after a check of every file's content. Raises ModelUnavailable."""
+    raw = folder.read(MANIFEST, MANIFEST_BYTES)
+    manifest = folder.parse(MANIFEST, raw)
+    version, sealed = manifest.get("version"), manifest.get("sha256")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ModelUnavailable(f"{folder.name} has format version {shown(version, 20)}; this program reads 1 to {VERSION}. "
+                               "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
+    if version > 1 or "sha256" in manifest or "files" in manifest:
+        if not isinstance(sealed, str) or len(sealed) != 64 or not isinstance(manifest.get("files"), dict):
+            raise _changed(folder, MANIFEST)
+        if hashlib.sha256(raw.replace(sealed.encode(), UNSEALED.encode(), 1)).hexdigest() != sealed:
+            raise _changed(folder, MANIFEST)
+        there = {name for name in folder.names() if name != MANIFEST and not name.startswith(".")}
+        for name in sorted(there | set(manifest["files"])):
+            if name not in there or headers.content_hash(folder, [name]) != manifest["files"].get(name):
+                raise _changed(folder, name)
+    _check_manifest(folder, manifest)
+    return manifest
+
+
+def _check_manifest(folder: Folder, manifest: dict) -> None:
+    """Types and bounds of all that is used, before it is used."""
+    manifest.setdefault("cache_bits", 16)
+    for name, kind in (("base", str), ("source", dict), ("modules", dict), ("about", dict), ("cache_bits", int)):
+        if type(manifest.get(name)) is not kind:
+            raise _broken(folder, f"{name} in {MANIFEST} is no {kind.__name__}")
+    if manifest["cache_bits"] not in (16, 8, 4):
+        raise _broken(folder, f"cache_bits in {MANIFEST} is {manifest['cache_bits']}")
+    described = configs.read(folder).geometry
+    if (width := manifest.get("width")) is not None and not (type(width) is int and 1 <= width <= described.hidden):
+        raise _broken(folder, f"width in {MANIFEST} is {shown(width, 20)}, where the config has {described.hidden}")
+    if (layers := manifest.get("geometry")) is not None:
+        whole_sizes = [dataclasses.asdict(sizes) for sizes in described.layers]
+        fits = isinstance(layers, list) and len(layers) == len(whole_sizes) and all(
+            isinstance(own, dict) and own.keys() == most.keys() and own["head_size"] == most["head_size"]
+            and all(type(own[k]) is int and 1 <= own[k] <= most[k] for k in most) for own, most in zip(layers, whole_sizes, strict=True)
+        )  # fmt: skip
+        if not fits:
+            raise _broken(folder, f"geometry in {MANIFEST} doesn't fit the config")
+    for path, entry in manifest["modules"].items():
+        if not (isinstance(entry, dict) and entry.get("kind") in ("linear", "table", "head") and _plain(entry)):
+            raise _broken(folder, f"{MANIFEST} describes {shown(path)} oddly")
+
+
+def _plain(value: object, depth: int = 0) -> bool:
+    """True for JSON of little depth with whole numbers that fit 31 bits and short texts: what formats are described by."""
+    if isinstance(value, dict):
+        return depth < 8 and len(value) < 64 and all(_plain(v, depth + 1) for v in value.values())
+    if isinstance(value, list):
+        return depth < 8 and len(value) < 64 and all(_plain(v, depth + 1) for v in value)
+    if isinstance(value, str):
+        return len(value) < 100
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and -(1 << 31) < value < 1 << 31)
+
+
+def _check_fit(folder: Folder, entries: Mapping[str, headers.Entry], module: nn.Module, tied: bool) -> None:
+    """Compare the file's header with the model as planned (on "meta"), before anything takes memory."""
+    head, expected = arch.head(module)[0] + ".weight", dict(module.named_parameters(remove_duplicate=False))
+    for path, part in module.named_modules():  # what state_dict gives, which formats refuse on "meta"
+        own = part.named_buffers(path, recurse=False)
+        expected |= {name: t for name, t in own if name.rpartition(".")[2] not in part._non_persistent_buffers_set}
+    missing = [n for n in expected if n not in entries and not (tied and n == head)]
+    unexpected = [n for n in entries if n not in expected]
+    if missing or unexpected:
+        raise _broken(folder, f"it lacks {few(missing) or 'nothing'} and holds {few(unexpected) or 'nothing'} too much")
+    for name, entry in entries.items():
+        own = expected[name]
+        right = entry.dtype in headers.FLOATS if _computes(name, own) else checkpoint.DTYPES.get(entry.dtype) == own.dtype
+        if entry.shape != tuple(own.shape) or not right:
+            raise _broken(
+                folder, f"{shown(name)} is {entry.dtype} {list(entry.shape)}, and {MANIFEST} describes {list(own.shape)}"
+            )
+
+
+def _broken(folder: Folder, why: str) -> ModelUnavailable:
+    return folder.error("artifact_broken", f"can't be read: {why}; compress the model again")
+
+
+def _changed(folder: Folder, file: str) -> ModelUnavailable:
+    return folder.error(
+        "artifact_changed", f"has {shown(file)} otherwise than it was saved; compress the model again", file=shown(file)
+    )
 
 
 def _place(module: nn.Module, modules: dict[str, dict], dtype: torch.dtype) -> None:
     """Put the empty formats where the manifest says."""
     for path, entry in modules.items():
         if entry["kind"] == "linear":
-            packed = from_config(entry["packed"])
+            packed, plain = from_config(entry["packed"]), module.get_submodule(path)
+            if tuple(packed.shape) != (plain.out_features, plain.in_features):
+                raise ValueError(f"{path} is {plain.out_features} x {plain.in_features}, its format {tuple(packed.shape)}")
             out_features, in_features = packed.shape
             bias = torch.empty(out_features, dtype=dtype) if entry["bias"] else None
             scale = torch.empty(in_features, dtype=dtype) if entry["input_scale"] else None

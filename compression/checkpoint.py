@@ -146,7 +146,7 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
     folder, places = headers.folder, dict(module.named_parameters(remove_duplicate=False))
     first = next((n for n in tied if n in names), "")
     filled = set()
-    for name, entry in names.items():
+    for name, entry in sorted(names.items(), key=lambda item: item[0] in tied and item[0] != first):  # a second of two comes last
         place = places[tied[0] if name in tied else name].data
         if name in tied and name != first:
             if not torch.equal(read(headers, entry).to(place.dtype), place) or entry.dtype != names[first].dtype:

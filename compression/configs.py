@@ -270,7 +270,7 @@ def _take(config: Mapping[str, Any], name: str, field: Field, folder: Folder, wh
             raise _odd(folder, where + name, None, "a value must be given")
         return field.default
     value = config[given[0]]
-    if any(config[n] != value for n in given):
+    if any(config[n] != value for n in given[1:]):
         raise _odd(folder, where + given[1], config[given[1]], f"{given[0]} says {shown(value, 40)}")
     if value is None:
         return None

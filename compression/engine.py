@@ -29,6 +29,8 @@ TRIED, AT_ONCE = 8, 5  # tokens that a new decoder is tried on; so many of them 
 EXACT = 3e-4
 ROUNDED = 0.5  # where activations are rounded: a value at a tie goes the other way, and all that follow differ by their rounding
 ANGLES_AT_ONCE = 1 << 14  # positions
+HALF_ERROR = 2.0**-11  # what rounding to float16 costs at most, relative to the value
+NORMAL = 2.0**-14  # the smallest value that float16 holds with all its digits
 
 
 class CannotServe(Exception):
@@ -64,6 +66,22 @@ def forget(bundle: Bundle) -> None:
 def storage_dtype(bundle: Bundle) -> torch.dtype:
     """The 16-bit type of whatever isn't compressed: bfloat16 where the publisher used it, else float16."""
     return torch.bfloat16 if bundle.source.get("dtype") == "bfloat16" else torch.float16
+
+
+def stored_as(tensor: Tensor, storage: torch.dtype) -> torch.dtype:
+    """The type that a tensor is stored in where `storage` is wished for: float32 where float16 can't hold its values (infinite beyond
+    65504, few digits below 2^-14), so that a row loses more than what rounding to float16 costs anywhere."""
+    if storage is not torch.float16 or not tensor.numel():
+        return storage
+    low, high = tensor.detach().aminmax()
+    if max(-float(low), float(high)) > torch.finfo(torch.float16).max:
+        return torch.float32
+    rows = tensor.detach().reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.detach().reshape(1, -1)
+    size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    small = rows[size < NORMAL * rows.shape[1] ** 0.5].float()  # in any other row what lies below float16's normal values is lost in it
+    unit = small.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    lost, whole = (((part / unit) ** 2).sum(1) for part in (small - small.half().float(), small))
+    return storage if bool((lost <= HALF_ERROR**2 * whole).all()) else torch.float32
 
 
 def prepare(bundle: Bundle) -> None:
@@ -120,7 +138,7 @@ class _Maker:
     def matrix(self, weight: Tensor) -> plans.Plan:
         key = weight.data_ptr()
         if key not in self.dense:
-            self.dense[key] = plans.dense(plans.to_range(weight.detach(), self.dtype))
+            self.dense[key] = plans.dense(plans.to_range(weight.detach(), stored_as(weight, self.dtype)))
         return self.dense[key]
 
     def linear(self, part: nn.Module | None) -> Linear:

@@ -40,9 +40,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression import adapter, arch, artifact
+from compression import adapter, arch, artifact, checkpoint, configs, headers
 from compression.base import CannotExport, ModelUnavailable, Note
 from compression.bundle import Bundle
+from compression.folder import Folder
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
@@ -144,22 +145,19 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
 
 def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
     """The model in a folder that `write` made, its linears as GroupedInt again. Raises ModelUnavailable."""
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    file = folder / "config.json"
-    about = (json.loads(file.read_text("utf-8")) if file.is_file() else {}).get("quantization_config", {})
-    scheme = _read_scheme(folder, about)
-    module = artifact.empty(folder, dtype)
-    del module.config.quantization_config  # what is read is no longer in that format
+    files, folder = Folder(folder), Path(folder)
+    said = files.json(configs.CONFIG) if files.has(configs.CONFIG) else {}
+    scheme = _read_scheme(folder, said.pop("quantization_config", None) or {})  # what is read is no longer in that format
+    weights = headers.read(files)
+    module = artifact.empty(configs.describe(said, files), dtype)
     config, decode = module.config, _from_gptq if scheme.form.startswith("gptq") else _from_compressed
-    tensors = {name: t for f in sorted(folder.glob("*.safetensors")) for name, t in load_file(f, device=device).items()}
+    tensors = {name: checkpoint.read(weights, entry) for name, entry in weights.entries.items()}
     modules = {}
     for path, parts in arch.file_linears(config):
         own = {name.removeprefix(f"{path}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{path}.")}
         try:
             layer = decode(own, scheme)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RuntimeError, IndexError) as error:
             raise _broken(folder, f"{path}: {error} is missing" if isinstance(error, KeyError) else f"{path}: {error}") from None
         rows = arch.split(torch.arange(len(layer.codes)), arch.fused_heads(config)) if len(parts) > 1 else [slice(None)]
         for part, r in zip(parts, rows, strict=True):
@@ -171,7 +169,7 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     ours, theirs = RENAMED.get(config.model_type, ("", ""))
     tensors = {ours + name.removeprefix(theirs) if theirs and name.startswith(theirs) else name: t for name, t in tensors.items()}
     source = {"kind": "export", "id": folder.name, "dtype": "float16", "licence": "", "folder": str(folder)}
-    return artifact.assemble(folder, module, modules, tensors, folder.name, source, device)
+    return artifact.assemble(files, module, modules, tensors, folder.name, source, device)
 
 
 # --- where what is -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from compression import adapter, artifact, export, texts
 from compression.base import CompressionError
+from compression.folder import Folder
 from compression.likelihood import losses
 from compression.texts import Windows
 from evaluation.perplexity import perplexity, ratio
@@ -38,6 +39,14 @@ def export_and_measure(source: Path, out: Path, form: str, windows: Windows | No
     return found | {"ratio": ratio(after, before)[0]}
 
 
+def _tokenizer(source: Path):
+    from compression import configs, tokenizer
+
+    folder = Folder(source)
+    described = configs.read(folder)
+    return tokenizer.load(folder, described.family, described.geometry.vocabulary)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation.export", description=__doc__.split("\n")[0])
     parser.add_argument("artifact", help="folder of a compressed model, or its name in the store")
@@ -51,10 +60,8 @@ def main(argv: list[str]) -> int:
         source = Path(own.artifact) if Path(own.artifact).is_dir() else Store().artifact_folder(own.artifact)
         windows = None
         if own.tokens and own.format != adapter.FORM:
-            from transformers import AutoTokenizer
-
             text = texts.load_text(own.text, "evaluation")
-            windows = texts.windows(text, AutoTokenizer.from_pretrained(source), "raw", own.window, own.tokens, "evaluation")
+            windows = texts.windows(text, _tokenizer(source), "raw", own.window, own.tokens, "evaluation")
         found = export_and_measure(source, own.out, own.format, windows)
     except (CompressionError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
