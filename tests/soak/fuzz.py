@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from compression.catalogue import OFFLINE_MODEL
 from tests.soak import stage
 from tests.soak.campaign import Campaign, records
 from tests.soak.client import FUNCTIONS, Client, Hung, Unreachable
@@ -47,7 +48,7 @@ ODD = (
     -math.inf, "", " ", "a", "x" * 5000, "\x00", "\ud800", "\udfff\ud800", "İ̶", "𝔘𝔫𝔦", "\u202e", "'; DROP TABLE runs; --",
     "<script>alert(1)</script>", "{0.__class__}", "%s%n", "${7*7}", "../../etc/passwd", "/etc/passwd", "/dev/zero",
     "/proc/self/environ", "C:\\Windows", "~", ".", "..", "\n\r\n", "nan", "1e999", "en", "zh-Hant", "gptq", "none",
-    "SmolLM2-135M", "gpt2", "a/b", "-a/b", "a/..", "file:///etc/passwd", "http://127.0.0.1:1/", "con", "builtin", "9" * 400,
+    OFFLINE_MODEL, "gpt2", "a/b", "-a/b", "a/..", "file:///etc/passwd", "http://127.0.0.1:1/", "con", "builtin", "9" * 400,
     "__class__", "__proto__", "constructor",
 )  # fmt: skip
 
@@ -118,7 +119,7 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
                 "selected": ids[0],
             }
             for lang in ("en", "zh-Hant")
-            for model in (choices["model"], "SmolLM2-135M")
+            for model in (choices["model"], OFFLINE_MODEL)
             for x in ("file_bytes", "decode_tokens_per_second")
         ],
         "ask_weigh": [{"lang": "en", "choices": c} for c in runs],

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from compression.catalogue import OFFLINE_MODEL
 from tests.soak import stage
 from tests.soak.campaign import Campaign, record
 from tests.soak.client import Client, Hung
@@ -63,7 +64,7 @@ def _limit(group: str | None, megabytes: int):
 def _choices() -> dict:
     """The offline model with a calibration of its own size: about 2.5 GB."""
     return {
-        "model": "SmolLM2-135M",
+        "model": OFFLINE_MODEL,
         "recipe": [["gptq", {"bits": 4}]],
         "calibration": "builtin",
         "calibration_tokens": 32_768,

@@ -11,6 +11,7 @@ import json
 import secrets
 import time
 
+from compression.catalogue import OFFLINE_MODEL
 from tests.soak import stage
 from tests.soak.campaign import Campaign, record, records
 from tests.soak.client import FUNCTIONS, Answered, Client, Hung, Unreachable
@@ -62,7 +63,7 @@ FILES = (
     "{root}/.git/config",
     "../../../etc/passwd",
     "{home}/downloads/../runs/{run}.json",
-    "{home}/models/SmolLM2-135M/config.json",
+    "{home}/models/{model}/config.json",
     "C:/Windows/win.ini",
     "//etc/passwd",
     "file:///etc/passwd",
@@ -206,7 +207,7 @@ def _closed(ledger, app: stage.App, client: Client, run_id: str) -> None:
     answer = client.post("gradio_api/upload", files={"files": ("a.bin", b"x" * 1_000_000)})
     ledger.check(answer.status_code in (403, 404, 405, 413), f"an upload gets HTTP {answer.status_code}")
     for pattern in FILES:
-        path = pattern.format(home=app.home, root=stage.ROOT, run=run_id)
+        path = pattern.format(home=app.home, root=stage.ROOT, run=run_id, model=OFFLINE_MODEL)
         for before in ("gradio_api/file=", "file=", "static/", "assets/", "gradio_api/file/"):
             answer = client.get(before + path, follow_redirects=False)
             ledger.check(

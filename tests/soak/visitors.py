@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 
+from compression.catalogue import OFFLINE_MODEL
 from tests.soak import stage
 from tests.soak.campaign import Campaign, record, records
 from tests.soak.client import Answered, Client, Hung, Unreachable
@@ -54,7 +55,7 @@ class Street:
 def public_choices(**more) -> dict:
     """A run of the offline model, as a public page takes it."""
     return {
-        "model": "SmolLM2-135M",
+        "model": OFFLINE_MODEL,
         "recipe": [["rtn", {"bits": 4, "group_size": 64}]],
         "calibration": "builtin",
         "calibration_tokens": 8192,
@@ -135,7 +136,7 @@ def _visit(street: Street, number: int, config: dict) -> None:
 
 def _look(street: Street, client: Client, chance) -> None:
     asks = {
-        "ask_front": lambda: client.ask("ask_front", model="SmolLM2-135M", x="file_bytes", y="perplexity"),
+        "ask_front": lambda: client.ask("ask_front", model=OFFLINE_MODEL, x="file_bytes", y="perplexity"),
         "ask_runs": lambda: client.ask("ask_runs"),
         "ask_card": lambda: client.ask("ask_card", id=chance.choice(street.ids)),
         "ask_weigh": lambda: client.ask("ask_weigh", choices=public_choices(seed=chance.randrange(9))),
