@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import hostile
 from tests.soak import stage
 from tests.soak.campaign import Campaign, told
 
@@ -83,10 +84,16 @@ def run(campaign: Campaign) -> None:
         for kind, found in whole.items():
             if not ledger.check(bool(found.get("loaded")), f"a good {kind} doesn't load: {found}"):
                 return
-        listed = _listed(campaign)
-        for i in campaign.each(len(listed)):
-            name, folder, expected = listed[i]
-            _judge(ledger, name, folder, loader.load("model", folder), expected, loader)
+        cases = list(hostile.CASES.items())
+        for i in campaign.each(campaign.times(len(cases), 5)):
+            name, case = cases[i]
+            folder = case.build(campaign.scratch / f"listed-{i}")
+            found = loader.load("model", folder)
+            if case.code is None:
+                own = loader.load("model", campaign.model(f"good-{case.family}", family=case.family))
+                ledger.check("loaded" in found and _close(found["logits"], own["logits"]), f"{name}: {_shown(found)}")
+            else:
+                _judge(ledger, name, folder, found, case.code, loader)
         for i in campaign.each(campaign.times(BENT, 5)):
             family = campaign.random.choice(("llama", "llama", "qwen3", "gpt2", "opt", "gpt_neox"))
             folder = _copy(Path(campaign.model(f"good-{family}", family=family)), campaign.scratch / f"bent-{i}")
@@ -104,21 +111,8 @@ def run(campaign: Campaign) -> None:
         loader.close()
 
 
-def _listed(campaign: Campaign) -> list[tuple[str, Path, str | None]]:
-    """(name, folder, code that is due) of the list that the tests use as well."""
-    try:
-        from tests import hostile
-    except ImportError:
-        campaign.ledger.note("tests/hostile.py isn't there: only folders bent by chance")
-        return []
-    found = []
-    cases = list(hostile.CASES.items())
-    for name, (build, code) in cases[: campaign.times(len(cases), 5)]:
-        folder = campaign.scratch / "listed" / name
-        folder.parent.mkdir(exist_ok=True)
-        build(folder)
-        found.append((name, folder, code))
-    return found
+def _shown(found: dict) -> dict:
+    return {k: v for k, v in found.items() if k not in ("logits", "tokens")}
 
 
 def _artifact(campaign: Campaign, good: Path) -> Path:
@@ -147,8 +141,8 @@ def _copy(folder: Path, place: Path) -> Path:
 
 
 def _judge(ledger, name: str, folder: Path, found: dict, expected: str | None, loader: Loader) -> None:
-    shown = f"{name}: { ({k: v for k, v in found.items() if k not in ('logits', 'tokens')}) }"
-    if (folder / "ran").exists():
+    shown = f"{name}: {_shown(found)}"
+    if any(file.name.endswith(("ran", hostile.MARK)) for file in folder.rglob("*")):
         return ledger.count("wrong", f"code of the folder ran: {shown}")
     if found.get("hung"):
         return ledger.count("hung", shown)
@@ -171,7 +165,7 @@ def _judge(ledger, name: str, folder: Path, found: dict, expected: str | None, l
 
 
 def _judge_artifact(ledger, name: str, found: dict, whole: dict, folder: Path) -> None:
-    shown = f"artifact, {name}: { ({k: v for k, v in found.items() if k not in ('logits', 'tokens')}) }"
+    shown = f"artifact, {name}: {_shown(found)}"
     if found.get("hung"):
         ledger.count("hung", shown)
     elif "died" in found:
