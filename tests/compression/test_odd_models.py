@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import pytest
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from compression import arch, calibrate, engine, get, inputs, known, sample
 from compression.base import CalibrationError
@@ -218,6 +220,16 @@ def test_what_is_compressed_or_rounded_passes_the_trial(rule, monkeypatch):
 
 
 @c_kernels
+def test_two_who_ask_at_once_get_one_decoder():
+    bundle, found = odd.fresh("llama", {}).bundle, []
+    threads = [threading.Thread(target=lambda: found.append(engine.serve(bundle))) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert found[0] is not None and all(decoder is found[0] for decoder in found)
+    assert not any("forward" in vars(part) for part in bundle.module.modules())
+
+
+@c_kernels
 def test_the_trial_leaves_no_trace():
     bundle = odd.fresh("gpt2", {}).bundle
     before, state = tiny.logits(bundle, tiny.ids(2)), torch.get_rng_state()
@@ -265,6 +277,36 @@ def test_what_the_step_does_not_know_is_declined(family, change, said):
     bundle.module.requires_grad_(False)
     change(bundle)
     assert engine.serve(bundle) is None and said in bundle.refused
+
+
+@c_kernels
+def test_every_activation_is_the_librarys_or_declined():
+    """Behind a gate and without one."""
+    served = set()
+    for family, places in (("llama", "model.layers.{}.mlp.act_fn"), ("gpt2", "transformer.h.{}.mlp.act")):
+        bundle, ids = odd.fresh(family, {}).bundle, tiny.ids(1, 12)
+        for name in ACT2FN:
+            for layer in range(2):
+                bundle.module.set_submodule(places.format(layer), ACT2FN[name].eval().requires_grad_(False))
+            engine.forget(bundle)
+            if engine.serve(bundle) is None:
+                assert "which the step doesn't know" in bundle.refused
+                continue
+            found = engine.decoder(bundle, torch.float32).session(1, 12).run(ids)
+            assert relative(found, tiny.logits(bundle, ids)[:, -1]) < EXACT, name
+            served.add(name)
+    assert served >= {
+        "gelu",
+        "gelu_accurate",
+        "gelu_fast",
+        "gelu_new",
+        "gelu_python",
+        "gelu_pytorch_tanh",
+        "relu",
+        "silu",
+        "swish",
+    }
+    assert not served & {"gelu_10", "quick_gelu", "relu2", "relu6", "tanh", "mish", "linear", "leaky_relu"}
 
 
 @c_kernels
