@@ -166,7 +166,22 @@ def config_hash(name: str) -> str | None:
 def content_hash(name: str) -> str | None:
     """Hash of all that decides what a model computes: its weights and its config; None if it isn't on this disk."""
     weights, config = weights_hash(name), config_hash(name)
-    return hashlib.sha256(f"{weights} {config}".encode()).hexdigest() if weights and config else None
+    return combined(weights, config) if weights and config else None
+
+
+def combined(weights: str, config: str) -> str:
+    """One hash of a model from that of its weights and that of its config."""
+    return hashlib.sha256(f"{weights} {config}".encode()).hexdigest()
+
+
+def remembered(name: str) -> tuple[str, str] | None:
+    """(weights_hash, config_hash) of a model without reading its weights; None if it isn't here or its hash isn't known yet."""
+    path = on_disk(name)
+    if path is None:
+        return None
+    folder = Folder(path)
+    weights = remembered_hash(headers.stamp(folder, headers.weight_files(folder)[0]))
+    return (weights, configs.read(folder).hash) if weights else None
 
 
 _hashes: dict[str, str] = {}  # what couldn't be written down

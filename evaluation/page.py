@@ -22,6 +22,7 @@ from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from compression.disk import check_room
 from evaluation import cards, deaths, host, pareto, plots, requests
+from evaluation.freshness import answers
 from evaluation.scales import Scales
 from evaluation.spec import PRESETS, TEXTS, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, methods, table
@@ -248,7 +249,8 @@ class Page:
     def _stored(self, spec: RunSpec) -> str:
         """Id of the newest answer to the same request, own before shipped, "" if there is none."""
         wanted = spec.identity()
-        found = self.store.find(wanted) or next(
+        own = self.store.find(wanted)
+        found = (own if own and answers(own) else None) or next(
             (r for r in self.store.shipped() if r.status == "ok" and r.spec.identity() == wanted), None
         )
         return found.id if found else ""

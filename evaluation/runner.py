@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from compression.base import CompressionError
 from evaluation import deaths, host
 from evaluation.estimate import estimate, stage_seconds
+from evaluation.freshness import answers
 from evaluation.requests import named_only
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
@@ -109,7 +110,7 @@ class Runner:
         return job.id
 
     def _usable(self, result: Result) -> bool:
-        return result.spec.is_original or self.store.has_artifact(result)
+        return (result.spec.is_original or self.store.has_artifact(result)) and answers(result)
 
     def state(self, run_id: str, visitor: str = "") -> dict:
         """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it began),

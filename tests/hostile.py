@@ -62,7 +62,8 @@ def tensors(change: Callable[[dict], object], file: str = WEIGHTS) -> Callable[[
 
     def apply(place: Path) -> None:
         found = load_file(place / WEIGHTS)
-        found = change(found) or found
+        made = change(found)
+        found = made if isinstance(made, dict) else found
         save_file({k: v.clone().contiguous() for k, v in found.items()}, place / file, metadata={"format": "pt"})
 
     return apply
