@@ -378,6 +378,7 @@ def serve() -> None:
 def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:
     """The sides that a question is for; what is no longer needed is freed first."""
     from compression import artifact, models
+    from kernels.home import held
 
     wanted = {"original": question["model"], "compressed": question["artifact"]}
     for name in SIDES:
@@ -385,7 +386,8 @@ def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:
             del loaded[name]
     for name in SIDES:
         if wanted[name] and name not in loaded:
-            bundle = models.load(wanted[name]) if name == "original" else artifact.load(Path(wanted[name]))
+            with held(question["artifact"] or "."):  # no run makes room by removing it meanwhile
+                bundle = models.load(wanted[name]) if name == "original" else artifact.load(Path(wanted[name]))
             loaded[name] = (wanted[name], Side(name, bundle))
     return [loaded[name][1] for name in SIDES if name in loaded]
 

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 from compression.base import Cancelled, CompressionError
 from evaluation import limits
@@ -76,8 +77,11 @@ def status(error: BaseException) -> str:
     return "cancelled" if isinstance(error, Cancelled) else "oom" if describe(error)["code"] == "out_of_memory" else "failed"
 
 
-def describe(error: BaseException) -> Error:
-    """An exception as the record and the page tell it. Libraries wrap what the system said: what stands behind an error counts too."""
+def describe(error: BaseException, place: Path | None = None) -> Error:
+    """An exception as the record and the page tell it. place: what was written to, where the error doesn't say.
+
+    Libraries wrap what the system said: what stands behind an error counts too.
+    """
     if isinstance(error, CompressionError):
         return {"code": error.code, "message": str(error), "facts": error.facts}
     for e in _behind(error):
@@ -87,7 +91,7 @@ def describe(error: BaseException) -> Error:
         if isinstance(e, MemoryError) or number == errno.ENOMEM or _tells(e, MEMORY_WORDS, words):
             return _out_of_memory()
         if number in (errno.ENOSPC, errno.EDQUOT) or _tells(e, DISK_WORDS, words):
-            return _disk_full(str(getattr(e, "filename", None) or ""))
+            return _disk_full(getattr(e, "filename", None) or place)
         if number in ERRNOS:
             code, message = ERRNOS[number]
             reason = os.strerror(number)
@@ -129,10 +133,10 @@ def _out_of_memory() -> Error:
     }
 
 
-def _disk_full(file: str = "") -> Error:
+def _disk_full(place: Path | str | None = None) -> Error:
     from compression.disk import free_bytes
     from kernels.home import home
 
-    facts = {"free_bytes": free_bytes(file or home())}
+    facts = {"free_bytes": free_bytes(place or home())}
     return {"code": "disk_full", "message": f"the disk is full: {facts['free_bytes'] / 1e6:,.1f} MB are free; free some space and run again",
             "facts": facts}  # fmt: skip

@@ -52,11 +52,11 @@ def run(
         try:
             result = _Run(spec, emit, cancelled, store, allow_paths, timings, again, enough, held).go()
         except Exception as error:
-            result = Result(key="", spec=spec, status=deaths.status(error), error=deaths.describe(error),
+            result = Result(key="", spec=spec, status=deaths.status(error), error=deaths.describe(error, store.home),
                             environment=host.environment(), created=started)  # fmt: skip
         if result.id and result.status == "ok" and not run_id:
             return result  # the store's own answer
-        result = dataclasses.replace(result, id=run_id or result.id)
+        result = dataclasses.replace(result, id=run_id or result.id or store.new_id())
         try:
             return store.put(result)
         except (OSError, CompressionError) as error:
@@ -67,7 +67,7 @@ def _unkept(store: Store, result: Result, why: Exception) -> Result:
     """What becomes of a result that can't be written: its artifact goes, unless an earlier run of the same key has it too."""
     if result.artifact and not any(r.artifact == result.artifact and r.status == "ok" for r in store.own() if r.id != result.id):
         shutil.rmtree(store.artifact_folder(result.artifact), ignore_errors=True)
-    failed = Result(key="", spec=result.spec, status="failed", error=deaths.describe(why), id=result.id,
+    failed = Result(key="", spec=result.spec, status="failed", error=deaths.describe(why, store.home), id=result.id,
                     environment=result.environment, created=result.created)  # fmt: skip
     try:
         return store.put(failed)
@@ -325,7 +325,11 @@ class _Run:
         shared = {"weight_bits_per_weight": 8.0 * artifact.storage_dtype(self.bundle).itemsize} if spec.is_original else {}
         if spec.is_original:
             shared["model_bits_per_parameter"] = 8 * metrics["stored_bytes"] / metrics["parameters"]
-            notes = [n for n in notes if n["code"] in ("already_rounded", "recomputed_buffers", "window_shortened", "machine_shared", "plain_loop")]
+            notes = [
+                n
+                for n in notes
+                if n["code"] in ("already_rounded", "recomputed_buffers", "window_shortened", "machine_shared", "plain_loop")
+            ]
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
             layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,

@@ -75,7 +75,7 @@ class TextTeacher(_Known):
         self._bundle, self._name = bundle, bundle.source.get("weights_hash") or bundle.name
         self._file = store or home() / "teachers" / f"{hashlib.sha256(self._name.encode()).hexdigest()[:20]}.jsonl"
         if self._file.is_file():
-            self._rows = {r["key"]: r for r in map(json.loads, self._file.read_text("utf-8").splitlines())}
+            self._rows = {r["key"]: r for r in _lines(self._file.read_bytes())}
 
     def _answer(self, questions, cancelled) -> None:
         from compression.distillation.replies import TOGETHER, write
@@ -91,8 +91,21 @@ class TextTeacher(_Known):
                 self.calls, self.tokens = self.calls + 1, self.tokens + sum(t.tokens for t in texts)
                 found = row(self._name, question, [t.text for t in texts])
                 self._rows[found["key"]] = found
-                with self._file.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(found, ensure_ascii=False) + "\n")
+                with self._file.open("ab", buffering=0) as file:  # in one write: another program may add to it too
+                    file.write(json.dumps(found, ensure_ascii=False).encode() + b"\n")
+
+
+def _lines(kept: bytes) -> list[dict]:
+    """The answers in a file; what a process that was killed left of its last line is none."""
+    found = []
+    for line in kept.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("texts"), list):
+            found.append(row)
+    return found
 
 
 class OracleTeacher(_Known):
