@@ -53,7 +53,12 @@ def main(argv: list[str]) -> int:
     names = asked.parts or list(PARTS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that apps and disks are put away
     with _scratch(asked.scratch) as scratch:
-        os.environ |= {"SOAK_SCRATCH": str(scratch), "HF_HUB_OFFLINE": "1", "COMPRESSION_EXPLORER_HOME": str(scratch / "home")}
+        os.environ |= {
+            "SOAK_SCRATCH": str(scratch),
+            "HF_HUB_OFFLINE": "1",
+            "COMPRESSION_EXPLORER_HOME": str(scratch / "home"),
+            "COMPRESSION_EXPLORER_TESTS": str(scratch),
+        }
         for name in names:
             key = f"{name} x{asked.scale:g}"
             if asked.again or key not in state:
