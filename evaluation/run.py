@@ -241,6 +241,8 @@ class _Run:
             cache_bits=spec.cache_bits, emit=self.emit, cancelled=self.cancelled, seed=spec.seed, training=self.training, enough=self.enough,
         )  # fmt: skip
         self.notes += outcome.notes
+        if small := _small_scales(self.bundle.module):
+            self.notes.append(Note("small_scales", {"count": small}))
         self.clock.stage("save")
         about = {"recipe": spec.json()["recipe"], "label": label(spec), "protocol": self.windows.protocol_id}
         with self.store.making(key) as folder:
@@ -335,6 +337,15 @@ class _Run:
             layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,
             environment=host.environment(), model=source,
         )  # fmt: skip
+
+
+def _small_scales(module) -> int:
+    """How many matrices have weights so small that more than one in twenty of their steps is float16's smallest (codes lose digits)."""
+    import torch
+
+    floor = torch.finfo(torch.float16).smallest_normal
+    scales = [t for name, t in module.named_buffers() if name.endswith("grid.scale") and t.dtype == torch.float16 and not t.is_meta]
+    return sum(float((t == floor).float().mean()) > 0.05 for t in scales)
 
 
 def label(spec: RunSpec) -> str:

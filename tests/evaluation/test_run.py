@@ -303,6 +303,7 @@ def test_the_same_run_again_is_answered_from_the_store(place, store):
     assert again.id == first.id and set(stages) <= {"load"}
     third = run(spec(place), store=store, timings=False, again=True)
     assert third.id != first.id
+    assert len([r for r in store.own() if r.spec.is_original]) == 2, "the original is measured again too"
     assert {k: third.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")} == \
         {k: first.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")}  # fmt: skip
 
