@@ -22,7 +22,7 @@ run: $(READY)
 
 test: $(TEST_READY)
 	$(BIN)/python -m tests.chromium
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 measure: $(READY)
 	$(BIN)/python -m evaluation.shipped

@@ -16,6 +16,7 @@ from filelock import FileLock
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GIGABYTES_PER_WORKER = 3
+FIRST = ("test_app.py", "test_gpu.py", "test_cpu.py", "test_distillation.py")  # minutes each: begun last, they would end alone
 _outer = os.environ.get("COMPRESSION_EXPLORER_TESTS")  # a worker, or a test's own process, lives in the session's folder
 _session = Path(_outer or tempfile.mkdtemp(prefix="compression-explorer-tests-"))
 _home = Path(tempfile.mkdtemp(prefix="home-", dir=_session))
@@ -49,6 +50,11 @@ def pytest_sessionstart(session):
 
         with FileLock(_session / "kernels.lock"):
             cpu.wait()
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others as they come."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -28,6 +28,11 @@ CONFIGS = {  # family -> overrides of the smallest model with every trait: GQA, 
 FAMILIES = tuple(CONFIGS)
 
 
+def pairs(names) -> list[tuple[str, str]]:
+    """Each name with two families, each family with many names: for what sees one matrix after the other and no family."""
+    return [(name, FAMILIES[(i + k) % len(FAMILIES)]) for i, name in enumerate(names) for k in (0, 3)]
+
+
 @functools.cache
 def original(family: str):
     """A transformers model as it comes, weights from a fixed seed, float32."""

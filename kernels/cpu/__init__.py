@@ -24,7 +24,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from kernels.home import home, scratch
+from kernels.home import home, scratch, usable
 
 HERE = Path(__file__).parent
 SOURCES = sorted(HERE.glob("*.c"))
@@ -46,8 +46,8 @@ _reason = "not built yet"
 
 
 def cache() -> Path:
-    """Where built libraries lie."""
-    return home() / "kernels"
+    """Where built libraries lie: in the home, or in a temporary folder where only these can't be written."""
+    return usable(home() / "kernels")
 
 
 def compiler() -> str | None:

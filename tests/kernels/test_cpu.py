@@ -4,6 +4,7 @@ way when they can't serve."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,6 +36,28 @@ def fresh(monkeypatch, tmp_path):
     yield tmp_path
     monkeypatch.undo()
     cpu.forget()
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """A library that was built with QUICKLY, among the session's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CFLAGS", QUICKLY["CFLAGS"])
+        return cpu._file("")
+
+
+@pytest.fixture
+def compiled(fresh, quick, monkeypatch):
+    """The same, where building takes no time: for what happens before and after it. test_it_is_built_once_and_kept, the damaged
+    library's and the two processes' tests compile."""
+
+    def build(file, program, choices):
+        file.parent.mkdir(exist_ok=True)
+        shutil.copyfile(quick, file.with_suffix(".part"))
+        os.replace(file.with_suffix(".part"), file)
+
+    monkeypatch.setattr(cpu, "build", build)
+    return fresh
 
 
 LARGE = (1 << 30, 127, 1.5)  # a rule with a threshold
@@ -168,16 +191,16 @@ def test_it_is_built_once_and_kept(fresh, monkeypatch):
 
 
 @needs_compiler
-def test_a_library_that_was_changed_is_tested_again(fresh, monkeypatch):
+def test_a_library_that_was_changed_is_tested_again(compiled, monkeypatch):
     assert cpu.wait() is not None
-    next((fresh / "kernels").glob("*.passed")).write_text("the hash of another file")
+    next((compiled / "kernels").glob("*.passed")).write_text("the hash of another file")
     monkeypatch.setattr(selftest, "failure", lambda library: "wrong now")
     cpu.forget()
     assert cpu.wait() is None and "wrong now" in cpu.status()
 
 
 @needs_compiler
-def test_pytorch_serves_while_it_is_built(fresh, monkeypatch):
+def test_pytorch_serves_while_it_is_built(compiled, monkeypatch):
     from compression.packed.dense import Dense
 
     gate = threading.Event()
@@ -193,13 +216,13 @@ def test_pytorch_serves_while_it_is_built(fresh, monkeypatch):
 
 
 @needs_compiler
-def test_a_damaged_library_is_built_anew(fresh):
+def test_a_damaged_library_is_built_anew(compiled):
     assert cpu.wait() is not None
-    file = next((fresh / "kernels").glob("*.so"))
+    file = next((compiled / "kernels").glob("*.so"))
     code = f"""
 import pathlib; file = pathlib.Path({str(file)!r}); file.unlink(); file.write_bytes(b"not a library")  # this process has the old one open
 from kernels import cpu; assert cpu.wait() is not None, cpu.status()"""
-    done = process(code, fresh)
+    done = process(code, compiled)
     assert done.returncode == 0, done.stderr
 
 
@@ -226,10 +249,10 @@ def test_a_compiler_that_refuses_is_survived(fresh, monkeypatch):
 
 
 @needs_compiler
-def test_a_wrong_kernel_is_never_used(fresh, monkeypatch):
+def test_a_wrong_kernel_is_never_used(compiled, monkeypatch):
     monkeypatch.setattr(selftest, "failure", lambda library: "3 bits, 1 tokens")
     served_by_pytorch("self-test failed")
-    assert not list((fresh / "kernels").iterdir())
+    assert not list((compiled / "kernels").iterdir())
 
 
 @needs_compiler
