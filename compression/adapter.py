@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compression import arch, artifact
+from compression import arch, beside, elsewhere
 from compression.base import CannotExport, Note
 from compression.bundle import Bundle
 from compression.packed.base import Packed
@@ -84,8 +84,8 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
         file = temporary / "adapter_model.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})
         (temporary / "adapter_config.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
-        bundle.tokenizer.save_pretrained(temporary)
-        artifact.write_licence(bundle, temporary, label, f"An adapter for PEFT. Its base is {base}.\n")
+        beside.write(bundle, temporary, label, f"An adapter for PEFT. Its base is {base}.\n")
+        elsewhere.tokenizer(temporary)
         size = file.stat().st_size
     return size, ()
 

@@ -10,7 +10,7 @@ The folder holds
     model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16 bits
     compression.json     which module has which format, the recipe, the base model, its licence; each block's heads and
                          channels where they aren't config.json's; the hash of every other file and its own
-    config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md; files of a method's own (a task's scales, a teacher's answers)
+    config.json, generation_config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md (beside.py); files of a method's own
 
 Loading builds the architecture from config.json with empty weights, puts an empty format at every path that
 compression.json names, and fills all of it from the file. Before that every file's content is compared with its hash.
@@ -18,9 +18,7 @@ compression.json names, and fills all of it from the file. Before that every fil
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
@@ -29,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compression import arch, checkpoint, configs, headers, structure, tokenizer
+from compression import arch, beside, checkpoint, configs, headers, structure, tokenizer
 from compression.base import ModelUnavailable
 from compression.bundle import Bundle, LayerGeometry
 from compression.disk import check_room
@@ -45,7 +43,6 @@ from kernels.home import whole
 MANIFEST, WEIGHTS = "compression.json", "model.safetensors"
 VERSION = 2  # 2: with the hash of every file
 UNSEALED, MANIFEST_BYTES = "0" * 64, 32_000_000
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def save(bundle: Bundle, folder: Path | str, about: dict, files: Mapping[str, bytes] | None = None) -> int:
@@ -68,7 +65,6 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
     storage = storage_dtype(bundle)
     save_file(stored_tensors(module, storage), folder / WEIGHTS, metadata={"format": "pt"})
     module.config.save_pretrained(folder)
-    bundle.tokenizer.save_pretrained(folder)
     source = {k: v for k, v in bundle.source.items() if k != "folder"}
     manifest = {
         "version": VERSION, "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name, "source": source, "modules": _modules(module),
@@ -78,7 +74,7 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
         manifest["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
     if bundle.geometry.hidden != arch.geometry_of(module.config).hidden:
         manifest["width"] = bundle.geometry.hidden
-    write_licence(bundle, folder, about.get("label", "compressed"), HOW_TO_LOAD)
+    beside.write(bundle, folder, about.get("label", "compressed"), HOW_TO_LOAD)
     _seal(folder, manifest)
     return (folder / WEIGHTS).stat().st_size
 
@@ -131,24 +127,6 @@ bundle = artifact.load("this-folder")
 print(sample.complete(bundle, "The capital of France is"))
 ```
 """
-
-
-def write_licence(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
-    """The base model's licence, what was done to it, and a README."""
-    base = bundle.source.get("folder")
-    origin = Folder(base) if base else None
-    for name in origin.names() if origin else ():
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in LICENCE_FILES):
-            with contextlib.suppress(ModelUnavailable):  # a link to elsewhere, a pipe, a huge file: no licence to hand on
-                (folder / name).write_bytes(origin.read(name))
-    licence = bundle.source.get("licence") or "see the base model's page"
-    origin = bundle.source.get("id") or Path(bundle.name).name
-    (folder / "NOTICE.txt").write_text(
-        f"This folder holds a modified copy of {origin} (licence of the base model: {licence}).\n"
-        f"Modification: {label}, by Compression Explorer. The base model's licence and terms apply.\n",
-        "utf-8",
-    )
-    (folder / "README.md").write_text(f"# {origin}, {label}\n\nLicence of the base model: {licence}. {how_to_load}", "utf-8")
 
 
 def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:

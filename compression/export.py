@@ -7,7 +7,8 @@
 
 What can go: every linear of the blocks as integers on a uniform grid, w = scale * (code - zero), with whole-number zero
 points (the format GroupedInt: from rounding, GPTQ, AWQ or SmoothQuant). Sparse, low-rank, code-book and mixed formats have
-no place in these files; they are refused with the reason, as is whatever a loader would read wrongly. All else is float16.
+no place in these files; they are refused with the reason, as is whatever a loader would read wrongly. All else is float16, or
+float32 where float16 can't hold a value. Configs and tokenizers are written for transformers 4 and 5 alike (elsewhere.py).
 
     gptq_v2, gptq        a GPTQ checkpoint (GPTQModel, vLLM, AutoGPTQ). For each linear [out, in]
                            qweight int32 [in * bits / 32, out]    qzeros int32 [groups, out * bits / 32]
@@ -40,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression import adapter, arch, artifact, checkpoint, configs, headers
+from compression import adapter, arch, artifact, beside, checkpoint, configs, elsewhere, headers
 from compression.base import CannotExport, ModelUnavailable, Note
 from compression.bundle import Bundle
 from compression.folder import Folder
@@ -61,6 +62,10 @@ LOADERS = {
     "gptq": "a program that reads GPTQ checkpoints, such as GPTQModel or vLLM",
     "compressed-tensors": "transformers and the package compressed-tensors, or with vLLM",
 }
+
+# transformers makes room for a layer's zero points as if they weren't packed, and refuses the file; so it is told to dequantise on loading
+UNPACKED = ("Its zero points are asymmetric: transformers 5 with compressed-tensors 0.19 or newer opens it and dequantises it on loading; "
+            "transformers 4 can't. For that take symmetric weights, or gptq_v2.")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,21 +129,25 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
     tensors, notes = _rest(bundle)
     for path, parts in found.items():
         layer = _joined(path, [linear for _, linear in parts], arch.fused_heads(config))
-        own = encode(path, layer, scheme) | ({} if layer.bias is None else {"bias": layer.bias.to(DTYPE)})
+        own = encode(path, layer, scheme) | ({} if layer.bias is None else {"bias": _narrow(layer.bias)})
         tensors |= {f"{path}.{name}": t.contiguous() for name, t in own.items()}
     about = describe(scheme, module)
+    if "dequantize" in about:
+        notes += (Note("export_unpacked"),)
+    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
+        raise CannotExport(f"{', '.join(broken[:3])} ({len(broken)} tensors) hold infinities or values that are no numbers; "
+                           "the model is broken as it is")  # fmt: skip
+    wider = [name for name, t in tensors.items() if t.dtype == torch.float32]
+    wide = "float32" if wider else "float16"
+    if wider:
+        notes += (Note("export_in_float32", {"name": wider[0], "count": len(wider)}),)
     with whole(folder) as temporary:
         save_file(tensors, temporary / artifact.WEIGHTS, metadata={"format": "pt"})
-        bundle.tokenizer.save_pretrained(temporary)
-        config.save_pretrained(temporary)
-        config_json = json.loads((temporary / "config.json").read_text("utf-8")) | {
-            "dtype": "float16",
-            "quantization_config": about,
-        }
-        for name, content in {"config.json": config_json, "quantize_config.json": about}.items():
-            if name == "config.json" or form.startswith("gptq"):
-                (temporary / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
-        artifact.write_licence(bundle, temporary, label, f"Load it with {LOADERS[form]}.\n")
+        beside.write(bundle, temporary, label, f"Load it with {LOADERS[form]}.{' ' + UNPACKED if 'dequantize' in about else ''}\n")
+        elsewhere.tokenizer(temporary)
+        elsewhere.write(temporary / "config.json", elsewhere.config(module, wide) | {"quantization_config": about})
+        if form.startswith("gptq"):
+            elsewhere.write(temporary / "quantize_config.json", about)
         size = (temporary / artifact.WEIGHTS).stat().st_size
     return size, notes
 
@@ -176,19 +185,25 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
 
 
 def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
-    """Every tensor outside the blocks' linears in float16 (tied ones once); a rounded table is written back as 16 bits."""
+    """Every tensor outside the blocks' linears in float16, or wider if need be (tied ones once); a rounded table is written back as 16 bits."""
     own = {path: m for path, m in bundle.module.named_modules() if isinstance(m, (CompressedLinear, CompressedTable))}
-    stored = artifact.stored_tensors(bundle.module, DTYPE)
+    stored = {name: _narrow(t) if t.is_floating_point() else t for name, t in artifact.stored_tensors(bundle.module, torch.float32).items()}
     tensors = {name: t for name, t in stored.items() if not any(name.startswith(f"{path}.") for path in own)}
     blocks = arch.table(bundle.module).blocks
     tables = {path: m for path, m in own.items() if not path.startswith(f"{blocks}.")}
     if len(tables) > 1 and bundle.geometry.tied:
         raise CannotExport("the head has a table of its own, and this model's config says that it shares the embedding's")
     for path, table in tables.items():
-        tensors[f"{path}.weight"] = table.packed.dequantize().to(DTYPE)
+        tensors[f"{path}.weight"] = _narrow(table.packed.dequantize())
     ours, theirs = RENAMED.get(bundle.module.config.model_type, ("", ""))
     tensors = {theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name: t for name, t in tensors.items()}
     return tensors, (Note("tables_as_16_bits"),) if tables else ()
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """In float16, or in float32 where that doesn't hold a value."""
+    half = tensor.to(DTYPE)
+    return half if bool(torch.isfinite(half).all()) else tensor.float()
 
 
 def _joined(path: str, linears: list[CompressedLinear], heads: int | None) -> Layer:
@@ -342,8 +357,9 @@ def _about_compressed(scheme: Scheme, module: nn.Module) -> dict:
     if scheme.rule is not None:
         form, inputs = "int-quantized", {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
+    unpacked = {} if scheme.symmetric or form != "pack-quantized" else {"dequantize": True}
     return {"quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed",
-            "config_groups": {"group_0": group}, "ignore": sorted({*kept, head, renamed} - {""})}  # fmt: skip
+            "config_groups": {"group_0": group}, "ignore": sorted({*kept, head, renamed} - {""})} | unpacked  # fmt: skip
 
 
 def _read_scheme(folder: Path, about: dict) -> Scheme:

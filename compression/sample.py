@@ -36,6 +36,13 @@ def generate(bundle: Bundle, ids: Tensor, new_tokens: int, temperature: float = 
         step = chosen[:, None]
 
 
+def fitted(positions: int, available: int, prompt: int, new_tokens: int) -> tuple[int, int]:
+    """(prompt tokens, new tokens) that a model of so many positions has room for, out of `available` tokens of text. Where it hasn't room
+    for both as they are asked for, at least half of it is for the new ones."""
+    new_tokens = min(new_tokens, max(positions // 2, positions - prompt))
+    return min(prompt, available, positions - new_tokens), new_tokens
+
+
 def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor], Tensor]:
     """A function that puts ids [sequences, t] behind what it has been given and returns the last tokens' logits
     [sequences, vocabulary]: whole layers in C where they serve (compression/engine.py), else transformers' loop."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
 from compression import adapter, artifact, export, texts
-from compression.base import CompressionError
+from compression.base import CannotExport, CompressionError
 from compression.folder import Folder
 from compression.likelihood import losses
 from compression.texts import Windows
@@ -36,7 +37,12 @@ def export_and_measure(source: Path, out: Path, form: str, windows: Windows | No
         return found
     before, after = losses(bundle, windows.ids), losses(export.read(out), windows.ids)
     found |= {"protocol": windows.protocol_id, "perplexity": perplexity(before)[0], "perplexity_read_back": perplexity(after)[0]}
-    return found | {"ratio": ratio(after, before)[0]}
+    found |= {"ratio": ratio(after, before)[0]}
+    for name in ("perplexity", "perplexity_read_back", "ratio"):
+        if not math.isfinite(found[name]):
+            raise CannotExport(f"{name} = {found[name]}: the model that {'the artifact holds' if name == 'perplexity' else 'was read back'} "
+                               "doesn't predict; some weight is beyond the range of the type that it is stored in")  # fmt: skip
+    return found
 
 
 def _tokenizer(source: Path):
@@ -66,7 +72,7 @@ def main(argv: list[str]) -> int:
     except (CompressionError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(found, ensure_ascii=False))
+    print(json.dumps(found, ensure_ascii=False, allow_nan=False))
     if abs(found.get("ratio", 1.0) - 1) > SAME:
         print("error: what is read back predicts differently", file=sys.stderr)
         return 1

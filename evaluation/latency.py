@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from compression import engine
+from compression.base import Note
 from compression.bundle import Bundle
-from compression.sample import stepper, transformers_stepper
+from compression.sample import fitted, stepper, transformers_stepper
 from evaluation.host import available_bytes
 from evaluation.memory import resident_bytes
 from kernels.bench import read_bandwidth
@@ -25,10 +26,25 @@ PROMPT_TOKENS, NEW_TOKENS, WARM_UPS, ROUNDS = 128, 17, 2, 3
 Begin = Callable[[], Callable[[Tensor], Tensor]]  # starts a text: a function from ids to the last token's logits
 
 
-def ways(compressed: Bundle | None, original: Bundle) -> dict[str, Begin]:
-    """What is timed, by name: "compressed", "original" (16-bit weights), "original_float32" (if memory allows) and
-    "transformers" (float32, its own loop); where the decode step serves nobody, the compressed model and the original by transformers' loop."""
-    room = PROMPT_TOKENS + NEW_TOKENS
+def lengths(positions: int, available: int) -> tuple[int, int]:
+    """(prompt tokens, new tokens) that are timed on a model of so many positions; (0, 0) where it can't be: a second token
+    must fit behind the first."""
+    prompt, new = fitted(positions, available, PROMPT_TOKENS, NEW_TOKENS)
+    return (prompt, new) if new >= WARM_UPS else (0, 0)
+
+
+def left_out(positions: int, available: int) -> list[Note]:
+    """What of the timing differs from its definition."""
+    prompt, new = lengths(positions, available)
+    if (prompt, new) == (PROMPT_TOKENS, NEW_TOKENS):
+        return []
+    return [Note("timing_shortened", {"prompt": prompt, "new": new}) if new else Note("no_timing", {"positions": positions})]
+
+
+def ways(compressed: Bundle | None, original: Bundle, room: int = PROMPT_TOKENS + NEW_TOKENS) -> dict[str, Begin]:
+    """What is timed over `room` tokens, by name: "compressed", "original" (16-bit weights), "original_float32" (if memory allows) and
+    "transformers" (float32, its own loop); where the decode step serves nobody, the compressed model and the original by transformers'
+    loop."""
     found = {} if compressed is None else {"compressed": lambda: stepper(compressed, 1, room)}
     found["original"] = lambda: stepper(original, 1, room)
     if engine.serve(original):
@@ -50,7 +66,7 @@ def one_round(begin: Begin, prompt: Tensor, new_tokens: int = NEW_TOKENS) -> tup
     return steps[0], steps[1:]
 
 
-def compare(named: dict[str, Begin], prompt: Tensor, rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+def compare(named: dict[str, Begin], prompt: Tensor, rounds: int = ROUNDS, new_tokens: int = NEW_TOKENS) -> dict[str, dict[str, float]]:
     """Timings of each, measured side by side after `WARM_UPS` tokens each."""
     first: dict[str, list[float]] = {name: [] for name in named}
     later: dict[str, list[float]] = {name: [] for name in named}
@@ -58,7 +74,7 @@ def compare(named: dict[str, Begin], prompt: Tensor, rounds: int = ROUNDS) -> di
         one_round(begin, prompt, WARM_UPS)
     for _ in range(rounds):
         for name, begin in named.items():
-            start, steps = one_round(begin, prompt)
+            start, steps = one_round(begin, prompt, new_tokens)
             first[name].append(start)
             later[name] += steps
     return {name: summary(first[name], later[name], prompt.shape[1]) for name in named}

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compression.base import Cancelled, CompressionError
+from compression.base import Cancelled, CompressionError, Note
 from compression.bundle import Bundle
 from compression.disk import check_room
 from compression.likelihood import head_of, hidden_states, logit_chunks, token_losses, vocabulary_of
-from compression.sample import generate
+from compression.sample import fitted, generate
 from compression.texts import Windows
 from evaluation import divergence, generation
 from evaluation import perplexity as ppl
@@ -37,7 +37,7 @@ class Baseline:
 
     hidden: Tensor  # [n, window, hidden] float32, mapped from disk
     losses: Tensor  # [n, window - 1]
-    short_hidden: Tensor  # [windows, 32, hidden]
+    short_hidden: Tensor  # [windows, 32, hidden]; no windows where the model or the text is shorter
     texts: list[list[int]]  # greedy continuations
     head: nn.Module  # the original's own head
 
@@ -95,6 +95,17 @@ class OriginalHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.cat([x @ part.to(x.dtype).T for part in self.weight.split(self.BLOCK)], -1)
         return y if self.bias is None else y + self.bias
+
+
+def left_out(positions: int, windows: Windows) -> list[Note]:
+    """What `measure` can't measure, or only in part, of a model that reads so many positions, over these windows."""
+    notes = []
+    if _short_windows(positions, windows) == 0:
+        notes.append(Note("no_short_context", {"need": SHORT_CONTEXT}))
+    prompt, new = fitted(positions, windows.ids.shape[1], PROMPT_TOKENS, NEW_TOKENS)
+    if (prompt, new) != (PROMPT_TOKENS, NEW_TOKENS):
+        notes.append(Note("continuations_shortened", {"prompt": prompt, "new": new}))
+    return notes
 
 
 def measure(
@@ -188,7 +199,12 @@ def _likelihood(losses: Tensor, hits: int, windows: Windows) -> dict[str, float]
         "next_token_accuracy": accuracy, "next_token_accuracy_stderr": accuracy_error,
         "bits_per_byte": ppl.bits_per_byte(losses, windows.scored_bytes), "evaluated_tokens": windows.ids.numel(),
     }  # fmt: skip
-    return {k: v for k, v in found.items() if not math.isnan(v)}
+    return _known(found)
+
+
+def _known(found: dict[str, float]) -> dict[str, float]:
+    """Without the errors that one window doesn't tell. Any other number that isn't finite stays, and the run fails by it."""
+    return {k: v for k, v in found.items() if not (k.endswith("_stderr") and math.isnan(v))}
 
 
 def _comparison(losses: Tensor, kl: Tensor, same: int, baseline: Baseline) -> dict[str, float]:
@@ -199,14 +215,20 @@ def _comparison(losses: Tensor, kl: Tensor, same: int, baseline: Baseline) -> di
         "perplexity_ratio": ratio, "perplexity_ratio_stderr": ratio_error,
         "same_top_token_rate": rate, "same_top_token_rate_stderr": rate_error,
     } | {f"kl_divergence_{k}": v for k, v in divergence.summary(kl).items()}  # fmt: skip
-    return {k: v for k, v in found.items() if not math.isnan(v)}
+    return _known(found)
+
+
+def _short_windows(positions: int, windows: Windows) -> int:
+    """How many contexts of 32 tokens are measured."""
+    return min(SHORT_WINDOWS, windows.ids.numel() // SHORT_CONTEXT) if positions >= SHORT_CONTEXT else 0
 
 
 def _short(bundle: Bundle, windows: Windows, baseline: Baseline | None) -> tuple[Tensor, dict[str, float]]:
-    """Final states on contexts of 32 tokens, and how far they are from the original's."""
-    ids = windows.ids.flatten()
-    count = min(SHORT_WINDOWS, len(ids) // SHORT_CONTEXT)
-    ids = ids[: count * SHORT_CONTEXT].view(count, SHORT_CONTEXT)
+    """Final states on contexts of 32 tokens, and how far they are from the original's; none where there is no such context."""
+    count = _short_windows(bundle.geometry.positions, windows)
+    if count == 0:
+        return torch.empty(0, SHORT_CONTEXT, _width(bundle)), {}
+    ids = windows.ids.flatten()[: count * SHORT_CONTEXT].view(count, SHORT_CONTEXT)
     hidden = torch.cat([h.float().cpu() for _, h in hidden_states(bundle, ids)])
     if baseline is None:
         return hidden, {}
@@ -224,19 +246,21 @@ def _short(bundle: Bundle, windows: Windows, baseline: Baseline | None) -> tuple
 
 
 def continuations(bundle: Bundle, windows: Windows, check: Callable[[], None] = lambda: None) -> list[list[int]]:
-    """Greedy continuations of prompts cut from the evaluation text, all in one batch."""
-    prompts = windows.ids[:PROMPTS, :PROMPT_TOKENS]
+    """Greedy continuations of prompts cut from the evaluation text, all in one batch; shorter ones where the model has no room."""
+    prompt, new = fitted(bundle.geometry.positions, windows.ids.shape[1], PROMPT_TOKENS, NEW_TOKENS)
     steps = []
-    for token in generate(bundle, prompts, NEW_TOKENS):
+    for token in generate(bundle, windows.ids[:PROMPTS, :prompt], new):
         check()
         steps.append(token)
     return torch.stack(steps, 1).tolist()
 
 
 def _texts(texts: list[list[int]], baseline: Baseline | None) -> dict[str, float]:
-    found = {"repeat_rate": sum(map(generation.repeat_rate, texts)) / len(texts)}
-    if baseline:
+    told = len(texts[0]) >= generation.NGRAM  # fewer tokens can't repeat anything
+    found = {"repeat_rate": sum(map(generation.repeat_rate, texts)) / len(texts)} if told else {}
+    if baseline and told:
         found["baseline_repeat_rate"] = sum(map(generation.repeat_rate, baseline.texts)) / len(baseline.texts)
+    if baseline:
         parted = [generation.first_difference(a, b) for a, b in zip(texts, baseline.texts, strict=True)]
         found["first_difference_tokens"] = sum(parted) / len(parted)
     return found

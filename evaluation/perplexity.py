@@ -13,13 +13,18 @@ def perplexity(losses: Tensor) -> tuple[float, float]:
     The error is that of the mean over windows, carried through exp (delta method); nan with a single window.
     """
     mean, error = mean_and_error(losses.double().mean(1))
-    return math.exp(mean), math.exp(mean) * error
+    return _exp(mean), _exp(mean) * error
 
 
 def ratio(losses: Tensor, baseline: Tensor) -> tuple[float, float]:
     """(perplexity ratio to the original, standard error) from paired windows: far tighter than two separate errors."""
     mean, error = mean_and_error((losses.double() - baseline.double()).mean(1))
-    return math.exp(mean), math.exp(mean) * error
+    return _exp(mean), _exp(mean) * error
+
+
+def _exp(x: float) -> float:
+    """e^x, infinite where no float holds it."""
+    return math.inf if x > 709 else math.exp(x)
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

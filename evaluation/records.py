@@ -31,7 +31,7 @@ class OddRecord(ValueError):
 class NotFinite(CompressionError):
     """A figure that is no number. Facts: name."""
 
-    code = "not_finite"
+    code = "figure_not_finite"
 
 
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]

@@ -21,12 +21,15 @@ from compression import texts
 from compression.base import CompressionError, Note
 from evaluation import deaths, host, memory
 from evaluation.clock import Clock
+from evaluation.reading import read
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from kernels import cpu
 from kernels import home as place
 
 Emit = Callable[[dict], None]
+OF_THE_ORIGINAL = ("already_rounded", "recomputed_buffers", "window_shortened", "machine_shared", "plain_loop", "no_short_context",
+                   "continuations_shortened", "timing_shortened", "no_timing", "special_tokens_as_text")  # notes  # fmt: skip
 
 
 def run(
@@ -91,27 +94,20 @@ class _Run:
 
         spec = self.spec
         text = texts.load_text(spec.text, "evaluation", self.allow_paths)
+        self.text = text.name
         calibration = None
         for name in spec.students:  # before any work: it may be unknown, or a path on a public page
             models.prepare(name, self.emit, self.allow_paths)
         if spec.needs_calibration:
             calibration = texts.load_text(spec.calibration, "calibration", self.allow_paths)
             texts.check_disjoint(text, calibration)
+        models.prepare(spec.model, self.emit, self.allow_paths)
+        geometry = models.geometry(spec.model)
+        positions = min(g.positions for g in (geometry, *map(models.geometry, spec.students)))
+        reading = read(spec, models.tokenizer_of(spec.model), geometry, positions, text, calibration, self.timings)
+        self.windows, self.calibration, self.training = reading.evaluation, reading.calibration, reading.training
+        self.notes += reading.notes
         self._load()
-        tokenizer = self.bundle.tokenizer
-        window = min(spec.window, self.bundle.geometry.positions)
-        if window != spec.window:
-            self.notes.append(Note("window_shortened", {"asked": spec.window, "used": window}))
-        self.windows = texts.windows(text, tokenizer, spec.protocol, window, spec.tokens, "evaluation")
-        self.training = None
-        if calibration:
-            self.calibration = texts.windows(
-                calibration, tokenizer, spec.protocol, window, spec.calibration_tokens, "calibration", spec.seed
-            )
-        if spec.training_tokens:
-            self.training = texts.windows(
-                calibration, tokenizer, spec.protocol, window, spec.training_tokens, "training", spec.seed
-            ).ids
         self.fingerprint = {
             "model": self.bundle.source["weights_hash"], "config": self.bundle.source["config_hash"], "text": text.hash, "dtype": self.dtype,
             "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
@@ -178,8 +174,7 @@ class _Run:
             timings = []
             if peak:
                 metrics["peak_memory_bytes"] = peak
-            if self.timings and self.spec.is_original:
-                timings = self._time(None, self.bundle)
+            if self.timings and self.spec.is_original and (timings := self._time(None, self.bundle)):
                 metrics |= timings[0]["original"]
             found = self.store.put(self._result(key, spec, metrics, series, timings=timings))
         if self.spec.compresses_tables:
@@ -235,9 +230,8 @@ class _Run:
                 students.check_tokenizer(self.bundle, params.student)
         geometry = self.bundle.geometry
         self.clock.stage("compress")
-        windows = self.calibration.ids if spec.needs_calibration else None
         outcome = calibrate.compress(
-            self.bundle, spec.methods, windows, table_bits=spec.table_bits, activations=spec.activations,
+            self.bundle, spec.methods, self.calibration, table_bits=spec.table_bits, activations=spec.activations,
             cache_bits=spec.cache_bits, emit=self.emit, cancelled=self.cancelled, seed=spec.seed, training=self.training, enough=self.enough,
         )  # fmt: skip
         self.notes += outcome.notes
@@ -294,20 +288,25 @@ class _Run:
         self.baseline = None
         original = models.load(self.spec.model, self.device, allow_paths=self.allow_paths)
         timings = self._time(self.bundle, original, kernels)
-        self.metrics |= timings[0]["compressed"]
-        self.metrics |= {f"baseline_{k}": v for k, v in timings[0]["original"].items()}
+        for timing in timings:
+            self.metrics |= timing["compressed"] | {f"baseline_{k}": v for k, v in timing["original"].items()}
         return timings
 
     def _time(self, compressed, original, kernels: list[str] | None = None) -> list[dict]:
-        """One entry of `Result.timings`: this host, how it was done, and each way's figures."""
+        """One entry of `Result.timings`: this host, how it was done, and each way's figures. None for a model that reads too little."""
         from compression import engine
         from evaluation import latency
+
+        ids = self.windows.ids.flatten()
+        length, new = latency.lengths(min(b.geometry.positions for b in (compressed, original) if b), len(ids))
+        if not new:
+            return []
 
         with host.timing_lock() as alone:
             if not alone:
                 self.notes.append(Note("machine_shared", {}))
-            prompt = self.windows.ids.flatten()[: latency.PROMPT_TOKENS][None]
-            found = latency.compare(latency.ways(compressed, original), prompt)
+            prompt = ids[:length][None]
+            found = latency.compare(latency.ways(compressed, original, length + new), prompt, new_tokens=new)
             timed, name = (compressed, "compressed") if compressed else (original, "original")
             limit = latency.share_of_limit(timed, found[name]["time_per_output_token_ms"] / 1e3)
         if timed.refused:
@@ -317,7 +316,7 @@ class _Run:
             kernels = [dense, *(kernels or ())]
         return [{"host": host.environment() | {"device": latency.device_name(timed)}, "limit": limit, "kernel": kernels,
                  "loop": "transformers" if timed.refused else "decode step (C)", "warm_ups": latency.WARM_UPS,
-                 "rounds": latency.ROUNDS, "prompt_tokens": prompt.shape[1], "new_tokens": latency.NEW_TOKENS, **found}]  # fmt: skip
+                 "rounds": latency.ROUNDS, "prompt_tokens": length, "new_tokens": new, **found}]  # fmt: skip
 
     def _result(self, key, spec, metrics, series, timings=(), layers=()) -> Result:
         from compression import artifact
@@ -327,11 +326,7 @@ class _Run:
         shared = {"weight_bits_per_weight": 8.0 * artifact.storage_dtype(self.bundle).itemsize} if spec.is_original else {}
         if spec.is_original:
             shared["model_bits_per_parameter"] = 8 * metrics["stored_bytes"] / metrics["parameters"]
-            notes = [
-                n
-                for n in notes
-                if n["code"] in ("already_rounded", "recomputed_buffers", "window_shortened", "machine_shared", "plain_loop")
-            ]
+            notes = [n for n in notes if n["code"] in OF_THE_ORIGINAL and n["facts"].get("name", self.text) == self.text]
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
             layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,

@@ -159,6 +159,15 @@ def _supervised(lesson: Lesson, batch: Sequences, plain: bool) -> Tensor:
     return token_mean(lesson.student, lesson.teacher, batch, lambda p, q, _: forward_kl(p, q))
 
 
+def check_lengths(params: WhiteBoxParams, window: int) -> None:
+    """Raises BadParam if a prompt and what the student writes behind it don't fit into a window of the text."""
+    longest = params.prompt_tokens + params.response_tokens
+    if longest > window:
+        raise BadParam(f"prompt_tokens + response_tokens = {longest} is more than a window of {window} tokens; shorten "
+                       "them or give longer windows", name="prompt_tokens + response_tokens", got=longest,
+                       allowed=f"<= {window}")  # fmt: skip
+
+
 def distil(
     method: str, student: Bundle, context: Context, params: WhiteBoxParams, phase: Callable[[Lesson], Phase], plain: bool = False
 ) -> Edit:
@@ -174,11 +183,7 @@ def distil(
     if params.train_tokens == 0:
         return Edit(bundle=student, notes=tuple(notes))
     taught, held = hold_out(context.windows)
-    longest = params.prompt_tokens + params.response_tokens
-    if longest > taught.shape[1]:
-        raise BadParam(f"prompt_tokens + response_tokens = {longest} is more than a window of {taught.shape[1]} tokens; shorten "
-                       "them or give longer windows", name="prompt_tokens + response_tokens", got=longest,
-                       allowed=f"<= {taught.shape[1]}")  # fmt: skip
+    check_lengths(params, taught.shape[1])
     dtype = student.module.dtype
     student.module.float().requires_grad_(True).eval()
     lesson = Lesson(

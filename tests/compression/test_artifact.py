@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(artifact, "write_licence", full)
+    monkeypatch.setattr(artifact.beside, "write", full)
     with pytest.raises(OSError):
         artifact.save(bundle, tmp_path / "model", {"label": "second"})
     assert [f.name for f in tmp_path.iterdir()] == ["model"]

@@ -256,7 +256,7 @@ def test_a_stable_code_for_each():
     for codes in (
         {s[1] for s in deaths.SIGNALS.values()},
         {c for c, _ in deaths.ERRNOS.values()},
-        {"out_of_memory", "disk_full", "not_finite"},
+        {"out_of_memory", "disk_full", "figure_not_finite"},
     ):
         assert all(
             Words(language).has(f"error.{code}.{part}")

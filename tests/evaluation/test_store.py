@@ -148,7 +148,7 @@ def test_a_figure_that_is_no_number_is_never_written(store):
     for bad in (float("nan"), float("inf")):
         with pytest.raises(records.NotFinite, match=r"metrics\.perplexity") as error:
             store.put(result(id="x", metrics={"perplexity": bad}))
-        assert error.value.code == "not_finite" and store.get_id("x") is None
+        assert error.value.code == "figure_not_finite" and store.get_id("x") is None
     with pytest.raises(records.NotFinite, match="training"):
         store.put(result(id="x", series={"training": [[0, float("nan"), 1.0]]}))
     assert store.own() == []

@@ -1,0 +1,49 @@
+"""What goes along with a model's weights, into its artifact and every export: the tokenizer with its chat templates, when to stop
+(generation_config.json), the base model's licence files, what was changed, and a README."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from compression.base import ModelUnavailable
+from compression.bundle import Bundle
+from compression.folder import Folder
+
+LICENCES = ("license*", "licence*", "notice*", "use_policy*", "copying*")  # names of files, whatever their letters' case
+MOST_BYTES = 1_000_000  # of a licence file
+NOTICE, OURS, THEIRS = "NOTICE.txt", "This folder holds a modified copy of", "\nThe base model's own notice:\n\n"
+
+
+def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
+    """Write all of it to `folder`. label: what was done to the model."""
+    several = isinstance(bundle.tokenizer.chat_template, dict)  # then they stand in tokenizer_config.json, which every loader reads
+    bundle.tokenizer.save_pretrained(folder, save_jinja_files=not several)
+    bundle.module.generation_config.to_json_file(folder / "generation_config.json")
+    base = _licences(bundle.source.get("folder"))
+    for name, content in base.items():
+        (folder / name).write_bytes(content)
+    licence = bundle.source.get("licence") or "see the base model's page"
+    origin = bundle.source.get("id") or Path(bundle.name).name
+    theirs = base.get(NOTICE, b"").decode("utf-8", "replace")
+    if theirs.startswith(OURS):  # of an artifact that is exported
+        theirs = theirs.partition(THEIRS)[2]
+    (folder / NOTICE).write_text(
+        f"{OURS} {origin} (licence of the base model: {licence}).\n"
+        f"Modification: {label}, by Compression Explorer. The base model's licence and terms apply.\n"
+        + (THEIRS + theirs if theirs else ""),
+        "utf-8",
+    )
+    (folder / "README.md").write_text(f"# {origin}, {label}\n\nLicence of the base model: {licence}. {how_to_load}", "utf-8")
+
+
+def _licences(folder: str | None) -> dict[str, bytes]:
+    """The licence files of a model's folder by name; what is no plain file in it, or very large, stays where it is."""
+    found, place = {}, Folder(folder) if folder and Path(folder).is_dir() else None
+    for name in place.names() if place else ():
+        if any(fnmatch(name.lower(), pattern) for pattern in LICENCES):
+            try:
+                found[name] = place.read(name, MOST_BYTES)
+            except ModelUnavailable:
+                continue
+    return found

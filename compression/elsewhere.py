@@ -1,0 +1,46 @@
+"""A config and a tokenizer that the last two major versions of transformers read alike.
+
+Version 5 writes some settings in new places that version 4 doesn't look at, and takes its defaults instead: another rope_theta is another
+model. So these files say it in both places; each version reads its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+ROPE = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}  # version 4's names where they differ
+NEWER = ("backend", "is_local", "local_files_only")  # what version 5 notes about its own way of loading
+TOKENIZER = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both
+
+
+def config(module: nn.Module, dtype: str) -> dict:
+    """config.json of a model that is stored in `dtype`."""
+    found = module.config.to_diff_dict() | {"architectures": [type(module).__name__], "dtype": dtype, "torch_dtype": dtype}
+    rope = found.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rope:
+            found[name] = rope[name]
+            if old := ROPE.get(module.config.model_type, {}).get(name):
+                found[old] = rope[name]
+    return found
+
+
+def tokenizer(folder: Path) -> None:
+    """Rewrite tokenizer_config.json of a folder that holds a tokenizer.json."""
+    file = folder / "tokenizer_config.json"
+    if not file.is_file() or not (folder / "tokenizer.json").is_file():
+        return
+    found = {k: v for k, v in json.loads(file.read_text("utf-8")).items() if k not in NEWER} | {"tokenizer_class": TOKENIZER}
+    if isinstance(found.get("extra_special_tokens"), list):
+        found["additional_special_tokens"] = found.pop("extra_special_tokens")
+    write(file, found)
+
+
+def write(file: Path, content: dict) -> None:
+    """A JSON file. Raises ValueError for numbers that aren't finite, which JSON hasn't."""
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
