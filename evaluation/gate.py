@@ -141,18 +141,16 @@ class Gate:
     def _check_origin(self, method: str, headers: Mapping[str, str]) -> None:
         """Against another site that makes a visitor's browser ask, also under a name of its own for this machine."""
         host, origin = headers.get("host", ""), headers.get("origin")
+        site = "" if origin is None else origin.partition("://")[2].lower()
+        own = _name(site) in self.rules.hosts - LOOPBACK  # whatever a proxy makes of the host's name
         known = _name(host) in self.rules.hosts | LOOPBACK
         if self.rules.public:  # what watches a Space asks by address; a name of somebody's own gains nothing by only looking
-            known = known or method in ("GET", "HEAD") or _ip(_name(host)) is not None
+            known = known or own or method in ("GET", "HEAD") or _ip(_name(host)) is not None
         if not known:
             raise Refusal(
                 403, f"this page isn't served under the name {host[:100]!r}; to allow it, put it into COMPRESSION_EXPLORER_HOSTS"
             )
-        if (
-            origin is not None
-            and origin.partition("://")[2].lower() != host.lower()
-            and _name(origin.partition("://")[2]) not in self.rules.hosts
-        ):
+        if origin is not None and site != host.lower() and not own:
             raise Refusal(403, f"requests from {origin[:100]!r} are not taken; open the page itself")
         if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             raise Refusal(403, "requests from another site are not taken; open the page itself")

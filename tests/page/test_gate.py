@@ -170,12 +170,15 @@ def test_a_link_from_another_site_opens_the_page(client):
 
 
 def test_more_hosts_can_be_given(demo, call, monkeypatch):
-    monkeypatch.setenv("COMPRESSION_EXPLORER_HOSTS", "class.local, 192.168.1.5:7860")
+    monkeypatch.setenv("COMPRESSION_EXPLORER_HOSTS", "class.local, 192.168.1.5:7860, 127.0.0.1")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     client = alone(demo)
     for host in ("192.168.1.5:7860", "class.local", "localhost"):
         assert client.post(FUNCTION, json=call("ask_runs"), headers={"host": host, "origin": f"http://{host}"}).status_code == 200
     assert client.post(FUNCTION, json=call("ask_runs"), headers={"host": "192.168.1.6"}).status_code == 403
+    assert client.post(FUNCTION, json=call("ask_runs"), headers={"origin": "http://127.0.0.1:3000"}).status_code == 403, (
+        "another program's page"
+    )
     assert hostnames(" a.b:1, ,[::2]:80,c") == {"a.b", "::2", "c"}
 
 
@@ -185,6 +188,7 @@ def test_a_space_is_asked_under_its_own_name(demo, call, monkeypatch):
     ask = lambda **headers: client.post(FUNCTION, json=call("ask_runs"), headers=headers).status_code  # noqa: E731
     assert ask(host="owner-name.hf.space", origin="https://owner-name.hf.space") == 200
     assert ask(host="10.20.30.40:7860", origin="https://owner-name.hf.space") == 200, "by address, as proxies do"
+    assert ask(host="inside.a.proxy", origin="https://owner-name.hf.space") == 200, "a proxy may call the server as it likes"
     assert ask(host="owner-name.hf.space", origin="https://evil.hf.space") == ask(host="evil.example") == 403
     shown = client.get("/", headers={"host": "anything.example"})
     assert shown.status_code == 200 and "https://huggingface.co" in shown.headers["content-security-policy"]
