@@ -1,7 +1,7 @@
 """python -m tests.soak [PART ...] [--scale 0.05] [--again] [--state FILE]
 
-Parts that are finished (at this scale) aren't repeated unless asked with --again. The whole table goes to
-assets/results/bench/soak.json once every part has been done at full scale; a part that was repeated takes its row's place.
+Parts that are finished (at this scale) aren't repeated unless asked with --again. Once every part has been done the table goes to
+assets/results/bench/soak.json: of each part the row at the largest scale, which it names; a part that is repeated takes its row's place.
 SOAK_PATIENCE=3 in the environment makes all limits of time three times as long, for a slow or a busy machine; the table says so.
 """
 
@@ -68,9 +68,11 @@ def main(argv: list[str]) -> int:
     rows = [state[f"{name} x{asked.scale:g}"] for name in names]
     if len(rows) > 1:
         print(_table(rows))
-    whole = [state[f"{name} x1"] for name in PARTS if f"{name} x1" in state]
-    if len(whole) == len(PARTS):
-        TABLE.write_text(json.dumps(_kept(whole), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    best = [
+        max(found, key=lambda row: row["scale"]) for name in PARTS if (found := [r for r in state.values() if r["part"] == name])
+    ]
+    if len(best) == len(PARTS):
+        TABLE.write_text(json.dumps(_kept(best), indent=1, ensure_ascii=False) + "\n", "utf-8")
         print(f"kept in {TABLE.relative_to(stage.ROOT)}")
     return int(any(row[outcome] for row in rows for outcome in OUTCOMES[1:]))
 
