@@ -32,6 +32,9 @@ def load(folder: Folder, family: str, vocabulary: int):
     try:
         config = CONFIG_MAPPING[family]()
         tokenizer = AutoTokenizer.from_pretrained(folder.path, config=config, local_files_only=True, trust_remote_code=False)
+        tokenizer("a few words")  # settings of a wrong type show only here
+        if not isinstance(tokenizer.chat_template, str | dict | None):
+            raise TypeError(f"the chat template is a {type(tokenizer.chat_template).__name__}")
     except BaseException as why:  # the library's own errors are of many kinds, those of its Rust part no Exceptions at all
         if isinstance(why, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
@@ -41,7 +44,7 @@ def load(folder: Folder, family: str, vocabulary: int):
 
 def check(folder: Folder) -> list[str]:
     """The names of the tokenizer's files, after a look at each of them. Raises ModelUnavailable."""
-    names = [n for n in folder.names() if _limit(n)]
+    names = [n for n in folder.names() if _limit(n) and not (folder.path / n).is_dir()]
     for name in names:
         content = folder.read(name, _limit(name))
         if name.endswith(".json") and folder.parse(name, content).get("auto_map"):

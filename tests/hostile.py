@@ -53,6 +53,14 @@ def config(**values) -> Callable[[Path], None]:
     return change
 
 
+def tokenizer_config(**values) -> Callable[[Path], None]:
+    def change(place: Path) -> None:
+        file = place / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
 def rope(**values) -> Callable[[Path], None]:
     return config(rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"} | values)
 
@@ -338,5 +346,8 @@ CASES: dict[str, Case] = {
     "tokenizer empty": Case("cut_file", put(TOKENIZER, b"")),
     "tokenizer of nothing": Case("bad_tokenizer", put(TOKENIZER, {"model": None})),
     "tokenizer that needs a package": Case("tokenizer_needs", both(without(TOKENIZER), put("tokenizer.model", b"\x0a\x09"))),
+    "tokenizer settings of a wrong type": Case("bad_tokenizer", tokenizer_config(model_max_length="x")),
+    "template of a wrong type": Case("bad_tokenizer", tokenizer_config(chat_template=5)),
+    "tokenizer class that is none": Case(None, tokenizer_config(tokenizer_class="os.system", tokenizer_file="/etc/passwd")),
     "template of 2 MB": Case("file_too_big", put("chat_template.jinja", b" " * 2_000_000)),
 }  # fmt: skip
