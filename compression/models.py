@@ -265,10 +265,9 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
 
     check_room(folder, 4 * entry.parameters)
     with whole(folder, replace=False) as temporary:  # another process may be faster
-        module = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        place, name = file.parent, file.name
+        module = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
         _save_plain(module, temporary)
         tokenizer.save_pretrained(temporary)
         if licence:
