@@ -22,7 +22,7 @@ from compression.packed.linear import CompressedLinear, CompressedTable, TableHe
 from compression.surgery import instead
 from kernels import cpu
 from kernels.cpu import plans
-from kernels.cpu.step import Decoder, Layer, Linear, Model, Norm
+from kernels.cpu.step import Decoder, Layer, Linear, Model, Norm, Session
 
 TRIED, AT_ONCE = 8, 5  # tokens that a new decoder is tried on; so many of them in one call, the others one by one
 # By how much its logits may differ from the model's: the root mean square of the differences by that of the logits about their mean.
@@ -249,7 +249,7 @@ def _tried(bundle: Bundle) -> Decoder:
     ids = torch.linspace(0, bundle.geometry.vocabulary - 1, count).long()[None]
     prompt = min(AT_ONCE, count)
     expected = _own_logits(bundle, make, ids)[prompt - 1 :]
-    session = Decoder(replace(made.model, cache_bits=16)).session(1, count)
+    session = Session(replace(made.model, cache_bits=16), 1, count)
     found = torch.cat([session.run(part) for part in (ids[:, :prompt], *ids[:, prompt:].split(1, 1)) if part.numel()])
     off, bound = deviation(found, expected), _allowed(bundle)
     if not off <= bound:  # nor where it isn't a number
