@@ -230,7 +230,7 @@ def test_inline_runs_behind_the_same_interface(texts, tmp_path):
     """As on ZeroGPU, where the work is a generator and no process of ours."""
     runner = Runner(Store(tmp_path, shipped=None), inline=events)
     run_id = runner.submit(spec(texts))
-    assert wait(runner, run_id)["status"] == "ok"
+    assert (state := wait(runner, run_id))["status"] == "ok", state
     stopped = runner.submit(endless(texts), "ann")
     running(runner, stopped)
     runner.cancel(stopped, "ann")
@@ -246,7 +246,7 @@ def test_a_training_can_be_ended_early_and_its_best_state_is_measured(runner, te
     assert state["facts"]["budget"] == 10_000_000 and state["facts"]["curve"][0][0] == 0 and state["facts"]["method"] == "lora"
     runner.enough(run_id, "bob")  # not bob's: it goes on
     runner.enough(run_id, "ann")
-    assert wait(runner, run_id)["status"] == "ok"
+    assert (state := wait(runner, run_id))["status"] == "ok", state
     result = runner.store.get_id(run_id)
     assert {"trained", "training_enough"} <= {n["code"] for n in result.notes}
     assert result.series["training"] and result.series["window_losses"]
