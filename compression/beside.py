@@ -17,7 +17,9 @@ NOTICE, OURS, THEIRS = "NOTICE.txt", "This folder holds a modified copy of", "\n
 
 def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
     """Write all of it to `folder`. label: what was done to the model."""
-    several = isinstance(bundle.tokenizer.chat_template, dict)  # then they stand in tokenizer_config.json, which every loader reads
+    several = isinstance(
+        bundle.tokenizer.chat_template, dict
+    )  # then they stand in tokenizer_config.json, which every loader reads
     bundle.tokenizer.save_pretrained(folder, save_jinja_files=not several)
     bundle.module.generation_config.to_json_file(folder / "generation_config.json")
     base = _licences(bundle.source.get("folder"))

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
-ROPE = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}  # version 4's names where they differ
+ROPE = {
+    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+}  # version 4's names where they differ
 NEWER = ("backend", "is_local", "local_files_only")  # what version 5 notes about its own way of loading
 TOKENIZER = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both
 

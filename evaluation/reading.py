@@ -23,7 +23,9 @@ class Reading:
     notes: tuple[Note, ...]
 
 
-def read(spec: RunSpec, tokenizer, geometry: Geometry, positions: int, text: Text, calibration: Text | None, timings: bool) -> Reading:
+def read(
+    spec: RunSpec, tokenizer, geometry: Geometry, positions: int, text: Text, calibration: Text | None, timings: bool
+) -> Reading:
     """Cut the texts for a model of those sizes, whose recipe reads at most `positions` tokens at a time.
 
     Raises TextUnavailable, BadParam or CalibrationError where the text, or a window of it, is too short for the recipe.

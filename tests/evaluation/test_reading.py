@@ -35,7 +35,9 @@ def short(place, kind: str, positions: int) -> str:
 
 
 def asked(place, model: str, recipe=RTN, **more) -> RunSpec:
-    fields = dict(text=str(place / "test.txt"), calibration=str(place / "valid.txt"), window=64, tokens=128, calibration_tokens=256)
+    fields = dict(
+        text=str(place / "test.txt"), calibration=str(place / "valid.txt"), window=64, tokens=128, calibration_tokens=256
+    )
     return RunSpec(model, recipe, **fields | {"table_bits": 16} | more)
 
 
@@ -44,7 +46,9 @@ def test_models_that_read_little_or_very_much(place, store, tmp_path, kind, posi
     result = run(asked(place, short(tmp_path, kind, positions)), store=store, timings=positions < 1000)
     assert result.status == "ok", result.error
     notes, m = {n["code"]: n["facts"] for n in result.notes}, result.metrics
-    assert ("window_shortened" in notes) == (positions < 64) and math.isfinite(m["perplexity"]) and m["first_difference_tokens"] >= 0
+    assert (
+        ("window_shortened" in notes) == (positions < 64) and math.isfinite(m["perplexity"]) and m["first_difference_tokens"] >= 0
+    )
     assert ("short_context_kl_divergence_mean" in m) == (positions >= 32) == ("no_short_context" not in notes)
     assert ("repeat_rate" in m) == (positions >= 8), "two tokens repeat nothing"
     assert ("continuations_shortened" in notes) == (positions < 80)
@@ -52,13 +56,18 @@ def test_models_that_read_little_or_very_much(place, store, tmp_path, kind, posi
     assert ("no_timing" in notes) == (positions == 2)
     if 2 < positions < 145:
         timing = result.timings[0]
-        assert timing["prompt_tokens"] + timing["new_tokens"] <= positions and notes["timing_shortened"]["new"] == timing["new_tokens"]
+        assert (
+            timing["prompt_tokens"] + timing["new_tokens"] <= positions
+            and notes["timing_shortened"]["new"] == timing["new_tokens"]
+        )
 
 
 @pytest.mark.parametrize("window, tokens, kept", [(2, 2, 2), (2, 7, 6), (16, 16, 16), (16, 17, 16)])
 def test_one_window_windows_of_two_and_a_text_of_exactly_one(place, store, tmp_path, window, tokens, kept):
     (tmp_path / "a.txt").write_text("abcdefghijklmnop")
-    result = run(asked(place, tiny.folder("llama"), text=str(tmp_path / "a.txt"), window=window, tokens=tokens), store=store, timings=False)
+    result = run(
+        asked(place, tiny.folder("llama"), text=str(tmp_path / "a.txt"), window=window, tokens=tokens), store=store, timings=False
+    )
     assert result.status == "ok" and result.metrics["evaluated_tokens"] == kept, result.error
     assert ("perplexity_stderr" in result.metrics) == (kept > window), "one window has no spread"
 
@@ -69,7 +78,11 @@ REFUSED = {
     "calibration text": ((("gptq", {"bits": 4, "group_size": 16}),), {"calibration": "short.txt"}, "text_too_short"),
     "training text": ((("gkd", GKD),), {"calibration": "some.txt", "window": 32}, "too_little_text"),
     "a training's windows": ((("gkd", GKD | {"prompt_tokens": 400}),), {}, "bad_param"),
-    "pieces": ((("llm_pruner", {"samples": 100, "sample_tokens": 32, "protect_first": 0.0, "protect_last": 0.0}),), {}, "text_too_short"),
+    "pieces": (
+        (("llm_pruner", {"samples": 100, "sample_tokens": 32, "protect_first": 0.0, "protect_last": 0.0}),),
+        {},
+        "text_too_short",
+    ),
     "protected blocks": ((("llm_pruner", {"protect_first": 0.5, "protect_last": 0.5}),), {}, "bad_param"),
     "encoding": (RTN, {"text": "wide.txt"}, "text_encoding"),
 }
@@ -104,7 +117,11 @@ def test_a_short_calibration_is_used_and_said(place, store, tmp_path):
 def test_a_metric_that_is_not_finite_fails_the_run_by_its_name(place, store, monkeypatch, number):
     monkeypatch.setattr(run_module.memory, "matrices", lambda *a: {"weight_bits_per_weight": number})
     result = run(asked(place, tiny.folder("llama"), tokens=64), store=store, timings=False, again=True)
-    assert (result.status, result.error["code"], result.error["facts"]["name"]) == ("failed", "figure_not_finite", "metrics.weight_bits_per_weight")
+    assert (result.status, result.error["code"], result.error["facts"]["name"]) == (
+        "failed",
+        "figure_not_finite",
+        "metrics.weight_bits_per_weight",
+    )
     assert store.get_id(result.id) == result
 
 
@@ -117,4 +134,8 @@ def test_a_loss_beyond_every_number_is_told(place, store, tmp_path):
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"lm_head.weight": 1e6 * weights["lm_head.weight"]}, folder / "model.safetensors", {"format": "pt"})
     result = run(asked(place, str(folder), tokens=64), store=store, timings=False)
-    assert (result.status, result.error["code"], result.error["facts"]["name"]) == ("failed", "figure_not_finite", "metrics.perplexity")
+    assert (result.status, result.error["code"], result.error["facts"]["name"]) == (
+        "failed",
+        "figure_not_finite",
+        "metrics.perplexity",
+    )
