@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.parts if name not in PARTS]:
         parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    state = json.loads(asked.state.read_text("utf-8")) if asked.state.is_file() else {}
+    state = _read(asked.state)
     names = asked.parts or list(PARTS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that apps and disks are put away
     with _scratch(asked.scratch) as scratch:
@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
         for name in names:
             key = f"{name} x{asked.scale:g}"
             if asked.again or key not in state:
-                state[key] = _do(name, asked, scratch)
+                row = _do(name, asked, scratch)
+                state = _read(asked.state) | {key: row}  # another campaign may have written meanwhile
                 asked.state.parent.mkdir(parents=True, exist_ok=True)
                 asked.state.write_text(json.dumps(state, indent=1), "utf-8")
     rows = [state[f"{name} x{asked.scale:g}"] for name in names]
@@ -75,6 +76,11 @@ def main(argv: list[str]) -> int:
         TABLE.write_text(json.dumps(_kept(best), indent=1, ensure_ascii=False) + "\n", "utf-8")
         print(f"kept in {TABLE.relative_to(stage.ROOT)}")
     return int(any(row[outcome] for row in rows for outcome in OUTCOMES[1:]))
+
+
+def _read(state: Path) -> dict:
+    """The rows of finished parts: "part xscale" -> row."""
+    return json.loads(state.read_text("utf-8")) if state.is_file() else {}
 
 
 @contextlib.contextmanager
