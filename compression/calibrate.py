@@ -19,6 +19,8 @@ checked before anything is compressed.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +51,7 @@ from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear, CompressedTable
 from compression.surgery import compress_tables, put_tables, set_submodule
 
+SMALLEST, LARGEST = 2.0**-6, 2.0**13  # of a matrix's largest magnitude, for it to be stored as it is
 ACTIVATION_GROUP = 32  # inputs that share a scale where a run asks for int8 activations
 
 
@@ -199,7 +202,8 @@ class _Walk:
         for path, role in group:
             self._check()
             site = self._site(layer, path, role)
-            self._apply(self.method.compress(site, stats, self.params))
+            unit = 1.0 if site.previous is not None else unit_of(site.weight)
+            self._apply(self.method.compress(in_units(site, unit), stats, self.params), unit)
 
     def _site(self, layer: int, path: str, role: str) -> Site:
         self._previous(path)
@@ -217,7 +221,8 @@ class _Walk:
                 method=self.method.name, format=previous.format, allowed=allowed,
             )  # fmt: skip
 
-    def _apply(self, edit: Edit) -> None:
+    def _apply(self, edit: Edit, unit: float = 1.0) -> None:
+        """Put an edit into the model. unit: what one stands for in its linears and their new biases (`unit_of`)."""
         self.outcome.notes.extend(edit.notes)
         self.outcome.series |= edit.series
         self.outcome.files |= edit.files
@@ -229,7 +234,7 @@ class _Walk:
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
-        biases = {path: edit.tensors[f"{path}.bias"] for path in edit.linears if f"{path}.bias" in edit.tensors}
+        biases = {path: edit.tensors[f"{path}.bias"] * unit for path in edit.linears if f"{path}.bias" in edit.tensors}
         for path, tensor in edit.tensors.items():
             owner, _, name = path.rpartition(".")
             if path in scales or (owner in biases and name == "bias"):
@@ -244,6 +249,10 @@ class _Walk:
             bias = biases.get(path, old.bias)
             bias = None if bias is None else bias.detach().to(self.module.dtype, copy=True)
             scale = scales.get(f"{path}.input_scale", getattr(old, "input_scale", None))
+            if unit != 1.0:
+                scale = unit * (
+                    torch.ones(packed.shape[1], dtype=self.module.dtype, device=old.weight.device) if scale is None else scale
+                )
             set_submodule(self.module, path, CompressedLinear(packed, bias, scale))
             role, layer = places[path]
             self._record(edit, path, packed.bits_per_weight(), layer=layer, role=role, format=packed.format)
@@ -280,6 +289,20 @@ def site_of(module: nn.Module, path: str, role: str, layer: int) -> Site:
     beside = [(r, module.get_submodule(p)) for group in arch.groups(module, layer) for p, r in group]
     shapes = {r: (m.out_features, m.in_features) for r, m in beside}
     return Site(path, role, layer, len(arch.blocks(module)), weight, linear.bias, previous, shapes)
+
+
+def unit_of(weight: Tensor) -> float:
+    """The power of two in which a matrix is stored: 1, or about its largest magnitude where 16-bit scales and factors, which end at
+    0.00006 and 65,504, couldn't hold it. Multiplying by a power of two rounds nothing."""
+    largest = float(weight.abs().amax()) if weight.numel() else 0.0
+    return 1.0 if largest == 0 or SMALLEST <= largest <= LARGEST else 2.0 ** math.floor(math.log2(largest))
+
+
+def in_units(site: Site, unit: float) -> Site:
+    """The site with its weight and bias counted in `unit`."""
+    if unit == 1.0:
+        return site
+    return dataclasses.replace(site, weight=site.weight / unit, bias=None if site.bias is None else site.bias / unit)
 
 
 def stored_format(method: Method) -> str:

@@ -236,3 +236,39 @@ def test_a_new_bias_without_a_new_linear_is_refused():
 
 def test_stats_of_an_empty_collector_are_not_invented():
     assert Stats(tokens=0).gram is None
+
+
+@pytest.mark.parametrize(
+    "family, method, params", [("llama", "rtn", {"bits": 8}), ("gpt2", "pca", {}), ("opt", "gptq", {"bits": 3})]
+)
+@pytest.mark.parametrize("power", [-10, 16])
+def test_a_matrix_of_tiny_or_huge_numbers_is_compressed_as_one_of_usual_numbers(family, method, params, power):
+    """2^power times the weights and biases gives 2^power times what comes out of each linear."""
+    tokens, made = tiny.ids(4), []
+    for factor in (1.0, 2.0**power):
+        bundle = tiny.bundle(family)
+        paths = [path for path, _, layer in arch.linears(bundle.module) if layer == 0]
+        for path in paths:
+            linear = bundle.module.get_submodule(path)
+            linear.weight.mul_(factor)
+            if linear.bias is not None:
+                linear.bias.mul_(factor)
+        spy = dataclasses.replace(get(method), stats=frozenset(), compress=_with_plain_stats(get(method)))
+        calibrate.compress(bundle, ((spy, get(method).params.parse(dict(get(method).tiny) | params)),), tokens)
+        made.append([bundle.module.get_submodule(path) for path in paths])
+    for usual, odd in zip(*made, strict=True):
+        x = torch.randn(3, usual.in_features, generator=tiny.seeded())
+        wanted = usual(x)
+        assert float((odd(x) / 2.0**power - wanted).abs().max()) < 2e-3 * float(wanted.abs().max())  # float16's digits
+
+
+def _with_plain_stats(method):
+    """The method on inputs that are the same whatever the model's weights are."""
+
+    def compress(site, stats, params):
+        n = site.weight.shape[1]
+        x = torch.randn(4 * n, n, generator=tiny.seeded())
+        plain = Stats(len(x), x.T @ x, x.square().sum(0), x.abs().mean(0), x.abs().amax(0), x.mean(0))
+        return method.compress(site, plain, params)
+
+    return compress
