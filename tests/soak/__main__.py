@@ -1,7 +1,7 @@
-"""python -m tests.soak [PART ...] [--scale 0.05] [--again] [--state FILE]
+"""python -m tests.soak [PART ...] [--scale 0.05] [--again] [--keep] [--state FILE]
 
-Parts that are finished (at this scale) aren't repeated unless asked with --again. Once every part has been done the table goes to
-assets/results/bench/soak.json: of each part the row at the largest scale, which it names; a part that is repeated takes its row's place.
+Parts that are finished (at this scale) aren't repeated unless asked with --again. With --keep the table goes to
+assets/results/bench/soak.json: of each part the row at the largest scale, which it names, and what parts are missing.
 SOAK_PATIENCE=3 in the environment makes all limits of time three times as long, for a slow or a busy machine; the table says so.
 """
 
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help="all if none is given")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the counts and times, 1 by default")
     parser.add_argument("--again", action="store_true", help="repeat parts that are finished")
+    parser.add_argument("--keep", action="store_true", help="write the table of all finished parts into assets/results/bench")
     parser.add_argument("--state", type=Path, default=Path.home() / ".cache" / "compression-explorer-soak" / "state.json")
     parser.add_argument(
         "--scratch", type=Path, help="where homes and logs lie (default: a folder under the system's for temporary files)"
@@ -69,11 +70,11 @@ def main(argv: list[str]) -> int:
     rows = [state[f"{name} x{asked.scale:g}"] for name in names]
     if len(rows) > 1:
         print(_table(rows))
-    best = [
-        max(found, key=lambda row: row["scale"]) for name in PARTS if (found := [r for r in state.values() if r["part"] == name])
-    ]
-    if len(best) == len(PARTS):
-        TABLE.write_text(json.dumps(_kept(best), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if asked.keep:
+        done = {row["part"]: row for row in sorted(state.values(), key=lambda row: row["scale"])}
+        TABLE.write_text(
+            json.dumps(_kept([done[name] for name in PARTS if name in done]), indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
         print(f"kept in {TABLE.relative_to(stage.ROOT)}")
     return int(any(row[outcome] for row in rows for outcome in OUTCOMES[1:]))
 
@@ -126,10 +127,11 @@ def _kept(rows: list[dict]) -> dict:
 
     return {
         "date": max(row["date"] for row in rows),
-        "commit": rows[-1]["commit"],
+        "commit": commit(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "total": {k: sum(row[k] for row in rows) for k in ("tried", *OUTCOMES, "seconds")},
+        "missing": [name for name in PARTS if name not in {row["part"] for row in rows}],
         "rows": rows,
     }
 
