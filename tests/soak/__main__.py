@@ -114,7 +114,7 @@ def _do(name: str, asked: argparse.Namespace, scratch: Path) -> dict:
     row = campaign.ledger.json() | {
         "seconds": round(time.monotonic() - start),
         "scale": asked.scale,
-        "commit": commit(),
+        "commits": sorted({row["commit"] for row in rows}),
         "date": datetime.date.today().isoformat(),
     }
     print(_table([row]), flush=True)
@@ -127,7 +127,7 @@ def _kept(rows: list[dict]) -> dict:
 
     return {
         "date": max(row["date"] for row in rows),
-        "commit": commit(),
+        "commits": sorted({row["commit"] for row in rows}),
         "processor": processor(),
         "cores": os.cpu_count(),
         "total": {k: sum(row[k] for row in rows) for k in ("tried", *OUTCOMES, "seconds")},
