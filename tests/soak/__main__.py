@@ -114,7 +114,7 @@ def _do(name: str, asked: argparse.Namespace, scratch: Path) -> dict:
     row = campaign.ledger.json() | {
         "seconds": round(time.monotonic() - start),
         "scale": asked.scale,
-        "commits": sorted({row["commit"] for row in rows}),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
     print(_table([row]), flush=True)
