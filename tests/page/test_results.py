@@ -61,7 +61,7 @@ def test_a_result_with_notes_and_a_beaten_one(visit, server):
 
 
 def test_times_of_another_machine_are_not_shown_as_this_ones(visit, server):
-    timing = {"host": {"processor": "Some Other CPU", "threads": 64}, "kernel": ["k"]}
+    timing = {"host": {"processor": "Some Other CPU", "threads": 64}, "kernel": ["k"], "limit": {}, "loop": "transformers"}
     store_run(server, id="far", key="far", environment={"processor": "Some Other CPU", "threads": 64}, timings=[timing],
               metrics={"decode_tokens_per_second": 900.0, "baseline_decode_tokens_per_second": 1.0})  # fmt: skip
     page = visit("?run=far")
@@ -114,7 +114,7 @@ def test_a_store_that_cannot_be_written_says_so(browser, tmp_path):
     server = Server(tmp_path / "home")
     visitor = Visitor(browser, server)
     page = visitor.open()
-    assert "Results can't be written on this machine" in text(page, "#top .warn")
+    assert "new models and results are kept in a temporary folder until the app ends" in text(page, "#top .warn")
     shot(page, "read-only")
     visitor.contexts[0].close()
     server.demo.close()
