@@ -57,7 +57,7 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
 
 ENDS = {
     "cancelled": ({"status": "cancelled", "error": {"code": "cancelled"}}, "Stopped."),
-    "oom": ({"status": "oom", "error": {"code": "out_of_memory"}}, "memory was not enough"),
+    "oom": ({"status": "oom", "error": {"code": "out_of_memory"}}, "needed more memory than this program may use"),
     "killed": ({"status": "oom", "error": {"code": "worker_killed"}}, "The system ended the run"),
     "died": ({"status": "failed", "error": {"code": "worker_died", "facts": {"code": 3}}}, "ended by itself (code 3)"),
     "hub": ({"status": "failed", "error": {"code": "hub_unreachable", "facts": {"name": "gpt2"}}}, "hub can't be reached"),
