@@ -15,7 +15,6 @@ from torch import Tensor
 from compression import arch
 from compression.bundle import Bundle
 from compression.training import language_loss
-from tests import tiny
 
 LETTERS, WINDOW = 16, 32
 STEPS, BATCH = 500, 64  # of the teacher
@@ -57,7 +56,17 @@ def model(hidden: int = 64, layers: int = 2, seed: int = 0) -> Bundle:
     )  # fmt: skip
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    return Bundle(module, tiny.tokenizer(), arch.geometry(module), "chain")
+    return Bundle(module, tokenizer(), arch.geometry(module), "chain")
+
+
+@functools.cache
+def tokenizer():
+    """One token a letter, "a" to "p": as many as the model's table has rows."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {chr(ord("a") + i): i for i in range(LETTERS)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=letters, merges=[])))
 
 
 def taught(bundle: Bundle, steps: int, rate: float = 5e-3, seed: int = 1, dialect: int = 0) -> Bundle:
