@@ -143,7 +143,9 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
         notes += (Note("export_in_float32", {"name": wider[0], "count": len(wider)}),)
     with whole(folder) as temporary:
         save_file(tensors, temporary / artifact.WEIGHTS, metadata={"format": "pt"})
-        beside.write(bundle, temporary, label, f"Load it with {LOADERS[form]}.{' ' + UNPACKED if 'dequantize' in about else ''}\n")
+        beside.write(
+            bundle, temporary, label, f"Load it with {LOADERS[form]}.{' ' + UNPACKED if 'dequantize' in about else ''}\n"
+        )
         elsewhere.tokenizer(temporary)
         elsewhere.write(temporary / "config.json", elsewhere.config(module, wide) | {"quantization_config": about})
         if form.startswith("gptq"):
@@ -187,7 +189,10 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
 def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
     """Every tensor outside the blocks' linears in float16, or wider if need be (tied ones once); a rounded table is written back as 16 bits."""
     own = {path: m for path, m in bundle.module.named_modules() if isinstance(m, (CompressedLinear, CompressedTable))}
-    stored = {name: _narrow(t) if t.is_floating_point() else t for name, t in artifact.stored_tensors(bundle.module, torch.float32).items()}
+    stored = {
+        name: _narrow(t) if t.is_floating_point() else t
+        for name, t in artifact.stored_tensors(bundle.module, torch.float32).items()
+    }
     tensors = {name: t for name, t in stored.items() if not any(name.startswith(f"{path}.") for path in own)}
     blocks = arch.table(bundle.module).blocks
     tables = {path: m for path, m in own.items() if not path.startswith(f"{blocks}.")}

@@ -149,7 +149,9 @@ def _store(own: argparse.Namespace) -> Store:
 
 def _json(x, **how) -> str:
     """JSON as the terminal can show it."""
-    return json.dumps(x, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"), default=str, allow_nan=False, **how)
+    return json.dumps(
+        x, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"), default=str, allow_nan=False, **how
+    )
 
 
 def _print(own: argparse.Namespace, result: Result) -> int:

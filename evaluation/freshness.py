@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from compression import models
 from compression.base import CompressionError
+from evaluation import provenance
 from evaluation.spec import TEXTS, Result
+from evaluation.store import Store
 
 
-def answers(result: Result) -> bool:
-    """True if the model, the students and the files of text of a result's request are on this disk as the run read them."""
+def answers(result: Result, store: Store) -> bool:
+    """True if the program still gives this result, as far as somebody has found out (provenance.py), and the model, the students and the
+    files of text of its request are on this disk as the run read them."""
     spec, seen = result.spec, result.fingerprint
+    if not provenance.known(result, store):
+        return False
     try:
         if not _is_model(spec.model, seen.get("model"), seen.get("config")):
             return False

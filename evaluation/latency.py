@@ -66,7 +66,9 @@ def one_round(begin: Begin, prompt: Tensor, new_tokens: int = NEW_TOKENS) -> tup
     return steps[0], steps[1:]
 
 
-def compare(named: dict[str, Begin], prompt: Tensor, rounds: int = ROUNDS, new_tokens: int = NEW_TOKENS) -> dict[str, dict[str, float]]:
+def compare(
+    named: dict[str, Begin], prompt: Tensor, rounds: int = ROUNDS, new_tokens: int = NEW_TOKENS
+) -> dict[str, dict[str, float]]:
     """Timings of each, measured side by side after `WARM_UPS` tokens each."""
     first: dict[str, list[float]] = {name: [] for name in named}
     later: dict[str, list[float]] = {name: [] for name in named}

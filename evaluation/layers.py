@@ -3,8 +3,8 @@
     ||(W - W') X||^2 / ||W X||^2
 
 for the linears of every tenth block of the offline model, with X what enters it in the uncompressed model on the calibration text. All methods see
-the same X, so their orders are free of the noise that a perplexity has. Written to assets/results/bench/layers.json with a hash of
-each method's code; what still belongs to the code isn't measured again. Tests hold the orders that the papers claim.
+the same X, so their orders are free of the noise that a perplexity has. Written to assets/results/bench/layers.json with a witness of
+each recipe (witness.py); what still belongs to the code isn't measured again. Tests hold the orders that the papers claim.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -21,7 +22,7 @@ from compression.base import Block, Group, Method, Params
 from compression.bundle import Bundle
 from compression.inputs import capture
 from compression.quantization.gptq import output_error
-from evaluation import shipped
+from evaluation import shipped, witness
 from evaluation.spec import ROOT, WIKITEXT, RunSpec
 
 EVERY = 10  # blocks
@@ -64,8 +65,19 @@ def layer_errors(bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[st
                         error = output_error(site.weight, packed.dequantize(), group.stats.gram)
                     found[name]["errors"][site.path] = error
                     found[name]["bits"] += 8.0 * packed.stored_bytes()
-        print(f"layer {layer + 1} of {len(blocks)}", file=sys.stderr, flush=True)
     return {name: {"errors": f["errors"], "bits_per_weight": f["bits"] / weights} for name, f in found.items()}
+
+
+def numbers(recipe: str, config: Mapping, nudge: int) -> dict[str, float]:
+    """What the code gives for a row on a small model (witness.py)."""
+    steps = [(recipe, *spec_of(recipe).methods[0])]
+    row = layer_errors(witness.model(config, nudge), witness.windows(witness.CALIBRATED), steps)
+    return row[recipe]["errors"] | {"bits": row[recipe]["bits_per_weight"]}
+
+
+def why_stale(recipe: str, rows: Mapping[str, dict]) -> list[str]:
+    """What the code gives otherwise than the stored row says; nothing if the row is fresh."""
+    return witness.differences(partial(numbers, recipe), rows.get(recipe, {}).get("witness", {}))
 
 
 def spec_of(recipe: str) -> RunSpec:
@@ -80,14 +92,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=32_768)
     own = parser.parse_args(argv)
     bundle = models.load(shipped.OFFLINE_MODEL)
+    config = bundle.module.config.to_dict()
     text = texts.load_text(own.calibration, "calibration")
     windows = texts.windows(text, bundle.tokenizer, "raw", 512, own.tokens, "calibration").ids
-    codes = {recipe: spec_of(recipe).code() for recipe in RECIPES}
     stored = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {"tokens": own.tokens, "methods": {}}
     known = stored["methods"] if stored["tokens"] == own.tokens else {}
-    stale = [recipe for recipe in RECIPES if known.get(recipe, {}).get("code") != codes[recipe]]
+    stale = [recipe for recipe in RECIPES if why_stale(recipe, known)]
     found = layer_errors(bundle, windows, [(recipe, *spec_of(recipe).methods[0]) for recipe in stale])
-    table = {recipe: found[recipe] | {"code": codes[recipe]} if recipe in found else known[recipe] for recipe in RECIPES}
+    for recipe, row in found.items():
+        row["witness"] = witness.witness(partial(numbers, recipe), witness.small_config(config, spec_of(recipe)))
+    table = {recipe: found.get(recipe) or known[recipe] for recipe in RECIPES}
     FILE.write_text(json.dumps({"tokens": own.tokens, "methods": table}, indent=1) + "\n", "utf-8")
     for recipe, f in table.items():
         errors = torch.tensor(list(f["errors"].values()))

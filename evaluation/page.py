@@ -250,7 +250,7 @@ class Page:
         """Id of the newest answer to the same request, own before shipped, "" if there is none."""
         wanted = spec.identity()
         own = self.store.find(wanted)
-        found = (own if own and answers(own) else None) or next(
+        found = (own if own and answers(own, self.store) else None) or next(
             (r for r in self.store.shipped() if r.status == "ok" and r.spec.identity() == wanted), None
         )
         return found.id if found else ""

@@ -233,7 +233,9 @@ def _their_model(folder: str):
     from compression import arch
     from compression.bundle import Bundle
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    ).eval()
     return Bundle(model.requires_grad_(False), None, arch.geometry_of(model.config), folder)
 
 

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 from compression.base import CompressionError
 from evaluation.spec import Result, RunSpec, Status
 
-VERSION = 2  # 2: says its version; a running or waiting run says whose it is
+VERSION = 3  # 2: says its version; a running or waiting run says whose it is. 3: says what code gave it, with a witness
 LARGEST_FILE_BYTES = 64_000_000
 LARGEST_NUMBER = 1e18
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a run or an artifact: never a path, never hidden
@@ -95,7 +95,7 @@ class _Record(BaseModel):
     """The shape of a record of this version, its spec apart (RunSpec checks that)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    version: Literal[2]
+    version: Literal[3]
     owner: str
     id: Name
     key: Short
@@ -114,6 +114,8 @@ class _Record(BaseModel):
     model: dict[str, Any]
     artifact: Name | Literal[""]
     control_key: Short
+    code: Short
+    witness: dict[str, Any]
 
 
 _EMPTY = {f.name: f.default_factory() for f in dataclasses.fields(Result) if f.default_factory is not dataclasses.MISSING}
@@ -130,7 +132,12 @@ def _from_1(values: dict) -> dict:
     return known | {"version": 2, "owner": "", "timings": timings}
 
 
-STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1}  # version -> what brings its records to the next one
+def _from_2(values: dict) -> dict:
+    """Version 2 didn't say what code gave a result: such an answer is shown, and not given again."""
+    return {"code": "", "witness": {}} | values | {"version": 3}
+
+
+STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1, 2: _from_2}  # version -> what brings its records to the next one
 
 
 def content(result: Result, owner: str = "") -> bytes:

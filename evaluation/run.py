@@ -16,10 +16,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from compression import texts
 from compression.base import CompressionError, Note
-from evaluation import deaths, host, memory
+from evaluation import deaths, host, memory, provenance, witness
 from evaluation.clock import Clock
 from evaluation.reading import read
 from evaluation.spec import Result, RunSpec
@@ -43,17 +44,18 @@ def run(
     again: bool = False,
     run_id: str = "",
     enough: Callable[[], bool] = lambda: False,
+    nudges: tuple[int, ...] = (),
 ) -> Result:
     """Do a run and return its Result, which is also put into the store.
 
     again: run even if the store has the answer. timings: False leaves out the latency stage. run_id: the id that the
-    record gets. enough: turns true when a training should end and keep its best state.
+    record gets. enough: turns true when a training should end and keep its best state. nudges: of its witness.
     """
     store = store or Store()
     started = time.time()
     with contextlib.ExitStack() as held:  # what nobody may remove until the record is written
         try:
-            result = _Run(spec, emit, cancelled, store, allow_paths, timings, again, enough, held).go()
+            result = _Run(spec, emit, cancelled, store, allow_paths, timings, again, enough, held, nudges).go()
         except Exception as error:
             result = Result(key="", spec=spec, status=deaths.status(error), error=deaths.describe(error, store.home),
                             environment=host.environment(), created=started)  # fmt: skip
@@ -81,9 +83,9 @@ def _unkept(store: Store, result: Result, why: Exception) -> Result:
 class _Run:
     """One run's stages in order; attributes are what later stages need."""
 
-    def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again, enough, holding):
+    def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again, enough, holding, nudges):
         self.spec, self.cancelled, self.enough, self.store = spec, cancelled, enough, store
-        self.allow_paths, self.timings, self.again, self.holding = allow_paths, timings, again, holding
+        self.allow_paths, self.timings, self.again, self.holding, self.nudges = allow_paths, timings, again, holding, nudges
         self.clock = Clock(spec, emit)
         self.emit = self.clock.emit
         self.notes: list[Note] = []
@@ -112,13 +114,12 @@ class _Run:
             "model": self.bundle.source["weights_hash"], "config": self.bundle.source["config_hash"], "text": text.hash, "dtype": self.dtype,
             "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
         } | ({"students": [models.content_hash(name) for name in spec.students]} if spec.students else {})  # fmt: skip
-        key = spec.key(self.fingerprint)
-        if not self.again and (found := self._stored(key)):
+        if not self.again and (found := self._stored(spec, self.fingerprint)):
             return found
         self.baseline_result = self._original()
         if spec.is_original:
             return self.baseline_result
-        return self._compressed(key, calibration.source if calibration else "")
+        return self._compressed(spec.key(self.fingerprint), calibration.source if calibration else "")
 
     def _load(self) -> None:
         import torch
@@ -143,23 +144,29 @@ class _Run:
             self.notes.append(Note("already_rounded", {"format": source["rounded"], "bytes": source["publisher_bytes"]}))
         if source.get("recomputed"):
             self.notes.append(Note("recomputed_buffers", {"count": source["recomputed"]}))
+        self.config = self.bundle.module.config.to_dict()
         memory.reset_peak()
 
-    def _stored(self, key: str) -> Result | None:
-        found = [r for r in self.store.own() if r.key == key and r.status == "ok"]
-        usable = [r for r in found if r.spec.is_original or self.store.has_artifact(r)]
-        return usable[-1] if usable else None
+    def _stored(self, spec: RunSpec, fingerprint: dict) -> Result | None:
+        """The newest answer to the same question that this program would give too."""
+        question = spec.question(fingerprint)
+        for r in reversed(self.store.own()):
+            usable = r.status == "ok" and (r.spec.is_original or self.store.has_artifact(r))
+            if usable and r.spec.question(r.fingerprint) == question and provenance.holds(r, self.store):
+                return r
+        return None
 
     def _original(self) -> Result:
         """The original's result in this protocol, measured now if the store hasn't it."""
         from evaluation.measure import Baseline, OriginalHead, measure
 
         spec = self.spec.original()
-        key = spec.key(self.fingerprint | {"calibration": ""})
+        fingerprint = self.fingerprint | {"calibration": ""}
+        head = self._head()
+        found = None if self.again else self._stored(spec, fingerprint)
+        key = found.key if found else spec.key(fingerprint)
         folder = self.store.baseline_folder(hashlib.sha256(key.encode()).hexdigest()[:20])
         self.holding.enter_context(place.held(folder))
-        head = self._head()
-        found = None if self.again else self._stored(key)
         if found is None or Baseline.load(folder, head) is None:
             start = time.perf_counter()
             self.clock.stage("baseline")
@@ -330,7 +337,7 @@ class _Run:
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
             layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,
-            environment=host.environment(), model=source,
+            environment=host.environment(), model=source, code=provenance.code(), witness=witness.witness(partial(witness.of_run, spec), witness.small_config(self.config, spec), self.nudges),
         )  # fmt: skip
 
 
@@ -339,7 +346,9 @@ def _small_scales(module) -> int:
     import torch
 
     floor = torch.finfo(torch.float16).smallest_normal
-    scales = [t for name, t in module.named_buffers() if name.endswith("grid.scale") and t.dtype == torch.float16 and not t.is_meta]
+    scales = [
+        t for name, t in module.named_buffers() if name.endswith("grid.scale") and t.dtype == torch.float16 and not t.is_meta
+    ]
     return sum(float((t == floor).float().mean()) > 0.05 for t in scales)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from compression.base import CompressionError
-from evaluation import deaths, host
+from evaluation import deaths, host, provenance
 from evaluation.estimate import estimate, stage_seconds
 from evaluation.freshness import answers
 from evaluation.requests import named_only
@@ -65,6 +65,8 @@ class Runner:
         self._keep_spare = spare and inline is None
         self._spare: Worker | None = None
         store.mark_interrupted()
+        if self._keep_spare:
+            provenance.judge_behind(store)
         self._thread = threading.Thread(target=self._work, daemon=True, name="runner")
         self._thread.start()
 
@@ -110,7 +112,7 @@ class Runner:
         return job.id
 
     def _usable(self, result: Result) -> bool:
-        return (result.spec.is_original or self.store.has_artifact(result)) and answers(result)
+        return (result.spec.is_original or self.store.has_artifact(result)) and answers(result, self.store)
 
     def state(self, run_id: str, visitor: str = "") -> dict:
         """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it began),

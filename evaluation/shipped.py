@@ -5,7 +5,7 @@
 `page` fills the first screen: the offline model in exactly the page's default protocol. `gates` holds the orderings
 that the tests check on 32k tokens of WikiText-2; without a network give the test file (raw) and a calibration text
 by path. `domain` fine-tunes to a text that the model hardly knows, over four bits and over sixteen. None is timed: a
-time belongs to the machine that looks at it. A run whose stored result still matches the code is skipped.
+time belongs to the machine that looks at it. A run whose stored result the code still gives (evaluation/witness.py) is skipped.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import compression
 from compression.catalogue import OFFLINE_MODEL
+from evaluation import witness
 from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, UNICODE_TEXT, WIKITEXT, Result, RunSpec
 from evaluation.store import Store
 
 RESULTS = ROOT / "assets" / "results"
 GROUPS = ("page", "gates", "domain")
+UNKNOWN = 180.0  # seconds of a run that was never measured
 
 PAGE = (
     "none", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "wanda --sparsity 0.5", "svd_llm --removed 0.2",
@@ -125,12 +129,33 @@ def file_name(spec: RunSpec, group: str) -> str:
     return f"{group}-{'+'.join(steps)}{cache}{drawn}.json".replace(":", "of").replace("--1", "-row").lower()
 
 
-def is_fresh(file: Path) -> bool:
-    """True if the stored result was measured with the code as it is now."""
-    if not file.is_file():
-        return False
-    result = Result.parse(json.loads(file.read_text("utf-8")))
-    return result.status == "ok" and result.key == result.spec.key(result.fingerprint)
+def stored(file: Path) -> Result | None:
+    """The result in a file of this folder, None if there is none."""
+    return Result.parse(json.loads(file.read_text("utf-8"))) if file.is_file() else None
+
+
+def why_stale(result: Result | None) -> list[str]:
+    """What the code gives otherwise than when the result was measured, a line each; nothing if it gives the same."""
+    if result is None or result.status != "ok":
+        return ["not measured yet"]
+    return witness.differences(partial(witness.of_run, result.spec), result.witness)
+
+
+def seconds(result: Result | None) -> float:
+    """How long a run took when it was measured last; UNKNOWN if it never was."""
+    parts = ("load_seconds", "compress_seconds", "evaluate_seconds")
+    return sum(result.metrics.get(part, 0.0) for part in parts) if result else UNKNOWN
+
+
+def due(specs: Iterable[tuple[str, RunSpec]]) -> list[tuple[str, RunSpec, float]]:
+    """(group, run, seconds that it takes) of those whose result is missing or stale; what is different is printed."""
+    found = []
+    for group, spec in specs:
+        result = stored(RESULTS / file_name(spec, group))
+        if why := why_stale(result):
+            found.append((group, spec, seconds(result)))
+            print(f"{file_name(spec, group)}: {why[0]}" + (f" and {len(why) - 1} more" if why[1:] else ""), flush=True)
+    return found
 
 
 def publish(result: Result, group: str) -> Path:
@@ -146,29 +171,29 @@ def publish(result: Result, group: str) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Measure what is missing or stale; exit code 1 if a run failed."""
+    """Measure what is missing or stale; exit code 1 if a run failed. Stopped and begun again, it goes on where it was."""
     from evaluation.run import run
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.shipped", description=__doc__.split("\n")[0])
     parser.add_argument("group", nargs="?", choices=GROUPS, help="one group only")
     parser.add_argument("--text", default=WIKITEXT, help="evaluation text of the gates")
     parser.add_argument("--calibration", default=WIKITEXT, help="calibration text of the gates")
+    parser.add_argument("--dry", action="store_true", help="say what is stale and how long it takes, and measure nothing")
     own = parser.parse_args(argv)
+    groups = (own.group,) if own.group else GROUPS
+    todo = due([(group, spec) for group in groups for spec in specs(group, own.text, own.calibration)])
+    print(f"{len(todo)} to measure, about {sum(took for *_, took in todo) / 60:.0f} min by their last times", flush=True)
     failed = 0
-    for group in (own.group,) if own.group else GROUPS:
-        for spec in specs(group, own.text, own.calibration):
-            file = RESULTS / file_name(spec, group)
-            if is_fresh(file):
-                continue
-            start = time.perf_counter()
-            result = run(spec, store=Store(shipped=None), timings=False)
-            seconds = time.perf_counter() - start
-            if result.status == "ok":
-                publish(result, group)
-                print(f"{file.name}: perplexity {result.metrics['perplexity']:.3f}, {seconds:.0f} s", flush=True)
-            else:
-                failed += 1
-                print(f"{file.name}: {result.status}: {result.error.get('message')}", file=sys.stderr, flush=True)
+    for group, spec, _ in () if own.dry else todo:
+        start = time.perf_counter()
+        result = run(spec, store=Store(shipped=None), timings=False, nudges=witness.NUDGES)
+        took = time.perf_counter() - start
+        if result.status == "ok":
+            file = publish(result, group)
+            print(f"{file.name}: perplexity {result.metrics['perplexity']:.3f}, {took:.0f} s", flush=True)
+        else:
+            failed += 1
+            print(f"{file_name(spec, group)}: {result.status}: {result.error.get('message')}", file=sys.stderr, flush=True)
     return 1 if failed else 0
 
 

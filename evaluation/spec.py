@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import hashlib
-import inspect
-import io
 import time
-import tokenize
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import compression
 from compression.base import BadParam, canonical
+from evaluation import provenance
+from evaluation.provenance import ROOT
 
 METRICS_VERSION = 1  # 1: first definition of every metric
 
@@ -170,14 +167,18 @@ class RunSpec:
     def _identity(self) -> str:
         return _digest(self._essence())
 
-    def key(self, fingerprint: dict[str, str]) -> str:
-        """Hash of the run with the content of what it reads.
+    def question(self, fingerprint: dict) -> str:
+        """Hash of the run with the content of what it reads: two runs with the same one ask for the same numbers.
 
-        fingerprint: {"model": weights' hash, "text": hash, "calibration": hash or "", "dtype": compute dtype}.
+        fingerprint: {"model": weights' hash, "text": hash, "calibration": hash or "", "dtype": compute dtype, ...}.
         """
         named = {"model", "text", "calibration"}  # a file's place doesn't matter, its content does
         essence = {k: v for k, v in self._essence().items() if k not in named}
-        return _digest(essence | {"fingerprint": fingerprint, "metrics": METRICS_VERSION, "code": self.code()})
+        return _digest(essence | {"fingerprint": fingerprint, "metrics": METRICS_VERSION})
+
+    def key(self, fingerprint: dict) -> str:
+        """Hash of the question and of the code that answers it: the name of the answer's artifact."""
+        return _digest([self.question(fingerprint), provenance.code()])
 
     def _essence(self) -> dict:
         fields = self.json()
@@ -187,53 +188,6 @@ class RunSpec:
         if not self.needs_calibration:
             del fields["calibration"], fields["calibration_tokens"]
         return fields
-
-    def code(self) -> str:
-        """Hash of the code (comments and docstrings left out) of each method, the formats that it and the tables are stored
-        in, and whatever in `compression` these import: another method's format never makes a result stale."""
-        waiting = [Path(inspect.getfile(method.params)) for method, _ in self.methods]
-        if self.table_bits < 16:
-            waiting.append(ROOT / "compression" / "packed" / "grouped_int.py")
-        if self.activations == "int8":
-            waiting.append(ROOT / "compression" / "packed" / "activations.py")
-        if self.cache_bits < 16:
-            waiting.append(ROOT / "compression" / "kv_cache.py")
-        files: set[Path] = set()
-        while waiting:
-            file = waiting.pop()
-            if file not in files:
-                files.add(file)
-                waiting += _project_imports(file)
-        return _digest([_bare_code(f) for f in sorted(files)])
-
-
-ROOT = Path(__file__).parent.parent
-
-
-def _project_imports(file: Path) -> set[Path]:
-    """Files of `compression` that `file` imports from. Left out are the shared vocabulary (base.py), and the cache of few bits that
-    every bundle could make: it counts where a run asks for it or a method imports it."""
-    nodes = [n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ImportFrom) and n.module]
-    paths = {ROOT / (n.module.replace(".", "/") + ".py") for n in nodes if n.module.startswith("compression.")}
-    unused = {"base.py", *(["kv_cache.py"] if file.name == "bundle.py" else [])}
-    return {p for p in paths if p.is_file() and p.name not in unused}
-
-
-def _bare_code(file: Path) -> str:
-    """The file's text without comments, docstrings and blank lines, so that prose never makes a result stale."""
-    source = file.read_text("utf-8")
-    lines = source.splitlines()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-            for row in range(first.lineno - 1, first.end_lineno):
-                lines[row] = ""
-    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def _check_name(name: str, value: Any) -> None:
@@ -276,6 +230,8 @@ class Result:
     model: dict = field(default_factory=dict)  # Bundle.source, for the card
     artifact: str = ""  # folder's name under the store's artifacts, "" when there is none
     control_key: str = ""
+    code: str = ""  # of the program that gave it (provenance.code)
+    witness: dict = field(default_factory=dict)  # how to tell whether later code still gives it (evaluation/witness.py)
     id: str = ""  # the run's id, given by the runner (a key may have failed runs before its ok one)
     created: float = field(default_factory=time.time)
 

@@ -167,10 +167,14 @@ def rows(with_llama: bool) -> list[dict]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = gguf_file()
-    load = lambda dtype: AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False).eval()  # noqa: E731
+    load = lambda dtype: AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
+    ).eval()  # noqa: E731
     module = load(torch.float32)
     words = Path(__file__).read_text("utf-8")
-    text = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)(words, return_tensors="pt")["input_ids"][0]
+    text = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)(words, return_tensors="pt")[
+        "input_ids"
+    ][0]
     named: dict[str, tuple[Begin, str, int]] = {}
     for name, linears, head, rule in OURS:
         made = decoder(module, linears, head, rule)

@@ -179,7 +179,11 @@ def _ran(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 HEAD, NORM, Q = "lm_head.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
-AUTO = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own", "AutoTokenizer": "tokenization_own.Own"}
+AUTO = {
+    "AutoConfig": "configuration_own.OwnConfig",
+    "AutoModelForCausalLM": "modeling_own.Own",
+    "AutoTokenizer": "tokenization_own.Own",
+}
 
 CASES: dict[str, Case] = {
     # --- loads ---

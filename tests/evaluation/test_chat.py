@@ -119,7 +119,9 @@ def test_a_killed_worker_is_told_and_starts_anew(made, chat):
 def test_a_template_that_never_ends_is_ended_and_the_next_question_is_answered(made, chat, tmp_path, monkeypatch):
     store, equal, other = made
     shutil.copytree(equal.spec.model, tmp_path / "hostile")
-    (tmp_path / "hostile" / "chat_template.jinja").write_text("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}")
+    (tmp_path / "hostile" / "chat_template.jinja").write_text(
+        "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+    )
     spec = dataclasses.replace(equal.spec, model=str(tmp_path / "hostile"), recipe=(("none", {}),))
     store.put(Result(key="", spec=spec, status="ok", id="hostile"))
     monkeypatch.setitem(chat.patience, "prompt", 3.0)

@@ -11,9 +11,16 @@ import torch
 
 from compression import artifact, engine, models
 from compression.texts import load_text
+from evaluation import provenance
 from evaluation.freshness import answers
 from evaluation.spec import Result, RunSpec
+from evaluation.store import Store
 from tests import hostile, tiny
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "home", shipped=None)
 
 
 @pytest.fixture
@@ -28,32 +35,33 @@ def stored(tmp_path):
         "config": models.config_hash(str(place)),
         "text": load_text(str(text), "evaluation").hash,
     }
-    return place, text, Result(key="", spec=spec, status="ok", fingerprint=seen)
+    return place, text, Result(key="", spec=spec, status="ok", fingerprint=seen, code=provenance.code())
 
 
-def test_what_did_not_change_is_still_the_answer(stored):
-    assert answers(stored[2])
+def test_what_did_not_change_is_still_the_answer(stored, store):
+    assert answers(stored[2], store)
     hostile.config(use_cache=False, note="bookkeeping")(stored[0])
-    assert answers(stored[2])
+    assert answers(stored[2], store)
 
 
 @pytest.mark.parametrize("change", [hostile.config(rms_norm_eps=1e-3), hostile.rope(rope_theta=100.0), hostile.config(hidden_act="gelu"),
                                     hostile.tensors(lambda t: t[hostile.NORM].mul_(1.01)), hostile.without("model.safetensors"),
                                     hostile.config(num_hidden_layers=10**9), shutil.rmtree])  # fmt: skip
-def test_a_changed_folder_is_asked_anew(stored, change):
+def test_a_changed_folder_is_asked_anew(stored, store, change):
     change(stored[0])
-    assert not answers(stored[2])
+    assert not answers(stored[2], store)
 
 
-def test_a_changed_text_is_asked_anew(stored):
+def test_a_changed_text_is_asked_anew(stored, store):
     stored[1].write_text("other words\n" * 50)
-    assert not answers(stored[2])
+    assert not answers(stored[2], store)
     os.unlink(stored[1])
-    assert not answers(stored[2])
+    assert not answers(stored[2], store)
 
 
-def test_catalogue_models_that_are_not_here_stay_answered():
-    assert answers(Result(key="", spec=RunSpec("gpt2", (("none", {}),)), status="ok", fingerprint={"model": "a", "text": "b"}))
+def test_catalogue_models_that_are_not_here_stay_answered(store):
+    assert answers(Result(key="", spec=RunSpec("gpt2", (("none", {}),)), status="ok", fingerprint={"model": "a", "text": "b"},
+                          code=provenance.code()), store)  # fmt: skip
 
 
 @pytest.mark.parametrize("change, wide", [

@@ -8,8 +8,7 @@ import json
 import pytest
 
 from compression.base import BadParam
-from evaluation import overview, shipped
-from evaluation import spec as spec_module
+from evaluation import overview, provenance, shipped
 from evaluation.spec import Result, RunSpec
 
 FINGERPRINT = {"model": "m", "text": "t", "calibration": "c", "dtype": "float32"}
@@ -80,19 +79,10 @@ def test_a_recipes_words_carry_what_the_run_says():
     assert overview.label(overview.rated("rtn --bits 4 --cache_bits 8")).endswith(", cache in 8 bits")
 
 
-def test_the_caches_code_is_part_of_its_key_alone():
-    few = dataclasses.replace(GPTQ, cache_bits=8)
-    assert few.code() != GPTQ.code() and few.code() == dataclasses.replace(GPTQ, cache_bits=4).code()
-
-
-def test_code_changes_the_key_and_prose_does_not(tmp_path):
-    file = tmp_path / "a.py"
-    file.write_text('"""Essay."""\n\nx = 1  # why\n')
-    before = spec_module._bare_code(file)
-    file.write_text('"""Another essay,\non two lines."""\nx = 1\n\n\n# more\n')
-    assert spec_module._bare_code(file) == before
-    file.write_text('"""Essay."""\nx = 2\n')
-    assert spec_module._bare_code(file) != before
+def test_the_key_names_the_code_and_the_question_does_not(monkeypatch):
+    key, question = GPTQ.key(FINGERPRINT), GPTQ.question(FINGERPRINT)
+    monkeypatch.setattr(provenance, "code", lambda: "other")
+    assert GPTQ.key(FINGERPRINT) != key and GPTQ.question(FINGERPRINT) == question
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,167 @@
+"""A stored result goes stale when, and only when, the numbers that the code gives change: copies of the program with one thing altered.
+
+The smallest changes that were seen to be told apart: a damping of 1 % more, a share of weights of 0.1 %, a rate of 1 % (LoRA).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from evaluation import provenance, witness
+from evaluation.run import run
+from evaluation.spec import ROOT, RunSpec
+from evaluation.store import Store
+from tests import tiny
+
+RTN, GPTQ, HQQ, NF4 = "gates-rtn-4.json", "gates-gptq-4-row.json", "gates-hqq-3.json", "gates-nf4.json"
+AWQ, SMOOTH, WANDA, SPARSE = (
+    "gates-awq-4.json",
+    "gates-smoothquant-0.5-tensor.json",
+    "gates-wanda-0.5.json",
+    "gates-sparsegpt-0.5.json",
+)
+SVD, LORA, QAT, NONE = "gates-svd_llm-0.2.json", "gates-lora-8-16384-120.0.json", "gates-llm_qat-4-4-0.json", "gates-none.json"
+PRUNER, CORES = "gates-llm_pruner-0.25.json", "gates-tensorgpt-4-square.json"
+
+ALTERED = {  # what: (file, its text, what stands there instead, results that must go stale, results that must stay fresh)
+    "sums of inputs": ("compression/inputs.py", "self.sums[name] += new", "self.sums[name] += 1.1 * new", (GPTQ, WANDA), (RTN,)),
+    "damping": ("compression/quantization/gptq.py", "+ used * scale)", "+ 1.1 * used * scale)", (GPTQ, SPARSE), (RTN, WANDA, AWQ)),
+    "zero points": ("compression/quantization/grids.py", "torch.round(-low / scale.float())", "torch.round(-1.1 * low / scale.float())",
+                    (RTN, GPTQ), (NF4, WANDA)),
+    "a half-quadratic step": ("compression/quantization/hqq.py", "(codes - (w - kept) / s).mean(1)", "(codes - (w - kept) / (1.01 * s)).mean(1)",
+                              (HQQ,), (RTN,)),
+    "a value of a table": ("compression/quantization/nf4.py", "0.07958029955625534", "0.0875", (NF4,), (RTN,)),
+    "a search": ("compression/quantization/awq.py", "tuple(k / 20 for k in range(20))", "tuple(k / 22 for k in range(20))", (AWQ,), (GPTQ,)),
+    "a scale of activations": ("compression/quantization/smoothquant.py", "1e-30) / 127 if", "1e-30) / 115 if", (SMOOTH,), (RTN,)),
+    "a score": ("compression/pruning/wanda.py", "stats.sum_sq.sqrt()", "stats.sum_sq ** 0.55", (WANDA,), (SPARSE,)),
+    "a share that is removed": ("compression/low_rank/rank.py", "int((1 - removed)", "int((1 - 1.1 * removed)", (SVD,), (RTN,)),
+    "a cache": ("compression/kv_cache.py", "keepdim=True) / top)", "keepdim=True) / (1.1 * top))", (QAT,), (RTN,)),
+    "a schedule": ("compression/training.py", "WARM_UP, JUDGED = 0.1, 8", "WARM_UP, JUDGED = 0.11, 8", (LORA,), (NF4,)),
+    "the length of gradients": ("compression/training.py", "CLIP = 1.0", "CLIP = 1.1", (LORA,), (NF4,)),
+    "what is held out": ("compression/training.py", "HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2", "HELD_OUT, MOST_HELD_OUT, FEWEST = 9, 8, 2",
+                         (LORA,), (NF4,)),
+    "the draw of windows": ("compression/texts.py", "torch.Generator().manual_seed(seed)", "torch.Generator().manual_seed(seed + 1)",
+                            (WANDA, LORA), (RTN, NONE)),
+    "a measure of all": ("compression/likelihood.py", "return torch.logsumexp(logits, -1) -", "return 1.001 * torch.logsumexp(logits, -1) -",
+                         (RTN, NONE), ()),
+    "a measure of two": ("evaluation/divergence.py", "log_p.exp_().mul_(difference)", "log_p.exp_().mul_(1.1 * difference)", (RTN,), (NONE,)),
+    "a chain of cores": ("compression/low_rank/tensorgpt.py", "basis = directions[:, :, -ranks[k + 1] :]", "basis = 1.1 * directions[:, :, -ranks[k + 1] :]", (CORES,), (RTN,)),
+    "an importance": ("compression/pruning/llm_pruner.py", "return (g * weight).abs().sum(along)", "return (g * weight.abs() ** 1.1).abs().sum(along)", (PRUNER,), (WANDA,)),
+}  # fmt: skip
+
+
+def _copy(folder: Path) -> Path:
+    """The program's folders, without what it ships but results."""
+    for name in ("compression", "kernels", "evaluation"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "assets").symlink_to(ROOT / "assets")
+    return folder
+
+
+def _renamed(folder: Path) -> None:
+    """Files that moved, comments, other layout: nothing that computes."""
+    (folder / "compression/row_losses.py").rename(folder / "compression/sums_over_rows.py")
+    (folder / "compression/quantization/column_loop.py").rename(folder / "compression/column_loop.py")
+    for file in folder.glob("*/**/*.py"):
+        text = file.read_text("utf-8")
+        text = text.replace("compression.row_losses", "compression.sums_over_rows")
+        text = text.replace("compression.quantization.column_loop", "compression.column_loop")
+        text = re.sub(r"(?m)^(import torch)$", r"\1  # a comment\n\n", text)
+        file.write_text(text.replace("used * scale", "(used * scale)"), "utf-8")
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    """What of a copy -> {result's file: what differs}."""
+    jobs = {}
+    for what, (file, old, new, stale, fresh) in ALTERED.items():
+        root = _copy(tmp_path_factory.mktemp("altered"))
+        text = (root / file).read_text("utf-8")
+        assert old in text, f"{file} has no {old!r} any more: alter something else in it"
+        (root / file).write_text(text.replace(old, new), "utf-8")
+        jobs[what] = {"root": str(root), "files": [*stale, *fresh]}
+    root = _copy(tmp_path_factory.mktemp("renamed"))
+    _renamed(root)
+    jobs["names and comments"] = {"root": str(root), "files": [RTN, GPTQ, WANDA, LORA]}
+    script = Path(__file__).with_name("mutated.py")
+    done = subprocess.run([sys.executable, script], input=json.dumps(list(jobs.values())), capture_output=True, text=True,
+                          check=True, env=os.environ | {"PYTHONPATH": ""})  # fmt: skip
+    return dict(zip(jobs, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_what_an_alteration_makes_stale(what, verdicts):
+    *_, stale, fresh = ALTERED[what]
+    assert all(verdicts[what][name] for name in stale), "an altered number that nobody sees"
+    assert not any(verdicts[what][name] for name in fresh), {name: verdicts[what][name] for name in fresh}
+
+
+def test_names_comments_and_layout_make_nothing_stale(verdicts):
+    assert not any(verdicts["names and comments"].values()), verdicts["names and comments"]
+
+
+@pytest.fixture
+def answered(place, tmp_path):
+    """(a run's request, its store, the record of an answer that another program gave, with a witness)."""
+    store = Store(tmp_path / "home", shipped=None)
+    wanted = RunSpec(
+        tiny.folder("llama"), (("rtn", {"bits": 4, "group_size": 16}),), text=str(place / "test.txt"), window=64, tokens=512
+    )
+    first = run(wanted, store=store, timings=False)
+    return wanted, store, store.put(dataclasses.replace(first, code="other"))
+
+
+def test_another_programs_answer_holds_while_its_witness_comes_out(answered):
+    wanted, store, first = answered
+    assert provenance.known(first, store) is None and first in provenance.unjudged(store), "nobody has found out"
+    assert run(wanted, store=store, timings=False).id == first.id
+    assert provenance.known(first, store) is True and first not in provenance.unjudged(store)
+
+
+def test_another_programs_answer_with_other_numbers_is_measured_anew(answered):
+    wanted, store, first = answered
+    numbers = {name: [value + 5 * tolerance, tolerance] for name, (value, tolerance) in first.witness["numbers"].items()}
+    store.put(dataclasses.replace(first, witness=first.witness | {"numbers": numbers}))
+    assert run(wanted, store=store, timings=False).id != first.id
+    assert provenance.known(store.get_id(first.id), store) is False
+
+
+def test_an_answer_without_a_witness_is_not_given_by_other_code(answered):
+    wanted, store, first = answered
+    store.put(dataclasses.replace(first, witness={}))
+    assert provenance.known(store.get_id(first.id), store) is False
+    assert run(wanted, store=store, timings=False).id != first.id
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_has_its_small_model(family):
+    """With the family's own traits: its witness differs from a Llama's."""
+    wanted = RunSpec(tiny.folder(family), (("gptq", {"bits": 4, "group_size": 16}),))
+    small = witness.small_config(tiny.bundle(family).module.config.to_dict(), wanted)
+    found = witness.witness(partial(witness.of_run, wanted), small, ())
+    assert len(found["numbers"]) > 20 and not witness.differences(partial(witness.of_run, wanted), found)
+    assert small["model_type"] == family.removesuffix("-post-norm")
+
+
+def test_another_parameter_is_another_witness():
+    small = witness.small_config(tiny.bundle("llama").module.config.to_dict(), RunSpec("m", (("gptq", {}),)))
+    found = witness.witness(partial(witness.of_run, RunSpec("m", (("gptq", {"damping": 0.01}),))), small)
+    assert witness.differences(partial(witness.of_run, RunSpec("m", (("gptq", {"damping": 0.0101}),))), found)
+
+
+def test_what_goes_wrong_while_judging_is_no_agreement():
+    assert witness.differences(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {}) == ["it carries no witness"]
+    assert witness.differences(
+        partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {"config": {"model_type": "gone"}, "numbers": {}}
+    )
+    assert witness.witness(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {"model_type": "gone"}) == {}
