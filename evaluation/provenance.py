@@ -99,9 +99,9 @@ def _remember(store: Store, verdicts: dict[str, bool]) -> None:
 
 def main() -> int:
     """Judge what nobody has judged; exit code 0."""
-    from evaluation.store import Store
-
     import torch
+
+    from evaluation.store import Store
 
     torch.set_num_threads(1)  # it works beside whoever uses the app
     if hasattr(os, "nice"):

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import compression
 from compression.base import BadParam, canonical
 from evaluation import provenance
-from evaluation.provenance import ROOT
 
 METRICS_VERSION = 1  # 1: first definition of every metric
 

@@ -169,7 +169,7 @@ def rows(with_llama: bool) -> list[dict]:
     file = gguf_file()
     load = lambda dtype: AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
-    ).eval()  # noqa: E731
+    ).eval()
     module = load(torch.float32)
     words = Path(__file__).read_text("utf-8")
     text = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)(words, return_tensors="pt")[
