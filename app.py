@@ -27,7 +27,7 @@ from starlette.middleware import Middleware
 
 from evaluation.gate import Gate, Rules, hostnames
 from evaluation.page import Page
-from evaluation.spec import ROOT
+from evaluation.provenance import ROOT
 from evaluation.wire import Wire
 
 ASSETS = ROOT / "assets"

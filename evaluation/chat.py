@@ -27,8 +27,8 @@ from pathlib import Path
 import psutil
 
 from compression.base import CompressionError
+from evaluation.provenance import ROOT
 from evaluation.requests import named_only
-from evaluation.spec import ROOT
 from evaluation.store import Store
 
 SIDES = ("original", "compressed")

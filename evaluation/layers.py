@@ -23,7 +23,8 @@ from compression.bundle import Bundle
 from compression.inputs import capture
 from compression.quantization.gptq import output_error
 from evaluation import shipped, witness
-from evaluation.spec import ROOT, WIKITEXT, RunSpec
+from evaluation.provenance import ROOT
+from evaluation.spec import WIKITEXT, RunSpec
 
 EVERY = 10  # blocks
 FILE = ROOT / "assets" / "results" / "bench" / "layers.json"

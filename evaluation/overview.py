@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 
 from evaluation import peers, shipped
-from evaluation.spec import ROOT, Result, RunSpec
+from evaluation.provenance import ROOT
+from evaluation.spec import Result, RunSpec
 from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"

@@ -23,7 +23,8 @@ from pathlib import Path
 import compression
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import witness
-from evaluation.spec import BUILTIN_TEXT, PRESETS, ROOT, UNICODE_TEXT, WIKITEXT, Result, RunSpec
+from evaluation.provenance import ROOT
+from evaluation.spec import BUILTIN_TEXT, PRESETS, UNICODE_TEXT, WIKITEXT, Result, RunSpec
 from evaluation.store import Store
 
 RESULTS = ROOT / "assets" / "results"

@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation import records
-from evaluation.spec import ROOT, Result
+from evaluation.provenance import ROOT
+from evaluation.spec import Result
 from kernels import home as place
 
 ARTIFACT_BYTES = int(os.environ.get("COMPRESSION_EXPLORER_ARTIFACT_BYTES", 10_000_000_000))

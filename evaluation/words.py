@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evaluation.pareto import METRICS
-from evaluation.spec import ROOT
+from evaluation.provenance import ROOT
 
 LANGUAGES = ("en", "zh-Hant")
 I18N, METHODS = ROOT / "assets" / "i18n", ROOT / "assets" / "methods.json"

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation import deaths, limits
-from evaluation.spec import ROOT
+from evaluation.provenance import ROOT
 
 ENOUGH = "enough"
 GRACE_SECONDS = 2  # between asking a worker to end and killing it

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from evaluation import records
-from evaluation.spec import ROOT, Result, RunSpec
+from evaluation.provenance import ROOT
+from evaluation.spec import Result, RunSpec
 from evaluation.store import SHIPPED, Store
 from kernels import home as place
 

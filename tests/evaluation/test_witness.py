@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from evaluation import provenance, witness
+from evaluation.provenance import ROOT
 from evaluation.run import run
-from evaluation.spec import ROOT, RunSpec
+from evaluation.spec import RunSpec
 from evaluation.store import Store
 from tests import tiny
 
