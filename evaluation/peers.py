@@ -186,7 +186,7 @@ PAIRS = {
     "fp4": Pair("nf4 --table fp4", "bitsandbytes", bitsandbytes_4bit, {"table": "fp4"}),
     "llm_int8": Pair("llm_int8 --threshold 6.0 --zero_point false", "bitsandbytes", bitsandbytes_8bit, {"threshold": 6.0}),
     "hqq-4": Pair("hqq --bits 4 --group_size 64", "hqq", hqq, {"bits": 4}),
-    "hqq-3": Pair("hqq --bits 3 --group_size 64", "hqq", hqq, {"bits": 3}),
+    "hqq-3": Pair("hqq --bits 3 --group_size 64 --round_zero false", "hqq", hqq, {"bits": 3}),
 }  # fmt: skip
 
 

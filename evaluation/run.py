@@ -334,10 +334,11 @@ class _Run:
         if spec.is_original:
             shared["model_bits_per_parameter"] = 8 * metrics["stored_bytes"] / metrics["parameters"]
             notes = [n for n in notes if n["code"] in OF_THE_ORIGINAL and n["facts"].get("name", self.text) == self.text]
+        seen = witness.witness(partial(witness.of_run, spec), witness.small_config(self.config, spec), self.nudges)
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
             layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,
-            environment=host.environment(), model=source, code=provenance.code(), witness=witness.witness(partial(witness.of_run, spec), witness.small_config(self.config, spec), self.nudges),
+            environment=host.environment(), model=source, code=provenance.code(), witness=seen,
         )  # fmt: skip
 
 

@@ -167,9 +167,10 @@ def rows(with_llama: bool) -> list[dict]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = gguf_file()
-    load = lambda dtype: AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
-    ).eval()
+
+    def load(dtype):
+        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False).eval()
+
     module = load(torch.float32)
     words = Path(__file__).read_text("utf-8")
     text = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)(words, return_tensors="pt")[

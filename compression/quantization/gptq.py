@@ -31,16 +31,7 @@ from torch import Tensor
 
 from compression.base import CalibrationError, Cost, Edit, Method, Note, Params, Site, Stats, param
 from compression.packed.grid import Grid
-from compression.quantization.grids import (
-    encode,
-    extremes,
-    fit,
-    grid_bytes,
-    minmax_asym,
-    minmax_sym,
-    short_group_note,
-    stored,
-)
+from compression.quantization.grids import PASSES, encode, fit, grid_bytes, range_of, short_group_note, stored, tuning_param
 from kernels.bits import row_bytes
 from kernels.grouped_int import groups_of
 
@@ -54,6 +45,7 @@ class GptqParams(Params):
     group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
                             lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
     symmetric: bool = param(False, "No zero point: the ruler is centred on zero.", level="advanced")
+    tuning: str = tuning_param()
     act_order: bool = param(True, "Round the inputs with the largest activations first.", level="advanced")
     static_groups: bool = param(True, "Fit all rulers before the first column.", level="advanced")
     damping: float = param(0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced")
@@ -66,7 +58,10 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     out, n = shape
     index = 2 * n if params.act_order and not params.static_groups and groups_of(n, params.group_size) > 1 else 0
     size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, params.symmetric) + index
-    return Cost(bytes=size, flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n, peak_bytes=24 * n * n + 16 * out * n)
+    search = 10.0 * PASSES[params.tuning] * out * n
+    return Cost(
+        bytes=size, flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + search, peak_bytes=24 * n * n + 16 * out * n
+    )
 
 
 def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
@@ -110,7 +105,7 @@ def gptq(weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None
     factor = factor.float()
     live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
     forbidden = None if pruned is None else pruned[:, order].T
-    grid = fit(weight, params.bits, params.group_size, params.symmetric) if static else None
+    grid = fit(weight, params.bits, params.group_size, params.symmetric, params.tuning) if static else None
     if static:
         scale, zero = (t[:, order].T.contiguous() for t in grid.columns())
     else:
@@ -129,8 +124,7 @@ def gptq(weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None
                 if end > stop:
                     late = slice(max(c, stop), end)
                     group[late.start - c :] -= factor[start:c, late].T @ errors[: c - start]
-                low, high = extremes(group.T, -1)
-                s, z = (minmax_sym if params.symmetric else minmax_asym)(low, high, params.bits)
+                s, z = range_of(group.T, params.bits, params.symmetric, params.tuning)
                 scales.append(s)
                 zeros.append(z)
                 scale[c:end] = s.float().T

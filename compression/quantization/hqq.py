@@ -10,9 +10,8 @@ Badri, Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models
 W_q = clamp(round(W / s + z), 0, 2^bits - 1) and D = W - s (W_q - z), two steps in turn:
     E = sign(D) relu(|D| - |D|^(p - 1) / beta)        what is left of the errors after shrinking (sub-problem 1)
     z = mean over the group of W_q - (W - E) / s      the best zero point for the rest (sub-problem 2)
-and beta grows by kappa. Defaults p 0.7, beta 10, kappa 1.01, at most 20 rounds, groups of 64, as in the authors' code, which
-at 4 bits also begins with a whole-number zero point: small weights then start out exact, which a model with a few very loud
-inputs rewards.
+and beta grows by kappa. Defaults p 0.7, beta 10, kappa 1.01, at most 20 rounds, groups of 64, as in the authors' code. The first
+zero point is a whole number (`round_zero`): small weights then start out exact, which a model with a few very loud inputs rewards.
 
 Deviations. (1) The authors stop a whole matrix when its mean |D| rises and keep the zero points of that last round;
 we go on with each group while its zero point moves and keep the one with the smallest sum of |D|^p, so that no group
@@ -20,6 +19,8 @@ ends worse than it began. (2) All of it is computed with scale and zero point as
 (3) A group of nearly equal weights gets a step of at least 2^-15 of its largest weight, because 16 bits hold no larger
 zero point; the authors bound the step by a fixed 1/20000. Worth knowing: with the authors' beta an error below 0.17 is
 shrunk to nothing (E = 0), and the weights of language models are rarely that far off, so that z is then simply the mean.
+(4) The authors' code begins with a whole zero point at 4 bits alone. At 3 bits that leaves HQQ above plain rounding on the offline
+model; turn `round_zero` off to see what their code gives there.
 
 Cost: up to 20 passes over the weights, fewer for groups that have settled; stored with 32 bits a group.
 """
@@ -52,7 +53,9 @@ class HqqParams(Params):
                       ends=("tiny, worse", "large, same"))  # fmt: skip
     group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
                             lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
-    round_zero: bool = param(True, "At 4 bits: begin with a whole-number zero point.", level="advanced", when={"bits": 4})
+    round_zero: bool = param(
+        True, "Begin with a whole-number zero point, so that small weights start out exact.", level="advanced"
+    )
     iterations: int = param(20, "Rounds at most; 0 keeps the first zero points.", lo=0, hi=1000, level="advanced")
     p: float = param(0.7, "Power of the errors whose sum is made small; below 1 rare large errors count little.",
                      lo=0.1, hi=1.0, level="advanced")  # fmt: skip
@@ -79,7 +82,7 @@ def first_grid(groups: Tensor, bits: int, whole: bool = False) -> tuple[Tensor, 
 
 def hqq(groups: Tensor, params: HqqParams) -> tuple[Tensor, Tensor]:
     """(scale, zero) [n] of groups [n, size], the zero points moved as the half-quadratic steps say."""
-    scale, zero = first_grid(groups, params.bits, params.round_zero and params.bits == 4)
+    scale, zero = first_grid(groups, params.bits, params.round_zero)
     lowest = torch.full_like(zero, torch.inf)
     live, trial = torch.arange(len(groups), device=groups.device), zero.clone()  # groups that still move, and what they try
     for k in range(params.iterations + 1):

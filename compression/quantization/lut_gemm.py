@@ -1,8 +1,9 @@
 """LUT-GEMM: weights as sums of planes of -1 and +1, so that a product needs look-ups and additions only.
 
 Each group of weights is written as w = offset + alpha_1 b_1 + ... + alpha_q b_q, where every b is -1 or +1: one bit a
-weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication: for every 8 inputs the
-256 possible sums of +-x are worked out once, and each byte of a plane looks its sum up. Two uses:
+weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication. The paper's kernel works out, for every
+8 inputs, the 256 possible sums of +-x, and each byte of a plane looks its sum up. Our kernels add the inputs whose bit is set and look
+nothing up (deviation 5). Two uses:
 
 After rounding, GPTQ or any other step that stored integers in plain groups, the codes are kept exactly as they are and
 only written in this form: with q bits, scale s and zero point z,

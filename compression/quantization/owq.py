@@ -29,25 +29,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from compression.base import Cost, Edit, Method, Note, Params, Site, Stats, param
 from compression.packed.base import Packed, to_storage
 from compression.packed.columns import Columns
-from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.total import Sum
 from compression.quantization.column_loop import compensate
 from compression.quantization.gptq import inverse_factor, output_error
-from compression.quantization.grids import fit, grid_bytes, short_group_note, stored
+from compression.quantization.grids import PASSES, fit, grid_bytes, short_group_note, stored
 from kernels.bits import row_bytes
-from kernels.grouped_int import groups_of
-
-RANGES = 40  # that are tried for each row, evenly from the whole one down
-POWER = 2.4
-GIVE_UP = 1.5  # times its best sum of errors: a row's shorter ranges are not tried
-CHUNK = 1 << 18  # weights searched at a time, so that a pass stays in the processor's cache
 
 ATTENTION = frozenset("qkvo")
 
@@ -89,53 +81,13 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     """Bytes as stored with the block's average of weak columns; GPTQ's operations and the search's."""
     out, n = shape
     size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, False)
-    passes = 160 if params.tuning == "mse" else 2
     return Cost(bytes=size + weak_count(n, params) * (2 * out + 4), peak_bytes=24 * n * n + 16 * out * n,
-                flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 10.0 * passes * out * n)  # fmt: skip
-
-
-def mse_asym(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(scale, integer zero) [rows, 1] of weight [rows, size]: of all ranges and zero points the least sum of |w - w'|^2.4."""
-    top = 2**bits - 1
-    reach = weight.amax(1, keepdim=True).clamp_min(0) - weight.amin(1, keepdim=True).clamp_max(0)
-    reach.masked_fill_(reach == 0, 2.0)  # a row of zeros
-    scale, zero, best = torch.zeros_like(reach), torch.zeros_like(reach), torch.full_like(reach, torch.inf)
-    live = torch.arange(len(weight), device=weight.device)  # the rows for which shorter ranges are still worth a try
-    for k in range(RANGES, 0, -1):
-        w, s = weight[live], store_scale(reach[live] * (k / RANGES) / top).float()
-        marks = torch.round(w / s)
-        # the grid's ends may lie between the lowest and the highest mark; beyond them it would have marks that nobody uses
-        first, last = -marks.amin(1, keepdim=True), top - marks.amax(1, keepdim=True)
-        last = torch.minimum(first, last)
-        least, at = torch.full_like(s, torch.inf), first
-        for shift in range(int((first - last).max()) + 1):
-            z = torch.maximum(first - shift, last).clamp_(0, top)
-            error = torch.addcmul(w, marks.clamp(-z, top - z), s, value=-1).abs_().pow_(POWER).sum(1, keepdim=True)
-            at, least = torch.where(error < least, z, at), torch.minimum(error, least)
-        better = least < best[live]
-        for target, value in ((scale, s), (zero, at), (best, least)):
-            target[live[better[:, 0]]] = value[better][:, None]
-        live = live[(least <= GIVE_UP * best[live])[:, 0]]
-        if not len(live):
-            break
-    return scale, zero
-
-
-def ruler(weight: Tensor, params, group_size: int) -> Grid:
-    """The grid of weight [out, in] by the chosen tuning. Zeros cost nothing on it: they stand for columns that are left out."""
-    if params.tuning == "minmax":
-        return fit(weight, params.bits, group_size, symmetric=False)
-    out, n = weight.shape
-    size, groups = n if group_size == -1 else group_size, groups_of(n, group_size)
-    rows = F.pad(weight, (0, groups * size - n)).view(-1, size)
-    parts = [mse_asym(part, params.bits) for part in rows.split(max(1, CHUNK // size))]
-    scale, zero = (torch.cat(t).view(out, groups) for t in zip(*parts, strict=True))
-    return Grid.make(weight.shape, params.bits, group_size, scale, zero)
+                flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 10.0 * PASSES[params.tuning] * out * n)  # fmt: skip
 
 
 def sensitivity(weight: Tensor, gram: Tensor, params) -> Tensor:
     """H_jj ||W[:, j] - Q(W)[:, j]||^2 of every input [in], Q row by row."""
-    grid = ruler(weight, params, -1)
+    grid = fit(weight, params.bits, -1, False, params.tuning)
     return gram.diagonal() * (weight - grid.decode(grid.round(weight))).square().sum(0)
 
 
@@ -147,7 +99,7 @@ def owq(weight: Tensor, gram: Tensor, params: OwqParams, count: int) -> tuple[Pa
     weak, rest = by_score[:count], by_score[count:]
     order = torch.cat([rest if params.act_order else rest.sort().values, weak])
     factor, damping = inverse_factor(gram[order][:, order], params.damping)
-    grid = ruler(weight.index_fill(1, weak, 0.0), params, params.group_size)
+    grid = fit(weight.index_fill(1, weak, 0.0), params.bits, params.group_size, False, params.tuning)  # zeros cost nothing
     scale, zero = (t[:, order].T.contiguous() for t in grid.columns())
     live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
     codes = zero.clone()  # a weak column's codes stand for exactly 0

@@ -10,7 +10,9 @@ Quantizer: min-max as in GPTQ's reference code (Frantar et al. 2022, arXiv 2210.
     asymmetric  scale = (max - min) / (2^bits - 1),  zero = round(-min / scale)
     symmetric   scale = 2 max|w| / (2^bits - 1),     zero = 2^(bits - 1)
     code = clamp(round(w / scale) + zero, 0, 2^bits - 1)
-Codes are computed with the scale as it is stored, in 16 bits. Group size -1 means one group a row ("per channel").
+`tuning` may shorten the range, so that a group's extremes are cut off and the rest gets a finer ruler: "shrink" tries the whole range
+times k / 40 and takes the least sum of |w - w'|^2.4, the search of GPTQ's reference code; "mse" tries all ranges and zero points, as OWQ
+does. Codes are computed with the scale as it is stored, in 16 bits. Group size -1 means one group a row ("per channel").
 After a pruning step the removed weights stay exactly zero and only the kept ones are stored.
 
 Deviation: none; there is no single paper. Cost: one pass over the weights, no calibration, no extra memory.
@@ -21,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compression.base import Cost, Edit, Method, Params, Site, Stats, param
-from compression.quantization.grids import encode, fit, grid_bytes, short_group_note, stored
+from compression.quantization.grids import PASSES, encode, fit, grid_bytes, short_group_note, stored, tuning_param
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class RtnParams(Params):
     group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
                             lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
     symmetric: bool = param(False, "No zero point: the ruler is centred on zero.", level="advanced")
+    tuning: str = tuning_param()
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
@@ -40,12 +43,14 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     out, n = shape
     codes = out * -(-n // 8) * params.bits
     size = codes + grid_bytes(shape, params.bits, params.group_size, params.symmetric)
-    return Cost(bytes=size, flops=8.0 * out * n, peak_bytes=12 * out * n)
+    return Cost(
+        bytes=size, flops=(8.0 if params.tuning == "minmax" else 10.0 * PASSES[params.tuning]) * out * n, peak_bytes=12 * out * n
+    )
 
 
 def compress(site: Site, stats: Stats, params: RtnParams) -> Edit:
     """Round the weight [out, in] of one linear."""
-    grid = fit(site.weight, params.bits, params.group_size, params.symmetric)
+    grid = fit(site.weight, params.bits, params.group_size, params.symmetric, params.tuning)
     packed = encode(site.previous, grid.round(site.weight), grid)
     return stored(site, packed, short_group_note(site, params.group_size))
 

@@ -75,7 +75,7 @@ def test_no_group_is_worse_than_its_start_and_the_sum_is_better(bits):
 
 def test_no_rounds_is_rounding_with_a_real_zero():
     weight = heavy()
-    packed = run(weight, bits=3, group_size=16, iterations=0)
+    packed = run(weight, bits=3, group_size=16, iterations=0, round_zero=False)
     for start in range(0, 80, 16):
         group = weight[:, start : start + 16].double()
         low, high = group.amin(1, True), group.amax(1, True)
@@ -85,14 +85,15 @@ def test_no_rounds_is_rounding_with_a_real_zero():
         assert torch.allclose(packed.dequantize()[:, start : start + 16].double(), expected, atol=1e-6)
 
 
-def test_at_four_bits_the_first_zero_is_whole():
-    """The authors' round_zero: a weight of 0 is then met exactly at the start, at no other width."""
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_whole_first_zero_meets_small_weights_exactly(bits):
+    """The authors' round_zero, a weight of 0 is then met exactly at the start, and not without it."""
     groups = heavy(50, 64)
     groups[:, 5] = 0
-    for bits in (3, 4):
-        scale, zero = hqq(groups, HqqParams(bits=bits, iterations=0))
+    for whole in (True, False):
+        scale, zero = hqq(groups, HqqParams(bits=bits, iterations=0, round_zero=whole))
         exact = decode(groups, scale, zero, bits)[:, 5] == 0
-        assert bool(exact.all()) if bits == 4 else not bool(exact.any())
+        assert bool(exact.all()) if whole else not bool(exact.any())
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -11,8 +11,8 @@ import torch
 from compression import calibrate, get
 from compression.base import Site, Stats
 from compression.quantization.gptq import GptqParams, gptq, output_error
-from compression.quantization.grids import fit
-from compression.quantization.owq import RANGES, OwqParams, mse_asym, owq, ruler, sensitivity, share, weak_count
+from compression.quantization.grids import RANGES, TUNINGS, fit, minmax_asym, minmax_sym, mse_asym, shrunk
+from compression.quantization.owq import OwqParams, owq, sensitivity, share, weak_count
 from tests import oracles, tiny
 from tests.compression.test_gptq import damped, problem
 
@@ -81,12 +81,39 @@ def test_the_search_finds_what_trying_everything_finds(bits):
     assert RANGES == 40 and np.allclose(error.numpy(), best, rtol=1e-4)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_shortened_range_is_the_best_of_all_that_are_tried(symmetric):
+    """GPTQ's reference code: both ends times one factor, the least sum of |w - w'|^2.4; written out row by row."""
+    g = torch.Generator().manual_seed(1)
+    rows = torch.randn(10, 32, generator=g) * (1 + 6 * (torch.rand(10, 32, generator=g) > 0.95))
+    rows[3] = 0.0
+    scale, zero = shrunk(rows, 3, symmetric)
+    for i, row in enumerate(rows):
+        tried = {}  # (scale, zero) -> sum of errors
+        for k in range(8, 41):
+            low, high = (row.min() * k / 40)[None], (row.max() * k / 40)[None]
+            s, z = minmax_sym(low, high, 3) if symmetric else minmax_asym(low, high, 3)
+            s, z = float(s), 4.0 if z is None else float(z)
+            tried[s, z] = sum(abs(w - s * (min(max(round(w / s) + z, 0), 7) - z)) ** 2.4 for w in row.tolist())
+        mine = 4.0 if zero is None else float(zero[i])
+        assert tried[float(scale[i]), mine] == pytest.approx(min(tried.values()), rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_longer_search_is_never_worse(symmetric):
+    weight, _ = problem(out=40, n=72, seed=8)
+    grids = [fit(weight, 3, 16, symmetric, tuning) for tuning in TUNINGS]
+    whole, shorter, any_range = ((weight - g.decode(g.round(weight))).abs().pow(2.4).sum(1) for g in grids)
+    assert bool((shorter <= whole * (1 + 1e-5)).all()) and float(shorter.sum()) < 0.95 * float(whole.sum())
+    assert float(any_range.sum()) <= float(shorter.sum()) * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("group_size", [-1, 16])
 def test_the_search_is_never_worse_than_the_whole_range(group_size):
     weight, _ = problem(out=40, n=72, seed=8)
     errors = []
     for tuning in ("mse", "minmax"):
-        grid = ruler(weight, OwqParams(bits=3, tuning=tuning), group_size)
+        grid = fit(weight, 3, group_size, False, tuning)
         errors.append((weight - grid.decode(grid.round(weight))).abs().pow(2.4).sum(1))
     assert bool((errors[0] <= errors[1]).all()) and float(errors[0].sum()) < 0.9 * float(errors[1].sum())
 
@@ -104,12 +131,12 @@ def test_column_errors_sum_to_the_objective(changes, count):
 
 @pytest.mark.parametrize("group_size", [-1, 16])
 @pytest.mark.parametrize("act_order", [False, True])
-@pytest.mark.parametrize("block_size", [20, 128])
-def test_without_weak_columns_and_search_it_is_gptq(group_size, act_order, block_size):
-    """E4, bit for bit."""
+@pytest.mark.parametrize("block_size, tuning", [(20, "minmax"), (128, "mse")])
+def test_without_weak_columns_it_is_gptq_on_the_same_grid(group_size, act_order, block_size, tuning):
+    """E4, bit for bit: the fair control of weak columns has the same search of ranges."""
     weight, gram = problem()
-    options = {"bits": 3, "group_size": group_size, "act_order": act_order, "block_size": block_size}
-    packed, _, _ = owq(weight, gram, OwqParams(tuning="minmax", extra_bits=0.0, **options), 0)
+    options = {"bits": 3, "group_size": group_size, "act_order": act_order, "block_size": block_size, "tuning": tuning}
+    packed, _, _ = owq(weight, gram, OwqParams(extra_bits=0.0, **options), 0)
     codes, grid, _, _ = gptq(weight, gram, GptqParams(**options))
     assert packed.format == "grouped_int"
     assert torch.equal(packed.dequantize(), grid.decode(codes))
@@ -130,7 +157,7 @@ def test_white_inputs_leave_weak_columns_as_they_are_and_round_the_rest(group_si
     weak = packed.second.index.long()
     assert torch.equal(packed.dequantize()[:, weak], weight[:, weak].half().float())
     rest = weight.index_fill(1, weak, 0.0)
-    grid = ruler(rest, OwqParams(), group_size)
+    grid = fit(rest, OwqParams().bits, group_size, False, "mse")
     assert torch.equal(packed.first.dequantize(), grid.decode(grid.round(rest)))
 
 

@@ -9,7 +9,7 @@ import torch
 from compression import calibrate, get
 from compression.base import Block, Group, Site, Stats
 from compression.packed.linear import CompressedLinear
-from compression.quantization.smoothquant import row_int8, smoothing
+from compression.quantization.smoothquant import int8, smoothing
 from tests import oracles, tiny
 
 
@@ -51,23 +51,24 @@ def test_a_silent_channel_stays_finite():
 
 def test_rows_use_the_symmetric_range():
     weight = torch.tensor([[1.0, -2.0, 0.5] * 16, [0.0] * 48])
-    packed = row_int8(weight)
+    packed = int8(weight)
     assert torch.allclose(packed.dequantize()[0], weight[0], atol=2 / 127 / 2 * 1.01) and bool(
         (packed.dequantize()[1] == 0).all()
     )
     assert packed.stored_bytes() == 2 * 48 + 2 * 2
 
 
+@pytest.mark.parametrize("weights_share", ["row", "tensor"])
 @pytest.mark.parametrize("activations", ["token", "tensor"])
-def test_the_product_is_of_integers(activations):
-    """x W^T = s_x s_w (sum of integer products), token by token or with one scale."""
+def test_the_product_is_of_integers(activations, weights_share):
+    """x W^T = s_x s_w (sum of integer products), token by token or with one scale, and a weight scale a row or one for all (O1, O3)."""
     weights, x = problem()
     stats = Stats(len(x), max_abs=x.abs().amax(0))
     site = Site("block.0.up", "up", 0, 1, weights[0], None, None)
-    params = get("smoothquant").params.parse({"activations": activations, "smooth": False})
+    params = get("smoothquant").params.parse({"activations": activations, "smooth": False, "weights": weights_share})
     packed = get("smoothquant").compress(Block(0, 1, (Group((site,), stats, None, "post_norm"),)), params).linears[site.path]
     scale = x.abs().amax() / 127 if activations == "tensor" else x.abs().amax(1, keepdim=True) / 127
-    row = weights[0].abs().amax(1) / 127
+    row = weights[0].abs().amax(1) / 127 if weights_share == "row" else (weights[0].abs().amax() / 127).expand(len(weights[0]))
     row = row.half().float()
     whole = torch.round(x / scale).double() @ torch.round(weights[0] / row[:, None]).double().T
     expected = whole * scale.double() * row.double()

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 from evaluation import estimate as estimates
-from evaluation import host
+from evaluation import host, provenance
 from evaluation.runner import Refused
 from evaluation.shipped import specs
 from evaluation.spec import Result
@@ -161,7 +161,7 @@ def store_run(server, **changes):
     fields = {k: v for k, v in changes.items() if k not in ("like", "metrics", "artifact")}
     metrics = shipped.metrics | changes.get("metrics", {})
     name = changes.get("artifact", f"artifact-{fields['id']}")
-    result = dataclasses.replace(shipped, **{"environment": environment, "metrics": metrics, "artifact": name} | fields)
+    result = dataclasses.replace(shipped, **{"environment": environment, "metrics": metrics, "artifact": name, "code": provenance.code()} | fields)
     if name:
         folder = server.store.artifact_folder(name)
         folder.mkdir(parents=True, exist_ok=True)

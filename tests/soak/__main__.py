@@ -1,7 +1,8 @@
 """python -m tests.soak [PART ...] [--scale 0.05] [--again] [--keep] [--state FILE]
 
 Parts that are finished (at this scale) aren't repeated unless asked with --again. With --keep the table goes to
-assets/results/bench/soak.json: of each part the row at the largest scale, which it names, and what parts are missing.
+assets/results/bench/soak.json: of each part the row at the largest scale, which it names, and what parts are missing. Rows that are
+there already stay where no larger or newer one is at hand, so that a campaign may be spread over days and machines.
 SOAK_PATIENCE=3 in the environment makes all limits of time three times as long, for a slow or a busy machine; the table says so.
 """
 
@@ -71,7 +72,8 @@ def main(argv: list[str]) -> int:
     if len(rows) > 1:
         print(_table(rows))
     if asked.keep:
-        done = {row["part"]: row for row in sorted(state.values(), key=lambda row: row["scale"])}
+        kept = json.loads(TABLE.read_text("utf-8"))["rows"] if TABLE.is_file() else []  # of other days and machines
+        done = {row["part"]: row for row in sorted([*kept, *state.values()], key=lambda row: (row["scale"], row["date"]))}
         TABLE.write_text(
             json.dumps(_kept([done[name] for name in PARTS if name in done]), indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
