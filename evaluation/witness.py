@@ -207,9 +207,10 @@ def _loop() -> dict[str, float]:
         lambda: float(((place - 0.3) ** 2).sum()), Budget(2 * len(aims), SET["train_minutes"]), rate=0.05, optimizer=adamw,
     )  # fmt: skip
     held = [row[2] for row in course.curve if row[2] is not None]
+    x, y = place.tolist()
     return {
-        "loop x": float(place[0]),
-        "loop y": float(place[1]),
+        "loop x": x,
+        "loop y": y,
         "loop held out": statistics.fmean(held),
         "loop taken": len(held),
     }

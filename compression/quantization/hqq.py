@@ -20,7 +20,8 @@ ends worse than it began. (2) All of it is computed with scale and zero point as
 zero point; the authors bound the step by a fixed 1/20000. Worth knowing: with the authors' beta an error below 0.17 is
 shrunk to nothing (E = 0), and the weights of language models are rarely that far off, so that z is then simply the mean.
 (4) The authors' code begins with a whole zero point at 4 bits alone. At 3 bits that leaves HQQ above plain rounding on the offline
-model; turn `round_zero` off to see what their code gives there.
+model; turn `round_zero` off to see what their code gives there. At 2 bits neither start leaves anything of so small a model, and at 8
+bits nothing is lost with either.
 
 Cost: up to 20 passes over the weights, fewer for groups that have settled; stored with 32 bits a group.
 """

@@ -161,7 +161,9 @@ def store_run(server, **changes):
     fields = {k: v for k, v in changes.items() if k not in ("like", "metrics", "artifact")}
     metrics = shipped.metrics | changes.get("metrics", {})
     name = changes.get("artifact", f"artifact-{fields['id']}")
-    result = dataclasses.replace(shipped, **{"environment": environment, "metrics": metrics, "artifact": name, "code": provenance.code()} | fields)
+    result = dataclasses.replace(
+        shipped, **{"environment": environment, "metrics": metrics, "artifact": name, "code": provenance.code()} | fields
+    )
     if name:
         folder = server.store.artifact_folder(name)
         folder.mkdir(parents=True, exist_ok=True)
