@@ -277,7 +277,7 @@ def _seeded(config: tuple, nudge: int) -> Bundle:
     values = dict(config)
     made = CONFIG_MAPPING[values.pop("model_type")](**values, bos_token_id=256, eos_token_id=257, pad_token_id=None)
     with torch.random.fork_rng(devices=[]):
-        module = AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=torch.float32)
+        module = AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False)
     draw, digits = torch.Generator().manual_seed(1), torch.Generator().manual_seed(nudge)
     with torch.no_grad():
         for name, p in sorted(module.named_parameters()):
