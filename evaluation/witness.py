@@ -47,6 +47,7 @@ SIZES = {  # a family's own name for a size -> the size of its small model; what
     "num_attention_heads": HEADS, "n_head": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": WIDTH // HEADS, "vocab_size": WORDS,
     "max_position_embeddings": POSITIONS, "n_positions": POSITIONS,
 }  # fmt: skip
+BLOCK_NAMES = ("num_hidden_layers", "n_layer")
 DROPPED = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "name_or_path", "sliding_window",
            "max_window_layers", "use_sliding_window", "attn_implementation")  # of a config  # fmt: skip
 MOST = {  # a parameter's name -> its largest value on the small model
@@ -58,10 +59,8 @@ SET = {"train_minutes": 60.0, "student": ""}  # tokens end a small training, nev
 NUDGES = (1, 2, 3, 4)  # seeds of the last digits
 NUDGE = 2.0**-19  # of a weight: sixteen of float32's last digits, more than sums in another order make
 ROOM = 4.0
-LEAST, LEAST_OF_DIVERGENCE = (
-    5e-5,
-    3e-2,
-)  # of a number's own size; one choice of a search that two processors decide otherwise moves the second so far
+# The least tolerances, as shares of a number. A search that two processors decide differently once moves a divergence by about 1 %.
+LEAST, LEAST_OF_DIVERGENCE = 5e-5, 3e-2
 
 Numbers = Callable[[Mapping[str, Any], int], dict[str, float]]  # (small config, nudge) -> the numbers
 
@@ -77,10 +76,11 @@ def witness(numbers: Numbers, small: Mapping[str, Any], nudges: Sequence[int] = 
     except Exception as error:  # the run itself went well: it must not be lost
         log.warning("no witness: %s: %s", type(error).__name__, error)
         return {}
-    return {
-        "config": small,
-        "numbers": {name: [_short(v), _tolerance(name, v, [m.get(name, math.inf) for m in moved])] for name, v in found.items()},
-    }
+    kept = {name: [_short(v), _tolerance(name, v, [m.get(name, math.inf) for m in moved])] for name, v in found.items()}
+    if not all(math.isfinite(x) for pair in kept.values() for x in pair):  # no record holds such a number
+        log.warning("no witness: a number of it is not finite")
+        return {}
+    return {"config": dict(small), "numbers": kept}
 
 
 def differences(numbers: Numbers, stored: Mapping[str, Any]) -> list[str]:
@@ -88,16 +88,29 @@ def differences(numbers: Numbers, stored: Mapping[str, Any]) -> list[str]:
     if not stored:
         return ["it carries no witness"]
     try:
-        found = numbers(stored["config"], 0)
-    except Exception as error:  # a method that is gone, a parameter that has other bounds
+        if not _is_small(stored["config"]):
+            return ["its model isn't a small one"]
+        return _apart(numbers(stored["config"], 0), stored["numbers"])
+    except Exception as error:  # a method that is gone, a parameter with other bounds, a record that somebody changed
         return [f"{type(error).__name__}: {error}"]
-    expected = stored["numbers"]
+
+
+def _apart(found: Mapping[str, float], expected: Mapping[str, Sequence[float]]) -> list[str]:
+    """A line for each number that is missing on one side or lies beyond its tolerance."""
     out = [f"{name}: {found.get(name)} instead of {expected.get(name)}" for name in found.keys() ^ expected.keys()]
     for name in found.keys() & expected.keys():
         value, tolerance = expected[name]
         if not abs(found[name] - value) <= tolerance:
             out.append(f"{name}: {found[name]:.7g} instead of {value} within {tolerance}")
     return sorted(out)
+
+
+def _is_small(config: Mapping[str, Any]) -> bool:
+    """True if a config read from a record names every size that matters and none above those of `small_config`."""
+    most = SIZES | {"num_key_value_heads": HEADS} | dict.fromkeys(BLOCK_NAMES, MORE_BLOCKS)
+    named = [name for name in most if name in config]
+    told = all(any(name in config for name in names) for names in (("hidden_size", "n_embd"), BLOCK_NAMES, ("vocab_size",)))
+    return told and all(type(config[name]) is int and 0 < config[name] <= most[name] for name in named)
 
 
 def _tolerance(name: str, value: float, moved: list[float]) -> float:
@@ -117,7 +130,7 @@ def small_config(config: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
         kept["num_key_value_heads"] = HEADS
     fields = {name for _, values in spec.recipe for name in values}
     blocks = MORE_BLOCKS if fields & {"protect_first", "kept"} else BLOCKS
-    return kept | {name: blocks for name in ("num_hidden_layers", "n_layer") if name in config}
+    return kept | {name: blocks for name in BLOCK_NAMES if name in config}
 
 
 def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str, float]:

@@ -13,11 +13,8 @@ from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from kernels.grouped_int import groups_of
 
-TUNINGS = (
-    "minmax",
-    "shrink",
-    "mse",
-)  # the whole range of a group; the best of it times a factor; the best of all ranges and zero points
+# How a group's range is chosen: all of it; the best of it times a factor; the best of all ranges and zero points.
+TUNINGS = ("minmax", "shrink", "mse")
 RANGES = 40  # that are tried for each group, evenly from the whole one down
 POWER = 2.4
 GIVE_UP = 1.5  # times its best sum of errors: a row's shorter ranges are not tried

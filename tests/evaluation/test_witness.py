@@ -160,6 +160,26 @@ def test_another_parameter_is_another_witness():
     assert witness.differences(partial(witness.of_run, RunSpec("m", (("gptq", {"damping": 0.0101}),))), found)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_number_that_no_record_holds_makes_no_witness(odd):
+    """The run itself went well: it is kept, without a witness."""
+    assert witness.witness(lambda small, nudge: {"loss": 1.0, "error": odd}, {}) == {}
+    assert witness.witness(lambda small, nudge: {"loss": 1.0} if nudge else {"loss": 1.0, "more": 2.0}, {}) == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 1 << 20}, {"num_hidden_layers": 10**6}, {"vocab_size": None}, {"hidden_size": "128"}]
+)
+def test_a_changed_record_makes_no_large_model(change):
+    """A config from a file is bounded before it is used; what it leaves out isn't guessed."""
+    asked = RunSpec("m", (("rtn", {}),))
+    small = witness.small_config(tiny.bundle("llama").module.config.to_dict(), asked)
+    made = []
+    for config in (small | change, {k: v for k, v in small.items() if k not in change}):
+        assert witness.differences(lambda c, n: made.append(c) or {}, {"config": config, "numbers": {}}) and not made
+    assert witness.differences(partial(witness.of_run, asked), {"config": small})
+
+
 def test_what_goes_wrong_while_judging_is_no_agreement():
     assert witness.differences(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {}) == ["it carries no witness"]
     assert witness.differences(
