@@ -14,7 +14,8 @@ from evaluation.pareto import METRICS, WITHIN, Row, best_under, error, smallest_
 from evaluation.plots import EXPECTED_NOTES, noteworthy
 from evaluation.plots import curve as curve_picture
 from evaluation.spec import Result
-from evaluation.words import Words, digits, verdict
+from evaluation.verdict import paired
+from evaluation.words import Words, digits, grade
 
 TIMES = ("time_to_first_token_ms", "time_per_output_token_ms", "prefill_tokens_per_second", "decode_tokens_per_second")
 
@@ -44,7 +45,7 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
         facts = {
             "percent": percent, "size": words.size(value(best, "file_bytes")),
             "smaller": words.smaller(value(best, "baseline_file_bytes") or value(best, "file_bytes"), value(best, "file_bytes")),
-            "verdict": words("verdict." + verdict(ratio, error(best, "perplexity_ratio"))),
+            "verdict": words("grade." + grade(ratio, error(best, "perplexity_ratio"))),
         }  # fmt: skip
         first = words("front.within", name=words.run(best), **facts)
         html_first = _e(words("front.within", name="\0", **facts)).replace("\0", _pick(best, words))
@@ -74,7 +75,7 @@ def headline(rows: Sequence[Row], model: str, words: Words) -> str:
         return words("app.headline_none", model=model) if rows else words("app.headline_empty")
     return words(
         "app.headline", model=model, original=words.size(value(best, "baseline_file_bytes")), now=words.size(value(best, "file_bytes")),
-        verdict=words("verdict." + verdict(value(best, "perplexity_ratio"), error(best, "perplexity_ratio"))),
+        verdict=words("grade." + grade(value(best, "perplexity_ratio"), error(best, "perplexity_ratio"))),
     )  # fmt: skip
 
 
@@ -168,11 +169,13 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
     ratio = {name: r.metrics.get("perplexity_ratio") for name, r in relatives.items() if r is not None}
     if ratio.get("without"):
         lines.append(words("card.without", ratio=words.figure("perplexity_ratio", ratio["without"])))
+        lines += _verdict(words, "card.training.verdict", result, relatives["without"])
     button = ""
     if own and ratio.get("control"):
         shown = {"ratio": ratio["control"], "against": own / ratio["control"]}
         facts = {k: words.figure("perplexity_ratio", v) for k, v in shown.items()}
         lines.append(words("card.control.off", **facts) if off else words("card.control", **facts))
+        lines += _verdict(words, "card.control.verdict", result, relatives["control"]) if off else []
     elif "control" in relatives:
         lines.append(words("card.control.off.none") if off else words("card.control.none"))
         button = (
@@ -181,15 +184,22 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
     return f'{picture}<p class="quiet">{"<br>".join(map(_e, lines))}{button}</p>'
 
 
+def _verdict(words: Words, key: str, result: Result, other: Result) -> list[str]:
+    """Whether a result is better than another of the same protocol, window by window; nothing where windows can't be paired."""
+    ours, theirs = (r.series.get("window_losses", []) for r in (result, other))
+    same = result.protocol_id == other.protocol_id and len(ours) == len(theirs) > 1
+    return [words(key, verdict=words.verdict(paired(ours, theirs)))] if same else []
+
+
 def _plain_facts(words: Words, m: dict, here: bool) -> list[str]:
     """Figures as words: smaller, quality, faster, same next word."""
     out = []
     if m.get("baseline_file_bytes"):
         out.append(f"<b>{_e(words.smaller(m['baseline_file_bytes'], m['file_bytes']))}</b>")
     if ratio := m.get("perplexity_ratio"):
-        said = words("verdict." + verdict(ratio, m.get("perplexity_ratio_stderr")))
+        said = words("grade." + grade(ratio, m.get("perplexity_ratio_stderr")))
         times = words("card.ratio", ratio=words.figure("perplexity_ratio", ratio))
-        out.append(f"<b>{_tip(said, words('verdict.help'))}</b> <span>({_e(times)})</span>")
+        out.append(f"<b>{_tip(said, words('grade.help'))}</b> <span>({_e(times)})</span>")
     if (rate := m.get("same_top_token_rate")) is not None:
         out.append(_e(words("card.same_top", share=words.share(rate))))
     if here and m.get("baseline_decode_tokens_per_second"):

@@ -1,14 +1,15 @@
-"""The README's table of methods, from stored results:
+"""The README's tables of methods, from stored results:
 
     python -m evaluation.overview             write the tables into README.md
     python -m evaluation.overview --rates     first time every method's decode step here, side by side with the original
     python -m evaluation.overview --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
 
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
-assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; the README shows those
-of the first machine that has them all. A speed depends on the format and not on the numbers in it, so each model is compressed
-with few calibration and training tokens for that. A second table sets public implementations beside ours (peers.json there,
-`make compare-peers`).
+assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; each table shows those
+of the first machine that has all of its rows. A speed depends on the format and not on the numbers in it, so each model is compressed
+with few calibration and training tokens for that. The methods stand in blocks of like with like (gates.py), each row beside its control
+(verdict.py, paired over windows, or over seeds where the control has several). Another table sets public implementations beside ours
+(peers.json there, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -16,27 +17,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from evaluation import peers, shipped
+from evaluation import gates, peers, shipped
 from evaluation.provenance import ROOT
 from evaluation.spec import Result, RunSpec
+from evaluation.verdict import Difference, paired
 from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
 PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
 QUIET = 0.1  # cores busy with other work up to which seconds are shown
-HEAD = (
-    "method",
-    "weights, bits each",
-    "whole model, bits a parameter",
-    "file",
-    "perplexity",
-    "KL",
-    "same top",
-    "tokens a second, times the original's",
-)
+HEAD = ("method", "weights, bits each", "whole model, bits a parameter", "file", "perplexity", "KL", "same top")
+BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
+SAME_BITS = 0.03  # a weight, up to which a size isn't told beside a verdict
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
 FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the gates
     "llm_pruner --removed 0.25", "svd_llm --removed 0.5", "wanda --pattern 2:4", "wanda --sparsity 0.5",
@@ -44,13 +40,13 @@ FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the
 )  # fmt: skip
 
 
-def results(group: str = "gates") -> dict[str, Result]:
-    """The measured runs of a group by file name, in the order in which `shipped` names them, without those that only tests read."""
-    found = {}
-    for spec in shipped.specs(group, ladder=False):
+def results(group: str = "gates") -> dict[str, list[Result]]:
+    """The measured runs of a group by recipe, one a seed, in the order in which `shipped` names them; those that only tests read too."""
+    found: dict[str, list[Result]] = {}
+    for words, spec in shipped.named(group):
         file = shipped.RESULTS / shipped.file_name(spec, group)
         if file.is_file():
-            found[file.stem] = Result.parse(json.loads(file.read_text("utf-8")))
+            found.setdefault(words, []).append(Result.parse(json.loads(file.read_text("utf-8"))))
     return found
 
 
@@ -59,8 +55,8 @@ def label(spec: RunSpec) -> str:
     return Words("en").recipe(spec.recipe, True, spec.cache_bits) + (f", seed {spec.seed}" if spec.seed else "")
 
 
-def row(result: Result, rate: dict | None) -> list[str]:
-    """One line of the table. rate: tokens a second, its own and the original's beside it."""
+def row(result: Result) -> list[str]:
+    """One line of a table, without verdict and rate."""
     m, words = result.metrics, Words("en")
     original = result.spec.is_original
     return [
@@ -71,19 +67,62 @@ def row(result: Result, rate: dict | None) -> list[str]:
         f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}" if m["perplexity"] < 1e4 else "> 10,000",
         "" if original else f"{m['kl_divergence_mean']:.3f}",
         "" if original else words.share(m["same_top_token_rate"]),
-        "" if rate is None else f"{rate['tokens_per_second'] / rate['original_tokens_per_second']:.2f}",
     ]
 
 
-def table(group: str) -> str:
-    """A group's table in Markdown; without its last column where no machine has every rate, since one with holes tells little."""
-    measured = results(group).values()
-    names = [spoken_recipe(r.spec) for r in measured]
-    rates = next((m["rates"] for m in machines() if m["rates"].keys() >= set(names)), {})
-    lines = [HEAD, ["---"] * len(HEAD), *(row(r, rates.get(name)) for r, name in zip(measured, names, strict=True))]
-    if not rates:
-        lines = [line[:-1] for line in lines]
+def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
+    """The difference of two recipes, each measured with one or more seeds: paired over windows, or over the seeds where a side has
+    several (a side with one seed is the same in every pair)."""
+    if len(ours) == len(control) == 1:
+        return paired(*(r.series["window_losses"] for r in (*ours, *control)))
+    count = max(len(ours), len(control))
+    means = [[math.log(r.metrics["perplexity"]) for r in side] for side in (ours, control)]
+    return paired(*(side * count if len(side) == 1 else side for side in means))
+
+
+def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> str:
+    """Markdown of recipes and their controls. measured: the results of a recipe, one a seed. The rates are those of the first machine
+    that has them all; without one there is no such column, since one with holes tells little."""
+    shown = {words: measured[words] for words in rows if words in measured}
+    names = {words: spoken_recipe(found[0].spec) for words, found in shown.items()}
+    machine = next((m for m in machines() if m["rates"].keys() >= set(names.values())), None)
+    rates, where = (
+        (machine["rates"], machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor")) if machine else ({}, "")
+    )
+    controls = any(rows.values())
+    first = next(iter(rows))
+    lines = [[*HEAD, *([BESIDE] if controls else []), *([FASTER.format(where)] if rates else [])]]
+    lines.append(["---"] * len(lines[0]))
+    for words, found in shown.items():
+        control = rows[words]
+        verdict = ""
+        if control in measured:
+            verdict = Words("en").verdict(beside(found, measured[control]))
+            more = found[0].metrics["weight_bits_per_weight"] - measured[control][0].metrics["weight_bits_per_weight"]
+            verdict += f", {more:+.2f} bits".replace("-", "−") if abs(more) > SAME_BITS else ""
+            verdict += "" if control == first else f" (than {label(measured[control][0].spec)})"
+        for i, result in enumerate(found):
+            rate = rates.get(names[words])
+            end = [verdict if i == 0 else ""] if controls else []
+            end += [f"{rate['tokens_per_second'] / rate['original_tokens_per_second']:.2f}"] if rate else []
+            lines.append([*row(result), *end])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def blocks() -> str:
+    """The tables of all blocks in Markdown, each with its title and what its rows share."""
+    measured = results()
+    parts = []
+    for found in gates.BLOCKS:
+        about = f"{found.about}\n\n" if found.about else ""
+        parts.append(f"**{found.title}.** {about or chr(10) * 2}{table(found.rows, measured)}")
+    return "\n".join(parts)
+
+
+def domain() -> str:
+    """The table of the fine-tuning to a domain in Markdown."""
+    plain, nf4, lora, qlora = shipped.DOMAIN
+    return table({plain: "", nf4: plain, lora: plain, qlora: lora}, results("domain"))
 
 
 def peers_table() -> str:
@@ -104,7 +143,7 @@ def peers_table() -> str:
 
 def written(readme: str) -> str:
     """README text with each table between its two marks."""
-    for name, made in (("methods", table("gates")), ("domain", table("domain")), ("peers", peers_table())):
+    for name, made in (("methods", blocks()), ("domain", domain()), ("peers", peers_table())):
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         before, rest = readme.split(begin)
         readme = before + begin + made + end + rest.split(end)[1]
@@ -143,7 +182,7 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
     prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
     moved = lambda bundle: decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None  # noqa: E731
     found: dict[str, dict] = {}
-    specs = [result.spec for result in results().values()] + [rated(words) for words in FEWER_BYTES]
+    specs = [rated(words) for words in (*gates.recipes(), *FEWER_BYTES)]
     for spec in [rated(words) for words in asked] or specs:
         name = spoken_recipe(spec)
         if name in found:

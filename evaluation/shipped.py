@@ -22,7 +22,7 @@ from pathlib import Path
 
 import compression
 from compression.catalogue import OFFLINE_MODEL
-from evaluation import witness
+from evaluation import gates, witness
 from evaluation.provenance import ROOT
 from evaluation.spec import BUILTIN_TEXT, PRESETS, UNICODE_TEXT, WIKITEXT, Result, RunSpec
 from evaluation.store import Store
@@ -36,32 +36,6 @@ PAGE = (
     "rtn --bits 8", "gptq --bits 3", "gptq --bits 5", "wanda --sparsity 0.5 + gptq --bits 4", "magnitude --sparsity 0.5",
 )  # fmt: skip
 
-TRAINED = "--train_tokens 16384 --train_minutes 120"  # the short budget of the gates that train; tokens end it, not minutes
-DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"  # a student is broken at first: half of it warms it up
-
-GATES = (
-    "none", "rtn --bits 8", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "gptq --bits 3",
-    "rtn --bits 4 --group_size -1", "gptq --bits 4 --group_size -1", "rtn --bits 3 --group_size 128",
-    "gptq --bits 3 --group_size 128", "gptq --bits 3 --group_size -1", "awq --bits 4", "awq --bits 3",
-    "owq --bits 4", "owq --bits 3", "spqr --bits 4", "spqr --bits 3",
-    "nf4", "nf4 --table fp4", "hqq --bits 4", "hqq --bits 3", "hqq --bits 4 --round_zero false --iterations 0", "gptq --bits 4 + lut_gemm",
-    "llm_int8", "llm_int8 --zero_point false", "llm_int8 --threshold 2",
-    "llm_int8 --threshold 0", "llm_int8 --threshold 0 --zero_point false",
-    "smoothquant --activations tensor", "smoothquant --activations tensor --smooth false", "zeroquant --bits 8", "zeroquant --bits 4",
-    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "wanda --pattern 4:8", "wanda --pattern 2:4",
-    "sparsegpt --sparsity 0.5", "sparsegpt --pattern 4:8", "sparsegpt --pattern 2:4", "sparsegpt --sparsity 0.5 --quantize true",
-    *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
-    "llm_pruner --removed 0.25 --importance random", "llm_pruner --removed 0.2 --granularity channel",
-    "svd --removed 0.2", "asvd --removed 0.2", "svd_llm --removed 0.2", "pca --removed 0.2", "nmf --removed 0.2",
-    "tensorgpt", "tensorgpt --rank 4 --modes square", "tensorgpt --rank 6 --modes square", "tensorgpt --rank 11 --modes square",
-    "tensorgpt --rank 6 --modes square --kind svd",
-    f"lora {TRAINED}", f"wanda --sparsity 0.5 + lora {TRAINED}", f"llm_pruner --removed 0.25 + lora {TRAINED}",
-    "lora_prune --removed 0.25 --train_minutes 120",
-    "llm_qat --bits 4 --kv_bits 4 --train_tokens 0", "llm_qat --bits 4 --kv_bits 4 --train_tokens 8192 --train_minutes 120",
-    "peqa --bits 3 --train_tokens 0", f"peqa --bits 3 {TRAINED}", f"peqa --bits 3 --round false {TRAINED}", f"qlora {TRAINED}",
-    f"gkd {DISTILLED}", f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
-)  # fmt: skip
-
 LADDER = (  # gates for the order of the widths alone: at 8 bits nothing is lost, at 2 nothing is left of so small a model
     "rtn --bits 2", "gptq --bits 8", "gptq --bits 2", "awq --bits 8", "awq --bits 2", "owq --bits 2", "spqr --bits 2",
     "hqq --bits 8", "hqq --bits 2", "zeroquant --bits 3",
@@ -72,8 +46,6 @@ TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 131072 --train_minutes 
 DOMAIN = ("none", "nf4 --double true", f"lora {TAUGHT}", f"qlora {TAUGHT}")  # on UNICODE_TEXT
 
 RUN_FIELDS = {"cache_bits": int, "table_bits": int, "activations": str}  # of a run, that a recipe's words may carry
-
-SEEDS = {"llm_pruner --removed 0.25 --importance random": range(5)}  # gates that are measured more than once
 
 
 def recipe(words: str) -> tuple[tuple[str, dict], ...]:
@@ -96,15 +68,21 @@ def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
     return tuple(steps), fields
 
 
-def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT, ladder: bool = True) -> list[RunSpec]:
-    """The runs of a group, the original first; ladder: the gates of LADDER too."""
+def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list[tuple[str, RunSpec]]:
+    """(recipe in words, run) of a group, the original first; a recipe with several seeds is there once a seed."""
     if group == "page":
-        return [_spec(w, text=BUILTIN_TEXT, **_fields("quick")) for w in PAGE]
+        return [(w, _spec(w, text=BUILTIN_TEXT, **_fields("quick"))) for w in PAGE]
+    fields = _fields("standard") | {"table_bits": 16}
     if group == "domain":
-        fields = _fields("standard") | {"table_bits": 16, "window": 128}
-        return [_spec(w, text=UNICODE_TEXT, calibration=UNICODE_TEXT, **fields) for w in DOMAIN]
-    fields, wanted = _fields("standard") | {"table_bits": 16}, GATES + LADDER if ladder else GATES
-    return [_spec(w, **fields, text=text, calibration=calibration, seed=seed) for w in wanted for seed in SEEDS.get(w, (0,))]
+        fields |= {"window": 128, "text": UNICODE_TEXT, "calibration": UNICODE_TEXT}
+        return [(w, _spec(w, **fields)) for w in DOMAIN]
+    fields |= {"text": text, "calibration": calibration}
+    return [(w, _spec(w, **fields, seed=seed)) for w in (*gates.recipes(), *LADDER) for seed in gates.SEEDS.get(w, (0,))]
+
+
+def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list[RunSpec]:
+    """The runs of a group."""
+    return [spec for _, spec in named(group, text, calibration)]
 
 
 def _spec(words: str, **fields) -> RunSpec:

@@ -1,4 +1,4 @@
-"""Figures become words: sizes, ratios, times and verdicts, in the language of the page.
+"""Figures become words: sizes, ratios, times, grades and verdicts, in the language of the page.
 
 Every sentence stands in assets/i18n/<language>.json; this file holds only thresholds and the way figures are cut to
 two or three digits.
@@ -14,12 +14,13 @@ from pathlib import Path
 
 from evaluation.pareto import METRICS
 from evaluation.provenance import ROOT
+from evaluation.verdict import Difference
 
 LANGUAGES = ("en", "zh-Hant")
 I18N, METHODS = ROOT / "assets" / "i18n", ROOT / "assets" / "methods.json"
 
-# perplexity as a multiple of the original's, up to which a verdict holds
-VERDICTS = ((1.01, "same"), (1.05, "about"), (1.15, "slightly"), (1.5, "clearly"), (4.0, "much"), (math.inf, "broken"))
+# perplexity as a multiple of the original's, up to which a grade holds
+GRADES = ((1.01, "same"), (1.05, "about"), (1.15, "slightly"), (1.5, "clearly"), (4.0, "much"), (math.inf, "broken"))
 NOTICEABLE = 1.01  # below this multiple nobody notices a difference
 TELLING = {  # choices that a run's name tells where they aren't the usual ones
     "objective": "on-policy", "teaching": "teacher", "granularity": "block", "importance": "element1", "guide": "adapter",
@@ -29,6 +30,7 @@ NAMED = (  # parameters that a step's name has words for, or that only end a tra
     "bits", "sparsity", "pattern", "removed", "kept", "rank", "quantize", "group_size", "rounding", "round", "student", "kv_bits",
     "activation_bits", "train_minutes",
 )  # fmt: skip
+MANY = 4.0  # times, from which a change isn't told in per cent
 SPEED_MARGIN = 0.05  # rates closer than this are called equal
 
 
@@ -59,11 +61,13 @@ def digits(number: float, n: int = 3) -> str:
     return f"{rounded:,.{max(0, n - 1 - math.floor(math.log10(abs(rounded))))}f}"
 
 
-def verdict(ratio: float, stderr: float | None = None) -> str:
-    """The code of a verdict. A difference within twice its standard error can't be told from none."""
-    if stderr and abs(ratio - 1) <= 2 * stderr and ratio < VERDICTS[1][0]:
+def grade(ratio: float, stderr: float | None = None) -> str:
+    """The code of how good a compressed model is beside its original. A difference within twice its standard error can't be told from none.
+
+    Whether one compressed model is better than another is a verdict (verdict.py)."""
+    if stderr and abs(ratio - 1) <= 2 * stderr and ratio < GRADES[1][0]:
         return "same"
-    return next(code for limit, code in VERDICTS if ratio <= limit)
+    return next(code for limit, code in GRADES if ratio <= limit)
 
 
 class Words:
@@ -112,6 +116,16 @@ class Words:
         percent = 100 * x
         shown = min(percent, 99.9) if percent < 100 else percent
         return f"{digits(shown, 3 if 99 < shown < 100 else 2)} %" if 0 < shown < 100 else f"{shown:.0f} %"
+
+    def verdict(self, found: Difference) -> str:
+        """ "better: −24 ± 1.6 %": the word and the change of perplexity with its 95 % interval; changes of many times as "× 6.2"."""
+        ratio, margin = found.ratio, found.ratio_margin
+        if 1 / MANY < ratio < MANY:
+            change = f"{'+' if ratio >= 1 else '−'}{digits(100 * abs(ratio - 1), 2)}"
+            change += f" ± {digits(100 * margin, 2)} %" if math.isfinite(margin) else " %"
+        else:
+            change = f"{'×' if ratio > 1 else '÷'} {digits(max(ratio, 1 / ratio), 2)}"
+        return self("verdict.told", verdict=self(f"verdict.{found.word}"), change=change)
 
     def seconds(self, s: float) -> str:
         """ "41 s", "3 min", "2 h"."""

@@ -11,13 +11,13 @@ import pytest
 from compression import NAMES, get
 from evaluation.cards import runs_table
 from evaluation.pareto import METRICS
-from evaluation.words import LANGUAGES, Words, digits, essays, methods, table, verdict
+from evaluation.words import LANGUAGES, Words, digits, essays, grade, methods, table
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "assets").glob("*.js"), *(ROOT / "evaluation").glob("*.py")]
 CODE = "\n".join(f.read_text("utf-8") for f in SOURCES)
 LOGIC = "\n".join(f.read_text("utf-8") for folder in ("compression", "evaluation") for f in (ROOT / folder).rglob("*.py"))
-BUILT = ("budget.", "metric.", "param.", "value.", "setting.", "stage.", "status.", "note.", "error.", "method.", "family.", "verdict.", "act.",
+BUILT = ("budget.", "metric.", "param.", "value.", "setting.", "stage.", "status.", "note.", "error.", "method.", "family.", "verdict.", "grade.", "act.",
          "chat.try.", "unit.", "stored.", "card.group.", "card.export.", "app.tab.", "front.", "runs.")  # keys whose last part is computed  # fmt: skip
 
 
@@ -162,8 +162,8 @@ def test_the_estimate_and_the_chat_tell_the_cache():
     assert [s["cache"] for s in state["sides"].values()] == ["", "cache in 4 bits"]
 
 
-def test_verdicts_follow_their_thresholds_and_the_noise():
-    assert [verdict(r) for r in (0.99, 1.01, 1.02, 1.1, 1.3, 2, 9)] == [
+def test_grades_follow_their_thresholds_and_the_noise():
+    assert [grade(r) for r in (0.99, 1.01, 1.02, 1.1, 1.3, 2, 9)] == [
         "same",
         "same",
         "about",
@@ -172,8 +172,8 @@ def test_verdicts_follow_their_thresholds_and_the_noise():
         "much",
         "broken",
     ]
-    assert verdict(1.03, 0.02) == "same", "within twice its own error"
-    assert verdict(1.2, 0.2) == "clearly", "a large difference is not excused by a large error"
+    assert grade(1.03, 0.02) == "same", "within twice its own error"
+    assert grade(1.2, 0.2) == "clearly", "a large difference is not excused by a large error"
 
 
 def test_unknown_codes_fall_back_to_their_own_message():

@@ -1,0 +1,101 @@
+"""Is one result better than another? One answer for the whole project: better, not better, or can't tell.
+
+    found = paired(ours, control)            # losses of the same windows, questions or seeds, in the same order
+    found.word                               # "better", "worse" or "unclear"
+    found.ratio, found.ratio_margin          # of perplexities: 0.89, 0.009
+
+Two results are compared pair by pair, because a hard window is hard for both: what is left of the noise is the noise of the
+difference. The verdict is that of a 95 % interval of the mean difference (Student's t, two sides). Pairs that belong together, for
+example the questions on one text, count as one: their sums are compared (the cluster-robust error of Liang and Zeger 1986, with
+the factor c / (c - 1) for c clusters).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of (ours - control) over pairs. Lower is better.
+
+    stderr: its standard error, nan where there is only one pair or cluster. margin: half of the interval's width. freedom: degrees
+    of freedom of its t distribution.
+    """
+
+    mean: float
+    stderr: float
+    margin: float
+    freedom: int
+
+    @property
+    def word(self) -> str:
+        """ "better", "worse", or "unclear" where the interval holds zero or can't be had."""
+        if not abs(self.mean) > self.margin:
+            return "unclear"
+        return "better" if self.mean < 0 else "worse"
+
+    @property
+    def ratio(self) -> float:
+        """Of two perplexities, where the pairs are losses in nats."""
+        return math.exp(self.mean)
+
+    @property
+    def ratio_margin(self) -> float:
+        """Half of the ratio's interval, to first order."""
+        return self.ratio * self.margin
+
+
+def paired(
+    ours: Sequence[float], control: Sequence[float], clusters: Sequence[Hashable] | None = None, higher_is_better: bool = False
+) -> Difference:
+    """The difference of two lists of equal length, whose places belong together.
+
+    clusters: a name for each pair; pairs of one name count as one. Raises ValueError for lists that can't be paired and for numbers
+    that aren't finite.
+    """
+    n = len(ours)
+    if n != len(control) or (clusters is not None and n != len(clusters)) or not n:
+        raise ValueError(
+            f"pairs need lists of one length, at least 1: got {n}, {len(control)}{'' if clusters is None else f', {len(clusters)}'}"
+        )
+    differences = [(b - a if higher_is_better else a - b) for a, b in zip(ours, control, strict=True)]
+    if not all(map(math.isfinite, differences)):
+        raise ValueError("pairs need finite numbers; at least one loss is not")
+    mean = math.fsum(differences) / n
+    sums: dict[Hashable, float] = {}
+    for name, d in zip(range(n) if clusters is None else clusters, differences, strict=True):
+        sums[name] = sums.get(name, 0.0) + d - mean
+    count = len(sums)
+    if count < 2:
+        return Difference(mean, math.nan, math.nan, 0)
+    stderr = math.sqrt(count / (count - 1) * math.fsum(s * s for s in sums.values())) / n
+    return Difference(mean, stderr, quantile((1 + LEVEL) / 2, count - 1) * stderr, count - 1)
+
+
+def share_below(t: float, freedom: int) -> float:
+    """Student's distribution with a whole number of degrees of freedom, at t >= 0 (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, odd = math.cos(angle), freedom % 2
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return (1 + inside) / 2
+
+
+def quantile(share: float, freedom: int) -> float:
+    """t >= 0 below which that share (0.5 or more) of Student's distribution lies."""
+    low, high = 0.0, 1.0
+    while share_below(high, freedom) < share:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share_below(middle, freedom) < share else (low, middle)
+    return high
