@@ -12,7 +12,6 @@ from evaluation.spec import Result, RunSpec
 from evaluation.verdict import paired
 from evaluation.words import Words
 
-
 SEEN = {"shipped": False, "artifact": False, "here": False, "chat": False}
 
 
@@ -100,13 +99,15 @@ def test_the_card_of_a_training_says_whether_it_pays():
     mended, cut = result("wanda --sparsity 0.5 + lora", after), result("wanda --sparsity 0.5", before)
     mended.series.update(curve)
     card = run_card(Words("en"), mended, relatives={"without": cut, "control": None}, **SEEN)
-    assert "better" not in card, "no figure of the run without the training"
+    assert "window by window" not in card, "no figure of the run without the training"
     cut.metrics["perplexity_ratio"] = 2.0
     assert "beside the same without it, window by window: better: −19 ± " in run_card(
         Words("en"), mended, relatives={"without": cut}, **SEEN
     )
     cut.series["window_losses"] = before[:3]
-    assert "better" not in run_card(Words("en"), mended, relatives={"without": cut}, **SEEN), "other windows can't be paired"
+    assert "window by window" not in run_card(Words("en"), mended, relatives={"without": cut}, **SEEN), (
+        "other windows can't be paired"
+    )
 
     student, supervised = result("gkd", before), result("gkd --objective supervised", after)
     student.series.update(curve)
