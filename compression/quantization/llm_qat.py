@@ -25,7 +25,9 @@ Deviations. (1) Keys and values are rounded as our cache stores them: head by he
 rounds all heads of a token together and before them. (2) The authors' code stops gradients of everything whose size is 2 or more;
 here they pass everywhere, as in the paper. (3) Scales are rounded to 16 bits in training too. (4) 128 texts of 128 tokens, each
 read once, not 100,000 of 2,048, and a higher rate (1e-4 in place of 2e-5) for so few steps. (5) A text goes on where it says that
-it ends. (6) Eight more texts are kept aside, and the state that is best on them is kept, which may be the rounded start.
+it ends. (6) Eight more texts are kept aside, and the state that is best on them is kept, which may be the rounded start. (7) With `symmetric`
+off each row has a zero point: its marks run from its least to its largest weight. Few bits then begin much nearer to the original: at
+4 bits the symmetric grid has 15 marks of which a skewed row uses a part. Zero points take no gradient either.
 
 Cost: beside the writing, a training token takes four forward passes, and the memory of 20 bytes a weight.
 """
@@ -50,6 +52,7 @@ from compression.likelihood import final_states
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
+from compression.quantization.grids import grid_bytes, minmax_asym
 from compression.row_losses import sum_over_rows
 from compression.training import Budget, mean_loss, train
 from kernels.bits import row_bytes
@@ -67,6 +70,7 @@ class LlmQatParams(Params):
     bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
                       ends=("tiny, worse", "large, same"))  # fmt: skip
     activation_bits: int = param(8, "Bits of each matrix's inputs, token by token; 16: as they are.", choices=(4, 8, 16))
+    symmetric: bool = param(True, "No zero point: each row's ruler is centred on zero, as in the paper.", level="advanced")
     kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=BITS)
     train_tokens: int = param(16_384, "Training ends after so many tokens; 0: round only.", lo=0, hi=1_000_000_000)
     train_minutes: float = param(20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
@@ -76,22 +80,31 @@ class LlmQatParams(Params):
     own_tokens: int = param(128, "Tokens of each text.", lo=16, hi=8_192, level="advanced")
 
 
-def row_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(codes [out, in] whole floats of at most 2^(bits-1) - 1 either way, scale [out, 1] float16) of weight [out, in] float32."""
-    scale = store_scale(weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1))
-    return torch.round(weight / scale.float()), scale
+def row_grid(weight: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+    """(scale [out, 1] float16, integer zero point [out, 1] or None) of weight [out, in] float32: eq. 2 of the paper, or from the least to the
+    largest of each row."""
+    if symmetric:
+        return store_scale(weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)), None
+    return minmax_asym(weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), bits)
 
 
-def rounded(weight: Tensor, bits: int) -> Tensor:
+def row_codes(weight: Tensor, bits: int, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """Codes [out, in], whole floats counted from the zero point."""
+    codes = torch.round(weight / scale.float())
+    return codes if zero is None else torch.maximum(torch.minimum(codes, 2**bits - 1 - zero), -zero)
+
+
+def rounded(weight: Tensor, bits: int, symmetric: bool = True) -> Tensor:
     """The values [out, in] that weight [out, in] float32 is stored as."""
-    codes, scale = row_codes(weight, bits)
-    return codes.mul_(scale.float())
+    scale, zero = row_grid(weight, bits, symmetric)
+    return row_codes(weight, bits, scale, zero).mul_(scale.float())
 
 
-def store(weight: Tensor, bits: int, rule: ActivationRule | None) -> GroupedInt:
-    """weight [out, in] float32 in integers, one scale a row."""
-    codes, scale = row_codes(weight, bits)
-    packed = GroupedInt.encode((codes + 2 ** (bits - 1)).to(torch.uint8), Grid.make(weight.shape, bits, -1, scale, None))
+def store(weight: Tensor, bits: int, rule: ActivationRule | None, symmetric: bool = True) -> GroupedInt:
+    """weight [out, in] float32 in integers, one scale a row, and one zero point unless symmetric."""
+    scale, zero = row_grid(weight, bits, symmetric)
+    codes = row_codes(weight, bits, scale, zero) + (2 ** (bits - 1) if zero is None else zero)
+    packed = GroupedInt.encode(codes.to(torch.uint8), Grid.make(weight.shape, bits, -1, scale, zero))
     packed.activations = rule
     return packed
 
@@ -100,37 +113,37 @@ class _StraightThrough(torch.autograd.Function):
     """rule(x) rounded(W)^T, whose gradients are those of a plain product at the rounded values; these are made anew on the way back."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bits: int, rule: ActivationRule | None) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bits: int, symmetric: bool, rule: ActivationRule | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.bits, ctx.rule = bits, rule
-        return F.linear(x if rule is None else rule(x), rounded(weight, bits).to(x.dtype))
+        ctx.grid, ctx.rule = (bits, symmetric), rule
+        return F.linear(x if rule is None else rule(x), rounded(weight, *ctx.grid).to(x.dtype))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
         seen = x if ctx.rule is None else ctx.rule(x)
         towards_weight = grad.flatten(0, -2).T @ seen.flatten(0, -2)
-        return grad @ rounded(weight, ctx.bits).to(grad.dtype), towards_weight.to(weight.dtype), None, None
+        return grad @ rounded(weight, *ctx.grid).to(grad.dtype), towards_weight.to(weight.dtype), None, None, None
 
 
 class FakeQuant(nn.Module):
     """A linear in training: the original `base`, and float32 weights that are rounded wherever they are used."""
 
-    def __init__(self, base: nn.Linear, bits: int, rule: ActivationRule | None):
+    def __init__(self, base: nn.Linear, bits: int, rule: ActivationRule | None, symmetric: bool = True):
         super().__init__()
-        self.base, self.bits, self.rule = base, bits, rule
+        self.base, self.bits, self.symmetric, self.rule = base, bits, symmetric, rule
         self.latent = nn.Parameter(base.weight.detach().float().clone())
         self.original = False  # true: multiply as the original does
 
     def forward(self, x: Tensor) -> Tensor:
         if self.original:
             return self.base(x)
-        y = _StraightThrough.apply(x, self.latent, self.bits, self.rule)
+        y = _StraightThrough.apply(x, self.latent, self.bits, self.symmetric, self.rule)
         return y if self.base.bias is None else y + self.base.bias
 
     def stored(self) -> GroupedInt:
         """The weights as they are saved."""
-        return store(self.latent.detach(), self.bits, self.rule)
+        return store(self.latent.detach(), self.bits, self.rule, self.symmetric)
 
 
 @contextmanager
@@ -139,7 +152,7 @@ def fake_quantised(bundle: Bundle, params: LlmQatParams) -> Iterator[dict[str, F
     rule, layers, cache_bits = rule_of(params), {}, bundle.cache_bits
     try:
         for path, _, _ in arch.linears(bundle.module):
-            layers[path] = FakeQuant(bundle.module.get_submodule(path), params.bits, rule)
+            layers[path] = FakeQuant(bundle.module.get_submodule(path), params.bits, rule, params.symmetric)
             bundle.module.set_submodule(path, layers[path])
         bundle.cache_bits = params.kv_bits
         yield layers
@@ -228,7 +241,8 @@ def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
     """Train the model's linears under their rounding and return them rounded."""
     if params.train_tokens == 0:
         weights = {path: bundle.module.get_submodule(path).weight.detach().float() for path, _, _ in arch.linears(bundle.module)}
-        return Edit({path: store(w, params.bits, rule_of(params)) for path, w in weights.items()}, cache_bits=params.kv_bits)
+        stored = {path: store(w, params.bits, rule_of(params), params.symmetric) for path, w in weights.items()}
+        return Edit(stored, cache_bits=params.kv_bits)
     length = min(params.own_tokens, bundle.geometry.positions)
     count = min(params.own_texts, -(-params.train_tokens // length))
     texts = write(bundle, count + KEPT_ASIDE, length, context)
@@ -252,7 +266,7 @@ def cost(shape: tuple[int, int], params: LlmQatParams, tokens: int) -> Cost:
     training: weights, gradients, two moments and the best state."""
     out, n = shape
     return Cost(
-        bytes=out * row_bytes(n, params.bits) + 2 * out,
+        bytes=out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, -1, params.symmetric),
         flops=(8.0 + 10.0 * params.train_tokens) * out * n,
         peak_bytes=(20 if params.train_tokens else 2) * out * n,
     )

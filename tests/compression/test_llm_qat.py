@@ -70,6 +70,18 @@ def test_a_row_is_rounded_as_in_the_paper(bits):
     assert torch.equal(packed.stored(), found), "what is stored is what was trained, to the bit"
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_row_may_have_a_zero_point(bits):
+    """From the least to the largest weight of each row, as rounding does it; skewed rows use all marks."""
+    weight = weights() + torch.linspace(-1, 3, 7)[:, None]
+    codes, expected = oracles.quantization.rtn(weight.numpy(), bits, -1)
+    found, packed = llm_qat.rounded(weight, bits, symmetric=False), llm_qat.store(weight, bits, None, symmetric=False)
+    assert np.allclose(found.numpy(), expected, atol=1e-6)
+    assert np.array_equal(unpack(packed.codes, bits, weight.shape[1]).numpy(), codes) and torch.equal(packed.stored(), found)
+    error = lambda symmetric: float((llm_qat.rounded(weight, bits, symmetric) - weight).square().sum())  # noqa: E731
+    assert error(False) < error(True)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_each_token_of_the_inputs_is_rounded_by_itself(bits):
     x = torch.randn(2, 5, 24) * torch.logspace(-2, 2, 5)[:, None]
@@ -79,18 +91,23 @@ def test_each_token_of_the_inputs_is_rounded_by_itself(bits):
     assert llm_qat.rule_of(LlmQatParams(activation_bits=16)) is None
 
 
-@pytest.mark.parametrize("bits, activation_bits", [(2, 8), (3, 16), (4, 8), (4, 4), (8, 8)])
-def test_gradients_pass_straight_through(bits, activation_bits):
+@pytest.mark.parametrize(
+    "bits, activation_bits, symmetric", [(2, 8, True), (3, 16, True), (4, 8, True), (4, 4, True), (8, 8, True), (3, 8, False)]
+)
+def test_gradients_pass_straight_through(bits, activation_bits, symmetric):
     """By hand: those of a plain product at the rounded values; none goes to a scale, none is stopped anywhere."""
     linear = torch.nn.Linear(24, 7)
     linear.weight.data = weights()
     linear.weight.data[0, 0] = 5.0  # an outlier, which moves its row's scale and must not be held
-    layer = FakeQuant(linear.requires_grad_(False), bits, llm_qat.rule_of(LlmQatParams(activation_bits=activation_bits)))
+    rule = llm_qat.rule_of(LlmQatParams(activation_bits=activation_bits))
+    layer = FakeQuant(linear.requires_grad_(False), bits, rule, symmetric)
     x, probe = torch.randn(2, 3, 24, requires_grad=True), torch.randn(2, 3, 7)
     y = layer(x)
     (y * probe).sum().backward()
     flat, towards = x.detach().reshape(-1, 24).numpy(), probe.reshape(-1, 7).numpy()
-    expected, of_weight, of_x = oracles.quantization.straight_through(linear.weight.numpy(), flat, towards, bits, activation_bits)
+    expected, of_weight, of_x = oracles.quantization.straight_through(
+        linear.weight.numpy(), flat, towards, bits, activation_bits, symmetric
+    )
     assert np.allclose((y - linear.bias).detach().reshape(-1, 7).numpy(), expected, rtol=1e-4, atol=1e-4)
     assert np.allclose(layer.latent.grad.numpy(), of_weight, rtol=1e-4, atol=1e-4)
     assert np.allclose(x.grad.reshape(-1, 24).numpy(), of_x, rtol=1e-4, atol=1e-4)

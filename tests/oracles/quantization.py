@@ -95,10 +95,10 @@ def symmetric_minmax(row, bits, half=False):
     return np.array(codes), a * np.array(codes)
 
 
-def straight_through(weight, x, probe, bits, activation_bits):
+def straight_through(weight, x, probe, bits, activation_bits, symmetric=True):
     """(y, dL/dW, dL/dx) of L = sum(y * probe), y = x^ W^^T, rows of W and tokens of x rounded, gradients as if they were not: the
     plain product's, at the rounded values."""
-    w = np.stack([symmetric_minmax(row, bits, half=True)[1] for row in weight])
+    w = np.stack([symmetric_minmax(row, bits, half=True)[1] for row in weight]) if symmetric else rtn(weight, bits, -1)[1]
     seen = np.stack([symmetric_minmax(token, activation_bits)[1] for token in x]) if activation_bits < 16 else np.array(x, float)
     y, towards_weight, towards_x = np.zeros((len(x), len(w))), np.zeros(w.shape), np.zeros(seen.shape)
     for t in range(len(x)):
