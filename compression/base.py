@@ -109,6 +109,7 @@ def param(
     unit: str | None = None,
     ends: tuple[str, str] | None = None,
     main: bool = False,
+    told: bool = False,
     level: Literal["basic", "advanced"] = "basic",
     when: Mapping[str, Any] | None = None,
 ):
@@ -118,11 +119,12 @@ def param(
     step: values are lo + k * step (numbers counted from 0 when lo is negative).
     choices: the only values. suggest: values that a menu offers; others within the bounds are allowed too.
     ends: words for the two ends of the main knob. main: the method's large knob (one per method).
+    told: a run's full name gives it even at its default, because two runs that differ in it are not alike (groups, activations, budget).
     when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold. One that the method
     hasn't holds.
     """
     meta = dict(help=help, lo=lo, hi=hi, step=step, choices=choices, suggest=suggest, unit=unit, ends=ends,
-                main=main, level=level, when=dict(when or {}))  # fmt: skip
+                main=main, told=told, level=level, when=dict(when or {}))  # fmt: skip
     return field(default=default, metadata=meta)
 
 

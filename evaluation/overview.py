@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -84,7 +85,7 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
     """Markdown of recipes and their controls. measured: the results of a recipe, one a seed. The rates are those of the first machine
     that has them all; without one there is no such column, since one with holes tells little."""
     shown = {words: measured[words] for words in rows if words in measured}
-    names = {words: spoken_recipe(found[0].spec) for words, found in shown.items()}
+    names = {words: timed_as(words) for words in shown}
     machine = next((m for m in machines() if m["rates"].keys() >= set(names.values())), None)
     rates, where = (
         (machine["rates"], machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor")) if machine else ({}, "")
@@ -150,10 +151,9 @@ def written(readme: str) -> str:
     return readme
 
 
-def spoken_recipe(spec: RunSpec) -> str:
-    """A name of what is stored, however long it was trained."""
-    steps = tuple((name, {k: v for k, v in values.items() if k != "train_tokens" or v == 0}) for name, values in spec.recipe)
-    return label(dataclasses.replace(spec, recipe=steps, seed=0))
+def timed_as(words: str) -> str:
+    """The recipe's name among the rates: without its training budget, which moves no byte."""
+    return re.sub(r" --train_(tokens (?!0\b)\d+|minutes \d+)", "", words)
 
 
 def rated(words: str) -> RunSpec:
@@ -182,9 +182,8 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
     prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
     moved = lambda bundle: decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None  # noqa: E731
     found: dict[str, dict] = {}
-    specs = [rated(words) for words in (*gates.recipes(), *FEWER_BYTES)]
-    for spec in [rated(words) for words in asked] or specs:
-        name = spoken_recipe(spec)
+    for words in asked or (*gates.recipes(), *FEWER_BYTES):
+        name, spec = timed_as(words), rated(words)
         if name in found:
             continue
         short = tuple((m, v | {"train_tokens": TOKENS["train_tokens"]} if "train_tokens" in v else v) for m, v in spec.recipe)

@@ -184,9 +184,10 @@ class Words:
         return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])
 
     def settings(self, name: str, values: Mapping) -> list[str]:
-        """What a step's name leaves out: its main knob where that is told nowhere, and every parameter that isn't at its default.
-        A full budget goes by that name."""
+        """What a step's name leaves out: its main knob where that is told nowhere, every parameter that isn't at its default, and those
+        that are always told. A full budget goes by that name."""
         method, out = methods().get(name, {"full": {}, "params": ()}), []  # a stored run may outlive its method
+        holds = lambda when: all(values.get(k, v) == v for k, v in when.items())  # noqa: E731
         budget = method["full"] if all(values.get(k) == v for k, v in method["full"].items()) else {}
         if budget:
             out.append(self("budget.full"))
@@ -194,7 +195,8 @@ class Words:
             key = p["name"]
             if key in (*NAMED, *TELLING, *budget) or key not in values:
                 continue
-            if values[key] != p["default"] or (p["main"] and values.get("rounding", True)):
+            always = (p["main"] and values.get("rounding", True)) or (p["told"] and holds(p["when"]))
+            if values[key] != p["default"] or always:
                 out.append(f"{self(f'param.{key}').lower()} {self.choice(values[key])}")
         return out
 

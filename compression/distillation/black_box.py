@@ -44,7 +44,7 @@ class BlackBoxParams(StudentParams):
     judged: int = param(32, "Other generated questions that the student is judged on.", lo=8, hi=10_000, step=1, level="advanced")
     compare: bool = param(True, "Train a control too: the same start and tokens, right answers alone. Takes as long again.",
                           when={"teaching": "teacher"}, level="advanced")  # fmt: skip
-    train_tokens: int = param(16_384, "Training ends after so many tokens.", lo=0, hi=100_000_000)
+    train_tokens: int = param(16_384, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
     train_minutes: float = param(5.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 

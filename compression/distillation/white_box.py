@@ -38,7 +38,7 @@ STATE_BYTES = 20  # of a trained number: itself, its gradient, two moments, the 
 class WhiteBoxParams(StudentParams):
     """The budget of a distillation and the shape of its samples."""
 
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", lo=0, hi=100_000_000)
+    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
     train_minutes: float = param(30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     warm_up: float = param(0.5, "Share of the budget that the student first learns on text, by supervised forward KL.",
                            lo=0.0, hi=0.95)  # fmt: skip

@@ -55,7 +55,7 @@ class LoraPruneParams(StructuredParams):
     lora_alpha: float = param(
         16.0, "The adapter's product is multiplied by this over the rank.", lo=0.1, hi=1024.0, level="advanced"
     )
-    train_tokens: int = param(65_536, "Training ends after so many tokens.", lo=1, hi=100_000_000)
+    train_tokens: int = param(65_536, "Training ends after so many tokens.", told=True, lo=1, hi=100_000_000)
     train_minutes: float = param(20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     mask_every: int = param(4, "Steps between two choices of what is hidden.", lo=1, hi=1_000, level="advanced")

@@ -56,7 +56,7 @@ class PeqaParams(Params):
                             lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
     round: bool = param(True, "Round the weights. Off is the control: the same factors of unrounded weights are trained.",
                         level="advanced")  # fmt: skip
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", lo=0, hi=100_000_000)
+    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
     train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(1e-3, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 

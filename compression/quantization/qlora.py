@@ -59,7 +59,7 @@ class QloraParams(Params):
     group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
                             lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128), level="advanced")  # fmt: skip
     double: bool = param(True, "Double quantization: scales are 8-bit codes themselves.")
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", lo=0, hi=100_000_000)
+    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
     train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     paged: bool = param(True, "On a graphics card, AdamW's moments move to the host's memory when the card's runs short (bitsandbytes).",

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from compression import get
 from evaluation import gates, overview, shipped
 from evaluation.cards import run_card
 from evaluation.spec import Result, RunSpec
@@ -115,3 +116,16 @@ def test_the_card_of_a_training_says_whether_it_pays():
         each.metrics["perplexity_ratio"] = 1.2
     card = run_card(Words("en"), student, relatives={"control": supervised}, **SEEN)
     assert "Beside the control, window by window: not better: +23 ± " in card
+
+
+def test_a_rate_belongs_to_what_is_stored_however_long_it_was_trained():
+    assert overview.timed_as("qlora --rank 4 --train_tokens 16384 --train_minutes 120") == "qlora --rank 4"
+    assert overview.timed_as("llm_qat --kv_bits 4 --train_tokens 0") == "llm_qat --kv_bits 4 --train_tokens 0"
+
+
+def test_a_name_tells_a_budget_even_where_it_is_the_usual_one():
+    words = Words("en")
+    short, usual = (dict(get("lora").params.parse({"train_tokens": n}).json()) for n in (1_024, 32_768))
+    assert words.settings("lora", usual) == ["training tokens 32,768"] and words.settings("lora", short) == [
+        "training tokens 1,024"
+    ]
