@@ -7,10 +7,11 @@ g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group
 
 Few tokens have two kernels. `few` adds: per plane twice the sum of x over the set bits, less the sum of x, by selections and
 additions, one multiplication a word and plane. `looked` is LUT-GEMM's own (section 3.2): for every MU neighbouring inputs all
-2^MU sums of +-x are worked out once a block of rows, stay in fast memory, and MU bits of a plane look theirs up. The paper's MU
-is 8, a byte; 4 makes tables of 16, cheap to fill, and twice as many look-ups. Which is faster a card must say
-(kernels/bench_gpu.py times all three); until one has, `few` serves. Many tokens: a tile of W is decoded to x's dtype and
-multiplied on the tensor cores.
+2^MU sums of +-x are worked out once a block of rows, and MU bits of a plane look theirs up. The paper has MU = 8 and tables in
+shared memory, one a byte. Triton leaves no choice of the memory: it keeps a table in the registers of a warp and reads it from
+the other threads by shuffles. A table of 16 sums (MU = 4) by 16 rows takes one shuffle a look-up, one of 256 takes eight, as
+many operations as adding eight inputs. Which is faster a card must say (kernels/bench_gpu.py times all three); until one has,
+`few` serves. Many tokens: a tile of W is decoded to x's dtype and multiplied on the tensor cores.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from kernels.gpu import Variant
 from kernels.gpu.decode import FEW_TOKENS, LAUNCH, ODD, SIZES, columns_of, few_tiles, lane_of_x, many_tiles, store_y, tile_of_x
 
 FEW_ROWS = {"BN": 4}
-MU = 8  # inputs that share a table, as in the paper
+MU = 4  # inputs that share a table
+LOOK_TILES = {
+    4: {"BN": 16, "BR": 32},
+    8: {"BN": 128, "BR": 8},
+}  # rows, and tables of 2^MU sums; 16 rows by 16 sums: one shuffle a look-up
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -111,8 +116,8 @@ def many(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
 
 
 def look_tiles(mu: int) -> dict:
-    """Tile of `looked`: BN rows, BR tables of 2^mu sums."""
-    return {"MU": mu, "BN": 128, "BR": 8 if mu == 8 else 16} | LAUNCH
+    """Tile of `looked`, and how it is launched."""
+    return {"MU": mu} | LOOK_TILES[mu] | LAUNCH
 
 
 def looked_up(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = MU) -> Tensor:
@@ -122,7 +127,7 @@ def looked_up(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, g
 
 def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = 0) -> Tensor:
     """y [tokens, out] in x's dtype. mu: few tokens look sums of so many inputs up; 0: they are added."""
-    if mu not in (0, 4, 8):
+    if mu and mu not in LOOK_TILES:
         raise ValueError(f"tables of {mu} inputs; a table is of 4 or 8, which divide a byte, and 0 is without tables")
     x, (tokens, n), (bits, out, words) = x.contiguous(), x.shape, planes.shape
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
