@@ -196,6 +196,22 @@ def test_on_a_bell_curve_as_the_review_found():
         assert (run(weight, bits=bits).dequantize() - weight).square().mean() < plain
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_greedy_fit_has_the_papers_scales_and_the_nearest_codes(bits):
+    """Equation 2 plane after plane; its own signs are never nearer, and the alternating fit is nearer than both."""
+    weight = normal(6, 64, seed=bits)
+    found, better = (run(weight, bits=bits, group_size=32, offset=False, fit=fit) for fit in ("greedy", "alternating"))
+    for o, j in np.ndindex(6, 2):
+        group = weight[o, 32 * j : 32 * j + 32].double().numpy()
+        alpha = oracles.codes.greedy_planes(group, bits)
+        assert np.allclose(found.alpha[:, o, j].numpy(), sorted(alpha, reverse=True), rtol=1e-3)
+        rest = group.copy()
+        for a in alpha:
+            rest -= a * np.where(rest < 0, -1.0, 1.0)
+        left = [((p.dequantize()[o, 32 * j : 32 * j + 32].double().numpy() - group) ** 2).sum() for p in (found, better)]
+        assert left[1] <= left[0] * 1.001 and left[0] <= (rest**2).sum() * 1.001
+
+
 def test_one_plane_without_an_offset_is_the_mean_and_the_sign():
     weight = normal()
     weight[:, ::7] = 0
