@@ -243,7 +243,7 @@ VARIANTS = (  # (op, name, maker, activations)
     ("tensor_train", "two sides, rank 4", chains, EXACT),
     ("outliers", "3 bits + 1 % outliers", with_outliers, BOTH),
     ("columns", "3 bits + 1 % columns", with_columns, BOTH),
-)  # fmt: skip
+)
 RIVALS = {"3 planes, looked up, group 64": "3 planes, added, group 64"}  # variant -> the one before it that it is held against
 
 
