@@ -39,7 +39,7 @@ NOT_COMPARED = {
     "owq": "the authors' code has kernels for a GPU only and is no package",
     "spqr": "the authors' code is no package and multiplies on a GPU",
     "zeroquant": "DeepSpeed has it as training inside its own engine, with no way to hand it windows",
-    "lut_gemm": "CUDA kernels only; its numbers are those of the method that it takes",
+    "lut_gemm": "its kernels are for CUDA only; after another step its numbers are that step's, and its own fit is held against the papers' formulas",
 }
 
 

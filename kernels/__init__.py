@@ -21,6 +21,7 @@ OPS = {  # op -> what is multiplied, in words
     "grouped_int": "grouped integers",
     "codebook": "4-bit code book",
     "binary_coded": "binary-coded planes",
+    "looked_up": "binary-coded planes, sums looked up",
     "bitmask": "bitmask-sparse weights",
     "two_four": "2:4 sparse weights",
     "low_rank": "two thin products",

@@ -8,7 +8,8 @@ A product of one token rotates over more weights than the caches hold; every cas
 medians. Beside each stand PyTorch's dense float32 product as it comes and by the library that this program takes
 (kernels/dense.py), our own float32 and bfloat16 kernels and the limit: the bandwidth of memory for one token, the arithmetic
 of registers for many. All of a row are timed in turns, a few calls each, because a shared machine's bandwidth changes within
-minutes and a ratio of two moments says nothing. PyTorch's and bitsandbytes' low-bit kernels have rows of their own.
+minutes and a ratio of two moments says nothing. Where two kernels serve one format (RIVALS), the row of the second has the
+median of the ratios of neighbouring calls; more than 1: the second is faster. PyTorch's and bitsandbytes' low-bit kernels have rows of their own.
 "activations" says what was multiplied: exact float32, or int8 with a scale for 32 of them (for a token where large ones stay
 exact). No speed is printed for an op that differs from its reference.
 """
@@ -71,6 +72,20 @@ def in_turns(works: dict[str, Callable[[int], object]], rounds: int | None = Non
                 work(3 * i + k)
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(t) for name, t in times.items()}
+
+
+def ratio(first: Callable[[int], object], second: Callable[[int], object], rounds: int | None = None) -> float:
+    """Median of how often as long `first` takes as `second`, each pair of calls one right after the other, in both orders in turn."""
+    found = []
+    for i in range(rounds or ROUNDS):
+        took = {}
+        for name, work in (("first", first), ("second", second))[:: 1 if i % 2 else -1]:
+            work(2 * i)
+            start = time.perf_counter()
+            work(2 * i + 1)
+            took[name] = time.perf_counter() - start
+        found.append(took["first"] / took["second"])
+    return statistics.median(found)
 
 
 def read_bandwidth() -> float:
@@ -136,10 +151,14 @@ def nested_book(out: int, n: int, rule):
     return plans.codebook(codes, scale, table, GROUP, n, rule), codebook_rows(codes, scale, table, GROUP, n)
 
 
-def planes(out: int, n: int, rule):
-    bits = torch.randint(0, 256, (3, out, n // 8)).to(torch.uint8)
-    alpha, offset = torch.rand(3, out, n // GROUP).half(), torch.randn(out, n // GROUP).half()
-    return plans.binary_coded(bits, alpha, offset, GROUP, n, rule), binary_coded_rows(bits, alpha, offset, GROUP, n)
+def planes(looked_up: bool):
+    def make(out: int, n: int, rule):
+        bits = torch.randint(0, 256, (3, out, n // 8)).to(torch.uint8)
+        alpha, offset = torch.rand(3, out, n // GROUP).half(), torch.randn(out, n // GROUP).half()
+        plan = plans.binary_coded(bits, alpha, offset, GROUP, n, rule, looked_up)
+        return plan, binary_coded_rows(bits, alpha, offset, GROUP, n)
+
+    return make
 
 
 def half_kept(out: int, n: int, rule):
@@ -214,7 +233,8 @@ VARIANTS = (  # (op, name, maker, activations)
     ("grouped_int", "8 bits a row, 0.3 % inputs exact", eight_a_row, (("int8", (1 << 30, 127, 3.0)),)),
     ("codebook", "16 entries, group 64", book, BOTH),
     ("codebook", "16 entries, nested scales", nested_book, BOTH),
-    ("binary_coded", "3 planes, group 64", planes, BOTH),
+    ("binary_coded", "3 planes, added, group 64", planes(False), BOTH),
+    ("binary_coded", "3 planes, looked up, group 64", planes(True), BOTH),
     ("bitmask", "50 %, 16 bits", half_kept, EXACT),
     ("bitmask", "50 %, 8 bits", half_kept_codes(8), BOTH),
     ("bitmask", "50 %, 4 bits", half_kept_codes(4), BOTH),
@@ -224,6 +244,7 @@ VARIANTS = (  # (op, name, maker, activations)
     ("outliers", "3 bits + 1 % outliers", with_outliers, BOTH),
     ("columns", "3 bits + 1 % columns", with_columns, BOTH),
 )
+RIVALS = {"3 planes, looked up, group 64": "3 planes, added, group 64"}  # variant -> the one before it that it is held against
 
 
 def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -292,7 +313,11 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
         inputs = {tokens: torch.randn(tokens, n) for tokens in TOKENS}
         beside = dense_works(out, n)
 
-        def add(op, name, kernel, activations, plan, work, out=out, n=n, inputs=inputs, beside=beside):
+        made: dict[tuple[str, str], Callable] = {}  # variant and activations -> its work
+
+        def add(op, name, kernel, activations, plan, work, out=out, n=n, inputs=inputs, beside=beside, made=made):
+            made[name, activations] = work
+            rival = made.get((RIVALS.get(name, ""), activations))
             for tokens, x in inputs.items():
                 works = {"this": lambda i, x=x: work(i, x)} | {k: make(x) for k, make in beside.items()}
                 if tokens == 1:
@@ -312,6 +337,7 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                     "limit": "reading memory" if tokens == 1 else "arithmetic",
                     "share_of_limit": 1 / (this * limit) if limit else None,
                     "read_gbytes_per_second": read / 1e9 if read else None,
+                    **({"rival": RIVALS[name], "times_rival": ratio(lambda i, x=x: rival(i, x), works["this"])} if rival else {}),
                     **{f"{k}_microseconds": 1e6 * v for k, v in took.items()},
                 })  # fmt: skip
 
@@ -322,7 +348,7 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                 plan, weight = make(out, n, rule)
                 verify(op, name, plan, weight)
                 many = [plan, *(plan.clone() for _ in range(max(1, min(30, ROTATED_BYTES // plan.bytes)) - 1))]
-                kernel = kernels.name(op, f"C, {cpu.instructions()}", plan.in_int8, plan.outliers_exact)
+                kernel = kernels.name(plan.serves(op), f"C, {cpu.instructions()}", plan.in_int8, plan.outliers_exact)
                 add(op, name, kernel, words, plan, lambda i, x, many=many: cpu.product(many[i % len(many)], x))
         if "peers" in ops:
             for name, work in peers(out, n).items():
@@ -352,7 +378,8 @@ def show(head: dict, table: list[dict]) -> None:
             for k in ("pytorch_default", "pytorch_chosen", "own_float32", "own_bfloat16")
         ]
         print(f"{r['op']:<13} {r['variant']:<36} {r['activations']:<11} {r['out']:>6}x{r['in']:<5} {r['tokens']:>4} "
-              f"{r['microseconds']:>9.1f} {share:>8} {times[0]:>9.1f} {times[1]:>8.1f} {times[2]:>9.1f} {times[3]:>10.2f}")  # fmt: skip
+              f"{r['microseconds']:>9.1f} {share:>8} {times[0]:>9.1f} {times[1]:>8.1f} {times[2]:>9.1f} {times[3]:>10.2f}"
+              + (f"  {r['times_rival']:.2f} x {r['rival']}" if "rival" in r else ""))  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ cuSPARSELt with the weights already in its layout, a second copy beside what is 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -120,6 +121,8 @@ VARIANTS = (
     ("int8", "8 bits a row, int8 inputs", eight_a_row, rounded_tokens),
     ("codebook", "16 entries, group 64", book, codebook.codebook_reference),
     ("binary_coded", "3 planes, group 64", planes, binary_coded.binary_coded_reference),
+    ("looked_up", "3 planes, group 64, tables of 16", planes, binary_coded.binary_coded_reference),
+    ("looked_up_8", "3 planes, group 64, tables of 256", planes, binary_coded.binary_coded_reference),
     ("bitmask", "50 %, 16 bits", half_kept, sparse.bitmask_reference),
     ("bitmask", "50 %, 4 bits, group 64", half_kept_codes, sparse.bitmask_reference),
     ("two_four", "2:4, 16 bits", two_of_four, sparse.two_four_reference),
@@ -147,8 +150,10 @@ def flat(operands: tuple) -> Iterator:
 
 def launcher(op: str) -> Callable:
     """The Triton product of an op: (x, *operands) -> y."""
-    file = {"int8": "int8", "bitmask": "sparse", "two_four": "sparse", "low_rank": "dense"}.get(op, op)
-    return getattr(importlib.import_module(f"kernels.gpu.{file}"), "int8_product" if op == "int8" else op)
+    file, name = {"int8": ("int8", "int8_product"), "bitmask": ("sparse", op), "two_four": ("sparse", op), "low_rank": ("dense", op),
+                  "looked_up": ("binary_coded", op), "looked_up_8": ("binary_coded", "looked_up")}.get(op, (op, op))  # fmt: skip
+    found = getattr(importlib.import_module(f"kernels.gpu.{file}"), name)
+    return functools.partial(found, mu=8) if op == "looked_up_8" else found
 
 
 def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Work]]]:
@@ -240,7 +245,7 @@ def rows(
                 operands = moved(make(out, n), device)
                 verify(op, name, operands, reference, n)
                 size = sum(o.nbytes for o in flat(operands) if isinstance(o, Tensor))
-                kernel = kernels.name("grouped_int" if op == "int8" else op, "Triton", op == "int8")
+                kernel = kernels.name({"int8": "grouped_int", "looked_up_8": "looked_up"}.get(op, op), "Triton", op == "int8")
                 add(op, name, kernel, "int8" if op == "int8" else "exact", size, lambda x, op=op, o=operands: launcher(op)(x, *o))
         if set(ops) == set(OPS):
             for name, ready in others(out, n, device):

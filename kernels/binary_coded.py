@@ -6,7 +6,8 @@ x [tokens, in] float; planes uint8 [bits, out, ceil(in/8)], bit i % 8 of byte i 
 
     y[t, o] = sum_k sum_g alpha[k, o, g] (2 * (sum of x[t, i] over i in g with b_k = +1) - S[t, g]) + offset[o, g] S[t, g]
 
-with S[t, g] the sum of x[t, i] over group g, so that a kernel needs additions only.
+with S[t, g] the sum of x[t, i] over group g, so that a kernel needs additions only. Or a
+table holds all sums of +-x of a few inputs, and the planes' bits look theirs up.
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ class Packed(nn.Module):
         if not by and self.in_triton and gpu.serves(next(self.buffers())):
             by = "Triton"
         int8 = self.activations is not None and (not by or self._plan is None or self._plan.in_int8)
-        return kernels.name(self.op, by, int8, int8 and self.activations.threshold is not None)
+        op = self._plan.serves(self.op) if by.startswith("C") else self.op
+        return kernels.name(op, by, int8, int8 and self.activations.threshold is not None)
 
     @property
     def in_triton(self) -> bool:

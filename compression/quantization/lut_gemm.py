@@ -1,9 +1,8 @@
 """LUT-GEMM: weights as sums of planes of -1 and +1, so that a product needs look-ups and additions only.
 
 Each group of weights is written as w = offset + alpha_1 b_1 + ... + alpha_q b_q, where every b is -1 or +1: one bit a
-weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication. The paper's kernel works out, for every
-8 inputs, the 256 possible sums of +-x, and each byte of a plane looks its sum up. Our kernels add the inputs whose bit is set and look
-nothing up (deviation 5). Two uses:
+weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication. The kernel works out, once for every few
+inputs, all possible sums of +-x, and the bits of every plane look their sum up. Two uses:
 
 After rounding, GPTQ or any other step that stored integers in plain groups, the codes are kept exactly as they are and
 only written in this form: with q bits, scale s and zero point z,
@@ -11,8 +10,18 @@ only written in this form: with q bits, scale s and zero point z,
 (the offset takes 32 bits, which is what exactness needs). Bits, group size and quality are that step's.
 
 As the first step it fits planes to the weights themselves (binary-coding quantization), with values that need not be
-equally spaced: greedy scales, then in turn the best scales for the codes and the nearest codes for the scales. It looks
-at weights alone. The fewer the bits, the more it gains on them over rounding; a model need not gain as much.
+equally spaced. The fit "greedy" takes one plane after the other: its signs are those of what is left, its scale their mean size. The fit
+"alternating" begins there, then takes in turn the best scales for the codes and the nearest codes for the scales. Both look
+at weights alone, so their numbers are nobody else's. The fewer the bits, the more the alternating fit gains on the weights over
+rounding; a model need not gain as much.
+
+Which kernel serves. For one token a processor has two. One looks up: four inputs have 16 sums, these fill a register, and a byte shuffle
+looks 64 of them up at once (T-MAC, Wei et al. 2024, arXiv 2407.00088). T-MAC rounds its tables to 8 bits. Ours hold the whole sums, in
+two bytes for 8-bit inputs and in four for exact ones, so that a table adds no error. The other kernel adds the inputs whose bit is
+set. On AVX2 without VNNI looking up serves: in a first timing on a busy machine it took 0.34 to 0.41 of the other's time, and 0.46 to 0.62
+with 8-bit inputs. With VNNI, where adding four inputs is one instruction, and in plain C adding serves, since the look-up hasn't been timed
+there. Many tokens are multiplied by the planes decoded to floats. A graphics card adds too; its look-up kernel (tables of 4 or 8 inputs) is
+tested and has not been timed.
 
 Park et al. 2022, arXiv 2206.09557: equations 1 and 2 (binary coding, greedy: b = sign(r), alpha = mean |r|), the
 alternating fit of Xu et al. 2018 (1802.00150), 15 rounds and groups of 128 as in the authors' code; sign(0) is +1.
@@ -21,8 +30,10 @@ Deviations. (1) The fit has an offset, as the paper's own form for uniform grids
 rounding; each group keeps the better, so it is never worse than rounding to nearest. Without the offset it is the
 paper's plain form. (2) Codes are chosen once more for the scales as stored, in 16 bits. (3) The rounds work on sorted
 weights and their running sums: the same numbers from 2^q values a group. (4) Scales that can't be halved in 16 bits are
-refused rather than rounded. (5) Our kernels add the inputs whose bit is set, in registers, where the paper looks such sums
-up in fast memory (kernels/binary_coded.py); the product is the same.
+refused rather than rounded. (5) The paper looks up 8 inputs at a time in a card's shared memory. Our tables are of 4 inputs and stand in
+registers, and where looking up isn't known to be faster the inputs are added (kernels/cpu/product.c, kernels/gpu/binary_coded.py). The
+product is the same. (6) The greedy fit keeps the paper's scales, but with the offset a group for which rounding is nearer takes rounding's;
+by deviation 2 its codes are the nearest, which the paper's signs need not be. The paper's greedy form is `fit` greedy without `offset`.
 
 Cost: one sort of every group and 30 rounds on 2^q numbers a group; stored with 16 (q + 1) bits a group.
 """
@@ -56,7 +67,14 @@ class LutGemmParams(Params):
     group_size: int = param(128, "Weights that share their scales; a multiple of 16, or -1 for a whole row.",
                             lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
     offset: bool = param(True, "A constant beside the planes of each group.", level="advanced")
-    rounds: int = param(15, "Rounds of the alternating fit.", lo=0, hi=1000, level="advanced")
+    fit: str = param("alternating", "How planes are fitted to weights: greedy, one after the other (the paper's equation 2), or alternating, "
+                     "greedy and then scales and codes in turn.", choices=("greedy", "alternating"), level="advanced")  # fmt: skip
+    rounds: int = param(15, "Rounds of the alternating fit.", lo=1, hi=1000, level="advanced", when={"fit": "alternating"})
+
+    @property
+    def turns(self) -> int:
+        """Rounds after the greedy start."""
+        return self.rounds if self.fit == "alternating" else 0
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
@@ -64,7 +82,7 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     out, n = shape
     groups = out * groups_of(n, params.group_size)
     size = params.bits * out * -(-n // 8) + 2 * groups * (params.bits + params.offset)
-    flops = 3e3 * out * n + 2e3 * params.rounds * groups * 2**params.bits  # in products of matrices that take as long
+    flops = 3e3 * out * n + 2e3 * params.turns * groups * 2**params.bits  # in products of matrices that take as long
     return Cost(bytes=size, flops=flops, peak_bytes=16 * out * n + 80 * min(out * n, AT_A_TIME))
 
 
@@ -181,9 +199,9 @@ def fit(groups: Tensor, params: LutGemmParams) -> tuple[Tensor, Tensor, Tensor]:
     wide = groups.double()
     weights = wide.sort(1).values
     signs = combinations(params.bits, params.offset, wide)
-    scales, error = alternate(weights, F.pad(greedy(weights, params.bits), (0, int(params.offset))), signs, params.rounds)
+    scales, error = alternate(weights, F.pad(greedy(weights, params.bits), (0, int(params.offset))), signs, params.turns)
     if params.offset:
-        other, found = alternate(weights, uniform(weights, params.bits), signs, params.rounds)
+        other, found = alternate(weights, uniform(weights, params.bits), signs, params.turns)
         scales = torch.where((found < error)[:, None], other, scales)
     alpha = to_storage(scales[:, : params.bits].abs().sort(1, descending=True).values)
     offset = to_storage(scales[:, params.bits :].sum(1))

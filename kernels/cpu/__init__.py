@@ -231,6 +231,11 @@ def product(plan, x, threads: int | None = None):
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
+def look_up_pays() -> bool:
+    """Whether a token's sums over binary-coded planes are faster looked up than added here (vectors.h)."""
+    return _library is not None and bool(_library.look_up_pays())
+
+
 def takes_matrix(plan, tokens: int) -> bool:
     """Whether the processor's matrix unit multiplies so many tokens of a plan."""
     return bool(_library.takes_matrix(plan.address, tokens))

@@ -10,6 +10,8 @@
      BOOK            as INT of 4 bits, the code is a place in `table`, whose entry 16 is the worth of one in `offset`: low
                      bytes and high bytes of the entries as whole numbers, 32768 added
      BITS            a block is `bits` planes of 1 bit; scale [tile][group][bits][16], offset float [tile][group][16]
+     LOOK            the same planes for looking sums up: a block is `bits` x 64 bytes [column / 4 % 4][16], four columns' bits in a
+                     nibble, the block's first 16 columns' in the low ones; scale and offset as BITS
      MASK_F16        mask: 32 bits for two columns, bit 2 lane + column % 2; values: the kept ones in that order; starts: bytes
                      before each tile
      TWO_F16         two of every four columns: values half [tile][four columns][16][2], mask: 32 bits a lane [tile][block][16], two
@@ -35,7 +37,7 @@
 
 #include "vectors.h"
 
-enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, TWO_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS, COLUMNS, TRAIN };
+enum { F32, F16, BF16, INT, BOOK, BITS, MASK_F16, TWO_F16, MASK_INT, LOW_RANK, SUM, OUTLIERS, COLUMNS, TRAIN, LOOK };
 enum { WHOLE, REAL, LEVELS, FLOATS };
 
 typedef struct plan plan;
@@ -77,6 +79,7 @@ typedef struct {
     const large *large;  /* [m][ld]: what the rule's threshold keeps out of q; NULL: nothing */
     const int64_t *larges; /* [m]: how many */
     const float *shift;  /* [m]: what each activation is above its code's worth; NULL: nothing */
+    const uint8_t *tables; /* of a single token that sums are looked up for: [ld / 16][2 or 4][column / 4 % 4][16], see look_token; else NULL */
 } input;
 
 /* One of the threads that work together on a call. */
@@ -95,6 +98,7 @@ INLINE void share(const member *me, int64_t n, int64_t *first, int64_t *last)
 
 void wait_for_all(member *me);
 int multiplies_integers(const plan *p);            /* of a single token: those of its rule, or 24-bit ones in three digits */
+int looks_up(const plan *p);                       /* whether a single token's sums come from tables */
 int takes_matrix(const plan *p, int64_t m);        /* whether the processor's matrix unit multiplies m tokens of it */
 int64_t own_bytes(const plan *p);                  /* scratch of one thread for multiply */
 int64_t shared_bytes(const plan *p, int64_t m);    /* scratch of all for multiply */

@@ -23,9 +23,9 @@ from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
 KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "TWO_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS", "COLUMNS",
-         "TRAIN")  # fmt: skip
+         "TRAIN", "LOOK")  # fmt: skip
 GRIDS = ("WHOLE", "REAL", "LEVELS", "FLOATS")
-CODES = ("INT", "MASK_INT", "BOOK", "BITS")  # kinds whose products are of integers
+CODES = ("INT", "MASK_INT", "BOOK", "BITS", "LOOK")  # kinds whose products are of integers
 ROWS, COLUMNS = 16, 32  # of a tile, of a block
 SLACK = 64  # bytes that a kernel may read beyond the last value
 
@@ -79,6 +79,10 @@ class Plan:
         tensors = {name: t.clone() for name, t in self.tensors.items()}
         return Plan(self.op, self.kind, self.shape, self.rule, bits=self.struct.bits, group=self.struct.group,
                     grids=self.grids, parts=parts, **tensors)  # fmt: skip
+
+    def serves(self, op: str) -> str:
+        """The key in kernels.OPS of what multiplies a token here: `op`, unless sums are looked up."""
+        return "looked_up" if self.kind == "LOOK" else op
 
     @property
     def in_int8(self) -> bool:
@@ -209,12 +213,16 @@ def codebook(codes: Tensor, scale: Tensor, table: Tensor, group_size: int, n: in
                 table=torch.cat([table, worth[None]]), offset=torch.cat([whole & 255, whole >> 8]).to(torch.uint8))  # fmt: skip
 
 
-def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int, rule: Rule | None = None) -> Plan:
-    """planes [bits, out, bytes], alpha [bits, out, groups], offset [out, groups] or None."""
+def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int, rule: Rule | None = None,
+                 looked_up: bool | None = None) -> Plan:  # fmt: skip
+    """planes [bits, out, bytes], alpha [bits, out, groups], offset [out, groups] or None. looked_up: whether a single token's sums
+    come from tables or are added bit by bit; None: as is faster on this processor (`cpu.look_up_pays`)."""
     bits, out = planes.shape[:2]
-    values = torch.cat([_planes(bits_mask(plane, n).to(torch.uint8), (1,)) for plane in planes], 2)
+    looked_up = cpu.look_up_pays() if looked_up is None else looked_up
+    signs = [bits_mask(plane, n).to(torch.uint8) for plane in planes]
+    values = torch.cat([_nibbles(plane) if looked_up else _planes(plane, (1,)) for plane in signs], 2)
     scale = torch.stack([_grid(a.half()) for a in alpha], 2)  # [tiles, groups, bits, 16]
-    return Plan("binary_coded", "BITS", (out, n), rule, bits=bits, group=group_size, values=_slack(values),
+    return Plan("binary_coded", "LOOK" if looked_up else "BITS", (out, n), rule, bits=bits, group=group_size, values=_slack(values),
                 scale=scale.contiguous(), offset=None if offset is None else _grid(offset.float()))  # fmt: skip
 
 
@@ -323,6 +331,13 @@ def _planes(codes: Tensor, widths: tuple[int, ...]) -> Tensor:
         words.append(sum((together[:, :, :, k] & mask) << (width * k) for k in range(8 // width)))
         at += width
     return torch.cat(words, 2)
+
+
+def _nibbles(signs: Tensor) -> Tensor:
+    """Bits uint8 [out, in] -> uint8 [tiles, blocks, 1, 4, 16]: of four columns in a nibble, the block's first 16 columns in the low ones."""
+    quads = _quads(signs)
+    four = sum(quads[..., k] << k for k in range(4))  # [tiles, blocks, 8, 16]
+    return (four[:, :, :4] | four[:, :, 4:] << 4).unsqueeze(2)
 
 
 def _threes(codes: Tensor) -> Tensor:

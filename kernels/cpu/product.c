@@ -174,6 +174,88 @@ INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int b
     return total;
 }
 
+/* The same planes by look-up (T-MAC, Wei et al. 2024; LUT-GEMM's own idea with tables in registers). Four inputs have 16 sums of
+   +-x; a plane's four bits, a nibble, say which. A byte shuffle looks 64 of them up at once: 16 rows by 16 columns, four tables.
+
+   Where T-MAC rounds its tables to a byte, these hold the sums as they are, as whole numbers cut into bytes: two for int8 codes (a sum
+   is below 2^9), four for 24-bit integers (below 2^25), of which the lower two make 13 bits without a sign and the upper two the rest.
+   So up to four of each are added in 16 bits without a carry lost: 4 x 8191 < 2^15. */
+#define LOOKED_BITS 13
+
+/* tables [columns / 16][parts][4][16] of one token's codes q. Lane e of a sum has +x[i] where bit i of e is set, else -x[i]. */
+static void make_tables(const int8_t *q, int64_t apart, int64_t columns, const int digits, uint8_t *tables)
+{
+    static const int32_t masks[4][16] = {{0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1, 0, -1}, {0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1, 0, 0, -1, -1},
+                                         {0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, -1, -1, -1, -1}, {0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1, -1}};
+    const int parts = digits == 1 ? 2 : 4;
+    for (int64_t k = 0; k < columns; k += 4, q += 4) {
+        uint8_t *to = tables + 64 * parts * (k / 16) + 16 * (k / 4 % 4);
+        vi sum = vi_zero();
+        int32_t all = 0;
+        for (int i = 0; i < 4; i++) {
+            const int32_t x = digits == 1 ? q[i] : (q[i] * 256 + q[i + apart]) * 256 + q[i + 2 * apart];
+            all += x, sum = vi_add(sum, vi_and(vi_splat(2 * x), vi_load(masks[i])));
+        }
+        sum = vi_add(sum, vi_splat(-all));
+        vi_to_bytes(to, sum);
+        if (digits == 1) vi_to_bytes(to + 64, vi_shr(sum, 8));
+        else {
+            vi_to_bytes(to + 64, vi_and(vi_shr(sum, 8), vi_splat((1 << (LOOKED_BITS - 8)) - 1)));
+            vi_to_bytes(to + 128, vi_shr(sum, LOOKED_BITS));
+            vi_to_bytes(to + 192, vi_shr(sum, LOOKED_BITS + 8));
+        }
+    }
+}
+
+/* 16 rows' sums of one plane over `count` x 16 columns. words: the plane's 64 bytes of the first block, `apart` from the next one's;
+   upper: the columns are the block's last 16 (count 1). */
+INLINE vi looked_up(const uint8_t *words, int64_t apart, const uint8_t *tables, const int count, const int upper, const int parts)
+{
+    vi low[2] = {vi_zero(), vi_zero()}, high[2] = {vi_zero(), vi_zero()};
+    UNROLL(4)
+    for (int i = 0; i < count; i++, tables += 64 * parts) {
+        const vi word = vi_load(words + i / 2 * apart), nibble = vi_and(i % 2 || upper ? vi_shr(word, 4) : word, vi_splat(0x0f0f0f0f));
+        const vi a = vi_look(tables, nibble), b = vi_look(tables + 64, nibble);
+        low[0] = vi_add_first(low[0], a, b), low[1] = vi_add_last(low[1], a, b);
+        if (parts == 4) {
+            const vi c = vi_look(tables + 128, nibble), d = vi_look(tables + 192, nibble);
+            high[0] = vi_add_first(high[0], c, d), high[1] = vi_add_last(high[1], c, d);
+        }
+    }
+    return parts == 4 ? vi_sum_runs(low[0], high[0], low[1], high[1]) : vi_sum_low_runs(low[0], low[1]);
+}
+
+INLINE vf look_token(const plan *p, int64_t tile, const input *in, const int digits)
+{
+    const int parts = digits == 1 ? 2 : 4, bits = p->bits;
+    const int64_t sixteens = 2 * blocks_of(p), apart = 64 * bits;
+    const int64_t shared = p->groups == 1 ? 64 : p->group, unit = digits == 3 || p->rule >= p->n ? 64 : p->rule;
+    const int most = shared % 64 == 0 && unit % 64 == 0 ? 4 : shared % 32 == 0 ? 2 : 1; /* sixteens that share scales and a unit */
+    const uint8_t *values = (const uint8_t *)p->values + tile * tile_bytes(p, LOOK, bits), *tables = in->tables;
+    const uint16_t *scale = (const uint16_t *)p->scale + tile * p->groups * bits * 16;
+    const float *offset = p->offset ? (const float *)p->offset + tile * p->groups * 16 : 0;
+    int64_t group = 0, left = p->group;
+    vf total = vf_zero();
+    for (int64_t h = 0, count; h < sixteens; h += count, tables += 64 * parts * count) {
+        const uint8_t *words = values + h / 2 * apart;
+        count = sixteens - h < most ? sixteens - h : most;
+        float all = 0;
+        for (int64_t i = 0; i < count; i++) all += in->sums[h + i];
+        vf part = offset ? vf_mul(vf_load(offset + group * 16), vf_splat(all)) : vf_zero();
+        for (int64_t i = 0; i < bits * count; i += 2) __builtin_prefetch(words + AHEAD * apart + 32 * i);
+        for (int k = 0; k < bits; k++) {
+            const vi sum = count == 4   ? looked_up(words + 64 * k, apart, tables, 4, 0, parts)
+                           : count == 2 ? looked_up(words + 64 * k, apart, tables, 2, 0, parts)
+                           : h % 2      ? looked_up(words + 64 * k, apart, tables, 1, 1, parts)
+                                        : looked_up(words + 64 * k, apart, tables, 1, 0, parts);
+            part = vf_fma(vf_half(scale + (group * bits + k) * 16), vf_of(sum), part);
+        }
+        total = vf_fma(part, vf_splat(in->unit[h / 2]), total);
+        if ((left -= 16 * count) <= 0) left = p->group, group += group + 1 < p->groups;
+    }
+    return total;
+}
+
 /* ---- many tokens ---- */
 
 typedef struct {
@@ -182,13 +264,16 @@ typedef struct {
 } cursor;
 
 /* The next `blocks` blocks of a tile as weights, float [column][16]. */
-INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks, float *panel, const int kind, const int bits)
+INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks, float *panel, const int kind, const int width)
 {
+    const int bits = kind == LOOK ? p->bits : width;
     const int scaled = kind != F32 && kind != F16 && kind != BF16 && !is_moved(kind);
     vi q = vi_zero();
     for (int64_t b = 0; b < blocks; b++, panel += 512) {
-        if (kind == BITS) {
-            next_block(&c->r, kind, bits);
+        if (kind == BITS || kind == LOOK) {
+            const uint8_t *words = c->r.values;
+            if (kind == BITS) next_block(&c->r, kind, bits);
+            else c->r.values += 64 * bits;
             for (int half = 0; half < 2; half++) {
                 const uint16_t *scale = (const uint16_t *)p->scale + (tile * p->groups + c->group) * bits * 16;
                 vf base = p->offset ? vf_load((const float *)p->offset + (tile * p->groups + c->group) * 16) : vf_zero();
@@ -197,7 +282,8 @@ INLINE void decode_floats(const plan *p, int64_t tile, cursor *c, int64_t blocks
                     vf w = base;
                     for (int k = 0; k < bits; k++) {
                         const vf s = vf_half(scale + 16 * k);
-                        w = vf_add_where(w, c->r.raw[k], 8 * (j % 4) + j / 4, vf_add(s, s));
+                        if (kind == BITS) w = vf_add_where(w, c->r.raw[k], 8 * (j % 4) + j / 4, vf_add(s, s));
+                        else w = vf_add_where(w, vi_bytes(words + 64 * k + j / 4 % 4 * 16), 4 * half + j % 4, vf_add(s, s));
                     }
                     vf_store(panel + 16 * j, w);
                 }
@@ -474,6 +560,7 @@ BOOK_LOOPS(BOOK, 4)
 CODE_LOOPS(INT, 2) CODE_LOOPS(INT, 3) CODE_LOOPS(INT, 4) CODE_LOOPS(INT, 5) CODE_LOOPS(INT, 6) CODE_LOOPS(INT, 7) CODE_LOOPS(INT, 8)
 CODE_LOOPS(MASK_INT, 4) CODE_LOOPS(MASK_INT, 8)
 PLANE_LOOPS(BITS, 1) PLANE_LOOPS(BITS, 2) PLANE_LOOPS(BITS, 3) PLANE_LOOPS(BITS, 4) PLANE_LOOPS(BITS, 5) PLANE_LOOPS(BITS, 6) PLANE_LOOPS(BITS, 7) PLANE_LOOPS(BITS, 8)
+FLOATS_OF(LOOK, 0) TOKEN(exact, LOOK, 0, look_token(p, t, in, 3)) TOKEN(int8, LOOK, 0, look_token(p, t, in, 1)) /* any number of planes */
 
 #define FLOAT_ROUTE(kind, bits) {exact_##kind##_##bits, 0, floats_##kind##_##bits, 0}
 #define TOKEN_ROUTE(kind, bits) {exact_##kind##_##bits, int8_##kind##_##bits, floats_##kind##_##bits, 0}
@@ -482,13 +569,14 @@ PLANE_LOOPS(BITS, 1) PLANE_LOOPS(BITS, 2) PLANE_LOOPS(BITS, 3) PLANE_LOOPS(BITS,
 static const route *route_of(const plan *p)
 {
     static const route dense[] = {FLOAT_ROUTE(F32, 0), FLOAT_ROUTE(F16, 0), FLOAT_ROUTE(BF16, 0)}, sparse = FLOAT_ROUTE(MASK_F16, 0), two = FLOAT_ROUTE(TWO_F16, 0),
-                       book = TOKEN_ROUTE(BOOK, 4), nibbles = CODE_ROUTE(MASK_INT, 4), bytes = CODE_ROUTE(MASK_INT, 8);
+                       book = TOKEN_ROUTE(BOOK, 4), look = TOKEN_ROUTE(LOOK, 0), nibbles = CODE_ROUTE(MASK_INT, 4), bytes = CODE_ROUTE(MASK_INT, 8);
     static const route ints[] = {CODE_ROUTE(INT, 2), CODE_ROUTE(INT, 3), CODE_ROUTE(INT, 4), CODE_ROUTE(INT, 5), CODE_ROUTE(INT, 6), CODE_ROUTE(INT, 7), CODE_ROUTE(INT, 8)};
     static const route planes[] = {TOKEN_ROUTE(BITS, 1), TOKEN_ROUTE(BITS, 2), TOKEN_ROUTE(BITS, 3), TOKEN_ROUTE(BITS, 4), TOKEN_ROUTE(BITS, 5), TOKEN_ROUTE(BITS, 6), TOKEN_ROUTE(BITS, 7), TOKEN_ROUTE(BITS, 8)};
     switch (p->kind) {
     case INT: return ints + p->bits - 2;
     case BOOK: return &book;
     case BITS: return planes + p->bits - 1;
+    case LOOK: return &look;
     case MASK_F16: return &sparse;
     case TWO_F16: return &two;
     case MASK_INT: return p->bits <= 4 ? &nibbles : &bytes;
@@ -816,7 +904,12 @@ void decode_rows(const plan *p, const int64_t *ids, int64_t count, float *into, 
 int multiplies_integers(const plan *p)
 {
     if (p->kind == SUM) return multiplies_integers(p->first) || multiplies_integers(p->second);
-    return p->kind == INT || p->kind == MASK_INT || p->kind == BITS;
+    return p->kind == INT || p->kind == MASK_INT || p->kind == BITS || p->kind == LOOK;
+}
+
+int looks_up(const plan *p)
+{
+    return p->kind == SUM ? looks_up(p->first) || looks_up(p->second) : p->kind == LOOK;
 }
 
 /* Parts that read codes, and parts that can't let the matrix unit read them. */
@@ -835,7 +928,8 @@ int64_t input_bytes(int64_t n, int64_t m)
 {
     const int64_t ld = width_of(n), digits = m == 1 || matrix_ready() ? 3 : 1;
     const int64_t codes = m * (4 * ld + digits * ld + ld / 4 + ld / 8) + digits * 15 * ld; /* the matrix unit has room for whole sixteens */
-    return codes + m * (8 * ld + 8 + 4) + 7 * 64; /* all activations may be large */
+    const int64_t tables = m == 1 ? 16 * ld : 0;
+    return codes + tables + m * (8 * ld + 8 + 4) + 8 * 64; /* all activations may be large */
 }
 
 static uint8_t *room_for(uint8_t **room, int64_t bytes)
@@ -921,6 +1015,7 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
     large *kept = p->threshold ? (large *)room_for(&room, 8 * m * ld) : 0;
     int64_t *counts = p->threshold ? (int64_t *)room_for(&room, 8 * m) : 0;
     float *shift = p->shifted ? (float *)room_for(&room, 4 * m) : 0;
+    uint8_t *tables = m == 1 && looks_up(p) ? room_for(&room, 16 * ld) : 0;
     for (int64_t i = first; i < last; i++) {
         float *mine = to + (p->rule && !floats ? first : i) * ld; /* floats that nobody reads needn't leave the cache */
         int8_t *codes = tiled ? q + i / 16 * 16 * ld + i % 16 * 64 : q + i * ld;
@@ -945,12 +1040,14 @@ void prepare_input(input *in, const plan *p, const float *x, int64_t ldx, const 
         }
         for (int64_t k = 0; floats && kept && k < counts[i]; k++) mine[kept[i * ld + k].column] = kept[i * ld + k].x;
     }
-    *in = (input){to, q, sums, unit, m, rows, ld, digits, tiled, kept, counts, shift};
+    if (tables) make_tables(q, rows * ld, 32 * blocks_of(p), digits, tables);
+    *in = (input){to, q, sums, unit, m, rows, ld, digits, tiled, kept, counts, shift, tables};
 }
 
 /* ---- what Python calls ---- */
 
 const char *instructions(void) { return matrix_ready() ? INSTRUCTIONS ", AMX" : INSTRUCTIONS; }
+int look_up_pays(void) { return LOOK_UP_PAYS; }
 int64_t plan_bytes(void) { return sizeof(plan); }
 
 /* y [m, out] = x [m, n] W^T by up to `threads` threads. Returns 0, or 1 without memory. */

@@ -94,11 +94,13 @@ def cases(out: int = 35, n: int = 75):
             codes, scale = packing.pack(whole(16, out, n), 4), torch.rand(out, groups_of(n, 32), generator=g).to(dtype)
             weight = codebook_rows(codes, scale, table, 32, n)
             yield f"codebook, {dtype}, rule {rule}", plans.codebook(codes, scale, table, 32, n, rule), weight
-        for b in (1, 3):
+        for b, group in ((1, 48), (3, 48), (2, 32), (4, -1)):
             planes = torch.stack([mask_bits(normal(out, n) > 0) for _ in range(b)])
-            alpha, offset = torch.rand(b, out, groups_of(n, 48), generator=g).half(), normal(out, groups_of(n, 48))
-            weight = binary_coded_rows(planes, alpha, offset, 48, n)
-            yield f"{b} planes, rule {rule}", plans.binary_coded(planes, alpha, offset, 48, n, rule), weight
+            alpha, offset = torch.rand(b, out, groups_of(n, group), generator=g).half(), normal(out, groups_of(n, group))
+            weight = binary_coded_rows(planes, alpha, offset, group, n)
+            for looked_up in (False, True):
+                name = f"{b} planes, group {group}, {'looked up' if looked_up else 'added'}, rule {rule}"
+                yield name, plans.binary_coded(planes, alpha, offset, group, n, rule, looked_up), weight
         half = normal(out, n).half()
         yield f"bitmask, rule {rule}", plans.bitmask(mask_bits(keep), half[keep], n, rule), half.float() * keep
         fours = torch.rand(out, -(-n // 4), 4, generator=g).argsort(-1).argsort(-1).flatten(1) < 2

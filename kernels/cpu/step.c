@@ -153,7 +153,7 @@ static int alike(const linear *a, const linear *b)
 {
     const plan *p = a->w, *q = b->w;
     return p->kind == q->kind && p->rule == q->rule && p->top == q->top && p->threshold == q->threshold && p->fixed == q->fixed && p->shifted == q->shifted && p->order == q->order && p->n == q->n &&
-           a->input_scale == b->input_scale && multiplies_integers(p) == multiplies_integers(q) && takes_matrix(p, 1 << 20) == takes_matrix(q, 1 << 20);
+           a->input_scale == b->input_scale && multiplies_integers(p) == multiplies_integers(q) && looks_up(p) == looks_up(q) && takes_matrix(p, 1 << 20) == takes_matrix(q, 1 << 20);
 }
 
 /* The rows of a linear that this member computes. */

@@ -5,7 +5,8 @@
 
    Everything above this file is written once, in these words. `dot` is the heart of the int8 products: to every lane it
    adds the sum of four products, unsigned bytes of `u`, which have `bits` bits, by the four signed bytes of `x`. SEVEN_PAY
-   says that bytes of at most seven bits are cheaper.
+   says that bytes of at most seven bits are cheaper. LOOK_UP_PAYS says that sums of planes of one bit come faster from tables than
+   from `dot`: measured (`python -m kernels.bench binary_coded`) where dot takes three instructions, and 0 where that wasn't.
 
    Many tokens are multiplied by TILES tiles at once, the sums of TOGETHER of them in registers. */
 
@@ -42,6 +43,7 @@ INLINE uint16_t float_to_half(float x) /* the nearest, ties to even */
 #define TILES 2
 #define TOGETHER 14
 #define SEVEN_PAY 0
+#define LOOK_UP_PAYS 0
 
 typedef __m512i vi;
 typedef __m512 vf;
@@ -72,6 +74,28 @@ INLINE vi vi_lookup_bytes(const uint8_t *table, vi index) /* index: bytes 0..15 
 {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
 }
+/* Four tables of 16 bytes, each for the 16 bytes of `index` (0 to 15) at its own place. */
+INLINE vi vi_look(const uint8_t *four, vi index) { return _mm512_shuffle_epi8(_mm512_loadu_si512(four), index); }
+/* acc, of 16 bits, + the bytes of low and high put together: of the lower 8 of every 16 bytes, and of the upper 8. */
+INLINE vi vi_add_first(vi acc, vi low, vi high) { return _mm512_add_epi16(acc, _mm512_unpacklo_epi8(low, high)); }
+INLINE vi vi_add_last(vi acc, vi low, vi high) { return _mm512_add_epi16(acc, _mm512_unpackhi_epi8(low, high)); }
+/* Lane r: the sum over four runs of 8 numbers of 16 bits of low + 8192 high, at place r of `first` for r < 8, at r - 8 of `last` after. */
+INLINE vi vi_sum_runs(vi low_first, vi high_first, vi low_last, vi high_last)
+{
+    const __m512i by = _mm512_set1_epi32(8192 << 16 | 1);
+    const __m512i a = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_first, high_first), by), b = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_first, high_first), by);
+    const __m512i c = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_last, high_last), by), d = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_last, high_last), by);
+    const __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    const __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x88), _mm512_shuffle_i32x4(c, d, 0xdd));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
+}
+INLINE vi vi_sum_low_runs(vi first, vi last) /* the same without `high`, where no sum leaves 16 bits */
+{
+    const __m512i both = _mm512_add_epi16(_mm512_shuffle_i32x4(first, last, 0x88), _mm512_shuffle_i32x4(first, last, 0xdd)); /* first's pairs, last's pairs */
+    const __m256i rows = _mm512_castsi512_si256(_mm512_add_epi16(_mm512_shuffle_i32x4(both, both, 0x88), _mm512_shuffle_i32x4(both, both, 0xdd)));
+    return _mm512_cvtepi16_epi32(rows);
+}
+INLINE void vi_to_bytes(uint8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); } /* each lane's lowest */
 INLINE vf vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
 INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
@@ -135,9 +159,11 @@ INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 #ifdef __AVXVNNI__
 #define INSTRUCTIONS "AVX2 VNNI"
 #define SEVEN_PAY 0
+#define LOOK_UP_PAYS 0
 #else
 #define INSTRUCTIONS "AVX2"
 #define SEVEN_PAY 1
+#define LOOK_UP_PAYS 1
 #endif
 #define TILES 1
 #define TOGETHER 6
@@ -197,6 +223,42 @@ INLINE vi vi_lookup_bytes(const uint8_t *table, vi i)
 {
     const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
     return VI(_mm256_shuffle_epi8(t, i.a), _mm256_shuffle_epi8(t, i.b));
+}
+INLINE vi vi_look(const uint8_t *four, vi i)
+{
+    const vi t = vi_load(four);
+    return VI(_mm256_shuffle_epi8(t.a, i.a), _mm256_shuffle_epi8(t.b, i.b));
+}
+INLINE vi vi_add_first(vi acc, vi low, vi high)
+{
+    return VI(_mm256_add_epi16(acc.a, _mm256_unpacklo_epi8(low.a, high.a)), _mm256_add_epi16(acc.b, _mm256_unpacklo_epi8(low.b, high.b)));
+}
+INLINE vi vi_add_last(vi acc, vi low, vi high)
+{
+    return VI(_mm256_add_epi16(acc.a, _mm256_unpackhi_epi8(low.a, high.a)), _mm256_add_epi16(acc.b, _mm256_unpackhi_epi8(low.b, high.b)));
+}
+INLINE __m256i sum_runs_half(vi low, vi high) /* of 8 places: two of four runs are added */
+{
+    const __m256i by = _mm256_set1_epi32(8192 << 16 | 1);
+    const __m256i a = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpacklo_epi16(low.a, high.a), by), _mm256_madd_epi16(_mm256_unpacklo_epi16(low.b, high.b), by));
+    const __m256i b = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpackhi_epi16(low.a, high.a), by), _mm256_madd_epi16(_mm256_unpackhi_epi16(low.b, high.b), by));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+INLINE vi vi_sum_runs(vi low_first, vi high_first, vi low_last, vi high_last)
+{
+    return VI(sum_runs_half(low_first, high_first), sum_runs_half(low_last, high_last));
+}
+INLINE vi vi_sum_low_runs(vi first, vi last)
+{
+    const __m256i a = _mm256_add_epi16(first.a, first.b), b = _mm256_add_epi16(last.a, last.b);
+    const __m256i rows = _mm256_add_epi16(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    return VI(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(rows)), _mm256_cvtepi16_epi32(_mm256_extracti128_si256(rows, 1)));
+}
+INLINE void vi_to_bytes(uint8_t *p, vi x)
+{
+    const __m256i low = _mm256_set1_epi32(255);
+    const __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)), 0xd8);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
 }
 INLINE vf vf_of(vi x) { return VF(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
 INLINE vf vf_bits(vi x) { return VF(_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)); }
@@ -269,6 +331,7 @@ INLINE vf vf_scale2(vf x, vf n) { return VF(scale_half(x.a, n.a), scale_half(x.b
 #define TILES 1
 #define TOGETHER 4
 #define SEVEN_PAY 0
+#define LOOK_UP_PAYS 0
 #undef UNROLL /* a constant place in a block saves nothing here, and compiling would take minutes */
 #define UNROLL(n)
 #define TWO_HALVES
@@ -299,6 +362,31 @@ INLINE vi vi_lookup_bytes(const uint8_t *t, vi x)
 {
     PER_LANE(vi, t[x.l[i] & 15] | (uint32_t)t[x.l[i] >> 8 & 15] << 8 | (uint32_t)t[x.l[i] >> 16 & 15] << 16 | (uint32_t)t[x.l[i] >> 24 & 15] << 24)
 }
+INLINE vi vi_look(const uint8_t *t, vi x) { PER_LANE(vi, t[16 * (i / 4) + (x.l[i] & 15)] | (uint32_t)t[16 * (i / 4) + (x.l[i] >> 8 & 15)] << 8 | (uint32_t)t[16 * (i / 4) + (x.l[i] >> 16 & 15)] << 16 | (uint32_t)t[16 * (i / 4) + (x.l[i] >> 24 & 15)] << 24) }
+INLINE uint32_t two_of(uint32_t acc, uint32_t low, uint32_t high, int byte) /* two numbers of 16 bits, each with its own carry */
+{
+    const uint32_t a = (low >> byte & 255) | (high >> byte & 255) << 8, b = (low >> (byte + 8) & 255) | (high >> (byte + 8) & 255) << 8;
+    return ((acc + a) & 0xffff) | ((acc >> 16) + b) << 16;
+}
+INLINE vi vi_add_first(vi acc, vi low, vi high) { PER_LANE(vi, two_of(acc.l[i], low.l[i / 4 * 4 + i % 4 / 2], high.l[i / 4 * 4 + i % 4 / 2], 16 * (i % 2))) }
+INLINE vi vi_add_last(vi acc, vi low, vi high) { PER_LANE(vi, two_of(acc.l[i], low.l[i / 4 * 4 + 2 + i % 4 / 2], high.l[i / 4 * 4 + 2 + i % 4 / 2], 16 * (i % 2))) }
+INLINE int32_t sixteen_of(vi x, int place) { return (int16_t)(x.l[place / 2] >> 16 * (place % 2)); }
+INLINE vi vi_sum_runs(vi low_first, vi high_first, vi low_last, vi high_last)
+{
+    vi r = vi_zero();
+    for (int i = 0; i < 32; i++) {
+        r.l[i % 8] += sixteen_of(low_first, i) + 8192 * sixteen_of(high_first, i);
+        r.l[8 + i % 8] += sixteen_of(low_last, i) + 8192 * sixteen_of(high_last, i);
+    }
+    return r;
+}
+INLINE vi vi_sum_low_runs(vi first, vi last)
+{
+    vi r = vi_zero();
+    for (int i = 0; i < 32; i++) r.l[i % 8] += sixteen_of(first, i), r.l[8 + i % 8] += sixteen_of(last, i);
+    return r;
+}
+INLINE void vi_to_bytes(uint8_t *p, vi x) { for (int i = 0; i < 16; i++) p[i] = (uint8_t)x.l[i]; }
 INLINE vf vf_of(vi x) { PER_LANE(vf, (float)(int32_t)x.l[i]) }
 INLINE vf vf_bits(vi x) { vf r; memcpy(&r, &x, 64); return r; }
 INLINE vf vf_zero(void) { PER_LANE(vf, 0) }

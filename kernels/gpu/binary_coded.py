@@ -5,9 +5,13 @@ of byte i // 8 set where b_k = +1, else -1; alpha float16 [bits, out, groups]; o
 g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes moved: bits/8 a weight,
 2 (bits + 1) a group, and x and y.
 
-Few tokens: per plane twice the sum of x over the set bits, less the sum of x: selections and additions, one
-multiplication a word and plane. (LUT-GEMM looks the sums up; adding them costs no more where a plane's byte is in a
-register.) Many: a tile of W is decoded to x's dtype and multiplied on the tensor cores.
+Few tokens have two kernels. `few` adds: per plane twice the sum of x over the set bits, less the sum of x, by selections and
+additions, one multiplication a word and plane. `looked` is LUT-GEMM's own (section 3.2): for every MU neighbouring inputs all
+2^MU sums of +-x are worked out once a block of rows, and MU bits of a plane look theirs up. The paper has MU = 8 and tables in
+shared memory, one a byte. Triton leaves no choice of the memory: it keeps a table in the registers of a warp and reads it from
+the other threads by shuffles. A table of 16 sums (MU = 4) by 16 rows takes one shuffle a look-up, one of 256 takes eight, as
+many operations as adding eight inputs. Which is faster a card must say (kernels/bench_gpu.py times all three); until one has,
+`few` serves. Many tokens: a tile of W is decoded to x's dtype and multiplied on the tensor cores.
 """
 
 from __future__ import annotations
@@ -18,9 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import Variant
-from kernels.gpu.decode import FEW_TOKENS, ODD, SIZES, columns_of, few_tiles, lane_of_x, many_tiles, store_y, tile_of_x
+from kernels.gpu.decode import FEW_TOKENS, LAUNCH, ODD, SIZES, columns_of, few_tiles, lane_of_x, many_tiles, store_y, tile_of_x
 
 FEW_ROWS = {"BN": 4}
+MU = 4  # inputs that share a table
+LOOK_TILES = {
+    4: {"BN": 16, "BR": 32},
+    8: {"BN": 128, "BR": 8},
+}  # rows, and tables of 2^MU sums; 16 rows by 16 sums: one shuffle a look-up
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -51,6 +60,36 @@ def few(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
     store_y(y, tl.sum(acc, 2), token, row, tokens, out)
 
 
+@triton.jit(do_not_specialize=SIZES)
+def looked(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
+           BITS: tl.constexpr, OFFSET: tl.constexpr, MU: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+    """Rows [BN] of W times one token, BR runs of MU columns at a time; a run's table has 2^MU sums."""
+    row, token = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
+    line = row[None, :].to(tl.int64)
+    key = tl.arange(0, 1 << MU)[None, :]
+    acc = tl.zeros([BR, BN], tl.float32)
+    for start in range(0, words * (8 // MU), BR):
+        run = start + tl.arange(0, BR)
+        word = run * MU // 8
+        inside = (row[None, :] < out) & (word[:, None] < words)
+        at = (run * MU // group)[:, None]
+        table, total = tl.zeros([BR, 1 << MU], tl.float32), tl.zeros([BR], tl.float32)
+        for j in tl.static_range(MU):
+            column = run * MU + j
+            xj = tl.load(x + token * n + column, column < n, 0.0).to(tl.float32)
+            total += xj
+            table += tl.where((key & (1 << j)) != 0, xj[:, None], -xj[:, None])
+        if OFFSET:
+            acc += tl.load(offset + line * groups + at, inside, 0.0).to(tl.float32) * total[:, None]
+        for k in range(BITS):
+            plane = line + k * out
+            byte = tl.load(planes + plane * words + word[:, None], inside, 0).to(tl.int32)
+            signs = (byte >> (run * MU % 8)[:, None]) & ((1 << MU) - 1)
+            scale = tl.load(alpha + plane * groups + at, inside, 0.0).to(tl.float32)
+            acc += scale * tl.gather(table, signs, 1)
+    tl.store(y + token * out + row, tl.sum(acc, 0).to(y.dtype.element_ty), row < out)
+
+
 @triton.jit(do_not_specialize=ODD)
 def many(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
          BITS: tl.constexpr, OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
@@ -76,8 +115,20 @@ def many(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
     store_y(y, acc, token, row, tokens, out)
 
 
-def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
-    """y [tokens, out] in x's dtype."""
+def look_tiles(mu: int) -> dict:
+    """Tile of `looked`, and how it is launched."""
+    return {"MU": mu} | LOOK_TILES[mu] | LAUNCH
+
+
+def looked_up(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = MU) -> Tensor:
+    """`binary_coded` whose few tokens look sums of `mu` inputs up: 4 or 8."""
+    return binary_coded(x, planes, alpha, offset, group_size, mu)
+
+
+def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = 0) -> Tensor:
+    """y [tokens, out] in x's dtype. mu: few tokens look sums of so many inputs up; 0: they are added."""
+    if mu and mu not in LOOK_TILES:
+        raise ValueError(f"tables of {mu} inputs; a table is of 4 or 8, which divide a byte, and 0 is without tables")
     x, (tokens, n), (bits, out, words) = x.contiguous(), x.shape, planes.shape
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -98,7 +149,10 @@ def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None
     )
     constants = {"BITS": bits, "OFFSET": not without}
     with torch.cuda.device_of(x):
-        if tokens <= FEW_TOKENS:
+        if tokens <= FEW_TOKENS and mu:
+            tiles = look_tiles(mu)
+            looked[(triton.cdiv(out, tiles["BN"]), tokens)](*operands, **constants, **tiles)
+        elif tokens <= FEW_TOKENS:
             tiles = few_tiles(tokens) | FEW_ROWS
             few[(triton.cdiv(out, tiles["BN"]),)](*operands, **constants, **tiles)
         else:
@@ -113,7 +167,10 @@ _CONSTANTS = {"BITS": 4, "OFFSET": True}
 VARIANTS = (
     Variant(few, _POINTERS, _CONSTANTS | few_tiles(1) | FEW_ROWS),
     Variant(few, _POINTERS, _CONSTANTS | few_tiles(8) | FEW_ROWS),
+    Variant(looked, _POINTERS, _CONSTANTS | look_tiles(8)),
+    Variant(looked, _POINTERS, _CONSTANTS | look_tiles(4)),
     Variant(many, _POINTERS, _CONSTANTS | many_tiles(64, torch.float16)),
+    Variant(looked, _POINTERS | {"offset": "fp32"}, _CONSTANTS | look_tiles(8)),
     Variant(few, _POINTERS | {"offset": "fp32"}, _CONSTANTS | few_tiles(1) | FEW_ROWS),
     Variant(many, _POINTERS | {"offset": "fp32"}, _CONSTANTS | many_tiles(64, torch.float16)),
 )

@@ -114,7 +114,7 @@ def test_the_table_holds_every_signed_sum_and_is_antisymmetric():
     assert np.allclose(table, expected, atol=1e-12) and np.allclose(table + table[255 - keys], 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("served", ["C", "PyTorch"])
+@pytest.mark.parametrize("served", ["C, added", "C, looked up", "PyTorch"])
 @pytest.mark.parametrize("bits", [1, 3, 8])
 @pytest.mark.parametrize("converted", [False, True])
 def test_looking_up_is_multiplying(bits, converted, served, monkeypatch):
@@ -122,6 +122,8 @@ def test_looking_up_is_multiplying(bits, converted, served, monkeypatch):
         monkeypatch.setattr(cpu, "library", lambda: None)
     elif cpu.wait() is None:
         pytest.skip(cpu.status())
+    else:
+        monkeypatch.setattr(cpu, "look_up_pays", lambda: served == "C, looked up")
     weight = normal(5, 52, seed=bits)
     packed = run(None, rounded(weight, max(bits, 2))) if converted else run(weight, bits=bits, group_size=16)
     x = normal(1, 52, seed=9)
@@ -132,6 +134,8 @@ def test_looking_up_is_multiplying(bits, converted, served, monkeypatch):
     assert np.allclose(weight @ x[0].numpy().astype(np.float64), expected, rtol=1e-12, atol=1e-12)
     assert np.allclose(packed.stored().numpy(), weight, rtol=1e-6, atol=0 if converted else 1e-6)
     assert np.allclose(packed.matmul(x)[0].numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert packed.kernel.startswith({"C, added": "binary-coded planes, exact activations (C,", "PyTorch": "dequantise",
+                                     "C, looked up": "binary-coded planes, sums looked up, exact activations (C,"}[served])  # fmt: skip
 
 
 # --- the fit ---
@@ -190,6 +194,22 @@ def test_on_a_bell_curve_as_the_review_found():
         plain = (run(weight, bits=bits, offset=False).dequantize() - weight).square().mean()
         assert float(plain) == pytest.approx(expected, rel=0.03)
         assert (run(weight, bits=bits).dequantize() - weight).square().mean() < plain
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_greedy_fit_has_the_papers_scales_and_the_nearest_codes(bits):
+    """Equation 2 plane after plane; its own signs are never nearer, and the alternating fit is nearer than both."""
+    weight = normal(6, 64, seed=bits)
+    found, better = (run(weight, bits=bits, group_size=32, offset=False, fit=fit) for fit in ("greedy", "alternating"))
+    for o, j in np.ndindex(6, 2):
+        group = weight[o, 32 * j : 32 * j + 32].double().numpy()
+        alpha = oracles.codes.greedy_planes(group, bits)
+        assert np.allclose(found.alpha[:, o, j].numpy(), sorted(alpha, reverse=True), rtol=1e-3)
+        rest = group.copy()
+        for a in alpha:
+            rest -= a * np.where(rest < 0, -1.0, 1.0)
+        left = [((p.dequantize()[o, 32 * j : 32 * j + 32].double().numpy() - group) ** 2).sum() for p in (found, better)]
+        assert left[1] <= left[0] * 1.001 and left[0] <= (rest**2).sum() * 1.001
 
 
 def test_one_plane_without_an_offset_is_the_mean_and_the_sign():

@@ -26,3 +26,4 @@ def small_tiles(monkeypatch):
     for module in (binary_coded, codebook, grouped_int):
         monkeypatch.setattr(module, "few_tiles", lambda tokens: decode.few_tiles(tokens) | {"BN": 32, "BW": 8})
     monkeypatch.setattr(binary_coded, "FEW_ROWS", {})
+    monkeypatch.setattr(binary_coded, "look_tiles", lambda mu: {"MU": mu, "BN": 16, "BR": 4} | decode.LAUNCH)

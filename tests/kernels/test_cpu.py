@@ -18,6 +18,7 @@ from kernels import cpu
 from kernels.bits import pack, unpack
 from kernels.cpu import plans, selftest
 from kernels.grouped_int import grouped_int, groups_of, spread
+from kernels.sparse import mask_bits
 from kernels.tensor_train import tensor_train_rows
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,46 @@ def test_many_tokens_by_groups_and_units_of_any_width(group, unit):
         )
         expected, size = selftest.rounded(x, rule).double() @ weight.T, x.abs().double() @ weight.abs().T
         assert (cpu.product(plan, x) - expected).abs().max() <= selftest.TOLERANCE * size.max(), (bits, symmetric)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits, group, offset", [(1, 64, False), (3, 48, True), (2, 32, True), (4, -1, False), (8, 64, True)])
+@pytest.mark.parametrize("rule", [None, (64, 127), (1 << 30, 127)])
+def test_sums_that_are_looked_up_are_those_of_whole_numbers(bits, group, offset, rule):
+    """Against sums of +-x that Python adds: inputs that are codes already come out to the last bit, the largest sums too."""
+    cpu.wait()
+    out, n, g = 19, 64 if rule is None else 160, torch.Generator().manual_seed(bits)
+    most = 127 * 65793 if rule is None else 127  # the largest code: three digits of 127, or one
+    x = torch.randint(-most, most + 1, (n,), generator=g)
+    x[::32] = most  # every unit is then 1
+    signs = torch.rand(bits, out, n, generator=g) > 0.5
+    signs[:, 0], signs[:, 1] = True, x < 0  # the row that adds all up, and the one with the least sums
+    for case in (x, torch.full((n,), most), torch.full((n,), -most)):
+        alpha = 2.0 ** -torch.arange(bits)[:, None, None].expand(bits, out, groups_of(n, group)).half()
+        base = torch.full((out, groups_of(n, group)), 0.5) if offset else None
+        plan = plans.binary_coded(torch.stack([mask_bits(s) for s in signs]), alpha, base, group, n, rule, looked_up=True)
+        weight = sum((2 * s.double() - 1) / 2**k for k, s in enumerate(signs)) + (0.5 if offset else 0)
+        expected = (weight @ case.double())[None]
+        found = cpu.product(plan, case[None].float()).double()
+        if rule is None and bits == 1:  # of one plane the sum is the result
+            assert torch.equal(found, expected.float().double())
+        else:  # sums of int8 codes fit into a float; those of 24 bits are rounded, once a plane
+            assert (found - expected).abs().max() <= (2.0**-20 if rule is None else 0) * case.abs().sum()
+        assert torch.equal(cpu.rows(plan, torch.arange(out)).double(), weight)
+
+
+@needs_compiler
+def test_the_faster_of_looking_up_and_adding_serves(monkeypatch):
+    """One matrix in two layouts: the library says which, whoever asks may say otherwise, and the label tells."""
+    cpu.wait()
+    given = torch.zeros(2, 16, 4, dtype=torch.uint8), torch.ones(2, 16, 1).half(), None, -1, 32
+    assert plans.binary_coded(*given).kind == ("LOOK" if cpu.look_up_pays() else "BITS")
+    for pays, kind in ((True, "LOOK"), (False, "BITS")):
+        monkeypatch.setattr(cpu, "look_up_pays", lambda pays=pays: pays)
+        assert plans.binary_coded(*given).kind == kind and plans.binary_coded(*given, looked_up=not pays).kind != kind
+        assert plans.binary_coded(*given).serves("binary_coded") == ("looked_up" if pays else "binary_coded")
+    added, looked = (plans.binary_coded(*given, looked_up=how) for how in (False, True))
+    assert added.bytes == looked.bytes
 
 
 @needs_compiler
@@ -412,8 +453,6 @@ def test_levels_of_scales_refuse_a_zero_point():
 @needs_compiler
 def test_two_of_four_has_a_layout_of_its_own_and_one_weight_more_has_not():
     """Two bits a kept value instead of a bit a weight: the same bytes; both layouts give the same products and rows."""
-    from kernels.sparse import mask_bits
-
     cpu.wait()
     g = torch.Generator().manual_seed(0)
     keep = torch.rand(48, 24, 4, generator=g).argsort(-1).argsort(-1).flatten(1) < 2

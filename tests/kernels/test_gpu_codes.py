@@ -132,9 +132,22 @@ def test_product_of_binary_coded(case, poisoned, small_tiles):
     if has_offset:
         weight = weight + grouped_int.spread(offset.double(), n, group)
     from kernels.gpu.binary_coded import binary_coded as op
+    from kernels.gpu.binary_coded import looked_up
 
     planes = torch.stack([sparse.mask_bits(plane) for plane in b])
     check(op, tokens_of(tokens, n), weight, planes, alpha, offset, group, dtypes=half_of(case), tiled=True)
+    if tokens <= 8:
+        check(
+            looked_up, tokens_of(tokens, n), weight, planes, alpha, offset, group, 8 if bits % 2 else 4, dtypes=half_of(case)[1:]
+        )
+
+
+@product
+def test_product_by_tables_of_a_size_that_is_none_is_refused():
+    from kernels.gpu.binary_coded import looked_up
+
+    with pytest.raises(ValueError, match="tables of 3 inputs.*4 or 8"):
+        looked_up(torch.zeros(1, 16), torch.zeros(1, 4, 2, dtype=torch.uint8), torch.zeros(1, 4, 1).half(), None, 16, 3)
 
 
 @product
@@ -144,4 +157,7 @@ def test_product_of_binary_coded_as_it_is_tiled_for_use(poisoned):
     weight = sum(grouped_int.spread(a.double(), n, 64) * (2 * plane.double() - 1) for a, plane in zip(alpha, b, strict=True))
     from kernels.gpu.binary_coded import binary_coded as op
 
-    check(op, tokens_of(2, n), weight, torch.stack([sparse.mask_bits(plane) for plane in b]), alpha, None, 64)
+    planes = torch.stack([sparse.mask_bits(plane) for plane in b])
+    check(op, tokens_of(2, n), weight, planes, alpha, None, 64)
+    for mu in (4, 8):
+        check(op, tokens_of(1, n), weight, planes, alpha, None, 64, mu, dtypes=(torch.float16,))
