@@ -14,16 +14,17 @@ from the damped H; where a group begins, on the weights as they are by then:
 and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: stored as it is by then, its code that of 0.
 
 Deviations. (1) The authors give T = tau * mean(var(W[:, j]) / U_jj^2), with tau found by trial for a wanted size; one
-tau gives layers of one model very different shares. We give the share, and T is found for each matrix as the limit that
-would make so many outliers if no weight moved before its turn; `tau` above 0 is the authors' way, one for the whole model. (2) An outlier is stored as its difference to what its
-code stands for, so codes and outliers add up. (3) Only the smallest and the largest weight decide a fit, so leaving out
-any other changes nothing but the sum; three fits give what the authors compute with 16. (4) Of the nearest 3-bit codes
-of a scale and a zero point and the codes beside them we take the pair with the least sum of squares (`level_search`); the
-nearest alone leave a fifth more error, and a narrow model is then no better off than with GPTQ at 4 bits a row. (5) A
-group of equal weights is met exactly; the authors put it on [-1, 1]. No zero point is beyond 1024, and a second level
-keeps equal values to 11 bits (packed/real_grid.py). (6) Damping is 0.01, the default of the authors' code; their README's
-commands give 1.0, which leaves half as much error again on the offline model. As the authors do, groups are inputs of
-like loudness, at an index of 16 bits an input; `neighbours` needs none and leaves some 7 % more error at the same size.
+tau gives layers of one model very different shares. We give the share, and T is found for each matrix as the limit
+that would make so many outliers if no weight moved before its turn; `tau` above 0 is the authors' way, one for the
+whole model. (2) An outlier is stored as its difference to what its code stands for, so codes and outliers add up. (3)
+Only the smallest and the largest weight decide a fit, so leaving out any other changes nothing but the sum; three
+fits give what the authors compute with 16. (4) Of the nearest 3-bit codes of a scale and a zero point and the codes
+beside them we take the pair with the least sum of squares (`level_search`); the nearest alone leave a fifth more
+error, and a narrow model is then no better off than with GPTQ at 4 bits a row. (5) A group of equal weights is met
+exactly; the authors put it on [-1, 1]. No zero point is beyond 1024, and a second level keeps equal values to 11 bits
+(packed/real_grid.py). (6) Damping is 0.01, the default of the authors' code; their README's commands give 1.0, which
+leaves half as much error again on the offline model. As the authors do, groups are inputs of like loudness, at an
+index of 16 bits an input; `neighbours` needs none and leaves some 7 % more error at the same size.
 
 Cost: GPTQ's loop with some dozen small steps more a column and a hundred a group.
 """
