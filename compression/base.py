@@ -329,7 +329,9 @@ class Method:
     # "original", the uncompressed model
     stream: Literal["compressed", "block", "original"] = "compressed"
     after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
-    inherits: tuple[str, ...] = ()  # of a converter: own params that the step before decides where it has them
+    inherits: tuple[
+        str, ...
+    ] = ()  # of a step that keeps an earlier one's integers: own params which that one decides where it has them
     converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
     # of a method that stores the token embedding and leaves linears alone: ((vocabulary, width), params, tied) -> Cost of all
     # that it stores, None where the table is left as it is
@@ -372,6 +374,12 @@ class Method:
             "calibration": self.needs_calibration, "after": sorted(self.after), "main": self.main_param,
             "essay": self.essay.strip(), "params": self.params.describe(),
         }  # fmt: skip
+
+
+def handed_on(params: Params) -> dict:
+    """What a step decides for a next one that keeps its integers: its parameters that have an effect, none where it rounds nothing."""
+    values = params.effective()
+    return {} if values.get("rounding") is False else values
 
 
 def canonical(value: Any) -> str:

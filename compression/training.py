@@ -93,11 +93,14 @@ def batches(windows: Tensor, seed: int) -> Iterator[Tensor]:
             yield windows[part]
 
 
-def language_loss(bundle: Bundle, ids: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of windows [b, window]; differentiable."""
+def language_loss(bundle: Bundle, ids: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean negative log-likelihood in nats of windows [b, window]; differentiable. counted: bool [b, window - 1], which of the
+    predicted tokens the mean is over, None for all."""
     ids = ids.to(bundle.device)
     hidden, targets = final_states(bundle, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    return next_token_loss(arch.head(bundle.module)[1], bundle.geometry.vocabulary, hidden, targets) / len(hidden)
+    weights = None if counted is None else counted.to(hidden).flatten()
+    total = next_token_loss(arch.head(bundle.module)[1], bundle.geometry.vocabulary, hidden, targets, weights)
+    return total / (len(hidden) if counted is None else counted.sum())
 
 
 def from_text(windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int) -> tuple[Iterator[Tensor], Callable[[], float]]:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from compression import hub, models
-from compression.base import CompressionError, Cost, ModelUnavailable
+from compression.base import CompressionError, Cost, ModelUnavailable, handed_on
 from compression.bundle import Geometry
 from compression.catalogue import CATALOGUE, unknown
 from evaluation import host as machine
@@ -175,7 +175,9 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int
             out, n = shape = then if method.reshaped else shape
             if method.reshaped:
                 size = 2.0 * out * n
-            elif method.stores:
+            elif method.stores and not (
+                method.inherits and before.keys() >= set(method.inherits)
+            ):  # else it keeps what is stored
                 size = cost.bytes
             elif method.adds and method.adds(params, spec.methods[:i]):
                 size += cost.bytes
@@ -184,7 +186,7 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int
             cost = method.converted_cost(shape, params, spec.calibration_tokens)
         else:
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
-        before = params.effective()
+        before = handed_on(params)
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
         if hasattr(params, "pattern"):  # places are removed; what is stored of the others may be codes already
             kept, size = kept_share(params), cost.bytes

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import compression
-from compression.base import BadParam, canonical
+from compression.base import BadParam, canonical, handed_on
 from evaluation import provenance
 
 METRICS_VERSION = 1  # 1: first definition of every metric
@@ -56,7 +56,7 @@ class RunSpec:
             method = compression.get(name)
             values = values | {k: before[k] for k in method.inherits if k in before}
             params = method.params.parse(values)
-            before = params.effective()
+            before = handed_on(params)
             parsed.append((name, params.json()))
         object.__setattr__(self, "recipe", tuple(parsed))
         for name in ("model", "calibration", "text"):
@@ -121,10 +121,15 @@ class RunSpec:
         return taken + max(self.window * 4, taken // 7) if taken else 0
 
     def control(self) -> RunSpec | None:
-        """The same training where nothing had been lost: the recipe's training steps with their method off, or alone. None where
-        that is no other run."""
+        """The same training where nothing had been lost: the recipe's training steps with their method off, or alone, and without
+        steps whose integers they would keep. None where that is no other run."""
         if any(m.control for m, _ in self.methods):
-            swapped = tuple((m.control and m.control(p)) or step for step, (m, p) in zip(self.recipe, self.methods, strict=True))
+            after = (*self.methods[1:], (None, None))
+            swapped = tuple(
+                (m.control and m.control(p)) or step
+                for step, (m, p), (then, _) in zip(self.recipe, self.methods, after, strict=True)
+                if not (then and then.control and then.inherits and handed_on(p).keys() >= set(then.inherits))
+            )
             found = dataclasses.replace(self, recipe=swapped)
             return None if found.recipe == self.recipe else found
         return self._part(trains=True)

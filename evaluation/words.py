@@ -30,6 +30,7 @@ NAMED = (  # parameters that a step's name has words for, or that only end a tra
     "bits", "sparsity", "pattern", "removed", "kept", "rank", "quantize", "group_size", "rounding", "round", "student", "kv_bits",
     "activation_bits", "train_minutes",
 )  # fmt: skip
+NAMED_OF = {"zeroquant": ("attention_bits", "groups", "activations", "qkv_inputs")}  # a method's own, told in its name too
 MANY = 4.0  # times, from which a change isn't told in per cent
 SPEED_MARGIN = 0.05  # rates closer than this are called equal
 
@@ -158,6 +159,10 @@ class Words:
             return self("value.row") if x == -1 else self("value.group_size", v=x)
         return self(f"value.{name}", v=x) if self.has(f"value.{name}") else f"{name} {x}"
 
+    def groups(self, n: int) -> str:
+        """How many parts of a matrix share a scale: 0, one a row."""
+        return self("value.row") if n == 0 else self("value.parts.one" if n == 1 else "value.parts", v=f"{n:,}")
+
     def step(self, name: str, values: Mapping, long: bool = False) -> str:
         """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A plain code book goes by its table's name."""
         values = dict(values)
@@ -173,6 +178,12 @@ class Words:
         parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values]
         if "kv_bits" in values:  # weights, inputs and cache together
             parts = [self("value.w_a_kv", w=values["bits"], a=values["activation_bits"], kv=values["kv_bits"])]
+        if "attention_bits" in values:  # weights of feed-forward and attention, inputs of all and of q, k, v
+            weights = dict.fromkeys((values["bits"], values["attention_bits"]))
+            rounded = values.get("activations") != "exact"
+            inputs = ("8/16" if values.get("qkv_inputs") == "exact" else "8") if rounded else "16"
+            parts = [self("value.w_a", w="/".join(map(str, weights)), a=inputs)]
+            parts += [self.groups(values["groups"])] if long else []
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
         title = self(f"value.{values.pop('table')}") if name == "nf4" else self.method(name)
@@ -193,7 +204,7 @@ class Words:
             out.append(self("budget.full"))
         for p in method["params"]:
             key = p["name"]
-            if key in (*NAMED, *TELLING, *budget) or key not in values:
+            if key in (*NAMED, *TELLING, *NAMED_OF.get(name, ()), *budget) or key not in values:
                 continue
             always = (p["main"] and values.get("rounding", True)) or (p["told"] and holds(p["when"]))
             if values[key] != p["default"] or always:

@@ -15,7 +15,9 @@ everywhere.
 
 Deviations. The text is the calibration text, never the evaluated one, where the recovery recipes of LLM-Pruner and SVD-LLM
 train two epochs on 50,000 instructions: that takes a graphics card. The best state on held-out windows is kept, which may be
-the start. The short budget wants a higher rate (5e-4) than the recipes' 1e-4. Dropout is 0.
+the start. The short budget wants a higher rate (5e-4) than the recipes' 1e-4. Dropout is 0 by default; `dropout` leaves out so
+many of the adapter's inputs, at random anew for each token, and counts the others up. `answers_only` counts the loss of
+answers in a text of dialogues or instructions, as QLoRA's authors do (compression/answers.py tells how they are found).
 
 Cost: a training step is three forward passes; the gradients and moments of the adapters only.
 """
@@ -31,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression import arch
+from compression.answers import Answers
 from compression.base import Context, Cost, Edit, Method, Note, Params, param
 from compression.bundle import Bundle
 from compression.packed.base import Packed
@@ -58,14 +61,20 @@ class LoraParams(Params):
     train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
     train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+    dropout: float = param(0.0, "Share of the adapter's inputs that is left out at random in each training step.", lo=0.0, hi=0.9,
+                           level="advanced")  # fmt: skip
+    answers_only: bool = param(False, "Train on the answers of a text of dialogues alone: what follows ### Assistant: or ### Response:.",
+                               level="advanced")  # fmt: skip
 
 
 class Adapted(nn.Module):
-    """A frozen linear with an adapter: y = W x + scale B A x + bias, the product under `keep` [out, in] where that is given."""
+    """A frozen linear with an adapter: y = W x + scale B A x + bias, the product under `keep` [out, in] where that is given. While
+    gradients are taken a share `dropout` of x is left out for the adapter and the rest is divided by 1 - dropout."""
 
-    def __init__(self, base: nn.Linear | CompressedLinear, rank: int, scale: float, masked: bool, generator: torch.Generator):
+    def __init__(self, base: nn.Linear | CompressedLinear, rank: int, scale: float, masked: bool, generator: torch.Generator,
+                 dropout: float = 0.0):  # fmt: skip
         super().__init__()
-        self.base, self.scale = base, scale
+        self.base, self.scale, self.dropout = base, scale, dropout
         out, n = base.out_features, base.in_features
         device = next(iter((*base.parameters(), *base.buffers()))).device
         bound = 1 / math.sqrt(n)  # Kaiming's for a slope of sqrt(5)
@@ -87,11 +96,15 @@ class Adapted(nn.Module):
             x = x * factor.to(x.dtype)
         rule = self.packed.activations if self.packed is not None else None
         seen = x if rule is None else x + (rule(x) - x).detach()
-        if self.keep is not None:
+        drops = self.dropout > 0 and torch.is_grad_enabled()
+        heard = F.dropout(seen, self.dropout) if drops else seen  # by the adapter
+        if self.keep is not None and not drops:
             y = F.linear(seen, (self.frozen + self.delta()).to(x.dtype))
+        elif self.keep is not None:
+            y = F.linear(seen, self.frozen.to(x.dtype)) + F.linear(heard, self.delta().to(x.dtype))
         else:
             y = F.linear(x, self.base.weight) if self.packed is None else self.packed.matmul(x)
-            thin = F.linear(seen, self.a.to(x.dtype)).mul(self.scale).flatten(0, -2)
+            thin = F.linear(heard, self.a.to(x.dtype)).mul(self.scale).flatten(0, -2)
             y = torch.addmm(y.flatten(0, -2), thin, self.b.T.to(x.dtype)).view_as(y)
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
 
@@ -126,7 +139,7 @@ def adapt(bundle: Bundle, params: LoraParams, seed: int) -> dict[str, Adapted]:
         if role in TARGETS[params.targets]:
             base = bundle.module.get_submodule(path)
             masked = params.merge and takes_it(base)
-            out[path] = Adapted(base, params.rank, params.lora_alpha / params.rank, masked, generator)
+            out[path] = Adapted(base, params.rank, params.lora_alpha / params.rank, masked, generator, params.dropout)
             bundle.module.set_submodule(path, out[path])
     return out
 
@@ -138,15 +151,18 @@ def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
 
 
 def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Callable = adamw) -> Edit:
-    """Train adapters on context.windows [n, window] by `optimizer` (training.py) and return the model's linears with them."""
+    """Train adapters on context.windows [n, window] by `optimizer` (training.py) and return the model's linears with them. Raises
+    CalibrationError where only answers count and there are none."""
     if params.train_tokens == 0:
         return Edit()
+    answers = Answers(bundle.tokenizer) if params.answers_only else None
+    windows = context.windows if answers is None else answers.windows(context.windows)
+    loss = lambda ids: language_loss(bundle, ids, None if answers is None else answers.counted(ids))  # noqa: E731
     adapters = adapt(bundle, params, context.seed)
-    loss = lambda ids: language_loss(bundle, ids)  # noqa: E731
     try:
         course = train(
             [p for adapter in adapters.values() for p in (adapter.a, adapter.b)],
-            loss, *from_text(context.windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
+            loss, *from_text(windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate, optimizer=optimizer, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
         )  # fmt: skip
     finally:

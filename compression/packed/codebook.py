@@ -33,15 +33,14 @@ class CodeBook(Packed):
 
     @classmethod
     def encode(cls, weight: Tensor, table: Tensor, group_size: int, nested: bool = False) -> CodeBook:
-        """weight [out, in] to the nearest entry of `table` [16] times its group's largest |weight| over the table's, as that is
-        stored."""
+        """weight [out, in] to the nearest entry of `table` [16] times its group's scale, the largest |weight| over the table's: the scale
+        as it is stored, a nested one before it becomes a code (as in bitsandbytes)."""
         out, n = weight.shape
         size = n if group_size == -1 else group_size
         groups = torch.nn.functional.pad(weight.float(), (0, -n % size)).view(out, -1, size)
         scale = groups.abs().amax(-1) / table.abs().max()
         if nested:
-            stored = _nested(scale)
-            codes = _nearest(weight, nested_scale(*stored), table, size)
+            codes, stored = _nearest(weight, scale.clamp_min(torch.finfo(torch.float32).tiny), table, size), _nested(scale)
             return cls((out, n), codes, stored[0], table.float(), group_size, *stored[1:])
         scale = to_storage(scale).clamp_min(torch.finfo(torch.float16).smallest_normal)
         return cls((out, n), _nearest(weight, scale.float(), table, size), scale, table.float(), group_size)

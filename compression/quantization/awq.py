@@ -15,14 +15,17 @@ m = (1 - k/20) max|w|, k = 0 ... 9, with the least error of that group's outputs
 Quantizer: the authors', in which a group's range need not contain zero: scale = (max - min) / (2^bits - 1),
 zero = round(-min / scale) kept within 0 ... 2^bits - 1.
 
-Deviations: the authors' code measures the error behind the whole attention or feed-forward; we measure it as the paper's
-equation does, at the outputs of the matrices, with the Gram matrix X^T X of all calibration tokens instead of a sample, for
-clipping too. The factor of the attention's output matrix also goes into v where several query heads share a key head (they
-get their mean; the authors skip this case). Where no fold is exact it is left out, with a note: OPT-350M's norms feed the
-residual too. Behind a GELU the division is kept as a multiplication at run time (the authors' ScaledActivation).
-With `rounding` off only the factors are applied, and a next step may round (GPTQ).
+Deviations: the authors' code measures the error of q, k and v behind the whole attention and that of gate and up behind the
+whole feed-forward; we measure it as the paper's equation does, at the outputs of the matrices, with the Gram matrix X^T X
+of all calibration tokens instead of a sample, for clipping too. `loss_at` "module" is the authors' way where matrices share
+their inputs (the others they measure as we do), on at most 8 of the calibration windows. The factor of the attention's
+output matrix also goes into v where several query heads share a key head (they get their mean; the authors skip this case).
+Where no fold is exact it is left out, with a note: OPT-350M's norms feed the residual too. Behind a GELU the division is
+kept as a multiplication at run time (the authors' ScaledActivation). With `rounding` off only the factors are applied, and
+a next step may round (GPTQ).
 
-Cost: one forward pass over the calibration tokens, 20 products of W with X^T X for the search.
+Cost: one forward pass over the calibration tokens, 20 products of W with X^T X for the search; behind modules 20 forward passes of
+attention and feed-forward over the 8 windows.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Block, Cost, Edit, Method, Params, param
+from compression.base import Block, Cost, Edit, Group, Method, Params, param
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from compression.quantization.folding import folded, skipped
@@ -44,6 +47,8 @@ from kernels.bits import row_bytes
 EXPONENTS = tuple(k / 20 for k in range(20))
 LIMITS = tuple(1 - k / 20 for k in range(10))
 UNCLIPPED = ("q", "k")
+WINDOWS = 8  # of the calibration, evenly spaced, on which the error behind a module is measured
+WINDOW = 512  # tokens of one, for the estimate
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class AwqParams(Params):
                             lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
     clip: bool = param(True, "Cut the largest weights of a group where that lowers the error.", level="advanced",
                        when={"rounding": True})  # fmt: skip
+    loss_at: str = param("matrix", "Where the search measures its error: at the matrices, or behind the whole attention or feed-forward.",
+                         choices=("matrix", "module"), level="advanced")  # fmt: skip
     rounding: bool = param(True, "Off: only move the factors, for a next step to round.", level="advanced")
 
 
@@ -63,7 +70,8 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     """Bytes as stored; the Gram matrix and the searches in operations."""
     out, n = shape
     size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, symmetric=False)
-    flops = 2.0 * tokens * n * n + len(EXPONENTS) * 2.0 * out * n * n
+    per_exponent = 2.0 * out * n * (n if params.loss_at == "matrix" else WINDOWS * WINDOW)
+    flops = 2.0 * tokens * n * n + len(EXPONENTS) * per_exponent
     return Cost(bytes=size if params.rounding else 2 * out * n, flops=flops, peak_bytes=8 * n * n + 24 * out * n)
 
 
@@ -95,17 +103,60 @@ def loss(weights: list[Tensor], s: Tensor, gram: Tensor, quantize: Callable[[Ten
     return total
 
 
+def module_error(block: Block, group: Group, quantize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float] | None:
+    """s [in] -> mean squared difference of what the module around the group's matrices gives with Q(W s) / s in their place, on
+    WINDOWS windows: the authors' loss. None where no module but the block itself holds several of them.
+    """
+    passage, names = block.inputs, [site.path.split(f".{block.layer}.", 1)[1] for site in group.sites]
+    around = {name.split(".")[0] for name in names}  # the block's own part: attention or feed-forward
+    if len(names) == 1 or len(around) > 1:
+        return None
+    part = around.pop()
+    module, called, given = passage.block.get_submodule(part), [], []
+    hooks = (
+        module.register_forward_pre_hook(lambda m, args, kwargs: called.append((args, kwargs)), with_kwargs=True),
+        module.register_forward_hook(lambda m, args, out: given.append(_first(out))),
+    )
+    windows = torch.cat(list(passage.inputs))
+    chosen = torch.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).round().long()
+    try:
+        for i in chosen.tolist():
+            passage.run(windows[i : i + 1], {})
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    def error(s: Tensor) -> float:
+        tried = {}
+        for name, site in zip(names, group.sites, strict=True):
+            inside = name.removeprefix(f"{part}.")
+            tried[f"{inside}.weight"] = (quantize(site.weight * s) / s).to(module.get_submodule(inside).weight)
+        total = 0.0
+        for (args, kwargs), target in zip(called, given, strict=True):
+            out = _first(torch.func.functional_call(module, tried, args, kwargs))
+            total += float((out.float() - target.float()).square().mean(dtype=torch.float64))
+        return total / len(called)
+
+    return error
+
+
+def _first(out) -> Tensor:
+    """The states of what a module returned."""
+    return out[0] if isinstance(out, tuple) else out
+
+
 def search(weights: list[Tensor], mean_abs: Tensor, gram: Tensor, quantize: Callable[[Tensor], Tensor],
-           shared: Callable[[Tensor], Tensor] = lambda s: s) -> tuple[Tensor, list[float]]:  # fmt: skip
+           shared: Callable[[Tensor], Tensor] = lambda s: s,
+           error: Callable[[Tensor], float] | None = None) -> tuple[Tensor, list[float]]:  # fmt: skip
     """(s [in], loss of each exponent): the factors with the least loss; at equal losses the smaller exponent.
 
-    shared: brings channels that can't differ to one value (arch.Fold.shared).
+    shared: brings channels that can't differ to one value (arch.Fold.shared). error: s -> loss, None for eq. 4.
     """
     best, losses = torch.ones_like(mean_abs), []
     for a in EXPONENTS:
         s = shared(mean_abs.pow(a).clamp_min(1e-4))
         s = s / (s.max() * s.min()).sqrt()
-        losses.append(loss(weights, s, gram, quantize))
+        losses.append(loss(weights, s, gram, quantize) if error is None else error(s))
         if losses[-1] < min(losses[:-1], default=float("inf")):
             best = s
     return best, losses
@@ -143,7 +194,8 @@ def compress(block: Block, params: AwqParams) -> Edit:
         if i not in fixed:
             shared = group.fold.shared if group.fold is not None else (lambda s: s)
             weights = [site.weight for site in group.sites]
-            factors[i], _ = search(weights, group.stats.mean_abs, group.stats.gram, quantize, shared)
+            error = module_error(block, group, quantize) if params.loss_at == "module" else None
+            factors[i], _ = search(weights, group.stats.mean_abs, group.stats.gram, quantize, shared, error)
     weights, tensors = folded(block, factors)
     notes = skipped(block, fixed)
     if not params.rounding:

@@ -12,9 +12,9 @@ and 8 above, each side scaled to end at 1 (equation 4 as bitsandbytes computes i
 themselves 8-bit codes with a 32-bit scale for every 256: 4.127 bits a weight instead of 4.25.
 
 Deviations from bitsandbytes: (1) without double quantization the scale takes 16 bits, not 32 (4.25 bits a weight, not 4.5),
-and codes are chosen for the scale as stored, with double quantization too; (2) groups end with their row, where
-bitsandbytes cuts the whole matrix into runs; the same wherever the group size divides the row. A tie goes to the
-lower value.
+and codes are chosen for the scale as it is stored. With double quantization they are chosen before the scales become codes,
+as in bitsandbytes, and its codes and scales come out. (2) Groups end with their row, where bitsandbytes cuts the whole matrix
+into runs; the same wherever the group size divides the row. A tie goes to the lower value.
 
 Cost: one pass over the weights, no calibration.
 """

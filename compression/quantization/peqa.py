@@ -6,21 +6,23 @@ adapter to add at run time, and what a task takes is one number a row, some hund
 On the text of the model's own kind the scales win back a part of what rounding lost, more of it at fewer bits; on another
 domain's text they are a fine-tuning. Every run saves its scales beside the model as `task.safetensors`; another run on the
 same weights with the same bits and groups has the same codes, and its file can be swapped in, in place
-(compression/task_files.py, `python -m evaluation.task_files`).
+(compression/task_files.py, `python -m evaluation.task_files`). As a step after another that stores integers on a grid (`gptq`, `awq`,
+`rtn`) it keeps that step's codes and zero points as they are, with its bits and groups, and starts from its scales.
 
 Kim et al. 2023, "Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer Quantization", arXiv
 2305.14152, equations 1 and 2: W0 = clamp(round(W / s0) + z0, 0, 2^b - 1) - z0 is frozen, the weight is (s0 + Ds) W0. With one
 scale a row y = s * (W0 x), so that the scale's gradient is the sum over tokens of dL/dy times W0 x, and no gradient of a dense
 matrix is ever made. Grouped, a scale for every few weights of a row, makes it.
 
-Deviations. (1) s0 and z0 are those of plain rounding (`rtn`), which span the smallest to the largest weight; the paper takes
-those nearest to the weights. (2) We train d in s = s0 exp(d), which is s0 + s0 d while d is small: the step size is a share of
+Deviations. (1) As a first step s0 and z0 are those of plain rounding (`rtn`), which span the smallest to the largest weight; the
+paper takes those nearest to the weights. (2) We train d in s = s0 exp(d), which is s0 + s0 d while d is small: the step size is a share of
 the scale, and no scale crosses zero. (3) The forward pass sees the scale rounded to 16 bits as it is stored, the gradient passes
 as if it were not. (4) Norms, biases, the embedding and the head stay as they are, a tied head too. (5) The authors' step size could not be
 verified; ours is for some ten thousand tokens. The best state on held-out windows is kept, which may be the plain rounding.
 
 The control (`round` off) trains the same factors, one a row or group, of weights that were not rounded: what of a gain is
-more training and no recovery. Its result is dense.
+more training and no recovery. Its result is dense. It is a first step: the control of a chain leaves out the step whose integers the
+chain keeps.
 
 Cost: a training step is two forward passes of the linears and one of their inputs' gradients, three in groups; the moments of the scales
 only. The integers are held as 32-bit floats while training.
@@ -35,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression import arch, task_files
-from compression.base import Context, Cost, Edit, Method, Note, Params, Site, param
+from compression.base import BadChain, Context, Cost, Edit, Method, Note, Params, Site, param
 from compression.bundle import Bundle
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
@@ -48,7 +50,7 @@ from kernels.grouped_int import groups_of, spread
 
 @dataclass(frozen=True)
 class PeqaParams(Params):
-    """The grid, and the training of its scales."""
+    """The grid, and the training of its scales; after another quantization step that step decides the grid."""
 
     bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
                       ends=("tiny, worse", "large, same"), when={"round": True})  # fmt: skip
@@ -65,12 +67,14 @@ class Scaled(nn.Module):
     """A linear whose frozen matrix [out, in] is trained by a factor for each group alone: y = (s exp(d) * frozen) x + bias.
 
     frozen: what the factors multiply, float32: codes less their zero points with the scales `start` [out, groups], or the weight
-    itself with no scales.
+    itself with no scales. index [in]: the group of each column, where groups are not runs of `group_size` columns.
     """
 
-    def __init__(self, base: nn.Linear | CompressedLinear, frozen: Tensor, start: Tensor | None, group_size: int):
+    def __init__(self, base: nn.Linear | CompressedLinear, frozen: Tensor, start: Tensor | None, group_size: int,
+                 index: Tensor | None = None):  # fmt: skip
         super().__init__()
         self.base, self.group_size = base, group_size
+        self.register_buffer("index", None if index is None else index.long(), persistent=False)
         self.register_buffer("frozen", frozen, persistent=False)
         self.register_buffer("start", start, persistent=False)
         sizes = frozen.shape[0], groups_of(frozen.shape[1], group_size)
@@ -84,14 +88,20 @@ class Scaled(nn.Module):
         exact = self.start * factor
         return exact + (store_scale(exact).float() - exact).detach()
 
+    def dense(self) -> Tensor:
+        """The matrix with its factors, float32 [out, in]; differentiable."""
+        scales = self.scales()
+        spread_out = spread(scales, self.frozen.shape[1], self.group_size) if self.index is None else scales[:, self.index]
+        return self.frozen * spread_out
+
     def forward(self, x: Tensor) -> Tensor:
-        factor, rows = getattr(self.base, "input_scale", None), self.frozen.shape[1]
+        factor = getattr(self.base, "input_scale", None)
         if factor is not None:
             x = x * factor.to(x.dtype)
         if self.log_factor.shape[1] == 1:
             y = F.linear(x, self.frozen.to(x.dtype)) * self.scales()[:, 0].to(x.dtype)
         else:
-            y = F.linear(x, (self.frozen * spread(self.scales(), rows, self.group_size)).to(x.dtype))
+            y = F.linear(x, self.dense().to(x.dtype))
         return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
 
 
@@ -99,6 +109,17 @@ def rounded(weight: Tensor, params: PeqaParams) -> GroupedInt:
     """The matrix [out, in] on the grid of plain rounding: what is frozen, and where its scales start."""
     grid = fit(weight, params.bits, params.group_size, symmetric=False)
     return GroupedInt.encode(grid.round(weight), grid)
+
+
+def kept(path: str, packed: GroupedInt, params: PeqaParams) -> GroupedInt:
+    """What an earlier step stored, for its scales to be trained. Raises BadChain where that can't be."""
+    if not params.round:
+        raise BadChain(f"{path} is rounded already, and with `round` off the factors of unrounded weights are trained. Turn `round` on, or "
+                       "drop the step before.", method="peqa", format=packed.format)  # fmt: skip
+    if packed.activations is not None:
+        raise BadChain(f"{path}: the step before rounds activations to {packed.activations.bits} bits; the scales are trained with exact "
+                       "ones. Choose a step that rounds weights only.", method="peqa", format=packed.format)  # fmt: skip
+    return packed
 
 
 def integers(packed: GroupedInt) -> Tensor:
@@ -110,7 +131,7 @@ def integers(packed: GroupedInt) -> Tensor:
 def with_scales(packed: GroupedInt, scale: Tensor) -> GroupedInt:
     """The same codes and zero points with other scales [out, groups]."""
     old = packed.grid
-    grid = Grid(packed.shape, old.bits, old.group_size, store_scale(scale), old.zero)
+    grid = Grid(packed.shape, old.bits, old.group_size, store_scale(scale), old.zero, old.group_index)
     return GroupedInt(packed.codes, grid)
 
 
@@ -122,10 +143,14 @@ def adapt(bundle: Bundle, params: PeqaParams) -> tuple[dict[str, Scaled], dict[s
         base = bundle.module.get_submodule(path)
         packed = getattr(base, "packed", None)
         weight = (base.weight if packed is None else packed.dequantize()).detach().float()
-        notes += short_group_note(Site(path, role, layer, layers, weight, None, None), params.group_size)
+        if isinstance(packed, GroupedInt):
+            stored[path] = kept(path, packed, params)
+        else:
+            notes += short_group_note(Site(path, role, layer, layers, weight, None, None), params.group_size)
+            stored |= {path: rounded(weight, params)} if params.round else {}
         if params.round:
-            stored[path] = rounded(weight, params)
-            scaled[path] = Scaled(base, integers(stored[path]), stored[path].grid.scale.float(), params.group_size)
+            grid = stored[path].grid
+            scaled[path] = Scaled(base, integers(stored[path]), grid.scale.float(), grid.group_size, grid.group_index)
         else:
             scaled[path] = Scaled(base, weight, None, params.group_size)
         bundle.module.set_submodule(path, scaled[path])
@@ -139,7 +164,8 @@ def release(bundle: Bundle, scaled: dict[str, Scaled]) -> None:
 
 
 def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
-    """Round every linear, train the scales on context.windows [n, window], and return the same integers with them."""
+    """Round every linear that no earlier step rounded, train the scales on context.windows [n, window], and return the same integers
+    with them. Raises BadChain."""
     if not params.round and params.train_tokens == 0:
         return Edit()
     scaled, stored, notes = adapt(bundle, params)
@@ -166,7 +192,7 @@ def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
 
 def _multiplied(scaled: dict[str, Scaled]) -> dict[str, Tensor]:
     """The control's weights with their factors in them."""
-    return {f"{path}.weight": s.frozen * spread(s.scales(), s.frozen.shape[1], s.group_size) for path, s in scaled.items()}
+    return {f"{path}.weight": s.dense() for path, s in scaled.items()}
 
 
 def cost(shape: tuple[int, int], params: PeqaParams, tokens: int) -> Cost:
@@ -198,7 +224,8 @@ METHOD = Method(
     scope="model",
     stores="grouped_int",
     trains_on=lambda params: params.train_tokens,
-    after=frozenset({"dense"}),
+    after=frozenset({"dense", "grouped_int"}),
+    inherits=("bits", "group_size"),
     control=control,
     untrained={"train_tokens": 0},
     identity={"round": False, "train_tokens": 0},

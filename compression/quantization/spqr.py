@@ -14,16 +14,17 @@ from the damped H; where a group begins, on the weights as they are by then:
 and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: stored as it is by then, its code that of 0.
 
 Deviations. (1) The authors give T = tau * mean(var(W[:, j]) / U_jj^2), with tau found by trial for a wanted size; one
-tau gives layers of one model very different shares. We give the share, and T is found for each matrix as the limit that
-would make so many outliers if no weight moved before its turn. (2) An outlier is stored as its difference to what its
-code stands for, so codes and outliers add up. (3) Only the smallest and the largest weight decide a fit, so leaving out
-any other changes nothing but the sum; three fits give what the authors compute with 16. (4) Of the nearest 3-bit codes
-of a scale and a zero point and the codes beside them we take the pair with the least sum of squares (`level_search`); the
-nearest alone leave a fifth more error, and a narrow model is then no better off than with GPTQ at 4 bits a row. (5) A
-group of equal weights is met exactly; the authors put it on [-1, 1]. No zero point is beyond 1024, and a second level
-keeps equal values to 11 bits (packed/real_grid.py). (6) Damping is 0.01, the default of the authors' code; their README's
-commands give 1.0, which leaves half as much error again on the offline model. As the authors do, groups are inputs of
-like loudness, at an index of 16 bits an input; `neighbours` needs none and leaves some 7 % more error at the same size.
+tau gives layers of one model very different shares. We give the share, and T is found for each matrix as the limit
+that would make so many outliers if no weight moved before its turn; `tau` above 0 is the authors' way, one for the
+whole model. (2) An outlier is stored as its difference to what its code stands for, so codes and outliers add up. (3)
+Only the smallest and the largest weight decide a fit, so leaving out any other changes nothing but the sum; three
+fits give what the authors compute with 16. (4) Of the nearest 3-bit codes of a scale and a zero point and the codes
+beside them we take the pair with the least sum of squares (`level_search`); the nearest alone leave a fifth more
+error, and a narrow model is then no better off than with GPTQ at 4 bits a row. (5) A group of equal weights is met
+exactly; the authors put it on [-1, 1]. No zero point is beyond 1024, and a second level keeps equal values to 11 bits
+(packed/real_grid.py). (6) Damping is 0.01, the default of the authors' code; their README's commands give 1.0, which
+leaves half as much error again on the offline model. As the authors do, groups are inputs of like loudness, at an
+index of 16 bits an input; `neighbours` needs none and leaves some 7 % more error at the same size.
 
 Cost: GPTQ's loop with some dozen small steps more a column and a hundred a group.
 """
@@ -62,7 +63,11 @@ class SpqrParams(Params):
 
     bits: int = param(3, "Bits each weight takes, outliers apart.", lo=2, hi=8, step=1, unit="bits", main=True,
                       ends=("tiny, worse", "large, same"))  # fmt: skip
-    outliers: float = param(0.01, "Share of the weights that is kept in 16 bits beside the codes.", lo=0.0, hi=0.2)
+    outliers: float = param(
+        0.01, "Share of the weights that is kept in 16 bits beside the codes.", lo=0.0, hi=0.2, when={"tau": 0.0}
+    )
+    tau: float = param(0.0, "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a fixed share of each "
+                       "matrix.", lo=0.0, hi=100.0, suggest=(0.0, 0.1, 0.2, 0.5, 1.0), level="advanced")  # fmt: skip
     group_size: int = param(16, "Weights that share one scale; a multiple of 16.", lo=16, hi=4096, step=16,
                             suggest=(16, 32, 64))  # fmt: skip
     level_bits: int = param(3, "Bits of each scale and zero point; 16 stores them unrounded.", choices=(2, 3, 4, 8, 16),
@@ -201,10 +206,16 @@ def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float
     return high
 
 
+def relative_limit(weight: Tensor, diagonal: Tensor, tau: float) -> float:
+    """The authors' T = tau * mean(var(W[:, j]) / U_jj^2) of weight [out, in], diagonal U_cc [in] in the same order."""
+    variance = weight.var(0) if len(weight) > 1 else torch.zeros_like(weight[0])
+    return tau * float((variance / diagonal.square()).mean())
+
+
 def spqr(weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None = None) -> tuple[Packed, float, float]:
     """(what is stored, sum of squared column errors, damping used) for weight [out, in].
 
-    limit: T, the scaled squared error beyond which a weight is an outlier; None: found for `params.outliers`.
+    limit: T, the scaled squared error beyond which a weight is an outlier; None: of `params.tau`, or found for `params.outliers`.
     """
     out, n = weight.shape
     order, group = arrange(gram.diagonal(), params)
@@ -212,7 +223,9 @@ def spqr(weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None =
     factor, damping = inverse_factor(gram[order][:, order], params.damping)
     factor = factor.float()
     diagonal = factor.diagonal()
-    if limit is None:
+    if limit is None and params.tau:
+        limit = relative_limit(weight.float(), diagonal[back], params.tau)
+    elif limit is None:
         limit = outlier_limit(weight.float()[:, laid_out], diagonal[back][laid_out], params)
     live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
     codes, beside, outlier = torch.empty_like(live), torch.zeros_like(live), torch.zeros_like(live, dtype=torch.bool)

@@ -8,19 +8,23 @@ That needs no labels and the memory of one block only.
 
 Paper: Yao et al. 2022, arXiv 2206.01861, sections 4 and 5; defaults of the authors' code. Weights: G groups a matrix, cut
 row by row; symmetric, scale = 2 max|w| / 2^bits, codes clamped to -2^(bits-1) ... 2^(bits-1) - 1, which cuts the positive
-extreme by one step. Activations: the same with one group a token, as 8-bit integers, max |x| / 127 (below). In the mixed
-setting of the paper ("W4/8") the feed-forward's matrices have the chosen bits and attention's have 8.
+extreme by one step. The authors' other choice is asymmetric (`symmetric` off): scale = (max - min) / 2^bits and a whole zero
+point, 2^bits codes from there, which cuts the positive extreme as well. Activations: one group a token, as 8-bit integers, max
+|x| / 127 (below). In the mixed setting of the paper ("W4/8") the feed-forward's matrices have the chosen bits and attention's have
+8. In "A8/16" the inputs of queries, keys and values stay as they are (`qkv_inputs`).
 Distillation: input and target of block l are the original model's hidden states before and after it; the loss is their mean
-squared difference; the gradient passes through the rounding as if it were not there; AdamW over everything in the block.
+squared difference; the gradient passes through the rounding as if it were not there; AdamW over everything in the block. A step
+takes `distill_batch` windows, 1 by default; the authors take 32 of 128 tokens.
 
 Deviations: activations are rounded to max |x| / 127 and not to 2 max |x| / 256, so that the largest stays exact and the
 integers are symmetric. The authors use 5e-6 as the learning rate for every block of BERT; losses of a decoder's blocks differ
 by orders of magnitude, so we scale it by the size of the block's weights, keep the best state seen on windows that are not
 trained on (a quarter of them), and keep the block as it was if training does not help there.
-A scale that several rows share is stored once a row (16 bits a row).
+A scale that several rows share is stored once a row (16 bits a row). An asymmetric group's range always holds zero, and its zero
+point is a code; the authors let it lie beyond.
 
-Cost: one forward pass over the calibration tokens; each step of the distillation is a forward and a backward pass of one
-window through one block.
+Cost: one forward pass over the calibration tokens; each step of the distillation is a forward and a backward pass of its windows
+through one block.
 """
 
 from __future__ import annotations
@@ -35,10 +39,10 @@ from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from compression.quantization.gptq import output_error
+from compression.quantization.grids import grid_bytes
 from kernels.bits import row_bytes
-from kernels.grouped_int import groups_of
 
-ATTENTION = ("q", "k", "v", "o")
+ATTENTION, QKV = ("q", "k", "v", "o"), ("q", "k", "v")
 HELD_OUT, MOST_JUDGES = 4, 8  # every fourth window judges and is not trained on, eight at most
 WINDOW = 512  # tokens of a training step, for the estimate
 
@@ -52,10 +56,16 @@ class ZeroQuantParams(Params):
     attention_bits: int = param(8, "Bits of the attention's weights.", lo=3, hi=8, step=1, unit="bits", level="advanced")
     groups: int = param(64, "Groups that each matrix is cut into, row by row; 0: one a row.", lo=0, hi=65536, step=1,
                         suggest=(0, 1, 48, 64), level="advanced")  # fmt: skip
+    symmetric: bool = param(True, "No zero point: the ruler is centred on zero.", level="advanced")
     activations: str = param("int8", "How inputs are multiplied: rounded token by token, or as they are.",
                              choices=("int8", "exact"), level="advanced")  # fmt: skip
+    qkv_inputs: str = param("int8", "The inputs of queries, keys and values: rounded like the others, or as they are.",
+                            choices=("int8", "exact"), level="advanced", when={"activations": "int8"})  # fmt: skip
     distill_steps: int = param(0, "Training steps of each block (the authors take up to 100); 0: none.", lo=0, hi=1000, step=10,
                                suggest=(0, 50, 100))  # fmt: skip
+    distill_batch: int = param(
+        1, "Windows that each of these steps takes.", lo=1, hi=256, step=1, suggest=(1, 4, 8), level="advanced"
+    )
     learning_rate: float = param(1e-3, "Size of a training step, as a share of the weights' own size.", lo=1e-6, hi=0.1,
                                  level="advanced")  # fmt: skip
 
@@ -63,8 +73,9 @@ class ZeroQuantParams(Params):
 def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
     """Bytes of codes and scales; the figures' Gram matrix and the distillation in operations."""
     out, n = shape
-    size = out * row_bytes(n, bits_of(role, params)) + 2 * out * groups_of(n, columns_of(shape, params.groups))
-    training = 6.0 * WINDOW * params.distill_steps * out * n
+    bits = bits_of(role, params)
+    size = out * row_bytes(n, bits) + grid_bytes(shape, bits, columns_of(shape, params.groups), params.symmetric)
+    training = 6.0 * WINDOW * params.distill_steps * params.distill_batch * out * n
     return Cost(bytes=size, flops=2.0 * tokens * n * n + training, peak_bytes=8 * n * n + 40 * out * n,
                 train_steps=params.distill_steps)  # fmt: skip
 
@@ -80,17 +91,32 @@ def columns_of(shape: tuple[int, int], groups: int) -> int:
     return -1 if groups <= out else min(n, max(16, -(-n * out // groups) // 16 * 16))
 
 
-def group_grid(weight: Tensor, bits: int, groups: int) -> Grid:
-    """The symmetric grid of weight [out, in]: scale = 2 max|w| / 2^bits in each of `groups` parts, 0: in each row."""
+def rule_of(role: str, params: ZeroQuantParams) -> ActivationRule | None:
+    """How the inputs of a matrix are rounded; None: they are not."""
+    exact = params.activations == "exact" or (role in QKV and params.qkv_inputs == "exact")
+    return None if exact else ActivationRule(bits=8)
+
+
+def group_grid(weight: Tensor, bits: int, groups: int, symmetric: bool = True) -> Grid:
+    """The grid of weight [out, in] in each of `groups` parts, 0: in each row. Symmetric: scale = 2 max|w| / 2^bits; else scale =
+    (max - min) / 2^bits, zero = round(-min / scale), with 0 within the range (DeepSpeed's quantizers)."""
     out, n = weight.shape
     columns = columns_of((out, n), groups)
     size = n if columns == -1 else columns
-    largest = nn.functional.pad(weight.abs(), (0, -n % size)).view(out, -1, size).amax(-1)
-    if 0 < groups < out:
-        rows = -(-out // groups)
-        parts = nn.functional.pad(largest[:, 0], (0, -out % rows)).view(-1, rows).amax(1)
-        largest = parts.repeat_interleave(rows)[:out, None]
-    return Grid.make(weight.shape, bits, columns, store_scale(2 * largest / 2**bits), None)
+
+    def most(values: Tensor) -> Tensor:  # the largest of each part and 0, [out, groups of columns]
+        largest = nn.functional.pad(values, (0, -n % size)).view(out, -1, size).amax(-1).clamp_min(0)
+        if 0 < groups < out:
+            rows = -(-out // groups)
+            parts = nn.functional.pad(largest[:, 0], (0, -out % rows)).view(-1, rows).amax(1)
+            largest = parts.repeat_interleave(rows)[:out, None]
+        return largest
+
+    if symmetric:
+        return Grid.make(weight.shape, bits, columns, store_scale(2 * most(weight.abs()) / 2**bits), None)
+    high, low = most(weight), -most(-weight)
+    scale = store_scale((high - low) / 2**bits)
+    return Grid.make(weight.shape, bits, columns, scale, torch.round(-low / scale.float()).clamp_(0, 2**bits - 1))
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
@@ -98,13 +124,13 @@ def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
     return exact + (rounded - exact).detach()
 
 
-def distill(block: Block, params: ZeroQuantParams, rule: ActivationRule | None) -> tuple[dict[str, Tensor], float, float]:
+def distill(block: Block, params: ZeroQuantParams) -> tuple[dict[str, Tensor], float, float]:
     """(tensors of the block by their names in it, error before, error after): the state that errs least on held-out windows.
 
     The error is the mean squared difference of the block's outputs divided by the mean square of the original's.
     """
     passage = block.inputs
-    windows, targets = (torch.cat(list(part)).unsqueeze(1) for part in (passage.inputs, passage.targets))
+    windows, targets = (torch.cat(list(part)) for part in (passage.inputs, passage.targets))
     held = torch.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     if not bool(held.any()) or bool(held.all()):
         held = torch.arange(len(windows)) == len(windows) - 1
@@ -116,27 +142,30 @@ def distill(block: Block, params: ZeroQuantParams, rule: ActivationRule | None) 
         weight_decay=0.0,
     )
 
-    def error(i: int) -> Tensor:
+    def error(chosen: list[int]) -> Tensor:
         state = {}
         for name, master in masters.items():
             role = roles.get(name.removesuffix(".weight"))
             if role is not None and name.endswith(".weight"):
-                grid = group_grid(master.detach(), bits_of(role, params), params.groups)
+                grid = group_grid(master.detach(), bits_of(role, params), params.groups, params.symmetric)
                 state[name] = straight_through(master, grid.decode(grid.round(master.detach())))
             else:
                 state[name] = master
         kinds = {name: p.dtype for name, p in passage.block.named_parameters()}
-        out = passage.run(windows[i], {name: t.to(kinds[name]) for name, t in state.items()})
-        target = targets[i].float()
+        out = passage.run(windows[chosen], {name: t.to(kinds[name]) for name, t in state.items()})
+        target = targets[chosen].float()
         return (out.float() - target).square().mean() / target.square().mean().clamp_min(1e-30)
 
     def judged() -> float:
         with torch.no_grad():
-            return sum(float(error(i)) for i in judges) / len(judges)
+            return sum(float(error([i])) for i in judges) / len(judges)
 
     hooks = [
-        passage.block.get_submodule(name).register_forward_pre_hook(lambda m, args: (straight_through(args[0], rule(args[0])),))
-        for name in (roles if rule is not None else ())
+        passage.block.get_submodule(name).register_forward_pre_hook(
+            lambda m, args, r=rule: (straight_through(args[0], r(args[0])),)
+        )
+        for name, role in roles.items()
+        if (rule := rule_of(role, params)) is not None
     ]
     try:
         before = least = judged()
@@ -146,7 +175,7 @@ def distill(block: Block, params: ZeroQuantParams, rule: ActivationRule | None) 
             if block.cancelled():
                 raise Cancelled("stopped while distilling")
             with torch.enable_grad():
-                error(taught[int(torch.randint(len(taught), (1,), generator=order))]).backward()
+                error([taught[i] for i in torch.randint(len(taught), (params.distill_batch,), generator=order)]).backward()
             optimizer.step()
             optimizer.zero_grad()
             if step % 10 == 9 or step == params.distill_steps - 1:
@@ -166,10 +195,9 @@ def name_in_block(path: str, layer: int) -> str:
 
 def compress(block: Block, params: ZeroQuantParams) -> Edit:
     """Round the linears of one block, after distilling it if asked."""
-    rule = ActivationRule(bits=8) if params.activations == "int8" else None
     weights, tensors, more = {s.path: s.weight for s in block.sites}, {}, {}
     if params.distill_steps:
-        best, before, after = distill(block, params, rule)
+        best, before, after = distill(block, params)
         prefix = block.sites[0].path.removesuffix(name_in_block(block.sites[0].path, block.layer))
         tensors = {prefix + name: tensor for name, tensor in best.items()}
         weights = {path: tensors.pop(f"{path}.weight") for path in weights}
@@ -178,9 +206,9 @@ def compress(block: Block, params: ZeroQuantParams) -> Edit:
     for group in block.groups:
         for site in group.sites:
             weight = weights[site.path]
-            grid = group_grid(weight, bits_of(site.role, params), params.groups)
+            grid = group_grid(weight, bits_of(site.role, params), params.groups, params.symmetric)
             packed = GroupedInt.encode(grid.round(weight), grid)
-            packed.activations = rule
+            packed.activations = rule_of(site.role, params)
             linears[site.path] = packed
             figures[site.path] = {"output_error": output_error(site.weight, packed.dequantize(), group.stats.gram)} | more
     return Edit(linears, tensors, figures=figures)

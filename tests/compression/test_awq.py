@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 import torch
 
 from compression import calibrate, get
-from compression.base import Block, Group, Site, Stats
+from compression.base import Block, Edit, Group, Site, Stats
 from compression.packed.linear import CompressedLinear
-from compression.quantization.awq import EXPONENTS, LIMITS, awq_grid, clipped, loss, rounded, search
+from compression.quantization.awq import EXPONENTS, LIMITS, awq_grid, clipped, loss, module_error, rounded, search
 from compression.quantization.gptq import output_error
 from tests import oracles, tiny
 
@@ -122,3 +123,56 @@ def test_statistics_come_from_the_uncompressed_model():
         calibrate.compress(bundle, ((dataclasses.replace(method, compress=spy), params),), tiny.ids(8))
         found.append(seen[1])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_error_behind_a_module_is_the_authors(family):
+    """The mean squared difference of what attention or feed-forward gives, of the model's own windows; by hand for a gated feed-forward.
+    Matrices that share no input are measured at their outputs, as theirs are."""
+    seen, paths, bundle, ids = [], [], tiny.bundle(family), tiny.ids(4, seed=3)
+
+    def spy(block, params):
+        seen.append([module_error(block, g, quantizer()) for g in block.groups])
+        paths.append([site.path for site in block.groups[0].sites])
+        return Edit()
+
+    calibrate.compress(bundle, ((dataclasses.replace(get("awq"), compress=spy), get("awq").params()),), ids)
+    errors = dict(zip(("q k v", "o", "gate up" if family == "llama" else "up", "down"), seen[0], strict=True))
+    assert [name for name, error in errors.items() if error is not None] == (
+        ["q k v", "gate up"] if family == "llama" else ["q k v"]
+    )
+    block = next(m for m in bundle.module.modules() if isinstance(m, torch.nn.ModuleList))[0]
+    attention = block.self_attn if family == "llama" else block.attn
+    entered, given, kept = [], [], copy.deepcopy(block.state_dict())
+    hooks = [attention.register_forward_hook(lambda m, args, out: given.append(out[0].clone()))]
+    hooks += [block.mlp.register_forward_pre_hook(lambda m, args: entered.append(args[0]))]
+    s = 0.5 + torch.rand(48, generator=torch.Generator().manual_seed(4))
+    tiny.logits(bundle, ids)
+    for path in paths[0]:
+        linear = bundle.module.get_submodule(path)
+        linear.weight.data = quantizer()(linear.weight * s) / s
+    tiny.logits(bundle, ids)
+    assert errors["q k v"](s) == pytest.approx(float((given[0] - given[1]).square().mean()), rel=1e-4)
+    for hook in hooks:
+        hook.remove()
+    block.load_state_dict(kept)
+    if family == "llama":
+        gate, up, down = (getattr(block.mlp, f"{n}_proj").weight.detach().double() for n in ("gate", "up", "down"))
+        x = entered[0].double()
+        forward = lambda g, u: (torch.nn.functional.silu(x @ g.T) * (x @ u.T)) @ down.T  # noqa: E731
+        tried = [(quantizer()(w.float() * s) / s).double() for w in (gate, up)]
+        assert errors["gate up"](s) == pytest.approx(float((forward(*tried) - forward(gate, up)).square().mean()), rel=1e-4)
+
+
+def test_the_search_behind_modules_takes_the_best_for_them():
+    """Whatever measures the error, the exponent with the least is taken; the default measures at the matrices."""
+    weights, x = problem()
+    wanted = lambda s: float((s.log().abs().max() - 0.3) ** 2)  # noqa: E731
+    s, losses = search(weights, x.abs().mean(0), x.T @ x, quantizer(), error=wanted)
+    assert len(losses) == 20 and wanted(s) == min(losses)
+    made = []
+    for place in ("matrix", "module"):
+        bundle, params = tiny.bundle("llama"), get("awq").params(bits=3, group_size=16, clip=False, loss_at=place)
+        calibrate.compress(bundle, ((get("awq"), params),), tiny.ids(4))
+        made.append(bundle.module.state_dict())
+    assert get("awq").params().loss_at == "matrix" and any(not torch.equal(made[0][k], made[1][k]) for k in made[0])

@@ -128,3 +128,39 @@ def test_every_family_learns(family):
     outcome = calibrate.compress(bundle, steps(("rtn", {"bits": 3, "group_size": 16}), ("lora", TRAINED)), WORDS)
     facts = next(n.facts for n in outcome.notes if n.code == "trained")
     assert facts["best"] < facts["before"] and {r["role"] for r in outcome.layers} >= {"q", "k", "v", "o", "up", "down"}
+
+
+# --- dropout, and answers alone ---
+
+
+@pytest.mark.parametrize("before", [(), (("wanda", {"sparsity": 0.5}),), (("rtn", {"bits": 4}),)])
+def test_dropout_is_of_the_adapters_inputs_in_training_only(before):
+    """peft's and the papers': y = W x + alpha / r B A (m x / (1 - p)), m drawn anew, W x whole; nothing is left out of an evaluation."""
+    bundle = tiny.bundle()
+    calibrate.compress(bundle, [(get(n), get(n).params.parse(v)) for n, v in before], tiny.ids(4))
+    layer = adapt(bundle, get("lora").params(rank=4, dropout=0.25), seed=0)["model.layers.0.mlp.up_proj"]
+    x = torch.randn(7, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        layer.b.normal_(generator=torch.Generator().manual_seed(2))
+        plain = layer(x)
+        base = layer.base(x)
+    torch.manual_seed(5)
+    found = layer(x)
+    torch.manual_seed(5)
+    mask = (torch.nn.functional.dropout(torch.ones_like(x), 0.25) > 0).float()
+    assert 0 < float(mask.mean()) < 1 and layer.scale == 4.0
+    expected = base + (mask * x / 0.75) @ (layer.delta()).T
+    assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, plain, atol=1e-3)
+    assert torch.allclose(plain, base + x @ layer.delta().T, atol=1e-4)
+
+
+def test_dropout_zero_is_the_training_without_it():
+    made = []
+    for values in ({}, {"dropout": 0.0}, {"dropout": 0.5}):
+        bundle = tiny.bundle()
+        text = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11
+        values = {"rank": 2, "train_tokens": 2_000, "learning_rate": 0.02} | values
+        calibrate.compress(bundle, [(get("lora"), get("lora").params.parse(values))], text)
+        made.append(bundle.module.state_dict())
+    same = [all(torch.equal(made[0][k], other[k]) for k in made[0]) for other in made[1:]]
+    assert same == [True, False]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from compression import arch, artifact, calibrate, engine, get, sample, task_files
-from compression.base import Context
+from compression.base import BadChain, Context
 from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE
 from compression.packed.linear import CompressedLinear
@@ -134,6 +134,65 @@ def test_every_family_learns_and_comes_back_from_disk(family, tmp_path):
     assert torch.allclose(before, tiny.logits(bundle, tiny.ids(2)), atol=5e-3)  # 16-bit tables
     task_files.load(loaded, tmp_path / "m" / task_files.FILE)
     assert torch.equal(tiny.logits(loaded, tiny.ids(2)), before), "its own task changes nothing"
+
+
+# --- after another step ---
+
+
+@pytest.mark.parametrize("step, values", [("gptq", {}), ("gptq", {"act_order": True, "static_groups": False}), ("awq", {})])
+def test_another_steps_integers_stay_and_only_its_scales_are_trained(step, values):
+    """2305.14152, equation 2, with the integers of another step: (s0 + Ds) W0, W0 and zero points as they were, untouched to the bit."""
+    grid = {"bits": 3, "group_size": 16} | values
+    start, bundle = tiny.bundle(), tiny.bundle()
+    calibrate.compress(start, steps((step, grid)), WORDS)
+    outcome = calibrate.compress(
+        bundle, steps((step, grid), ("peqa", TRAINED | {"bits": 8, "group_size": 32, "train_tokens": 3_000})), WORDS
+    )
+    facts = next(n.facts for n in outcome.notes if n.code == "trained")
+    assert facts["best"] < 0.998 * facts["before"]
+    with torch.no_grad():
+        held = WORDS[7::8][:8]
+        assert sum(language_loss(start, w[None]).item() for w in held) / len(held) == pytest.approx(facts["before"], abs=1e-4)
+        assert sum(language_loss(bundle, w[None]).item() for w in held) / len(held) == pytest.approx(facts["best"], abs=1e-4)
+    moved = 0
+    for path, now in packed_of(bundle).items():
+        before = packed_of(start)[path]
+        old, new = before.state_dict(), now.state_dict()
+        assert set(old) == set(new) and all(torch.equal(old[k], new[k]) for k in old if k != "grid.scale")
+        moved += int((old["grid.scale"] != new["grid.scale"]).sum())
+        ratio = now.dequantize() / before.dequantize()  # of a weight that isn't 0: its own scale's, whatever its code
+        spread_out = (new["grid.scale"].float() / old["grid.scale"].float())[:, _group(now)]
+        assert torch.allclose(torch.nan_to_num(ratio, 1.0), torch.where(before.dequantize() == 0, 1.0, spread_out), rtol=1e-4)
+    assert moved > 500 and task_files.codes_hash(packed_of(bundle)) == task_files.codes_hash(packed_of(start))
+
+
+def _group(packed):
+    """The group of each column."""
+    index = packed.grid.group_index
+    return torch.arange(packed.shape[1]) // packed.grid.group_size if index is None else index.long()
+
+
+def test_after_plain_rounding_it_is_itself():
+    first, second = tiny.bundle(), tiny.bundle()
+    calibrate.compress(first, steps(("peqa", TRAINED | {"bits": 3})), WORDS)
+    calibrate.compress(second, steps(("rtn", {"bits": 3, "group_size": 16}), ("peqa", TRAINED)), WORDS)
+    states = [b.module.state_dict() for b in (first, second)]
+    assert set(states[0]) == set(states[1]) and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_a_chain_takes_over_bits_and_groups_and_its_control_rounds_nothing():
+    spec = RunSpec("a-model", (("gptq", {"bits": 3, "group_size": 128}), ("peqa", {"bits": 8, "train_tokens": 100})))
+    assert (spec.recipe[1][1]["bits"], spec.recipe[1][1]["group_size"]) == (3, 128)
+    ((name, values),) = spec.control().recipe
+    assert name == "peqa" and not values["round"] and values["group_size"] == 128
+    factors = RunSpec("a-model", (("awq", {"rounding": False}), ("peqa", {"bits": 3})))  # nothing was rounded yet
+    assert factors.recipe[1][1]["bits"] == 3 and [n for n, _ in factors.control().recipe] == ["awq", "peqa"]
+
+
+@pytest.mark.parametrize("step, values, told", [("rtn", {"round": False}, "rounded already"), ("smoothquant", {}, "activations")])
+def test_a_chain_that_makes_no_sense_is_refused(step, values, told):
+    with pytest.raises(BadChain, match=told):
+        calibrate.compress(tiny.bundle(), steps((step, {}), ("peqa", values)), WORDS)
 
 
 # --- tasks ---

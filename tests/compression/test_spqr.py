@@ -90,6 +90,26 @@ def test_groups_hold_inputs_of_like_loudness_or_neighbours_and_the_loudest_come_
     assert torch.equal(order, torch.arange(40)) and torch.equal(group, torch.arange(40) // 16)
 
 
+@pytest.mark.parametrize("tau", [0.2, 0.5])
+def test_one_tau_is_the_authors_threshold_in_every_matrix(tau):
+    """T = tau * mean(var(W[:, j]) / U_jj^2), U from the inverse of the damped Hessian of what is left at each column; a heavy-tailed
+    matrix then keeps more outliers than a plain one."""
+    shares = []
+    for made in (heavy, problem):
+        weight, gram = made()
+        params = SpqrParams(tau=tau)
+        order, group = arrange(gram.diagonal(), params)
+        roots, remaining, hessian = {}, order.tolist(), damped(gram).double().numpy()
+        while remaining:
+            roots[remaining[0]] = np.linalg.inv(hessian[np.ix_(remaining, remaining)])[0, 0]
+            remaining = remaining[1:]
+        wanted = tau * np.mean([weight.numpy()[:, j].var(ddof=1) / roots[j] for j in range(len(order))])
+        (packed, _, _), (expected, _, _) = spqr(weight, gram, params), spqr(weight, gram, params, wanted)
+        assert torch.equal(packed.dequantize(), expected.dequantize())
+        shares.append(float(where_kept(packed).float().mean()))
+    assert shares[0] > shares[1]
+
+
 # --- identities and limits ---
 
 

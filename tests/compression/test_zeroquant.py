@@ -8,6 +8,7 @@ import torch
 
 from compression import calibrate, get
 from compression.base import Cancelled
+from compression.inputs import Passage
 from compression.packed.linear import CompressedLinear
 from compression.quantization.zeroquant import columns_of, group_grid
 from tests import oracles, tiny
@@ -21,12 +22,13 @@ def compressed(family="llama", tokens=None, **values):
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 @pytest.mark.parametrize("groups", [1, 4, 12, 24, 72])
-def test_groups_are_cut_row_by_row(bits, groups):
-    """E9: W.reshape(G, -1), each part with its own symmetric scale; G = rows is one scale a row."""
-    weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(0))
-    grid = group_grid(weight, bits, groups)
-    expected = oracles.quantization.zeroquant(weight.numpy(), bits, groups)
-    assert np.allclose(grid.decode(grid.round(weight)).numpy(), expected, atol=1e-6)
+@pytest.mark.parametrize("shift", [None, 0.7, -9.0])
+def test_groups_are_cut_row_by_row(bits, groups, shift):
+    """E9: W.reshape(G, -1), each part with its own scale, symmetric or with a zero point; G = rows is one scale a row."""
+    weight = torch.randn(24, 48, generator=torch.Generator().manual_seed(0)) + (shift or 0)
+    grid = group_grid(weight, bits, groups, symmetric=shift is None)
+    oracle = oracles.quantization.zeroquant if shift is None else oracles.quantization.zeroquant_asym
+    assert np.allclose(grid.decode(grid.round(weight)).numpy(), oracle(weight.numpy(), bits, groups), atol=1e-5)
 
 
 def test_no_number_of_groups_means_rows():
@@ -96,6 +98,31 @@ def test_no_step_changes_nothing():
     original = tiny.logits(tiny.bundle("llama"), tokens)
     error = lambda b: float((tiny.logits(b, tokens) - original).norm())  # noqa: E731
     assert error(useless) <= 1.05 * error(plain)
+
+
+def test_the_inputs_of_queries_keys_and_values_may_stay_as_they_are():
+    """The paper's A8/16: the other products round their inputs still; and so does the block while it is distilled."""
+    bundle, _ = compressed(bits=4, groups=0, symmetric=False, qkv_inputs="exact", distill_steps=10)
+    linears = {p: m.packed for p, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)}
+    assert all((packed.activations is None) is (path[-6] in "qkv") for path, packed in linears.items())
+    assert all(packed.grid.zero is not None for packed in linears.values())
+    x = torch.randn(3, 48, generator=torch.Generator().manual_seed(3))
+    for name, rounds in (("self_attn.q_proj", False), ("mlp.up_proj", True)):
+        packed = linears[f"model.layers.0.{name}"]
+        seen = (x / (x.abs().amax(1, keepdim=True) / 127)).round() * (x.abs().amax(1, keepdim=True) / 127) if rounds else x
+        assert torch.allclose(packed.matmul(x), seen @ packed.dequantize().T, atol=1e-5)
+
+
+def test_a_step_takes_as_many_windows_as_asked(monkeypatch):
+    """Each step's windows come from those that don't judge; the loss is the mean over them all."""
+    took, run = [], Passage.run
+    monkeypatch.setattr(Passage, "run", lambda self, hidden, state: took.append(hidden) or run(self, hidden, state))
+    _, outcome = compressed(bits=3, attention_bits=3, groups=0, distill_steps=10, distill_batch=3, learning_rate=0.001)
+    trained, judged = [h for h in took if len(h) == 3], [h for h in took if len(h) == 1]
+    assert len(trained) == 2 * 10 and len(trained) + len(judged) == len(took)
+    same = lambda a, b: bool((a == b).all())  # noqa: E731
+    assert not any(same(one, held[0]) for h in trained[:10] for one in h for held in judged[:4])
+    assert any(row["block_error"] < row["block_error_before"] for row in outcome.layers)
 
 
 def test_stopping_is_heard_while_distilling():

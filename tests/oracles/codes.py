@@ -35,6 +35,34 @@ def code_book(weight, table, group_size):
     return result
 
 
+def dynamic_map():
+    """bitsandbytes' 256 signed 8-bit values: after i zeros of seven the middles of 2^(6 - i) equal parts of 0.1 to 1 times 10^-i, both
+    signs, and 0 and 1."""
+    values = [0.0, 1.0]
+    for zeros in range(7):
+        parts = 2 ** (6 - zeros)
+        middles = [10.0**-zeros * (0.1 + 0.9 * (k + 0.5) / parts) for k in range(parts)]
+        values += middles + [-m for m in middles]
+    return sorted(values)
+
+
+def double_quantized(weight, table, group_size):
+    """(place in the table of every weight, code of every group's scale, what that code stands for) of QLoRA's double quantization: each
+    weight over its group's largest |weight| to the nearest value; then the largest, less their mean over the matrix, over the largest
+    of 256 in turn to the nearest of the dynamic map. Ties go to the lower value."""
+    nearest = lambda x, values: min(range(len(values)), key=lambda i: (abs(values[i] - x), values[i]))  # noqa: E731
+    groups = weight.reshape(-1, group_size)
+    largest = np.abs(groups).max(1)
+    places = np.array([[nearest(w / m, table) for w in group] for group, m in zip(groups, largest, strict=True)])
+    entries, rest = dynamic_map(), largest - largest.mean()
+    codes, stood_for = [], []
+    for start in range(0, len(rest), 256):
+        run = rest[start : start + 256]
+        codes += [nearest(r / np.abs(run).max(), entries) for r in run]
+        stood_for += [entries[c] * np.abs(run).max() + largest.mean() for c in codes[start:]]
+    return places.reshape(weight.shape), np.array(codes), np.array(stood_for)
+
+
 def uniform_planes(codes, scale, zero, bits):
     """(signs [bits, out, in], alpha [bits], offset) of s (q - z): q = sum 2^k c_k, b_k = 2 c_k - 1."""
     signs = np.array([2 * ((codes.astype(int) >> k) & 1) - 1 for k in range(bits)])

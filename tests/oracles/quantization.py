@@ -161,6 +161,18 @@ def zeroquant(weight, bits, groups):
     return np.stack(parts).reshape(weight.shape)
 
 
+def zeroquant_asym(weight, bits, groups):
+    """The same with a zero point: scale = (max - min) / 2^bits, codes 0 to 2^bits - 1 counted from round(min / scale); 0 is in every
+    range and its code at most the last one."""
+    parts = []
+    for part in weight.astype(np.float64).reshape(groups, -1):
+        low, high = min(part.min(), 0.0), max(part.max(), 0.0)
+        scale = float(np.float16((high - low) / 2**bits))
+        start = max(np.round(low / scale), -(2.0**bits - 1))
+        parts.append(scale * (np.clip(np.round(part / scale - start), 0, 2**bits - 1) + start))
+    return np.stack(parts).reshape(weight.shape)
+
+
 def cheapest_range(row, bits, ranges=40, power=2.4):
     """(scale in half precision, zero, error) of a row by OWQ's search: every k / ranges of (max - min), every zero point."""
     low, high, top = min(row.min(), 0.0), max(row.max(), 0.0), 2**bits - 1

@@ -100,6 +100,12 @@ def test_figures_become_words():
     assert words.recipe((("qlora", adapted),)) == "QLoRA rank 8"
     assert words.recipe((("qlora", adapted | {"table": "fp4"}),)) == "QLoRA rank 8, FP4"
     assert words.recipe((("peqa", get("peqa").params(bits=3, round=False).json()),)) == "PEQA not rounded (control)"
+    zeroquant = lambda **v: (("zeroquant", get("zeroquant").params(**v).json()),)  # noqa: E731
+    assert words.recipe(zeroquant()) == "ZeroQuant W8A8"
+    assert words.recipe(zeroquant(bits=4), long=True) == "ZeroQuant, W4/8A8, 64 groups a matrix"
+    told = words.recipe(zeroquant(bits=4, groups=0, qkv_inputs="exact", symmetric=False, distill_steps=50), long=True)
+    assert told == "ZeroQuant, W4/8A8/16, one group a row, symmetric off, distillation steps 50"
+    assert words.recipe(zeroquant(groups=1, activations="exact"), long=True) == "ZeroQuant, W8A16, one group a matrix"
     assert words.recipe(book) == "FP4" and words.recipe(book, long=True) == "FP4, group 64"
 
 
