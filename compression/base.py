@@ -296,6 +296,7 @@ class Edit:
     files: Mapping[str, bytes] = field(default_factory=dict)  # name -> content, saved beside the model (texts, task files)
     width: tuple[int, ...] = ()  # channels of the residual stream that stay, () for all; the rest is cut out of the whole model
     cache_bits: int | None = None  # the key-value cache that the model was made for
+    attention: Any = None  # of scope "block": the attention.Int8Attention by which the block's attention rounds
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class Bundle:
     decoder: Any = None  # made by engine.serve from the module as it is
     refused: str = ""  # why there is none
     cache_bits: int = 16  # of the key-value cache: 16, 8 or 4
+    attention: tuple = ()  # of each block an attention.Int8Attention, () where attention multiplies floats
 
     @property
     def device(self):

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compression import arch, engine, structure
+from compression import arch, attention, engine, structure
 from compression.base import (
     BadChain,
     Block,
@@ -144,7 +144,7 @@ class _Walk:
 
     def block_by_block(self, seed: int) -> None:
         inputs, calls = capture(self.bundle, self.windows), single_calls(self.bundle, self.windows)
-        total = len(self.blocks)
+        total, rules = len(self.blocks), []
         for layer, block in enumerate(self.blocks):
             self.emit({"stage": "compress", "done": layer, "total": total})
             paths = arch.groups(self.module, layer)
@@ -156,7 +156,12 @@ class _Walk:
                 groups.append(Group(sites, stats, *arch.fold(self.module, layer, i)))
             passage = Passage(block, before, inputs.batches, calls[block])
             whole = Block(layer, total, tuple(groups), passage, self.emit, self.cancelled, seed)
-            self._apply(self.method.compress(whole, self.params))
+            edit = self.method.compress(whole, self.params)
+            self._apply(edit)
+            rules += [edit.attention] if edit.attention else []
+        if rules:  # not before: the blocks' calls hold the masks of the attention that they had
+            self.bundle.attention = tuple(rules)
+            attention.install(self.module, rules)
         self.emit({"stage": "compress", "done": total, "total": total})
 
     def linears(self, seed: int) -> None:
@@ -229,7 +234,7 @@ class _Walk:
         self.bundle.cache_bits = edit.cache_bits or self.bundle.cache_bits
         if edit.bundle is not None:
             self.module = self.bundle.module = edit.bundle.module.requires_grad_(False).eval()
-            self.bundle.tokenizer, self.bundle.geometry = edit.bundle.tokenizer, edit.bundle.geometry
+            self.bundle.tokenizer, self.bundle.geometry, self.bundle.attention = edit.bundle.tokenizer, edit.bundle.geometry, ()
             engine.forget(self.bundle)  # a decoder of the teacher, which answered or drew texts
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}

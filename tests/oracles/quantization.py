@@ -259,3 +259,49 @@ def spqr(weight, hessian, groups, bits, level_bits, limit, leave_out, search):
             live[:, remaining] -= np.outer((live[:, c] - result[:, c]) / inverse[0, 0], inverse[0])
             remaining = remaining[1:]
     return codes, result, outliers
+
+
+def w8a8(x, weight, activation_scale, weight_scale):
+    """y [tokens, out] of symmetric 8-bit products as in SmoothQuant's eq. 2 and table 2: integers of x [tokens, in] by its scale (a number,
+    or one a token), of weight [out, in] by its (a number, or one a row), cut at 127; sums of integers."""
+    whole = lambda t, s: np.clip(np.rint(t / s), -127, 127).astype(np.int64)  # noqa: E731
+    sums = whole(x, activation_scale) @ whole(weight, weight_scale).T
+    return sums * activation_scale * np.broadcast_to(weight_scale, (len(weight), 1)).T
+
+
+def alpha_search(x, max_abs, weights, alphas, product):
+    """The first alpha with the least squared error of all matrices' outputs; product(x, weight) rounds both."""
+
+    def lost(alpha):
+        s = [
+            max(m, 1e-5) ** alpha / max(max(np.abs(w[:, j]).max() for w in weights), 1e-5) ** (1 - alpha)
+            for j, m in enumerate(max_abs)
+        ]
+        return sum(np.square(product(x / s, w * s) - x @ w.T).sum() for w in weights)
+
+    return min(alphas, key=lost)
+
+
+def int8_attention(query, key, value, scaling, shared, static=None):
+    """Causal attention of one sequence, head by head and query by query, both products sums of integers. query [heads, t, size], key and
+    value [kv heads, all, size], the last t of which are the queries' own tokens; static: the three scales of "tensor"."""
+    heads, t, size = query.shape
+    total = key.shape[1]
+    out = np.zeros((heads, t, size))
+    most = lambda z: max(np.abs(z).max(), 1e-30) / 127  # noqa: E731
+    fixed = static if shared == "tensor" else [most(z) for z in (query, key, value)] if shared == "dynamic_tensor" else None
+    whole = lambda z, s: np.clip(np.rint(z / s), -127, 127).astype(np.int64)  # noqa: E731
+    for h in range(heads):
+        kv = h * key.shape[0] // heads
+        for i in range(t):
+            reach = total - t + i + 1
+            sq = fixed[0] if fixed else most(query[h, i])
+            sk = [fixed[1] if fixed else most(key[kv, j]) for j in range(reach)]
+            sv = [fixed[2] if fixed else most(value[kv, j]) for j in range(reach)]
+            scores = np.array([whole(query[h, i], sq) @ whole(key[kv, j], sk[j]) * sq * sk[j] for j in range(reach)]) * scaling
+            chances = np.exp(scores - scores.max())
+            chances /= chances.sum()
+            weighted = chances * sv
+            unit = weighted.max() / 127 if fixed is None else fixed[2] / 127
+            out[h, i] = unit * sum(whole(weighted[j], unit) * whole(value[kv, j], sv[j]) for j in range(reach))
+    return out
