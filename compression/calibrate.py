@@ -74,6 +74,7 @@ def compress(
     table_bits: int = 16,
     activations: str = "exact",
     cache_bits: int = 16,
+    cache_keys: str = "token",
     emit: Callable[[dict], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
     seed: int = 0,
@@ -103,7 +104,7 @@ def compress(
         emit({"stage": "tables", "done": 0, "total": 1, "facts": {"bits": table_bits}})
         outcome.notes.extend(compress_tables(bundle, table_bits))
     if cache_bits < 16:
-        bundle.cache_bits = cache_bits
+        bundle.cache_bits, bundle.cache_keys = cache_bits, cache_keys
         engine.forget(bundle)
     if activations == "int8":
         for module in bundle.module.modules():

@@ -119,6 +119,8 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
     family, g = arch.table(module), bundle.geometry
     if bundle.attention:
         raise CannotServe("attention multiplies 8-bit integers, which the step doesn't do")
+    if bundle.cache_bits < 16 and bundle.cache_keys == "channel":
+        raise CannotServe("the key-value cache has scales by channel, which the step doesn't keep")
     if bundle.cache_bits == 4 and (odd := [sizes.head_size for sizes in g.layers if sizes.head_size % 2]):
         raise CannotServe(f"a key-value cache in 4 bits holds two neighbours a byte; a head has {odd[0]}")
     # the largest first, while little else takes memory

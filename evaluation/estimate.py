@@ -142,7 +142,7 @@ def estimate(spec: RunSpec) -> Estimate:
         file_bytes=int(sizes.file), baseline_file_bytes=int(sizes.original), weight_bits=8 * sizes.packed / sizes.weights,
         model_bits=8 * sizes.file / sizes.matrices, peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
         fits=fits, reason="" if fits else "memory", available_bytes=available,
-        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits) if (bits := spec.stored_cache_bits) < 16 else 0,
+        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window) if (bits := spec.stored_cache_bits) < 16 else 0,
     )  # fmt: skip
 
 

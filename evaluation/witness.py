@@ -153,7 +153,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
         head = copy.deepcopy(arch.head(original.module)[1])
         outcome = calibrate.compress(
             found, small.methods, reading.calibration, table_bits=spec.table_bits, activations=spec.activations,
-            cache_bits=spec.cache_bits, seed=spec.seed, training=reading.training,
+            cache_bits=spec.cache_bits, cache_keys=spec.cache_keys, seed=spec.seed, training=reading.training,
         )  # fmt: skip
         numbers = _matrices(found, original) | _courses(outcome.series)
         engine.prepare(found)

@@ -305,3 +305,24 @@ def int8_attention(query, key, value, scaling, shared, static=None):
             unit = weighted.max() / 127 if fixed is None else fixed[2] / 127
             out[h, i] = unit * sum(whole(weighted[j], unit) * whole(value[kv, j], sv[j]) for j in range(reach))
     return out
+
+
+def kivi(keys, values, bits, group, recent):
+    """KIVI's cache (algorithm 1) of one head as the newest token sees it: keys, values [t, size]. All tokens but the last 1 to `recent`
+    are codes, in blocks of `recent`; a group is `group` tokens of a channel of the keys, `group` channels of a token of the values."""
+    half = lambda v: float(np.float16(v))  # noqa: E731
+
+    def of_group(part):
+        least, scale = half(part.min()), half((part.max() - part.min()) / (2**bits - 1))
+        return [least + scale * min(max(np.rint((v - least) / (scale or 1)), 0), 2**bits - 1) for v in part]
+
+    t, size = keys.shape
+    old = (t - 1) // recent * recent
+    seen = [np.array(x, np.float16).astype(float) for x in (keys, values)]
+    for start in range(0, old, group):
+        for c in range(size):
+            seen[0][start : start + group, c] = of_group(keys[start : start + group, c])
+    for row in range(old):
+        for start in range(0, size, group):
+            seen[1][row, start : start + group] = of_group(values[row, start : start + group])
+    return seen
