@@ -92,7 +92,7 @@ def compress(
     check_tables(recipe)
     engine.forget(bundle)
     for number, (method, params) in enumerate(recipe, 1):
-        if method.needs_calibration and windows is None:
+        if method.needs_calibration(params) and windows is None:
             raise CalibrationError(f"{method.name} needs calibration windows; none were given", code="no_calibration")
         facts = {"method": method.name, "step": number, "steps": len(recipe)}
         told = lambda e, f=facts: emit(e | {"facts": f | e.get("facts", {})})  # noqa: E731
@@ -129,7 +129,7 @@ class _Walk:
     def __init__(self, bundle, method: Method, params: Params, windows, outcome: Outcome, emit, cancelled, enough):
         self.bundle, self.method, self.params, self.windows = bundle, method, params, windows
         self.outcome, self.emit, self.cancelled, self.enough = outcome, emit, cancelled, enough
-        self.module = bundle.module
+        self.module, self.stats = bundle.module, method.collects(params)
         self.blocks = arch.blocks(bundle.module)
 
     def model(self, seed: int) -> None:
@@ -150,7 +150,7 @@ class _Walk:
             self.emit({"stage": "compress", "done": layer, "total": total})
             paths = arch.groups(self.module, layer)
             before = list(inputs.batches)
-            collected = inputs.observe(block, self._paths_to_modules(paths), self.method.stats, self._check)
+            collected = inputs.observe(block, self._paths_to_modules(paths), self.stats, self._check)
             groups = []
             for i, (group, stats) in enumerate(zip(paths, collected, strict=True)):
                 sites = tuple(self._site(layer, path, role) for path, role in group)
@@ -166,7 +166,7 @@ class _Walk:
         self.emit({"stage": "compress", "done": total, "total": total})
 
     def linears(self, seed: int) -> None:
-        inputs = capture(self.bundle, self.windows) if self.method.stats else None
+        inputs = capture(self.bundle, self.windows) if self.stats else None
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):
             self.emit({"stage": "compress", "done": layer, "total": total})
@@ -177,7 +177,7 @@ class _Walk:
                     self._compress(layer, group, Stats(tokens=0))
             elif self.method.stream != "compressed":
                 entered = list(inputs.batches) if self.method.stream == "block" else None
-                collected = inputs.observe(block, self._paths_to_modules(groups), self.method.stats, self._check)
+                collected = inputs.observe(block, self._paths_to_modules(groups), self.stats, self._check)
                 for group, stats in zip(groups, collected, strict=True):
                     self._compress(layer, group, stats)
                 if entered and not last:
@@ -186,7 +186,7 @@ class _Walk:
             else:
                 done: set[nn.Module] = set()
                 for group in groups:
-                    self._compress(layer, group, inputs.until(block, self._first(group), self.method.stats, self._check))
+                    self._compress(layer, group, inputs.until(block, self._first(group), self.stats, self._check))
                     done |= {self.module.get_submodule(path) for path, _ in group}
                     inputs.settle(block, done)
                 if not last:

@@ -108,7 +108,7 @@ class RunSpec:
 
     @property
     def needs_calibration(self) -> bool:
-        return any(m.needs_calibration for m, _ in self.methods)
+        return any(m.needs_calibration(p) for m, p in self.methods)
 
     @property
     def students(self) -> tuple[str, ...]:

@@ -326,3 +326,23 @@ def kivi(keys, values, bits, group, recent):
         for start in range(0, size, group):
             seen[1][row, start : start + group] = of_group(values[row, start : start + group])
     return seen
+
+
+def llm_int8_by_column(x, weight, threshold, kept=()):
+    """Eq. 8 of LLM.int8(), absmax: O are the columns in which any token of x [tokens, in] reaches the threshold, and those `kept` in half
+    precision. Y = X_O W_O + diag(c_x) (int8 X int8 W) diag(c_w), the scales those of what is left; W_O of columns that aren't kept
+    comes from the int8 weights."""
+    kept = list(kept)
+    rest = np.array(weight, float)
+    rest[:, kept] = 0
+    of_w = np.array([float(np.float16(np.abs(row).max() / 127)) or 1.0 for row in rest])
+    whole = np.rint(rest / of_w[:, None])
+    outliers = [j for j in range(x.shape[1]) if j in kept or any(abs(v) >= threshold for v in x[:, j])]
+    inside = [j for j in range(x.shape[1]) if j not in outliers]
+    y = np.zeros((len(x), len(weight)))
+    for t, token in enumerate(x):
+        of_x = np.abs(token[inside]).max(initial=0) / 127 or 1.0
+        y[t] = of_x * of_w * (whole[:, inside] @ np.rint(token[inside] / of_x))
+        for j in outliers:
+            y[t] += token[j] * (np.float16(weight[:, j]).astype(float) if j in kept else of_w * whole[:, j])
+    return y
