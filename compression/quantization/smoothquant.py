@@ -18,10 +18,10 @@ calibration text fixes beforehand ("tensor"). With O2 a token's result depends o
 some 2,048 tokens at a time, whose loudest value sets the scale; a chat writes one token at a time, which then has its own scale, as with
 O1. A fixed scale may stop short of the maximum: `percentile` 99.9 cuts the loudest thousandth of the values and leaves the others
 finer steps. `search` tries eleven alphas for each group of matrices that share an input, on at most 2,048 calibration tokens, and takes
-the one with which the rounded matrices give the least squared error, as Intel's neural-compressor does.
+the one with which the rounded matrices give the least squared error, much as Intel's neural-compressor does.
 
 Inside attention, queries, keys and values are rounded after the rotary positions, and probabilities to 127 steps. With fixed scales
-that is the authors' int8 attention. A scale for each token of the values would not fit a sum over tokens, so with "token" it goes
+that is the authors' int8 attention for OPT. A scale for each token of the values would not fit a sum over tokens, so with "token" it goes
 into the probabilities before these are rounded. The whole numbers are multiplied as floats, which gives the same sums and no speed.
 
 Deviations. (1) The default gives every row of a weight its own scale, max |w| / 127, which is finer than any of the paper's levels and
@@ -30,7 +30,8 @@ the authors take 0.8 for LLaMA and 0.85 for Llama 2 and 3. (4) The search is not
 model. neural-compressor minimises the error of a whole block or of each layer; here it is each group, from the uncompressed model's
 inputs. (5) OPT-350M's norms feed the residual too, so nothing is smoothed there and a note says so; the authors' code would change
 the model. (6) The decode step that runs whole layers in one call does neither O2 nor 8 bits inside attention; such a model runs through
-transformers' own loop, and a note says so.
+transformers' own loop, and a note says so. (7) For models with rotary positions the authors only simulate: they round queries and keys
+before the rotation, as the matrices give them, and leave the probabilities in floats.
 
 A fixed scale for what enters a gated feed-forward's second matrix must hold that layer's rare very loud values, and most others then
 round to zero: on the offline model it more than doubles the perplexity. With `rounding` off only the factors are applied, and a next
