@@ -161,7 +161,7 @@
     return h('details', {className: 'fold', 'data-k': 'settings'}, h('summary', {}, t('controls.settings')), h('datalist', {id: 'ce-texts'}, ce.data.texts.map(v => h('option', {value: v}))),
       h('div', {className: 'grid'}, preset, text('text'), text('calibration'), pick('protocol', ['raw', 'paper'], v => v), number('tokens', t('setting.whole')), number('calibration_tokens'), number('window'), number('seed'),
         pick('table_bits', [16, 8, 4], v => t('setting.bits', {v}), Number), pick('activations', ['exact', 'int8'], v => t(`setting.activations.${v}`)),
-        pick('cache_bits', [16, 8, 4], v => t('setting.bits', {v}), Number)));
+        pick('cache_bits', [16, 8, 4, 2], v => t('setting.bits', {v}), Number), pick('cache_keys', ['token', 'channel'], v => t(`setting.cache_keys.${v}`))));
   }
   function set(step, name, v) {
     ce.memory[step.method] = {...(ce.memory[step.method] ?? {}), [name]: v};

@@ -48,7 +48,7 @@ const ce = window.ce ??= (() => {
       } catch (e) { return fresh; }
     })(),
     memory: {},  // method -> values, so that a method keeps its knobs while another is shown
-    defaults: () => ({...page.data.presets.quick, preset: 'quick', text: 'builtin', calibration: 'builtin', protocol: 'raw', seed: 0, activations: 'exact', cache_bits: 16}),
+    defaults: () => ({...page.data.presets.quick, preset: 'quick', text: 'builtin', calibration: 'builtin', protocol: 'raw', seed: 0, activations: 'exact', cache_bits: 16, cache_keys: 'token'}),
     start(data) {
       page.data = data;
       read();

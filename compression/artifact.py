@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from compression import arch, beside, checkpoint, configs, headers, structure, tokenizer
+from compression import arch, attention, beside, checkpoint, configs, headers, structure, tokenizer
 from compression.base import ModelUnavailable
 from compression.bundle import Bundle, LayerGeometry
 from compression.disk import check_room
@@ -70,6 +70,10 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
         "version": VERSION, "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name, "source": source, "modules": _modules(module),
         "storage_dtype": str(storage).removeprefix("torch."), "cache_bits": bundle.cache_bits, "about": about,
     }  # fmt: skip
+    if bundle.cache_keys != "token":
+        manifest["cache_keys"] = bundle.cache_keys
+    if bundle.attention:
+        manifest["attention"] = [dataclasses.asdict(rule) for rule in bundle.attention]
     if bundle.geometry.layers != arch.geometry_of(module.config).layers:
         manifest["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
     if bundle.geometry.hidden != arch.geometry_of(module.config).hidden:
@@ -152,8 +156,22 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     if manifest["version"] < VERSION:
         source["unchecked"] = True  # saved by an older version of this program, which wrote no hashes
     bundle = assemble(files, module, {}, tensors, manifest["base"], source, device)
-    bundle.cache_bits = manifest["cache_bits"]
+    bundle.cache_bits, bundle.cache_keys = manifest["cache_bits"], manifest.get("cache_keys", "token")
+    bundle.attention = _attention_rules(files, manifest)
+    attention.install(bundle.module, bundle.attention)
     return bundle
+
+
+def _attention_rules(folder: Folder, manifest: dict) -> tuple[attention.Int8Attention, ...]:
+    """How the attention of each block rounds, () where it doesn't."""
+    rules, count = manifest.get("attention", []), len(configs.read(folder).geometry.layers)
+    try:
+        found = tuple(attention.Int8Attention(r["shared"], r["static"] and tuple(r["static"])) for r in rules if len(r) == 2)
+    except (TypeError, KeyError, ValueError) as why:
+        raise _broken(folder, f"attention in {MANIFEST}: {shown(why, 200)}") from None
+    if len(found) not in (0, count) or len(found) != len(rules):
+        raise _broken(folder, f"attention in {MANIFEST} describes {len(found)} blocks of {count}")
+    return found
 
 
 def _planned(described: configs.Described, manifest: dict, dtype: torch.dtype, device: str) -> nn.Module:
@@ -239,8 +257,9 @@ def _check_manifest(folder: Folder, manifest: dict) -> None:
     for name, kind in (("base", str), ("source", dict), ("modules", dict), ("about", dict), ("cache_bits", int)):
         if type(manifest.get(name)) is not kind:
             raise _broken(folder, f"{name} in {MANIFEST} is no {kind.__name__}")
-    if manifest["cache_bits"] not in (16, 8, 4):
-        raise _broken(folder, f"cache_bits in {MANIFEST} is {manifest['cache_bits']}")
+    keys = manifest.get("cache_keys", "token")
+    if keys not in ("token", "channel") or manifest["cache_bits"] not in ((16, 8, 4) if keys == "token" else (8, 4, 2)):
+        raise _broken(folder, f"cache_bits in {MANIFEST} is {manifest['cache_bits']}, with keys by {shown(keys, 20)}")
     described = configs.read(folder).geometry
     if (width := manifest.get("width")) is not None and not (type(width) is int and 1 <= width <= described.hidden):
         raise _broken(folder, f"width in {MANIFEST} is {shown(width, 20)}, where the config has {described.hidden}")

@@ -298,6 +298,7 @@ class Edit:
     files: Mapping[str, bytes] = field(default_factory=dict)  # name -> content, saved beside the model (texts, task files)
     width: tuple[int, ...] = ()  # channels of the residual stream that stay, () for all; the rest is cut out of the whole model
     cache_bits: int | None = None  # the key-value cache that the model was made for
+    attention: Any = None  # of scope "block": the attention.Int8Attention by which the block's attention rounds
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,9 @@ class Method:
     cost: Callable[..., Cost]  # (shape, params, calibration tokens) -> Cost; with `cost_by_role` also (..., role="q")
     scope: Literal["linear", "block", "model"] = "linear"
     stats: frozenset = frozenset()
+    stats_of: Callable[[Params], frozenset] | None = (
+        None  # of a method whose statistics depend on its params, in place of `stats`
+    )
     # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own block as it was;
     # "original", the uncompressed model
     stream: Literal["compressed", "block", "original"] = "compressed"
@@ -355,9 +359,12 @@ class Method:
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
 
-    @property
-    def needs_calibration(self) -> bool:
-        return bool(self.stats) or self.windows or (self.trains_on is not None and not self.own_text)
+    def collects(self, params: Params) -> frozenset:
+        """The statistics that it needs with these params."""
+        return self.stats_of(params) if self.stats_of else self.stats
+
+    def needs_calibration(self, params: Params) -> bool:
+        return bool(self.collects(params)) or self.windows or (self.trains_on is not None and not self.own_text)
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""
@@ -371,7 +378,7 @@ class Method:
         """The method as JSON, for `--list --json` and assets/methods.json."""
         return {
             "name": self.name, "family": self.family, "title": self.title, "paper": self.paper,
-            "calibration": self.needs_calibration, "after": sorted(self.after), "main": self.main_param,
+            "calibration": self.needs_calibration(self.params()), "after": sorted(self.after), "main": self.main_param,
             "essay": self.essay.strip(), "params": self.params.describe(),
         }  # fmt: skip
 

@@ -36,8 +36,14 @@ class Geometry:
         """Parameters of one token table."""
         return self.vocabulary * (self.embedding or self.hidden)
 
-    def kv_cache_bytes_per_token(self, bits: int = 16) -> int:
-        """Keys and values of one token over all blocks, a cache of few bits with its scales (compression/kv_cache.py)."""
+    def kv_cache_bytes_per_token(self, bits: int = 16, keys: str = "token", window: int = 512) -> int:
+        """Keys and values of one token over all blocks, a cache of few bits with its scales (compression/kv_cache.py). keys "channel": on
+        average over a text about as long as the window, since the latest tokens wait in 16 bits."""
+        if keys == "channel" and bits < 16:
+            from compression.kv_cache import channel_bytes, usual_length
+
+            tokens = usual_length(window)
+            return sum(g.kv_heads * channel_bytes(g.head_size, tokens, bits) for g in self.layers) // tokens
         return sum(2 * g.kv_heads * (g.head_size * bits // 8 + (2 if bits < 16 else 0)) for g in self.layers)
 
 
@@ -54,7 +60,9 @@ class Bundle:
     #          "publisher_bytes", "rounded": None | "Q4_1", "chat": bool}
     decoder: Any = None  # made by engine.serve from the module as it is
     refused: str = ""  # why there is none
-    cache_bits: int = 16  # of the key-value cache: 16, 8 or 4
+    cache_bits: int = 16  # of the key-value cache: 16, 8, 4 or, with keys by channel, 2
+    cache_keys: str = "token"  # what shares a scale among its keys: kv_cache.KEYS
+    attention: tuple = ()  # of each block an attention.Int8Attention, () where attention multiplies floats
 
     @property
     def device(self):
@@ -67,5 +75,5 @@ class Bundle:
         if self.cache_bits < 16:
             from compression.kv_cache import QuantizedCache
 
-            return QuantizedCache(len(self.geometry.layers), self.cache_bits)
+            return QuantizedCache(len(self.geometry.layers), self.cache_bits, self.cache_keys)
         return DynamicCache(config=self.module.config)

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compression import arch, engine, structure
+from compression import arch, attention, engine, structure
 from compression.base import (
     BadChain,
     Block,
@@ -74,6 +74,7 @@ def compress(
     table_bits: int = 16,
     activations: str = "exact",
     cache_bits: int = 16,
+    cache_keys: str = "token",
     emit: Callable[[dict], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
     seed: int = 0,
@@ -91,7 +92,7 @@ def compress(
     check_tables(recipe)
     engine.forget(bundle)
     for number, (method, params) in enumerate(recipe, 1):
-        if method.needs_calibration and windows is None:
+        if method.needs_calibration(params) and windows is None:
             raise CalibrationError(f"{method.name} needs calibration windows; none were given", code="no_calibration")
         facts = {"method": method.name, "step": number, "steps": len(recipe)}
         told = lambda e, f=facts: emit(e | {"facts": f | e.get("facts", {})})  # noqa: E731
@@ -103,7 +104,7 @@ def compress(
         emit({"stage": "tables", "done": 0, "total": 1, "facts": {"bits": table_bits}})
         outcome.notes.extend(compress_tables(bundle, table_bits))
     if cache_bits < 16:
-        bundle.cache_bits = cache_bits
+        bundle.cache_bits, bundle.cache_keys = cache_bits, cache_keys
         engine.forget(bundle)
     if activations == "int8":
         for module in bundle.module.modules():
@@ -128,7 +129,7 @@ class _Walk:
     def __init__(self, bundle, method: Method, params: Params, windows, outcome: Outcome, emit, cancelled, enough):
         self.bundle, self.method, self.params, self.windows = bundle, method, params, windows
         self.outcome, self.emit, self.cancelled, self.enough = outcome, emit, cancelled, enough
-        self.module = bundle.module
+        self.module, self.stats = bundle.module, method.collects(params)
         self.blocks = arch.blocks(bundle.module)
 
     def model(self, seed: int) -> None:
@@ -144,23 +145,28 @@ class _Walk:
 
     def block_by_block(self, seed: int) -> None:
         inputs, calls = capture(self.bundle, self.windows), single_calls(self.bundle, self.windows)
-        total = len(self.blocks)
+        total, rules = len(self.blocks), []
         for layer, block in enumerate(self.blocks):
             self.emit({"stage": "compress", "done": layer, "total": total})
             paths = arch.groups(self.module, layer)
             before = list(inputs.batches)
-            collected = inputs.observe(block, self._paths_to_modules(paths), self.method.stats, self._check)
+            collected = inputs.observe(block, self._paths_to_modules(paths), self.stats, self._check)
             groups = []
             for i, (group, stats) in enumerate(zip(paths, collected, strict=True)):
                 sites = tuple(self._site(layer, path, role) for path, role in group)
                 groups.append(Group(sites, stats, *arch.fold(self.module, layer, i)))
             passage = Passage(block, before, inputs.batches, calls[block])
             whole = Block(layer, total, tuple(groups), passage, self.emit, self.cancelled, seed)
-            self._apply(self.method.compress(whole, self.params))
+            edit = self.method.compress(whole, self.params)
+            self._apply(edit)
+            rules += [edit.attention] if edit.attention else []
+        if rules:  # not before: the blocks' calls hold the masks of the attention that they had
+            self.bundle.attention = tuple(rules)
+            attention.install(self.module, rules)
         self.emit({"stage": "compress", "done": total, "total": total})
 
     def linears(self, seed: int) -> None:
-        inputs = capture(self.bundle, self.windows) if self.method.stats else None
+        inputs = capture(self.bundle, self.windows) if self.stats else None
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):
             self.emit({"stage": "compress", "done": layer, "total": total})
@@ -171,7 +177,7 @@ class _Walk:
                     self._compress(layer, group, Stats(tokens=0))
             elif self.method.stream != "compressed":
                 entered = list(inputs.batches) if self.method.stream == "block" else None
-                collected = inputs.observe(block, self._paths_to_modules(groups), self.method.stats, self._check)
+                collected = inputs.observe(block, self._paths_to_modules(groups), self.stats, self._check)
                 for group, stats in zip(groups, collected, strict=True):
                     self._compress(layer, group, stats)
                 if entered and not last:
@@ -180,7 +186,7 @@ class _Walk:
             else:
                 done: set[nn.Module] = set()
                 for group in groups:
-                    self._compress(layer, group, inputs.until(block, self._first(group), self.method.stats, self._check))
+                    self._compress(layer, group, inputs.until(block, self._first(group), self.stats, self._check))
                     done |= {self.module.get_submodule(path) for path, _ in group}
                     inputs.settle(block, done)
                 if not last:
@@ -229,7 +235,7 @@ class _Walk:
         self.bundle.cache_bits = edit.cache_bits or self.bundle.cache_bits
         if edit.bundle is not None:
             self.module = self.bundle.module = edit.bundle.module.requires_grad_(False).eval()
-            self.bundle.tokenizer, self.bundle.geometry = edit.bundle.tokenizer, edit.bundle.geometry
+            self.bundle.tokenizer, self.bundle.geometry, self.bundle.attention = edit.bundle.tokenizer, edit.bundle.geometry, ()
             engine.forget(self.bundle)  # a decoder of the teacher, which answered or drew texts
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}

@@ -117,6 +117,10 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
     if unknown := known.refusal(module):
         raise CannotServe(unknown)
     family, g = arch.table(module), bundle.geometry
+    if bundle.attention:
+        raise CannotServe("attention multiplies 8-bit integers, which the step doesn't do")
+    if bundle.cache_bits < 16 and bundle.cache_keys == "channel":
+        raise CannotServe("the key-value cache has scales by channel, which the step doesn't keep")
     if bundle.cache_bits == 4 and (odd := [sizes.head_size for sizes in g.layers if sizes.head_size % 2]):
         raise CannotServe(f"a key-value cache in 4 bits holds two neighbours a byte; a head has {odd[0]}")
     # the largest first, while little else takes memory
@@ -179,6 +183,8 @@ class _Maker:
         return Norm(part.weight.detach().float().contiguous(), None if bias is None else bias.detach().float().contiguous())
 
     def _packed(self, packed) -> plans.Plan:
+        if packed.activations is not None and packed.activations.looks_at_call:
+            raise CannotServe("inputs are rounded by what else is in the call, and the step takes a text in pieces of its own")
         plan = packed.plan()
         if plan is None:
             raise CannotServe(f"no C kernel takes {packed.format} as it is stored here")

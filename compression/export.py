@@ -123,6 +123,8 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
     if (bundle.geometry.hidden, bundle.geometry.layers) != (described.hidden, described.layers):
         raise CannotExport("heads or channels were cut out of some blocks, and these formats describe all blocks by one config; "
                            "keep the model in its own format")  # fmt: skip
+    if bundle.attention:
+        raise CannotExport("attention multiplies 8-bit integers, which these formats don't say; keep the model in its own format")
     found = {path: [(part, module.get_submodule(part)) for part in parts] for path, parts in arch.file_linears(config)}
     scheme = _scheme([linear for parts in found.values() for linear in parts], form)
     encode, describe = (_gptq, _about_gptq) if form.startswith("gptq") else (_compressed, _about_compressed)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compression import arch
 from compression.bundle import Bundle
+from compression.kv_cache import read
 
 TOKENS_PER_BATCH = 2_048
 LOGITS_BYTES = 24_000_000  # one copy of a chunk's logits in float32; the metrics hold about five
@@ -21,8 +22,7 @@ LOGITS_BYTES = 24_000_000  # one copy of a chunk's logits in float32; the metric
 def final_states(bundle: Bundle, ids: Tensor) -> Tensor:
     """Final hidden states [b, window, hidden] of ids [b, window], keys and values as the model's cache gives them; differentiable."""
     cache = bundle.new_cache() if bundle.cache_bits < 16 else None
-    backbone = arch.backbone(bundle.module)
-    return backbone(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    return read(arch.backbone(bundle.module), ids, cache)
 
 
 @torch.no_grad()

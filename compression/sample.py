@@ -12,6 +12,7 @@ from transformers import Cache, DynamicCache
 from compression import arch, engine
 from compression.base import CompressionError
 from compression.bundle import Bundle
+from compression.kv_cache import read as read_on
 
 
 @torch.no_grad()
@@ -64,12 +65,12 @@ def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
     def forward(ids: Tensor) -> Tensor:
         nonlocal cache, angles
         ids = ids.to(bundle.device)
-        states = backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        states = read_on(backbone, ids, cache)
         if rotary is not None:
             read.append(ids)
             if angles is not None and not torch.equal(angles, rotary.inv_freq):
                 cache = new_cache(bundle)
-                states = backbone(input_ids=torch.cat(read, 1), past_key_values=cache, use_cache=True).last_hidden_state
+                states = read_on(backbone, torch.cat(read, 1), cache)
             angles = rotary.inv_freq.clone()
         return head(states[:, -1].contiguous())  # of the last position only; a strided batch would copy the whole head
 

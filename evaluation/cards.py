@@ -132,7 +132,7 @@ def run_card(
     and its "control", None where they aren't measured yet.
     """
     m, original = result.metrics, result.spec.is_original
-    name = words.recipe(result.spec.recipe, True, result.spec.cache_bits)
+    name = words.recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
     title = f'<div class="card-title"><h2>{_e(name)}</h2><span class="model">{_e(result.spec.model)}</span></div>'
     if result.status != "ok":
         if result.status in ("queued", "running"):

@@ -37,7 +37,8 @@ RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     ("seed", int, "seed"),
     ("activations", str, "exact or int8"),
     ("table-bits", int, "bits of embedding and head: 16, 8 or 4"),
-    ("cache-bits", int, "bits of the key-value cache: 16, 8 or 4"),
+    ("cache-bits", int, "bits of the key-value cache: 16, 8, 4, or 2 with keys by channel"),
+    ("cache-keys", str, "what shares a scale among the cache's keys: token or channel"),
     ("device", str, "cpu, cuda or auto"),
     ("preset", str, "how many tokens: " + ", ".join(PRESETS) + " (default quick)"),
     (

@@ -103,7 +103,7 @@ def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
     from compression.inputs import ROOM
 
     tokens = spec.calibration_tokens if spec.needs_calibration else 0
-    again = any(method.stats and method.stream == "compressed" for method, _ in spec.methods)
+    again = any(method.collects(params) and method.stream == "compressed" for method, params in spec.methods)
     remembered = 2 * tokens * wide * max(layer.feed_forward for layer in geometry.layers) if again else 0
     return 2 * tokens * wide * geometry.hidden + min(ROOM, remembered)
 
@@ -142,7 +142,7 @@ def estimate(spec: RunSpec) -> Estimate:
         file_bytes=int(sizes.file), baseline_file_bytes=int(sizes.original), weight_bits=8 * sizes.packed / sizes.weights,
         model_bits=8 * sizes.file / sizes.matrices, peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
         fits=fits, reason="" if fits else "memory", available_bytes=available,
-        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits) if (bits := spec.stored_cache_bits) < 16 else 0,
+        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window) if (bits := spec.stored_cache_bits) < 16 else 0,
     )  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         plan["latency"] = LATENCY_STEPS * decode + packing
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
-    passes = sum(PASSES["original" if m.scope == "block" else m.stream] for m, _ in spec.methods if m.stats)
+    passes = sum(PASSES["original" if m.scope == "block" else m.stream] for m, p in spec.methods if m.collects(p))
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
     stored = _stored_table(spec, geometry)
     own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (stored.flops if stored else 0)

@@ -40,7 +40,7 @@ RECIPES = (
 @torch.no_grad()
 def layer_errors(bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[str, Method, Params]]) -> dict[str, dict]:
     """name -> {"errors": {path: error}, "bits_per_weight": mean over weights}; the bundle stays as it is."""
-    names = frozenset({"gram"}).union(*(method.stats for _, method, _ in steps))
+    names = frozenset({"gram"}).union(*(method.collects(params) for _, method, params in steps))
     inputs, blocks = capture(bundle, windows), arch.blocks(bundle.module)
     found = {name: {"errors": {}, "bits": 0.0} for name, _, _ in steps}
     weights = 0

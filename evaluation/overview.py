@@ -53,7 +53,7 @@ def results(group: str = "gates") -> dict[str, list[Result]]:
 
 def label(spec: RunSpec) -> str:
     """The recipe in words, with the parameters that differ from their defaults."""
-    return Words("en").recipe(spec.recipe, True, spec.cache_bits) + (f", seed {spec.seed}" if spec.seed else "")
+    return Words("en").recipe(spec.recipe, True, spec.cache_bits, spec.cache_keys) + (f", seed {spec.seed}" if spec.seed else "")
 
 
 def row(result: Result) -> list[str]:
@@ -189,7 +189,7 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
         short = tuple((m, v | {"train_tokens": TOKENS["train_tokens"]} if "train_tokens" in v else v) for m, v in spec.recipe)
         bundle = models.load(shipped.OFFLINE_MODEL)
         calibrate.compress(bundle, dataclasses.replace(spec, recipe=short).methods, windows, table_bits=spec.table_bits,
-                           activations=spec.activations, cache_bits=spec.cache_bits)  # fmt: skip
+                           activations=spec.activations, cache_bits=spec.cache_bits, cache_keys=spec.cache_keys)  # fmt: skip
         ways = latency.ways(None if spec.is_original else bundle, original)
         timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
         beside, own = timed["original"], timed.get("compressed", timed["original"])

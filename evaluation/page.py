@@ -180,7 +180,7 @@ class Page:
             dominated=result.status == "ok" and result.id not in lead, seconds=seconds,
             exports=self._exports(result) if own else (), relatives=self._relatives(result.spec),
         )  # fmt: skip
-        title = words.recipe(result.spec.recipe, True, result.spec.cache_bits)
+        title = words.recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
         if "file_bytes" in result.metrics:
             title += f" · {words.size(result.metrics['file_bytes'])}"
         return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own,
@@ -273,7 +273,11 @@ class Page:
         mine = state.get("mine", False)
         out |= {"curve": "", "enough": False, "mine": mine}
         result = self.store.get_id(ask.id)
-        out["name"] = words.recipe(result.spec.recipe, cache_bits=result.spec.cache_bits) if result else ""
+        out["name"] = (
+            words.recipe(result.spec.recipe, cache_bits=result.spec.cache_bits, cache_keys=result.spec.cache_keys)
+            if result
+            else ""
+        )
         if state["status"] == "queued":
             place = state["place"]
             out["stage"] = words("progress.queued", place=place) if place > 1 else words("progress.next")
@@ -341,7 +345,7 @@ class Page:
         from compression import artifact, export
 
         artifact_folder, place = self.store.artifact_folder(result.artifact), self.downloads()
-        recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits)
+        recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
         told = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
         label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")[:150]
         file = place / f"{label}-{result.id[-6:]}.zip"

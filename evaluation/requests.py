@@ -104,6 +104,7 @@ class Settings(_Strict):
     activations: Line = "exact"
     table_bits: Whole = 8
     cache_bits: Whole = 16
+    cache_keys: Line = "token"
     preset: Line = "quick"
 
 

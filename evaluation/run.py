@@ -215,13 +215,14 @@ class _Run:
         }
 
     def _cache_bytes(self) -> int:
-        """Bytes that one token adds to the key-value cache, read from a real cache."""
+        """Bytes that one token adds to the key-value cache, read from a real cache; with keys by channel on average over a usual length."""
         import torch
 
-        from compression import sample
+        from compression import kv_cache, sample
 
         cache = sample.new_cache(self.bundle)
-        ids = self.windows.ids[:1, :8].to(self.bundle.device)
+        tokens = kv_cache.usual_length(self.windows.ids.shape[1]) if self.bundle.cache_keys == "channel" else 8
+        ids = self.windows.ids[:1, :tokens].to(self.bundle.device)
         with torch.no_grad():
             self.bundle.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         tensors = [t for layer in cache.layers for t in (getattr(layer, "stored", None) or (layer.keys, layer.values))]
@@ -239,7 +240,8 @@ class _Run:
         self.clock.stage("compress")
         outcome = calibrate.compress(
             self.bundle, spec.methods, self.calibration, table_bits=spec.table_bits, activations=spec.activations,
-            cache_bits=spec.cache_bits, emit=self.emit, cancelled=self.cancelled, seed=spec.seed, training=self.training, enough=self.enough,
+            cache_bits=spec.cache_bits, cache_keys=spec.cache_keys, emit=self.emit, cancelled=self.cancelled, seed=spec.seed,
+            training=self.training, enough=self.enough,
         )  # fmt: skip
         self.notes += outcome.notes
         if small := _small_scales(self.bundle.module):
@@ -359,7 +361,9 @@ def label(spec: RunSpec) -> str:
     for method, params in spec.methods:
         main = method.main_param
         steps.append(f"{method.title} {main} {getattr(params, main)}" if main else method.title)
-    return ", then ".join(steps) + (f", cache {spec.cache_bits} bits" if spec.cache_bits < 16 else "")
+    return ", then ".join(steps) + (
+        f", cache {spec.cache_bits} bits{' by channel' if spec.cache_keys == 'channel' else ''}" if spec.cache_bits < 16 else ""
+    )
 
 
 if __name__ == "__main__":

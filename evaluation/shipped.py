@@ -45,7 +45,12 @@ TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 131072 --train_minutes 
 
 DOMAIN = ("none", "nf4 --double true", f"lora {TAUGHT}", f"qlora {TAUGHT}")  # on UNICODE_TEXT
 
-RUN_FIELDS = {"cache_bits": int, "table_bits": int, "activations": str}  # of a run, that a recipe's words may carry
+RUN_FIELDS = {
+    "cache_bits": int,
+    "cache_keys": str,
+    "table_bits": int,
+    "activations": str,
+}  # of a run, that a recipe's words may carry
 
 
 def recipe(words: str) -> tuple[tuple[str, dict], ...]:
@@ -103,7 +108,7 @@ def file_name(spec: RunSpec, group: str) -> str:
             str(params.json()[f["name"]]) for f in params.describe() if f["main"] or params.json()[f["name"]] != f["default"]
         ]
         steps.append("-".join([method.name, *changed]))
-    cache = f"-cache{spec.cache_bits}" if spec.cache_bits < 16 else ""
+    cache = f"-cache{spec.cache_bits}{'-channel' if spec.cache_keys == 'channel' else ''}" if spec.cache_bits < 16 else ""
     drawn = f"-seed{spec.seed}" if spec.seed else ""
     return f"{group}-{'+'.join(steps)}{cache}{drawn}.json".replace(":", "of").replace("--1", "-row").lower()
 

@@ -44,7 +44,8 @@ class RunSpec:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     activations: Literal["exact", "int8"] = "exact"
     table_bits: Literal[16, 8, 4] = 8
-    cache_bits: Literal[16, 8, 4] = 16  # of the key-value cache; 16: what the model computes in
+    cache_bits: Literal[16, 8, 4, 2] = 16  # of the key-value cache; 16: what the model computes in
+    cache_keys: Literal["token", "channel"] = "token"  # what shares a scale among its keys (compression/kv_cache.py)
     preset: str = "quick"  # where the defaults came from; no part of the key
 
     def __post_init__(self):
@@ -76,6 +77,11 @@ class RunSpec:
             raise BadParam(f"tokens = {self.tokens} is less than one window of {self.window}; "
                            f"give at least {self.window} tokens or a shorter window",
                            name="tokens", got=self.tokens, allowed=f">= {self.window}")  # fmt: skip
+        if self.cache_bits == 2 and self.cache_keys != "channel":
+            raise BadParam("cache_bits = 2 with cache_keys = 'token'; 2 bits hold keys only with a scale for each channel: "
+                           "give cache_keys = channel, or 4 bits", name="cache_bits", got=2, allowed="16, 8, 4")  # fmt: skip
+        if self.cache_bits == 16:
+            object.__setattr__(self, "cache_keys", "token")
         if self.keeps_weights:  # then also those of the tables, and what multiplies them
             object.__setattr__(self, "table_bits", 16)
             object.__setattr__(self, "activations", "exact")
@@ -102,7 +108,7 @@ class RunSpec:
 
     @property
     def needs_calibration(self) -> bool:
-        return any(m.needs_calibration for m, _ in self.methods)
+        return any(m.needs_calibration(p) for m, p in self.methods)
 
     @property
     def students(self) -> tuple[str, ...]:
@@ -151,7 +157,7 @@ class RunSpec:
 
     def original(self) -> RunSpec:
         """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""
-        return dataclasses.replace(self, recipe=(("none", {}),), cache_bits=16, seed=0)
+        return dataclasses.replace(self, recipe=(("none", {}),), cache_bits=16, cache_keys="token", seed=0)
 
     def json(self) -> dict:
         return dataclasses.asdict(self) | {"recipe": [[n, v] for n, v in self.recipe]}
@@ -186,7 +192,8 @@ class RunSpec:
 
     def _essence(self) -> dict:
         fields = self.json()
-        for ignored in ("preset", "device", *(["cache_bits"] if self.cache_bits == 16 else [])):
+        for ignored in ("preset", "device", *(["cache_bits"] if self.cache_bits == 16 else []),
+                        *(["cache_keys"] if self.cache_keys == "token" else [])):  # fmt: skip
             del fields[ignored]
         fields["recipe"] = [[m.name, p.effective()] for m, p in self.methods]
         if not self.needs_calibration:
@@ -210,7 +217,8 @@ _ALLOWED = {
     "device": ("auto", "cpu", "cuda"),
     "activations": ("exact", "int8"),
     "table_bits": (16, 8, 4),
-    "cache_bits": (16, 8, 4),
+    "cache_bits": (16, 8, 4, 2),
+    "cache_keys": ("token", "channel"),
     "preset": tuple(PRESETS),
 }
 

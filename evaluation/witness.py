@@ -40,6 +40,7 @@ WINDOW, CALIBRATED, EVALUATED, LETTERS = (
     6,
     16_384,
 )  # tokens of a window; windows to calibrate on, to measure; letters of each text
+LONGER = 3 * WINDOW  # tokens of a window where a cache by channel is measured: its first 128 tokens are no codes yet
 WIDTH, WIDE, HEADS, KV_HEADS, WORDS, POSITIONS = 128, 256, 4, 2, 260, 512
 BLOCKS, MORE_BLOCKS = 2, 3  # of a recipe that protects the first and the last, or leaves blocks out
 SIZES = {  # a family's own name for a size -> the size of its small model; what a config hasn't isn't set
@@ -153,7 +154,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
         head = copy.deepcopy(arch.head(original.module)[1])
         outcome = calibrate.compress(
             found, small.methods, reading.calibration, table_bits=spec.table_bits, activations=spec.activations,
-            cache_bits=spec.cache_bits, seed=spec.seed, training=reading.training,
+            cache_bits=spec.cache_bits, cache_keys=spec.cache_keys, seed=spec.seed, training=reading.training,
         )  # fmt: skip
         numbers = _matrices(found, original) | _courses(outcome.series)
         engine.prepare(found)
@@ -239,8 +240,8 @@ def _small(spec: RunSpec) -> RunSpec:
         values |= {name: min(values[name], most) for name, most in MOST.items() if values.get(name)}
         recipe.append((method.name, values | {name: value for name, value in SET.items() if name in values}))
     text, calibration = (name if name == UNICODE_TEXT else BUILTIN_TEXT for name in (spec.text, spec.calibration))
-    return dataclasses.replace(spec, recipe=tuple(recipe), text=text, calibration=calibration, window=WINDOW, tokens=EVALUATED * WINDOW,
-                               calibration_tokens=CALIBRATED * WINDOW)  # fmt: skip
+    return dataclasses.replace(spec, recipe=tuple(recipe), text=text, calibration=calibration, tokens=EVALUATED * WINDOW,
+                               calibration_tokens=CALIBRATED * WINDOW, window=LONGER if spec.cache_keys == "channel" else WINDOW)  # fmt: skip
 
 
 def _reading(small: RunSpec, original: Bundle) -> Reading:

@@ -219,17 +219,18 @@ class Words:
             return f"{value:,}"
         return self(f"value.{value}") if self.has(f"value.{value}") else str(value)
 
-    def recipe(self, recipe, long: bool = False, cache_bits: int = 16) -> str:
+    def recipe(self, recipe, long: bool = False, cache_bits: int = 16, cache_keys: str = "token") -> str:
         """A chain in words, and the bits of its key-value cache where they are few; long: with every setting."""
+        cache = self(f"recipe.cache.{cache_keys}", bits=cache_bits)
         if cache_bits < 16 and all(name == "none" for name, _ in recipe):
-            return self("recipe.cache.original", bits=cache_bits)
+            return self("recipe.cache.original", cache=cache)
         named = lambda name, values: self("comma").join([self.step(name, values, True), *self.settings(name, values)])  # noqa: E731
         chain = self("then").join((named if long else self.step)(name, values) for name, values in recipe)
-        return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, bits=cache_bits)
+        return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, cache=cache)
 
     def run(self, row: Mapping, long: bool = False) -> str:
         """What a run did: its recipe in words, from a row of the table of runs."""
-        return self.recipe(row["recipe"], long, row.get("cache_bits", 16))
+        return self.recipe(row["recipe"], long, row.get("cache_bits", 16), row.get("cache_keys", "token"))
 
     def note(self, note: Mapping) -> str:
         """A note's sentence; an unknown code is shown as it is rather than hidden."""

@@ -71,6 +71,32 @@ class Packed(nn.Module):
 
     def matmul(self, x: Tensor) -> Tensor:
         """rule(x) @ dequantize().T [..., out], where the rule is `activations` (None: x as it is)."""
+        rule = self.activations
+        if rule is None or not rule.looks_at_call or not x.numel():
+            return self.multiplied(x)
+        if rule.per_tensor:
+            scale = rule.scale_of(x)
+            return (self.multiplied(x.float() * (1 / scale)) * scale).to(x.dtype)
+        flat = x.reshape(-1, self.shape[1])
+        exact = (flat.detach().float().abs() >= rule.threshold).any(0)
+        if (kept := self.exact_columns()) is not None:
+            exact[kept.long()] = True
+        y = self.multiplied(flat.masked_fill(exact, 0))
+        if bool(exact.any()):
+            ids = exact.nonzero().flatten()
+            y = y + flat[:, ids] @ self.columns_of(ids).to(flat.dtype).T
+        return y.view(*x.shape[:-1], self.shape[0])
+
+    def exact_columns(self) -> Tensor | None:
+        """Columns [k] that are stored in 16 bits, whose inputs a rule by column never rounds; None: there are none."""
+        return None
+
+    def columns_of(self, ids: Tensor) -> Tensor:
+        """Columns ids [k] of the matrix as float32 [out, k]."""
+        return self.dequantize()[:, ids]
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        """`matmul` by the part of the rule that looks at each token alone (`of_the_rest`)."""
         if torch.compiler.is_compiling() and self._plan is not None and x.device.type == "cpu":
             return traced_product(x, self._plan.handle, self.shape[0])
         if torch.is_grad_enabled() and x.requires_grad:
@@ -78,18 +104,18 @@ class Packed(nn.Module):
         plan = self.plan() if x.device.type == "cpu" else None
         if plan is not None:
             return cpu.product(plan, x)
-        rule, flat = self.activations, x.reshape(-1, self.shape[1])
+        rule, flat = self.activations and self.activations.of_the_rest, x.reshape(-1, self.shape[1])
         plain = rule is None or not (rule.threshold or rule.static or rule.zero_point)
         y = self.rounded_product(flat) if plain else self.ruled_product(flat)
         return y.view(*x.shape[:-1], self.shape[0])
 
     def rounded_product(self, x: Tensor) -> Tensor:
         """`product` of rule(x); a format whose kernel multiplies integers overrides this."""
-        return self.product(self.activations(x) if self.activations else x)
+        return self.product(self.activations.of_the_rest(x) if self.activations else x)
 
     def ruled_product(self, x: Tensor) -> Tensor:
         """The same for a rule with a threshold, a fixed scale or a zero point; `rounded_product` needn't know of them."""
-        rule, grid = self.activations, getattr(self, "grid", None)
+        rule, grid = self.activations.of_the_rest, getattr(self, "grid", None)
         a_token = self.format == "grouped_int" and rule.group is None and rule.static is None
         if a_token and grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1 and gpu.serves(x):
             from kernels.gpu.int8 import int8_product
@@ -110,8 +136,9 @@ class Packed(nn.Module):
         return self._plan
 
     def prepare(self) -> bool:
-        """Keep only the tiles: the stored tensors are given up, so saving is over. False where C doesn't serve."""
-        if self.plan() is None:
+        """Keep only the tiles: the stored tensors are given up, so saving is over. False where C doesn't serve, and for a rule by column,
+        which reads single columns."""
+        if self.plan() is None or (self.activations is not None and self.activations.by_column):
             return False
         kept = {id(t) for t in self._plan.all_tensors()}
         for module in self.modules():
@@ -189,7 +216,7 @@ class _Differentiable(torch.autograd.Function):
         with torch.no_grad():
             if x.dtype == torch.bfloat16 and packed.activations is None and packed.plan() is not None:
                 return x @ packed._from_tiles().to(x.dtype).T  # many tokens: PyTorch's bfloat16 product is the faster one
-            return packed.matmul(x.detach())
+            return packed.multiplied(x.detach())
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:

@@ -40,6 +40,9 @@ class Columns(Packed):
     def stored(self) -> Tensor:
         return columns_matrix(self.values, self.index, self.shape[1])
 
+    def columns_of(self, ids: Tensor) -> Tensor:
+        return self.values.float() @ (self.index[:, None] == ids).float()
+
     def product(self, x: Tensor) -> Tensor:
         return columns(x, self.values, self.index)
 

@@ -51,6 +51,12 @@ class GroupedInt(Packed):
             return x @ self.stored().to(x.dtype).T
         return grouped_int(x, self.codes, grid.scale, grid.zero_points(), grid.bits, grid.group_size)
 
+    def columns_of(self, ids: Tensor) -> Tensor:
+        grid = self.grid
+        if self.prepared or grid.bits != 8 or grid.zero is not None or grid.scale.shape[1] != 1:
+            return super().columns_of(ids)
+        return (self.codes[:, ids].float() - 128) * grid.scale.float()
+
     def rounded_product(self, x: Tensor) -> Tensor:
         rule, grid = self.activations, self.grid
         symmetric = grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1

@@ -36,6 +36,12 @@ class Sum(Packed):
     def product(self, x: Tensor) -> Tensor:
         return self.first.product(x) + self.second.product(x)
 
+    def exact_columns(self) -> Tensor | None:
+        return self.second.index if self.second.format == "columns" else None
+
+    def columns_of(self, ids: Tensor) -> Tensor:
+        return self.first.columns_of(ids) + self.second.columns_of(ids)
+
     def tiles(self, rule):
         first, second = self.first.tiles(rule), self.second.tiles(rule)
         return None if first is None or second is None else plans.total(first, second)

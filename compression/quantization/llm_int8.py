@@ -9,8 +9,12 @@ Dettmers, Lewis, Belkada, Zettlemoyer 2022, arXiv 2208.07339, section 3: weights
 one a token (vector-wise quantization), 127 codes on each side of zero, so that -128 never occurs. With O the outlier
 features (equation 8),
     Y = X_O W_O + diag(c_x) (int8(X) int8(W)) diag(c_w)
-Weights are kept in int8 alone and their outlier columns are read back from there (bitsandbytes' mode); the paper's
-16-bit copy of W_O is not stored. A threshold of 0 turns the decomposition off, as in bitsandbytes.
+The paper takes a feature out for all tokens of a call as soon as one of them reaches the threshold there (`decomposition` "column"). By
+default each token decides for itself ("token"). With one token at a time both are the same. With many, a token's result depends by
+column on which others are beside it, and by token ordinary values beside an outlier are rounded where the paper leaves them. The
+weights that meet outliers are read back from int8, as bitsandbytes does. By column they may stay in 16 bits as in the paper
+(`outlier_weights` 16): columns that reach the threshold anywhere in a calibration text are stored so, beside the others; outliers in a
+column that did not are multiplied by its int8 weights. A threshold of 0 turns the decomposition off, as in bitsandbytes.
 
 The paper has two forms of int8(X) (section 2.1, table 1). "Absmax", of equation 8, runs from -max to max; "zeropoint" runs
 from a token's least to its largest value. A token whose largest value has no counterpart of the other sign, as behind a
@@ -19,13 +23,14 @@ perplexity 25.72 instead of 35.84, the original 25.65), and the models first tri
 costs one more number a row, the sum of its weights. bitsandbytes, the authors' code, has absmax alone: to foretell what it
 will make of a model, turn the zero point off.
 
-Deviation: the paper takes a feature out for all tokens of a batch as soon as one of them reaches the threshold; here each
-token decides for itself. With one token at a time it is the same; with many, a token's result no longer depends on
-which others are beside it, and ordinary values beside an outlier are rounded where the paper leaves them. Scales are
-stored in 16 bits. The threshold is absolute: small models may have no activation that reaches it, and then this is plain
-int8.
+Deviations. (1) The default is by token, with a zero point and no 16-bit weights. (2) The paper does not say how its 16-bit columns of W
+are found, and bitsandbytes keeps all of W in 16 bits or none; here calibration finds them once, their inputs are never rounded,
+and the scales of the other weights don't count them. (3) Scales are stored in 16 bits. (4) By column the decode step that runs whole
+layers in one call doesn't serve; such a model runs through transformers' own loop, and a note says so. The threshold is absolute:
+small models may have no activation that reaches it, and then this is plain int8.
 
-Cost: one pass over the weights; 8 bits a weight and 16 a row. Large activations make it slower than plain int8.
+Cost: one pass over the weights; 8 bits a weight and 16 a row, and 16 more a weight for columns in 16 bits, with a forward pass over
+the calibration text to find them. Large activations make it slower than plain int8.
 """
 
 from __future__ import annotations
@@ -36,8 +41,11 @@ from torch import Tensor
 
 from compression.base import Cost, Edit, Method, Params, Site, Stats, param
 from compression.packed.activations import ActivationRule
+from compression.packed.base import Packed
+from compression.packed.columns import Columns
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
+from compression.packed.total import Sum
 from compression.quantization.grids import stored
 from kernels.bits import row_bytes
 
@@ -48,10 +56,14 @@ class LlmInt8Params(Params):
 
     threshold: float = param(6.0, "Activations of this size or larger are multiplied as they are; 0: none are.", lo=0.0, hi=1e6)
     zero_point: bool = param(True, "Codes run from a token's least to its largest activation: finer steps than -max to max.")
+    decomposition: str = param("token", "What is too large leaves the 8 bits for its own token, or its whole column for all tokens of the call "
+                               "(the paper).", choices=("token", "column"), level="advanced")  # fmt: skip
+    outlier_weights: int = param(8, "Bits of the weights that meet outlier columns; 16 (the paper) learns from calibration which ones those are.",
+                                 choices=(8, 16), unit="bits", level="advanced", when={"decomposition": "column"})  # fmt: skip
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of codes and row scales; a few operations a weight."""
+    """Bytes of codes and row scales; a few operations a weight. Columns in 16 bits aren't counted: only calibration tells how many."""
     out, n = shape
     return Cost(bytes=out * row_bytes(n, 8) + 2 * out, flops=8.0 * out * n, peak_bytes=12 * out * n)
 
@@ -62,10 +74,22 @@ def vector_wise(weight: Tensor) -> GroupedInt:
     return GroupedInt.encode(grid.round(weight), grid)
 
 
+def keeps_weights(params: LlmInt8Params) -> bool:
+    """Whether outlier columns keep their weights in 16 bits."""
+    return params.decomposition == "column" and params.outlier_weights == 16 and params.threshold > 0
+
+
+def apart(weight: Tensor, outliers: Tensor) -> Packed:
+    """weight [out, in] with the columns `outliers` bool [in] in 16 bits and the others in int8, whose scales don't count those."""
+    rest = vector_wise(weight.masked_fill(outliers, 0))
+    return Sum(rest, Columns.encode(weight, outliers.nonzero().flatten())) if bool(outliers.any()) else rest
+
+
 def compress(site: Site, stats: Stats, params: LlmInt8Params) -> Edit:
     """Quantize the weight [out, in] of one linear and set how its inputs are rounded while it runs."""
-    packed = vector_wise(site.weight)
-    packed.activations = ActivationRule(bits=8, threshold=params.threshold or None, zero_point=params.zero_point)
+    by_column = params.decomposition == "column" and params.threshold > 0
+    packed = vector_wise(site.weight) if not keeps_weights(params) else apart(site.weight, stats.max_abs >= params.threshold)
+    packed.activations = ActivationRule(8, threshold=params.threshold or None, zero_point=params.zero_point, by_column=by_column)
     return stored(site, packed)
 
 
@@ -77,6 +101,8 @@ METHOD = Method(
     params=LlmInt8Params,
     compress=compress,
     cost=cost,
+    stats_of=lambda params: frozenset({"max_abs"}) if keeps_weights(params) else frozenset(),
+    stream="original",
     after=frozenset({"dense"}),
     essay=__doc__,
 )

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from compression import arch, artifact, calibrate, engine, get, likelihood, sample
+from compression import arch, artifact, calibrate, engine, get, kv_cache, likelihood, sample
 from compression.kv_cache import BITS, QuantizedCache, decode, encode, round_trip
 from kernels import cpu
-from tests import tiny
+from tests import oracles, tiny
 
 FEW = [b for b in BITS if b < 16]
 c_kernels = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
@@ -277,3 +277,118 @@ def test_a_stored_model_keeps_its_cache(bits, tmp_path):
     assert all(d is not None and d is not before and d.model.cache_bits == bits for d in found), bundle.refused
     assert relative(found[0].session(1, 12).run(ids), found[1].session(1, 12).run(ids)) < 0.02
     assert found[1].session(1, 64).bytes < before.session(1, 64).bytes / 2
+
+
+# --- keys by channel (KIVI) ---
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Groups of 8 and 16 tokens that wait, so that little text is enough; a head of 12 leaves a short group."""
+    monkeypatch.setattr(kv_cache, "GROUP", 8)
+    monkeypatch.setattr(kv_cache, "RECENT", 16)
+
+
+def by_channel(bits, family="llama"):
+    bundle = bundle_of(bits, family)
+    bundle.cache_keys = "channel"
+    return bundle
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("n", [1, 8, 13, 32])
+def test_packed_codes_come_back(bits, n):
+    codes = torch.randint(0, 2**bits, (3, 2, n), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    packed = kv_cache.pack(codes, bits)
+    assert packed.shape == (3, 2, -(-n * bits // 8)) and torch.equal(kv_cache.unpack(packed, bits, n), codes)
+    assert int(packed[0, 0, 0]) & 2**bits - 1 == int(codes[0, 0, 0]), "the first one is the lowest"
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_every_token_sees_kivis_cache(bits, short):
+    """Token by token against algorithm 1, with a loud channel among the keys, for which it was made."""
+    g = torch.Generator().manual_seed(1)
+    keys, values = torch.randn(2, 1, 40, 12, generator=g), torch.randn(2, 1, 40, 12, generator=g)
+    keys[..., 5] = 30 + keys[..., 5]
+    layer = kv_cache.ChannelLayer(bits)
+    for t in range(40):
+        found = layer.update(keys[:, :, t : t + 1], values[:, :, t : t + 1])
+        assert layer.get_seq_length() == t + 1
+        if t in (0, 14, 15, 16, 17, 31, 32, 39):
+            expected = oracles.quantization.kivi(keys[1, 0, : t + 1].numpy(), values[1, 0, : t + 1].numpy(), bits, 8, 16)
+            for a, b in zip(found, expected, strict=True):
+                step = (b.max() - b.min()) / (2**bits - 1)
+                assert np.abs(a[1, 0].numpy() - b).max() < 1.01 * step, "a tie may go the other way"
+                assert np.mean(np.abs(a[1, 0].numpy() - b) > 1e-4 * np.abs(b).max()) < 0.01
+
+
+def test_by_channel_a_loud_channel_costs_the_others_nothing(short):
+    """The paper's section 3.1: one scale a token makes the quiet channels of a key zero."""
+    keys = torch.randn(1, 1, 16, 12, generator=torch.Generator().manual_seed(1))
+    keys[..., 5] += 30
+    quiet = torch.arange(12) != 5
+    layer = kv_cache.ChannelLayer(4)
+    layer.update(keys, keys)
+    found, _ = layer.update(keys[:, :, :1], keys[:, :, :1])
+    error = lambda x: float((x - keys)[..., quiet].square().mean())  # noqa: E731
+    assert error(found[:, :, :16]) < 0.05 * error(round_trip(keys, 4))
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "qwen3"])
+@pytest.mark.parametrize("bits", [4, 2])
+def test_by_channel_read_at_once_or_token_by_token(family, bits, short):
+    bundle, ids = by_channel(bits, family), tiny.ids(2, 40)
+    with torch.no_grad():
+        whole = likelihood.final_states(bundle, ids)
+        plain = arch.backbone(bundle.module)(input_ids=ids, use_cache=False).last_hidden_state
+        cache = bundle.new_cache()
+        parts = [kv_cache.read(arch.backbone(bundle.module), part, cache) for part in (ids[:, :21], *ids[:, 21:].split(1, 1))]
+    assert relative(torch.cat(parts, 1), whole) < A_CODE[4]
+    assert relative(whole, plain) > 1e-4 and relative(whole[:, :16], plain[:, :16]) < 1e-2, "codes begin where 16 tokens are over"
+    stepper, last = sample.stepper(bundle, 2, 40), None
+    for part in (ids[:, :30], *ids[:, 30:].split(1, 1)):
+        last = stepper(part)
+    expected = arch.head(bundle.module)[1](whole[:, -1])
+    assert relative(last, expected) < A_CODE[4] and (bundle.refused or cpu.compiler() is None)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("tokens", [15, 16, 39])
+def test_by_channel_the_bytes_are_what_the_cache_holds(bits, tokens, short):
+    bundle = by_channel(bits)
+    cache = bundle.new_cache()
+    with torch.no_grad():
+        kv_cache.read(arch.backbone(bundle.module), tiny.ids(3, tokens), cache)
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in layer.stored)
+    assert held == 3 * 2 * 2 * kv_cache.channel_bytes(12, tokens, bits), "sequences, layers, heads"
+    assert cache.get_seq_length() == tokens
+
+
+def test_by_channel_in_numbers():
+    """A head of 64 in 2 bits: 2 bits and 32 for each 32 values are 3 a value; the 64 tokens that wait on average have 16."""
+    assert kv_cache.channel_bytes(64, 128, 2) == 2 * 128 * 64 * 3 // 8
+    assert kv_cache.usual_length(512) == 448 and kv_cache.usual_length(100) == 100
+    geometry = bundle_of(16).geometry
+    size = geometry.layers[0].head_size
+    expected = 2 * 2 * (kv_cache.channel_bytes(size, 384, 2) + 64 * 4 * size) // 448
+    assert geometry.kv_cache_bytes_per_token(2, "channel", 512) == expected < geometry.kv_cache_bytes_per_token(16)
+
+
+@c_kernels
+def test_by_channel_the_step_declines_by_name():
+    with pytest.raises(engine.CannotServe, match="scales by channel"):
+        engine.decoder(by_channel(2))
+
+
+def test_by_channel_no_gradient_is_promised(short):
+    layer, x = kv_cache.ChannelLayer(4), torch.randn(1, 1, 4, 12, requires_grad=True)
+    with torch.enable_grad(), pytest.raises(ValueError, match="takes no gradient"):
+        layer.update(x, x)
+
+
+def test_by_channel_a_stored_model_keeps_its_cache(tmp_path):
+    bundle = tiny.bundle("qwen3")
+    calibrate.compress(bundle, ((get("none"), get("none").params()),), None, cache_bits=2, cache_keys="channel")
+    artifact.save(bundle, tmp_path / "made", {"label": "a cache"})
+    loaded = artifact.load(tmp_path / "made")
+    assert (loaded.cache_bits, loaded.cache_keys) == (2, "channel") and loaded.new_cache().keys == "channel"

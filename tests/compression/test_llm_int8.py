@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from compression import get
+from compression import arch, calibrate, engine, get
 from compression.base import BadParam, Site, Stats
+from compression.packed import from_config
 from kernels import cpu
-from tests import oracles
+from tests import oracles, tiny
 
 
 def run(weight, **params):
@@ -89,8 +90,6 @@ def test_a_zero_point_halves_the_steps_of_tokens_with_one_large_value(served_by)
 
 
 def test_the_zero_point_is_saved_with_the_format(served_by):
-    from compression.packed import from_config
-
     packed = run(problem()[1], zero_point=True)
     config = packed.full_config()
     assert config["activations"] == {"bits": 8, "threshold": 6.0, "zero_point": True}
@@ -138,3 +137,94 @@ def test_weights_are_the_nearest_of_255_codes():
 def test_a_negative_threshold_is_refused():
     with pytest.raises(BadParam, match="threshold"):
         get("llm_int8").params.parse({"threshold": -1.0})
+
+
+# --- by column, as in the paper ---
+
+
+def kept(weight, seen, **params):
+    """With the weights of outlier columns in 16 bits; seen [tokens, in]: the calibration's inputs."""
+    method = get("llm_int8")
+    values = method.params.parse({"decomposition": "column", "outlier_weights": 16} | params)
+    return method.compress(
+        Site("a", "q", 0, 1, weight, None, None), Stats(len(seen), max_abs=seen.abs().amax(0)), values
+    ).linears["a"]
+
+
+def mixed(tokens=7, n=72):
+    """Two columns in which only some tokens are outliers."""
+    x, weight = problem(tokens=tokens, n=n)
+    x[1, 3], x[4, 50], x[5, 50] = 40.0, -9.0, 6.0
+    return x, weight
+
+
+def test_by_column_equals_equation_8(served_by):
+    x, weight = mixed()
+    packed = run(weight, decomposition="column", zero_point=False)
+    expected = oracles.quantization.llm_int8_by_column(x.double().numpy(), weight.double().numpy(), 6.0)
+    assert np.abs(packed.matmul(x).numpy() - expected).max() < 1e-3 * np.abs(expected).max()
+    assert np.abs(packed.matmul(x.view(1, 7, -1))[0].numpy() - expected).max() < 1e-3 * np.abs(expected).max()
+    assert torch.allclose(packed.activations(x) @ packed.dequantize().T, packed.matmul(x), rtol=1e-3, atol=1e-3)
+    by_token = run(weight, zero_point=False)
+    assert torch.allclose(packed.matmul(x[:1]), by_token.matmul(x[:1]), atol=1e-5), "one token: the same"
+    assert not torch.allclose(packed.matmul(x)[0], by_token.matmul(x)[0], atol=1e-4), (
+        "its column left the 8 bits, for another's sake"
+    )
+
+
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_by_column_with_weights_in_16_bits(zero_point, served_by):
+    """Column 3 is known from calibration, column 50 is not and is read back from int8."""
+    x, weight = mixed()
+    seen = x.clone()
+    seen[:, 50] = 1
+    packed = kept(weight, seen, zero_point=zero_point)
+    assert packed.format == "sum" and packed.second.index.tolist() == [3]
+    assert packed.stored_bytes() == 20 * 72 + 2 * 20 + 2 * 20 + 4
+    expected = oracles.quantization.llm_int8_by_column(x.double().numpy(), weight.double().numpy(), 6.0, kept=[3])
+    found = packed.matmul(x).numpy()
+    assert np.abs(found - expected).max() < (1e-3 if not zero_point else 0.02) * np.abs(expected).max()
+    exact = (x @ weight.T).numpy()
+    plain = run(weight, decomposition="column", zero_point=zero_point).matmul(x).numpy()
+    assert np.abs(found - exact)[1].mean() < np.abs(plain - exact)[1].mean(), "what the large value meets is exact"
+    assert from_config(packed.full_config()).activations == packed.activations
+
+
+def test_without_outliers_or_a_threshold_nothing_is_kept():
+    x, weight = problem()
+    assert kept(weight, x).format == "grouped_int"
+    off = get("llm_int8").params.parse({"decomposition": "column", "outlier_weights": 16, "threshold": 0.0})
+    packed = get("llm_int8").compress(Site("a", "q", 0, 1, weight, None, None), Stats(0), off).linears["a"]
+    assert not packed.activations.looks_at_call
+
+
+def test_only_weights_in_16_bits_ask_for_calibration():
+    method = get("llm_int8")
+    asks = lambda **p: method.needs_calibration(method.params.parse(p))  # noqa: E731
+    assert not asks() and not asks(decomposition="column") and not asks(outlier_weights=16)
+    assert asks(decomposition="column", outlier_weights=16)
+    assert not asks(decomposition="column", outlier_weights=16, threshold=0.0)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_whole_model_by_column(bits):
+    bundle, ids, method = tiny.bundle("llama"), tiny.ids(4), get("llm_int8")
+    before = tiny.logits(bundle, ids)
+    values = {"decomposition": "column", "outlier_weights": bits, "threshold": 2.0, "zero_point": False}
+    calibrate.compress(bundle, ((method, method.params.parse(values)),), ids)
+    assert (tiny.logits(bundle, ids) - before).norm() < 0.03 * before.norm()
+    formats = {bundle.module.get_submodule(path).packed.format for path, _, _ in arch.linears(bundle.module)}
+    assert ("sum" in formats) == (bits == 16)
+    after = tiny.logits(bundle, ids)
+    engine.prepare(bundle)
+    assert torch.equal(tiny.logits(bundle, ids), after), "it reads single columns, so its tensors stay"
+    with pytest.raises(engine.CannotServe, match="what else is in the call|C kernels"):
+        engine.decoder(bundle)
+
+
+def test_the_gradient_by_column_passes_straight_through():
+    x, weight = mixed()
+    packed = run(weight, decomposition="column", zero_point=False)
+    x.requires_grad_()
+    packed.matmul(x).sum().backward()
+    assert torch.allclose(x.grad, packed.dequantize().sum(0).expand_as(x), rtol=1e-4, atol=1e-4)

@@ -92,4 +92,4 @@ def test_more_updates_lose_less_and_the_seed_is_fixed():
     first, again = (run("nmf", here)[0].dequantize() for _ in range(2))
     more = run("nmf", here, updates=60)[0].dequantize()
     assert torch.equal(first, again) and (here.weight - more).norm() < 0.98 * (here.weight - first).norm()
-    assert not get("nmf").needs_calibration
+    assert not get("nmf").needs_calibration(get("nmf").params())

@@ -89,7 +89,8 @@ def test_the_key_names_the_code_and_the_question_does_not(monkeypatch):
     "fields, words",
     [
         ({"tokens": 0}, "at least 1"), ({"tokens": 100}, "less than one window"), ({"window": 1}, "at least 2"),
-        ({"table_bits": 5}, "16, 8, 4"), ({"cache_bits": 3}, "16, 8, 4"), ({"protocol": "mine"}, "paper, raw"), ({"recipe": ()}, "empty"),
+        ({"table_bits": 5}, "16, 8, 4"), ({"cache_bits": 3}, "16, 8, 4, 2"), ({"cache_bits": 2}, "cache_keys = channel"),
+        ({"cache_keys": "row"}, "token, channel"), ({"protocol": "mine"}, "paper, raw"), ({"recipe": ()}, "empty"),
         ({"recipe": (("gptq", {"bits": 17}),)}, "2 to 8"), ({"seed": -1}, "at least 0"),
     ],
 )  # fmt: skip
@@ -111,3 +112,15 @@ def test_the_cache_that_comes_out_is_the_runs_or_the_methods():
     qat = ("llm_qat", {"kv_bits": 4})
     assert bits(("none", {})) == bits(("rtn", {})) == 16 and bits(("rtn", {}), cache_bits=8) == 8
     assert bits(qat) == 4 and bits(qat, cache_bits=8) == 8 and bits(("llm_qat", {"kv_bits": 16})) == 16
+
+
+def test_keys_by_channel_are_another_question_and_nothing_without_few_bits():
+    plain, few = RunSpec("m", (("none", {}),), cache_bits=4), RunSpec("m", (("none", {}),), cache_bits=4, cache_keys="channel")
+    assert few.identity() != plain.identity() and "cache_keys" not in plain._essence(), "stored answers keep their names"
+    assert RunSpec("m", (("none", {}),), cache_keys="channel") == RunSpec("m", (("none", {}),))
+    assert few.original() == RunSpec("m", (("none", {}),)) and shipped.file_name(few, "gates") == "gates-none-cache4-channel.json"
+    assert shipped.asked("none --cache_bits 2 --cache_keys channel")[1] == {"cache_bits": 2, "cache_keys": "channel"}
+    assert (
+        overview.label(RunSpec("m", (("none", {}),), cache_bits=2, cache_keys="channel"))
+        == "original weights, cache in 2 bits by channel"
+    )

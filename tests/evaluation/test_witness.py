@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from compression import kv_cache
 from evaluation import provenance, witness
 from evaluation.provenance import ROOT
 from evaluation.run import run
@@ -186,3 +187,9 @@ def test_what_goes_wrong_while_judging_is_no_agreement():
         partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {"config": {"model_type": "gone"}, "numbers": {}}
     )
     assert witness.witness(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {"model_type": "gone"}) == {}
+
+
+def test_a_cache_by_channel_is_witnessed_where_it_holds_codes():
+    few = RunSpec("m", (("none", {}),), cache_bits=2, cache_keys="channel")
+    assert witness._small(few).window > kv_cache.RECENT and witness._small(few).tokens % witness._small(few).window == 0
+    assert witness._small(dataclasses.replace(few, cache_bits=4, cache_keys="token")).window == witness.WINDOW, "as ever"

@@ -271,3 +271,90 @@ def spqr(weight, hessian, groups, bits, level_bits, limit, leave_out, search):
             live[:, remaining] -= np.outer((live[:, c] - result[:, c]) / inverse[0, 0], inverse[0])
             remaining = remaining[1:]
     return codes, result, outliers
+
+
+def w8a8(x, weight, activation_scale, weight_scale):
+    """y [tokens, out] of symmetric 8-bit products as in SmoothQuant's eq. 2 and table 2: integers of x [tokens, in] by its scale (a number,
+    or one a token), of weight [out, in] by its (a number, or one a row), cut at 127; sums of integers."""
+    whole = lambda t, s: np.clip(np.rint(t / s), -127, 127).astype(np.int64)  # noqa: E731
+    sums = whole(x, activation_scale) @ whole(weight, weight_scale).T
+    return sums * activation_scale * np.broadcast_to(weight_scale, (len(weight), 1)).T
+
+
+def alpha_search(x, max_abs, weights, alphas, product):
+    """The first alpha with the least squared error of all matrices' outputs; product(x, weight) rounds both."""
+
+    def lost(alpha):
+        s = [
+            max(m, 1e-5) ** alpha / max(max(np.abs(w[:, j]).max() for w in weights), 1e-5) ** (1 - alpha)
+            for j, m in enumerate(max_abs)
+        ]
+        return sum(np.square(product(x / s, w * s) - x @ w.T).sum() for w in weights)
+
+    return min(alphas, key=lost)
+
+
+def int8_attention(query, key, value, scaling, shared, static=None):
+    """Causal attention of one sequence, head by head and query by query, both products sums of integers. query [heads, t, size], key and
+    value [kv heads, all, size], the last t of which are the queries' own tokens; static: the three scales of "tensor"."""
+    heads, t, size = query.shape
+    total = key.shape[1]
+    out = np.zeros((heads, t, size))
+    most = lambda z: max(np.abs(z).max(), 1e-30) / 127  # noqa: E731
+    fixed = static if shared == "tensor" else [most(z) for z in (query, key, value)] if shared == "dynamic_tensor" else None
+    whole = lambda z, s: np.clip(np.rint(z / s), -127, 127).astype(np.int64)  # noqa: E731
+    for h in range(heads):
+        kv = h * key.shape[0] // heads
+        for i in range(t):
+            reach = total - t + i + 1
+            sq = fixed[0] if fixed else most(query[h, i])
+            sk = [fixed[1] if fixed else most(key[kv, j]) for j in range(reach)]
+            sv = [fixed[2] if fixed else most(value[kv, j]) for j in range(reach)]
+            scores = np.array([whole(query[h, i], sq) @ whole(key[kv, j], sk[j]) * sq * sk[j] for j in range(reach)]) * scaling
+            chances = np.exp(scores - scores.max())
+            chances /= chances.sum()
+            weighted = chances * sv
+            unit = weighted.max() / 127 if fixed is None else fixed[2] / 127
+            out[h, i] = unit * sum(whole(weighted[j], unit) * whole(value[kv, j], sv[j]) for j in range(reach))
+    return out
+
+
+def kivi(keys, values, bits, group, recent):
+    """KIVI's cache (algorithm 1) of one head as the newest token sees it: keys, values [t, size]. All tokens but the last 1 to `recent`
+    are codes, in blocks of `recent`; a group is `group` tokens of a channel of the keys, `group` channels of a token of the values."""
+    half = lambda v: float(np.float16(v))  # noqa: E731
+
+    def of_group(part):
+        least, scale = half(part.min()), half((part.max() - part.min()) / (2**bits - 1))
+        return [least + scale * min(max(np.rint((v - least) / (scale or 1)), 0), 2**bits - 1) for v in part]
+
+    t, size = keys.shape
+    old = (t - 1) // recent * recent
+    seen = [np.array(x, np.float16).astype(float) for x in (keys, values)]
+    for start in range(0, old, group):
+        for c in range(size):
+            seen[0][start : start + group, c] = of_group(keys[start : start + group, c])
+    for row in range(old):
+        for start in range(0, size, group):
+            seen[1][row, start : start + group] = of_group(values[row, start : start + group])
+    return seen
+
+
+def llm_int8_by_column(x, weight, threshold, kept=()):
+    """Eq. 8 of LLM.int8(), absmax: O are the columns in which any token of x [tokens, in] reaches the threshold, and those `kept` in half
+    precision. Y = X_O W_O + diag(c_x) (int8 X int8 W) diag(c_w), the scales those of what is left; W_O of columns that aren't kept
+    comes from the int8 weights."""
+    kept = list(kept)
+    rest = np.array(weight, float)
+    rest[:, kept] = 0
+    of_w = np.array([float(np.float16(np.abs(row).max() / 127)) or 1.0 for row in rest])
+    whole = np.rint(rest / of_w[:, None])
+    outliers = [j for j in range(x.shape[1]) if j in kept or any(abs(v) >= threshold for v in x[:, j])]
+    inside = [j for j in range(x.shape[1]) if j not in outliers]
+    y = np.zeros((len(x), len(weight)))
+    for t, token in enumerate(x):
+        of_x = np.abs(token[inside]).max(initial=0) / 127 or 1.0
+        y[t] = of_x * of_w * (whole[:, inside] @ np.rint(token[inside] / of_x))
+        for j in outliers:
+            y[t] += token[j] * (np.float16(weight[:, j]).astype(float) if j in kept else of_w * whole[:, j])
+    return y
