@@ -7,8 +7,9 @@
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
 assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; the README shows those
 of the first machine that has them all. A speed depends on the format and not on the numbers in it, so each model is compressed
-with few calibration and training tokens for that. A second table sets public implementations beside ours (peers.json there,
-`make compare-peers`).
+with few calibration and training tokens for that. Another table sets each method that was calibrated on a text of the kind that it
+is measured on beside itself, calibrated on a text of another kind (gates-*.json and calibration-*.json); the last one sets public
+implementations beside ours (peers.json there, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from evaluation import peers, shipped
 from evaluation.provenance import ROOT
@@ -26,6 +28,16 @@ from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
 PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
+TEXTS_HEAD = (
+    "method",
+    "weights, bits each",
+    "perplexity, WikiText-2",
+    "KL, WikiText-2",
+    "perplexity, Python's help",
+    "KL, Python's help",
+    "perplexity, help over WikiText-2",
+)
+NO_TEXTS = "Not measured yet: `python -m evaluation.shipped calibration`.\n"
 QUIET = 0.1  # cores busy with other work up to which seconds are shown
 HEAD = (
     "method",
@@ -44,11 +56,12 @@ FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the
 )  # fmt: skip
 
 
-def results(group: str = "gates") -> dict[str, Result]:
-    """The measured runs of a group by file name, in the order in which `shipped` names them, without those that only tests read."""
+def results(group: str = "gates", folder: Path | None = None) -> dict[str, Result]:
+    """The measured runs of a group by file name, in the order in which `shipped` names them, without those that only tests read.
+    folder: where the files lie, default assets/results."""
     found = {}
     for spec in shipped.specs(group, ladder=False):
-        file = shipped.RESULTS / shipped.file_name(spec, group)
+        file = (folder or shipped.RESULTS) / shipped.file_name(spec, group)
         if file.is_file():
             found[file.stem] = Result.parse(json.loads(file.read_text("utf-8")))
     return found
@@ -86,6 +99,50 @@ def table(group: str) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def same_but_text(a: Result, b: Result) -> bool:
+    """Whether two runs are one recipe on the same weights, measured on the same windows, and read other calibration texts."""
+    asked = [dataclasses.replace(r.spec, calibration="", text="", preset="quick") for r in (a, b)]
+    return asked[0] == asked[1] and a.protocol_id == b.protocol_id and a.fingerprint["model"] == b.fingerprint["model"] and (
+        a.fingerprint["calibration"] != b.fingerprint["calibration"])  # fmt: skip
+
+
+def text_ratio(other: Result, usual: Result) -> tuple[float, float]:
+    """(perplexity of `other` over that of `usual`, standard error), paired over the windows that both were measured on.
+
+    Raises ValueError where something else than the calibration text differs.
+    """
+    import torch
+
+    from evaluation.perplexity import ratio
+
+    if not same_but_text(other, usual):
+        raise ValueError(
+            f"{other.id} and {usual.id} differ in more than their calibration text, or not in it; measure both again"
+        )
+    return ratio(*(torch.tensor(r.series["window_losses"])[:, None] for r in (other, usual)))
+
+
+def texts_table(folder: Path | None = None) -> str:
+    """Each recipe of shipped.ELSEWHERE calibrated on both texts, in Markdown; one that lacks a side is left out."""
+    usual, lines, words = results("gates", folder), [TEXTS_HEAD, ["---"] * len(TEXTS_HEAD)], Words("en")
+    for name, other in results("calibration", folder).items():
+        beside = usual.get(name.replace("calibration-", "gates-", 1))
+        if beside is None:
+            continue
+        value, error = text_ratio(other, beside)
+        sides = [
+            f(r.metrics)
+            for r in (beside, other)
+            for f in (
+                lambda m: f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}",
+                lambda m: f"{m['kl_divergence_mean']:.3f}",
+            )
+        ]
+        bits = f"{other.metrics['weight_bits_per_weight']:.2f}"
+        lines.append([words.recipe(other.spec.recipe, True), bits, *sides, f"{value:.3f} ± {error:.3f}"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_TEXTS
+
+
 def peers_table() -> str:
     """Public implementations beside ours, in Markdown; seconds only where the machine had nothing else to do."""
     lines = [PEERS_HEAD, ["---"] * len(PEERS_HEAD)]
@@ -102,12 +159,20 @@ def peers_table() -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+TABLES = {
+    "methods": lambda: table("gates"),
+    "texts": texts_table,
+    "domain": lambda: table("domain"),
+    "peers": peers_table,
+}  # name of a pair of marks in the README -> what stands between them
+
+
 def written(readme: str) -> str:
     """README text with each table between its two marks."""
-    for name, made in (("methods", table("gates")), ("domain", table("domain")), ("peers", peers_table())):
+    for name, make in TABLES.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         before, rest = readme.split(begin)
-        readme = before + begin + made + end + rest.split(end)[1]
+        readme = before + begin + make() + end + rest.split(end)[1]
     return readme
 
 
