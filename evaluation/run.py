@@ -114,6 +114,7 @@ class _Run:
             "model": self.bundle.source["weights_hash"], "config": self.bundle.source["config_hash"], "text": text.hash, "dtype": self.dtype,
             "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
         } | ({"students": [models.content_hash(name) for name in spec.students]} if spec.students else {})  # fmt: skip
+        self.fingerprint |= {"template": reading.template} if reading.template else {}
         if not self.again and (found := self._stored(spec, self.fingerprint)):
             return found
         self.baseline_result = self._original()
@@ -161,7 +162,7 @@ class _Run:
         from evaluation.measure import Baseline, OriginalHead, measure
 
         spec = self.spec.original()
-        fingerprint = self.fingerprint | {"calibration": ""}
+        fingerprint = {k: v for k, v in self.fingerprint.items() if k != "template"} | {"calibration": ""}
         head = self._head()
         found = None if self.again else self._stored(spec, fingerprint)
         key = found.key if found else spec.key(fingerprint)
