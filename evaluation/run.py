@@ -157,12 +157,16 @@ class _Run:
                 return r
         return None
 
+    def _of_original(self) -> dict:
+        """What the original's measurement depends on: no text that a method reads."""
+        return {k: v for k, v in self.fingerprint.items() if k != "template"} | {"calibration": ""}
+
     def _original(self) -> Result:
         """The original's result in this protocol, measured now if the store hasn't it."""
         from evaluation.measure import Baseline, OriginalHead, measure
 
         spec = self.spec.original()
-        fingerprint = {k: v for k, v in self.fingerprint.items() if k != "template"} | {"calibration": ""}
+        fingerprint = self._of_original()
         head = self._head()
         found = None if self.again else self._stored(spec, fingerprint)
         key = found.key if found else spec.key(fingerprint)
@@ -338,7 +342,8 @@ class _Run:
         seen = witness.witness(partial(witness.of_run, spec), witness.small_config(self.config, spec), self.nudges)
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
-            layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,
+            layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}",
+            fingerprint=self._of_original() if spec.is_original else self.fingerprint,
             environment=host.environment(), model=source, code=provenance.code(), witness=seen,
         )  # fmt: skip
 
