@@ -27,7 +27,25 @@ from evaluation.spec import Result, RunSpec
 from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
-PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
+PEERS_HEAD = (
+    "settings",
+    "other program",
+    "alike, and not",
+    "perplexity, ours",
+    "perplexity, theirs",
+    "ratio",
+    "seconds, ours",
+    "seconds, theirs",
+)
+AUTHORS_HEAD = (
+    "settings",
+    "authors' code",
+    "alike, and not",
+    "error left, ours over theirs",
+    "lowest and highest",
+    "kept by both",
+)
+NO_AUTHORS = "Not measured yet: `python -m evaluation.peers --authors DIR`.\n"
 TEXTS_HEAD = (
     "method",
     "weights, bits each",
@@ -153,10 +171,37 @@ def peers_table() -> str:
         seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
         fewer = f", {row['windows']} windows" if "windows" in row else f", mean of {len(row['draws'])}" if "draws" in row else ""
         lines.append([
-            f"`{row['recipe']}`{fewer}", row["package"], f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
+            f"`{row['recipe']}`{fewer}", row["package"], _alike(row["name"]),
+            f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
             f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}", *seconds,
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _alike(name: str) -> str:
+    """What the settings of a stored pair mean, "" for one that is no longer compared."""
+    return peers.PAIRS[name].same if name in peers.PAIRS else ""
+
+
+def authors_table(file: Path | None = None) -> str:
+    """The authors' own loops beside ours, a row a recipe over all matrices, in Markdown. file: default peers.json."""
+    file = file or peers.TABLE
+    found = json.loads(file.read_text("utf-8")).get("authors", {}).get("rows", ()) if file.is_file() else ()
+    lines = [AUTHORS_HEAD, ["---"] * len(AUTHORS_HEAD)]
+    for row in found:
+        each = list(row["matrices"].values())
+        ratios = sorted(f["ratio"] for f in each)
+        if "weak_columns" in each[0]:
+            kept = f"{sum(f['weak_in_common'] for f in each)} of {sum(f['weak_columns'] for f in each)} weak columns"
+        else:
+            shares = [100 * sum(f[f"outlier_share_{side}"] for f in each) / len(each) for side in ("ours", "theirs")]
+            kept = "{:.2f} and {:.2f} % outliers, ours and theirs".format(*shares)
+        at = f" at {row['commit'][:8]}" if row["commit"] else ""
+        lines.append([
+            f"`{row['recipe']}`", f"[{row['repository'].removeprefix('https://github.com/')}]({row['repository']}){at}", row["same"],
+            f"{row['ratio']:.4f}", f"{ratios[0]:.4f} and {ratios[-1]:.4f} of {len(each)} matrices", kept,
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_AUTHORS
 
 
 TABLES = {
@@ -164,6 +209,7 @@ TABLES = {
     "texts": texts_table,
     "domain": lambda: table("domain"),
     "peers": peers_table,
+    "authors": authors_table,
 }  # name of a pair of marks in the README -> what stands between them
 
 
