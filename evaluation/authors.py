@@ -237,6 +237,13 @@ def _commit(folder: Path) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def merged(old: dict, about: dict, rows: list[dict]) -> dict:
+    """The rows that came out, beside the old ones of the same weights and text, in the order of LOOPS."""
+    kept = old.get("rows", []) if all(old.get(key) == value for key, value in about.items()) else []
+    by_name = {row["name"]: row for row in (*kept, *(row for row in rows if "failed" not in row))}
+    return about | {"rows": [by_name[name] for name in LOOPS if name in by_name]}
+
+
 def line(row: dict) -> str:
     """A row on the screen."""
     if "failed" in row:

@@ -442,12 +442,9 @@ def beside_authors(own: argparse.Namespace) -> int:
         for name in own.only or authors.LOOPS:
             rows.append(authors.compare(name, given, Path(place), own.authors))
             print(authors.line(rows[-1]), flush=True)
-    whole = json.loads(out.read_text("utf-8")) if out.is_file() else {}
-    old = whole.get("authors", {})
-    kept = old.get("rows", []) if all(old.get(k) == v for k, v in about.items()) else []
-    by_name = {row["name"]: row for row in (*kept, *(row for row in rows if "failed" not in row))}
-    whole["authors"] = about | {"rows": [by_name[name] for name in authors.LOOPS if name in by_name]}
-    out.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            table = json.loads(out.read_text("utf-8")) if out.is_file() else {}
+            table["authors"] = authors.merged(table.get("authors", {}), about, rows)
+            out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
     wrong = [f"{row['name']}: {row['failed']}" for row in rows if "failed" in row]
     wrong += [f"{row['name']}: ours leaves {row['ratio'] - 1:.2%} more error" for row in rows if row.get("ratio", 0) > WORST]
     print("\n".join(wrong), file=sys.stderr)

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from evaluation import layers, overview, peers, shipped
+from evaluation import authors, layers, overview, peers, shipped
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -430,6 +430,21 @@ def test_no_public_implementation_is_two_percent_better():
         row["recipe"] == peers.PAIRS[name].ours for name, row in PEERS.items()
     )
     assert peers.verdict(list(PEERS.values())) == []
+
+
+AUTHORS = json.loads(peers.TABLE.read_text("utf-8")).get("authors", {}).get("rows", [])
+
+
+@pytest.mark.skipif(not AUTHORS, reason="`python -m evaluation.peers --authors DIR`")
+def test_the_authors_own_loops_leave_no_less_error():
+    """Lee et al. 2023 and Dettmers et al. 2023, by their own code on the same matrices: the same weak columns, as many outliers."""
+    assert [row["name"] for row in AUTHORS] == list(authors.LOOPS)
+    for row in AUTHORS:
+        assert row["recipe"] == authors.LOOPS[row["name"]].ours and row["ratio"] <= peers.WORST, row["name"]
+        for found in row["matrices"].values():
+            assert found.get("weak_in_common") == found.get("weak_columns")
+            if "outlier_share_ours" in found:
+                assert found["outlier_share_ours"] == pytest.approx(found["outlier_share_theirs"], rel=0.5)
 
 
 @pytest.mark.parametrize("name", ["gptq-4", "smoothquant"])
