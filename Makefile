@@ -4,7 +4,8 @@
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
 # make soak     the campaign of faults, hostile files and visitors (about two hours on two quiet cores; ARGS=... see tests/soak)
-# make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS=... see evaluation/peers.py)
+# make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS="--authors DIR" beside the
+#                     authors' loops of OWQ and SpQR; see evaluation/peers.py)
 
 PYTHON ?= python3
 VENV := .venv

@@ -153,12 +153,13 @@
     const one = (k, control) => h('div', {className: 'field'}, label(t(`setting.${k}`), t(`setting.${k}.help`), `s-${k}`), control);
     const pick = (k, options, name, f = v => v) => one(k, h('select', {id: `s-${k}`, onchange: e => { put(k, f(e.target.value)); }}, options.map(v => h('option', {value: v, selected: v === st[k]}, name(v)))));
     const number = (k, empty) => one(k, h('input', {id: `s-${k}`, type: 'number', min: k === 'seed' ? 0 : 1, step: 1, value: st[k] ?? '', placeholder: empty ?? '', onchange: e => put(k, e.target.value === '' ? (empty ? null : ce.defaults()[k]) : Number(e.target.value))}));
+    const named = {text: ce.data.texts, calibration: ce.data.calibrations};
     const text = k => one(k, ce.data.public
-      ? h('select', {id: `s-${k}`, onchange: e => put(k, e.target.value)}, ce.data.texts.map(v => h('option', {value: v, selected: v === st[k]}, v)))
-      : h('span', {}, h('input', {id: `s-${k}`, type: 'text', list: 'ce-texts', spellcheck: false, value: st[k], onchange: e => put(k, e.target.value.trim() || 'builtin')})));
+      ? h('select', {id: `s-${k}`, onchange: e => put(k, e.target.value)}, named[k].map(v => h('option', {value: v, selected: v === st[k]}, v)))
+      : h('span', {}, h('input', {id: `s-${k}`, type: 'text', list: `ce-named-${k}`, spellcheck: false, value: st[k], onchange: e => put(k, e.target.value.trim() || 'builtin')})));
     const preset = one('preset', h('select', {id: 's-preset', onchange: e => { Object.assign(st, ce.data.presets[e.target.value], {preset: e.target.value}); ce.write(); draw(); weigh(); }},
       Object.keys(ce.data.presets).map(k => h('option', {value: k, selected: k === st.preset}, t(`setting.preset.${k}`)))));
-    return h('details', {className: 'fold', 'data-k': 'settings'}, h('summary', {}, t('controls.settings')), h('datalist', {id: 'ce-texts'}, ce.data.texts.map(v => h('option', {value: v}))),
+    return h('details', {className: 'fold', 'data-k': 'settings'}, h('summary', {}, t('controls.settings')), Object.keys(named).map(k => h('datalist', {id: `ce-named-${k}`}, named[k].map(v => h('option', {value: v})))),
       h('div', {className: 'grid'}, preset, text('text'), text('calibration'), pick('protocol', ['raw', 'paper'], v => v), number('tokens', t('setting.whole')), number('calibration_tokens'), number('window'), number('seed'),
         pick('table_bits', [16, 8, 4], v => t('setting.bits', {v}), Number), pick('activations', ['exact', 'int8'], v => t(`setting.activations.${v}`)),
         pick('cache_bits', [16, 8, 4, 2], v => t('setting.bits', {v}), Number), pick('cache_keys', ['token', 'channel'], v => t(`setting.cache_keys.${v}`))));

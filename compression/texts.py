@@ -12,6 +12,9 @@ text over PART characters are asked for, only its beginning is read. Evaluation 
 texts have a split for each, and files are compared (overlap.py).
 
 `unicode` is a domain to fine-tune to: a table whose form and vocabulary a language model hardly knows, on every machine alike.
+
+A dialogue (`dialogue`, or a file in JSON lines, dialogue.py) goes through the model's own chat template, whose special tokens are tokens.
+It is for calibration and training; nothing is measured on it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from compression import dialogue
 from compression.base import Note, TextUnavailable
 from compression.overlap import in_common
 
@@ -41,7 +45,9 @@ MARKS = {
     b"\x00\x00\xfe\xff": "UTF-32",
 }  # of byte order, at a file's start
 RUN = 16  # rows of `unicode` that go to one role together
-BUILTIN, WIKITEXT, UNICODE = "builtin", "wikitext-2", "unicode"
+BUILTIN, WIKITEXT, UNICODE, DIALOGUE = "builtin", "wikitext-2", "unicode", "dialogue"
+DIALOGUE_FILE = Path(__file__).parent.parent / "assets" / "dialogue.jsonl"
+DIALOGUE_SUFFIX = ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,23 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Dialogue(Text):
+    """Conversations; its rows are their messages' contents."""
+
+    conversations: tuple[dialogue.Conversation, ...] = ()
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.conversations, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Windows:
     """Token windows of one text in one protocol."""
 
     ids: Tensor  # [n, window] int64
     protocol_id: str  # names everything that decides the numbers; two different ids never share an axis
-    text_hash: str
+    text_hash: str  # of a dialogue: of what the chat template made of it
     scored_bytes: int  # UTF-8 bytes of the tokens that are predicted (all but each window's first)
     notes: tuple[Note, ...] = ()  # what a reader must know about how the text was read
 
@@ -82,10 +99,10 @@ def load_text(name: str, role: Role, allow_paths: bool = True) -> Text:
     if not allow_paths:
         raise TextUnavailable("files of the server are not allowed on a public Space; choose a named text",
                               code="path_refused")  # fmt: skip
-    return _file(name)
+    return _file(name, role)
 
 
-def _file(name: str) -> Text:
+def _file(name: str, role: Role) -> Text:
     try:
         path = Path(name).expanduser()
         if not path.is_file():
@@ -111,6 +128,8 @@ def _file(name: str) -> Text:
     if not content.strip():
         raise TextUnavailable(f"{path.name} is empty; give a text of at least a few thousand words",
                               code="empty_text", name=path.name)  # fmt: skip
+    if path.suffix.lower() == DIALOGUE_SUFFIX:
+        return _talk(path.name, content, f"file {path.name}, through the chat template", role)
     lines = content.split("\n")
     rows = tuple("" if not line.strip() else line + "\n" for line in lines)
     return _FileText(path.name, rows, f"file {path.name}", content)
@@ -181,7 +200,20 @@ def _unicode(role: Role) -> Text:
     return Text(UNICODE, chosen, f"characters of Unicode 3.2 ({'evaluation' if role == 'evaluation' else 'calibration'} part)")
 
 
-NAMED: dict[str, Callable[[Role], Text]] = {BUILTIN: _builtin, WIKITEXT: _wikitext, UNICODE: _unicode}
+def _dialogue(role: Role) -> Text:
+    """Conversations that were written for this: questions of every day, facts, code, lists and small talk, a few in Chinese."""
+    return _talk(DIALOGUE, DIALOGUE_FILE.read_text("utf-8"), "short conversations, through the chat template", role)
+
+
+def _talk(name: str, content: str, source: str, role: Role) -> Dialogue:
+    if role == "evaluation":
+        raise TextUnavailable(f"{name} is a dialogue, which is for calibration and training; choose a plain text to measure on",
+                              code="dialogue_measured", name=name)  # fmt: skip
+    conversations = dialogue.parse(content, name)
+    return Dialogue(name, tuple(m["content"] for messages in conversations for m in messages), source, conversations)
+
+
+NAMED: dict[str, Callable[[Role], Text]] = {BUILTIN: _builtin, WIKITEXT: _wikitext, UNICODE: _unicode, DIALOGUE: _dialogue}
 
 
 def check_disjoint(evaluation: Text, calibration: Text) -> None:
@@ -204,13 +236,17 @@ def check_disjoint(evaluation: Text, calibration: Text) -> None:
 
 def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | None, role: Role, seed: int = 0) -> Windows:
     """Cut `tokens` tokens (None: all there are) into windows [n, window]. Raises TextUnavailable if there are too few: for
-    evaluation fewer than asked for, for the other roles not one window."""
-    content = text.raw if protocol == "raw" else "\n\n".join(text.rows)
-    before, after = _added(tokenizer)
-    part = content if tokens is None else content[: max(PART, LONG_TOKEN * tokens)]
-    ids = _encode(tokenizer, part, before)
+    evaluation fewer than asked for, for the other roles not one window. A dialogue is written by the chat template in every protocol."""
+    talk, most = isinstance(text, Dialogue), None if tokens is None else max(PART, LONG_TOKEN * tokens)
+    if talk:
+        content = dialogue.written(text.name, text.conversations, tokenizer, most)
+    else:
+        content = text.raw if protocol == "raw" else "\n\n".join(text.rows)
+    before, after = ([], []) if talk else _added(tokenizer)
+    part = content[:most]
+    ids = _encode(tokenizer, part, before, split=not talk)
     if tokens is not None and len(ids) < tokens and len(part) < len(content):
-        part, ids = content, _encode(tokenizer, content, before)
+        part, ids = content, _encode(tokenizer, content, before, split=not talk)
     available = len(ids) // window
     asked = available if tokens is None else tokens // window
     wanted = asked if role == "evaluation" else min(max(asked, 1), available)
@@ -230,12 +266,15 @@ def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | Non
         chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
     cut = ids[: available * window].view(available, window)[chosen]
     start = ("start token once" if before else "no start token") + (", end token left out" if after else "")
-    spelled = sorted(token for token in _special(tokenizer) if token in part)
+    spelled = [] if talk else sorted(token for token in _special(tokenizer) if token in part)
     notes = [Note("special_tokens_as_text", {"name": text.name, "tokens": ", ".join(spelled[:5])})] if spelled else []
     if wanted < asked:
         notes.append(Note(f"{role}_shortened", {"name": text.name, "asked": asked * window, "used": wanted * window}))
-    protocol_id = (f"{text.name} {text.hash[:8]} · {protocol} · window {window} · {cut.numel()} tokens · {start} · "
+    form = "chat template" if talk else protocol
+    protocol_id = (f"{text.name} {text.hash[:8]} · {form} · window {window} · {cut.numel()} tokens · {start} · "
                    f"{'special tokens as text · ' if spelled else ''}tokenizer {tokenizer_hash(tokenizer)[:8]}")  # fmt: skip
+    if talk:  # nothing is measured on it
+        return Windows(cut.contiguous(), protocol_id, hashlib.sha256(part.encode()).hexdigest(), 0, tuple(notes))
     scored = _scored_bytes(tokenizer, cut, chosen, part, len(before))
     return Windows(cut.contiguous(), protocol_id, text.hash, scored, tuple(notes))
 
@@ -249,9 +288,9 @@ def _added(tokenizer) -> tuple[list[int], list[int]]:
     return ids[:first], ids[last:]
 
 
-def _encode(tokenizer, content: str, before: list[int]) -> Tensor:
-    """Token ids int64 [n] of a text behind what stands before every text; letters are letters."""
-    found = tokenizer(content, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+def _encode(tokenizer, content: str, before: list[int], split: bool) -> Tensor:
+    """Token ids int64 [n] of a text behind what stands before every text; split: a special token's letters are letters."""
+    found = tokenizer(content, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
     return torch.tensor([*before, *found], dtype=torch.int64)
 
 

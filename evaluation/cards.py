@@ -303,6 +303,8 @@ def _figures(words: Words, result: Result, here: bool, shipped: bool) -> str:
     own, other = ("original", "") if result.spec.is_original else ("card.compressed", words("card.original"))
     head = "".join(f"<th scope='col'>{_e(title)}</th>" for title in (words("card.figure"), words(own), other))
     foot = [words("card.protocol", protocol=result.protocol_id)]
+    if source := result.model.get("calibration"):
+        foot.append(words("card.calibrated", source=source))
     if here and result.timings:
         t = result.timings[-1]
         foot.append(words("card.host", processor=t["host"].get("processor", "?"), threads=t["host"].get("threads", "?"),

@@ -22,13 +22,13 @@ from compression import budgets
 from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import deaths, host, limits
-from evaluation.spec import BUILTIN_TEXT, PRESETS, TEXT_CHOICES, Result, RunSpec
+from evaluation.spec import BUILTIN_TEXT, CALIBRATION_CHOICES, PRESETS, TEXT_CHOICES, Result, RunSpec
 from evaluation.store import Store
 from kernels.home import why_temporary
 
 RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     ("model", str, "catalogue name, hub id or local folder"),
-    ("calibration", str, f"calibration text: {TEXT_CHOICES}"),
+    ("calibration", str, f"calibration text: {CALIBRATION_CHOICES}"),
     ("calibration-tokens", int, "tokens for calibration"),
     ("text", str, f"evaluation text: {TEXT_CHOICES}"),
     ("protocol", str, "paper or raw"),

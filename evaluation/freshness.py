@@ -10,7 +10,7 @@ from __future__ import annotations
 from compression import models
 from compression.base import CompressionError
 from evaluation import provenance
-from evaluation.spec import TEXTS, Result
+from evaluation.spec import CALIBRATIONS, Result
 from evaluation.store import Store
 
 
@@ -28,7 +28,7 @@ def answers(result: Result, store: Store) -> bool:
         used = {"text": (spec.text, "evaluation")} | (
             {"calibration": (spec.calibration, "calibration")} if spec.needs_calibration else {}
         )
-        return all(_text_hash(*named) == seen.get(key) for key, named in used.items() if named[0] not in TEXTS)
+        return all(_text_hash(*named) == seen.get(key) for key, named in used.items() if named[0] not in CALIBRATIONS)
     except (CompressionError, OSError):  # no longer there, or no longer whole
         return False
 

@@ -8,8 +8,9 @@ Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tok
 assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; each table shows those
 of the first machine that has all of its rows. A speed depends on the format and not on the numbers in it, so each model is compressed
 with few calibration and training tokens for that. The methods stand in blocks of like with like (gates.py), each row beside its control
-(verdict.py, paired over windows, or over seeds where the control has several). Another table sets public implementations beside ours
-(peers.json there, `make compare-peers`).
+(verdict.py, paired over windows, or over seeds where the control has several). Another table sets each method that was
+calibrated on a text of the kind that it is measured on beside itself, calibrated on a text of another kind (calibration-*.json); the last
+ones set public implementations beside ours (peers.json there, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from evaluation import gates, peers, shipped
 from evaluation.provenance import ROOT
@@ -29,7 +31,35 @@ from evaluation.verdict import Difference, paired
 from evaluation.words import Words
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
-PEERS_HEAD = ("settings", "other program", "perplexity, ours", "perplexity, theirs", "ratio", "seconds, ours", "seconds, theirs")
+PEERS_HEAD = (
+    "settings",
+    "other program",
+    "alike, and not",
+    "perplexity, ours",
+    "perplexity, theirs",
+    "ratio",
+    "seconds, ours",
+    "seconds, theirs",
+)
+AUTHORS_HEAD = (
+    "settings",
+    "authors' code",
+    "alike, and not",
+    "error left, ours over theirs",
+    "lowest and highest",
+    "kept by both",
+)
+NO_AUTHORS = "Not measured yet: `python -m evaluation.peers --authors DIR`.\n"
+TEXTS_HEAD = (
+    "method",
+    "weights, bits each",
+    "perplexity, WikiText-2",
+    "KL, WikiText-2",
+    "perplexity, Python's help",
+    "KL, Python's help",
+    "help beside WikiText-2",
+)
+NO_TEXTS = "Not measured yet: `python -m evaluation.shipped calibration`.\n"
 QUIET = 0.1  # cores busy with other work up to which seconds are shown
 HEAD = ("method", "weights, bits each", "whole model, bits a parameter", "file", "perplexity", "KL", "same top")
 BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
@@ -41,11 +71,12 @@ FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the
 )  # fmt: skip
 
 
-def results(group: str = "gates") -> dict[str, list[Result]]:
-    """The measured runs of a group by recipe, one a seed, in the order in which `shipped` names them; those that only tests read too."""
+def results(group: str = "gates", folder: Path | None = None) -> dict[str, list[Result]]:
+    """The measured runs of a group by recipe, one a seed, in the order in which `shipped` names them; those that only tests read too.
+    folder: where the files lie, default assets/results."""
     found: dict[str, list[Result]] = {}
     for words, spec in shipped.named(group):
-        file = shipped.RESULTS / shipped.file_name(spec, group)
+        file = (folder or shipped.RESULTS) / shipped.file_name(spec, group)
         if file.is_file():
             found.setdefault(words, []).append(Result.parse(json.loads(file.read_text("utf-8"))))
     return found
@@ -126,6 +157,34 @@ def domain() -> str:
     return table({plain: "", nf4: plain, lora: plain, qlora: lora}, results("domain"))
 
 
+def same_but_text(a: Result, b: Result) -> bool:
+    """Whether two runs are one recipe on the same weights, measured on the same windows, and read other calibration texts."""
+    asked = [dataclasses.replace(r.spec, calibration="", text="", preset="quick") for r in (a, b)]
+    return asked[0] == asked[1] and a.protocol_id == b.protocol_id and a.fingerprint["model"] == b.fingerprint["model"] and (
+        a.fingerprint["calibration"] != b.fingerprint["calibration"])  # fmt: skip
+
+
+def texts_table(folder: Path | None = None) -> str:
+    """Each recipe of shipped.ELSEWHERE calibrated on both texts, in Markdown; one that lacks a side is left out. Raises ValueError where
+    something else than the calibration text differs."""
+    usual, lines, words = results("gates", folder), [TEXTS_HEAD, ["---"] * len(TEXTS_HEAD)], Words("en")
+    for name, (other,) in results("calibration", folder).items():
+        if name not in usual:
+            continue
+        sides = (*usual[name], other)
+        if not same_but_text(*sides):
+            raise ValueError(
+                f"{sides[0].id} and {sides[1].id} differ in more than their calibration text, or not in it; measure both again"
+            )
+        figures = [
+            (f"{r.metrics['perplexity']:.4g} ± {r.metrics['perplexity_stderr']:.2g}", f"{r.metrics['kl_divergence_mean']:.3f}")
+            for r in sides
+        ]
+        bits, change = f"{other.metrics['weight_bits_per_weight']:.2f}", words.verdict(beside([other], usual[name]))
+        lines.append([label(other.spec), bits, *figures[0], *figures[1], change])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_TEXTS
+
+
 def peers_table() -> str:
     """Public implementations beside ours, in Markdown; seconds only where the machine had nothing else to do."""
     lines = [PEERS_HEAD, ["---"] * len(PEERS_HEAD)]
@@ -136,18 +195,54 @@ def peers_table() -> str:
         seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
         fewer = f", {row['windows']} windows" if "windows" in row else f", mean of {len(row['draws'])}" if "draws" in row else ""
         lines.append([
-            f"`{row['recipe']}`{fewer}", row["package"], f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
+            f"`{row['recipe']}`{fewer}", row["package"], _alike(row["name"]),
+            f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
             f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}", *seconds,
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def _alike(name: str) -> str:
+    """What the settings of a stored pair mean, "" for one that is no longer compared."""
+    return peers.PAIRS[name].same if name in peers.PAIRS else ""
+
+
+def authors_table(file: Path | None = None) -> str:
+    """The authors' own loops beside ours, a row a recipe over all matrices, in Markdown. file: default peers.json."""
+    file = file or peers.TABLE
+    found = json.loads(file.read_text("utf-8")).get("authors", {}).get("rows", ()) if file.is_file() else ()
+    lines = [AUTHORS_HEAD, ["---"] * len(AUTHORS_HEAD)]
+    for row in found:
+        each = list(row["matrices"].values())
+        ratios = sorted(f["ratio"] for f in each)
+        if "weak_columns" in each[0]:
+            kept = f"{sum(f['weak_in_common'] for f in each)} of {sum(f['weak_columns'] for f in each)} weak columns"
+        else:
+            shares = [100 * sum(f[f"outlier_share_{side}"] for f in each) / len(each) for side in ("ours", "theirs")]
+            kept = "{:.2f} and {:.2f} % outliers, ours and theirs".format(*shares)
+        at = f" at {row['commit'][:8]}" if row["commit"] else ""
+        lines.append([
+            f"`{row['recipe']}`", f"[{row['repository'].removeprefix('https://github.com/')}]({row['repository']}){at}", row["same"],
+            f"{row['ratio']:.4f}", f"{ratios[0]:.4f} and {ratios[-1]:.4f} of {len(each)} matrices", kept,
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_AUTHORS
+
+
+TABLES = {
+    "methods": blocks,
+    "texts": texts_table,
+    "domain": domain,
+    "peers": peers_table,
+    "authors": authors_table,
+}  # name of a pair of marks in the README -> what stands between them
+
+
 def written(readme: str) -> str:
     """README text with each table between its two marks."""
-    for name, made in (("methods", blocks()), ("domain", domain()), ("peers", peers_table())):
+    for name, make in TABLES.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         before, rest = readme.split(begin)
-        readme = before + begin + made + end + rest.split(end)[1]
+        readme = before + begin + make() + end + rest.split(end)[1]
     return readme
 
 

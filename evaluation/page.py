@@ -24,7 +24,7 @@ from compression.disk import check_room
 from evaluation import cards, deaths, host, pareto, plots, requests
 from evaluation.freshness import answers
 from evaluation.scales import Scales
-from evaluation.spec import PRESETS, TEXTS, Result, RunSpec
+from evaluation.spec import CALIBRATIONS, PRESETS, TEXTS, Result, RunSpec
 from evaluation.words import LANGUAGES, Words, essays, methods, table
 from kernels.home import scratch, whole_file
 
@@ -73,6 +73,7 @@ class Page:
             "offline": OFFLINE_MODEL,
             "presets": PRESETS,
             "texts": list(TEXTS),
+            "calibrations": list(CALIBRATIONS),
             "axes": list(pareto.AXES),
             "view": {"x": pareto.DEFAULT_X, "y": pareto.DEFAULT_Y},
             "first": {"model": OFFLINE_MODEL, "method": FIRST[0], "values": FIRST[1]},

@@ -1,12 +1,14 @@
 """Our methods beside the best-kept public implementations: `make compare-peers`, or
 
     python -m evaluation.peers --peers .venv-peers/bin/python [--text FILE --calibration FILE] [--only gptq-4 nf4 ...]
+    python -m evaluation.peers --authors DIR [--only owq-3 ...]
 
 Each pair compresses the same weights with the same settings, in float32, from the same calibration windows; theirs runs in an
 environment of its own (evaluation/peers.txt), each side in a process of its own, one after the other, with the same threads.
 Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
 paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same. Where the
-calibration itself decides by chance, a pair is drawn several times and the mean counts.
+calibration itself decides by chance, a pair is drawn several times and the mean counts. What is alike on both sides and what isn't stands in
+`Pair.same`. With --authors OWQ and SpQR are compared instead, matrix by matrix, with their authors' loops in that folder (authors.py).
 
 Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and how many of its cores were
 busy with other work: seconds that were taken beside much of that say little. Exit code 1 if a perplexity of ours is more
@@ -36,8 +38,6 @@ CONTROL, CONTROL_ERROR = "original", 1e-3
 TIMEOUT_SECONDS = 3_600
 
 NOT_COMPARED = {
-    "owq": "the authors' code has kernels for a GPU only and is no package",
-    "spqr": "the authors' code is no package and multiplies on a GPU",
     "zeroquant": "DeepSpeed has it as training inside its own engine, with no way to hand it windows",
     "lut_gemm": "its kernels are for CUDA only; after another step its numbers are that step's, and its own fit is held against the papers' formulas",
 }
@@ -51,7 +51,7 @@ def unchanged(model, ids):
 
 
 def llm_compressor(model, ids, *, bits: int, group_size: int = -1, symmetric: bool = False, gptq: bool = False, awq: bool = False,
-                   alpha: float | None = None, int8_inputs: bool = False):  # fmt: skip
+                   duo_scaling: bool = True, alpha: float | None = None, int8_inputs: bool = False):  # fmt: skip
     """Rounding, GPTQ, AWQ or SmoothQuant, with the package's own defaults for all that isn't named here."""
     import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -67,7 +67,7 @@ def llm_compressor(model, ids, *, bits: int, group_size: int = -1, symmetric: bo
     if int8_inputs:
         scheme["input_activations"] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
     recipe = [] if alpha is None else [SmoothQuantModifier(smoothing_strength=alpha)]
-    recipe += [AWQModifier()] if awq else []
+    recipe += [AWQModifier(duo_scaling=duo_scaling)] if awq else []
     recipe.append((GPTQModifier if gptq else QuantizationModifier)(config_groups={"group_0": scheme}, ignore=["lm_head"]))
     return _one_shot(model, ids, recipe)
 
@@ -155,6 +155,7 @@ class Pair:
     settings: dict = field(default_factory=dict)
     windows: int | None = None  # of the calibration text for both sides; None: all
     draws: int = 1  # how often both calibrate: on all windows, then on all but the last, and so on
+    same: str = ""  # what is alike on both sides, and what isn't
 
 
 DRAWS = (
@@ -164,29 +165,54 @@ FEW = 8  # llm-compressor's AWQ runs a block 60 times over its windows: with 64 
 
 ROW8 = {"bits": 8, "symmetric": True, "int8_inputs": True}
 
+MINMAX = "asymmetric, ranges from the smallest to the largest weight"
+GPTQ = (
+    "damping 0.01, blocks of 128 columns, columns by loudness on grids that are fitted before the first; the package's defaults"
+)
+AWQ = "20 exponents; theirs measures the error behind attention and feed-forward, ours at the linears"
+CLIPS = f"{AWQ}; not alike: ours also cuts ranges, which the package can't, and theirs puts the weights into the factors too (duo_scaling)"
+UNCLIPPED = f"{AWQ}; no ranges are cut, factors from the inputs alone"
+W8A8 = "symmetric, a scale a row, inputs a scale a token as they come"
+PRUNED = "half of each matrix goes"
+BLOCKS = "absmax of blocks of 64"
+AWQ_4, AWQ_3 = ({"bits": bits, "group_size": 64, "awq": True} for bits in (4, 3))
+
 PAIRS = {
-    CONTROL: Pair("none", "transformers", unchanged),
-    "rtn-4": Pair("rtn --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64}),
-    "gptq-4": Pair("gptq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "gptq": True}),
-    "gptq-4-row": Pair("gptq --bits 4 --group_size -1", "llmcompressor", llm_compressor, {"bits": 4, "gptq": True}),
-    "gptq-3": Pair("gptq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "gptq": True}),
+    CONTROL: Pair("none", "transformers", unchanged, same="nothing is compressed: both sides measure the original"),
+    "rtn-4": Pair("rtn --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64}, same=MINMAX),
+    "gptq-4": Pair("gptq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "gptq": True},
+                   same=f"{MINMAX}; {GPTQ}"),
+    "gptq-4-row": Pair("gptq --bits 4 --group_size -1", "llmcompressor", llm_compressor, {"bits": 4, "gptq": True}, same=f"{MINMAX}; {GPTQ}"),
+    "gptq-3": Pair("gptq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "gptq": True},
+                   same=f"{MINMAX}; {GPTQ}"),
     "gptq-4-symmetric": Pair("gptq --bits 4 --group_size 64 --symmetric true", "llmcompressor", llm_compressor,
-                             {"bits": 4, "group_size": 64, "gptq": True, "symmetric": True}),
-    "awq-4": Pair("awq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "awq": True}, FEW),
-    "awq-3": Pair("awq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "awq": True}, FEW),
-    "w8a8": Pair("smoothquant --smooth false", "llmcompressor", llm_compressor, ROW8),
-    "smoothquant": Pair("smoothquant --alpha 0.5", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.5}),
-    "smoothquant-0.8": Pair("smoothquant --alpha 0.8", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.8}),
-    "wanda": Pair("wanda --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5, "update": False}),
-    "wanda-2of4": Pair("wanda --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4", "update": False}, draws=DRAWS),
-    "sparsegpt": Pair("sparsegpt --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5}),
-    "sparsegpt-2of4": Pair("sparsegpt --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4"}),
-    "nf4": Pair("nf4 --table nf4", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4"}),
-    "nf4-double": Pair("nf4 --table nf4 --double true", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4", "double": True}),
-    "fp4": Pair("nf4 --table fp4", "bitsandbytes", bitsandbytes_4bit, {"table": "fp4"}),
-    "llm_int8": Pair("llm_int8 --threshold 6.0 --zero_point false", "bitsandbytes", bitsandbytes_8bit, {"threshold": 6.0}),
-    "hqq-4": Pair("hqq --bits 4 --group_size 64", "hqq", hqq, {"bits": 4}),
-    "hqq-3": Pair("hqq --bits 3 --group_size 64 --round_zero false", "hqq", hqq, {"bits": 3}),
+                             {"bits": 4, "group_size": 64, "gptq": True, "symmetric": True}, same=f"symmetric; {GPTQ}"),
+    "awq-4": Pair("awq --bits 4 --group_size 64", "llmcompressor", llm_compressor, AWQ_4, FEW, same=CLIPS),
+    "awq-3": Pair("awq --bits 3 --group_size 64", "llmcompressor", llm_compressor, AWQ_3, FEW, same=CLIPS),
+    "awq-4-unclipped": Pair("awq --bits 4 --group_size 64 --clip false", "llmcompressor", llm_compressor, AWQ_4 | {"duo_scaling": False}, FEW,
+                            same=UNCLIPPED),
+    "awq-3-unclipped": Pair("awq --bits 3 --group_size 64 --clip false", "llmcompressor", llm_compressor, AWQ_3 | {"duo_scaling": False}, FEW,
+                            same=UNCLIPPED),
+    "w8a8": Pair("smoothquant --smooth false", "llmcompressor", llm_compressor, ROW8, same=W8A8),
+    "smoothquant": Pair("smoothquant --alpha 0.5", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.5}, same=f"{W8A8}; alpha"),
+    "smoothquant-0.8": Pair("smoothquant --alpha 0.8", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.8}, same=f"{W8A8}; alpha"),
+    "wanda": Pair("wanda --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5, "update": False},
+                  same=f"{PRUNED}, what stays is left as it is"),
+    "wanda-2of4": Pair("wanda --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4", "update": False}, draws=DRAWS,
+                       same=f"{PRUNED}, what stays is left as it is"),
+    "sparsegpt": Pair("sparsegpt --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5},
+                      same=f"{PRUNED}, what stays makes up for it; masks for 128 columns at a time, damping 0.01"),
+    "sparsegpt-2of4": Pair("sparsegpt --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4"}, 
+                           same=f"{PRUNED}, what stays makes up for it; damping 0.01"),
+    "nf4": Pair("nf4 --table nf4", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4"}, same=f"{BLOCKS}, scales: theirs 32 bits, ours 16"),
+    "nf4-double": Pair("nf4 --table nf4 --double true", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4", "double": True},
+                       same=f"{BLOCKS}, scales in 8 bits, 256 share one"),
+    "fp4": Pair("nf4 --table fp4", "bitsandbytes", bitsandbytes_4bit, {"table": "fp4"}, same=f"{BLOCKS}, scales: theirs 32 bits, ours 16"),
+    "llm_int8": Pair("llm_int8 --threshold 6.0 --zero_point false", "bitsandbytes", bitsandbytes_8bit, {"threshold": 6.0},
+                     same="absmax a row and a token, the threshold"),
+    "hqq-4": Pair("hqq --bits 4 --group_size 64", "hqq", hqq, {"bits": 4}, same="groups of 64 inputs, a whole first zero"),
+    "hqq-3": Pair("hqq --bits 3 --group_size 64 --round_zero false", "hqq", hqq, {"bits": 3},
+                  same="groups of 64 inputs, a first zero that isn't rounded"),
 }  # fmt: skip
 
 
@@ -355,6 +381,7 @@ def prepare(job: Path, own: argparse.Namespace, threads: int) -> dict:
 
 def main(argv: list[str]) -> int:
     from compression.catalogue import OFFLINE_MODEL
+    from evaluation import authors
     from evaluation.spec import BUILTIN_TEXT
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.peers", description=__doc__.split("\n")[0])
@@ -365,7 +392,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--calibration-tokens", type=int, default=32_768)
     parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--only", nargs="+", choices=tuple(PAIRS), help="some pairs only; the table's other rows stay")
+    parser.add_argument(
+        "--authors", type=Path, metavar="DIR", help="compare OWQ and SpQR with the clones of the authors' code in this folder"
+    )
+    parser.add_argument("--only", nargs="+", choices=(*PAIRS, *authors.LOOPS), help="some rows only; the table's others stay")
     parser.add_argument("--out", type=Path, help=f"default {TABLE.relative_to(ROOT)}")
     for name in ("side", "name", "job", "draw"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -373,6 +403,11 @@ def main(argv: list[str]) -> int:
     if own.side:
         side(own.side, own.name, Path(own.job), int(own.draw))
         return 0
+    offered = authors.LOOPS if own.authors else PAIRS
+    if strange := [name for name in own.only or () if name not in offered]:
+        parser.error(f"--only {strange[0]} is no row of this comparison; choose from {', '.join(offered)}")
+    if own.authors:
+        return beside_authors(own)
     if not Path(own.peers).is_file():
         print(f"error: no Python at {own.peers}; run make compare-peers, or give --peers", file=sys.stderr)
         return 2
@@ -392,12 +427,37 @@ def main(argv: list[str]) -> int:
     return 1 if wrong else 0
 
 
+def beside_authors(own: argparse.Namespace) -> int:
+    """OWQ and SpQR beside their authors' loops: the rows go into the table; exit code 1 if a loop failed or ours leaves more error."""
+    from compression import models, texts
+    from evaluation import authors
+
+    bundle = models.load(own.model)
+    calibration = texts.load_text(own.calibration, "calibration")
+    cut = texts.windows(calibration, bundle.tokenizer, "raw", own.window, own.calibration_tokens, "calibration")
+    given, out, rows = authors.matrices(bundle, cut.ids), own.out or TABLE, []
+    about = {"model": own.model, "weights_hash": bundle.source["weights_hash"], "calibration": cut.protocol_id}
+    with tempfile.TemporaryDirectory(prefix="authors-") as place:
+        authors.save(given, Path(place))
+        for name in own.only or authors.LOOPS:
+            rows.append(authors.compare(name, given, Path(place), own.authors))
+            print(authors.line(rows[-1]), flush=True)
+            table = json.loads(out.read_text("utf-8")) if out.is_file() else {}
+            table["authors"] = authors.merged(table.get("authors", {}), about, rows)
+            out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    wrong = [f"{row['name']}: {row['failed']}" for row in rows if "failed" in row]
+    wrong += [f"{row['name']}: ours leaves {row['ratio'] - 1:.2%} more error" for row in rows if row.get("ratio", 0) > WORST]
+    print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
+
+
 def merged(file: Path, about: dict, rows: list[dict]) -> dict:
     """The table with these rows beside those in `file` that were measured on the same weights and texts, in the order of PAIRS."""
     old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     same = all(old.get(k) == about[k] for k in ("weights_hash", "protocol", "calibration"))
     by_name = {row["name"]: row for row in (old["rows"] if same else [])} | {row["name"]: row for row in rows}
-    return about | {"rows": [by_name[name] for name in PAIRS if name in by_name]}
+    beside = {"authors": old["authors"]} if "authors" in old else {}  # another comparison's, which has its own texts
+    return about | {"rows": [by_name[name] for name in PAIRS if name in by_name]} | beside
 
 
 def _line(row: dict) -> str:

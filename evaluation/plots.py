@@ -91,6 +91,8 @@ def _hover(row: Row, x: str, y: str, words: Words) -> str:
         spread = error(row, key)
         figure = words.figure(key, value(row, key)) + (f" ± {words.figure(key, spread, 2)}" if spread else "")
         lines.append(f"{html.escape(words(f'metric.{key}'))}: {html.escape(figure)}")
+    if source := row.get("calibration"):
+        lines.append(html.escape(words("card.calibrated", source=source)))
     lines += [html.escape(words("shipped_mark"))] if row.get("shipped") else []
     lines += [html.escape(words.note(n)) for n in noteworthy(row)[:2]]
     return "<br>".join(lines)

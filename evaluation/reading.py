@@ -21,6 +21,7 @@ class Reading:
     calibration: Tensor | None  # ids [n, window] int64
     training: Tensor | None
     notes: tuple[Note, ...]
+    template: str = ""  # hash of what the model's chat template made of a dialogue
 
 
 def read(
@@ -45,7 +46,10 @@ def read(
         notes += latency.left_out(positions, cut.ids.numel())
     calibrates, trains = (found[role].ids if role in found else None for role in ("calibration", "training"))
     _check(spec, geometry, calibrates, trains)
-    return Reading(cut, calibrates, trains, tuple({repr(note.json()): note for note in notes}.values()))
+    written = [found[role].text_hash for role in found if role != "evaluation"] if isinstance(calibration, texts.Dialogue) else []
+    return Reading(
+        cut, calibrates, trains, tuple({repr(note.json()): note for note in notes}.values()), "".join(dict.fromkeys(written))
+    )
 
 
 def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: Tensor | None) -> None:

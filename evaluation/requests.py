@@ -27,7 +27,7 @@ from compression import hub
 from compression.base import CompressionError, ModelUnavailable
 from compression.catalogue import CATALOGUE, unknown
 from compression.models import is_path
-from evaluation.spec import TEXTS, RunSpec
+from evaluation.spec import CALIBRATIONS, TEXTS, RunSpec
 
 WHOLE = 2**53 - 1  # the largest whole number that a browser writes exactly
 STEPS = 6  # methods in a recipe
@@ -252,7 +252,7 @@ def named_only(spec: RunSpec) -> None:
             raise unknown(model)
         if not hub.is_id(model):
             raise ModelUnavailable(f"{model[:120]!r} is no hub id (owner/name)", code="bad_hub_id", name=model[:120])
-    if not {spec.text, spec.calibration} <= set(TEXTS):
+    if spec.text not in TEXTS or spec.calibration not in CALIBRATIONS:
         raise _server_file()
 
 

@@ -114,6 +114,7 @@ class _Run:
             "model": self.bundle.source["weights_hash"], "config": self.bundle.source["config_hash"], "text": text.hash, "dtype": self.dtype,
             "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
         } | ({"students": [models.content_hash(name) for name in spec.students]} if spec.students else {})  # fmt: skip
+        self.fingerprint |= {"template": reading.template} if reading.template else {}
         if not self.again and (found := self._stored(spec, self.fingerprint)):
             return found
         self.baseline_result = self._original()
@@ -156,12 +157,16 @@ class _Run:
                 return r
         return None
 
+    def _of_original(self) -> dict:
+        """What the original's measurement depends on: no text that a method reads."""
+        return {k: v for k, v in self.fingerprint.items() if k != "template"} | {"calibration": ""}
+
     def _original(self) -> Result:
         """The original's result in this protocol, measured now if the store hasn't it."""
         from evaluation.measure import Baseline, OriginalHead, measure
 
         spec = self.spec.original()
-        fingerprint = self.fingerprint | {"calibration": ""}
+        fingerprint = self._of_original()
         head = self._head()
         found = None if self.again else self._stored(spec, fingerprint)
         key = found.key if found else spec.key(fingerprint)
@@ -339,7 +344,8 @@ class _Run:
         seen = witness.witness(partial(witness.of_run, spec), witness.small_config(self.config, spec), self.nudges)
         return Result(
             key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
-            layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}", fingerprint=self.fingerprint,
+            layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}",
+            fingerprint=self._of_original() if spec.is_original else self.fingerprint,
             environment=host.environment(), model=source, code=provenance.code(), witness=seen,
         )  # fmt: skip
 

@@ -1,11 +1,12 @@
 """Measure the results that ship in assets/results: `make measure`, or
 
-    python -m evaluation.shipped [page|gates|domain] [--text FILE --calibration FILE]
+    python -m evaluation.shipped [page|gates|domain|calibration] [--text FILE --calibration FILE]
 
 `page` fills the first screen: the offline model in exactly the page's default protocol. `gates` holds the orderings
 that the tests check on 32k tokens of WikiText-2; without a network give the test file (raw) and a calibration text
-by path. `domain` fine-tunes to a text that the model hardly knows, over four bits and over sixteen. None is timed: a
-time belongs to the machine that looks at it. A run whose stored result the code still gives (evaluation/witness.py) is skipped.
+by path. `domain` fine-tunes to a text that the model hardly knows, over four bits and over sixteen. `calibration` is some of the
+gates once more, calibrated on a text of another kind than the one that they are measured on. None is timed: a time belongs to
+the machine that looks at it. A run whose stored result the code still gives (evaluation/witness.py) is skipped.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from evaluation.spec import BUILTIN_TEXT, PRESETS, UNICODE_TEXT, WIKITEXT, Resul
 from evaluation.store import Store
 
 RESULTS = ROOT / "assets" / "results"
-GROUPS = ("page", "gates", "domain")
+GROUPS = ("page", "gates", "domain", "calibration")
 UNKNOWN = 180.0  # seconds of a run that was never measured
 
 PAGE = (
@@ -44,6 +45,11 @@ LADDER = (  # gates for the order of the widths alone: at 8 bits nothing is lost
 TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 131072 --train_minutes 120"  # under ten minutes on two cores
 
 DOMAIN = ("none", "nf4 --double true", f"lora {TAUGHT}", f"qlora {TAUGHT}")  # on UNICODE_TEXT
+
+ELSEWHERE = (  # gates that read a text, measured on the gates' text and calibrated on BUILTIN_TEXT
+    "gptq --bits 4", "gptq --bits 3", "awq --bits 4", "owq --bits 4", "owq --bits 3", "spqr --bits 4",
+    "smoothquant --activations tensor", "smoothquant --activations tensor --smooth false",
+)  # fmt: skip
 
 RUN_FIELDS = {
     "cache_bits": int,
@@ -81,7 +87,9 @@ def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list
     if group == "domain":
         fields |= {"window": 128, "text": UNICODE_TEXT, "calibration": UNICODE_TEXT}
         return [(w, _spec(w, **fields)) for w in DOMAIN]
-    fields |= {"text": text, "calibration": calibration}
+    fields |= {"text": text, "calibration": BUILTIN_TEXT if group == "calibration" else calibration}
+    if group == "calibration":
+        return [(w, _spec(w, **fields)) for w in ELSEWHERE]
     return [(w, _spec(w, **fields, seed=seed)) for w in (*gates.recipes(), *LADDER) for seed in gates.SEEDS.get(w, (0,))]
 
 
@@ -160,10 +168,12 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m evaluation.shipped", description=__doc__.split("\n")[0])
     parser.add_argument("group", nargs="?", choices=GROUPS, help="one group only")
-    parser.add_argument("--text", default=WIKITEXT, help="evaluation text of the gates")
-    parser.add_argument("--calibration", default=WIKITEXT, help="calibration text of the gates")
+    parser.add_argument("--text", default=WIKITEXT, help="evaluation text of the gates, and of the group `calibration`")
+    parser.add_argument("--calibration", default=WIKITEXT, help="calibration text of the gates; every other group has its own")
     parser.add_argument("--dry", action="store_true", help="say what is stale and how long it takes, and measure nothing")
     own = parser.parse_args(argv)
+    if own.group not in (None, "gates") and own.calibration != WIKITEXT:
+        parser.error(f"--calibration is for the gates; the group {own.group} has a calibration text of its own")
     groups = (own.group,) if own.group else GROUPS
     todo = due([(group, spec) for group in groups for spec in specs(group, own.text, own.calibration)])
     print(f"{len(todo)} to measure, about {sum(took for *_, took in todo) / 60:.0f} min by their last times", flush=True)

@@ -21,7 +21,11 @@ PRESETS = {  # tokens for calibration and evaluation; None: the whole text
     "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},
 }
 TEXTS = BUILTIN_TEXT, WIKITEXT, UNICODE_TEXT = "builtin", "wikitext-2", "unicode"  # those of compression/texts.py
+CALIBRATIONS = (*TEXTS, "dialogue")  # what a method may read: also conversations, through the model's chat template
 TEXT_CHOICES = f"{', '.join(TEXTS)} or a file"
+CALIBRATION_CHOICES = (
+    f"{', '.join(CALIBRATIONS)} (for models with a chat template), a text file, or conversations in a .jsonl file"
+)
 
 LONGEST_NAME = 4_096  # of a model, a text or a file
 

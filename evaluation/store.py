@@ -226,7 +226,7 @@ class Store:
             "id": r.id, "key": r.key, "status": r.status, "model": r.spec.model, "family": family, "recipe": r.spec.recipe,
             "cache_bits": r.spec.cache_bits, "cache_keys": r.spec.cache_keys,
             "protocol_id": r.protocol_id, "text": r.spec.text, "protocol": r.spec.protocol, "tokens": r.spec.tokens,
-            "window": r.spec.window, "shipped": shipped, "created": r.created,
+            "window": r.spec.window, "calibration": r.model.get("calibration", ""), "shipped": shipped, "created": r.created,
             "artifact": not shipped and self.has_artifact(r), "notes": r.notes, "error": r.error,
             "host": r.environment.get("processor", ""), "threads": r.environment.get("threads", 0),
         }  # fmt: skip

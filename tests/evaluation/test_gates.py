@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from evaluation import layers, overview, peers, shipped
+from evaluation import authors, layers, overview, peers, shipped
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -23,7 +23,18 @@ def chance():
     return statistics.mean(perplexity(f"llm_pruner-0.25-random{drawn}") for drawn in ("", *(f"-seed{i}" for i in range(1, 5))))
 
 
-@pytest.mark.parametrize("group", shipped.GROUPS)
+NOT_MEASURED = {
+    "calibration"
+}  # groups whose runs are declared and wait for a quiet machine: `python -m evaluation.shipped GROUP`
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(g, marks=pytest.mark.xfail(strict=True, reason="not measured yet")) if g in NOT_MEASURED else g
+        for g in shipped.GROUPS
+    ],
+)
 def test_every_promised_run_is_there(group):
     files = {shipped.file_name(s, group) for s in shipped.specs(group)}
     assert files == {f.name for f in shipped.RESULTS.glob(f"{group}-*.json")}
@@ -57,6 +68,64 @@ def test_gptq_beats_rounding(setting):
     assert gptq["perplexity"] < 0.95 * rounding["perplexity"]
     assert gptq["kl_divergence_mean"] < rounding["kl_divergence_mean"]
     assert gptq["file_bytes"] == pytest.approx(rounding["file_bytes"], rel=1e-3)
+
+
+# --- calibrated on a text of another kind than the one that is measured -------------------------------------------
+
+elsewhere = pytest.mark.skipif("calibration" in NOT_MEASURED, reason="`python -m evaluation.shipped calibration`")
+
+
+def other(name):
+    """A figure of a gate that was calibrated on Python's help topics instead of WikiText-2."""
+    return RESULTS[f"calibration-{name}"].metrics["perplexity"]
+
+
+def test_each_run_on_another_text_is_a_gate_too():
+    """So that each has its other side, and both are measured on the same tokens."""
+    assert set(shipped.ELSEWHERE) <= set(shipped.GATES)
+    pairs = zip(*(shipped.specs(group) for group in ("calibration", "gates")), strict=False)
+    assert all(
+        (a.text, a.tokens, a.window, a.calibration_tokens) == (b.text, b.tokens, b.window, b.calibration_tokens) for a, b in pairs
+    )
+
+
+@elsewhere
+def test_only_the_calibration_text_differs():
+    pairs = [(r, RESULTS[n.replace("calibration-", "gates-", 1)]) for n, r in RESULTS.items() if n.startswith("calibration-")]
+    assert pairs and all(overview.same_but_text(a, b) for a, b in pairs)
+    assert len({a.fingerprint["calibration"] for a, _ in pairs}) == 1
+
+
+@elsewhere
+@pytest.mark.parametrize("setting", ["3", "4"])
+def test_gptq_beats_rounding_whatever_it_reads(setting):
+    """Frantar et al. 2022 calibrate on C4 and measure on WikiText-2, PTB and LAMBADA."""
+    rounding = RESULTS[f"gates-rtn-{setting}"].metrics
+    assert other(f"gptq-{setting}") < 0.97 * rounding["perplexity"]
+    assert RESULTS[f"calibration-gptq-{setting}"].metrics["kl_divergence_mean"] < rounding["kl_divergence_mean"]
+
+
+@elsewhere
+def test_the_orders_hold_whatever_is_read():
+    """AWQ in 4.17 bits below rounding in 4.31; OWQ and SpQR below rounding, a scale a row and in groups; levelling pays."""
+    assert other("awq-4") < perplexity("rtn-4")
+    assert other("owq-4") < perplexity("rtn-4-row") and other("owq-3") < perplexity("gptq-3-row")
+    assert other("spqr-4") < other("gptq-4") and other("spqr-4") < perplexity("rtn-4")
+    assert other("smoothquant-0.5-tensor") <= 1.01 * other("smoothquant-0.5-tensor-false")
+    assert other("gptq-4") < other("gptq-3") and other("owq-4") < other("owq-3")
+
+
+@elsewhere
+def test_a_text_of_another_kind_is_never_better_than_by_noise():
+    for name, found in overview.results("calibration").items():
+        ratio, error = overview.text_ratio(found, RESULTS[name.replace("calibration-", "gates-", 1)])
+        assert ratio > 1 - max(0.01, 3 * error), name
+
+
+@elsewhere
+def test_awq_depends_less_on_its_text_than_gptq():
+    """Lin et al. 2023, figure 8: another text costs AWQ 0.5 to 0.6 of perplexity and GPTQ 2.3 to 4.9."""
+    assert other("awq-4") / perplexity("awq-4") <= 1.01 * other("gptq-4") / perplexity("gptq-4")
 
 
 def test_eight_bits_cost_nothing():
@@ -349,10 +418,33 @@ def test_svd_llm_is_the_optimum_in_every_layer():
 PEERS = {row["name"]: row for row in json.loads(peers.TABLE.read_text("utf-8"))["rows"]}
 
 
+PEERS_NOT_MEASURED = {
+    "awq-4-unclipped",
+    "awq-3-unclipped",
+}  # `make compare-peers ARGS="--only awq-4-unclipped awq-3-unclipped ..."`
+
+
 def test_no_public_implementation_is_two_percent_better():
     """`make compare-peers`: every pair has its row, from the same weights, texts and windows."""
-    assert set(PEERS) == set(peers.PAIRS) and all(row["recipe"] == peers.PAIRS[name].ours for name, row in PEERS.items())
+    assert set(PEERS) == set(peers.PAIRS) - PEERS_NOT_MEASURED and all(
+        row["recipe"] == peers.PAIRS[name].ours for name, row in PEERS.items()
+    )
     assert peers.verdict(list(PEERS.values())) == []
+
+
+AUTHORS = json.loads(peers.TABLE.read_text("utf-8")).get("authors", {}).get("rows", [])
+
+
+@pytest.mark.skipif(not AUTHORS, reason="`python -m evaluation.peers --authors DIR`")
+def test_the_authors_own_loops_leave_no_less_error():
+    """Lee et al. 2023 and Dettmers et al. 2023, by their own code on the same matrices: the same weak columns, as many outliers."""
+    assert [row["name"] for row in AUTHORS] == list(authors.LOOPS)
+    for row in AUTHORS:
+        assert row["recipe"] == authors.LOOPS[row["name"]].ours and row["ratio"] <= peers.WORST, row["name"]
+        for found in row["matrices"].values():
+            assert found.get("weak_in_common") == found.get("weak_columns")
+            if "outlier_share_ours" in found:
+                assert found["outlier_share_ours"] == pytest.approx(found["outlier_share_theirs"], rel=0.5)
 
 
 @pytest.mark.parametrize("name", ["gptq-4", "smoothquant"])

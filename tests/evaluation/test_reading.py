@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,3 +141,19 @@ def test_a_loss_beyond_every_number_is_told(place, store, tmp_path):
         "figure_not_finite",
         "metrics.perplexity",
     )
+
+
+def test_a_dialogue_calibrates_through_the_models_own_template(place, store, tmp_path):
+    """What the template made of it is part of the question, for the original isn't."""
+    (tmp_path / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "A few words"}]}\n' * 40)
+    model = short(tmp_path, "llama", 64)
+    spec = asked(place, model, (("gptq", {"bits": 4, "group_size": 16}),), calibration=str(tmp_path / "talk.jsonl"))
+    refused = run(spec, store=store, timings=False)
+    assert refused.error.get("code") == "no_chat_template"
+    (Path(model) / "chat_template.jinja").write_text("<s>{{ messages[0].content }}</s>")
+    found = run(spec, store=store, timings=False)
+    assert found.status == "ok" and "chat template" in found.model["calibration"]
+    assert found.fingerprint["template"] == hashlib.sha256(b"<s>A few words</s>" * 40).hexdigest()
+    assert spec.question(found.fingerprint) != spec.question(found.fingerprint | {"template": "another"})
+    original = next(r for r in reversed(store.own()) if r.spec.is_original)
+    assert original.fingerprint == {k: v for k, v in found.fingerprint.items() if k != "template"} | {"calibration": ""}

@@ -126,6 +126,8 @@ def test_a_public_page_offers_no_paths(browser, tmp_path):
     page = visitor.open()
     page.locator("#controls details[data-k=settings] summary").click()
     assert page.locator("#s-text").evaluate("e => e.tagName") == "SELECT"
+    offered = {k: page.locator(f"#s-{k} option").all_inner_texts() for k in ("text", "calibration")}
+    assert "dialogue" in offered["calibration"] and offered["text"] == [t for t in offered["calibration"] if t != "dialogue"]
     page.locator("#model").select_option("")
     assert page.locator("#custom").get_attribute("placeholder") == "owner/name"
     visitor.contexts[0].close()
