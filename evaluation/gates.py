@@ -46,6 +46,7 @@ BLOCKS = (
         "awq --bits 4 --group_size 64",
         ("nf4 --table fp4", ""),
         ("nf4", "nf4 --table fp4"),
+        ("nf4 --double true", "nf4"),
         ("hqq --bits 4 --iterations 0", ""),
         ("hqq --bits 4 --round_zero false --iterations 0", ""),
         ("hqq --bits 4", "hqq --bits 4 --iterations 0"),
@@ -93,12 +94,12 @@ BLOCKS = (
     ),
     block(
         "LUT-GEMM's format",
-        "Exact activations, groups of 64. Planes of plus and minus one, fitted to the weights (2, 3, 4 bits), or taking GPTQ's integers "
-        "as they are. A plane's scale takes 16 bits a group, so that the same bits are larger here than as integers.",
+        "Exact activations. Planes of plus and minus one: fitted to the weights in groups of 128 (binary coding), or GPTQ's integers as they "
+        "are. Each plane has a 16-bit scale a group, so that the same bits are larger here than as integers: a fit of 3 planes takes 3.50 "
+        "bits a weight, as much as HQQ's 3 bits in groups of 64.",
         ("gptq --bits 4 + lut_gemm", "gptq --bits 4"),
-        ("lut_gemm --bits 4", "rtn --bits 4"),
-        ("lut_gemm --bits 3", "rtn --bits 3"),
-        ("lut_gemm --bits 2", "rtn --bits 2"),
+        ("lut_gemm --bits 4", "rtn --bits 4 --group_size 128"),
+        ("lut_gemm --bits 3", "rtn --bits 3 --group_size 128"),
     ),
     block(
         "8-bit weights and 8-bit activations, token by token",
@@ -170,10 +171,14 @@ BLOCKS = (
         (f"peqa --bits 3 --round false {TRAINED}", "none"),
         ("peqa --bits 3 --train_tokens 0", ""),
         (f"peqa --bits 3 {TRAINED}", "peqa --bits 3 --train_tokens 0"),
+        (f"gptq --bits 3 --group_size -1 + peqa {TRAINED}", "gptq --bits 3 --group_size -1"),
     ),
     block(
         "LLM-QAT: weights 4 bits a row, activations 8, cache 4",
-        "Symmetric weights. The first row has no training.",
+        "The rows without training are plain rounding with the same activations and cache: on the paper's symmetric grid, and with a zero "
+        "point a row, which is the better control.",
+        "llm_qat --bits 4 --kv_bits 4 --symmetric false --train_tokens 0",
+        f"llm_qat --bits 4 --kv_bits 4 --symmetric false {QAT}",
         "llm_qat --bits 4 --kv_bits 4 --train_tokens 0",
         f"llm_qat --bits 4 --kv_bits 4 {QAT}",
     ),

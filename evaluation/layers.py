@@ -29,7 +29,8 @@ from evaluation.spec import WIKITEXT, RunSpec
 EVERY = 10  # blocks
 FILE = ROOT / "assets" / "results" / "bench" / "layers.json"
 RECIPES = (
-    "rtn --bits 3 --group_size -1", "gptq --bits 3 --group_size -1", "owq --bits 3", "rtn --bits 4 --group_size -1",
+    "rtn --bits 3 --group_size -1", "gptq --bits 3 --group_size -1", "gptq --bits 3 --group_size -1 --tuning mse",
+    "owq --bits 3 --tuning minmax", "owq --bits 3", "rtn --bits 4 --group_size -1",
     "gptq --bits 4 --group_size -1", "spqr --bits 3", "rtn --bits 3 --group_size 128", "awq --bits 3",
     "rtn --bits 4 --group_size 128", "awq --bits 4", "hqq --bits 3 --iterations 0", "hqq --bits 3", "nf4", "nf4 --table fp4",
     "svd --removed 0.2", "asvd --removed 0.2", "svd_llm --removed 0.2", "pca --removed 0.2",
