@@ -40,16 +40,20 @@ def test_every_promised_run_is_there(group):
     assert files == {f.name for f in shipped.RESULTS.glob(f"{group}-*.json")}
 
 
-NOT_MEASURED_AGAIN = {  # GKD reads texts and prompts, whose reading was mended since; they carry no witness until `make measure` has run
-    "gates-gkd-0.65-49152-120.0", "gates-gkd-0.65-49152-120.0-supervised-0.0",
-}  # fmt: skip
+NOT_MEASURED_AGAIN = {  # until `make measure` has run
+    "gates-gkd-0.65-49152-120.0": "GKD reads texts and prompts, whose reading was mended since; it carries no witness",
+    "gates-gkd-0.65-49152-120.0-supervised-0.0": "the same",
+    "domain-qlora-16-131072-120.0-0.002": "NF4's codes are chosen before its scales are rounded since; 131,072 tokens wait for a quiet machine",
+}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason="measured before texts were read as now"))
-     if n in NOT_MEASURED_AGAIN else n for n in RESULTS],
-)  # fmt: skip
+    [
+        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=NOT_MEASURED_AGAIN[n])) if n in NOT_MEASURED_AGAIN else n
+        for n in RESULTS
+    ],
+)
 def test_shipped_results_belong_to_this_code(name):
     """What the code gives otherwise than when it was measured (evaluation/witness.py): `make measure`."""
     assert not shipped.why_stale(RESULTS[name])
