@@ -39,6 +39,11 @@ def fresh(monkeypatch, tmp_path):
     cpu.forget()
 
 
+ALTERED = [  # one constant of the source, and another
+    ("formats.h", "vi_splat(0x30303030), rest", "vi_splat(0x20202020), rest"),
+]
+
+
 @pytest.fixture(scope="session")
 def quick():
     """A library that was built with QUICKLY, among the session's own."""
@@ -308,6 +313,21 @@ def test_the_self_test_notices_a_wrong_product():
             torch.frombuffer((__import__("ctypes").c_float * 1).from_address(y), dtype=torch.float32).add_(1)
 
     assert selftest.failure(library) == "" and "tokens" in selftest.failure(Broken())
+
+
+@needs_compiler
+@pytest.mark.parametrize("file, constant, instead", ALTERED)
+def test_one_altered_constant_in_the_source_is_refused(fresh, tmp_path_factory, monkeypatch, file, constant, instead):
+    """So that a stored result never comes of a kernel that multiplies otherwise: the self-test stands between."""
+    folder = tmp_path_factory.mktemp("altered")
+    for source in (*cpu.SOURCES, *cpu.HEADERS):
+        shutil.copy(source, folder)
+    text = (folder / file).read_text()
+    assert text.count(constant) == 1
+    (folder / file).write_text(text.replace(constant, instead))
+    monkeypatch.setattr(cpu, "SOURCES", sorted(folder.glob("*.c")))
+    monkeypatch.setattr(cpu, "HEADERS", sorted(folder.glob("*.h")))
+    served_by_pytorch("self-test failed")
 
 
 def test_it_can_be_switched_off(fresh, monkeypatch):
