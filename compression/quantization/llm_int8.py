@@ -55,7 +55,8 @@ class LlmInt8Params(Params):
     """What counts as too large."""
 
     threshold: float = param(6.0, "Activations of this size or larger are multiplied as they are; 0: none are.", lo=0.0, hi=1e6)
-    zero_point: bool = param(True, "Codes run from a token's least to its largest activation: finer steps than -max to max.")
+    zero_point: bool = param(True, "Codes run from a token's least to its largest activation: finer steps than -max to max.",
+                             told=True)  # fmt: skip
     decomposition: str = param("token", "What is too large leaves the 8 bits for its own token, or its whole column for all tokens of the call "
                                "(the paper).", choices=("token", "column"), level="advanced")  # fmt: skip
     outlier_weights: int = param(8, "Bits of the weights that meet outlier columns; 16 (the paper) learns from calibration which ones those are.",

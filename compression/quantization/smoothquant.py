@@ -76,13 +76,13 @@ class SmoothQuantParams(Params):
     search: bool = param(False, "Choose alpha for each group of matrices: of 0, 0.1 .. 1 the one with the least error of what they give.",
                          level="advanced", when={"smooth": True})  # fmt: skip
     activations: str = param("token", "What shares one activation scale: each token by itself, all tokens of a call as they come, or all of "
-                             "them, fixed beforehand.", choices=("token", "dynamic_tensor", "tensor"), level="advanced",
+                             "them, fixed beforehand.", choices=("token", "dynamic_tensor", "tensor"), told=True, level="advanced",
                              when={"rounding": True})  # fmt: skip
     percentile: float = param(100.0, "A fixed scale reaches to this percentile of the calibration's magnitudes; what is above is cut.",
                               lo=90.0, hi=100.0, suggest=(99.0, 99.9, 99.99, 100.0), unit="%", level="advanced",
                               when={"rounding": True, "activations": "tensor"})  # fmt: skip
     weights: str = param("row", "What shares one weight scale: each row by itself, or the whole matrix (the paper).",
-                         choices=("row", "tensor"), level="advanced", when={"rounding": True})  # fmt: skip
+                         choices=("row", "tensor"), told=True, level="advanced", when={"rounding": True})  # fmt: skip
     attention: bool = param(False, "Multiply in 8 bits inside attention too, with scales as the activations have them (the paper).",
                             level="advanced", when={"rounding": True})  # fmt: skip
     smooth: bool = param(True, "Off: round to 8 bits without evening out, to compare.", level="advanced")

@@ -64,7 +64,7 @@ class SpqrParams(Params):
     bits: int = param(3, "Bits each weight takes, outliers apart.", lo=2, hi=8, step=1, unit="bits", main=True,
                       ends=("tiny, worse", "large, same"))  # fmt: skip
     outliers: float = param(
-        0.01, "Share of the weights that is kept in 16 bits beside the codes.", lo=0.0, hi=0.2, when={"tau": 0.0}
+        0.01, "Share of the weights that is kept in 16 bits beside the codes.", lo=0.0, hi=0.2, told=True, when={"tau": 0.0}
     )
     tau: float = param(0.0, "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a fixed share of each "
                        "matrix.", lo=0.0, hi=100.0, suggest=(0.0, 0.1, 0.2, 0.5, 1.0), level="advanced")  # fmt: skip
@@ -73,7 +73,7 @@ class SpqrParams(Params):
     level_bits: int = param(3, "Bits of each scale and zero point; 16 stores them unrounded.", choices=(2, 3, 4, 8, 16),
                             level="advanced")  # fmt: skip
     level_search: bool = param(True, "Of the nearest codes of scale and zero point and the codes beside them, take the best pair.",
-                               level="advanced")  # fmt: skip
+                               told=True, level="advanced")  # fmt: skip
     leave_one_out: bool = param(True, "Fit each ruler without its likely outliers.", level="advanced")
     act_order: bool = param(True, "Round the inputs with the largest activations first.", level="advanced")
     neighbours: bool = param(False, "Groups are neighbouring inputs, not inputs of like loudness.",
