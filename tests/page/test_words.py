@@ -111,19 +111,24 @@ def test_figures_become_words():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_two_settings_of_a_method_have_two_names(language):
-    """The long name tells every parameter that isn't at its default, once; the short one and a default run stay short."""
+    """The long name tells every parameter that isn't at its default, once, and those that are always told; the short one stays short."""
     words, make = Words(language), lambda name, **values: ((name, get(name).params(**values).json()),)
     symmetric = make("llm_int8", zero_point=False)
-    assert words.recipe(make("llm_int8"), long=True) == words.recipe(symmetric) == words.method("llm_int8")
+    assert words.recipe(make("llm_int8")) == words.recipe(symmetric) == words.method("llm_int8")
+    assert words.recipe(make("hqq", bits=8), long=True) == words("comma").join(
+        [words.method("hqq"), words("value.bits", v=8), words("value.group_size", v=64)]
+    )
+    assert words.recipe(make("llm_int8"), long=True).endswith(f"{words('param.zero_point').lower()} {words('on')}"), "always told"
     told = words.recipe(symmetric, long=True)
     assert told.startswith(words.method("llm_int8")) and words("off") in told and words("param.zero_point").lower() in told
     trained = words.recipe(make("qlora", train_tokens=131_072), long=True)
     assert "131,072" in trained
     paid = words.recipe((("minillm", get("minillm").params().json() | methods()["minillm"]["full"]),), long=True)
     assert paid.endswith(words("budget.full")) and str(methods()["minillm"]["full"]["train_tokens"]) not in paid.replace(",", "")
-    assert words.settings("smoothquant", get("smoothquant").params().json()) == [f"{words('param.alpha').lower()} 0.5"], (
-        "its main knob"
-    )
+    said = words.settings("smoothquant", get("smoothquant").params().json())
+    assert said[0] == f"{words('param.alpha').lower()} 0.5" and len(said) == 3, "its main knob, and what shares a scale"
+    moved = get("smoothquant").params(rounding=False).json()
+    assert words.settings("smoothquant", moved) == [], "what has no effect isn't told"
 
 
 def test_the_table_of_runs_tells_settings_under_the_name():
@@ -133,7 +138,7 @@ def test_the_table_of_runs_tells_settings_under_the_name():
     }  # fmt: skip
     words = Words("en")
     assert "<small" in (shown := runs_table([row], words, "", 0)) and "zero point off" in shown
-    assert "<small" not in runs_table([row | {"recipe": [["llm_int8", get("llm_int8").params().json()]]}], words, "", 0)
+    assert "<small" not in runs_table([row | {"recipe": [["hqq", get("hqq").params(bits=8).json()]]}], words, "", 0)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
