@@ -66,7 +66,7 @@ BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the or
 SAME_BITS = 0.03  # a weight, up to which a size isn't told beside a verdict
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
 FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the gates
-    "llm_pruner --removed 0.25", "svd_llm --removed 0.5", "wanda --pattern 2:4", "wanda --sparsity 0.5",
+    "llm_pruner --removed 0.25 --importance element1", "svd_llm --removed 0.5", "wanda --pattern 2:4", "wanda --sparsity 0.5",
     "sparsegpt --sparsity 0.5 --quantize true",
 )  # fmt: skip
 

@@ -321,7 +321,8 @@ def int8_attention(query, key, value, scaling, shared, static=None):
 
 def kivi(keys, values, bits, group, recent):
     """KIVI's cache (algorithm 1) of one head as the newest token sees it: keys, values [t, size]. All tokens but the last 1 to `recent`
-    are codes, in blocks of `recent`; a group is `group` tokens of a channel of the keys, `group` channels of a token of the values."""
+    are codes, in blocks of `recent`; a group is `group` tokens of a channel of the keys, `group` channels of a token of the values. All
+    wait in half precision first."""
     half = lambda v: float(np.float16(v))  # noqa: E731
 
     def of_group(part):
@@ -330,7 +331,8 @@ def kivi(keys, values, bits, group, recent):
 
     t, size = keys.shape
     old = (t - 1) // recent * recent
-    seen = [np.array(x, np.float16).astype(float) for x in (keys, values)]
+    keys, values = (np.array(x, np.float16).astype(float) for x in (keys, values))
+    seen = [keys.copy(), values.copy()]
     for start in range(0, old, group):
         for c in range(size):
             seen[0][start : start + group, c] = of_group(keys[start : start + group, c])
