@@ -4,7 +4,8 @@ In a language model a handful of inputs of a layer are far louder than the other
 multiplied by that loudness. OWQ finds these weak columns, stores them whole, and spends a hundredth of a bit a weight
 on it. They come last in the order of rounding, so they also take up the errors of all the others. With the loudest
 inputs safe, the ruler of the rest may cut off its own extremes: of many shorter rulers the one with the smallest sum of
-errors wins. At 3 bits this leaves about 0.6 of GPTQ's error; at 4 bits and more there is less to win.
+errors wins. Most of the gain is the ruler's. On the offline model at 3 bits a row GPTQ with the same search leaves 0.64 of the error
+in a layer's outputs that GPTQ leaves. Weak columns alone leave 0.98 of it, and both together 0.59.
 
 Lee, Jin, Kim, Kim, Park 2023, arXiv 2306.02272, and the authors' code. With Q the weight rounded row by row,
     sensitivity_j = H_jj ||W[:, j] - Q[:, j]||^2,    H = X^T X,
