@@ -8,6 +8,9 @@ Two results are compared pair by pair, because a hard window is hard for both: w
 difference. The verdict is that of a 95 % interval of the mean difference (Student's t, two sides). Pairs that belong together, for
 example the questions on one text, count as one: their sums are compared (the cluster-robust error of Liang and Zeger 1986, with
 the factor c / (c - 1) for c clusters).
+
+Pairs of windows hold the noise of the text alone. Two runs that differ by chance in themselves (a seed, a rounding that breaks ties
+otherwise) can differ by more than such an interval says; where that matters, the pairs are seeds.
 """
 
 from __future__ import annotations
