@@ -9,9 +9,14 @@ search path instead of hiding it.
 
 import difflib
 import importlib
+import threading
 from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
+
+# Held while a thread of the app imports what needs torch. Two threads that import the same packages for the first time at the same time
+# can see them half made ("cannot import name ... from transformers").
+importing = threading.RLock()
 
 FAMILIES = ("quantization", "pruning", "low_rank", "distillation")
 
@@ -61,4 +66,5 @@ def get(name: str):
         allowed = ", ".join(NAMES)
         raise BadParam(f"unknown method {name!r}; allowed: {allowed}.{hint}", code="unknown_method",
                        name=name, allowed=allowed, near=near[0] if near else "")  # fmt: skip
-    return importlib.import_module(NAMES[name]).METHOD
+    with importing:
+        return importlib.import_module(NAMES[name]).METHOD

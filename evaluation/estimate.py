@@ -10,7 +10,7 @@ import functools
 from collections import Counter
 from dataclasses import dataclass
 
-from compression import hub, models
+from compression import hub, importing, models
 from compression.base import CompressionError, Cost, ModelUnavailable, handed_on
 from compression.bundle import Geometry
 from compression.catalogue import CATALOGUE, unknown
@@ -68,7 +68,8 @@ def geometry_for(model: str) -> Geometry:
 @functools.lru_cache(256)
 def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int, int], tuple[int, int]]]:
     """How many linears of each (role, (out, in), the same once structures are cut out) the blocks hold."""
-    from compression.arch import linear_shapes
+    with importing:
+        from compression.arch import linear_shapes
 
     before, left = ({(role, layer): shape for role, layer, shape in linear_shapes(g)} for g in (geometry, after))
     places = before | left  # blocks may go, or a student may have more of them
@@ -100,7 +101,8 @@ class _Sizes:
 
 def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
     """Bytes of what a calibration keeps: what enters a block, what its attention gives, and what its linears give while there is room."""
-    from compression.inputs import ROOM
+    with importing:
+        from compression.inputs import ROOM
 
     tokens = spec.calibration_tokens if spec.needs_calibration else 0
     again = any(method.collects(params) and method.stream == "compressed" for method, params in spec.methods)
@@ -199,7 +201,8 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int
 
 def kept_share(params) -> float:
     """Share of the weights that stay where a method removes places: free ones, or of every few neighbours."""
-    from compression.pruning.patterns import kept_of
+    with importing:
+        from compression.pruning.patterns import kept_of
 
     if params.pattern == "unstructured":
         return 1 - params.sparsity

@@ -7,7 +7,7 @@ whose hash isn't remembered count as changed, and the run then finds out.
 
 from __future__ import annotations
 
-from compression import models
+from compression import importing, models
 from compression.base import CompressionError
 from evaluation import provenance
 from evaluation.spec import CALIBRATIONS, Result
@@ -46,6 +46,7 @@ def _is_student(name: str, hashes) -> bool:
 
 
 def _text_hash(name: str, role: str) -> str:
-    from compression.texts import load_text
+    with importing:
+        from compression.texts import load_text
 
     return load_text(name, role).hash

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from compression import importing
 from compression.base import CompressionError
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from compression.disk import check_room
@@ -194,7 +195,8 @@ class Page:
 
     def _exports(self, result: Result) -> list[str]:
         """Formats of other programs that the run's model can be had in."""
-        from compression import export  # imports torch, which the first paint doesn't wait for
+        with importing:
+            from compression import export  # imports torch, which the first paint doesn't wait for
 
         return export.offers(self.store.manifest(result))
 
@@ -343,7 +345,8 @@ class Page:
             self._packing.release()
 
     def _packed(self, words: Words, result: Result, form: str) -> dict:
-        from compression import artifact, export
+        with importing:
+            from compression import artifact, export
 
         artifact_folder, place = self.store.artifact_folder(result.artifact), self.downloads()
         recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from compression import importing
 from compression.base import CompressionError
 from evaluation import deaths, host, provenance
 from evaluation.estimate import estimate, stage_seconds
@@ -210,7 +211,8 @@ class Runner:
                 "again": job.again}  # fmt: skip
 
     def _run_inline(self, job: Job) -> None:
-        from compression import models
+        with importing:
+            from compression import models
 
         for name in (job.spec.model, *job.spec.students):
             models.prepare(name, allow_paths=not self.public)  # a download must not cost the lent card's time

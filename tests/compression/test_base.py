@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,6 +66,23 @@ def test_declarations_survive_json():
 def test_unknown_method_suggests_the_nearest():
     with pytest.raises(BadParam, match="Did you mean 'gptq'"):
         get("gptk")
+
+
+def test_methods_are_imported_by_one_thread_at_a_time(monkeypatch):
+    """Two threads that import transformers for the first time at once can see it half made: "cannot import name ..."."""
+    inside, most = [], []
+
+    def slow(path):
+        inside.append(path)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return SimpleNamespace(METHOD=path)
+
+    monkeypatch.setattr("importlib.import_module", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(get, ["rtn", "lora", "wanda"])) == [NAMES["rtn"], NAMES["lora"], NAMES["wanda"]]
+    assert most == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", NAMES)
