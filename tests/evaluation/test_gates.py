@@ -24,7 +24,32 @@ def chance():
 
 
 NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
-    "gates": set(),
+    "gates": {
+        "gates-awq-3-64.json",
+        "gates-awq-4-64.json",
+        "gates-gptq-3-mse.json",
+        "gates-gptq-3-row+peqa-3-16384-120.0.json",
+        "gates-gptq-3-row-mse.json",
+        "gates-gptq-4-mse.json",
+        "gates-gptq-4-row-mse.json",
+        "gates-hqq-4-0.json",
+        "gates-lut_gemm-3.json",
+        "gates-lut_gemm-4.json",
+        "gates-nf4-true.json",
+        "gates-owq-3-minmax.json",
+        "gates-owq-4-minmax.json",
+        "gates-rtn-3-mse.json",
+        "gates-rtn-3-row.json",
+        "gates-rtn-4-128.json",
+        "gates-rtn-4-mse.json",
+        "gates-rtn-4-row-mse.json",
+        "gates-smoothquant-0.5-false.json",
+        "gates-smoothquant-0.5.json",
+        "gates-spqr-3-0.0.json",
+        "gates-spqr-3-false.json",
+        "gates-zeroquant-4-100.json",
+        "gates-zeroquant-8-100.json",
+    },
     "calibration": {shipped.file_name(s, "calibration") for s in shipped.specs("calibration")},
 }
 
@@ -271,9 +296,11 @@ def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by_and_learns_the
 def test_training_under_rounding_beats_the_better_of_two_roundings():
     """Liu et al. 2023, table 1: weights and cache in 4 bits, inputs in 8. The control has the same inputs and cache, on the paper's grid
     or with a zero point a row."""
-    rounded, skewed, trained = (RESULTS[f"gates-llm_qat-4-{name}"] for name in ("4-0", "false-4-0", "4-8192-120.0"))
+    rounded, skewed = (RESULTS[f"gates-llm_qat-4-{name}"] for name in ("4-0", "false-4-0"))
     assert skewed.metrics["perplexity"] < rounded.metrics["perplexity"]
-    assert overview.beside([trained], [skewed]).word == "better" and perplexity("none") < trained.metrics["perplexity"]
+    for name in ("4-8192-120.0", "false-4-8192-120.0"):
+        trained = RESULTS[f"gates-llm_qat-4-{name}"]
+        assert overview.beside([trained], [skewed]).word == "better" and perplexity("none") < trained.metrics["perplexity"]
     assert trained.metrics["file_bytes"] == pytest.approx(rounded.metrics["file_bytes"], rel=1e-3)
 
 
