@@ -14,8 +14,8 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
 
-# Held while a thread of the app imports what needs torch. Two threads that import the same packages for the first time at the same time
-# can see them half made ("cannot import name ... from transformers").
+# Held while a thread of the app imports what needs torch. Two threads that import the same packages for the first time
+# at once can see them half made ("cannot import name ... from transformers").
 importing = threading.RLock()
 
 FAMILIES = ("quantization", "pruning", "low_rank", "distillation")

@@ -333,9 +333,8 @@ class Method:
     # "original", the uncompressed model
     stream: Literal["compressed", "block", "original"] = "compressed"
     after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
-    inherits: tuple[
-        str, ...
-    ] = ()  # of a step that keeps an earlier one's integers: own params which that one decides where it has them
+    # of a step that keeps an earlier one's integers: own params which that one decides where it has them
+    inherits: tuple[str, ...] = ()
     converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
     # of a method that stores the token embedding and leaves linears alone: ((vocabulary, width), params, tied) -> Cost of all
     # that it stores, None where the table is left as it is

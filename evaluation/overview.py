@@ -142,12 +142,14 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
 
 
 def blocks() -> str:
-    """The tables of all blocks in Markdown, each with its title and what its rows share."""
+    """The tables of all blocks in Markdown, each with its title, what its rows share and what isn't measured yet."""
     measured = results()
     parts = []
     for found in gates.BLOCKS:
         about = f"{found.about}\n\n" if found.about else ""
         parts.append(f"**{found.title}.** {about or chr(10) * 2}{table(found.rows, measured)}")
+        if missing := [f"`{words}`" for words in found.rows if words not in measured]:
+            parts[-1] += f"\nNot measured yet: {', '.join(missing)}.\n"
     return "\n".join(parts)
 
 
