@@ -13,7 +13,9 @@ TRAINED = "--train_tokens 16384 --train_minutes 120"  # the short budget of the 
 QAT = "--train_tokens 8192 --train_minutes 120"
 DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"  # a student is broken at first: half of it warms it up
 CHANCE = "llm_pruner --removed 0.25 --importance random"
-SEEDS = {CHANCE: range(5)}  # recipes that are measured more than once
+LORA, QLORA = f"lora {TRAINED}", f"qlora {TRAINED}"
+SKEWED_QAT, EVEN_QAT = (f"llm_qat --bits 4 --kv_bits 4 {grid}{QAT}" for grid in ("--symmetric false ", ""))
+SEEDS = {CHANCE: range(5)} | {taught: range(3) for taught in (LORA, QLORA, SKEWED_QAT, EVEN_QAT)}  # measured more than once
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,14 @@ BLOCKS = (
         "awq --bits 3 --group_size 64",
         "hqq --bits 3",
     ),
-    block("4 bits, groups of 128", "Exact activations.", "rtn --bits 4 --group_size 128", "awq --bits 4"),
+    block(
+        "4 bits, groups of 128",
+        "Exact activations. AWQ judges its scales by the error behind each matrix, or, as its authors' code does, behind the whole "
+        "attention or feed-forward (`loss at` module).",
+        "rtn --bits 4 --group_size 128",
+        "awq --bits 4",
+        ("awq --bits 4 --loss_at module", "awq --bits 4"),
+    ),
     block("3 bits, groups of 128", "Exact activations.", "rtn --bits 3 --group_size 128", "gptq --bits 3 --group_size 128", "awq --bits 3"),
     block(
         "4 bits, a scale a row",
@@ -90,6 +99,7 @@ BLOCKS = (
         "spqr --bits 3 --outliers 0",
         "spqr --bits 3",
         ("spqr --bits 3 --level_search false", "spqr --bits 3"),
+        ("spqr --bits 3 --tau 0.2", "spqr --bits 3"),
         ("spqr --bits 4", ""),
     ),
     block(
@@ -100,14 +110,24 @@ BLOCKS = (
         ("gptq --bits 4 + lut_gemm", "gptq --bits 4"),
         ("lut_gemm --bits 4", "rtn --bits 4 --group_size 128"),
         ("lut_gemm --bits 3", "rtn --bits 3 --group_size 128"),
+        ("lut_gemm --bits 3 --fit greedy", "lut_gemm --bits 3"),
+        ("rtn --bits 2 --group_size 128", ""),
+        ("lut_gemm --bits 2", "rtn --bits 2 --group_size 128"),
     ),
     block(
         "8-bit weights and 8-bit activations, token by token",
         "The first row rounds both and does nothing else.",
         "smoothquant --smooth false",
         "smoothquant",
+        ("smoothquant --search true", "smoothquant"),
+        ("smoothquant --attention true", "smoothquant"),
         ("llm_int8 --threshold 0 --zero_point false", ""),
         ("llm_int8 --zero_point false", "llm_int8 --threshold 0 --zero_point false"),
+        ("llm_int8 --zero_point false --decomposition column", "llm_int8 --zero_point false"),
+        (
+            "llm_int8 --zero_point false --decomposition column --outlier_weights 16",
+            "llm_int8 --zero_point false --decomposition column",
+        ),
         ("llm_int8 --threshold 0", ""),
         ("llm_int8", "llm_int8 --threshold 0"),
         ("llm_int8 --threshold 2", "llm_int8 --threshold 0"),
@@ -119,11 +139,33 @@ BLOCKS = (
         "The scale is found on the calibration text. What enters the gated feed-forward's second matrix has rare very loud values.",
         "smoothquant --activations tensor --smooth false",
         "smoothquant --activations tensor",
+        ("smoothquant --activations tensor --percentile 99.99", "smoothquant --activations tensor"),
+    ),
+    block(
+        "SmoothQuant's O1, O2 and O3",
+        "8-bit weights, one scale a matrix. O1 rounds activations token by token, O2 by one scale that each input is measured for, O3 by one "
+        "fixed scale. Each is beside the same rounding without smoothing.",
+        *(
+            (f"smoothquant --weights tensor{level}{off}", f"smoothquant --weights tensor{level} --smooth false" if not off else "")
+            for level in ("", " --activations dynamic_tensor", " --activations tensor")
+            for off in (" --smooth false", "")
+        ),
+    ),
+    block(
+        "Keys and values of past tokens in few bits",
+        "The weights stay as they are. A scale a token and head, or, as KIVI has it, a scale a channel and 32 tokens for the keys.",
+        "none",
+        "none --cache_bits 8",
+        "none --cache_bits 4",
+        ("none --cache_bits 4 --cache_keys channel", "none --cache_bits 4"),
+        "none --cache_bits 2 --cache_keys channel",
     ),
     block(
         "ZeroQuant, 4 bits in the feed-forward, 8 in attention",
         "64 groups a matrix, symmetric, 8-bit activations token by token. Distillation: 100 steps a block.",
         "zeroquant --bits 4",
+        "zeroquant --bits 4 --symmetric false",
+        "zeroquant --bits 4 --qkv_inputs exact",
         "zeroquant --bits 4 --distill_steps 100",
     ),
     block(
@@ -163,11 +205,11 @@ BLOCKS = (
         "Trained, or cut while training",
         "The text is WikiText-2's validation part, so that a training also learns the text: the first row is the original trained. LoRAPrune "
         "takes 65,536 tokens, four times what the others take.",
-        (f"lora {TRAINED}", "none"),
+        (LORA, "none"),
         (f"wanda --sparsity 0.5 + lora {TRAINED}", "wanda --sparsity 0.5"),
         (f"llm_pruner --removed 0.25 + lora {TRAINED}", "llm_pruner --removed 0.25 --importance element1"),
         ("lora_prune --removed 0.25 --train_minutes 120", "llm_pruner --removed 0.25 --importance element1"),
-        (f"qlora {TRAINED}", f"lora {TRAINED}"),
+        (QLORA, LORA),
         (f"peqa --bits 3 --round false {TRAINED}", "none"),
         ("peqa --bits 3 --train_tokens 0", ""),
         (f"peqa --bits 3 {TRAINED}", "peqa --bits 3 --train_tokens 0"),
@@ -178,9 +220,9 @@ BLOCKS = (
         "The rows without training are plain rounding with the same activations and cache: on the paper's symmetric grid, and with a zero "
         "point a row, which is the better control.",
         "llm_qat --bits 4 --kv_bits 4 --symmetric false --train_tokens 0",
-        f"llm_qat --bits 4 --kv_bits 4 --symmetric false {QAT}",
+        SKEWED_QAT,
         "llm_qat --bits 4 --kv_bits 4 --train_tokens 0",
-        f"llm_qat --bits 4 --kv_bits 4 {QAT}",
+        EVEN_QAT,
     ),
     block(
         "Students of 20 of the 30 layers, 49,152 tokens",

@@ -42,9 +42,9 @@ LADDER = (  # gates for the order of the widths alone: at 8 bits nothing is lost
     "hqq --bits 8", "hqq --bits 2", "zeroquant --bits 3",
 )  # fmt: skip
 
-TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 131072 --train_minutes 120"  # under ten minutes on two cores
+TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 32768 --train_minutes 120"  # ten minutes on two slow cores
 
-DOMAIN = ("none", "nf4 --double true", f"lora {TAUGHT}", f"qlora {TAUGHT}")  # on UNICODE_TEXT
+DOMAIN = {"none": (0,), "nf4 --double true": (0,), f"lora {TAUGHT}": range(3), f"qlora {TAUGHT}": range(3)}  # its seeds; on UNICODE_TEXT
 
 ELSEWHERE = (  # gates that read a text, measured on the gates' text and calibrated on BUILTIN_TEXT
     "gptq --bits 4", "gptq --bits 3", "awq --bits 4", "owq --bits 4", "owq --bits 3", "spqr --bits 4",
@@ -86,7 +86,7 @@ def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list
     fields = _fields("standard") | {"table_bits": 16}
     if group == "domain":
         fields |= {"window": 128, "text": UNICODE_TEXT, "calibration": UNICODE_TEXT}
-        return [(w, _spec(w, **fields)) for w in DOMAIN]
+        return [(w, _spec(w, **fields, seed=seed)) for w, seeds in DOMAIN.items() for seed in seeds]
     fields |= {"text": text, "calibration": BUILTIN_TEXT if group == "calibration" else calibration}
     if group == "calibration":
         return [(w, _spec(w, **fields)) for w in ELSEWHERE]
@@ -108,17 +108,30 @@ def _fields(preset: str) -> dict:
 
 
 def file_name(spec: RunSpec, group: str) -> str:
-    """ "gates-gptq-4-64.json": the group, each step with the parameters that differ from their defaults, a cache in few bits, a
-    seed but 0."""
+    """ "gates-gptq-4-group_size_64.json": the group, then each step with its main parameters, and by name those others that differ from
+    their defaults; then a cache in few bits, and a seed but 0. Two runs of a group never share a name."""
     steps = []
     for method, params in spec.methods:
-        changed = [
-            str(params.json()[f["name"]]) for f in params.describe() if f["main"] or params.json()[f["name"]] != f["default"]
+        values = params.json()
+        parts = [
+            _plain(values[f["name"]]) if f["main"] else _named(f["name"], values[f["name"]])
+            for f in params.describe()
+            if f["main"] or values[f["name"]] != f["default"]
         ]
-        steps.append("-".join([method.name, *changed]))
+        steps.append("-".join([method.name, *parts]))
     cache = f"-cache{spec.cache_bits}{'-channel' if spec.cache_keys == 'channel' else ''}" if spec.cache_bits < 16 else ""
     drawn = f"-seed{spec.seed}" if spec.seed else ""
-    return f"{group}-{'+'.join(steps)}{cache}{drawn}.json".replace(":", "of").replace("--1", "-row").lower()
+    return f"{group}-{'+'.join(steps)}{cache}{drawn}.json"
+
+
+def _named(name: str, value) -> str:
+    """ "clip" or "no_clip" of a switch, else "group_size_64"."""
+    return {True: name, False: f"no_{name}"}[value] if isinstance(value, bool) else f"{name}_{_plain(value)}"
+
+
+def _plain(value) -> str:
+    """A value as file names may have it: "2of4", "0.5", "row"."""
+    return "row" if value == -1 else f"{value:g}" if isinstance(value, float) else str(value).replace(":", "of").lower()
 
 
 def stored(file: Path) -> Result | None:

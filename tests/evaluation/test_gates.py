@@ -11,61 +11,116 @@ from evaluation import authors, gates, layers, overview, peers, shipped
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
-SHORT = "16384-120.0"  # the budget of the gates that train
+GATES, ELSEWHERE, DOMAIN = (overview.results(group) for group in ("gates", "calibration", "domain"))
+TRAINED = gates.TRAINED  # the budget of the gates that train
+ROW = "--group_size -1"
 
 
-def perplexity(name):
-    return RESULTS[f"gates-{name}"].metrics["perplexity"]
+def gate(words):
+    """The stored result of a recipe, the first of its seeds."""
+    return GATES[words][0]
+
+
+def perplexity(words):
+    return gate(words).metrics["perplexity"]
 
 
 def chance():
     """A quarter of the heads and channels removed at random: mean of five draws."""
-    return statistics.mean(perplexity(f"llm_pruner-0.25-random{drawn}") for drawn in ("", *(f"-seed{i}" for i in range(1, 5))))
+    return statistics.mean(drawn.metrics["perplexity"] for drawn in GATES[gates.CHANCE])
 
 
 NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
     "gates": {
-        "gates-awq-3-64.json",
-        "gates-awq-4-64.json",
-        "gates-gptq-3-mse.json",
-        "gates-gptq-3-row+peqa-3-16384-120.0.json",
-        "gates-gptq-3-row-mse.json",
-        "gates-gptq-4-mse.json",
-        "gates-gptq-4-row-mse.json",
-        "gates-hqq-4-0.json",
+        "gates-awq-3-group_size_64.json",
+        "gates-awq-4-group_size_64.json",
+        "gates-awq-4-loss_at_module.json",
+        "gates-gptq-3-group_size_row+peqa-3-train_tokens_16384-train_minutes_120.json",
+        "gates-gptq-3-group_size_row-tuning_mse.json",
+        "gates-gptq-3-tuning_mse.json",
+        "gates-gptq-4-group_size_row-tuning_mse.json",
+        "gates-gptq-4-tuning_mse.json",
+        "gates-hqq-4-iterations_0.json",
+        "gates-llm_int8-no_zero_point-decomposition_column-outlier_weights_16.json",
+        "gates-llm_int8-no_zero_point-decomposition_column.json",
+        "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
+        "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed2.json",
+        "gates-llm_qat-4-no_symmetric-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
+        "gates-llm_qat-4-no_symmetric-kv_bits_4-train_tokens_8192-train_minutes_120-seed2.json",
+        "gates-lora-8-train_tokens_16384-train_minutes_120-seed1.json",
+        "gates-lora-8-train_tokens_16384-train_minutes_120-seed2.json",
+        "gates-lut_gemm-2.json",
+        "gates-lut_gemm-3-fit_greedy.json",
         "gates-lut_gemm-3.json",
         "gates-lut_gemm-4.json",
-        "gates-nf4-true.json",
-        "gates-owq-3-minmax.json",
-        "gates-owq-4-minmax.json",
-        "gates-rtn-3-mse.json",
-        "gates-rtn-3-row.json",
-        "gates-rtn-4-128.json",
-        "gates-rtn-4-mse.json",
-        "gates-rtn-4-row-mse.json",
-        "gates-smoothquant-0.5-false.json",
+        "gates-nf4-double.json",
+        "gates-none-cache2-channel.json",
+        "gates-none-cache4-channel.json",
+        "gates-none-cache4.json",
+        "gates-none-cache8.json",
+        "gates-owq-3-tuning_minmax.json",
+        "gates-owq-4-tuning_minmax.json",
+        "gates-qlora-8-train_tokens_16384-train_minutes_120-seed1.json",
+        "gates-qlora-8-train_tokens_16384-train_minutes_120-seed2.json",
+        "gates-rtn-2-group_size_128.json",
+        "gates-rtn-3-group_size_row.json",
+        "gates-rtn-3-tuning_mse.json",
+        "gates-rtn-4-group_size_128.json",
+        "gates-rtn-4-group_size_row-tuning_mse.json",
+        "gates-rtn-4-tuning_mse.json",
+        "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor-no_smooth.json",
+        "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor.json",
+        "gates-smoothquant-0.5-activations_tensor-percentile_99.99.json",
+        "gates-smoothquant-0.5-activations_tensor-weights_tensor-no_smooth.json",
+        "gates-smoothquant-0.5-activations_tensor-weights_tensor.json",
+        "gates-smoothquant-0.5-attention.json",
+        "gates-smoothquant-0.5-no_smooth.json",
+        "gates-smoothquant-0.5-search.json",
+        "gates-smoothquant-0.5-weights_tensor-no_smooth.json",
+        "gates-smoothquant-0.5-weights_tensor.json",
         "gates-smoothquant-0.5.json",
-        "gates-spqr-3-0.0.json",
-        "gates-spqr-3-false.json",
-        "gates-zeroquant-4-100.json",
-        "gates-zeroquant-8-100.json",
+        "gates-spqr-3-no_level_search.json",
+        "gates-spqr-3-outliers_0.json",
+        "gates-spqr-3-tau_0.2.json",
+        "gates-zeroquant-4-distill_steps_100.json",
+        "gates-zeroquant-4-no_symmetric.json",
+        "gates-zeroquant-4-qkv_inputs_exact.json",
+        "gates-zeroquant-8-distill_steps_100.json",
     },
-    "calibration": {shipped.file_name(s, "calibration") for s in shipped.specs("calibration")},
+    "domain": {
+        "domain-lora-16-train_minutes_120-learning_rate_0.002-seed1.json",
+        "domain-lora-16-train_minutes_120-learning_rate_0.002-seed2.json",
+        "domain-lora-16-train_minutes_120-learning_rate_0.002.json",
+        "domain-qlora-16-train_minutes_120-learning_rate_0.002-seed1.json",
+        "domain-qlora-16-train_minutes_120-learning_rate_0.002-seed2.json",
+        "domain-qlora-16-train_minutes_120-learning_rate_0.002.json",
+    },
+    "calibration": {
+        "calibration-awq-4.json",
+        "calibration-gptq-3.json",
+        "calibration-gptq-4.json",
+        "calibration-owq-3.json",
+        "calibration-owq-4.json",
+        "calibration-smoothquant-0.5-activations_tensor-no_smooth.json",
+        "calibration-smoothquant-0.5-activations_tensor.json",
+        "calibration-spqr-4.json",
+    },
 }
 
 
 @pytest.mark.parametrize("group", shipped.GROUPS)
 def test_every_promised_run_is_there(group):
     """Or waits by name; what has been measured waits no more."""
-    promised = {shipped.file_name(s, group) for s in shipped.specs(group)}
+    named = [shipped.file_name(s, group) for s in shipped.specs(group)]
+    promised = set(named)
+    assert len(promised) == len(named), "two runs under one name"
     there = {f.name for f in shipped.RESULTS.glob(f"{group}-*.json")}
     assert promised - there == NOT_MEASURED.get(group, set()) and there <= promised
 
 
 NOT_MEASURED_AGAIN = {  # until `make measure` has run
-    "gates-gkd-0.65-49152-120.0": "GKD reads texts and prompts, whose reading was mended since; it carries no witness",
-    "gates-gkd-0.65-49152-120.0-supervised-0.0": "the same",
-    "domain-qlora-16-131072-120.0-0.002": "NF4's codes are chosen before its scales are rounded since; 131,072 tokens wait for a quiet machine",
+    "gates-gkd-0.65-train_tokens_49152-train_minutes_120": "GKD reads texts and prompts, whose reading was mended since; it carries no witness",
+    "gates-gkd-0.65-train_tokens_49152-train_minutes_120-objective_supervised-jsd_beta_0": "the same",
 }
 
 
@@ -82,15 +137,16 @@ def test_shipped_results_belong_to_this_code(name):
 
 
 def test_the_gates_share_one_protocol_of_32k_tokens():
-    protocols = {r.protocol_id for n, r in RESULTS.items() if n.startswith("gates-")}
+    found = [r for results in GATES.values() for r in results]
+    protocols = {r.protocol_id for r in found}
     assert len(protocols) == 1 and "wiki.test.raw" in protocols.pop()
-    assert all(r.metrics["evaluated_tokens"] == 32_768 for n, r in RESULTS.items() if n.startswith("gates-"))
+    assert all(r.metrics["evaluated_tokens"] == 32_768 for r in found)
 
 
-@pytest.mark.parametrize("setting", ["3", "4", "4-row", "3-128"])
+@pytest.mark.parametrize("setting", ["3", "4", f"4 {ROW}", f"3 {ROW}", "3 --group_size 128"])
 def test_gptq_beats_rounding(setting):
     """Frantar et al. 2022, tables 3 and 4; the gap is far beyond the noise."""
-    gptq, rounding = RESULTS[f"gates-gptq-{setting}"].metrics, RESULTS[f"gates-rtn-{setting}"].metrics
+    gptq, rounding = (gate(f"{method} --bits {setting}").metrics for method in ("gptq", "rtn"))
     assert gptq["perplexity"] < 0.95 * rounding["perplexity"]
     assert gptq["kl_divergence_mean"] < rounding["kl_divergence_mean"]
     assert gptq["file_bytes"] == pytest.approx(rounding["file_bytes"], rel=1e-3)
@@ -98,12 +154,12 @@ def test_gptq_beats_rounding(setting):
 
 # --- calibrated on a text of another kind than the one that is measured -------------------------------------------
 
-elsewhere = pytest.mark.skipif(bool(NOT_MEASURED["calibration"]), reason="`python -m evaluation.shipped calibration`")
+elsewhere = pytest.mark.skipif("calibration" in NOT_MEASURED, reason="`python -m evaluation.shipped calibration`")
 
 
-def other(name):
-    """A figure of a gate that was calibrated on Python's help topics instead of WikiText-2."""
-    return RESULTS[f"calibration-{name}"].metrics["perplexity"]
+def other(words):
+    """Perplexity of a recipe that was calibrated on Python's help topics instead of WikiText-2."""
+    return ELSEWHERE[words][0].metrics["perplexity"]
 
 
 def test_each_run_on_another_text_is_a_gate_too():
@@ -117,7 +173,7 @@ def test_each_run_on_another_text_is_a_gate_too():
 
 @elsewhere
 def test_only_the_calibration_text_differs():
-    pairs = [(r, RESULTS[n.replace("calibration-", "gates-", 1)]) for n, r in RESULTS.items() if n.startswith("calibration-")]
+    pairs = [(found[0], gate(words)) for words, found in ELSEWHERE.items()]
     assert pairs and all(overview.same_but_text(a, b) for a, b in pairs)
     assert len({a.fingerprint["calibration"] for a, _ in pairs}) == 1
 
@@ -126,187 +182,178 @@ def test_only_the_calibration_text_differs():
 @pytest.mark.parametrize("setting", ["3", "4"])
 def test_gptq_beats_rounding_whatever_it_reads(setting):
     """Frantar et al. 2022 calibrate on C4 and measure on WikiText-2, PTB and LAMBADA."""
-    rounding = RESULTS[f"gates-rtn-{setting}"].metrics
-    assert other(f"gptq-{setting}") < 0.97 * rounding["perplexity"]
-    assert RESULTS[f"calibration-gptq-{setting}"].metrics["kl_divergence_mean"] < rounding["kl_divergence_mean"]
+    read, rounding = ELSEWHERE[f"gptq --bits {setting}"][0].metrics, gate(f"rtn --bits {setting}").metrics
+    assert read["perplexity"] < 0.97 * rounding["perplexity"]
+    assert read["kl_divergence_mean"] < rounding["kl_divergence_mean"]
 
 
 @elsewhere
 def test_the_orders_hold_whatever_is_read():
     """AWQ in 4.17 bits below rounding in 4.31; OWQ and SpQR below rounding, a scale a row and in groups; levelling pays."""
-    assert other("awq-4") < perplexity("rtn-4")
-    assert other("owq-4") < perplexity("rtn-4-row") and other("owq-3") < perplexity("gptq-3-row")
-    assert other("spqr-4") < other("gptq-4") and other("spqr-4") < perplexity("rtn-4")
-    assert other("smoothquant-0.5-tensor") <= 1.01 * other("smoothquant-0.5-tensor-false")
-    assert other("gptq-4") < other("gptq-3") and other("owq-4") < other("owq-3")
+    assert other("awq --bits 4") < perplexity("rtn --bits 4")
+    assert other("owq --bits 4") < perplexity("rtn --bits 4 --group_size -1") and other("owq --bits 3") < perplexity("gptq --bits 3 --group_size -1")
+    assert other("spqr --bits 4") < other("gptq --bits 4") and other("spqr --bits 4") < perplexity("rtn --bits 4")
+    assert other("smoothquant --activations tensor") <= 1.01 * other("smoothquant --activations tensor --smooth false")
+    assert other("gptq --bits 4") < other("gptq --bits 3") and other("owq --bits 4") < other("owq --bits 3")
 
 
 @elsewhere
 def test_a_text_of_another_kind_is_never_better_than_by_noise():
-    usual = overview.results()
-    for name, found in overview.results("calibration").items():
-        assert overview.beside(found, usual[name]).word != "better", name
+    for words, found in ELSEWHERE.items():
+        assert overview.beside(found, GATES[words]).word != "better", words
 
 
 @elsewhere
 def test_awq_depends_less_on_its_text_than_gptq():
     """Lin et al. 2023, figure 8: another text costs AWQ 0.5 to 0.6 of perplexity and GPTQ 2.3 to 4.9."""
-    assert other("awq-4") / perplexity("awq-4") <= 1.01 * other("gptq-4") / perplexity("gptq-4")
+    assert other("awq --bits 4") / perplexity("awq --bits 4") <= 1.01 * other("gptq --bits 4") / perplexity("gptq --bits 4")
 
 
 def test_eight_bits_cost_nothing():
-    assert perplexity("rtn-8") == pytest.approx(perplexity("none"), rel=0.005)
+    assert perplexity("rtn --bits 8") == pytest.approx(perplexity("none"), rel=0.005)
 
 
 def test_more_bits_are_better_and_smaller_groups_not_worse():
-    assert perplexity("rtn-8") < perplexity("rtn-4") < perplexity("rtn-3")
-    assert perplexity("gptq-4") < perplexity("gptq-3")
+    assert perplexity("rtn --bits 8") < perplexity("rtn --bits 4") < perplexity("rtn --bits 3")
+    assert perplexity("gptq --bits 4") < perplexity("gptq --bits 3")
     for method in ("rtn", "gptq"):
-        assert perplexity(f"{method}-3") <= 1.01 * perplexity(f"{method}-3-128")
-        assert perplexity(f"{method}-4") <= 1.01 * perplexity(f"{method}-4-row")
+        for bits, coarser in ((3, "128"), (4, "-1"), (3, "-1")):
+            assert perplexity(f"{method} --bits {bits}") <= 1.01 * perplexity(f"{method} --bits {bits} --group_size {coarser}")
 
 
 def test_wanda_beats_magnitude_by_far():
     """Sun et al. 2023, table 2."""
-    assert 2 * perplexity("wanda-0.5") < perplexity("magnitude-0.5")
+    assert 2 * perplexity("wanda --sparsity 0.5") < perplexity("magnitude --sparsity 0.5")
 
 
 def test_making_up_for_what_is_removed_pays():
     """Frantar and Alistarh 2023, tables 1 and 2; Sun et al. 2023: near Wanda at 50 %, well below it at 2:4."""
-    assert perplexity("none") < perplexity("sparsegpt-0.5") <= 1.02 * perplexity("wanda-0.5")
-    assert perplexity("wanda-0.5") < perplexity("magnitude-0.5")
-    assert perplexity("sparsegpt-0.5-2of4") < 0.95 * perplexity("wanda-0.5-2of4")
+    assert perplexity("none") < perplexity("sparsegpt --sparsity 0.5") <= 1.02 * perplexity("wanda --sparsity 0.5")
+    assert perplexity("wanda --sparsity 0.5") < perplexity("magnitude --sparsity 0.5")
+    assert perplexity("sparsegpt --pattern 2:4") < 0.95 * perplexity("wanda --pattern 2:4")
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
 def test_the_less_free_the_places_the_worse(method):
-    assert perplexity(f"{method}-0.5") < perplexity(f"{method}-0.5-4of8") < perplexity(f"{method}-0.5-2of4")
+    free, four, two = (perplexity(f"{method} {places}") for places in ("--sparsity 0.5", "--pattern 4:8", "--pattern 2:4"))
+    assert free < four < two
 
 
 def test_rounding_what_stays_costs_a_little_and_saves_much():
     """Frantar and Alistarh 2023, section 4.3: half of the weights at 4 bits, a bit for each place, and the grid."""
-    rounded = RESULTS["gates-sparsegpt-0.5-true"].metrics
-    assert rounded["perplexity"] > perplexity("sparsegpt-0.5")
+    rounded = gate("sparsegpt --sparsity 0.5 --quantize true").metrics
+    assert rounded["perplexity"] > perplexity("sparsegpt --sparsity 0.5")
     assert rounded["weight_bits_per_weight"] == pytest.approx(1 + 2 + 20 / 64, abs=0.1)
 
 
 def test_svd_llm_beats_svd_by_far():
     """Wang et al. 2024, table 1: 7.94 against 20,061 on LLaMA-7B."""
-    assert 20 * perplexity("svd_llm-0.2") < perplexity("svd-0.2")
+    assert 20 * perplexity("svd_llm --removed 0.2") < perplexity("svd --removed 0.2")
 
 
 def test_gradients_beat_chance_and_chance_beats_size():
     """Ma et al. 2023, table 1: 19.09, 27.51 and 582.4 on LLaMA-7B with 20 % removed; all of the same size."""
-    assert perplexity("llm_pruner-0.25") < chance() < perplexity("llm_pruner-0.25-l2")
+    assert perplexity("llm_pruner --removed 0.25 --importance element1") < chance() < perplexity("llm_pruner --removed 0.25 --importance l2")
+    cut = "llm_pruner --removed 0.25 --importance"
     for form in ("vector", "element2", "mixed"):
-        assert perplexity(f"llm_pruner-0.25-{form}") < chance(), form
-    sizes = {RESULTS[f"gates-llm_pruner-0.25{form}"].metrics["weight_bits_per_weight"] for form in ("", "-l2", "-random")}
+        assert perplexity(f"{cut} {form}") < chance(), form
+    sizes = {gate(f"{cut} {form}").metrics["weight_bits_per_weight"] for form in ("element1", "l2", "random")}
     assert len(sizes) == 1 and sizes.pop() == pytest.approx(16 * (1 - 25 / 30 * 0.25), rel=1e-3)
 
 
 def test_what_a_low_rank_method_knows_of_the_inputs_pays():
     """Yuan et al. 2023 and Wang et al. 2024, tables 1: SVD-LLM < ASVD < SVD."""
-    assert perplexity("svd_llm-0.2") < 0.98 * perplexity("asvd-0.2")
-    assert perplexity("asvd-0.2") < 0.98 * perplexity("svd-0.2")
+    assert perplexity("svd_llm --removed 0.2") < 0.98 * perplexity("asvd --removed 0.2")
+    assert perplexity("asvd --removed 0.2") < 0.98 * perplexity("svd --removed 0.2")
 
 
 def test_a_mean_in_the_bias_is_nearer_to_svd_llm_than_to_asvd():
     """Layer by layer PCA errs no more than SVD-LLM (below); in the whole model it does worse, and its essay says so."""
-    pca, plain = RESULTS["gates-pca-0.2"].metrics, RESULTS["gates-svd_llm-0.2"].metrics
-    assert pca["perplexity"] ** 2 < plain["perplexity"] * perplexity("asvd-0.2")
+    pca, plain = gate("pca --removed 0.2").metrics, gate("svd_llm --removed 0.2").metrics
+    assert pca["perplexity"] ** 2 < plain["perplexity"] * perplexity("asvd --removed 0.2")
     assert plain["file_bytes"] < pca["file_bytes"] < 1.005 * plain["file_bytes"], "biases of 16 bits"
 
 
 def test_recovery_wins_back_more_than_the_same_training_gains_on_the_original():
     """Tuned below untuned (Sun et al. 2023, table 6); the control is the training alone."""
-    won = perplexity("wanda-0.5") / perplexity(f"wanda-0.5.lora-8-{SHORT}")
-    assert won > perplexity("none") / perplexity(f"lora-8-{SHORT}") > 1
+    won = perplexity("wanda --sparsity 0.5") / perplexity(f"wanda --sparsity 0.5 + {gates.LORA}")
+    assert won > perplexity("none") / perplexity(gates.LORA) > 1
 
 
 def test_recovery_wins_back_what_a_cut_took():
     """Ma et al. 2023, table 1, tuned; the control is the training alone."""
-    won = perplexity("llm_pruner-0.25") / perplexity(f"llm_pruner-0.25.lora-8-{SHORT}")
-    assert won > perplexity("none") / perplexity(f"lora-8-{SHORT}")
+    won = perplexity("llm_pruner --removed 0.25 --importance element1") / perplexity(f"llm_pruner --removed 0.25 + {gates.LORA}")
+    assert won > perplexity("none") / perplexity(gates.LORA)
 
 
 def test_cutting_the_width_costs_more_than_cutting_blocks():
     """Ma et al. 2023, table 1: 22.1 and 19.1 with 20 % removed; a fifth of each."""
-    blocks, width = RESULTS["gates-llm_pruner-0.25"].metrics, RESULTS["gates-llm_pruner-0.2-channel"].metrics
+    blocks, width = gate("llm_pruner --removed 0.25 --importance element1").metrics, gate("llm_pruner --removed 0.2 --granularity channel").metrics
     assert 2 * blocks["perplexity"] < width["perplexity"]
     assert blocks["weight_bits_per_weight"] == pytest.approx(width["weight_bits_per_weight"], rel=0.02)
 
 
 def test_heads_that_fade_out_are_better_than_chance():
     """Zhang et al. 2023: cutting while an adapter learns, in 64 steps, against cutting at once without repair."""
-    faded, cut = RESULTS["gates-lora_prune-0.25-120.0"].metrics, RESULTS["gates-llm_pruner-0.25"].metrics
+    faded, cut = gate("lora_prune --removed 0.25 --train_minutes 120").metrics, gate("llm_pruner --removed 0.25 --importance element1").metrics
     assert faded["perplexity"] < 0.7 * cut["perplexity"] < 0.7 * chance()
     assert faded["file_bytes"] == pytest.approx(cut["file_bytes"], rel=1e-3)
 
 
 def test_trained_scales_win_back_what_rounding_lost():
     """Kim et al. 2023, table 2, at 3 bits; the size is rounding's. The control: the same factors of weights that weren't rounded."""
-    rounded, trained = (RESULTS[f"gates-peqa-3-{budget}"].metrics for budget in ("0", SHORT))
+    rounded, trained = (gate(f"peqa --bits 3 {budget}").metrics for budget in ("--train_tokens 0", TRAINED))
     assert perplexity("none") < trained["perplexity"] < 0.7 * rounded["perplexity"]
     assert trained["file_bytes"] == pytest.approx(rounded["file_bytes"], rel=1e-3)
-    won, control = rounded["perplexity"] / trained["perplexity"], perplexity("none") / perplexity(f"peqa-3-false-{SHORT}")
+    won, control = rounded["perplexity"] / trained["perplexity"], perplexity("none") / perplexity(f"peqa --bits 3 --round false {TRAINED}")
     assert won > control
 
 
 def test_adapters_over_four_bits_learn_as_much_as_over_sixteen():
     """Dettmers et al. 2023, section 4: what training takes off the perplexity. NF4 itself costs this small model a quarter, and
     adapters of rank 8 don't win that back: the paper's equal ends belong to large models."""
-    learnt = perplexity("nf4") / perplexity(f"qlora-8-{SHORT}")
-    assert learnt > 0.98 * perplexity("none") / perplexity(f"lora-8-{SHORT}") > 1
+    learnt = perplexity("nf4") / perplexity(gates.QLORA)
+    assert learnt > 0.98 * perplexity("none") / perplexity(gates.LORA) > 1
 
 
 def test_four_bits_learn_a_domain_as_sixteen_do():
-    """Dettmers et al. 2023, section 4: with adapters at every linear the frozen model may as well be NF4. Same adapters, tokens, seed."""
-    taught = shipped.TAUGHT.split()
-    course = "-".join(["16", taught[5], "120.0", "0.002"])
-    found = {
-        name: RESULTS[f"domain-{name}"].metrics["perplexity"]
-        for name in ("none", "nf4-true", f"lora-{course}", f"qlora-{course}")
-    }
-    before, rounded, lora, qlora = found.values()
-    assert qlora < 0.25 * before and qlora <= 1.02 * lora
-    assert qlora / lora < rounded / before, "the adapters win back what rounding lost"
-    for name in ("lora", "qlora"):
-        trained = next(n["facts"] for n in RESULTS[f"domain-{name}-{course}"].notes if n["code"] == "trained")
-        assert trained["seconds"] <= 600
+    """Dettmers et al. 2023, section 4: with adapters at every linear the frozen model may as well be NF4. Same adapters, tokens, seeds."""
+    before, rounded, lora, qlora = ([r.metrics["perplexity"] for r in DOMAIN[words]] for words in shipped.DOMAIN)
+    assert len(lora) == len(qlora) == 3 and max(qlora) < 0.5 * before[0]
+    assert all(four / sixteen < rounded[0] / before[0] for four, sixteen in zip(qlora, lora, strict=True)), "in every draw"
 
 
-def divergences(name):
+def divergences(words):
     """Nats a token, before and after the second half of a student's training."""
-    return next(n["facts"] for n in RESULTS[f"gates-{name}"].notes if n["code"] == "divergences")
+    return next(n["facts"] for n in gate(words).notes if n["code"] == "divergences")
 
 
 def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by_and_learns_the_text_too():
     """Agarwal et al. 2023. From one warmed-up student: reverse KL on own samples below supervised training's, and at least half of
     what that takes off the forward KL on text."""
-    own, supervised = divergences("gkd-0.65-49152-120.0"), divergences("gkd-0.65-49152-120.0-supervised-0.0")
+    own, supervised = divergences(f"gkd {gates.DISTILLED}"), divergences(f"gkd --objective supervised --jsd_beta 0.0 {gates.DISTILLED}")
     for where in ("text_forward_before", "own_reverse_before"):
         assert own[where] == pytest.approx(supervised[where], rel=1e-3), "one start"
     assert own["own_reverse_after"] < 0.95 * supervised["own_reverse_after"]
     closed, asked = (found["text_forward_before"] - found["text_forward_after"] for found in (own, supervised))
     assert closed >= 0.5 * asked > 0
-    size = RESULTS["gates-gkd-0.65-49152-120.0"].metrics["file_bytes"]
+    size = gate(f"gkd {gates.DISTILLED}").metrics["file_bytes"]
     assert size == pytest.approx(2 * (49_152 * 576 + 20 * 3_538_944), rel=0.01)
 
 
 def test_training_under_rounding_beats_the_better_of_two_roundings():
     """Liu et al. 2023, table 1: weights and cache in 4 bits, inputs in 8. The control has the same inputs and cache, on the paper's grid
     or with a zero point a row."""
-    rounded, skewed = (RESULTS[f"gates-llm_qat-4-{name}"] for name in ("4-0", "false-4-0"))
+    rounded, skewed = (gate(f"llm_qat --bits 4 --kv_bits 4 {grid}--train_tokens 0") for grid in ("", "--symmetric false "))
     assert skewed.metrics["perplexity"] < rounded.metrics["perplexity"]
-    for name in ("4-8192-120.0", "false-4-8192-120.0"):
-        trained = RESULTS[f"gates-llm_qat-4-{name}"]
-        assert overview.beside([trained], [skewed]).word == "better" and perplexity("none") < trained.metrics["perplexity"]
-    assert trained.metrics["file_bytes"] == pytest.approx(rounded.metrics["file_bytes"], rel=1e-3)
+    for words, control in ((gates.EVEN_QAT, rounded), (gates.SKEWED_QAT, skewed)):
+        assert overview.beside(GATES[words], [skewed]).word == "better" and perplexity("none") < perplexity(words)
+        assert gate(words).metrics["file_bytes"] == pytest.approx(control.metrics["file_bytes"], rel=1e-3)
 
 
 def test_nmf_is_no_better_than_ten_svd_llms():
     """It breaks the model as plain SVD does; its error in the weights is never below SVD's (test_nmf.py)."""
-    assert perplexity("nmf-0.2") > 10 * perplexity("svd_llm-0.2")
+    assert perplexity("nmf --removed 0.2") > 10 * perplexity("svd_llm --removed 0.2")
 
 
 def test_a_looser_setting_never_wins_within_a_method():
@@ -321,25 +368,25 @@ def test_a_looser_setting_never_wins_within_a_method():
         "zeroquant": "8 4 3",
     }
     for method, bits in ladders.items():
-        ladder = [perplexity("none"), *(perplexity(f"{method}-{b}") for b in bits.split())]
+        ladder = [perplexity("none"), *(perplexity(f"{method} --bits {b}") for b in bits.split())]
         assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False)), method
 
 
 def test_awq_is_not_above_rounding():
     """Lin et al. 2023, table 4."""
-    assert perplexity("awq-3") <= 1.01 * perplexity("rtn-3-128")
+    assert perplexity("awq --bits 3") <= 1.01 * perplexity("rtn --bits 3 --group_size 128")
 
 
 def test_searched_ranges_and_weak_columns_pay_together():
     """Lee et al. 2023: 3.01 bits against GPTQ's 3, both with a scale a row. Which part brings what is told layer by layer below."""
-    owq, gptq = RESULTS["gates-owq-3"].metrics, RESULTS["gates-gptq-3-row"].metrics
+    owq, gptq = gate("owq --bits 3").metrics, gate("gptq --bits 3 --group_size -1").metrics
     assert owq["perplexity"] < gptq["perplexity"]
     assert owq["weight_bits_per_weight"] < gptq["weight_bits_per_weight"] + 0.03
 
 
 def test_spqr_beats_gptq_at_no_more_bits():
     """Dettmers et al. 2023, table 1: 3.9 bits against GPTQ's 4."""
-    spqr, gptq = RESULTS["gates-spqr-3"].metrics, RESULTS["gates-gptq-4-row"].metrics
+    spqr, gptq = gate("spqr --bits 3").metrics, gate("gptq --bits 4 --group_size -1").metrics
     assert spqr["weight_bits_per_weight"] <= gptq["weight_bits_per_weight"] + 0.02
     assert spqr["perplexity"] < gptq["perplexity"]
 
@@ -352,42 +399,43 @@ def test_eight_bit_products():
     peers.json).
     """
     assert perplexity("llm_int8") <= 1.01 * perplexity("none")
-    assert perplexity("llm_int8-2.0") <= 1.01 * perplexity("none")
-    assert perplexity("llm_int8") <= perplexity("llm_int8-0.0") <= perplexity("llm_int8-0.0-false"), "plain int8, both forms"
-    assert perplexity("llm_int8") <= perplexity("llm_int8-false") <= perplexity("llm_int8-0.0-false")
-    assert perplexity("llm_int8-false") <= 1.02 * perplexity("none")
-    assert perplexity("smoothquant-0.5-tensor") <= 1.01 * perplexity("smoothquant-0.5-tensor-false")
+    assert perplexity("llm_int8 --threshold 2") <= 1.01 * perplexity("none")
+    assert perplexity("llm_int8") <= perplexity("llm_int8 --threshold 0") <= perplexity("llm_int8 --threshold 0 --zero_point false"), "plain int8, both forms"
+    assert perplexity("llm_int8") <= perplexity("llm_int8 --zero_point false") <= perplexity("llm_int8 --threshold 0 --zero_point false")
+    assert perplexity("llm_int8 --zero_point false") <= 1.02 * perplexity("none")
+    assert perplexity("smoothquant --activations tensor") <= 1.01 * perplexity("smoothquant --activations tensor --smooth false")
 
 
 def test_bell_curve_quantiles_beat_four_bit_floats():
     """Dettmers et al. 2023 (QLoRA), table 2."""
-    assert perplexity("nf4") < perplexity("nf4-fp4")
+    assert perplexity("nf4") < perplexity("nf4 --table fp4")
 
 
 def test_hqq_is_below_rounding():
     """With a whole first zero at both widths, groups of 64 beside groups of 64 (HQQ's scales and zeros take 0.19 bits more)."""
-    assert perplexity("hqq-4") < 0.97 * perplexity("rtn-4") and perplexity("hqq-3") < 0.97 * perplexity("rtn-3")
-    assert perplexity("hqq-4") < 0.97 * perplexity("hqq-4-false-0"), "the whole first zero and the moves together"
-    assert perplexity("hqq-8") < 1.002 * perplexity("rtn-8"), "nothing is lost where nothing can be won"
+    assert perplexity("hqq --bits 4") < 0.97 * perplexity("rtn --bits 4") and perplexity("hqq --bits 3") < 0.97 * perplexity("rtn --bits 3")
+    assert perplexity("hqq --bits 4") < 0.97 * perplexity("hqq --bits 4 --round_zero false --iterations 0"), "the whole first zero and the moves together"
+    assert perplexity("hqq --bits 8") < 1.002 * perplexity("rtn --bits 8"), "nothing is lost where nothing can be won"
 
 
 def test_a_lossless_converter_loses_nothing():
     """GPTQ's numbers in LUT-GEMM's format: the same losses."""
-    lut, gptq = (RESULTS[f"gates-{n}"].metrics for n in ("gptq-4+lut_gemm-4-64".replace("+", "."), "gptq-4"))
+    lut, gptq = (gate(words).metrics for words in ("gptq --bits 4 + lut_gemm", "gptq --bits 4"))
     assert lut["perplexity"] == pytest.approx(gptq["perplexity"], rel=1e-4)
 
 
 def test_thicker_chains_are_never_worse():
     """Xu et al. 2023 at 3.0, 2.0 and 1.09 times smaller; without training even the last is far from the original."""
-    ladder = [perplexity("none"), *(perplexity(f"tensorgpt-{rank}-square") for rank in (11, 6, 4))]
+    chains = [f"tensorgpt --rank {rank} --modes square" for rank in (11, 6, 4)]
+    ladder = [perplexity(words) for words in ("none", *chains)]
     assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False))
-    sizes = [RESULTS[f"gates-tensorgpt-{rank}-square"].metrics["file_bytes"] for rank in (11, 6, 4)]
+    sizes = [gate(words).metrics["file_bytes"] for words in chains]
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_an_svd_of_the_table_beats_chains_at_equal_bytes():
     """Expected where half of the table is left; both are far from the original."""
-    svd, chains = (RESULTS[f"gates-tensorgpt-6-{name}"].metrics for name in ("svd-square", "square"))
+    svd, chains = (gate(f"tensorgpt --rank 6 --modes square{kind}").metrics for kind in (" --kind svd", ""))
     assert svd["perplexity"] < chains["perplexity"] and svd["file_bytes"] <= chains["file_bytes"] + 1_000
 
 

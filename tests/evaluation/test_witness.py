@@ -25,15 +25,15 @@ from evaluation.spec import RunSpec
 from evaluation.store import Store
 from tests import tiny
 
-RTN, GPTQ, HQQ, NF4 = "gates-rtn-4.json", "gates-gptq-4-row.json", "gates-hqq-3.json", "gates-nf4.json"
+RTN, GPTQ, HQQ, NF4 = "gates-rtn-4.json", "gates-gptq-4-group_size_row.json", "gates-hqq-3.json", "gates-nf4.json"
 AWQ, SMOOTH, WANDA, SPARSE = (
     "gates-awq-4.json",
-    "gates-smoothquant-0.5-tensor.json",
+    "gates-smoothquant-0.5-activations_tensor.json",
     "gates-wanda-0.5.json",
     "gates-sparsegpt-0.5.json",
 )
-SVD, LORA, QAT, NONE = "gates-svd_llm-0.2.json", "gates-lora-8-16384-120.0.json", "gates-llm_qat-4-4-0.json", "gates-none.json"
-PRUNER, CORES = "gates-llm_pruner-0.25.json", "gates-tensorgpt-4-square.json"
+SVD, LORA, QAT, NONE = "gates-svd_llm-0.2.json", "gates-lora-8-train_tokens_16384-train_minutes_120.json", "gates-llm_qat-4-kv_bits_4-train_tokens_0.json", "gates-none.json"
+PRUNER, CORES = "gates-llm_pruner-0.25.json", "gates-tensorgpt-4-modes_square.json"
 
 ALTERED = {  # what: (file, its text, what stands there instead, results that must go stale, results that must stay fresh)
     "sums of inputs": ("compression/inputs.py", "self.sums[name] += new", "self.sums[name] += 1.1 * new", (GPTQ, WANDA), (RTN,)),
