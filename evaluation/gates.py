@@ -158,7 +158,7 @@ BLOCKS = (
         "none --cache_bits 8",
         "none --cache_bits 4",
         ("none --cache_bits 4 --cache_keys channel", "none --cache_bits 4"),
-        "none --cache_bits 2 --cache_keys channel",
+        ("none --cache_bits 2 --cache_keys channel", "none --cache_bits 4 --cache_keys channel"),
     ),
     block(
         "ZeroQuant, 4 bits in the feed-forward, 8 in attention",
