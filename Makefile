@@ -5,7 +5,7 @@
 # make check    lint
 # make soak     the campaign of faults, hostile files and visitors (about two hours on two quiet cores; ARGS=... see tests/soak)
 # make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS="--authors DIR" beside the
-#                     authors' loops of OWQ and SpQR; see evaluation/peers.py)
+#                     authors' loops of OWQ and SpQR; see evaluation/benches/peers.py)
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,10 +26,10 @@ test: $(TEST_READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 measure: $(READY)
-	$(BIN)/python -m evaluation.shipped
+	$(BIN)/python -m evaluation measure
 
 docs: $(READY)
-	$(BIN)/python -m evaluation.run --list --json > assets/methods.json.new
+	$(BIN)/python -m evaluation run --list --json > assets/methods.json.new
 	mv assets/methods.json.new assets/methods.json
 
 check: $(TEST_READY)
@@ -53,13 +53,13 @@ $(TEST_READY): $(READY) tests/requirements.txt
 	touch $@
 
 compare-peers: $(PEERS_READY)
-	$(BIN)/python -m evaluation.peers --peers $(PEERS)/bin/python $(ARGS)
+	$(BIN)/python -m evaluation peers --peers $(PEERS)/bin/python $(ARGS)
 
-$(PEERS_READY): $(READY) evaluation/peers.txt
+$(PEERS_READY): $(READY) evaluation/benches/peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
 	"torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')"
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r evaluation/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r evaluation/benches/peers.txt
 	touch $@
 
 clean:

@@ -2,7 +2,7 @@
 
     python app.py            opens http://localhost:7860 (GRADIO_SERVER_PORT is honoured)
 
-The page is five panels (`gr.HTML` with a script each, assets/*.js) that ask the server plain functions (evaluation/page.py).
+The page is five panels (`gr.HTML` with a script each, assets/*.js) that ask the server plain functions (evaluation/page/questions.py).
 Such calls fail quietly when the line drops, where a Gradio event would reload the page. Only the chat is an event,
 because it streams. No torch is imported here; the first answer that needs it imports it after the first paint.
 """
@@ -25,10 +25,10 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from evaluation.gate import Gate, Rules, hostnames
-from evaluation.page import Page
-from evaluation.provenance import ROOT
-from evaluation.wire import Wire
+from evaluation import ROOT
+from evaluation.page.gate import Gate, Rules, hostnames
+from evaluation.page.questions import Page
+from evaluation.page.wire import Wire
 
 ASSETS = ROOT / "assets"
 FONTS = (
@@ -104,9 +104,9 @@ def build_app(
 
 def lent_gpu() -> Callable:
     """The run as ZeroGPU wants it: a decorated generator that asks for no more seconds than the estimate."""
-    from evaluation.estimate import estimate
+    from evaluation.running.estimate import estimate
+    from evaluation.running.worker import events
     from evaluation.spec import RunSpec
-    from evaluation.worker import events
 
     return spaces.GPU(duration=lambda request: max(30, round(estimate(RunSpec.parse(request["spec"])).seconds)))(events)
 
@@ -135,9 +135,9 @@ def main() -> None:
     import threading
 
     from evaluation import host
-    from evaluation.chat import Chat
-    from evaluation.estimate import estimate, path
-    from evaluation.runner import Runner
+    from evaluation.running.chat import Chat
+    from evaluation.running.estimate import estimate, path
+    from evaluation.running.runner import Runner
     from evaluation.store import Store
     from kernels import cpu
 

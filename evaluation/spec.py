@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import compression
 from compression.base import BadParam, canonical, handed_on
-from evaluation import provenance
+from evaluation.running import provenance
 
 METRICS_VERSION = 1  # 1: first definition of every metric
 
@@ -247,7 +247,7 @@ class Result:
     artifact: str = ""  # folder's name under the store's artifacts, "" when there is none
     control_key: str = ""
     code: str = ""  # of the program that gave it (provenance.code)
-    witness: dict = field(default_factory=dict)  # how to tell whether later code still gives it (evaluation/witness.py)
+    witness: dict = field(default_factory=dict)  # how to tell whether later code still gives it (evaluation/running/witness.py)
     id: str = ""  # the run's id, given by the runner (a key may have failed runs before its ok one)
     created: float = field(default_factory=time.time)
 

@@ -24,8 +24,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from evaluation import records
-from evaluation.provenance import ROOT
+from evaluation import ROOT, records
 from evaluation.spec import Result
 from kernels import home as place
 

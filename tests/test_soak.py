@@ -47,8 +47,8 @@ def test_what_nobody_owns_is_found(tmp_path):
 
 
 def test_a_traceback_is_told_in_a_line():
-    text = f"Traceback (most recent call last):\n  File \"{stage.ROOT}/evaluation/page.py\", line 80, in front\n    words\nKeyError: 'lang'\nmore\n"
-    assert stage.TRACEBACK.search(text) and stage.summary(text) == "KeyError: 'lang' (evaluation/page.py:80 in front)"
+    text = f"Traceback (most recent call last):\n  File \"{stage.ROOT}/evaluation/page/questions.py\", line 80, in front\n    words\nKeyError: 'lang'\nmore\n"
+    assert stage.TRACEBACK.search(text) and stage.summary(text) == "KeyError: 'lang' (evaluation/page/questions.py:80 in front)"
     line = "TypeError: ask() got an unexpected keyword argument 'owner' (/srv/page.py, line 404)"
     assert stage.TRACEBACK.search(f"started\n{line}\nmore") and stage.summary(line + "\nmore") == line
 

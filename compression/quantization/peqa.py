@@ -6,7 +6,7 @@ adapter to add at run time, and what a task takes is one number a row, some hund
 On the text of the model's own kind the scales win back a part of what rounding lost, more of it at fewer bits; on another
 domain's text they are a fine-tuning. Every run saves its scales beside the model as `task.safetensors`; another run on the
 same weights with the same bits and groups has the same codes, and its file can be swapped in, in place
-(compression/task_files.py, `python -m evaluation.task_files`). As a step after another that stores integers on a grid (`gptq`, `awq`,
+(compression/task_files.py, `python -m evaluation task-files`). As a step after another that stores integers on a grid (`gptq`, `awq`,
 `rtn`) it keeps that step's codes and zero points as they are, with its bits and groups, and starts from its scales.
 
 Kim et al. 2023, "Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer Quantization", arXiv

@@ -7,7 +7,7 @@ import pytest
 import compression
 from compression import budgets
 from compression.base import BadParam
-from evaluation.command import request, split
+from evaluation.commands.run import request, split
 
 TRAINING = {
     name for name in compression.NAMES if (m := compression.get(name)).trains_on or "distill_steps" in m.params.parse({}).json()

@@ -16,7 +16,7 @@ import torch
 from compression import arch, configs, models
 from compression.base import CompressionError
 from compression.folder import Folder
-from evaluation.estimate import geometry_for
+from evaluation.running.estimate import geometry_for
 from tests import hostile, tiny
 from tests.hostile import CASES
 

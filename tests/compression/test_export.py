@@ -334,7 +334,7 @@ def test_the_folder_has_what_a_loader_looks_for(tmp_path):
 
 
 def run(*words):
-    from evaluation.export import main
+    from evaluation.commands.export import main
 
     return main([str(word) for word in words])
 

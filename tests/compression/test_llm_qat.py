@@ -18,9 +18,9 @@ from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear
 from compression.quantization import llm_qat
 from compression.quantization.llm_qat import FakeQuant, LlmQatParams
-from evaluation.chat import Chat
-from evaluation.estimate import estimate
-from evaluation.run import run
+from evaluation.running.chat import Chat
+from evaluation.running.estimate import estimate
+from evaluation.running.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from kernels.bits import unpack

@@ -10,7 +10,7 @@ import torch
 
 from compression import arch, artifact, calibrate, engine, get
 from compression.low_rank.rank import rank_for
-from evaluation.estimate import estimate
+from evaluation.running.estimate import estimate
 from evaluation.spec import RunSpec
 from kernels import cpu
 from tests import oracles, tiny

@@ -359,10 +359,10 @@ def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
 
 
 def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
-    from evaluation import task_files as command
-    from evaluation.chat import Chat
-    from evaluation.estimate import estimate
-    from evaluation.run import run
+    from evaluation.commands import task_files as command
+    from evaluation.running.chat import Chat
+    from evaluation.running.estimate import estimate
+    from evaluation.running.run import run
     from evaluation.store import Store
 
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))

@@ -192,9 +192,9 @@ def test_equals_peft():
 
 
 def test_a_run_and_its_chat(tmp_path):
-    from evaluation.chat import Chat
-    from evaluation.estimate import estimate
-    from evaluation.run import run
+    from evaluation.running.chat import Chat
+    from evaluation.running.estimate import estimate
+    from evaluation.running.run import run
     from evaluation.store import Store
 
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))

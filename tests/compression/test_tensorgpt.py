@@ -291,7 +291,7 @@ def test_cancel_is_heard_and_progress_told():
 
 def test_without_the_kernels_it_is_served_plainly_and_says_so(monkeypatch):
     from compression import engine
-    from evaluation import memory
+    from evaluation.measuring import memory
     from kernels import cpu
 
     with_c, ids = compressed("llama")[0], tiny.ids(2, 12)

@@ -18,7 +18,7 @@ warnings.filterwarnings("ignore")
 def verdict(job: dict) -> dict:
     sys.path[0] = job["root"]
     torch.set_num_threads(1)
-    from evaluation import shipped
+    from evaluation.benches import shipped
 
     return {name: shipped.why_stale(shipped.stored(shipped.RESULTS / name)) for name in job["files"]}
 

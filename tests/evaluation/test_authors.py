@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from evaluation import authors, overview, peers
+from evaluation.benches import authors, overview, peers
 from tests import tiny
 
 QUANT = """
@@ -69,7 +69,7 @@ def here(monkeypatch):
     def run(command, **more):
         if command[0] == "git":
             return subprocess.CompletedProcess(command, 128, "", "")
-        assert command[1:3] == ["-m", "evaluation.authors"]
+        assert command[1:3] == ["-m", "evaluation.benches.authors"]
         name, job, folder = command[3:]
         try:
             authors.theirs(name, authors.Path(job), authors.Path(folder))

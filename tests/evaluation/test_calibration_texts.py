@@ -9,7 +9,7 @@ import statistics
 
 import pytest
 
-from evaluation import overview, shipped
+from evaluation.benches import overview, shipped
 from evaluation.spec import Result
 
 PLAIN, STRANGE = [1.0, 2.0, 3.0, 3.5], [1.1, 2.1, 3.2, 3.5]  # losses of four windows

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from evaluation.chat import Chat, ChatError, Side
-from evaluation.run import run
+from evaluation.running.chat import Chat, ChatError, Side
+from evaluation.running.run import run
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from kernels import cpu

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from compression.catalogue import OFFLINE_MODEL
-from evaluation import chat as chats
-from evaluation.chat import STOP_SECONDS, Chat, ChatError, bounded_memory
+from evaluation.running import chat as chats
+from evaluation.running.chat import STOP_SECONDS, Chat, ChatError, bounded_memory
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from compression import NAMES
-from evaluation.command import main, request, split
+from evaluation.commands.run import main, request, split
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

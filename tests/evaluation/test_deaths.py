@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from compression.base import CompressionError, ModelUnavailable
 from compression.disk import DiskFull, check_room
-from evaluation import deaths, host, limits
-from evaluation.words import LANGUAGES, Words
+from evaluation import host, limits
+from evaluation.page.words import LANGUAGES, Words
+from evaluation.running import deaths
 
 
 def raised(work) -> BaseException:

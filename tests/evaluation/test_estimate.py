@@ -8,7 +8,7 @@ import pytest
 
 from compression import NAMES, get
 from compression.base import ModelUnavailable
-from evaluation.estimate import estimate, path
+from evaluation.running.estimate import estimate, path
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from tests import tiny

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from evaluation import authors, gates, layers, overview, peers, shipped
+from evaluation.benches import authors, gates, layers, overview, peers, shipped
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -30,7 +30,7 @@ def chance():
     return statistics.mean(drawn.metrics["perplexity"] for drawn in GATES[gates.CHANCE])
 
 
-NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
+NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation measure`
     "gates": {
         "gates-awq-3-group_size_64.json",
         "gates-awq-4-group_size_64.json",
@@ -132,7 +132,7 @@ NOT_MEASURED_AGAIN = {  # until `make measure` has run
     ],
 )
 def test_shipped_results_belong_to_this_code(name):
-    """What the code gives otherwise than when it was measured (evaluation/witness.py): `make measure`."""
+    """What the code gives otherwise than when it was measured (evaluation/running/witness.py): `make measure`."""
     assert not shipped.why_stale(RESULTS[name])
 
 
@@ -154,7 +154,7 @@ def test_gptq_beats_rounding(setting):
 
 # --- calibrated on a text of another kind than the one that is measured -------------------------------------------
 
-elsewhere = pytest.mark.skipif("calibration" in NOT_MEASURED, reason="`python -m evaluation.shipped calibration`")
+elsewhere = pytest.mark.skipif("calibration" in NOT_MEASURED, reason="`python -m evaluation measure calibration`")
 
 
 def other(words):
@@ -191,7 +191,9 @@ def test_gptq_beats_rounding_whatever_it_reads(setting):
 def test_the_orders_hold_whatever_is_read():
     """AWQ in 4.17 bits below rounding in 4.31; OWQ and SpQR below rounding, a scale a row and in groups; levelling pays."""
     assert other("awq --bits 4") < perplexity("rtn --bits 4")
-    assert other("owq --bits 4") < perplexity("rtn --bits 4 --group_size -1") and other("owq --bits 3") < perplexity("gptq --bits 3 --group_size -1")
+    assert other("owq --bits 4") < perplexity("rtn --bits 4 --group_size -1") and other("owq --bits 3") < perplexity(
+        "gptq --bits 3 --group_size -1"
+    )
     assert other("spqr --bits 4") < other("gptq --bits 4") and other("spqr --bits 4") < perplexity("rtn --bits 4")
     assert other("smoothquant --activations tensor") <= 1.01 * other("smoothquant --activations tensor --smooth false")
     assert other("gptq --bits 4") < other("gptq --bits 3") and other("owq --bits 4") < other("owq --bits 3")
@@ -253,7 +255,11 @@ def test_svd_llm_beats_svd_by_far():
 
 def test_gradients_beat_chance_and_chance_beats_size():
     """Ma et al. 2023, table 1: 19.09, 27.51 and 582.4 on LLaMA-7B with 20 % removed; all of the same size."""
-    assert perplexity("llm_pruner --removed 0.25 --importance element1") < chance() < perplexity("llm_pruner --removed 0.25 --importance l2")
+    assert (
+        perplexity("llm_pruner --removed 0.25 --importance element1")
+        < chance()
+        < perplexity("llm_pruner --removed 0.25 --importance l2")
+    )
     cut = "llm_pruner --removed 0.25 --importance"
     for form in ("vector", "element2", "mixed"):
         assert perplexity(f"{cut} {form}") < chance(), form
@@ -288,14 +294,20 @@ def test_recovery_wins_back_what_a_cut_took():
 
 def test_cutting_the_width_costs_more_than_cutting_blocks():
     """Ma et al. 2023, table 1: 22.1 and 19.1 with 20 % removed; a fifth of each."""
-    blocks, width = gate("llm_pruner --removed 0.25 --importance element1").metrics, gate("llm_pruner --removed 0.2 --granularity channel").metrics
+    blocks, width = (
+        gate("llm_pruner --removed 0.25 --importance element1").metrics,
+        gate("llm_pruner --removed 0.2 --granularity channel").metrics,
+    )
     assert 2 * blocks["perplexity"] < width["perplexity"]
     assert blocks["weight_bits_per_weight"] == pytest.approx(width["weight_bits_per_weight"], rel=0.02)
 
 
 def test_heads_that_fade_out_are_better_than_chance():
     """Zhang et al. 2023: cutting while an adapter learns, in 64 steps, against cutting at once without repair."""
-    faded, cut = gate("lora_prune --removed 0.25 --train_minutes 120").metrics, gate("llm_pruner --removed 0.25 --importance element1").metrics
+    faded, cut = (
+        gate("lora_prune --removed 0.25 --train_minutes 120").metrics,
+        gate("llm_pruner --removed 0.25 --importance element1").metrics,
+    )
     assert faded["perplexity"] < 0.7 * cut["perplexity"] < 0.7 * chance()
     assert faded["file_bytes"] == pytest.approx(cut["file_bytes"], rel=1e-3)
 
@@ -305,7 +317,10 @@ def test_trained_scales_win_back_what_rounding_lost():
     rounded, trained = (gate(f"peqa --bits 3 {budget}").metrics for budget in ("--train_tokens 0", TRAINED))
     assert perplexity("none") < trained["perplexity"] < 0.7 * rounded["perplexity"]
     assert trained["file_bytes"] == pytest.approx(rounded["file_bytes"], rel=1e-3)
-    won, control = rounded["perplexity"] / trained["perplexity"], perplexity("none") / perplexity(f"peqa --bits 3 --round false {TRAINED}")
+    won, control = (
+        rounded["perplexity"] / trained["perplexity"],
+        perplexity("none") / perplexity(f"peqa --bits 3 --round false {TRAINED}"),
+    )
     assert won > control
 
 
@@ -331,7 +346,10 @@ def divergences(words):
 def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by_and_learns_the_text_too():
     """Agarwal et al. 2023. From one warmed-up student: reverse KL on own samples below supervised training's, and at least half of
     what that takes off the forward KL on text."""
-    own, supervised = divergences(f"gkd {gates.DISTILLED}"), divergences(f"gkd --objective supervised --jsd_beta 0.0 {gates.DISTILLED}")
+    own, supervised = (
+        divergences(f"gkd {gates.DISTILLED}"),
+        divergences(f"gkd --objective supervised --jsd_beta 0.0 {gates.DISTILLED}"),
+    )
     for where in ("text_forward_before", "own_reverse_before"):
         assert own[where] == pytest.approx(supervised[where], rel=1e-3), "one start"
     assert own["own_reverse_after"] < 0.95 * supervised["own_reverse_after"]
@@ -400,8 +418,14 @@ def test_eight_bit_products():
     """
     assert perplexity("llm_int8") <= 1.01 * perplexity("none")
     assert perplexity("llm_int8 --threshold 2") <= 1.01 * perplexity("none")
-    assert perplexity("llm_int8") <= perplexity("llm_int8 --threshold 0") <= perplexity("llm_int8 --threshold 0 --zero_point false"), "plain int8, both forms"
-    assert perplexity("llm_int8") <= perplexity("llm_int8 --zero_point false") <= perplexity("llm_int8 --threshold 0 --zero_point false")
+    assert (
+        perplexity("llm_int8") <= perplexity("llm_int8 --threshold 0") <= perplexity("llm_int8 --threshold 0 --zero_point false")
+    ), "plain int8, both forms"
+    assert (
+        perplexity("llm_int8")
+        <= perplexity("llm_int8 --zero_point false")
+        <= perplexity("llm_int8 --threshold 0 --zero_point false")
+    )
     assert perplexity("llm_int8 --zero_point false") <= 1.02 * perplexity("none")
     assert perplexity("smoothquant --activations tensor") <= 1.01 * perplexity("smoothquant --activations tensor --smooth false")
 
@@ -413,8 +437,12 @@ def test_bell_curve_quantiles_beat_four_bit_floats():
 
 def test_hqq_is_below_rounding():
     """With a whole first zero at both widths, groups of 64 beside groups of 64 (HQQ's scales and zeros take 0.19 bits more)."""
-    assert perplexity("hqq --bits 4") < 0.97 * perplexity("rtn --bits 4") and perplexity("hqq --bits 3") < 0.97 * perplexity("rtn --bits 3")
-    assert perplexity("hqq --bits 4") < 0.97 * perplexity("hqq --bits 4 --round_zero false --iterations 0"), "the whole first zero and the moves together"
+    assert perplexity("hqq --bits 4") < 0.97 * perplexity("rtn --bits 4") and perplexity("hqq --bits 3") < 0.97 * perplexity(
+        "rtn --bits 3"
+    )
+    assert perplexity("hqq --bits 4") < 0.97 * perplexity("hqq --bits 4 --round_zero false --iterations 0"), (
+        "the whole first zero and the moves together"
+    )
     assert perplexity("hqq --bits 8") < 1.002 * perplexity("rtn --bits 8"), "nothing is lost where nothing can be won"
 
 
@@ -444,7 +472,7 @@ LAYERS = json.loads(layers.FILE.read_text("utf-8")) if layers.FILE.is_file() els
 
 @pytest.mark.parametrize("recipe", layers.RECIPES)
 def test_layer_errors_belong_to_this_code(recipe):
-    """Stale: `python -m evaluation.layers`."""
+    """Stale: `python -m evaluation layers`."""
     assert not layers.why_stale(recipe, LAYERS["methods"])
 
 
@@ -576,7 +604,7 @@ def test_fewer_bytes_are_faster_steps(processor, words):
 
 
 def test_the_readme_shows_the_stored_results():
-    """`python -m evaluation.overview`."""
+    """`python -m evaluation tables`."""
     readme = overview.README.read_text("utf-8")
     assert overview.written(readme) == readme
 

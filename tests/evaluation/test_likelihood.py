@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from compression import likelihood, sample
-from evaluation import divergence, generation
-from evaluation import perplexity as ppl
+from evaluation.measuring import divergence, generation
+from evaluation.measuring import perplexity as ppl
 from tests import tiny
 
 
@@ -86,8 +86,8 @@ def test_repeat_rate_and_first_difference():
 def measured(offline_model, tmp_path_factory):
     """(perplexity of a plain loop, metrics, bytes on top of the loaded model) of the real model on 2,048 tokens."""
     from compression import engine, models, texts
-    from evaluation import memory
-    from evaluation.measure import measure
+    from evaluation.measuring import memory
+    from evaluation.measuring.measure import measure
 
     bundle = models.load(offline_model)
     cut = texts.windows(texts.load_text("builtin", "evaluation"), bundle.tokenizer, "raw", 512, 2048, "evaluation")

@@ -7,11 +7,11 @@ import math
 import pytest
 
 from compression import get
-from evaluation import gates, overview, shipped
-from evaluation.cards import run_card
+from evaluation.benches import gates, overview, shipped
+from evaluation.page.cards import run_card
+from evaluation.page.words import Words
 from evaluation.spec import Result, RunSpec
 from evaluation.verdict import paired
-from evaluation.words import Words
 
 BETTER_CONTROL = {f"llm_qat --bits 4 --kv_bits 4 {gates.QAT}"}  # of two untrained grids, the better one
 SEEN = {"shipped": False, "artifact": False, "here": False, "chat": False}

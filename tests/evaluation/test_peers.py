@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from compression import get
-from evaluation import peers
-from evaluation.shipped import recipe
+from evaluation.benches import peers
+from evaluation.benches.shipped import recipe
 from tests import tiny
 
 
@@ -44,7 +44,7 @@ def one_process(monkeypatch):
     """Both sides run here instead of in their own processes."""
 
     def run(command, cwd, env, **more):
-        assert command[1:3] == ["-m", "evaluation.peers"] and env["OMP_NUM_THREADS"]
+        assert command[1:3] == ["-m", "evaluation.benches.peers"] and env["OMP_NUM_THREADS"]
         assert Path(command[0]).is_absolute(), "it is started in another folder"
         try:
             peers.main(command[3:])

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from compression import models
-from evaluation import run as run_module
-from evaluation.run import run
+from evaluation.running import run as run_module
+from evaluation.running.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from tests import tiny

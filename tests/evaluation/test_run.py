@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from compression import artifact, likelihood
-from evaluation import run as run_module
-from evaluation.cards import run_card
-from evaluation.run import label, run
+from evaluation.page.cards import run_card
+from evaluation.page.words import Words
+from evaluation.running import run as run_module
+from evaluation.running.run import label, run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
-from evaluation.words import Words
 from kernels import cpu
 from tests import tiny
 
@@ -157,8 +157,8 @@ CUT = ("llm_pruner", {"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "
 )
 def test_the_storage_truth(place, store, step, left):
     """What is left, what it takes dense, and what it takes as it is stored; the card says it in words."""
-    from evaluation.cards import run_card
-    from evaluation.words import Words
+    from evaluation.page.cards import run_card
+    from evaluation.page.words import Words
 
     result = run(spec(place, step, table_bits=16), store=store, timings=False)
     m, weights = result.metrics, 2 * (48 * 48 * 2 + 48 * 24 * 2 + 3 * 48 * 80)
@@ -171,7 +171,7 @@ def test_the_storage_truth(place, store, step, left):
 
 def test_a_cut_model_is_measured_against_the_whole_one(place, store):
     """Both bit figures divide by the original's counts; it is multiplied as the original is, which is no fallback."""
-    from evaluation.estimate import estimate
+    from evaluation.running.estimate import estimate
 
     cut, both = (
         run(spec(place, *steps, table_bits=16), store=store) for steps in ([CUT], [CUT, ("rtn", {"bits": 8, "group_size": 16})])
@@ -197,10 +197,11 @@ STUDENT = {"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_token
 def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     """Measured, saved, loaded, listed on the front, talked to, exported; half of the layers, half of the weights, half of the cache."""
     from compression import export, sample, texts
-    from evaluation import pareto
-    from evaluation.cards import run_card
-    from evaluation.estimate import estimate
-    from evaluation.words import Words
+    from evaluation.measuring import metrics
+    from evaluation.page import pareto
+    from evaluation.page.cards import run_card
+    from evaluation.page.words import Words
+    from evaluation.running.estimate import estimate
 
     told = []
     result = run(spec(place, (name, STUDENT), table_bits=16), told.append, store=store)
@@ -220,7 +221,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     assert len(sample.complete(loaded, "line 1", 4)) > len("line 1")
 
     row = next(r for r in store.rows() if r["id"] == result.id)
-    assert row["family"] == "distillation" and pareto.value(row, "file_bytes") == m["file_bytes"]
+    assert row["family"] == "distillation" and metrics.value(row, "file_bytes") == m["file_bytes"]
     assert result.id in pareto.front(pareto.comparable([row], row["model"], row["protocol_id"]), "file_bytes", "perplexity")
     card = run_card(Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None})
     assert "1 of its teacher" in card and "not by perplexity alone" in card and "50 % of the layers" in card

@@ -14,11 +14,11 @@ from compression import budgets
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import records
-from evaluation.requests import named_only
-from evaluation.runner import WAITING, WAITING_OF_ADDRESS, Refused, Runner
+from evaluation.running.public import named_only
+from evaluation.running.runner import WAITING, WAITING_OF_ADDRESS, Refused, Runner
+from evaluation.running.worker import events
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
-from evaluation.worker import events
 from kernels.home import write
 from tests import tiny
 
@@ -212,7 +212,7 @@ def test_a_public_page_refuses_paths(texts, tmp_path, field):
 def test_a_public_page_refuses_days_of_work_but_not_their_answer(tmp_path, monkeypatch):
     long = RunSpec(OFFLINE_MODEL, (("qlora", budgets.full("qlora")),))
     seconds = lambda spec: {"compress": 6000.0 if spec.recipe == long.recipe else 60.0}  # noqa: E731  (of any machine, however busy)
-    monkeypatch.setattr("evaluation.runner.stage_seconds", seconds)
+    monkeypatch.setattr("evaluation.running.runner.stage_seconds", seconds)
     public, own = (Runner(Store(tmp_path / str(p), shipped=None), public=p, spare=False) for p in (True, False))
     with pytest.raises(Refused) as refused:
         public.submit(long)

@@ -9,9 +9,9 @@ import pytest
 
 from compression.base import ModelUnavailable
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
-from evaluation import scales
-from evaluation.estimate import estimate
-from evaluation.scales import Scales
+from evaluation.running import scales
+from evaluation.running.estimate import estimate
+from evaluation.running.scales import Scales
 from evaluation.spec import RunSpec
 
 GEOMETRY = CATALOGUE[OFFLINE_MODEL].geometry

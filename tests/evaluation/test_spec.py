@@ -8,7 +8,8 @@ import json
 import pytest
 
 from compression.base import BadParam
-from evaluation import overview, provenance, shipped
+from evaluation.benches import overview, shipped
+from evaluation.running import provenance
 from evaluation.spec import Result, RunSpec
 
 FINGERPRINT = {"model": "m", "text": "t", "calibration": "c", "dtype": "float32"}

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import records
-from evaluation.provenance import ROOT
+from evaluation import ROOT, records
 from evaluation.spec import Result, RunSpec
 from evaluation.store import SHIPPED, Store
 from kernels import home as place
@@ -112,8 +111,8 @@ def test_records_of_the_first_version_are_brought_up(store, caplog):
 
 def test_any_valid_record_can_be_shown(store):
     """Whatever one value of a record is changed to, the page's answers come: the record is either skipped or drawn."""
-    from evaluation import requests
-    from evaluation.page import Page
+    from evaluation.page import requests
+    from evaluation.page.questions import Page
 
     page = Page(store, None)
     full, odd = whole(), (None, True, -1, 0, 1e300, 10**25, "", "word", [], {}, [[]], {"a": []}, "\x00", "<b>")

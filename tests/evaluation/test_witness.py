@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from compression import kv_cache
-from evaluation import provenance, witness
-from evaluation.provenance import ROOT
-from evaluation.run import run
+from evaluation import ROOT
+from evaluation.running import provenance, witness
+from evaluation.running.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from tests import tiny
@@ -32,7 +32,12 @@ AWQ, SMOOTH, WANDA, SPARSE = (
     "gates-wanda-0.5.json",
     "gates-sparsegpt-0.5.json",
 )
-SVD, LORA, QAT, NONE = "gates-svd_llm-0.2.json", "gates-lora-8-train_tokens_16384-train_minutes_120.json", "gates-llm_qat-4-kv_bits_4-train_tokens_0.json", "gates-none.json"
+SVD, LORA, QAT, NONE = (
+    "gates-svd_llm-0.2.json",
+    "gates-lora-8-train_tokens_16384-train_minutes_120.json",
+    "gates-llm_qat-4-kv_bits_4-train_tokens_0.json",
+    "gates-none.json",
+)
 PRUNER, CORES = "gates-llm_pruner-0.25.json", "gates-tensorgpt-4-modes_square.json"
 
 ALTERED = {  # what: (file, its text, what stands there instead, results that must go stale, results that must stay fresh)
@@ -56,7 +61,7 @@ ALTERED = {  # what: (file, its text, what stands there instead, results that mu
                             (WANDA, LORA), (RTN, NONE)),
     "a measure of all": ("compression/likelihood.py", "return torch.logsumexp(logits, -1) -", "return 1.001 * torch.logsumexp(logits, -1) -",
                          (RTN, NONE), ()),
-    "a measure of two": ("evaluation/divergence.py", "log_p.exp_().mul_(difference)", "log_p.exp_().mul_(1.1 * difference)", (RTN,), (NONE,)),
+    "a measure of two": ("evaluation/measuring/divergence.py", "log_p.exp_().mul_(difference)", "log_p.exp_().mul_(1.1 * difference)", (RTN,), (NONE,)),
     "a chain of cores": ("compression/low_rank/tensorgpt.py", "basis = directions[:, :, -ranks[k + 1] :]", "basis = 1.1 * directions[:, :, -ranks[k + 1] :]", (CORES,), (RTN,)),
     "an importance": ("compression/pruning/llm_pruner.py", "return (g * weight).abs().sum(along)", "return (g * weight.abs() ** 1.1).abs().sum(along)", (PRUNER,), (WANDA,)),
 }  # fmt: skip

@@ -8,10 +8,11 @@ import socket
 import threading
 from pathlib import Path
 
-from evaluation import estimate as estimates
-from evaluation import host, provenance
-from evaluation.runner import Refused
-from evaluation.shipped import specs
+from evaluation import host
+from evaluation.benches.shipped import specs
+from evaluation.running import estimate as estimates
+from evaluation.running import provenance
+from evaluation.running.runner import Refused
 from evaluation.spec import Result
 from evaluation.store import Store
 

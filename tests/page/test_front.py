@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation import cards, pareto, plots
-from evaluation.words import Words
+from evaluation.measuring import metrics
+from evaluation.page import cards, pareto, plots
+from evaluation.page.words import Words
 
 EN = Words("en")
 
@@ -57,7 +58,7 @@ def test_times_of_other_machines_are_left_out_and_the_original_gets_this_ones():
     times = {"decode_tokens_per_second": 10.0, "baseline_decode_tokens_per_second": 20.0}
     rows = [ORIGINAL, row("here", 1, 1.0, host="cpu", threads=2, **times), row("there", 1, 1.0, host="other", threads=2, **times)]
     found = pareto.on_this_machine(rows, "cpu", 2)
-    assert [r["id"] for r in found] == ["here", "o"] and pareto.value(found[1], "decode_tokens_per_second") == 20.0
+    assert [r["id"] for r in found] == ["here", "o"] and metrics.value(found[1], "decode_tokens_per_second") == 20.0
 
 
 @pytest.mark.parametrize("y", ["perplexity_ratio", "same_top_token_rate", "kl_divergence_mean"])

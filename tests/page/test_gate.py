@@ -10,8 +10,9 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 import app
-from evaluation import estimate, gate
-from evaluation.gate import API, BURST, FILE, FUNCTION, JOIN, Gate, Rules, hostnames
+from evaluation.page import gate
+from evaluation.page.gate import API, BURST, FILE, FUNCTION, JOIN, Gate, Rules, hostnames
+from evaluation.running import estimate
 from evaluation.store import Store
 from tests.page.stage import Script, Talk, free_port
 

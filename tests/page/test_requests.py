@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
-from evaluation import estimate
-from evaluation.page import Page
-from evaluation.requests import QUESTIONS, Begin, Converse, take
+from evaluation.page.questions import Page
+from evaluation.page.requests import QUESTIONS, Begin, Converse, take
+from evaluation.page.words import Words
+from evaluation.running import estimate
 from evaluation.store import Store
-from evaluation.words import Words
 from tests.page.stage import Script, Talk, store_run
 
 TOKEN = "a" * 48

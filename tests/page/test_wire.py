@@ -17,11 +17,11 @@ from starlette.testclient import TestClient
 
 import app
 from compression.catalogue import OFFLINE_MODEL
-from evaluation import estimate
-from evaluation.gate import FUNCTION
-from evaluation.page import KEPT_ANSWERS, Page
+from evaluation.page.gate import FUNCTION
+from evaluation.page.questions import KEPT_ANSWERS, Page
+from evaluation.page.wire import Wire
+from evaluation.running import estimate
 from evaluation.store import Store
-from evaluation.wire import Wire
 from tests.page.stage import GPTQ, Script, Talk, free_port
 
 TEXT = "a line of words, and another one; " * 100

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from compression import NAMES, get
-from evaluation.cards import runs_table
-from evaluation.pareto import METRICS
-from evaluation.words import LANGUAGES, Words, digits, essays, grade, methods, table
+from evaluation.measuring.metrics import METRICS
+from evaluation.page.cards import runs_table
+from evaluation.page.words import LANGUAGES, Words, digits, essays, grade, methods, table
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "assets").glob("*.js"), *(ROOT / "evaluation").glob("*.py")]
@@ -156,9 +156,9 @@ def test_a_cache_of_few_bits_is_part_of_the_name(language):
 
 
 def test_the_estimate_and_the_chat_tell_the_cache():
-    from evaluation.cards import estimate_line
-    from evaluation.estimate import estimate
-    from evaluation.page import Page
+    from evaluation.page.cards import estimate_line
+    from evaluation.page.questions import Page
+    from evaluation.running.estimate import estimate
     from evaluation.spec import RunSpec
 
     words = Words("en")
@@ -200,7 +200,7 @@ def test_listing_and_essays_agree_with_the_methods():
 
 @pytest.mark.parametrize("lang", ["en", "zh-Hant"])
 def test_the_card_tells_the_share_of_the_limit_and_the_dense_times(lang):
-    from evaluation.cards import _against_limits
+    from evaluation.page.cards import _against_limits
 
     words, ms = Words(lang), lambda x: {"time_per_output_token_ms": x}
     timing = {

@@ -114,7 +114,7 @@ def run(campaign: Campaign) -> None:
         for text in app.tracebacks():
             ledger.found("traceback", text)
         ledger.check(app.alive(), "the app died", "lost")
-        ledger.check(len(app.children("evaluation.chat")) <= 2, "more than one chat worker is alive")
+        ledger.check(len(app.children("evaluation.running.chat")) <= 2, "more than one chat worker is alive")
 
 
 def _plain(talk: Talk) -> None:
@@ -161,7 +161,7 @@ def _kill(talk: Talk) -> None:
 
 
 def _kill_worker(app: stage.App) -> None:
-    for process in app.children("evaluation.chat"):
+    for process in app.children("evaluation.running.chat"):
         try:
             process.kill()
         except psutil.Error:

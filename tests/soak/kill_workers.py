@@ -43,7 +43,7 @@ def run(campaign: Campaign) -> None:
                 time.sleep(chance.random() * tail)
             else:
                 time.sleep(chance.random() * length)
-            workers = app.children("--worker")
+            workers = app.children("evaluation.running.worker")
             if not workers or client.poll(run_id)["status"] not in ("queued", "running"):
                 ledger.check(
                     numbers(record(app.home, run_id)) == right, f"a run that ended before its kill has other numbers: {run_id}"
@@ -93,7 +93,7 @@ def judge(ledger, app: stage.App, client: Client, run_id: str, what: str, right:
     if found["status"] not in ("failed", "oom", "cancelled") or not told(code):
         return ledger.count("wrong", f"{what}: recorded as {found['status']} with {found['error']}")
     left = stage.within(5, lambda: not stage.leftovers(app.home, records(app.home)))
-    extra = app.children("--worker")[1:]
+    extra = app.children("evaluation.running.worker")[1:]
     if not left:
         return ledger.count("wrong", f"{what}: left behind {stage.leftovers(app.home, records(app.home))[:4]}")
     return ledger.judge(len(extra) == 0, f"{what}: {len(extra)} workers more than the spare one")

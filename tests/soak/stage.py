@@ -149,7 +149,7 @@ class App:
 
 
 def summary(traceback: str) -> str:
-    """ "KeyError: 'lang' (evaluation/page.py:80 in front)" of a text that begins with a traceback."""
+    """ "KeyError: 'lang' (evaluation/page/questions.py:80 in front)" of a text that begins with a traceback."""
     if not traceback.lstrip().startswith(("Traceback", "+")):
         return traceback.partition("\n")[0][:400]
     error = re.search(r"^(?![ \t|+]|Traceback|$).+", traceback.split("\n", 1)[1], re.MULTILINE)

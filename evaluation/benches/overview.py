@@ -1,0 +1,323 @@
+"""The README's tables of methods, from stored results:
+
+    python -m evaluation tables             write the tables into README.md
+    python -m evaluation tables --rates     first time every method's decode step here, side by side with the original
+    python -m evaluation tables --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
+
+Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
+assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; each table shows those
+of the first machine that has all of its rows. A speed depends on the format and not on the numbers in it, so each model is compressed
+with few calibration and training tokens for that. The methods stand in blocks of like with like (gates.py), each row beside its control
+(verdict.py, paired over windows, or over seeds where the control has several). Another table sets each method that was
+calibrated on a text of the kind that it is measured on beside itself, calibrated on a text of another kind (calibration-*.json); the last
+ones set public implementations beside ours (peers.json there, `make compare-peers`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation import ROOT
+from evaluation.benches import gates, peers, shipped
+from evaluation.page.words import Words
+from evaluation.spec import Result, RunSpec
+from evaluation.verdict import Difference, paired
+
+README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
+PEERS_HEAD = (
+    "settings",
+    "other program",
+    "alike, and not",
+    "perplexity, ours",
+    "perplexity, theirs",
+    "ratio",
+    "seconds, ours",
+    "seconds, theirs",
+)
+AUTHORS_HEAD = (
+    "settings",
+    "authors' code",
+    "alike, and not",
+    "error left, ours over theirs",
+    "lowest and highest",
+    "kept by both",
+)
+NO_AUTHORS = "Not measured yet: `python -m evaluation peers --authors DIR`.\n"
+TEXTS_HEAD = (
+    "method",
+    "weights, bits each",
+    "perplexity, WikiText-2",
+    "KL, WikiText-2",
+    "perplexity, Python's help",
+    "KL, Python's help",
+    "help beside WikiText-2",
+)
+NO_TEXTS = "Not measured yet: `python -m evaluation measure calibration`.\n"
+QUIET = 0.1  # cores busy with other work up to which seconds are shown
+HEAD = ("method", "weights, bits each", "whole model, bits a parameter", "file", "perplexity", "KL", "same top")
+BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
+SAME_BITS = 0.03  # a weight, up to which a size isn't told beside a verdict
+TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
+FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the gates
+    "llm_pruner --removed 0.25 --importance element1", "svd_llm --removed 0.5", "wanda --pattern 2:4", "wanda --sparsity 0.5",
+    "sparsegpt --sparsity 0.5 --quantize true",
+)  # fmt: skip
+
+
+def results(group: str = "gates", folder: Path | None = None) -> dict[str, list[Result]]:
+    """The measured runs of a group by recipe, one a seed, in the order in which `shipped` names them; those that only tests read too.
+    folder: where the files lie, default assets/results."""
+    found: dict[str, list[Result]] = {}
+    for words, spec in shipped.named(group):
+        file = (folder or shipped.RESULTS) / shipped.file_name(spec, group)
+        if file.is_file():
+            found.setdefault(words, []).append(Result.parse(json.loads(file.read_text("utf-8"))))
+    return found
+
+
+def label(spec: RunSpec) -> str:
+    """The recipe in words, with the parameters that differ from their defaults."""
+    return Words("en").recipe(spec.recipe, True, spec.cache_bits, spec.cache_keys) + (f", seed {spec.seed}" if spec.seed else "")
+
+
+def row(result: Result) -> list[str]:
+    """One line of a table, without verdict and rate."""
+    m, words = result.metrics, Words("en")
+    original = result.spec.is_original
+    return [
+        label(result.spec),
+        f"{m['weight_bits_per_weight']:.2f}",
+        f"{m['model_bits_per_parameter']:.2f}",
+        words.size(m["file_bytes"]),
+        f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}" if m["perplexity"] < 1e4 else "> 10,000",
+        "" if original else f"{m['kl_divergence_mean']:.3f}",
+        "" if original else words.share(m["same_top_token_rate"]),
+    ]
+
+
+def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
+    """The difference of two recipes, each measured with one or more seeds: paired over windows, or over the seeds where a side has
+    several (a side with one seed is the same in every pair)."""
+    if len(ours) == len(control) == 1:
+        return paired(*(r.series["window_losses"] for r in (*ours, *control)))
+    count = max(len(ours), len(control))
+    means = [[math.log(r.metrics["perplexity"]) for r in side] for side in (ours, control)]
+    return paired(*(side * count if len(side) == 1 else side for side in means))
+
+
+def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> str:
+    """Markdown of recipes and their controls. measured: the results of a recipe, one a seed. The rates are those of the first machine
+    that has them all; without one there is no such column, since one with holes tells little."""
+    shown = {words: measured[words] for words in rows if words in measured}
+    names = {words: timed_as(words) for words in shown}
+    machine = next((m for m in machines() if m["rates"].keys() >= set(names.values())), None)
+    rates, where = (
+        (machine["rates"], machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor")) if machine else ({}, "")
+    )
+    controls = any(rows.values())
+    first = next(iter(rows))
+    lines = [[*HEAD, *([BESIDE] if controls else []), *([FASTER.format(where)] if rates else [])]]
+    lines.append(["---"] * len(lines[0]))
+    for words, found in shown.items():
+        control = rows[words]
+        verdict = ""
+        if control in measured:
+            verdict = Words("en").verdict(beside(found, measured[control]))
+            more = found[0].metrics["weight_bits_per_weight"] - measured[control][0].metrics["weight_bits_per_weight"]
+            verdict += f", {more:+.2f} bits".replace("-", "−") if abs(more) > SAME_BITS else ""
+            verdict += "" if control == first else f" (than {label(measured[control][0].spec)})"
+        for i, result in enumerate(found):
+            rate = rates.get(names[words])
+            end = [verdict if i == 0 else ""] if controls else []
+            end += [f"{rate['tokens_per_second'] / rate['original_tokens_per_second']:.2f}"] if rate else []
+            lines.append([*row(result), *end])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def blocks() -> str:
+    """The tables of all blocks in Markdown, each with its title, what its rows share and what isn't measured yet."""
+    measured = results()
+    parts = []
+    for found in gates.BLOCKS:
+        about = f"{found.about}\n\n" if found.about else ""
+        parts.append(f"**{found.title}.** {about or chr(10) * 2}{table(found.rows, measured)}")
+        if missing := [f"`{words}`" for words in found.rows if words not in measured]:
+            parts[-1] += f"\nNot measured yet: {', '.join(missing)}.\n"
+    return "\n".join(parts)
+
+
+def domain() -> str:
+    """The table of the fine-tuning to a domain in Markdown."""
+    plain, nf4, lora, qlora = shipped.DOMAIN
+    return table({plain: "", nf4: plain, lora: plain, qlora: lora}, results("domain"))
+
+
+def same_but_text(a: Result, b: Result) -> bool:
+    """Whether two runs are one recipe on the same weights, measured on the same windows, and read other calibration texts."""
+    asked = [dataclasses.replace(r.spec, calibration="", text="", preset="quick") for r in (a, b)]
+    return asked[0] == asked[1] and a.protocol_id == b.protocol_id and a.fingerprint["model"] == b.fingerprint["model"] and (
+        a.fingerprint["calibration"] != b.fingerprint["calibration"])  # fmt: skip
+
+
+def texts_table(folder: Path | None = None) -> str:
+    """Each recipe of shipped.ELSEWHERE calibrated on both texts, in Markdown; one that lacks a side is left out. Raises ValueError where
+    something else than the calibration text differs."""
+    usual, lines, words = results("gates", folder), [TEXTS_HEAD, ["---"] * len(TEXTS_HEAD)], Words("en")
+    for name, (other,) in results("calibration", folder).items():
+        if name not in usual:
+            continue
+        sides = (*usual[name], other)
+        if not same_but_text(*sides):
+            raise ValueError(
+                f"{sides[0].id} and {sides[1].id} differ in more than their calibration text, or not in it; measure both again"
+            )
+        figures = [
+            (f"{r.metrics['perplexity']:.4g} ± {r.metrics['perplexity_stderr']:.2g}", f"{r.metrics['kl_divergence_mean']:.3f}")
+            for r in sides
+        ]
+        bits, change = f"{other.metrics['weight_bits_per_weight']:.2f}", words.verdict(beside([other], usual[name]))
+        lines.append([label(other.spec), bits, *figures[0], *figures[1], change])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_TEXTS
+
+
+def peers_table() -> str:
+    """Public implementations beside ours, in Markdown; seconds only where the machine had nothing else to do."""
+    lines = [PEERS_HEAD, ["---"] * len(PEERS_HEAD)]
+    for row in json.loads(peers.TABLE.read_text("utf-8"))["rows"] if peers.TABLE.is_file() else ():
+        if "ratio" not in row:
+            continue
+        quiet = row.get("cores_beside", 9) <= QUIET
+        seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
+        fewer = f", {row['windows']} windows" if "windows" in row else f", mean of {len(row['draws'])}" if "draws" in row else ""
+        lines.append([
+            f"`{row['recipe']}`{fewer}", row["package"], _alike(row["name"]),
+            f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
+            f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}", *seconds,
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _alike(name: str) -> str:
+    """What the settings of a stored pair mean, "" for one that is no longer compared."""
+    return peers.PAIRS[name].same if name in peers.PAIRS else ""
+
+
+def authors_table(file: Path | None = None) -> str:
+    """The authors' own loops beside ours, a row a recipe over all matrices, in Markdown. file: default peers.json."""
+    file = file or peers.TABLE
+    found = json.loads(file.read_text("utf-8")).get("authors", {}).get("rows", ()) if file.is_file() else ()
+    lines = [AUTHORS_HEAD, ["---"] * len(AUTHORS_HEAD)]
+    for row in found:
+        each = list(row["matrices"].values())
+        ratios = sorted(f["ratio"] for f in each)
+        if "weak_columns" in each[0]:
+            kept = f"{sum(f['weak_in_common'] for f in each)} of {sum(f['weak_columns'] for f in each)} weak columns"
+        else:
+            shares = [100 * sum(f[f"outlier_share_{side}"] for f in each) / len(each) for side in ("ours", "theirs")]
+            kept = "{:.2f} and {:.2f} % outliers, ours and theirs".format(*shares)
+        at = f" at {row['commit'][:8]}" if row["commit"] else ""
+        lines.append([
+            f"`{row['recipe']}`", f"[{row['repository'].removeprefix('https://github.com/')}]({row['repository']}){at}", row["same"],
+            f"{row['ratio']:.4f}", f"{ratios[0]:.4f} and {ratios[-1]:.4f} of {len(each)} matrices", kept,
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_AUTHORS
+
+
+TABLES = {
+    "methods": blocks,
+    "texts": texts_table,
+    "domain": domain,
+    "peers": peers_table,
+    "authors": authors_table,
+}  # name of a pair of marks in the README -> what stands between them
+
+
+def written(readme: str) -> str:
+    """README text with each table between its two marks."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        before, rest = readme.split(begin)
+        readme = before + begin + make() + end + rest.split(end)[1]
+    return readme
+
+
+def timed_as(words: str) -> str:
+    """The recipe's name among the rates: without its training budget, which moves no byte."""
+    return re.sub(r" --train_(tokens (?!0\b)\d+|minutes \d+)", "", words)
+
+
+def rated(words: str) -> RunSpec:
+    """A recipe as it is timed."""
+    steps, fields = shipped.asked(words)
+    return RunSpec(shipped.OFFLINE_MODEL, steps, **{"table_bits": 16} | fields)
+
+
+def machines() -> list[dict]:
+    """The stored rates, an entry a processor: host, prompt_tokens, rates by recipe."""
+    return json.loads(RATES.read_text("utf-8")) if RATES.is_file() else []
+
+
+def rates(asked: Sequence[str] = ()) -> list[dict]:
+    """The stored entries and this machine's with the decode rates of these recipes (default: every gate), each next to the original
+    in one process, and the bytes that a step reads."""
+    from compression import calibrate, engine, models, texts
+    from evaluation import host
+    from evaluation.measuring import latency
+    from kernels import cpu
+
+    cpu.wait()
+    original = models.load(shipped.OFFLINE_MODEL)
+    windows = texts.windows(
+        texts.load_text("builtin", "calibration"), original.tokenizer, "raw", 512, TOKENS["calibration"], "calibration"
+    ).ids
+    prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
+    moved = lambda bundle: decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None  # noqa: E731
+    found: dict[str, dict] = {}
+    for words in asked or (*gates.recipes(), *FEWER_BYTES):
+        name, spec = timed_as(words), rated(words)
+        if name in found:
+            continue
+        short = tuple((m, v | {"train_tokens": TOKENS["train_tokens"]} if "train_tokens" in v else v) for m, v in spec.recipe)
+        bundle = models.load(shipped.OFFLINE_MODEL)
+        calibrate.compress(bundle, dataclasses.replace(spec, recipe=short).methods, windows, table_bits=spec.table_bits,
+                           activations=spec.activations, cache_bits=spec.cache_bits, cache_keys=spec.cache_keys)  # fmt: skip
+        ways = latency.ways(None if spec.is_original else bundle, original)
+        timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
+        beside, own = timed["original"], timed.get("compressed", timed["original"])
+        found[name] = {
+            "tokens_per_second": own["decode_tokens_per_second"],
+            "original_tokens_per_second": beside["decode_tokens_per_second"],
+            "bytes_per_token": moved(bundle), "original_bytes_per_token": moved(original),
+        }  # fmt: skip
+        print(name, found[name], flush=True)
+    about = {"host": host.environment(), "prompt_tokens": prompt.shape[1]}
+    name = about["host"]["processor"]
+    others, here = (
+        [m for m in machines() if m["host"]["processor"] != name],
+        [m for m in machines() if m["host"]["processor"] == name],
+    )
+    kept = here[0]["rates"] if asked and here and all(here[0][k] == v for k, v in about.items()) else {}
+    return [*others, about | {"rates": kept | found}]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m evaluation tables", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--rates", nargs="*", metavar="RECIPE", help="time decode steps first, of every method (half an hour) or of these"
+    )
+    asked = parser.parse_args(argv).rates
+    if asked is not None:
+        RATES.write_text(json.dumps(rates(asked), indent=1) + "\n", "utf-8")
+    README.write_text(written(README.read_text("utf-8")), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

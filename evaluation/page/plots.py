@@ -1,0 +1,366 @@
+"""The front as a figure: one set of marks, drawn twice, as a still SVG for the first paint and for Plotly.
+
+Colours are tokens ("var:quantization") that the page turns into the theme's colours, so that a figure is right in
+light and dark. Pure: no Plotly import, the figure is its JSON.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from evaluation.measuring.metrics import METRICS, Row, error, value
+from evaluation.page.pareto import front, smallest_within
+from evaluation.page.words import NOTICEABLE, Words
+
+WIDTH, HEIGHT = 760, 400  # the still's own coordinates, and the size that labels are placed for
+MARGIN = {"l": 58, "r": 22, "t": 30, "b": 50}
+LOG_TICKS = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+WORST_RATIO = 10.0  # perplexity beyond this multiple is drawn at the edge: a broken model must not squash the rest
+SIZES = {"star": 17, "best": 13, "plain": 11, "grey": 9}
+SYMBOLS = {"quantization": "circle", "pruning": "square", "low_rank": "diamond", "distillation": "pentagon"}
+
+
+@dataclass
+class Mark:
+    """One run as it is drawn."""
+
+    id: str
+    x: float
+    y: float
+    family: str
+    label: str
+    hover: str
+    leading: bool  # no other run beats it
+    best: bool = False
+    clipped: bool = False  # drawn at the edge, its true value is in the hover
+    error: float | None = None
+    notes: int = 0
+
+
+@dataclass
+class Scale:
+    """One axis: its range in drawn coordinates (decades where it is logarithmic), best end and ticks."""
+
+    key: str
+    low: float
+    high: float
+    log: bool
+    flip: bool  # smaller values at the top
+    ticks: list[tuple[float, str]] = field(default_factory=list)
+
+    def at(self, v: float) -> float:
+        """Place of a value, 0 at the low end of the drawing and 1 at the high end."""
+        v = math.log10(v) if self.log else v
+        part = (v - self.low) / (self.high - self.low)
+        return 1 - part if self.flip else part
+
+
+def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
+    """The runs that have both figures."""
+    rows = [r for r in rows if value(r, x) is not None and value(r, y) is not None]
+    leading, best = set(front(rows, x, y)), smallest_within(rows)
+    limit = WORST_RATIO * (
+        1 if y == "perplexity_ratio" else next((value(r, y) for r in rows if r["family"] == "original"), math.inf)
+    )
+    cut = limit if METRICS[y].log else math.inf
+    out = []
+    for r in rows:
+        there, seen = value(r, y), min(value(r, y), cut)
+        out.append(Mark(
+            id=str(r["id"]), x=value(r, x), y=seen, family=str(r["family"]), label=words.run(r),
+            hover=_hover(r, x, y, words), leading=r["id"] in leading, best=best is not None and r["id"] == best["id"],
+            clipped=there > seen, error=error(r, y), notes=len(noteworthy(r)),
+        ))  # fmt: skip
+    return out
+
+
+# said of every result of a kind, so not drawn on points
+EXPECTED_NOTES = frozenset({"already_rounded", "structures_removed", "width_removed", "student_layers", "student_other"})
+
+
+def noteworthy(row: Row) -> list[dict]:
+    """The notes that set a run apart from its neighbours."""
+    return [n for n in row.get("notes") or () if n.get("code") not in EXPECTED_NOTES]
+
+
+def _hover(row: Row, x: str, y: str, words: Words) -> str:
+    lines = [f"<b>{html.escape(words.run(row, long=True))}</b>"]
+    for key in (x, y):
+        spread = error(row, key)
+        figure = words.figure(key, value(row, key)) + (f" ± {words.figure(key, spread, 2)}" if spread else "")
+        lines.append(f"{html.escape(words(f'metric.{key}'))}: {html.escape(figure)}")
+    if source := row.get("calibration"):
+        lines.append(html.escape(words("card.calibrated", source=source)))
+    lines += [html.escape(words("shipped_mark"))] if row.get("shipped") else []
+    lines += [html.escape(words.note(n)) for n in noteworthy(row)[:2]]
+    return "<br>".join(lines)
+
+
+def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Scale:
+    """An axis that holds all values with room at both ends, better up when vertical."""
+    metric = METRICS[key]
+    flip = vertical and metric.better == "low"
+    if not values:
+        return Scale(key, 0.0, 1.0, False, flip)
+    values = [*values, metric.original] if metric.log and metric.original else values
+    low, high = min(values), max(values)
+    if metric.log and low > 0:
+        low, high = math.log10(low), math.log10(high)
+        pad = max(0.06 * (high - low), 0.02)
+        axis = Scale(key, low - pad, high + pad, True, flip)
+        inside = [t * b for b in _decades(axis) for t in LOG_TICKS if axis.low <= math.log10(t * b) <= axis.high]
+        axis.ticks = [(t, words.figure(key, t)) for t in _spaced(axis, sorted(set(inside)), 0.07)]
+        return axis
+    if metric.unit == "bytes" or (low >= 0 and low < 0.5 * high):
+        low = 0.0
+    if metric.unit == "share":
+        high = max(high, 1.0)
+    span = (high - low) or abs(high) or 1.0
+    axis = Scale(key, low - (0.04 * span if low else 0), high + 0.07 * span, False, flip)
+    step = _nice(span / 5)
+    first = math.ceil(axis.low / step)
+    ticks = [round(k * step, 10) for k in range(first, math.floor(axis.high / step) + 1)]
+    axis.ticks = [(t, words.figure(key, t)) for t in ticks if not (metric.unit == "share" and t > 1)]
+    return axis
+
+
+def _decades(axis: Scale) -> list[float]:
+    """Multipliers that bring LOG_TICKS (1 to 1000) over the whole range."""
+    start = math.floor(axis.low / 3)
+    return [10.0 ** (3 * k) for k in range(start, math.floor(axis.high / 3) + 1)]
+
+
+def _spaced(axis: Scale, ticks: list[float], least: float) -> list[float]:
+    kept: list[float] = []
+    for t in ticks:
+        if not kept or abs(axis.at(t) - axis.at(kept[-1])) >= least:
+            kept.append(t)
+    return kept
+
+
+def _nice(step: float) -> float:
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= step)
+
+
+@dataclass
+class Drawing:
+    """Everything both pictures need."""
+
+    marks: list[Mark]
+    x: Scale
+    y: Scale
+    words: Words
+    labels: list[tuple[Mark, str, float, float, str]]  # mark, text, offset in pixels, anchor
+    band: tuple[float, float] | None  # y values that nobody can tell from the original
+
+
+def draw(rows: Sequence[Row], x: str, y: str, words: Words) -> Drawing:
+    """Place everything."""
+    found = marks(rows, x, y, words)
+    xs, ys = scale(x, [m.x for m in found], words, False), scale(y, [m.y for m in found], words, True)
+    band = None
+    if y == "perplexity_ratio" and found:
+        band = (max(1 / NOTICEABLE, 10**ys.low), NOTICEABLE)
+    return Drawing(found, xs, ys, words, _labels(found, xs, ys, words), band)
+
+
+def _labels(found: list[Mark], xs: Scale, ys: Scale, words: Words) -> list:
+    """At most four names: the original, the best, and the ends of the front, where there is room."""
+    original = [m for m in found if m.family == "original"]
+    best = [m for m in found if m.best]
+    ends = sorted((m for m in found if m.leading and m not in original + best and not m.clipped), key=lambda m: m.x)
+    wanted = (original + best + ends[:1] + ends[-1:])[:4]
+    px = lambda m: (xs.at(m.x) * (WIDTH - MARGIN["l"] - MARGIN["r"]), (1 - ys.at(m.y)) * (HEIGHT - MARGIN["t"] - MARGIN["b"]))  # noqa: E731
+    taken = [(a - 9, b - 9, a + 9, b + 9) for a, b in map(px, found)]
+    out = []
+    for m in wanted:
+        if any(m is o[0] for o in out):
+            continue
+        text = words("original") if m in original else m.label
+        width = 7.0 * sum(2 if ord(c) > 0x2E80 else 1 for c in text) + 6
+        a, b = px(m)
+        for dx, dy, anchor in ((0, -20, "middle"), (14, 0, "start"), (-14, 0, "end"), (0, 22, "middle"),
+                               (14, -16, "start"), (-14, -16, "end"), (14, 18, "start"), (-14, 18, "end")):  # fmt: skip
+            left = a + dx - {"middle": width / 2, "start": 0, "end": width}[anchor]
+            box = (left, b + dy - 9, left + width, b + dy + 9)
+            inside = -MARGIN["l"] * 0 <= box[0] and box[2] <= WIDTH - MARGIN["l"] - 4 and -MARGIN["t"] + 4 <= box[1]
+            inside = inside and box[3] <= HEIGHT - MARGIN["t"] - MARGIN["b"]
+            own = (a - 9, b - 9, a + 9, b + 9)
+            if inside and not any(_overlap(box, other) for other in taken if other != own):
+                out.append((m, text, dx, dy, anchor))
+                taken.append(box)
+                break
+    return out
+
+
+def _overlap(a: tuple, b: tuple) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def summary(drawing: Drawing, names: str) -> str:
+    """The picture in one sentence, for those who can't see it."""
+    words, lead = drawing.words, [m for m in drawing.marks if m.leading]
+    return words("front.alt", runs=len(drawing.marks), x=words(f"metric.{drawing.x.key}"), y=words(f"metric.{drawing.y.key}"),
+                 lead=len(lead), answer=names)  # fmt: skip
+
+
+def figure(drawing: Drawing) -> dict:
+    """The Plotly figure. Points carry the run's id as customdata; the trace named "ring" marks what is selected."""
+    found = drawing.marks
+    line = _line(found)
+    data = [{
+        "type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip", "x": [m.x for m in line],
+        "y": [m.y for m in line], "line": {"color": "var:line", "width": 1.5, "shape": "linear"},
+    }]  # fmt: skip
+    data += [{"type": "scatter", "mode": "markers", "name": "ring", "hoverinfo": "skip", "x": [], "y": [],
+              "marker": {"size": 24, "color": "rgba(0,0,0,0)", "line": {"color": "var:text", "width": 2}}}]  # fmt: skip
+    best = [m for m in found if m.best]
+    data += [{"type": "scatter", "mode": "markers", "name": "best", "hoverinfo": "skip", "x": [m.x for m in best],
+              "y": [m.y for m in best],
+              "marker": {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": "var:accent", "width": 1.5}}}]  # fmt: skip
+    data += [_trace(found, "grey", lambda m: not m.leading and m.family != "original")]
+    data += [_trace(found, f, lambda m, f=f: m.leading and m.family == f) for f in SYMBOLS]
+    data += [_trace(found, "original", lambda m: m.family == "original")]
+    return {"data": [t for t in data if t["x"] or t["name"] == "ring"], "layout": _layout(drawing)}
+
+
+def _line(found: list[Mark]) -> list[Mark]:
+    """What the front's line joins, from left to right."""
+    return sorted((m for m in found if m.leading and not m.clipped), key=lambda m: m.x)
+
+
+def _trace(found: list[Mark], family: str, wanted) -> dict:
+    chosen = [m for m in found if wanted(m)]
+    symbol = {"original": "star"}.get(family)
+    size = SIZES["star" if family == "original" else "grey" if family == "grey" else "plain"]
+    symbols = ["triangle-down" if m.clipped else symbol or SYMBOLS.get(m.family, "circle") for m in chosen]
+    noted = [f"{s}-open-dot" if m.notes and not m.clipped else s for s, m in zip(symbols, chosen, strict=True)]
+    return {
+        "type": "scatter", "mode": "markers", "name": family, "x": [m.x for m in chosen], "y": [m.y for m in chosen],
+        "customdata": [m.id for m in chosen], "text": [m.hover for m in chosen], "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"size": size, "symbol": noted, "color": f"var:{family}", "line": {"width": 1, "color": "var:ground"}},
+        "error_y": {"type": "data", "array": [2 * (m.error or 0) if not m.clipped else 0 for m in chosen],
+                    "thickness": 1, "width": 2, "color": f"var:{family}"},
+    }  # fmt: skip
+
+
+def _layout(drawing: Drawing) -> dict:
+    words = drawing.words
+
+    def axis(s: Scale) -> dict:
+        low_high = [s.high, s.low] if s.flip else [s.low, s.high]
+        return {
+            "type": "log" if s.log else "linear", "range": low_high, "fixedrange": True, "zeroline": False,
+            "tickmode": "array", "tickvals": [t for t, _ in s.ticks], "ticktext": [t for _, t in s.ticks],
+            "gridcolor": "var:grid", "linecolor": "var:grid", "tickfont": {"color": "var:subdued", "size": 12}, "ticks": "",
+        }  # fmt: skip
+
+    def note(text: str, x: float, y: float, **more) -> dict:
+        return {"text": html.escape(text), "x": x, "y": y, "xref": "paper", "yref": "paper", "showarrow": False,
+                "font": {"color": "var:subdued", "size": 12}} | more  # fmt: skip
+
+    x_words, y_words = _directions(drawing)
+    annotations = [
+        note(y_words, 0, 1, xanchor="left", yanchor="bottom", xshift=-48, yshift=8, name="axis"),
+        note(x_words, 0, 0, xanchor="left", yanchor="top", yshift=-26, name="axis"),
+    ]
+    shift = {"middle": "center", "start": "left", "end": "right"}
+    for rank, (m, text, dx, dy, anchor) in enumerate(drawing.labels):
+        annotations.append({
+            "text": f"<b>{html.escape(text)}</b>" if m.best else html.escape(text),
+            "x": math.log10(m.x) if drawing.x.log else m.x, "y": math.log10(m.y) if drawing.y.log else m.y,
+            "xref": "x", "yref": "y", "showarrow": False, "xanchor": shift[anchor], "xshift": dx, "yshift": -dy,
+            "yanchor": "middle", "font": {"color": "var:text", "size": 13}, "name": f"label{rank}",
+        })  # fmt: skip
+    shapes = []
+    if drawing.band:
+        shapes.append({"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": drawing.band[0],
+                       "y1": drawing.band[1], "fillcolor": "var:band", "line": {"width": 0}, "layer": "below"})  # fmt: skip
+        middle = (math.log10(drawing.band[0]) + math.log10(drawing.band[1])) / 2
+        annotations.append(note(words("front.band"), 0, middle, yref="y", xanchor="left", xshift=6,
+                                font={"color": "var:subdued", "size": 11}, name="band"))  # fmt: skip
+    return {
+        "xaxis": axis(drawing.x), "yaxis": axis(drawing.y), "annotations": annotations, "shapes": shapes, "uirevision": "front",
+        "margin": MARGIN, "showlegend": False, "hovermode": "closest", "dragmode": False, "hoverdistance": 24,
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "height": HEIGHT,
+        "hoverlabel": {"bgcolor": "var:ground", "bordercolor": "var:grid", "align": "left", "font": {"color": "var:text", "size": 13}},
+    }  # fmt: skip
+
+
+def _directions(drawing: Drawing) -> tuple[str, str]:
+    """The axes' names, each with an arrow to its better end."""
+    words = drawing.words
+    x, y = METRICS[drawing.x.key], METRICS[drawing.y.key]
+    arrow = "front.left" if x.better == "low" else "front.right"
+    kind = {"size": "smaller", "time": "faster" if x.unit != "seconds" else "sooner", "quality": "better"}[x.kind]
+    return (words(arrow, word=words(f"front.{kind}"), name=words(f"metric.{x.key}")),
+            words("front.up", word=words("front.better"), name=words(f"metric.{y.key}")))  # fmt: skip
+
+
+def still(drawing: Drawing) -> str:
+    """The same picture as SVG: what stands there until Plotly has loaded, and what a page without it shows."""
+    wide, high = WIDTH - MARGIN["l"] - MARGIN["r"], HEIGHT - MARGIN["t"] - MARGIN["b"]
+
+    def place(m_x: float, m_y: float) -> tuple[float, float]:
+        return MARGIN["l"] + drawing.x.at(m_x) * wide, MARGIN["t"] + (1 - drawing.y.at(m_y)) * high
+
+    out = [f'<svg class="still" viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true" preserveAspectRatio="none">']
+    if drawing.band:
+        top, bottom = sorted(MARGIN["t"] + (1 - drawing.y.at(v)) * high for v in drawing.band)
+        out.append(f'<rect class="band" x="{MARGIN["l"]}" y="{top:.1f}" width="{wide}" height="{bottom - top:.1f}"/>')
+    for t, text in drawing.x.ticks:
+        x = MARGIN["l"] + drawing.x.at(t) * wide
+        out.append(f'<path class="grid" d="M{x:.1f} {MARGIN["t"]}v{high}"/>'
+                   f'<text x="{x:.1f}" y="{HEIGHT - MARGIN["b"] + 17}" text-anchor="middle">{html.escape(text)}</text>')  # fmt: skip
+    for t, text in drawing.y.ticks:
+        y = MARGIN["t"] + (1 - drawing.y.at(t)) * high
+        out.append(f'<path class="grid" d="M{MARGIN["l"]} {y:.1f}h{wide}"/>'
+                   f'<text x="{MARGIN["l"] - 6}" y="{y + 4:.1f}" text-anchor="end">{html.escape(text)}</text>')  # fmt: skip
+    x_words, y_words = _directions(drawing)
+    out.append(f'<text x="{MARGIN["l"]}" y="{HEIGHT - 10}">{html.escape(x_words)}</text>')
+    out.append(f'<text x="10" y="16">{html.escape(y_words)}</text>')
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(m.x, m.y) for m in _line(drawing.marks)))
+    out.append(f'<polyline class="front-line" points="{line}"/>')
+    for m in drawing.marks:
+        x, y = place(m.x, m.y)
+        kind = "original" if m.family == "original" else m.family if m.leading else "grey"
+        shape = (
+            f'<path d="{_STAR}" transform="translate({x:.1f} {y:.1f})"'
+            if kind == "original"
+            else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5.5 if m.leading else 4.5}"'
+        )
+        out.append(f'{shape} class="mark {kind}"/>')
+        if m.best:
+            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10.5" class="best"/>')
+    for m, text, dx, dy, anchor in drawing.labels:
+        x, y = place(m.x, m.y)
+        out.append(f'<text class="name" x="{x + dx:.1f}" y="{y + dy + 4:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>')
+    return "".join(out) + "</svg>"
+
+
+_STAR = "M" + "L".join(
+    f"{r * math.sin(math.pi * k / 5):.1f} {-r * math.cos(math.pi * k / 5):.1f}" for k, r in ((k, 9 if k % 2 == 0 else 3.8) for k in range(10))
+) + "Z"  # fmt: skip
+
+
+CURVE_WIDTH, CURVE_HEIGHT = 320, 84
+
+
+def curve(rows: Sequence[Sequence], alt: str) -> str:
+    """A training as SVG: rows [tokens, loss or None, held-out loss or None]; a line for the loss, dots for the held-out loss."""
+    losses = [x for row in rows for x in row[1:] if x is not None]
+    low, high, last = min(losses, default=0.0), max(losses, default=1.0), max(rows[-1][0], 1) if rows else 1
+    left, wide, tall = 40, CURVE_WIDTH - 48, CURVE_HEIGHT - 16
+
+    def place(tokens: float, loss: float) -> tuple[float, float]:
+        return left + wide * tokens / last, 8 + tall * (high - loss) / max(high - low, 1e-9)
+
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(t, loss) for t, loss, _ in rows if loss is not None))
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in (place(t, h) for t, _, h in rows if h is not None))
+    ends = "".join(f'<text x="{left - 6}" y="{place(0, v)[1] + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in {low, high})
+    return (f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{html.escape(alt, quote=True)}">'
+            f'<polyline points="{line}"/>{dots}{ends}</svg>')  # fmt: skip

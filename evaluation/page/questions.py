@@ -1,0 +1,489 @@
+"""What the page asks its server, as plain functions from JSON to JSON; app.py hands them to the browser.
+
+Nothing here knows the UI's framework. Every answer is built in the language that the request names, and every answer
+that can fail for a visitor's reason comes back as an error card, never as an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import threading
+import traceback
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from compression import importing
+from compression.base import CompressionError
+from compression.catalogue import CATALOGUE, OFFLINE_MODEL
+from compression.disk import check_room
+from evaluation import host
+from evaluation.measuring import metrics
+from evaluation.page import cards, pareto, plots, requests
+from evaluation.page.words import LANGUAGES, Words, essays, methods, table
+from evaluation.running import deaths
+from evaluation.running.freshness import answers
+from evaluation.running.scales import Scales
+from evaluation.spec import CALIBRATIONS, PRESETS, TEXTS, Result, RunSpec
+from kernels.home import scratch, whole_file
+
+KEPT_DOWNLOADS = 3
+KEPT_ANSWERS = 64
+FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
+
+
+log = logging.getLogger(__name__)
+
+
+def _failure(error: Exception) -> dict:
+    """An exception as the page's error: what a visitor or this system causes by its code, anything else by its message and with a line
+    in the log."""
+    told = deaths.describe(error)
+    if told["code"] == "error":
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        log.error("%s: %.300s (%s, line %s)", type(error).__name__, error, place.filename, place.lineno)
+        told["message"] = told["message"][:500]
+    return told
+
+
+class Page:
+    """The page's questions to store, runner, chat and estimate."""
+
+    def __init__(
+        self, store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False
+    ):
+        self.store, self.runner, self.chat, self.public = store, runner, chat, public
+        self._estimate, self._path = estimate, path
+        self.methods = [{k: v for k, v in m.items() if k != "essay"} for m in methods().values()]
+        self._scales = Scales()
+        self._packing, self._keeping = threading.Lock(), threading.Lock()
+        self._kept: OrderedDict[tuple, Any] = OrderedDict()  # answers, the one that was asked for last at the end
+
+    def boot(self) -> dict:
+        """Everything that doesn't change while the page is open: words in both languages, methods, models, machine."""
+        models = [
+            {k: entry.describe()[k] for k in ("name", "hub_id", "parameters", "chat", "gated", "offline", "rounded")}
+            for entry in CATALOGUE.values()
+        ]
+        return {
+            "words": {language: table(language) for language in LANGUAGES},
+            "methods": self.methods,
+            "models": models,
+            "offline": OFFLINE_MODEL,
+            "presets": PRESETS,
+            "texts": list(TEXTS),
+            "calibrations": list(CALIBRATIONS),
+            "axes": list(metrics.AXES),
+            "view": {"x": metrics.DEFAULT_X, "y": metrics.DEFAULT_Y},
+            "first": {"model": OFFLINE_MODEL, "method": FIRST[0], "values": FIRST[1]},
+            "processor": host.processor(), "threads": host.threads(),
+            "public": self.public, "read_only": self.store.read_only, "chat": self.chat is not None,
+        }  # fmt: skip
+
+    def answer(self, question: str, ask: Any, address: str = "") -> dict:
+        """The answer to one of requests.QUESTIONS; whatever goes wrong is its "error", a card in words. Never raises."""
+        words = Words(requests.language(ask))
+        try:
+            return getattr(self, question)(requests.take(question, ask, address))
+        except Exception as error:
+            empty = requests.QUESTIONS[question].empty
+            return empty | {"error": cards.error_card(words, _failure(error), act="dismiss")}
+
+    # --- reading ---
+
+    def _keep(self, key: tuple, make: Callable):
+        """What `make` gives, kept while the store stays as it is: `key` says everything else that it depends on."""
+        key = (key, host.threads(), self.store.stamp())
+        with self._keeping:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
+        with self._keeping:
+            self._kept[key] = made
+            if len(self._kept) > KEPT_ANSWERS:
+                self._kept.popitem(last=False)
+        return made
+
+    def rows(self) -> list[dict]:
+        """All runs; those whose record says waiting or running included. Several answers read them: they aren't changed."""
+        return self._keep(("rows",), self.store.rows)
+
+    def front(self, ask: requests.Front) -> dict:
+        """The figure of one model in one protocol, its sentences and its still picture."""
+        return self._keep(("front", ask.model_dump_json()), lambda: self._front(ask))
+
+    def _front(self, ask: requests.Front) -> dict:
+        words, rows, model = Words(ask.lang), self.rows(), ask.model
+        x, y = (a if a in metrics.AXES else d for a, d in ((ask.x, metrics.DEFAULT_X), (ask.y, metrics.DEFAULT_Y)))
+        chosen = next((r for r in rows if r["id"] == ask.selected and r["status"] == "ok"), None)
+        known = pareto.protocols(rows, model)
+        names = [p for p, _ in known]
+        protocol = ask.protocol or (chosen["protocol_id"] if chosen and chosen["model"] == model else "")
+        if protocol not in names:
+            protocol = self._usual(rows, names, model, ask.settings) or (names[0] if names else "")
+        group = pareto.comparable(rows, model, protocol)
+        drawn, remarks = group, []
+        if any(metrics.METRICS[k].kind == "time" for k in (x, y)):
+            drawn = pareto.on_this_machine(group, host.processor(), host.threads())
+            remarks.append(words("front.time_here"))
+        whole = [r for r in drawn if metrics.value(r, x) is not None and metrics.value(r, y) is not None]
+        if len(whole) < len(drawn):
+            remarks.append(words("front.missing", n=len(drawn) - len(whole)))
+        drawing = plots.draw(whole, x, y, words)
+        entry = CATALOGUE.get(model)
+        if entry and entry.rounded:
+            facts = {"format": entry.rounded, "bytes": entry.publisher_bytes}
+            remarks.append(words.note({"code": "already_rounded", "facts": facts}))
+        budget = ask.budget or self._budget(group)
+        sentences, first = cards.answer(group, words, budget)
+        best = pareto.smallest_within(group) or next((r for r in group if r.get("family") == "original"), None)
+        return {
+            "figure": plots.figure(drawing), "still": plots.still(drawing), "alt": plots.summary(drawing, first),
+            "headline": cards.headline(group, model, words), "answer": sentences if group else "", "remarks": remarks,
+            "protocols": [[p, words("front.protocol.runs", name=p, n=n)] for p, n in known], "protocol": protocol, "empty": not whole,
+            "best": best["id"] if best else "", "x": x, "y": y, "ids": [r["id"] for r in group],
+        }  # fmt: skip
+
+    @staticmethod
+    def _usual(rows: list[dict], names: list[str], model: str, settings: requests.Settings) -> str:
+        """The protocol in which a run with these settings would be measured, "" if none is stored."""
+        wanted = [settings.text, settings.protocol, settings.tokens, settings.window]
+        return next(
+            (r["protocol_id"] for r in rows if r["model"] == model and r["protocol_id"] in names
+             and [r.get(k) for k in ("text", "protocol", "tokens", "window")] == wanted), "",
+        )  # fmt: skip
+
+    @staticmethod
+    def _budget(rows: list[dict]) -> float | None:
+        """A first size to ask about: a third of the original or the smallest run, up to the next 10 MB."""
+        sizes = sorted(s for r in rows if (s := metrics.value(r, "file_bytes")))
+        return math.ceil(max(sizes[0], sizes[-1] / 3) / 1e7) * 1e7 if sizes else None
+
+    def card(self, ask: requests.OfRun) -> dict:
+        """The card of a run."""
+        words, result = Words(ask.lang), self.store.get_id(ask.id)
+        if result is None:
+            return {"html": cards.error_card(words, {"code": "run_gone"}), "spec": None, "status": "unknown"}
+        seconds = self._seconds(result.spec)  # of a machine that may have become slower
+        return self._keep(("card", ask.lang, ask.id, seconds), lambda: self._card(words, result, seconds))
+
+    def _card(self, words: Words, result: Result, seconds: float | None) -> dict:
+        own = self.store.has_artifact(result)
+        rows = self.rows()
+        row = next((r for r in rows if r["id"] == result.id), {})
+        group = pareto.comparable(rows, result.spec.model, result.protocol_id)
+        lead = pareto.front(group, metrics.DEFAULT_X, metrics.DEFAULT_Y)
+        here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
+        html = cards.run_card(
+            words, result, shipped=bool(row.get("shipped")), artifact=own, here=here, chat=self.chat is not None,
+            dominated=result.status == "ok" and result.id not in lead, seconds=seconds,
+            exports=self._exports(result) if own else (), relatives=self._relatives(result.spec),
+        )  # fmt: skip
+        title = words.recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
+        if "file_bytes" in result.metrics:
+            title += f" · {words.size(result.metrics['file_bytes'])}"
+        return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own,
+                "control": control.json() if (control := result.spec.control()) else None}  # fmt: skip
+
+    def _relatives(self, spec: RunSpec) -> dict[str, Result | None]:
+        """Of a run with training: the stored runs without it ("without") and of the same training alone ("control")."""
+        asked = {"without": spec.without_training(), "control": spec.control()}
+        return {name: self.store.get_id(self._stored(s)) for name, s in asked.items() if s is not None}
+
+    def _exports(self, result: Result) -> list[str]:
+        """Formats of other programs that the run's model can be had in."""
+        with importing:
+            from compression import export  # imports torch, which the first paint doesn't wait for
+
+        return export.offers(self.store.manifest(result))
+
+    def _seconds(self, spec: RunSpec) -> float | None:
+        try:
+            return self._estimate(spec).seconds if self._estimate else None
+        except CompressionError:
+            return None
+
+    def runs(self, ask: requests.Ask) -> dict:
+        """The table of all runs."""
+        return self._keep(("runs", ask.lang), lambda: self._runs(Words(ask.lang), self.rows()))
+
+    @staticmethod
+    def _runs(words: Words, rows: list[dict]) -> dict:
+        return {"html": cards.runs_table(rows, words, host.processor(), host.threads()), "count": words("runs.count", n=len(rows)),
+                "models": sorted({str(r["model"]) for r in rows})}  # fmt: skip
+
+    def essay(self, ask: requests.Essay) -> dict:
+        """What a method does, in a page of text."""
+        if ask.method not in methods():
+            raise requests.BadRequest(f"no method {ask.method!r}; allowed: {', '.join(methods())}", where="method")
+        return {"text": essays(ask.lang).get(ask.method) or methods()[ask.method]["essay"]}
+
+    # --- before and while running ---
+
+    def weigh(self, ask: requests.Weigh) -> dict:
+        """What a run will cost, where its main knob can go, and whether its answer is stored."""
+        words = Words(ask.lang)
+        out = {"html": "", "path": [], "stored": "", "fits": True, "error": ""}
+        spec = self._spec(ask.choices)
+        out["stored"] = self._stored(spec)
+        try:
+            found = self._estimate(spec)
+        except CompressionError as error:
+            if error.code == "size_unknown":
+                return out | {"html": f"<p class='more'>{words('estimate.unknown')}</p>"}
+            return out | {"error": cards.error_card(words, _failure(error)), "fits": False}
+        out["path"] = [
+            [
+                v,
+                size,
+                f"{words.size(size)} · {words.smaller(found.baseline_file_bytes, size)}",
+                words("estimate.hint", size=words.size(size)),
+            ]
+            for v, size, *_ in self._path(spec)
+        ]
+        out["bytes"], out["fits"], out["seconds"] = found.file_bytes, found.fits, found.seconds
+        out["hint"] = words("estimate.hint", size=words.size(found.file_bytes))
+        out["html"] = cards.estimate_line(words, found, bool(out["stored"]), self.public)
+        return out
+
+    def _stored(self, spec: RunSpec) -> str:
+        """Id of the newest answer to the same request, own before shipped, "" if there is none."""
+        wanted = spec.identity()
+        own = self.store.find(wanted)
+        found = (own if own and answers(own, self.store) else None) or next(
+            (r for r in self.store.shipped() if r.status == "ok" and r.spec.identity() == wanted), None
+        )
+        return found.id if found else ""
+
+    def begin(self, ask: requests.Begin) -> dict:
+        """Start a run and give its id."""
+        return {"id": self.runner.submit(self._spec(ask.choices), ask.owner, ask.again, ask.address)}
+
+    def _spec(self, choices: requests.Choices) -> RunSpec:
+        """The run that the knobs say; on a public page its models are weighed before anything reads or fetches them."""
+        spec = requests.spec_of(choices, self.public)
+        for name in (spec.model, *spec.students) if self.public else ():
+            self._scales.weigh(name)
+        return spec
+
+    def poll(self, ask: requests.OfOwnRun) -> dict:
+        """How far a run is, in words; its training's curve, and whether it may be ended ("mine"), for its owner alone."""
+        words, state = Words(ask.lang), self.runner.state(ask.id, ask.owner)
+        out = {"status": state["status"], "result": state.get("result_id") or "", "stage": "", "left": "", "done": 0, "error": ""}
+        mine = state.get("mine", False)
+        out |= {"curve": "", "enough": False, "mine": mine}
+        result = self.store.get_id(ask.id)
+        out["name"] = (
+            words.recipe(result.spec.recipe, cache_bits=result.spec.cache_bits, cache_keys=result.spec.cache_keys)
+            if result
+            else ""
+        )
+        if state["status"] == "queued":
+            place = state["place"]
+            out["stage"] = words("progress.queued", place=place) if place > 1 else words("progress.next")
+        elif state["status"] == "running":
+            out["stage"] = self._stage(words, state)
+            if state["stage"] == "train" and mine:
+                facts = state["facts"]
+                out |= {
+                    "curve": plots.curve(facts["curve"], words("progress.curve")),
+                    "enough": state["alone"] and not self.runner.inline,
+                }
+            if left := state["seconds_left"]:
+                out["left"] = words("progress.left", time=words.seconds(left))
+                out["done"] = state["elapsed"] / (state["elapsed"] + left)
+        elif state["status"] != "ok":
+            out["error"] = cards.error_card(words, state["error"] or {"code": state["status"]}, ask.id)
+        if state.get("shared"):
+            out["left"] = " · ".join(filter(None, [out["left"], words("progress.shared")]))
+        return out
+
+    @staticmethod
+    def _stage(words: Words, state: dict) -> str:
+        """ "Compressing, layer 3 of 30"."""
+        key, done, total = f"stage.{state['stage']}", state["done"] or 0, state["total"] or 1
+        if not words.has(key):
+            return words("progress.starting")
+        if state["stage"] == "train":
+            return words("progress.train", **words.facts(state["facts"]))
+        step = words(f"{key}.of", done=min(done + 1, total), total=total) if total > 1 and words.has(f"{key}.of") else ""
+        return words("comma").join(filter(None, [words(key), step]))
+
+    def stop(self, ask: requests.OfOwnRun) -> dict:
+        """Stop the visitor's own run, or leave it if others wait for it too. "left": a sentence, "" if it stopped."""
+        words = Words(ask.lang)
+        self.runner.cancel(ask.id, ask.owner)
+        going_on = self.runner.state(ask.id)["status"] in ("queued", "running")
+        return {"left": words("progress.left_run") if going_on else ""}
+
+    def enough(self, ask: requests.OfOwnRun) -> dict:
+        """End the training of the visitor's own run now; the run goes on with the best state so far."""
+        self.runner.enough(ask.id, ask.owner)
+        return {}
+
+    # --- what leaves the page ---
+
+    def downloads(self) -> Path:
+        """The folder that packed models are served from."""
+        return self.store.home / "downloads"
+
+    def pack(self, ask: requests.Pack) -> dict:
+        """A compressed model's folder as one archive; only the newest few are kept."""
+        words, result, form = Words(ask.lang), self.store.get_id(ask.id), ask.form
+        if result is None or not self.store.has_artifact(result):
+            return {"error": cards.error_card(words, {"code": "artifact_missing"}, ask.id)}
+        if form and form not in self._exports(result):
+            return {"error": cards.error_card(words, {"code": "cannot_export"}, act="dismiss")}
+        if not self._packing.acquire(blocking=False):  # a waiting request would hold a thread that others need
+            return {"error": cards.error_card(words, {"code": "packing"}, act="dismiss")}
+        try:
+            return self._packed(words, result, form)
+        finally:
+            self._packing.release()
+
+    def _packed(self, words: Words, result: Result, form: str) -> dict:
+        with importing:
+            from compression import artifact, export
+
+        artifact_folder, place = self.store.artifact_folder(result.artifact), self.downloads()
+        recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
+        told = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")[:150]
+        file = place / f"{label}-{result.id[-6:]}.zip"
+        if not file.is_file():
+            with self.store.using(result.artifact), scratch(place) as other:
+                folder = artifact_folder
+                if form:
+                    folder = other / "model"
+                    export.write(artifact.load(artifact_folder), folder, form, label)
+                _zip(folder, file)
+        for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
+            old.unlink(missing_ok=True)
+        return {"file": str(file), "name": file.name}
+
+    def sides(self, ask: requests.OfRun) -> dict:
+        """The chat's heads: what each side is, its stored speed and memory. An empty id gives the choice alone."""
+        return self._keep(("sides", ask.lang, ask.id), lambda: self._sides(ask)) | {"busy": bool(self.runner.busy())}
+
+    def _sides(self, ask: requests.OfRun) -> dict:
+        words, rows = Words(ask.lang), self.rows()
+        ready = [r for r in rows if r["status"] == "ok" and r.get("artifact") and r.get("family") != "original"]
+        options = [[r["id"], f"{words.run(r, long=True)} · {r['model']}"] for r in reversed(ready)]
+        out = {"options": options, "left": None, "right": None}
+        row = next((r for r in ready if r["id"] == ask.id), None)
+        if row is None:
+            return out
+        here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
+
+        def side(title: str, prefix: str) -> dict:
+            rate = metrics.value(row, f"{prefix}decode_tokens_per_second") if here else None
+            memory, size = metrics.value(row, f"{prefix}resident_weight_bytes"), metrics.value(row, f"{prefix}file_bytes")
+            return {
+                "title": title + (f" · {words.size(size)}" if size else ""), "rate": rate, "memory": memory,
+                "stored": words("chat.stored", rate=cards.digits(rate, 2)) if rate else "",
+                "memory_words": words("chat.memory", memory=words.size(memory)) if memory else "",
+            }  # fmt: skip
+
+        entry = CATALOGUE.get(str(row["model"]))
+        return out | {
+            "left": side(words("chat.left"), "baseline_"), "right": side(words.run(row, long=True), ""),
+            "model": row["model"], "chats": entry.chat if entry else True,
+            "rounded": words("controls.model.rounded", format=entry.rounded) if entry and entry.rounded else "",
+        }  # fmt: skip
+
+    def stop_chat(self, ask: requests.Owned) -> dict:
+        """End the visitor's own question, also one that waits for its turn."""
+        self.chat.stop(ask.owner)
+        return {}
+
+    def converse(self, ask: Any, address: str = "") -> Iterator[dict]:
+        """Both answers as they grow: yields the state of both columns. Never raises."""
+        words = Words(requests.language(ask))
+        sides = {
+            side: {"text": "", "rate": "", "first": "", "memory": "", "cache": "", "done": False, "pieces": 0}
+            for side in ("original", "compressed")
+        }
+        state = {
+            "turn": 0,
+            "sides": sides,
+            "parted": None,
+            "cut": None,
+            "done": False,
+            "error": "",
+            "status": words("chat.waiting"),
+        }
+        if isinstance(ask, dict) and isinstance(
+            ask.get("turn"), int
+        ):  # the page waits for an answer to this turn, refused or not
+            state["turn"] = ask["turn"] if abs(ask["turn"]) <= requests.WHOLE else 0
+        try:
+            ask = requests.take("converse", ask, address)
+            yield state
+            events = self.chat.stream(
+                ask.id, [m.model_dump() for m in ask.messages], max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed,
+                owner=ask.owner, address=ask.address,
+            )  # fmt: skip
+            with contextlib.closing(events):
+                for event in events:
+                    self._take(state, event, words)
+                    yield state
+            parted, wrote = state["parted"], any(side["pieces"] for side in sides.values())
+            state["status"] = words("chat.parted", n=parted) if parted is not None else words("chat.equal") if wrote else ""
+        except Exception as error:
+            failure = _failure(error)
+            if failure["code"] == "error" or not words.has(f"error.{failure['code']}.what"):
+                failure = {"code": "chat_failed", "message": failure["message"]}
+            state["error"] = cards.error_card(words, failure, act="dismiss")
+            state["status"] = ""
+        for side in sides.values():
+            side["done"] = True
+        yield state | {"done": True}
+
+    @staticmethod
+    def _take(state: dict, event: dict, words: Words) -> None:
+        if event.get("diverged_at") is not None and state["parted"] is None:
+            state["parted"] = event["diverged_at"]
+        if "place" in event:
+            state["status"] = words("chat.place", n=event["place"]) if event["place"] else words("chat.waiting")
+        side = state["sides"].get(event.get("side"))
+        if side is None:
+            return
+        side["text"] += event.get("text") or ""
+        state["status"] = ""
+        if event.get("first_ms") is not None:
+            side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
+        if event.get("tokens_per_second"):
+            side["rate"], side["rate_value"] = (
+                words("chat.rate", rate=cards.digits(event["tokens_per_second"], 2)),
+                event["tokens_per_second"],
+            )
+        if event.get("memory_bytes"):
+            side["memory"], side["memory_value"] = (
+                words("chat.memory", memory=words.size(event["memory_bytes"])),
+                event["memory_bytes"],
+            )
+        if event.get("cache_bits", 16) < 16:
+            side["cache"] = words("chat.cache", bits=event["cache_bits"])
+        if event.get("done"):
+            side["done"] = True
+        if event.get("token") is not None:
+            side["pieces"] += 1
+            side.setdefault("ends", []).append(len(side["text"]))
+
+
+def _zip(folder: Path, file: Path) -> None:
+    """All of `folder` in one archive, which appears whole or not at all."""
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
+    check_room(file, sum(f.stat().st_size for f in files))
+    with (
+        whole_file(file) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive,  # packed bits don't deflate
+    ):
+        for f in files:
+            archive.write(f, Path(file.stem) / f.relative_to(folder))

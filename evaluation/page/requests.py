@@ -1,0 +1,238 @@
+"""What the page may ask its server: one schema a question, all in one table.
+
+    ask = take("front", {"lang": "en", "model": "gpt2", "x": "file_bytes"})
+
+Whatever a browser sends goes through `take` before anything reads it: types, ranges, lengths, no unknown names, text that
+is Unicode, numbers that are finite. A wrong request raises BadRequest, whose words the page shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from compression.base import CompressionError
+from evaluation.running.public import named_only
+from evaluation.spec import RunSpec
+
+WHOLE = 2**53 - 1  # the largest whole number that a browser writes exactly
+STEPS = 6  # methods in a recipe
+PROMPT_CHARACTERS = 16_000  # of all messages of a chat together
+ANSWER_TOKENS = 512
+MESSAGES = 32
+
+
+class BadRequest(CompressionError):
+    """A request that is no question of the page, or has a value beyond its limits."""
+
+    code = "bad_request"
+
+
+Line = Annotated[str, StringConstraints(max_length=100)]  # ids, names of methods and axes
+Name = Annotated[
+    str, StringConstraints(max_length=1024, pattern=r"^[^\x00-\x1f]*$")
+]  # of a model or a text, a folder's path included
+Whole = Annotated[int, Field(ge=-WHOLE, le=WHOLE)]
+Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
+
+
+def _plain(value: Any) -> Any:
+    """A parameter's value as it came: what its method allows is checked by the method's own declaration."""
+    short = isinstance(value, str) and len(value) <= 1024 and value.isprintable()
+    small = isinstance(value, int | float) and abs(value) <= WHOLE  # so that it is finite too
+    if not (value is None or short or small):
+        raise ValueError("a parameter is a short text, a number of usual size, true or false")
+    return value
+
+
+Value = Annotated[Any, AfterValidator(_plain)]
+Step = Annotated[tuple[Line, Annotated[dict[Line, Value], Field(max_length=64)]], Field(strict=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Ask(_Strict):
+    """What every question names: the language of its answer."""
+
+    lang: Literal["en", "zh-Hant"] = "en"
+    _address: str = PrivateAttr("")
+
+    @property
+    def address(self) -> str:
+        """Where the question came from, as the server sees it; never from the request's own words."""
+        return self._address
+
+
+class Owned(Ask):
+    """A question that a visitor's token may go with. The token itself is read nowhere else."""
+
+    visitor: Token | None = None
+
+    @property
+    def owner(self) -> str:
+        """A hash of the visitor's token, "" where none was given."""
+        return hashlib.sha256(self.visitor.encode()).hexdigest()[:32] if self.visitor else ""
+
+
+class Settings(_Strict):
+    """How a run is measured; what isn't given takes RunSpec's default. Lower bounds and choices are RunSpec's."""
+
+    calibration: Name = "builtin"
+    calibration_tokens: Annotated[int, Field(le=10_000_000)] = 8_192
+    text: Name = "builtin"
+    protocol: Line = "raw"
+    window: Annotated[int, Field(le=131_072)] = 512
+    tokens: Annotated[int, Field(le=100_000_000)] | None = 8_192
+    seed: Annotated[int, Field(le=2**32 - 1)] = 0
+    device: Line = "auto"
+    activations: Line = "exact"
+    table_bits: Whole = 8
+    cache_bits: Whole = 16
+    cache_keys: Line = "token"
+    preset: Line = "quick"
+
+
+class Choices(Settings):
+    """A run as the knobs say it."""
+
+    model: Name
+    recipe: Annotated[list[Step], Field(min_length=1, max_length=STEPS)]
+
+
+class Front(Ask):
+    """protocol "": that of the selected run, else of the settings, else the one with the most runs. budget: bytes."""
+
+    model: Name
+    x: Line | None = None
+    y: Line | None = None
+    protocol: Annotated[str, StringConstraints(max_length=500)] = ""
+    settings: Settings = Settings()
+    budget: Annotated[float, Field(ge=0, le=1e15)] = 0
+    selected: Line = ""
+
+
+class OfRun(Ask):
+    id: Line
+
+
+class OfOwnRun(Owned):
+    id: Line
+
+
+class Weigh(Ask):
+    choices: Choices
+
+
+class Essay(Ask):
+    method: Line
+
+
+class Begin(Owned):
+    visitor: Token
+    choices: Choices
+    again: bool = False
+
+
+class Pack(OfRun):
+    """form: a format of other programs, "" for our own."""
+
+    form: Line = ""
+
+
+class Message(_Strict):
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, StringConstraints(max_length=PROMPT_CHARACTERS)]
+
+
+class Converse(Owned):
+    visitor: Token
+    id: Line
+    turn: Whole = 0
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES)]
+    max_tokens: Annotated[int, Field(ge=1, le=ANSWER_TOKENS)] = 128
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    seed: Annotated[int, Field(ge=0, le=WHOLE)] = 0
+
+    @model_validator(mode="after")
+    def _short(self) -> Converse:
+        if (total := sum(len(m.content) for m in self.messages)) > PROMPT_CHARACTERS:
+            raise BadRequest(f"the messages have {total} characters; allowed: {PROMPT_CHARACTERS}", code="bad_length",
+                             name="messages", got=total, allowed=f"≤ {PROMPT_CHARACTERS}")  # fmt: skip
+        return self
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question's schema, and what its answer holds beside "error" when it is refused."""
+
+    schema: type[Ask]
+    empty: dict = field(default_factory=dict)
+
+
+QUESTIONS = {  # named as the methods of evaluation.page.questions.Page that answer them
+    "front": Question(Front),
+    "card": Question(OfRun, {"html": "", "spec": None, "status": "unknown"}),
+    "runs": Question(Ask),
+    "essay": Question(Essay, {"text": ""}),
+    "weigh": Question(Weigh, {"html": "", "path": [], "stored": "", "fits": False}),
+    "begin": Question(Begin),
+    "poll": Question(OfOwnRun, {"status": "unknown", "result": ""}),
+    "stop": Question(OfOwnRun, {"left": ""}),
+    "enough": Question(OfOwnRun),
+    "pack": Question(Pack),
+    "sides": Question(OfRun, {"options": [], "left": None, "right": None, "busy": False}),
+    "converse": Question(Converse),
+    "stop_chat": Question(Owned),
+}
+
+
+def take(question: str, ask: Any, address: str = "") -> Ask:
+    """The request as its schema has it. Raises BadRequest, which names the first wrong place."""
+    try:
+        taken = QUESTIONS[question].schema.model_validate(ask)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_input=True)[0]) from None
+    taken._address = address
+    return taken
+
+
+def _refusal(wrong: dict) -> BadRequest:
+    where = ".".join(str(part)[:40] for part in wrong["loc"][:6])
+    limit, value = next(((f"{sign} {wrong['ctx'][k]}", k) for k, sign in _BOUNDS.items() if k in wrong.get("ctx", {})), ("", ""))
+    if limit:
+        long = value.endswith("length")
+        got = f"{len(wrong['input']) if long else wrong['input']:.6g}"
+        return BadRequest(f"{where}{' has a length of' if long else ' ='} {got}; allowed: {limit}", code="bad_length" if long else "bad_param",
+                          name=str(wrong["loc"][-1])[:40], got=got, allowed=limit)  # fmt: skip
+    return BadRequest(f"{where or 'the request'}: {wrong['msg']}", where=where or "{}")
+
+
+_BOUNDS = {"ge": "≥", "le": "≤", "min_length": "≥", "max_length": "≤"}
+
+
+def language(ask: Any) -> str:
+    """The language that a request names, even a wrong request."""
+    said = ask.get("lang") if isinstance(ask, dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def spec_of(choices: Choices, public: bool) -> RunSpec:
+    """The run that the knobs say. Raises BadParam, and on a public page what `named_only` raises."""
+    spec = RunSpec.parse(choices.model_dump())
+    if public:
+        named_only(spec)
+    return spec

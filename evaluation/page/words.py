@@ -1,0 +1,272 @@
+"""Figures become words: sizes, ratios, times, grades and verdicts, in the language of the page.
+
+Every sentence stands in assets/i18n/<language>.json; this file holds only thresholds and the way figures are cut to
+two or three digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from evaluation import ROOT
+from evaluation.measuring.metrics import METRICS
+from evaluation.verdict import Difference
+
+LANGUAGES = ("en", "zh-Hant")
+I18N, METHODS = ROOT / "assets" / "i18n", ROOT / "assets" / "methods.json"
+
+# perplexity as a multiple of the original's, up to which a grade holds
+GRADES = ((1.01, "same"), (1.05, "about"), (1.15, "slightly"), (1.5, "clearly"), (4.0, "much"), (math.inf, "broken"))
+NOTICEABLE = 1.01  # below this multiple nobody notices a difference
+TELLING = {  # choices that a run's name tells where they aren't the usual ones
+    "objective": "on-policy", "teaching": "teacher", "granularity": "block", "importance": "element1", "guide": "adapter",
+    "setting": "meta", "kind": "tensor_train", "table": "nf4",
+}  # fmt: skip
+NAMED = (  # parameters that a step's name has words for, or that only end a training
+    "bits", "sparsity", "pattern", "removed", "kept", "rank", "quantize", "group_size", "rounding", "round", "student", "kv_bits",
+    "activation_bits", "train_minutes",
+)  # fmt: skip
+NAMED_OF = {"zeroquant": ("attention_bits", "groups", "activations", "qkv_inputs")}  # a method's own, told in its name too
+MANY = 4.0  # times, from which a change isn't told in per cent
+SPEED_MARGIN = 0.05  # rates closer than this are called equal
+
+
+@functools.cache
+def table(language: str) -> dict[str, str]:
+    """All strings of a language by key."""
+    return json.loads((I18N / f"{language}.json").read_text("utf-8"))
+
+
+@functools.cache
+def methods() -> dict[str, dict]:
+    """Every method's description by name, from methods.json: no method's code is read for it."""
+    return {m["name"]: m for m in json.loads(METHODS.read_text("utf-8"))}
+
+
+@functools.cache
+def essays(language: str) -> dict[str, str]:
+    """The translated method essays; English ones are the methods' own docstrings in methods.json."""
+    file = I18N / f"essays.{language}.json"
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+
+def digits(number: float, n: int = 3) -> str:
+    """`n` significant digits without an exponent: 0.0123, 1.02, 98.4, 1,230."""
+    if number == 0 or not math.isfinite(number):
+        return "0" if number == 0 else "∞"
+    rounded = float(f"{number:.{n - 1}e}")
+    return f"{rounded:,.{max(0, n - 1 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def grade(ratio: float, stderr: float | None = None) -> str:
+    """The code of how good a compressed model is beside its original. A difference within twice its standard error can't be told from none.
+
+    Whether one compressed model is better than another is a verdict (verdict.py)."""
+    if stderr and abs(ratio - 1) <= 2 * stderr and ratio < GRADES[1][0]:
+        return "same"
+    return next(code for limit, code in GRADES if ratio <= limit)
+
+
+class Words:
+    """The page's voice in one language."""
+
+    def __init__(self, language: str):
+        self.language = language if language in LANGUAGES else LANGUAGES[0]
+        self.table = table(self.language)
+
+    def __call__(self, key: str, /, **facts) -> str:
+        """A string with its {facts} filled in; facts that a sentence doesn't name are ignored."""
+        return self.table[key].format_map(_Facts(facts))
+
+    def has(self, key: str) -> bool:
+        return key in self.table
+
+    def size(self, n: float) -> str:
+        """Bytes in decimal units."""
+        for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+            if n >= scale:
+                return f"{digits(n / scale, 3 if n / scale >= 100 else 2)}\u00a0{unit}"
+        return f"{n:.0f}\u00a0B"
+
+    def millions(self, n: float) -> str:
+        """How many, in millions."""
+        return self("unit.million", n=digits(n / 1e6, 3))
+
+    def smaller(self, original: float, now: float) -> str:
+        """ "3.2x smaller"."""
+        ratio = original / now
+        return (
+            self("same_size")
+            if 0.99 < ratio < 1.01
+            else self("smaller" if ratio > 1 else "larger", times=digits(max(ratio, 1 / ratio), 2))
+        )
+
+    def speed(self, original: float, now: float) -> str:
+        """ "1.2x faster", "2.1x slower" or "as fast"."""
+        ratio = now / original
+        if abs(ratio - 1) < SPEED_MARGIN:
+            return self("as_fast")
+        return self("faster" if ratio > 1 else "slower", times=digits(max(ratio, 1 / ratio), 2))
+
+    def share(self, x: float) -> str:
+        """0.934 -> "93 %", and never 100 % for less than all."""
+        percent = 100 * x
+        shown = min(percent, 99.9) if percent < 100 else percent
+        return f"{digits(shown, 3 if 99 < shown < 100 else 2)} %" if 0 < shown < 100 else f"{shown:.0f} %"
+
+    def verdict(self, found: Difference) -> str:
+        """ "better: −24 ± 1.6 %": the word and the change of perplexity with its 95 % interval; changes of many times as "× 6.2"."""
+        ratio, margin = found.ratio, found.ratio_margin
+        if 1 / MANY < ratio < MANY:
+            change = f"{'+' if ratio >= 1 else '−'}{digits(100 * abs(ratio - 1), 2)}"
+            change += f" ± {digits(100 * margin, 2)} %" if math.isfinite(margin) else " %"
+        else:
+            change = f"{'×' if ratio > 1 else '÷'} {digits(max(ratio, 1 / ratio), 2)}"
+        return self("verdict.told", verdict=self(f"verdict.{found.word}"), change=change)
+
+    def seconds(self, s: float) -> str:
+        """ "41 s", "3 min", "2 h"."""
+        if s < 100:
+            return self("seconds", n=digits(s, 2) if s < 10 else f"{s:.0f}")
+        return self("minutes", n=f"{s / 60:.0f}") if s < 5400 else self("hours", n=digits(s / 3600, 2))
+
+    def figure(self, key: str, x: float, n: int = 3) -> str:
+        """A metric's value in `n` significant digits with its unit."""
+        unit = METRICS[key].unit
+        if unit == "bytes":
+            return self.size(x)
+        if unit == "share":
+            return self.share(x)
+        if unit == "seconds":
+            return self.seconds(x)
+        forms = {"ratio": "×", "ms": " ms", "nats": "", "": ""}
+        if unit in forms:
+            return f"{digits(x, n)}{forms[unit]}"
+        return self(f"unit.{unit}", n=f"{x:,.0f}" if unit == "tokens" and x >= 100 else digits(x, n))
+
+    def method(self, name: str) -> str:
+        return self(f"method.{name}") if self.has(f"method.{name}") else name
+
+    def knob(self, name: str, x) -> str:
+        """A parameter's value in a label: "4 bits", "50 % removed", "group 64"."""
+        if name in ("sparsity", "removed", "kept"):
+            return self(f"value.{name}", v=f"{100 * x:.0f} %")
+        if name == "group_size":
+            return self("value.row") if x == -1 else self("value.group_size", v=x)
+        return self(f"value.{name}", v=x) if self.has(f"value.{name}") else f"{name} {x}"
+
+    def groups(self, n: int) -> str:
+        """How many parts of a matrix share a scale: 0, one a row."""
+        return self("value.row") if n == 0 else self("value.parts.one" if n == 1 else "value.parts", v=f"{n:,}")
+
+    def step(self, name: str, values: Mapping, long: bool = False) -> str:
+        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A plain code book goes by its table's name."""
+        values = dict(values)
+        if values.get("quantize") is False or values.get("round") is False:  # what would be rounded stays in 16 bits
+            values = {k: v for k, v in values.items() if k not in ("bits", "group_size")}
+        parts = []
+        if values.get("pattern", "unstructured") != "unstructured":
+            parts.append(str(values["pattern"]))
+            values.pop("sparsity", None)
+        if values.get("student"):
+            values.pop("kept", None)
+            parts.append(self("value.student", v=Path(str(values["student"])).name))
+        parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values]
+        if "kv_bits" in values:  # weights, inputs and cache together
+            parts = [self("value.w_a_kv", w=values["bits"], a=values["activation_bits"], kv=values["kv_bits"])]
+        if "attention_bits" in values:  # weights of feed-forward and attention, inputs of all and of q, k, v
+            weights = dict.fromkeys((values["bits"], values["attention_bits"]))
+            rounded = values.get("activations") != "exact"
+            inputs = ("8/16" if values.get("qkv_inputs") == "exact" else "8") if rounded else "16"
+            parts = [self("value.w_a", w="/".join(map(str, weights)), a=inputs)]
+            parts += [self.groups(values["groups"])] if long else []
+        if long and "group_size" in values:
+            parts.append(self.knob("group_size", values["group_size"]))
+        title = self(f"value.{values.pop('table')}") if name == "nf4" else self.method(name)
+        parts += [self(f"value.{values[k]}") for k, usual in TELLING.items() if values.get(k, usual) != usual]
+        if values.get("round") is False:
+            parts.append(self("value.unrounded"))
+        if values.get("rounding") is False:
+            return self("method.factors", method=title)
+        return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])
+
+    def settings(self, name: str, values: Mapping) -> list[str]:
+        """What a step's name leaves out: its main knob where that is told nowhere, every parameter that isn't at its default, and those
+        that are always told. A full budget goes by that name."""
+        method, out = methods().get(name, {"full": {}, "params": ()}), []  # a stored run may outlive its method
+        holds = lambda when: all(values.get(k, v) == v for k, v in when.items())  # noqa: E731
+        budget = method["full"] if all(values.get(k) == v for k, v in method["full"].items()) else {}
+        if budget:
+            out.append(self("budget.full"))
+        for p in method["params"]:
+            key = p["name"]
+            if key in (*NAMED, *TELLING, *NAMED_OF.get(name, ()), *budget) or key not in values:
+                continue
+            always = (p["main"] and values.get("rounding", True)) or (p["told"] and holds(p["when"]))
+            if values[key] != p["default"] or always:
+                out.append(f"{self(f'param.{key}').lower()} {self.choice(values[key])}")
+        return out
+
+    def choice(self, value) -> str:
+        """A parameter's value: "on", "off", a choice's words, a number."""
+        if isinstance(value, bool):
+            return self("on" if value else "off")
+        if type(value) is int:
+            return f"{value:,}"
+        return self(f"value.{value}") if self.has(f"value.{value}") else str(value)
+
+    def recipe(self, recipe, long: bool = False, cache_bits: int = 16, cache_keys: str = "token") -> str:
+        """A chain in words, and the bits of its key-value cache where they are few; long: with every setting."""
+        cache = self(f"recipe.cache.{cache_keys}", bits=cache_bits)
+        if cache_bits < 16 and all(name == "none" for name, _ in recipe):
+            return self("recipe.cache.original", cache=cache)
+        named = lambda name, values: self("comma").join([self.step(name, values, True), *self.settings(name, values)])  # noqa: E731
+        chain = self("then").join((named if long else self.step)(name, values) for name, values in recipe)
+        return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, cache=cache)
+
+    def run(self, row: Mapping, long: bool = False) -> str:
+        """What a run did: its recipe in words, from a row of the table of runs."""
+        return self.recipe(row["recipe"], long, row.get("cache_bits", 16), row.get("cache_keys", "token"))
+
+    def note(self, note: Mapping) -> str:
+        """A note's sentence; an unknown code is shown as it is rather than hidden."""
+        return self._coded("note", note.get("code", ""), note.get("facts", {}), note.get("code", ""))
+
+    def error(self, error: Mapping) -> dict[str, str]:
+        """What happened, what it means, what to do, which button: an unknown code falls back to its own message."""
+        code = error.get("code") or "error"
+        known = code if self.has(f"error.{code}.what") else "error"
+        facts = self.facts(error.get("facts") or {}) | {"message": error.get("message", "")}
+        keys = {p: f"error.{known}.{p}" for p in ("what", "means", "do")}
+        if "need_bytes" in facts and self.has(f"{keys['what']}.need"):
+            keys["what"] += ".need"
+        parts = {p: self(key, **facts) for p, key in keys.items() if self.has(key)}
+        return parts | {"act": self.table.get(f"error.{known}.act", "retry"), "details": error.get("message", "")}
+
+    def _coded(self, kind: str, code: str, facts: Mapping, otherwise: str) -> str:
+        key = f"{kind}.{code}"
+        return self(key, **self.facts(facts)) if self.has(key) else otherwise
+
+    def facts(self, facts: Mapping) -> dict:
+        """Facts ready for a sentence: byte counts as sizes, methods and parameters by their names, numbers cut."""
+        out = {}
+        for name, x in facts.items():
+            if name.endswith("bytes") and isinstance(x, (int, float)):
+                x = self.size(x)
+            elif name == "method":
+                x = self.method(str(x))
+            elif isinstance(x, float):
+                x = digits(x)
+            elif type(x) is int and abs(x) >= 1000:
+                x = f"{x:,}"
+            out[name] = x
+        return out
+
+
+class _Facts(dict):
+    def __missing__(self, name: str) -> str:
+        return "?"

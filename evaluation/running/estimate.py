@@ -1,0 +1,264 @@
+"""What a run will cost, before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
+
+Sizes come from each method's `cost` over the shapes of the model's linears; seconds from this machine's speed
+(`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor of about two.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+
+from compression import hub, importing, models
+from compression.base import CompressionError, Cost, ModelUnavailable, handed_on
+from compression.bundle import Geometry
+from compression.catalogue import CATALOGUE, unknown
+from evaluation import host as machine
+from evaluation.spec import RunSpec
+
+PROCESS_BYTES = 450_000_000  # Python with torch and transformers, before a model
+PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2}  # over the calibration tokens, by the stream of a method's inputs
+EFFICIENCY = 0.75  # of the measured matrix product that a whole forward pass reaches
+GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
+LATENCY_STEPS = 80  # of transformers' own loop in float32 that the latency stage takes as long as; the other ways add little
+PACKING_BYTES_PER_SECOND = 4e8  # matrices brought into the kernels' tiles
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost."""
+
+    file_bytes: int
+    baseline_file_bytes: int
+    weight_bits: float
+    model_bits: float
+    peak_bytes: int
+    seconds: float
+    fits: bool
+    reason: str = ""  # code, "" if it fits
+    available_bytes: int = 0
+    cache_bytes_per_token: int = 0  # of a key-value cache in few bits; 0 where it holds what the model computes in
+
+
+_weighed: dict[str, Geometry] = {}  # of hub models that are on no disk yet
+
+
+def remember(model: str, geometry: Geometry) -> None:
+    """Let the estimate know a hub model that has been weighed (evaluation/running/scales.py)."""
+    if len(_weighed) >= 256:
+        _weighed.pop(next(iter(_weighed)))
+    _weighed[model] = geometry
+
+
+def geometry_for(model: str) -> Geometry:
+    """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has them, or if the model's
+    folder can't be loaded as it is; UnsupportedModel for another architecture."""
+    if model in CATALOGUE:
+        return CATALOGUE[model].geometry
+    found = models.geometry(model) or _weighed.get(model)
+    if found is None:
+        if not hub.is_id(model):
+            raise unknown(model)
+        raise ModelUnavailable(f"{model} is not on this disk yet; its size is known once the run has begun",
+                               code="size_unknown", name=model)  # fmt: skip
+    return found
+
+
+@functools.lru_cache(256)
+def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int, int], tuple[int, int]]]:
+    """How many linears of each (role, (out, in), the same once structures are cut out) the blocks hold."""
+    with importing:
+        from compression.arch import linear_shapes
+
+    before, left = ({(role, layer): shape for role, layer, shape in linear_shapes(g)} for g in (geometry, after))
+    places = before | left  # blocks may go, or a student may have more of them
+    return Counter((place[0], before.get(place, (0, 0)), left.get(place, (0, 0))) for place in places)
+
+
+def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
+    """The sizes that a recipe leaves."""
+    for method, params in spec.methods:
+        if getattr(params, "student", ""):
+            geometry = geometry_for(params.student)
+        elif method.reshaped:
+            geometry = method.reshaped(geometry, params)
+    return geometry
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a recipe stores of a model, in bytes, and what the parts cost."""
+
+    costs: list  # (count, *_cost) of each kind of matrix
+    weights: int  # in the linears of the original
+    matrices: int  # those and the tables
+    packed: float  # bytes of the linears
+    original: float  # bytes of the original's file
+    file: float
+    table: Cost | None  # of a table that a method stores
+
+
+def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
+    """Bytes of what a calibration keeps: what enters a block, what its attention gives, and what its linears give while there is room."""
+    with importing:
+        from compression.inputs import ROOM
+
+    tokens = spec.calibration_tokens if spec.needs_calibration else 0
+    again = any(method.collects(params) and method.stream == "compressed" for method, params in spec.methods)
+    remembered = 2 * tokens * wide * max(layer.feed_forward for layer in geometry.layers) if again else 0
+    return 2 * tokens * wide * geometry.hidden + min(ROOM, remembered)
+
+
+def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
+    shapes, tables = _shapes(geometry, after), 1 if geometry.tied else 2
+    costs = [(count, *_cost(spec, *shape)) for shape, count in shapes.items()]
+    weights = sum(count * o * i for (_, (o, i), _), count in shapes.items())
+    norms = 2 * after.hidden * (2 * len(after.layers) + 1)
+    if after.family in ("opt", "gpt2"):
+        norms += 2 * after.positions * after.hidden  # learned positions
+    packed = sum(count * size for count, size, _, _, _ in costs)
+    rounded = after.table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
+    stored = _stored_table(spec, geometry)
+    table_bytes = tables * rounded if stored is None else stored.bytes + (tables - 1) * rounded
+    matrices = weights + tables * geometry.table
+    original = 2 * matrices + norms
+    file = original if spec.is_original else int(packed + table_bytes + norms)
+    return _Sizes(costs, weights, matrices, packed, original, file, stored)
+
+
+def estimate(spec: RunSpec) -> Estimate:
+    """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
+    geometry = geometry_for(spec.model)
+    after = _after(spec, geometry)
+    sizes, tables, wide = _sizes(spec, geometry, after), 1 if geometry.tied else 2, 4  # float32 on a processor
+    beside = 2 * sizes.matrices + sizes.file  # the original's 16-bit tiles and the compressed model, while both are timed
+    states = _states(spec, geometry, wide)
+    # by methods that work on the whole model at once
+    held = sum(count * peak for count, _, _, _, peak in sizes.costs) + tables * _trained_table(spec, geometry).peak_bytes
+    working = max(max([c[2] for c in sizes.costs] + ([sizes.table.peak_bytes] if sizes.table else [])) + states, held)
+    peak = int(PROCESS_BYTES + wide * sizes.matrices + max(working, beside) + 300e6)
+    available = machine.available_bytes()
+    fits = peak <= available
+    return Estimate(
+        file_bytes=int(sizes.file), baseline_file_bytes=int(sizes.original), weight_bits=8 * sizes.packed / sizes.weights,
+        model_bits=8 * sizes.file / sizes.matrices, peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
+        fits=fits, reason="" if fits else "memory", available_bytes=available,
+        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window) if (bits := spec.stored_cache_bits) < 16 else 0,
+    )  # fmt: skip
+
+
+def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
+    """What a method that stores the token embedding makes of it, None if no step does."""
+    shape = geometry.vocabulary, geometry.table // geometry.vocabulary
+    costs = [method.table_cost(shape, params, geometry.tied) for method, params in spec.methods if method.table_cost]
+    return costs[0] if costs else None
+
+
+def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
+    """What training a student's token table takes, as that of a matrix; nothing if no step does."""
+    shape = geometry.vocabulary, geometry.table // geometry.vocabulary
+    costs = [m.cost_of(shape, p, spec.calibration_tokens, "table") for m, p in spec.methods if m.student and m.cost_by_role]
+    return Cost(0, sum(c.flops for c in costs), max((c.peak_bytes for c in costs), default=0))
+
+
+def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]) -> tuple[float, int, float, int]:
+    """(stored bytes, peak bytes, operations, bytes held for the whole model at once) of a chain on one matrix that a step of it
+    may cut down to the shape `then`: pruning shares and bit widths multiply."""
+    out, n = shape
+    size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
+    kept, before = 1.0, {}
+    for i, (method, params) in enumerate(spec.methods):
+        if method.table_cost:  # linears stay as they are
+            continue
+        if method.scope == "model":
+            cost = method.cost_of(shape, params, spec.calibration_tokens, role)
+            held, flops = max(held, cost.peak_bytes), flops + cost.flops
+            out, n = shape = then if method.reshaped else shape
+            if method.reshaped:
+                size = 2.0 * out * n
+            elif method.stores and not (
+                method.inherits and before.keys() >= set(method.inherits)
+            ):  # else it keeps what is stored
+                size = cost.bytes
+            elif method.adds and method.adds(params, spec.methods[:i]):
+                size += cost.bytes
+            continue
+        if method.converted_cost and before.keys() >= set(method.inherits):
+            cost = method.converted_cost(shape, params, spec.calibration_tokens)
+        else:
+            cost = method.cost_of(shape, params, spec.calibration_tokens, role)
+        before = handed_on(params)
+        peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
+        if hasattr(params, "pattern"):  # places are removed; what is stored of the others may be codes already
+            kept, size = kept_share(params), cost.bytes
+        elif kept < 1.0 and "bitmask" in method.after:
+            size = out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
+        else:
+            size = cost.bytes
+    return size, peak, flops, held
+
+
+def kept_share(params) -> float:
+    """Share of the weights that stay where a method removes places: free ones, or of every few neighbours."""
+    with importing:
+        from compression.pruning.patterns import kept_of
+
+    if params.pattern == "unstructured":
+        return 1 - params.sparsity
+    kept, of = kept_of(params.pattern)
+    return kept / of
+
+
+def stage_seconds(spec: RunSpec) -> dict[str, float]:
+    """Seconds of each stage on this machine; empty when the model's sizes aren't known."""
+    try:
+        geometry = geometry_for(spec.model)
+        after = _after(spec, geometry)
+    except CompressionError:
+        return {}
+    speed = machine.profile()
+    flops_per_second = EFFICIENCY * speed.gflops * 1e9
+    shapes = _shapes(geometry, after)
+    weights, table = sum(n * o * i for (_, (o, i), _), n in shapes.items()), geometry.table
+    tokens = spec.tokens or 300_000
+    forward = 2 * (weights + table) * tokens / flops_per_second
+    decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)  # transformers, float32
+    packing = 2 * (weights + table) / PACKING_BYTES_PER_SECOND
+    loading = 1.0 + 4 * (weights + table) / 1e9
+    texts = packing + GENERATED_STEPS * decode * 0.3
+    plan = {"load": loading, "baseline": forward * 1.2 + texts}
+    if spec.is_original:
+        plan["latency"] = LATENCY_STEPS * decode + packing
+        return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
+    passes = sum(PASSES["original" if m.scope == "block" else m.stream] for m, p in spec.methods if m.collects(p))
+    walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
+    stored = _stored_table(spec, geometry)
+    own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (stored.flops if stored else 0)
+    own += _trained_table(spec, geometry).flops
+    plan |= {
+        "compress": walk + own / flops_per_second + 2.0,
+        "save": 1.0,
+        "evaluate": forward * 1.5 + texts,
+        "latency": loading + LATENCY_STEPS * decode + 3 * packing,
+    }
+    return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
+
+
+def path(spec: RunSpec) -> list[tuple[float, int]]:
+    """(value, file bytes) for the stops of the last method's main knob: where the ghost line goes."""
+    import dataclasses
+
+    method, params = spec.methods[-1]
+    if method.main_param is None:
+        return []
+    field = next(f for f in method.params.describe() if f["name"] == method.main_param)
+    geometry = geometry_for(spec.model)
+    steps = round((field["hi"] - field["lo"]) / field["step"])
+    out = []
+    for k in range(steps + 1):
+        value = type(field["default"])(round(field["lo"] + k * field["step"], 6))
+        recipe = (*spec.recipe[:-1], (method.name, params.json() | {field["name"]: value}))
+        then = dataclasses.replace(spec, recipe=recipe)
+        out.append((value, int(_sizes(then, geometry, _after(then, geometry)).file)))
+    return out

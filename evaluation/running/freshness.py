@@ -1,0 +1,52 @@
+"""Whether a stored answer still answers its own request.
+
+A request names a model and texts by their places; what lies there may have been changed since. A run compares contents itself
+(RunSpec.key); this is the look beforehand, where nothing is read but files' dates, configs and texts. Nothing is hashed anew: weights
+whose hash isn't remembered count as changed, and the run then finds out.
+"""
+
+from __future__ import annotations
+
+from compression import importing, models
+from compression.base import CompressionError
+from evaluation.running import provenance
+from evaluation.spec import CALIBRATIONS, Result
+from evaluation.store import Store
+
+
+def answers(result: Result, store: Store) -> bool:
+    """True if the program still gives this result, as far as somebody has found out (provenance.py), and the model, the students and the
+    files of text of its request are on this disk as the run read them."""
+    spec, seen = result.spec, result.fingerprint
+    if not provenance.known(result, store):
+        return False
+    try:
+        if not _is_model(spec.model, seen.get("model"), seen.get("config")):
+            return False
+        if not all(_is_student(name, seen.get("students", ())) for name in spec.students):
+            return False
+        used = {"text": (spec.text, "evaluation")} | (
+            {"calibration": (spec.calibration, "calibration")} if spec.needs_calibration else {}
+        )
+        return all(_text_hash(*named) == seen.get(key) for key, named in used.items() if named[0] not in CALIBRATIONS)
+    except (CompressionError, OSError):  # no longer there, or no longer whole
+        return False
+
+
+def _is_model(name: str, weights: str | None, config: str | None) -> bool:
+    found = models.remembered(name)
+    if models.is_path(name):
+        return found == (weights, config)
+    # of the hub or the catalogue; an older record of such a model names no config
+    return found is None or weights is None or (found[0] == weights and config in (None, found[1]))
+
+
+def _is_student(name: str, hashes) -> bool:
+    return models.combined(*models.remembered(name) or ("", "")) in hashes or not models.is_path(name)
+
+
+def _text_hash(name: str, role: str) -> str:
+    with importing:
+        from compression.texts import load_text
+
+    return load_text(name, role).hash

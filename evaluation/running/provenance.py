@@ -1,0 +1,116 @@
+"""Whether a stored answer is still the answer of this program.
+
+`code()` names the program: a hash of its sources and of the libraries that compute. An answer of the same program holds. One of another
+program holds if its witness comes out again (witness.py), which takes a second or two. That is found out once for a program and a
+processor, by the command below, which the app runs in the background at its start, or by the run that needs the answer:
+
+    python -m evaluation.running.provenance     judge all of the home's answers that another program gave
+
+No torch here unless a witness is taken: the page asks too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evaluation import ROOT
+from kernels import home as place
+
+if TYPE_CHECKING:
+    from evaluation.spec import Result
+    from evaluation.store import Store
+
+FOLDERS, ENDINGS = ("compression", "kernels", "evaluation"), {".py", ".c", ".h"}
+LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+@functools.cache
+def code() -> str:
+    """Hash of all sources, wherever they stand in them, and of the versions of the libraries that compute."""
+    files = sorted(f for folder in FOLDERS for f in (ROOT / folder).rglob("*") if f.suffix in ENDINGS)
+    found = hashlib.sha256("".join(f"{name} {importlib.metadata.version(name)}\n" for name in LIBRARIES).encode())
+    for content in sorted(f.read_bytes() for f in files):  # a file that moved counts as the same
+        found.update(hashlib.sha256(content).digest())
+    return found.hexdigest()[:20]
+
+
+def known(result: Result, store: Store) -> bool | None:
+    """Whether an answer still holds; None: nobody has found out yet."""
+    if result.code == code():
+        return True
+    if not result.witness:
+        return False
+    return _verdicts(store).get(result.id)
+
+
+def holds(result: Result, store: Store) -> bool:
+    """Whether an answer still holds; taking its witness if nobody has yet, which is remembered."""
+    from evaluation.running import witness
+
+    found = known(result, store)
+    if found is None:
+        found = not witness.differences(functools.partial(witness.of_run, result.spec), result.witness)
+        _remember(store, {result.id: found})
+    return found
+
+
+def unjudged(store: Store) -> list[Result]:
+    """The home's answers that another program gave and nobody has judged."""
+    return [r for r in store.own() if r.status == "ok" and known(r, store) is None]
+
+
+def judge_behind(store: Store) -> None:
+    """Let a process of low priority judge what nobody has, if there is anything."""
+    if unjudged(store):
+        subprocess.Popen([sys.executable, "-m", "evaluation.running.provenance"], cwd=ROOT, env=os.environ | {place.VARIABLE: str(store.home)},
+                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def _file(store: Store) -> Path:
+    from evaluation import host
+
+    machine = hashlib.sha256(json.dumps([host.environment().get("processor"), code()]).encode()).hexdigest()[:20]
+    return store.home / "judged" / f"{machine}.json"
+
+
+def _verdicts(store: Store) -> dict[str, bool]:
+    try:
+        found = json.loads(_file(store).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in found.items() if type(v) is bool} if isinstance(found, dict) else {}
+
+
+def _remember(store: Store, verdicts: dict[str, bool]) -> None:
+    try:
+        _file(store).parent.mkdir(parents=True, exist_ok=True)
+        place.write(_file(store), json.dumps(_verdicts(store) | verdicts).encode())
+    except OSError:
+        pass  # a full disk: it is found out again
+
+
+def main() -> int:
+    """Judge what nobody has judged; exit code 0."""
+    import torch
+
+    from evaluation.store import Store
+
+    torch.set_num_threads(1)  # it works beside whoever uses the app
+    if hasattr(os, "nice"):
+        os.nice(10)
+    store = Store()
+    for result in unjudged(store):
+        print(f"{result.id}: {'holds' if holds(result, store) else 'is of other code'}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

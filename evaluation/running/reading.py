@@ -1,0 +1,70 @@
+"""What a run reads, and whether that is enough for it: all that spec, config and texts tell, before a weight is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compression import texts
+from compression.base import Note
+from compression.bundle import Geometry
+from compression.texts import Text, Windows
+from evaluation.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The windows of each role, and what a reader must know about them."""
+
+    evaluation: Windows
+    calibration: Tensor | None  # ids [n, window] int64
+    training: Tensor | None
+    notes: tuple[Note, ...]
+    template: str = ""  # hash of what the model's chat template made of a dialogue
+
+
+def read(
+    spec: RunSpec, tokenizer, geometry: Geometry, positions: int, text: Text, calibration: Text | None, timings: bool
+) -> Reading:
+    """Cut the texts for a model of those sizes, whose recipe reads at most `positions` tokens at a time.
+
+    Raises TextUnavailable, BadParam or CalibrationError where the text, or a window of it, is too short for the recipe.
+    """
+    from evaluation.measuring import latency, measure
+
+    window = min(spec.window, positions)
+    notes = [Note("window_shortened", {"asked": spec.window, "used": window})] if window < spec.window else []
+    cut = texts.windows(text, tokenizer, spec.protocol, window, spec.tokens, "evaluation")
+    found = {"evaluation": cut}
+    for role, tokens in (("calibration", spec.calibration_tokens), ("training", spec.training_tokens)):
+        if calibration and tokens:
+            found[role] = texts.windows(calibration, tokenizer, spec.protocol, window, tokens, role, spec.seed)
+    notes += [note for windows in found.values() for note in windows.notes]
+    notes += measure.left_out(positions, cut)
+    if timings:
+        notes += latency.left_out(positions, cut.ids.numel())
+    calibrates, trains = (found[role].ids if role in found else None for role in ("calibration", "training"))
+    _check(spec, geometry, calibrates, trains)
+    written = [found[role].text_hash for role in found if role != "evaluation"] if isinstance(calibration, texts.Dialogue) else []
+    return Reading(
+        cut, calibrates, trains, tuple({repr(note.json()): note for note in notes}.values()), "".join(dict.fromkeys(written))
+    )
+
+
+def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: Tensor | None) -> None:
+    """Raises what a method of the recipe would raise, once the model is loaded and the original measured."""
+    from compression.distillation import white_box
+    from compression.pruning import llm_pruner
+    from compression.training import hold_out
+
+    for method, params in spec.methods:
+        if method.reshaped and not getattr(params, "student", ""):
+            geometry = method.reshaped(geometry, params)
+        read = windows if method.trains_on is None or training is None else training
+        if method.trains_on and method.trains_on(params) and not method.own_text and read is not None:
+            hold_out(read)
+        if isinstance(params, white_box.WhiteBoxParams) and params.train_tokens and read is not None:
+            white_box.check_lengths(params, read.shape[1])
+        if isinstance(params, llm_pruner.LlmPrunerParams) and params.importance in llm_pruner.TAYLOR and read is not None:
+            llm_pruner.texts(read, params)

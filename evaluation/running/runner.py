@@ -1,0 +1,290 @@
+"""Runs for the page: one worker process a run, one run at a time, a spare worker that has its imports behind it.
+
+The app's process never loads a model. A worker that is killed or runs out of memory leaves a record and the next run
+works. `submit` gives equal requests one run; `state` is what the page polls. On a Space with ZeroGPU the graphics
+card is lent to a function, not to a process of ours: there `inline` is that function (`worker.events`, decorated).
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from compression import importing
+from compression.base import CompressionError
+from evaluation import host
+from evaluation.running import deaths, provenance
+from evaluation.running.estimate import estimate, stage_seconds
+from evaluation.running.freshness import answers
+from evaluation.running.public import named_only
+from evaluation.running.worker import ENOUGH, GRACE_SECONDS, Worker
+from evaluation.spec import Result, RunSpec
+from evaluation.store import Store
+
+PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
+WAITING = 20  # runs in the line
+WAITING_OF_ADDRESS = 8  # those of one address, where many visitors may sit behind it
+INTERRUPTED = "interrupted", {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}}
+
+
+class Refused(CompressionError):
+    """A request that the runner doesn't take."""
+
+    code = "refused"
+
+
+@dataclass
+class Job:
+    """A run that is waiting or going on."""
+
+    id: str
+    spec: RunSpec
+    visitors: set[str]  # hashes of the tokens of those who wait for it
+    again: bool
+    address: str = ""  # of the visitor who asked first
+    status: str = "queued"
+    began: float = 0.0
+    event: dict = field(default_factory=dict)
+    stopped: bool = False
+    process: Worker | None = None
+
+
+class Runner:
+    """The queue of runs. Threads: one that works, and one a worker that reads its events."""
+
+    def __init__(
+        self, store: Store, *, inline: Callable[[dict], Iterator[dict]] | None = None, public: bool = False, spare: bool = True
+    ):
+        self.store, self.inline, self.public = store, inline, public
+        self._jobs: collections.OrderedDict[str, Job] = collections.OrderedDict()
+        self._lock = threading.Condition()
+        self._closed = False
+        self._keep_spare = spare and inline is None
+        self._spare: Worker | None = None
+        store.mark_interrupted()
+        if self._keep_spare:
+            provenance.judge_behind(store)
+        self._thread = threading.Thread(target=self._work, daemon=True, name="runner")
+        self._thread.start()
+
+    # --- what the page calls ---
+
+    def submit(self, spec: RunSpec, visitor: str = "", again: bool = False, address: str = "") -> str:
+        """Queue a run and return its id. An equal run in flight is shared; a stored answer is returned at once.
+
+        visitor: a hash of the secret by which its owner may stop it; "" for nobody. address: the network's.
+        Raises Refused: a full line, a second waiting run of one visitor, too many of one address; on a public Space also a file
+        of the server, and a very long run or one that can't fit.
+        """
+        minutes = 0
+        if self.public:
+            named_only(spec)
+            minutes = round(sum(stage_seconds(spec).values()) / 60)
+            if (needs := estimate(spec).peak_bytes) > (has := host.profile().memory_bytes):
+                raise Refused(f"the run needs about {needs / 1e9:.1f} GB of memory, and this machine has {has / 1e9:.1f} GB",
+                              code="too_big_for_memory", name=spec.model, need_bytes=needs, free_bytes=has)  # fmt: skip
+        with self._lock:
+            for job in self._jobs.values():
+                if not job.stopped and job.spec.identity() == spec.identity():
+                    job.visitors |= {visitor} - {""}
+                    return job.id
+            if not again and (found := self.store.find(spec.identity())) and self._usable(found):
+                return found.id
+            if minutes > PUBLIC_MINUTES:
+                raise Refused(f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the short budget, less text "
+                              "or a smaller model, or run the app on your own machine", code="too_long",
+                              minutes=minutes, limit=PUBLIC_MINUTES)  # fmt: skip
+            waiting = [j for j in self._jobs.values() if j.status == "queued"]
+            if visitor and any(visitor in j.visitors for j in waiting):
+                raise Refused("you have a run waiting already; stop it or let it finish first", code="one_queued")
+            if address and self.public and sum(j.address == address for j in waiting) >= WAITING_OF_ADDRESS:
+                raise Refused(f"{WAITING_OF_ADDRESS} runs of your network wait already; try again when one is done",
+                              code="address_full", limit=WAITING_OF_ADDRESS)  # fmt: skip
+            if len(waiting) >= WAITING:
+                raise Refused(f"{WAITING} runs wait already; try again in a while", code="queue_full", limit=WAITING)
+            job = Job(self.store.new_id(), spec, {visitor} - {""}, again, address)
+            self._record(job)
+            self._jobs[job.id] = job
+            self._lock.notify_all()
+        return job.id
+
+    def _usable(self, result: Result) -> bool:
+        return (result.spec.is_original or self.store.has_artifact(result)) and answers(result, self.store)
+
+    def state(self, run_id: str, visitor: str = "") -> dict:
+        """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it began),
+        place in line, shared (more than one visitor waits for it), mine (this visitor does), alone (nobody else does), facts, result_id, error."""
+        with self._lock:
+            job = self._jobs.get(run_id)
+            if job:
+                place = list(self._jobs).index(run_id)
+                shown = {k: job.event.get(k) for k in ("stage", "done", "total", "seconds_left", "facts")}
+                shown |= {"elapsed": time.monotonic() - job.began if job.began else 0.0, "shared": len(job.visitors) > 1}
+                shown |= {"mine": visitor in job.visitors, "alone": job.visitors == {visitor}}
+                return {"id": run_id, "status": job.status, "place": place, "result_id": None, "error": {}, **shown}
+        result = self.store.get_id(run_id)
+        if result is not None and result.status in ("running", "queued") and self.store.mark_interrupted():
+            result = self.store.get_id(run_id)  # it was another program's, which has died
+        if result is None:
+            return {"id": run_id, "status": "unknown", "result_id": None, "error": {"code": "run_gone", "facts": {}}}
+        return {"id": run_id, "status": result.status, "result_id": result.id, "error": result.error}
+
+    def cancel(self, run_id: str, visitor: str) -> None:
+        """Stop a waiting or running run of this visitor; memory is free again within three seconds. One who shares it with others
+        only leaves it; one who doesn't wait for it changes nothing."""
+        with self._lock:
+            job = self._jobs.get(run_id)
+            if job is None or visitor not in job.visitors:
+                return
+            job.visitors.discard(visitor)
+            if job.visitors:
+                return
+            job.stopped = True
+            if job.status == "queued":
+                self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped while waiting", "facts": {}})
+                return
+        if job.process:
+            job.process.end()
+
+    def enough(self, run_id: str, visitor: str) -> None:
+        """Let a running training end now and keep its best state, where nobody but this visitor waits for it; nothing to end is
+        no error."""
+        with self._lock:
+            job = self._jobs.get(run_id)
+            process = job.process if job is not None and job.visitors == {visitor} else None
+        if process is not None and process.poll() is None:
+            try:
+                process.stdin.write(f"{ENOUGH}\n")
+                process.stdin.flush()
+            except (BrokenPipeError, ValueError):
+                pass  # it has just ended
+
+    def busy(self) -> bool:
+        """True while a run is going on."""
+        with self._lock:
+            return any(j.status == "running" for j in self._jobs.values())
+
+    def close(self) -> None:
+        """End all workers; what waits or runs is recorded as interrupted, and nothing half written stays."""
+        with self._lock:
+            self._closed = True
+            jobs, spare, self._spare = list(self._jobs.values()), self._spare, None
+            self._lock.notify_all()
+        for process in [j.process for j in jobs] + [spare]:
+            if process:
+                process.end(grace=0.2)
+        if self._thread is not threading.current_thread():
+            self._thread.join(5)
+        with self._lock:
+            for job in [j for j in self._jobs.values() if j.status == "queued"]:
+                self._finish(job, *INTERRUPTED)
+        self.store.sweep()
+
+    # --- the working thread ---
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if self._keep_spare and self._spare is None and not self._closed:
+                    self._spare = _spare()
+                while not self._closed and not any(j.status == "queued" for j in self._jobs.values()):
+                    self._lock.wait()
+                if self._closed:
+                    return
+                job = next(j for j in self._jobs.values() if j.status == "queued")
+                job.status, job.began = "running", time.monotonic()
+            self._record(job)
+            try:
+                self._run_inline(job) if self.inline else self._run_in_worker(job)
+            except Exception as error:  # the queue must go on whatever happened to one run
+                with self._lock:
+                    self._finish(job, deaths.status(error), deaths.describe(error))
+            if not self._closed:
+                self.store.sweep()  # a worker that was ended may have been writing
+
+    def _request(self, job: Job) -> dict:
+        return {"spec": job.spec.json(), "id": job.id, "home": str(self.store.home), "allow_paths": not self.public,
+                "again": job.again}  # fmt: skip
+
+    def _run_inline(self, job: Job) -> None:
+        with importing:
+            from compression import models
+
+        for name in (job.spec.model, *job.spec.students):
+            models.prepare(name, allow_paths=not self.public)  # a download must not cost the lent card's time
+        result = None
+        told = self.inline(self._request(job))
+        for event in told:
+            if job.stopped:
+                told.close()
+                break
+            result = self._take(job, event) or result
+        self._settle(job, result, lambda: deaths.told(1))
+
+    def _run_in_worker(self, job: Job) -> None:
+        with self._lock:
+            worker, self._spare = self._spare, None
+        if worker is None or worker.poll() is not None:
+            worker = Worker()
+        job.process = worker
+        result = None
+        try:
+            if job.stopped:
+                worker.end()
+            worker.stdin.write(json.dumps(self._request(job)) + "\n")
+            worker.stdin.flush()
+            for line in worker.stdout:
+                result = self._take(job, json.loads(line)) or result
+            worker.wait(GRACE_SECONDS)
+        except (BrokenPipeError, ValueError, subprocess.TimeoutExpired):
+            pass  # the worker is gone: told below by its exit code
+        finally:
+            worker.end()
+        self._settle(job, result, worker.death)
+
+    @staticmethod
+    def _take(job: Job, event: dict) -> Result | None:
+        """Note an event of a run; the result if it is the last one."""
+        if "stage" in event:
+            job.event = event
+        return Result.parse(event["result"]) if "result" in event else None
+
+    def _settle(self, job: Job, result: Result | None, death: Callable[[], tuple[str, dict]]) -> None:
+        """A run has ended: by its result, by the visitor, or by the death of its process."""
+        with self._lock:
+            if result is not None and not job.stopped:
+                stored = self.store.get_id(job.id)
+                if stored is None or stored.status in ("running", "queued"):  # the worker couldn't write it: the disk is full
+                    self._put(result)
+                self._jobs.pop(job.id, None)
+            elif job.stopped:
+                self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}})
+            else:
+                self._finish(job, *(INTERRUPTED if self._closed else death()))
+
+    def _record(self, job: Job) -> None:
+        """A record on disk that the run exists, so that a restart can tell what became of it."""
+        self._put(Result(key="", spec=job.spec, status=job.status, id=job.id))
+
+    def _put(self, result: Result) -> None:
+        try:
+            self.store.put(result)
+        except OSError:
+            pass  # a full disk stops no run; the store keeps it in memory
+
+    def _finish(self, job: Job, status: str, error: dict) -> None:
+        self._jobs.pop(job.id, None)
+        self._put(Result(key="", spec=job.spec, status=status, error=error, id=job.id))
+
+
+def _spare() -> Worker | None:
+    """A worker that waits with its imports behind it, None where the system has no room for one now."""
+    try:
+        return Worker()
+    except OSError:
+        return None

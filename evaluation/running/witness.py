@@ -1,0 +1,332 @@
+"""Whether the code still gives a stored result's numbers: its recipe once more, on a model of seconds.
+
+A *witness* is a few dozen numbers of a recipe that was run on a small model with weights from a seed: the losses that measuring finds,
+of every matrix its error and its size, of every training its course. A result carries the witness that the code gave when the result
+was measured. The result is fresh as long as today's code gives the same witness. So a moved file, a new name or a comment changes
+nothing, and another damping, grid, schedule or sum is seen, wherever in the code it stands.
+
+Two processors round float32 sums in different ways, and a weight that lies between two codes may take the other one. How much a number
+moves by that is measured with the witness itself: the small model is tried again with weights that differ in their last digits
+(`NUDGES`). The tolerance is `ROOM` times the largest move that was seen, and never below `LEAST`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from compression.bundle import Bundle
+    from compression.texts import Text, Windows
+    from evaluation.measuring.measure import Baseline
+    from evaluation.running.reading import Reading
+    from evaluation.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+WINDOW, CALIBRATED, EVALUATED, LETTERS = (
+    64,
+    40,
+    6,
+    16_384,
+)  # tokens of a window; windows to calibrate on, to measure; letters of each text
+LONGER = 3 * WINDOW  # tokens of a window where a cache by channel is measured: its first 128 tokens are no codes yet
+WIDTH, WIDE, HEADS, KV_HEADS, WORDS, POSITIONS = 128, 256, 4, 2, 260, 512
+BLOCKS, MORE_BLOCKS = 2, 3  # of a recipe that protects the first and the last, or leaves blocks out
+SIZES = {  # a family's own name for a size -> the size of its small model; what a config hasn't isn't set
+    "hidden_size": WIDTH, "n_embd": WIDTH, "word_embed_proj_dim": WIDTH, "intermediate_size": WIDE, "ffn_dim": WIDE, "n_inner": WIDE,
+    "num_attention_heads": HEADS, "n_head": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": WIDTH // HEADS, "vocab_size": WORDS,
+    "max_position_embeddings": POSITIONS, "n_positions": POSITIONS,
+}  # fmt: skip
+BLOCK_NAMES = ("num_hidden_layers", "n_layer")
+DROPPED = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "name_or_path", "sliding_window",
+           "max_window_layers", "use_sliding_window", "attn_implementation")  # of a config  # fmt: skip
+MOST = {  # a parameter's name -> its largest value on the small model
+    "rank": 2, "train_tokens": 8_192, "distill_steps": 4, "samples": 4, "sample_tokens": 32, "own_texts": 8, "own_tokens": 32,
+    "prompt_tokens": 8, "response_tokens": 8, "questions": 24, "judged": 8, "explanation_tokens": 8, "generated": 4, "lion_rounds": 1,
+    "votes": 2,
+}  # fmt: skip
+SET = {"train_minutes": 60.0, "student": ""}  # tokens end a small training, never minutes
+NUDGES = (1, 2, 3, 4)  # seeds of the last digits
+NUDGE = 2.0**-19  # of a weight: sixteen of float32's last digits, more than sums in another order make
+ROOM = 4.0
+# The least tolerances, as shares of a number. A search that two processors decide differently once moves a divergence by about 1 %.
+LEAST, LEAST_OF_DIVERGENCE = 5e-5, 3e-2
+
+Numbers = Callable[[Mapping[str, Any], int], dict[str, float]]  # (small config, nudge) -> the numbers
+
+
+def witness(numbers: Numbers, small: Mapping[str, Any], nudges: Sequence[int] = NUDGES) -> dict[str, Any]:
+    """{"config", "numbers": name -> [value, tolerance]}, or {} where the small model doesn't bear what is done.
+
+    numbers: what is done to it, e.g. `partial(of_run, spec)`. small: its config (`small_config`). nudges: none for an answer that never
+    leaves its machine, where equal sums round equally.
+    """
+    try:
+        found, moved = numbers(small, 0), [numbers(small, seed) for seed in nudges]
+    except Exception as error:  # the run itself went well: it must not be lost
+        log.warning("no witness: %s: %s", type(error).__name__, error)
+        return {}
+    kept = {name: [_short(v), _tolerance(name, v, [m.get(name, math.inf) for m in moved])] for name, v in found.items()}
+    if not all(math.isfinite(x) for pair in kept.values() for x in pair):  # no record holds such a number
+        log.warning("no witness: a number of it is not finite")
+        return {}
+    return {"config": dict(small), "numbers": kept}
+
+
+def differences(numbers: Numbers, stored: Mapping[str, Any]) -> list[str]:
+    """What today's code gives otherwise than a stored witness says, a line each; nothing if it gives the same."""
+    if not stored:
+        return ["it carries no witness"]
+    try:
+        if not _is_small(stored["config"]):
+            return ["its model isn't a small one"]
+        return _apart(numbers(stored["config"], 0), stored["numbers"])
+    except Exception as error:  # a method that is gone, a parameter with other bounds, a record that somebody changed
+        return [f"{type(error).__name__}: {error}"]
+
+
+def _apart(found: Mapping[str, float], expected: Mapping[str, Sequence[float]]) -> list[str]:
+    """A line for each number that is missing on one side or lies beyond its tolerance."""
+    out = [f"{name}: {found.get(name)} instead of {expected.get(name)}" for name in found.keys() ^ expected.keys()]
+    for name in found.keys() & expected.keys():
+        value, tolerance = expected[name]
+        if not abs(found[name] - value) <= tolerance:
+            out.append(f"{name}: {found[name]:.7g} instead of {value} within {tolerance}")
+    return sorted(out)
+
+
+def _is_small(config: Mapping[str, Any]) -> bool:
+    """True if a config read from a record names every size that matters and none above those of `small_config`."""
+    most = SIZES | {"num_key_value_heads": HEADS} | dict.fromkeys(BLOCK_NAMES, MORE_BLOCKS)
+    named = [name for name in most if name in config]
+    told = all(any(name in config for name in names) for names in (("hidden_size", "n_embd"), BLOCK_NAMES, ("vocab_size",)))
+    return told and all(type(config[name]) is int and 0 < config[name] <= most[name] for name in named)
+
+
+def _tolerance(name: str, value: float, moved: list[float]) -> float:
+    least = LEAST_OF_DIVERGENCE if "kl_divergence" in name else LEAST
+    return float(f"{max(least * abs(value), 1e-7, ROOM * max((abs(value - m) for m in moved), default=0.0)):.2g}")
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def small_config(config: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
+    """The config of a small model of the same family with the same traits: activation, biases, ties, norms."""
+    kept = {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str)) and k[0] != "_" and k not in DROPPED}
+    kept |= {name: size for name, size in SIZES.items() if config.get(name) is not None}
+    if config.get("num_key_value_heads") == config.get("num_attention_heads") and "num_key_value_heads" in kept:
+        kept["num_key_value_heads"] = HEADS
+    fields = {name for _, values in spec.recipe for name in values}
+    blocks = MORE_BLOCKS if fields & {"protect_first", "kept"} else BLOCKS
+    return kept | {name: blocks for name in BLOCK_NAMES if name in config}
+
+
+def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str, float]:
+    """The numbers that the code gives for a run's recipe on the small model of `config` (from `small_config`).
+
+    nudge: seed of a change in the weights' last digits, 0 for none. Raises CompressionError where the recipe can't be run on it.
+    """
+    import torch
+
+    from compression import arch, calibrate, engine
+    from evaluation.measuring.measure import measure
+
+    small, found, original = _small(spec), model(config, nudge), model(config, nudge)
+    reading = _reading(small, original)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        metrics, baseline = _baseline(original, reading.evaluation)
+        if spec.is_original:
+            return _metrics(metrics)
+        head = copy.deepcopy(arch.head(original.module)[1])
+        outcome = calibrate.compress(
+            found, small.methods, reading.calibration, table_bits=spec.table_bits, activations=spec.activations,
+            cache_bits=spec.cache_bits, cache_keys=spec.cache_keys, seed=spec.seed, training=reading.training,
+        )  # fmt: skip
+        numbers = _matrices(found, original) | _courses(outcome.series)
+        engine.prepare(found)
+        metrics, series = measure(found, reading.evaluation, dataclasses.replace(baseline, head=head))
+    numbers |= _metrics(metrics) | {f"loss {i}": value for i, value in enumerate(series["window_losses"])}
+    return numbers | (_loop() if small.training_tokens else {})
+
+
+def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Baseline]:
+    """What the original gives, measured and left behind as in a run."""
+    from evaluation.measuring.measure import Baseline, measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        metrics, _ = measure(original, windows, None, record=Path(folder))
+        return metrics, Baseline.load(Path(folder), original.module)
+
+
+def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What measuring found, without what is counted in whole tokens (it jumps) and errors of estimates."""
+    names = ("kl_divergence_mean", "short_context_kl_divergence_mean")
+    return {"loss": math.log(metrics["perplexity"])} | {name: metrics[name] for name in names if name in metrics}
+
+
+def _matrices(found: Bundle, original: Bundle) -> dict[str, float]:
+    """Of every matrix: its mean magnitude, and its relative error where it has the original's shape."""
+    out, before, after = {}, _weights(original), _weights(found)
+    for path, weight in after.items():
+        out[f"{path} size"] = float(weight.abs().mean())
+        if before[path].shape == weight.shape:
+            out[f"{path} error"] = float((weight - before[path]).norm() / before[path].norm())
+    return out
+
+
+def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
+    """Path -> the matrix that a linear or the table stands for, in float32, its factors on inputs left out."""
+    from compression import arch
+
+    paths = [path for path, _, _ in arch.linears(bundle.module)] + [arch.embedding(bundle.module)[0]]
+    modules = [(path, bundle.module.get_submodule(path)) for path in paths]
+    return {path: (m.packed.dequantize() if hasattr(m, "packed") else m.weight).detach().float() for path, m in modules}
+
+
+def _courses(series: Mapping[str, list]) -> dict[str, float]:
+    """Of each training: its mean loss, the mean of what was held out, and how often each was taken."""
+    out = {}
+    for name in series.keys() & {"training", "warm_up"}:
+        for which, column in (("loss", 1), ("held out", 2)):
+            values = [row[column] for row in series[name] if row[column] is not None]
+            out |= {f"{name} {which}": statistics.fmean(values or [0.0]), f"{name} {which} taken": len(values)}
+    return out
+
+
+@functools.cache
+def _loop() -> dict[str, float]:
+    """What the training loop makes of two numbers whose gradients are now far below, now far above the length at which they are cut."""
+    import torch
+
+    from compression.training import Budget, adamw, train
+
+    place = torch.nn.Parameter(torch.zeros(2))
+    aims = [torch.tensor([math.sin(i), math.cos(3 * i)]) for i in range(40)]
+    course = train(
+        [place], lambda aim: (0.1 + 3 * aim[0] ** 2) * ((place - aim) ** 2).sum(), iter(aims * 2),
+        lambda: float(((place - 0.3) ** 2).sum()), Budget(2 * len(aims), SET["train_minutes"]), rate=0.05, optimizer=adamw,
+    )  # fmt: skip
+    held = [row[2] for row in course.curve if row[2] is not None]
+    x, y = place.tolist()
+    return {
+        "loop x": x,
+        "loop y": y,
+        "loop held out": statistics.fmean(held),
+        "loop taken": len(held),
+    }
+
+
+def _small(spec: RunSpec) -> RunSpec:
+    """The run with sizes, budgets and texts that suit the small model."""
+    from evaluation.spec import BUILTIN_TEXT, UNICODE_TEXT
+
+    recipe = []
+    for method, params in spec.methods:
+        values = params.json()
+        values |= {name: min(values[name], most) for name, most in MOST.items() if values.get(name)}
+        recipe.append((method.name, values | {name: value for name, value in SET.items() if name in values}))
+    text, calibration = (name if name == UNICODE_TEXT else BUILTIN_TEXT for name in (spec.text, spec.calibration))
+    return dataclasses.replace(spec, recipe=tuple(recipe), text=text, calibration=calibration, tokens=EVALUATED * WINDOW,
+                               calibration_tokens=CALIBRATED * WINDOW, window=LONGER if spec.cache_keys == "channel" else WINDOW)  # fmt: skip
+
+
+def _reading(small: RunSpec, original: Bundle) -> Reading:
+    """The windows of each role, cut from texts as a run cuts them."""
+    from evaluation.running.reading import read
+
+    calibration = _text(small.calibration, "calibration") if small.needs_calibration else None
+    sizes = original.geometry
+    return read(small, original.tokenizer, sizes, sizes.positions, _text(small.text, "evaluation"), calibration, False)
+
+
+@functools.cache
+def _text(name: str, role: str) -> Text:
+    """The beginning of a named text."""
+    from compression.texts import load_text
+
+    text, rows, letters = load_text(name, role), [], 0
+    for row in text.rows:
+        rows, letters = [*rows, row], letters + len(row)
+        if letters >= LETTERS:
+            break
+    return dataclasses.replace(text, rows=tuple(rows))
+
+
+def windows(count: int) -> torch.Tensor:
+    """Token ids [count, WINDOW], the beginning of the calibration text."""
+    import torch
+
+    ids = _tokenizer()(_text("builtin", "calibration").raw)["input_ids"]
+    return torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)
+
+
+def model(config: Mapping[str, Any], nudge: int = 0) -> Bundle:
+    """A fresh small model. Its weights have long tails and its norms a few large channels, so that what treats outliers has some."""
+    return copy.deepcopy(_seeded(tuple(sorted(config.items())), nudge))
+
+
+@functools.lru_cache(maxsize=8)
+def _seeded(config: tuple, nudge: int) -> Bundle:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from compression import arch
+    from compression.bundle import Bundle
+
+    values = dict(config)
+    made = CONFIG_MAPPING[values.pop("model_type")](**values, bos_token_id=256, eos_token_id=257, pad_token_id=None)
+    with torch.random.fork_rng(devices=[]):
+        module = AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False)
+    draw, digits = torch.Generator().manual_seed(1), torch.Generator().manual_seed(nudge)
+    with torch.no_grad():
+        for name, p in sorted(module.named_parameters()):
+            values = _drawn(p.shape, draw)
+            if p.dim() > 1:
+                p.copy_(0.6 * values / p.shape[-1] ** 0.5)
+            elif name.endswith("weight"):  # of a norm
+                p.copy_(1 + 0.2 * values)
+                if len(p) == WIDTH:
+                    p[[5, 77]] = torch.tensor([12.0, -7.0])
+            else:
+                p.copy_(0.1 * values)
+            if nudge:
+                p.mul_(1 + NUDGE * torch.randn(p.shape, generator=digits))
+    module.eval().requires_grad_(False)
+    arch.normalise(module)
+    return Bundle(module, _tokenizer(), arch.geometry(module), "witness", {"weights_hash": "witness", "dtype": "float32"})
+
+
+def _drawn(shape: Sequence[int], draw: torch.Generator) -> torch.Tensor:
+    """Numbers about 0 with long tails, made of whole numbers, so that every processor draws the same."""
+    import torch
+
+    bell = sum(torch.randint(-1_024, 1_025, shape, generator=draw) for _ in range(4)).double() / 1_182  # spread 1
+    tail = torch.randint(0, 1_025, shape, generator=draw).double() / 1_024
+    return (bell * (0.75 + tail**8)).float()
+
+
+@functools.cache
+def _tokenizer():
+    """One token a byte, and an end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=letters | {"<s>": 256, "</s>": 257}, merges=[]))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")

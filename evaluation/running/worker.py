@@ -1,0 +1,140 @@
+"""The process that does one run: reads a request as one JSON line, prints events as JSON lines, the result last.
+
+    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}, later perhaps "enough"
+    out   {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
+
+A line "enough" ends a training early, with its best state. It imports what is slow before the request comes, so that a
+waiting worker starts at once, and it ends when its parent does: standard input closes.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from evaluation import ROOT, limits
+from evaluation.running import deaths
+
+ENOUGH = "enough"
+GRACE_SECONDS = 2  # between asking a worker to end and killing it
+
+
+class Worker(subprocess.Popen):
+    """A worker process, seen from the one that starts it: what it writes to standard error is passed on, its end is told in words."""
+
+    def __init__(self):
+        """Raises OSError where the system has no room for another process."""
+        super().__init__(
+            [sys.executable, "-m", "evaluation.running.worker"], cwd=ROOT, start_new_session=True, text=True, encoding="utf-8", errors="replace",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        self._said: collections.deque[str] = collections.deque(maxlen=20)
+        self._kills = limits.oom_kills()
+        self._relay = threading.Thread(target=self._pass_on, daemon=True)
+        self._relay.start()
+
+    def _pass_on(self) -> None:
+        for line in self.stderr:
+            self._said.append(line)
+            sys.stderr.write(line)
+
+    def end(self, grace: float = GRACE_SECONDS) -> None:
+        """Ask it to end, wait, kill it; with it whatever it has started (a compiler, a download)."""
+        if self.poll() is None:
+            self._signal(signal.SIGTERM)
+            try:
+                self.wait(grace)
+            except subprocess.TimeoutExpired:
+                pass
+        self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.wait()
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number) if hasattr(os, "killpg") else self.send_signal(number)
+        except (ProcessLookupError, PermissionError):
+            pass  # all of them are gone
+
+    def death(self) -> tuple[str, dict]:
+        """(status, error) of a worker that has ended without a result."""
+        self._relay.join(1)
+        return deaths.told(self.wait(), "".join(self._said), self._kills)
+
+
+def serve() -> int:
+    """Serve one request and leave."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the events
+    import torch  # noqa: F401
+    import transformers
+
+    import evaluation.running.run  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("evaluation.store").setLevel(logging.ERROR)  # the app has told what it skips
+    line = sys.stdin.readline()
+    if not line.strip():
+        return 0
+    enough = threading.Event()
+    threading.Thread(target=_listen, args=(enough,), daemon=True).start()
+    try:
+        for event in events(json.loads(line), enough):
+            _say(out, event)
+    except BrokenPipeError:  # the parent is gone
+        return 3
+    return 0
+
+
+def events(request: dict, enough: threading.Event | None = None) -> Iterator[dict]:
+    """Do the run of a request and yield its events, {"result": ...} last. Leaving the loop early stops the run; `enough` ends
+    a training."""
+    from evaluation.running.run import run
+    from evaluation.spec import RunSpec
+    from evaluation.store import Store
+
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            result = run(
+                RunSpec.parse(request["spec"]), told.put, stopped.is_set, Store(Path(request["home"])),
+                allow_paths=request["allow_paths"], again=request["again"], run_id=request["id"], enough=(enough or threading.Event()).is_set,
+            )  # fmt: skip
+            told.put({"result": result.json()})
+        finally:
+            told.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (event := told.get()) is not None:
+            yield event
+    finally:
+        stopped.set()
+
+
+def _say(out, event: dict) -> None:
+    out.write(json.dumps(event, ensure_ascii=False) + "\n")
+
+
+def _listen(enough: threading.Event) -> None:
+    """Take the parent's words; leave with it."""
+    while line := sys.stdin.readline():
+        if line.strip() == ENOUGH:
+            enough.set()
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)  # with whatever it has started
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(serve())
