@@ -1,10 +1,12 @@
-"""The page. The only file that imports gradio: layout and thin callbacks; what to compute lives in evaluation/.
+"""The page. The only file that imports gradio: layout and thin callbacks; what to compute lives in
+evaluation/.
 
     python app.py            opens http://localhost:7860 (GRADIO_SERVER_PORT is honoured)
 
-The page is five panels (`gr.HTML` with a script each, assets/*.js) that ask the server plain functions (evaluation/page/questions.py).
-Such calls fail quietly when the line drops, where a Gradio event would reload the page. Only the chat is an event,
-because it streams. No torch is imported here; the first answer that needs it imports it after the first paint.
+The page is five panels (`gr.HTML` with a script each, assets/*.js) that ask the server plain functions
+(evaluation/page/questions.py). Such calls fail quietly when the line drops, where a Gradio event would reload
+the page. Only the chat is an event, because it streams. No torch is imported here; the first answer that
+needs it imports it after the first paint.
 """
 
 from __future__ import annotations
@@ -42,22 +44,29 @@ FONTS = (
     "Noto Sans CJK TC",
     "sans-serif",
 )
-LOOK_SECONDS = 0.05  # between two looks for a chat's question; Gradio looks 1,000 times a second, which takes 4 % of a core
+# between two looks for a chat's question; Gradio looks 1,000 times a second, which takes 4 % of a core
+LOOK_SECONDS = 0.05
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def _plotly_script() -> Path:
-    """plotly.js from the installed package, so that the page needs no network; found without importing plotly."""
+    """plotly.js from the installed package, so that the page needs no network; found without importing
+    plotly."""
     return Path(importlib.util.find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
 
 
 def panel(name: str, label: str, questions: Sequence[Callable] = (), **props) -> gr.HTML:
-    """One panel: an empty section that its script fills. `questions` are what the script may ask the server."""
+    """One panel: an empty section that its script fills. `questions` are what the script may ask the
+    server."""
     script = "\n".join((ASSETS / file).read_text("utf-8") for file in ("page.js", f"{name}.js"))
     return gr.HTML(
-        js_on_load=script, html_template=f'<section class="panel" aria-label="{label}"></section>', elem_id=name,
-        server_functions=list(questions), apply_default_css=False, **props,
-    )  # fmt: skip
+        js_on_load=script,
+        html_template=f'<section class="panel" aria-label="{label}"></section>',
+        elem_id=name,
+        server_functions=list(questions),
+        apply_default_css=False,
+        **props,
+    )
 
 
 def question(page: Page, name: str) -> Callable:
@@ -71,7 +80,12 @@ def question(page: Page, name: str) -> Callable:
 
 
 def build_app(
-    store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False
+    store,
+    runner,
+    chat=None,
+    estimate: Callable | None = None,
+    path: Callable | None = None,
+    public: bool = False,
 ) -> gr.Blocks:
     """The whole page over a store, a runner, a chat and an estimate."""
     page = Page(store, runner, chat, estimate, path, public)
@@ -85,7 +99,12 @@ def build_app(
         demo.served = (str(script), f"{page.downloads()}/")  # what is served of this disk, for the gate
         panel("top", "Compression Explorer", value=page.boot())
         with gr.Row(elem_id="explore"):
-            panel("front", "Front", ask("front"), plotly=f"gradio_api/file={script}?v={importlib.metadata.version('plotly')}")
+            panel(
+                "front",
+                "Front",
+                ask("front"),
+                plotly=f"gradio_api/file={script}?v={importlib.metadata.version('plotly')}",
+            )
             panel("controls", "Controls", ask("weigh", "begin", "poll", "stop", "enough", "essay"))
             panel("card", "Run", ask("card", "pack"))
             panel("runs", "Runs", ask("runs"))
@@ -96,7 +115,9 @@ def build_app(
                 yield from page.converse(event._data, request.client.host)
 
             # the chat keeps its own line of questions, which tells a visitor's place
-            talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None)
+            talk.ask(
+                converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None
+            )
     demo.queue(default_concurrency_limit=4)
     demo._queue.sleep_when_free = demo._queue.progress_update_sleep_when_free = LOOK_SECONDS
     return demo
@@ -108,24 +129,43 @@ def lent_gpu() -> Callable:
     from evaluation.running.worker import events
     from evaluation.spec import RunSpec
 
-    return spaces.GPU(duration=lambda request: max(30, round(estimate(RunSpec.parse(request["spec"])).seconds)))(events)
+    return spaces.GPU(
+        duration=lambda request: max(30, round(estimate(RunSpec.parse(request["spec"])).seconds))
+    )(events)
 
 
 def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
     """What `launch` is given, here and in the tests."""
-    functions = {(id, f.__name__) for id, block in demo.blocks.items() for f in getattr(block, "server_fns", ())}
+    functions = {
+        (id, f.__name__) for id, block in demo.blocks.items() for f in getattr(block, "server_fns", ())
+    }
     named = ("GRADIO_SERVER_NAME", "SPACE_HOST", "COMPRESSION_EXPLORER_HOSTS")
     rules = Rules(
-        functions=frozenset(functions), event=next(iter(demo.fns), None), files=tuple(demo.served),
-        hosts=hostnames(",".join(os.environ.get(name, "") for name in named)), public=public,
+        functions=frozenset(functions),
+        event=next(iter(demo.fns), None),
+        files=tuple(demo.served),
+        hosts=hostnames(",".join(os.environ.get(name, "") for name in named)),
+        public=public,
         frames=("https://huggingface.co", "https://*.hf.space") if public else (),
-    )  # fmt: skip
+    )
     return {
-        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)), "footer_links": [], "max_file_size": 1,  # nothing is uploaded
-        "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style>",  # as `css` Gradio would rewrite its selectors
-        "run_history": False, "ssr_mode": False, "favicon_path": str(ASSETS / "icon.svg"), "max_threads": 80,
-        "app_kwargs": {"middleware": [Middleware(Gate, rules=rules), Middleware(Wire)], "docs_url": None, "redoc_url": None, "openapi_url": None},
-    }  # fmt: skip
+        # nothing is uploaded
+        "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)),
+        "footer_links": [],
+        "max_file_size": 1,
+        # as `css` Gradio would rewrite its selectors
+        "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style>",
+        "run_history": False,
+        "ssr_mode": False,
+        "favicon_path": str(ASSETS / "icon.svg"),
+        "max_threads": 80,
+        "app_kwargs": {
+            "middleware": [Middleware(Gate, rules=rules), Middleware(Wire)],
+            "docs_url": None,
+            "redoc_url": None,
+            "openapi_url": None,
+        },
+    }
 
 
 def main() -> None:

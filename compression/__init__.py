@@ -3,8 +3,8 @@
 `NAMES` lists every method; `get(name)` imports its file on demand. A method's file is
 `compression/<family>/<name>.py` and ends with `METHOD = Method(...)`.
 
-Python 3.14 has a standard package of the same name (gzip, bz2 and lzma import from it), so this one extends its
-search path instead of hiding it.
+Python 3.14 has a standard package of the same name (gzip, bz2 and lzma import from it), so this one extends
+its search path instead of hiding it.
 """
 
 import difflib
@@ -14,8 +14,8 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
 
-# Held while a thread of the app imports what needs torch. Two threads that import the same packages for the first time
-# at once can see them half made ("cannot import name ... from transformers").
+# Held while a thread of the app imports what needs torch. Two threads that import the same packages for the
+# first time at once can see them half made ("cannot import name ... from transformers").
 importing = threading.RLock()
 
 FAMILIES = ("quantization", "pruning", "low_rank", "distillation")
@@ -64,7 +64,12 @@ def get(name: str):
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         allowed = ", ".join(NAMES)
-        raise BadParam(f"unknown method {name!r}; allowed: {allowed}.{hint}", code="unknown_method",
-                       name=name, allowed=allowed, near=near[0] if near else "")  # fmt: skip
+        raise BadParam(
+            f"unknown method {name!r}; allowed: {allowed}.{hint}",
+            code="unknown_method",
+            name=name,
+            allowed=allowed,
+            near=near[0] if near else "",
+        )
     with importing:
         return importlib.import_module(NAMES[name]).METHOD

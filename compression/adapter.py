@@ -1,4 +1,5 @@
-"""An adapter that a training left beside its frozen weights (`lora` kept apart, `qlora`), as a folder that PEFT loads.
+"""An adapter that a training left beside its frozen weights (`lora` kept apart, `qlora`), as a folder that
+PEFT loads.
 
     from peft import PeftModel
 
@@ -8,9 +9,10 @@ For each adapted linear [out, in] of the blocks, in adapter_model.safetensors, f
 
     base_model.model.<path>.lora_A.weight [r, in]    base_model.model.<path>.lora_B.weight [out, r]
 
-The adapter's scale is already inside (half of it on each side), so lora_alpha equals the rank. Where a family fuses q, k and v, the
-three adapters become one of three times the rank: their A stacked, their B side by side, rows in the family's own order. The base
-is not in the folder; its README says what the adapter was trained on. On another base it is another model.
+The adapter's scale is already inside (half of it on each side), so lora_alpha equals the rank. Where a family
+fuses q, k and v, the three adapters become one of three times the rank: their A stacked, their B side by
+side, rows in the family's own order. The base is not in the folder; its README says what the adapter was
+trained on. On another base it is another model.
 """
 
 from __future__ import annotations
@@ -36,54 +38,76 @@ from kernels.home import whole
 FORM = "peft"
 WHOLE = "the original model in 16 bits: `AutoModelForCausalLM.from_pretrained({base!r})`"
 IN_4_BITS = (
-    "the original model in 4 bits, by bitsandbytes: `AutoModelForCausalLM.from_pretrained({base!r}, quantization_config="
-    "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, bnb_4bit_use_double_quant={double}))`"
+    "the original model in 4 bits, by bitsandbytes: "
+    "`AutoModelForCausalLM.from_pretrained({base!r}, quantization_config="
+    "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, "
+    "bnb_4bit_use_double_quant={double}))`"
 )
 OTHER = "the model as it was compressed before the training; nothing but that base gives what was measured"
 BITSANDBYTES_GROUP = 64  # weights that share a scale there
 
 
 def offered(manifest: dict) -> bool:
-    """Whether a model with this manifest (artifact.MANIFEST) has an adapter beside every linear that it compressed."""
+    """Whether a model with this manifest (artifact.MANIFEST) has an adapter beside every linear that it
+    compressed."""
     held = [m["packed"] for m in manifest.get("modules", {}).values() if m["kind"] == "linear"]
     return bool(held) and all(p["format"] == "sum" and p["second"]["format"] == "low_rank" for p in held)
 
 
 def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[Note, ...]]:
-    """Write the adapter to `folder`, which appears whole or not at all: (bytes of the file, no notes). Raises CannotExport."""
+    """Write the adapter to `folder`, which appears whole or not at all: (bytes of the file, no notes). Raises
+    CannotExport."""
     from safetensors.torch import save_file
 
     found = {path: m.packed for path, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)}
     if not found or not all(isinstance(p, Sum) and isinstance(p.second, LowRank) for p in found.values()):
-        raise CannotExport("no adapter stands beside these weights; a training with `lora` (merge off) or `qlora` leaves one")
+        raise CannotExport(
+            "no adapter stands beside these weights; a training with `lora` (merge off) or `qlora` leaves one"
+        )
     if any(bundle.module.get_submodule(path).input_scale is not None for path in found):
-        raise CannotExport("the base multiplies its inputs by a factor at run time, which no other program's base does")
+        raise CannotExport(
+            "the base multiplies its inputs by a factor at run time, which no other program's base does"
+        )
     config, thin = bundle.module.config, {}
     for path, parts in arch.file_linears(config):
         held = [found[part].second for part in parts if part in found]
         if held and len(held) < len(parts):
             raise CannotExport(
-                f"{path} holds q, k and v in one matrix, and only {len(held)} of them have an adapter; adapt all of them"
+                f"{path} holds q, k and v in one matrix, and only {len(held)} of them have an adapter; "
+                "adapt all of them"
             )
         if held:
             thin[path] = _joined(held, arch.fused_heads(config))
     tensors = {
-        f"base_model.model.{path}.lora_{name}.weight": t for path, two in thin.items() for name, t in zip("AB", two, strict=True)
+        f"base_model.model.{path}.lora_{name}.weight": t
+        for path, two in thin.items()
+        for name, t in zip("AB", two, strict=True)
     }
     ranks = {path: len(a) for path, (a, _) in thin.items()}
     rank = min(ranks.values())
     wide = {path: r for path, r in ranks.items() if r != rank}
     about = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": bundle.source.get("id"), "inference_mode": True,
-        "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(thin),
-        "rank_pattern": wide, "alpha_pattern": wide, "fan_in_fan_out": config.model_type == "gpt2",
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": bundle.source.get("id"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(thin),
+        "rank_pattern": wide,
+        "alpha_pattern": wide,
+        "fan_in_fan_out": config.model_type == "gpt2",
+    }
     told = {_base(p.first, bundle.source.get("id")) for p in found.values()}
     base = told.pop() if len(told) == 1 else OTHER
     with whole(folder) as temporary:
         file = temporary / "adapter_model.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})
-        (temporary / "adapter_config.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
+        (temporary / "adapter_config.json").write_text(
+            json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8"
+        )
         beside.write(bundle, temporary, label, f"An adapter for PEFT. Its base is {base}.\n")
         elsewhere.tokenizer(temporary)
         size = file.stat().st_size

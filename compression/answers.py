@@ -1,9 +1,10 @@
 """Which tokens of a text of dialogues or instructions are answers, so that a training can count those alone.
 
-Parts of a dialogue begin with a heading, as in the texts that QLoRA's authors train on: `### Human:` and `### Assistant:`
-(OpenAssistant), `### Instruction:`, `### Input:` and `### Response:` (Alpaca). An answer is what follows `### Assistant:` or
-`### Response:` up to the next heading. A window may begin within a part: what stands before its first heading is an answer if that
-heading begins a dialogue (`### Human:`, `### Instruction:`), and else none. A window without a heading has no answer that could be known.
+Parts of a dialogue begin with a heading, as in the texts that QLoRA's authors train on: `### Human:` and `###
+Assistant:` (OpenAssistant), `### Instruction:`, `### Input:` and `### Response:` (Alpaca). An answer is what
+follows `### Assistant:` or `### Response:` up to the next heading. A window may begin within a part: what
+stands before its first heading is an answer if that heading begins a dialogue (`### Human:`, `###
+Instruction:`), and else none. A window without a heading has no answer that could be known.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from torch import Tensor
 from compression.base import CalibrationError
 
 HEADING = re.compile(r"### (Human|Instruction|Input|Assistant|Response):")
-ANSWERS, OPENINGS = ("Assistant", "Response"), ("Human", "Instruction")  # what answers stand under, and what follows an answer
-ANCHOR = "a"  # a token is written out behind another, since some tokenizers drop a space at the start of a text
+# what answers stand under, and what follows an answer
+ANSWERS, OPENINGS = ("Assistant", "Response"), ("Human", "Instruction")
+# a token is written out behind another, since some tokenizers drop a space at the start of a text
+ANCHOR = "a"
 
 
 class Answers:
@@ -29,7 +32,9 @@ class Answers:
         self.before = len(self._written([]))
 
     def _written(self, ids: list[int]) -> str:
-        return self.tokenizer.decode([*self.anchor, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            [*self.anchor, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def piece(self, i: int) -> str:
         """How a token is written; a part of a letter counts as one letter."""
@@ -38,8 +43,11 @@ class Answers:
         return self.pieces[i]
 
     def counted(self, ids: Tensor) -> Tensor:
-        """ids [n, window] -> bool [n, window - 1]: whether the token that is predicted at each place belongs to an answer."""
-        return torch.tensor([self._window(row) for row in ids.tolist()], dtype=torch.bool, device=ids.device)[:, 1:]
+        """ids [n, window] -> bool [n, window - 1]: whether the token that is predicted at each place belongs
+        to an answer."""
+        return torch.tensor([self._window(row) for row in ids.tolist()], dtype=torch.bool, device=ids.device)[
+            :, 1:
+        ]
 
     def _window(self, ids: list[int]) -> list[bool]:
         pieces, starts, at = [self.piece(i) for i in ids], [], 0
@@ -58,11 +66,15 @@ class Answers:
         return [any(first <= start < last for first, last in spans) for start in starts]
 
     def windows(self, windows: Tensor) -> Tensor:
-        """Those of windows [n, window] in which an answer is predicted. Raises CalibrationError if there are none."""
+        """Those of windows [n, window] in which an answer is predicted. Raises CalibrationError if there are
+        none."""
         found = windows[self.counted(windows).any(1)]
         if not len(found):
             raise CalibrationError(
-                "no answer in the calibration text: no window has a heading '### Assistant:' or '### Response:'. Give a text of "
-                "dialogues with these headings, or count all tokens.", code="no_answers", got=len(windows),
-            )  # fmt: skip
+                "no answer in the calibration text: no window has a heading '### Assistant:' or '### "
+                "Response:'. Give a text of "
+                "dialogues with these headings, or count all tokens.",
+                code="no_answers",
+                got=len(windows),
+            )
         return found

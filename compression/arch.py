@@ -1,8 +1,10 @@
-"""What is where in a model: one table row a family, and the normal form that every family is brought into at load.
+"""What is where in a model: one table row a family, and the normal form that every family is brought into at
+load.
 
-In the normal form every block holds exactly the linears q k v o (gate) up down as nn.Linear. Two families need work:
-GPT-2 stores [in, out] `Conv1D` layers and one fused q|k|v; GPT-NeoX fuses q, k, v interleaved head by head. A fused
-layer becomes a `Joined`, three linears whose outputs are put back in the order that the attention expects.
+In the normal form every block holds exactly the linears q k v o (gate) up down as nn.Linear. Two families
+need work: GPT-2 stores [in, out] `Conv1D` layers and one fused q|k|v; GPT-NeoX fuses q, k, v interleaved head
+by head. A fused layer becomes a `Joined`, three linears whose outputs are put back in the order that the
+attention expects.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ class Family:
     blocks: str
     embedding: str
     head: str
-    groups: tuple[tuple[tuple[str, str], ...], ...]  # ((path, role), ...) for each shared input, in data-flow order
-    norms: tuple[str | None, ...]  # the norm whose output is exactly that group's input, None if there is none
+    # ((path, role), ...) for each shared input, in data-flow order
+    groups: tuple[tuple[tuple[str, str], ...], ...]
+    # the norm whose output is exactly that group's input, None if there is none
+    norms: tuple[str | None, ...]
     final: str  # the norm before the head
     rotary: str | None = None  # the module that gives cosines and sines, None for learned positions
     positions: str | None = None  # the table of learned positions
@@ -35,8 +39,9 @@ class Family:
     fused_by_head: bool = False  # rows [head][q, k, v][head_size] instead of [q | k | v]
     prefix: str = "model."  # what the names in a file of the backbone alone leave out
     renamed: tuple[tuple[str, str], ...] = ()  # (a name's start in some files, what it stands for)
-    # (pattern of a whole name, what it is) of tensors that some published files carry and that follow from the config:
-    # "mask" of past and future, "floor" that a mask writes, "angles" per position, "version" of the program that wrote it
+    # (pattern of a whole name, what it is) of tensors that some published files carry and that follow from
+    # the config: "mask" of past and future, "floor" that a mask writes, "angles" per position, "version" of
+    # the program that wrote it
     recomputed: tuple[tuple[str, str], ...] = ()
 
 
@@ -46,57 +51,95 @@ _LLAMA_GROUPS = (
     (("mlp.gate_proj", "gate"), ("mlp.up_proj", "up")),
     (("mlp.down_proj", "down"),),
 )
-_LLAMA = Family("model", "model.layers", "model.embed_tokens", "lm_head", _LLAMA_GROUPS,
-                ("input_layernorm", None, "post_attention_layernorm", None), "model.norm", rotary="model.rotary_emb",
-                recomputed=((r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "angles"),))  # fmt: skip
+_LLAMA = Family(
+    "model",
+    "model.layers",
+    "model.embed_tokens",
+    "lm_head",
+    _LLAMA_GROUPS,
+    ("input_layernorm", None, "post_attention_layernorm", None),
+    "model.norm",
+    rotary="model.rotary_emb",
+    recomputed=((r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "angles"),),
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "opt": Family(
-        "model", "model.decoder.layers", "model.decoder.embed_tokens", "lm_head",
+        "model",
+        "model.decoder.layers",
+        "model.decoder.embed_tokens",
+        "lm_head",
         (
             (("self_attn.q_proj", "q"), ("self_attn.k_proj", "k"), ("self_attn.v_proj", "v")),
             (("self_attn.out_proj", "o"),),
             (("fc1", "up"),),
             (("fc2", "down"),),
         ),
-        ("self_attn_layer_norm", None, "final_layer_norm", None), "model.decoder.final_layer_norm",
-        positions="model.decoder.embed_positions", activation="activation_function",
+        ("self_attn_layer_norm", None, "final_layer_norm", None),
+        "model.decoder.final_layer_norm",
+        positions="model.decoder.embed_positions",
+        activation="activation_function",
         recomputed=((r"model\.decoder\.version", "version"),),
     ),
     "gpt2": Family(
-        "transformer", "transformer.h", "transformer.wte", "lm_head",
+        "transformer",
+        "transformer.h",
+        "transformer.wte",
+        "lm_head",
         (
             (("attn.c_attn.q", "q"), ("attn.c_attn.k", "k"), ("attn.c_attn.v", "v")),
             (("attn.c_proj", "o"),),
             (("mlp.c_fc", "up"),),
             (("mlp.c_proj", "down"),),
         ),
-        ("ln_1", None, "ln_2", None), "transformer.ln_f", positions="transformer.wpe", activation="activation_function",
-        fused="attn.c_attn", prefix="transformer.",
-        recomputed=((r"transformer\.h\.\d+\.attn\.bias", "mask"), (r"transformer\.h\.\d+\.attn\.masked_bias", "floor")),
+        ("ln_1", None, "ln_2", None),
+        "transformer.ln_f",
+        positions="transformer.wpe",
+        activation="activation_function",
+        fused="attn.c_attn",
+        prefix="transformer.",
+        recomputed=(
+            (r"transformer\.h\.\d+\.attn\.bias", "mask"),
+            (r"transformer\.h\.\d+\.attn\.masked_bias", "floor"),
+        ),
     ),
     "gpt_neox": Family(
-        "gpt_neox", "gpt_neox.layers", "gpt_neox.embed_in", "lm_head",
+        "gpt_neox",
+        "gpt_neox.layers",
+        "gpt_neox.embed_in",
+        "lm_head",
         (
-            (("attention.query_key_value.q", "q"), ("attention.query_key_value.k", "k"),
-             ("attention.query_key_value.v", "v")),
+            (
+                ("attention.query_key_value.q", "q"),
+                ("attention.query_key_value.k", "k"),
+                ("attention.query_key_value.v", "v"),
+            ),
             (("attention.dense", "o"),),
             (("mlp.dense_h_to_4h", "up"),),
             (("mlp.dense_4h_to_h", "down"),),
         ),
-        ("input_layernorm", None, "post_attention_layernorm", None), "gpt_neox.final_layer_norm", rotary="gpt_neox.rotary_emb",
-        fused="attention.query_key_value", fused_by_head=True, prefix="gpt_neox.", renamed=(("embed_out.", "lm_head."),),
-        recomputed=((r"gpt_neox\.layers\.\d+\.attention\.bias", "mask"), (r"gpt_neox\.layers\.\d+\.attention\.masked_bias", "floor"),
-                    (r"gpt_neox\.(layers\.\d+\.attention\.)?rotary_emb\.inv_freq", "angles")),
+        ("input_layernorm", None, "post_attention_layernorm", None),
+        "gpt_neox.final_layer_norm",
+        rotary="gpt_neox.rotary_emb",
+        fused="attention.query_key_value",
+        fused_by_head=True,
+        prefix="gpt_neox.",
+        renamed=(("embed_out.", "lm_head."),),
+        recomputed=(
+            (r"gpt_neox\.layers\.\d+\.attention\.bias", "mask"),
+            (r"gpt_neox\.layers\.\d+\.attention\.masked_bias", "floor"),
+            (r"gpt_neox\.(layers\.\d+\.attention\.)?rotary_emb\.inv_freq", "angles"),
+        ),
     ),
-}  # fmt: skip
+}
 
 
 class Joined(nn.Module):
-    """q, k and v as linears of their own behind the fused layer's place; forward returns what the fused layer did."""
+    """q, k and v as linears of their own behind the fused layer's place; forward returns what the fused layer
+    did."""
 
     def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int | None):
         super().__init__()
@@ -123,7 +166,8 @@ def split(fused: Tensor, heads: int | None) -> list[Tensor]:
 
 
 def file_linears(config) -> Iterator[tuple[str, list[str]]]:
-    """(path of a block's linear as transformers names it, paths of ours that it holds: one, or q, k and v)."""
+    """(path of a block's linear as transformers names it, paths of ours that it holds: one, or q, k and
+    v)."""
     family = FAMILIES[family_of(config)]
     for layer in range(config.num_hidden_layers):
         held: dict[str, list[str]] = {}
@@ -143,10 +187,12 @@ def family_of(config) -> str:
     """The table's key for a transformers config. Raises UnsupportedModel naming what is supported."""
     if config.model_type not in FAMILIES:
         raise UnsupportedModel(
-            f"architecture {config.model_type!r} ({', '.join(config.architectures or ['?'])}) is not supported; "
+            f"architecture {config.model_type!r} ({', '.join(config.architectures or ['?'])}) is not "
+            "supported; "
             f"supported: {', '.join(FAMILIES)}. Choose a model of one of these families.",
-            got=config.model_type, allowed=", ".join(FAMILIES),
-        )  # fmt: skip
+            got=config.model_type,
+            allowed=", ".join(FAMILIES),
+        )
     return config.model_type
 
 
@@ -177,8 +223,9 @@ def normalise(module: nn.Module) -> None:
                 raise UnsupportedLayer(
                     f"block layer {path!r} of type {type(child).__name__} is not in the table of "
                     f"{module.config.model_type!r}; known: {', '.join(sorted(known))}",
-                    got=path, allowed=", ".join(sorted(known)),
-                )  # fmt: skip
+                    got=path,
+                    allowed=", ".join(sorted(known)),
+                )
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -206,12 +253,15 @@ def blocks(module: nn.Module) -> nn.ModuleList:
 def groups(module: nn.Module, layer: int) -> tuple[tuple[tuple[str, str], ...], ...]:
     """Block `layer`'s linears as ((full path, role), ...) for each shared input, in data-flow order."""
     family = table(module)
-    return tuple(tuple((f"{family.blocks}.{layer}.{path}", role) for path, role in group) for group in family.groups)
+    return tuple(
+        tuple((f"{family.blocks}.{layer}.{path}", role) for path, role in group) for group in family.groups
+    )
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Where 1/s on a group's input channels goes without changing the model: the norm or the linear that makes them."""
+    """Where 1/s on a group's input channels goes without changing the model: the norm or the linear that
+    makes them."""
 
     path: str
     weight: Tensor  # of a norm [in], of a linear [rows, its in], float32
@@ -219,7 +269,8 @@ class Fold:
     row: Tensor  # [in] the entry (norm) or row (linear) of `weight` that makes each channel
 
     def shared(self, s: Tensor) -> Tensor:
-        """s [in] float32 with one value for the channels that one row makes (grouped-query attention repeats v): their mean."""
+        """s [in] float32 with one value for the channels that one row makes (grouped-query attention repeats
+        v): their mean."""
         total = s.new_zeros(self.weight.shape[0]).index_add_(0, self.row, s)
         return (total / torch.bincount(self.row, minlength=len(total)))[self.row]
 
@@ -231,8 +282,9 @@ class Fold:
 def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
     """(where a factor on the inputs of that group can go, "") or (None, why it can't).
 
-    norm -> linears: exact where the norm feeds these linears only; in OPT-350M (norm after the sum) it feeds the residual
-    too, and where it has a weight. v -> o: attention mixes tokens, never channels. up -> down: through a gate's product or a ReLU; not through GELU.
+    norm -> linears: exact where the norm feeds these linears only; in OPT-350M (norm after the sum) it feeds
+    the residual too, and where it has a weight. v -> o: attention mixes tokens, never channels. up -> down:
+    through a gate's product or a ReLU; not through GELU.
     """
     family, config = table(module), module.config
     block, prefix = blocks(module)[layer], f"{family.blocks}.{layer}."
@@ -257,7 +309,9 @@ def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
         return None, "no_weight"
     bias = getattr(source, "bias", None)
     row = row.to(source.weight.device)
-    return Fold(prefix + path, source.weight.detach().float(), None if bias is None else bias.detach().float(), row), ""
+    return Fold(
+        prefix + path, source.weight.detach().float(), None if bias is None else bias.detach().float(), row
+    ), ""
 
 
 def linears(module: nn.Module) -> list[tuple[str, str, int]]:
@@ -266,7 +320,8 @@ def linears(module: nn.Module) -> list[tuple[str, str, int]]:
 
 
 def norms(module: nn.Module) -> list[nn.Module]:
-    """Every norm over the model's width: those of the blocks in order, then the one before the head if there is one."""
+    """Every norm over the model's width: those of the blocks in order, then the one before the head if there
+    is one."""
     family = table(module)
     found = [block.get_submodule(path) for block in blocks(module) for path in family.norms if path]
     parent, _, name = family.final.rpartition(".")
@@ -275,12 +330,14 @@ def norms(module: nn.Module) -> list[nn.Module]:
 
 
 def backbone(module: nn.Module) -> nn.Module:
-    """The part whose last_hidden_state, after the final norm (and OPT's output projection), feeds the head."""
+    """The part whose last_hidden_state, after the final norm (and OPT's output projection), feeds the
+    head."""
     return module.get_submodule(table(module).backbone)
 
 
 def changing_angles(module: nn.Module) -> nn.Module | None:
-    """The rotary module where its angles depend on how long the text has become (`inv_freq` holds what it gave last)."""
+    """The rotary module where its angles depend on how long the text has become (`inv_freq` holds what it
+    gave last)."""
     path = table(module).rotary
     rotary = module.get_submodule(path) if path else None
     return rotary if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope") else None
@@ -306,7 +363,9 @@ def geometry(module: nn.Module) -> Geometry:
     layers = []
     for block, sizes in zip(blocks(module), described.layers, strict=True):
         q, k, up = (block.get_submodule(paths[role]).out_features for role in ("q", "k", "up"))
-        layers.append(replace(sizes, heads=q // sizes.head_size, kv_heads=k // sizes.head_size, feed_forward=up))
+        layers.append(
+            replace(sizes, heads=q // sizes.head_size, kv_heads=k // sizes.head_size, feed_forward=up)
+        )
     return replace(described, hidden=width, layers=tuple(layers))
 
 
@@ -324,8 +383,15 @@ def geometry_of(config) -> Geometry:
         feed_forward=getattr(c, feed_forward, None) or 4 * c.hidden_size,
     )
     projected = getattr(c, "word_embed_proj_dim", None) or c.hidden_size
-    return Geometry(family, c.hidden_size, c.vocab_size, c.max_position_embeddings, bool(c.tie_word_embeddings),
-                    (layer,) * c.num_hidden_layers, projected if projected != c.hidden_size else 0)  # fmt: skip
+    return Geometry(
+        family,
+        c.hidden_size,
+        c.vocab_size,
+        c.max_position_embeddings,
+        bool(c.tie_word_embeddings),
+        (layer,) * c.num_hidden_layers,
+        projected if projected != c.hidden_size else 0,
+    )
 
 
 def linear_shapes(geometry: Geometry) -> list[tuple[str, int, tuple[int, int]]]:

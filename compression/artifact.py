@@ -7,13 +7,17 @@
 
 The folder holds
 
-    model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16 bits
-    compression.json     which module has which format, the recipe, the base model, its licence; each block's heads and
+    model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16
+                         bits
+    compression.json     which module has which format, the recipe, the base model, its licence; each block's
+                         heads and
                          channels where they aren't config.json's; the hash of every other file and its own
-    config.json, generation_config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md (beside.py); files of a method's own
+    config.json, generation_config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md (beside.py); files
+    of a method's own
 
 Loading builds the architecture from config.json with empty weights, puts an empty format at every path that
-compression.json names, and fills all of it from the file. Before that every file's content is compared with its hash.
+compression.json names, and fills all of it from the file. Before that every file's content is compared with
+its hash.
 """
 
 from __future__ import annotations
@@ -48,8 +52,9 @@ UNSEALED, MANIFEST_BYTES = "0" * 64, 32_000_000
 def save(bundle: Bundle, folder: Path | str, about: dict, files: Mapping[str, bytes] | None = None) -> int:
     """Write the model to `folder` (created; replaced if it exists) and return the bytes of model.safetensors.
 
-    about: JSON for the manifest and the README, e.g. {"recipe": [...], "label": "GPTQ, 4 bits"}. files: name -> content, put
-    beside them. The folder appears whole or not at all: everything is written to a temporary neighbour first.
+    about: JSON for the manifest and the README, e.g. {"recipe": [...], "label": "GPTQ, 4 bits"}. files: name
+    -> content, put beside them. The folder appears whole or not at all: everything is written to a temporary
+    neighbour first.
     """
     check_room(folder, stored_bytes(bundle) + sum(map(len, (files or {}).values())))
     with whole(folder) as temporary:
@@ -67,9 +72,14 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
     module.config.save_pretrained(folder)
     source = {k: v for k, v in bundle.source.items() if k != "folder"}
     manifest = {
-        "version": VERSION, "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name, "source": source, "modules": _modules(module),
-        "storage_dtype": str(storage).removeprefix("torch."), "cache_bits": bundle.cache_bits, "about": about,
-    }  # fmt: skip
+        "version": VERSION,
+        "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name,
+        "source": source,
+        "modules": _modules(module),
+        "storage_dtype": str(storage).removeprefix("torch."),
+        "cache_bits": bundle.cache_bits,
+        "about": about,
+    }
     if bundle.cache_keys != "token":
         manifest["cache_keys"] = bundle.cache_keys
     if bundle.attention:
@@ -84,23 +94,28 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
 
 
 def stored_tensors(module: nn.Module, storage: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the file holds: packed buffers as they are, other floating tensors in `storage` or the type that holds them
-    (engine.stored_as), tied tensors once."""
+    """What the file holds: packed buffers as they are, other floating tensors in `storage` or the type that
+    holds them (engine.stored_as), tied tensors once."""
     out, seen = {}, set()
     for name, tensor in module.state_dict().items():
         if tensor.data_ptr() in seen and tensor.numel():
             continue
         seen.add(tensor.data_ptr())
-        out[name] = (tensor.to(stored_as(tensor, storage)) if _computes(name, tensor) else tensor).contiguous()
+        out[name] = (
+            tensor.to(stored_as(tensor, storage)) if _computes(name, tensor) else tensor
+        ).contiguous()
     return out
 
 
 def stored_bytes(bundle: Bundle) -> int:
-    """Bytes of what `save` would write, counted from the tensors (the file adds a header of some kilobytes)."""
+    """Bytes of what `save` would write, counted from the tensors (the file adds a header of some
+    kilobytes)."""
     storage, seen, total = storage_dtype(bundle), set(), 0
     for name, tensor in bundle.module.state_dict().items():
         if tensor.data_ptr() not in seen or not tensor.numel():
-            total += tensor.numel() * (stored_as(tensor, storage).itemsize if _computes(name, tensor) else tensor.element_size())
+            total += tensor.numel() * (
+                stored_as(tensor, storage).itemsize if _computes(name, tensor) else tensor.element_size()
+            )
         seen.add(tensor.data_ptr())
     return total
 
@@ -114,8 +129,12 @@ def _modules(module: nn.Module) -> dict[str, dict]:
     out = {}
     for path, m in module.named_modules():
         if isinstance(m, CompressedLinear):
-            out[path] = {"kind": "linear", "packed": m.packed.full_config(), "bias": m.bias is not None,
-                         "input_scale": m.input_scale is not None}  # fmt: skip
+            out[path] = {
+                "kind": "linear",
+                "packed": m.packed.full_config(),
+                "bias": m.bias is not None,
+                "input_scale": m.input_scale is not None,
+            }
         elif isinstance(m, CompressedTable):
             out[path] = {"kind": "table", "packed": m.packed.full_config()}
         elif isinstance(m, TableHead):
@@ -134,12 +153,16 @@ print(sample.complete(bundle, "The capital of France is"))
 
 
 def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
-    """Read a folder that `save` wrote. dtype: what the model computes in. Raises ModelUnavailable for a folder that is not what was
-    saved: a byte changed anywhere, a file more or less, numbers that don't fit each other."""
+    """Read a folder that `save` wrote. dtype: what the model computes in. Raises ModelUnavailable for a
+    folder that is not what was saved: a byte changed anywhere, a file more or less, numbers that don't fit
+    each other."""
     files = Folder(folder)
     if not (files.path / MANIFEST).is_file() or not (files.path / WEIGHTS).is_file():
-        raise ModelUnavailable(f"{files.name} is no compressed model: {MANIFEST} or {WEIGHTS} is missing",
-                               code="artifact_missing", name=files.name)  # fmt: skip
+        raise ModelUnavailable(
+            f"{files.name} is no compressed model: {MANIFEST} or {WEIGHTS} is missing",
+            code="artifact_missing",
+            name=files.name,
+        )
     manifest = read_manifest(files)
     described = configs.read(files)
     entries = headers.read_one(files, WEIGHTS)
@@ -166,7 +189,11 @@ def _attention_rules(folder: Folder, manifest: dict) -> tuple[attention.Int8Atte
     """How the attention of each block rounds, () where it doesn't."""
     rules, count = manifest.get("attention", []), len(configs.read(folder).geometry.layers)
     try:
-        found = tuple(attention.Int8Attention(r["shared"], r["static"] and tuple(r["static"])) for r in rules if len(r) == 2)
+        found = tuple(
+            attention.Int8Attention(r["shared"], r["static"] and tuple(r["static"]))
+            for r in rules
+            if len(r) == 2
+        )
     except (TypeError, KeyError, ValueError) as why:
         raise _broken(folder, f"attention in {MANIFEST}: {shown(why, 200)}") from None
     if len(found) not in (0, count) or len(found) != len(rules):
@@ -182,24 +209,40 @@ def _planned(described: configs.Described, manifest: dict, dtype: torch.dtype, d
     return module
 
 
-def empty(described: configs.Described, dtype: torch.dtype, layers: list[dict] | None = None, width: int | None = None,
-          device: str = "cpu") -> nn.Module:  # fmt: skip
-    """The architecture that a config describes in the normal form, its weights undefined. device "meta" takes no memory.
+def empty(
+    described: configs.Described,
+    dtype: torch.dtype,
+    layers: list[dict] | None = None,
+    width: int | None = None,
+    device: str = "cpu",
+) -> nn.Module:
+    """The architecture that a config describes in the normal form, its weights undefined. device "meta" takes
+    no memory.
 
-    layers: the sizes of each block (LayerGeometry as JSON), width: channels of the residual stream, where they aren't the config's.
+    layers: the sizes of each block (LayerGeometry as JSON), width: channels of the residual stream, where
+    they aren't the config's.
     """
     module = checkpoint.build(described, dtype, device)
     arch.normalise(module)
     if layers:
         now, then = arch.geometry(module).layers, (LayerGeometry(**sizes) for sizes in layers)
-        structure.cut(module, {i: structure.first(*sizes) for i, sizes in enumerate(zip(now, then, strict=True))})
+        structure.cut(
+            module, {i: structure.first(*sizes) for i, sizes in enumerate(zip(now, then, strict=True))}
+        )
     if width:
         structure.cut_width(module, range(width))
     return module
 
 
-def assemble(folder: Folder, module: nn.Module, modules: dict[str, dict], tensors: dict[str, torch.Tensor], name: str, source: dict,
-             device: str) -> Bundle:  # fmt: skip
+def assemble(
+    folder: Folder,
+    module: nn.Module,
+    modules: dict[str, dict],
+    tensors: dict[str, torch.Tensor],
+    name: str,
+    source: dict,
+    device: str,
+) -> Bundle:
     """A Bundle from an empty model, the formats at their places (`_modules`) and every tensor by its name."""
     if device == "cpu":
         choose_float32()
@@ -211,23 +254,35 @@ def assemble(folder: Folder, module: nn.Module, modules: dict[str, dict], tensor
     missing, unexpected = module.load_state_dict(tensors, strict=False, assign=True)
     if isinstance(arch.embedding(module)[1], nn.Embedding):
         module.tie_weights()
-        missing = [name for name in missing if not (geometry.tied and name == arch.head(module)[0] + ".weight")]
+        missing = [
+            name for name in missing if not (geometry.tied and name == arch.head(module)[0] + ".weight")
+        ]
     if missing or unexpected:
-        raise _broken(folder, f"it lacks {few(missing) or 'nothing'} and holds {few(unexpected) or 'nothing'} too much")
+        raise _broken(
+            folder, f"it lacks {few(missing) or 'nothing'} and holds {few(unexpected) or 'nothing'} too much"
+        )
     checkpoint.read_generation(folder, module)
     module.to(device).eval().requires_grad_(False)
     words = tokenizer.load(folder, module.config.model_type, geometry.vocabulary)
     return Bundle(module, words, geometry, name, source)
 
 
-# --- what the manifest says -------------------------------------------------------------------------------------
+# --- what the manifest says
+# -------------------------------------------------------------------------------------
 
 
 def _seal(folder: Path, manifest: dict) -> None:
-    """Write the manifest: with the hash of every other file, and with its own (taken with zeros in its place)."""
-    hashes = {f.name: headers.content_hash(Folder(folder), [f.name]) for f in sorted(folder.iterdir()) if f.is_file()}
+    """Write the manifest: with the hash of every other file, and with its own (taken with zeros in its
+    place)."""
+    hashes = {
+        f.name: headers.content_hash(Folder(folder), [f.name])
+        for f in sorted(folder.iterdir())
+        if f.is_file()
+    }
     text = json.dumps(manifest | {"files": hashes, "sha256": UNSEALED}, indent=1, sort_keys=True)
-    (folder / MANIFEST).write_text(text.replace(UNSEALED, hashlib.sha256(text.encode()).hexdigest(), 1), "utf-8")
+    (folder / MANIFEST).write_text(
+        text.replace(UNSEALED, hashlib.sha256(text.encode()).hexdigest(), 1), "utf-8"
+    )
 
 
 def read_manifest(folder: Folder) -> dict:
@@ -236,8 +291,12 @@ def read_manifest(folder: Folder) -> dict:
     manifest = folder.parse(MANIFEST, raw)
     version, sealed = manifest.get("version"), manifest.get("sha256")
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise ModelUnavailable(f"{folder.name} has format version {shown(version, 20)}; this program reads 1 to {VERSION}. "
-                               "Compress the model again.", code="artifact_version", name=folder.name)  # fmt: skip
+        raise ModelUnavailable(
+            f"{folder.name} has format version {shown(version, 20)}; this program reads 1 to {VERSION}. "
+            "Compress the model again.",
+            code="artifact_version",
+            name=folder.name,
+        )
     if version > 1 or "sha256" in manifest or "files" in manifest:
         if not isinstance(sealed, str) or len(sealed) != 64 or not isinstance(manifest.get("files"), dict):
             raise _changed(folder, MANIFEST)
@@ -254,37 +313,65 @@ def read_manifest(folder: Folder) -> dict:
 def _check_manifest(folder: Folder, manifest: dict) -> None:
     """Types and bounds of all that is used, before it is used."""
     manifest.setdefault("cache_bits", 16)
-    for name, kind in (("base", str), ("source", dict), ("modules", dict), ("about", dict), ("cache_bits", int)):
+    for name, kind in (
+        ("base", str),
+        ("source", dict),
+        ("modules", dict),
+        ("about", dict),
+        ("cache_bits", int),
+    ):
         if type(manifest.get(name)) is not kind:
             raise _broken(folder, f"{name} in {MANIFEST} is no {kind.__name__}")
     keys = manifest.get("cache_keys", "token")
-    if keys not in ("token", "channel") or manifest["cache_bits"] not in ((16, 8, 4) if keys == "token" else (8, 4, 2)):
-        raise _broken(folder, f"cache_bits in {MANIFEST} is {manifest['cache_bits']}, with keys by {shown(keys, 20)}")
+    if keys not in ("token", "channel") or manifest["cache_bits"] not in (
+        (16, 8, 4) if keys == "token" else (8, 4, 2)
+    ):
+        raise _broken(
+            folder, f"cache_bits in {MANIFEST} is {manifest['cache_bits']}, with keys by {shown(keys, 20)}"
+        )
     described = configs.read(folder).geometry
-    if (width := manifest.get("width")) is not None and not (type(width) is int and 1 <= width <= described.hidden):
-        raise _broken(folder, f"width in {MANIFEST} is {shown(width, 20)}, where the config has {described.hidden}")
+    if (width := manifest.get("width")) is not None and not (
+        type(width) is int and 1 <= width <= described.hidden
+    ):
+        raise _broken(
+            folder, f"width in {MANIFEST} is {shown(width, 20)}, where the config has {described.hidden}"
+        )
     if (layers := manifest.get("geometry")) is not None:
         whole_sizes = [dataclasses.asdict(sizes) for sizes in described.layers]
-        fits = isinstance(layers, list) and len(layers) == len(whole_sizes) and all(
-            isinstance(own, dict) and own.keys() == most.keys() and own["head_size"] == most["head_size"]
-            and all(type(own[k]) is int and 1 <= own[k] <= most[k] for k in most) for own, most in zip(layers, whole_sizes, strict=True)
-        )  # fmt: skip
+        fits = (
+            isinstance(layers, list)
+            and len(layers) == len(whole_sizes)
+            and all(
+                isinstance(own, dict)
+                and own.keys() == most.keys()
+                and own["head_size"] == most["head_size"]
+                and all(type(own[k]) is int and 1 <= own[k] <= most[k] for k in most)
+                for own, most in zip(layers, whole_sizes, strict=True)
+            )
+        )
         if not fits:
             raise _broken(folder, f"geometry in {MANIFEST} doesn't fit the config")
     for path, entry in manifest["modules"].items():
-        if not (isinstance(entry, dict) and entry.get("kind") in ("linear", "table", "head") and _plain(entry)):
+        if not (
+            isinstance(entry, dict) and entry.get("kind") in ("linear", "table", "head") and _plain(entry)
+        ):
             raise _broken(folder, f"{MANIFEST} describes {shown(path)} oddly")
 
 
 def _plain(value: object, depth: int = 0) -> bool:
-    """True for JSON of little depth with whole numbers that fit 31 bits and short texts: what formats are described by."""
+    """True for JSON of little depth with whole numbers that fit 31 bits and short texts: what formats are
+    described by."""
     if isinstance(value, dict):
         return depth < 8 and len(value) < 64 and all(_plain(v, depth + 1) for v in value.values())
     if isinstance(value, list):
         return depth < 8 and len(value) < 64 and all(_plain(v, depth + 1) for v in value)
     if isinstance(value, str):
         return len(value) < 100
-    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and -(1 << 31) < value < 1 << 31)
+    return (
+        value is None
+        or isinstance(value, bool)
+        or (isinstance(value, int | float) and -(1 << 31) < value < 1 << 31)
+    )
 
 
 def _check_fit(folder: Folder, entries: Mapping[str, headers.Entry], module: nn.Module, tied: bool) -> None:
@@ -292,17 +379,27 @@ def _check_fit(folder: Folder, entries: Mapping[str, headers.Entry], module: nn.
     head, expected = arch.head(module)[0] + ".weight", dict(module.named_parameters(remove_duplicate=False))
     for path, part in module.named_modules():  # what state_dict gives, which formats refuse on "meta"
         own = part.named_buffers(path, recurse=False)
-        expected |= {name: t for name, t in own if name.rpartition(".")[2] not in part._non_persistent_buffers_set}
+        expected |= {
+            name: t for name, t in own if name.rpartition(".")[2] not in part._non_persistent_buffers_set
+        }
     missing = [n for n in expected if n not in entries and not (tied and n == head)]
     unexpected = [n for n in entries if n not in expected]
     if missing or unexpected:
-        raise _broken(folder, f"it lacks {few(missing) or 'nothing'} and holds {few(unexpected) or 'nothing'} too much")
+        raise _broken(
+            folder, f"it lacks {few(missing) or 'nothing'} and holds {few(unexpected) or 'nothing'} too much"
+        )
     for name, entry in entries.items():
         own = expected[name]
-        right = entry.dtype in headers.FLOATS if _computes(name, own) else checkpoint.DTYPES.get(entry.dtype) == own.dtype
+        right = (
+            entry.dtype in headers.FLOATS
+            if _computes(name, own)
+            else checkpoint.DTYPES.get(entry.dtype) == own.dtype
+        )
         if entry.shape != tuple(own.shape) or not right:
             raise _broken(
-                folder, f"{shown(name)} is {entry.dtype} {list(entry.shape)}, and {MANIFEST} describes {list(own.shape)}"
+                folder,
+                f"{shown(name)} is {entry.dtype} {list(entry.shape)}, and {MANIFEST} describes "
+                f"{list(own.shape)}",
             )
 
 
@@ -312,7 +409,9 @@ def _broken(folder: Folder, why: str) -> ModelUnavailable:
 
 def _changed(folder: Folder, file: str) -> ModelUnavailable:
     return folder.error(
-        "artifact_changed", f"has {shown(file)} otherwise than it was saved; compress the model again", file=shown(file)
+        "artifact_changed",
+        f"has {shown(file)} otherwise than it was saved; compress the model again",
+        file=shown(file),
     )
 
 
@@ -322,7 +421,9 @@ def _place(module: nn.Module, modules: dict[str, dict], dtype: torch.dtype) -> N
         if entry["kind"] == "linear":
             packed, plain = from_config(entry["packed"]), module.get_submodule(path)
             if tuple(packed.shape) != (plain.out_features, plain.in_features):
-                raise ValueError(f"{path} is {plain.out_features} x {plain.in_features}, its format {tuple(packed.shape)}")
+                raise ValueError(
+                    f"{path} is {plain.out_features} x {plain.in_features}, its format {tuple(packed.shape)}"
+                )
             out_features, in_features = packed.shape
             bias = torch.empty(out_features, dtype=dtype) if entry["bias"] else None
             scale = torch.empty(in_features, dtype=dtype) if entry["input_scale"] else None

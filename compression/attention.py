@@ -1,16 +1,21 @@
-"""The two products inside attention as products of 8-bit integers (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438, section 4).
+"""The two products inside attention as products of 8-bit integers (SmoothQuant, Xiao et al. 2022, arXiv
+2211.10438, section 4).
 
-Queries, keys and values are rounded to -127 .. 127 where they are multiplied, after the rotary positions; probabilities to 0 .. 127.
-`shared` says what shares a scale:
+Queries, keys and values are rounded to -127 .. 127 where they are multiplied, after the rotary positions;
+probabilities to 0 .. 127. `shared` says what shares a scale:
 
-- "tensor": all queries of a block have one fixed scale, all keys one, all values one (the authors' int8 attention);
-- "dynamic_tensor": the same three, from what is in the call: a token then depends on those behind it, and is another one when the
+- "tensor": all queries of a block have one fixed scale, all keys one, all values one (the authors' int8
+    attention);
+- "dynamic_tensor": the same three, from what is in the call: a token then depends on those behind it, and is
+    another one when the
   text is read token by token;
-- "token": each token and head has its own. The sum over the tokens needs one scale, so a value's scale goes into its probability
+- "token": each token and head has its own. The sum over the tokens needs one scale, so a value's scale goes
+    into its probability
   before that is rounded: w_t = p_t s_t, codes w_t / (max w / 127), one scale a query.
 
-The codes are whole numbers held in float32 and multiplied so, with the sums of the integers: exact up to 2^24, which 1,040 codes of
-the largest size reach, and rounded to float32 beyond. It is no faster than floats. transformers calls this by its name.
+The codes are whole numbers held in float32 and multiplied so, with the sums of the integers: exact up to
+2^24, which 1,040 codes of the largest size reach, and rounded to float32 beyond. It is no faster than floats.
+transformers calls this by its name.
 """
 
 from __future__ import annotations
@@ -35,7 +40,8 @@ _NAME, _WATCHED = "int8_products", "watched_"
 
 @dataclass(frozen=True)
 class Int8Attention:
-    """How one block's attention rounds. static: the scales of queries, keys and values where `shared` is "tensor"."""
+    """How one block's attention rounds. static: the scales of queries, keys and values where `shared` is
+    "tensor"."""
 
     shared: str
     static: tuple[float, float, float] | None = None
@@ -47,7 +53,10 @@ class Int8Attention:
             and all(type(s) is float and 0 < s < 1e30 for s in self.static)
         )
         if self.shared not in SHARED or (not fixed if self.shared == "tensor" else self.static is not None):
-            raise ValueError(f"{self!r}; allowed: shared of {', '.join(SHARED)}, three positive scales with tensor and none else")
+            raise ValueError(
+                f"{self!r}; allowed: shared of {', '.join(SHARED)}, three positive scales with tensor "
+                "and none else"
+            )
 
     def scales(self, *parts: Tensor) -> list[Tensor]:
         """The scale of each of query, key and value [b, heads, t, size]: a number, or [b, heads, t, 1]."""
@@ -57,24 +66,34 @@ class Int8Attention:
         return [largest(x.abs()).clamp_min(1e-30) / TOP for x in parts]
 
 
-def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, rule: Int8Attention) -> Tensor:
+def products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, rule: Int8Attention
+) -> Tensor:
     """softmax(Q K^T * scaling + mask) V [b, heads, t, size] in float32, both products of integers.
 
-    query [b, heads, t, size]; key, value [b, kv heads, all, size]; mask [b or 1, 1, t, all], added to the scores; None: causal.
+    query [b, heads, t, size]; key, value [b, kv heads, all, size]; mask [b or 1, 1, t, all], added to the
+    scores; None: causal.
     """
     parts = [x.float() for x in (query, key, value)]
     scales = rule.scales(*parts)
     codes = [(x * (1 / s)).round().clamp(-TOP, TOP) for x, s in zip(parts, scales, strict=True)]
     serves = query.shape[1] // key.shape[1]
-    (q, k, v), (of_q, of_k, of_v) = ([x if x.dim() < 4 or not i else x.repeat_interleave(serves, 1) for i, x in enumerate(three)]
-                                     for three in (codes, scales))  # fmt: skip
+    (q, k, v), (of_q, of_k, of_v) = (
+        [x if x.dim() < 4 or not i else x.repeat_interleave(serves, 1) for i, x in enumerate(three)]
+        for three in (codes, scales)
+    )
     t, total = q.shape[2], k.shape[2]
     if mask is None:
         mask = torch.full((t, total), -torch.inf, device=q.device).triu(total - t + 1)[None, None]
     out, step = torch.empty_like(q), max(1, SCORES // max(1, q.shape[0] * q.shape[1] * total))
     for rows in (slice(start, start + step) for start in range(0, t, step)):
         of_rows = of_q[:, :, rows] if of_q.dim() else of_q
-        scores = (q[:, :, rows] @ k.transpose(2, 3)) * of_rows * (of_k.transpose(2, 3) if of_k.dim() else of_k) * scaling
+        scores = (
+            (q[:, :, rows] @ k.transpose(2, 3))
+            * of_rows
+            * (of_k.transpose(2, 3) if of_k.dim() else of_k)
+            * scaling
+        )
         chances = torch.softmax(scores + mask[:, :, rows, :total].float(), -1)
         if of_v.dim():
             weights = chances * of_v.transpose(2, 3)
@@ -96,7 +115,8 @@ def install(module: nn.Module, rules: Sequence[Int8Attention]) -> None:
 
 @contextmanager
 def watched(block: nn.Module, see: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
-    """While it lasts, `see` is shown query, key and value [b, heads, t, size] of every call of the block's attention."""
+    """While it lasts, `see` is shown query, key and value [b, heads, t, size] of every call of the block's
+    attention."""
     part = _attention(block)
     before = part.config._attn_implementation
     part.watcher, part.config._attn_implementation = see, _WATCHED + before
@@ -112,7 +132,9 @@ def _attention(block: nn.Module) -> nn.Module:
 
 
 def _int8(module, query, key, value, attention_mask, scaling=None, **kwargs) -> tuple[Tensor, None]:
-    found = products(query, key, value, attention_mask, module.scaling if scaling is None else scaling, module.rounding)
+    found = products(
+        query, key, value, attention_mask, module.scaling if scaling is None else scaling, module.rounding
+    )
     return found.to(query.dtype).transpose(1, 2).contiguous(), None
 
 

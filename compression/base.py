@@ -1,8 +1,8 @@
 """The words every method speaks: parameters, methods, sites, statistics, edits, costs, notes and errors.
 
-A method is a frozen `Method` record whose `compress` function chooses numbers. It receives a `Site` (one linear
-layer) with the `Stats` of that layer's inputs, or a `Block` of them, and returns an `Edit` that the driver applies. It
-never walks a model, never multiplies and never measures.
+A method is a frozen `Method` record whose `compress` function chooses numbers. It receives a `Site` (one
+linear layer) with the `Stats` of that layer's inputs, or a `Block` of them, and returns an `Edit` that the
+driver applies. It never walks a model, never multiplies and never measures.
 
 The error tree, each class with a stable `code` that the page translates:
 
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 
 class CompressionError(Exception):
-    """Base of all errors that a visitor may cause. `code` is stable, `facts` are the numbers and names in it."""
+    """Base of all errors that a visitor may cause. `code` is stable, `facts` are the numbers and names in
+    it."""
 
     code = "error"
 
@@ -88,7 +89,8 @@ class Cancelled(CompressionError):
 
 @dataclass(frozen=True)
 class Note:
-    """Something the reader must know about a result, as a stable code and its numbers (translated by the page)."""
+    """Something the reader must know about a result, as a stable code and its numbers (translated by the
+    page)."""
 
     code: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -115,16 +117,28 @@ def param(
 ):
     """Declare one parameter: widget, flag, check, help text and cache key are generated from this line.
 
-    lo, hi: inclusive bounds; lo = -1 means that -1 stands for the whole (a whole row), and 0 is no value then.
-    step: values are lo + k * step (numbers counted from 0 when lo is negative).
-    choices: the only values. suggest: values that a menu offers; others within the bounds are allowed too.
-    ends: words for the two ends of the main knob. main: the method's large knob (one per method).
-    told: a run's full name gives it even at its default, because two runs that differ in it are not alike (groups, activations, budget).
-    when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold. One that the method
-    hasn't holds.
+    lo, hi: inclusive bounds; lo = -1 means that -1 stands for the whole (a whole row), and 0 is no value
+    then. step: values are lo + k * step (numbers counted from 0 when lo is negative). choices: the only
+    values. suggest: values that a menu offers; others within the bounds are allowed too. ends: words for the
+    two ends of the main knob. main: the method's large knob (one per method). told: a run's full name gives
+    it even at its default, because two runs that differ in it are not alike (groups, activations, budget).
+    when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold.
+    One that the method hasn't holds.
     """
-    meta = dict(help=help, lo=lo, hi=hi, step=step, choices=choices, suggest=suggest, unit=unit, ends=ends,
-                main=main, told=told, level=level, when=dict(when or {}))  # fmt: skip
+    meta = dict(
+        help=help,
+        lo=lo,
+        hi=hi,
+        step=step,
+        choices=choices,
+        suggest=suggest,
+        unit=unit,
+        ends=ends,
+        main=main,
+        told=told,
+        level=level,
+        when=dict(when or {}),
+    )
     return field(default=default, metadata=meta)
 
 
@@ -134,17 +148,27 @@ class Params:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            _check(type(self).__name__.removesuffix("Params").lower(), f, getattr(self, f.name), self._type(f.name))
+            _check(
+                type(self).__name__.removesuffix("Params").lower(),
+                f,
+                getattr(self, f.name),
+                self._type(f.name),
+            )
 
     @classmethod
     @functools.cache
     def _type(cls, name: str) -> type:
         hint = typing.get_type_hints(cls)[name]
-        return next(t for t in typing.get_args(hint) if t is not type(None)) if isinstance(hint, types.UnionType) else hint
+        return (
+            next(t for t in typing.get_args(hint) if t is not type(None))
+            if isinstance(hint, types.UnionType)
+            else hint
+        )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Params:
-        """Build from strings or JSON values, with the field's type. Raises BadParam for unknown or ill-typed values."""
+        """Build from strings or JSON values, with the field's type. Raises BadParam for unknown or ill-typed
+        values."""
         known = {f.name: f for f in dataclasses.fields(cls)}
         out = {}
         for name, value in values.items():
@@ -163,7 +187,7 @@ class Params:
                 "type": cls._type(f.name).__name__,
                 "default": f.default,
                 **{k: list(v) if isinstance(v, tuple) else v for k, v in f.metadata.items()},
-            }  # fmt: skip
+            }
             for f in dataclasses.fields(cls)
         ]
 
@@ -186,12 +210,16 @@ def _convert(name: str, value, kind: type):
     if kind is bool:
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if value.lower() not in words:
-            raise BadParam(f"{name} = {value!r}; allowed: true or false", name=name, got=value, allowed="true, false")
+            raise BadParam(
+                f"{name} = {value!r}; allowed: true or false", name=name, got=value, allowed="true, false"
+            )
         return words[value.lower()]
     try:
         return kind(value)
     except ValueError:
-        raise BadParam(f"{name} = {value!r} is not a {kind.__name__}", name=name, got=value, allowed=kind.__name__) from None
+        raise BadParam(
+            f"{name} = {value!r} is not a {kind.__name__}", name=name, got=value, allowed=kind.__name__
+        ) from None
 
 
 def _check(owner: str, f: dataclasses.Field, value, kind: type) -> None:
@@ -212,13 +240,16 @@ def _check(owner: str, f: dataclasses.Field, value, kind: type) -> None:
     unit = f" {m['unit']}" if m["unit"] else ""
     raise BadParam(
         f"{owner}: {f.name} = {value!r}{unit}; allowed: {allowed}. {m['help']}",
-        name=f.name, got=value, allowed=allowed,
-    )  # fmt: skip
+        name=f.name,
+        got=value,
+        allowed=allowed,
+    )
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What the driver collected about the inputs X [tokens, in] of one linear (fp32 sums; padding never counts)."""
+    """What the driver collected about the inputs X [tokens, in] of one linear (fp32 sums; padding never
+    counts)."""
 
     tokens: int
     gram: Tensor | None = None  # X^T X [in, in], raw sum
@@ -242,7 +273,8 @@ class Site:
     weight: Tensor  # [out, in] float32, a copy
     bias: Tensor | None
     previous: Packed | None  # the format that an earlier step of the chain stored, None for a fresh linear
-    block: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # role -> (out, in) of its block's linears, {} if unknown
+    # role -> (out, in) of its block's linears, {} if unknown
+    block: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -286,31 +318,40 @@ class Cost:
 class Edit:
     """What a method returns. The driver alone applies it."""
 
-    linears: Mapping[str, Packed] = field(default_factory=dict)  # path -> format that replaces the linear's weight
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)  # changed norms, biases (new ones too), "<path>.input_scale"
+    # path -> format that replaces the linear's weight
+    linears: Mapping[str, Packed] = field(default_factory=dict)
+    # changed norms, biases (new ones too), "<path>.input_scale"
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     bundle: Bundle | None = None  # takes the model's place: a student
-    kept: Mapping[int, Kept] = field(default_factory=dict)  # layer -> the heads and channels that stay; the rest is cut out
+    # layer -> the heads and channels that stay; the rest is cut out
+    kept: Mapping[int, Kept] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
     series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
-    table: Packed | None = None  # replaces the token embedding, and a head that shares it unless `head` is given
+    # replaces the token embedding, and a head that shares it unless `head` is given
+    table: Packed | None = None
     head: Packed | None = None  # replaces the head's weight
-    files: Mapping[str, bytes] = field(default_factory=dict)  # name -> content, saved beside the model (texts, task files)
-    width: tuple[int, ...] = ()  # channels of the residual stream that stay, () for all; the rest is cut out of the whole model
+    # name -> content, saved beside the model (texts, task files)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    # channels of the residual stream that stay, () for all; the rest is cut out of the whole model
+    width: tuple[int, ...] = ()
     cache_bits: int | None = None  # the key-value cache that the model was made for
-    attention: Any = None  # of scope "block": the attention.Int8Attention by which the block's attention rounds
+    # of scope "block": the attention.Int8Attention by which the block's attention rounds
+    attention: Any = None
 
 
 @dataclass(frozen=True)
 class Context:
     """What a model-scoped method is given beside the bundle."""
 
-    windows: Tensor | None  # [n, window] token ids: the text to train on (`trains_on`) or to calibrate on (`windows`), else None
+    # [n, window] token ids: the text to train on (`trains_on`) or to calibrate on (`windows`), else None
+    windows: Tensor | None
     emit: Callable[[dict], None]
     cancelled: Callable[[], bool]
     seed: int = 0
     enough: Callable[[], bool] = lambda: False  # true: end the training now and keep the best state
-    teacher: Any = None  # as Method.teacher says: nothing, the model as a Bundle, or one that only answers in strings
+    # as Method.teacher says: nothing, the model as a Bundle, or one that only answers in strings
+    teacher: Any = None
 
 
 @dataclass(frozen=True)
@@ -322,38 +363,48 @@ class Method:
     family: str  # quantization, pruning, low_rank, distillation, original
     paper: str
     params: type[Params]
-    compress: Callable  # linear: (site, stats, params)    block: (block, params)    model: (bundle, context, params)    -> Edit
-    cost: Callable[..., Cost]  # (shape, params, calibration tokens) -> Cost; with `cost_by_role` also (..., role="q")
+    # linear: (site, stats, params)    block: (block, params)    model: (bundle, context, params)    -> Edit
+    compress: Callable
+    # (shape, params, calibration tokens) -> Cost; with `cost_by_role` also (..., role="q")
+    cost: Callable[..., Cost]
     scope: Literal["linear", "block", "model"] = "linear"
     stats: frozenset = frozenset()
     stats_of: Callable[[Params], frozenset] | None = (
         None  # of a method whose statistics depend on its params, in place of `stats`
     )
-    # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own block as it was;
-    # "original", the uncompressed model
+    # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own
+    # block as it was; "original", the uncompressed model
     stream: Literal["compressed", "block", "original"] = "compressed"
     after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
     # of a step that keeps an earlier one's integers: own params which that one decides where it has them
     inherits: tuple[str, ...] = ()
     converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
-    # of a method that stores the token embedding and leaves linears alone: ((vocabulary, width), params, tied) -> Cost of all
-    # that it stores, None where the table is left as it is
+    # of a method that stores the token embedding and leaves linears alone: ((vocabulary, width), params,
+    # tied) -> Cost of all that it stores, None where the table is left as it is
     table_cost: Callable[..., Cost | None] | None = None
-    cost_by_role: bool = False  # of a method with a student also for role "table", the token table that it trains too
-    trains_on: Callable[[Params], int] | None = None  # of a method that trains: the tokens it takes, repeating a shorter text
+    # of a method with a student also for role "table", the token table that it trains too
+    cost_by_role: bool = False
+    # of a method that trains: the tokens it takes, repeating a shorter text
+    trains_on: Callable[[Params], int] | None = None
     own_text: bool = False  # of a method that trains: on text that it makes itself
-    stores: str = ""  # of scope "model": the format that it stores linears in, `cost` being what they take then; "" if none
-    # of a method that adds to what the steps before stored: (params, steps before) -> whether its bytes come on top
+    # of scope "model": the format that it stores linears in, `cost` being what they take then; "" if none
+    stores: str = ""
+    # of a method that adds to what the steps before stored: (params, steps before) -> whether its bytes come
+    # on top
     adds: Callable[[Params, tuple], bool] | None = None
     windows: bool = False  # of scope "model": it reads the calibration windows itself
-    reshaped: Callable[[Geometry, Params], Geometry] | None = None  # sizes after a method that cuts heads or channels out
-    # of distillation: makes the student, which `compress` gets in the model's place, and what it learns from: "model", the
-    # model itself as a Bundle (white box), or "text", a TextTeacher that returns strings and shows nothing else (black box)
+    # sizes after a method that cuts heads or channels out
+    reshaped: Callable[[Geometry, Params], Geometry] | None = None
+    # of distillation: makes the student, which `compress` gets in the model's place, and what it learns from:
+    # "model", the model itself as a Bundle (white box), or "text", a TextTeacher that returns strings and
+    # shows nothing else (black box)
     student: Callable[[Bundle, Params], Bundle] | None = None
     teacher: Literal["none", "model", "text"] = "none"
-    # of a method that trains: params -> (method, params) of the same training with the method off, None if there is no such
+    # of a method that trains: params -> (method, params) of the same training with the method off, None if
+    # there is no such
     control: Callable[[Params], tuple[str, Mapping] | None] | None = None
-    untrained: Mapping | None = None  # of a method that trains and compresses too: params of the same without training
+    # of a method that trains and compresses too: params of the same without training
+    untrained: Mapping | None = None
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
@@ -363,7 +414,9 @@ class Method:
         return self.stats_of(params) if self.stats_of else self.stats
 
     def needs_calibration(self, params: Params) -> bool:
-        return bool(self.collects(params)) or self.windows or (self.trains_on is not None and not self.own_text)
+        return (
+            bool(self.collects(params)) or self.windows or (self.trains_on is not None and not self.own_text)
+        )
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""
@@ -376,14 +429,21 @@ class Method:
     def describe(self) -> dict:
         """The method as JSON, for `--list --json` and assets/methods.json."""
         return {
-            "name": self.name, "family": self.family, "title": self.title, "paper": self.paper,
-            "calibration": self.needs_calibration(self.params()), "after": sorted(self.after), "main": self.main_param,
-            "essay": self.essay.strip(), "params": self.params.describe(),
-        }  # fmt: skip
+            "name": self.name,
+            "family": self.family,
+            "title": self.title,
+            "paper": self.paper,
+            "calibration": self.needs_calibration(self.params()),
+            "after": sorted(self.after),
+            "main": self.main_param,
+            "essay": self.essay.strip(),
+            "params": self.params.describe(),
+        }
 
 
 def handed_on(params: Params) -> dict:
-    """What a step decides for a next one that keeps its integers: its parameters that have an effect, none where it rounds nothing."""
+    """What a step decides for a next one that keeps its integers: its parameters that have an effect, none
+    where it rounds nothing."""
     values = params.effective()
     return {} if values.get("rounding") is False else values
 

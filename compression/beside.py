@@ -1,5 +1,6 @@
-"""What goes along with a model's weights, into its artifact and every export: the tokenizer with its chat templates, when to stop
-(generation_config.json), the base model's licence files, what was changed, and a README."""
+"""What goes along with a model's weights, into its artifact and every export: the tokenizer with its chat
+templates, when to stop (generation_config.json), the base model's licence files, what was changed, and a
+README."""
 
 from __future__ import annotations
 
@@ -10,9 +11,14 @@ from compression.base import ModelUnavailable
 from compression.bundle import Bundle
 from compression.folder import Folder
 
-LICENCES = ("license*", "licence*", "notice*", "use_policy*", "copying*")  # names of files, whatever their letters' case
+# names of files, whatever their letters' case
+LICENCES = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 MOST_BYTES = 1_000_000  # of a licence file
-NOTICE, OURS, THEIRS = "NOTICE.txt", "This folder holds a modified copy of", "\nThe base model's own notice:\n\n"
+NOTICE, OURS, THEIRS = (
+    "NOTICE.txt",
+    "This folder holds a modified copy of",
+    "\nThe base model's own notice:\n\n",
+)
 
 
 def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
@@ -36,11 +42,14 @@ def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
         + (THEIRS + theirs if theirs else ""),
         "utf-8",
     )
-    (folder / "README.md").write_text(f"# {origin}, {label}\n\nLicence of the base model: {licence}. {how_to_load}", "utf-8")
+    (folder / "README.md").write_text(
+        f"# {origin}, {label}\n\nLicence of the base model: {licence}. {how_to_load}", "utf-8"
+    )
 
 
 def _licences(folder: str | None) -> dict[str, bytes]:
-    """The licence files of a model's folder by name; what is no plain file in it, or very large, stays where it is."""
+    """The licence files of a model's folder by name; what is no plain file in it, or very large, stays where
+    it is."""
     found, place = {}, Folder(folder) if folder and Path(folder).is_dir() else None
     for name in place.names() if place else ():
         if any(fnmatch(name.lower(), pattern) for pattern in LICENCES):

@@ -37,8 +37,9 @@ class Geometry:
         return self.vocabulary * (self.embedding or self.hidden)
 
     def kv_cache_bytes_per_token(self, bits: int = 16, keys: str = "token", window: int = 512) -> int:
-        """Keys and values of one token over all blocks, a cache of few bits with its scales (compression/kv_cache.py). keys "channel": on
-        average over a text about as long as the window, since the latest tokens wait in 16 bits."""
+        """Keys and values of one token over all blocks, a cache of few bits with its scales
+        (compression/kv_cache.py). keys "channel": on average over a text about as long as the window, since
+        the latest tokens wait in 16 bits."""
         if keys == "channel" and bits < 16:
             from compression.kv_cache import channel_bytes, usual_length
 
@@ -49,7 +50,8 @@ class Geometry:
 
 @dataclass
 class Bundle:
-    """A loaded model. `module` is a transformers causal LM whose blocks hold only q k v o (gate) up down linears."""
+    """A loaded model. `module` is a transformers causal LM whose blocks hold only q k v o (gate) up down
+    linears."""
 
     module: nn.Module
     tokenizer: Any

@@ -1,20 +1,22 @@
-"""The one driver: walks the blocks, feeds them calibration inputs, collects statistics, calls the method, applies its edit.
+"""The one driver: walks the blocks, feeds them calibration inputs, collects statistics, calls the method,
+applies its edit.
 
-One step of a recipe runs over the whole model before the next, which calibrates on its result. Within a step and
-`stream="compressed"`, the groups of a block (linears that share an input) are visited in the order of the data
-flow: the block runs only as far as the group's input, the group is compressed, and the run for the next group
-passes through it (GPTQ's "true sequential"). What linears that are done give is remembered, and so is a part that has no
-others (attention), so that all partial runs of a block cost little more than a forward pass. With `stream="block"` all groups of
-a block are observed in one pass before any is compressed, and the next block still sees the compressed one. With
-`stream="original"` every input comes from the uncompressed model in one pass.
+One step of a recipe runs over the whole model before the next, which calibrates on its result. Within a step
+and `stream="compressed"`, the groups of a block (linears that share an input) are visited in the order of the
+data flow: the block runs only as far as the group's input, the group is compressed, and the run for the next
+group passes through it (GPTQ's "true sequential"). What linears that are done give is remembered, and so is a
+part that has no others (attention), so that all partial runs of a block cost little more than a forward pass.
+With `stream="block"` all groups of a block are observed in one pass before any is compressed, and the next
+block still sees the compressed one. With `stream="original"` every input comes from the uncompressed model in
+one pass.
 
-Memory: what enters a block and what its attention gives, for all windows, at most `inputs.ROOM` bytes of what its linears
-give, and the sums of one group (a Gram matrix takes 4 * in^2 bytes).
+Memory: what enters a block and what its attention gives, for all windows, at most `inputs.ROOM` bytes of what
+its linears give, and the sums of one group (a Gram matrix takes 4 * in^2 bytes).
 
-A method of scope "block" gets all groups of a block at once, their inputs from the uncompressed model, and where a factor
-on them can be folded; it returns one edit for the block.
-Windows are full, so padding never enters a sum. Every block is called as the model itself calls it (inputs.py), which is
-checked before anything is compressed.
+A method of scope "block" gets all groups of a block at once, their inputs from the uncompressed model, and
+where a factor on them can be folded; it returns one edit for the block. Windows are full, so padding never
+enters a sum. Every block is called as the model itself calls it (inputs.py), which is checked before anything
+is compressed.
 """
 
 from __future__ import annotations
@@ -81,11 +83,14 @@ def compress(
     training: Tensor | None = None,
     enough: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Compress `bundle.module` in place. windows: calibration token ids [n, window], None if no method needs them.
+    """Compress `bundle.module` in place. windows: calibration token ids [n, window], None if no method needs
+    them.
 
-    training: the token ids that a method which trains reads (default: `windows`); `enough()` ends its training early.
+    training: the token ids that a method which trains reads (default: `windows`); `enough()` ends its
+    training early.
 
-    Raises BadChain, UnsupportedLayer, CalibrationError from the methods and Cancelled when `cancelled()` turns true.
+    Raises BadChain, UnsupportedLayer, CalibrationError from the methods and Cancelled when `cancelled()`
+    turns true.
     """
     start = time.perf_counter()
     outcome = Outcome()
@@ -93,9 +98,14 @@ def compress(
     engine.forget(bundle)
     for number, (method, params) in enumerate(recipe, 1):
         if method.needs_calibration(params) and windows is None:
-            raise CalibrationError(f"{method.name} needs calibration windows; none were given", code="no_calibration")
+            raise CalibrationError(
+                f"{method.name} needs calibration windows; none were given", code="no_calibration"
+            )
         facts = {"method": method.name, "step": number, "steps": len(recipe)}
-        told = lambda e, f=facts: emit(e | {"facts": f | e.get("facts", {})})  # noqa: E731
+
+        def told(e, f=facts):
+            return emit(e | {"facts": f | e.get("facts", {})})
+
         read = windows if method.trains_on is None or training is None else training
         walk = _Walk(bundle, method, params, read, outcome, told, cancelled, enough)
         with torch.no_grad():
@@ -119,14 +129,20 @@ def check_tables(recipe: Sequence[tuple[Method, Params]]) -> None:
     """Raises BadChain for a recipe that would store the token embedding twice."""
     names = [method.name for method, _ in recipe if method.table_cost]
     if len(names) > 1:
-        raise BadChain(f"{names[1]} can't follow {names[0]}: both store the token embedding. Drop one of the two steps.",
-                       method=names[1], format="an embedding that is stored already", allowed="a table in 16 bits")  # fmt: skip
+        raise BadChain(
+            f"{names[1]} can't follow {names[0]}: both store the token embedding. Drop one of the two steps.",
+            method=names[1],
+            format="an embedding that is stored already",
+            allowed="a table in 16 bits",
+        )
 
 
 class _Walk:
     """One step of a recipe over all blocks."""
 
-    def __init__(self, bundle, method: Method, params: Params, windows, outcome: Outcome, emit, cancelled, enough):
+    def __init__(
+        self, bundle, method: Method, params: Params, windows, outcome: Outcome, emit, cancelled, enough
+    ):
         self.bundle, self.method, self.params, self.windows = bundle, method, params, windows
         self.outcome, self.emit, self.cancelled, self.enough = outcome, emit, cancelled, enough
         self.module, self.stats = bundle.module, method.collects(params)
@@ -186,7 +202,9 @@ class _Walk:
             else:
                 done: set[nn.Module] = set()
                 for group in groups:
-                    self._compress(layer, group, inputs.until(block, self._first(group), self.stats, self._check))
+                    self._compress(
+                        layer, group, inputs.until(block, self._first(group), self.stats, self._check)
+                    )
                     done |= {self.module.get_submodule(path) for path, _ in group}
                     inputs.settle(block, done)
                 if not last:
@@ -224,31 +242,44 @@ class _Walk:
             raise BadChain(
                 f"{self.method.name} can't follow a step that stored {path} as {previous.format}; "
                 f"it accepts: {allowed}. Change the order or drop one step.",
-                method=self.method.name, format=previous.format, allowed=allowed,
-            )  # fmt: skip
+                method=self.method.name,
+                format=previous.format,
+                allowed=allowed,
+            )
 
     def _apply(self, edit: Edit, unit: float = 1.0) -> None:
-        """Put an edit into the model. unit: what one stands for in its linears and their new biases (`unit_of`)."""
+        """Put an edit into the model. unit: what one stands for in its linears and their new biases
+        (`unit_of`)."""
         self.outcome.notes.extend(edit.notes)
         self.outcome.series |= edit.series
         self.outcome.files |= edit.files
         self.bundle.cache_bits = edit.cache_bits or self.bundle.cache_bits
         if edit.bundle is not None:
             self.module = self.bundle.module = edit.bundle.module.requires_grad_(False).eval()
-            self.bundle.tokenizer, self.bundle.geometry, self.bundle.attention = edit.bundle.tokenizer, edit.bundle.geometry, ()
+            self.bundle.tokenizer, self.bundle.geometry, self.bundle.attention = (
+                edit.bundle.tokenizer,
+                edit.bundle.geometry,
+                (),
+            )
             engine.forget(self.bundle)  # a decoder of the teacher, which answered or drew texts
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
-        biases = {path: edit.tensors[f"{path}.bias"] * unit for path in edit.linears if f"{path}.bias" in edit.tensors}
+        biases = {
+            path: edit.tensors[f"{path}.bias"] * unit
+            for path in edit.linears
+            if f"{path}.bias" in edit.tensors
+        }
         for path, tensor in edit.tensors.items():
             owner, _, name = path.rpartition(".")
             if path in scales or (owner in biases and name == "bias"):
                 continue
             target = getattr(self.module.get_submodule(owner), name)
             if target is None:
-                raise UnsupportedLayer(f"{owner} has no {name}; only a linear that the same edit replaces may be given one",
-                                       got=path)  # fmt: skip
+                raise UnsupportedLayer(
+                    f"{owner} has no {name}; only a linear that the same edit replaces may be given one",
+                    got=path,
+                )
             target.data = tensor.to(target)
         for path, packed in edit.linears.items():
             old = self.module.get_submodule(path)
@@ -257,7 +288,9 @@ class _Walk:
             scale = scales.get(f"{path}.input_scale", getattr(old, "input_scale", None))
             if unit != 1.0:
                 scale = unit * (
-                    torch.ones(packed.shape[1], dtype=self.module.dtype, device=old.weight.device) if scale is None else scale
+                    torch.ones(packed.shape[1], dtype=self.module.dtype, device=old.weight.device)
+                    if scale is None
+                    else scale
                 )
             set_submodule(self.module, path, CompressedLinear(packed, bias, scale))
             role, layer = places[path]
@@ -271,7 +304,11 @@ class _Walk:
 
     def _cut(self, edit: Edit) -> None:
         """Heads and channels leave the model; its sizes follow."""
-        touched = [(path, role, layer) for path, role, layer in arch.linears(self.module) if edit.width or layer in edit.kept]
+        touched = [
+            (path, role, layer)
+            for path, role, layer in arch.linears(self.module)
+            if edit.width or layer in edit.kept
+        ]
         before = {path: self.module.get_submodule(path).weight.numel() for path, _, _ in touched}
         structure.cut(self.module, edit.kept)
         if edit.width:
@@ -298,8 +335,9 @@ def site_of(module: nn.Module, path: str, role: str, layer: int) -> Site:
 
 
 def unit_of(weight: Tensor) -> float:
-    """The power of two in which a matrix is stored: 1, or about its largest magnitude where 16-bit scales and factors, which end at
-    0.00006 and 65,504, couldn't hold it. Multiplying by a power of two rounds nothing."""
+    """The power of two in which a matrix is stored: 1, or about its largest magnitude where 16-bit scales and
+    factors, which end at 0.00006 and 65,504, couldn't hold it. Multiplying by a power of two rounds
+    nothing."""
     largest = float(weight.abs().amax()) if weight.numel() else 0.0
     return 1.0 if largest == 0 or SMALLEST <= largest <= LARGEST else 2.0 ** math.floor(math.log2(largest))
 
@@ -308,11 +346,14 @@ def in_units(site: Site, unit: float) -> Site:
     """The site with its weight and bias counted in `unit`."""
     if unit == 1.0:
         return site
-    return dataclasses.replace(site, weight=site.weight / unit, bias=None if site.bias is None else site.bias / unit)
+    return dataclasses.replace(
+        site, weight=site.weight / unit, bias=None if site.bias is None else site.bias / unit
+    )
 
 
 def stored_format(method: Method) -> str:
-    """The name of the format in which a method stores a fresh linear, found by letting it store a small one; "dense" if none."""
+    """The name of the format in which a method stores a fresh linear, found by letting it store a small one;
+    "dense" if none."""
     if method.scope == "model":
         return method.stores or "dense"
     n = 32

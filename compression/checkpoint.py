@@ -1,9 +1,11 @@
-"""The weights of a checkpoint, into a model: every tensor of the file used once, every parameter from the file, or nothing.
+"""The weights of a checkpoint, into a model: every tensor of the file used once, every parameter from the
+file, or nothing.
 
-`load` compares what the config describes with what the files' headers hold before any memory is taken, then reads tensor by
-tensor. Names are those of transformers' modules, or of the files that it maps to them itself (arch.Family.prefix, .renamed). Two
-tensors may be one only where the config says so, and then the file's two must agree. Tensors that follow from the config and
-that some published files carry (arch.Family.recomputed) are compared with what the model computes, and left out.
+`load` compares what the config describes with what the files' headers hold before any memory is taken, then
+reads tensor by tensor. Names are those of transformers' modules, or of the files that it maps to them itself
+(arch.Family.prefix, .renamed). Two tensors may be one only where the config says so, and then the file's two
+must agree. Tensors that follow from the config and that some published files carry (arch.Family.recomputed)
+are compared with what the model computes, and left out.
 """
 
 from __future__ import annotations
@@ -20,31 +22,54 @@ from compression.configs import Described
 from compression.folder import Folder, few, shown
 from compression.headers import FLOATS, Entry, Headers
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.uint8}  # fmt: skip
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.uint8,
+}
 FOREIGN = {  # a part of a name -> what a checkpoint with such tensors is
-    "lora_": "an adapter", "base_model.": "an adapter", "qweight": "compressed already (GPTQ or AWQ)", "qzeros": "compressed already (GPTQ or AWQ)",
-    "weight_packed": "compressed already (compressed-tensors)", "weight_scale": "compressed already (8 or 4 bits)",
-    "absmax": "compressed already (bitsandbytes)", "SCB": "compressed already (bitsandbytes)", "quant_map": "compressed already (bitsandbytes)",
-    "score.": "a model that scores texts", "v_head": "a model that scores texts", "classifier": "a model that classifies texts",
-    "vision": "a model that reads images", "experts": "a mixture of experts",
-}  # fmt: skip
+    "lora_": "an adapter",
+    "base_model.": "an adapter",
+    "qweight": "compressed already (GPTQ or AWQ)",
+    "qzeros": "compressed already (GPTQ or AWQ)",
+    "weight_packed": "compressed already (compressed-tensors)",
+    "weight_scale": "compressed already (8 or 4 bits)",
+    "absmax": "compressed already (bitsandbytes)",
+    "SCB": "compressed already (bitsandbytes)",
+    "quant_map": "compressed already (bitsandbytes)",
+    "score.": "a model that scores texts",
+    "v_head": "a model that scores texts",
+    "classifier": "a model that classifies texts",
+    "vision": "a model that reads images",
+    "experts": "a mixture of experts",
+}
 
 
 def build(described: Described, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
-    """The transformers model that a config describes, its weights undefined. device "meta" takes no memory."""
+    """The transformers model that a config describes, its weights undefined. device "meta" takes no
+    memory."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     config = described.config()
     with torch.device(device), no_init_weights():
-        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation="sdpa", dtype=dtype, trust_remote_code=False
+        )
 
 
 def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     """(the model in `dtype`, names of tensors that the model computes itself and the files carry too).
 
-    Raises ModelUnavailable naming the tensors that are missing, unexpected, twice there, or of another shape or type.
+    Raises ModelUnavailable naming the tensors that are missing, unexpected, twice there, or of another shape
+    or type.
     """
     folder, family = headers.folder, arch.FAMILIES[described.family]
     names = _named(headers, family)
@@ -52,8 +77,14 @@ def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn
     try:
         model = build(described, dtype, "meta")
     except Exception as why:  # a combination of values that only the library knows to be wrong
-        raise folder.error("bad_config", f"has a config.json that no model can be built from: {shown(why, 200)}. Correct the file, or "
-                           "fetch it again.", field="config.json", got=shown(why, 200), allowed="") from None  # fmt: skip
+        raise folder.error(
+            "bad_config",
+            f"has a config.json that no model can be built from: {shown(why, 200)}. Correct the file, or "
+            "fetch it again.",
+            field="config.json",
+            got=shown(why, 200),
+            allowed="",
+        ) from None
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     carried = {name: kind for name in names if (kind := _recomputed(name, family)) and name not in expected}
     tied = (f"{family.embedding}.weight", f"{family.head}.weight") if described.geometry.tied else ()
@@ -62,36 +93,63 @@ def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn
     _fill(headers, module, {n: e for n, e in names.items() if n not in carried}, tied)
     for name, kind in carried.items():
         if not _agrees(read(headers, names[name]), kind, module, family):
-            raise folder.error("buffer_differs", f"holds {shown(name)} with other values than its config gives; correct config.json, or "
-                               "fetch the files again", names=shown(name))  # fmt: skip
+            raise folder.error(
+                "buffer_differs",
+                f"holds {shown(name)} with other values than its config gives; correct config.json, or "
+                "fetch the files again",
+                names=shown(name),
+            )
     return module, sorted(carried)
 
 
 def _named(headers: Headers, family: arch.Family) -> dict[str, Entry]:
     """The file's tensors by the names that the model's modules have."""
     found: dict[str, Entry] = {}
-    stems = {path.removeprefix(family.prefix).split(".")[0] for path in (family.blocks, family.embedding, family.final,
-             family.positions or family.final, family.rotary or family.final)}  # fmt: skip
+    stems = {
+        path.removeprefix(family.prefix).split(".")[0]
+        for path in (
+            family.blocks,
+            family.embedding,
+            family.final,
+            family.positions or family.final,
+            family.rotary or family.final,
+        )
+    }
     for name, entry in headers.entries.items():
-        ours = next((ours + name.removeprefix(theirs) for theirs, ours in family.renamed if name.startswith(theirs)), name)
+        ours = next(
+            (ours + name.removeprefix(theirs) for theirs, ours in family.renamed if name.startswith(theirs)),
+            name,
+        )
         if ours.split(".")[0] in stems:
             ours = family.prefix + ours
         if ours in found:
-            raise headers.folder.error("tensor_twice", f"holds {shown(ours)} twice, under two names; fetch the files again",
-                                       names=shown(ours), count=1)  # fmt: skip
+            raise headers.folder.error(
+                "tensor_twice",
+                f"holds {shown(ours)} twice, under two names; fetch the files again",
+                names=shown(ours),
+                count=1,
+            )
         found[ours] = entry
     return found
 
 
-def _check_layers(folder: Folder, names: Mapping[str, Entry], family: arch.Family, described: Described) -> None:
+def _check_layers(
+    folder: Folder, names: Mapping[str, Entry], family: arch.Family, described: Described
+) -> None:
     pattern = re.compile(re.escape(family.blocks) + r"\.(\d{1,6})\.")
     found = {int(match[1]) for name in names if (match := pattern.match(name))}
     said = len(described.geometry.layers)
     if found and found != set(range(said)):
         have = max(found) + 1
         what = f"{have} layers" if len(found) == have else f"{len(found)} of {have} layers"
-        raise folder.error("layers_differ", f"has {said} layers by its config.json and {what} in its files; correct the one or fetch the other "
-                           "again", said=said, found=len(found))  # fmt: skip
+        raise folder.error(
+            "layers_differ",
+            f"has {said} layers by its config.json and {what} in its files; correct the one or fetch "
+            "the other "
+            "again",
+            said=said,
+            found=len(found),
+        )
 
 
 def _recomputed(name: str, family: arch.Family) -> str:
@@ -99,7 +157,10 @@ def _recomputed(name: str, family: arch.Family) -> str:
 
 
 def check(
-    folder: Folder, found: Mapping[str, Entry], expected: Mapping[str, tuple[int, ...]], tied: tuple[str, ...] = ()
+    folder: Folder,
+    found: Mapping[str, Entry],
+    expected: Mapping[str, tuple[int, ...]],
+    tied: tuple[str, ...] = (),
 ) -> None:
     """Compare the file's tensors with the model's (name -> shape). tied: names of which one may be absent."""
     missing = [n for n in expected if n not in found and not (n in tied and any(t in found for t in tied))]
@@ -107,24 +168,47 @@ def check(
     if unexpected:
         kind = next((what for part, what in FOREIGN.items() if any(part in n for n in unexpected)), "")
         also = f" and lacks {few(missing)}" if missing else ""
-        raise folder.error("unexpected_tensors", f"holds {few(unexpected)}, which the model that config.json describes has no place for{also}."
-                           + (f" It looks like {kind}." if kind else "") + " Give a whole, original model.",
-                           names=few(unexpected), count=len(unexpected), kind=kind)  # fmt: skip
+        raise folder.error(
+            "unexpected_tensors",
+            f"holds {few(unexpected)}, which the model that config.json describes has no place for{also}."
+            + (f" It looks like {kind}." if kind else "")
+            + " Give a whole, original model.",
+            names=few(unexpected),
+            count=len(unexpected),
+            kind=kind,
+        )
     if missing:
-        raise folder.error("missing_tensors", f"lacks {few(missing)}; fetch the files again, or correct config.json", names=few(missing),
-                           count=len(missing))  # fmt: skip
+        raise folder.error(
+            "missing_tensors",
+            f"lacks {few(missing)}; fetch the files again, or correct config.json",
+            names=few(missing),
+            count=len(missing),
+        )
     for name, entry in found.items():
         if entry.shape != expected[name]:
-            raise folder.error("tensor_shape", f"holds {shown(name)} as {list(entry.shape)}, and its config.json describes "
-                               f"{list(expected[name])}; correct the one or fetch the other again", names=shown(name),
-                               got=str(list(entry.shape)), allowed=str(list(expected[name])))  # fmt: skip
+            raise folder.error(
+                "tensor_shape",
+                f"holds {shown(name)} as {list(entry.shape)}, and its config.json describes "
+                f"{list(expected[name])}; correct the one or fetch the other again",
+                names=shown(name),
+                got=str(list(entry.shape)),
+                allowed=str(list(expected[name])),
+            )
         if entry.dtype not in FLOATS:
-            raise folder.error("tensor_type", f"holds {shown(name)} as {entry.dtype}, where floating numbers are due: compressed already, or "
-                               "no model; give the original model", names=shown(name), count=1, got=entry.dtype)  # fmt: skip
+            raise folder.error(
+                "tensor_type",
+                f"holds {shown(name)} as {entry.dtype}, where floating numbers are due: compressed "
+                "already, or "
+                "no model; give the original model",
+                names=shown(name),
+                count=1,
+                got=entry.dtype,
+            )
 
 
 def read(headers: Headers, entry: Entry, into: Tensor | None = None) -> Tensor:
-    """The tensor of an entry as the file has it (booleans as bytes); `into`: read there, of the same type and size."""
+    """The tensor of an entry as the file has it (booleans as bytes); `into`: read there, of the same type and
+    size."""
     tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype]) if into is None else into
     if not tensor.numel():
         return tensor
@@ -135,8 +219,12 @@ def read(headers: Headers, entry: Entry, into: Tensor | None = None) -> Tensor:
         while at < len(view):
             got = stream.readinto(view[at : at + (1 << 26)])
             if not got:
-                raise headers.folder.error("cut_file", f"has {entry.file}, which became shorter while it was read; fetch it again",
-                                           file=entry.file, bytes=at)  # fmt: skip
+                raise headers.folder.error(
+                    "cut_file",
+                    f"has {entry.file}, which became shorter while it was read; fetch it again",
+                    file=entry.file,
+                    bytes=at,
+                )
             at += got
     return tensor
 
@@ -146,12 +234,21 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
     folder, places = headers.folder, dict(module.named_parameters(remove_duplicate=False))
     first = next((n for n in tied if n in names), "")
     filled = set()
-    for name, entry in sorted(names.items(), key=lambda item: item[0] in tied and item[0] != first):  # a second of two comes last
+    # a second of two comes last
+    for name, entry in sorted(names.items(), key=lambda item: item[0] in tied and item[0] != first):
         place = places[tied[0] if name in tied else name].data
         if name in tied and name != first:
-            if not torch.equal(read(headers, entry).to(place.dtype), place) or entry.dtype != names[first].dtype:
-                raise folder.error("heads_differ", f"has a head of its own in {shown(name)}, and its config.json says that it is {shown(first)} "
-                                   "(tie_word_embeddings); correct config.json", names=shown(name))  # fmt: skip
+            if (
+                not torch.equal(read(headers, entry).to(place.dtype), place)
+                or entry.dtype != names[first].dtype
+            ):
+                raise folder.error(
+                    "heads_differ",
+                    f"has a head of its own in {shown(name)}, and its config.json says that it is "
+                    f"{shown(first)} "
+                    "(tie_word_embeddings); correct config.json",
+                    names=shown(name),
+                )
             continue
         if DTYPES[entry.dtype] == place.dtype and place.is_contiguous():
             read(headers, entry, place)
@@ -160,20 +257,32 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
         check_finite(folder, name, place)
         filled.add(place.data_ptr())
     module.tie_weights()
-    left = [n for n, p in module.named_parameters() if p.is_meta or (p.numel() and p.data_ptr() not in filled)]
+    left = [
+        n for n, p in module.named_parameters() if p.is_meta or (p.numel() and p.data_ptr() not in filled)
+    ]
     if left or any(b.is_meta for b in module.buffers()):
-        raise folder.error("missing_tensors", f"gives no values for {few(left)}", names=few(left), count=len(left))
+        raise folder.error(
+            "missing_tensors", f"gives no values for {few(left)}", names=few(left), count=len(left)
+        )
 
 
 def check_finite(folder: Folder, name: str, tensor: Tensor) -> None:
     """Raises ModelUnavailable for a tensor that holds an infinity or no number."""
-    if tensor.is_floating_point() and tensor.numel() and not all(bool(end.isfinite()) for end in tensor.aminmax()):
-        raise folder.error("not_finite", f"holds {shown(name)} with values that are infinite or no numbers; fetch the files again",
-                           names=shown(name))  # fmt: skip
+    if (
+        tensor.is_floating_point()
+        and tensor.numel()
+        and not all(bool(end.isfinite()) for end in tensor.aminmax())
+    ):
+        raise folder.error(
+            "not_finite",
+            f"holds {shown(name)} with values that are infinite or no numbers; fetch the files again",
+            names=shown(name),
+        )
 
 
 def _agrees(tensor: Tensor, kind: str, module: nn.Module, family: arch.Family) -> bool:
-    """Whether a tensor that follows from the config is what the model computes (in as many digits as a file may keep)."""
+    """Whether a tensor that follows from the config is what the model computes (in as many digits as a file
+    may keep)."""
     if kind == "version":
         return tensor.numel() == 1
     if kind == "floor":
@@ -191,8 +300,10 @@ def _agrees(tensor: Tensor, kind: str, module: nn.Module, family: arch.Family) -
         )
     rotary = module.get_submodule(family.rotary)
     plain = rotary.compute_default_rope_parameters(module.config)[0]
-    return any(tensor.shape == angles.shape and torch.allclose(tensor.float(), angles.float(), rtol=1e-2, atol=1e-7)
-               for angles in (rotary.inv_freq, plain))  # fmt: skip
+    return any(
+        tensor.shape == angles.shape and torch.allclose(tensor.float(), angles.float(), rtol=1e-2, atol=1e-7)
+        for angles in (rotary.inv_freq, plain)
+    )
 
 
 def read_generation(folder: Folder, module: nn.Module) -> None:
@@ -206,12 +317,20 @@ def read_generation(folder: Folder, module: nn.Module) -> None:
     try:
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
             several = given[name] if isinstance(given.get(name), list) else [given.get(name)]
-            if not all(v is None or (type(v) is int and -1 <= v < 1 << 31) for v in several) or len(several) > 64:
+            if (
+                not all(v is None or (type(v) is int and -1 <= v < 1 << 31) for v in several)
+                or len(several) > 64
+            ):
                 raise ValueError(f"{name} = {given[name]!r} is no token's number")
         module.generation_config = GenerationConfig.from_dict({k: v for k, v in given.items() if k in known})
     except Exception as why:  # whatever the library finds wrong
-        raise folder.error("bad_config", f"has a {file} that can't be read: {shown(why, 200)}. Correct the file, or fetch it again.",
-                           field=file, got=shown(why, 100), allowed="what transformers writes") from None  # fmt: skip
+        raise folder.error(
+            "bad_config",
+            f"has a {file} that can't be read: {shown(why, 200)}. Correct the file, or fetch it again.",
+            field=file,
+            got=shown(why, 100),
+            allowed="what transformers writes",
+        ) from None
 
 
 def unavailable(folder: Folder, why: str) -> ModelUnavailable:

@@ -26,5 +26,9 @@ def check_room(place: Path | str, need_bytes: int) -> None:
     """Raises DiskFull if `place`'s disk has no room for so many bytes."""
     free = free_bytes(place)
     if free < need_bytes:
-        raise DiskFull(f"the disk is full: this takes {need_bytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free; free some space",
-                       need_bytes=int(need_bytes), free_bytes=free)  # fmt: skip
+        raise DiskFull(
+            f"the disk is full: this takes {need_bytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are "
+            "free; free some space",
+            need_bytes=int(need_bytes),
+            free_bytes=free,
+        )

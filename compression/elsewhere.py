@@ -1,7 +1,7 @@
 """A config and a tokenizer that the last two major versions of transformers read alike.
 
-Version 5 writes some settings in new places that version 4 doesn't look at, and takes its defaults instead: another rope_theta is another
-model. So these files say it in both places; each version reads its own.
+Version 5 writes some settings in new places that version 4 doesn't look at, and takes its defaults instead:
+another rope_theta is another model. So these files say it in both places; each version reads its own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ TOKENIZER = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both
 
 def config(module: nn.Module, dtype: str) -> dict:
     """config.json of a model that is stored in `dtype`."""
-    found = module.config.to_diff_dict() | {"architectures": [type(module).__name__], "dtype": dtype, "torch_dtype": dtype}
+    found = module.config.to_diff_dict() | {
+        "architectures": [type(module).__name__],
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
     rope = found.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        found["rope_scaling"] = {k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        found["rope_scaling"] = {
+            k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")
+        }
     for name in ("rope_theta", "partial_rotary_factor"):
         if name in rope:
             found[name] = rope[name]
@@ -37,7 +43,9 @@ def tokenizer(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file():
         return
-    found = {k: v for k, v in json.loads(file.read_text("utf-8")).items() if k not in NEWER} | {"tokenizer_class": TOKENIZER}
+    found = {k: v for k, v in json.loads(file.read_text("utf-8")).items() if k not in NEWER} | {
+        "tokenizer_class": TOKENIZER
+    }
     if isinstance(found.get("extra_special_tokens"), list):
         found["additional_special_tokens"] = found.pop("extra_special_tokens")
     write(file, found)
@@ -45,4 +53,6 @@ def tokenizer(folder: Path) -> None:
 
 def write(file: Path, content: dict) -> None:
     """A JSON file. Raises ValueError for numbers that aren't finite, which JSON hasn't."""
-    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    file.write_text(
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+    )

@@ -1,9 +1,10 @@
 """From a model to the flat description that the one-call decode step reads (kernels/cpu/step.py).
 
-Every linear goes in with the format it has; one that isn't compressed goes in as 16-bit weights (the type that its
-publisher used, float16 where that was 32 bits), as the saved file would hold it, or in the type that is asked for. What the
-step doesn't know (known.py) is refused with the reason, and the model then runs through transformers' own loop. So is a
-model for which the step, once made, doesn't give the logits of the model's own forward pass on a few tokens.
+Every linear goes in with the format it has; one that isn't compressed goes in as 16-bit weights (the type
+that its publisher used, float16 where that was 32 bits), as the saved file would hold it, or in the type that
+is asked for. What the step doesn't know (known.py) is refused with the reason, and the model then runs
+through transformers' own loop. So is a model for which the step, once made, doesn't give the logits of the
+model's own forward pass on a few tokens.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ from kernels import cpu
 from kernels.cpu import plans
 from kernels.cpu.step import Decoder, Layer, Linear, Model, Norm, Session
 
-TRIED, AT_ONCE = 8, 5  # tokens that a new decoder is tried on; so many of them in one call, the others one by one
-# By how much its logits may differ from the model's: the root mean square of the differences by that of the logits about their mean.
-# Float32 sums of another order leave 1e-6 to 1e-5; a wrong epsilon, scale, angle or activation 1e-3 and more.
+# tokens that a new decoder is tried on; so many of them in one call, the others one by one
+TRIED, AT_ONCE = 8, 5
+# By how much its logits may differ from the model's: the root mean square of the differences by that of the
+# logits about their mean. Float32 sums of another order leave 1e-6 to 1e-5; a wrong epsilon, scale, angle or
+# activation 1e-3 and more.
 EXACT = 3e-4
-# Where activations are rounded, a value at a tie goes the other way and all that follow differ by their own rounding: so much a
-# block (30 blocks of 8-bit activations were seen to leave 0.13), and never as much as two models without a likeness, 1 and more.
+# Where activations are rounded, a value at a tie goes the other way and all that follow differ by their own
+# rounding: so much a block (30 blocks of 8-bit activations were seen to leave 0.13), and never as much as two
+# models without a likeness, 1 and more.
 ROUNDED, MOST = 0.05, 0.7
 ANGLES_AT_ONCE = 1 << 14  # positions
 HALF_ERROR = 2.0**-11  # what rounding to float16 costs at most, relative to the value
@@ -42,7 +46,8 @@ class CannotServe(Exception):
 
 
 def serve(bundle: Bundle) -> Decoder | None:
-    """The bundle's decoder, made and tried at the first call; None where the step can't run it (`bundle.refused` says why).
+    """The bundle's decoder, made and tried at the first call; None where the step can't run it
+    (`bundle.refused` says why).
 
     Whoever changes the module's weights calls `forget` first.
     """
@@ -56,7 +61,8 @@ def serve(bundle: Bundle) -> Decoder | None:
 
 
 def serve_alone(bundle: Bundle) -> Decoder | None:
-    """`serve`, and then give up the module's own weights: from here on the bundle can only be asked for tokens."""
+    """`serve`, and then give up the module's own weights: from here on the bundle can only be asked for
+    tokens."""
     found = serve(bundle)
     if found is not None:
         bundle.module.to("meta")
@@ -74,18 +80,22 @@ def storage_dtype(bundle: Bundle) -> torch.dtype:
 
 
 def stored_as(tensor: Tensor, storage: torch.dtype) -> torch.dtype:
-    """The type that a tensor is stored in where `storage` is wished for: float32 where float16 can't hold its values.
+    """The type that a tensor is stored in where `storage` is wished for: float32 where float16 can't hold its
+    values.
 
-    That is so where one lies beyond 65504, or where many rows consist of values below 2^-14, for which float16 has few digits: more
-    than one row in a hundred loses more than what rounding to float16 costs anywhere. A single such row (a token that no text has,
-    moved a little by a training) doesn't double a table's size.
+    That is so where one lies beyond 65504, or where many rows consist of values below 2^-14, for which
+    float16 has few digits: more than one row in a hundred loses more than what rounding to float16 costs
+    anywhere. A single such row (a token that no text has, moved a little by a training) doesn't double a
+    table's size.
     """
     if storage is not torch.float16 or not tensor.numel():
         return storage
     low, high = tensor.detach().aminmax()
     if max(-float(low), float(high)) > torch.finfo(torch.float16).max:
         return torch.float32
-    rows = tensor.detach().reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.detach().reshape(1, -1)
+    rows = (
+        tensor.detach().reshape(-1, tensor.shape[-1]) if tensor.dim() > 1 else tensor.detach().reshape(1, -1)
+    )
     size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
     small = rows[
         size < NORMAL * rows.shape[1] ** 0.5
@@ -104,7 +114,8 @@ def prepare(bundle: Bundle) -> None:
 
 
 def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
-    """A decoder for the model as it is now, not tried. dtype: of the matrices that aren't compressed. Raises CannotServe."""
+    """A decoder for the model as it is now, not tried. dtype: of the matrices that aren't compressed. Raises
+    CannotServe."""
     return _made(bundle, _Maker(bundle.module, dtype or storage_dtype(bundle)))
 
 
@@ -113,7 +124,9 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
     if cpu.wait() is None:
         raise CannotServe(f"the C kernels don't serve: {cpu.status()}")
     if bundle.device.type != "cpu" or module.training:
-        raise CannotServe("the model is being trained" if module.training else f"the model is on {bundle.device.type}")
+        raise CannotServe(
+            "the model is being trained" if module.training else f"the model is on {bundle.device.type}"
+        )
     if unknown := known.refusal(module):
         raise CannotServe(unknown)
     family, g = arch.table(module), bundle.geometry
@@ -131,15 +144,27 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
     positions = module.get_submodule(family.positions) if family.positions else None
     cosine, sine = _angles(module, family, g.positions) if family.rotary else (None, None)
     model = Model(
-        layers, table, head, make.norm(getattr(parent, family.final.rpartition(".")[2])),
-        hidden=g.hidden, vocabulary=g.vocabulary, limit=g.positions, scaling=known.attention(blocks[0]).scaling,
-        eps=known.epsilon(known.all_norms(module)[0]), rms=known.FAMILIES[g.family].norm != known.LAYER_NORM,
-        activation=known.activation(module), parallel=getattr(blocks[0], "use_parallel_residual", False),
+        layers,
+        table,
+        head,
+        make.norm(getattr(parent, family.final.rpartition(".")[2])),
+        hidden=g.hidden,
+        vocabulary=g.vocabulary,
+        limit=g.positions,
+        scaling=known.attention(blocks[0]).scaling,
+        eps=known.epsilon(known.all_norms(module)[0]),
+        rms=known.FAMILIES[g.family].norm != known.LAYER_NORM,
+        activation=known.activation(module),
+        parallel=getattr(blocks[0], "use_parallel_residual", False),
         post_norm=not getattr(blocks[0], "do_layer_norm_before", True),
-        project_in=make.linear(getattr(parent, "project_in", None)), project_out=make.linear(getattr(parent, "project_out", None)),
-        cosine=cosine, sine=sine, positions=None if positions is None else positions.weight.detach().float().contiguous(),
-        offset=getattr(positions, "offset", 0), cache_bits=bundle.cache_bits,
-    )  # fmt: skip
+        project_in=make.linear(getattr(parent, "project_in", None)),
+        project_out=make.linear(getattr(parent, "project_out", None)),
+        cosine=cosine,
+        sine=sine,
+        positions=None if positions is None else positions.weight.detach().float().contiguous(),
+        offset=getattr(positions, "offset", 0),
+        cache_bits=bundle.cache_bits,
+    )
     if wrong := misfit(model):
         raise CannotServe(wrong)
     return Decoder(model)
@@ -162,7 +187,10 @@ class _Maker:
             return Linear()
         if isinstance(part, TableHead):
             return Linear(self._packed(part.table.packed))
-        floats = lambda t: None if t is None else t.detach().float().contiguous()  # noqa: E731
+
+        def floats(t):
+            return None if t is None else t.detach().float().contiguous()
+
         if isinstance(part, CompressedLinear):
             return Linear(self._packed(part.packed), floats(part.bias), floats(part.input_scale))
         if type(part) is nn.Linear:
@@ -180,11 +208,17 @@ class _Maker:
         if part.weight is None:
             return Norm(torch.ones(part.normalized_shape), None)
         bias = getattr(part, "bias", None)
-        return Norm(part.weight.detach().float().contiguous(), None if bias is None else bias.detach().float().contiguous())
+        return Norm(
+            part.weight.detach().float().contiguous(),
+            None if bias is None else bias.detach().float().contiguous(),
+        )
 
     def _packed(self, packed) -> plans.Plan:
         if packed.activations is not None and packed.activations.looks_at_call:
-            raise CannotServe("inputs are rounded by what else is in the call, and the step takes a text in pieces of its own")
+            raise CannotServe(
+                "inputs are rounded by what else is in the call, and the step takes a text in pieces "
+                "of its own"
+            )
         plan = packed.plan()
         if plan is None:
             raise CannotServe(f"no C kernel takes {packed.format} as it is stored here")
@@ -193,7 +227,11 @@ class _Maker:
 
 def _layer(make: _Maker, module: nn.Module, number: int, block: nn.Module, sizes) -> Layer:
     family = arch.table(module)
-    linears = {role: make.linear(module.get_submodule(path)) for group in arch.groups(module, number) for path, role in group}
+    linears = {
+        role: make.linear(module.get_submodule(path))
+        for group in arch.groups(module, number)
+        for path, role in group
+    }
     before = [make.norm(block.get_submodule(path)) for path in (family.norms[0], family.norms[2])]
     heads = [make.norm(norm) for norm in known.head_norms(module, block)]
     return Layer(*before, *heads, linears, sizes.heads, sizes.kv_heads, sizes.head_size)
@@ -204,7 +242,8 @@ def _angles(module: nn.Module, family: arch.Family, positions: int) -> tuple[Ten
     rotary = module.get_submodule(family.rotary)
     if getattr(rotary, "rope_type", None) not in known.STEADY:
         raise CannotServe(
-            f"rotary angles of the kind {getattr(rotary, 'rope_type', None)!r}, which may change with the length of the text"
+            f"rotary angles of the kind {getattr(rotary, 'rope_type', None)!r}, which may change with "
+            "the length of the text"
         )
     found = []
     with torch.no_grad():
@@ -216,43 +255,77 @@ def _angles(module: nn.Module, family: arch.Family, positions: int) -> tuple[Ten
 
 
 def misfit(model: Model) -> str:
-    """The first part whose size isn't the model's, in words, "" if all fit: the step reads memory by these sizes."""
+    """The first part whose size isn't the model's, in words, "" if all fit: the step reads memory by these
+    sizes."""
     h, head = model.hidden, model.head.plan.shape
     width = model.embedding.shape[1]
     wanted = {
-        "the embedding": (model.embedding.shape, (model.vocabulary, h if model.project_in.plan is None else width)),
+        "the embedding": (
+            model.embedding.shape,
+            (model.vocabulary, h if model.project_in.plan is None else width),
+        ),
         "the head": (head, (model.vocabulary, h if model.project_out.plan is None else width)),
     }
-    for name, part, shape in (("project_in", model.project_in, (h, width)), ("project_out", model.project_out, (width, h))):
+    for name, part, shape in (
+        ("project_in", model.project_in, (h, width)),
+        ("project_out", model.project_out, (width, h)),
+    ):
         if part.plan is not None:
             wanted[name] = part.plan.shape, shape
     for i, layer in enumerate(model.layers):
-        q, kv, ff = layer.heads * layer.head_size, layer.kv_heads * layer.head_size, layer.linears["up"].plan.shape[0]
+        q, kv, ff = (
+            layer.heads * layer.head_size,
+            layer.kv_heads * layer.head_size,
+            layer.linears["up"].plan.shape[0],
+        )
         if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
             return f"block {i} has {layer.heads} query heads for {layer.kv_heads} of keys and values"
-        shapes = {"q": (q, h), "k": (kv, h), "v": (kv, h), "o": (h, q), "gate": (ff, h), "up": (ff, h), "down": (h, ff)}
+        shapes = {
+            "q": (q, h),
+            "k": (kv, h),
+            "v": (kv, h),
+            "o": (h, q),
+            "gate": (ff, h),
+            "up": (ff, h),
+            "down": (h, ff),
+        }
         wanted |= {f"{role} of block {i}": (x.plan.shape, shapes[role]) for role, x in layer.linears.items()}
         norms = {"attention": h, "feed_forward": h, "q_norm": layer.head_size, "k_norm": layer.head_size}
         found = {name: getattr(layer, name).weight for name in norms}
-        wanted |= {f"{name} norm of block {i}": (tuple(w.shape), (norms[name],)) for name, w in found.items() if w is not None}
+        wanted |= {
+            f"{name} norm of block {i}": (tuple(w.shape), (norms[name],))
+            for name, w in found.items()
+            if w is not None
+        }
     if model.final.weight is not None:
         wanted["the last norm"] = tuple(model.final.weight.shape), (h,)
     if model.positions is not None:
         wanted["the table of positions"] = tuple(model.positions.shape), (model.limit + model.offset, h)
-    if model.cosine is not None and 2 * model.cosine.shape[1] > min(layer.head_size for layer in model.layers):
+    if model.cosine is not None and 2 * model.cosine.shape[1] > min(
+        layer.head_size for layer in model.layers
+    ):
         return f"rotary angles for {2 * model.cosine.shape[1]} dimensions; a head has fewer"
-    return next((f"{name} is {tuple(a)}; its place is {tuple(b)}" for name, (a, b) in wanted.items() if tuple(a) != tuple(b)), "")
+    return next(
+        (
+            f"{name} is {tuple(a)}; its place is {tuple(b)}"
+            for name, (a, b) in wanted.items()
+            if tuple(a) != tuple(b)
+        ),
+        "",
+    )
 
 
-# --- the trial ---------------------------------------------------------------------------------------------------
+# --- the trial
+# ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def _tried(bundle: Bundle) -> Decoder:
     """A decoder whose logits on a few tokens are those of the model's own forward pass. Raises CannotServe.
 
-    Both multiply by the decoder's matrices and keep float32 keys and values: nothing but an error of the step makes a
-    difference. A cache of few bits would: a value at a tie goes the other way, and all that follow differ by its rounding.
+    Both multiply by the decoder's matrices and keep float32 keys and values: nothing but an error of the step
+    makes a difference. A cache of few bits would: a value at a tie goes the other way, and all that follow
+    differ by its rounding.
     """
     make = _Maker(bundle.module, storage_dtype(bundle))
     made = _made(bundle, make)
@@ -261,17 +334,21 @@ def _tried(bundle: Bundle) -> Decoder:
     prompt = min(AT_ONCE, count)
     expected = _own_logits(bundle, make, ids)[prompt - 1 :]
     session = Session(replace(made.model, cache_bits=16), 1, count)
-    found = torch.cat([session.run(part) for part in (ids[:, :prompt], *ids[:, prompt:].split(1, 1)) if part.numel()])
+    found = torch.cat(
+        [session.run(part) for part in (ids[:, :prompt], *ids[:, prompt:].split(1, 1)) if part.numel()]
+    )
     off, bound = deviation(found, expected), _allowed(bundle)
     if not off <= bound:  # nor where it isn't a number
         raise CannotServe(
-            f"on {count} tokens its logits differ from the model's by {off:.2g} of their spread; allowed: {bound:.2g}"
+            f"on {count} tokens its logits differ from the model's by {off:.2g} of their spread; "
+            f"allowed: {bound:.2g}"
         )
     return made
 
 
 def _own_logits(bundle: Bundle, make: _Maker, ids: Tensor) -> Tensor:
-    """The model's logits [t, vocabulary] for ids [1, t], its dense matrices multiplied as the decoder holds them."""
+    """The model's logits [t, vocabulary] for ids [1, t], its dense matrices multiplied as the decoder holds
+    them."""
     table = arch.embedding(bundle.module)[1]
     with ExitStack() as stack:
         for part in bundle.module.modules():
@@ -279,7 +356,10 @@ def _own_logits(bundle: Bundle, make: _Maker, ids: Tensor) -> Tensor:
                 stack.enter_context(instead(part, _product_by(make.matrix(part.weight), part.bias)))
         if type(table) is nn.Embedding:
             plan = make.matrix(table.weight)
-            rows = lambda ids: cpu.rows(plan, ids.flatten()).view(*ids.shape, -1)  # noqa: E731
+
+            def rows(ids):
+                return cpu.rows(plan, ids.flatten()).view(*ids.shape, -1)
+
             stack.enter_context(instead(table, rows))
         states = arch.backbone(bundle.module)(input_ids=ids, use_cache=False).last_hidden_state
         return arch.head(bundle.module)[1](states)[0].float()
@@ -294,8 +374,8 @@ def _product_by(plan: plans.Plan, bias: Tensor | None) -> Callable[[Tensor], Ten
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """How far logits [tokens, vocabulary] are from those expected: the worst token's root mean square difference, by that of its
-    expected logits about their mean."""
+    """How far logits [tokens, vocabulary] are from those expected: the worst token's root mean square
+    difference, by that of its expected logits about their mean."""
     spread = (expected - expected.mean(-1, keepdim=True)).square().mean(-1).sqrt()
     return float(((found - expected).square().mean(-1).sqrt() / spread.clamp_min(1e-30)).max())
 

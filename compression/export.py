@@ -5,30 +5,33 @@
     export.write(artifact.load("my-model-4-bits"), "my-model-gptq", "gptq_v2")
     bundle = export.read("my-model-gptq")
 
-What can go: every linear of the blocks as integers on a uniform grid, w = scale * (code - zero), with whole-number zero
-points (the format GroupedInt: from rounding, GPTQ, AWQ or SmoothQuant). Sparse, low-rank, code-book and mixed formats have
-no place in these files; they are refused with the reason, as is whatever a loader would read wrongly. All else is float16, or
-float32 where float16 can't hold a value. Configs and tokenizers are written for transformers 4 and 5 alike (elsewhere.py).
+What can go: every linear of the blocks as integers on a uniform grid, w = scale * (code - zero), with
+whole-number zero points (the format GroupedInt: from rounding, GPTQ, AWQ or SmoothQuant). Sparse, low-rank,
+code-book and mixed formats have no place in these files; they are refused with the reason, as is whatever a
+loader would read wrongly. All else is float16, or float32 where float16 can't hold a value. Configs and
+tokenizers are written for transformers 4 and 5 alike (elsewhere.py).
 
     gptq_v2, gptq        a GPTQ checkpoint (GPTQModel, vLLM, AutoGPTQ). For each linear [out, in]
                            qweight int32 [in * bits / 32, out]    qzeros int32 [groups, out * bits / 32]
                            scales float16 [groups, out]           g_idx int32 [in]
-                         Version 2 stores zero points as they are. Version 1 stores zero - 1 and has no place for 0;
+                         Version 2 stores zero points as they are. Version 1 stores zero - 1 and has no place
+                         for 0;
                          GPTQModel takes asymmetric ones from itself only.
     compressed-tensors   (vLLM, transformers) pack-quantized:
                            weight_packed int32 [out, in * bits / 32]    weight_scale float16 [out, groups]
                            weight_shape int64 [2]
                            weight_zero_point int32 [out * bits / 32, groups] unless symmetric
-                         and int-quantized where inputs are rounded to 8 bits token by token: weight int8, weight_scale.
+                         and int-quantized where inputs are rounded to 8 bits token by token: weight int8,
+                         weight_scale.
 
-All pack as kernels/bits.py does (value k at bits [b k, b k + b) of a little-endian stream), in words of 32 bits along `in`
-for codes and along `out` for zero points. compressed-tensors has packed 3 bits in two ways, so it gets none, and gave up
-groups that are scattered over the inputs (act-order without static groups) in version 0.19. An adapter that stands beside its
-frozen weights goes alone, for PEFT (adapter.py).
+All pack as kernels/bits.py does (value k at bits [b k, b k + b) of a little-endian stream), in words of 32
+bits along `in` for codes and along `out` for zero points. compressed-tensors has packed 3 bits in two ways,
+so it gets none, and gave up groups that are scattered over the inputs (act-order without static groups) in
+version 0.19. An adapter that stands beside its frozen weights goes alone, for PEFT (adapter.py).
 
-Where a family fuses q, k and v, the file has the fused layer: rows are independent, so rows of codes, scales and zero points
-are put together in the family's own order. GPT-2's layers are Conv1D: a GPTQ checkpoint stores them as if they were linears,
-compressed-tensors knows linears only.
+Where a family fuses q, k and v, the file has the fused layer: rows are independent, so rows of codes, scales
+and zero points are put together in the family's own order. GPT-2's layers are Conv1D: a GPTQ checkpoint
+stores them as if they were linears, compressed-tensors knows linears only.
 """
 
 from __future__ import annotations
@@ -63,9 +66,13 @@ LOADERS = {
     "compressed-tensors": "transformers and the package compressed-tensors, or with vLLM",
 }
 
-# transformers makes room for a layer's zero points as if they weren't packed, and refuses the file; so it is told to dequantise on loading
-UNPACKED = ("Its zero points are asymmetric: transformers 5 with compressed-tensors 0.19 or newer opens it and dequantises it on loading; "
-            "transformers 4 can't. For that take symmetric weights, or gptq_v2.")  # fmt: skip
+# transformers makes room for a layer's zero points as if they weren't packed, and refuses the file; so it is
+# told to dequantise on loading
+UNPACKED = (
+    "Its zero points are asymmetric: transformers 5 with compressed-tensors 0.19 or newer "
+    "opens it and dequantises it on loading; "
+    "transformers 4 can't. For that take symmetric weights, or gptq_v2."
+)
 
 
 @dataclass(frozen=True)
@@ -90,25 +97,39 @@ class Layer:
 
 
 def offers(manifest: dict) -> list[str]:
-    """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats alone."""
+    """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats
+    alone."""
     if "geometry" in manifest or "width" in manifest:  # blocks that the config doesn't describe
         return []
     if adapter.offered(manifest):
         return [adapter.FORM]
-    heads = {family.head for family in arch.FAMILIES.values()}  # a head is written in 16 bits, whatever its format
-    packed = [m["packed"] for path, m in manifest.get("modules", {}).items() if m["kind"] == "linear" and path not in heads]
+    # a head is written in 16 bits, whatever its format
+    heads = {family.head for family in arch.FAMILIES.values()}
+    packed = [
+        m["packed"]
+        for path, m in manifest.get("modules", {}).items()
+        if m["kind"] == "linear" and path not in heads
+    ]
     bits = {p["grid"]["bits"] if p["format"] == "grouped_int" else 0 for p in packed}
     rules = {json.dumps(p.get("activations")) for p in packed}
     if len(bits) != 1 or len(rules) != 1 or any(size % 32 for p in packed for size in p["shape"]):
         return []
     rounded = rules != {"null"}
-    return [form for form in ("gptq_v2", "compressed-tensors") if bits <= set(BITS[form]) and not (rounded and form == "gptq_v2")]
+    return [
+        form
+        for form in ("gptq_v2", "compressed-tensors")
+        if bits <= set(BITS[form]) and not (rounded and form == "gptq_v2")
+    ]
 
 
-def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str = "compressed") -> tuple[int, tuple[Note, ...]]:
-    """Write `bundle` to `folder`, which appears whole or not at all: (bytes of model.safetensors, notes for the reader).
+def write(
+    bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str = "compressed"
+) -> tuple[int, tuple[Note, ...]]:
+    """Write `bundle` to `folder`, which appears whole or not at all: (bytes of model.safetensors, notes for
+    the reader).
 
-    form: one of FORMS. label: what was done to the model, for its README. Raises CannotExport with the reason.
+    form: one of FORMS. label: what was done to the model, for its README. Raises CannotExport with the
+    reason.
     """
     from safetensors.torch import save_file
 
@@ -118,14 +139,25 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
         return adapter.write(bundle, folder, label)
     module, config = bundle.module, bundle.module.config
     if form == "compressed-tensors" and config.model_type == "gpt2":
-        raise CannotExport("GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2")
+        raise CannotExport(
+            "GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2"
+        )
     described = arch.geometry_of(config)
     if (bundle.geometry.hidden, bundle.geometry.layers) != (described.hidden, described.layers):
-        raise CannotExport("heads or channels were cut out of some blocks, and these formats describe all blocks by one config; "
-                           "keep the model in its own format")  # fmt: skip
+        raise CannotExport(
+            "heads or channels were cut out of some blocks, and these formats describe all blocks by "
+            "one config; "
+            "keep the model in its own format"
+        )
     if bundle.attention:
-        raise CannotExport("attention multiplies 8-bit integers, which these formats don't say; keep the model in its own format")
-    found = {path: [(part, module.get_submodule(part)) for part in parts] for path, parts in arch.file_linears(config)}
+        raise CannotExport(
+            "attention multiplies 8-bit integers, which these formats don't say; keep the model in its "
+            "own format"
+        )
+    found = {
+        path: [(part, module.get_submodule(part)) for part in parts]
+        for path, parts in arch.file_linears(config)
+    }
     scheme = _scheme([linear for parts in found.values() for linear in parts], form)
     encode, describe = (_gptq, _about_gptq) if form.startswith("gptq") else (_compressed, _about_compressed)
     tensors, notes = _rest(bundle)
@@ -136,9 +168,13 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
     about = describe(scheme, module)
     if "dequantize" in about:
         notes += (Note("export_unpacked"),)
-    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
-        raise CannotExport(f"{', '.join(broken[:3])} ({len(broken)} tensors) hold infinities or values that are no numbers; "
-                           "the model is broken as it is")  # fmt: skip
+    if broken := [
+        name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())
+    ]:
+        raise CannotExport(
+            f"{', '.join(broken[:3])} ({len(broken)} tensors) hold infinities or values that are no numbers; "
+            "the model is broken as it is"
+        )
     wider = [name for name, t in tensors.items() if t.dtype == torch.float32]
     wide = "float32" if wider else "float16"
     if wider:
@@ -146,10 +182,15 @@ def write(bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str 
     with whole(folder) as temporary:
         save_file(tensors, temporary / artifact.WEIGHTS, metadata={"format": "pt"})
         beside.write(
-            bundle, temporary, label, f"Load it with {LOADERS[form]}.{' ' + UNPACKED if 'dequantize' in about else ''}\n"
+            bundle,
+            temporary,
+            label,
+            f"Load it with {LOADERS[form]}.{' ' + UNPACKED if 'dequantize' in about else ''}\n",
         )
         elsewhere.tokenizer(temporary)
-        elsewhere.write(temporary / "config.json", elsewhere.config(module, wide) | {"quantization_config": about})
+        elsewhere.write(
+            temporary / "config.json", elsewhere.config(module, wide) | {"quantization_config": about}
+        )
         if form.startswith("gptq"):
             elsewhere.write(temporary / "quantize_config.json", about)
         size = (temporary / artifact.WEIGHTS).stat().st_size
@@ -160,37 +201,62 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     """The model in a folder that `write` made, its linears as GroupedInt again. Raises ModelUnavailable."""
     files, folder = Folder(folder), Path(folder)
     said = files.json(configs.CONFIG) if files.has(configs.CONFIG) else {}
-    scheme = _read_scheme(folder, said.pop("quantization_config", None) or {})  # what is read is no longer in that format
+    # what is read is no longer in that format
+    scheme = _read_scheme(folder, said.pop("quantization_config", None) or {})
     weights = headers.read(files)
     module = artifact.empty(configs.describe(said, files), dtype)
     config, decode = module.config, _from_gptq if scheme.form.startswith("gptq") else _from_compressed
     tensors = {name: checkpoint.read(weights, entry) for name, entry in weights.entries.items()}
     modules = {}
     for path, parts in arch.file_linears(config):
-        own = {name.removeprefix(f"{path}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{path}.")}
+        own = {
+            name.removeprefix(f"{path}."): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith(f"{path}.")
+        }
         try:
             layer = decode(own, scheme)
         except (KeyError, ValueError, RuntimeError, IndexError) as error:
-            raise _broken(folder, f"{path}: {error} is missing" if isinstance(error, KeyError) else f"{path}: {error}") from None
-        rows = arch.split(torch.arange(len(layer.codes)), arch.fused_heads(config)) if len(parts) > 1 else [slice(None)]
+            raise _broken(
+                folder, f"{path}: {error} is missing" if isinstance(error, KeyError) else f"{path}: {error}"
+            ) from None
+        rows = (
+            arch.split(torch.arange(len(layer.codes)), arch.fused_heads(config))
+            if len(parts) > 1
+            else [slice(None)]
+        )
         for part, r in zip(parts, rows, strict=True):
             packed = _rows(layer, r)
             packed.activations, biased = scheme.rule, layer.bias is not None
-            modules[part] = {"kind": "linear", "packed": packed.full_config(), "bias": biased, "input_scale": False}
+            modules[part] = {
+                "kind": "linear",
+                "packed": packed.full_config(),
+                "bias": biased,
+                "input_scale": False,
+            }
             tensors |= {f"{part}.packed.{name}": t for name, t in packed.state_dict().items()}
             tensors |= {f"{part}.bias": layer.bias[r]} if biased else {}
     ours, theirs = RENAMED.get(config.model_type, ("", ""))
-    tensors = {ours + name.removeprefix(theirs) if theirs and name.startswith(theirs) else name: t for name, t in tensors.items()}
+    tensors = {
+        ours + name.removeprefix(theirs) if theirs and name.startswith(theirs) else name: t
+        for name, t in tensors.items()
+    }
     source = {"kind": "export", "id": folder.name, "dtype": "float16", "licence": "", "folder": str(folder)}
     return artifact.assemble(files, module, modules, tensors, folder.name, source, device)
 
 
-# --- where what is -----------------------------------------------------------------------------------------------
+# --- where what is
+# -----------------------------------------------------------------------------------------------
 
 
 def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
-    """Every tensor outside the blocks' linears in float16, or wider if need be (tied ones once); a rounded table is written back as 16 bits."""
-    own = {path: m for path, m in bundle.module.named_modules() if isinstance(m, (CompressedLinear, CompressedTable))}
+    """Every tensor outside the blocks' linears in float16, or wider if need be (tied ones once); a rounded
+    table is written back as 16 bits."""
+    own = {
+        path: m
+        for path, m in bundle.module.named_modules()
+        if isinstance(m, (CompressedLinear, CompressedTable))
+    }
     stored = {
         name: _narrow(t) if t.is_floating_point() else t
         for name, t in artifact.stored_tensors(bundle.module, torch.float32).items()
@@ -199,11 +265,16 @@ def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
     blocks = arch.table(bundle.module).blocks
     tables = {path: m for path, m in own.items() if not path.startswith(f"{blocks}.")}
     if len(tables) > 1 and bundle.geometry.tied:
-        raise CannotExport("the head has a table of its own, and this model's config says that it shares the embedding's")
+        raise CannotExport(
+            "the head has a table of its own, and this model's config says that it shares the embedding's"
+        )
     for path, table in tables.items():
         tensors[f"{path}.weight"] = _narrow(table.packed.dequantize())
     ours, theirs = RENAMED.get(bundle.module.config.model_type, ("", ""))
-    tensors = {theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name: t for name, t in tensors.items()}
+    tensors = {
+        theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name: t
+        for name, t in tensors.items()
+    }
     return tensors, (Note("tables_as_16_bits"),) if tables else ()
 
 
@@ -224,7 +295,9 @@ def _joined(path: str, linears: list[CompressedLinear], heads: int | None) -> La
     scale, zero = (torch.cat(t)[order] for t in ([g.scale for g in grids], [g.zero_points() for g in grids]))
     bias = None if linears[0].bias is None else torch.cat([m.bias for m in linears])[order]
     first = grids[0]
-    grid = Grid.make((len(codes), first.shape[1]), first.bits, first.group_size, scale, zero, first.group_index)
+    grid = Grid.make(
+        (len(codes), first.shape[1]), first.bits, first.group_size, scale, zero, first.group_index
+    )
     return Layer(codes[order], grid, bias)
 
 
@@ -232,17 +305,22 @@ def _rows(layer: Layer, rows: Tensor | slice) -> GroupedInt:
     """Some rows of a layer as a format of our own."""
     g, codes = layer.grid, layer.codes[rows]
     zero = None if g.zero is None else g.zero_points()[rows]
-    return GroupedInt.encode(codes, Grid.make(codes.shape, g.bits, g.group_size, g.scale[rows], zero, g.group_index))
+    return GroupedInt.encode(
+        codes, Grid.make(codes.shape, g.bits, g.group_size, g.scale[rows], zero, g.group_index)
+    )
 
 
 def _index(grid: Grid) -> Tensor:
     """The group of each input, int32 [in]."""
     n = grid.shape[1]
-    runs = torch.arange(n, dtype=torch.int32, device=grid.scale.device) // (n if grid.group_size == -1 else grid.group_size)
+    runs = torch.arange(n, dtype=torch.int32, device=grid.scale.device) // (
+        n if grid.group_size == -1 else grid.group_size
+    )
     return runs if grid.group_index is None else grid.group_index.int()
 
 
-# --- what can go -------------------------------------------------------------------------------------------------
+# --- what can go
+# -------------------------------------------------------------------------------------------------
 
 
 def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
@@ -254,8 +332,10 @@ def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
     rules = {linear.packed.activations for _, linear in linears}
     kinds = {(g.bits, g.group_size) for g in grids}
     if len(kinds) > 1 or len(rules) > 1:
-        raise CannotExport(f"the layers differ in (bits, group size) {sorted(kinds)} or in how inputs are rounded; "
-                           "a file has one setting for all of them")  # fmt: skip
+        raise CannotExport(
+            f"the layers differ in (bits, group size) {sorted(kinds)} or in how inputs are rounded; "
+            "a file has one setting for all of them"
+        )
     ((bits, group_size),) = kinds
     symmetric, scattered = all(g.zero is None for g in grids), any(g.group_index is not None for g in grids)
     return Scheme(form, bits, group_size, symmetric, scattered, rules.pop())
@@ -266,8 +346,11 @@ def _refusal(path: str, linear: nn.Module, form: str) -> str:
     if not isinstance(linear, CompressedLinear):
         return f"{path} is not compressed; these files hold models whose every linear is"
     if not isinstance(linear.packed, GroupedInt):
-        return (f"{path} is stored as {linear.packed.format}, for which {form} has no place; what can go are integers on a "
-                "uniform grid: rtn, gptq, awq or smoothquant, without pruning before them")  # fmt: skip
+        return (
+            f"{path} is stored as {linear.packed.format}, for which {form} has no place; what can go "
+            "are integers on a "
+            "uniform grid: rtn, gptq, awq or smoothquant, without pruning before them"
+        )
     if linear.input_scale is not None:
         return f"the inputs of {path} are multiplied by a factor at run time, which no loader of {form} does"
     packed, grid, (out, n) = linear.packed, linear.packed.grid, linear.packed.shape
@@ -275,23 +358,38 @@ def _refusal(path: str, linear: nn.Module, form: str) -> str:
         return f"{path} has {grid.bits} bits; {form} takes {', '.join(map(str, BITS[form]))}"
     if form.startswith("gptq"):
         if packed.activations is not None:
-            return f"{path} rounds its inputs, and {form} stores weights only; run with exact activations, or take compressed-tensors"
+            return (
+                f"{path} rounds its inputs, and {form} stores weights only; run with exact "
+                "activations, or take compressed-tensors"
+            )
         if n % 32 or out % 32:
             return f"{path} is {out} x {n}; loaders of {form} take multiples of 32 only"
         if form == "gptq" and not bool(grid.zero_points().all()):
-            return f"{path} has a zero point of 0, which version 1 (it stores zero - 1) can't hold; take gptq_v2"
+            return (
+                f"{path} has a zero point of 0, which version 1 (it stores zero - 1) can't hold; take gptq_v2"
+            )
         return ""
     plain = grid.bits == 8 and grid.group_size == -1 and grid.zero is None
     if packed.activations is not None and not (packed.activations == BY_TOKEN and plain):
-        return f"{path} rounds its inputs; compressed-tensors takes that for symmetric 8 bits a row and inputs rounded token by token"
+        return (
+            f"{path} rounds its inputs; compressed-tensors takes that for symmetric 8 bits a row and "
+            "inputs rounded token by token"
+        )
     if grid.group_index is not None:
-        return f"{path} has scattered groups, which compressed-tensors gave up; take gptq_v2, or compress with static groups"
+        return (
+            f"{path} has scattered groups, which compressed-tensors gave up; take gptq_v2, or "
+            "compress with static groups"
+        )
     if grid.group_size > 0 and n % grid.group_size:
-        return f"{path} has {n} inputs, no multiple of the group size {grid.group_size}; compressed-tensors needs whole groups"
+        return (
+            f"{path} has {n} inputs, no multiple of the group size {grid.group_size}; "
+            "compressed-tensors needs whole groups"
+        )
     return ""
 
 
-# --- the two layouts ---------------------------------------------------------------------------------------------
+# --- the two layouts
+# ---------------------------------------------------------------------------------------------
 
 
 def words(values: Tensor, bits: int) -> Tensor:
@@ -309,20 +407,31 @@ def values(words: Tensor, bits: int, n: int) -> Tensor:
 def _gptq(path: str, layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
     grid, bits = layer.grid, scheme.bits
     zero = grid.zero_points() - (1 if scheme.form == "gptq" else 0)
-    return {"qweight": words(layer.codes, bits).T, "qzeros": words(zero.T, bits), "scales": grid.scale.T, "g_idx": _index(grid)}
+    return {
+        "qweight": words(layer.codes, bits).T,
+        "qzeros": words(zero.T, bits),
+        "scales": grid.scale.T,
+        "g_idx": _index(grid),
+    }
 
 
 def _from_gptq(own: dict[str, Tensor], scheme: Scheme) -> Layer:
     bits, n, out = scheme.bits, len(own["g_idx"]), own["scales"].shape[1]
     zero = values(own["qzeros"], bits, out).T.int() + (1 if scheme.form == "gptq" else 0)
-    return _layer(values(own["qweight"].T, bits, n), own["scales"].T, zero, own["g_idx"], own.get("bias"), scheme)
+    return _layer(
+        values(own["qweight"].T, bits, n), own["scales"].T, zero, own["g_idx"], own.get("bias"), scheme
+    )
 
 
 def _compressed(path: str, layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
     grid, bits = layer.grid, scheme.bits
     if scheme.rule is not None:
         return {"weight": (layer.codes.int() - 128).to(torch.int8), "weight_scale": grid.scale}
-    own = {"weight_packed": words(layer.codes, bits), "weight_scale": grid.scale, "weight_shape": torch.tensor(grid.shape)}
+    own = {
+        "weight_packed": words(layer.codes, bits),
+        "weight_scale": grid.scale,
+        "weight_shape": torch.tensor(grid.shape),
+    }
     return own | ({} if scheme.symmetric else {"weight_zero_point": words(grid.zero_points().T, bits).T})
 
 
@@ -335,7 +444,14 @@ def _from_compressed(own: dict[str, Tensor], scheme: Scheme) -> Layer:
     return _layer(values(own["weight_packed"], bits, n), scale, zero, None, own.get("bias"), scheme)
 
 
-def _layer(codes: Tensor, scale: Tensor, zero: Tensor | None, index: Tensor | None, bias: Tensor | None, scheme: Scheme) -> Layer:
+def _layer(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    index: Tensor | None,
+    bias: Tensor | None,
+    scheme: Scheme,
+) -> Layer:
     """From what a file holds; a symmetric grid's zero point is 2^(bits-1) whatever the file says."""
     zero = None if scheme.symmetric else zero
     if zero is not None and int(zero.max()) >= 1 << scheme.bits:
@@ -348,25 +464,45 @@ def _layer(codes: Tensor, scale: Tensor, zero: Tensor | None, index: Tensor | No
 
 def _about_gptq(scheme: Scheme, module: nn.Module) -> dict:
     return {
-        "quant_method": "gptq", "checkpoint_format": scheme.form, "format": scheme.form, "bits": scheme.bits,
-        "group_size": scheme.group_size, "sym": scheme.symmetric, "desc_act": scheme.scattered, "lm_head": False,
+        "quant_method": "gptq",
+        "checkpoint_format": scheme.form,
+        "format": scheme.form,
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "sym": scheme.symmetric,
+        "desc_act": scheme.scattered,
+        "lm_head": False,
         "meta": {"quantizer": ["compression-explorer"]},
-    }  # fmt: skip
+    }
 
 
 def _about_compressed(scheme: Scheme, module: nn.Module) -> dict:
     kept = [path for path, m in module.named_modules() if isinstance(m, nn.Linear)]
     head, renamed = arch.head(module)[0], RENAMED.get(module.config.model_type, ("", ""))[1].removesuffix(".")
     row = scheme.group_size == -1
-    weights = {"num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, "dynamic": False,
-               "strategy": "channel" if row else "group", "group_size": None if row else scheme.group_size}  # fmt: skip
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "dynamic": False,
+        "strategy": "channel" if row else "group",
+        "group_size": None if row else scheme.group_size,
+    }
     form, inputs = "pack-quantized", None
     if scheme.rule is not None:
-        form, inputs = "int-quantized", {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
+        form, inputs = (
+            "int-quantized",
+            {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"},
+        )
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
     unpacked = {} if scheme.symmetric or form != "pack-quantized" else {"dequantize": True}
-    return {"quant_method": "compressed-tensors", "format": form, "quantization_status": "compressed",
-            "config_groups": {"group_0": group}, "ignore": sorted({*kept, head, renamed} - {""})} | unpacked  # fmt: skip
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": sorted({*kept, head, renamed} - {""}),
+    } | unpacked
 
 
 def _read_scheme(folder: Path, about: dict) -> Scheme:
@@ -376,11 +512,17 @@ def _read_scheme(folder: Path, about: dict) -> Scheme:
         if form in BITS and about["bits"] in BITS[form]:
             return Scheme(form, about["bits"], about["group_size"], about["sym"], about["desc_act"])
     groups = list(about.get("config_groups", {}).values())
-    if about.get("quant_method") == "compressed-tensors" and len(groups) == 1 and groups[0]["weights"].get("actorder") != "group":
+    if (
+        about.get("quant_method") == "compressed-tensors"
+        and len(groups) == 1
+        and groups[0]["weights"].get("actorder") != "group"
+    ):
         w, rule = groups[0]["weights"], BY_TOKEN if groups[0].get("input_activations") else None
         return Scheme("compressed-tensors", w["num_bits"], w["group_size"] or -1, w["symmetric"], False, rule)
     raise _broken(folder, "its config names no GPTQ or compressed-tensors setting that is known here")
 
 
 def _broken(folder: Path, why: str) -> ModelUnavailable:
-    return ModelUnavailable(f"{folder.name} can't be read back: {why}", code="artifact_broken", name=folder.name)
+    return ModelUnavailable(
+        f"{folder.name} can't be read back: {why}", code="artifact_broken", name=folder.name
+    )

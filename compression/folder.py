@@ -1,8 +1,9 @@
 """A folder of files that somebody else wrote, read with care.
 
-Whatever a name in it turns out to be (a pipe, a device, a link to somewhere else, a file of a hundred gigabytes, no JSON),
-`Folder` says so in words and never waits. Files are read by their plain names; a link may stay inside the folder, or lead from a
-snapshot of the hub's cache to that cache's own blobs, and nowhere else.
+Whatever a name in it turns out to be (a pipe, a device, a link to somewhere else, a file of a hundred
+gigabytes, no JSON), `Folder` says so in words and never waits. Files are read by their plain names; a link
+may stay inside the folder, or lead from a snapshot of the hub's cache to that cache's own blobs, and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from compression.base import ModelUnavailable
 MAX_ENTRIES = 10_000
 JSON_BYTES = 1_000_000
 SHOWN = 3  # names in a message
-POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects": "git annex get", b"../../.git/annex": "git annex get"}
+POINTERS = {
+    b"version https://git-lfs": "git lfs pull",
+    b"/annex/objects": "git annex get",
+    b"../../.git/annex": "git annex get",
+}
 
 
 class Folder:
@@ -33,8 +38,11 @@ class Folder:
         with os.scandir(self.path) as found:
             names = [entry.name for _, entry in zip(range(MAX_ENTRIES + 1), found)]  # noqa: B905
         if len(names) > MAX_ENTRIES:
-            raise self.error("too_many_files", f"holds more than {MAX_ENTRIES} files; a model's folder has a few dozen",
-                             limit=MAX_ENTRIES)  # fmt: skip
+            raise self.error(
+                "too_many_files",
+                f"holds more than {MAX_ENTRIES} files; a model's folder has a few dozen",
+                limit=MAX_ENTRIES,
+            )
         return sorted(names)
 
     def has(self, name: str) -> bool:
@@ -44,34 +52,52 @@ class Folder:
     def open(self, name: str, limit: int | None = None) -> BinaryIO:
         """The regular file `name`, for reading from its start. limit: the most bytes that it may have."""
         if not is_plain(name):
-            raise self.error("outside_folder", f"names the file {shown(name)!r}; only files directly in the folder are read",
-                             file=shown(name))  # fmt: skip
+            raise self.error(
+                "outside_folder",
+                f"names the file {shown(name)!r}; only files directly in the folder are read",
+                file=shown(name),
+            )
         path = self.path / name
         try:
             real, home = Path(os.path.realpath(path)), Path(os.path.realpath(self.path))
             if real.parent not in (home, *self._blobs(home)):
-                raise self.error("outside_folder", f"has {shown(name)} as a link to a place outside of the folder; copy the file here",
-                                 file=shown(name))  # fmt: skip
+                raise self.error(
+                    "outside_folder",
+                    f"has {shown(name)} as a link to a place outside of the folder; copy the file here",
+                    file=shown(name),
+                )
             handle = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
         except FileNotFoundError:
             raise self.error("file_missing", f"has no {shown(name)}", file=shown(name)) from None
         except (OSError, ValueError) as why:
-            raise self.error("no_file_there", f"has {shown(name)}, which can't be opened ({_reason(why)}); put the plain file there",
-                             file=shown(name)) from None  # fmt: skip
+            raise self.error(
+                "no_file_there",
+                f"has {shown(name)}, which can't be opened ({_reason(why)}); put the plain file there",
+                file=shown(name),
+            ) from None
         kind = os.fstat(handle)
         if not stat.S_ISREG(kind.st_mode):
             os.close(handle)
-            raise self.error("no_file_there", f"has {shown(name)} as {_kind(kind.st_mode)}, no plain file; put the plain file there",
-                             file=shown(name))  # fmt: skip
+            raise self.error(
+                "no_file_there",
+                f"has {shown(name)} as {_kind(kind.st_mode)}, no plain file; put the plain file there",
+                file=shown(name),
+            )
         if limit is not None and kind.st_size > limit:
             os.close(handle)
-            raise self.error("file_too_big", f"has {shown(name)} of {kind.st_size} bytes; at most {limit} are read",
-                             file=shown(name), bytes=kind.st_size, limit=limit)  # fmt: skip
+            raise self.error(
+                "file_too_big",
+                f"has {shown(name)} of {kind.st_size} bytes; at most {limit} are read",
+                file=shown(name),
+                bytes=kind.st_size,
+                limit=limit,
+            )
         return os.fdopen(handle, "rb")
 
     @staticmethod
     def _blobs(home: Path) -> list[Path]:
-        """Where the files of a snapshot in the hub's cache lie: models--owner--name/snapshots/revision -> .../blobs."""
+        """Where the files of a snapshot in the hub's cache lie: models--owner--name/snapshots/revision ->
+        .../blobs."""
         return [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
 
     def read(self, name: str, limit: int = JSON_BYTES) -> bytes:
@@ -82,7 +108,8 @@ class Folder:
         return content
 
     def json(self, name: str, limit: int = JSON_BYTES) -> dict[str, Any]:
-        """The JSON object in a file. Twice the same key, another value than an object, or no JSON at all are refused."""
+        """The JSON object in a file. Twice the same key, another value than an object, or no JSON at all are
+        refused."""
         return self.parse(name, self.read(name, limit))
 
     def parse(self, name: str, content: bytes) -> dict[str, Any]:
@@ -90,23 +117,42 @@ class Folder:
         try:
             found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
         except (ValueError, RecursionError) as why:
-            raise self.error("bad_json", f"has {shown(name)}, which is no JSON that can be read ({_reason(why)}); fetch the file again",
-                             file=shown(name)) from None  # fmt: skip
+            raise self.error(
+                "bad_json",
+                f"has {shown(name)}, which is no JSON that can be read ({_reason(why)}); fetch the "
+                "file again",
+                file=shown(name),
+            ) from None
         if not isinstance(found, dict):
-            raise self.error("bad_json", f"has {shown(name)} with a {type(found).__name__} where a JSON object is due; "
-                             "fetch the file again", file=shown(name))  # fmt: skip
+            raise self.error(
+                "bad_json",
+                f"has {shown(name)} with a {type(found).__name__} where a JSON object is due; "
+                "fetch the file again",
+                file=shown(name),
+            )
         return found
 
     def check_content(self, name: str, start: bytes, size: int) -> None:
-        """Say what stands in a file's place: nothing, a pointer to the file, a web page. start: its first bytes."""
+        """Say what stands in a file's place: nothing, a pointer to the file, a web page. start: its first
+        bytes."""
         if size == 0:
-            raise self.error("cut_file", f"has an empty {shown(name)}; fetch the file again", file=shown(name), bytes=0)
+            raise self.error(
+                "cut_file", f"has an empty {shown(name)}; fetch the file again", file=shown(name), bytes=0
+            )
         for mark, command in POINTERS.items():
             if start.startswith(mark):
-                raise self.error("pointer_file", f"has {shown(name)} as a pointer only; run: {command}", file=shown(name),
-                                 command=command)  # fmt: skip
+                raise self.error(
+                    "pointer_file",
+                    f"has {shown(name)} as a pointer only; run: {command}",
+                    file=shown(name),
+                    command=command,
+                )
         if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-            raise self.error("web_page", f"has a web page saved as {shown(name)}; fetch the file itself again", file=shown(name))
+            raise self.error(
+                "web_page",
+                f"has a web page saved as {shown(name)}; fetch the file itself again",
+                file=shown(name),
+            )
 
     def error(self, code: str, message: str, **facts: Any) -> ModelUnavailable:
         """A ModelUnavailable about this folder: its name stands before the message."""
@@ -115,7 +161,12 @@ class Folder:
 
 def is_plain(name: str) -> bool:
     """True for the name of an entry of a folder: no separators, nothing hidden, no control characters."""
-    return 0 < len(name) <= 255 and not name.startswith(".") and name.isprintable() and not set(name) & set("/\\:")
+    return (
+        0 < len(name) <= 255
+        and not name.startswith(".")
+        and name.isprintable()
+        and not set(name) & set("/\\:")
+    )
 
 
 def shown(text: object, limit: int = 80) -> str:
@@ -143,6 +194,11 @@ def _reason(why: BaseException) -> str:
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket",
-             stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}  # fmt: skip
+    kinds = {
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
     return next((word for test, word in kinds.items() if test(mode)), "something else")

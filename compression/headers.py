@@ -1,8 +1,9 @@
-"""What the weight files of a folder hold, from their headers alone: which files, which tensors, of what type and shape.
+"""What the weight files of a folder hold, from their headers alone: which files, which tensors, of what type
+and shape.
 
-A model's weights are `model.safetensors`, or the shards that `model.safetensors.index.json` names. Nothing else is ever opened:
-other formats can run code. Every header is checked by itself (its length, types, shapes, that its tensors fill the file without
-holes or overlaps) and against the index. No torch.
+A model's weights are `model.safetensors`, or the shards that `model.safetensors.index.json` names. Nothing
+else is ever opened: other formats can run code. Every header is checked by itself (its length, types, shapes,
+that its tensors fill the file without holes or overlaps) and against the index. No torch.
 """
 
 from __future__ import annotations
@@ -68,8 +69,12 @@ def read(folder: Folder) -> Headers:
     for file in files:
         for name, entry in read_one(folder, file).items():
             if name in entries:
-                raise folder.error("tensor_twice", f"holds {shown(name)} twice, in {entries[name].file} and {file}; fetch the files again",
-                                   names=shown(name), count=1)  # fmt: skip
+                raise folder.error(
+                    "tensor_twice",
+                    f"holds {shown(name)} twice, in {entries[name].file} and {file}; fetch the files again",
+                    names=shown(name),
+                    count=1,
+                )
             entries[name] = entry
     if places is not None:
         _check_index(folder, places, entries)
@@ -80,30 +85,52 @@ def weight_files(folder: Folder) -> tuple[tuple[str, ...], dict[str, str] | None
     """(names of the files that hold the weights, tensor -> file as the index says; None without an index)."""
     names = folder.names()
     if "compression.json" in names:
-        raise folder.error("already_compressed", "holds a model that is compressed already; give the original")
+        raise folder.error(
+            "already_compressed", "holds a model that is compressed already; give the original"
+        )
     if found := [n for n in ADAPTERS if n in names]:
-        raise folder.error("adapter_folder", f"holds an adapter ({found[0]}), which changes another model; merge it into that model, save "
-                           "the whole, and give that folder", file=found[0])  # fmt: skip
+        raise folder.error(
+            "adapter_folder",
+            f"holds an adapter ({found[0]}), which changes another model; merge it into that model, save "
+            "the whole, and give that folder",
+            file=found[0],
+        )
     shards = [n for n in names if SHARD.fullmatch(n)]
     if INDEX in names:
         places = _index(folder)
         wanted = sorted(set(places.values()))
         extra = [n for n in (SINGLE, *shards) if n in names and n not in wanted]
         if missing := [n for n in wanted if n not in names]:
-            raise folder.error("missing_shards", f"lacks {few(missing)}, which {INDEX} names; fetch the missing files",
-                               names=few(missing), count=len(missing))  # fmt: skip
+            raise folder.error(
+                "missing_shards",
+                f"lacks {few(missing)}, which {INDEX} names; fetch the missing files",
+                names=few(missing),
+                count=len(missing),
+            )
         if extra:
-            raise folder.error("stray_shards", f"holds {few(extra)}, which {INDEX} doesn't name; keep the files of one model only",
-                               names=few(extra), count=len(extra))  # fmt: skip
+            raise folder.error(
+                "stray_shards",
+                f"holds {few(extra)}, which {INDEX} doesn't name; keep the files of one model only",
+                names=few(extra),
+                count=len(extra),
+            )
         return tuple(wanted), places
     if SINGLE in names:
         if shards:
-            raise folder.error("stray_shards", f"holds {few(shards)} beside {SINGLE} and no {INDEX}; keep the files of one model only",
-                               names=few(shards), count=len(shards))  # fmt: skip
+            raise folder.error(
+                "stray_shards",
+                f"holds {few(shards)} beside {SINGLE} and no {INDEX}; keep the files of one model only",
+                names=few(shards),
+                count=len(shards),
+            )
         return (SINGLE,), None
     if shards:
-        raise folder.error("missing_shards", f"holds {few(shards)} and no {INDEX}, which says what is where; fetch that file",
-                           names=INDEX, count=1)  # fmt: skip
+        raise folder.error(
+            "missing_shards",
+            f"holds {few(shards)} and no {INDEX}, which says what is where; fetch that file",
+            names=INDEX,
+            count=1,
+        )
     raise nothing_to_read(folder.name, names)
 
 
@@ -111,36 +138,65 @@ def nothing_to_read(name: str, names: Iterable[str]) -> ModelUnavailable:
     """The error for a folder, or a repository, that holds those files and none that is read."""
     names = list(names)
     if any(n.lower().endswith(".gguf") for n in names):
-        return ModelUnavailable(f"{name} holds a GGUF file only, whose weights are compressed already; give the original model in "
-                                "safetensors", code="gguf_only", name=name)  # fmt: skip
+        return ModelUnavailable(
+            f"{name} holds a GGUF file only, whose weights are compressed already; give the original "
+            "model in "
+            "safetensors",
+            code="gguf_only",
+            name=name,
+        )
     if other := [n for n in names if n.endswith(".safetensors")]:
-        return ModelUnavailable(f"{name} holds {few(other)}, and no {SINGLE} or {INDEX}; the whole model's weights must bear these names",
-                                code="no_weights", name=name, names=few(other))  # fmt: skip
+        return ModelUnavailable(
+            f"{name} holds {few(other)}, and no {SINGLE} or {INDEX}; the whole model's weights must "
+            "bear these names",
+            code="no_weights",
+            name=name,
+            names=few(other),
+        )
     found = [n for n in names if n.lower().endswith(UNSAFE)]
     what = f" (it holds {few(found)})" if found else ""
-    return ModelUnavailable(f"{name} has no safetensors{what}; other weight files can run code and are never read. Convert it first.",
-                            code="no_safetensors", name=name)  # fmt: skip
+    return ModelUnavailable(
+        f"{name} has no safetensors{what}; other weight files can run code and are never read. "
+        "Convert it first.",
+        code="no_safetensors",
+        name=name,
+    )
 
 
 def _index(folder: Folder) -> dict[str, str]:
     places = folder.json(INDEX, INDEX_BYTES).get("weight_map")
     if not isinstance(places, dict) or not places or len(places) > MAX_TENSORS:
-        raise folder.error("bad_index", f"has {INDEX} without a weight_map (tensor -> file) of 1 to {MAX_TENSORS} entries; fetch it again",
-                           file=INDEX)  # fmt: skip
-    odd = [f for f in places.values() if not (isinstance(f, str) and is_plain(f) and f.endswith(".safetensors"))]
+        raise folder.error(
+            "bad_index",
+            f"has {INDEX} without a weight_map (tensor -> file) of 1 to {MAX_TENSORS} entries; fetch "
+            "it again",
+            file=INDEX,
+        )
+    odd = [
+        f for f in places.values() if not (isinstance(f, str) and is_plain(f) and f.endswith(".safetensors"))
+    ]
     if odd:
-        raise folder.error("outside_folder", f"has {INDEX} that names {few(odd)}; only *.safetensors directly in the folder are read",
-                           file=few(odd))  # fmt: skip
+        raise folder.error(
+            "outside_folder",
+            f"has {INDEX} that names {few(odd)}; only *.safetensors directly in the folder are read",
+            file=few(odd),
+        )
     return places
 
 
 def _check_index(folder: Folder, places: dict[str, str], entries: dict[str, Entry]) -> None:
     wrong = sorted(
-        {n for n in places if n not in entries or entries[n].file != places[n]} | {n for n in entries if n not in places}
+        {n for n in places if n not in entries or entries[n].file != places[n]}
+        | {n for n in entries if n not in places}
     )
     if wrong:
-        raise folder.error("bad_index", f"has {INDEX} and files that disagree about {few(wrong)}; fetch them again", file=INDEX,
-                           names=few(wrong), count=len(wrong))  # fmt: skip
+        raise folder.error(
+            "bad_index",
+            f"has {INDEX} and files that disagree about {few(wrong)}; fetch them again",
+            file=INDEX,
+            names=few(wrong),
+            count=len(wrong),
+        )
 
 
 def read_one(folder: Folder, file: str) -> dict[str, Entry]:
@@ -185,11 +241,19 @@ def _entry(folder: Folder, file: str, name: str, given: object, offset: int) -> 
     if not isinstance(given, dict) or len(name) > 500 or not name.isprintable():
         raise _damaged(folder, file, f"its header describes {shown(name)} oddly")
     dtype, shape, span = given.get("dtype"), given.get("shape"), given.get("data_offsets")
-    whole = lambda values: isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in values)  # noqa: E731
+
+    def whole(values):
+        return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in values)
+
     if not isinstance(dtype, str) or dtype not in BYTES:
         if isinstance(dtype, str) and dtype.startswith(("F4", "F6", "F8")):
-            raise folder.error("tensor_type", f"holds {shown(name)} as {shown(dtype, 20)}: compressed already; give the original model",
-                               names=shown(name), count=1, got=shown(dtype, 20))  # fmt: skip
+            raise folder.error(
+                "tensor_type",
+                f"holds {shown(name)} as {shown(dtype, 20)}: compressed already; give the original model",
+                names=shown(name),
+                count=1,
+                got=shown(dtype, 20),
+            )
         raise _damaged(folder, file, f"{shown(name)} has the type {shown(dtype, 20)}")
     if not whole(shape) or len(shape) > MAX_AXES or not whole(span) or len(span) != 2:
         raise _damaged(folder, file, f"its header describes {shown(name)} oddly")
@@ -199,12 +263,17 @@ def _entry(folder: Folder, file: str, name: str, given: object, offset: int) -> 
 
 
 def _damaged(folder: Folder, file: str, why: str) -> ModelUnavailable:
-    return folder.error("not_safetensors", f"has {file}, which is no whole safetensors file: {why}; fetch it again", file=file)
+    return folder.error(
+        "not_safetensors", f"has {file}, which is no whole safetensors file: {why}; fetch it again", file=file
+    )
 
 
 def _cut(folder: Folder, file: str, size: int, need: int) -> ModelUnavailable:
     return folder.error(
-        "cut_file", f"has {file} with {size} of {need} bytes: it is cut off; fetch it again", file=file, bytes=size
+        "cut_file",
+        f"has {file} with {size} of {need} bytes: it is cut off; fetch it again",
+        file=file,
+        bytes=size,
     )
 
 

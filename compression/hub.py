@@ -1,6 +1,8 @@
-"""Models from the hub: weighed by their list of files and their config first, then fetched into the hub's own cache.
+"""Models from the hub: weighed by their list of files and their config first, then fetched into the hub's own
+cache.
 
-Only what `load` reads is fetched: the config, the tokenizer, the licence, and safetensors named model*. No torch.
+Only what `load` reads is fetched: the config, the tokenizer, the licence, and safetensors named model*. No
+torch.
 """
 
 from __future__ import annotations
@@ -19,8 +21,21 @@ from compression.catalogue import unknown
 from compression.folder import JSON_BYTES, Folder
 
 TIMEOUT_SECONDS = 5
-KEEP = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-        "vocab*", "merges.txt", "chat_template*", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")  # fmt: skip
+KEEP = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "*.model",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
 READERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is there once a tokenizer is
 
 Emit = Callable[[dict], None]
@@ -55,7 +70,8 @@ def offline() -> bool:
 
 
 def fetch(repo: str, emit: Emit) -> Path:
-    """The folder of a model in the hub's cache, downloaded if need be. Raises ModelUnavailable or UnsupportedModel."""
+    """The folder of a model in the hub's cache, downloaded if need be. Raises ModelUnavailable or
+    UnsupportedModel."""
     if folder := cached(repo):
         return folder
     offer = ask(repo)
@@ -65,7 +81,8 @@ def fetch(repo: str, emit: Emit) -> Path:
 
 
 def ask(repo: str) -> Offer:
-    """What the hub has of a model, by its list of files and its config. Raises ModelUnavailable or UnsupportedModel."""
+    """What the hub has of a model, by its list of files and its config. Raises ModelUnavailable or
+    UnsupportedModel."""
     return _told(repo, lambda: _ask(repo))
 
 
@@ -81,8 +98,12 @@ def _ask(repo: str) -> Offer:
     info = _with_safetensors(api, repo, info)
     listed = {s.rfilename: s.size or 0 for s in info.siblings}
     if "adapter_config.json" in listed:
-        raise ModelUnavailable(f"{repo} is an adapter (adapter_config.json), which changes another model; give a whole model",
-                               code="adapter_folder", name=repo, file="adapter_config.json")  # fmt: skip
+        raise ModelUnavailable(
+            f"{repo} is an adapter (adapter_config.json), which changes another model; give a whole model",
+            code="adapter_folder",
+            name=repo,
+            file="adapter_config.json",
+        )
     files = {name: size for name, size in listed.items() if _wanted(name, whole=headers.SINGLE in listed)}
     if headers.SINGLE not in files and headers.INDEX not in files:
         raise headers.nothing_to_read(repo, listed)
@@ -91,12 +112,21 @@ def _ask(repo: str) -> Offer:
 
 
 def _geometry(api, repo: str, revision: str, listed: dict[str, int]) -> Geometry:
-    """The sizes that the repository's config describes; an unsupported or odd one is refused before anything else is fetched."""
+    """The sizes that the repository's config describes; an unsupported or odd one is refused before anything
+    else is fetched."""
     if configs.CONFIG not in listed:
-        raise ModelUnavailable(f"{repo} has no config.json, so its architecture is unknown", code="no_config", name=repo)
+        raise ModelUnavailable(
+            f"{repo} has no config.json, so its architecture is unknown", code="no_config", name=repo
+        )
     if listed[configs.CONFIG] > JSON_BYTES:
-        raise ModelUnavailable(f"{repo} has a config.json of {listed[configs.CONFIG]} bytes; at most {JSON_BYTES} are read",
-                               code="file_too_big", name=repo, file=configs.CONFIG, bytes=listed[configs.CONFIG], limit=JSON_BYTES)  # fmt: skip
+        raise ModelUnavailable(
+            f"{repo} has a config.json of {listed[configs.CONFIG]} bytes; at most {JSON_BYTES} are read",
+            code="file_too_big",
+            name=repo,
+            file=configs.CONFIG,
+            bytes=listed[configs.CONFIG],
+            limit=JSON_BYTES,
+        )
     file = Path(api.hf_hub_download(repo, configs.CONFIG, revision=revision))
     return configs.read(Folder(file.parent, repo)).geometry
 
@@ -126,15 +156,19 @@ def _told(repo: str, do: Callable):
 
 
 def _wanted(file: str, whole: bool) -> bool:
-    """Whether a repository's file is fetched. whole: one file holds all weights, so shards of the same are left."""
+    """Whether a repository's file is fetched. whole: one file holds all weights, so shards of the same are
+    left."""
     if "/" in file:
         return False
-    weights = file == headers.SINGLE if whole else file == headers.INDEX or bool(headers.SHARD.fullmatch(file))
+    weights = (
+        file == headers.SINGLE if whole else file == headers.INDEX or bool(headers.SHARD.fullmatch(file))
+    )
     return weights or any(map(Path(file).match, KEEP))
 
 
 def cached(repo: str) -> Path | None:
-    """The newest complete snapshot in the hub's cache, or None: config, tokenizer, and every file that holds weights."""
+    """The newest complete snapshot in the hub's cache, or None: config, tokenizer, and every file that holds
+    weights."""
     from huggingface_hub import constants
 
     snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots"
@@ -159,7 +193,9 @@ def _with_safetensors(api, repo: str, info):
         return info
     for talk in api.get_repo_discussions(repo, discussion_type="pull_request"):
         if talk.author == "SFconvertbot" and "safetensors" in talk.title.lower() and talk.status != "closed":
-            return api.model_info(repo, revision=f"refs/pr/{talk.num}", files_metadata=True, timeout=TIMEOUT_SECONDS)
+            return api.model_info(
+                repo, revision=f"refs/pr/{talk.num}", files_metadata=True, timeout=TIMEOUT_SECONDS
+            )
     return info
 
 
@@ -182,9 +218,13 @@ def _check_room(repo: str, size: int) -> None:
     free = shutil.disk_usage(place).free
     if free < size * 1.1:
         raise ModelUnavailable(
-            f"{repo} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on this disk; free some space",
-            code="no_room", name=repo, need_bytes=size, free_bytes=free,
-        )  # fmt: skip
+            f"{repo} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on this disk; free "
+            "some space",
+            code="no_room",
+            name=repo,
+            need_bytes=size,
+            free_bytes=free,
+        )
 
 
 def _download(repo: str, revision: str, files: dict[str, int], emit: Emit) -> Path:
@@ -197,7 +237,9 @@ def _download(repo: str, revision: str, files: dict[str, int], emit: Emit) -> Pa
     def watch():
         while not done.wait(0.5):
             have = min(total, _bytes_in(blobs) - before)
-            emit({"stage": "download", "done": have, "total": total, "facts": {"model": repo, "bytes": total}})
+            emit(
+                {"stage": "download", "done": have, "total": total, "facts": {"model": repo, "bytes": total}}
+            )
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -221,13 +263,17 @@ def _bytes_in(folder: Path) -> int:
 
 def _gated(repo: str) -> ModelUnavailable:
     return ModelUnavailable(
-        f"{repo} is gated: accept its terms on its page, then log in (`hf auth login`, or set HF_TOKEN) and try again",
-        code="gated_model", name=repo,
-    )  # fmt: skip
+        f"{repo} is gated: accept its terms on its page, then log in (`hf auth login`, or set "
+        "HF_TOKEN) and try again",
+        code="gated_model",
+        name=repo,
+    )
 
 
 def _unreachable(repo: str) -> ModelUnavailable:
     return ModelUnavailable(
-        f"the model hub can't be reached, and {repo} is not on this disk; check the network, or choose the offline model",
-        code="hub_unreachable", name=repo,
-    )  # fmt: skip
+        f"the model hub can't be reached, and {repo} is not on this disk; check the network, or "
+        "choose the offline model",
+        code="hub_unreachable",
+        name=repo,
+    )

@@ -1,11 +1,13 @@
 """What enters the linears of a block: hidden states carried from block to block, and sums over them.
 
-Nothing here knows a method. The driver (calibrate.py) asks for the statistics of one group at a time and moves on.
+Nothing here knows a method. The driver (calibrate.py) asks for the statistics of one group at a time and
+moves on.
 
-Blocks differ in what the model gives them: one looks at a sliding window, its neighbour at all tokens. So every block is
-replayed with its own masks, angles and positions, of every batch. They are taken from the model's own loop, whose blocks are
-stood in for meanwhile: each notes its arguments and passes its input on, so that this costs almost nothing. Before anything
-else one window goes through the model itself and through the replay, and the two must agree.
+Blocks differ in what the model gives them: one looks at a sliding window, its neighbour at all tokens. So
+every block is replayed with its own masks, angles and positions, of every batch. They are taken from the
+model's own loop, whose blocks are stood in for meanwhile: each notes its arguments and passes its input on,
+so that this costs almost nothing. Before anything else one window goes through the model itself and through
+the replay, and the two must agree.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from compression.packed.linear import CompressedLinear
 from compression.surgery import instead
 
 TOKENS_PER_BATCH = 2_048
-ROOM = 1 << 30  # bytes of outputs remembered within a block, beside as much again as what enters it; the rest is computed again
+# bytes of outputs remembered within a block, beside as much again as what enters it; the rest is computed
+# again
+ROOM = 1 << 30
 STRIPS = 4  # a Gram matrix is symmetric: it is multiplied strip by strip, each from the diagonal on
 AGREES = 1e-4  # by so much of its largest value may a replayed hidden state differ from the model's own
 
@@ -42,12 +46,14 @@ class Call(NamedTuple):
 
 
 class BlockInputs:
-    """The hidden states that enter the current block, in batches, and how the model calls each block for each batch."""
+    """The hidden states that enter the current block, in batches, and how the model calls each block for each
+    batch."""
 
     def __init__(self, batches: list[Tensor], calls: list[dict[nn.Module, Call]]):
         self.batches = batches  # [b, window, hidden] each
         self.calls = calls  # of each batch: block -> its call
-        self.settled: dict[nn.Module, list] = {}  # what won't change in the block -> its outputs by batch, from the first on
+        # what won't change in the block -> its outputs by batch, from the first on
+        self.settled: dict[nn.Module, list] = {}
         self.room = 0  # bytes that may still be remembered
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
@@ -59,24 +65,30 @@ class BlockInputs:
                 if batch < len(outputs):
                     stack.enter_context(instead(part, lambda *args, kept=outputs[batch], **kwargs: kept))
                 else:
-                    handle = part.register_forward_hook(lambda part, args, out: self._remember(part, batch, out))
+                    handle = part.register_forward_hook(
+                        lambda part, args, out: self._remember(part, batch, out)
+                    )
                     stack.callback(handle.remove)
             return _states(block(hidden, *call.args, **call.kwargs))
 
     def settle(self, block: nn.Module, done: set[nn.Module]) -> None:
-        """From now on the linears in `done`, and the parts of the block that have no others, give what they give now."""
+        """From now on the linears in `done`, and the parts of the block that have no others, give what they
+        give now."""
         if not self.settled:
             self.room = ROOM + sum(map(_bytes, self.batches))
         for part in block.children():
             own = _linears(part)
-            for settled in [part] if own and done.issuperset(own) else [linear for linear in own if linear in done]:
+            for settled in (
+                [part] if own and done.issuperset(own) else [linear for linear in own if linear in done]
+            ):
                 self.settled.setdefault(settled, [])
 
     def unsettle(self) -> None:
         self.settled.clear()
 
     def _remember(self, part: nn.Module, batch: int, out) -> None:
-        """Keep a part's output for a batch if there is room; what is inside the part will not be asked again."""
+        """Keep a part's output for a batch if there is room; what is inside the part will not be asked
+        again."""
         if len(self.settled[part]) != batch or _bytes(out) > self.room:
             return
         self.settled[part].append(out)
@@ -103,12 +115,16 @@ class BlockInputs:
                     self.run(block, batch)
                 except _Reached:
                     continue
-                raise CalibrationError(f"{type(block).__name__} never called {linear}; it can't be calibrated")
+                raise CalibrationError(
+                    f"{type(block).__name__} never called {linear}; it can't be calibrated"
+                )
         finally:
             handle.remove()
         return collector.stats()
 
-    def observe(self, block: nn.Module, linears: list[nn.Module], names: frozenset, check: Callable) -> list[Stats]:
+    def observe(
+        self, block: nn.Module, linears: list[nn.Module], names: frozenset, check: Callable
+    ) -> list[Stats]:
         """Statistics of what enters each of `linears` in one pass; then stands at the next block's inputs."""
         collectors = [_Collector(names) for _ in linears]
         handles = [
@@ -131,7 +147,8 @@ class BlockInputs:
 
 @dataclass(frozen=True)
 class Passage:
-    """An uncompressed block with what enters and what leaves it, for methods that train a block to do as it did."""
+    """An uncompressed block with what enters and what leaves it, for methods that train a block to do as it
+    did."""
 
     block: nn.Module
     inputs: list[Tensor]  # [b, window, hidden] each
@@ -139,7 +156,8 @@ class Passage:
     call: Call  # of this block for a single window
 
     def run(self, hidden: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """The block's output with these parameters for hidden states [b, window, hidden] of any number of whole windows.
+        """The block's output with these parameters for hidden states [b, window, hidden] of any number of
+        whole windows.
 
         A single window's masks and angles have a first axis of 1, and so hold for all.
         """
@@ -154,7 +172,9 @@ def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
     Raises CalibrationError without windows, and where a replay doesn't give what the model itself gives.
     """
     if not len(windows):
-        raise CalibrationError("no window of calibration text; give at least 1", code="too_little_text", got=0, allowed=1)
+        raise CalibrationError(
+            "no window of calibration text; give at least 1", code="too_little_text", got=0, allowed=1
+        )
     _check_replay(bundle, windows[:1])
     batches: list[Tensor] = []
     calls: list[dict[nn.Module, Call]] = []
@@ -162,7 +182,9 @@ def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
     for ids in split(windows):
         hidden, new = _called(bundle, ids)
         known = latest.get(len(ids))  # equal ones are kept once
-        latest[len(ids)] = new = known if known is not None and _same(list(known.values()), list(new.values())) else new
+        latest[len(ids)] = new = (
+            known if known is not None and _same(list(known.values()), list(new.values())) else new
+        )
         batches.append(hidden)
         calls.append(new)
     return BlockInputs(batches, calls)
@@ -177,7 +199,8 @@ def single_calls(bundle: Bundle, windows: Tensor) -> dict[nn.Module, Call]:
 def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]:
     """(what enters the first block [b, window, hidden], block -> how the model calls it) for ids [b, window].
 
-    Raises CalibrationError where the model's loop isn't one block after the other, each on what the one before gave.
+    Raises CalibrationError where the model's loop isn't one block after the other, each on what the one
+    before gave.
     """
     blocks, calls, states = list(arch.blocks(bundle.module)), {}, []
 
@@ -185,8 +208,15 @@ def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]
         def forward(*args, **kwargs):
             hidden, call = _split_call(args, kwargs)
             number = len(calls)
-            if number == len(blocks) or block is not blocks[number] or (states and not _same(hidden, states[0])):
-                raise _differs(f"block {number + 1} of {len(blocks)} isn't called next, or not on what the one before gave")
+            if (
+                number == len(blocks)
+                or block is not blocks[number]
+                or (states and not _same(hidden, states[0]))
+            ):
+                raise _differs(
+                    f"block {number + 1} of {len(blocks)} isn't called next, or not on what the one "
+                    "before gave"
+                )
             calls[block] = call
             states[:] = [hidden]
             if len(calls) == len(blocks):
@@ -205,7 +235,8 @@ def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]
 
 
 def _check_replay(bundle: Bundle, ids: Tensor) -> None:
-    """Raises CalibrationError where ids [1, window] don't leave the replayed blocks as they leave the model's own."""
+    """Raises CalibrationError where ids [1, window] don't leave the replayed blocks as they leave the model's
+    own."""
     blocks, own = list(arch.blocks(bundle.module)), []
     handle = blocks[-1].register_forward_hook(lambda block, args, out: own.append(_states(out)))
     try:
@@ -219,7 +250,9 @@ def _check_replay(bundle: Bundle, ids: Tensor) -> None:
     expected, found = own[0].float(), replay.batches[0].float()
     room = AGREES * float(expected.nan_to_num().abs().max())  # what is not a number is for others to find
     if not torch.allclose(found, expected, rtol=0, atol=room, equal_nan=True):
-        raise _differs(f"the last block's output differs by up to {float((found - expected).abs().max()):.3g}")
+        raise _differs(
+            f"the last block's output differs by up to {float((found - expected).abs().max()):.3g}"
+        )
 
 
 def _run_backbone(bundle: Bundle, ids: Tensor) -> None:
@@ -231,16 +264,20 @@ def _run_backbone(bundle: Bundle, ids: Tensor) -> None:
 
 def _differs(what: str) -> CalibrationError:
     return CalibrationError(
-        f"the blocks can't be replayed one by one as the model runs them: {what}. Choose a method without calibration.",
-        code="replay_differs", what=what,
-    )  # fmt: skip
+        f"the blocks can't be replayed one by one as the model runs them: {what}. Choose a method "
+        "without calibration.",
+        code="replay_differs",
+        what=what,
+    )
 
 
 def _split_call(args: tuple, kwargs: dict) -> tuple[Tensor, Call]:
     """(hidden states, the rest) of what a block was called with."""
     if args:
         return args[0], Call(args[1:], kwargs)
-    return kwargs["hidden_states"], Call((), {name: value for name, value in kwargs.items() if name != "hidden_states"})
+    return kwargs["hidden_states"], Call(
+        (), {name: value for name, value in kwargs.items() if name != "hidden_states"}
+    )
 
 
 def _states(out) -> Tensor:

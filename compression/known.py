@@ -1,7 +1,8 @@
 """What the decode step knows: it runs a model of these parts and settings, and no other.
 
-The step is written for the code of six families. A part of another class, or a setting that came with a later version of that
-code, may compute anything; so what isn't listed here is declined, and the model runs through transformers' own loop.
+The step is written for the code of six families. A part of another class, or a setting that came with a later
+version of that code, may compute anything; so what isn't listed here is declined, and the model runs through
+transformers' own loop.
 """
 
 from __future__ import annotations
@@ -14,27 +15,39 @@ from transformers import PreTrainedConfig
 from compression import arch
 
 ACTIVATIONS = {  # class -> the step's name (kernels/cpu/step.py)
-    "torch.nn.modules.activation.SiLU": "silu", "transformers.activations.SiLUActivation": "silu",
-    "torch.nn.modules.activation.ReLU": "relu", "transformers.activations.GELUActivation": "gelu",
-    "transformers.activations.NewGELUActivation": "gelu_tanh", "transformers.activations.FastGELUActivation": "gelu_tanh",
-    "transformers.activations.GELUTanh": "gelu_tanh", "transformers.activations.AccurateGELUActivation": "gelu_tanh",
-}  # fmt: skip
+    "torch.nn.modules.activation.SiLU": "silu",
+    "transformers.activations.SiLUActivation": "silu",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "transformers.activations.GELUActivation": "gelu",
+    "transformers.activations.NewGELUActivation": "gelu_tanh",
+    "transformers.activations.FastGELUActivation": "gelu_tanh",
+    "transformers.activations.GELUTanh": "gelu_tanh",
+    "transformers.activations.AccurateGELUActivation": "gelu_tanh",
+}
 ANYWHERE = {
-    "torch.nn.modules.container.ModuleList", "torch.nn.modules.dropout.Dropout", "torch.nn.modules.linear.Linear",
-    "torch.nn.modules.sparse.Embedding", "compression.arch.Joined", *ACTIVATIONS,
-}  # fmt: skip
+    "torch.nn.modules.container.ModuleList",
+    "torch.nn.modules.dropout.Dropout",
+    "torch.nn.modules.linear.Linear",
+    "torch.nn.modules.sparse.Embedding",
+    "compression.arch.Joined",
+    *ACTIVATIONS,
+}
 LAYER_NORM = "torch.nn.modules.normalization.LayerNorm"
-STEADY = ("default", "linear", "yarn", "llama3", "proportional")  # rotary angles that don't depend on the text's length
+# rotary angles that don't depend on the text's length
+STEADY = ("default", "linear", "yarn", "llama3", "proportional")
 
 
 def _names(text: str, prefix: str = "") -> frozenset[str]:
     return frozenset(prefix + name for name in text.split())
 
 
-_USUAL = _names("vocab_size tie_word_embeddings use_cache initializer_range bos_token_id eos_token_id pad_token_id")
+_USUAL = _names(
+    "vocab_size tie_word_embeddings use_cache initializer_range bos_token_id eos_token_id pad_token_id"
+)
 _LLAMA = _USUAL | _names(
-    """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act max_position_embeddings
-    rms_norm_eps rope_parameters attention_bias attention_dropout mlp_bias head_dim pretraining_tp"""
+    """hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act
+    max_position_embeddings rms_norm_eps rope_parameters attention_bias attention_dropout mlp_bias
+    head_dim pretraining_tp"""
 )
 _QWEN = _LLAMA | _names("use_sliding_window sliding_window max_window_layers layer_types")
 
@@ -44,7 +57,8 @@ class Known:
     """One family's code as the step was written for it."""
 
     parts: frozenset[str]  # classes beside ANYWHERE
-    settings: frozenset[str]  # of its config: carried out at any value, declined by `refusal`, or of no effect on a forward pass
+    # of its config: carried out at any value, declined by `refusal`, or of no effect on a forward pass
+    settings: frozenset[str]
     norm: str  # the class of its norms
     head_norms: bool = False  # norms over each head's queries and keys
 
@@ -65,34 +79,45 @@ FAMILIES: dict[str, Known] = {
     "qwen2": _rms("qwen2", "Qwen2", _QWEN),
     "qwen3": _rms("qwen3", "Qwen3", _QWEN, head_norms=True),
     "opt": Known(
-        _own("opt", "OPTForCausalLM OPTModel OPTDecoder OPTDecoderLayer OPTAttention OPTLearnedPositionalEmbedding") | {LAYER_NORM},
-        _USUAL | _names(
-            """hidden_size num_hidden_layers ffn_dim max_position_embeddings do_layer_norm_before _remove_final_layer_norm
-            word_embed_proj_dim dropout attention_dropout num_attention_heads activation_function layerdrop init_std enable_bias
-            layer_norm_elementwise_affine"""
+        _own(
+            "opt",
+            "OPTForCausalLM OPTModel OPTDecoder OPTDecoderLayer OPTAttention OPTLearnedPositionalEmbedding",
+        )
+        | {LAYER_NORM},
+        _USUAL
+        | _names(
+            """hidden_size num_hidden_layers ffn_dim max_position_embeddings do_layer_norm_before
+    _remove_final_layer_norm word_embed_proj_dim dropout attention_dropout num_attention_heads
+    activation_function layerdrop init_std enable_bias layer_norm_elementwise_affine"""
         ),
         LAYER_NORM,
     ),
     "gpt2": Known(
         _own("gpt2", "GPT2LMHeadModel GPT2Model GPT2Block GPT2Attention GPT2MLP") | {LAYER_NORM},
-        _USUAL | _names(
-            """n_positions n_embd n_layer n_head n_inner activation_function resid_pdrop embd_pdrop attn_pdrop layer_norm_epsilon
-            summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout scale_attn_weights
-            scale_attn_by_inverse_layer_idx reorder_and_upcast_attn add_cross_attention"""
+        _USUAL
+        | _names(
+            """n_positions n_embd n_layer n_head n_inner activation_function resid_pdrop embd_pdrop attn_pdrop
+    layer_norm_epsilon summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout scale_attn_weights scale_attn_by_inverse_layer_idx reorder_and_upcast_attn
+    add_cross_attention"""
         ),
         LAYER_NORM,
     ),
     "gpt_neox": Known(
-        _own("gpt_neox", "GPTNeoXForCausalLM GPTNeoXModel GPTNeoXLayer GPTNeoXAttention GPTNeoXMLP GPTNeoXRotaryEmbedding")
+        _own(
+            "gpt_neox",
+            "GPTNeoXForCausalLM GPTNeoXModel GPTNeoXLayer GPTNeoXAttention GPTNeoXMLP GPTNeoXRotaryEmbedding",
+        )
         | {LAYER_NORM},
-        _USUAL | _names(
-            """hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act attention_dropout hidden_dropout
-            classifier_dropout max_position_embeddings layer_norm_eps use_parallel_residual rope_parameters attention_bias
-            is_decoder"""
+        _USUAL
+        | _names(
+            """hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
+    attention_dropout hidden_dropout classifier_dropout max_position_embeddings layer_norm_eps use_parallel_residual
+    rope_parameters attention_bias is_decoder"""
         ),
         LAYER_NORM,
     ),
-}  # fmt: skip
+}
 
 
 def path_of(part: nn.Module) -> str:
@@ -105,20 +130,25 @@ def refusal(module: nn.Module) -> str:
     known, blocks = FAMILIES[family], arch.blocks(module)
     for name, part in module.named_modules():
         path = path_of(part)
-        if path not in ANYWHERE | known.parts and not path.startswith("compression.packed."):  # formats answer for themselves
+        # formats answer for themselves
+        if path not in ANYWHERE | known.parts and not path.startswith("compression.packed."):
             return f"{name or 'the model'} is of the class {type(part).__name__}, which the step doesn't know"
         if "forward" in vars(part):
             return f"{name or 'the model'} computes by a function of its own"
         if getattr(part, "max_norm", None) is not None:
             return f"{name} bounds the norm of what it looks up"
     for field in dataclasses.fields(config):
-        if field.name not in known.settings | _GENERAL and getattr(config, field.name, None) != _default(field):
+        if field.name not in known.settings | _GENERAL and getattr(config, field.name, None) != _default(
+            field
+        ):
             return f"the config's {field.name} = {getattr(config, field.name)!r}, which the step doesn't know"
     if not getattr(config, "is_causal", True):
         return "attention isn't causal"
     if config.num_hidden_layers != len(blocks):
         return f"{len(blocks)} blocks, of which the model runs {config.num_hidden_layers}"
-    sliding = [name for name, part in module.named_modules() if getattr(part, "sliding_window", None) is not None]
+    sliding = [
+        name for name, part in module.named_modules() if getattr(part, "sliding_window", None) is not None
+    ]
     if sliding or (family in ("qwen2", "qwen3") and set(config.layer_types) != {"full_attention"}):
         return "some layers look at a sliding window only"
     for what, values in _of_all_blocks(module).items():
@@ -140,10 +170,17 @@ def _of_all_blocks(module: nn.Module) -> dict[str, set]:
     return {
         "the scale of their attention": {attention(block).scaling for block in blocks},
         "the epsilon of their norms": {epsilon(norm) for norm in all_norms(module)},
-        "their activation": {ACTIVATIONS[path_of(part)] for block in blocks for part in block.modules() if path_of(part) in ACTIVATIONS},
-        "whether attention and feed-forward stand side by side": {getattr(block, "use_parallel_residual", False) for block in blocks},
+        "their activation": {
+            ACTIVATIONS[path_of(part)]
+            for block in blocks
+            for part in block.modules()
+            if path_of(part) in ACTIVATIONS
+        },
+        "whether attention and feed-forward stand side by side": {
+            getattr(block, "use_parallel_residual", False) for block in blocks
+        },
         "whether norms come first": {getattr(block, "do_layer_norm_before", True) for block in blocks},
-    }  # fmt: skip
+    }
 
 
 def attention(block: nn.Module) -> nn.Module:
@@ -170,4 +207,8 @@ def epsilon(norm: nn.Module) -> float:
 
 def activation(module: nn.Module) -> str:
     """The step's name for the activation of all blocks."""
-    return next(ACTIVATIONS[path_of(part)] for part in arch.blocks(module)[0].modules() if path_of(part) in ACTIVATIONS)
+    return next(
+        ACTIVATIONS[path_of(part)]
+        for part in arch.blocks(module)[0].modules()
+        if path_of(part) in ACTIVATIONS
+    )

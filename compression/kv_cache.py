@@ -1,18 +1,21 @@
 """The key-value cache in few bits: what attention remembers of the text so far.
 
-Keys and values of one token and one head are rounded together as they enter the cache, to 2^bits - 1 levels symmetric about
-zero: scale = max|x| / (2^(bits - 1) - 1), kept in 16 bits (LLM-QAT, Liu et al. 2023, arXiv 2305.17888, section 2.2, rounds
-before the rotary positions with one scale over all heads of a token; here it is after them and head by head, which is what a
-cache holds). No token's codes depend on another token, so text that is read at once and text that is read token by token
-leave the same cache, and a pass without one can be made to see exactly what a cache would have given (`round_trip`).
+Keys and values of one token and one head are rounded together as they enter the cache, to 2^bits - 1 levels
+symmetric about zero: scale = max|x| / (2^(bits - 1) - 1), kept in 16 bits (LLM-QAT, Liu et al. 2023, arXiv
+2305.17888, section 2.2, rounds before the rotary positions with one scale over all heads of a token; here it
+is after them and head by head, which is what a cache holds). No token's codes depend on another token, so
+text that is read at once and text that is read token by token leave the same cache, and a pass without one
+can be made to see exactly what a cache would have given (`round_trip`).
 
-The other form is that of KIVI (Liu et al. 2024, arXiv 2402.02750, section 3, algorithm 1): some channels of the keys are loud for every
-token, so 32 neighbouring tokens share a scale in each channel of a key, while 32 neighbouring channels share one in each token of a
-value. Codes run from a group's least to its largest value, q = round((x - least) / scale), scale = (largest - least) / (2^bits - 1),
-scale and least in 16 bits. A group must be full before it is rounded, so the latest tokens wait in 16 bits; when they are 128, all become
-codes. The authors let values leave one by one so that always the last 128 are whole; here they leave together with the keys. A token
-sees what came with it, or after the last such move, in 16 bits: a text that is read in pieces which end at multiples of 128 (`read`)
-therefore gives what reading it token by token gives. The authors read a prompt in one piece, with all of it in 16 bits.
+The other form is that of KIVI (Liu et al. 2024, arXiv 2402.02750, section 3, algorithm 1): some channels of
+the keys are loud for every token, so 32 neighbouring tokens share a scale in each channel of a key, while 32
+neighbouring channels share one in each token of a value. Codes run from a group's least to its largest value,
+q = round((x - least) / scale), scale = (largest - least) / (2^bits - 1), scale and least in 16 bits. A group
+must be full before it is rounded, so the latest tokens wait in 16 bits; when they are 128, all become codes.
+The authors let values leave one by one so that always the last 128 are whole; here they leave together with
+the keys. A token sees what came with it, or after the last such move, in 16 bits: a text that is read in
+pieces which end at multiples of 128 (`read`) therefore gives what reading it token by token gives. The
+authors read a prompt in one piece, with all of it in 16 bits.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ LARGEST = 65_504.0  # in 16 bits
 
 
 def encode(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """x [..., size] -> (codes, scale [..., 1] float16); codes are int8 [..., size], of 4 bits two a byte, uint8 [..., size / 2]."""
+    """x [..., size] -> (codes, scale [..., 1] float16); codes are int8 [..., size], of 4 bits two a byte,
+    uint8 [..., size / 2]."""
     top = 2 ** (bits - 1) - 1
     scale = (x.detach().float().abs().amax(-1, keepdim=True) / top).half()
     codes = (x.detach().float() / torch.where(scale == 0, 1, scale).float()).round().clamp(-top, top)
@@ -58,24 +62,31 @@ class QuantizedLayer(DynamicLayer):
 
     def __init__(self, bits: int):
         super().__init__()
-        self.bits, self.stored = bits, []  # [codes of keys, their scales, codes of values, their scales], each [b, heads, t, ...]
+        # [codes of keys, their scales, codes of values, their scales], each [b, heads, t, ...]
+        self.bits, self.stored = bits, []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if torch.is_grad_enabled() and key_states.requires_grad:  # a training pass: all of the text at once, nothing to keep
+        # a training pass: all of the text at once, nothing to keep
+        if torch.is_grad_enabled() and key_states.requires_grad:
             return round_trip(key_states, self.bits), round_trip(value_states, self.bits)
         new = [*encode(key_states, self.bits), *encode(value_states, self.bits)]
-        self.stored = [torch.cat(pair, -2) for pair in zip(self.stored, new, strict=True)] if self.stored else new
+        self.stored = (
+            [torch.cat(pair, -2) for pair in zip(self.stored, new, strict=True)] if self.stored else new
+        )
         keys, key_scale, values, value_scale = self.stored
-        return decode(keys, key_scale, self.bits, key_states.dtype), decode(values, value_scale, self.bits, value_states.dtype)
+        return decode(keys, key_scale, self.bits, key_states.dtype), decode(
+            values, value_scale, self.bits, value_states.dtype
+        )
 
     def get_seq_length(self) -> int:
         return self.stored[0].shape[-2] if self.stored else 0
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Whole numbers [..., n] of 8, 4 or 2 bits as uint8 [..., ceil(n bits / 8)], the first one lowest in its byte."""
+    """Whole numbers [..., n] of 8, 4 or 2 bits as uint8 [..., ceil(n bits / 8)], the first one lowest in its
+    byte."""
     each = 8 // bits
     codes = F.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % each)).unflatten(-1, (-1, each))
     out = codes[..., 0].clone()
@@ -91,8 +102,8 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def encode_groups(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [..., n] -> (packed codes, scale, least), the last two float16 [..., ceil(n / GROUP)]: of each run of GROUP its least value and
-    the step from there to its largest, in 2^bits - 1 steps."""
+    """x [..., n] -> (packed codes, scale, least), the last two float16 [..., ceil(n / GROUP)]: of each run of
+    GROUP its least value and the step from there to its largest, in 2^bits - 1 steps."""
     n, short = x.shape[-1], -x.shape[-1] % GROUP
     x = x.detach().float().clamp(-LARGEST, LARGEST)
     runs = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], short)], -1).unflatten(
@@ -107,33 +118,42 @@ def encode_groups(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def decode_groups(codes: Tensor, scale: Tensor, least: Tensor, bits: int, n: int) -> Tensor:
     """The float32 values [..., n] that `encode_groups` stored."""
-    wide = lambda t: t.float().repeat_interleave(GROUP, -1)[..., :n]  # noqa: E731
+
+    def wide(t):
+        return t.float().repeat_interleave(GROUP, -1)[..., :n]
+
     return torch.addcmul(wide(least), unpack(codes, bits, n).float(), wide(scale))
 
 
 def channel_bytes(size: int, tokens: int, bits: int) -> int:
-    """Bytes of one head's keys and values of `size` channels after so many tokens in KIVI's form, those in 16 bits included."""
+    """Bytes of one head's keys and values of `size` channels after so many tokens in KIVI's form, those in 16
+    bits included."""
     old, row = tokens - tokens % RECENT, -(-size * bits // 8)
     keys, values = size * (old * bits // 8 + 4 * old // GROUP), old * (row + 4 * -(-size // GROUP))
     return keys + values + 2 * 2 * size * (tokens - old)
 
 
 def usual_length(window: int) -> int:
-    """The length of text at which a cache by channel is weighed: the window's, with as many tokens waiting in 16 bits as on average."""
+    """The length of text at which a cache by channel is weighed: the window's, with as many tokens waiting in
+    16 bits as on average."""
     return max(1, window - window % RECENT - RECENT // 2) if window > RECENT else window
 
 
 class ChannelLayer(DynamicLayer):
-    """One block's keys and values in KIVI's form; `update` returns what was stored before, and what is new in 16 bits."""
+    """One block's keys and values in KIVI's form; `update` returns what was stored before, and what is new in
+    16 bits."""
 
     def __init__(self, bits: int):
         super().__init__()
-        self.bits, self.old, self.stored = bits, [], []  # old: codes, scales, least of keys [b, heads, size, t], then of values
+        # old: codes, scales, least of keys [b, heads, size, t], then of values
+        self.bits, self.old, self.stored = bits, [], []
         self.recent = []  # keys and values [b, heads, t, size] float16
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and key_states.requires_grad:
-            raise ValueError("a cache with keys by channel takes no gradient; train with a cache of a scale for each token")
+            raise ValueError(
+                "a cache with keys by channel takes no gradient; train with a cache of a scale for each token"
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         new = [x.clamp(-LARGEST, LARGEST).half() for x in (key_states, value_states)]
@@ -143,12 +163,18 @@ class ChannelLayer(DynamicLayer):
         if self.old:
             keys = decode_groups(*self.old[:3], self.bits, self.get_old_length()).transpose(-1, -2)
             values = decode_groups(*self.old[3:], self.bits, size)
-            seen = [torch.cat([x.to(key_states.dtype), y], -2) for x, y in zip((keys, values), seen, strict=True)]
+            seen = [
+                torch.cat([x.to(key_states.dtype), y], -2) for x, y in zip((keys, values), seen, strict=True)
+            ]
         if full := count - count % RECENT:
             keys, values = (x[..., :full, :] for x in recent)
             moved = [*encode_groups(keys.transpose(-1, -2), self.bits), *encode_groups(values, self.bits)]
             along = (-1, -1, -1, -2, -2, -2)  # the tokens
-            self.old = [torch.cat([a, b], d) for a, b, d in zip(self.old, moved, along, strict=True)] if self.old else moved
+            self.old = (
+                [torch.cat([a, b], d) for a, b, d in zip(self.old, moved, along, strict=True)]
+                if self.old
+                else moved
+            )
             recent = [x[..., full:, :].clone() for x in recent]
         self.recent, self.stored = recent, [*self.old, *recent]
         return seen[0], seen[1]
@@ -165,12 +191,16 @@ LAYERS = {"token": QuantizedLayer, "channel": ChannelLayer}
 
 
 def read(backbone, ids: Tensor, cache: Cache | None) -> Tensor:
-    """Final hidden states [b, t, hidden] of ids [b, t] behind what the cache holds, as they come when the text is read token by token."""
+    """Final hidden states [b, t, hidden] of ids [b, t] behind what the cache holds, as they come when the
+    text is read token by token."""
     if not isinstance(cache, QuantizedCache) or cache.keys == "token":
         return backbone(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
     first = RECENT - cache.get_seq_length() % RECENT
     parts = [part for part in (ids[:, :first], *ids[:, first:].split(RECENT, 1)) if part.shape[1]]
-    return torch.cat([backbone(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state for part in parts], 1)
+    return torch.cat(
+        [backbone(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state for part in parts],
+        1,
+    )
 
 
 class QuantizedCache(DynamicCache):

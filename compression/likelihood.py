@@ -1,7 +1,8 @@
 """What a model predicts over token windows, without ever holding all logits.
 
-A window of 512 tokens has 512 x vocabulary logits: 311 MB for a vocabulary of 151,936. So the final hidden states are
-computed in batches, and logits only for a few rows at a time (`logit_chunks`); an evaluation adds at most 300 MB.
+A window of 512 tokens has 512 x vocabulary logits: 311 MB for a vocabulary of 151,936. So the final hidden
+states are computed in batches, and logits only for a few rows at a time (`logit_chunks`); an evaluation adds
+at most 300 MB.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ LOGITS_BYTES = 24_000_000  # one copy of a chunk's logits in float32; the metric
 
 
 def final_states(bundle: Bundle, ids: Tensor) -> Tensor:
-    """Final hidden states [b, window, hidden] of ids [b, window], keys and values as the model's cache gives them; differentiable."""
+    """Final hidden states [b, window, hidden] of ids [b, window], keys and values as the model's cache gives
+    them; differentiable."""
     cache = bundle.new_cache() if bundle.cache_bits < 16 else None
     return read(arch.backbone(bundle.module), ids, cache)
 
 
 @torch.no_grad()
 def hidden_states(bundle: Bundle, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first window, final hidden states [b, window, hidden]) for windows [n, window] in batches."""
+    """(index of the first window, final hidden states [b, window, hidden]) for windows [n, window] in
+    batches."""
     step = max(1, TOKENS_PER_BATCH // ids.shape[1])
     for start in range(0, len(ids), step):
         batch = ids[start : start + step].to(bundle.device)

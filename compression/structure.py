@@ -1,13 +1,17 @@
-"""Cutting heads and feed-forward channels out of a block, or channels out of the whole model's width, so that matrices really shrink.
+"""Cutting heads and feed-forward channels out of a block, or channels out of the whole model's width, so that
+matrices really shrink.
 
-A head is its rows of q, k, v and its columns of o; a channel of the feed-forward is its rows of gate and up and its column
-of down. Rows take their bias along. Attention asks for whole groups: every key-value head that stays serves equally many
-query heads, and they stand in its order. The size of a head never changes (rotary positions and per-head norms belong to it).
+A head is its rows of q, k, v and its columns of o; a channel of the feed-forward is its rows of gate and up
+and its column of down. Rows take their bias along. Attention asks for whole groups: every key-value head that
+stays serves equally many query heads, and they stand in its order. The size of a head never changes (rotary
+positions and per-head norms belong to it).
 
-A channel of the width (the residual stream) is an entry of the embedding, of every norm, and a row or column of every matrix.
-What is left of a norm is a norm over fewer channels; nothing makes up for that, as in the authors' code.
+A channel of the width (the residual stream) is an entry of the embedding, of every norm, and a row or column
+of every matrix. What is left of a norm is a norm over fewer channels; nothing makes up for that, as in the
+authors' code.
 
-A block's sizes are read from its matrices (arch.geometry), so that a cache, the decode step and a saved file follow.
+A block's sizes are read from its matrices (arch.geometry), so that a cache, the decode step and a saved file
+follow.
 """
 
 from __future__ import annotations
@@ -26,8 +30,10 @@ AXES = {  # role -> (what its structures are, the axis of its weight [out, in] t
     "q": ("heads", 0), "k": ("kv_heads", 0), "v": ("kv_heads", 0), "o": ("heads", 1),
     "gate": ("channels", 0), "up": ("channels", 0), "down": ("channels", 1),
 }  # fmt: skip
-WIDTH_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "gate": 1, "up": 1, "down": 0}  # role -> the axis that lies along the width
-SIZES: dict[str, Callable[[LayerGeometry], int]] = {  # attribute of a transformers module in a block -> its value
+# role -> the axis that lies along the width
+WIDTH_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "gate": 1, "up": 1, "down": 0}
+# attribute of a transformers module in a block -> its value
+SIZES: dict[str, Callable[[LayerGeometry], int]] = {
     "num_heads": lambda g: g.heads,  # OPT, GPT-2
     "split_size": lambda g: g.heads * g.head_size,  # GPT-2: where the fused q, k, v is taken apart
     "num_key_value_groups": lambda g: g.heads // g.kv_heads,
@@ -37,7 +43,8 @@ SIZES: dict[str, Callable[[LayerGeometry], int]] = {  # attribute of a transform
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of one block: numbers of query heads, key-value heads and channels as they are now, in rising order."""
+    """What stays of one block: numbers of query heads, key-value heads and channels as they are now, in
+    rising order."""
 
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
@@ -45,14 +52,16 @@ class Kept:
 
 
 def first(now: LayerGeometry, then: LayerGeometry) -> Kept:
-    """So many of each that sizes `now` become `then`: with it, undefined weights get the shapes of a cut model."""
+    """So many of each that sizes `now` become `then`: with it, undefined weights get the shapes of a cut
+    model."""
     serves, each = now.heads // now.kv_heads, then.heads // then.kv_heads
     heads = tuple(kv * serves + i for kv in range(then.kv_heads) for i in range(each))
     return Kept(heads, tuple(range(then.kv_heads)), tuple(range(then.feed_forward)))
 
 
 def cut(module: nn.Module, kept: Mapping[int, Kept]) -> None:
-    """Keep only that much of each block (layer -> Kept), in place. Raises UnsupportedLayer for what attention can't run."""
+    """Keep only that much of each block (layer -> Kept), in place. Raises UnsupportedLayer for what attention
+    can't run."""
     geometry = arch.geometry(module)
     for layer, parts in kept.items():
         sizes = geometry.layers[layer]
@@ -61,9 +70,15 @@ def cut(module: nn.Module, kept: Mapping[int, Kept]) -> None:
             for path, role in group:
                 what, axis = AXES[role]
                 index = torch.tensor(getattr(parts, what))
-                narrow(module.get_submodule(path), index if what == "channels" else lanes(index, sizes.head_size), axis)
-        _tell(arch.blocks(module)[layer],
-              LayerGeometry(len(parts.heads), len(parts.kv_heads), sizes.head_size, len(parts.channels)))  # fmt: skip
+                narrow(
+                    module.get_submodule(path),
+                    index if what == "channels" else lanes(index, sizes.head_size),
+                    axis,
+                )
+        _tell(
+            arch.blocks(module)[layer],
+            LayerGeometry(len(parts.heads), len(parts.kv_heads), sizes.head_size, len(parts.channels)),
+        )
 
 
 def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
@@ -80,7 +95,8 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
         _narrow_norm(norm, index)
     parent = module.get_submodule(family.final.rpartition(".")[0])
     tables = [module.get_submodule(family.positions)] if family.positions else []
-    if getattr(parent, "project_in", None) is not None:  # the table has a width of its own, and so has the head
+    # the table has a width of its own, and so has the head
+    if getattr(parent, "project_in", None) is not None:
         narrow(parent.project_in, index, 0)
         narrow(parent.project_out, index, 1)
     else:
@@ -88,17 +104,26 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
         if arch.head(module)[1].weight is not tables[-1].weight:
             narrow(arch.head(module)[1], index, 1)
     for table in tables:
-        table.weight = nn.Parameter(table.weight.detach().index_select(1, index.to(table.weight.device)), requires_grad=False)
+        table.weight = nn.Parameter(
+            table.weight.detach().index_select(1, index.to(table.weight.device)), requires_grad=False
+        )
         table.embedding_dim = len(kept)
     head = arch.head(module)[1]
     if arch.geometry_of(module.config).tied:
-        head.weight, head.in_features = arch.embedding(module)[1].weight, arch.embedding(module)[1].weight.shape[1]
+        head.weight, head.in_features = (
+            arch.embedding(module)[1].weight,
+            arch.embedding(module)[1].weight.shape[1],
+        )
 
 
 def _narrow_norm(norm: nn.Module, index: Tensor) -> None:
     for name in ("weight", "bias"):
         if (old := getattr(norm, name, None)) is not None:
-            setattr(norm, name, nn.Parameter(old.detach().index_select(0, index.to(old.device)), requires_grad=False))
+            setattr(
+                norm,
+                name,
+                nn.Parameter(old.detach().index_select(0, index.to(old.device)), requires_grad=False),
+            )
     if hasattr(norm, "normalized_shape"):
         norm.normalized_shape = (len(index),)
 
@@ -122,10 +147,12 @@ def _check(layer: int, sizes: LayerGeometry, kept: Kept) -> None:
     each, rest = divmod(len(kept.heads), max(len(kept.kv_heads), 1))
     if not kept.channels or not each or rest or served != [kv for kv in kept.kv_heads for _ in range(each)]:
         raise UnsupportedLayer(
-            f"block {layer}: query heads {kept.heads} of {sizes.heads} with key-value heads {kept.kv_heads} of {sizes.kv_heads} and "
-            f"{len(kept.channels)} channels; every key-value head must keep equally many of its own query heads, and something must stay",
+            f"block {layer}: query heads {kept.heads} of {sizes.heads} with key-value heads "
+            f"{kept.kv_heads} of {sizes.kv_heads} and "
+            f"{len(kept.channels)} channels; every key-value head must keep equally many of its own "
+            "query heads, and something must stay",
             layer=layer,
-        )  # fmt: skip
+        )
 
 
 def _tell(block: nn.Module, sizes: LayerGeometry) -> None:

@@ -1,4 +1,5 @@
-"""Put formats in the place of a model's linears, its token embedding and its head; and a part's answers for a while."""
+"""Put formats in the place of a model's linears, its token embedding and its head; and a part's answers for a
+while."""
 
 from __future__ import annotations
 
@@ -26,12 +27,17 @@ def compress_tables(bundle: Bundle, bits: int) -> list[Note]:
     table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
     fresh = isinstance(table, nn.Embedding)
     own_head = isinstance(head, nn.Linear) and not bundle.geometry.tied
-    put_tables(bundle, _round_rows(table.weight, bits) if fresh else None, _round_rows(head.weight, bits) if own_head else None)
+    put_tables(
+        bundle,
+        _round_rows(table.weight, bits) if fresh else None,
+        _round_rows(head.weight, bits) if own_head else None,
+    )
     return [] if fresh else [Note("table_kept", {"bits": bits, "format": table.packed.format})]
 
 
 def put_tables(bundle: Bundle, table: Packed | None, head: Packed | None) -> None:
-    """Put these formats in the place of the embedding and the head; a tied head without one of its own reads the table."""
+    """Put these formats in the place of the embedding and the head; a tied head without one of its own reads
+    the table."""
     module = bundle.module
     (table_path, old_table), (head_path, old_head) = arch.embedding(module), arch.head(module)
     if table is not None:

@@ -6,9 +6,9 @@
     task_files.load(bundle, "another-folder/task.safetensors")
     print(sample.complete(bundle, "..."))
 
-The file is safetensors: under the path of each linear its scales, float16 [out, groups], and in the metadata the hash of the
-codes and zero points that they were trained on. Other scales on other codes would be a broken model, so a file with
-another hash is refused.
+The file is safetensors: under the path of each linear its scales, float16 [out, groups], and in the metadata
+the hash of the codes and zero points that they were trained on. Other scales on other codes would be a broken
+model, so a file with another hash is refused.
 """
 
 from __future__ import annotations
@@ -60,12 +60,17 @@ def rounded_linears(bundle: Bundle) -> dict[str, GroupedInt]:
 
 
 def load(bundle: Bundle, file: Path | str) -> None:
-    """Put a task's scales into the model, in place. Raises TaskRefused for a file of other codes, or none; the model is then as
-    it was."""
+    """Put a task's scales into the model, in place. Raises TaskRefused for a file of other codes, or none;
+    the model is then as it was."""
     file, linears = Path(file), rounded_linears(bundle)
     if any(packed.prepared for packed in linears.values()):
-        raise TaskRefused(f"this model serves already and keeps no codes to compare with {file.name}; load it again and give it "
-                          "the task first", code="task_served", name=file.name)  # fmt: skip
+        raise TaskRefused(
+            f"this model serves already and keeps no codes to compare with {file.name}; load it again "
+            "and give it "
+            "the task first",
+            code="task_served",
+            name=file.name,
+        )
     try:
         with safe_open(file, "pt") as opened:
             about = opened.metadata() or {}
@@ -77,8 +82,13 @@ def load(bundle: Bundle, file: Path | str) -> None:
         raise TaskRefused(f"{file.name} is no task file", name=file.name)
     tuned = {path: packed for path, packed in linears.items() if path in scales}
     if set(scales) != set(tuned) or about[ABOUT] != codes_hash(tuned):
-        raise TaskRefused(f"{file.name} belongs to other integers: it was trained on another model, or with other bits or groups. "
-                          "Give a task of this one.", name=file.name)  # fmt: skip
+        raise TaskRefused(
+            f"{file.name} belongs to other integers: it was trained on another model, or with other "
+            "bits or groups. "
+            "Give a task of this one.",
+            name=file.name,
+        )
     for path, packed in tuned.items():
-        packed.load_state_dict({"grid.scale": scales[path]}, strict=False)  # in place; tiles made from the old ones go
+        # in place; tiles made from the old ones go
+        packed.load_state_dict({"grid.scale": scales[path]}, strict=False)
     engine.forget(bundle)

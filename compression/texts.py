@@ -1,20 +1,23 @@
 """Texts for measuring and for calibrating, and the token windows cut from them.
 
-Two protocols. `raw` tokenises the file as it is. `paper` joins the text's rows with blank lines and tokenises once,
-as the papers do with WikiText-2: in the hub's rows a blank line is the empty string and any other line keeps its
-newline. Windows don't overlap; the tail that fills no window is dropped. No token is added but what the tokenizer
-adds once at the very start; an end token that it would add is left out. The letters of a special token that stand in a text
-(`<|im_end|>`) are letters, as in llama.cpp's perplexity: a text can't end itself or change who speaks.
+Two protocols. `raw` tokenises the file as it is. `paper` joins the text's rows with blank lines and tokenises
+once, as the papers do with WikiText-2: in the hub's rows a blank line is the empty string and any other line
+keeps its newline. Windows don't overlap; the tail that fills no window is dropped. No token is added but what
+the tokenizer adds once at the very start; an end token that it would add is left out. The letters of a
+special token that stand in a text (`<|im_end|>`) are letters, as in llama.cpp's perplexity: a text can't end
+itself or change who speaks.
 
-Evaluation takes the first windows in order, exactly as many as are asked for. Calibration takes windows chosen by the seed, and
-so does training, from the calibration text: as many as are asked for or as there are, and a note says how many. Where few tokens of a
-text over PART characters are asked for, only its beginning is read. Evaluation never shares text with the other two: the named
-texts have a split for each, and files are compared (overlap.py).
+Evaluation takes the first windows in order, exactly as many as are asked for. Calibration takes windows
+chosen by the seed, and so does training, from the calibration text: as many as are asked for or as there are,
+and a note says how many. Where few tokens of a text over PART characters are asked for, only its beginning is
+read. Evaluation never shares text with the other two: the named texts have a split for each, and files are
+compared (overlap.py).
 
-`unicode` is a domain to fine-tune to: a table whose form and vocabulary a language model hardly knows, on every machine alike.
+`unicode` is a domain to fine-tune to: a table whose form and vocabulary a language model hardly knows, on
+every machine alike.
 
-A dialogue (`dialogue`, or a file in JSON lines, dialogue.py) goes through the model's own chat template, whose special tokens are tokens.
-It is for calibration and training; nothing is measured on it.
+A dialogue (`dialogue`, or a file in JSON lines, dialogue.py) goes through the model's own chat template,
+whose special tokens are tokens. It is for calibration and training; nothing is measured on it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ from compression.overlap import in_common
 
 Role = Literal["evaluation", "calibration", "training"]
 MAX_FILE_BYTES = 50_000_000
-PART, LONG_TOKEN = 4_000_000, 32  # characters of a long text that are read, at least so many for each token asked for
+# characters of a long text that are read, at least so many for each token asked for
+PART, LONG_TOKEN = 4_000_000, 32
 SHARED_CHARACTERS, SHARED_PART = 200, 0.01  # what two texts may have in common: a heading, a quotation
 MARKS = {
     b"\xff\xfe": "UTF-16 or UTF-32",
@@ -94,11 +98,15 @@ def load_text(name: str, role: Role, allow_paths: bool = True) -> Text:
     if name in NAMED:
         return NAMED[name](role)
     if not ("/" in name or "\\" in name or Path(name).suffix or Path(name[:255]).is_file()):
-        raise TextUnavailable(f"unknown text {name!r}; give {', '.join(map(repr, NAMED))} or the path of a text file",
-                              code="unknown_text", name=name)  # fmt: skip
+        raise TextUnavailable(
+            f"unknown text {name!r}; give {', '.join(map(repr, NAMED))} or the path of a text file",
+            code="unknown_text",
+            name=name,
+        )
     if not allow_paths:
-        raise TextUnavailable("files of the server are not allowed on a public Space; choose a named text",
-                              code="path_refused")  # fmt: skip
+        raise TextUnavailable(
+            "files of the server are not allowed on a public Space; choose a named text", code="path_refused"
+        )
     return _file(name, role)
 
 
@@ -109,25 +117,44 @@ def _file(name: str, role: Role) -> Text:
             raise TextUnavailable(f"no file at {name!r}", code="no_file", name=path.name)
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise TextUnavailable(f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read",
-                                  code="text_too_big", name=path.name, bytes=size, limit=MAX_FILE_BYTES)  # fmt: skip
+            raise TextUnavailable(
+                f"{path.name} has {size / 1e6:.0f} MB; at most {MAX_FILE_BYTES / 1e6:.0f} MB are read",
+                code="text_too_big",
+                name=path.name,
+                bytes=size,
+                limit=MAX_FILE_BYTES,
+            )
         data = path.read_bytes()
-    except (OSError, RuntimeError, ValueError) as error:  # no permission, no such user, a name that no file can have
-        raise TextUnavailable(f"the file {Path(name).name!r} can't be read: {error}; check its name and who may read it",
-                              code="text_unreadable", name=Path(name).name) from None  # fmt: skip
+    # no permission, no such user, a name that no file can have
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TextUnavailable(
+            f"the file {Path(name).name!r} can't be read: {error}; check its name and who may read it",
+            code="text_unreadable",
+            name=Path(name).name,
+        ) from None
     if encoding := next((told for mark, told in MARKS.items() if data.startswith(mark)), ""):
-        raise TextUnavailable(f"{path.name} is a text in {encoding}; save it in UTF-8 and try again",
-                              code="text_encoding", name=path.name, encoding=encoding)  # fmt: skip
+        raise TextUnavailable(
+            f"{path.name} is a text in {encoding}; save it in UTF-8 and try again",
+            code="text_encoding",
+            name=path.name,
+            encoding=encoding,
+        )
     try:
         content = data.decode("utf-8").lstrip("\ufeff")  # a mark of byte order is no part of the text
     except UnicodeDecodeError:
         content = "\0"
     if "\0" in content:
-        raise TextUnavailable(f"{path.name} is no text in UTF-8; save it as plain text in UTF-8 and try again",
-                              code="not_text", name=path.name)  # fmt: skip
+        raise TextUnavailable(
+            f"{path.name} is no text in UTF-8; save it as plain text in UTF-8 and try again",
+            code="not_text",
+            name=path.name,
+        )
     if not content.strip():
-        raise TextUnavailable(f"{path.name} is empty; give a text of at least a few thousand words",
-                              code="empty_text", name=path.name)  # fmt: skip
+        raise TextUnavailable(
+            f"{path.name} is empty; give a text of at least a few thousand words",
+            code="empty_text",
+            name=path.name,
+        )
     if path.suffix.lower() == DIALOGUE_SUFFIX:
         return _talk(path.name, content, f"file {path.name}, through the chat template", role)
     lines = content.split("\n")
@@ -147,12 +174,15 @@ class _FileText(Text):
 
 
 def _builtin(role: Role) -> Text:
-    """The help topics of Python's standard library: sorted, the even ones to evaluate, the odd ones to calibrate.
-    Topics quote each other, so calibration leaves out every line that stands in the evaluated half."""
+    """The help topics of Python's standard library: sorted, the even ones to evaluate, the odd ones to
+    calibrate. Topics quote each other, so calibration leaves out every line that stands in the evaluated
+    half."""
     from pydoc_data.topics import topics
 
     names = sorted(topics)
-    halves = [[line for name in half for line in topics[name].split("\n")] for half in (names[0::2], names[1::2])]
+    halves = [
+        [line for name in half for line in topics[name].split("\n")] for half in (names[0::2], names[1::2])
+    ]
     evaluated = {line for line in halves[0] if line.strip()}
     lines = halves[0] if role == "evaluation" else [line for line in halves[1] if line not in evaluated]
     rows = tuple(line + "\n" if line.strip() else "" for line in lines)
@@ -170,10 +200,12 @@ def _wikitext(role: Role) -> Text:
         path = hf_hub_download(*where, repo_type="dataset", etag_timeout=5)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise TextUnavailable(
-            f"WikiText-2 can't be fetched from the hub now ({type(error).__name__}); check the network, choose the "
+            f"WikiText-2 can't be fetched from the hub now ({type(error).__name__}); check the network, "
+            "choose the "
             f"built-in text, or give the path of a text file",
-            code="text_unreachable", name=WIKITEXT,
-        ) from None  # fmt: skip
+            code="text_unreachable",
+            name=WIKITEXT,
+        ) from None
     import pandas
 
     rows = tuple(pandas.read_parquet(path, columns=["text"])["text"])
@@ -181,43 +213,72 @@ def _wikitext(role: Role) -> Text:
 
 
 def _unicode(role: Role) -> Text:
-    """The characters of Unicode 3.2 that have a name of their own, a row each as in UnicodeData.txt (fields that Python's table
-    lacks stay empty). Every eighth run of RUN rows evaluates, the others calibrate."""
+    """The characters of Unicode 3.2 that have a name of their own, a row each as in UnicodeData.txt (fields
+    that Python's table lacks stay empty). Every eighth run of RUN rows evaluates, the others calibrate."""
     from unicodedata import ucd_3_2_0 as table  # the one version that every Python has
 
     rows = []
     for code in range(sys.maxunicode + 1):
         sign = chr(code)
         name = table.name(sign, "")
-        if name and not name.startswith(("CJK ", "HANGUL SYLLABLE ")):  # named by a rule, ten thousands of them
+        # named by a rule, ten thousands of them
+        if name and not name.startswith(("CJK ", "HANGUL SYLLABLE ")):
             number = table.numeric(sign, None)
-            fields = (f"{code:04X}", name, table.category(sign), table.combining(sign), table.bidirectional(sign),
-                      table.decomposition(sign), table.decimal(sign, ""), table.digit(sign, ""),
-                      "" if number is None else f"{number:g}", "Y" if table.mirrored(sign) else "N", *[""] * 5)  # fmt: skip
+            fields = (
+                f"{code:04X}",
+                name,
+                table.category(sign),
+                table.combining(sign),
+                table.bidirectional(sign),
+                table.decomposition(sign),
+                table.decimal(sign, ""),
+                table.digit(sign, ""),
+                "" if number is None else f"{number:g}",
+                "Y" if table.mirrored(sign) else "N",
+                *[""] * 5,
+            )
             rows.append(";".join(map(str, fields)) + "\n")
     evaluates = [i // RUN % 8 == 7 for i in range(len(rows))]
     chosen = tuple(row for row, mine in zip(rows, evaluates, strict=True) if mine is (role == "evaluation"))
-    return Text(UNICODE, chosen, f"characters of Unicode 3.2 ({'evaluation' if role == 'evaluation' else 'calibration'} part)")
+    return Text(
+        UNICODE,
+        chosen,
+        f"characters of Unicode 3.2 ({'evaluation' if role == 'evaluation' else 'calibration'} part)",
+    )
 
 
 def _dialogue(role: Role) -> Text:
-    """Conversations that were written for this: questions of every day, facts, code, lists and small talk, a few in Chinese."""
-    return _talk(DIALOGUE, DIALOGUE_FILE.read_text("utf-8"), "short conversations, through the chat template", role)
+    """Conversations that were written for this: questions of every day, facts, code, lists and small talk, a
+    few in Chinese."""
+    return _talk(
+        DIALOGUE, DIALOGUE_FILE.read_text("utf-8"), "short conversations, through the chat template", role
+    )
 
 
 def _talk(name: str, content: str, source: str, role: Role) -> Dialogue:
     if role == "evaluation":
-        raise TextUnavailable(f"{name} is a dialogue, which is for calibration and training; choose a plain text to measure on",
-                              code="dialogue_measured", name=name)  # fmt: skip
+        raise TextUnavailable(
+            f"{name} is a dialogue, which is for calibration and training; choose a plain text to measure on",
+            code="dialogue_measured",
+            name=name,
+        )
     conversations = dialogue.parse(content, name)
-    return Dialogue(name, tuple(m["content"] for messages in conversations for m in messages), source, conversations)
+    return Dialogue(
+        name, tuple(m["content"] for messages in conversations for m in messages), source, conversations
+    )
 
 
-NAMED: dict[str, Callable[[Role], Text]] = {BUILTIN: _builtin, WIKITEXT: _wikitext, UNICODE: _unicode, DIALOGUE: _dialogue}
+NAMED: dict[str, Callable[[Role], Text]] = {
+    BUILTIN: _builtin,
+    WIKITEXT: _wikitext,
+    UNICODE: _unicode,
+    DIALOGUE: _dialogue,
+}
 
 
 def check_disjoint(evaluation: Text, calibration: Text) -> None:
-    """Raises TextUnavailable when both roles would read the same text, or much of it. A named text's splits have nothing in common."""
+    """Raises TextUnavailable when both roles would read the same text, or much of it. A named text's splits
+    have nothing in common."""
     shared = 1.0
     if evaluation.hash != calibration.hash:
         if evaluation.name == calibration.name and evaluation.name in NAMED:
@@ -228,15 +289,21 @@ def check_disjoint(evaluation: Text, calibration: Text) -> None:
         shared = min(common / size, 1.0)
     percent = max(round(100 * shared), 1)
     raise TextUnavailable(
-        f"{evaluation.name} can't be used for calibration and evaluation both: {percent} % of {calibration.name} and it are the same, "
+        f"{evaluation.name} can't be used for calibration and evaluation both: {percent} % of "
+        f"{calibration.name} and it are the same, "
         "and the result would be flattered; choose another calibration text, or take the common part out",
-        code="same_text", name=evaluation.name, percent=percent,
-    )  # fmt: skip
+        code="same_text",
+        name=evaluation.name,
+        percent=percent,
+    )
 
 
-def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | None, role: Role, seed: int = 0) -> Windows:
-    """Cut `tokens` tokens (None: all there are) into windows [n, window]. Raises TextUnavailable if there are too few: for
-    evaluation fewer than asked for, for the other roles not one window. A dialogue is written by the chat template in every protocol."""
+def windows(
+    text: Text, tokenizer, protocol: str, window: int, tokens: int | None, role: Role, seed: int = 0
+) -> Windows:
+    """Cut `tokens` tokens (None: all there are) into windows [n, window]. Raises TextUnavailable if there are
+    too few: for evaluation fewer than asked for, for the other roles not one window. A dialogue is written by
+    the chat template in every protocol."""
     talk, most = isinstance(text, Dialogue), None if tokens is None else max(PART, LONG_TOKEN * tokens)
     if talk:
         content = dialogue.written(text.name, text.conversations, tokenizer, most)
@@ -252,29 +319,49 @@ def windows(text: Text, tokenizer, protocol: str, window: int, tokens: int | Non
     wanted = asked if role == "evaluation" else min(max(asked, 1), available)
     if available == 0:
         raise TextUnavailable(
-            f"{text.name} has {len(ids)} tokens, less than one window of {window}; give a longer text or a shorter window",
-            code="text_too_short", name=text.name, tokens=len(ids), need=window,
-        )  # fmt: skip
+            f"{text.name} has {len(ids)} tokens, less than one window of {window}; give a longer text "
+            "or a shorter window",
+            code="text_too_short",
+            name=text.name,
+            tokens=len(ids),
+            need=window,
+        )
     if wanted == 0 or wanted > available:
         raise TextUnavailable(
-            f"{text.name} has {available * window} tokens in whole windows of {window}; {tokens} were asked for. "
+            f"{text.name} has {available * window} tokens in whole windows of {window}; {tokens} were "
+            "asked for. "
             f"Ask for {window} to {available * window}, or give a longer text.",
-            code="text_too_short", name=text.name, tokens=available * window, need=tokens,
-        )  # fmt: skip
+            code="text_too_short",
+            name=text.name,
+            tokens=available * window,
+            need=tokens,
+        )
     chosen = torch.arange(wanted)
     if role != "evaluation":
-        chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
+        chosen = (
+            torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:wanted].sort().values
+        )
     cut = ids[: available * window].view(available, window)[chosen]
     start = ("start token once" if before else "no start token") + (", end token left out" if after else "")
     spelled = [] if talk else sorted(token for token in _special(tokenizer) if token in part)
-    notes = [Note("special_tokens_as_text", {"name": text.name, "tokens": ", ".join(spelled[:5])})] if spelled else []
+    notes = (
+        [Note("special_tokens_as_text", {"name": text.name, "tokens": ", ".join(spelled[:5])})]
+        if spelled
+        else []
+    )
     if wanted < asked:
-        notes.append(Note(f"{role}_shortened", {"name": text.name, "asked": asked * window, "used": wanted * window}))
+        notes.append(
+            Note(f"{role}_shortened", {"name": text.name, "asked": asked * window, "used": wanted * window})
+        )
     form = "chat template" if talk else protocol
-    protocol_id = (f"{text.name} {text.hash[:8]} · {form} · window {window} · {cut.numel()} tokens · {start} · "
-                   f"{'special tokens as text · ' if spelled else ''}tokenizer {tokenizer_hash(tokenizer)[:8]}")  # fmt: skip
+    protocol_id = (
+        f"{text.name} {text.hash[:8]} · {form} · window {window} · {cut.numel()} tokens · {start} · "
+        f"{'special tokens as text · ' if spelled else ''}tokenizer {tokenizer_hash(tokenizer)[:8]}"
+    )
     if talk:  # nothing is measured on it
-        return Windows(cut.contiguous(), protocol_id, hashlib.sha256(part.encode()).hexdigest(), 0, tuple(notes))
+        return Windows(
+            cut.contiguous(), protocol_id, hashlib.sha256(part.encode()).hexdigest(), 0, tuple(notes)
+        )
     scored = _scored_bytes(tokenizer, cut, chosen, part, len(before))
     return Windows(cut.contiguous(), protocol_id, text.hash, scored, tuple(notes))
 
@@ -289,22 +376,28 @@ def _added(tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _encode(tokenizer, content: str, before: list[int], split: bool) -> Tensor:
-    """Token ids int64 [n] of a text behind what stands before every text; split: a special token's letters are letters."""
-    found = tokenizer(content, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
+    """Token ids int64 [n] of a text behind what stands before every text; split: a special token's letters
+    are letters."""
+    found = tokenizer(content, add_special_tokens=False, split_special_tokens=split, verbose=False)[
+        "input_ids"
+    ]
     return torch.tensor([*before, *found], dtype=torch.int64)
 
 
 def _special(tokenizer) -> set[str]:
     """The spellings of the tokenizer's special tokens."""
-    return {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens)
+    return {t.content for t in tokenizer.added_tokens_decoder.values() if t.special} | set(
+        tokenizer.all_special_tokens
+    )
 
 
 def _scored_bytes(tokenizer, cut: Tensor, chosen: Tensor, content: str, before: int) -> int:
-    """UTF-8 bytes of what is predicted in windows [n, window], the `chosen` ones of a text: all of a window but its first token.
+    """UTF-8 bytes of what is predicted in windows [n, window], the `chosen` ones of a text: all of a window
+    but its first token.
 
-    Where tokens are bytes, or letters with bytes for what isn't in the table, each token has its own number: a character that is cut
-    in two belongs to both sides. Else tokens say from where to where in the text they stand. A tokenizer in Python that knows neither
-    writes them out again.
+    Where tokens are bytes, or letters with bytes for what isn't in the table, each token has its own number:
+    a character that is cut in two belongs to both sides. Else tokens say from where to where in the text they
+    stand. A tokenizer in Python that knows neither writes them out again.
     """
     lengths, text = _lengths(tokenizer), torch.ones_like(cut, dtype=torch.bool)
     text.view(-1)[:before] = bool(chosen[0] > 0)  # a start token is no text
@@ -313,9 +406,17 @@ def _scored_bytes(tokenizer, cut: Tensor, chosen: Tensor, content: str, before: 
     if lengths is not None and not bool((cut[text] == unknown).any()):
         return int(lengths[cut[text]].sum())
     if not tokenizer.is_fast:
-        shown = tokenizer.batch_decode(cut[:, 1:].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        shown = tokenizer.batch_decode(
+            cut[:, 1:].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         return sum(len(s.encode()) for s in shown)
-    places = tokenizer(content, add_special_tokens=False, split_special_tokens=True, verbose=False, return_offsets_mapping=True)
+    places = tokenizer(
+        content,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        verbose=False,
+        return_offsets_mapping=True,
+    )
     ends = [0] * before + [end for _, end in places["offset_mapping"]]
     window = cut.shape[1]
     return sum(len(content[ends[i * window] : ends[(i + 1) * window - 1]].encode()) for i in chosen.tolist())
@@ -332,7 +433,10 @@ def _lengths(tokenizer) -> Tensor | None:
     if "ByteLevel" in kinds:
         size = len  # a letter a byte
     elif "ByteFallback" in kinds:
-        size = lambda piece: 1 if re.fullmatch("<0x[0-9A-F]{2}>", piece) else len(piece.replace("▁", " ").encode())  # noqa: E731
+
+        def size(piece):
+            return 1 if re.fullmatch("<0x[0-9A-F]{2}>", piece) else len(piece.replace("▁", " ").encode())
+
     else:
         return None
     vocabulary = tokenizer.get_vocab()

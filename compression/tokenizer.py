@@ -1,7 +1,7 @@
 """The one place where a tokenizer is loaded: from plain files of a folder, with no code of that folder.
 
-Each file that could be read is looked at first (a plain file of a sane size; JSON where JSON is due), and afterwards the
-vocabulary: every token must have a row in the model's table.
+Each file that could be read is looked at first (a plain file of a sane size; JSON where JSON is due), and
+afterwards the vocabulary: every token must have a row in the model's table.
 """
 
 from __future__ import annotations
@@ -14,28 +14,42 @@ from compression.folder import Folder, shown
 
 CONFIG = "tokenizer_config.json"
 LIMITS = {  # pattern of a name -> the most bytes that are read; the first that fits
-    CONFIG: 20_000_000, "special_tokens_map.json": 1_000_000, "added_tokens.json": 20_000_000, "chat_template*": 1_000_000,
-    "vocab*": 50_000_000, "merges.txt": 50_000_000, "tokenizer*": 100_000_000, "*.model": 100_000_000, "spiece*": 100_000_000,
-    "*.tiktoken": 50_000_000, "processor_config.json": 1_000_000, "preprocessor_config.json": 1_000_000,
-}  # fmt: skip
+    CONFIG: 20_000_000,
+    "special_tokens_map.json": 1_000_000,
+    "added_tokens.json": 20_000_000,
+    "chat_template*": 1_000_000,
+    "vocab*": 50_000_000,
+    "merges.txt": 50_000_000,
+    "tokenizer*": 100_000_000,
+    "*.model": 100_000_000,
+    "spiece*": 100_000_000,
+    "*.tiktoken": 50_000_000,
+    "processor_config.json": 1_000_000,
+    "preprocessor_config.json": 1_000_000,
+}
 TEMPLATES = "additional_chat_templates"  # a folder
 ANY_OF = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # what the library reads by itself
-PACKAGES = {"*.model": "sentencepiece", "*.tiktoken": "tiktoken"}  # pattern of a name -> the package that reads it
+# pattern of a name -> the package that reads it
+PACKAGES = {"*.model": "sentencepiece", "*.tiktoken": "tiktoken"}
 
 
 def load(folder: Folder, family: str, vocabulary: int):
-    """The tokenizer of a model's folder. family: the model's type; vocabulary: rows of its table. Raises ModelUnavailable."""
+    """The tokenizer of a model's folder. family: the model's type; vocabulary: rows of its table. Raises
+    ModelUnavailable."""
     names = check(folder)
     from transformers import AutoTokenizer
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
         config = CONFIG_MAPPING[family]()
-        tokenizer = AutoTokenizer.from_pretrained(folder.path, config=config, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder.path, config=config, local_files_only=True, trust_remote_code=False
+        )
         tokenizer("a few words")  # settings of a wrong type show only here
         if not isinstance(tokenizer.chat_template, str | dict | None):
             raise TypeError(f"the chat template is a {type(tokenizer.chat_template).__name__}")
-    except BaseException as why:  # the library's own errors are of many kinds, those of its Rust part no Exceptions at all
+    # the library's own errors are of many kinds, those of its Rust part no Exceptions at all
+    except BaseException as why:
         if isinstance(why, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         raise _unreadable(folder, names, why) from None
@@ -48,26 +62,43 @@ def check(folder: Folder) -> list[str]:
     for name in names:
         content = folder.read(name, _limit(name))
         if name.endswith(".json") and folder.parse(name, content).get("auto_map"):
-            raise folder.error("needs_code", f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and no code "
-                               "from a model's folder is ever run; choose a model that needs none", file=name)  # fmt: skip
+            raise folder.error(
+                "needs_code",
+                f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and "
+                "no code "
+                "from a model's folder is ever run; choose a model that needs none",
+                file=name,
+            )
     if folder.has(TEMPLATES):
         inner = Folder(folder.path / TEMPLATES, folder.name)
         for template in inner.names() if inner.path.is_dir() else ():
             inner.read(template, LIMITS["chat_template*"])
     if not any(all(n in names for n in files) for files in ANY_OF) and not any(_package(n) for n in names):
-        raise folder.error("no_tokenizer", "has no tokenizer (tokenizer.json, or vocab.json with merges.txt), so no text can be read; "
-                           "put the tokenizer's files there")  # fmt: skip
+        raise folder.error(
+            "no_tokenizer",
+            "has no tokenizer (tokenizer.json, or vocab.json with merges.txt), so no text can be read; "
+            "put the tokenizer's files there",
+        )
     return names
 
 
 def checked(folder: Folder, tokenizer, vocabulary: int):
     """The tokenizer itself, if every token of it has a row in a table of `vocabulary` rows."""
-    beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if not 0 <= number < vocabulary)
+    beyond = sorted(
+        (number, token) for token, number in tokenizer.get_vocab().items() if not 0 <= number < vocabulary
+    )
     if beyond:
         number, token = beyond[0]
-        raise folder.error("tokenizer_beyond", f"has a tokenizer with {len(beyond)} tokens beyond the model's {vocabulary} ({shown(token, 30)!r} "
-                           f"is number {number}); it belongs to another model", token=shown(token, 30), number=number, count=len(beyond),
-                           vocabulary=vocabulary)  # fmt: skip
+        raise folder.error(
+            "tokenizer_beyond",
+            f"has a tokenizer with {len(beyond)} tokens beyond the model's {vocabulary} "
+            f"({shown(token, 30)!r} "
+            f"is number {number}); it belongs to another model",
+            token=shown(token, 30),
+            number=number,
+            count=len(beyond),
+            vocabulary=vocabulary,
+        )
     return tokenizer
 
 
@@ -84,7 +115,14 @@ def _unreadable(folder: Folder, names: list[str], why: BaseException) -> ModelUn
     if packages and not any(all(n in names for n in files) for files in ANY_OF):
         needed = [p for p in dict.fromkeys(packages) if importlib.util.find_spec(p) is None]
         if needed:
-            return folder.error("tokenizer_needs", f"has a tokenizer that needs the Python package {needed[0]}; run: pip install "
-                                f"{' '.join(needed)}", package=" ".join(needed))  # fmt: skip
-    return folder.error("bad_tokenizer", f"has a tokenizer that can't be read: {shown(why, 200)}. Fetch its files again.",
-                        why=shown(why, 200))  # fmt: skip
+            return folder.error(
+                "tokenizer_needs",
+                f"has a tokenizer that needs the Python package {needed[0]}; run: pip install "
+                f"{' '.join(needed)}",
+                package=" ".join(needed),
+            )
+    return folder.error(
+        "bad_tokenizer",
+        f"has a tokenizer that can't be read: {shown(why, 200)}. Fetch its files again.",
+        why=shown(why, 200),
+    )

@@ -1,10 +1,11 @@
-"""The one training loop: a budget, a curve, the best state so far. What is trained, on what batches and by what loss, a method
-decides.
+"""The one training loop: a budget, a curve, the best state so far. What is trained, on what batches and by
+what loss, a method decides.
 
-A budget has tokens and minutes; whichever ends first ends the training. The rate rises over the first tenth of the tokens and
-falls linearly to nothing at their end, so a run that its tokens end is the same on every machine; one that its minutes end
-says so. Every eighth of the budget the held-out loss is taken, and what is kept in the end is the best state seen, which may
-be the untrained one. `enough()` ends the training early and keeps the best state; `cancelled()` gives the whole run up.
+A budget has tokens and minutes; whichever ends first ends the training. The rate rises over the first tenth
+of the tokens and falls linearly to nothing at their end, so a run that its tokens end is the same on every
+machine; one that its minutes end says so. Every eighth of the budget the held-out loss is taken, and what is
+kept in the end is the best state seen, which may be the untrained one. `enough()` ends the training early and
+keeps the best state; `cancelled()` gives the whole run up.
 """
 
 from __future__ import annotations
@@ -75,10 +76,17 @@ class Course:
 
 
 def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """(windows to train on, windows to judge by) of [n, window]: every eighth is held out. Raises CalibrationError."""
+    """(windows to train on, windows to judge by) of [n, window]: every eighth is held out. Raises
+    CalibrationError."""
     if len(windows) < 2 * FEWEST:
-        raise CalibrationError(f"{len(windows)} windows of text; training needs at least {2 * FEWEST}. Give a longer calibration "
-                               "text or a shorter window.", code="too_little_text", got=len(windows), allowed=f">= {2 * FEWEST}")  # fmt: skip
+        raise CalibrationError(
+            f"{len(windows)} windows of text; training needs at least {2 * FEWEST}. Give a longer "
+            "calibration "
+            "text or a shorter window.",
+            code="too_little_text",
+            got=len(windows),
+            allowed=f">= {2 * FEWEST}",
+        )
     held = torch.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     if int(held.sum()) < FEWEST:
         held = torch.arange(len(windows)) >= len(windows) - FEWEST
@@ -94,8 +102,8 @@ def batches(windows: Tensor, seed: int) -> Iterator[Tensor]:
 
 
 def language_loss(bundle: Bundle, ids: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean negative log-likelihood in nats of windows [b, window]; differentiable. counted: bool [b, window - 1], which of the
-    predicted tokens the mean is over, None for all."""
+    """Mean negative log-likelihood in nats of windows [b, window]; differentiable. counted: bool [b, window -
+    1], which of the predicted tokens the mean is over, None for all."""
     ids = ids.to(bundle.device)
     hidden, targets = final_states(bundle, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     weights = None if counted is None else counted.to(hidden).flatten()
@@ -103,14 +111,18 @@ def language_loss(bundle: Bundle, ids: Tensor, counted: Tensor | None = None) ->
     return total / (len(hidden) if counted is None else counted.sum())
 
 
-def from_text(windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int) -> tuple[Iterator[Tensor], Callable[[], float]]:
-    """(batches to train on, held-out judge) of a text, windows [n, window]: the judge is the mean loss over what is held out."""
+def from_text(
+    windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int
+) -> tuple[Iterator[Tensor], Callable[[], float]]:
+    """(batches to train on, held-out judge) of a text, windows [n, window]: the judge is the mean loss over
+    what is held out."""
     taught, held = hold_out(windows)
     return batches(taught, seed), lambda: mean_loss(held, loss)
 
 
 def mean_loss(windows: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """Mean of `loss`, itself a mean over windows, over windows [n, window], about TOKENS_PER_STEP tokens at a time."""
+    """Mean of `loss`, itself a mean over windows, over windows [n, window], about TOKENS_PER_STEP tokens at a
+    time."""
     parts = windows.split(max(1, TOKENS_PER_STEP // windows.shape[1]))
     return sum(loss(part).item() * len(part) for part in parts) / len(windows)
 
@@ -136,14 +148,16 @@ def train(
     cancelled: Callable[[], bool] = lambda: False,
     enough: Callable[[], bool] = lambda: False,
 ) -> Course:
-    """Train `parameters` in place on loss(batch) for the batches of `supply`; they end as the state that `judge` liked best.
+    """Train `parameters` in place on loss(batch) for the batches of `supply`; they end as the state that
+    `judge` liked best.
 
-    supply: batches for ever. One that depends on the model's state (its own samples) draws when it is asked; it and `judge` run
-    without gradients. judge(): what is to fall, on what isn't trained on. `from_text` makes both of a plain text.
-    optimizer(parameters, rate): what makes the steps; its rate is set anew at each.
-    before_step(share of the budget done): called with the step's gradients in place, for measures and schedules of the method's own.
-    settle(): called at the end; true if it changed what the parameters work in, and no earlier state counts any more.
-    Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
+    supply: batches for ever. One that depends on the model's state (its own samples) draws when it is asked;
+    it and `judge` run without gradients. judge(): what is to fall, on what isn't trained on. `from_text`
+    makes both of a plain text. optimizer(parameters, rate): what makes the steps; its rate is set anew at
+    each. before_step(share of the budget done): called with the step's gradients in place, for measures and
+    schedules of the method's own. settle(): called at the end; true if it changed what the parameters work
+    in, and no earlier state counts any more. Raises CalibrationError (too little text, a loss that is not
+    finite) and Cancelled.
     """
     course, start = Course(), time.perf_counter()
     stepper = optimizer(parameters, rate)
@@ -161,8 +175,14 @@ def train(
         course.curve.append([course.tokens, last_loss, now])
 
     def tell() -> None:
-        facts = {"loss": course.curve[-1][1], "best": course.best, "before": course.before, "curve": course.curve[-200:],
-                 "tokens": course.tokens, "budget": budget.tokens}  # fmt: skip
+        facts = {
+            "loss": course.curve[-1][1],
+            "best": course.best,
+            "before": course.before,
+            "curve": course.curve[-200:],
+            "tokens": course.tokens,
+            "budget": budget.tokens,
+        }
         emit({"stage": "train", "done": share, "total": 1.0, "facts": facts})
 
     share = 0.0
@@ -185,8 +205,11 @@ def train(
             stepper.param_groups[0]["lr"] = rate * min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0)
             value = loss(batch)
             if not bool(torch.isfinite(value)):
-                raise CalibrationError(f"the loss became {value.item()} after {course.steps} steps; lower the learning rate",
-                                       code="training_diverged", steps=course.steps)  # fmt: skip
+                raise CalibrationError(
+                    f"the loss became {value.item()} after {course.steps} steps; lower the learning rate",
+                    code="training_diverged",
+                    steps=course.steps,
+                )
             value.backward()
             nn.utils.clip_grad_norm_(parameters, CLIP)
             before_step(share)

@@ -1,11 +1,11 @@
 """Measuring, recording and comparing, in rooms:
 
-spec records store host limits verdict    what a run is, where its result is kept, this machine, whether one result is better
-measuring/   what is measured: perplexity, divergence, generation, latency, memory; metrics.py declares every figure
-running/     a run from request to result: estimate, worker, runner, chat; witness, whether a stored answer still holds
-page/        what the browser asks and gets
-benches/     what is measured for the README, and public programs beside ours
-commands/    python -m evaluation run | export | task-files | measure | tables | layers | peers
+spec records store host limits verdict    what a run is, where its result is kept, this machine, whether one
+result is better measuring/   what is measured: perplexity, divergence, generation, latency, memory;
+metrics.py declares every figure running/     a run from request to result: estimate, worker, runner, chat;
+witness, whether a stored answer still holds page/        what the browser asks and gets benches/     what is
+measured for the README, and public programs beside ours commands/    python -m evaluation run | export |
+task-files | measure | tables | layers | peers
 """
 
 from pathlib import Path

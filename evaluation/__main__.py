@@ -19,7 +19,11 @@ def main(argv: list[str]) -> int:
     verb, *rest = argv or [""]
     if verb not in VERBS:
         wrong = [] if verb in ("", "-h", "--help") else [f"unknown verb {verb!r}"]
-        lines = [*wrong, "usage: python -m evaluation VERB ...", *(f"  {name:<12}{about}" for name, (*_, about) in VERBS.items())]
+        lines = [
+            *wrong,
+            "usage: python -m evaluation VERB ...",
+            *(f"  {name:<12}{about}" for name, (*_, about) in VERBS.items()),
+        ]
         print("\n".join(lines), file=sys.stderr if wrong or not verb else sys.stdout)
         return 0 if verb in ("-h", "--help") else 2
     module, function, _ = VERBS[verb]

@@ -47,8 +47,8 @@ def available_bytes() -> int:
 
 
 def profile(again: bool = False) -> Host:
-    """This machine's speed, measured in under a second and remembered; `again` measures anew and keeps the better figures
-    (a measurement while something else computes is too slow, never too fast)."""
+    """This machine's speed, measured in under a second and remembered; `again` measures anew and keeps the
+    better figures (a measurement while something else computes is too slow, never too fast)."""
     with _measuring:
         return _profile(again)
 
@@ -132,13 +132,19 @@ def environment() -> dict:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"processor": processor(), "threads": threads(), "system": platform.system(),
-            "python": platform.python_version(), **versions}  # fmt: skip
+    return {
+        "processor": processor(),
+        "threads": threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 @contextmanager
 def timing_lock(wait_seconds: float = LATENCY_WAIT_SECONDS):
-    """Hold the machine for a timing; yields False if somebody else still computes after the wait, or nobody can tell."""
+    """Hold the machine for a timing; yields False if somebody else still computes after the wait, or nobody
+    can tell."""
     lock = _acquired(wait_seconds)
     try:
         yield lock is not None
@@ -148,11 +154,14 @@ def timing_lock(wait_seconds: float = LATENCY_WAIT_SECONDS):
 
 
 def _acquired(wait_seconds: float):
-    """The lock that all timings of this home share. Where it can't be had (a full disk, a file system without locks), that of the
-    temporary folder; None if somebody else holds it, or there is neither."""
+    """The lock that all timings of this home share. Where it can't be had (a full disk, a file system without
+    locks), that of the temporary folder; None if somebody else holds it, or there is neither."""
     from filelock import FileLock, Timeout
 
-    for file in (home() / "timing.lock", Path(tempfile.gettempdir()) / f"compression-explorer-{_user()}.lock"):
+    for file in (
+        home() / "timing.lock",
+        Path(tempfile.gettempdir()) / f"compression-explorer-{_user()}.lock",
+    ):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(file)

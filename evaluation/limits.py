@@ -1,8 +1,10 @@
-"""How much memory and how many processors this process may really use: control groups (containers), resource limits, the machine.
+"""How much memory and how many processors this process may really use: control groups (containers), resource
+limits, the machine.
 
-A control group limits its members and all groups below it, so the least of all groups above this process counts. Version 2 keeps
-them in one tree (memory.max, memory.current, cpu.max), version 1 in one a controller (memory.limit_in_bytes, cpu.cfs_quota_us). Inside of a
-container the tree often begins at the container's own group, whatever /proc/self/cgroup calls it.
+A control group limits its members and all groups below it, so the least of all groups above this process
+counts. Version 2 keeps them in one tree (memory.max, memory.current, cpu.max), version 1 in one a controller
+(memory.limit_in_bytes, cpu.cfs_quota_us). Inside of a container the tree often begins at the container's own
+group, whatever /proc/self/cgroup calls it.
 """
 
 from __future__ import annotations
@@ -27,27 +29,43 @@ def available_bytes() -> int:
     """Memory that a new process beside this one could use now."""
     import psutil
 
-    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _memory()), *_address_space()]))
+    return max(
+        0,
+        min(
+            [
+                psutil.virtual_memory().available,
+                *(limit - used for limit, used in _memory()),
+                *_address_space(),
+            ]
+        ),
+    )
 
 
 def processors() -> int:
-    """Processors that this process may use: those it may run on, or as many as its groups' share of time is worth."""
+    """Processors that this process may use: those it may run on, or as many as its groups' share of time is
+    worth."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(share) for share in _shares())]))
 
 
 def oom_kills() -> int | None:
-    """How many processes the system has ended for want of memory, in this process's groups or anywhere; None where it doesn't say."""
-    files = [folder / file for folder in _groups("memory") for file in ("memory.events", "memory.oom_control")]
+    """How many processes the system has ended for want of memory, in this process's groups or anywhere; None
+    where it doesn't say."""
+    files = [
+        folder / file for folder in _groups("memory") for file in ("memory.events", "memory.oom_control")
+    ]
     counts = [n for file in (*files, PROC / "vmstat") if (n := _named(file, "oom_kill")) is not None]
     return sum(counts) if counts else None
 
 
 def _memory() -> Iterator[tuple[int, int]]:
-    """(limit, used) of every group above this process that has one; files that the system only keeps at hand don't count as used."""
+    """(limit, used) of every group above this process that has one; files that the system only keeps at hand
+    don't count as used."""
     for folder in _groups("memory"):
-        for limit_file, used_file, cached in (("memory.max", "memory.current", "inactive_file"),
-                                              ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")):  # fmt: skip
+        for limit_file, used_file, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
             limit, used = _number(folder / limit_file), _number(folder / used_file)
             if limit is not None and limit < NO_LIMIT:
                 yield limit, max(0, (used or 0) - (_named(folder / "memory.stat", cached) or 0))
@@ -74,7 +92,8 @@ def _address_space() -> list[int]:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The folders of the groups that this process is in, from its own up to the tree's root, in both versions."""
+    """The folders of the groups that this process is in, from its own up to the tree's root, in both
+    versions."""
     seen: set[Path] = set()
     for line in _text(PROC / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

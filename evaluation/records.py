@@ -1,7 +1,8 @@
 """A result as a file: one JSON object that says its version, checked from end to end before anybody sees it.
 
-A record of an older version is brought up step by step (`STEPS`). One of a newer version, or of any other shape, raises OddRecord with
-the reason in one line: what the page draws may rely on every type, and no number is infinite or none.
+A record of an older version is brought up step by step (`STEPS`). One of a newer version, or of any other
+shape, raises OddRecord with the reason in one line: what the page draws may rely on every type, and no number
+is infinite or none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing_extensions import TypedDict
 from compression.base import CompressionError
 from evaluation.spec import Result, RunSpec, Status
 
-VERSION = 3  # 2: says its version; a running or waiting run says whose it is. 3: says what code gave it, with a witness
+# 2: says its version; a running or waiting run says whose it is. 3: says what code gave it, with a witness
+VERSION = 3
 LARGEST_FILE_BYTES = 64_000_000
 LARGEST_NUMBER = 1e18
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}"  # of a run or an artifact: never a path, never hidden
@@ -118,14 +120,18 @@ class _Record(BaseModel):
     witness: dict[str, Any]
 
 
-_EMPTY = {f.name: f.default_factory() for f in dataclasses.fields(Result) if f.default_factory is not dataclasses.MISSING}
+_EMPTY = {
+    f.name: f.default_factory()
+    for f in dataclasses.fields(Result)
+    if f.default_factory is not dataclasses.MISSING
+}
 _EMPTY |= {f.name: f.default for f in dataclasses.fields(Result) if f.default is not dataclasses.MISSING}
 _Curve = TypeAdapter(list[tuple[Number, Number | None, Number | None]], config=ConfigDict(strict=False))
 
 
 def _from_1(values: dict) -> dict:
-    """Version 1 said neither its version nor whose a run is, might lack fields that had a default or hold some that are no more,
-    and its first timings had neither a limit nor a loop."""
+    """Version 1 said neither its version nor whose a run is, might lack fields that had a default or hold
+    some that are no more, and its first timings had neither a limit nor a loop."""
     names = {f.name for f in dataclasses.fields(Result)}
     known = _EMPTY | {"created": 0.0} | {k: v for k, v in values.items() if k in names}
     timings = [{"limit": {}, "loop": "transformers"} | timing for timing in known["timings"]]
@@ -137,7 +143,8 @@ def _from_2(values: dict) -> dict:
     return {"code": "", "witness": {}} | values | {"version": 3}
 
 
-STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1, 2: _from_2}  # version -> what brings its records to the next one
+# version -> what brings its records to the next one
+STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1, 2: _from_2}
 
 
 def content(result: Result, owner: str = "") -> bytes:
@@ -164,7 +171,8 @@ def parse(data: bytes) -> tuple[Result, str]:
         values = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_int=_whole, parse_float=_real)
         if not isinstance(values, dict):
             raise OddRecord(f"a record is an object, and this is a {type(values).__name__}")
-        json.dumps(values, ensure_ascii=False).encode("utf-8")  # half a character breaks every page that shows it
+        # half a character breaks every page that shows it
+        json.dumps(values, ensure_ascii=False).encode("utf-8")
         values = _brought_up(values)
         _Record.model_validate(values)
         owner = values.pop("owner")
@@ -196,7 +204,9 @@ def _check(result: Result) -> None:
     """What types alone don't say: figures that the page divides by, and those that it shows together."""
     m = result.metrics
     for name, x in m.items():
-        if x <= 0 and name.endswith(("bytes", "perplexity", "perplexity_ratio", "tokens_per_second", "parameters")):
+        if x <= 0 and name.endswith(
+            ("bytes", "perplexity", "perplexity_ratio", "tokens_per_second", "parameters")
+        ):
             raise OddRecord(f"metrics.{name} = {x}")
         if name.startswith("baseline_") and name.removeprefix("baseline_") not in m:
             raise OddRecord(f"metrics has {name} and no {name.removeprefix('baseline_')}")

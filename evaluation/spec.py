@@ -20,11 +20,14 @@ PRESETS = {  # tokens for calibration and evaluation; None: the whole text
     "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 8},
     "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},
 }
-TEXTS = BUILTIN_TEXT, WIKITEXT, UNICODE_TEXT = "builtin", "wikitext-2", "unicode"  # those of compression/texts.py
-CALIBRATIONS = (*TEXTS, "dialogue")  # what a method may read: also conversations, through the model's chat template
+# those of compression/texts.py
+TEXTS = BUILTIN_TEXT, WIKITEXT, UNICODE_TEXT = "builtin", "wikitext-2", "unicode"
+# what a method may read: also conversations, through the model's chat template
+CALIBRATIONS = (*TEXTS, "dialogue")
 TEXT_CHOICES = f"{', '.join(TEXTS)} or a file"
 CALIBRATION_CHOICES = (
-    f"{', '.join(CALIBRATIONS)} (for models with a chat template), a text file, or conversations in a .jsonl file"
+    f"{', '.join(CALIBRATIONS)} (for models with a chat template), a text file, or "
+    "conversations in a .jsonl file"
 )
 
 LONGEST_NAME = 4_096  # of a model, a text or a file
@@ -37,7 +40,8 @@ class RunSpec:
     """Everything that decides a run's numbers, timings apart."""
 
     model: str
-    recipe: tuple[tuple[str, dict], ...]  # (method, params) in order; (("none", {}),) leaves the weights as they are
+    # (method, params) in order; (("none", {}),) leaves the weights as they are
+    recipe: tuple[tuple[str, dict], ...]
     calibration: str = BUILTIN_TEXT
     calibration_tokens: int = 8_192
     text: str = BUILTIN_TEXT
@@ -49,7 +53,8 @@ class RunSpec:
     activations: Literal["exact", "int8"] = "exact"
     table_bits: Literal[16, 8, 4] = 8
     cache_bits: Literal[16, 8, 4, 2] = 16  # of the key-value cache; 16: what the model computes in
-    cache_keys: Literal["token", "channel"] = "token"  # what shares a scale among its keys (compression/kv_cache.py)
+    # what shares a scale among its keys (compression/kv_cache.py)
+    cache_keys: Literal["token", "channel"] = "token"
     preset: str = "quick"  # where the defaults came from; no part of the key
 
     def __post_init__(self):
@@ -68,22 +73,40 @@ class RunSpec:
             _check_name(name, getattr(self, name))
         for name, allowed in _ALLOWED.items():
             if type(getattr(self, name)) is not type(allowed[0]) or getattr(self, name) not in allowed:
-                raise BadParam(f"{name} = {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}",
-                               name=name, got=getattr(self, name), allowed=", ".join(map(str, allowed)))  # fmt: skip
+                raise BadParam(
+                    f"{name} = {getattr(self, name)!r}; allowed: {', '.join(map(str, allowed))}",
+                    name=name,
+                    got=getattr(self, name),
+                    allowed=", ".join(map(str, allowed)),
+                )
         for name, low in (("calibration_tokens", 1), ("window", 2), ("tokens", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is None and name == "tokens":
                 continue
             if type(value) is not int or value < low:
-                raise BadParam(f"{name} = {value!r}; allowed: a whole number of at least {low}",
-                               name=name, got=value, allowed=f">= {low}")  # fmt: skip
+                raise BadParam(
+                    f"{name} = {value!r}; allowed: a whole number of at least {low}",
+                    name=name,
+                    got=value,
+                    allowed=f">= {low}",
+                )
         if self.tokens is not None and self.tokens < self.window:
-            raise BadParam(f"tokens = {self.tokens} is less than one window of {self.window}; "
-                           f"give at least {self.window} tokens or a shorter window",
-                           name="tokens", got=self.tokens, allowed=f">= {self.window}")  # fmt: skip
+            raise BadParam(
+                f"tokens = {self.tokens} is less than one window of {self.window}; "
+                f"give at least {self.window} tokens or a shorter window",
+                name="tokens",
+                got=self.tokens,
+                allowed=f">= {self.window}",
+            )
         if self.cache_bits == 2 and self.cache_keys != "channel":
-            raise BadParam("cache_bits = 2 with cache_keys = 'token'; 2 bits hold keys only with a scale for each channel: "
-                           "give cache_keys = channel, or 4 bits", name="cache_bits", got=2, allowed="16, 8, 4")  # fmt: skip
+            raise BadParam(
+                "cache_bits = 2 with cache_keys = 'token'; 2 bits hold keys only with a scale for each "
+                "channel: "
+                "give cache_keys = channel, or 4 bits",
+                name="cache_bits",
+                got=2,
+                allowed="16, 8, 4",
+            )
         if self.cache_bits == 16:
             object.__setattr__(self, "cache_keys", "token")
         if self.keeps_weights:  # then also those of the tables, and what multiplies them
@@ -126,13 +149,14 @@ class RunSpec:
 
     @property
     def training_tokens(self) -> int:
-        """The tokens of text that the recipe's training takes, what is held out of them included; 0 if nothing trains."""
+        """The tokens of text that the recipe's training takes, what is held out of them included; 0 if
+        nothing trains."""
         taken = max((m.trains_on(p) for m, p in self.methods if m.trains_on and not m.own_text), default=0)
         return taken + max(self.window * 4, taken // 7) if taken else 0
 
     def control(self) -> RunSpec | None:
-        """The same training where nothing had been lost: the recipe's training steps with their method off, or alone, and without
-        steps whose integers they would keep. None where that is no other run."""
+        """The same training where nothing had been lost: the recipe's training steps with their method off,
+        or alone, and without steps whose integers they would keep. None where that is no other run."""
         if any(m.control for m, _ in self.methods):
             after = (*self.methods[1:], (None, None))
             swapped = tuple(
@@ -156,11 +180,16 @@ class RunSpec:
         return self._part(trains=False)
 
     def _part(self, trains: bool) -> RunSpec | None:
-        steps = tuple(step for step, (m, _) in zip(self.recipe, self.methods, strict=True) if bool(m.trains_on) is trains)
+        steps = tuple(
+            step
+            for step, (m, _) in zip(self.recipe, self.methods, strict=True)
+            if bool(m.trains_on) is trains
+        )
         return dataclasses.replace(self, recipe=steps) if 0 < len(steps) < len(self.recipe) else None
 
     def original(self) -> RunSpec:
-        """The run that measures the uncompressed model in this run's protocol (the seed draws calibration windows only)."""
+        """The run that measures the uncompressed model in this run's protocol (the seed draws calibration
+        windows only)."""
         return dataclasses.replace(self, recipe=(("none", {}),), cache_bits=16, cache_keys="token", seed=0)
 
     def json(self) -> dict:
@@ -174,7 +203,8 @@ class RunSpec:
         return cls(**values | {"recipe": tuple((n, v) for n, v in values["recipe"])})
 
     def identity(self) -> str:
-        """Hash of what the visitor asked, known before model and texts are read: two equal requests share one run."""
+        """Hash of what the visitor asked, known before model and texts are read: two equal requests share one
+        run."""
         return self._identity
 
     @functools.cached_property
@@ -182,9 +212,11 @@ class RunSpec:
         return _digest(self._essence())
 
     def question(self, fingerprint: dict) -> str:
-        """Hash of the run with the content of what it reads: two runs with the same one ask for the same numbers.
+        """Hash of the run with the content of what it reads: two runs with the same one ask for the same
+        numbers.
 
-        fingerprint: {"model": weights' hash, "text": hash, "calibration": hash or "", "dtype": compute dtype, ...}.
+        fingerprint: {"model": weights' hash, "text": hash, "calibration": hash or "", "dtype": compute dtype,
+        ...}.
         """
         named = {"model", "text", "calibration"}  # a file's place doesn't matter, its content does
         essence = {k: v for k, v in self._essence().items() if k not in named}
@@ -196,8 +228,12 @@ class RunSpec:
 
     def _essence(self) -> dict:
         fields = self.json()
-        for ignored in ("preset", "device", *(["cache_bits"] if self.cache_bits == 16 else []),
-                        *(["cache_keys"] if self.cache_keys == "token" else [])):  # fmt: skip
+        for ignored in (
+            "preset",
+            "device",
+            *(["cache_bits"] if self.cache_bits == 16 else []),
+            *(["cache_keys"] if self.cache_keys == "token" else []),
+        ):
             del fields[ignored]
         fields["recipe"] = [[m.name, p.effective()] for m, p in self.methods]
         if not self.needs_calibration:
@@ -208,12 +244,21 @@ class RunSpec:
 def _check_name(name: str, value: Any) -> None:
     """Raises BadParam for what can be no name of a model, a text or a file."""
     try:
-        if isinstance(value, str) and len(value) <= LONGEST_NAME and "\0" not in value and value.encode("utf-8") is not None:
+        if (
+            isinstance(value, str)
+            and len(value) <= LONGEST_NAME
+            and "\0" not in value
+            and value.encode("utf-8") is not None
+        ):
             return
     except UnicodeEncodeError:
         pass  # half a character, or a file's name in another encoding
-    raise BadParam(f"{name} = {value!r:.100}; allowed: whole characters, at most {LONGEST_NAME}",
-                   name=name, got=f"{value!r:.100}", allowed=f"whole characters, at most {LONGEST_NAME}")  # fmt: skip
+    raise BadParam(
+        f"{name} = {value!r:.100}; allowed: whole characters, at most {LONGEST_NAME}",
+        name=name,
+        got=f"{value!r:.100}",
+        allowed=f"whole characters, at most {LONGEST_NAME}",
+    )
 
 
 _ALLOWED = {
@@ -247,7 +292,8 @@ class Result:
     artifact: str = ""  # folder's name under the store's artifacts, "" when there is none
     control_key: str = ""
     code: str = ""  # of the program that gave it (provenance.code)
-    witness: dict = field(default_factory=dict)  # how to tell whether later code still gives it (evaluation/running/witness.py)
+    # how to tell whether later code still gives it (evaluation/running/witness.py)
+    witness: dict = field(default_factory=dict)
     id: str = ""  # the run's id, given by the runner (a key may have failed runs before its ok one)
     created: float = field(default_factory=time.time)
 
@@ -257,7 +303,9 @@ class Result:
     @classmethod
     def parse(cls, values: dict) -> Result:
         known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: v for k, v in values.items() if k in known} | {"spec": RunSpec.parse(values["spec"])})
+        return cls(
+            **{k: v for k, v in values.items() if k in known} | {"spec": RunSpec.parse(values["spec"])}
+        )
 
 
 def _digest(value: Any) -> str:

@@ -5,9 +5,10 @@
     home/baselines/<hash>/       what measuring an original left behind
     home/live/<name>             a process that has runs waiting or going on
 
-Several programs may share a home: none marks as interrupted what another is running, none removes what another holds. Results that
-ship with the app are read from assets/results and never written. A home that can't be written gives way to a temporary one, which
-ends with the program (`read_only`). No torch here: the page reads the store at start.
+Several programs may share a home: none marks as interrupted what another is running, none removes what
+another holds. Results that ship with the app are read from assets/results and never written. A home that
+can't be written gives way to a temporary one, which ends with the program (`read_only`). No torch here: the
+page reads the store at start.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Store:
     """All results that this app knows: its own and the shipped ones."""
 
     def __init__(self, home: Path | None = None, shipped: Path | None = SHIPPED):
-        """home: default the program's own; made if need be. Raises OSError if neither it nor a temporary one can be written."""
+        """home: default the program's own; made if need be. Raises OSError if neither it nor a temporary one
+        can be written."""
         self.home = place.usable(Path(home).expanduser().absolute()) if home else place.home()
         self.read_only = bool(place.why_temporary(self.home))
         self._shipped = shipped
@@ -55,7 +57,8 @@ class Store:
     def put(self, result: Result) -> Result:
         """Write a result (its id is made if it has none) and return it.
 
-        Raises OSError for a full disk (the result is kept in memory then) and records.NotFinite for a figure that is no number.
+        Raises OSError for a full disk (the result is kept in memory then) and records.NotFinite for a figure
+        that is no number.
         """
         if not result.id:
             result = dataclasses.replace(result, id=self.new_id())
@@ -79,7 +82,11 @@ class Store:
     def _read(self, folder: Path | None) -> dict[str, tuple]:
         """{file's name: (its stamp, its result)} of a folder, by name."""
         try:
-            names = sorted(e.name for e in os.scandir(folder) if e.name.endswith(".json") and e.name[0] != ".") if folder else []
+            names = (
+                sorted(e.name for e in os.scandir(folder) if e.name.endswith(".json") and e.name[0] != ".")
+                if folder
+                else []
+            )
         except OSError:
             names = []
         found = {name: one for name in names if (one := self._one(folder, name))}
@@ -87,8 +94,8 @@ class Store:
         return found
 
     def _one(self, folder: Path, name: str) -> tuple | None:
-        """(a file's stamp, its result), read again when the stamp changes. A result of None, told by one line in the log, can't be
-        used."""
+        """(a file's stamp, its result), read again when the stamp changes. A result of None, told by one line
+        in the log, can't be used."""
         known, result, stamp = self._kept.get(folder, {}).get(name), None, ()
         try:
             about = os.stat(f"{folder}/{name}")
@@ -118,9 +125,12 @@ class Store:
         return [r for _, r in self._read(self._shipped).values() if r]
 
     def stamp(self) -> tuple:
-        """It changes whenever a result or the presence of an artifact does: what was made of the store may be kept by it."""
+        """It changes whenever a result or the presence of an artifact does: what was made of the store may be
+        kept by it."""
         files = [
-            (name, stamp) for folder in (self._shipped, self.home / "runs") for name, (stamp, _) in self._read(folder).items()
+            (name, stamp)
+            for folder in (self._shipped, self.home / "runs")
+            for name, (stamp, _) in self._read(folder).items()
         ]
         return self._changes, tuple(files), tuple(r.artifact for r in self.own() if self.has_artifact(r))
 
@@ -140,11 +150,16 @@ class Store:
     def get(self, key: str) -> Result | None:
         """The newest `ok` result for a key, an own one before a shipped one."""
         own = [r for r in self.own() if r.key == key and r.status == "ok"]
-        return own[-1] if own else next((r for r in self.shipped() if r.key == key and r.status == "ok"), None)
+        return (
+            own[-1] if own else next((r for r in self.shipped() if r.key == key and r.status == "ok"), None)
+        )
 
     def find(self, identity: str) -> Result | None:
-        """The newest own `ok` result that answers the same request (its content is checked by the run itself)."""
-        return next((r for r in reversed(self.own()) if r.status == "ok" and r.spec.identity() == identity), None)
+        """The newest own `ok` result that answers the same request (its content is checked by the run
+        itself)."""
+        return next(
+            (r for r in reversed(self.own()) if r.status == "ok" and r.spec.identity() == identity), None
+        )
 
     def delete(self, run_id: str) -> None:
         """Forget a run and its artifact."""
@@ -157,10 +172,15 @@ class Store:
             self._file(run_id).unlink(missing_ok=True)
 
     def mark_interrupted(self) -> int:
-        """Runs that wait or go on by their record, and whose program has ended, are interrupted. Returns how many."""
+        """Runs that wait or go on by their record, and whose program has ended, are interrupted. Returns how
+        many."""
         stale = [r for r in self.own() if r.status in ("running", "queued") and not self._runs(r.id)]
         for r in stale:
-            error = {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}}
+            error = {
+                "code": "interrupted",
+                "message": "the app ended while this run was going on",
+                "facts": {},
+            }
             with contextlib.suppress(OSError):  # a full disk: it is in memory
                 self.put(dataclasses.replace(r, status="interrupted", error=error))
         return len(stale)
@@ -200,14 +220,17 @@ class Store:
 
     def has_artifact(self, result: Result) -> bool:
         """True if the compressed model itself is on this disk."""
-        return bool(result.artifact) and (self.artifact_folder(result.artifact) / "compression.json").is_file()
+        return (
+            bool(result.artifact) and (self.artifact_folder(result.artifact) / "compression.json").is_file()
+        )
 
     def manifest(self, result: Result) -> dict:
         """What the compressed model's folder says of itself (compression.artifact)."""
         return json.loads((self.artifact_folder(result.artifact) / "compression.json").read_text("utf-8"))
 
     def keep_within_budget(self, newest: str, budget: int = ARTIFACT_BYTES) -> list[str]:
-        """Remove the oldest artifacts until all fit; the newest and those in use stay. Returns the removed names."""
+        """Remove the oldest artifacts until all fit; the newest and those in use stay. Returns the removed
+        names."""
         return _trim(self.home / "artifacts", newest, budget)
 
     def baseline_folder(self, name: str) -> Path:
@@ -217,22 +240,46 @@ class Store:
 
     def rows(self) -> list[dict]:
         """One row a run: every metric that it has, and what the page filters and labels by."""
-        return [self._row(r, shipped=True) for r in self.shipped()] + [self._row(r, shipped=False) for r in self.own()]
+        return [self._row(r, shipped=True) for r in self.shipped()] + [
+            self._row(r, shipped=False) for r in self.own()
+        ]
 
     def _row(self, r: Result, shipped: bool) -> dict:
-        family = "original" if r.spec.is_original else "quantization" if r.spec.keeps_weights else r.spec.methods[-1][0].family
+        family = (
+            "original"
+            if r.spec.is_original
+            else "quantization"
+            if r.spec.keeps_weights
+            else r.spec.methods[-1][0].family
+        )
         return dict(r.metrics) | {
-            "id": r.id, "key": r.key, "status": r.status, "model": r.spec.model, "family": family, "recipe": r.spec.recipe,
-            "cache_bits": r.spec.cache_bits, "cache_keys": r.spec.cache_keys,
-            "protocol_id": r.protocol_id, "text": r.spec.text, "protocol": r.spec.protocol, "tokens": r.spec.tokens,
-            "window": r.spec.window, "calibration": r.model.get("calibration", ""), "shipped": shipped, "created": r.created,
-            "artifact": not shipped and self.has_artifact(r), "notes": r.notes, "error": r.error,
-            "host": r.environment.get("processor", ""), "threads": r.environment.get("threads", 0),
-        }  # fmt: skip
+            "id": r.id,
+            "key": r.key,
+            "status": r.status,
+            "model": r.spec.model,
+            "family": family,
+            "recipe": r.spec.recipe,
+            "cache_bits": r.spec.cache_bits,
+            "cache_keys": r.spec.cache_keys,
+            "protocol_id": r.protocol_id,
+            "text": r.spec.text,
+            "protocol": r.spec.protocol,
+            "tokens": r.spec.tokens,
+            "window": r.spec.window,
+            "calibration": r.model.get("calibration", ""),
+            "shipped": shipped,
+            "created": r.created,
+            "artifact": not shipped and self.has_artifact(r),
+            "notes": r.notes,
+            "error": r.error,
+            "host": r.environment.get("processor", ""),
+            "threads": r.environment.get("threads", 0),
+        }
 
 
 def _trim(folder: Path, newest: str, budget: int) -> list[str]:
-    """Remove the oldest folders until all fit into `budget` bytes; `newest` and what is in use stay. Returns the removed names."""
+    """Remove the oldest folders until all fit into `budget` bytes; `newest` and what is in use stay. Returns
+    the removed names."""
     found = sorted((_size(f), f) for f in folder.glob("[!.]*") if f.is_dir() and not f.is_symlink())
     found.sort(key=lambda entry: (entry[1].name != newest, -entry[0][0]))
     total, removed = 0, []

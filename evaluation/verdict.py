@@ -1,16 +1,17 @@
 """Is one result better than another? One answer for the whole project: better, not better, or can't tell.
 
-    found = paired(ours, control)            # losses of the same windows, questions or seeds, in the same order
-    found.word                               # "better", "worse" or "unclear"
-    found.ratio, found.ratio_margin          # of perplexities: 0.89, 0.009
+    found = paired(ours, control)            # losses of the same windows, questions or seeds, in the same
+    order found.word                               # "better", "worse" or "unclear" found.ratio,
+    found.ratio_margin          # of perplexities: 0.89, 0.009
 
-Two results are compared pair by pair, because a hard window is hard for both: what is left of the noise is the noise of the
-difference. The verdict is that of a 95 % interval of the mean difference (Student's t, two sides). Pairs that belong together, for
-example the questions on one text, count as one: their sums are compared (the cluster-robust error of Liang and Zeger 1986, with
-the factor c / (c - 1) for c clusters).
+Two results are compared pair by pair, because a hard window is hard for both: what is left of the noise is
+the noise of the difference. The verdict is that of a 95 % interval of the mean difference (Student's t, two
+sides). Pairs that belong together, for example the questions on one text, count as one: their sums are
+compared (the cluster-robust error of Liang and Zeger 1986, with the factor c / (c - 1) for c clusters).
 
-Pairs of windows hold the noise of the text alone. Two runs that differ by chance in themselves (a seed, a rounding that breaks ties
-otherwise) can differ by more than such an interval says; where that matters, the pairs are seeds.
+Pairs of windows hold the noise of the text alone. Two runs that differ by chance in themselves (a seed, a
+rounding that breaks ties otherwise) can differ by more than such an interval says; where that matters, the
+pairs are seeds.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ LEVEL = 0.95
 class Difference:
     """The mean of (ours - control) over pairs. Lower is better.
 
-    stderr: its standard error, nan where there is only one pair or cluster. margin: half of the interval's width. freedom: degrees
-    of freedom of its t distribution.
+    stderr: its standard error, nan where there is only one pair or cluster. margin: half of the interval's
+    width. freedom: degrees of freedom of its t distribution.
     """
 
     mean: float
@@ -54,17 +55,21 @@ class Difference:
 
 
 def paired(
-    ours: Sequence[float], control: Sequence[float], clusters: Sequence[Hashable] | None = None, higher_is_better: bool = False
+    ours: Sequence[float],
+    control: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    higher_is_better: bool = False,
 ) -> Difference:
     """The difference of two lists of equal length, whose places belong together.
 
-    clusters: a name for each pair; pairs of one name count as one. Raises ValueError for lists that can't be paired and for numbers
-    that aren't finite.
+    clusters: a name for each pair; pairs of one name count as one. Raises ValueError for lists that can't be
+    paired and for numbers that aren't finite.
     """
     n = len(ours)
     if n != len(control) or (clusters is not None and n != len(clusters)) or not n:
         raise ValueError(
-            f"pairs need lists of one length, at least 1: got {n}, {len(control)}{'' if clusters is None else f', {len(clusters)}'}"
+            f"pairs need lists of one length, at least 1: got {n}, "
+            f"{len(control)}{'' if clusters is None else f', {len(clusters)}'}"
         )
     differences = [(b - a if higher_is_better else a - b) for a, b in zip(ours, control, strict=True)]
     if not all(map(math.isfinite, differences)):
@@ -81,7 +86,8 @@ def paired(
 
 
 def share_below(t: float, freedom: int) -> float:
-    """Student's distribution with a whole number of degrees of freedom, at t >= 0 (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Student's distribution with a whole number of degrees of freedom, at t >= 0 (Abramowitz and Stegun,
+    26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     cosine, odd = math.cos(angle), freedom % 2
     term = cosine if odd else 1.0

@@ -1,15 +1,16 @@
-"""Kernels: how stored formats are multiplied. One op a file, each with its plain PyTorch reference and its CASES.
+"""Kernels: how stored formats are multiplied. One op a file, each with its plain PyTorch reference and its
+CASES.
 
     kernels/<op>.py     the formula, the operands' layout, the reference, the PyTorch route
     kernels/cpu/        C for processors: every op from one tile layout, and whole decoder layers in one call
     kernels/gpu/        Triton, one file an op
     kernels/bench.py    verifies, then times
 
-`name(op, ...)` says what serves an op, for labels. Where neither C nor Triton serves, PyTorch unpacks a block of rows
-into floats and multiplies it; a whole dense copy never exists.
+`name(op, ...)` says what serves an op, for labels. Where neither C nor Triton serves, PyTorch unpacks a block
+of rows into floats and multiplies it; a whole dense copy never exists.
 
-Hugging Face publishes a package of the same name, and transformers looks names up in it. This module does no work at
-import, has no version, and hands names that it doesn't know to that package if one is installed.
+Hugging Face publishes a package of the same name, and transformers looks names up in it. This module does no
+work at import, has no version, and hands names that it doesn't know to that package if one is installed.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ PYTORCH = {  # others unpack first
 
 
 def name(op: str, by: str = "", int8: bool = False, outliers: bool = False) -> str:
-    """A kernel's label, e.g. "grouped integers, int8 activations (C, AVX-512 VNNI)". by: "C, <instructions>", "Triton"
-    or "" for PyTorch. outliers: large activations aren't rounded to int8."""
+    """A kernel's label, e.g. "grouped integers, int8 activations (C, AVX-512 VNNI)". by: "C, <instructions>",
+    "Triton" or "" for PyTorch. outliers: large activations aren't rounded to int8."""
     if not by:
         return PYTORCH.get(op, "dequantise-then-multiply (PyTorch)")
     if op == "two_four" and by == "Triton":
@@ -60,7 +61,8 @@ def __getattr__(name: str):
 
 
 def _installed():
-    """The package `kernels` that stands elsewhere on the search path, or None. Loaded under a name of its own."""
+    """The package `kernels` that stands elsewhere on the search path, or None. Loaded under a name of its
+    own."""
     import sys
     from importlib.machinery import PathFinder
     from pathlib import Path
@@ -73,7 +75,9 @@ def _installed():
     spec = PathFinder.find_spec("kernels", elsewhere)
     if spec is None or spec.loader is None:
         return None
-    spec = importlib.util.spec_from_file_location(alias, spec.origin, submodule_search_locations=spec.submodule_search_locations)
+    spec = importlib.util.spec_from_file_location(
+        alias, spec.origin, submodule_search_locations=spec.submodule_search_locations
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[alias] = module
     spec.loader.exec_module(module)

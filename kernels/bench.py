@@ -1,17 +1,18 @@
 """How fast the kernels are here: verifies each one, then times it beside others in the same process.
 
-    python -m kernels.bench [op ...] [--json FILE]              products
-    python -m kernels.bench --model [--llama-cpp] [--json FILE] [--figure FILE]   whole models (kernels/bench_model.py)
-    python -m kernels.bench --gpu [op ...] [--json FILE]        products on a graphics card (kernels/bench_gpu.py)
+    python -m kernels.bench [op ...] [--json FILE]              products python -m kernels.bench --model
+    [--llama-cpp] [--json FILE] [--figure FILE]   whole models (kernels/bench_model.py) python -m
+    kernels.bench --gpu [op ...] [--json FILE]        products on a graphics card (kernels/bench_gpu.py)
 
-A product of one token rotates over more weights than the caches hold; every case warms up right before timing and gives
-medians. Beside each stand PyTorch's dense float32 product as it comes and by the library that this program takes
-(kernels/dense.py), our own float32 and bfloat16 kernels and the limit: the bandwidth of memory for one token, the arithmetic
-of registers for many. All of a row are timed in turns, a few calls each, because a shared machine's bandwidth changes within
-minutes and a ratio of two moments says nothing. Where two kernels serve one format (RIVALS), the row of the second has the
-median of the ratios of neighbouring calls; more than 1: the second is faster. PyTorch's and bitsandbytes' low-bit kernels have rows of their own.
-"activations" says what was multiplied: exact float32, or int8 with a scale for 32 of them (for a token where large ones stay
-exact). No speed is printed for an op that differs from its reference.
+A product of one token rotates over more weights than the caches hold; every case warms up right before timing
+and gives medians. Beside each stand PyTorch's dense float32 product as it comes and by the library that this
+program takes (kernels/dense.py), our own float32 and bfloat16 kernels and the limit: the bandwidth of memory
+for one token, the arithmetic of registers for many. All of a row are timed in turns, a few calls each,
+because a shared machine's bandwidth changes within minutes and a ratio of two moments says nothing. Where two
+kernels serve one format (RIVALS), the row of the second has the median of the ratios of neighbouring calls;
+more than 1: the second is faster. PyTorch's and bitsandbytes' low-bit kernels have rows of their own.
+"activations" says what was multiplied: exact float32, or int8 with a scale for 32 of them (for a token where
+large ones stay exact). No speed is printed for an op that differs from its reference.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from kernels.tensor_train import tensor_train_rows, values_per_row
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096))  # (out, in)
 TOKENS = (1, 8, 512)
 ROTATED_BYTES = 160_000_000
-ROUNDS, MANY_ROUNDS = 21, 3  # of one token and eight; of many, whose products take long and are limited by arithmetic
+# of one token and eight; of many, whose products take long and are limited by arithmetic
+ROUNDS, MANY_ROUNDS = 21, 3
 INT8 = (32, 127)
 GROUP = 64
 
@@ -74,8 +76,11 @@ def in_turns(works: dict[str, Callable[[int], object]], rounds: int | None = Non
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def ratio(first: Callable[[int], object], second: Callable[[int], object], rounds: int | None = None) -> float:
-    """Median of how often as long `first` takes as `second`, each pair of calls one right after the other, in both orders in turn."""
+def ratio(
+    first: Callable[[int], object], second: Callable[[int], object], rounds: int | None = None
+) -> float:
+    """Median of how often as long `first` takes as `second`, each pair of calls one right after the other, in
+    both orders in turn."""
     found = []
     for i in range(rounds or ROUNDS):
         took = {}
@@ -137,7 +142,9 @@ def two_levels(out: int, n: int, rule):
 
 def eight_a_row(out: int, n: int, rule):
     codes, scale = torch.randint(0, 256, (out, n)).to(torch.uint8), 0.01 + torch.rand(out, 1).half()
-    return plans.grouped_int(pack(codes, 8), scale, None, 8, -1, n, rule), scale.float() * (codes.float() - 128)
+    return plans.grouped_int(pack(codes, 8), scale, None, 8, -1, n, rule), scale.float() * (
+        codes.float() - 128
+    )
 
 
 def book(out: int, n: int, rule):
@@ -147,7 +154,11 @@ def book(out: int, n: int, rule):
 
 
 def nested_book(out: int, n: int, rule):
-    codes, scale, table = pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4), torch.rand(out, n // GROUP), torch.randn(16)
+    codes, scale, table = (
+        pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4),
+        torch.rand(out, n // GROUP),
+        torch.randn(16),
+    )
     return plans.codebook(codes, scale, table, GROUP, n, rule), codebook_rows(codes, scale, table, GROUP, n)
 
 
@@ -219,7 +230,9 @@ def with_outliers(out: int, n: int, rule):
 def with_columns(out: int, n: int, rule):
     below, weight = integers(3)(out, n, rule)
     values, index = torch.randn(out, n // 100).half(), torch.randperm(n)[: n // 100]
-    return plans.total(below, plans.columns(values, index, n, rule)), weight + columns_matrix(values, index, n)
+    return plans.total(below, plans.columns(values, index, n, rule)), weight + columns_matrix(
+        values, index, n
+    )
 
 
 BOTH, EXACT = (("int8", INT8), ("exact", None)), (("exact", None),)
@@ -244,11 +257,13 @@ VARIANTS = (  # (op, name, maker, activations)
     ("outliers", "3 bits + 1 % outliers", with_outliers, BOTH),
     ("columns", "3 bits + 1 % columns", with_columns, BOTH),
 )
-RIVALS = {"3 planes, looked up, group 64": "3 planes, added, group 64"}  # variant -> the one before it that it is held against
+# variant -> the one before it that it is held against
+RIVALS = {"3 planes, looked up, group 64": "3 planes, added, group 64"}
 
 
 def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Others' low-bit kernels on this shape, by name; what isn't installed or doesn't take the shape is left out."""
+    """Others' low-bit kernels on this shape, by name; what isn't installed or doesn't take the shape is left
+    out."""
     found: dict[str, Callable[[Tensor], Tensor]] = {}
     q = torch.randint(0, 16, (out, n), dtype=torch.int32)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
@@ -257,7 +272,9 @@ def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
         x.bfloat16(), packed, GROUP, scale
     )
     eight, row = torch.randint(-127, 128, (out, n), dtype=torch.int8), torch.rand(out).bfloat16()
-    found["PyTorch 8 bits (bfloat16)"] = lambda x: torch.ops.aten._weight_int8pack_mm(x.bfloat16(), eight, row)
+    found["PyTorch 8 bits (bfloat16)"] = lambda x: torch.ops.aten._weight_int8pack_mm(
+        x.bfloat16(), eight, row
+    )
     sixteen = torch.randn(out, n).bfloat16()
     found["PyTorch bfloat16"] = lambda x: F.linear(x.bfloat16(), sixteen)
     try:
@@ -272,7 +289,8 @@ def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def dense_works(out: int, n: int) -> dict[str, Callable[[Tensor], Callable[[int], object]]]:
-    """name -> (input -> work(i)) of PyTorch's float32 product by each of its two libraries and of our own dense kernels."""
+    """name -> (input -> work(i)) of PyTorch's float32 product by each of its two libraries and of our own
+    dense kernels."""
     weights = [torch.randn(out, n) for _ in range(max(2, min(60, ROTATED_BYTES // (4 * out * n))))]
     chosen = torch.get_float32_matmul_precision()
 
@@ -288,8 +306,12 @@ def dense_works(out: int, n: int) -> dict[str, Callable[[Tensor], Callable[[int]
         made = [plans.dense(w.to(dtype)) for w in weights]
         return lambda x: lambda i: cpu.product(made[i % len(made)], x)
 
-    return {"pytorch_default": pytorch("highest"), "pytorch_chosen": pytorch(chosen), "own_float32": own(torch.float32),
-            "own_bfloat16": own(torch.bfloat16)}  # fmt: skip
+    return {
+        "pytorch_default": pytorch("highest"),
+        "pytorch_chosen": pytorch(chosen),
+        "own_float32": own(torch.float32),
+        "own_bfloat16": own(torch.bfloat16),
+    }
 
 
 def verify(op: str, name: str, plan: plans.Plan, weight: Tensor) -> None:
@@ -302,12 +324,18 @@ def verify(op: str, name: str, plan: plans.Plan, weight: Tensor) -> None:
 
 
 def most_per_second(plan: plans.Plan, tokens: int, activations: str, limits: dict[str, float]) -> float:
-    """Operations a second of registers, for many tokens: an exact product by the matrix unit is three of int8."""
-    return limits.get("int8", 0) / 3 if activations == "exact" and cpu.takes_matrix(plan, tokens) else limits.get(activations, 0)
+    """Operations a second of registers, for many tokens: an exact product by the matrix unit is three of
+    int8."""
+    return (
+        limits.get("int8", 0) / 3
+        if activations == "exact" and cpu.takes_matrix(plan, tokens)
+        else limits.get(activations, 0)
+    )
 
 
 def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
-    """One row an op, variant, activations, shape and number of tokens. limits: "int8", "exact": operations per second."""
+    """One row an op, variant, activations, shape and number of tokens. limits: "int8", "exact": operations
+    per second."""
     table, block = [], torch.ones(16_000_000)
     for out, n in SHAPES:
         inputs = {tokens: torch.randn(tokens, n) for tokens in TOKENS}
@@ -315,7 +343,9 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
 
         made: dict[tuple[str, str], Callable] = {}  # variant and activations -> its work
 
-        def add(op, name, kernel, activations, plan, work, out=out, n=n, inputs=inputs, beside=beside, made=made):
+        def add(
+            op, name, kernel, activations, plan, work, out=out, n=n, inputs=inputs, beside=beside, made=made
+        ):
             made[name, activations] = work
             rival = made.get((RIVALS.get(name, ""), activations))
             for tokens, x in inputs.items():
@@ -323,7 +353,8 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                 if tokens == 1:
                     works["read"] = lambda i: block.sum()
                 took = in_turns(works, None if tokens <= 8 else MANY_ROUNDS)
-                this, limit = took.pop("this"), 0.0  # per second; of others' kernels neither bytes nor arithmetic are known
+                # per second; of others' kernels neither bytes nor arithmetic are known
+                this, limit = took.pop("this"), 0.0
                 read = 4 * block.numel() / took.pop("read") if tokens == 1 else 0.0
                 if plan is not None:
                     limit = (
@@ -331,15 +362,31 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                         if tokens == 1
                         else most_per_second(plan, tokens, activations, limits) / (2 * tokens * out * n)
                     )
-                table.append({
-                    "op": op, "variant": name, "kernel": kernel, "activations": activations, "out": out, "in": n,
-                    "tokens": tokens, "microseconds": 1e6 * this, "bytes": plan.bytes if plan else 0,
-                    "limit": "reading memory" if tokens == 1 else "arithmetic",
-                    "share_of_limit": 1 / (this * limit) if limit else None,
-                    "read_gbytes_per_second": read / 1e9 if read else None,
-                    **({"rival": RIVALS[name], "times_rival": ratio(lambda i, x=x: rival(i, x), works["this"])} if rival else {}),
-                    **{f"{k}_microseconds": 1e6 * v for k, v in took.items()},
-                })  # fmt: skip
+                table.append(
+                    {
+                        "op": op,
+                        "variant": name,
+                        "kernel": kernel,
+                        "activations": activations,
+                        "out": out,
+                        "in": n,
+                        "tokens": tokens,
+                        "microseconds": 1e6 * this,
+                        "bytes": plan.bytes if plan else 0,
+                        "limit": "reading memory" if tokens == 1 else "arithmetic",
+                        "share_of_limit": 1 / (this * limit) if limit else None,
+                        "read_gbytes_per_second": read / 1e9 if read else None,
+                        **(
+                            {
+                                "rival": RIVALS[name],
+                                "times_rival": ratio(lambda i, x=x: rival(i, x), works["this"]),
+                            }
+                            if rival
+                            else {}
+                        ),
+                        **{f"{k}_microseconds": 1e6 * v for k, v in took.items()},
+                    }
+                )
 
         for op, name, make, activations in VARIANTS:
             if op not in ops:
@@ -347,9 +394,16 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
             for words, rule in activations:
                 plan, weight = make(out, n, rule)
                 verify(op, name, plan, weight)
-                many = [plan, *(plan.clone() for _ in range(max(1, min(30, ROTATED_BYTES // plan.bytes)) - 1))]
-                kernel = kernels.name(plan.serves(op), f"C, {cpu.instructions()}", plan.in_int8, plan.outliers_exact)
-                add(op, name, kernel, words, plan, lambda i, x, many=many: cpu.product(many[i % len(many)], x))
+                many = [
+                    plan,
+                    *(plan.clone() for _ in range(max(1, min(30, ROTATED_BYTES // plan.bytes)) - 1)),
+                ]
+                kernel = kernels.name(
+                    plan.serves(op), f"C, {cpu.instructions()}", plan.in_int8, plan.outliers_exact
+                )
+                add(
+                    op, name, kernel, words, plan, lambda i, x, many=many: cpu.product(many[i % len(many)], x)
+                )
         if "peers" in ops:
             for name, work in peers(out, n).items():
                 add("peers", name, name, "bfloat16", None, lambda i, x, work=work: work(x))
@@ -361,25 +415,40 @@ OPS = (*dict.fromkeys(op for op, *_ in VARIANTS), "peers")
 
 def about(limits: dict[str, float]) -> dict:
     """This machine and what it can do, for the head of a table."""
-    return {"processor": cpu.processor(), "threads": torch.get_num_threads(), "instructions": cpu.instructions(),
-            "torch": torch.__version__, "read_gbytes_per_second": limits["read"] / 1e9,
-            "int8_gops": limits.get("int8", 0) / 1e9, "float32_gflops": limits.get("exact", 0) / 1e9, "c_kernels": cpu.status()}  # fmt: skip
+    return {
+        "processor": cpu.processor(),
+        "threads": torch.get_num_threads(),
+        "instructions": cpu.instructions(),
+        "torch": torch.__version__,
+        "read_gbytes_per_second": limits["read"] / 1e9,
+        "int8_gops": limits.get("int8", 0) / 1e9,
+        "float32_gflops": limits.get("exact", 0) / 1e9,
+        "c_kernels": cpu.status(),
+    }
 
 
 def show(head: dict, table: list[dict]) -> None:
-    print(f"{head['processor']}, {head['threads']} threads, {head['c_kernels']}; reads {head['read_gbytes_per_second']:.1f} GB/s, "
-          f"int8 {head['int8_gops']:.0f} Gop/s, float32 {head['float32_gflops']:.0f} GFLOP/s")  # fmt: skip
-    print(f"{'op':<13} {'variant':<36} {'activations':<11} {'shape':>12} {'M':>4} {'us':>9} {'of limit':>8} "
-          f"{'x PyTorch':>9} {'x chosen':>8} {'x own f32':>9} {'x own bf16':>10}")  # fmt: skip
+    print(
+        f"{head['processor']}, {head['threads']} threads, {head['c_kernels']}; reads "
+        f"{head['read_gbytes_per_second']:.1f} GB/s, "
+        f"int8 {head['int8_gops']:.0f} Gop/s, float32 {head['float32_gflops']:.0f} GFLOP/s"
+    )
+    print(
+        f"{'op':<13} {'variant':<36} {'activations':<11} {'shape':>12} {'M':>4} {'us':>9} {'of limit':>8} "
+        f"{'x PyTorch':>9} {'x chosen':>8} {'x own f32':>9} {'x own bf16':>10}"
+    )
     for r in table:
         share = f"{r['share_of_limit']:.0%}" if r["share_of_limit"] else ""
         times = [
             r.get(f"{k}_microseconds", 0) / r["microseconds"]
             for k in ("pytorch_default", "pytorch_chosen", "own_float32", "own_bfloat16")
         ]
-        print(f"{r['op']:<13} {r['variant']:<36} {r['activations']:<11} {r['out']:>6}x{r['in']:<5} {r['tokens']:>4} "
-              f"{r['microseconds']:>9.1f} {share:>8} {times[0]:>9.1f} {times[1]:>8.1f} {times[2]:>9.1f} {times[3]:>10.2f}"
-              + (f"  {r['times_rival']:.2f} x {r['rival']}" if "rival" in r else ""))  # fmt: skip
+        print(
+            f"{r['op']:<13} {r['variant']:<36} {r['activations']:<11} {r['out']:>6}x{r['in']:<5} "
+            f"{r['tokens']:>4} "
+            f"{r['microseconds']:>9.1f} {share:>8} {times[0]:>9.1f} {times[1]:>8.1f} {times[2]:>9.1f} "
+            f"{times[3]:>10.2f}" + (f"  {r['times_rival']:.2f} x {r['rival']}" if "rival" in r else "")
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -387,12 +456,16 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "ops", nargs="*", help=f"what to time: {', '.join(OPS)}; with --gpu {', '.join(bench_gpu.OPS)} (default: all)"
+        "ops",
+        nargs="*",
+        help=f"what to time: {', '.join(OPS)}; with --gpu {', '.join(bench_gpu.OPS)} (default: all)",
     )
     parser.add_argument("--json", type=Path, help="write the table to this file")
     parser.add_argument("--model", action="store_true", help="time whole models instead of products")
     parser.add_argument("--gpu", action="store_true", help="time the Triton kernels on the graphics card")
-    parser.add_argument("--llama-cpp", action="store_true", help="with --model: beside llama.cpp (package llama-cpp-python)")
+    parser.add_argument(
+        "--llama-cpp", action="store_true", help="with --model: beside llama.cpp (package llama-cpp-python)"
+    )
     parser.add_argument("--figure", type=Path, help="with --model: draw the table into this SVG file")
     own = parser.parse_args(argv)
     known = bench_gpu.OPS if own.gpu else OPS
@@ -402,7 +475,10 @@ def main(argv: list[str]) -> int:
         return bench_gpu.main(own.ops, own.json)
     choose_float32()
     if cpu.wait() is None:
-        print(f"the C kernels don't serve here ({cpu.status()}); there is nothing of ours to time", file=sys.stderr)
+        print(
+            f"the C kernels don't serve here ({cpu.status()}); there is nothing of ours to time",
+            file=sys.stderr,
+        )
         return 1
     limits = {"read": read_bandwidth(), **arithmetic()}
     if own.model:

@@ -1,11 +1,13 @@
-"""How fast the Triton kernels are on this machine's graphics card: each is verified by its reference, then timed.
+"""How fast the Triton kernels are on this machine's graphics card: each is verified by its reference, then
+timed.
 
     python -m kernels.bench --gpu [op ...] [--json FILE]
 
-x is float16. Beside each stand PyTorch's product of a dense float16 weight and the limit, both measured in this run: the
-card's memory for one token, its tensor cores for many. Others' kernels have rows of their own; one that doesn't take a shape
-says why. `triton.testing.do_bench` clears the second cache before every call and gives medians. Among others' is PyTorch's
-cuSPARSELt with the weights already in its layout, a second copy beside what is stored; ours brings them into it at every call.
+x is float16. Beside each stand PyTorch's product of a dense float16 weight and the limit, both measured in
+this run: the card's memory for one token, its tensor cores for many. Others' kernels have rows of their own;
+one that doesn't take a shape says why. `triton.testing.do_bench` clears the second cache before every call
+and gives medians. Among others' is PyTorch's cuSPARSELt with the weights already in its layout, a second copy
+beside what is stored; ours brings them into it at every call.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ TOLERANCE = 4e-3  # of the largest entry of y, which is float16
 Work = Callable[[Tensor], Tensor]
 
 
-# --- what is timed: (op, variant, (out, in) -> operands, reference); the launcher has the op's name and takes the same operands
+# --- what is timed: (op, variant, (out, in) -> operands, reference); the launcher has the op's name and takes
+# the same operands
 
 
 def scales(out: int, n: int) -> Tensor:
@@ -50,13 +53,20 @@ def integers(bits: int):
 
 def eight_a_row(out: int, n: int):
     codes = torch.randint(1, 256, (out, n)).to(torch.uint8)
-    return pack(codes, 8), (0.01 + torch.rand(out, 1)).half(), torch.full((out, 1), 128, dtype=torch.uint8), -1
+    return (
+        pack(codes, 8),
+        (0.01 + torch.rand(out, 1)).half(),
+        torch.full((out, 1), 128, dtype=torch.uint8),
+        -1,
+    )
 
 
 def rounded_tokens(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Tensor:
     """The product of x rounded to int8, a scale a token."""
     step = x.float().abs().amax(1, keepdim=True) / 127
-    return grouped_int.grouped_int_reference((x.float() / step).round() * step, codes, scale, zero, 8, group_size)
+    return grouped_int.grouped_int_reference(
+        (x.float() / step).round() * step, codes, scale, zero, 8, group_size
+    )
 
 
 def book(out: int, n: int):
@@ -117,7 +127,10 @@ def few_columns(out: int, n: int):
 VARIANTS = (
     ("dense", "16 bits", whole, dense.dense_reference),
     ("low_rank", "half the parameters", half_the_parameters, low_rank.low_rank_reference),
-    *(("grouped_int", f"{b} bits, group 64", integers(b), grouped_int.grouped_int_reference) for b in (2, 3, 4, 8)),
+    *(
+        ("grouped_int", f"{b} bits, group 64", integers(b), grouped_int.grouped_int_reference)
+        for b in (2, 3, 4, 8)
+    ),
     ("int8", "8 bits a row, int8 inputs", eight_a_row, rounded_tokens),
     ("codebook", "16 entries, group 64", book, codebook.codebook_reference),
     ("binary_coded", "3 planes, group 64", planes, binary_coded.binary_coded_reference),
@@ -150,20 +163,29 @@ def flat(operands: tuple) -> Iterator:
 
 def launcher(op: str) -> Callable:
     """The Triton product of an op: (x, *operands) -> y."""
-    file, name = {"int8": ("int8", "int8_product"), "bitmask": ("sparse", op), "two_four": ("sparse", op), "low_rank": ("dense", op),
-                  "looked_up": ("binary_coded", op), "looked_up_8": ("binary_coded", "looked_up")}.get(op, (op, op))  # fmt: skip
+    file, name = {
+        "int8": ("int8", "int8_product"),
+        "bitmask": ("sparse", op),
+        "two_four": ("sparse", op),
+        "low_rank": ("dense", op),
+        "looked_up": ("binary_coded", op),
+        "looked_up_8": ("binary_coded", "looked_up"),
+    }.get(op, (op, op))
     found = getattr(importlib.import_module(f"kernels.gpu.{file}"), name)
     return functools.partial(found, mu=8) if op == "looked_up_8" else found
 
 
 def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Work]]]:
-    """(name, its weights made ready -> the product) of others' kernels; either may raise for a shape, or for want of a package."""
+    """(name, its weights made ready -> the product) of others' kernels; either may raise for a shape, or for
+    want of a package."""
 
     def cusparselt() -> Work:
         from torch.sparse import to_sparse_semi_structured
 
         values, positions = two_of_four(out, n)
-        weight = to_sparse_semi_structured(sparse.scatter_two_four(values, unpack(positions, 2, n // 2)).to(device))
+        weight = to_sparse_semi_structured(
+            sparse.scatter_two_four(values, unpack(positions, 2, n // 2)).to(device)
+        )
         return lambda x: F.linear(x, weight)
 
     def four_bits() -> Work:
@@ -185,7 +207,12 @@ def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Wo
     def llm_int8() -> Work:
         import bitsandbytes as bnb
 
-        return bnb.nn.Linear8bitLt(n, out, bias=False, has_fp16_weights=False, threshold=6.0).half().to(device).eval()
+        return (
+            bnb.nn.Linear8bitLt(n, out, bias=False, has_fp16_weights=False, threshold=6.0)
+            .half()
+            .to(device)
+            .eval()
+        )
 
     yield "PyTorch 2:4 (cuSPARSELt or CUTLASS)", cusparselt
     yield "PyTorch 4 bits, group 64 (bfloat16)", four_bits
@@ -206,8 +233,14 @@ def verify(op: str, name: str, operands: tuple, reference: Callable, n: int) -> 
 
 def limits(clock: Callable[[Callable], float], device: str) -> dict[str, float]:
     """Bytes a second read from the card's memory, and float16 operations a second of its tensor cores."""
-    block, square = torch.ones(1 << 28, device=device), torch.ones(8192, 8192, dtype=torch.float16, device=device)
-    return {"read": 4 * block.numel() / clock(lambda: block.sum()), "exact": 2 * 8192**3 / clock(lambda: square @ square)}
+    block, square = (
+        torch.ones(1 << 28, device=device),
+        torch.ones(8192, 8192, dtype=torch.float16, device=device),
+    )
+    return {
+        "read": 4 * block.numel() / clock(lambda: block.sum()),
+        "exact": 2 * 8192**3 / clock(lambda: square @ square),
+    }
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -220,7 +253,8 @@ def seconds(work: Callable[[], object]) -> float:
 def rows(
     ops: list[str], limit: dict[str, float], clock=seconds, device: str = "cuda", shapes=SHAPES, tokens=TOKENS
 ) -> list[dict]:
-    """One row an op, variant, shape and number of tokens; of others' kernels too where all ops are asked for."""
+    """One row an op, variant, shape and number of tokens; of others' kernels too where all ops are asked
+    for."""
     table = []
     for out, n in shapes:
         inputs = {m: torch.randn(m, n, device=device).half() for m in tokens}
@@ -229,31 +263,62 @@ def rows(
 
         def add(op, name, kernel, activations, size, work, out=out, n=n, inputs=inputs, dense=dense):
             for m, x in inputs.items():
-                row = {"op": op, "variant": name, "kernel": kernel, "activations": activations, "out": out, "in": n, "tokens": m,
-                       "bytes": size, "limit": "reading memory" if m == 1 else "arithmetic"}  # fmt: skip
+                row = {
+                    "op": op,
+                    "variant": name,
+                    "kernel": kernel,
+                    "activations": activations,
+                    "out": out,
+                    "in": n,
+                    "tokens": m,
+                    "bytes": size,
+                    "limit": "reading memory" if m == 1 else "arithmetic",
+                }
                 try:
                     took = clock(lambda x=x: work(x))
                 except Exception as error:
                     table.append(row | {"failed": f"{type(error).__name__}: {error}".splitlines()[0]})
                     continue
                 least = size / limit["read"] if m == 1 else 2 * m * out * n / limit["exact"]
-                table.append(row | {"microseconds": 1e6 * took, "dense_microseconds": 1e6 * dense[m],
-                                    "share_of_limit": least / took if size and (m == 1 or op != "int8") else None})  # fmt: skip
+                table.append(
+                    row
+                    | {
+                        "microseconds": 1e6 * took,
+                        "dense_microseconds": 1e6 * dense[m],
+                        "share_of_limit": least / took if size and (m == 1 or op != "int8") else None,
+                    }
+                )
 
         for op, name, make, reference in VARIANTS:
             if op in ops:
                 operands = moved(make(out, n), device)
                 verify(op, name, operands, reference, n)
                 size = sum(o.nbytes for o in flat(operands) if isinstance(o, Tensor))
-                kernel = kernels.name({"int8": "grouped_int", "looked_up_8": "looked_up"}.get(op, op), "Triton", op == "int8")
-                add(op, name, kernel, "int8" if op == "int8" else "exact", size, lambda x, op=op, o=operands: launcher(op)(x, *o))
+                kernel = kernels.name(
+                    {"int8": "grouped_int", "looked_up_8": "looked_up"}.get(op, op), "Triton", op == "int8"
+                )
+                add(
+                    op,
+                    name,
+                    kernel,
+                    "int8" if op == "int8" else "exact",
+                    size,
+                    lambda x, op=op, o=operands: launcher(op)(x, *o),
+                )
         if set(ops) == set(OPS):
             for name, ready in others(out, n, device):
                 try:
                     work = ready()
                 except Exception as error:
-                    table.append({"op": "others", "variant": name, "out": out, "in": n,
-                                  "failed": f"{type(error).__name__}: {error}".splitlines()[0]})  # fmt: skip
+                    table.append(
+                        {
+                            "op": "others",
+                            "variant": name,
+                            "out": out,
+                            "in": n,
+                            "failed": f"{type(error).__name__}: {error}".splitlines()[0],
+                        }
+                    )
                     continue
                 add("others", name, name, "as it takes them", 0, work)
     return table
@@ -263,8 +328,13 @@ def about(limit: dict[str, float]) -> dict:
     """The card and what it can do, for the head of a table."""
     import triton
 
-    return {"card": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__,
-            "read_gbytes_per_second": limit["read"] / 1e9, "float16_tflops": limit["exact"] / 1e12}  # fmt: skip
+    return {
+        "card": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "read_gbytes_per_second": limit["read"] / 1e9,
+        "float16_tflops": limit["exact"] / 1e12,
+    }
 
 
 def missing() -> str:
@@ -279,7 +349,10 @@ def missing() -> str:
 
 
 def show(head: dict, table: list[dict]) -> None:
-    print(f"{head['card']}: reads {head['read_gbytes_per_second']:.0f} GB/s, float16 {head['float16_tflops']:.0f} TFLOP/s")
+    print(
+        f"{head['card']}: reads {head['read_gbytes_per_second']:.0f} GB/s, float16 "
+        f"{head['float16_tflops']:.0f} TFLOP/s"
+    )
     print(f"{'op':<13} {'variant':<36} {'shape':>12} {'M':>4} {'us':>9} {'of limit':>8} {'x dense':>8}")
     for r in table:
         place = f"{r['op']:<13} {r['variant']:<36} {r['out']:>6}x{r['in']:<5} {r.get('tokens', ''):>4}"
@@ -287,7 +360,10 @@ def show(head: dict, table: list[dict]) -> None:
             print(f"{place} {r['failed'][:80]}")
             continue
         share = f"{r['share_of_limit']:.0%}" if r["share_of_limit"] else ""
-        print(f"{place} {r['microseconds']:>9.1f} {share:>8} {r['dense_microseconds'] / r['microseconds']:>8.2f}")
+        print(
+            f"{place} {r['microseconds']:>9.1f} {share:>8} "
+            f"{r['dense_microseconds'] / r['microseconds']:>8.2f}"
+        )
 
 
 def main(ops: list[str], file: Path | None) -> int:

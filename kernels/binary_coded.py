@@ -1,10 +1,13 @@
-"""y = x W^T for binary-coded weights: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)], b_k = -1 or +1.
+"""y = x W^T for binary-coded weights: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)], b_k =
+-1 or +1.
 
-The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3; the offset makes it hold any uniform grid exactly).
-x [tokens, in] float; planes uint8 [bits, out, ceil(in/8)], bit i % 8 of byte i // 8 set where b_k = +1; alpha float16
-[bits, out, groups]; offset float16 [out, groups] or None. Bytes moved: bits/8 a weight, and (bits + 1) scales a group.
+The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3; the offset makes it hold any uniform grid exactly). x
+[tokens, in] float; planes uint8 [bits, out, ceil(in/8)], bit i % 8 of byte i // 8 set where b_k = +1; alpha
+float16 [bits, out, groups]; offset float16 [out, groups] or None. Bytes moved: bits/8 a weight, and (bits +
+1) scales a group.
 
-    y[t, o] = sum_k sum_g alpha[k, o, g] (2 * (sum of x[t, i] over i in g with b_k = +1) - S[t, g]) + offset[o, g] S[t, g]
+    y[t, o] = sum_k sum_g alpha[k, o, g] (2 * (sum of x[t, i] over i in g with b_k = +1) - S[t, g]) +
+    offset[o, g] S[t, g]
 
 with S[t, g] the sum of x[t, i] over group g, so that a kernel needs additions only. Or a
 table holds all sums of +-x of a few inputs, and the planes' bits look theirs up.
@@ -22,11 +25,20 @@ from kernels.sparse import bits_mask
 CASES = tuple(  # (tokens, out, in, bits, group_size)
     (m, n, k, bits, group)
     for bits in (1, 2, 3, 4)
-    for m, n, k, group in ((1, 64, 96, 32), (2, 33, 80, 32), (17, 5, 64, 64), (64, 130, 48, -1), (1, 1, 16, 16), (3, 50, 37, 16))
+    for m, n, k, group in (
+        (1, 64, 96, 32),
+        (2, 33, 80, 32),
+        (17, 5, 64, 64),
+        (64, 130, 48, -1),
+        (1, 1, 16, 16),
+        (3, 50, 37, 16),
+    )
 )
 
 
-def binary_coded_rows(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int) -> Tensor:
+def binary_coded_rows(
+    planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int
+) -> Tensor:
     """The rows that planes [bits, rows, bytes] stand for, float32 [rows, n]."""
     weight = torch.zeros(planes.shape[1], n, device=planes.device)
     for plane, scale in zip(planes, alpha, strict=True):
@@ -34,7 +46,9 @@ def binary_coded_rows(planes: Tensor, alpha: Tensor, offset: Tensor | None, grou
     return weight if offset is None else weight + spread(offset.float(), n, group_size)
 
 
-def binary_coded_reference(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int) -> Tensor:
+def binary_coded_reference(
+    x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int
+) -> Tensor:
     """The formula on the whole dequantised matrix."""
     return x @ binary_coded_rows(planes, alpha, offset, group_size, x.shape[-1]).to(x.dtype).T
 

@@ -1,8 +1,9 @@
-"""Integers packed to the bit: value k of a row occupies bits [b k, b k + b) of the row's little-endian bit stream.
+"""Integers packed to the bit: value k of a row occupies bits [b k, b k + b) of the row's little-endian bit
+stream.
 
-A row of n values takes ceil(n / 8) * b bytes (n is padded to a multiple of 8 with zeros). Unpacking works by lanes:
-values k, k + L, k + 2L, ... of a row are found at the same shift in bytes of equal stride, so one strided slice and
-one shift (two when a value crosses a byte) give a whole lane, [rows, n / L].
+A row of n values takes ceil(n / 8) * b bytes (n is padded to a multiple of 8 with zeros). Unpacking works by
+lanes: values k, k + L, k + 2L, ... of a row are found at the same shift in bytes of equal stride, so one
+strided slice and one shift (two when a value crosses a byte) give a whole lane, [rows, n / L].
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""y = x W^T for 4-bit codes into a table of 16 values: W[o, i] = scale[o, g(i)] * table[q[o, i]] (NF4, FP4, any other).
+"""y = x W^T for 4-bit codes into a table of 16 values: W[o, i] = scale[o, g(i)] * table[q[o, i]] (NF4, FP4,
+any other).
 
-x [tokens, in] float; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups]; table float32
-[16]; g(i) = i // group_size, -1 for the whole row, the last group short. Bytes moved: half a byte a weight and the scales.
+x [tokens, in] float; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups];
+table float32 [16]; g(i) = i // group_size, -1 for the whole row, the last group short. Bytes moved: half a
+byte a weight and the scales.
 
-Scales may be nested (QLoRA's double quantization, as bitsandbytes has it): uint8 codes k of an 8-bit map, counted row by
-row, scale = map[k] * absmax[k's place // 256] + offset.
+Scales may be nested (QLoRA's double quantization, as bitsandbytes has it): uint8 codes k of an 8-bit map,
+counted row by row, scale = map[k] * absmax[k's place // 256] + offset.
 """
 
 from __future__ import annotations
@@ -19,8 +21,14 @@ from kernels.bits import unpack
 from kernels.grouped_int import BLOCK, spread
 
 CASES = (  # (tokens, out, in, group_size)
-    (1, 64, 96, 32), (2, 33, 80, 32), (17, 5, 64, 64), (64, 130, 48, -1), (1, 1, 16, 16), (3, 50, 37, 16), (1, 40, 576, 64),
-)  # fmt: skip
+    (1, 64, 96, 32),
+    (2, 33, 80, 32),
+    (17, 5, 64, 64),
+    (64, 130, 48, -1),
+    (1, 1, 16, 16),
+    (3, 50, 37, 16),
+    (1, 40, 576, 64),
+)
 
 
 NESTED_BLOCK = 256  # nested scales that share a largest value
@@ -28,8 +36,8 @@ NESTED_BLOCK = 256  # nested scales that share a largest value
 
 @functools.cache
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
-    """The 256 values of bitsandbytes' signed dynamic data type, float32, rising: for each of seven powers of ten below 1 the
-    middles of 1, 2, 4, ... 64 equal parts of 0.1 to 1, with both signs, and 0 and 1."""
+    """The 256 values of bitsandbytes' signed dynamic data type, float32, rising: for each of seven powers of
+    ten below 1 the middles of 1, 2, 4, ... 64 equal parts of 0.1 to 1, with both signs, and 0 and 1."""
     values = [0.0, 1.0]
     for i in range(7):
         edges = torch.linspace(0.1, 1, 2**i + 1)
@@ -39,7 +47,8 @@ def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
 
 
 def nested_scale(codes: Tensor, absmax: Tensor, offset: Tensor) -> Tensor:
-    """codes uint8 [out, groups], absmax float32 [ceil(out groups / 256)], offset float32 [1] -> scales float32 [out, groups]."""
+    """codes uint8 [out, groups], absmax float32 [ceil(out groups / 256)], offset float32 [1] -> scales
+    float32 [out, groups]."""
     largest = absmax.repeat_interleave(NESTED_BLOCK)[: codes.numel()].view(codes.shape)
     return dynamic_map(codes.device)[codes.long()] * largest + offset
 
@@ -54,10 +63,17 @@ def codebook_reference(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, g
     return x @ codebook_rows(codes, scale, table, group_size, x.shape[-1]).to(x.dtype).T
 
 
-def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size: int, absmax: Tensor | None = None,
-             offset: Tensor | None = None) -> Tensor:  # fmt: skip
-    """y [tokens, out] in x's dtype, from the stored tensors (nested scales with their absmax and offset): by Triton on a GPU,
-    else by PyTorch."""
+def codebook(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    table: Tensor,
+    group_size: int,
+    absmax: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
+    """y [tokens, out] in x's dtype, from the stored tensors (nested scales with their absmax and offset): by
+    Triton on a GPU, else by PyTorch."""
     if gpu.serves(x):
         from kernels.gpu.codebook import codebook as triton
 

@@ -1,6 +1,7 @@
 """y = x W^T for a few whole columns of W, to be added to another product (OWQ's weak columns).
 
-x [tokens, in] float; values float16 [out, k]; index int32 [k], the columns, each once. Bytes moved: 2 a value and 4 a column.
+x [tokens, in] float; values float16 [out, k]; index int32 [k], the columns, each once. Bytes moved: 2 a value
+and 4 a column.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from kernels import gpu
 
-CASES = ((1, 64, 96, 3), (2, 33, 80, 1), (17, 5, 64, 64), (64, 130, 48, 0), (3, 7, 40_000, 20))  # (tokens, out, in, columns)
+# (tokens, out, in, columns)
+CASES = ((1, 64, 96, 3), (2, 33, 80, 1), (17, 5, 64, 64), (64, 130, 48, 0), (3, 7, 40_000, 20))
 
 
 def columns_matrix(values: Tensor, index: Tensor, n: int) -> Tensor:

@@ -1,8 +1,9 @@
 """y = x W^T for weights in 16 bits; and which of PyTorch's two libraries multiplies float32 on a processor.
 
-MKL serves float32 by default and uses half the vector width on processors that are not its maker's. oneDNN uses all
-of it and is reached by allowing a lower precision; whether it then really computes in less than float32 depends on the
-processor (with AMX it rounds to bfloat16). So it is tried, and taken only where its products are as exact as float32.
+MKL serves float32 by default and uses half the vector width on processors that are not its maker's. oneDNN
+uses all of it and is reached by allowing a lower precision; whether it then really computes in less than
+float32 depends on the processor (with AMX it rounds to bfloat16). So it is tried, and taken only where its
+products are as exact as float32.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from kernels import gpu
 
 CASES = ((1, 64, 96), (3, 50, 37), (17, 33, 80), (8, 5, 1100), (1, 1, 16))  # (tokens, out, in)
 
-EXACT = 4e-6  # largest error of a product over 512 terms, relative to the largest entry; bfloat16 would give 4e-3
+# largest error of a product over 512 terms, relative to the largest entry; bfloat16 would give 4e-3
+EXACT = 4e-6
 
 
 def dense_reference(x: Tensor, weight: Tensor) -> Tensor:
@@ -25,7 +27,8 @@ def dense_reference(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
-    """y [tokens, out] in x's dtype for x [tokens, in], weight float16 [out, in]: few tokens on a GPU by Triton, else by PyTorch."""
+    """y [tokens, out] in x's dtype for x [tokens, in], weight float16 [out, in]: few tokens on a GPU by
+    Triton, else by PyTorch."""
     if gpu.serves(x):
         from kernels.gpu.dense import dense as triton
 
@@ -41,7 +44,10 @@ def choose_float32() -> str:
     x, weight = (torch.randn(n, 512, generator=generator) for n in (64, 96))
     expected = x.double() @ weight.double().T
     torch.set_float32_matmul_precision("medium")
-    errors = [(torch.nn.functional.linear(part, weight).double() - expected[: len(part)]).abs().max() for part in (x, x[:1])]
+    errors = [
+        (torch.nn.functional.linear(part, weight).double() - expected[: len(part)]).abs().max()
+        for part in (x, x[:1])
+    ]
     if max(errors) <= EXACT * expected.abs().max():
         return "oneDNN"
     torch.set_float32_matmul_precision(before)

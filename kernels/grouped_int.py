@@ -1,10 +1,11 @@
 """y = x W^T for grouped integers: W[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)]).
 
-x [tokens, in] float; codes uint8 [out, ceil(in/8) * bits] (kernels/bits.py); scale [out, groups]; zero [out, groups]
-(the grid's integer zero points); g(i) = i // group_size, the last group short. Bytes moved: bits/8 a weight and the
-scales. zero may be a real number as well. It is taken out of the sum,
+x [tokens, in] float; codes uint8 [out, ceil(in/8) * bits] (kernels/bits.py); scale [out, groups]; zero [out,
+groups] (the grid's integer zero points); g(i) = i // group_size, the last group short. Bytes moved: bits/8 a
+weight and the scales. zero may be a real number as well. It is taken out of the sum,
 
-    y[t, o] = sum_i scale[o, g(i)] q[o, i] x[t, i]  -  sum_g scale[o, g] zero[o, g] * (sum of x[t, i] over group g),
+    y[t, o] = sum_i scale[o, g(i)] q[o, i] x[t, i]  -  sum_g scale[o, g] zero[o, g] * (sum of x[t, i] over
+    group g),
 
 so that a block of codes needs only a conversion and one multiplication by its scales.
 """
@@ -52,12 +53,15 @@ def level_codes(packed: Tensor, stats: Tensor, level_bits: int, out: int) -> Ten
 
 
 def levelled(codes: Tensor, stats: Tensor) -> Tensor:
-    """Codes [out, groups] of 16 rows each on grids of their own, stats [runs, groups, 2] -> what they stand for, float32."""
+    """Codes [out, groups] of 16 rows each on grids of their own, stats [runs, groups, 2] -> what they stand
+    for, float32."""
     scale, zero = stats.float().repeat_interleave(16, 0)[: len(codes)].unbind(-1)
     return scale * (codes.float() - zero)
 
 
-def grouped_int_reference(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
+def grouped_int_reference(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int
+) -> Tensor:
     """The formula on the whole dequantised matrix."""
     n = x.shape[-1]
     q = unpack(codes, bits, n).to(x.dtype)
@@ -74,15 +78,24 @@ def grouped_int(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int
     return _in_pytorch(x, codes, scale, zero, bits, group_size)
 
 
-def two_level_int(x: Tensor, codes: Tensor, levels: tuple[Tensor, Tensor], stats: tuple[Tensor, Tensor], level_bits: int, bits: int,
-                  group_size: int) -> Tensor:  # fmt: skip
-    """The same with scales and zero points that are codes: levels, of each uint8 packed to `level_bits` row by row; stats, of
-    each float16 [runs of 16 rows, groups, 2], scale and zero of the codes."""
+def two_level_int(
+    x: Tensor,
+    codes: Tensor,
+    levels: tuple[Tensor, Tensor],
+    stats: tuple[Tensor, Tensor],
+    level_bits: int,
+    bits: int,
+    group_size: int,
+) -> Tensor:
+    """The same with scales and zero points that are codes: levels, of each uint8 packed to `level_bits` row
+    by row; stats, of each float16 [runs of 16 rows, groups, 2], scale and zero of the codes."""
     if gpu.serves(x):
         from kernels.gpu.grouped_int import two_level_int as triton
 
         return triton(x.contiguous(), codes, levels, stats, level_bits, bits, group_size)
-    scale, zero = (levelled(level_codes(c, s, level_bits, len(codes)), s) for c, s in zip(levels, stats, strict=True))
+    scale, zero = (
+        levelled(level_codes(c, s, level_bits, len(codes)), s) for c, s in zip(levels, stats, strict=True)
+    )
     return _in_pytorch(x, codes, scale, zero, bits, group_size)
 
 
@@ -108,7 +121,8 @@ def _in_pytorch(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int
 
 
 def _scaled(q: Tensor, scale: Tensor, per_group: int) -> Tensor:
-    """q [rows, n] times its group's scale [rows, groups], `per_group` columns a group, the last group short."""
+    """q [rows, n] times its group's scale [rows, groups], `per_group` columns a group, the last group
+    short."""
     rows, n = q.shape
     groups = scale.shape[1]
     if groups == 1:

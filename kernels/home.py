@@ -1,16 +1,20 @@
-"""The program's folder on this disk: where it is, how things are written there, and what the dead left behind.
+"""The program's folder on this disk: where it is, how things are written there, and what the dead left
+behind.
 
-    with whole(folder) as temporary:      # a neighbour `.name~1a2b3c4d`, which becomes `folder` if all went well
+    with whole(folder) as temporary:      # a neighbour `.name~1a2b3c4d`, which becomes `folder` if all went
+                                          well
         ...
     write(file, b"...")                   # the same for one file
     with held(folder): ...                # in use: whoever makes room leaves it alone
     sweep(home())                         # what nobody holds any more
 
-Whoever writes or reads holds the file lock (flock) of that very folder or file. The system frees it when a process ends, however
-that comes about: what is hidden and not locked is left over. Where a file system has no such locks, age decides (a day).
+Whoever writes or reads holds the file lock (flock) of that very folder or file. The system frees it when a
+process ends, however that comes about: what is hidden and not locked is left over. Where a file system has no
+such locks, age decides (a day).
 
-A home that can't be written gives way to a temporary one (`why_temporary` says why), which begins with what the other one has and ends
-with this process. It stands here, on the lowest floor, because the kernels are built there too. No import of anything slow.
+A home that can't be written gives way to a temporary one (`why_temporary` says why), which begins with what
+the other one has and ends with this process. It stands here, on the lowest floor, because the kernels are
+built there too. No import of anything slow.
 """
 
 from __future__ import annotations
@@ -36,11 +40,13 @@ except ImportError:  # a system without file locks: age decides
     fcntl = None
 
 VARIABLE = "COMPRESSION_EXPLORER_HOME"
-LEFT_OVER_SECONDS = 86_400  # what can't be locked, or was written by an older version, is left over after a day
+# what can't be locked, or was written by an older version, is left over after a day
+LEFT_OVER_SECONDS = 86_400
 WAIT_SECONDS = 2  # for a lock
 OURS = "compression-explorer-home-"  # how temporary homes are called
 PROBE_BYTES = 65_536  # a home with less room than this can't be used
-SHARED = ("models", "artifacts", "kernels", "packages")  # of a home that can only be read: used where they are
+# of a home that can only be read: used where they are
+SHARED = ("models", "artifacts", "kernels", "packages")
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 log = logging.getLogger(__name__)
 _MARK = re.compile(r"\..*~[0-9a-f]{8}")
@@ -53,14 +59,20 @@ _claims: dict[Path, tuple[str, int | None]] = {}  # home -> (this process's name
 _claiming = threading.Lock()
 
 
-# --- where it is -------------------------------------------------------------------------------------------------
+# --- where it is
+# -------------------------------------------------------------------------------------------------
 
 
 def home() -> Path:
-    """Where models, results, artifacts and kernels live: $COMPRESSION_EXPLORER_HOME or ~/.cache/compression-explorer, or a temporary
-    folder where that can't be written. Processes that this one starts find the same. Raises OSError if there is no place at all."""
+    """Where models, results, artifacts and kernels live: $COMPRESSION_EXPLORER_HOME or
+    ~/.cache/compression-explorer, or a temporary folder where that can't be written. Processes that this one
+    starts find the same. Raises OSError if there is no place at all."""
     try:
-        wanted = Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "compression-explorer").expanduser().absolute()
+        wanted = (
+            Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "compression-explorer")
+            .expanduser()
+            .absolute()
+        )
     except RuntimeError:  # this user has no home
         wanted = Path("/nonexistent/compression-explorer")
     found = usable(wanted)
@@ -90,10 +102,20 @@ def _temporary(wanted: Path, why: OSError) -> Path:
     try:
         place, lock = _owned(lambda: Path(tempfile.mkdtemp(prefix=OURS)))
     except OSError as error:
-        raise OSError(error.errno, f"neither {wanted} nor a temporary folder can be written ({why.strerror}; {error}); "
-                                   f"set {VARIABLE} to a folder that can") from None  # fmt: skip
-    log.warning("%s can't be written (%s): models and results are kept in %s and removed when this program ends; set %s to a folder "
-                "that can be written", wanted, why.strerror or why, place, VARIABLE)  # fmt: skip
+        raise OSError(
+            error.errno,
+            f"neither {wanted} nor a temporary folder can be written ({why.strerror}; {error}); "
+            f"set {VARIABLE} to a folder that can",
+        ) from None
+    log.warning(
+        "%s can't be written (%s): models and results are kept in %s and removed when this program "
+        "ends; set %s to a folder "
+        "that can be written",
+        wanted,
+        why.strerror or why,
+        place,
+        VARIABLE,
+    )
     _replaced[place] = why.strerror or type(why).__name__
     atexit.register(_remove, place, lock, os.getpid())
     for name in SHARED:
@@ -113,13 +135,14 @@ def _remove(place: Path, lock: int | None, owner: int) -> None:
         _unlock(lock)
 
 
-# --- writing and reading -----------------------------------------------------------------------------------------
+# --- writing and reading
+# -----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def whole(target: Path | str, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary neighbour folder to write to, which becomes `target` if all went well; in place of what was there, or, without
-    `replace`, only if nothing is there."""
+    """A temporary neighbour folder to write to, which becomes `target` if all went well; in place of what was
+    there, or, without `replace`, only if nothing is there."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _neighbour(target, folder=True) as temporary:
@@ -194,7 +217,8 @@ def _hidden(target: Path) -> Path:
 
 
 def _owned(make: Callable[[], Path]) -> tuple[Path, int | None]:
-    """A new folder or file and its lock; made again if somebody took it for left over before it was locked."""
+    """A new folder or file and its lock; made again if somebody took it for left over before it was
+    locked."""
     while True:
         path = make()
         lock = _locked(path)
@@ -221,7 +245,8 @@ def remove_unused(path: Path) -> bool:
     return sole
 
 
-# --- who lives ---------------------------------------------------------------------------------------------------
+# --- who lives
+# ---------------------------------------------------------------------------------------------------
 
 
 def claim(place: Path) -> str:
@@ -269,13 +294,17 @@ def _started(process: int) -> str:
         return ""
 
 
-# --- what is left over -------------------------------------------------------------------------------------------
+# --- what is left over
+# -------------------------------------------------------------------------------------------
 
 
 def sweep(place: Path) -> list[str]:
     """Remove what dead processes left in a home, and their temporary homes. Returns the removed names."""
     removed = []
-    for folder in [place, *(f for f in _listed(place) if f.is_dir() and not f.is_symlink() and not f.name.startswith("."))]:
+    for folder in [
+        place,
+        *(f for f in _listed(place) if f.is_dir() and not f.is_symlink() and not f.name.startswith(".")),
+    ]:
         old = re.compile("|".join(names for where, names in _OLD_MARKS.items() if where in ("", folder.name)))
         for path in _listed(folder):
             outlived = (old.fullmatch(path.name) or _unfinished(path)) and _age(path) > LEFT_OVER_SECONDS
@@ -319,11 +348,13 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-# --- locks -------------------------------------------------------------------------------------------------------
+# --- locks
+# -------------------------------------------------------------------------------------------------------
 
 
 def _locked(path: Path | str, shared: bool = False) -> int | None:
-    """An open file that holds the lock of a folder or file until it is closed; None where there are no locks (or no such file)."""
+    """An open file that holds the lock of a folder or file until it is closed; None where there are no locks
+    (or no such file)."""
     if fcntl is None:
         return None
     try:
@@ -344,7 +375,8 @@ def _locked(path: Path | str, shared: bool = False) -> int | None:
 
 @contextlib.contextmanager
 def _sole(path: Path, by_age: bool = True) -> Iterator[bool | None]:
-    """True if nobody else holds `path`, and nobody can take it meanwhile. Where locks can't tell: by age, or None."""
+    """True if nobody else holds `path`, and nobody can take it meanwhile. Where locks can't tell: by age, or
+    None."""
     unknown = _age(path) > LEFT_OVER_SECONDS if by_age else None
     if fcntl is None:
         yield unknown

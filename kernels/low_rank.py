@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kernels import gpu
 
-CASES = ((1, 64, 96, 8), (3, 576, 1536, 167), (17, 33, 80, 5), (64, 7, 48, 1), (4, 1, 37, 3))  # (tokens, out, in, rank)
+# (tokens, out, in, rank)
+CASES = ((1, 64, 96, 8), (3, 576, 1536, 167), (17, 33, 80, 5), (64, 7, 48, 1), (4, 1, 37, 3))
 
 
 def low_rank_reference(x: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """y = x W^T for a very sparse W, to be added to a dense product (SpQR's outliers).
 
-x [tokens, in] float; values float16 [count], row by row; columns int16 [count], the column's low 16 bits (in <= 65,536);
-starts int32 [out + 1], where each row's values begin. Bytes moved: 4 an outlier and 4 a row.
+x [tokens, in] float; values float16 [count], row by row; columns int16 [count], the column's low 16 bits (in
+<= 65,536); starts int32 [out + 1], where each row's values begin. Bytes moved: 4 an outlier and 4 a row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kernels import gpu
 
-CASES = ((1, 64, 96, 30), (2, 33, 80, 5), (17, 5, 64, 200), (64, 130, 48, 0), (3, 7, 40_000, 50))  # (tokens, out, in, count)
+# (tokens, out, in, count)
+CASES = ((1, 64, 96, 30), (2, 33, 80, 5), (17, 5, 64, 200), (64, 130, 48, 0), (3, 7, 40_000, 50))
 
 
 def outliers_matrix(values: Tensor, columns: Tensor, starts: Tensor, n: int) -> Tensor:

@@ -1,11 +1,13 @@
 """y = x W^T for sparse weights in two layouts, values in 16 bits or as integer codes of a grid.
 
-bitmask   mask uint8 [out, ceil(in/8)], bit i of a row set where the weight is kept; the kept values follow row by row
+bitmask   mask uint8 [out, ceil(in/8)], bit i of a row set where the weight is kept; the kept values follow
+          row by row
           in one flat stream. `starts` [out + 1] says where each row begins.
 two_four  of every 4 inputs exactly 2 are kept: values [out, in/2] and their 2-bit positions, packed.
 
-`scatter_*` put a block's values at their places in a zero matrix [rows, in]; the block is then scaled if the values
-are codes, and multiplied. Bytes moved at 50 %: 9 bits a weight with 16-bit values, 3 and the scales with 4-bit codes.
+`scatter_*` put a block's values at their places in a zero matrix [rows, in]; the block is then scaled if the
+values are codes, and multiplied. Bytes moved at 50 %: 9 bits a weight with 16-bit values, 3 and the scales
+with 4-bit codes.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ CASES = ((1, 64, 96), (2, 33, 80), (17, 5, 64), (64, 130, 48), (1, 1, 16), (3, 5
 
 
 class Levels(NamedTuple):
-    """The grid of kept values that are integer codes: w = scale * (code - zero) of its row and group of neighbouring inputs."""
+    """The grid of kept values that are integer codes: w = scale * (code - zero) of its row and group of
+    neighbouring inputs."""
 
     scale: Tensor  # float16 [out, groups]
     zero: Tensor  # uint8 [out, groups]
@@ -41,7 +44,9 @@ class Levels(NamedTuple):
 
     def decode(self, codes: Tensor, keep: Tensor, rows: slice = slice(None)) -> Tensor:
         """codes, keep (bool) [rows, in] of some rows -> float32 weights, zero where none is kept."""
-        scale, zero = (spread(t[rows].float(), codes.shape[1], self.group_size) for t in (self.scale, self.zero))
+        scale, zero = (
+            spread(t[rows].float(), codes.shape[1], self.group_size) for t in (self.scale, self.zero)
+        )
         return (codes.float() - zero).mul_(scale).mul_(keep)
 
 
@@ -81,7 +86,8 @@ def flat_codes(stream: Tensor, bits: int, start: int, stop: int) -> Tensor:
 def bitmask_reference(
     x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None = None, levels: Levels | None = None
 ) -> Tensor:
-    """The formula on the whole dense matrix; values float16 in row order, or codes of `levels` in one packed stream."""
+    """The formula on the whole dense matrix; values float16 in row order, or codes of `levels` in one packed
+    stream."""
     keep = bits_mask(kept, x.shape[-1])
     if levels is None:
         return x @ scatter_bitmask(values.to(x.dtype), keep).T
@@ -89,9 +95,11 @@ def bitmask_reference(
     return x @ levels.decode(codes, keep).to(x.dtype).T
 
 
-def bitmask(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None, levels: Levels | None = None) -> Tensor:
-    """y [tokens, out] in x's dtype from 16-bit values or codes of `levels`, starts [out + 1] or None where every row keeps as
-    many: by Triton on a GPU, else by PyTorch."""
+def bitmask(
+    x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None, levels: Levels | None = None
+) -> Tensor:
+    """y [tokens, out] in x's dtype from 16-bit values or codes of `levels`, starts [out + 1] or None where
+    every row keeps as many: by Triton on a GPU, else by PyTorch."""
     out, n = len(kept), x.shape[1]
     if starts is None:
         per_row = bits_mask(kept[:1], n).sum(dtype=torch.int32)
@@ -116,27 +124,34 @@ def two_four_reference(x: Tensor, values: Tensor, positions: Tensor, levels: Lev
 
 
 def two_four(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None = None) -> Tensor:
-    """y [tokens, out] in x's dtype from 16-bit values [out, in/2] or codes of `levels` packed row by row: by Triton on a GPU,
-    else by PyTorch."""
+    """y [tokens, out] in x's dtype from 16-bit values [out, in/2] or codes of `levels` packed row by row: by
+    Triton on a GPU, else by PyTorch."""
     if gpu.serves(x):
         from kernels.gpu.sparse import two_four as triton
 
         return triton(x.contiguous(), values, positions, levels)
     n = x.shape[1]
-    return multiply_blocks(x, (len(values), n), lambda rows: _two_four_rows(values, positions, levels, n, rows, x.dtype))
+    return multiply_blocks(
+        x, (len(values), n), lambda rows: _two_four_rows(values, positions, levels, n, rows, x.dtype)
+    )
 
 
-def _two_four_rows(values: Tensor, positions: Tensor, levels: Levels | None, n: int, rows: slice, dtype: torch.dtype) -> Tensor:
+def _two_four_rows(
+    values: Tensor, positions: Tensor, levels: Levels | None, n: int, rows: slice, dtype: torch.dtype
+) -> Tensor:
     """Some rows [rows, n] of a 2:4 weight in `dtype`."""
     places = unpack(positions[rows], 2, n // 2)
     if levels is None:
         return scatter_two_four(values[rows].to(dtype), places)
     keep = scatter_two_four(torch.ones_like(places), places)
-    return levels.decode(scatter_two_four(unpack(values[rows], levels.bits, n // 2), places), keep, rows).to(dtype)
+    return levels.decode(scatter_two_four(unpack(values[rows], levels.bits, n // 2), places), keep, rows).to(
+        dtype
+    )
 
 
 def multiply_blocks(x: Tensor, shape: tuple[int, int], block_of: Callable[[slice], Tensor]) -> Tensor:
-    """x [tokens, in] times the transpose of a weight [out, in] whose rows `block_of(slice)` rebuilds, block by block."""
+    """x [tokens, in] times the transpose of a weight [out, in] whose rows `block_of(slice)` rebuilds, block
+    by block."""
     out, n = shape
     y = torch.empty(x.shape[0], out, dtype=x.dtype, device=x.device)
     step = max(1, BLOCK // n)

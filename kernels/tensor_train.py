@@ -1,13 +1,15 @@
-"""y = x W^T where every row of W [out, in] is a tensor train of its own: a chain of small cores, contracted into the row.
+"""y = x W^T where every row of W [out, in] is a tensor train of its own: a chain of small cores, contracted
+into the row.
 
     W[v, (i_1 ... i_K)] = G_1[v][:, i_1, :] G_2[v][:, i_2, :] ... G_K[v][:, i_K, :]
 
-x [tokens, in]; cores float16 [out, P], of each row the cores G_k [r_{k-1}, I_k, r_k] one after the other, flat; modes I_1 .. I_K
-and ranks r_0 = 1, r_1 .. r_K = 1 are the same for every row; the product of the modes is at least `in` and what is beyond is
-dropped. Bytes moved: 2 P a row.
+x [tokens, in]; cores float16 [out, P], of each row the cores G_k [r_{k-1}, I_k, r_k] one after the other,
+flat; modes I_1 .. I_K and ranks r_0 = 1, r_1 .. r_K = 1 are the same for every row; the product of the modes
+is at least `in` and what is beyond is dropped. Bytes moved: 2 P a row.
 
-A chain is contracted by halves: the two halves of a row of d numbers have about sqrt(d) rank numbers each, and putting them
-together takes d rank multiplications, where going from the left takes d rank^2. A block of rows at a time, in float32.
+A chain is contracted by halves: the two halves of a row of d numbers have about sqrt(d) rank numbers each,
+and putting them together takes d rank multiplications, where going from the left takes d rank^2. A block of
+rows at a time, in float32.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ import torch
 from torch import Tensor
 
 CASES = (  # (tokens, out, in, modes, ranks)
-    (1, 64, 48, (2, 2, 2, 2, 3), (1, 2, 3, 3, 2, 1)), (3, 33, 45, (6, 8), (1, 4, 1)), (17, 5, 40, (2,) * 6, (1, 1, 1, 1, 1, 1, 1)),
-    (2, 2_500, 24, (2, 3, 4), (1, 2, 4, 1)), (64, 7, 13, (13,), (1, 1)), (0, 9, 16, (4, 4), (1, 2, 1)),
-)  # fmt: skip
+    (1, 64, 48, (2, 2, 2, 2, 3), (1, 2, 3, 3, 2, 1)),
+    (3, 33, 45, (6, 8), (1, 4, 1)),
+    (17, 5, 40, (2,) * 6, (1, 1, 1, 1, 1, 1, 1)),
+    (2, 2_500, 24, (2, 3, 4), (1, 2, 4, 1)),
+    (64, 7, 13, (13,), (1, 1)),
+    (0, 9, 16, (4, 4), (1, 2, 1)),
+)
 ROWS_PER_BLOCK = 2_048
 
 

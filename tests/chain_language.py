@@ -1,7 +1,9 @@
-"""A micro language with a known entropy, and small transformers for it: what training methods are judged on in seconds.
+"""A micro language with a known entropy, and small transformers for it: what training methods are judged on
+in seconds.
 
-Each of 16 letters follows the two before it with chances drawn once (a Markov chain of order 2). A teacher of two blocks comes
-close to the chain's entropy in about 20 seconds of one thread, which the orderings need: beside a teacher far from it they blur.
+Each of 16 letters follows the two before it with chances drawn once (a Markov chain of order 2). A teacher of
+two blocks comes close to the chain's entropy in about 20 seconds of one thread, which the orderings need:
+beside a teacher far from it they blur.
 """
 
 from __future__ import annotations
@@ -50,10 +52,19 @@ def model(hidden: int = 64, layers: int = 2, seed: int = 0) -> Bundle:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
-        "llama", vocab_size=LETTERS, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // 16, num_key_value_heads=hidden // 16, max_position_embeddings=4 * WINDOW,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        "llama",
+        vocab_size=LETTERS,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 16,
+        num_key_value_heads=hidden // 16,
+        max_position_embeddings=4 * WINDOW,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return Bundle(module, tokenizer(), arch.geometry(module), "chain")
@@ -70,7 +81,8 @@ def tokenizer():
 
 
 def taught(bundle: Bundle, steps: int, rate: float = 5e-3, seed: int = 1, dialect: int = 0) -> Bundle:
-    """The model after so many steps of 64 windows of the language; the rate falls to nothing. For frozen use afterwards."""
+    """The model after so many steps of 64 windows of the language; the rate falls to nothing. For frozen use
+    afterwards."""
     parameters = list(bundle.module.requires_grad_(True).train().parameters())
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     falling = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
@@ -92,7 +104,9 @@ def _teacher() -> Bundle:
 def teacher() -> Bundle:
     """A copy of the trained teacher; trained once a session."""
     found = _teacher()
-    return Bundle(copy.deepcopy(found.module), found.tokenizer, found.geometry, found.name, {"weights_hash": "chain"})
+    return Bundle(
+        copy.deepcopy(found.module), found.tokenizer, found.geometry, found.name, {"weights_hash": "chain"}
+    )
 
 
 @torch.no_grad()

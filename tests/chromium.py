@@ -1,4 +1,5 @@
-"""A Chromium for the browser tests: found on this machine, or installed (Debian's package as root, else Playwright's)."""
+"""A Chromium for the browser tests: found on this machine, or installed (Debian's package as root, else
+Playwright's)."""
 
 from __future__ import annotations
 
@@ -28,8 +29,12 @@ def install() -> None:
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         packages = ["chromium", "fonts-noto-cjk"]  # the page speaks Chinese too
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
-                       check=True, stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+        )
     else:
         subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"], check=True)
 
@@ -38,4 +43,7 @@ if __name__ == "__main__":
     if find() is None:
         install()
     if find() is None:
-        sys.exit("no Chromium found and none could be installed; install one (e.g. `apt-get install chromium`) and retry")
+        sys.exit(
+            "no Chromium found and none could be installed; install one (e.g. `apt-get install "
+            "chromium`) and retry"
+        )

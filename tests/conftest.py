@@ -1,7 +1,7 @@
 """Every test session works in a home of its own, so that nothing of the user's is read or written.
 
-The workers of `make test` are one session. Each has its own home and one thread; the kernels and the offline model are made once
-for all of them. A test marked `alone` runs while no other worker runs a test.
+The workers of `make test` are one session. Each has its own home and one thread; the kernels and the offline
+model are made once for all of them. A test marked `alone` runs while no other worker runs a test.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from filelock import FileLock
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GIGABYTES_PER_WORKER = 3
-FIRST = ("test_app.py", "test_gpu.py", "test_cpu.py", "test_distillation.py")  # minutes each: begun last, they would end alone
-_outer = os.environ.get("COMPRESSION_EXPLORER_TESTS")  # a worker, or a test's own process, lives in the session's folder
+# minutes each: begun last, they would end alone
+FIRST = ("test_app.py", "test_gpu.py", "test_cpu.py", "test_distillation.py")
+# a worker, or a test's own process, lives in the session's folder
+_outer = os.environ.get("COMPRESSION_EXPLORER_TESTS")
 _session = Path(_outer or tempfile.mkdtemp(prefix="compression-explorer-tests-"))
 _home = Path(tempfile.mkdtemp(prefix="home-", dir=_session))
 os.environ |= {"COMPRESSION_EXPLORER_TESTS": str(_session), "COMPRESSION_EXPLORER_HOME": str(_home)}
@@ -35,7 +37,8 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_configure(config):
-    """Built kernels are kept from session to session: a library's name is the hash of all that it is made of."""
+    """Built kernels are kept from session to session: a library's name is the hash of all that it is made
+    of."""
     kept = _session / "kernels"
     if os.access(config.rootpath, os.W_OK) and hasattr(config, "cache"):
         kept = config.cache.mkdir("kernels")
@@ -59,7 +62,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
-    """A turnstile and a room: who waits for an empty room holds the turnstile, so that nobody enters meanwhile."""
+    """A turnstile and a room: who waits for an empty room holds the turnstile, so that nobody enters
+    meanwhile."""
     if not hasattr(item.config, "workerinput"):
         yield
         return
@@ -75,7 +79,8 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session")
 def offline_model():
-    """The name of the real model that comes by pip; converted once a session, each home's files are links to the same ones."""
+    """The name of the real model that comes by pip; converted once a session, each home's files are links to
+    the same ones."""
     from compression import models
     from compression.catalogue import OFFLINE_MODEL
 

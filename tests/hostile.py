@@ -1,10 +1,12 @@
 """Hostile and broken model folders, each with the code of the error that must come of it.
 
     for name, case in CASES.items():
-        case.build(place)        # `place` is a new folder; code None: it must load and give the model's own numbers
+        case.build(place)        # `place` is a new folder; code None: it must load and give the model's own
+                                 numbers
         ...models.load(str(place)) raises an error whose code is case.code
 
-Every case is a whole small model (tests/tiny.py) with one thing wrong. The campaign (tests/soak) tries them too.
+Every case is a whole small model (tests/tiny.py) with one thing wrong. The campaign (tests/soak) tries them
+too.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 
-WEIGHTS, INDEX, CONFIG, TOKENIZER = "model.safetensors", "model.safetensors.index.json", "config.json", "tokenizer.json"
+WEIGHTS, INDEX, CONFIG, TOKENIZER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "tokenizer.json",
+)
 MARK = "code-has-run"  # the file that a folder's program code would leave behind
 CODE = f'open(__file__ + ".{MARK}", "w").close()\nraise SystemExit("code of the folder has run")\n'
 
@@ -72,7 +79,9 @@ def tensors(change: Callable[[dict], object], file: str = WEIGHTS) -> Callable[[
         found = load_file(place / WEIGHTS)
         made = change(found)
         found = made if isinstance(made, dict) else found
-        save_file({k: v.clone().contiguous() for k, v in found.items()}, place / file, metadata={"format": "pt"})
+        save_file(
+            {k: v.clone().contiguous() for k, v in found.items()}, place / file, metadata={"format": "pt"}
+        )
 
     return apply
 
@@ -164,8 +173,17 @@ def _raw(edit: Callable[[bytes], bytes]) -> Callable[[Path], None]:
 def _vocabulary(extra: int) -> Callable[[Path], None]:
     def change(place: Path) -> None:
         found = json.loads((place / TOKENIZER).read_text())
-        found["added_tokens"].append({"id": 258 + extra, "content": "<odd>", "single_word": False, "lstrip": False, "rstrip": False,
-                                      "normalized": False, "special": True})  # fmt: skip
+        found["added_tokens"].append(
+            {
+                "id": 258 + extra,
+                "content": "<odd>",
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        )
         found["model"]["vocab"]["<odd>"] = 258 + extra
         (place / TOKENIZER).write_text(json.dumps(found))
 
@@ -174,7 +192,14 @@ def _vocabulary(extra: int) -> Callable[[Path], None]:
 
 def _ran(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
     """Program code in the folder, under every name that such code usually has."""
-    files = ("modeling_own.py", "configuration_own.py", "tokenization_own.py", "processing_own.py", "setup.py", "__init__.py")
+    files = (
+        "modeling_own.py",
+        "configuration_own.py",
+        "tokenization_own.py",
+        "processing_own.py",
+        "setup.py",
+        "__init__.py",
+    )
     return both(*(put(f, CODE) for f in files), *changes)
 
 
@@ -189,68 +214,171 @@ CASES: dict[str, Case] = {
     # --- loads ---
     "as it is": Case(None, lambda place: None),
     "shards": Case(None, _shards()),
-    "config of unknown bookkeeping": Case(None, config(unsloth_version="2", _attn_implementation="flash_attention_2", foo=[1], use_cache=False)),
+    "config of unknown bookkeeping": Case(
+        None, config(unsloth_version="2", _attn_implementation="flash_attention_2", foo=[1], use_cache=False)
+    ),
     "no dtype": Case(None, config(dtype=..., torch_dtype=...)),
-    "equal head in the file": Case(None, tensors(lambda t: {**t, HEAD: t["model.embed_tokens.weight"].clone()})),
-    "only the head of two tied": Case(None, tensors(lambda t: {**{k: v for k, v in t.items() if "embed" not in k}, HEAD: t["model.embed_tokens.weight"]})),
-    "names of the backbone alone": Case(None, tensors(lambda t: {k.removeprefix("model."): v for k, v in t.items()})),
-    "gpt2: names of the backbone alone": Case(None, tensors(lambda t: {k.removeprefix("transformer."): v for k, v in t.items()}), "gpt2"),
-    "opt: names of the backbone alone": Case(None, tensors(lambda t: {k.removeprefix("model."): v for k, v in t.items()}), "opt"),
-    "neox: old name of the head": Case(None, tensors(lambda t: {k.replace("lm_head.", "embed_out."): v for k, v in t.items()}), "gpt_neox"),
-    "gpt2: masks in the file": Case(None, tensors(lambda t: t | {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril() for i in (0, 1)}
-                                    | {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}), "gpt2"),
-    "neox: masks in the file": Case(None, tensors(lambda t: t | {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool).tril(),
-                                    "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9)}), "gpt_neox"),
-    "angles in the file": Case(None, tensors(lambda t: t | {"model.layers.1.self_attn.rotary_emb.inv_freq": 1e4 ** (-torch.arange(0, 12, 2) / 12)})),
+    "equal head in the file": Case(
+        None, tensors(lambda t: {**t, HEAD: t["model.embed_tokens.weight"].clone()})
+    ),
+    "only the head of two tied": Case(
+        None,
+        tensors(
+            lambda t: {
+                **{k: v for k, v in t.items() if "embed" not in k},
+                HEAD: t["model.embed_tokens.weight"],
+            }
+        ),
+    ),
+    "names of the backbone alone": Case(
+        None, tensors(lambda t: {k.removeprefix("model."): v for k, v in t.items()})
+    ),
+    "gpt2: names of the backbone alone": Case(
+        None, tensors(lambda t: {k.removeprefix("transformer."): v for k, v in t.items()}), "gpt2"
+    ),
+    "opt: names of the backbone alone": Case(
+        None, tensors(lambda t: {k.removeprefix("model."): v for k, v in t.items()}), "opt"
+    ),
+    "neox: old name of the head": Case(
+        None, tensors(lambda t: {k.replace("lm_head.", "embed_out."): v for k, v in t.items()}), "gpt_neox"
+    ),
+    "gpt2: masks in the file": Case(
+        None,
+        tensors(
+            lambda t: (
+                t
+                | {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 256, 256).tril() for i in (0, 1)}
+                | {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+            )
+        ),
+        "gpt2",
+    ),
+    "neox: masks in the file": Case(
+        None,
+        tensors(
+            lambda t: (
+                t
+                | {
+                    "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool).tril(),
+                    "gpt_neox.layers.0.attention.masked_bias": torch.tensor(-1e9),
+                }
+            )
+        ),
+        "gpt_neox",
+    ),
+    "angles in the file": Case(
+        None,
+        tensors(
+            lambda t: (
+                t | {"model.layers.1.self_attn.rotary_emb.inv_freq": 1e4 ** (-torch.arange(0, 12, 2) / 12)}
+            )
+        ),
+    ),
     "a million positions": Case(None, config(max_position_embeddings=1_000_000)),
     "stop list": Case(None, config(eos_token_id=[257, 3, -1])),
     # --- what config says and what the file holds disagree ---
     "untied, no head": Case("missing_tensors", config(tie_word_embeddings=False)),
-    "tied, another head": Case("heads_differ", tensors(lambda t: t | {HEAD: torch.randn_like(t["model.embed_tokens.weight"])})),
+    "tied, another head": Case(
+        "heads_differ", tensors(lambda t: t | {HEAD: torch.randn_like(t["model.embed_tokens.weight"])})
+    ),
     "a tensor missing": Case("missing_tensors", tensors(lambda t: {k: v for k, v in t.items() if k != Q})),
-    "all norms missing": Case("missing_tensors", tensors(lambda t: {k: v for k, v in t.items() if "norm" not in k})),
+    "all norms missing": Case(
+        "missing_tensors", tensors(lambda t: {k: v for k, v in t.items() if "norm" not in k})
+    ),
     "no tensor at all": Case("missing_tensors", tensors(lambda t: {"model.norm.weight": t[NORM]})),
     "more layers in config": Case("layers_differ", config(num_hidden_layers=3)),
     "fewer layers in config": Case("layers_differ", config(num_hidden_layers=1)),
-    "a layer missing": Case("layers_differ", tensors(lambda t: {k: v for k, v in t.items() if ".layers.0." not in k})),
+    "a layer missing": Case(
+        "layers_differ", tensors(lambda t: {k: v for k, v in t.items() if ".layers.0." not in k})
+    ),
     "reward model": Case("unexpected_tensors", tensors(lambda t: t | {"score.weight": torch.randn(1, 48)})),
-    "value head": Case("unexpected_tensors", tensors(lambda t: t | {"v_head.summary.weight": torch.randn(1, 48)})),
-    "adapter's prefix": Case("unexpected_tensors", tensors(lambda t: {f"base_model.model.{k}": v for k, v in t.items()})),
-    "adapter's matrices": Case("unexpected_tensors", tensors(lambda t: t | {Q.replace("weight", "lora_A.weight"): torch.randn(4, 48)})),
+    "value head": Case(
+        "unexpected_tensors", tensors(lambda t: t | {"v_head.summary.weight": torch.randn(1, 48)})
+    ),
+    "adapter's prefix": Case(
+        "unexpected_tensors", tensors(lambda t: {f"base_model.model.{k}": v for k, v in t.items()})
+    ),
+    "adapter's matrices": Case(
+        "unexpected_tensors",
+        tensors(lambda t: t | {Q.replace("weight", "lora_A.weight"): torch.randn(4, 48)}),
+    ),
     "another prefix": Case("unexpected_tensors", tensors(lambda t: {f"module.{k}": v for k, v in t.items()})),
-    "biases that config denies": Case("unexpected_tensors", tensors(lambda t: t | {Q.replace("weight", "bias"): torch.randn(48)})),
+    "biases that config denies": Case(
+        "unexpected_tensors", tensors(lambda t: t | {Q.replace("weight", "bias"): torch.randn(48)})
+    ),
     "biases that config asks for": Case("missing_tensors", config(attention_bias=True)),
     "wrong vocabulary": Case("tensor_shape", config(vocab_size=300)),
     "wrong width of the feed-forward": Case("tensor_shape", config(intermediate_size=96)),
     "wrong heads": Case("tensor_shape", config(num_key_value_heads=4)),
     "wrong head size": Case("tensor_shape", config(head_dim=16)),
-    "transposed": Case("tensor_shape", tensors(lambda t: t | {"model.layers.0.mlp.up_proj.weight": t["model.layers.0.mlp.up_proj.weight"].T})),
+    "transposed": Case(
+        "tensor_shape",
+        tensors(
+            lambda t: t | {"model.layers.0.mlp.up_proj.weight": t["model.layers.0.mlp.up_proj.weight"].T}
+        ),
+    ),
     "two names of one tensor": Case("tensor_twice", tensors(lambda t: t | {"norm.weight": t[NORM]})),
-    "neox: both names of the head": Case("tensor_twice", tensors(lambda t: t | dict.fromkeys(("embed_out.weight", HEAD), next(v for k, v in t.items() if k in ("embed_out.weight", HEAD)))), "gpt_neox"),
+    "neox: both names of the head": Case(
+        "tensor_twice",
+        tensors(
+            lambda t: (
+                t
+                | dict.fromkeys(
+                    ("embed_out.weight", HEAD),
+                    next(v for k, v in t.items() if k in ("embed_out.weight", HEAD)),
+                )
+            )
+        ),
+        "gpt_neox",
+    ),
     "integers": Case("tensor_type", tensors(lambda t: t | {Q: t[Q].mul(100).to(torch.int8)})),
     "float8": Case("tensor_type", tensors(lambda t: t | {Q: t[Q].to(torch.float8_e4m3fn)})),
     "not a number": Case("not_finite", tensors(lambda t: t[Q].__setitem__((3, 3), float("nan")))),
     "infinity": Case("not_finite", tensors(lambda t: t[NORM].__setitem__(0, float("-inf")))),
-    "angles of another base": Case("buffer_differs", tensors(lambda t: t | {"model.rotary_emb.inv_freq": 100.0 ** (-torch.arange(0, 12, 2) / 12)})),
-    "gpt2: a mask of another kind": Case("buffer_differs", tensors(lambda t: t | {"transformer.h.0.attn.bias": torch.ones(1, 1, 256, 256)}), "gpt2"),
-    "mixture of experts": Case("unexpected_tensors", tensors(lambda t: t | {"model.layers.0.mlp.experts.0.up_proj.weight": torch.randn(8, 48)})),
+    "angles of another base": Case(
+        "buffer_differs",
+        tensors(lambda t: t | {"model.rotary_emb.inv_freq": 100.0 ** (-torch.arange(0, 12, 2) / 12)}),
+    ),
+    "gpt2: a mask of another kind": Case(
+        "buffer_differs",
+        tensors(lambda t: t | {"transformer.h.0.attn.bias": torch.ones(1, 1, 256, 256)}),
+        "gpt2",
+    ),
+    "mixture of experts": Case(
+        "unexpected_tensors",
+        tensors(lambda t: t | {"model.layers.0.mlp.experts.0.up_proj.weight": torch.randn(8, 48)}),
+    ),
     # --- compressed already, adapters, other files ---
-    "bitsandbytes": Case("quantized_model", config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})),
+    "bitsandbytes": Case(
+        "quantized_model", config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    ),
     "awq": Case("quantized_model", config(quantization_config={"quant_method": "awq", "bits": 4})),
     "fp8": Case("quantized_model", config(quantization_config={"quant_method": "fp8"})),
     "mxfp4": Case("quantized_model", config(quantization_config={"quant_method": "mxfp4"})),
     "quantization of another form": Case("quantized_model", config(quantization_config="yes")),
-    "gptq without a config": Case("unexpected_tensors", tensors(lambda t: {k.replace("proj.weight", "proj.qweight"): v for k, v in t.items()})),
+    "gptq without a config": Case(
+        "unexpected_tensors",
+        tensors(lambda t: {k.replace("proj.weight", "proj.qweight"): v for k, v in t.items()}),
+    ),
     "scales beside": Case("unexpected_tensors", tensors(lambda t: t | {Q + "_scale": torch.ones(1)})),
     "our own": Case("already_compressed", put("compression.json", "{}")),
     "an adapter beside": Case("adapter_folder", put("adapter_config.json", {"peft_type": "LORA"})),
-    "an adapter alone": Case("adapter_folder", both(without(WEIGHTS, CONFIG), put("adapter_config.json", {}), put("adapter_model.safetensors", b"x"))),
+    "an adapter alone": Case(
+        "adapter_folder",
+        both(
+            without(WEIGHTS, CONFIG), put("adapter_config.json", {}), put("adapter_model.safetensors", b"x")
+        ),
+    ),
     "pickles only": Case("no_safetensors", both(without(WEIGHTS), put("pytorch_model.bin", b"\x80\x04."))),
     "gguf only": Case("gguf_only", both(without(WEIGHTS), put("model.gguf", b"GGUF"))),
-    "another name": Case("no_weights", lambda place: (place / WEIGHTS).rename(place / "weights.safetensors") and None),
+    "another name": Case(
+        "no_weights", lambda place: (place / WEIGHTS).rename(place / "weights.safetensors") and None
+    ),
     "no files": Case("no_safetensors", without(WEIGHTS)),
     # --- files ---
-    "pointer of git lfs": Case("pointer_file", put(WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")),
+    "pointer of git lfs": Case(
+        "pointer_file", put(WEIGHTS, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    ),
     "pointer of git annex": Case("pointer_file", put(WEIGHTS, "/annex/objects/SHA256E-s1--0.safetensors\n")),
     "config as a pointer": Case("pointer_file", put(CONFIG, "version https://git-lfs.github.com/spec/v1\n")),
     "web page": Case("web_page", put(WEIGHTS, "<!DOCTYPE html><html>Not found</html>")),
@@ -260,11 +388,25 @@ CASES: dict[str, Case] = {
     "longer": Case("not_safetensors", _raw(lambda raw: raw + bytes(64))),
     "noise": Case("not_safetensors", put(WEIGHTS, bytes(range(256)) * 64)),
     "giant header": Case("not_safetensors", _raw(lambda raw: struct.pack("<Q", 1 << 60) + raw[8:])),
-    "header no JSON": Case("not_safetensors", put(WEIGHTS, struct.pack("<Q", 16) + b"{" + b"!" * 15 + bytes(64))),
-    "header of nested lists": Case("not_safetensors", put(WEIGHTS, struct.pack("<Q", 200_006) + b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")),
-    "overlap": Case("not_safetensors", _header(lambda h: _first(h).__setitem__("data_offsets", [4, 4 + _first(h)["data_offsets"][1] - _first(h)["data_offsets"][0]]))),
+    "header no JSON": Case(
+        "not_safetensors", put(WEIGHTS, struct.pack("<Q", 16) + b"{" + b"!" * 15 + bytes(64))
+    ),
+    "header of nested lists": Case(
+        "not_safetensors",
+        put(WEIGHTS, struct.pack("<Q", 200_006) + b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    ),
+    "overlap": Case(
+        "not_safetensors",
+        _header(
+            lambda h: _first(h).__setitem__(
+                "data_offsets", [4, 4 + _first(h)["data_offsets"][1] - _first(h)["data_offsets"][0]]
+            )
+        ),
+    ),
     "negative shape": Case("not_safetensors", _header(lambda h: _first(h).__setitem__("shape", [-1, 2]))),
-    "enormous shape": Case("not_safetensors", _header(lambda h: _first(h).__setitem__("shape", [1 << 47, 1 << 47]))),
+    "enormous shape": Case(
+        "not_safetensors", _header(lambda h: _first(h).__setitem__("shape", [1 << 47, 1 << 47]))
+    ),
     "unknown type": Case("not_safetensors", _header(lambda h: _first(h).__setitem__("dtype", "Q4"))),
     "pipe": Case("no_file_there", instead(WEIGHTS, os.mkfifo)),
     "folder": Case("no_file_there", instead(WEIGHTS, os.mkdir)),
@@ -278,18 +420,42 @@ CASES: dict[str, Case] = {
     "link to elsewhere": Case("outside_folder", instead(WEIGHTS, _outside)),
     "link to nowhere": Case("file_missing", instead(WEIGHTS, lambda p: p.symlink_to("gone.safetensors"))),
     # --- the index ---
-    "a shard missing": Case("missing_shards", _shards(lambda place, m: (place / "model-00002-of-00002.safetensors").unlink())),
+    "a shard missing": Case(
+        "missing_shards", _shards(lambda place, m: (place / "model-00002-of-00002.safetensors").unlink())
+    ),
     "no index": Case("missing_shards", both(_shards(), without(INDEX))),
-    "index that names elsewhere": Case("outside_folder", _shards(lambda place, m: m.__setitem__(Q, "../other/model.safetensors"))),
-    "index of an absolute path": Case("outside_folder", _shards(lambda place, m: m.__setitem__(Q, "/etc/passwd"))),
-    "index of a pickle": Case("outside_folder", _shards(lambda place, m: m.__setitem__(Q, "pytorch_model.bin"))),
+    "index that names elsewhere": Case(
+        "outside_folder", _shards(lambda place, m: m.__setitem__(Q, "../other/model.safetensors"))
+    ),
+    "index of an absolute path": Case(
+        "outside_folder", _shards(lambda place, m: m.__setitem__(Q, "/etc/passwd"))
+    ),
+    "index of a pickle": Case(
+        "outside_folder", _shards(lambda place, m: m.__setitem__(Q, "pytorch_model.bin"))
+    ),
     "index of another type": Case("bad_index", both(_shards(), put(INDEX, {"weight_map": ["a"]}))),
-    "index puts a tensor elsewhere": Case("bad_index", _shards(lambda place, m: m.__setitem__(Q, next(f for f in m.values() if f != m[Q])))),
+    "index puts a tensor elsewhere": Case(
+        "bad_index", _shards(lambda place, m: m.__setitem__(Q, next(f for f in m.values() if f != m[Q])))
+    ),
     "index names a tensor more": Case("bad_index", _shards(lambda place, m: m.__setitem__("ghost", m[Q]))),
     "index names a tensor less": Case("bad_index", _shards(lambda place, m: m.pop(Q))),
-    "a shard that the index doesn't name": Case("stray_shards", _shards(lambda place, m: shutil.copy(place / m[Q], place / "model-00003-of-00003.safetensors"))),
-    "shards beside the whole": Case("stray_shards", lambda place: shutil.copy(place / WEIGHTS, place / "model-00001-of-00002.safetensors") and None),
-    "a tensor in two files": Case("tensor_twice", _shards(lambda place, m: save_file({**load_file(place / m[Q]), **load_file(place / next(f for f in m.values() if f != m[Q]))}, place / m[Q]))),
+    "a shard that the index doesn't name": Case(
+        "stray_shards",
+        _shards(lambda place, m: shutil.copy(place / m[Q], place / "model-00003-of-00003.safetensors")),
+    ),
+    "shards beside the whole": Case(
+        "stray_shards",
+        lambda place: shutil.copy(place / WEIGHTS, place / "model-00001-of-00002.safetensors") and None,
+    ),
+    "a tensor in two files": Case(
+        "tensor_twice",
+        _shards(
+            lambda place, m: save_file(
+                {**load_file(place / m[Q]), **load_file(place / next(f for f in m.values() if f != m[Q]))},
+                place / m[Q],
+            )
+        ),
+    ),
     # --- the config ---
     "1e9 layers": Case("bad_config", config(num_hidden_layers=1_000_000_000)),
     "1e9 heads": Case("bad_config", config(num_attention_heads=1_000_000_000)),
@@ -316,7 +482,9 @@ CASES: dict[str, Case] = {
     "two thetas": Case("bad_config", config(rope_theta=100.0)),
     "rotary without its factor": Case("bad_config", rope(rope_type="linear")),
     "rotary factor in words": Case("bad_config", rope(rope_type="linear", factor="2")),
-    "rotary lists too short": Case("bad_config", rope(rope_type="longrope", short_factor=[1.0], long_factor=[1.0])),
+    "rotary lists too short": Case(
+        "bad_config", rope(rope_type="longrope", short_factor=[1.0], long_factor=[1.0])
+    ),
     "rotary as a list": Case("bad_config", config(rope_parameters=[1])),
     "unknown rotary": Case("model_feature", rope(rope_type="evil")),
     "rotary of a part": Case("model_feature", rope(partial_rotary_factor=0.5)),
@@ -324,7 +492,9 @@ CASES: dict[str, Case] = {
     "layers of their own": Case("model_feature", config(per_layer_config={"0": {"hidden_size": 8}})),
     "gpt2: cross attention": Case("model_feature", config(add_cross_attention=True), "gpt2"),
     "gpt2: 1e6 positions": Case("bad_config", config(n_positions=1_000_000), "gpt2"),
-    "qwen: kinds of layers unknown": Case("bad_config", config(layer_types=["full_attention", "evil"]), "qwen2"),
+    "qwen: kinds of layers unknown": Case(
+        "bad_config", config(layer_types=["full_attention", "evil"]), "qwen2"
+    ),
     "qwen: too few kinds": Case("bad_config", config(layer_types=["full_attention"]), "qwen2"),
     "stop in words": Case("bad_config", config(eos_token_id="</s>")),
     "generation config in words": Case("bad_config", put("generation_config.json", {"eos_token_id": ["x"]})),
@@ -340,8 +510,14 @@ CASES: dict[str, Case] = {
     # --- code ---
     "code in config": Case("needs_code", _ran(config(auto_map=AUTO))),
     "code of an unknown family": Case("unsupported_model", _ran(config(auto_map=AUTO, model_type="own"))),
-    "code in the tokenizer": Case("needs_code", _ran(put("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}))),
-    "code in the processor": Case("needs_code", _ran(put("processor_config.json", {"auto_map": {"AutoProcessor": "processing_own.Own"}}))),
+    "code in the tokenizer": Case(
+        "needs_code",
+        _ran(put("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}})),
+    ),
+    "code in the processor": Case(
+        "needs_code",
+        _ran(put("processor_config.json", {"auto_map": {"AutoProcessor": "processing_own.Own"}})),
+    ),
     "code, and a wish to trust it": Case(None, _ran(config(trust_remote_code=True, custom_code=True))),
     # --- the tokenizer ---
     "no tokenizer": Case("no_tokenizer", without(TOKENIZER)),
@@ -349,9 +525,13 @@ CASES: dict[str, Case] = {
     "tokenizer no JSON": Case("bad_json", put(TOKENIZER, b"{")),
     "tokenizer empty": Case("cut_file", put(TOKENIZER, b"")),
     "tokenizer of nothing": Case("bad_tokenizer", put(TOKENIZER, {"model": None})),
-    "tokenizer that needs a package": Case("tokenizer_needs", both(without(TOKENIZER), put("tokenizer.model", b"\x0a\x09"))),
+    "tokenizer that needs a package": Case(
+        "tokenizer_needs", both(without(TOKENIZER), put("tokenizer.model", b"\x0a\x09"))
+    ),
     "tokenizer settings of a wrong type": Case("bad_tokenizer", tokenizer_config(model_max_length="x")),
     "template of a wrong type": Case("bad_tokenizer", tokenizer_config(chat_template=5)),
-    "tokenizer class that is none": Case(None, tokenizer_config(tokenizer_class="os.system", tokenizer_file="/etc/passwd")),
+    "tokenizer class that is none": Case(
+        None, tokenizer_config(tokenizer_class="os.system", tokenizer_file="/etc/passwd")
+    ),
     "template of 2 MB": Case("file_too_big", put("chat_template.jinja", b" " * 2_000_000)),
-}  # fmt: skip
+}

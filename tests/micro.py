@@ -1,4 +1,5 @@
-"""A small untrained Llama over bytes, and contexts for the black-box methods: what their claims are tested on in seconds."""
+"""A small untrained Llama over bytes, and contexts for the black-box methods: what their claims are tested on
+in seconds."""
 
 from __future__ import annotations
 
@@ -33,10 +34,19 @@ def model(hidden: int = 64, layers: int = 2, seed: int = 0, tokenizer=None) -> B
     tokenizer = tokenizer or tiny.tokenizer()
     stop = tokenizer.eos_token_id
     config = AutoConfig.for_model(
-        "llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden,
-        num_hidden_layers=layers, num_attention_heads=hidden // 16, num_key_value_heads=hidden // 16, max_position_embeddings=512,
-        tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, eos_token_id=stop, pad_token_id=stop,
-    )  # fmt: skip
+        "llama",
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 16,
+        num_key_value_heads=hidden // 16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=stop,
+        pad_token_id=stop,
+    )
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").requires_grad_(False).eval()
     return Bundle(module, tokenizer, arch.geometry(module), "micro", {"weights_hash": "micro"})
@@ -57,7 +67,12 @@ def tokenizer_of(words):
 def context(teacher=None, seed: int = 0, **more) -> Context:
     """Nothing to read, nobody to tell."""
     return Context(
-        None, more.pop("emit", lambda event: None), more.pop("cancelled", lambda: False), seed, teacher=teacher, **more
+        None,
+        more.pop("emit", lambda event: None),
+        more.pop("cancelled", lambda: False),
+        seed,
+        teacher=teacher,
+        **more,
     )
 
 

@@ -1,4 +1,5 @@
-"""The house's rules that hold for every file: imports point one way, names don't collide, nothing strays to the top."""
+"""The house's rules that hold for every file: imports point one way, names don't collide, nothing strays to
+the top."""
 
 from __future__ import annotations
 
@@ -12,8 +13,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("kernels", "compression", "evaluation", "app")  # each may import itself and what stands before it
-TOP = {"app.py", "compression", "kernels", "evaluation", "assets", "tests", "pyproject.toml", "README.md", "Makefile",
-       "LICENSE", "requirements.txt", ".ci", ".gitignore"}  # fmt: skip
+TOP = {
+    "app.py",
+    "compression",
+    "kernels",
+    "evaluation",
+    "assets",
+    "tests",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+    "LICENSE",
+    "requirements.txt",
+    ".ci",
+    ".gitignore",
+}
 
 
 def imported(file: Path) -> set[str]:
@@ -67,13 +81,17 @@ def test_compression_extends_its_search_path():
 
 
 def test_kernels_hands_unknown_names_through():
-    """transformers looks the distribution `kernels` up by name and imports from it: ours must not answer in its place."""
+    """transformers looks the distribution `kernels` up by name and imports from it: ours must not answer in
+    its place."""
     run("import kernels; assert not hasattr(kernels, '__version__')")
     run("import transformers.integrations.hub_kernels, kernels, compression")
 
 
 def test_method_listing_is_shipped():
-    """The page draws its widgets from assets/methods.json: equal to what `--list --json` prints (else: make docs)."""
-    done = subprocess.run([sys.executable, "-m", "evaluation.run", "--list", "--json"], cwd=ROOT, capture_output=True, text=True)
+    """The page draws its widgets from assets/methods.json: equal to what `--list --json` prints (else: make
+    docs)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.run", "--list", "--json"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((ROOT / "assets" / "methods.json").read_text("utf-8"))

@@ -21,7 +21,9 @@ def test_a_ledger_counts_each_try_once():
     ledger.found("traceback", "KeyError: 'lang'")
     row = ledger.json()
     assert (row["tried"], row["survived"], row["wrong"], row["traceback"]) == (3, 2, 1, 1)
-    assert row["defects"] == ["wrong: another number", "traceback: KeyError: 'lang'"] and set(OUTCOMES) < set(row)
+    assert row["defects"] == ["wrong: another number", "traceback: KeyError: 'lang'"] and set(OUTCOMES) < set(
+        row
+    )
 
 
 def test_what_nobody_owns_is_found(tmp_path):
@@ -47,14 +49,23 @@ def test_what_nobody_owns_is_found(tmp_path):
 
 
 def test_a_traceback_is_told_in_a_line():
-    text = f"Traceback (most recent call last):\n  File \"{stage.ROOT}/evaluation/page/questions.py\", line 80, in front\n    words\nKeyError: 'lang'\nmore\n"
-    assert stage.TRACEBACK.search(text) and stage.summary(text) == "KeyError: 'lang' (evaluation/page/questions.py:80 in front)"
+    text = (
+        f'Traceback (most recent call last):\n  File "{stage.ROOT}/evaluation/page/questions.py", '
+        "line 80, in front\n    words\nKeyError: 'lang'\nmore\n"
+    )
+    assert (
+        stage.TRACEBACK.search(text)
+        and stage.summary(text) == "KeyError: 'lang' (evaluation/page/questions.py:80 in front)"
+    )
     line = "TypeError: ask() got an unexpected keyword argument 'owner' (/srv/page.py, line 404)"
     assert stage.TRACEBACK.search(f"started\n{line}\nmore") and stage.summary(line + "\nmore") == line
 
 
 def test_bent_requests_differ_and_can_be_sent():
-    chance, valid = random.Random(0), {"lang": "en", "choices": {"recipe": [["gptq", {"bits": 4}]], "tokens": 512}}
+    chance, valid = (
+        random.Random(0),
+        {"lang": "en", "choices": {"recipe": [["gptq", {"bits": 4}]], "tokens": 512}},
+    )
     bent = [fuzz.bent(chance, valid) for _ in range(200)]
     assert sum(request != valid for request in bent) > 190
     assert all(json.dumps(request).encode("utf-8", "surrogatepass") for request in bent)

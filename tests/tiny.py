@@ -1,4 +1,5 @@
-"""Tiny random models of every supported family, saved as a hub folder would be, and a byte tokenizer for them."""
+"""Tiny random models of every supported family, saved as a hub folder would be, and a byte tokenizer for
+them."""
 
 from __future__ import annotations
 
@@ -10,26 +11,69 @@ from pathlib import Path
 import torch
 
 VOCABULARY = 260  # 256 bytes and a few special tokens
-CONFIGS = {  # family -> overrides of the smallest model with every trait: GQA, biases, odd widths, tied and untied heads
-    "llama": dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                  max_position_embeddings=256, tie_word_embeddings=True),
-    "qwen2": dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                  max_position_embeddings=256, tie_word_embeddings=True),
-    "qwen3": dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                  head_dim=16, max_position_embeddings=256, tie_word_embeddings=False),
-    "opt": dict(hidden_size=48, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256,
-                word_embed_proj_dim=48),
-    "opt-post-norm": dict(hidden_size=48, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4,
-                          max_position_embeddings=256, word_embed_proj_dim=32, do_layer_norm_before=False),
+# family -> overrides of the smallest model with every trait: GQA, biases, odd widths, tied and untied heads
+CONFIGS = {
+    "llama": dict(
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    ),
+    "qwen2": dict(
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    ),
+    "qwen3": dict(
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    ),
+    "opt": dict(
+        hidden_size=48,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        word_embed_proj_dim=48,
+    ),
+    "opt-post-norm": dict(
+        hidden_size=48,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        word_embed_proj_dim=32,
+        do_layer_norm_before=False,
+    ),
     "gpt2": dict(n_embd=48, n_layer=2, n_head=4, n_positions=256),
-    "gpt_neox": dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                     max_position_embeddings=256, tie_word_embeddings=False),
-}  # fmt: skip
+    "gpt_neox": dict(
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    ),
+}
 FAMILIES = tuple(CONFIGS)
 
 
 def pairs(names) -> list[tuple[str, str]]:
-    """Each name with two families, each family with many names: for what sees one matrix after the other and no family."""
+    """Each name with two families, each family with many names: for what sees one matrix after the other and
+    no family."""
     return [(name, FAMILIES[(i + k) % len(FAMILIES)]) for i, name in enumerate(names) for k in (0, 3)]
 
 

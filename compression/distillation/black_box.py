@@ -1,10 +1,10 @@
-"""What the black-box methods share: texts become lessons, lessons become steps of one loop, and a student is judged by what it
-writes.
+"""What the black-box methods share: texts become lessons, lessons become steps of one loop, and a student is
+judged by what it writes.
 
-A lesson is what one question teaches: for each task a few (prompt, target) pairs. The loss is on the target and the stop after it;
-where it lies follows from lengths, never from which ids are padding, because a model may use its stop as padding. Padding stands on
-the right, where a causal model can't see it. Each task of a step has its own mean over tokens, so that a long explanation weighs no
-more than a short answer.
+A lesson is what one question teaches: for each task a few (prompt, target) pairs. The loss is on the target
+and the stop after it; where it lies follows from lengths, never from which ids are padding, because a model
+may use its stop as padding. Padding stands on the right, where a causal model can't see it. Each task of a
+step has its own mean over tokens, so that a long explanation weighs no more than a short answer.
 """
 
 from __future__ import annotations
@@ -36,14 +36,33 @@ SURE = 80.0  # percent of right answers below which a teacher's errors are part 
 class BlackBoxParams(StudentParams):
     """The student, who writes for it, and its training. Base of the black-box methods' parameters."""
 
-    student: str = param("", "Another model as the student: a catalogue name, a hub id or a folder. Its tokenizer may differ, but "
-                         "a run measures students with the teacher's only. Empty: the teacher's own layers.", level="advanced")  # fmt: skip
-    teaching: str = param("teacher", "Who writes the texts: the model itself, a program that knows the answers (oracle text teacher), "
-                          "or nobody: the right answers alone (control).", choices=("teacher", "oracle", "answers"))  # fmt: skip
+    student: str = param(
+        "",
+        "Another model as the student: a catalogue name, a hub id or a folder. Its tokenizer may differ, but "
+        "a run measures students with the teacher's only. Empty: the teacher's own layers.",
+        level="advanced",
+    )
+    teaching: str = param(
+        "teacher",
+        "Who writes the texts: the model itself, a program that knows the answers (oracle text teacher), "
+        "or nobody: the right answers alone (control).",
+        choices=("teacher", "oracle", "answers"),
+    )
     questions: int = param(160, "Generated questions to train on.", lo=16, hi=100_000, step=1)
-    judged: int = param(32, "Other generated questions that the student is judged on.", lo=8, hi=10_000, step=1, level="advanced")
-    compare: bool = param(True, "Train a control too: the same start and tokens, right answers alone. Takes as long again.",
-                          when={"teaching": "teacher"}, level="advanced")  # fmt: skip
+    judged: int = param(
+        32,
+        "Other generated questions that the student is judged on.",
+        lo=8,
+        hi=10_000,
+        step=1,
+        level="advanced",
+    )
+    compare: bool = param(
+        True,
+        "Train a control too: the same start and tokens, right answers alone. Takes as long again.",
+        when={"teaching": "teacher"},
+        level="advanced",
+    )
     train_tokens: int = param(16_384, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
     train_minutes: float = param(5.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
@@ -64,7 +83,8 @@ Lesson = tuple[tuple[Row, ...], ...]  # task -> its rows; a task may have none
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one task, padded on the right: ids [b, window], and what the loss at each token counts [b, window]."""
+    """Rows of one task, padded on the right: ids [b, window], and what the loss at each token counts [b,
+    window]."""
 
     ids: Tensor
     weights: Tensor
@@ -83,14 +103,18 @@ class Step:
 
 
 def row(tokenizer, prompt: str, target: str, weight: float = 1.0, learnt: str = "") -> Row:
-    """Encode a pair. learnt: a piece of the prompt that is learnt too. The prompt goes through the student's own chat template; after
-    a plain prompt the target stands behind a space."""
+    """Encode a pair. learnt: a piece of the prompt that is learnt too. The prompt goes through the student's
+    own chat template; after a plain prompt the target stands behind a space."""
     shown, plain = prompt_text(tokenizer, prompt), not tokenizer.chat_template
     found = tokenizer(shown, add_special_tokens=plain, return_offsets_mapping=bool(learnt))
     before, span = list(found["input_ids"]), (0, 0)
     if learnt:
         first = shown.index(learnt)
-        inside = [i for i, (a, b) in enumerate(found["offset_mapping"]) if a < first + len(learnt) and b > max(first, a)]
+        inside = [
+            i
+            for i, (a, b) in enumerate(found["offset_mapping"])
+            if a < first + len(learnt) and b > max(first, a)
+        ]
         span = (inside[0], inside[-1] + 1)
     said = tokenizer(" " + target if plain else target, add_special_tokens=False)["input_ids"]
     stop = tokenizer.eos_token_id
@@ -98,8 +122,8 @@ def row(tokenizer, prompt: str, target: str, weight: float = 1.0, learnt: str = 
 
 
 def part(rows: Sequence[Row], share: float, learnt: float = 0.0) -> Part:
-    """Rows as one batch whose weights are the loss: `share` times the weighted mean over target tokens, plus `learnt` times the mean
-    over the tokens of the prompts' spans."""
+    """Rows as one batch whose weights are the loss: `share` times the weighted mean over target tokens, plus
+    `learnt` times the mean over the tokens of the prompts' spans."""
     window = max(len(r.ids) for r in rows)
     ids, weights = torch.zeros(len(rows), window, dtype=torch.long), torch.zeros(len(rows), window)
     total = sum(r.weight * (len(r.ids) - r.start) for r in rows)
@@ -114,25 +138,38 @@ def part(rows: Sequence[Row], share: float, learnt: float = 0.0) -> Part:
 
 def step(lessons: Sequence[Lesson], shares: Sequence[float], learnt: float = 0.0) -> Step:
     """Lessons as one step; a task with no share or no rows in them is left out."""
-    tasks = [[r for lesson in lessons for r in lesson[task]] if share else [] for task, share in enumerate(shares)]
+    tasks = [
+        [r for lesson in lessons for r in lesson[task]] if share else [] for task, share in enumerate(shares)
+    ]
     return Step(tuple(part(rows, share, learnt) for rows, share in zip(tasks, shares, strict=True) if rows))
 
 
 def loss(bundle: Bundle, batch: Step) -> Tensor:
-    """Sum over tokens of weight times negative log-likelihood, in nats; logits are made where there is a weight only."""
+    """Sum over tokens of weight times negative log-likelihood, in nats; logits are made where there is a
+    weight only."""
     head, out = arch.head(bundle.module)[1], torch.zeros((), device=bundle.device)
     for piece in batch.parts:
         ids, weights = piece.ids.to(bundle.device), piece.weights.to(bundle.device)[:, 1:]
         counted = weights > 0
         hidden = final_states(bundle, ids)[:, :-1][counted]
-        out = out + next_token_loss(head, bundle.geometry.vocabulary, hidden, ids[:, 1:][counted], weights[counted])
+        out = out + next_token_loss(
+            head, bundle.geometry.vocabulary, hidden, ids[:, 1:][counted], weights[counted]
+        )
     return out
 
 
-def steps(lessons: Sequence[Lesson], shares: Sequence[float], seed: int, learnt: float = 0.0) -> Iterator[Step]:
+def steps(
+    lessons: Sequence[Lesson], shares: Sequence[float], seed: int, learnt: float = 0.0
+) -> Iterator[Step]:
     """Steps of about TOKENS_PER_STEP tokens, the lessons in a fresh random order every epoch, for ever."""
-    long = [sum(len(r.ids) for rows, share in zip(lesson, shares, strict=True) if share for r in rows) for lesson in lessons]
-    size, order = max(1, TOKENS_PER_STEP * len(lessons) // max(1, sum(long))), torch.Generator().manual_seed(seed)
+    long = [
+        sum(len(r.ids) for rows, share in zip(lesson, shares, strict=True) if share for r in rows)
+        for lesson in lessons
+    ]
+    size, order = (
+        max(1, TOKENS_PER_STEP * len(lessons) // max(1, sum(long))),
+        torch.Generator().manual_seed(seed),
+    )
     while True:
         for chosen in torch.randperm(len(lessons), generator=order).split(size):
             yield step([lessons[i] for i in chosen.tolist()], shares, learnt)
@@ -155,26 +192,46 @@ def costs(bundle: Bundle, rows: Sequence[Row], cancelled: Callable[[], bool] = l
 
 
 def teach(
-    bundle: Bundle, lessons: Sequence[Lesson], shares: Sequence[float], context: Context, budget: Budget, rate: float, *,
-    learnt: float = 0.0, quiet: bool = False,
-) -> Course:  # fmt: skip
-    """Train all weights of the student on lessons, in place; every eighth is held out and judges. quiet: no events, no early end.
+    bundle: Bundle,
+    lessons: Sequence[Lesson],
+    shares: Sequence[float],
+    context: Context,
+    budget: Budget,
+    rate: float,
+    *,
+    learnt: float = 0.0,
+    quiet: bool = False,
+) -> Course:
+    """Train all weights of the student on lessons, in place; every eighth is held out and judges. quiet: no
+    events, no early end.
 
     Raises CalibrationError for too few lessons, and Cancelled.
     """
     if len(lessons) < FEWEST_LESSONS:
-        raise CalibrationError(f"{len(lessons)} texts to learn from; training needs at least {FEWEST_LESSONS}. Ask more questions, or "
-                               "choose a better teacher.", code="too_few_texts", got=len(lessons), allowed=FEWEST_LESSONS)  # fmt: skip
+        raise CalibrationError(
+            f"{len(lessons)} texts to learn from; training needs at least {FEWEST_LESSONS}. Ask more "
+            "questions, or "
+            "choose a better teacher.",
+            code="too_few_texts",
+            got=len(lessons),
+            allowed=FEWEST_LESSONS,
+        )
     held = [step([lesson], shares, learnt) for lesson in lessons[HELD_OUT - 1 :: HELD_OUT]][:MOST_HELD_OUT]
     taught = [lesson for i, lesson in enumerate(lessons) if i % HELD_OUT != HELD_OUT - 1]
     told = {} if quiet else {"emit": context.emit, "enough": context.enough}
     bundle.module.requires_grad_(True)
     try:
         return train(
-            list(bundle.module.parameters()), lambda batch: loss(bundle, batch), steps(taught, shares, context.seed, learnt),
-            lambda: sum(float(loss(bundle, batch)) for batch in held) / len(held), budget,
-            rate=rate, seed=context.seed, cancelled=context.cancelled, **told,
-        )  # fmt: skip
+            list(bundle.module.parameters()),
+            lambda batch: loss(bundle, batch),
+            steps(taught, shares, context.seed, learnt),
+            lambda: sum(float(loss(bundle, batch)) for batch in held) / len(held),
+            budget,
+            rate=rate,
+            seed=context.seed,
+            cancelled=context.cancelled,
+            **told,
+        )
     finally:
         bundle.module.requires_grad_(False)
         engine.forget(bundle)
@@ -182,10 +239,14 @@ def teach(
 
 def twin(bundle: Bundle) -> Bundle:
     """The student as it is now, with weights of its own: where its control starts."""
-    return Bundle(copy.deepcopy(bundle.module), bundle.tokenizer, bundle.geometry, bundle.name, dict(bundle.source))
+    return Bundle(
+        copy.deepcopy(bundle.module), bundle.tokenizer, bundle.geometry, bundle.name, dict(bundle.source)
+    )
 
 
-def replies(bundle: Bundle, prompts: Sequence[str], new_tokens: int, cancelled: Callable[[], bool] = lambda: False) -> list[str]:
+def replies(
+    bundle: Bundle, prompts: Sequence[str], new_tokens: int, cancelled: Callable[[], bool] = lambda: False
+) -> list[str]:
     """What the student writes after each prompt, the likeliest."""
     engine.forget(bundle)
     try:
@@ -211,7 +272,8 @@ def percent(hits: int, of: int) -> float:
 def teacher_notes(
     params: BlackBoxParams, asked: Interview | None, *, right: int | None, used: int, texts: int
 ) -> tuple[Note, ...]:
-    """Who wrote how much, how much of it was right (None: it wasn't asked for answers), and how much was used."""
+    """Who wrote how much, how much of it was right (None: it wasn't asked for answers), and how much was
+    used."""
     if asked is None:
         return (Note("no_teacher", {"texts": texts}),)
     facts = asked.counts() | {"texts": texts, "used": percent(used, texts)}
@@ -226,14 +288,17 @@ def teacher_notes(
 
 
 def task_notes(before: float, after: float, control: float | None, questions: int) -> tuple[Note, ...]:
-    """Exact match in percent on unseen questions: the student before, after, and the control where one was trained."""
+    """Exact match in percent on unseen questions: the student before, after, and the control where one was
+    trained."""
     notes = (Note("tasks_learnt", {"before": before, "after": after, "questions": questions}),)
     return notes if control is None else (*notes, Note("tasks_control", {"after": after, "control": control}))
 
 
 def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
     """Method.control: the right answers alone, by the same questions, start, tokens and seed."""
-    return lambda params: None if params.teaching == "answers" else (name, params.json() | {"teaching": "answers"})
+    return lambda params: (
+        None if params.teaching == "answers" else (name, params.json() | {"teaching": "answers"})
+    )
 
 
 def make(teacher: Bundle, params: BlackBoxParams) -> Bundle:
@@ -242,7 +307,10 @@ def make(teacher: Bundle, params: BlackBoxParams) -> Bundle:
 
 
 def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int) -> Cost:
-    """A 16-bit matrix; forward and backward of the student and its control; weights, gradient, two moments, best state and control."""
+    """A 16-bit matrix; forward and backward of the student and its control; weights, gradient, two moments,
+    best state and control."""
     out, n = shape
     passes = 2 if params.compare and params.teaching == "teacher" else 1
-    return Cost(bytes=2 * out * n, flops=6.0 * passes * params.train_tokens * out * n, peak_bytes=24 * out * n)
+    return Cost(
+        bytes=2 * out * n, flops=6.0 * passes * params.train_tokens * out * n, peak_bytes=24 * out * n
+    )

@@ -1,36 +1,40 @@
 """GKD: the student learns on its own mistakes, with the teacher's whole next-token distribution as the label.
 
-Supervised distillation trains on texts that somebody else wrote; when the student then writes by itself it meets beginnings
-that it never trained on. Generalised knowledge distillation lets the student write, asks the teacher for its distribution at every
-place of what was written, and lowers the divergence between the two. One loss covers fixed text, own text, and every
-divergence between forward and reverse KL:
+Supervised distillation trains on texts that somebody else wrote; when the student then writes by itself it
+meets beginnings that it never trained on. Generalised knowledge distillation lets the student write, asks the
+teacher for its distribution at every place of what was written, and lowers the divergence between the two.
+One loss covers fixed text, own text, and every divergence between forward and reverse KL:
 
     L = (1 - lambda) E[text] D(p || q) + lambda E[y ~ q] D(p || q),   averaged over tokens
 
-There is no gradient through the sampling. `on_policy` is lambda: for each batch, the chance that it is the student's own
-continuations of text rather than the text. `jsd_beta` chooses D: 0 forward KL (cover all that the teacher says), 1 reverse KL (say
-nothing that it wouldn't), between them the generalised Jensen-Shannon divergence.
+There is no gradient through the sampling. `on_policy` is lambda: for each batch, the chance that it is the
+student's own continuations of text rather than the text. `jsd_beta` chooses D: 0 forward KL (cover all that
+the teacher says), 1 reverse KL (say nothing that it wouldn't), between them the generalised Jensen-Shannon
+divergence.
 
-Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", arXiv 2306.13649. p is
-the teacher, the model as it was; q the student. Sampling is at temperature 1 without filters, up to the first end token,
-which is scored too.
+Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", arXiv
+2306.13649. p is the teacher, the model as it was; q the student. Sampling is at temperature 1 without
+filters, up to the first end token, which is scored too.
 
-A student trained by reverse KL gives up what it can't afford and so often has a higher perplexity than one trained by
-forward KL, while what it writes looks likelier to its teacher. So it is judged by both divergences, on text and on its own
-samples, before and after; perplexity alone would turn the order around.
+A student trained by reverse KL gives up what it can't afford and so often has a higher perplexity than one
+trained by forward KL, while what it writes looks likelier to its teacher. So it is judged by both
+divergences, on text and on its own samples, before and after; perplexity alone would turn the order around.
 
-Deviations. The divergence is divided by beta (1 - beta), because the paper's own goes to zero at both ends and the step size would
-have to follow. lambda is drawn for a batch. The student is here the teacher with fewer layers (or another model with the same
-tokenizer); half of the budget warms it up by supervised forward KL, where the paper begins with a student that was fine-tuned
-before. Prompts are beginnings of the calibration text, not instructions. The budget is minutes on a processor where the paper's
-is tens of thousands of steps: the numbers are this run's, not the paper's. Half of the batches are own samples, and the divergence
-lies in the middle (lambda and beta 0.5, which TRL's trainer has too): with lambda and beta 1 so short a training gives up on text.
+Deviations. The divergence is divided by beta (1 - beta), because the paper's own goes to zero at both ends
+and the step size would have to follow. lambda is drawn for a batch. The student is here the teacher with
+fewer layers (or another model with the same tokenizer); half of the budget warms it up by supervised forward
+KL, where the paper begins with a student that was fine-tuned before. Prompts are beginnings of the
+calibration text, not instructions. The budget is minutes on a processor where the paper's is tens of
+thousands of steps: the numbers are this run's, not the paper's. Half of the batches are own samples, and the
+divergence lies in the middle (lambda and beta 0.5, which TRL's trainer has too): with lambda and beta 1 so
+short a training gives up on text.
 
-Controls: the same student, tokens and seed with `objective` "supervised" (forward KL on the text alone) or "text" (plain fine-tuning,
-no teacher at all).
+Controls: the same student, tokens and seed with `objective` "supervised" (forward KL on the text alone) or
+"text" (plain fine-tuning, no teacher at all).
 
-Cost: a token of text costs a pass of the teacher and three of the student; a token that the student writes is drawn one at a
-time first. The student's weights, gradients and moments are held in 32 bits: about 20 bytes a number.
+Cost: a token of text costs a pass of the teacher and three of the student; a token that the student writes is
+drawn one at a time first. The student's weights, gradients and moments are held in 32 bits: about 20 bytes a
+number.
 """
 
 from __future__ import annotations
@@ -55,11 +59,22 @@ OBJECTIVES = ("on-policy", "supervised", "text")
 class GkdParams(WhiteBoxParams):
     """The student, its budget, on what it learns and by which divergence."""
 
-    objective: str = param("on-policy", "What the student learns on: its own samples, the text beside its teacher, or the text "
-                           "alone. The last two are controls.", choices=OBJECTIVES)  # fmt: skip
-    on_policy: float = param(0.5, "Lambda: chance that a batch is the student's own samples.", lo=0.0, hi=1.0,
-                             when={"objective": "on-policy"})  # fmt: skip
-    jsd_beta: float = param(0.5, "The divergence: 0 forward KL, 1 reverse KL, between them Jensen-Shannon.", lo=0.0, hi=1.0)
+    objective: str = param(
+        "on-policy",
+        "What the student learns on: its own samples, the text beside its teacher, or the text "
+        "alone. The last two are controls.",
+        choices=OBJECTIVES,
+    )
+    on_policy: float = param(
+        0.5,
+        "Lambda: chance that a batch is the student's own samples.",
+        lo=0.0,
+        hi=1.0,
+        when={"objective": "on-policy"},
+    )
+    jsd_beta: float = param(
+        0.5, "The divergence: 0 forward KL, 1 reverse KL, between them Jensen-Shannon.", lo=0.0, hi=1.0
+    )
 
     @property
     def share(self) -> float:
@@ -76,11 +91,15 @@ def phase(lesson: Lesson) -> Phase:
     def loss(batch: Sequences) -> Tensor:
         if params.objective == "text":
             return text_loss(lesson.student, batch)
-        return token_mean(lesson.student, lesson.teacher, batch, lambda p, q, _: between(p, q, params.jsd_beta))
+        return token_mean(
+            lesson.student, lesson.teacher, batch, lambda p, q, _: between(p, q, params.jsd_beta)
+        )
 
     def supply():
         for ids in lesson.texts():
-            own = params.share == 1 or (params.share > 0 and float(torch.rand((), generator=chance)) < params.share)
+            own = params.share == 1 or (
+                params.share > 0 and float(torch.rand((), generator=chance)) < params.share
+            )
             yield lesson.sample(ids[:, :prompt], generator) if own else given(ids, prompt)
 
     def judge() -> float:

@@ -1,26 +1,31 @@
 """In-context learning distillation: a small student learns to read demonstrations as its teacher does.
 
-A large model can label a word after a few labelled examples in its prompt; a small one hardly looks at them. Here every lesson is
-such a prompt, P_k(x) = [x1, y1, ..., xk, yk, x], and the student learns the label that comes next. The tasks are words of two
-classes under label words that are drawn anew every time, so that nothing but the demonstrations tells which label is meant.
-Meta-ICT learns from many tasks and is judged on classes that it never met; Multitask-ICT learns the few examples of the very tasks
-that it is judged on, k of them shown and another one asked, and at the end lets several draws of demonstrations vote.
+A large model can label a word after a few labelled examples in its prompt; a small one hardly looks at them.
+Here every lesson is such a prompt, P_k(x) = [x1, y1, ..., xk, yk, x], and the student learns the label that
+comes next. The tasks are words of two classes under label words that are drawn anew every time, so that
+nothing but the demonstrations tells which label is meant. Meta-ICT learns from many tasks and is judged on
+classes that it never met; Multitask-ICT learns the few examples of the very tasks that it is judged on, k of
+them shown and another one asked, and at the end lets several draws of demonstrations vote.
 
-Huang et al. 2022, "In-context Learning Distillation: Transferring Few-shot Learning Ability of Pre-trained Language Models", arXiv
-2212.10670. Loss: a CE(right label) + (1 - a) CE(teacher's label), plus b times the loss of the demonstrations' own tokens (b = 0
-is the paper's ICL-D, b > 0 its ICL-D with a language-modelling objective).
+Huang et al. 2022, "In-context Learning Distillation: Transferring Few-shot Learning Ability of Pre-trained
+Language Models", arXiv 2212.10670. Loss: a CE(right label) + (1 - a) CE(teacher's label), plus b times the
+loss of the demonstrations' own tokens (b = 0 is the paper's ICL-D, b > 0 its ICL-D with a language-modelling
+objective).
 
-Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is asked `asks` times and
-the shares of its answers stand for them (once: its likeliest answer). Prompts whose answer names no label are dropped. k is 4
-where the paper shows 16, and tasks are generated, not taken from data sets.
+Deviations. The paper distils the teacher's probabilities; this is a text-only approximation: the teacher is
+asked `asks` times and the shares of its answers stand for them (once: its likeliest answer). Prompts whose
+answer names no label are dropped. k is 4 where the paper shows 16, and tasks are generated, not taken from
+data sets.
 
-What is measured: the gain from demonstrations, which is the share of right labels with k of them less the share with none, before
-and after, on tasks like those trained on and on others, and the same for the loss of the right label against the other. Two
-labels: guessing gives 50 percent. Below about a billion parameters demonstrations often do little, for the teacher too; its own
-share of right labels is told. The control has the right labels in the teacher's place. In the tests a model of two layers, taught by
-another's texts on four words of each of two classes, gains 47 to 66 points, and nothing on words that it never met.
+What is measured: the gain from demonstrations, which is the share of right labels with k of them less the
+share with none, before and after, on tasks like those trained on and on others, and the same for the loss of
+the right label against the other. Two labels: guessing gives 50 percent. Below about a billion parameters
+demonstrations often do little, for the teacher too; its own share of right labels is told. The control has
+the right labels in the teacher's place. In the tests a model of two layers, taught by another's texts on four
+words of each of two classes, gains 47 to 66 points, and nothing on words that it never met.
 
-Cost: a teacher's answer of a few tokens a prompt; a training step is three forward passes of the student, all its weights.
+Cost: a teacher's answer of a few tokens a prompt; a training step is three forward passes of the student, all
+its weights.
 """
 
 from __future__ import annotations
@@ -62,16 +67,42 @@ TARGETS = 4  # tasks of Multitask-ICT
 class IclParams(BlackBoxParams):
     """The tasks, the prompts, and the loss."""
 
-    setting: str = param("meta", "Learn from other tasks (meta), or from the few examples of the judged tasks (multitask).",
-                         choices=("meta", "multitask"))  # fmt: skip
+    setting: str = param(
+        "meta",
+        "Learn from other tasks (meta), or from the few examples of the judged tasks (multitask).",
+        choices=("meta", "multitask"),
+    )
     demonstrations: int = param(4, "Labelled examples in a prompt.", lo=2, hi=14, step=2)
-    gold_share: float = param(0.5, "Share of the right label in the loss; the rest is the teacher's.", lo=0.0, hi=1.0, step=0.05,
-                              level="advanced", when={"teaching": "teacher"})  # fmt: skip
-    read_weight: float = param(0.0, "Weight of the loss on the demonstrations' own tokens.", lo=0.0, hi=4.0, level="advanced")
-    asks: int = param(1, "How often the teacher is asked the same; more than once it answers by chance.", lo=1, hi=32, step=1,
-                         level="advanced", when={"teaching": "teacher"})  # fmt: skip
-    votes: int = param(5, "Draws of demonstrations that vote on a label when the student is judged.", lo=1, hi=25, step=2,
-                       level="advanced", when={"setting": "multitask"})  # fmt: skip
+    gold_share: float = param(
+        0.5,
+        "Share of the right label in the loss; the rest is the teacher's.",
+        lo=0.0,
+        hi=1.0,
+        step=0.05,
+        level="advanced",
+        when={"teaching": "teacher"},
+    )
+    read_weight: float = param(
+        0.0, "Weight of the loss on the demonstrations' own tokens.", lo=0.0, hi=4.0, level="advanced"
+    )
+    asks: int = param(
+        1,
+        "How often the teacher is asked the same; more than once it answers by chance.",
+        lo=1,
+        hi=32,
+        step=1,
+        level="advanced",
+        when={"teaching": "teacher"},
+    )
+    votes: int = param(
+        5,
+        "Draws of demonstrations that vote on a label when the student is judged.",
+        lo=1,
+        hi=25,
+        step=2,
+        level="advanced",
+        when={"setting": "multitask"},
+    )
 
 
 @dataclass(frozen=True)
@@ -81,11 +112,14 @@ class World:
     classes: Mapping[str, Sequence[str]]
     unseen: tuple[str, ...]
     labels: tuple[str, ...]
-    apart: bool = True  # the last third of each class's words is only ever judged; else a model meets all words in training
+    # the last third of each class's words is only ever judged; else a model meets all words in training
+    apart: bool = True
 
     def naming(self, unseen: bool, random: Random) -> Naming:
         """A fresh task of the training classes, or of the others."""
-        return tasks.naming(self.classes, [c for c in self.classes if (c in self.unseen) is unseen], self.labels, random)
+        return tasks.naming(
+            self.classes, [c for c in self.classes if (c in self.unseen) is unseen], self.labels, random
+        )
 
 
 WORLD = World(tasks.CLASSES, tasks.UNSEEN, tasks.LABELS)
@@ -101,7 +135,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads demonstrations: right labels in percent and the loss of the right label, with them and without."""
+    """How a model reads demonstrations: right labels in percent and the loss of the right label, with them
+    and without."""
 
     right: float
     right_bare: float
@@ -129,7 +164,8 @@ class Plan:
 
 
 def halves(task: Naming, apart: bool) -> tuple[list[str], list[str]]:
-    """(words to learn from and to demonstrate, words that are only ever judged, the last third of each class); all twice if not apart."""
+    """(words to learn from and to demonstrate, words that are only ever judged, the last third of each
+    class); all twice if not apart."""
     if not apart:
         return list(task.all_words), list(task.all_words)
     kept = [w for side in task.words for w in side[: -(-2 * len(side) // 3)]]
@@ -137,7 +173,8 @@ def halves(task: Naming, apart: bool) -> tuple[list[str], list[str]]:
 
 
 def plan(params: IclParams, world: World, seed: int) -> Plan:
-    """Prompts and cases; a query is never among its demonstrations, and no judged word is ever learnt from."""
+    """Prompts and cases; a query is never among its demonstrations, and no judged word is ever learnt
+    from."""
     random, multi = Random(seed), params.setting == "multitask"
     targets = [world.naming(True, random) for _ in range(TARGETS)]
 
@@ -153,7 +190,10 @@ def plan(params: IclParams, world: World, seed: int) -> Plan:
         task = draw(fixed, unseen, number)
         words, judged = halves(task, world.apart)
         query = random.choice(judged)
-        shown = (tasks.show(task, params.demonstrations, words, query, random) for _ in range(params.votes if multi else 1))
+        shown = (
+            tasks.show(task, params.demonstrations, words, query, random)
+            for _ in range(params.votes if multi else 1)
+        )
         return Case(tuple(shown), tasks.show(task, 0, words, query, random))
 
     prompts = tuple(prompt(i) for i in range(params.questions))
@@ -167,11 +207,16 @@ def vote(labels: Sequence[str]) -> str:
 
 
 def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
-    """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's loss between the two in
-    nats (ln 2 where it can't tell), which the habit of answering with a label at all doesn't change."""
+    """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's
+    loss between the two in nats (ln 2 where it can't tell), which the habit of answering with a label at all
+    doesn't change."""
 
     prompts = [s for case in cases for s in (*case.shown, case.bare)]
-    found = iter(costs(bundle, [row(bundle.tokenizer, s.prompt, label) for s in prompts for label in s.labels], cancelled))
+    found = iter(
+        costs(
+            bundle, [row(bundle.tokenizer, s.prompt, label) for s in prompts for label in s.labels], cancelled
+        )
+    )
 
     def look(shown: Shown) -> tuple[str, float]:
         pair = next(found), next(found)
@@ -182,16 +227,23 @@ def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
     seen, without = [one for one, _ in looks], [bare for _, bare in looks]
     answers = [case.bare.answer for case in cases]
     return Reading(
-        right=percent(sum(vote([label for label, _ in one]) == a for one, a in zip(seen, answers, strict=True)), len(cases)),
-        right_bare=percent(sum(label == a for (label, _), a in zip(without, answers, strict=True)), len(cases)),
+        right=percent(
+            sum(vote([label for label, _ in one]) == a for one, a in zip(seen, answers, strict=True)),
+            len(cases),
+        ),
+        right_bare=percent(
+            sum(label == a for (label, _), a in zip(without, answers, strict=True)), len(cases)
+        ),
         loss=sum(c for one in seen for _, c in one) / sum(map(len, seen)),
         loss_bare=sum(c for _, c in without) / len(cases),
     )
 
 
-def lessons(tokenizer, prompts: Sequence[Shown], answers: Sequence[Sequence[str]] | None, params: IclParams) -> list[Lesson]:
-    """A lesson a prompt: its right label, and the labels that the teacher's texts name by their shares. None: right labels alone.
-    Prompts whose answers name no label are dropped."""
+def lessons(
+    tokenizer, prompts: Sequence[Shown], answers: Sequence[Sequence[str]] | None, params: IclParams
+) -> list[Lesson]:
+    """A lesson a prompt: its right label, and the labels that the teacher's texts name by their shares. None:
+    right labels alone. Prompts whose answers name no label are dropped."""
     out = []
     for number, shown in enumerate(prompts):
         weights = {shown.answer: 1.0}
@@ -202,20 +254,32 @@ def lessons(tokenizer, prompts: Sequence[Shown], answers: Sequence[Sequence[str]
             weights = {label: (1 - params.gold_share) * n / len(named) for label, n in Counter(named).items()}
             weights[shown.answer] = weights.get(shown.answer, 0.0) + params.gold_share
         learnt = shown.demonstrated if params.read_weight else ""
-        out.append((tuple(row(tokenizer, shown.prompt, label, w, learnt) for label, w in weights.items() if w),))
+        out.append(
+            (tuple(row(tokenizer, shown.prompt, label, w, learnt) for label, w in weights.items() if w),)
+        )
     return out
 
 
 def distil(bundle: Bundle, context: Context, params: IclParams, world: World) -> Edit:
     """Train the student on prompts with demonstrations and say what they bring it."""
     chosen = plan(params, world, context.seed)
-    asked = interview(context, bundle, params, OracleTeacher({s.prompt: s.answer for s in chosen.prompts}.__getitem__))
+    asked = interview(
+        context, bundle, params, OracleTeacher({s.prompt: s.answer for s in chosen.prompts}.__getitem__)
+    )
     answers, right, used = None, 0, len(chosen.prompts)
     if asked is not None:
         temperature = 1.0 if params.asks > 1 else 0.0
-        answers = asked.ask([s.prompt for s in chosen.prompts], params.asks, temperature, ANSWER_TOKENS, context.seed)
-        named = [[tasks.label_in(t, s.labels) for t in texts] for s, texts in zip(chosen.prompts, answers, strict=True)]
-        right = sum(vote([str(n) for n in labels]) == s.answer for s, labels in zip(chosen.prompts, named, strict=True))
+        answers = asked.ask(
+            [s.prompt for s in chosen.prompts], params.asks, temperature, ANSWER_TOKENS, context.seed
+        )
+        named = [
+            [tasks.label_in(t, s.labels) for t in texts]
+            for s, texts in zip(chosen.prompts, answers, strict=True)
+        ]
+        right = sum(
+            vote([str(n) for n in labels]) == s.answer
+            for s, labels in zip(chosen.prompts, named, strict=True)
+        )
         used = sum(any(labels) for labels in named)
 
     def judge(student: Bundle) -> tuple[Reading, Reading]:
@@ -223,7 +287,16 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
 
     def trained(student: Bundle, answers, budget: Budget, quiet: bool = False):
         taught = lessons(student.tokenizer, chosen.prompts, answers, params)
-        return teach(student, taught, (1.0,), context, budget, params.learning_rate, learnt=params.read_weight, quiet=quiet)
+        return teach(
+            student,
+            taught,
+            (1.0,),
+            context,
+            budget,
+            params.learning_rate,
+            learnt=params.read_weight,
+            quiet=quiet,
+        )
 
     before = judge(bundle)
     control = twin(bundle) if params.compare and params.teaching == "teacher" else None
@@ -235,7 +308,12 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
         beside = judge(control)
     notes = course.notes("icl_distillation")
     notes += teacher_notes(params, asked, right=right, used=used, texts=len(chosen.prompts))
-    notes += (Note("labels_learnt", {"before": before[0].right, "after": after[0].right, "questions": len(chosen.alike)}),)
+    notes += (
+        Note(
+            "labels_learnt",
+            {"before": before[0].right, "after": after[0].right, "questions": len(chosen.alike)},
+        ),
+    )
     gains = [
         {
             "k": params.demonstrations,
@@ -248,9 +326,17 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     ]
     notes += (Note("demonstrations_alike", gains[0]), Note("demonstrations_others", gains[1]))
     if beside is not None:
-        notes += (Note("labels_control", {"control": beside[0].right, "alike": beside[0].gain, "others": beside[1].gain}),)
+        notes += (
+            Note(
+                "labels_control",
+                {"control": beside[0].right, "alike": beside[0].gain, "others": beside[1].gain},
+            ),
+        )
     return Edit(
-        bundle=bundle, notes=notes, series={"training": course.curve}, files={TRANSCRIPT: asked.transcript()} if asked else {}
+        bundle=bundle,
+        notes=notes,
+        series={"training": course.curve},
+        files={TRANSCRIPT: asked.transcript()} if asked else {},
     )
 
 
@@ -276,6 +362,13 @@ METHOD = Method(
     control=off("icl_distillation"),
     untrained={"train_tokens": 0},
     identity={"kept": 1.0, "train_tokens": 0},
-    tiny={"kept": 0.5, "teaching": "oracle", "questions": 16, "judged": 8, "train_tokens": 512, "learning_rate": 1e-3},
+    tiny={
+        "kept": 0.5,
+        "teaching": "oracle",
+        "questions": 16,
+        "judged": 8,
+        "train_tokens": 512,
+        "learning_rate": 1e-3,
+    },
     essay=__doc__,
 )

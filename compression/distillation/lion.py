@@ -1,27 +1,32 @@
-"""Lion: an adversarial loop around a teacher of words, which finds what the student can't do and teaches more of that.
+"""Lion: an adversarial loop around a teacher of words, which finds what the student can't do and teaches more
+of that.
 
-Three stages, over and over. Imitation: the teacher answers the instructions of the pool, the student learns its answers.
-Discrimination: both answer a growing pool, a referee scores both, and an instruction is hard where the teacher leads by a point or
-more. Generation: as many new instructions like the hard ones as like the easy ones, so that the easy isn't forgotten.
+Three stages, over and over. Imitation: the teacher answers the instructions of the pool, the student learns
+its answers. Discrimination: both answer a growing pool, a referee scores both, and an instruction is hard
+where the teacher leads by a point or more. Generation: as many new instructions like the hard ones as like
+the easy ones, so that the easy isn't forgotten.
 
-Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870. There one large model
-plays teacher, referee and generator. d = teacher's score - student's score, both the mean of two reviews with the answers in
-either order, hard if d >= 1.0 of 10; new instructions must have a ROUGE-L of at most 0.7 with every one so far; hard to easy is 1
-: 1.
+Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870.
+There one large model plays teacher, referee and generator. d = teacher's score - student's score, both the
+mean of two reviews with the answers in either order, hard if d >= 1.0 of 10; new instructions must have a
+ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1.
 
-Deviations. A small model can neither referee nor invent. Instructions are eight kinds of short jobs with a right answer, in three
-levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only an exact answer has 10; `referee` = teacher
-asks the model itself, and a review that can't be read counts for nothing (in the authors' code it counts as easy). New instructions
-come from templates of the seed's own kind: one level harder for a hard seed, of the same level for an easy one; `inventor` = teacher
-asks the model itself for them, as the paper does, which takes a large one. What it invents has no known answer, so it has to be the
-referee as well. The new ones alone are learnt in the next round. The share of hard instructions is told a round.
+Deviations. A small model can neither referee nor invent. Instructions are eight kinds of short jobs with a
+right answer, in three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only
+an exact answer has 10; `referee` = teacher asks the model itself, and a review that can't be read counts for
+nothing (in the authors' code it counts as easy). New instructions come from templates of the seed's own kind:
+one level harder for a hard seed, of the same level for an easy one; `inventor` = teacher asks the model
+itself for them, as the paper does, which takes a large one. What it invents has no known answer, so it has to
+be the referee as well. The new ones alone are learnt in the next round. The share of hard instructions is
+told a round.
 
-What is measured: exact match on other instructions, by level, for the student before, after, and a control that learns the right
-answers to as many instructions drawn at random, by the same tokens. A short run shows the loop at work; whether it gains anything
-over random instructions, the control tells. A teacher that fails a kind of job has no lead there, so what it can't do is never
-found hard.
+What is measured: exact match on other instructions, by level, for the student before, after, and a control
+that learns the right answers to as many instructions drawn at random, by the same tokens. A short run shows
+the loop at work; whether it gains anything over random instructions, the control tells. A teacher that fails
+a kind of job has no lead there, so what it can't do is never found hard.
 
-Cost: a text of the teacher an instruction, one of the student an instruction and round; training in rounds + 1 equal parts.
+Cost: a text of the teacher an instruction, one of the student an instruction and round; training in rounds +
+1 equal parts.
 """
 
 from __future__ import annotations
@@ -59,7 +64,8 @@ ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
 LEAD = 1.0  # of 10 points, from which an instruction is hard
 ALIKE = 0.7  # ROUGE-L above which an instruction is no new one
 TRIES = 40  # draws from a template for one new instruction
-DRAWN, WORDS, ENDS = 4, 4, ".?!:)\"'"  # of a model: drafts for one, tokens for a word of its seed, what ends a whole line
+# of a model: drafts for one, tokens for a word of its seed, what ends a whole line
+DRAWN, WORDS, ENDS = 4, 4, ".?!:)\"'"
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,23 @@ class LionParams(BlackBoxParams):
     """The loop."""
 
     lion_rounds: int = param(2, "Rounds of discrimination and generation.", lo=0, hi=10, step=1)
-    generated: int = param(24, "New instructions a round for each of the two kinds, hard and easy.", lo=1, hi=10_000, step=1)
-    referee: str = param("rule", "Who scores: a rule that knows the right answers, or the teacher itself.", choices=("rule", "teacher"),
-                         when={"teaching": "teacher"}, level="advanced")  # fmt: skip
-    inventor: str = param("templates", "Who makes new instructions: templates, or the teacher itself (with referee = teacher).",
-                          choices=("templates", "teacher"), when={"teaching": "teacher"}, level="advanced")  # fmt: skip
+    generated: int = param(
+        24, "New instructions a round for each of the two kinds, hard and easy.", lo=1, hi=10_000, step=1
+    )
+    referee: str = param(
+        "rule",
+        "Who scores: a rule that knows the right answers, or the teacher itself.",
+        choices=("rule", "teacher"),
+        when={"teaching": "teacher"},
+        level="advanced",
+    )
+    inventor: str = param(
+        "templates",
+        "Who makes new instructions: templates, or the teacher itself (with referee = teacher).",
+        choices=("templates", "teacher"),
+        when={"teaching": "teacher"},
+        level="advanced",
+    )
 
 
 Score = tuple[float, float] | None  # (teacher's, student's) of 1 to 10; None: no review could be read
@@ -84,7 +102,8 @@ def request(question: Question) -> str:
 
 
 def by_rule(question: Question, text: str) -> float:
-    """The rule-based referee: 10 for the right answer, capitals and punctuation apart, else 1 + 9 ROUGE-L with it."""
+    """The rule-based referee: 10 for the right answer, capitals and punctuation apart, else 1 + 9 ROUGE-L
+    with it."""
     return 1 + 9 * tasks.overlap(question.answer, tasks.answer_in(text))
 
 
@@ -103,7 +122,8 @@ def scores_in(text: str) -> tuple[float, float] | None:
 
 
 def both_ways(forward: Sequence[str], backward: Sequence[str]) -> list[Score]:
-    """(teacher's, student's) scores from reviews that name the teacher first and reviews that name it second, averaged."""
+    """(teacher's, student's) scores from reviews that name the teacher first and reviews that name it second,
+    averaged."""
     out = []
     for one, other in zip(map(scores_in, forward), map(scores_in, backward), strict=True):
         out.append(((one[0] + other[1]) / 2, (one[1] + other[0]) / 2) if one and other else None)
@@ -116,8 +136,11 @@ def discriminate(scores: Sequence[Score]) -> tuple[list[int], list[int]]:
     return hard, [i for i, s in enumerate(scores) if s is not None and i not in set(hard)]
 
 
-def generate(seeds: Sequence[Question], count: int, harder: bool, known: list[Question], random: Random) -> list[Question]:
-    """Up to `count` new instructions of the kinds of the seeds, a level harder or as hard; none like a known one."""
+def generate(
+    seeds: Sequence[Question], count: int, harder: bool, known: list[Question], random: Random
+) -> list[Question]:
+    """Up to `count` new instructions of the kinds of the seeds, a level harder or as hard; none like a known
+    one."""
     out: list[Question] = []
     for number in range(count if seeds else 0):
         seed = seeds[number % len(seeds)]
@@ -137,18 +160,26 @@ def invite(seed: Question, hard: bool) -> str:
         if hard
         else "the same domain, but a rarer one"
     )
-    return f"Instruction: {seed.text}\nWrite one new instruction of {wanted}. Reply with the new instruction only."
+    return (
+        f"Instruction: {seed.text}\nWrite one new instruction of {wanted}. Reply with the new "
+        "instruction only."
+    )
 
 
 def invented(text: str) -> str | None:
-    """The instruction that a model wrote, None for what is none: cut off, of three words or fewer, about instructions, or foreign."""
+    """The instruction that a model wrote, None for what is none: cut off, of three words or fewer, about
+    instructions, or foreign."""
     line, *more = [part.strip() for part in text.strip().splitlines() if part.strip()] or [""]
     whole = bool(more) or line[-1:] in ENDS
-    fits = len(line.split()) > 3 and line.isascii() and line[:1].isalnum() and "instruction" not in line.lower()
+    fits = (
+        len(line.split()) > 3 and line.isascii() and line[:1].isalnum() and "instruction" not in line.lower()
+    )
     return line if whole and fits else None
 
 
-def ask_for(ask: Callable, seeds: Sequence[Question], count: int, hard: bool, known: list[Question], seed: int) -> list[Question]:
+def ask_for(
+    ask: Callable, seeds: Sequence[Question], count: int, hard: bool, known: list[Question], seed: int
+) -> list[Question]:
     """`generate` by a model: `ask` is an interview's. Their right answers are unknown."""
     out: list[Question] = []
     if not seeds:
@@ -159,16 +190,27 @@ def ask_for(ask: Callable, seeds: Sequence[Question], count: int, hard: bool, kn
     for number in range(each):  # one of each seed before a second
         for q, texts in zip(seeds, told, strict=True):
             text = invented(texts[number])
-            if text and len(out) < count and all(tasks.overlap(text, old.text) <= ALIKE for old in (*known, *out)):
+            if (
+                text
+                and len(out) < count
+                and all(tasks.overlap(text, old.text) <= ALIKE for old in (*known, *out))
+            ):
                 out.append(Question(q.kind, q.level, text, ""))
     return out
 
 
-Maker = Callable[[Sequence[Question], int, bool, list[Question]], list[Question]]  # (seeds, count, from hard ones, known) -> new
+# (seeds, count, from hard ones, known) -> new
+Maker = Callable[[Sequence[Question], int, bool, list[Question]], list[Question]]
 
 
-def grow(pool: Sequence[Question], scores: Sequence[Score], count: int, judged: Sequence[Question], random: Random, make: Maker
-         ) -> tuple[list[Question], list[Question]]:  # fmt: skip
+def grow(
+    pool: Sequence[Question],
+    scores: Sequence[Score],
+    count: int,
+    judged: Sequence[Question],
+    random: Random,
+    make: Maker,
+) -> tuple[list[Question], list[Question]]:
     """(new from hard, new from easy) instructions, as many of one as of the other, at most `count` each."""
     hard, easy = discriminate(scores)
     for places in (hard, easy):
@@ -180,19 +222,28 @@ def grow(pool: Sequence[Question], scores: Sequence[Score], count: int, judged: 
     return harder[:most], others[:most]
 
 
-def distinct(makers: Sequence[tasks.Maker], count: int, random: Random, levels: Sequence[int] = LEVELS, known: Sequence[Question] = ()
-             ) -> list[Question]:  # fmt: skip
+def distinct(
+    makers: Sequence[tasks.Maker],
+    count: int,
+    random: Random,
+    levels: Sequence[int] = LEVELS,
+    known: Sequence[Question] = (),
+) -> list[Question]:
     """Up to `count` instructions, none like another or a known one."""
     out: list[Question] = []
     for question in tasks.draw(makers, 4 * count, random, levels, {q.text for q in known}):
-        if len(out) < count and all(tasks.overlap(question.text, old.text) <= ALIKE for old in (*known, *out)):
+        if len(out) < count and all(
+            tasks.overlap(question.text, old.text) <= ALIKE for old in (*known, *out)
+        ):
             out.append(question)
     return out
 
 
 def joined(courses: Sequence[Course]) -> Course:
     """Trainings one after another as one: their curves end to end, the first's start and the last's best."""
-    whole = replace(courses[0], curve=[], tokens=0, seconds=0.0, steps=0, best=courses[-1].best, ended=courses[-1].ended)
+    whole = replace(
+        courses[0], curve=[], tokens=0, seconds=0.0, steps=0, best=courses[-1].best, ended=courses[-1].ended
+    )
     for course in courses:
         whole.curve += [[whole.tokens + tokens, *rest] for tokens, *rest in course.curve]
         whole.tokens, whole.seconds, whole.steps = (
@@ -206,7 +257,14 @@ def joined(courses: Sequence[Course]) -> Course:
 class Loop:
     """One run: the student, its pool, and what its teacher said."""
 
-    def __init__(self, bundle: Bundle, context: Context, params: LionParams, judged: Sequence[Question], seeds: list[Question]):
+    def __init__(
+        self,
+        bundle: Bundle,
+        context: Context,
+        params: LionParams,
+        judged: Sequence[Question],
+        seeds: list[Question],
+    ):
         self.bundle, self.context, self.params, self.judged = bundle, context, params, judged
         self.pool, self.random, self.notes, self.answers = list(seeds), Random(context.seed + 1), [], {}
         self.oracle_knows = {}
@@ -215,7 +273,12 @@ class Loop:
     def teacher(self, questions: Sequence[Question]) -> list[str]:
         """The teacher's answers, which are remembered."""
         self.oracle_knows |= {request(q): q.answer for q in questions}
-        texts = [t[0] for t in self.asked.ask([request(q) for q in questions], new_tokens=ANSWER_TOKENS, seed=self.context.seed)]
+        texts = [
+            t[0]
+            for t in self.asked.ask(
+                [request(q) for q in questions], new_tokens=ANSWER_TOKENS, seed=self.context.seed
+            )
+        ]
         self.answers |= {q.text: text for q, text in zip(questions, texts, strict=True)}
         return texts
 
@@ -223,7 +286,12 @@ class Loop:
         return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.cancelled)
 
     def imitate(
-        self, bundle: Bundle, questions: Sequence[Question], say: Callable[[Question], str], budget: Budget, quiet=False
+        self,
+        bundle: Bundle,
+        questions: Sequence[Question],
+        say: Callable[[Question], str],
+        budget: Budget,
+        quiet=False,
     ) -> Course:
         """Train on what `say` answers; an empty answer teaches nothing."""
         taught = [((row(bundle.tokenizer, request(q), text),),) for q in questions if (text := say(q))]
@@ -235,10 +303,17 @@ class Loop:
         rows = list(zip(self.pool, taught, learnt, strict=True))
         if self.params.referee == "rule" or self.params.teaching == "oracle":
             return [(by_rule(q, t), by_rule(q, s)) for q, t, s in rows]
-        ask = lambda prompts: [t[0] for t in self.asked.ask(prompts, new_tokens=REVIEW_TOKENS, seed=self.context.seed)]  # noqa: E731
-        return both_ways(ask([review(q, t, s) for q, t, s in rows]), ask([review(q, s, t) for q, t, s in rows]))
 
-    def invent(self, seeds: Sequence[Question], count: int, hard: bool, known: list[Question]) -> list[Question]:
+        def ask(prompts):
+            return [t[0] for t in self.asked.ask(prompts, new_tokens=REVIEW_TOKENS, seed=self.context.seed)]
+
+        return both_ways(
+            ask([review(q, t, s) for q, t, s in rows]), ask([review(q, s, t) for q, t, s in rows])
+        )
+
+    def invent(
+        self, seeds: Sequence[Question], count: int, hard: bool, known: list[Question]
+    ) -> list[Question]:
         """New instructions by whoever makes them."""
         if self.params.effective().get("inventor") == "teacher":
             return ask_for(self.asked.ask, seeds, count, hard, known, self.context.seed + len(self.pool))
@@ -246,7 +321,10 @@ class Loop:
 
     def right(self, bundle: Bundle) -> dict[int, float]:
         """Exact match in percent by level on what is judged; level 0: all of it."""
-        hits = [(q.level, tasks.right(q, text)) for q, text in zip(self.judged, self.student(bundle, self.judged), strict=True)]
+        hits = [
+            (q.level, tasks.right(q, text))
+            for q, text in zip(self.judged, self.student(bundle, self.judged), strict=True)
+        ]
         return {
             level: percent(sum(h for n, h in hits if level in (0, n)), sum(level in (0, n) for n, _ in hits))
             for level in (0, *LEVELS)
@@ -266,13 +344,23 @@ class Loop:
                 break
             scores = self.scores()
             hard, easy = discriminate(scores)
-            harder, others = grow(self.pool, scores, self.params.generated, self.judged, self.random, self.invent)
-            facts = {"round": number, "hard": percent(len(hard), len(hard) + len(easy)), "unread": len(scores) - len(hard) - len(easy),
-                     "pool": len(self.pool), "new": len(harder) + len(others)}  # fmt: skip
+            harder, others = grow(
+                self.pool, scores, self.params.generated, self.judged, self.random, self.invent
+            )
+            facts = {
+                "round": number,
+                "hard": percent(len(hard), len(hard) + len(easy)),
+                "unread": len(scores) - len(hard) - len(easy),
+                "pool": len(self.pool),
+                "new": len(harder) + len(others),
+            }
             self.notes.append(Note("lion_round", facts))
             fresh = harder + others
-            if len(fresh) < 2 * self.params.generated:  # too few hard or easy ones: the round has less to teach, or nothing
-                self.notes.append(Note("lion_few", {"round": number, "new": len(fresh), "asked": 2 * self.params.generated}))
+            # too few hard or easy ones: the round has less to teach, or nothing
+            if len(fresh) < 2 * self.params.generated:
+                self.notes.append(
+                    Note("lion_few", {"round": number, "new": len(fresh), "asked": 2 * self.params.generated})
+                )
             if not fresh:
                 break
             self.teacher(fresh)
@@ -284,11 +372,18 @@ class Loop:
 
 
 def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
-    """Run the loop, or the control's plain training, and say what the student can do then. Raises BadParam."""
+    """Run the loop, or the control's plain training, and say what the student can do then. Raises
+    BadParam."""
     chosen = params.effective()
     if chosen.get("inventor") == "teacher" and chosen["referee"] == "rule":
-        raise BadParam("nobody knows the right answers to instructions that the teacher invents, and the rule-based referee needs "
-                       "them; set referee to teacher, or inventor to templates", name="referee", got="rule", allowed="teacher")  # fmt: skip
+        raise BadParam(
+            "nobody knows the right answers to instructions that the teacher invents, and the "
+            "rule-based referee needs "
+            "them; set referee to teacher, or inventor to templates",
+            name="referee",
+            got="rule",
+            allowed="teacher",
+        )
     random = Random(context.seed)
     judged = distinct(INSTRUCTIONS, params.judged, random)
     seeds = distinct(INSTRUCTIONS, params.questions, random, known=judged)
@@ -297,7 +392,9 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     control = twin(bundle) if params.compare and params.teaching == "teacher" else None
 
     def answers_alone(student: Bundle, count: int, budget: Budget, quiet: bool = False) -> Course:
-        more = distinct(INSTRUCTIONS, count, Random(context.seed + 2), known=[*judged, *seeds]) if count else []
+        more = (
+            distinct(INSTRUCTIONS, count, Random(context.seed + 2), known=[*judged, *seeds]) if count else []
+        )
         return loop.imitate(student, [*seeds, *more], lambda q: q.answer, budget, quiet)
 
     whole = Budget(params.train_tokens, params.train_minutes)
@@ -313,10 +410,19 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     said = [loop.answers.get(q.text, "") for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
     known = all(q.answer for q in texts)  # what a teacher invents has no right answer that we know
-    notes += teacher_notes(params, loop.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts))
+    notes += teacher_notes(
+        params, loop.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts)
+    )
     notes += (*loop.notes, *task_notes(before[0], after[0], beside and beside[0], len(judged)))
     notes += (
-        Note("lion_levels", {f"{when}_{n}": found[n] for when, found in (("before", before), ("after", after)) for n in LEVELS}),
+        Note(
+            "lion_levels",
+            {
+                f"{when}_{n}": found[n]
+                for when, found in (("before", before), ("after", after))
+                for n in LEVELS
+            },
+        ),
     )
     files = {TRANSCRIPT: loop.asked.transcript()} if loop.asked else {}
     return Edit(bundle=bundle, notes=notes, series={"training": course.curve}, files=files)
@@ -344,7 +450,15 @@ METHOD = Method(
     control=off("lion"),
     untrained={"train_tokens": 0},
     identity={"kept": 1.0, "train_tokens": 0},
-    tiny={"kept": 0.5, "teaching": "oracle", "questions": 16, "judged": 8, "train_tokens": 1_024, "learning_rate": 1e-3,
-          "lion_rounds": 1, "generated": 4},
+    tiny={
+        "kept": 0.5,
+        "teaching": "oracle",
+        "questions": 16,
+        "judged": 8,
+        "train_tokens": 1_024,
+        "learning_rate": 1e-3,
+        "lion_rounds": 1,
+        "generated": 4,
+    },
     essay=__doc__,
-)  # fmt: skip
+)

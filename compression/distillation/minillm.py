@@ -1,43 +1,48 @@
-"""MiniLLM: the student lowers the reverse KL of whole texts, so that it says nothing that its teacher wouldn't.
+"""MiniLLM: the student lowers the reverse KL of whole texts, so that it says nothing that its teacher
+wouldn't.
 
-A small student can't say everything its teacher says. Forward KL, the usual distillation, makes it cover all of it, and so it
-also says what the teacher never would. MiniLLM minimises KL(q || p) of whole sequences (p the teacher, q the student). The
-expectation is over the student's own texts, so its gradient is a policy gradient, with reward r_t = log p(y_t) - log q(y_t) for
-each token and R_t = r_t + ... + r_T:
+A small student can't say everything its teacher says. Forward KL, the usual distillation, makes it cover all
+of it, and so it also says what the teacher never would. MiniLLM minimises KL(q || p) of whole sequences (p
+the teacher, q the student). The expectation is over the student's own texts, so its gradient is a policy
+gradient, with reward r_t = log p(y_t) - log q(y_t) for each token and R_t = r_t + ... + r_T:
 
     grad KL(q || p) = - E[y ~ q] sum_t (R_t - 1) grad log q(y_t)
 
-That estimate is noisy and invites tricks (texts that are short or repeat themselves have a low reverse KL), so three repairs,
-each with its switch:
+That estimate is noisy and invites tricks (texts that are short or repeat themselves have a low reverse KL),
+so three repairs, each with its switch:
 
-    single-step       the token's own part of R_t, as an exact sum over the vocabulary: grad KL(q(.|y<t) || p(.|y<t))
-    teacher mixing    draw from alpha p + (1 - alpha) q, and weigh each token by w = q / (that); texts stay readable
-    length norm       R_{t+1} divided by the number of tokens that it sums, so that length pays nothing
+    single-step       the token's own part of R_t, as an exact sum over the vocabulary: grad KL(q(.|y<t) ||
+    p(.|y<t)) teacher mixing    draw from alpha p + (1 - alpha) q, and weigh each token by w = q / (that);
+    texts stay readable length norm       R_{t+1} divided by the number of tokens that it sums, so that length
+    pays nothing
 
 and, so that the student doesn't unlearn the language, the loss on plain text beside it (`text_weight`).
 
 Gu et al. 2023, "MiniLLM: Knowledge Distillation of Large Language Models", arXiv 2306.08543; the split into
-the token's own part and what follows is its equation 3. The ratio of the student now to the student that drew the text, times
-w, is clipped to 1 +- 0.2 as in PPO. The divisor of the length norm is the paper's T - t - 1, at least 1; behind the last token
-nothing is left, and its return is 0.
+the token's own part and what follows is its equation 3. The ratio of the student now to the student that drew
+the text, times w, is clipped to 1 +- 0.2 as in PPO. The divisor of the length norm is the paper's T - t - 1,
+at least 1; behind the last token nothing is left, and its return is 0.
 
-By reverse KL a student gives up what it can't afford: its perplexity on text is often higher than that of the usual distillation,
-while what it writes looks likelier to its teacher. So it is judged by both divergences, on text and on its own samples, before
-and after, and by how long and how varied its samples are; perplexity alone would turn the order around.
+By reverse KL a student gives up what it can't afford: its perplexity on text is often higher than that of the
+usual distillation, while what it writes looks likelier to its teacher. So it is judged by both divergences,
+on text and on its own samples, before and after, and by how long and how varied its samples are; perplexity
+alone would turn the order around.
 
-Deviations. Returns are whitened over the batch as the authors' code does (not in the paper; a switch), over the tokens that have a
-return; rewards are not scaled or clipped. The single-step part isn't weighted by w: given the text so far, w is 1 on average and
-would only add noise. The student is here the teacher with fewer layers (or another model with the same tokenizer); half of the
-budget warms it up by supervised forward KL, where the paper fine-tunes a student that was trained as a language model before. Prompts
-are beginnings of the calibration text, which is also the plain text (one piece to four samples), where the paper has instructions
-and a text of its own.
-The budget is minutes on a processor where the paper's is thousands of steps of 64 texts on graphics cards: the numbers are
-this run's, not the paper's.
+Deviations. Returns are whitened over the batch as the authors' code does (not in the paper; a switch), over
+the tokens that have a return; rewards are not scaled or clipped. The single-step part isn't weighted by w:
+given the text so far, w is 1 on average and would only add noise. The student is here the teacher with fewer
+layers (or another model with the same tokenizer); half of the budget warms it up by supervised forward KL,
+where the paper fine-tunes a student that was trained as a language model before. Prompts are beginnings of
+the calibration text, which is also the plain text (one piece to four samples), where the paper has
+instructions and a text of its own. The budget is minutes on a processor where the paper's is thousands of
+steps of 64 texts on graphics cards: the numbers are this run's, not the paper's.
 
-Control: the same student, tokens and seed, by supervised forward KL on the text alone (method GKD, objective "supervised").
+Control: the same student, tokens and seed, by supervised forward KL on the text alone (method GKD, objective
+"supervised").
 
-Cost: every text is drawn token by token by both models, then used `inner_epochs` times; a step costs a pass of the teacher and
-three of the student. The student's weights, gradients and moments are held in 32 bits: about 20 bytes a number.
+Cost: every text is drawn token by token by both models, then used `inner_epochs` times; a step costs a pass
+of the teacher and three of the student. The student's weights, gradients and moments are held in 32 bits:
+about 20 bytes a number.
 """
 
 from __future__ import annotations
@@ -64,21 +69,28 @@ TEXT_SHARE = 4  # one piece of plain text to so many samples
 class MinillmParams(WhiteBoxParams):
     """The student, its budget, and the repairs of the policy gradient."""
 
-    single_step: bool = param(True, "Take a token's own part of the reward as an exact sum over the vocabulary.")
+    single_step: bool = param(
+        True, "Take a token's own part of the reward as an exact sum over the vocabulary."
+    )
     teacher_mix: float = param(
         0.2, "Share of the teacher in what the texts are drawn from; 0: the student alone.", lo=0.0, hi=1.0
     )
     length_norm: bool = param(True, "Divide what is still to come by its number of tokens.")
     text_weight: float = param(0.3, "Weight of the loss on plain text beside it; 0: none.", lo=0.0, hi=10.0)
     whiten: bool = param(True, "Bring the returns of a batch to mean 0 and spread 1.", level="advanced")
-    inner_epochs: int = param(2, "Steps that each batch of texts is used for.", lo=1, hi=8, step=1, level="advanced")
+    inner_epochs: int = param(
+        2, "Steps that each batch of texts is used for.", lo=1, hi=8, step=1, level="advanced"
+    )
 
 
-def advantages(rewards: Tensor, mask: Tensor, *, single_step: bool, length_norm: bool, whiten: bool) -> Tensor:
-    """What multiplies grad log q(y_t), [b, T], from rewards r_t [b, T] where `mask` [b, T] holds; 0 elsewhere.
+def advantages(
+    rewards: Tensor, mask: Tensor, *, single_step: bool, length_norm: bool, whiten: bool
+) -> Tensor:
+    """What multiplies grad log q(y_t), [b, T], from rewards r_t [b, T] where `mask` [b, T] holds; 0
+    elsewhere.
 
-    single_step: R_{t+1}, what comes after the token (its own part is exact); else R_t - 1. length_norm: R divided by its number
-    of terms less one, at least 1. whiten: over the tokens that have a return.
+    single_step: R_{t+1}, what comes after the token (its own part is exact); else R_t - 1. length_norm: R
+    divided by its number of terms less one, at least 1. whiten: over the tokens that have a return.
     """
     rewards = torch.where(mask, rewards, 0)
     to_go = rewards.flip(1).cumsum(1).flip(1)
@@ -94,11 +106,19 @@ def advantages(rewards: Tensor, mask: Tensor, *, single_step: bool, length_norm:
     return torch.where(has, value, 0)
 
 
-def token_loss(log_p: Tensor, log_q: Tensor, targets: Tensor, advantage: Tensor, old: Tensor, weights: Tensor,
-               single_step: bool) -> Tensor:  # fmt: skip
+def token_loss(
+    log_p: Tensor,
+    log_q: Tensor,
+    targets: Tensor,
+    advantage: Tensor,
+    old: Tensor,
+    weights: Tensor,
+    single_step: bool,
+) -> Tensor:
     """The loss of each token [n] whose gradient is that of the sequence's reverse KL.
 
-    log_p, log_q [n, vocabulary]; targets [n] drawn; advantage, old (log q when it was drawn), weights (q / q~ then) [n].
+    log_p, log_q [n, vocabulary]; targets [n] drawn; advantage, old (log q when it was drawn), weights (q / q~
+    then) [n].
     """
     ratio = (log_q.gather(1, targets[:, None])[:, 0] - old).exp() * weights
     long = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP))
@@ -112,12 +132,25 @@ def phase(lesson: Lesson) -> Phase:
 
     def loss(batch: Sequences) -> Tensor:
         mask, targets = batch.mask, batch.targets
-        advantage = advantages(batch.log_p - batch.log_q, mask, single_step=params.single_step, length_norm=params.length_norm,
-                               whiten=params.whiten)[mask]  # fmt: skip
+        advantage = advantages(
+            batch.log_p - batch.log_q,
+            mask,
+            single_step=params.single_step,
+            length_norm=params.length_norm,
+            whiten=params.whiten,
+        )[mask]
         old, weights = batch.log_q[mask], batch.weights[mask]
-        out = token_mean(student, teacher, batch, lambda p, q, rows: token_loss(
-            p, logs(q), targets[rows], advantage[rows], old[rows], weights[rows], params.single_step))  # fmt: skip
-        return out if batch.text is None else out + params.text_weight * text_loss(student, given(batch.text, 1))
+        out = token_mean(
+            student,
+            teacher,
+            batch,
+            lambda p, q, rows: token_loss(
+                p, logs(q), targets[rows], advantage[rows], old[rows], weights[rows], params.single_step
+            ),
+        )
+        return (
+            out if batch.text is None else out + params.text_weight * text_loss(student, given(batch.text, 1))
+        )
 
     def supply():
         for ids in lesson.texts():

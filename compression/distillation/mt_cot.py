@@ -1,29 +1,33 @@
 """MT-CoT: the student learns answers and explanations as two tasks of one model.
 
-A question's answer says little about the way there. So the teacher writes an explanation for every training question, and the
-student learns two tasks: "predict: question" gives the answer, "explain: question" the explanation. When it is used, the answer
-task alone is asked, and explanations cost nothing; asked for the explanation, it works its way to an answer.
+A question's answer says little about the way there. So the teacher writes an explanation for every training
+question, and the student learns two tasks: "predict: question" gives the answer, "explain: question" the
+explanation. When it is used, the answer task alone is asked, and explanations cost nothing; asked for the
+explanation, it works its way to an answer.
 
-Li et al. 2022, "Explanations from Large Language Models Make Small Reasoners Better", arXiv 2210.06726, and the same idea in Hsieh
-et al. 2023, "Distilling Step-by-Step!", arXiv 2305.02301: L = alpha L_answer + (1 - alpha) L_explanation, each the mean over its
-own task's tokens, so that long explanations don't drown short answers. Explanations come from COTE (the teacher thinks step by
-step, and is believed where its answer is right), RP (it is told the right answer and says why) or CROP (COTE, and RP where that
-was wrong). The second task's target is the explanation (MT-Re), the answer with its explanation after it (MT-Ra), or the
-explanation and then the answer (MT-CoT).
+Li et al. 2022, "Explanations from Large Language Models Make Small Reasoners Better", arXiv 2210.06726, and
+the same idea in Hsieh et al. 2023, "Distilling Step-by-Step!", arXiv 2305.02301: L = alpha L_answer + (1 -
+alpha) L_explanation, each the mean over its own task's tokens, so that long explanations don't drown short
+answers. Explanations come from COTE (the teacher thinks step by step, and is believed where its answer is
+right), RP (it is told the right answer and says why) or CROP (COTE, and RP where that was wrong). The second
+task's target is the explanation (MT-Re), the answer with its explanation after it (MT-Ra), or the explanation
+and then the answer (MT-CoT).
 
-Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels. Answers are the right
-ones; only explanations are the teacher's. A small teacher is often wrong: the share of its own right answers and the share of its
-explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked. `teaching` = oracle
-has a program write the steps, and says so.
+Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels.
+Answers are the right ones; only explanations are the teacher's. A small teacher is often wrong: the share of
+its own right answers and the share of its explanations that were used are told, and an explanation that it
+wrote to a given answer (RP) isn't checked. `teaching` = oracle has a program write the steps, and says so.
 
-What is measured: exact match on other questions, in answer mode and, where the second task gives an answer, in explanation mode.
-The control is trained on answers alone.
+What is measured: exact match on other questions, in answer mode and, where the second task gives an answer,
+in explanation mode. The control is trained on answers alone.
 
-What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions gets nearly all others
-right when it writes the way there, and guesses when it answers at once, whichever way it was trained: here the written way helps,
-not the second task by itself. The papers promise more of the answers too, from models ten thousand times as large.
+What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions
+gets nearly all others right when it writes the way there, and guesses when it answers at once, whichever way
+it was trained: here the written way helps, not the second task by itself. The papers promise more of the
+answers too, from models ten thousand times as large.
 
-Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all its weights.
+Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all
+its weights.
 """
 
 from __future__ import annotations
@@ -69,12 +73,24 @@ FORMS = {  # of the second task's target
 class MtCotParams(BlackBoxParams):
     """Where explanations come from, and how they are learnt."""
 
-    form: str = param("MT-CoT", "What the second task writes: the explanation, the answer and why, or the way to the answer.",
-                      choices=tuple(FORMS))  # fmt: skip
-    explanations: str = param("CROP", "How the teacher explains: it finds the answer itself, is given it, or is given it where it was "
-                              "wrong.", choices=("COTE", "RP", "CROP"), when={"teaching": "teacher"})  # fmt: skip
-    answer_share: float = param(0.5, "Share of the answer task in the loss.", lo=0.0, hi=1.0, step=0.05, level="advanced")
-    explanation_tokens: int = param(64, "Longest explanation.", lo=8, hi=1024, step=1, unit="tokens", level="advanced")
+    form: str = param(
+        "MT-CoT",
+        "What the second task writes: the explanation, the answer and why, or the way to the answer.",
+        choices=tuple(FORMS),
+    )
+    explanations: str = param(
+        "CROP",
+        "How the teacher explains: it finds the answer itself, is given it, or is given it where it was "
+        "wrong.",
+        choices=("COTE", "RP", "CROP"),
+        when={"teaching": "teacher"},
+    )
+    answer_share: float = param(
+        0.5, "Share of the answer task in the loss.", lo=0.0, hi=1.0, step=0.05, level="advanced"
+    )
+    explanation_tokens: int = param(
+        64, "Longest explanation.", lo=8, hi=1024, step=1, unit="tokens", level="advanced"
+    )
 
 
 def think(question: Question) -> str:
@@ -101,16 +117,22 @@ class Explained:
     given: int  # explanations written to a given answer, which nothing checks
 
 
-def explanations(asked: Interview, questions: Sequence[Question], kind: str, new_tokens: int, seed: int) -> Explained:
+def explanations(
+    asked: Interview, questions: Sequence[Question], kind: str, new_tokens: int, seed: int
+) -> Explained:
     """Ask for explanations by COTE, RP or CROP."""
     found, right = [""] * len(questions), None
     if kind != "RP":
-        texts = [t[0] for t in asked.ask([think(q) for q in questions], new_tokens=new_tokens + LEAVE, seed=seed)]
+        texts = [
+            t[0] for t in asked.ask([think(q) for q in questions], new_tokens=new_tokens + LEAVE, seed=seed)
+        ]
         found = [accepted(q, t) for q, t in zip(questions, texts, strict=True)]
         right = sum(tasks.right(q, t) for q, t in zip(questions, texts, strict=True))
     missing = [i for i, text in enumerate(found) if not text] if kind != "COTE" else []
     for i, texts in zip(
-        missing, asked.ask([explain(questions[i]) for i in missing], new_tokens=new_tokens, seed=seed), strict=True
+        missing,
+        asked.ask([explain(questions[i]) for i in missing], new_tokens=new_tokens, seed=seed),
+        strict=True,
     ):
         found[i] = texts[0].rsplit(MARK, 1)[0].strip()
     return Explained(found, right, sum(bool(found[i]) for i in missing))
@@ -122,7 +144,8 @@ def target(form: str, answer: str, explanation: str) -> str:
 
 
 def lessons(tokenizer, questions: Sequence[Question], why: Sequence[str] | None, form: str) -> list[Lesson]:
-    """A lesson a question: the answer task, and the explanation task where there is an explanation. None: answers alone."""
+    """A lesson a question: the answer task, and the explanation task where there is an explanation. None:
+    answers alone."""
     out = []
     for number, q in enumerate(questions):
         second = ()
@@ -141,12 +164,18 @@ def by_form(form: str, text: str) -> str:
 
 def oracle(questions: Sequence[Question]) -> OracleTeacher:
     """A program that thinks right."""
-    known = {think(q): f"{q.worked} {MARK} {q.answer}" for q in questions} | {explain(q): q.worked for q in questions}
+    known = {think(q): f"{q.worked} {MARK} {q.answer}" for q in questions} | {
+        explain(q): q.worked for q in questions
+    }
     return OracleTeacher(known.__getitem__)
 
 
 def distil(
-    bundle: Bundle, context: Context, params: MtCotParams, questions: Sequence[Question], judged: Sequence[Question]
+    bundle: Bundle,
+    context: Context,
+    params: MtCotParams,
+    questions: Sequence[Question],
+    judged: Sequence[Question],
 ) -> Edit:
     """Train the student on both tasks and say how it answers in both ways."""
     asked, why, told = interview(context, bundle, params, oracle(questions)), None, None
@@ -181,9 +210,17 @@ def distil(
         beside = judge(control, "predict")
     notes += task_notes(before, after, beside, len(judged))
     if explains:
-        notes += (Note("explanation_mode", {"before": before_why, "after": judge(bundle, "explain"), "questions": len(judged)}),)
+        notes += (
+            Note(
+                "explanation_mode",
+                {"before": before_why, "after": judge(bundle, "explain"), "questions": len(judged)},
+            ),
+        )
     return Edit(
-        bundle=bundle, notes=notes, series={"training": course.curve}, files={TRANSCRIPT: asked.transcript()} if asked else {}
+        bundle=bundle,
+        notes=notes,
+        series={"training": course.curve},
+        files={TRANSCRIPT: asked.transcript()} if asked else {},
     )
 
 
@@ -214,7 +251,14 @@ METHOD = Method(
     control=off("mt_cot"),
     untrained={"train_tokens": 0},
     identity={"kept": 1.0, "train_tokens": 0},
-    tiny={"kept": 0.5, "teaching": "oracle", "questions": 16, "judged": 8, "train_tokens": 512, "learning_rate": 1e-3,
-          "explanation_tokens": 8},
+    tiny={
+        "kept": 0.5,
+        "teaching": "oracle",
+        "questions": 16,
+        "judged": 8,
+        "train_tokens": 512,
+        "learning_rate": 1e-3,
+        "explanation_tokens": 8,
+    },
     essay=__doc__,
-)  # fmt: skip
+)

@@ -1,7 +1,7 @@
 """What a model writes after many prompts at once.
 
-Prompts of one length go through the model together. Every text draws from a random stream of its own, so that it doesn't depend on
-the company it is in.
+Prompts of one length go through the model together. Every text draws from a random stream of its own, so that
+it doesn't depend on the company it is in.
 """
 
 from __future__ import annotations
@@ -28,28 +28,42 @@ class Written:
 
 
 def prompt_text(tokenizer, prompt: str) -> str:
-    """The prompt as the model reads it: a user's turn in its own chat template, or plain text where it has none."""
+    """The prompt as the model reads it: a user's turn in its own chat template, or plain text where it has
+    none."""
     if not tokenizer.chat_template:
         return prompt
-    return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
 
 
 def prompt_ids(tokenizer, prompt: str) -> list[int]:
-    """Token ids of `prompt_text`; a template brings its own special tokens, and a plain text gets the tokenizer's."""
-    return tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    """Token ids of `prompt_text`; a template brings its own special tokens, and a plain text gets the
+    tokenizer's."""
+    return tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)[
+        "input_ids"
+    ]
 
 
 @torch.no_grad()
 def write(
-    bundle: Bundle, prompts: Sequence[str], count: int = 1, temperature: float = 0.0, new_tokens: int = 64, seed: int = 0,
+    bundle: Bundle,
+    prompts: Sequence[str],
+    count: int = 1,
+    temperature: float = 0.0,
+    new_tokens: int = 64,
+    seed: int = 0,
     cancelled: Callable[[], bool] = lambda: False,
-) -> list[list[Written]]:  # fmt: skip
-    """`count` texts of at most `new_tokens` tokens after each prompt; temperature 0 takes the likeliest token.
+) -> list[list[Written]]:
+    """`count` texts of at most `new_tokens` tokens after each prompt; temperature 0 takes the likeliest
+    token.
 
     Raises Cancelled, and CalibrationError for a prompt that leaves no room.
     """
     stops = sample.stop_ids(bundle)
-    rows = [(p, c, prompt_ids(bundle.tokenizer, prompt)) for p, prompt in enumerate(prompts) for c in range(count)]
+    rows = [
+        (p, c, prompt_ids(bundle.tokenizer, prompt)) for p, prompt in enumerate(prompts) for c in range(count)
+    ]
     rows.sort(key=lambda row: len(row[2]))
     out: list[list] = [[None] * count for _ in prompts]
     while rows:
@@ -58,10 +72,17 @@ def write(
         rows = rows[len(now) :]
         room = min(new_tokens, bundle.geometry.positions - length)
         if room < 1:
-            raise CalibrationError(f"a prompt has {length} tokens; the model reads {bundle.geometry.positions}",
-                                   code="prompt_too_long", got=length, allowed=bundle.geometry.positions)  # fmt: skip
+            raise CalibrationError(
+                f"a prompt has {length} tokens; the model reads {bundle.geometry.positions}",
+                code="prompt_too_long",
+                got=length,
+                allowed=bundle.geometry.positions,
+            )
         streams = [torch.Generator().manual_seed(_stream(prompts[p], c, seed)) for p, c, _ in now]
-        forward, step = sample.stepper(bundle, len(now), length + room), torch.tensor([ids for _, _, ids in now])
+        forward, step = (
+            sample.stepper(bundle, len(now), length + room),
+            torch.tensor([ids for _, _, ids in now]),
+        )
         said: list[list[int]] = [[] for _ in now]
         open_rows = set(range(len(now)))
         for _ in range(room):
@@ -70,7 +91,9 @@ def write(
             logits = forward(step).float().cpu()
             if temperature > 0:
                 chances = torch.softmax(logits / temperature, -1)
-                chosen = torch.cat([torch.multinomial(c, 1, generator=g) for c, g in zip(chances, streams, strict=True)])
+                chosen = torch.cat(
+                    [torch.multinomial(c, 1, generator=g) for c, g in zip(chances, streams, strict=True)]
+                )
             else:
                 chosen = logits.argmax(-1)
             for i in list(open_rows):
@@ -82,7 +105,9 @@ def write(
                 break
             step = chosen[:, None]
         for (p, c, _), tokens in zip(now, said, strict=True):
-            out[p][c] = Written(bundle.tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens))
+            out[p][c] = Written(
+                bundle.tokenizer.decode(tokens, skip_special_tokens=True).strip(), len(tokens)
+            )
     return out
 
 

@@ -1,10 +1,11 @@
 """What a student is trained on: pieces of text, or its own continuations of their beginnings (rollouts).
 
-A rollout continues a prompt token by token at temperature 1, without any filter (where a filter removes a token its
-log-probability would be minus infinity), each model with its key-value cache. It is drawn from q, or from the mixture
-q~ = alpha p + (1 - alpha) q of student and teacher, mixed as probabilities; the weight of each token is w = q / q~, at most
-1 / (1 - alpha). It ends at the first token that ends a text; that token still counts, what stands behind it never does. Which
-tokens count follows from lengths, never from a padding id: models exist whose padding and end are one token.
+A rollout continues a prompt token by token at temperature 1, without any filter (where a filter removes a
+token its log-probability would be minus infinity), each model with its key-value cache. It is drawn from q,
+or from the mixture q~ = alpha p + (1 - alpha) q of student and teacher, mixed as probabilities; the weight of
+each token is w = q / q~, at most 1 / (1 - alpha). It ends at the first token that ends a text; that token
+still counts, what stands behind it never does. Which tokens count follows from lengths, never from a padding
+id: models exist whose padding and end are one token.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from compression.sample import transformers_stepper
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids [b, t]: a prompt of `prompt` tokens, then a response of lengths [b]; behind it the ids mean nothing."""
+    """Token ids [b, t]: a prompt of `prompt` tokens, then a response of lengths [b]; behind it the ids mean
+    nothing."""
 
     ids: Tensor
     prompt: int
@@ -32,7 +34,8 @@ class Sequences:
     log_p: Tensor | None = None  # by the teacher
     weights: Tensor | None = None  # w = q / q~
     text: Tensor | None = None  # plain text [b, n] to train on beside it
-    told: Tensor | None = None  # the teacher's final hidden states of the tokens that count, where they are wanted again
+    # the teacher's final hidden states of the tokens that count, where they are wanted again
+    told: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -53,7 +56,11 @@ class Sequences:
 
     def numel(self) -> int:
         """Tokens that a step trains on: prompts, responses, and the text beside them."""
-        return len(self.ids) * self.prompt + int(self.lengths.sum()) + (0 if self.text is None else self.text.numel())
+        return (
+            len(self.ids) * self.prompt
+            + int(self.lengths.sum())
+            + (0 if self.text is None else self.text.numel())
+        )
 
 
 def given(ids: Tensor, prompt: int) -> Sequences:
@@ -68,10 +75,17 @@ def pieces(windows: Tensor, size: int) -> Tensor:
 
 @torch.no_grad()
 def draw(
-    student: Bundle, teacher: Bundle | None, prompts: Tensor, new_tokens: int, alpha: float, ends: frozenset[int],
-    generator: torch.Generator, cancelled: Callable[[], bool] = lambda: False,
-) -> Sequences:  # fmt: skip
-    """Continuations of prompts [b, n] by at most `new_tokens` tokens. teacher None: by the student alone, without `log_p`.
+    student: Bundle,
+    teacher: Bundle | None,
+    prompts: Tensor,
+    new_tokens: int,
+    alpha: float,
+    ends: frozenset[int],
+    generator: torch.Generator,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Sequences:
+    """Continuations of prompts [b, n] by at most `new_tokens` tokens. teacher None: by the student alone,
+    without `log_p`.
 
     generator: the randomness, on the processor. Raises Cancelled.
     """
@@ -103,7 +117,11 @@ def draw(
 
 
 def distinct(sequences: Sequences, n: int = 4) -> float:
-    """Share of the responses' n-grams that differ from one another: near 1 varied, near 0 the same over and over."""
-    rows = [r[:k].tolist() for r, k in zip(sequences.ids[:, sequences.prompt :], sequences.lengths.tolist(), strict=True)]
+    """Share of the responses' n-grams that differ from one another: near 1 varied, near 0 the same over and
+    over."""
+    rows = [
+        r[:k].tolist()
+        for r, k in zip(sequences.ids[:, sequences.prompt :], sequences.lengths.tolist(), strict=True)
+    ]
     grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0

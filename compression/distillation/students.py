@@ -1,8 +1,8 @@
 """Students: smaller models that distillation trains.
 
-A student keeps some of its teacher's decoder blocks, evenly spaced with the first and the last among them, and all of its
-embedding, final norm and head. It is broken at first, and really smaller and faster. Or it is another model with the same
-tokenizer.
+A student keeps some of its teacher's decoder blocks, evenly spaced with the first and the last among them,
+and all of its embedding, final norm and head. It is broken at first, and really smaller and faster. Or it is
+another model with the same tokenizer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,27 @@ from compression.sample import stop_like
 class StudentParams(Params):
     """Who the student is. Base of every distillation method's parameters."""
 
-    kept: float = param(0.65, "Share of the teacher's layers that the student keeps.", lo=0.1, hi=1.0, step=0.05, main=True,
-                        ends=("small student", "as large as its teacher"), when={"student": ""})  # fmt: skip
-    student: str = param("", "Another model as the student, with the same tokenizer: a catalogue name, a hub id or a folder. "
-                         "Empty: the teacher's own layers.", level="advanced")  # fmt: skip
+    kept: float = param(
+        0.65,
+        "Share of the teacher's layers that the student keeps.",
+        lo=0.1,
+        hi=1.0,
+        step=0.05,
+        main=True,
+        ends=("small student", "as large as its teacher"),
+        when={"student": ""},
+    )
+    student: str = param(
+        "",
+        "Another model as the student, with the same tokenizer: a catalogue name, a hub id or a folder. "
+        "Empty: the teacher's own layers.",
+        level="advanced",
+    )
 
 
 def spaced(total: int, kept: int) -> list[int]:
-    """Numbers of `kept` of `total` blocks, evenly spaced, first and last included: round(linspace(0, total - 1, kept))."""
+    """Numbers of `kept` of `total` blocks, evenly spaced, first and last included: round(linspace(0, total -
+    1, kept))."""
     return [0] if kept == 1 else [round(i * (total - 1) / (kept - 1)) for i in range(kept)]
 
 
@@ -45,13 +58,17 @@ def reshaped(geometry: Geometry, params: StudentParams) -> Geometry:
 
         return CATALOGUE[params.student].geometry if params.student in CATALOGUE else geometry
     return replace(
-        geometry, layers=tuple(geometry.layers[i] for i in spaced(len(geometry.layers), count(len(geometry.layers), params.kept)))
+        geometry,
+        layers=tuple(
+            geometry.layers[i] for i in spaced(len(geometry.layers), count(len(geometry.layers), params.kept))
+        ),
     )
 
 
 def make(teacher: Bundle, params: StudentParams, same_tokenizer: bool = True) -> Bundle:
-    """A student of that teacher, with weights of its own. Raises BadParam for another model with another tokenizer, unless that is
-    allowed: where only texts pass between the two, each reads them in its own way."""
+    """A student of that teacher, with weights of its own. Raises BadParam for another model with another
+    tokenizer, unless that is allowed: where only texts pass between the two, each reads them in its own
+    way."""
     if params.student:
         return _other(teacher, params.student, same_tokenizer)
     total = len(arch.blocks(teacher.module))
@@ -83,14 +100,24 @@ def check_tokenizer(teacher: Bundle, name: str) -> None:
     from compression.texts import tokenizer_hash
 
     if tokenizer_hash(models.tokenizer_of(name)) != tokenizer_hash(teacher.tokenizer):
-        raise BadParam(f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model of the same family, "
-                       "or leave the student empty", name="student", got=name, allowed="a model with the same tokenizer")  # fmt: skip
+        raise BadParam(
+            f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model "
+            "of the same family, "
+            "or leave the student empty",
+            name="student",
+            got=name,
+            allowed="a model with the same tokenizer",
+        )
 
 
 def _other(teacher: Bundle, name: str, same_tokenizer: bool) -> Bundle:
     from compression import models
 
-    student = replace(models.load(name, str(teacher.device)), name=teacher.name, source=dict(teacher.source) | {"student": name})
+    student = replace(
+        models.load(name, str(teacher.device)),
+        name=teacher.name,
+        source=dict(teacher.source) | {"student": name},
+    )
     if same_tokenizer:
         check_tokenizer(teacher, name)
         stop_like(student, teacher)

@@ -1,9 +1,10 @@
-"""Tasks that a program can make and check: what the black-box methods teach and are judged on, with no data set.
+"""Tasks that a program can make and check: what the black-box methods teach and are judged on, with no data
+set.
 
-Three kinds. Namings: words of two classes get label words that are drawn anew for every task, so that only the demonstrations tell
-which label belongs to which class. Reasoning questions: parity, letter counts and comparisons in two steps, each with its steps
-written out. Instructions: short jobs on lists of words or numbers, easy to hard. Every question carries its right answer, and
-`right` checks a text against it.
+Three kinds. Namings: words of two classes get label words that are drawn anew for every task, so that only
+the demonstrations tell which label belongs to which class. Reasoning questions: parity, letter counts and
+comparisons in two steps, each with its steps written out. Instructions: short jobs on lists of words or
+numbers, easy to hard. Every question carries its right answer, and `right` checks a text against it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,146 @@ from dataclasses import dataclass
 from random import Random
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
-    "animals": ("dog", "cat", "horse", "cow", "sheep", "tiger", "rabbit", "mouse", "lion", "wolf", "goat", "deer"),
-    "fruits": ("apple", "banana", "orange", "grape", "lemon", "peach", "cherry", "mango", "plum", "melon", "pear", "berry"),
-    "colours": ("red", "blue", "green", "yellow", "purple", "black", "white", "brown", "pink", "grey", "violet", "silver"),
-    "countries": ("France", "China", "Brazil", "Egypt", "India", "Japan", "Spain", "Canada", "Italy", "Kenya", "Peru", "Norway"),
-    "tools": ("hammer", "saw", "drill", "wrench", "knife", "axe", "shovel", "ladder", "brush", "chisel", "rope", "needle"),
-    "clothes": ("shirt", "coat", "hat", "shoe", "sock", "dress", "glove", "scarf", "jacket", "skirt", "belt", "boot"),
-    "bodies": ("hand", "foot", "arm", "leg", "head", "nose", "ear", "knee", "mouth", "finger", "elbow", "neck"),
-    "weather": ("rain", "snow", "wind", "storm", "fog", "hail", "cloud", "thunder", "frost", "breeze", "sleet", "drought"),
-    "jobs": ("doctor", "teacher", "farmer", "baker", "pilot", "nurse", "lawyer", "judge", "painter", "driver", "sailor", "cook"),
-    "furniture": ("table", "chair", "bed", "desk", "sofa", "shelf", "bench", "lamp", "couch", "drawer", "stool", "cabinet"),
+    "animals": (
+        "dog",
+        "cat",
+        "horse",
+        "cow",
+        "sheep",
+        "tiger",
+        "rabbit",
+        "mouse",
+        "lion",
+        "wolf",
+        "goat",
+        "deer",
+    ),
+    "fruits": (
+        "apple",
+        "banana",
+        "orange",
+        "grape",
+        "lemon",
+        "peach",
+        "cherry",
+        "mango",
+        "plum",
+        "melon",
+        "pear",
+        "berry",
+    ),
+    "colours": (
+        "red",
+        "blue",
+        "green",
+        "yellow",
+        "purple",
+        "black",
+        "white",
+        "brown",
+        "pink",
+        "grey",
+        "violet",
+        "silver",
+    ),
+    "countries": (
+        "France",
+        "China",
+        "Brazil",
+        "Egypt",
+        "India",
+        "Japan",
+        "Spain",
+        "Canada",
+        "Italy",
+        "Kenya",
+        "Peru",
+        "Norway",
+    ),
+    "tools": (
+        "hammer",
+        "saw",
+        "drill",
+        "wrench",
+        "knife",
+        "axe",
+        "shovel",
+        "ladder",
+        "brush",
+        "chisel",
+        "rope",
+        "needle",
+    ),
+    "clothes": (
+        "shirt",
+        "coat",
+        "hat",
+        "shoe",
+        "sock",
+        "dress",
+        "glove",
+        "scarf",
+        "jacket",
+        "skirt",
+        "belt",
+        "boot",
+    ),
+    "bodies": (
+        "hand",
+        "foot",
+        "arm",
+        "leg",
+        "head",
+        "nose",
+        "ear",
+        "knee",
+        "mouth",
+        "finger",
+        "elbow",
+        "neck",
+    ),
+    "weather": (
+        "rain",
+        "snow",
+        "wind",
+        "storm",
+        "fog",
+        "hail",
+        "cloud",
+        "thunder",
+        "frost",
+        "breeze",
+        "sleet",
+        "drought",
+    ),
+    "jobs": (
+        "doctor",
+        "teacher",
+        "farmer",
+        "baker",
+        "pilot",
+        "nurse",
+        "lawyer",
+        "judge",
+        "painter",
+        "driver",
+        "sailor",
+        "cook",
+    ),
+    "furniture": (
+        "table",
+        "chair",
+        "bed",
+        "desk",
+        "sofa",
+        "shelf",
+        "bench",
+        "lamp",
+        "couch",
+        "drawer",
+        "stool",
+        "cabinet",
+    ),
 }
 UNSEEN = ("jobs", "furniture", "weather", "bodies")  # classes that no training task of Meta-ICT uses
 LABELS = (
@@ -84,14 +215,17 @@ class Shown:
         return f"{HEADER}{self.demonstrated}{self.query} ->"
 
 
-def naming(classes: Mapping[str, Sequence[str]], names: Sequence[str], labels: Sequence[str], random: Random) -> Naming:
+def naming(
+    classes: Mapping[str, Sequence[str]], names: Sequence[str], labels: Sequence[str], random: Random
+) -> Naming:
     """Two of the classes `names` under two of `labels`, both drawn."""
     first, second = random.sample(list(names), 2)
     return Naming((tuple(classes[first]), tuple(classes[second])), tuple(random.sample(list(labels), 2)))
 
 
 def show(task: Naming, k: int, words: Sequence[str], query: str, random: Random) -> Shown:
-    """`query` after k demonstrations drawn from `words` without it, as many of one label as of the other (one more for an odd k)."""
+    """`query` after k demonstrations drawn from `words` without it, as many of one label as of the other (one
+    more for an odd k)."""
     sides = [[w for w in words if w != query and task.label(w) == label] for label in task.labels]
     random.shuffle(sides)
     chosen = random.sample(sides[0], k - k // 2) + random.sample(sides[1], k // 2)
@@ -140,8 +274,13 @@ def parity(random: Random, level: int) -> Question:
     for bit in bits:
         odd ^= bit
         steps.append(f"{bit} {names[odd]}")
-    return Question("parity", level, f"Is the number of ones even or odd? {' '.join(map(str, bits))}", names[odd],
-                    ", ".join(steps) + ".")  # fmt: skip
+    return Question(
+        "parity",
+        level,
+        f"Is the number of ones even or odd? {' '.join(map(str, bits))}",
+        names[odd],
+        ", ".join(steps) + ".",
+    )
 
 
 def letter_count(random: Random, level: int) -> Question:
@@ -151,7 +290,13 @@ def letter_count(random: Random, level: int) -> Question:
     for letter in letters:
         count += letter == asked
         steps.append(f"{letter} {count}")
-    return Question("letter count", level, f"How many {asked} are in {' '.join(letters)}?", str(count), ", ".join(steps) + ".")
+    return Question(
+        "letter count",
+        level,
+        f"How many {asked} are in {' '.join(letters)}?",
+        str(count),
+        ", ".join(steps) + ".",
+    )
 
 
 def comparison(random: Random, level: int) -> Question:
@@ -204,7 +349,9 @@ def total(random: Random, level: int) -> Question:
 
 def first_letters(random: Random, level: int) -> Question:
     words = _words(random, level)
-    return Question("initials", level, f"First letters of: {', '.join(words)}", ", ".join(w[0] for w in words))
+    return Question(
+        "initials", level, f"First letters of: {', '.join(words)}", ", ".join(w[0] for w in words)
+    )
 
 
 def last_word(random: Random, level: int) -> Question:
@@ -233,9 +380,15 @@ LEVELS = (1, 2, 3)
 Maker = Callable[[Random, int], Question]
 
 
-def draw(makers: Sequence[Maker], count: int, random: Random, levels: Sequence[int] = LEVELS, without: Collection[str] = ()
-         ) -> list[Question]:  # fmt: skip
-    """`count` different questions, makers and levels in turn, none with a text in `without`; fewer where there are no more."""
+def draw(
+    makers: Sequence[Maker],
+    count: int,
+    random: Random,
+    levels: Sequence[int] = LEVELS,
+    without: Collection[str] = (),
+) -> list[Question]:
+    """`count` different questions, makers and levels in turn, none with a text in `without`; fewer where
+    there are no more."""
     seen, out, tries = set(without), [], 0
     while len(out) < count and tries < 50 * count + 100:
         question = makers[tries % len(makers)](random, levels[tries // len(makers) % len(levels)])
@@ -247,7 +400,8 @@ def draw(makers: Sequence[Maker], count: int, random: Random, levels: Sequence[i
 
 
 def overlap(a: str, b: str) -> float:
-    """ROUGE-L F1 of two texts: twice the longest common subsequence of words over the words of both; 0 for an empty text."""
+    """ROUGE-L F1 of two texts: twice the longest common subsequence of words over the words of both; 0 for an
+    empty text."""
     first, second = bare(a).split(), bare(b).split()
     if not first or not second or not (Counter(first) & Counter(second)):
         return 0.0

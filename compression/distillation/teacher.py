@@ -1,8 +1,9 @@
 """A teacher that only answers in words: what black-box distillation sees of a model.
 
-`ask` is all there is beside three counters: strings in, strings out; no logits, no hidden states, no tokenizer. Answers are kept by
-what was asked and of whom, so that a question is paid for once. What was asked in a training is saved beside the student
-(`teacher_cache.jsonl`), and a `Replay` of that file trains the same student without the teacher.
+`ask` is all there is beside three counters: strings in, strings out; no logits, no hidden states, no
+tokenizer. Answers are kept by what was asked and of whom, so that a question is paid for once. What was asked
+in a training is saved beside the student (`teacher_cache.jsonl`), and a `Replay` of that file trains the same
+student without the teacher.
 """
 
 from __future__ import annotations
@@ -27,13 +28,21 @@ class Answers(Protocol):
     tokens: int  # that were written for them
     hits: int  # prompts whose answer was known
 
-    def ask(self, prompts: Sequence[str], count: int = 1, temperature: float = 0.0, new_tokens: int = 64, seed: int = 0,
-            cancelled: Callable[[], bool] = lambda: False) -> list[list[str]]:  # fmt: skip
+    def ask(
+        self,
+        prompts: Sequence[str],
+        count: int = 1,
+        temperature: float = 0.0,
+        new_tokens: int = 64,
+        seed: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> list[list[str]]:
         """`count` answers of at most `new_tokens` tokens to each prompt. temperature 0: the likeliest."""
 
 
 def row(name: str, asked: Mapping, texts: Sequence[str]) -> dict:
-    """One line of a transcript: of whom, what was asked (prompt, count, temperature, new_tokens, seed), and the answers."""
+    """One line of a transcript: of whom, what was asked (prompt, count, temperature, new_tokens, seed), and
+    the answers."""
     return {"key": key(asked), "teacher": name} | dict(asked) | {"texts": list(texts)}
 
 
@@ -49,8 +58,11 @@ class _Known:
         self._rows: dict[str, dict] = {}
         self.calls = self.tokens = self.hits = 0
 
-    def ask(self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, cancelled=lambda: False) -> list[list[str]]:
-        """`count` answers of at most `new_tokens` tokens to each prompt, in their order. temperature 0: the likeliest.
+    def ask(
+        self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, cancelled=lambda: False
+    ) -> list[list[str]]:
+        """`count` answers of at most `new_tokens` tokens to each prompt, in their order. temperature 0: the
+        likeliest.
 
         Raises Cancelled, and CalibrationError for a prompt too long or an answer that isn't there.
         """
@@ -73,7 +85,9 @@ class TextTeacher(_Known):
         """store: the file of kept answers; default: one for these weights."""
         super().__init__()
         self._bundle, self._name = bundle, bundle.source.get("weights_hash") or bundle.name
-        self._file = store or home() / "teachers" / f"{hashlib.sha256(self._name.encode()).hexdigest()[:20]}.jsonl"
+        self._file = (
+            store or home() / "teachers" / f"{hashlib.sha256(self._name.encode()).hexdigest()[:20]}.jsonl"
+        )
         if self._file.is_file():
             self._rows = {r["key"]: r for r in _lines(self._file.read_bytes())}
 
@@ -81,17 +95,21 @@ class TextTeacher(_Known):
         from compression.distillation.replies import TOGETHER, write
 
         how = {name: value for name, value in questions[0].items() if name != "prompt"}
-        questions = sorted(questions, key=lambda q: len(q["prompt"]))  # such of equal length are answered together
+        # such of equal length are answered together
+        questions = sorted(questions, key=lambda q: len(q["prompt"]))
         self._file.parent.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(questions), 4 * TOGETHER):  # kept as they come, so that a stop loses little
             some = questions[start : start + 4 * TOGETHER]
             for question, texts in zip(
-                some, write(self._bundle, [q["prompt"] for q in some], cancelled=cancelled, **how), strict=True
+                some,
+                write(self._bundle, [q["prompt"] for q in some], cancelled=cancelled, **how),
+                strict=True,
             ):
                 self.calls, self.tokens = self.calls + 1, self.tokens + sum(t.tokens for t in texts)
                 found = row(self._name, question, [t.text for t in texts])
                 self._rows[found["key"]] = found
-                with self._file.open("ab", buffering=0) as file:  # in one write: another program may add to it too
+                # in one write: another program may add to it too
+                with self._file.open("ab", buffering=0) as file:
                     file.write(json.dumps(found, ensure_ascii=False).encode() + b"\n")
 
 
@@ -109,7 +127,8 @@ def _lines(kept: bytes) -> list[dict]:
 
 
 class OracleTeacher(_Known):
-    """The oracle text teacher: a program that knows the right answers, and no model. `tokens` counts its words."""
+    """The oracle text teacher: a program that knows the right answers, and no model. `tokens` counts its
+    words."""
 
     def __init__(self, answer: Callable[[str], str]):
         """answer: prompt -> text."""
@@ -131,7 +150,9 @@ class Replay(_Known):
         self._rows = {r["key"]: r for r in map(json.loads, transcript.decode().splitlines())}
 
     def _answer(self, questions, cancelled) -> None:
-        raise CalibrationError(f"the transcript has no answer to {questions[0]['prompt'][:60]!r}", code="not_in_transcript")
+        raise CalibrationError(
+            f"the transcript has no answer to {questions[0]['prompt'][:60]!r}", code="not_in_transcript"
+        )
 
 
 class Interview:
@@ -141,8 +162,14 @@ class Interview:
         """name: of whom, in the minutes."""
         self._teacher, self._name, self._cancelled, self._told = teacher, name, cancelled, {}
 
-    def ask(self, prompts: Sequence[str], count: int = 1, temperature: float = 0.0, new_tokens: int = 64, seed: int = 0
-            ) -> list[list[str]]:  # fmt: skip
+    def ask(
+        self,
+        prompts: Sequence[str],
+        count: int = 1,
+        temperature: float = 0.0,
+        new_tokens: int = 64,
+        seed: int = 0,
+    ) -> list[list[str]]:
         """As `Answers.ask`."""
         how = {"count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
         out = self._teacher.ask(list(prompts), cancelled=self._cancelled, **how)

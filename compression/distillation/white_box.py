@@ -1,8 +1,9 @@
 """What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
 
-A student of some of its teacher's layers is broken at first and its samples are noise, so a share of the budget goes to a
-warm-up: supervised forward KL to the teacher on text. Then the method's own phase begins, on the student's own samples. Each
-phase keeps its best state by what it lowers, measured on text (or samples that continue text) kept aside.
+A student of some of its teacher's layers is broken at first and its samples are noise, so a share of the
+budget goes to a warm-up: supervised forward KL to the teacher on text. Then the method's own phase begins, on
+the student's own samples. Each phase keeps its best state by what it lowers, measured on text (or samples
+that continue text) kept aside.
 """
 
 from __future__ import annotations
@@ -39,15 +40,24 @@ class WhiteBoxParams(StudentParams):
     """The budget of a distillation and the shape of its samples."""
 
     train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
-    train_minutes: float = param(30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
-    warm_up: float = param(0.5, "Share of the budget that the student first learns on text, by supervised forward KL.",
-                           lo=0.0, hi=0.95)  # fmt: skip
+    train_minutes: float = param(
+        30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+    )
+    warm_up: float = param(
+        0.5,
+        "Share of the budget that the student first learns on text, by supervised forward KL.",
+        lo=0.0,
+        hi=0.95,
+    )
     learning_rate: float = param(2e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
-    prompt_tokens: int = param(32, "Tokens of text that a sample continues.", lo=1, hi=2_048, step=1, level="advanced")
+    prompt_tokens: int = param(
+        32, "Tokens of text that a sample continues.", lo=1, hi=2_048, step=1, level="advanced"
+    )
     response_tokens: int = param(48, "Tokens of a sample, at most.", lo=1, hi=2_048, step=1, level="advanced")
 
 
-Value = Callable[[Tensor | None, Tensor, slice], Tensor]  # (logits of p, of q [n, vocabulary], which of the scored tokens) -> [n]
+# (logits of p, of q [n, vocabulary], which of the scored tokens) -> [n]
+Value = Callable[[Tensor | None, Tensor, slice], Tensor]
 
 
 def token_mean(student: Bundle, teacher: Bundle | None, batch: Sequences, value: Value) -> Tensor:
@@ -78,7 +88,9 @@ def scored_states(bundle: Bundle, batch: Sequences) -> Tensor:
 def text_loss(student: Bundle, batch: Sequences) -> Tensor:
     """Mean negative log-likelihood of a batch's scored tokens."""
     targets = batch.targets
-    return token_mean(student, None, batch, lambda _, q, rows: F.cross_entropy(q.float(), targets[rows], reduction="none"))
+    return token_mean(
+        student, None, batch, lambda _, q, rows: F.cross_entropy(q.float(), targets[rows], reduction="none")
+    )
 
 
 @dataclass(frozen=True)
@@ -99,10 +111,21 @@ class Lesson:
         cut = rollouts.pieces(self.taught, self.params.prompt_tokens + self.params.response_tokens)
         return (ids.to(device) for ids in batches(cut, self.seed))
 
-    def sample(self, prompts: Tensor, generator: torch.Generator, alpha: float = 0.0, teacher: Bundle | None = None) -> Sequences:
+    def sample(
+        self, prompts: Tensor, generator: torch.Generator, alpha: float = 0.0, teacher: Bundle | None = None
+    ) -> Sequences:
         """Continuations of prompts [b, n]."""
         ends = stop_ids(self.student)
-        return rollouts.draw(self.student, teacher, prompts, self.params.response_tokens, alpha, ends, generator, self.cancelled)
+        return rollouts.draw(
+            self.student,
+            teacher,
+            prompts,
+            self.params.response_tokens,
+            alpha,
+            ends,
+            generator,
+            self.cancelled,
+        )
 
     def own(self) -> Sequences:
         """The student's continuations of what is kept aside, with the same randomness every time."""
@@ -130,7 +153,8 @@ class Lesson:
 
     @torch.no_grad()
     def measured(self) -> dict[str, float]:
-        """Both divergences from the teacher in nats a token, on text kept aside and on own samples, and what these are like."""
+        """Both divergences from the teacher in nats a token, on text kept aside and on own samples, and what
+        these are like."""
         own, out = self.own(), {}
         for where, batch in (("text", self.aside), ("own", own)):
             out[f"{where}_forward"], out[f"{where}_reverse"] = self.divergences(batch)
@@ -147,8 +171,12 @@ class Phase:
 
 
 def warm_up(lesson: Lesson, plain: bool) -> Phase:
-    """Forward KL to the teacher on whole windows of text; plain: the text's own next tokens, without a teacher."""
-    loss = lambda batch: _supervised(lesson, batch, plain)  # noqa: E731
+    """Forward KL to the teacher on whole windows of text; plain: the text's own next tokens, without a
+    teacher."""
+
+    def loss(batch):
+        return _supervised(lesson, batch, plain)
+
     supply = (given(ids.to(lesson.student.device), 1) for ids in batches(lesson.taught, lesson.seed))
     return Phase(loss, supply, lambda: float(loss(lesson.aside)))
 
@@ -160,25 +188,39 @@ def _supervised(lesson: Lesson, batch: Sequences, plain: bool) -> Tensor:
 
 
 def check_lengths(params: WhiteBoxParams, window: int) -> None:
-    """Raises BadParam if a prompt and what the student writes behind it don't fit into a window of the text."""
+    """Raises BadParam if a prompt and what the student writes behind it don't fit into a window of the
+    text."""
     longest = params.prompt_tokens + params.response_tokens
     if longest > window:
-        raise BadParam(f"prompt_tokens + response_tokens = {longest} is more than a window of {window} tokens; shorten "
-                       "them or give longer windows", name="prompt_tokens + response_tokens", got=longest,
-                       allowed=f"<= {window}")  # fmt: skip
+        raise BadParam(
+            f"prompt_tokens + response_tokens = {longest} is more than a window of {window} tokens; shorten "
+            "them or give longer windows",
+            name="prompt_tokens + response_tokens",
+            got=longest,
+            allowed=f"<= {window}",
+        )
 
 
 def distil(
-    method: str, student: Bundle, context: Context, params: WhiteBoxParams, phase: Callable[[Lesson], Phase], plain: bool = False
+    method: str,
+    student: Bundle,
+    context: Context,
+    params: WhiteBoxParams,
+    phase: Callable[[Lesson], Phase],
+    plain: bool = False,
 ) -> Edit:
-    """Train the student: the warm-up, then the method's phase. plain: the warm-up reads text without a teacher.
+    """Train the student: the warm-up, then the method's phase. plain: the warm-up reads text without a
+    teacher.
 
-    Raises BadParam when prompt and response don't fit a window, CalibrationError and Cancelled as training does.
+    Raises BadParam when prompt and response don't fit a window, CalibrationError and Cancelled as training
+    does.
     """
     total = len(context.teacher.geometry.layers)
     facts = {"layers": len(student.geometry.layers), "of": total}
     notes = [
-        Note("student_other", facts | {"name": Path(params.student).name}) if params.student else Note("student_layers", facts)
+        Note("student_other", facts | {"name": Path(params.student).name})
+        if params.student
+        else Note("student_layers", facts)
     ]
     if params.train_tokens == 0:
         return Edit(bundle=student, notes=tuple(notes))
@@ -187,7 +229,13 @@ def distil(
     dtype = student.module.dtype
     student.module.float().requires_grad_(True).eval()
     lesson = Lesson(
-        student, context.teacher, taught, held[: max(2, TEXT_TOKENS // held.shape[1])], params, context.seed, context.cancelled
+        student,
+        context.teacher,
+        taught,
+        held[: max(2, TEXT_TOKENS // held.shape[1])],
+        params,
+        context.seed,
+        context.cancelled,
     )
     first = Course()
     if params.warm_up:
@@ -199,14 +247,39 @@ def distil(
     after = lesson.measured()
     student.module.to(dtype).requires_grad_(False)
     notes += [
-        Note("distilled", {"method": method, "tokens": first.tokens + course.tokens, "first_tokens": first.tokens,
-                           "steps": first.steps + course.steps, "seconds": round(first.seconds + course.seconds),
-                           "before": course.before, "best": course.best}),
-        Note("divergences", {f"{k}_{when}": v for when, found in (("before", before), ("after", after))
-                             for k, v in found.items() if k not in ("length", "distinct")}),
-        Note("samples", {"count": SAMPLES, "most": params.response_tokens, "length_before": before["length"], "length": after["length"],
-                         "distinct_before": before["distinct"], "distinct": after["distinct"]}),
-    ]  # fmt: skip
+        Note(
+            "distilled",
+            {
+                "method": method,
+                "tokens": first.tokens + course.tokens,
+                "first_tokens": first.tokens,
+                "steps": first.steps + course.steps,
+                "seconds": round(first.seconds + course.seconds),
+                "before": course.before,
+                "best": course.best,
+            },
+        ),
+        Note(
+            "divergences",
+            {
+                f"{k}_{when}": v
+                for when, found in (("before", before), ("after", after))
+                for k, v in found.items()
+                if k not in ("length", "distinct")
+            },
+        ),
+        Note(
+            "samples",
+            {
+                "count": SAMPLES,
+                "most": params.response_tokens,
+                "length_before": before["length"],
+                "length": after["length"],
+                "distinct_before": before["distinct"],
+                "distinct": after["distinct"],
+            },
+        ),
+    ]
     notes += course.notes(method)[1:]  # whether minutes or somebody ended it
     if course.best >= course.before:
         notes.append(Note("distilled_no_gain", {"method": method}))
@@ -214,7 +287,9 @@ def distil(
     return Edit(bundle=student, notes=tuple(notes), series=curves)
 
 
-def _train(lesson: Lesson, phase: Phase, budget: Budget, context: Context, span: tuple[float, float], done: int) -> Course:
+def _train(
+    lesson: Lesson, phase: Phase, budget: Budget, context: Context, span: tuple[float, float], done: int
+) -> Course:
     """One phase, told as the part `span` of the whole; `done` tokens came before it."""
     start, end = span
 
@@ -224,20 +299,40 @@ def _train(lesson: Lesson, phase: Phase, budget: Budget, context: Context, span:
         context.emit(event | {"done": start + (end - start) * min(event["done"], 1.0), "facts": facts})
 
     return train(
-        list(lesson.student.module.parameters()), phase.loss, phase.supply, phase.judge, budget,
-        rate=lesson.params.learning_rate, seed=lesson.seed, emit=tell, cancelled=context.cancelled, enough=context.enough,
-    )  # fmt: skip
+        list(lesson.student.module.parameters()),
+        phase.loss,
+        phase.supply,
+        phase.judge,
+        budget,
+        rate=lesson.params.learning_rate,
+        seed=lesson.seed,
+        emit=tell,
+        cancelled=context.cancelled,
+        enough=context.enough,
+    )
 
 
-def cost(shape: tuple[int, int], params: WhiteBoxParams, *, samples: float, teacher_steps: bool, role: str) -> Cost:
-    """Of a matrix of the teacher [out, in]: bytes of its share of the student; both models' passes over the tokens trained on,
-    over samples as they are drawn (`samples`: their share of the tokens behind the warm-up) and over what judges. role
-    "table": the token table, which the student has whole and trains too."""
+def cost(
+    shape: tuple[int, int], params: WhiteBoxParams, *, samples: float, teacher_steps: bool, role: str
+) -> Cost:
+    """Of a matrix of the teacher [out, in]: bytes of its share of the student; both models' passes over the
+    tokens trained on, over samples as they are drawn (`samples`: their share of the tokens behind the
+    warm-up) and over what judges. role "table": the token table, which the student has whole and trains
+    too."""
     weights = shape[0] * shape[1]
     share = 1.0 if role == "table" or params.student else params.kept
     length = params.prompt_tokens + params.response_tokens
     drawn = samples * (1 - params.warm_up) * params.train_tokens * params.response_tokens / length
-    judged = 2 * (JUDGED + 1) * (TEXT_TOKENS + SAMPLES * (length + DECODED * params.response_tokens)) * (params.train_tokens > 0)
-    passes = params.train_tokens * (1 + 3 * share) + DECODED * drawn * (share + teacher_steps) + judged * (1 + share)
+    judged = (
+        2
+        * (JUDGED + 1)
+        * (TEXT_TOKENS + SAMPLES * (length + DECODED * params.response_tokens))
+        * (params.train_tokens > 0)
+    )
+    passes = (
+        params.train_tokens * (1 + 3 * share)
+        + DECODED * drawn * (share + teacher_steps)
+        + judged * (1 + share)
+    )
     held = STATE_BYTES * share * weights if params.train_tokens else 4 * share * weights
     return Cost(bytes=int(2 * share * weights), flops=2.0 * weights * passes, peak_bytes=int(held))

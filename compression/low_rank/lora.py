@@ -1,23 +1,26 @@
-"""LoRA: a thin trained correction beside weights that stay as they are; here to win back what a compression cost.
+"""LoRA: a thin trained correction beside weights that stay as they are; here to win back what a compression
+cost.
 
-Training a compressed model in full would undo the compression: removed weights come back, integers become fractions. LoRA
-freezes the stored matrix W and trains only two thin ones beside it, y = W x + (alpha / r) B A x, with A [r, in] drawn at
-random and B [out, r] zero, so that training starts from exactly the compressed model. At rank 8 the adapter has about two
-percent of the weights. As a step after pruning, quantization or factorisation it is the usual recovery; on the original
-model it is the control: what the same training does where nothing had been lost.
+Training a compressed model in full would undo the compression: removed weights come back, integers become
+fractions. LoRA freezes the stored matrix W and trains only two thin ones beside it, y = W x + (alpha / r) B A
+x, with A [r, in] drawn at random and B [out, r] zero, so that training starts from exactly the compressed
+model. At rank 8 the adapter has about two percent of the weights. As a step after pruning, quantization or
+factorisation it is the usual recovery; on the original model it is the control: what the same training does
+where nothing had been lost.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. Where the result goes:
-a dense matrix takes the product in. A sparse matrix with 16-bit values is trained under its mask, W + M * (alpha / r) B A,
-and takes it in too, so that every removed place stays empty (merging an adapter that was trained without the mask makes the
-matrix dense again). A factorised matrix gets r more columns in each factor. Integers and code books can't take it without
-being rounded anew: there the adapter is kept apart in 16 bits, and its bytes are counted. `merge` off keeps it apart
-everywhere.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. Where the
+result goes: a dense matrix takes the product in. A sparse matrix with 16-bit values is trained under its
+mask, W + M * (alpha / r) B A, and takes it in too, so that every removed place stays empty (merging an
+adapter that was trained without the mask makes the matrix dense again). A factorised matrix gets r more
+columns in each factor. Integers and code books can't take it without being rounded anew: there the adapter is
+kept apart in 16 bits, and its bytes are counted. `merge` off keeps it apart everywhere.
 
-Deviations. The text is the calibration text, never the evaluated one, where the recovery recipes of LLM-Pruner and SVD-LLM
-train two epochs on 50,000 instructions: that takes a graphics card. The best state on held-out windows is kept, which may be
-the start. The short budget wants a higher rate (5e-4) than the recipes' 1e-4. Dropout is 0 by default; `dropout` leaves out so
-many of the adapter's inputs, at random anew for each token, and counts the others up. `answers_only` counts the loss of
-answers in a text of dialogues or instructions, as QLoRA's authors do (compression/answers.py tells how they are found).
+Deviations. The text is the calibration text, never the evaluated one, where the recovery recipes of
+LLM-Pruner and SVD-LLM train two epochs on 50,000 instructions: that takes a graphics card. The best state on
+held-out windows is kept, which may be the start. The short budget wants a higher rate (5e-4) than the
+recipes' 1e-4. Dropout is 0 by default; `dropout` leaves out so many of the adapter's inputs, at random anew
+for each token, and counts the others up. `answers_only` counts the loss of answers in a text of dialogues or
+instructions, as QLoRA's authors do (compression/answers.py tells how they are found).
 
 Cost: a training step is three forward passes; the gradients and moments of the adapters only.
 """
@@ -43,36 +46,70 @@ from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
 from compression.training import Budget, adamw, from_text, language_loss, train
 
-TARGETS = {"all": ("q", "k", "v", "o", "gate", "up", "down"), "attention": ("q", "k", "v", "o"), "q and v": ("q", "v")}
-TAKES_IT = ("dense", "bitmask", "two_four")  # formats that take another matrix in with no rounding, unless they hold a grid
+TARGETS = {
+    "all": ("q", "k", "v", "o", "gate", "up", "down"),
+    "attention": ("q", "k", "v", "o"),
+    "q and v": ("q", "v"),
+}
+# formats that take another matrix in with no rounding, unless they hold a grid
+TAKES_IT = ("dense", "bitmask", "two_four")
 
 
 @dataclass(frozen=True)
 class LoraParams(Params):
     """The adapter, its training, and where it ends."""
 
-    rank: int = param(8, "Columns of the two thin matrices.", lo=1, hi=128, step=1, main=True,
-                      ends=("small adapter", "large adapter"))  # fmt: skip
+    rank: int = param(
+        8,
+        "Columns of the two thin matrices.",
+        lo=1,
+        hi=128,
+        step=1,
+        main=True,
+        ends=("small adapter", "large adapter"),
+    )
     lora_alpha: float = param(
-        16.0, "The adapter's product is multiplied by this over the rank.", lo=0.1, hi=1024.0, level="advanced"
+        16.0,
+        "The adapter's product is multiplied by this over the rank.",
+        lo=0.1,
+        hi=1024.0,
+        level="advanced",
     )
     targets: str = param("all", "Which matrices get an adapter.", choices=tuple(TARGETS), level="advanced")
     merge: bool = param(True, "Take the adapter into the weights where their format allows it.")
     train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
-    train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    train_minutes: float = param(
+        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+    )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
-    dropout: float = param(0.0, "Share of the adapter's inputs that is left out at random in each training step.", lo=0.0, hi=0.9,
-                           level="advanced")  # fmt: skip
-    answers_only: bool = param(False, "Train on the answers of a text of dialogues alone: what follows ### Assistant: or ### Response:.",
-                               level="advanced")  # fmt: skip
+    dropout: float = param(
+        0.0,
+        "Share of the adapter's inputs that is left out at random in each training step.",
+        lo=0.0,
+        hi=0.9,
+        level="advanced",
+    )
+    answers_only: bool = param(
+        False,
+        "Train on the answers of a text of dialogues alone: what follows ### Assistant: or ### Response:.",
+        level="advanced",
+    )
 
 
 class Adapted(nn.Module):
-    """A frozen linear with an adapter: y = W x + scale B A x + bias, the product under `keep` [out, in] where that is given. While
-    gradients are taken a share `dropout` of x is left out for the adapter and the rest is divided by 1 - dropout."""
+    """A frozen linear with an adapter: y = W x + scale B A x + bias, the product under `keep` [out, in] where
+    that is given. While gradients are taken a share `dropout` of x is left out for the adapter and the rest
+    is divided by 1 - dropout."""
 
-    def __init__(self, base: nn.Linear | CompressedLinear, rank: int, scale: float, masked: bool, generator: torch.Generator,
-                 dropout: float = 0.0):  # fmt: skip
+    def __init__(
+        self,
+        base: nn.Linear | CompressedLinear,
+        rank: int,
+        scale: float,
+        masked: bool,
+        generator: torch.Generator,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.base, self.scale, self.dropout = base, scale, dropout
         out, n = base.out_features, base.in_features
@@ -118,7 +155,9 @@ class Adapted(nn.Module):
             # half of the scale on each side, so that neither factor leaves float16's range
             u, v = math.sqrt(self.scale) * self.b, math.sqrt(self.scale) * self.a
             if isinstance(self.packed, LowRank):
-                both = LowRank.encode(torch.cat([self.packed.u.float(), u], 1), torch.cat([self.packed.v.float(), v], 0))
+                both = LowRank.encode(
+                    torch.cat([self.packed.u.float(), u], 1), torch.cat([self.packed.v.float(), v], 0)
+                )
             else:
                 first = Dense.encode(self.base.weight.float()) if self.packed is None else self.packed
                 both = Sum(first, LowRank.encode(u, v))
@@ -139,7 +178,9 @@ def adapt(bundle: Bundle, params: LoraParams, seed: int) -> dict[str, Adapted]:
         if role in TARGETS[params.targets]:
             base = bundle.module.get_submodule(path)
             masked = params.merge and takes_it(base)
-            out[path] = Adapted(base, params.rank, params.lora_alpha / params.rank, masked, generator, params.dropout)
+            out[path] = Adapted(
+                base, params.rank, params.lora_alpha / params.rank, masked, generator, params.dropout
+            )
             bundle.module.set_submodule(path, out[path])
     return out
 
@@ -151,20 +192,30 @@ def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
 
 
 def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Callable = adamw) -> Edit:
-    """Train adapters on context.windows [n, window] by `optimizer` (training.py) and return the model's linears with them. Raises
-    CalibrationError where only answers count and there are none."""
+    """Train adapters on context.windows [n, window] by `optimizer` (training.py) and return the model's
+    linears with them. Raises CalibrationError where only answers count and there are none."""
     if params.train_tokens == 0:
         return Edit()
     answers = Answers(bundle.tokenizer) if params.answers_only else None
     windows = context.windows if answers is None else answers.windows(context.windows)
-    loss = lambda ids: language_loss(bundle, ids, None if answers is None else answers.counted(ids))  # noqa: E731
+
+    def loss(ids):
+        return language_loss(bundle, ids, None if answers is None else answers.counted(ids))
+
     adapters = adapt(bundle, params, context.seed)
     try:
         course = train(
             [p for adapter in adapters.values() for p in (adapter.a, adapter.b)],
-            loss, *from_text(windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
-            rate=params.learning_rate, optimizer=optimizer, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
-        )  # fmt: skip
+            loss,
+            *from_text(windows, loss, context.seed),
+            Budget(params.train_tokens, params.train_minutes),
+            rate=params.learning_rate,
+            optimizer=optimizer,
+            seed=context.seed,
+            emit=context.emit,
+            cancelled=context.cancelled,
+            enough=context.enough,
+        )
     finally:
         release(bundle, adapters)
     notes = course.notes("lora")
@@ -179,21 +230,27 @@ def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Ca
     return Edit(
         linears={p: r for p, r in results.items() if isinstance(r, Packed)},
         tensors={f"{p}.weight": r for p, r in results.items() if isinstance(r, Tensor)},
-        notes=notes, series={"training": course.curve},
-    )  # fmt: skip
+        notes=notes,
+        series={"training": course.curve},
+    )
 
 
 def cost(shape: tuple[int, int], params: LoraParams, tokens: int) -> Cost:
     """Bytes of the adapter beside the matrix; forward, backward and the adapter's own products."""
     out, n = shape
     return Cost(
-        bytes=2 * params.rank * (out + n), flops=6.0 * params.train_tokens * out * n, peak_bytes=16 * params.rank * (out + n)
+        bytes=2 * params.rank * (out + n),
+        flops=6.0 * params.train_tokens * out * n,
+        peak_bytes=16 * params.rank * (out + n),
     )
 
 
 def stays_apart(params: LoraParams, before: tuple) -> bool:
     """Whether the adapter's bytes come on top of what the steps before, [(Method, Params), ...], stored."""
-    loose = all(method.family in ("original", "pruning") and "bits" not in chosen.effective() for method, chosen in before)
+    loose = all(
+        method.family in ("original", "pruning") and "bits" not in chosen.effective()
+        for method, chosen in before
+    )
     return not (params.merge and loose)
 
 
@@ -209,7 +266,18 @@ METHOD = Method(
     trains_on=lambda params: params.train_tokens,
     adds=stays_apart,
     after=frozenset(
-        {"dense", "grouped_int", "affine_int", "bitmask", "two_four", "low_rank", "codebook", "binary_coded", "columns", "sum"}
+        {
+            "dense",
+            "grouped_int",
+            "affine_int",
+            "bitmask",
+            "two_four",
+            "low_rank",
+            "codebook",
+            "binary_coded",
+            "columns",
+            "sum",
+        }
     ),
     identity={"train_tokens": 0},
     tiny={"rank": 2, "train_tokens": 256, "learning_rate": 0.01},

@@ -1,24 +1,27 @@
 """NMF: thin matrices without negative numbers, so that parts only ever add up.
 
-Non-negative matrix factorisation explains data as sums of parts: nothing one part adds can be taken away by another. That
-makes its factors readable where the data are counts or brightness. Weights are neither: they have both signs and no parts,
-so NMF keeps far less of them than SVD does at the same rank. It is here to show what that constraint costs.
+Non-negative matrix factorisation explains data as sums of parts: nothing one part adds can be taken away by
+another. That makes its factors readable where the data are counts or brightness. Weights are neither: they
+have both signs and no parts, so NMF keeps far less of them than SVD does at the same rank. It is here to show
+what that constraint costs.
 
-Lee and Seung 1999, "Learning the parts of objects by non-negative matrix factorization", Nature 401. It needs non-negative
-data, so W = W+ - W- is split by sign, each part is factorised with half the rank, and both are stored as one pair,
-W' = [U+, -U-] [V+; V-]. Or, as `semi`, one factorisation of W with all of the rank in which V alone is kept from negative
-numbers (Ding, Li and Jordan 2010, "Convex and Semi-Nonnegative Matrix Factorizations").
+Lee and Seung 1999, "Learning the parts of objects by non-negative matrix factorization", Nature 401. It needs
+non-negative data, so W = W+ - W- is split by sign, each part is factorised with half the rank, and both are
+stored as one pair, W' = [U+, -U-] [V+; V-]. Or, as `semi`, one factorisation of W with all of the rank in
+which V alone is kept from negative numbers (Ding, Li and Jordan 2010, "Convex and Semi-Nonnegative Matrix
+Factorizations").
 
-The factors are found by hierarchical alternating least squares (Cichocki et al. 2007): each row of V in turn is set to the
-best non-negative row while all else stands still, then each column of U. With A = U^T W and B = U^T U,
+The factors are found by hierarchical alternating least squares (Cichocki et al. 2007): each row of V in turn
+is set to the best non-negative row while all else stands still, then each column of U. With A = U^T W and B =
+U^T U,
 
     V_k <- max(0, (A_k - sum over j != k of B_kj V_j) / B_kk)
 
-No step can raise ||W - U V||^2. It lowers it much faster than Lee and Seung's multiplicative updates and leaves no
-entry stuck at zero; it needs W itself only for A, twice a round.
+No step can raise ||W - U V||^2. It lowers it much faster than Lee and Seung's multiplicative updates and
+leaves no entry stuck at zero; it needs W itself only for A, twice a round.
 
-Deviations: rows instead of multiplicative updates; a fixed number of rounds from a fixed seed. Of an odd rank the positive
-part gets one more. By Eckart and Young the error is never below SVD's at the same rank.
+Deviations: rows instead of multiplicative updates; a fixed number of rounds from a fixed seed. Of an odd rank
+the positive part gets one more. By Eckart and Young the error is never below SVD's at the same rank.
 
 Cost: no calibration; two products of the size of the matrix and a pass over each factor a round, in 32 bits.
 """
@@ -43,13 +46,20 @@ class NmfParams(Params):
     """How much is removed, which factors are non-negative, how long they are improved."""
 
     removed: float = removed_param()
-    signs: str = param("split", "Split: positive and negative weights apart, all factors non-negative. Semi: one factor only.",
-                       choices=("split", "semi"), level="advanced")  # fmt: skip
-    updates: int = param(10, "How often all rows of both factors are improved in turn.", lo=1, hi=200, level="advanced")
+    signs: str = param(
+        "split",
+        "Split: positive and negative weights apart, all factors non-negative. Semi: one factor only.",
+        choices=("split", "semi"),
+        level="advanced",
+    )
+    updates: int = param(
+        10, "How often all rows of both factors are improved in turn.", lo=1, hi=200, level="advanced"
+    )
 
 
 def sweep(factor: Tensor, target: Tensor, gram: Tensor, low: float) -> None:
-    """Improve the rows of `factor` [rank, n] in turn, in place: the best row >= low while the others stand still.
+    """Improve the rows of `factor` [rank, n] in turn, in place: the best row >= low while the others stand
+    still.
 
     target = other^T W [rank, n]; gram = other^T other [rank, rank].
     """
@@ -60,7 +70,9 @@ def sweep(factor: Tensor, target: Tensor, gram: Tensor, low: float) -> None:
         factor[k] = torch.addmv(target[k], factor.T, gram[k], alpha=-1).clamp_min_(low)
 
 
-def factorise(weight: Tensor, rank: int, updates: int, signed: bool = False, seed: int = 0) -> tuple[Tensor, Tensor]:
+def factorise(
+    weight: Tensor, rank: int, updates: int, signed: bool = False, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """(U [out, rank], V [rank, in]) near weight [out, in]; V >= 0, and U >= 0 unless `signed`."""
     out, n = weight.shape
     random = torch.Generator().manual_seed(seed)
@@ -82,8 +94,10 @@ def compress(site: Site, stats: Stats, params: NmfParams) -> Edit:
     if params.signs == "semi":
         u, v = factorise(weight, rank, params.updates, signed=True)
     else:
-        (plus, up), (minus, down) = (factorise(part.clamp_min(0), r, params.updates) for part, r in
-                                     ((weight, rank - rank // 2), (-weight, rank // 2)))  # fmt: skip
+        (plus, up), (minus, down) = (
+            factorise(part.clamp_min(0), r, params.updates)
+            for part, r in ((weight, rank - rank // 2), (-weight, rank // 2))
+        )
         u, v = torch.cat([plus, -minus], 1), torch.cat([up, down])
     packed = LowRank.encode(u, v)
     error = float((weight - packed.dequantize()).square().sum() / weight.square().sum().clamp_min(1e-30))

@@ -1,28 +1,32 @@
 """PCA of the outputs: keep the directions in which a layer's outputs vary, and their mean exactly.
 
-Over a text the outputs of a layer form a cloud. Its principal components (Pearson 1901; Hotelling 1933) are the directions
-in which the cloud is widest; the r widest span the plane that loses least when the outputs are projected onto it. Since
-y = W x is linear, the projection is done on the weight, once. SVD-LLM does the same for a cloud seen from the origin,
-and spends a direction on the mean, though a mean is a constant: here it is taken out first and given back as a bias.
+Over a text the outputs of a layer form a cloud. Its principal components (Pearson 1901; Hotelling 1933) are
+the directions in which the cloud is widest; the r widest span the plane that loses least when the outputs are
+projected onto it. Since y = W x is linear, the projection is done on the weight, once. SVD-LLM does the same
+for a cloud seen from the origin, and spends a direction on the mean, though a mean is a constant: here it is
+taken out first and given back as a bias.
 
-With mu the mean and C the covariance of the inputs, U_r are the eigenvectors of W C W^T for the largest eigenvalues,
+With mu the mean and C the covariance of the inputs, U_r are the eigenvectors of W C W^T for the largest
+eigenvalues,
 
     W' = U_r (U_r^T W),    b' = b + (W - W') mu,
 
-and the squared error over N tokens is N times the sum of the eigenvalues left out: for every rank at most SVD-LLM's. Yu and
-Wu 2023, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!", AAAI, compress layers by the principal
-components of their features in this way.
+and the squared error over N tokens is N times the sum of the eigenvalues left out: for every rank at most
+SVD-LLM's. Yu and Wu 2023, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!", AAAI,
+compress layers by the principal components of their features in this way.
 
-Deviations: the same share of every matrix is removed, where they choose a rank for each layer, and nothing is trained
-afterwards. The bias is computed for the factors as they are stored, so it also makes up for their rounding in the mean. PCA
-of the weight's own rows is not offered: it knows no inputs, and is SVD with one more direction.
+Deviations: the same share of every matrix is removed, where they choose a rank for each layer, and nothing is
+trained afterwards. The bias is computed for the factors as they are stored, so it also makes up for their
+rounding in the mean. PCA of the weight's own rows is not offered: it knows no inputs, and is SVD with one
+more direction.
 
-Layer by layer it never errs more than SVD-LLM on the calibration text. A whole model can still do worse: SmolLM2-135M with 20 %
-removed has a perplexity of 148 against 88 on 32,768 tokens of WikiText-2. The bias holds the mean of the original's activations,
-while the compressed layers before bring another one: with means of the compressed model it was 115.
+Layer by layer it never errs more than SVD-LLM on the calibration text. A whole model can still do worse:
+SmolLM2-135M with 20 % removed has a perplexity of 148 against 88 on 32,768 tokens of WikiText-2. The bias
+holds the mean of the original's activations, while the compressed layers before bring another one: with means
+of the compressed model it was 115.
 
-Cost: that of SVD-LLM, and a bias of 16 bits an output where the layer had none. Like it, it wants at least 8 tokens for
-every input.
+Cost: that of SVD-LLM, and a bias of 16 bits an output where the layer had none. Like it, it wants at least 8
+tokens for every input.
 """
 
 from __future__ import annotations
@@ -50,7 +54,8 @@ def centred(stats: Stats) -> Stats:
 
 
 def compress(site: Site, stats: Stats, params: PcaParams) -> Edit:
-    """Factorise the weight [out, in] of one linear for the inputs that `stats` describes, and correct its bias."""
+    """Factorise the weight [out, in] of one linear for the inputs that `stats` describes, and correct its
+    bias."""
     if params.removed == 0:
         return Edit()
     moved = centred(stats)

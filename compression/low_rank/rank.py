@@ -12,12 +12,20 @@ from compression.quantization.grids import stored
 
 def removed_param():
     """The main knob: how many of a matrix's parameters go."""
-    return param(0.2, "Share of each matrix's parameters that is removed.", lo=0.0, hi=0.95, step=0.05, main=True,
-                 ends=("nothing removed, same", "almost all removed, worse"))  # fmt: skip
+    return param(
+        0.2,
+        "Share of each matrix's parameters that is removed.",
+        lo=0.0,
+        hi=0.95,
+        step=0.05,
+        main=True,
+        ends=("nothing removed, same", "almost all removed, worse"),
+    )
 
 
 def rank_for(shape: tuple[int, int], removed: float) -> int:
-    """floor((1 - removed) out in / (out + in)), at least 1: two factors of that rank hold that many parameters."""
+    """floor((1 - removed) out in / (out + in)), at least 1: two factors of that rank hold that many
+    parameters."""
     out, n = shape
     return max(1, int((1 - removed) * out * n / (out + n)))
 

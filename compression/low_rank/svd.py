@@ -1,15 +1,16 @@
 """Truncated SVD: replace each matrix by the product of two thin ones.
 
-A matrix of 576 x 576 that is the product of a 576 x 230 and a 230 x 576 matrix has a fifth fewer numbers. The singular
-value decomposition finds the product that is nearest to the original weights (Eckart and Young 1936). It needs no
-data, and that is its weakness: it spends its rank on directions in which the weights are large, not on those that
-the layer's inputs use. The matrices of language models are not of low rank, so plain SVD breaks a model early; it is
-here as the baseline of the low-rank family.
+A matrix of 576 x 576 that is the product of a 576 x 230 and a 230 x 576 matrix has a fifth fewer numbers. The
+singular value decomposition finds the product that is nearest to the original weights (Eckart and Young
+1936). It needs no data, and that is its weakness: it spends its rank on directions in which the weights are
+large, not on those that the layer's inputs use. The matrices of language models are not of low rank, so plain
+SVD breaks a model early; it is here as the baseline of the low-rank family.
 
-W [out, in] becomes U_r (U_r^T W) with U_r the eigenvectors of W W^T (or, for tall matrices, (W V_r) V_r^T with those
-of W^T W) for the largest eigenvalues: the same as keeping the r largest singular values. The squared error is the sum
-of the squared singular values left out. The rank follows from the share of parameters to remove,
-r = floor((1 - removed) out in / (out + in)); a square matrix breaks even at half its size.
+W [out, in] becomes U_r (U_r^T W) with U_r the eigenvectors of W W^T (or, for tall matrices, (W V_r) V_r^T
+with those of W^T W) for the largest eigenvalues: the same as keeping the r largest singular values. The
+squared error is the sum of the squared singular values left out. The rank follows from the share of
+parameters to remove, r = floor((1 - removed) out in / (out + in)); a square matrix breaks even at half its
+size.
 
 Deviation: none. Stored as two 16-bit matrices, multiplied one after the other.
 

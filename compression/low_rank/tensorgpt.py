@@ -1,34 +1,38 @@
 """TensorGPT: every token's embedding as a chain of small tensors.
 
-A language model begins with a table: a vector of some hundred numbers for each token of its vocabulary. In small models
-that table is a fifth to a third of all weights, and the other methods here leave it alone or round it. TensorGPT folds
-each vector into a tensor of many short sides (768 numbers as 2 x 2 x ... x 2 x 3) and stores it as a tensor train: one
-small core a side, joined by at most `rank` threads. Each token keeps its own chain, so a token can be added or changed
-without touching the others. No data and no training are needed.
+A language model begins with a table: a vector of some hundred numbers for each token of its vocabulary. In
+small models that table is a fifth to a third of all weights, and the other methods here leave it alone or
+round it. TensorGPT folds each vector into a tensor of many short sides (768 numbers as 2 x 2 x ... x 2 x 3)
+and stores it as a tensor train: one small core a side, joined by at most `rank` threads. Each token keeps its
+own chain, so a token can be added or changed without touching the others. No data and no training are needed.
 
 Xu et al. 2023, "TensorGPT: Efficient Compression of the Embedding Layer in LLMs based on the Tensor-Train
-Decomposition", arXiv 2307.00526. The chain comes from a sequence of truncated SVDs (TT-SVD): fold the rest of the vector
-into a matrix, keep its `rank` strongest directions as the next core, go on with what they leave. The squared error is
-exactly the sum of what each step discards. A token takes P = sum r_(k-1) I_k r_k numbers, the same for all.
+Decomposition", arXiv 2307.00526. The chain comes from a sequence of truncated SVDs (TT-SVD): fold the rest of
+the vector into a matrix, keep its `rank` strongest directions as the next core, go on with what they leave.
+The squared error is exactly the sum of what each step discards. A token takes P = sum r_(k-1) I_k r_k
+numbers, the same for all.
 
-What is saved: the table only, on disk and in memory, by width / P. All other matrices stay. Where embedding and head
-share one table (GPT-2, OPT, small Llama and Qwen) the head is computed from the chains as well, and the errors count
-twice; with the head kept dense a second table is stored and the file grows. Models with a head of their own keep it.
-A rank whose chains need no fewer numbers than the vector saves nothing: the table is left as it is, and a note says so.
+What is saved: the table only, on disk and in memory, by width / P. All other matrices stay. Where embedding
+and head share one table (GPT-2, OPT, small Llama and Qwen) the head is computed from the chains as well, and
+the errors count twice; with the head kept dense a second table is stored and the file grows. Models with a
+head of their own keep it. A rank whose chains need no fewer numbers than the vector saves nothing: the table
+is left as it is, and a note says so.
 
-Expect little: a vector of an embedding table has no reason to be a short chain. At a third of the size the chains miss
-it by four fifths of its length, and without training the model is broken long before a half. The abstract's "38.40 times
-smaller" is 768 padded to 1024 = 2^10 at rank 1. `kind` = svd spends the same bytes on a truncated SVD of the whole table,
-whose directions all tokens share, as a baseline: it misses the vectors by far less, but drops some directions for every
-token at once, and where a shared head listens to those the model suffers more than the vectors.
+Expect little: a vector of an embedding table has no reason to be a short chain. At a third of the size the
+chains miss it by four fifths of its length, and without training the model is broken long before a half. The
+abstract's "38.40 times smaller" is 768 padded to 1024 = 2^10 at rank 1. `kind` = svd spends the same bytes on
+a truncated SVD of the whole table, whose directions all tokens share, as a baseline: it misses the vectors by
+far less, but drops some directions for every token at once, and where a shared head listens to those the
+model suffers more than the vectors.
 
-Deviations: no code of the authors is public, so shapes and ranks are inferred from their ratios; sides are the width's
-prime factors by default (without padding: the same for powers of two, shorter chains elsewhere); "padded" is the paper's
-shape, "square" folds into one matrix and keeps more at the same size. The cores of a token get equal sizes before they
-are rounded to 16 bits.
+Deviations: no code of the authors is public, so shapes and ranks are inferred from their ratios; sides are
+the width's prime factors by default (without padding: the same for powers of two, shorter chains elsewhere);
+"padded" is the paper's shape, "square" folds into one matrix and keeps more at the same size. The cores of a
+token get equal sizes before they are rounded to 16 bits.
 
-Cost: seconds to half a minute; one small eigenvalue problem a token and side, in 64 bits. In use a token is rebuilt from
-its chain, and a shared head rebuilds 16 rows at a time and multiplies them: the whole table never exists.
+Cost: seconds to half a minute; one small eigenvalue problem a token and side, in 64 bits. In use a token is
+rebuilt from its chain, and a shared head rebuilds 16 rows at a time and multiplies them: the whole table
+never exists.
 """
 
 from __future__ import annotations
@@ -57,15 +61,35 @@ TOKENS_PER_CHUNK = 2_048
 class TensorGptParams(Params):
     """How thick the chains are, and what is chained."""
 
-    rank: int = param(4, "Threads between neighbouring cores of a token's chain: more keep more of its vector.", lo=1, hi=32,
-                      step=1, main=True, ends=("tiny, worse", "large, better"))  # fmt: skip
-    kind: str = param("tensor_train", "What stores the table: a chain for each token, or an SVD of the whole table of no more "
-                      "bytes, to compare with.", choices=("tensor_train", "svd"))  # fmt: skip
-    modes: str = param("factors", "Sides that a vector is folded into: its width's prime factors, twos after padding to a power of "
-                       "two (the paper's ratios), or two sides as equal as possible.", choices=("factors", "padded", "square"),
-                       level="advanced")  # fmt: skip
-    head: str = param("cores", "What a head that shares the table does: read the chains too, or keep a dense table of its own "
-                      "(the file grows).", choices=("cores", "dense"), level="advanced")  # fmt: skip
+    rank: int = param(
+        4,
+        "Threads between neighbouring cores of a token's chain: more keep more of its vector.",
+        lo=1,
+        hi=32,
+        step=1,
+        main=True,
+        ends=("tiny, worse", "large, better"),
+    )
+    kind: str = param(
+        "tensor_train",
+        "What stores the table: a chain for each token, or an SVD of the whole table of no more "
+        "bytes, to compare with.",
+        choices=("tensor_train", "svd"),
+    )
+    modes: str = param(
+        "factors",
+        "Sides that a vector is folded into: its width's prime factors, twos after padding to a power of "
+        "two (the paper's ratios), or two sides as equal as possible.",
+        choices=("factors", "padded", "square"),
+        level="advanced",
+    )
+    head: str = param(
+        "cores",
+        "What a head that shares the table does: read the chains too, or keep a dense table of its own "
+        "(the file grows).",
+        choices=("cores", "dense"),
+        level="advanced",
+    )
 
 
 def prime_factors(n: int) -> tuple[int, ...]:
@@ -90,7 +114,11 @@ def square(width: int) -> tuple[int, ...]:
     return (small, width // small)
 
 
-MODES: dict[str, Callable[[int], tuple[int, ...]]] = {"factors": prime_factors, "padded": padded, "square": square}
+MODES: dict[str, Callable[[int], tuple[int, ...]]] = {
+    "factors": prime_factors,
+    "padded": padded,
+    "square": square,
+}
 
 
 def ranks_of(modes: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -107,16 +135,19 @@ def shape_of(width: int, params: TensorGptParams) -> tuple[tuple[int, ...], tupl
 
 
 def svd_rank(shape: tuple[int, int], values: int) -> int:
-    """The rank of a whole table [vocabulary, width] whose factors hold no more numbers than `values` a token."""
+    """The rank of a whole table [vocabulary, width] whose factors hold no more numbers than `values` a
+    token."""
     vocabulary, width = shape
     return vocabulary * values // (vocabulary + width)
 
 
 def tt_svd(vectors: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Cores [n, r_(k-1), I_k, r_k] float64 of each row of vectors [n, width], and the squared error of each row [n].
+    """Cores [n, r_(k-1), I_k, r_k] float64 of each row of vectors [n, width], and the squared error of each
+    row [n].
 
-    Sequential TT-SVD. The strongest left singular vectors of the folded rest C are the top eigenvectors of C C^T, a matrix
-    of at most 2 rank rows where sides are 2; what they leave is U^T C. All cores but the last have orthonormal columns.
+    Sequential TT-SVD. The strongest left singular vectors of the folded rest C are the top eigenvectors of C
+    C^T, a matrix of at most 2 rank rows where sides are 2; what they leave is U^T C. All cores but the last
+    have orthonormal columns.
     """
     rest = F.pad(vectors.double(), (0, math.prod(modes) - vectors.shape[1]))
     cores, error = [], rest.new_zeros(len(rest))
@@ -162,7 +193,11 @@ def compress(bundle, context: Context, params: TensorGptParams) -> Edit:
     table = embedding.weight.detach().float()
     modes, ranks, values = shape_of(table.shape[1], params)
     if values >= table.shape[1]:
-        return Edit(notes=(Note("rank_saves_nothing", {"rank": params.rank, "values": values, "width": table.shape[1]}),))
+        return Edit(
+            notes=(
+                Note("rank_saves_nothing", {"rank": params.rank, "values": values, "width": table.shape[1]}),
+            )
+        )
     if params.kind == "svd":
         packed = factors(table, svd_rank(table.shape, values))
     else:
@@ -176,17 +211,24 @@ def compress(bundle, context: Context, params: TensorGptParams) -> Edit:
 
 
 def table_cost(shape: tuple[int, int], params: TensorGptParams, tied: bool) -> Cost | None:
-    """Of a table [vocabulary, width] and of what is stored for a head that shares it; None where it is left as it is."""
+    """Of a table [vocabulary, width] and of what is stored for a head that shares it; None where it is left
+    as it is."""
     vocabulary, width = shape
     modes, ranks, values = shape_of(width, params)
     if values >= width:
         return None
     if params.kind == "svd":
-        size, flops = 2 * svd_rank(shape, values) * (vocabulary + width), 4.0 * vocabulary * width**2 + 20.0 * width**3
+        size, flops = (
+            2 * svd_rank(shape, values) * (vocabulary + width),
+            4.0 * vocabulary * width**2 + 20.0 * width**3,
+        )
         peak = 8 * 3 * width**2 + 4 * vocabulary * width
     else:
         sides = [a * m for a, m in zip(ranks, modes, strict=False)]
-        size, flops = 2 * vocabulary * values, vocabulary * sum(4.0 * width * s + 100.0 * s**3 for s in sides[:-1])
+        size, flops = (
+            2 * vocabulary * values,
+            vocabulary * sum(4.0 * width * s + 100.0 * s**3 for s in sides[:-1]),
+        )
         peak = 4 * vocabulary * width + 4 * 8 * TOKENS_PER_CHUNK * math.prod(modes)
     dense = 2 * vocabulary * width if tied and params.head == "dense" else 0
     return Cost(bytes=size + dense, flops=flops, peak_bytes=peak + 2 * dense)

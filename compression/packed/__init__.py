@@ -30,7 +30,8 @@ def format_class(name: str) -> type:
 
 
 def from_config(config: dict):
-    """The empty format that `config` (from `Packed.full_config()`) describes; fill it with load_state_dict."""
+    """The empty format that `config` (from `Packed.full_config()`) describes; fill it with
+    load_state_dict."""
     packed = format_class(config["format"]).from_config(config)
     if config.get("activations"):
         from compression.packed.activations import ActivationRule

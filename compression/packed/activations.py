@@ -12,15 +12,17 @@ from kernels.cpu import plans
 
 @dataclass(frozen=True)
 class ActivationRule:
-    """How a format rounds its input before multiplying: symmetric, scale = max|x| / (2^(bits-1) - 1), one scale a token or
-    one for every `group` neighbouring inputs of a token (a multiple of 32). With a threshold (LLM.int8()) inputs of that
-    size or larger stay as they are and don't count for the scale. static: one fixed scale for all tokens instead; what lies
-    beyond the largest code is cut. zero_point: the codes of a token run from its least to its largest input, 0 among them,
-    scale = (max - min) / (2^bits - 2), with a whole number z that stands for 0.
+    """How a format rounds its input before multiplying: symmetric, scale = max|x| / (2^(bits-1) - 1), one
+    scale a token or one for every `group` neighbouring inputs of a token (a multiple of 32). With a threshold
+    (LLM.int8()) inputs of that size or larger stay as they are and don't count for the scale. static: one
+    fixed scale for all tokens instead; what lies beyond the largest code is cut. zero_point: the codes of a
+    token run from its least to its largest input, 0 among them, scale = (max - min) / (2^bits - 2), with a
+    whole number z that stands for 0.
 
-    Two rules look at all tokens that are multiplied in one call, so that a token's result depends on which others are beside it; with
-    one token at a time both are the rule of that token. per_tensor: one scale for the whole call (dynamic, per tensor). by_column: with
-    a threshold, an input stays as it is for all tokens as soon as one of them reaches the threshold there (LLM.int8(), eq. 8)."""
+    Two rules look at all tokens that are multiplied in one call, so that a token's result depends on which
+    others are beside it; with one token at a time both are the rule of that token. per_tensor: one scale for
+    the whole call (dynamic, per tensor). by_column: with a threshold, an input stays as it is for all tokens
+    as soon as one of them reaches the threshold there (LLM.int8(), eq. 8)."""
 
     bits: int = 8
     group: int | None = None
@@ -35,12 +37,19 @@ class ActivationRule:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name} = {value}; allowed: above 0, or None for a rule without one")
         if self.zero_point and (self.group or self.static):
-            raise ValueError(f"zero_point with group = {self.group}, static = {self.static}; allowed: None, a scale a token")
+            raise ValueError(
+                f"zero_point with group = {self.group}, static = {self.static}; allowed: None, a "
+                "scale a token"
+            )
         if self.per_tensor and (self.group or self.static or self.threshold or self.zero_point):
-            raise ValueError(f"per_tensor beside {self}; allowed: bits alone, one symmetric scale for the call")
+            raise ValueError(
+                f"per_tensor beside {self}; allowed: bits alone, one symmetric scale for the call"
+            )
         if self.by_column and (self.threshold is None or self.group or self.static):
-            raise ValueError(f"by_column with threshold = {self.threshold}, group = {self.group}, static = {self.static}; "
-                             "allowed: a threshold, and a scale a token")  # fmt: skip
+            raise ValueError(
+                f"by_column with threshold = {self.threshold}, group = {self.group}, static = {self.static}; "
+                "allowed: a threshold, and a scale a token"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [..., in] -> the same values on the integer grid, in x's dtype."""
@@ -48,7 +57,9 @@ class ActivationRule:
             exact = x.float().abs() >= self.threshold
             if self.by_column:
                 exact = exact.flatten(0, -2).any(0).expand_as(x)
-            return torch.where(exact, x, replace(self, threshold=None, by_column=False)(x.masked_fill(exact, 0)))
+            return torch.where(
+                exact, x, replace(self, threshold=None, by_column=False)(x.masked_fill(exact, 0))
+            )
         if self.per_tensor:
             scale = self.scale_of(x)
             return (self.of_the_rest(x.float() * (1 / scale)) * scale).to(x.dtype)
@@ -74,14 +85,16 @@ class ActivationRule:
 
     @property
     def of_the_rest(self) -> ActivationRule:
-        """The rule, token by token, that is left once the call was looked at: with per_tensor for inputs divided by the scale of the call,
-        with by_column for the columns that no token makes an outlier; else itself."""
+        """The rule, token by token, that is left once the call was looked at: with per_tensor for inputs
+        divided by the scale of the call, with by_column for the columns that no token makes an outlier; else
+        itself."""
         if self.per_tensor:
             return replace(self, per_tensor=False, static=1.0)
         return replace(self, by_column=False, threshold=None) if self.by_column else self
 
     def scale_of(self, x: Tensor) -> Tensor:
-        """The one scale of a call x [..., in] with per_tensor, a float32 number: max|x| / (2^(bits-1) - 1)."""
+        """The one scale of a call x [..., in] with per_tensor, a float32 number: max|x| / (2^(bits-1) -
+        1)."""
         return x.detach().float().abs().amax().clamp_min(1e-30) / (2 ** (self.bits - 1) - 1)
 
     @property
@@ -89,4 +102,6 @@ class ActivationRule:
         """`of_the_rest` as kernels/cpu/plans.py takes it."""
         rule = self.of_the_rest
         top = 2 ** (rule.bits - 1) - 1
-        return plans.Rule(rule.group or 1 << 30, top, rule.threshold or 0.0, rule.static or 0.0, rule.zero_point)
+        return plans.Rule(
+            rule.group or 1 << 30, top, rule.threshold or 0.0, rule.static or 0.0, rule.zero_point
+        )

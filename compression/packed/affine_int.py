@@ -43,7 +43,9 @@ class AffineInt(Packed):
         if grid.group_index is None:
             return grid.product(x, self.codes)
         # scattered groups: the kernels read runs of neighbouring inputs only
-        return multiply_blocks(x, self.shape, lambda rows: grid.decode(unpack(self.codes[rows], grid.bits, self.shape[1]), rows))
+        return multiply_blocks(
+            x, self.shape, lambda rows: grid.decode(unpack(self.codes[rows], grid.bits, self.shape[1]), rows)
+        )
 
     def encode_like(self, dense: Tensor) -> AffineInt:
         return AffineInt.encode(self.grid.round(dense), self.grid)

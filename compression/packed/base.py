@@ -1,7 +1,8 @@
 """What every format offers. Shapes are (out_features, in_features); x is [..., in], y is [..., out].
 
-How a format is multiplied: on a processor by the C kernels, from tiles that are made once (`plan`); on a GPU by Triton, from
-the stored tensors; otherwise by PyTorch, a block of rows at a time (`product` is these two). All give rule(x) W^T.
+How a format is multiplied: on a processor by the C kernels, from tiles that are made once (`plan`); on a GPU
+by Triton, from the stored tensors; otherwise by PyTorch, a block of rows at a time (`product` is these two).
+All give rule(x) W^T.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Packed(nn.Module):
         raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
-        """x [tokens, in] -> x @ dequantize().T [tokens, out] in x's dtype, from the stored tensors (Triton or PyTorch)."""
+        """x [tokens, in] -> x @ dequantize().T [tokens, out] in x's dtype, from the stored tensors (Triton or
+        PyTorch)."""
         raise NotImplementedError
 
     def tiles(self, rule):
@@ -67,7 +69,11 @@ class Packed(nn.Module):
         plan = self.plan()
         if plan is None:
             return self.dequantize()[ids]
-        return traced_rows(ids, plan.handle, self.shape[1]) if torch.compiler.is_compiling() else cpu.rows(plan, ids)
+        return (
+            traced_rows(ids, plan.handle, self.shape[1])
+            if torch.compiler.is_compiling()
+            else cpu.rows(plan, ids)
+        )
 
     def matmul(self, x: Tensor) -> Tensor:
         """rule(x) @ dequantize().T [..., out], where the rule is `activations` (None: x as it is)."""
@@ -88,7 +94,8 @@ class Packed(nn.Module):
         return y.view(*x.shape[:-1], self.shape[0])
 
     def exact_columns(self) -> Tensor | None:
-        """Columns [k] that are stored in 16 bits, whose inputs a rule by column never rounds; None: there are none."""
+        """Columns [k] that are stored in 16 bits, whose inputs a rule by column never rounds; None: there are
+        none."""
         return None
 
     def columns_of(self, ids: Tensor) -> Tensor:
@@ -114,7 +121,8 @@ class Packed(nn.Module):
         return self.product(self.activations.of_the_rest(x) if self.activations else x)
 
     def ruled_product(self, x: Tensor) -> Tensor:
-        """The same for a rule with a threshold, a fixed scale or a zero point; `rounded_product` needn't know of them."""
+        """The same for a rule with a threshold, a fixed scale or a zero point; `rounded_product` needn't know
+        of them."""
         rule, grid = self.activations.of_the_rest, getattr(self, "grid", None)
         a_token = self.format == "grouped_int" and rule.group is None and rule.static is None
         if a_token and grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1 and gpu.serves(x):
@@ -128,7 +136,12 @@ class Packed(nn.Module):
         """The matrix as the C kernels read it, made at the first call; None where they don't serve."""
         if self._plan_rule == self.activations:
             return self._plan
-        if self.prepared or cpu.library() is None or any(t.device.type != "cpu" for t in self.buffers()) or self._trained():
+        if (
+            self.prepared
+            or cpu.library() is None
+            or any(t.device.type != "cpu" for t in self.buffers())
+            or self._trained()
+        ):
             return None
         rule = self.activations.kernel if self.activations else None
         made = self.tiles(rule)
@@ -136,8 +149,8 @@ class Packed(nn.Module):
         return self._plan
 
     def prepare(self) -> bool:
-        """Keep only the tiles: the stored tensors are given up, so saving is over. False where C doesn't serve, and for a rule by column,
-        which reads single columns."""
+        """Keep only the tiles: the stored tensors are given up, so saving is over. False where C doesn't
+        serve, and for a rule by column, which reads single columns."""
         if self.plan() is None or (self.activations is not None and self.activations.by_column):
             return False
         kept = {id(t) for t in self._plan.all_tensors()}
@@ -165,7 +178,10 @@ class Packed(nn.Module):
 
     def _save_to_state_dict(self, *args, **kwargs):
         if self.prepared:
-            raise RuntimeError("this matrix was prepared for serving and keeps only its tiles; load the model again to save it")
+            raise RuntimeError(
+                "this matrix was prepared for serving and keeps only its tiles; load the model again "
+                "to save it"
+            )
         return super()._save_to_state_dict(*args, **kwargs)
 
     def mask(self) -> Tensor | None:
@@ -173,12 +189,14 @@ class Packed(nn.Module):
         return None
 
     def encode_like(self, dense: Tensor) -> Packed:
-        """`dense` [out, in] stored with the same mask and the same grid. Raises BadChain if the format can't."""
+        """`dense` [out, in] stored with the same mask and the same grid. Raises BadChain if the format
+        can't."""
         raise NotImplementedError
 
     @property
     def kernel(self) -> str:
-        """The name of the kernel that serves `matmul` here, e.g. "grouped integers, exact activations (C, AVX2)"."""
+        """The name of the kernel that serves `matmul` here, e.g. "grouped integers, exact activations (C,
+        AVX2)"."""
         by = f"C, {cpu.instructions()}" if self.plan() is not None else ""
         if not by and self.in_triton and gpu.serves(next(self.buffers())):
             by = "Triton"
@@ -194,7 +212,9 @@ class Packed(nn.Module):
     def full_config(self) -> dict:
         """`config()` with the activation rule: what an artifact writes."""
         rule = asdict(self.activations) if self.activations else {}
-        return self.config() | {"activations": {k: v for k, v in rule.items() if v not in (None, False)} or None}
+        return self.config() | {
+            "activations": {k: v for k, v in rule.items() if v not in (None, False)} or None
+        }
 
     def stored_bytes(self) -> int:
         """Bytes of the canonical layout: what the file holds for this matrix."""
@@ -215,17 +235,20 @@ class _Differentiable(torch.autograd.Function):
         ctx.packed = packed
         with torch.no_grad():
             if x.dtype == torch.bfloat16 and packed.activations is None and packed.plan() is not None:
-                return x @ packed._from_tiles().to(x.dtype).T  # many tokens: PyTorch's bfloat16 product is the faster one
+                # many tokens: PyTorch's bfloat16 product is the faster one
+                return x @ packed._from_tiles().to(x.dtype).T
             return packed.multiplied(x.detach())
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         packed = ctx.packed
-        weight = packed.stored() if packed._plan is None else packed._from_tiles()  # the tiles are read eight times faster
+        # the tiles are read eight times faster
+        weight = packed.stored() if packed._plan is None else packed._from_tiles()
         return grad @ weight.to(grad.dtype), None
 
 
 def to_storage(t: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Cast to the 16-bit storage dtype, clamped to its finite range (a float16 overflow would be infinite)."""
+    """Cast to the 16-bit storage dtype, clamped to its finite range (a float16 overflow would be
+    infinite)."""
     limit = torch.finfo(dtype).max
     return t.clamp(-limit, limit).to(dtype).contiguous()

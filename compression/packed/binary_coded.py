@@ -14,9 +14,9 @@ from kernels.sparse import mask_bits
 
 
 class BinaryCoded(Packed):
-    """planes uint8 [bits, out, ceil(in/8)], alpha float16 [bits, out, groups], offset float16 or float32 [out, groups] or
-    nothing. Bits a weight = bits + 16 (bits + 1) / group size, with an offset in float32 16 / group size more: what a uniform
-    grid needs to be converted without an error."""
+    """planes uint8 [bits, out, ceil(in/8)], alpha float16 [bits, out, groups], offset float16 or float32
+    [out, groups] or nothing. Bits a weight = bits + 16 (bits + 1) / group size, with an offset in float32 16
+    / group size more: what a uniform grid needs to be converted without an error."""
 
     format = op = "binary_coded"
 
@@ -28,25 +28,36 @@ class BinaryCoded(Packed):
         self.register_buffer("offset", offset)
 
     @classmethod
-    def encode(cls, signs: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int,
-               exact_offset: bool = False) -> BinaryCoded:  # fmt: skip
-        """signs bool [bits, out, in] (True: +1); alpha [bits, out, groups]; offset [out, groups] or None, stored in float32 if
-        `exact_offset`."""
+    def encode(
+        cls, signs: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, exact_offset: bool = False
+    ) -> BinaryCoded:
+        """signs bool [bits, out, in] (True: +1); alpha [bits, out, groups]; offset [out, groups] or None,
+        stored in float32 if `exact_offset`."""
         planes = torch.stack([mask_bits(plane) for plane in signs])
         if offset is not None:
             offset = offset.float().contiguous() if exact_offset else to_storage(offset)
         return cls(signs.shape[1:], planes, to_storage(alpha), offset, group_size)
 
     def config(self) -> dict:
-        return {"format": self.format, "shape": list(self.shape), "bits": len(self.planes), "group_size": self.group_size,
-                "offset": None if self.offset is None else str(self.offset.dtype).removeprefix("torch.")}  # fmt: skip
+        return {
+            "format": self.format,
+            "shape": list(self.shape),
+            "bits": len(self.planes),
+            "group_size": self.group_size,
+            "offset": None if self.offset is None else str(self.offset.dtype).removeprefix("torch."),
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> BinaryCoded:
         (out, n), bits, group_size = config["shape"], config["bits"], config["group_size"]
         groups = groups_of(n, group_size)
-        offset = torch.empty(out, groups, dtype=getattr(torch, config["offset"])) if config["offset"] else None
-        planes, alpha = torch.empty(bits, out, -(-n // 8), dtype=torch.uint8), torch.empty(bits, out, groups, dtype=torch.float16)
+        offset = (
+            torch.empty(out, groups, dtype=getattr(torch, config["offset"])) if config["offset"] else None
+        )
+        planes, alpha = (
+            torch.empty(bits, out, -(-n // 8), dtype=torch.uint8),
+            torch.empty(bits, out, groups, dtype=torch.float16),
+        )
         return cls((out, n), planes, alpha, offset, group_size)
 
     def stored(self) -> Tensor:

@@ -13,13 +13,16 @@ from kernels.sparse import Levels, bitmask, bits_mask, flat_codes, mask_bits, mu
 
 
 class Bitmask(Packed):
-    """kept uint8 [out, ceil(in/8)]: bit set where the weight is kept. values: float16 [kept], row by row, or with a
-    grid the packed codes of the kept places. starts int32 [out + 1]: where each row's values begin; left out when
-    every row keeps the same number. Bits a weight at 50 %: 9 with 16-bit values, 3 and the grid with 4-bit codes."""
+    """kept uint8 [out, ceil(in/8)]: bit set where the weight is kept. values: float16 [kept], row by row, or
+    with a grid the packed codes of the kept places. starts int32 [out + 1]: where each row's values begin;
+    left out when every row keeps the same number. Bits a weight at 50 %: 9 with 16-bit values, 3 and the grid
+    with 4-bit codes."""
 
     format = op = "bitmask"
 
-    def __init__(self, shape, count: int, kept: Tensor, values: Tensor, starts: Tensor | None, grid: Grid | None = None):
+    def __init__(
+        self, shape, count: int, kept: Tensor, values: Tensor, starts: Tensor | None, grid: Grid | None = None
+    ):
         super().__init__(shape)
         self.count = count
         self.register_buffer("kept", kept)
@@ -40,8 +43,13 @@ class Bitmask(Packed):
         return Bitmask(self.shape, self.count, self.kept.clone(), stream, self.starts, grid)
 
     def config(self) -> dict:
-        return {"format": self.format, "shape": list(self.shape), "count": self.count, "ragged": self.starts is not None,
-                "grid": self.grid.config() if self.grid else None}  # fmt: skip
+        return {
+            "format": self.format,
+            "shape": list(self.shape),
+            "count": self.count,
+            "ragged": self.starts is not None,
+            "grid": self.grid.config() if self.grid else None,
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> Bitmask:
@@ -73,7 +81,9 @@ class Bitmask(Packed):
     def product(self, x: Tensor) -> Tensor:
         if self.grid is not None and self.grid.group_index is not None:
             return multiply_blocks(x, self.shape, self._block)
-        return bitmask(x, self.kept, self.values, self.starts, None if self.grid is None else Levels.of(self.grid))
+        return bitmask(
+            x, self.kept, self.values, self.starts, None if self.grid is None else Levels.of(self.grid)
+        )
 
     def encode_like(self, dense: Tensor) -> Bitmask:
         if self.grid is None:

@@ -13,16 +13,26 @@ from kernels.grouped_int import groups_of
 
 
 class CodeBook(Packed):
-    """codes uint8 [out, ceil(in/8) * 4], scale float16 [out, groups], table float32 [16]; bits a weight = 4 + 16 / group size.
+    """codes uint8 [out, ceil(in/8) * 4], scale float16 [out, groups], table float32 [16]; bits a weight = 4 +
+    16 / group size.
 
-    With nested scales (QLoRA's double quantization) scale is uint8 [out, groups], codes of an 8-bit map, whose largest value
-    absmax float32 [ceil(out groups / 256)] tells, after offset float32 [1], their mean, was taken off; 4 + 8.125 / group size.
+    With nested scales (QLoRA's double quantization) scale is uint8 [out, groups], codes of an 8-bit map,
+    whose largest value absmax float32 [ceil(out groups / 256)] tells, after offset float32 [1], their mean,
+    was taken off; 4 + 8.125 / group size.
     """
 
     format = op = "codebook"
 
-    def __init__(self, shape, codes: Tensor, scale: Tensor, table: Tensor, group_size: int, absmax: Tensor | None = None,
-                 offset: Tensor | None = None):  # fmt: skip
+    def __init__(
+        self,
+        shape,
+        codes: Tensor,
+        scale: Tensor,
+        table: Tensor,
+        group_size: int,
+        absmax: Tensor | None = None,
+        offset: Tensor | None = None,
+    ):
         super().__init__(shape)
         self.group_size = group_size
         self.register_buffer("codes", codes)
@@ -33,21 +43,29 @@ class CodeBook(Packed):
 
     @classmethod
     def encode(cls, weight: Tensor, table: Tensor, group_size: int, nested: bool = False) -> CodeBook:
-        """weight [out, in] to the nearest entry of `table` [16] times its group's scale, the largest |weight| over the table's: the scale
-        as it is stored, a nested one before it becomes a code (as in bitsandbytes)."""
+        """weight [out, in] to the nearest entry of `table` [16] times its group's scale, the largest |weight|
+        over the table's: the scale as it is stored, a nested one before it becomes a code (as in
+        bitsandbytes)."""
         out, n = weight.shape
         size = n if group_size == -1 else group_size
         groups = torch.nn.functional.pad(weight.float(), (0, -n % size)).view(out, -1, size)
         scale = groups.abs().amax(-1) / table.abs().max()
         if nested:
-            codes, stored = _nearest(weight, scale.clamp_min(torch.finfo(torch.float32).tiny), table, size), _nested(scale)
+            codes, stored = (
+                _nearest(weight, scale.clamp_min(torch.finfo(torch.float32).tiny), table, size),
+                _nested(scale),
+            )
             return cls((out, n), codes, stored[0], table.float(), group_size, *stored[1:])
         scale = to_storage(scale).clamp_min(torch.finfo(torch.float16).smallest_normal)
         return cls((out, n), _nearest(weight, scale.float(), table, size), scale, table.float(), group_size)
 
     def config(self) -> dict:
-        return {"format": self.format, "shape": list(self.shape), "group_size": self.group_size,
-                "nested": self.absmax is not None}  # fmt: skip
+        return {
+            "format": self.format,
+            "shape": list(self.shape),
+            "group_size": self.group_size,
+            "nested": self.absmax is not None,
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> CodeBook:
@@ -60,7 +78,9 @@ class CodeBook(Packed):
 
     def scales(self) -> Tensor:
         """What the stored scales stand for, float32 [out, groups]."""
-        return self.scale.float() if self.absmax is None else nested_scale(self.scale, self.absmax, self.offset)
+        return (
+            self.scale.float() if self.absmax is None else nested_scale(self.scale, self.absmax, self.offset)
+        )
 
     def stored(self) -> Tensor:
         return codebook_rows(self.codes, self.scales(), self.table, self.group_size, self.shape[1])
@@ -80,7 +100,8 @@ class CodeBook(Packed):
 
 
 def _nested(scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """scale [out, groups] -> (codes uint8 [out, groups], absmax float32 [blocks], offset float32 [1]), as bitsandbytes does."""
+    """scale [out, groups] -> (codes uint8 [out, groups], absmax float32 [blocks], offset float32 [1]), as
+    bitsandbytes does."""
     offset = scale.mean().view(1)
     flat = (scale - offset).flatten()
     blocks = torch.nn.functional.pad(flat, (0, -len(flat) % NESTED_BLOCK)).view(-1, NESTED_BLOCK)

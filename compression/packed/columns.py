@@ -23,10 +23,15 @@ class Columns(Packed):
 
     @classmethod
     def encode(cls, weight: Tensor, index: Tensor) -> Columns:
-        """weight [out, in], index [k]: the columns that are stored. Raises ValueError for a column named twice or out of reach."""
+        """weight [out, in], index [k]: the columns that are stored. Raises ValueError for a column named
+        twice or out of reach."""
         n = weight.shape[1]
-        if len(index.unique()) != len(index) or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < n):
-            raise ValueError(f"columns {index.tolist()} of a matrix with {n}; each must be named once, 0 to {n - 1}")
+        if len(index.unique()) != len(index) or (
+            len(index) and not 0 <= int(index.min()) <= int(index.max()) < n
+        ):
+            raise ValueError(
+                f"columns {index.tolist()} of a matrix with {n}; each must be named once, 0 to {n - 1}"
+            )
         return cls(weight.shape, to_storage(weight[:, index.long()]), index.to(torch.int32))
 
     def config(self) -> dict:
@@ -35,7 +40,9 @@ class Columns(Packed):
     @classmethod
     def from_config(cls, config: dict) -> Columns:
         shape, count = config["shape"], config["count"]
-        return cls(shape, torch.empty(shape[0], count, dtype=torch.float16), torch.empty(count, dtype=torch.int32))
+        return cls(
+            shape, torch.empty(shape[0], count, dtype=torch.float16), torch.empty(count, dtype=torch.int32)
+        )
 
     def stored(self) -> Tensor:
         return columns_matrix(self.values, self.index, self.shape[1])

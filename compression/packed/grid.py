@@ -1,8 +1,9 @@
-"""The grid that integer codes stand on: w = scale * (code - zero), one scale and zero point a group of inputs.
+"""The grid that integer codes stand on: w = scale * (code - zero), one scale and zero point a group of
+inputs.
 
-scale float16 [out, groups]; zero: integer zero points packed to the bit, or nothing for a symmetric grid (then
-2^(bits-1)); group_index int16 [in] only where groups are not runs of neighbouring inputs (GPTQ's act-order without
-static groups). Codes are always rounded with the scale as it is stored.
+scale float16 [out, groups]; zero: integer zero points packed to the bit, or nothing for a symmetric grid
+(then 2^(bits-1)); group_index int16 [in] only where groups are not runs of neighbouring inputs (GPTQ's
+act-order without static groups). Codes are always rounded with the scale as it is stored.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ from kernels.grouped_int import groups_of, spread
 class Grid(nn.Module):
     """Scales and zero points of a matrix [out, in]."""
 
-    def __init__(self, shape: tuple[int, int], bits: int, group_size: int, scale: Tensor, zero: Tensor | None,
-                 group_index: Tensor | None = None):  # fmt: skip
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        bits: int,
+        group_size: int,
+        scale: Tensor,
+        zero: Tensor | None,
+        group_index: Tensor | None = None,
+    ):
         """zero: packed uint8 as `pack_zero` makes it, or None for a symmetric grid."""
         super().__init__()
         self.shape, self.bits, self.group_size = tuple(shape), bits, group_size
@@ -30,7 +38,9 @@ class Grid(nn.Module):
         self._zeros: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def make(cls, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor | None, group_index=None) -> Grid:
+    def make(
+        cls, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor | None, group_index=None
+    ) -> Grid:
         """From scale [out, groups] float and integer zero [out, groups] (None: symmetric)."""
         packed = None if zero is None else pack(zero.to(torch.uint8).reshape(1, -1), bits)[0]
         index = None if group_index is None else group_index.to(torch.int16)
@@ -41,18 +51,28 @@ class Grid(nn.Module):
         """The grid that `config()` describes, its values undefined."""
         bits, group_size = config["bits"], config["group_size"]
         groups = groups_of(shape[1], group_size)
-        zero = None if config["symmetric"] else torch.empty(row_bytes(shape[0] * groups, bits), dtype=torch.uint8)
+        zero = (
+            None
+            if config["symmetric"]
+            else torch.empty(row_bytes(shape[0] * groups, bits), dtype=torch.uint8)
+        )
         index = torch.empty(shape[1], dtype=torch.int16) if config["indexed"] else None
         return cls(shape, bits, group_size, torch.empty(shape[0], groups, dtype=torch.float16), zero, index)
 
     def config(self) -> dict:
-        return {"bits": self.bits, "group_size": self.group_size, "symmetric": self.zero is None,
-                "indexed": self.group_index is not None}  # fmt: skip
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "symmetric": self.zero is None,
+            "indexed": self.group_index is not None,
+        }
 
     def zero_points(self) -> Tensor:
         """Integer zero points as uint8 [out, groups]; kept after the first call."""
         if self.zero is None:
-            return torch.full(self.scale.shape, 2 ** (self.bits - 1), dtype=torch.uint8, device=self.scale.device)
+            return torch.full(
+                self.scale.shape, 2 ** (self.bits - 1), dtype=torch.uint8, device=self.scale.device
+            )
         if self._zeros is None or self._zeros[0] is not self.zero:
             flat = unpack(self.zero[None], self.bits, self.scale.numel())[0]
             self._zeros = (self.zero, flat.view(self.scale.shape))

@@ -14,7 +14,8 @@ from kernels.grouped_int import grouped_int
 
 
 class GroupedInt(Packed):
-    """codes uint8 [out, ceil(in/8) * bits] on a Grid; bits a weight = bits + (16 + zero bits) / group size."""
+    """codes uint8 [out, ceil(in/8) * bits] on a Grid; bits a weight = bits + (16 + zero bits) / group
+    size."""
 
     format = op = "grouped_int"
 
@@ -47,7 +48,8 @@ class GroupedInt(Packed):
 
     def product(self, x: Tensor) -> Tensor:
         grid = self.grid
-        if grid.group_index is not None:  # scattered groups: the block kernel reads runs of neighbouring inputs only
+        # scattered groups: the block kernel reads runs of neighbouring inputs only
+        if grid.group_index is not None:
             return x @ self.stored().to(x.dtype).T
         return grouped_int(x, self.codes, grid.scale, grid.zero_points(), grid.bits, grid.group_size)
 
@@ -63,7 +65,9 @@ class GroupedInt(Packed):
         if rule is not None and rule.group is None and symmetric and gpu.serves(x):
             from kernels.gpu.int8 import int8_product
 
-            return int8_product(x.contiguous(), self.codes, grid.scale, grid.zero_points(), grid.group_size, rule.kernel[1])
+            return int8_product(
+                x.contiguous(), self.codes, grid.scale, grid.zero_points(), grid.group_size, rule.kernel[1]
+            )
         return super().rounded_product(x)
 
     def encode_like(self, dense: Tensor) -> GroupedInt:
@@ -74,4 +78,6 @@ class GroupedInt(Packed):
         if grid.group_index is not None and rule is not None and rule[0] < self.shape[1]:
             return None  # the tiles hold the columns in another order, in which neighbours share no scale
         zero = None if grid.zero is None else grid.zero_points()
-        return plans.grouped_int(self.codes, grid.scale, zero, grid.bits, grid.group_size, self.shape[1], rule, grid.group_index)
+        return plans.grouped_int(
+            self.codes, grid.scale, zero, grid.bits, grid.group_size, self.shape[1], rule, grid.group_index
+        )

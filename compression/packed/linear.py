@@ -1,4 +1,5 @@
-"""Modules that carry a format inside a model: CompressedLinear for nn.Linear, CompressedTable for the embedding.
+"""Modules that carry a format inside a model: CompressedLinear for nn.Linear, CompressedTable for the
+embedding.
 
 A tied table is stored once: the model's embedding holds it and `TableHead` reads the same object.
 """

@@ -24,7 +24,8 @@ class Outliers(Packed):
 
     @classmethod
     def encode(cls, weight: Tensor, where: Tensor) -> Outliers:
-        """weight [out, in], where bool [out, in]: the places that are stored. Raises ValueError beyond 65,536 columns."""
+        """weight [out, in], where bool [out, in]: the places that are stored. Raises ValueError beyond 65,536
+        columns."""
         if weight.shape[1] > 1 << 16:
             raise ValueError(f"{weight.shape[1]} columns; a column's place has 16 bits, so at most {1 << 16}")
         counts = where.sum(1)
@@ -38,7 +39,9 @@ class Outliers(Packed):
     def from_config(cls, config: dict) -> Outliers:
         shape, count = config["shape"], config["count"]
         starts = torch.empty(shape[0] + 1, dtype=torch.int32)
-        return cls(shape, torch.empty(count, dtype=torch.float16), torch.empty(count, dtype=torch.int16), starts)
+        return cls(
+            shape, torch.empty(count, dtype=torch.float16), torch.empty(count, dtype=torch.int16), starts
+        )
 
     def stored(self) -> Tensor:
         return outliers_matrix(self.values, self.columns, self.starts, self.shape[1])

@@ -1,15 +1,20 @@
-"""Grids whose zero point is a real number: w = scale * (code - zero), code = clamp(round(w / scale + zero), 0, 2^bits - 1).
+"""Grids whose zero point is a real number: w = scale * (code - zero), code = clamp(round(w / scale + zero),
+0, 2^bits - 1).
 
-`round` comes after the zero is added, so codes differ from an integer grid's where the zero has a fraction (HQQ, SpQR).
+`round` comes after the zero is added, so codes differ from an integer grid's where the zero has a fraction
+(HQQ, SpQR).
 
 RealGrid      scale and zero float16 [out, groups]: 32 bits a group.
-TwoLevelGrid  SpQR's: the scales of 16 neighbouring rows in one group are themselves codes of a few bits on such a grid,
-              whose own scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and 16 columns: 64 / 256 + 6 / 16
+TwoLevelGrid  SpQR's: the scales of 16 neighbouring rows in one group are themselves codes of a few bits on
+              such a grid,
+              whose own scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and 16 columns:
+              64 / 256 + 6 / 16
               bits a weight instead of 2.
 
-A second level's step is never below 2^-11 of the largest value of its run: its zero then stays in float16's whole numbers.
-The authors put a run of equal values on [-1, 1], where a 3-bit code hits none of them; here it is met to 11 bits.
-group_index int16 [in] only where groups are not runs of neighbouring inputs, as in grid.py.
+A second level's step is never below 2^-11 of the largest value of its run: its zero then stays in float16's
+whole numbers. The authors put a run of equal values on [-1, 1], where a 3-bit code hits none of them; here it
+is met to 11 bits. group_index int16 [in] only where groups are not runs of neighbouring inputs, as in
+grid.py.
 """
 
 from __future__ import annotations
@@ -39,7 +44,12 @@ class _Grid(nn.Module):
         self.register_buffer("group_index", group_index)
 
     def config(self) -> dict:
-        return {"kind": self.kind, "bits": self.bits, "group_size": self.group_size, "indexed": self.group_index is not None}
+        return {
+            "kind": self.kind,
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "indexed": self.group_index is not None,
+        }
 
     def of_groups(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
         """(scale, zero) of every group of some rows, float32 [rows, groups]."""
@@ -77,13 +87,23 @@ class RealGrid(_Grid):
 
     kind = "real"
 
-    def __init__(self, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor, group_index: Tensor | None = None):
+    def __init__(
+        self,
+        shape,
+        bits: int,
+        group_size: int,
+        scale: Tensor,
+        zero: Tensor,
+        group_index: Tensor | None = None,
+    ):
         super().__init__(shape, bits, group_size, group_index)
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
 
     @classmethod
-    def make(cls, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor, group_index: Tensor | None = None) -> RealGrid:
+    def make(
+        cls, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor, group_index: Tensor | None = None
+    ) -> RealGrid:
         """From scale and zero [out, groups] float."""
         return cls(shape, bits, group_size, store_scale(scale), to_storage(zero), _index(group_index))
 
@@ -101,17 +121,29 @@ class RealGrid(_Grid):
         return grouped_int(x, codes, self.scale, self.zero, self.bits, self.group_size)
 
     def tiles(self, codes: Tensor, rule):
-        return plans.grouped_int(codes, self.scale, self.zero, self.bits, self.group_size, self.shape[1], rule, self.group_index)
+        return plans.grouped_int(
+            codes, self.scale, self.zero, self.bits, self.group_size, self.shape[1], rule, self.group_index
+        )
 
 
 class TwoLevelGrid(_Grid):
-    """scale_codes, zero_codes uint8 [row_bytes(out groups, level_bits)], packed to the bit row by row; scale_stats, zero_stats
-    float16 [runs, groups, 2], scale and zero of the second level."""
+    """scale_codes, zero_codes uint8 [row_bytes(out groups, level_bits)], packed to the bit row by row;
+    scale_stats, zero_stats float16 [runs, groups, 2], scale and zero of the second level."""
 
     kind = "two_level"
 
-    def __init__(self, shape, bits: int, group_size: int, level_bits: int, scale_codes: Tensor, scale_stats: Tensor,
-                 zero_codes: Tensor, zero_stats: Tensor, group_index: Tensor | None = None):  # fmt: skip
+    def __init__(
+        self,
+        shape,
+        bits: int,
+        group_size: int,
+        level_bits: int,
+        scale_codes: Tensor,
+        scale_stats: Tensor,
+        zero_codes: Tensor,
+        zero_stats: Tensor,
+        group_index: Tensor | None = None,
+    ):
         super().__init__(shape, bits, group_size, group_index)
         self.level_bits = level_bits
         self.register_buffer("scale_codes", scale_codes)
@@ -120,8 +152,16 @@ class TwoLevelGrid(_Grid):
         self.register_buffer("zero_stats", zero_stats)
 
     @classmethod
-    def make(cls, shape, bits: int, group_size: int, scale: Tensor, zero: Tensor, level_bits: int = 3,
-             group_index: Tensor | None = None) -> TwoLevelGrid:  # fmt: skip
+    def make(
+        cls,
+        shape,
+        bits: int,
+        group_size: int,
+        scale: Tensor,
+        zero: Tensor,
+        level_bits: int = 3,
+        group_index: Tensor | None = None,
+    ) -> TwoLevelGrid:
         """From scale and zero [out, groups] float; `columns()` tells what became of them."""
         stored = []
         for values in (scale, zero):
@@ -135,9 +175,13 @@ class TwoLevelGrid(_Grid):
         out, groups, level_bits = shape[0], groups_of(shape[1], config["group_size"]), config["level_bits"]
         stored = []
         for _ in range(2):
-            stored += [torch.empty(row_bytes(out * groups, level_bits), dtype=torch.uint8),
-                       torch.empty(-(-out // RUN), groups, 2, dtype=torch.float16)]  # fmt: skip
-        return cls(shape, config["bits"], config["group_size"], level_bits, *stored, _empty_index(shape, config))
+            stored += [
+                torch.empty(row_bytes(out * groups, level_bits), dtype=torch.uint8),
+                torch.empty(-(-out // RUN), groups, 2, dtype=torch.float16),
+            ]
+        return cls(
+            shape, config["bits"], config["group_size"], level_bits, *stored, _empty_index(shape, config)
+        )
 
     def config(self) -> dict:
         return super().config() | {"level_bits": self.level_bits}
@@ -161,9 +205,11 @@ GRIDS = {grid.kind: grid for grid in (RealGrid, TwoLevelGrid)}
 
 
 def second_level(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """values [out, groups], 16 rows of a group together -> (codes uint8 [out, groups], stats float16 [runs, groups, 2])."""
+    """values [out, groups], 16 rows of a group together -> (codes uint8 [out, groups], stats float16 [runs,
+    groups, 2])."""
     out, top = len(values), 2**bits - 1
-    runs = torch.cat([values.float(), values[-1:].float().expand(-out % RUN, -1)]).unflatten(0, (-1, RUN))  # [runs, 16, groups]
+    # [runs, 16, groups]
+    runs = torch.cat([values.float(), values[-1:].float().expand(-out % RUN, -1)]).unflatten(0, (-1, RUN))
     low, high = runs.amin(1), runs.amax(1)
     smallest = runs.abs().amax(1).div(2048).clamp_min(torch.finfo(torch.float16).smallest_normal / 1024)
     scale = to_storage(torch.maximum((high - low) / top, smallest))

@@ -27,7 +27,8 @@ class TensorTrain(Packed):
         super().__init__(shape)
         if cores.shape != (shape[0], values_per_row(modes, ranks)) or math.prod(modes) < shape[1]:
             raise ValueError(
-                f"cores {list(cores.shape)} with modes {list(modes)} and ranks {list(ranks)} are no matrix {list(shape)}"
+                f"cores {list(cores.shape)} with modes {list(modes)} and ranks {list(ranks)} are no "
+                f"matrix {list(shape)}"
             )
         self.modes, self.ranks = tuple(modes), tuple(ranks)
         self.register_buffer("cores", cores)
@@ -36,23 +37,32 @@ class TensorTrain(Packed):
     def encode(cls, shape: tuple[int, int], parts: Sequence[Tensor]) -> TensorTrain:
         """parts: the K cores [out, r_{k-1}, I_k, r_k] of every row, rounded to float16.
 
-        A factor of one core may stand in any other: the cores of a row get equal root mean squares first, so that none leaves
-        the range of float16.
+        A factor of one core may stand in any other: the cores of a row get equal root mean squares first, so
+        that none leaves the range of float16.
         """
         modes, ranks = [p.shape[2] for p in parts], [1, *(p.shape[3] for p in parts)]
         return cls(shape, to_storage(balanced(parts)), modes, ranks)
 
     def config(self) -> dict:
-        return {"format": self.format, "shape": list(self.shape), "modes": list(self.modes), "ranks": list(self.ranks)}
+        return {
+            "format": self.format,
+            "shape": list(self.shape),
+            "modes": list(self.modes),
+            "ranks": list(self.ranks),
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> TensorTrain:
         shape, modes, ranks = config["shape"], config["modes"], config["ranks"]
-        return cls(shape, torch.empty(shape[0], values_per_row(modes, ranks), dtype=torch.float16), modes, ranks)
+        return cls(
+            shape, torch.empty(shape[0], values_per_row(modes, ranks), dtype=torch.float16), modes, ranks
+        )
 
     def stored(self) -> Tensor:
         blocks = self.cores.split(ROWS_PER_BLOCK)
-        return torch.cat([tensor_train_rows(block, self.modes, self.ranks, self.shape[1]) for block in blocks])
+        return torch.cat(
+            [tensor_train_rows(block, self.modes, self.ranks, self.shape[1]) for block in blocks]
+        )
 
     def rows(self, ids: Tensor) -> Tensor:
         if self.plan() is not None:
@@ -70,7 +80,8 @@ class TensorTrain(Packed):
 
 
 def balanced(parts: Sequence[Tensor]) -> Tensor:
-    """Cores [n, r, I, r'] as one flat [n, P] of the same products, each core of a row with the same root mean square."""
+    """Cores [n, r, I, r'] as one flat [n, P] of the same products, each core of a row with the same root mean
+    square."""
     flat = [part.flatten(1) for part in parts]
     sizes = torch.stack([part.square().mean(1).sqrt() for part in flat], 1)  # [n, K]
     sizes = torch.where((sizes > 0).all(1, keepdim=True), sizes, 1.0)  # a row of zeros stays one

@@ -22,7 +22,12 @@ class Sum(Packed):
         self.op = first.op
 
     def config(self) -> dict:
-        return {"format": self.format, "shape": list(self.shape), "first": self.first.config(), "second": self.second.config()}
+        return {
+            "format": self.format,
+            "shape": list(self.shape),
+            "first": self.first.config(),
+            "second": self.second.config(),
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> Sum:

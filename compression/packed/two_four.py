@@ -13,7 +13,8 @@ from kernels.sparse import Levels, mask_bits, multiply_blocks, scatter_two_four,
 
 
 class TwoFour(Packed):
-    """values float16 [out, in/2] (or packed codes with a grid), positions: the 2-bit place of each value in its four.
+    """values float16 [out, in/2] (or packed codes with a grid), positions: the 2-bit place of each value in
+    its four.
 
     Bits a weight: 8 + 1 with 16-bit values, 2 + 1 and the grid with 4-bit codes.
     """
@@ -31,7 +32,9 @@ class TwoFour(Packed):
         """weight [out, in], pruned bool [out, in] with exactly two of every four True."""
         out, n = weight.shape
         if n % 4 or not bool((pruned.view(out, -1, 4).sum(-1) == 2).all()):
-            raise ValueError(f"2:4 needs in_features divisible by 4 and two of every four removed; got shape {out} x {n}")
+            raise ValueError(
+                f"2:4 needs in_features divisible by 4 and two of every four removed; got shape {out} x {n}"
+            )
         places = torch.arange(4, device=weight.device).expand(out, n // 4, 4)
         positions = places[~pruned.view(out, -1, 4)].view(out, n // 2)
         values = to_storage(weight[~pruned].view(out, n // 2))
@@ -43,7 +46,11 @@ class TwoFour(Packed):
         return TwoFour(self.shape, pack(kept, grid.bits), self.positions.clone(), grid)
 
     def config(self) -> dict:
-        return {"format": self.format, "shape": list(self.shape), "grid": self.grid.config() if self.grid else None}
+        return {
+            "format": self.format,
+            "shape": list(self.shape),
+            "grid": self.grid.config() if self.grid else None,
+        }
 
     @classmethod
     def from_config(cls, config: dict) -> TwoFour:
@@ -85,7 +92,8 @@ class TwoFour(Packed):
 
     def tiles(self, rule):
         places = self._places(slice(None))
-        keep = scatter_two_four(torch.ones_like(places), places).bool()  # two bits a four: as many as the positions take
+        # two bits a four: as many as the positions take
+        keep = scatter_two_four(torch.ones_like(places), places).bool()
         if self.grid is None:
             values = self.stored().half()[keep]  # in the order of the columns
             return plans.bitmask(mask_bits(keep), values, self.shape[1], rule, self.op)

@@ -1,32 +1,36 @@
 """LLM-Pruner: remove whole attention heads and whole channels of the feed-forward.
 
-Zeros scattered over a matrix need a special format and a kernel that skips them. LLM-Pruner removes structures instead: a
-head with its rows of q, k, v and its columns of o, a channel with its rows of gate and up and its column of down. What is
-left is an ordinary model with smaller matrices, so it is smaller on disk and in memory and faster on every machine, and its
-key-value cache shrinks with the key-value heads. The price is quality: far more is lost than by rounding to the same size,
-and much of it comes back only with training afterwards.
+Zeros scattered over a matrix need a special format and a kernel that skips them. LLM-Pruner removes
+structures instead: a head with its rows of q, k, v and its columns of o, a channel with its rows of gate and
+up and its column of down. What is left is an ordinary model with smaller matrices, so it is smaller on disk
+and in memory and faster on every machine, and its key-value cache shrinks with the key-value heads. The price
+is quality: far more is lost than by rounding to the same size, and much of it comes back only with training
+afterwards.
 
-Ma, Fang, Wang 2023, "LLM-Pruner: On the Structural Pruning of Large Language Models", arXiv 2305.11627. How much a structure
-matters is read from the gradient g of the language-model loss on a few short texts (equations 3 to 5), for each weight w
+Ma, Fang, Wang 2023, "LLM-Pruner: On the Structural Pruning of Large Language Models", arXiv 2305.11627. How
+much a structure matters is read from the gradient g of the language-model loss on a few short texts
+(equations 3 to 5), for each weight w
 
     vector    g w            summed over a row or column, then its absolute value
     element1  |g w|          summed; first order
     element2  F w^2          summed; second order, F the mean over the texts of the squared gradient
     mixed     |g w - F w^2 / 2|
 
-and added up over all matrices of the structure. Each block ranks its own heads and channels. The first and last blocks are
-the sensitive ones and stay whole. Granularity "channel" removes channels of the residual stream instead: an entry of the
-embedding and of every norm, a row or column of every matrix of the model, ranked once; the paper finds that far worse. `l2`
-(small weights go) and `random` are the controls; chance beats l2, in the paper too.
+and added up over all matrices of the structure. Each block ranks its own heads and channels. The first and
+last blocks are the sensitive ones and stay whole. Granularity "channel" removes channels of the residual
+stream instead: an entry of the embedding and of every norm, a row or column of every matrix of the model,
+ranked once; the paper finds that far worse. `l2` (small weights go) and `random` are the controls; chance
+beats l2, in the paper too.
 
-Deviations: (1) the share of heads is rounded to the nearest whole number and at least one stays; the authors round down,
-which leaves models of few heads with all of them. (2) Where queries share keys, whole groups go, as theirs do; where a model
-has three such groups or fewer, the same number of query heads leaves each group and keys and values stay. A query head is
-paired with the keys that it really uses. (3) The protected blocks are shares of the depth (LLaMA-7B: the first 4 and last 2
-of 32, as published). (4) Biases go with their rows, norms with their channels, and neither is scored. (5) No training
-afterwards: that is a step of its own.
+Deviations: (1) the share of heads is rounded to the nearest whole number and at least one stays; the authors
+round down, which leaves models of few heads with all of them. (2) Where queries share keys, whole groups go,
+as theirs do; where a model has three such groups or fewer, the same number of query heads leaves each group
+and keys and values stay. A query head is paired with the keys that it really uses. (3) The protected blocks
+are shares of the depth (LLaMA-7B: the first 4 and last 2 of 32, as published). (4) Biases go with their rows,
+norms with their channels, and neither is scored. (5) No training afterwards: that is a step of its own.
 
-Cost: one forward and backward pass for each text; gradients of the pruned blocks' matrices in 32 bits (mixed: twice that).
+Cost: one forward and backward pass for each text; gradients of the pruned blocks' matrices in 32 bits (mixed:
+twice that).
 """
 
 from __future__ import annotations
@@ -39,13 +43,24 @@ import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import CalibrationError, Cancelled, Context, Cost, Edit, Method, Note, TextUnavailable, param
+from compression.base import (
+    CalibrationError,
+    Cancelled,
+    Context,
+    Cost,
+    Edit,
+    Method,
+    Note,
+    TextUnavailable,
+    param,
+)
 from compression.bundle import Bundle, Geometry
 from compression.pruning import structured
 from compression.pruning.structured import StructuredParams, choose, highest, told
 from compression.structure import AXES, WIDTH_AXES
 
-FIRST, SECOND = ("vector", "element1", "mixed"), ("element2", "mixed")  # which need the gradient, which its square
+# which need the gradient, which its square
+FIRST, SECOND = ("vector", "element1", "mixed"), ("element2", "mixed")
 TAYLOR = ("vector", "element1", "element2", "mixed")
 
 
@@ -53,18 +68,27 @@ TAYLOR = ("vector", "element1", "element2", "mixed")
 class LlmPrunerParams(StructuredParams):
     """How much is removed, from where, and by which measure."""
 
-    granularity: str = param("block", "Heads and feed-forward channels of each block, or channels of the whole model's width.",
-                             choices=("block", "channel"))  # fmt: skip
-    importance: str = param("element1", "How much a head or channel matters: a Taylor expansion of the loss, or a control.",
-                            choices=(*TAYLOR, "l2", "random"))  # fmt: skip
+    granularity: str = param(
+        "block",
+        "Heads and feed-forward channels of each block, or channels of the whole model's width.",
+        choices=("block", "channel"),
+    )
+    importance: str = param(
+        "element1",
+        "How much a head or channel matters: a Taylor expansion of the loss, or a control.",
+        choices=(*TAYLOR, "l2", "random"),
+    )
     samples: int = param(10, "Texts whose gradients are taken.", lo=1, hi=512, level="advanced")
     sample_tokens: int = param(64, "Tokens of each text.", lo=2, hi=2_048, level="advanced")
 
 
-# --- scores ------------------------------------------------------------------------------------------------------
+# --- scores
+# ------------------------------------------------------------------------------------------------------
 
 
-def scores(importance: str, weight: Tensor, axis: int, g: Tensor | None = None, f: Tensor | None = None) -> Tensor:
+def scores(
+    importance: str, weight: Tensor, axis: int, g: Tensor | None = None, f: Tensor | None = None
+) -> Tensor:
     """The score of each row (axis 0) or column (axis 1) of weight [out, in].
 
     g, f: mean over the texts of the gradient and of the squared gradient [out, in] (the table in the essay).
@@ -81,24 +105,31 @@ def scores(importance: str, weight: Tensor, axis: int, g: Tensor | None = None, 
     return weight.square().sum(along)  # l2
 
 
-# --- gradients ---------------------------------------------------------------------------------------------------
+# --- gradients
+# ---------------------------------------------------------------------------------------------------
 
 
 def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
-    """`samples` pieces of `sample_tokens` tokens [samples, sample_tokens], evenly spread over windows [n, window]."""
+    """`samples` pieces of `sample_tokens` tokens [samples, sample_tokens], evenly spread over windows [n,
+    window]."""
     count, length = params.samples, params.sample_tokens
     pieces = windows[:, : windows.shape[1] // length * length].reshape(-1, length)
     if len(pieces) < count:
         raise TextUnavailable(
-            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked for. Ask for fewer or shorter "
+            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked "
+            "for. Ask for fewer or shorter "
             f"samples, or for more calibration tokens.",
-            code="text_too_short", name="calibration", tokens=windows.numel(), need=count * length,
-        )  # fmt: skip
+            code="text_too_short",
+            name="calibration",
+            tokens=windows.numel(),
+            need=count * length,
+        )
     return pieces[torch.arange(count) * len(pieces) // count]
 
 
 class Gradients:
-    """Sums over the texts of the gradient (`first`) and of the squared gradient (`second`), by path, float32 [out, in]."""
+    """Sums over the texts of the gradient (`first`) and of the squared gradient (`second`), by path, float32
+    [out, in]."""
 
     def __init__(self, importance: str):
         self.wanted = {"first": importance in FIRST, "second": importance in SECOND}
@@ -114,14 +145,20 @@ class Gradients:
                 into[path] = into[path].add_(value()) if path in into else value()
 
 
-def gradients(bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerParams, context: Context) -> Gradients:
-    """Gradients of the loss on each text of ids [n, length] with itself as its label, for the weights at `paths`; means."""
+def gradients(
+    bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerParams, context: Context
+) -> Gradients:
+    """Gradients of the loss on each text of ids [n, length] with itself as its label, for the weights at
+    `paths`; means."""
     found, module = Gradients(params.importance), bundle.module
     weights = {path: module.get_submodule(path).weight for path in paths}
     handles = []
     try:
         for path, weight in weights.items():
-            take = lambda w, path=path: found.take(path, w)  # noqa: E731
+
+            def take(w, path=path):
+                return found.take(path, w)
+
             handles.append(weight.requires_grad_().register_post_accumulate_grad_hook(take))
         for done, text in enumerate(ids):
             context.emit({"stage": "compress", "done": done, "total": len(ids)})
@@ -141,16 +178,19 @@ def gradients(bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerPa
             total /= len(ids)
             if not bool(torch.isfinite(total).all()):
                 raise CalibrationError(
-                    "the gradients on the calibration text are not finite; use another text", code="gram_not_finite"
+                    "the gradients on the calibration text are not finite; use another text",
+                    code="gram_not_finite",
                 )
     return found
 
 
-# --- the method --------------------------------------------------------------------------------------------------
+# --- the method
+# --------------------------------------------------------------------------------------------------
 
 
 def reshaped(geometry: Geometry, params: LlmPrunerParams) -> Geometry:
-    """The model's sizes after pruning; of channels of the width floor((1 - removed) width) stay, at least one."""
+    """The model's sizes after pruning; of channels of the width floor((1 - removed) width) stay, at least
+    one."""
     if params.granularity == "channel":
         return replace(geometry, hidden=max(1, math.floor(geometry.hidden * (1 - params.removed) + 1e-9)))
     return structured.reshaped(geometry, params)
@@ -165,7 +205,9 @@ def compress(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
     layers = [i for i, sizes in enumerate(geometry.layers) if after.layers[i] != sizes]
     if not layers:
         return Edit()
-    roles = {i: {role: path for group in arch.groups(bundle.module, i) for path, role in group} for i in layers}
+    roles = {
+        i: {role: path for group in arch.groups(bundle.module, i) for path, role in group} for i in layers
+    }
     found = None
     if params.importance in TAYLOR:
         paths = [path for by_role in roles.values() for path in by_role.values()]
@@ -185,18 +227,26 @@ def narrowed(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
         return Edit()
     axes = {path: WIDTH_AXES[role] for path, role, _ in arch.linears(bundle.module)}
     if not bundle.geometry.embedding:  # else the table has a width of its own
-        tables = (arch.embedding(bundle.module)[0], *(() if bundle.geometry.tied else (arch.head(bundle.module)[0],)))
+        tables = (
+            arch.embedding(bundle.module)[0],
+            *(() if bundle.geometry.tied else (arch.head(bundle.module)[0],)),
+        )
         axes |= dict.fromkeys(tables, 1)
     found = None
     if params.importance in TAYLOR:
         found = gradients(bundle, list(axes), texts(context.windows, params), params, context)
     score = scorer(bundle, found, params, context.seed)
     total = sum(score(path, axis) for path, axis in axes.items())
-    return Edit(width=tuple(highest(total, then)), notes=(Note("width_removed", {"width": now, "left": then}),))
+    return Edit(
+        width=tuple(highest(total, then)), notes=(Note("width_removed", {"width": now, "left": then}),)
+    )
 
 
-def scorer(bundle: Bundle, found: Gradients | None, params: LlmPrunerParams, seed: int) -> Callable[[str, int], Tensor]:
-    """A function from (path, axis) to the scores of that weight's rows or columns; gradients are freed as they are used."""
+def scorer(
+    bundle: Bundle, found: Gradients | None, params: LlmPrunerParams, seed: int
+) -> Callable[[str, int], Tensor]:
+    """A function from (path, axis) to the scores of that weight's rows or columns; gradients are freed as
+    they are used."""
     generator = torch.Generator().manual_seed(seed)
 
     def score(path: str, axis: int) -> Tensor:
@@ -210,12 +260,17 @@ def scorer(bundle: Bundle, found: Gradients | None, params: LlmPrunerParams, see
 
 
 def cost(shape: tuple[int, int], params: LlmPrunerParams, tokens: int) -> Cost:
-    """Of one matrix before pruning: its gradients, and forward and backward passes over the texts; stored in 16 bits."""
+    """Of one matrix before pruning: its gradients, and forward and backward passes over the texts; stored in
+    16 bits."""
     out, n = shape
     if params.removed == 0 or params.importance not in TAYLOR:
         return Cost(bytes=2 * out * n, flops=0.0)
     kinds = (params.importance in FIRST) + (params.importance in SECOND)
-    return Cost(bytes=2 * out * n, flops=6.0 * out * n * params.samples * params.sample_tokens, peak_bytes=4 * out * n * kinds)
+    return Cost(
+        bytes=2 * out * n,
+        flops=6.0 * out * n * params.samples * params.sample_tokens,
+        peak_bytes=4 * out * n * kinds,
+    )
 
 
 METHOD = Method(

@@ -1,26 +1,29 @@
 """LoRAPrune: let the adapter that is trained anyway tell which heads and channels can go.
 
-LLM-Pruner asks the gradient of every weight once, cuts, and repairs afterwards. LoRAPrune cuts while it repairs: an adapter is
-trained beside the frozen weights, and how training moves the adapter says how training would move the weights. So no gradient
-of a large matrix is ever needed, the heads and channels fade out a few at a time, and the adapter learns to do without them
-before they are gone. In the end adapter and weights are added up and the matrices are cut.
+LLM-Pruner asks the gradient of every weight once, cuts, and repairs afterwards. LoRAPrune cuts while it
+repairs: an adapter is trained beside the frozen weights, and how training moves the adapter says how training
+would move the weights. So no gradient of a large matrix is ever needed, the heads and channels fade out a few
+at a time, and the adapter learns to do without them before they are gone. In the end adapter and weights are
+added up and the matrices are cut.
 
-Zhang et al. 2023, "LoRAPrune: Structured Pruning Meets Low-Rank Parameter-Efficient Fine-Tuning", arXiv 2305.18403. With the
-adapter B A and its gradients dB, dA, the weight's gradient is stood in for by what one step of descent does to the product,
+Zhang et al. 2023, "LoRAPrune: Structured Pruning Meets Low-Rank Parameter-Efficient Fine-Tuning", arXiv
+2305.18403. With the adapter B A and its gradients dB, dA, the weight's gradient is stood in for by what one
+step of descent does to the product,
 
     G = B A - (B - dB)(A - dA) = dB A + B dA - dB dA,
 
-a weight's importance is |G (W + c B A)| with c = alpha / r, and a structure's the sum over its rows of q, k, v, gate, up and
-its columns of o, down, each matrix's sums divided by their length first. It is averaged over the steps (0.9 old, 0.1 new). After
-a tenth of the training the share of hidden structures rises by p(t) = p (1 - (1 - t)^3) until a tenth is left; from there
-it is the asked share exactly. What is hidden stays hidden. Each block ranks its own; the first tenth of the blocks and the
-last block stay whole.
+a weight's importance is |G (W + c B A)| with c = alpha / r, and a structure's the sum over its rows of q, k,
+v, gate, up and its columns of o, down, each matrix's sums divided by their length first. It is averaged over
+the steps (0.9 old, 0.1 new). After a tenth of the training the share of hidden structures rises by p(t) = p
+(1 - (1 - t)^3) until a tenth is left; from there it is the asked share exactly. What is hidden stays hidden.
+Each block ranks its own; the first tenth of the blocks and the last block stay whole.
 
-Deviations. (1) Importance is the absolute value, as in the authors' code; the paper squares it. (2) A hidden head or channel is
-silenced where it enters o or down, not where it leaves q, k, v, gate and up: the same function, and right too where query
-heads share keys. (3) Their last mask stays below the asked share; ours reaches it. (4) Masks are chosen anew every 4 steps
-instead of 10, because a short training has few. (5) The text is the calibration text. (6) Whole heads are counted as in
-LLM-Pruner. `magnitude` takes |W + c B A| alone, with no gradient: the control.
+Deviations. (1) Importance is the absolute value, as in the authors' code; the paper squares it. (2) A hidden
+head or channel is silenced where it enters o or down, not where it leaves q, k, v, gate and up: the same
+function, and right too where query heads share keys. (3) Their last mask stays below the asked share; ours
+reaches it. (4) Masks are chosen anew every 4 steps instead of 10, because a short training has few. (5) The
+text is the calibration text. (6) Whole heads are counted as in LLM-Pruner. `magnitude` takes |W + c B A|
+alone, with no gradient: the control.
 
 Cost: a training step is three forward passes, and two thin products a matrix for the importance.
 """
@@ -49,16 +52,29 @@ WARM_UP, COOL_DOWN = 0.1, 0.1  # shares of the training before the first mask an
 class LoraPruneParams(StructuredParams):
     """How much is removed, and the training that decides and repairs."""
 
-    guide: str = param("adapter", "What tells how much a structure matters: the adapter's values and gradients, or size alone.",
-                       choices=("adapter", "magnitude"))  # fmt: skip
-    rank: int = param(8, "Columns of the adapter's two thin matrices.", lo=1, hi=128, step=1, level="advanced")
+    guide: str = param(
+        "adapter",
+        "What tells how much a structure matters: the adapter's values and gradients, or size alone.",
+        choices=("adapter", "magnitude"),
+    )
+    rank: int = param(
+        8, "Columns of the adapter's two thin matrices.", lo=1, hi=128, step=1, level="advanced"
+    )
     lora_alpha: float = param(
-        16.0, "The adapter's product is multiplied by this over the rank.", lo=0.1, hi=1024.0, level="advanced"
+        16.0,
+        "The adapter's product is multiplied by this over the rank.",
+        lo=0.1,
+        hi=1024.0,
+        level="advanced",
     )
     train_tokens: int = param(65_536, "Training ends after so many tokens.", told=True, lo=1, hi=100_000_000)
-    train_minutes: float = param(20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    train_minutes: float = param(
+        20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+    )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
-    mask_every: int = param(4, "Steps between two choices of what is hidden.", lo=1, hi=1_000, level="advanced")
+    mask_every: int = param(
+        4, "Steps between two choices of what is hidden.", lo=1, hi=1_000, level="advanced"
+    )
 
 
 def stand_in(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
@@ -67,7 +83,8 @@ def stand_in(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
 
 
 def hidden_share(share: float, removed: float) -> float:
-    """How much is hidden when `share` of the training is done: 0 until the warm-up's end, `removed` from the cool-down on."""
+    """How much is hidden when `share` of the training is done: 0 until the warm-up's end, `removed` from the
+    cool-down on."""
     through = (share - WARM_UP) / (1 - WARM_UP - COOL_DOWN)
     return removed * (1 - (1 - min(max(through, 0.0), 1.0)) ** 3)
 
@@ -79,17 +96,23 @@ class Pruner:
         self.bundle, self.params, self.steps = bundle, params, 0
         self.layers = list(pruned_layers(len(bundle.geometry.layers), params)) if params.removed else []
         self.adapters = {  # layer -> role -> Adapted
-            layer: {role: adapters[path] for group in arch.groups(bundle.module, layer) for path, role in group} for layer in self.layers
-        }  # fmt: skip
+            layer: {
+                role: adapters[path] for group in arch.groups(bundle.module, layer) for path, role in group
+            }
+            for layer in self.layers
+        }
         self.scores: dict[int, dict[str, Tensor]] = {layer: {} for layer in self.layers}
-        self.shown = {layer: {"o": self._all(layer, "o"), "down": self._all(layer, "down")} for layer in self.layers}
+        self.shown = {
+            layer: {"o": self._all(layer, "o"), "down": self._all(layer, "down")} for layer in self.layers
+        }
         self.kept: dict[int, Kept] = {}
         self.handles = [
             self.adapters[layer][role].register_forward_pre_hook(
                 lambda module, args, layer=layer, role=role: (args[0] * self.shown[layer][role].to(args[0]),)
             )
-            for layer in self.layers for role in ("o", "down")
-        ]  # fmt: skip
+            for layer in self.layers
+            for role in ("o", "down")
+        ]
 
     def _all(self, layer: int, role: str) -> Tensor:
         return torch.ones(self.adapters[layer][role].base.in_features)
@@ -113,8 +136,12 @@ class Pruner:
     def settle(self) -> bool:
         """The asked share is hidden, whenever the training ended."""
         if self.layers and not self.steps:
-            raise BadParam("no step was trained, so nothing tells what to remove; give the training more minutes",
-                           name="train_minutes", got=self.params.train_minutes, allowed="enough for one step")  # fmt: skip
+            raise BadParam(
+                "no step was trained, so nothing tells what to remove; give the training more minutes",
+                name="train_minutes",
+                got=self.params.train_minutes,
+                allowed="enough for one step",
+            )
         self.hide(self.params.removed)
         return bool(self.layers)
 
@@ -143,22 +170,36 @@ class Pruner:
                     scores[role] = scores[role].masked_fill(gone, -1.0)
             kept = choose(scores, sizes, dataclasses.replace(self.params, removed=removed))
             self.kept[layer] = kept
-            for role, index in (("o", lanes(torch.tensor(kept.heads), sizes.head_size)), ("down", torch.tensor(kept.channels))):
+            for role, index in (
+                ("o", lanes(torch.tensor(kept.heads), sizes.head_size)),
+                ("down", torch.tensor(kept.channels)),
+            ):
                 self.shown[layer][role] = torch.zeros_like(self.shown[layer][role]).index_fill_(0, index, 1.0)
 
 
 def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
-    """Train adapters on context.windows [n, window] while heads and channels fade out; the merged weights and what stays."""
+    """Train adapters on context.windows [n, window] while heads and channels fade out; the merged weights and
+    what stays."""
     adapters = adapt(bundle, LoraParams(rank=params.rank, lora_alpha=params.lora_alpha), context.seed)
     pruner = Pruner(bundle, adapters, params)
-    loss = lambda ids: language_loss(bundle, ids)  # noqa: E731
+
+    def loss(ids):
+        return language_loss(bundle, ids)
+
     try:
         course = train(
             [p for adapter in adapters.values() for p in (adapter.a, adapter.b)],
-            loss, *from_text(context.windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
-            rate=params.learning_rate, seed=context.seed, before_step=pruner.watch, settle=pruner.settle,
-            emit=context.emit, cancelled=context.cancelled, enough=context.enough,
-        )  # fmt: skip
+            loss,
+            *from_text(context.windows, loss, context.seed),
+            Budget(params.train_tokens, params.train_minutes),
+            rate=params.learning_rate,
+            seed=context.seed,
+            before_step=pruner.watch,
+            settle=pruner.settle,
+            emit=context.emit,
+            cancelled=context.cancelled,
+            enough=context.enough,
+        )
     finally:
         pruner.close()
         release(bundle, adapters)
@@ -172,7 +213,9 @@ def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
 def cost(shape: tuple[int, int], params: LoraPruneParams, tokens: int) -> Cost:
     """Of one matrix before pruning: forward and backward passes, the thin products; stored in 16 bits."""
     out, n = shape
-    return Cost(bytes=2 * out * n, flops=6.0 * params.train_tokens * out * n, peak_bytes=16 * params.rank * (out + n))
+    return Cost(
+        bytes=2 * out * n, flops=6.0 * params.train_tokens * out * n, peak_bytes=16 * params.rank * (out + n)
+    )
 
 
 METHOD = Method(

@@ -1,6 +1,7 @@
 """Which places a score removes, shared by the pruning methods, and how the result is stored.
 
-Patterns n:m keep n of every m neighbouring inputs. Ties go to the earlier place, so that a mask is the same every time.
+Patterns n:m keep n of every m neighbouring inputs. Ties go to the earlier place, so that a mask is the same
+every time.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ PATTERNS = ("unstructured", "1:4", "2:4", "4:8")
 
 def sparsity_param():
     """The main knob of an unstructured pruning method."""
-    return param(0.5, "Share of the weights that are removed.", lo=0.0, hi=0.95, step=0.05, main=True,
-                 ends=("nothing removed, same", "almost all removed, worse"), when={"pattern": "unstructured"})  # fmt: skip
+    return param(
+        0.5,
+        "Share of the weights that are removed.",
+        lo=0.0,
+        hi=0.95,
+        step=0.05,
+        main=True,
+        ends=("nothing removed, same", "almost all removed, worse"),
+        when={"pattern": "unstructured"},
+    )
 
 
 def pattern_param():
     """Free places, or n kept of every m."""
-    return param("unstructured", "Free places, or n kept of every m neighbours.", choices=PATTERNS, level="advanced")
+    return param(
+        "unstructured", "Free places, or n kept of every m neighbours.", choices=PATTERNS, level="advanced"
+    )
 
 
 def kept_of(pattern: str) -> tuple[int, int]:
@@ -40,15 +51,18 @@ def lowest(score: Tensor, count: int) -> Tensor:
 
 
 def lowest_in_groups(score: Tensor, pattern: str, path: str = "") -> Tensor:
-    """bool [out, in], True at the m - n lowest scores of every m neighbouring inputs. Raises UnsupportedLayer."""
+    """bool [out, in], True at the m - n lowest scores of every m neighbouring inputs. Raises
+    UnsupportedLayer."""
     kept, of = kept_of(pattern)
     out, n = score.shape
     if n % of:
         raise UnsupportedLayer(
             f"{path}: pattern {pattern} needs the number of inputs to be divisible by {of}; it is {n}. "
             f"Choose the unstructured pattern.",
-            path=path, got=n, allowed=f"multiples of {of}",
-        )  # fmt: skip
+            path=path,
+            got=n,
+            allowed=f"multiples of {of}",
+        )
     return lowest(score.view(-1, of), of - kept).view(out, n)
 
 
@@ -71,4 +85,8 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
         share, mask = kept / of, out * -(-n // 8)
     if share == 1:
         return Cost(bytes=2 * out * n, flops=0.0)
-    return Cost(bytes=int(2 * out * n * share) + mask, flops=60.0 * out * n + 2.0 * tokens * n, peak_bytes=20 * out * n)
+    return Cost(
+        bytes=int(2 * out * n * share) + mask,
+        flops=60.0 * out * n + 2.0 * tokens * n,
+        peak_bytes=20 * out * n,
+    )

@@ -1,29 +1,35 @@
-"""SparseGPT: remove weights one input after another, and let the inputs still to come make up for what is gone.
+"""SparseGPT: remove weights one input after another, and let the inputs still to come make up for what is
+gone.
 
-Wanda looks at how loud an input is; it does not see that two inputs say much the same, so that one can speak for the
-other. SparseGPT does: when a weight is removed, the weights of the inputs after it move so that the layer's output
-changes least. Which weights go is decided on the way, on weights that already carry what was removed before them. At
-50 % it is about as good as Wanda on large models and better on small ones; where the pattern is fixed (2:4), or more is
-removed, it is better by far. The same step can round what stays to a few bits, and the later inputs then make up for
-both errors: half of the weights at 4 bits is some 3.3 bits a weight.
+Wanda looks at how loud an input is; it does not see that two inputs say much the same, so that one can speak
+for the other. SparseGPT does: when a weight is removed, the weights of the inputs after it move so that the
+layer's output changes least. Which weights go is decided on the way, on weights that already carry what was
+removed before them. At 50 % it is about as good as Wanda on large models and better on small ones; where the
+pattern is fixed (2:4), or more is removed, it is better by far. The same step can round what stays to a few
+bits, and the later inputs then make up for both errors: half of the weights at 4 bits is some 3.3 bits a
+weight.
 
-Frantar, Alistarh 2023, arXiv 2301.00774, algorithm 1, and the authors' code. With U the upper Cholesky factor of the
+Frantar, Alistarh 2023, arXiv 2301.00774, algorithm 1, and the authors' code. With U the upper Cholesky factor
+    of the
 inverse of the damped H = X^T X,
     score[i, c] = w[i, c]^2 / U[c, c]^2
-and in every block of 128 inputs the lowest floor(sparsity * out * 128) of all rows' scores are removed: rows may keep
-unequal numbers. n:m: where a group of m inputs begins, each row's m - n lowest. Input c is stored as w', which is 0 where
+and in every block of 128 inputs the lowest floor(sparsity * out * 128) of all rows' scores are removed: rows
+    may keep
+unequal numbers. n:m: where a group of m inputs begins, each row's m - n lowest. Input c is stored as w',
+    which is 0 where
 it is removed, e = (w_c - w') / U[c, c], and the inputs after it change by -e U[c, c+1:], as in GPTQ.
 
-Deviations. (1) The authors remove all scores not above the threshold, at least one weight a block even at 0 %; we remove
-an exact number, ties broken by place. (2) They set the weights of an input that never fires to zero, beside the count.
-Its score is 0 here: its weights go first, but they count, and the others stay as they are. (3) Their grid has one scale
-a row; ours has groups of 64 as GPTQ's default, and `group_size` -1 gives theirs. Both are fitted to the weights before
-anything is removed. (4) If H is not positive definite, damping rises tenfold until it is, and a note says so. (5) H comes
-from the block as pruned so far, group by group (the authors' true sequential).
+Deviations. (1) The authors remove all scores not above the threshold, at least one weight a block even at 0
+%; we remove an exact number, ties broken by place. (2) They set the weights of an input that never fires to
+zero, beside the count. Its score is 0 here: its weights go first, but they count, and the others stay as they
+are. (3) Their grid has one scale a row; ours has groups of 64 as GPTQ's default, and `group_size` -1 gives
+theirs. Both are fitted to the weights before anything is removed. (4) If H is not positive definite, damping
+rises tenfold until it is, and a note says so. (5) H comes from the block as pruned so far, group by group
+(the authors' true sequential).
 
-Stored as one bit a place and the kept weights in 16 bits or as codes on a grid (2:4: two bits a kept weight), and 32 bits
-a row that tell where its weights begin: 9 bits a weight at 50 %. Smaller is not faster by itself: it takes a kernel that
-reads this layout.
+Stored as one bit a place and the kept weights in 16 bits or as codes on a grid (2:4: two bits a kept weight),
+and 32 bits a row that tell where its weights begin: 9 bits a weight at 50 %. Smaller is not faster by itself:
+it takes a kernel that reads this layout.
 
 Cost: GPTQ's, in^3 operations a matrix for the factor and out * in^2 for the columns; memory for one H.
 """
@@ -39,7 +45,14 @@ from torch import Tensor
 from compression.base import Cost, Edit, Method, Note, Params, Site, Stats, param
 from compression.packed.grid import Grid
 from compression.pruning import patterns
-from compression.pruning.patterns import kept_of, lowest, lowest_in_groups, pattern_param, sparsity_param, store
+from compression.pruning.patterns import (
+    kept_of,
+    lowest,
+    lowest_in_groups,
+    pattern_param,
+    sparsity_param,
+    store,
+)
 from compression.quantization.column_loop import compensate
 from compression.quantization.gptq import inverse_factor, output_error
 from compression.quantization.grids import encode, fit, grid_bytes, short_group_note, stored
@@ -55,13 +68,33 @@ class SparsegptParams(Params):
     sparsity: float = sparsity_param()
     pattern: str = pattern_param()
     quantize: bool = param(False, "Round the weights that stay in the same step; off keeps them in 16 bits.")
-    bits: int = param(4, "Bits each weight that stays takes.", lo=2, hi=8, step=1, unit="bits", when={"quantize": True})
-    group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128), when={"quantize": True})  # fmt: skip
-    symmetric: bool = param(False, "No zero point: the ruler is centred on zero.", level="advanced", when={"quantize": True})
-    mask_block: int = param(128, "Inputs among whose weights the lowest are chosen together.", lo=1, hi=4096,
-                            suggest=(1, 32, 128, 512, 4096), level="advanced", when={"pattern": "unstructured"})  # fmt: skip
-    damping: float = param(0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced")
+    bits: int = param(
+        4, "Bits each weight that stays takes.", lo=2, hi=8, step=1, unit="bits", when={"quantize": True}
+    )
+    group_size: int = param(
+        64,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+        when={"quantize": True},
+    )
+    symmetric: bool = param(
+        False, "No zero point: the ruler is centred on zero.", level="advanced", when={"quantize": True}
+    )
+    mask_block: int = param(
+        128,
+        "Inputs among whose weights the lowest are chosen together.",
+        lo=1,
+        hi=4096,
+        suggest=(1, 32, 128, 512, 4096),
+        level="advanced",
+        when={"pattern": "unstructured"},
+    )
+    damping: float = param(
+        0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced"
+    )
 
 
 def nothing_to_remove(params: SparsegptParams) -> bool:
@@ -70,7 +103,8 @@ def nothing_to_remove(params: SparsegptParams) -> bool:
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of the mask, the rows' starts and the kept values or codes; GPTQ's operations and the choice of the mask."""
+    """Bytes of the mask, the rows' starts and the kept values or codes; GPTQ's operations and the choice of
+    the mask."""
     out, n = shape
     plain = patterns.cost(shape, params, tokens)
     flops, peak = 2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n, 24 * n * n + 16 * out * n
@@ -88,7 +122,8 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
 
 
 def lowest_of_all(score: Tensor, count: int) -> Tensor:
-    """bool, True at the `count` lowest of all scores, exactly; of equal ones those that come first. Quicker than sorting."""
+    """bool, True at the `count` lowest of all scores, exactly; of equal ones those that come first. Quicker
+    than sorting."""
     if not count:
         return torch.zeros_like(score, dtype=torch.bool)
     flat = score.flatten()
@@ -99,12 +134,13 @@ def lowest_of_all(score: Tensor, count: int) -> Tensor:
     return chosen.view_as(score)
 
 
-def sparsegpt(weight: Tensor, gram: Tensor, params: SparsegptParams,
-              pruned: Tensor | None = None) -> tuple[Tensor, Tensor, Grid | None, float, float]:  # fmt: skip
+def sparsegpt(
+    weight: Tensor, gram: Tensor, params: SparsegptParams, pruned: Tensor | None = None
+) -> tuple[Tensor, Tensor, Grid | None, float, float]:
     """(weight as it is by the end [out, in], removed places bool [out, in], grid, sum of e^2, damping used).
 
-    pruned bool [out, in]: the places to remove, instead of choosing them. The sum equals tr(D H D^T) of the final difference D
-    under the damped H. The grid, if weights are rounded, holds every number of the result.
+    pruned bool [out, in]: the places to remove, instead of choosing them. The sum equals tr(D H D^T) of the
+    final difference D under the damped H. The grid, if weights are rounded, holds every number of the result.
     """
     n = weight.shape[1]
     free, fixed = params.pattern == "unstructured", pruned is not None
@@ -140,7 +176,8 @@ def sparsegpt(weight: Tensor, gram: Tensor, params: SparsegptParams,
 
 
 def compress(site: Site, stats: Stats, params: SparsegptParams) -> Edit:
-    """Prune the weight [out, in] of one linear, and round what stays if asked, with the Gram matrix of its inputs."""
+    """Prune the weight [out, in] of one linear, and round what stays if asked, with the Gram matrix of its
+    inputs."""
     if nothing_to_remove(params) and not params.quantize:
         return Edit()
     if params.pattern != "unstructured":

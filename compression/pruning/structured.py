@@ -1,7 +1,9 @@
-"""Which heads and channels leave a model, shared by the structured pruning methods: how many, and by whose scores.
+"""Which heads and channels leave a model, shared by the structured pruning methods: how many, and by whose
+scores.
 
-A block loses whole attention heads and whole feed-forward channels (compression/structure.py cuts them out). The methods differ
-in how a structure is scored; counting, ranking and the blocks that are protected are the same.
+A block loses whole attention heads and whole feed-forward channels (compression/structure.py cuts them out).
+The methods differ in how a structure is scored; counting, ranking and the blocks that are protected are the
+same.
 """
 
 from __future__ import annotations
@@ -26,15 +28,42 @@ FEW_GROUPS = 3  # key-value heads up to which they all stay
 class StructuredParams(Params):
     """How much is removed, and from where."""
 
-    removed: float = param(0.25, "Share of the heads and of the feed-forward channels that is removed from every block that isn't "
-                           "protected. The share of the whole model is smaller.", lo=0.0, hi=0.8, step=0.05, main=True,
-                           ends=("nothing removed, same", "almost all removed, worse"))  # fmt: skip
-    protect_first: float = param(0.1, "Share of the blocks at the start that stay whole, rounded up.",
-                                 lo=0.0, hi=0.9, step=0.05, level="advanced", when={"granularity": "block"})  # fmt: skip
-    protect_last: float = param(0.05, "Share of the blocks at the end that stay whole, rounded up.",
-                                lo=0.0, hi=0.9, step=0.05, level="advanced", when={"granularity": "block"})  # fmt: skip
-    heads: str = param("auto", "Where queries share keys: whole groups go, or queries within each group; auto: groups if there are "
-                       "more than three.", choices=("auto", "groups", "queries"), level="advanced", when={"granularity": "block"})  # fmt: skip
+    removed: float = param(
+        0.25,
+        "Share of the heads and of the feed-forward channels that is removed from every block that isn't "
+        "protected. The share of the whole model is smaller.",
+        lo=0.0,
+        hi=0.8,
+        step=0.05,
+        main=True,
+        ends=("nothing removed, same", "almost all removed, worse"),
+    )
+    protect_first: float = param(
+        0.1,
+        "Share of the blocks at the start that stay whole, rounded up.",
+        lo=0.0,
+        hi=0.9,
+        step=0.05,
+        level="advanced",
+        when={"granularity": "block"},
+    )
+    protect_last: float = param(
+        0.05,
+        "Share of the blocks at the end that stay whole, rounded up.",
+        lo=0.0,
+        hi=0.9,
+        step=0.05,
+        level="advanced",
+        when={"granularity": "block"},
+    )
+    heads: str = param(
+        "auto",
+        "Where queries share keys: whole groups go, or queries within each group; auto: groups if there are "
+        "more than three.",
+        choices=("auto", "groups", "queries"),
+        level="advanced",
+        when={"granularity": "block"},
+    )
 
 
 def pruned_layers(layers: int, params: StructuredParams) -> range:
@@ -42,10 +71,13 @@ def pruned_layers(layers: int, params: StructuredParams) -> range:
     start, end = (math.ceil(share * layers - 1e-9) for share in (params.protect_first, params.protect_last))
     if start + end >= layers:
         raise BadParam(
-            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect all {layers} blocks "
+            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect "
+            f"all {layers} blocks "
             f"({start} and {end}); lower one of them",
-            name="protect_first", got=params.protect_first, allowed=f"what leaves one of {layers} blocks",
-        )  # fmt: skip
+            name="protect_first",
+            got=params.protect_first,
+            allowed=f"what leaves one of {layers} blocks",
+        )
     return range(start, layers - end)
 
 
@@ -57,9 +89,13 @@ def by_queries(sizes: LayerGeometry, params: StructuredParams) -> bool:
 
 
 def shrunk(sizes: LayerGeometry, params: StructuredParams) -> LayerGeometry:
-    """A block's sizes after pruning: whole heads to the nearest, floor((1 - removed) channels), at least one of each."""
+    """A block's sizes after pruning: whole heads to the nearest, floor((1 - removed) channels), at least one
+    of each."""
     serves = sizes.heads // sizes.kv_heads
-    stay = lambda n: max(1, n - math.floor(n * params.removed + 0.5))  # noqa: E731
+
+    def stay(n):
+        return max(1, n - math.floor(n * params.removed + 0.5))
+
     channels = max(1, math.floor(sizes.feed_forward * (1 - params.removed) + 1e-9))
     if by_queries(sizes, params):
         return dataclasses.replace(sizes, heads=stay(serves) * sizes.kv_heads, feed_forward=channels)
@@ -77,7 +113,8 @@ def reshaped(geometry: Geometry, params: StructuredParams) -> Geometry:
 
 
 def choose(by_role: Mapping[str, Tensor], sizes: LayerGeometry, params: StructuredParams) -> Kept:
-    """What stays of a block. by_role: role -> score of each of its rows or columns that belong to a structure."""
+    """What stays of a block. by_role: role -> score of each of its rows or columns that belong to a
+    structure."""
     then, per_head = shrunk(sizes, params), {}
     for role in ("q", "k", "v", "o"):
         per_head[role] = by_role[role].view(-1, sizes.head_size).sum(1)
@@ -100,10 +137,22 @@ def highest(score: Tensor, count: int) -> list[int]:
 
 def told(geometry: Geometry, after: Geometry, layers: list[int]) -> Note:
     """What went, in numbers; the first pruned block stands for all."""
-    count = lambda g: sum(math.prod(shape) for _, _, shape in arch.linear_shapes(g))  # noqa: E731
+
+    def count(g):
+        return sum(math.prod(shape) for _, _, shape in arch.linear_shapes(g))
+
     before, now = geometry.layers[layers[0]], after.layers[layers[0]]
-    return Note("structures_removed", {
-        "blocks": len(layers), "of": len(geometry.layers), "first": layers[0], "last": len(geometry.layers) - 1 - layers[-1],
-        "heads": before.heads, "heads_left": now.heads, "channels": before.feed_forward, "channels_left": now.feed_forward,
-        "percent": 100 * (1 - count(after) / count(geometry)),
-    })  # fmt: skip
+    return Note(
+        "structures_removed",
+        {
+            "blocks": len(layers),
+            "of": len(geometry.layers),
+            "first": layers[0],
+            "last": len(geometry.layers) - 1 - layers[-1],
+            "heads": before.heads,
+            "heads_left": now.heads,
+            "channels": before.feed_forward,
+            "channels_left": now.feed_forward,
+            "percent": 100 * (1 - count(after) / count(geometry)),
+        },
+    )

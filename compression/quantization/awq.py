@@ -1,31 +1,37 @@
 """AWQ: protect the channels that carry large activations, then round.
 
-A weight matters as much as the inputs that it meets. AWQ multiplies the input channels of a matrix whose activations are
-large, on average over a calibration text, by a factor above 1 before rounding, so that they get a finer share of the ruler,
-and divides the activations by the same factor; the division is folded into the norm or the matrix before, so that it costs
-nothing. One exponent a group of matrices decides how far to go, and a small search tries twenty of them on the error of the
-outputs. A second search cuts the largest weights of each group where that lowers the error. Nothing is trained.
+A weight matters as much as the inputs that it meets. AWQ multiplies the input channels of a matrix whose
+activations are large, on average over a calibration text, by a factor above 1 before rounding, so that they
+get a finer share of the ruler, and divides the activations by the same factor; the division is folded into
+the norm or the matrix before, so that it costs nothing. One exponent a group of matrices decides how far to
+go, and a small search tries twenty of them on the error of the outputs. A second search cuts the largest
+weights of each group where that lowers the error. Nothing is trained.
 
-Paper: Lin et al. 2023, arXiv 2306.00978. With X the inputs, s_X the mean |x| of each channel and Q rounding in groups,
+Paper: Lin et al. 2023, arXiv 2306.00978. With X the inputs, s_X the mean |x| of each channel and Q rounding
+    in groups,
     s = s_X^a, divided by sqrt(max s * min s)                                             (eq. 5)
     a = argmin over 0, 0.05, ... 0.95 of sum over the matrices ||Q(W diag(s)) diag(s)^-1 X - W X||^2   (eq. 4)
-a = 0 is plain rounding, so the search never ends above it. Inputs come from the uncompressed model, and all searches of a
-block see the block before any factor was applied, as in the authors' code. Clipping: for each row and group the limit
-m = (1 - k/20) max|w|, k = 0 ... 9, with the least error of that group's outputs; the queries and keys are left out.
+a = 0 is plain rounding, so the search never ends above it. Inputs come from the uncompressed model, and all
+    searches of a
+block see the block before any factor was applied, as in the authors' code. Clipping: for each row and group
+    the limit
+m = (1 - k/20) max|w|, k = 0 ... 9, with the least error of that group's outputs; the queries and keys are
+    left out.
 Quantizer: the authors', in which a group's range need not contain zero: scale = (max - min) / (2^bits - 1),
 zero = round(-min / scale) kept within 0 ... 2^bits - 1.
 
-Deviations: the authors' code measures the error of q, k and v behind the whole attention and that of gate and up behind the
-whole feed-forward; we measure it as the paper's equation does, at the outputs of the matrices, with the Gram matrix X^T X
-of all calibration tokens instead of a sample, for clipping too. `loss_at` "module" is the authors' way where matrices share
-their inputs (the others they measure as we do), on at most 8 of the calibration windows. The factor of the attention's
-output matrix also goes into v where several query heads share a key head (they get their mean; the authors skip this case).
-Where no fold is exact it is left out, with a note: OPT-350M's norms feed the residual too. Behind a GELU the division is
-kept as a multiplication at run time (the authors' ScaledActivation). With `rounding` off only the factors are applied, and
-a next step may round (GPTQ).
+Deviations: the authors' code measures the error of q, k and v behind the whole attention and that of gate and
+up behind the whole feed-forward; we measure it as the paper's equation does, at the outputs of the matrices,
+with the Gram matrix X^T X of all calibration tokens instead of a sample, for clipping too. `loss_at` "module"
+is the authors' way where matrices share their inputs (the others they measure as we do), on at most 8 of the
+calibration windows. The factor of the attention's output matrix also goes into v where several query heads
+share a key head (they get their mean; the authors skip this case). Where no fold is exact it is left out,
+with a note: OPT-350M's norms feed the residual too. Behind a GELU the division is kept as a multiplication at
+run time (the authors' ScaledActivation). With `rounding` off only the factors are applied, and a next step
+may round (GPTQ).
 
-Cost: one forward pass over the calibration tokens, 20 products of W with X^T X for the search; behind modules 20 forward passes of
-attention and feed-forward over the 8 windows.
+Cost: one forward pass over the calibration tokens, 20 products of W with X^T X for the search; behind modules
+20 forward passes of attention and feed-forward over the 8 windows.
 """
 
 from __future__ import annotations
@@ -55,24 +61,51 @@ WINDOW = 512  # tokens of one, for the estimate
 class AwqParams(Params):
     """How fine the ruler is, and what is searched."""
 
-    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    group_size: int = param(128, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
-    clip: bool = param(True, "Cut the largest weights of a group where that lowers the error.", level="advanced",
-                       when={"rounding": True})  # fmt: skip
-    loss_at: str = param("matrix", "Where the search measures its error: at the matrices, or behind the whole attention or feed-forward.",
-                         choices=("matrix", "module"), level="advanced")  # fmt: skip
+    bits: int = param(
+        4,
+        "Bits each weight takes.",
+        lo=2,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
+    )
+    group_size: int = param(
+        128,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+    )
+    clip: bool = param(
+        True,
+        "Cut the largest weights of a group where that lowers the error.",
+        level="advanced",
+        when={"rounding": True},
+    )
+    loss_at: str = param(
+        "matrix",
+        "Where the search measures its error: at the matrices, or behind the whole attention or "
+        "feed-forward.",
+        choices=("matrix", "module"),
+        level="advanced",
+    )
     rounding: bool = param(True, "Off: only move the factors, for a next step to round.", level="advanced")
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     """Bytes as stored; the Gram matrix and the searches in operations."""
     out, n = shape
-    size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, symmetric=False)
+    size = out * row_bytes(n, params.bits) + grid_bytes(
+        shape, params.bits, params.group_size, symmetric=False
+    )
     per_exponent = 2.0 * out * n * (n if params.loss_at == "matrix" else WINDOWS * WINDOW)
     flops = 2.0 * tokens * n * n + len(EXPONENTS) * per_exponent
-    return Cost(bytes=size if params.rounding else 2 * out * n, flops=flops, peak_bytes=8 * n * n + 24 * out * n)
+    return Cost(
+        bytes=size if params.rounding else 2 * out * n, flops=flops, peak_bytes=8 * n * n + 24 * out * n
+    )
 
 
 def awq_grid(weight: Tensor, bits: int, group_size: int) -> Grid:
@@ -103,9 +136,12 @@ def loss(weights: list[Tensor], s: Tensor, gram: Tensor, quantize: Callable[[Ten
     return total
 
 
-def module_error(block: Block, group: Group, quantize: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float] | None:
-    """s [in] -> mean squared difference of what the module around the group's matrices gives with Q(W s) / s in their place, on
-    WINDOWS windows: the authors' loss. None where no module but the block itself holds several of them.
+def module_error(
+    block: Block, group: Group, quantize: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], float] | None:
+    """s [in] -> mean squared difference of what the module around the group's matrices gives with Q(W s) / s
+    in their place, on WINDOWS windows: the authors' loss. None where no module but the block itself holds
+    several of them.
     """
     passage, names = block.inputs, [site.path.split(f".{block.layer}.", 1)[1] for site in group.sites]
     around = {name.split(".")[0] for name in names}  # the block's own part: attention or feed-forward
@@ -114,7 +150,9 @@ def module_error(block: Block, group: Group, quantize: Callable[[Tensor], Tensor
     part = around.pop()
     module, called, given = passage.block.get_submodule(part), [], []
     hooks = (
-        module.register_forward_pre_hook(lambda m, args, kwargs: called.append((args, kwargs)), with_kwargs=True),
+        module.register_forward_pre_hook(
+            lambda m, args, kwargs: called.append((args, kwargs)), with_kwargs=True
+        ),
         module.register_forward_hook(lambda m, args, out: given.append(_first(out))),
     )
     windows = torch.cat(list(passage.inputs))
@@ -130,7 +168,9 @@ def module_error(block: Block, group: Group, quantize: Callable[[Tensor], Tensor
         tried = {}
         for name, site in zip(names, group.sites, strict=True):
             inside = name.removeprefix(f"{part}.")
-            tried[f"{inside}.weight"] = (quantize(site.weight * s) / s).to(module.get_submodule(inside).weight)
+            tried[f"{inside}.weight"] = (quantize(site.weight * s) / s).to(
+                module.get_submodule(inside).weight
+            )
         total = 0.0
         for (args, kwargs), target in zip(called, given, strict=True):
             out = _first(torch.func.functional_call(module, tried, args, kwargs))
@@ -145,12 +185,18 @@ def _first(out) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def search(weights: list[Tensor], mean_abs: Tensor, gram: Tensor, quantize: Callable[[Tensor], Tensor],
-           shared: Callable[[Tensor], Tensor] = lambda s: s,
-           error: Callable[[Tensor], float] | None = None) -> tuple[Tensor, list[float]]:  # fmt: skip
+def search(
+    weights: list[Tensor],
+    mean_abs: Tensor,
+    gram: Tensor,
+    quantize: Callable[[Tensor], Tensor],
+    shared: Callable[[Tensor], Tensor] = lambda s: s,
+    error: Callable[[Tensor], float] | None = None,
+) -> tuple[Tensor, list[float]]:
     """(s [in], loss of each exponent): the factors with the least loss; at equal losses the smaller exponent.
 
-    shared: brings channels that can't differ to one value (arch.Fold.shared). error: s -> loss, None for eq. 4.
+    shared: brings channels that can't differ to one value (arch.Fold.shared). error: s -> loss, None for eq.
+    4.
     """
     best, losses = torch.ones_like(mean_abs), []
     for a in EXPONENTS:
@@ -163,7 +209,8 @@ def search(weights: list[Tensor], mean_abs: Tensor, gram: Tensor, quantize: Call
 
 
 def clipped(weight: Tensor, gram: Tensor, bits: int, group_size: int) -> Tensor:
-    """weight [out, in] with each group of each row cut to the limit of LIMITS that errs least on the group's own outputs."""
+    """weight [out, in] with each group of each row cut to the limit of LIMITS that errs least on the group's
+    own outputs."""
     n = weight.shape[1]
     size = n if group_size == -1 else group_size
     result = weight.clone()
@@ -188,7 +235,11 @@ def compress(block: Block, params: AwqParams) -> Edit:
     def quantize(w: Tensor) -> Tensor:
         return rounded(w, params.bits, params.group_size)
 
-    fixed = [i for i, g in enumerate(block.groups) if g.fold is None and (g.unfoldable != "activation" or not params.rounding)]
+    fixed = [
+        i
+        for i, g in enumerate(block.groups)
+        if g.fold is None and (g.unfoldable != "activation" or not params.rounding)
+    ]
     factors = {}
     for i, group in enumerate(block.groups):
         if i not in fixed:
@@ -206,7 +257,11 @@ def compress(block: Block, params: AwqParams) -> Edit:
         gram = group.stats.gram if s is None else group.stats.gram / (s[:, None] * s)
         for site in group.sites:
             weight = weights[site.path]
-            cut = clipped(weight, gram, params.bits, params.group_size) if params.clip and site.role not in UNCLIPPED else weight
+            cut = (
+                clipped(weight, gram, params.bits, params.group_size)
+                if params.clip and site.role not in UNCLIPPED
+                else weight
+            )
             grid = awq_grid(cut, params.bits, params.group_size)
             linears[site.path] = GroupedInt.encode(grid.round(cut), grid)
             figures[site.path] = {"output_error": output_error(weight, linears[site.path].dequantize(), gram)}

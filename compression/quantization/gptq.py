@@ -1,25 +1,28 @@
 """GPTQ: round one column at a time, and let the columns still to come make up for the error.
 
-Rounding to nearest treats every weight alone. GPTQ looks at the layer's real inputs: it rounds the weights of one
-input channel, measures what that does to the layer's output, and shifts the weights not yet rounded so that the
-output changes least. The inputs enter only through the matrix H = X^T X of a few thousand calibration tokens. The
-result is stored exactly as rounding stores it, at the same size; only the numbers are better chosen. At 4 bits it
-usually halves the damage of rounding, at 3 bits it is the difference between a usable and a broken model.
+Rounding to nearest treats every weight alone. GPTQ looks at the layer's real inputs: it rounds the weights of
+one input channel, measures what that does to the layer's output, and shifts the weights not yet rounded so
+that the output changes least. The inputs enter only through the matrix H = X^T X of a few thousand
+calibration tokens. The result is stored exactly as rounding stores it, at the same size; only the numbers are
+better chosen. At 4 bits it usually halves the damage of rounding, at 3 bits it is the difference between a
+usable and a broken model.
 
-Frantar, Ashkboos, Hoefler, Alistarh 2022, arXiv 2210.17323, algorithm 1. With U the upper Cholesky factor of the
-inverse of the damped H, column c is rounded to q, e = (w_c - q) / U[c, c], and the columns after it change by
--e U[c, c+1:] (equations 2 and 3); updates of far columns wait for blocks of 128. `act_order` takes the columns with
-the largest inputs first. `static_groups` fits every group's ruler before the first column, so that neighbouring
-inputs share a scale whatever the order; without it act-order needs an index of 16 bits an input.
+Frantar, Ashkboos, Hoefler, Alistarh 2022, arXiv 2210.17323, algorithm 1. With U the upper Cholesky factor of
+the inverse of the damped H, column c is rounded to q, e = (w_c - q) / U[c, c], and the columns after it
+change by -e U[c, c+1:] (equations 2 and 3); updates of far columns wait for blocks of 128. `act_order` takes
+the columns with the largest inputs first. `static_groups` fits every group's ruler before the first column,
+so that neighbouring inputs share a scale whatever the order; without it act-order needs an index of 16 bits
+an input.
 
-Deviations. (1) The authors refit a group's ruler from weights that lag behind when the group is smaller than a block;
-we use the live weights, and the result no longer depends on the block size. (2) act-order and static groups are on
-by default, as the authors recommend for LLaMA. (3) If H is not positive definite, damping rises tenfold until it is,
-and a note says so; rounding is never passed off as GPTQ. (4) An input that never fires keeps its weight rounded to
-nearest instead of being set to zero, which changes nothing on the calibration data.
+Deviations. (1) The authors refit a group's ruler from weights that lag behind when the group is smaller than
+a block; we use the live weights, and the result no longer depends on the block size. (2) act-order and static
+groups are on by default, as the authors recommend for LLaMA. (3) If H is not positive definite, damping rises
+tenfold until it is, and a note says so; rounding is never passed off as GPTQ. (4) An input that never fires
+keeps its weight rounded to nearest instead of being set to zero, which changes nothing on the calibration
+data.
 
-Cost: about two forward passes over the calibration tokens, in^3 operations a layer for the factor, out * in^2 for
-the columns; memory for one H (4 in^2 bytes, twice that in 64 bits while it is factored).
+Cost: about two forward passes over the calibration tokens, in^3 operations a layer for the factor, out * in^2
+for the columns; memory for one H (4 in^2 bytes, twice that in 64 bits while it is factored).
 """
 
 from __future__ import annotations
@@ -31,7 +34,16 @@ from torch import Tensor
 
 from compression.base import CalibrationError, Cost, Edit, Method, Note, Params, Site, Stats, param
 from compression.packed.grid import Grid
-from compression.quantization.grids import PASSES, encode, fit, grid_bytes, range_of, short_group_note, stored, tuning_param
+from compression.quantization.grids import (
+    PASSES,
+    encode,
+    fit,
+    grid_bytes,
+    range_of,
+    short_group_note,
+    stored,
+    tuning_param,
+)
 from kernels.bits import row_bytes
 from kernels.grouped_int import groups_of
 
@@ -40,60 +52,98 @@ from kernels.grouped_int import groups_of
 class GptqParams(Params):
     """How fine the ruler is, and in which order columns are rounded."""
 
-    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    bits: int = param(
+        4,
+        "Bits each weight takes.",
+        lo=2,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
+    )
+    group_size: int = param(
+        64,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+    )
     symmetric: bool = param(False, "No zero point: the ruler is centred on zero.", level="advanced")
     tuning: str = tuning_param()
     act_order: bool = param(True, "Round the inputs with the largest activations first.", level="advanced")
     static_groups: bool = param(True, "Fit all rulers before the first column.", level="advanced")
-    damping: float = param(0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced")
-    block_size: int = param(128, "Columns whose updates of later blocks wait; changes speed, not the result.",
-                            lo=1, hi=4096, level="advanced")  # fmt: skip
+    damping: float = param(
+        0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced"
+    )
+    block_size: int = param(
+        128,
+        "Columns whose updates of later blocks wait; changes speed, not the result.",
+        lo=1,
+        hi=4096,
+        level="advanced",
+    )
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     """Bytes as stored; the Gram matrix, the factor and the column loop in operations."""
     out, n = shape
-    index = 2 * n if params.act_order and not params.static_groups and groups_of(n, params.group_size) > 1 else 0
-    size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, params.symmetric) + index
+    index = (
+        2 * n if params.act_order and not params.static_groups and groups_of(n, params.group_size) > 1 else 0
+    )
+    size = (
+        out * row_bytes(n, params.bits)
+        + grid_bytes(shape, params.bits, params.group_size, params.symmetric)
+        + index
+    )
     search = 10.0 * PASSES[params.tuning] * out * n
     return Cost(
-        bytes=size, flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + search, peak_bytes=24 * n * n + 16 * out * n
+        bytes=size,
+        flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + search,
+        peak_bytes=24 * n * n + 16 * out * n,
     )
 
 
 def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     """(U, damping used): upper Cholesky factor of (H + damping * mean(diag H) I)^-1, float64 [in, in].
 
-    gram [in, in]: any positive multiple of X^T X; inputs that never fire get a diagonal of 1. Damping rises tenfold,
-    up to 1, while the matrix is not positive definite. Raises CalibrationError beyond that or if H is not finite.
+    gram [in, in]: any positive multiple of X^T X; inputs that never fire get a diagonal of 1. Damping rises
+    tenfold, up to 1, while the matrix is not positive definite. Raises CalibrationError beyond that or if H
+    is not finite.
     """
     hessian = gram.double()
     if not bool(torch.isfinite(hessian).all()):
-        raise CalibrationError("the calibration activations are not finite (overflow in the model); use another text "
-                               "or compute in 32 bits", code="gram_not_finite")  # fmt: skip
+        raise CalibrationError(
+            "the calibration activations are not finite (overflow in the model); use another text "
+            "or compute in 32 bits",
+            code="gram_not_finite",
+        )
     diagonal = hessian.diagonal()
     scale = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
     used = damping
     while used <= 1.0:
         damped = hessian + torch.diag(torch.where(diagonal == 0, scale, 0.0) + used * scale)
-        # with J the reversal, H = J L L^T J gives H^-1 = U^T U for U = J L^-1 J: one factor, one triangular inverse
+        # with J the reversal, H = J L L^T J gives H^-1 = U^T U for U = J L^-1 J: one factor, one triangular
+        # inverse
         factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
             identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
             return torch.linalg.solve_triangular(factor, identity, upper=False).flip(0, 1), used
         used *= 10
-    raise CalibrationError("H is not positive definite even with full damping; give more calibration tokens",
-                           code="gram_not_positive")  # fmt: skip
+    raise CalibrationError(
+        "H is not positive definite even with full damping; give more calibration tokens",
+        code="gram_not_positive",
+    )
 
 
-def gptq(weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None = None) -> tuple[Tensor, Grid, float, float]:
+def gptq(
+    weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None = None
+) -> tuple[Tensor, Grid, float, float]:
     """(codes uint8 [out, in], grid, sum of squared column errors, damping used) for weight [out, in].
 
-    The sum equals tr(D H D^T) of the final difference D under the damped H (the paper's objective). pruned bool
-    [out, in] marks places that must stay zero.
+    The sum equals tr(D H D^T) of the final difference D under the damped H (the paper's objective). pruned
+    bool [out, in] marks places that must stay zero.
     """
     out, n = weight.shape
     size = n if params.group_size == -1 else params.group_size
@@ -103,7 +153,8 @@ def gptq(weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None
         order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     factor, damping = inverse_factor(gram[order][:, order], params.damping)
     factor = factor.float()
-    live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
+    # [in, out]: a column of the weight is a contiguous row here
+    live = weight.float()[:, order].T.contiguous()
     forbidden = None if pruned is None else pruned[:, order].T
     grid = fit(weight, params.bits, params.group_size, params.symmetric, params.tuning) if static else None
     if static:
@@ -163,7 +214,9 @@ def compress(site: Site, stats: Stats, params: GptqParams) -> Edit:
     notes = short_group_note(site, params.group_size)
     if damping != params.damping:
         notes += (Note("damping_raised", {"layer": site.path, "from": params.damping, "to": damping}),)
-    return stored(site, packed, notes, output_error=output_error(site.weight, packed.dequantize(), stats.gram))
+    return stored(
+        site, packed, notes, output_error=output_error(site.weight, packed.dequantize(), stats.gram)
+    )
 
 
 METHOD = Method(

@@ -1,5 +1,5 @@
-"""How integer grids are fitted to weights. The field has several min-max quantizers that differ in small ways; each
-that is in use has its own named function (sources: GPTQ's reference code, 2210.17323)."""
+"""How integer grids are fitted to weights. The field has several min-max quantizers that differ in small
+ways; each that is in use has its own named function (sources: GPTQ's reference code, 2210.17323)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from kernels.grouped_int import groups_of
 
-# How a group's range is chosen: all of it; the best of it times a factor; the best of all ranges and zero points.
+# How a group's range is chosen: all of it; the best of it times a factor; the best of all ranges and zero
+# points.
 TUNINGS = ("minmax", "shrink", "mse")
 RANGES = 40  # that are tried for each group, evenly from the whole one down
 POWER = 2.4
@@ -23,7 +24,8 @@ PASSES = {"minmax": 2, "shrink": 100, "mse": 160}  # over the weights, about
 
 
 def minmax_asym(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(scale, integer zero) from each group's minimum and maximum; zero is always on the grid, an all-zero group gets [-1, 1]."""
+    """(scale, integer zero) from each group's minimum and maximum; zero is always on the grid, an all-zero
+    group gets [-1, 1]."""
     low, high = low.clamp_max(0), high.clamp_min(0)
     empty = (low == 0) & (high == 0)
     low, high = low.masked_fill(empty, -1), high.masked_fill(empty, 1)
@@ -41,38 +43,56 @@ def minmax_sym(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, None]:
 
 def tuning_param():
     """The knob that both ways of rounding on this grid share."""
-    return param("minmax", "minmax: the ruler spans all weights; shrink and mse: it may cut off extremes to serve the rest better.",
-                 choices=TUNINGS, level="advanced")  # fmt: skip
+    return param(
+        "minmax",
+        "minmax: the ruler spans all weights; shrink and mse: it may cut off extremes to serve the "
+        "rest better.",
+        choices=TUNINGS,
+        level="advanced",
+    )
 
 
 def fit(weight: Tensor, bits: int, group_size: int, symmetric: bool, tuning: str = "minmax") -> Grid:
     """The grid of weight [out, in] whose ranges are chosen as `tuning` says (TUNINGS)."""
     out, n = weight.shape
     size, groups = n if group_size == -1 else group_size, groups_of(n, group_size)
-    rows = F.pad(weight, (0, groups * size - n)).view(-1, size)  # a short last group gets zeros, which every grid holds anyway
+    # a short last group gets zeros, which every grid holds anyway
+    rows = F.pad(weight, (0, groups * size - n)).view(-1, size)
     scale, zero = range_of(rows, bits, symmetric, tuning)
-    return Grid.make(weight.shape, bits, group_size, scale.view(out, groups), None if zero is None else zero.view(out, groups))
+    return Grid.make(
+        weight.shape,
+        bits,
+        group_size,
+        scale.view(out, groups),
+        None if zero is None else zero.view(out, groups),
+    )
 
 
 def range_of(rows: Tensor, bits: int, symmetric: bool, tuning: str) -> tuple[Tensor, Tensor | None]:
     """(scale, integer zero or None) [n, 1] of groups that are rows [n, size]."""
     if tuning == "minmax":
-        return (minmax_sym if symmetric else minmax_asym)(rows.amin(1, keepdim=True), rows.amax(1, keepdim=True), bits)
+        return (minmax_sym if symmetric else minmax_asym)(
+            rows.amin(1, keepdim=True), rows.amax(1, keepdim=True), bits
+        )
     search = shrunk if tuning == "shrink" or symmetric else mse_asym
     parts = [
-        search(part, bits, *([symmetric] if search is shrunk else [])) for part in rows.split(max(1, CHUNK // rows.shape[1]))
+        search(part, bits, *([symmetric] if search is shrunk else []))
+        for part in rows.split(max(1, CHUNK // rows.shape[1]))
     ]
     scale, zero = (None if symmetric and i else torch.cat([part[i] for part in parts]) for i in range(2))
     return scale, zero
 
 
 def shrunk(rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
-    """(scale, integer zero or None) [n, 1] of rows [n, size]: the min-max range times the k / 40 with the least sum of |w - w'|^2.4, from
-    the whole one down to a fifth. The search of GPTQ's reference code (its `mse`), which tries k / 100."""
+    """(scale, integer zero or None) [n, 1] of rows [n, size]: the min-max range times the k / 40 with the
+    least sum of |w - w'|^2.4, from the whole one down to a fifth. The search of GPTQ's reference code (its
+    `mse`), which tries k / 100."""
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     chosen, best = None, None
     for k in range(RANGES, RANGES // 5 - 1, -1):
-        scale, zero = (minmax_sym if symmetric else minmax_asym)(low * (k / RANGES), high * (k / RANGES), bits)
+        scale, zero = (minmax_sym if symmetric else minmax_asym)(
+            low * (k / RANGES), high * (k / RANGES), bits
+        )
         s, z = scale.float(), 2.0 ** (bits - 1) if zero is None else zero
         codes = (torch.round(rows / s) + z).clamp_(0, 2**bits - 1)
         error = (rows - s * (codes - z)).abs_().pow_(POWER).sum(1, keepdim=True)
@@ -80,28 +100,39 @@ def shrunk(rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | N
             chosen, best = [scale, zero], error
             continue
         better = error < best
-        chosen = [old if old is None else torch.where(better, new, old) for new, old in zip((scale, zero), chosen, strict=True)]
+        chosen = [
+            old if old is None else torch.where(better, new, old)
+            for new, old in zip((scale, zero), chosen, strict=True)
+        ]
         best = torch.minimum(error, best)
     return chosen[0], chosen[1]
 
 
 def mse_asym(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(scale, integer zero) [rows, 1] of weight [rows, size]: of all ranges and zero points the least sum of |w - w'|^2.4."""
+    """(scale, integer zero) [rows, 1] of weight [rows, size]: of all ranges and zero points the least sum of
+    |w - w'|^2.4."""
     top = 2**bits - 1
     reach = weight.amax(1, keepdim=True).clamp_min(0) - weight.amin(1, keepdim=True).clamp_max(0)
     reach.masked_fill_(reach == 0, 2.0)  # a row of zeros
     scale, zero, best = torch.zeros_like(reach), torch.zeros_like(reach), torch.full_like(reach, torch.inf)
-    live = torch.arange(len(weight), device=weight.device)  # the rows for which shorter ranges are still worth a try
+    # the rows for which shorter ranges are still worth a try
+    live = torch.arange(len(weight), device=weight.device)
     for k in range(RANGES, 0, -1):
         w, s = weight[live], store_scale(reach[live] * (k / RANGES) / top).float()
         marks = torch.round(w / s)
-        # the grid's ends may lie between the lowest and the highest mark; beyond them it would have marks that nobody uses
+        # the grid's ends may lie between the lowest and the highest mark; beyond them it would have marks
+        # that nobody uses
         first, last = -marks.amin(1, keepdim=True), top - marks.amax(1, keepdim=True)
         last = torch.minimum(first, last)
         least, at = torch.full_like(s, torch.inf), first
         for shift in range(int((first - last).max()) + 1):
             z = torch.maximum(first - shift, last).clamp_(0, top)
-            error = torch.addcmul(w, marks.clamp(-z, top - z), s, value=-1).abs_().pow_(POWER).sum(1, keepdim=True)
+            error = (
+                torch.addcmul(w, marks.clamp(-z, top - z), s, value=-1)
+                .abs_()
+                .pow_(POWER)
+                .sum(1, keepdim=True)
+            )
             at, least = torch.where(error < least, z, at), torch.minimum(error, least)
         better = least < best[live]
         for target, value in ((scale, s), (zero, at), (best, least)):
@@ -126,7 +157,9 @@ def short_group_note(site: Site, group_size: int) -> tuple[Note, ...]:
     rest = site.weight.shape[1] % group_size if group_size > 0 else 0
     if not rest:
         return ()
-    return (Note("short_group", {"in_features": site.weight.shape[1], "group_size": group_size, "last": rest}),)
+    return (
+        Note("short_group", {"in_features": site.weight.shape[1], "group_size": group_size, "last": rest}),
+    )
 
 
 def stored(site: Site, packed: Packed, notes: tuple[Note, ...] = (), **figures: float) -> Edit:

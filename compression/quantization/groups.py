@@ -6,7 +6,8 @@ from torch import Tensor
 
 
 def groups_as_rows(weight: Tensor, group_size: int) -> list[Tensor]:
-    """The groups of weight [out, in] as [out * groups, size]: first all whole ones, then, if it is short, the last of every row."""
+    """The groups of weight [out, in] as [out * groups, size]: first all whole ones, then, if it is short, the
+    last of every row."""
     n = weight.shape[1]
     size = n if group_size == -1 else group_size
     whole = n - n % size

@@ -1,27 +1,32 @@
 """HQQ: rounding whose zero points are moved until few weights are far off, without any data.
 
-Rounding takes each group's ruler from its smallest and largest weight. HQQ keeps the length of the ruler's steps and
-moves its zero point, which is a real number here, so that the rounding errors |w - w'|^p become small in sum. With
-p = 0.7 one large error counts less than many middling ones: the weights that matter most are often the rare large
-ones, and a ruler that is bent to them serves nobody else. It takes seconds, needs no calibration text, and comes
-near the methods that do at 4 bits.
+Rounding takes each group's ruler from its smallest and largest weight. HQQ keeps the length of the ruler's
+steps and moves its zero point, which is a real number here, so that the rounding errors |w - w'|^p become
+small in sum. With p = 0.7 one large error counts less than many middling ones: the weights that matter most
+are often the rare large ones, and a ruler that is bent to them serves nobody else. It takes seconds, needs no
+calibration text, and comes near the methods that do at 4 bits.
 
-Badri, Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models" (mobiusml.github.io/hqq_blog). With
+Badri, Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models"
+    (mobiusml.github.io/hqq_blog). With
 W_q = clamp(round(W / s + z), 0, 2^bits - 1) and D = W - s (W_q - z), two steps in turn:
-    E = sign(D) relu(|D| - |D|^(p - 1) / beta)        what is left of the errors after shrinking (sub-problem 1)
+    E = sign(D) relu(|D| - |D|^(p - 1) / beta)        what is left of the errors after shrinking (sub-problem
+                                                      1)
     z = mean over the group of W_q - (W - E) / s      the best zero point for the rest (sub-problem 2)
-and beta grows by kappa. Defaults p 0.7, beta 10, kappa 1.01, at most 20 rounds, groups of 64, as in the authors' code. The first
-zero point is a whole number (`round_zero`): small weights then start out exact, which a model with a few very loud inputs rewards.
+and beta grows by kappa. Defaults p 0.7, beta 10, kappa 1.01, at most 20 rounds, groups of 64, as in the
+    authors' code. The first
+zero point is a whole number (`round_zero`): small weights then start out exact, which a model with a few very
+    loud inputs rewards.
 
-Deviations. (1) The authors stop a whole matrix when its mean |D| rises and keep the zero points of that last round;
-we go on with each group while its zero point moves and keep the one with the smallest sum of |D|^p, so that no group
-ends worse than it began. (2) All of it is computed with scale and zero point as they are stored, in 16 bits.
-(3) A group of nearly equal weights gets a step of at least 2^-15 of its largest weight, because 16 bits hold no larger
-zero point; the authors bound the step by a fixed 1/20000. Worth knowing: with the authors' beta an error below 0.17 is
-shrunk to nothing (E = 0), and the weights of language models are rarely that far off, so that z is then simply the mean.
-(4) The authors' code begins with a whole zero point at 4 bits alone. At 3 bits that leaves HQQ above plain rounding on the offline
-model; turn `round_zero` off to see what their code gives there. At 2 bits neither start leaves anything of so small a model, and at 8
-bits nothing is lost with either.
+Deviations. (1) The authors stop a whole matrix when its mean |D| rises and keep the zero points of that last
+round; we go on with each group while its zero point moves and keep the one with the smallest sum of |D|^p, so
+that no group ends worse than it began. (2) All of it is computed with scale and zero point as they are
+stored, in 16 bits. (3) A group of nearly equal weights gets a step of at least 2^-15 of its largest weight,
+because 16 bits hold no larger zero point; the authors bound the step by a fixed 1/20000. Worth knowing: with
+the authors' beta an error below 0.17 is shrunk to nothing (E = 0), and the weights of language models are
+rarely that far off, so that z is then simply the mean. (4) The authors' code begins with a whole zero point
+at 4 bits alone. At 3 bits that leaves HQQ above plain rounding on the offline model; turn `round_zero` off to
+see what their code gives there. At 2 bits neither start leaves anything of so small a model, and at 8 bits
+nothing is lost with either.
 
 Cost: up to 20 passes over the weights, fewer for groups that have settled; stored with 32 bits a group.
 """
@@ -50,18 +55,44 @@ LARGEST_ZERO = 2.0**15  # float16 ends at 65,504
 class HqqParams(Params):
     """How fine the ruler is, and how its zero point is looked for."""
 
-    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    bits: int = param(
+        4,
+        "Bits each weight takes.",
+        lo=2,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
+    )
+    group_size: int = param(
+        64,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+    )
     round_zero: bool = param(
         True, "Begin with a whole-number zero point, so that small weights start out exact.", level="advanced"
     )
-    iterations: int = param(20, "Rounds at most; 0 keeps the first zero points.", lo=0, hi=1000, level="advanced")
-    p: float = param(0.7, "Power of the errors whose sum is made small; below 1 rare large errors count little.",
-                     lo=0.1, hi=1.0, level="advanced")  # fmt: skip
-    beta: float = param(10.0, "How strictly large errors are set aside: the larger, the more are.", lo=0.01, hi=1e6,
-                        level="advanced")  # fmt: skip
+    iterations: int = param(
+        20, "Rounds at most; 0 keeps the first zero points.", lo=0, hi=1000, level="advanced"
+    )
+    p: float = param(
+        0.7,
+        "Power of the errors whose sum is made small; below 1 rare large errors count little.",
+        lo=0.1,
+        hi=1.0,
+        level="advanced",
+    )
+    beta: float = param(
+        10.0,
+        "How strictly large errors are set aside: the larger, the more are.",
+        lo=0.01,
+        hi=1e6,
+        level="advanced",
+    )
     kappa: float = param(1.01, "Factor by which beta grows each round.", lo=1.0, hi=10.0, level="advanced")
 
 
@@ -70,13 +101,17 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     out, n = shape
     size = out * row_bytes(n, params.bits) + 4 * out * groups_of(n, params.group_size)
     rounds = min(params.iterations + 1, 4)
-    return Cost(bytes=size, flops=400.0 * rounds * out * n, peak_bytes=32 * out * n)  # in products of matrices that take as long
+    # in products of matrices that take as long
+    return Cost(bytes=size, flops=400.0 * rounds * out * n, peak_bytes=32 * out * n)
 
 
 def first_grid(groups: Tensor, bits: int, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """(scale, zero) [n] of groups [n, size] from their smallest and largest weight, as 16 bits store them; whole: zero rounded."""
+    """(scale, zero) [n] of groups [n, size] from their smallest and largest weight, as 16 bits store them;
+    whole: zero rounded."""
     low, high = groups.amin(1), groups.amax(1)
-    scale = store_scale(torch.maximum((high - low) / (2**bits - 1), groups.abs().amax(1) / LARGEST_ZERO)).float()
+    scale = store_scale(
+        torch.maximum((high - low) / (2**bits - 1), groups.abs().amax(1) / LARGEST_ZERO)
+    ).float()
     zero = -low / scale
     return scale, to_storage(zero.round() if whole else zero).float()
 
@@ -85,7 +120,8 @@ def hqq(groups: Tensor, params: HqqParams) -> tuple[Tensor, Tensor]:
     """(scale, zero) [n] of groups [n, size], the zero points moved as the half-quadratic steps say."""
     scale, zero = first_grid(groups, params.bits, params.round_zero)
     lowest = torch.full_like(zero, torch.inf)
-    live, trial = torch.arange(len(groups), device=groups.device), zero.clone()  # groups that still move, and what they try
+    # groups that still move, and what they try
+    live, trial = torch.arange(len(groups), device=groups.device), zero.clone()
     for k in range(params.iterations + 1):
         w, s, z = groups[live], scale[live, None], trial[:, None]
         codes = torch.round(w / s + z).clamp_(0, 2**params.bits - 1)
@@ -105,7 +141,9 @@ def hqq(groups: Tensor, params: HqqParams) -> tuple[Tensor, Tensor]:
 def compress(site: Site, stats: Stats, params: HqqParams) -> Edit:
     """Quantize the weight [out, in] of one linear."""
     fits = [hqq(groups, params) for groups in groups_as_rows(site.weight, params.group_size)]
-    scale, zero = (torch.cat([t.view(len(site.weight), -1) for t in parts], 1) for parts in zip(*fits, strict=True))
+    scale, zero = (
+        torch.cat([t.view(len(site.weight), -1) for t in parts], 1) for parts in zip(*fits, strict=True)
+    )
     grid = RealGrid.make(site.weight.shape, params.bits, params.group_size, scale, zero)
     packed = AffineInt.encode(grid.round(site.weight), grid)
     return stored(site, packed, short_group_note(site, params.group_size))

@@ -1,33 +1,42 @@
 """LLM-QAT: train the weights while they are being rounded, on text that the model writes itself.
 
-Rounding after training takes the weights as they are and hopes. Quantization-aware training lets the model feel the rounding
-while it can still adapt: every forward pass multiplies rounded weights with rounded inputs and reads keys and values back from a
-rounded cache, and every backward pass pretends that nothing was rounded ("straight through"), so that the unrounded weights
-underneath move until their rounded images do the work. Two things made that hard for language models, and both are answered by
-the model itself. The text it was trained on is not at hand: it writes its own. And next words alone are a poor teacher for a
-short training: the original's whole distribution over next words is the label. How far it is rounded is told as W-A-KV: bits of
-weights, of inputs (activations), of keys and values.
+Rounding after training takes the weights as they are and hopes. Quantization-aware training lets the model
+feel the rounding while it can still adapt: every forward pass multiplies rounded weights with rounded inputs
+and reads keys and values back from a rounded cache, and every backward pass pretends that nothing was rounded
+("straight through"), so that the unrounded weights underneath move until their rounded images do the work.
+Two things made that hard for language models, and both are answered by the model itself. The text it was
+trained on is not at hand: it writes its own. And next words alone are a poor teacher for a short training:
+the original's whole distribution over next words is the label. How far it is rounded is told as W-A-KV: bits
+of weights, of inputs (activations), of keys and values.
 
-Paper: Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", arXiv 2305.17888. The
-quantizer (section 2.2) is symmetric min-max with nothing cut off, because outliers carry what these models know:
+Paper: Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", arXiv
+    2305.17888. The
+quantizer (section 2.2) is symmetric min-max with nothing cut off, because outliers carry what these models
+    know:
     a = max |x| / (2^(b-1) - 1),    x^ = a round(x / a)
-with one a for each output channel of a weight and for each token of an input. a takes no gradient, and dL/dx = dL/dx^. The loss
-is the cross-entropy of the rounded model under the original's chances, here less the original's entropy, which is the
-divergence KL(original || rounded) and has the same gradient. Text (section 2.1): any token of the vocabulary begins; until the
-text has 3, 4 or 5 tokens the likeliest follows, from there on tokens are drawn by chance, with temperature 1. Without the sure
+with one a for each output channel of a weight and for each token of an input. a takes no gradient, and dL/dx
+    = dL/dx^. The loss
+is the cross-entropy of the rounded model under the original's chances, here less the original's entropy,
+    which is the
+divergence KL(original || rounded) and has the same gradient. Text (section 2.1): any token of the vocabulary
+    begins; until the
+text has 3, 4 or 5 tokens the likeliest follows, from there on tokens are drawn by chance, with temperature 1.
+    Without the sure
 beginning the texts are poor; without chance they repeat themselves.
 
-What is stored is exactly what was trained: integers, a 16-bit scale a row, the rule for the inputs, the cache's bits. The seven
-matrices of a block are rounded and trained; tables, head, norms and biases stay as they are. `train_tokens` 0 rounds only: the
-comparison.
+What is stored is exactly what was trained: integers, a 16-bit scale a row, the rule for the inputs, the
+cache's bits. The seven matrices of a block are rounded and trained; tables, head, norms and biases stay as
+they are. `train_tokens` 0 rounds only: the comparison.
 
-Deviations. (1) Keys and values are rounded as our cache stores them: head by head and after the rotary positions; the paper
-rounds all heads of a token together and before them. (2) The authors' code stops gradients of everything whose size is 2 or more;
-here they pass everywhere, as in the paper. (3) Scales are rounded to 16 bits in training too. (4) 128 texts of 128 tokens, each
-read once, not 100,000 of 2,048, and a higher rate (1e-4 in place of 2e-5) for so few steps. (5) A text goes on where it says that
-it ends. (6) Eight more texts are kept aside, and the state that is best on them is kept, which may be the rounded start. (7) With `symmetric`
-off each row has a zero point: its marks run from its least to its largest weight. Few bits then begin much nearer to the original: at
-4 bits the symmetric grid has 15 marks of which a skewed row uses a part. Zero points take no gradient either.
+Deviations. (1) Keys and values are rounded as our cache stores them: head by head and after the rotary
+positions; the paper rounds all heads of a token together and before them. (2) The authors' code stops
+gradients of everything whose size is 2 or more; here they pass everywhere, as in the paper. (3) Scales are
+rounded to 16 bits in training too. (4) 128 texts of 128 tokens, each read once, not 100,000 of 2,048, and a
+higher rate (1e-4 in place of 2e-5) for so few steps. (5) A text goes on where it says that it ends. (6) Eight
+more texts are kept aside, and the state that is best on them is kept, which may be the rounded start. (7)
+With `symmetric` off each row has a zero point: its marks run from its least to its largest weight. Few bits
+then begin much nearer to the original: at 4 bits the symmetric grid has 15 marks of which a skewed row uses a
+part. Zero points take no gradient either.
 
 Cost: beside the writing, a training token takes four forward passes, and the memory of 20 bytes a weight.
 """
@@ -67,22 +76,43 @@ WRITTEN_AT_ONCE = 32  # texts
 class LlmQatParams(Params):
     """W-A-KV, and the training."""
 
-    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    activation_bits: int = param(8, "Bits of each matrix's inputs, token by token; 16: as they are.", choices=(4, 8, 16))
-    symmetric: bool = param(True, "No zero point: each row's ruler is centred on zero, as in the paper.", level="advanced")
+    bits: int = param(
+        4,
+        "Bits each weight takes.",
+        lo=2,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
+    )
+    activation_bits: int = param(
+        8, "Bits of each matrix's inputs, token by token; 16: as they are.", choices=(4, 8, 16)
+    )
+    symmetric: bool = param(
+        True, "No zero point: each row's ruler is centred on zero, as in the paper.", level="advanced"
+    )
     kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=BITS)
-    train_tokens: int = param(16_384, "Training ends after so many tokens; 0: round only.", told=True, lo=0, hi=1_000_000_000)
-    train_minutes: float = param(20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    train_tokens: int = param(
+        16_384, "Training ends after so many tokens; 0: round only.", told=True, lo=0, hi=1_000_000_000
+    )
+    train_minutes: float = param(
+        20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+    )
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
-    own_texts: int = param(128, "Texts that the model writes to train on, at most; they are read again after that.",
-                           lo=1, hi=1_000_000, level="advanced")  # fmt: skip
+    own_texts: int = param(
+        128,
+        "Texts that the model writes to train on, at most; they are read again after that.",
+        lo=1,
+        hi=1_000_000,
+        level="advanced",
+    )
     own_tokens: int = param(128, "Tokens of each text.", lo=16, hi=8_192, level="advanced")
 
 
 def row_grid(weight: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
-    """(scale [out, 1] float16, integer zero point [out, 1] or None) of weight [out, in] float32: eq. 2 of the paper, or from the least to the
-    largest of each row."""
+    """(scale [out, 1] float16, integer zero point [out, 1] or None) of weight [out, in] float32: eq. 2 of the
+    paper, or from the least to the largest of each row."""
     if symmetric:
         return store_scale(weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)), None
     return minmax_asym(weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), bits)
@@ -110,10 +140,13 @@ def store(weight: Tensor, bits: int, rule: ActivationRule | None, symmetric: boo
 
 
 class _StraightThrough(torch.autograd.Function):
-    """rule(x) rounded(W)^T, whose gradients are those of a plain product at the rounded values; these are made anew on the way back."""
+    """rule(x) rounded(W)^T, whose gradients are those of a plain product at the rounded values; these are
+    made anew on the way back."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bits: int, symmetric: bool, rule: ActivationRule | None) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bits: int, symmetric: bool, rule: ActivationRule | None
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.grid, ctx.rule = (bits, symmetric), rule
         return F.linear(x if rule is None else rule(x), rounded(weight, *ctx.grid).to(x.dtype))
@@ -123,11 +156,18 @@ class _StraightThrough(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         seen = x if ctx.rule is None else ctx.rule(x)
         towards_weight = grad.flatten(0, -2).T @ seen.flatten(0, -2)
-        return grad @ rounded(weight, *ctx.grid).to(grad.dtype), towards_weight.to(weight.dtype), None, None, None
+        return (
+            grad @ rounded(weight, *ctx.grid).to(grad.dtype),
+            towards_weight.to(weight.dtype),
+            None,
+            None,
+            None,
+        )
 
 
 class FakeQuant(nn.Module):
-    """A linear in training: the original `base`, and float32 weights that are rounded wherever they are used."""
+    """A linear in training: the original `base`, and float32 weights that are rounded wherever they are
+    used."""
 
     def __init__(self, base: nn.Linear, bits: int, rule: ActivationRule | None, symmetric: bool = True):
         super().__init__()
@@ -148,7 +188,8 @@ class FakeQuant(nn.Module):
 
 @contextmanager
 def fake_quantised(bundle: Bundle, params: LlmQatParams) -> Iterator[dict[str, FakeQuant]]:
-    """Inside, the model computes as it will when it is stored, and its FakeQuants, path -> module, can be trained."""
+    """Inside, the model computes as it will when it is stored, and its FakeQuants, path -> module, can be
+    trained."""
     rule, layers, cache_bits = rule_of(params), {}, bundle.cache_bits
     try:
         for path, _, _ in arch.linears(bundle.module):
@@ -187,13 +228,16 @@ def distillation_loss(bundle: Bundle, layers: dict[str, FakeQuant], ids: Tensor)
     with torch.no_grad(), as_original(bundle, layers):
         taught = final_states(bundle, ids).flatten(0, 1)
     hidden = final_states(bundle, ids).flatten(0, 1)
-    lost = lambda logits, rows: forward_kl(head(taught[rows]), logits)  # noqa: E731
+
+    def lost(logits, rows):
+        return forward_kl(head(taught[rows]), logits)
+
     return sum_over_rows(head, bundle.geometry.vocabulary, hidden, lost) / len(hidden)
 
 
 def beginnings(bundle: Bundle, count: int, seed: int) -> list[tuple[int, int]]:
-    """(first token, tokens of the sure beginning) of `count` texts: drawn without repetition from every token that is text and
-    every length, and again once all of these are used."""
+    """(first token, tokens of the sure beginning) of `count` texts: drawn without repetition from every token
+    that is text and every length, and again once all of these are used."""
     vocabulary, tokenizer, out = bundle.geometry.vocabulary, bundle.tokenizer, []
     known, special = min(vocabulary, len(tokenizer)), set(tokenizer.all_special_ids)
     order = torch.randperm(known * len(SURE), generator=torch.Generator().manual_seed(seed))
@@ -217,7 +261,9 @@ def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
         ids = torch.tensor([[starts[i][0]] for i in rows])
         for until, temperature in ((sure, 0.0), (length, 1.0)):
             steps = []
-            for token in sample.generate(bundle, ids, until - ids.shape[1], temperature, context.seed + 7_919 * number):
+            for token in sample.generate(
+                bundle, ids, until - ids.shape[1], temperature, context.seed + 7_919 * number
+            ):
                 if context.cancelled():
                     raise Cancelled("stopped while the model writes")
                 steps.append(token)
@@ -230,7 +276,8 @@ def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
 
 
 def in_turn(texts: Tensor, seed: int) -> Iterator[Tensor]:
-    """Texts [b, length] of about TOKENS_PER_STEP tokens, in a fresh random order every time through, for ever."""
+    """Texts [b, length] of about TOKENS_PER_STEP tokens, in a fresh random order every time through, for
+    ever."""
     size, order = max(1, TOKENS_PER_STEP // texts.shape[1]), torch.Generator().manual_seed(seed)
     while True:
         for part in torch.randperm(len(texts), generator=order).split(size):
@@ -240,20 +287,35 @@ def in_turn(texts: Tensor, seed: int) -> Iterator[Tensor]:
 def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
     """Train the model's linears under their rounding and return them rounded."""
     if params.train_tokens == 0:
-        weights = {path: bundle.module.get_submodule(path).weight.detach().float() for path, _, _ in arch.linears(bundle.module)}
-        stored = {path: store(w, params.bits, rule_of(params), params.symmetric) for path, w in weights.items()}
+        weights = {
+            path: bundle.module.get_submodule(path).weight.detach().float()
+            for path, _, _ in arch.linears(bundle.module)
+        }
+        stored = {
+            path: store(w, params.bits, rule_of(params), params.symmetric) for path, w in weights.items()
+        }
         return Edit(stored, cache_bits=params.kv_bits)
     length = min(params.own_tokens, bundle.geometry.positions)
     count = min(params.own_texts, -(-params.train_tokens // length))
     texts = write(bundle, count + KEPT_ASIDE, length, context)
     aside = texts[count:]
     with fake_quantised(bundle, params) as layers:
-        loss = lambda ids: distillation_loss(bundle, layers, ids)  # noqa: E731
+
+        def loss(ids):
+            return distillation_loss(bundle, layers, ids)
+
         course = train(
-            [layer.latent for layer in layers.values()], loss, in_turn(texts[:count], context.seed),
-            lambda: mean_loss(aside, loss), Budget(params.train_tokens, params.train_minutes), rate=params.learning_rate,
-            seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
-        )  # fmt: skip
+            [layer.latent for layer in layers.values()],
+            loss,
+            in_turn(texts[:count], context.seed),
+            lambda: mean_loss(aside, loss),
+            Budget(params.train_tokens, params.train_minutes),
+            rate=params.learning_rate,
+            seed=context.seed,
+            emit=context.emit,
+            cancelled=context.cancelled,
+            enough=context.enough,
+        )
         results = {path: layer.stored() for path, layer in layers.items()}
     notes = course.notes("llm_qat")
     if course.best >= course.before:
@@ -262,8 +324,8 @@ def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
 
 
 def cost(shape: tuple[int, int], params: LlmQatParams, tokens: int) -> Cost:
-    """Bytes of codes and row scales; the writing, and a forward pass of the teacher, one of the student and its way back. Held in
-    training: weights, gradients, two moments and the best state."""
+    """Bytes of codes and row scales; the writing, and a forward pass of the teacher, one of the student and
+    its way back. Held in training: weights, gradients, two moments and the best state."""
     out, n = shape
     return Cost(
         bytes=out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, -1, params.symmetric),

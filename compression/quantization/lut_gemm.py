@@ -1,39 +1,46 @@
 """LUT-GEMM: weights as sums of planes of -1 and +1, so that a product needs look-ups and additions only.
 
-Each group of weights is written as w = offset + alpha_1 b_1 + ... + alpha_q b_q, where every b is -1 or +1: one bit a
-weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication. The kernel works out, once for every few
-inputs, all possible sums of +-x, and the bits of every plane look their sum up. Two uses:
+Each group of weights is written as w = offset + alpha_1 b_1 + ... + alpha_q b_q, where every b is -1 or +1:
+one bit a weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication. The
+kernel works out, once for every few inputs, all possible sums of +-x, and the bits of every plane look their
+sum up. Two uses:
 
-After rounding, GPTQ or any other step that stored integers in plain groups, the codes are kept exactly as they are and
+After rounding, GPTQ or any other step that stored integers in plain groups, the codes are kept exactly as
+    they are and
 only written in this form: with q bits, scale s and zero point z,
     alpha_k = s 2^(k-1) for k = 0 .. q-1,   offset = s ((2^q - 1) / 2 - z)
 (the offset takes 32 bits, which is what exactness needs). Bits, group size and quality are that step's.
 
-As the first step it fits planes to the weights themselves (binary-coding quantization), with values that need not be
-equally spaced. The fit "greedy" takes one plane after the other: its signs are those of what is left, its scale their mean size. The fit
-"alternating" begins there, then takes in turn the best scales for the codes and the nearest codes for the scales. Both look
-at weights alone, so their numbers are nobody else's. The fewer the bits, the more the alternating fit gains on the weights over
-rounding; a model need not gain as much.
+As the first step it fits planes to the weights themselves (binary-coding quantization), with values that need
+not be equally spaced. The fit "greedy" takes one plane after the other: its signs are those of what is left,
+its scale their mean size. The fit "alternating" begins there, then takes in turn the best scales for the
+codes and the nearest codes for the scales. Both look at weights alone, so their numbers are nobody else's.
+The fewer the bits, the more the alternating fit gains on the weights over rounding; a model need not gain as
+much.
 
-Which kernel serves. For one token a processor has two. One looks up: four inputs have 16 sums, these fill a register, and a byte shuffle
-looks 64 of them up at once (T-MAC, Wei et al. 2024, arXiv 2407.00088). T-MAC rounds its tables to 8 bits. Ours hold the whole sums, in
-two bytes for 8-bit inputs and in four for exact ones, so that a table adds no error. The other kernel adds the inputs whose bit is
-set. On AVX2 without VNNI looking up serves: in a first timing on a busy machine it took 0.34 to 0.41 of the other's time, and 0.46 to 0.62
-with 8-bit inputs. With VNNI, where adding four inputs is one instruction, and in plain C adding serves, since the look-up hasn't been timed
-there. Many tokens are multiplied by the planes decoded to floats. A graphics card adds too; its look-up kernel (tables of 4 or 8 inputs) is
-tested and has not been timed.
+Which kernel serves. For one token a processor has two. One looks up: four inputs have 16 sums, these fill a
+register, and a byte shuffle looks 64 of them up at once (T-MAC, Wei et al. 2024, arXiv 2407.00088). T-MAC
+rounds its tables to 8 bits. Ours hold the whole sums, in two bytes for 8-bit inputs and in four for exact
+ones, so that a table adds no error. The other kernel adds the inputs whose bit is set. On AVX2 without VNNI
+looking up serves: in a first timing on a busy machine it took 0.34 to 0.41 of the other's time, and 0.46 to
+0.62 with 8-bit inputs. With VNNI, where adding four inputs is one instruction, and in plain C adding serves,
+since the look-up hasn't been timed there. Many tokens are multiplied by the planes decoded to floats. A
+graphics card adds too; its look-up kernel (tables of 4 or 8 inputs) is tested and has not been timed.
 
-Park et al. 2022, arXiv 2206.09557: equations 1 and 2 (binary coding, greedy: b = sign(r), alpha = mean |r|), the
-alternating fit of Xu et al. 2018 (1802.00150), 15 rounds and groups of 128 as in the authors' code; sign(0) is +1.
+Park et al. 2022, arXiv 2206.09557: equations 1 and 2 (binary coding, greedy: b = sign(r), alpha = mean |r|),
+the alternating fit of Xu et al. 2018 (1802.00150), 15 rounds and groups of 128 as in the authors' code;
+sign(0) is +1.
 
-Deviations. (1) The fit has an offset, as the paper's own form for uniform grids has, and starts a second time from
-rounding; each group keeps the better, so it is never worse than rounding to nearest. Without the offset it is the
-paper's plain form. (2) Codes are chosen once more for the scales as stored, in 16 bits. (3) The rounds work on sorted
-weights and their running sums: the same numbers from 2^q values a group. (4) Scales that can't be halved in 16 bits are
-refused rather than rounded. (5) The paper looks up 8 inputs at a time in a card's shared memory. Our tables are of 4 inputs and stand in
-registers, and where looking up isn't known to be faster the inputs are added (kernels/cpu/product.c, kernels/gpu/binary_coded.py). The
-product is the same. (6) The greedy fit keeps the paper's scales, but with the offset a group for which rounding is nearer takes rounding's;
-by deviation 2 its codes are the nearest, which the paper's signs need not be. The paper's greedy form is `fit` greedy without `offset`.
+Deviations. (1) The fit has an offset, as the paper's own form for uniform grids has, and starts a second time
+from rounding; each group keeps the better, so it is never worse than rounding to nearest. Without the offset
+it is the paper's plain form. (2) Codes are chosen once more for the scales as stored, in 16 bits. (3) The
+rounds work on sorted weights and their running sums: the same numbers from 2^q values a group. (4) Scales
+that can't be halved in 16 bits are refused rather than rounded. (5) The paper looks up 8 inputs at a time in
+a card's shared memory. Our tables are of 4 inputs and stand in registers, and where looking up isn't known to
+be faster the inputs are added (kernels/cpu/product.c, kernels/gpu/binary_coded.py). The product is the same.
+(6) The greedy fit keeps the paper's scales, but with the offset a group for which rounding is nearer takes
+rounding's; by deviation 2 its codes are the nearest, which the paper's signs need not be. The paper's greedy
+form is `fit` greedy without `offset`.
 
 Cost: one sort of every group and 30 rounds on 2^q numbers a group; stored with 16 (q + 1) bits a group.
 """
@@ -62,14 +69,36 @@ AT_A_TIME = 1 << 21  # weights, or levels of groups, that a part of the matrix h
 class LutGemmParams(Params):
     """How many planes, and how they are fitted; after another quantization step that step decides."""
 
-    bits: int = param(3, "Planes, one bit a weight each.", lo=1, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    group_size: int = param(128, "Weights that share their scales; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    bits: int = param(
+        3,
+        "Planes, one bit a weight each.",
+        lo=1,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
+    )
+    group_size: int = param(
+        128,
+        "Weights that share their scales; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+    )
     offset: bool = param(True, "A constant beside the planes of each group.", level="advanced")
-    fit: str = param("alternating", "How planes are fitted to weights: greedy, one after the other (the paper's equation 2), or alternating, "
-                     "greedy and then scales and codes in turn.", choices=("greedy", "alternating"), level="advanced")  # fmt: skip
-    rounds: int = param(15, "Rounds of the alternating fit.", lo=1, hi=1000, level="advanced", when={"fit": "alternating"})
+    fit: str = param(
+        "alternating",
+        "How planes are fitted to weights: greedy, one after the other (the paper's equation 2), "
+        "or alternating, "
+        "greedy and then scales and codes in turn.",
+        choices=("greedy", "alternating"),
+        level="advanced",
+    )
+    rounds: int = param(
+        15, "Rounds of the alternating fit.", lo=1, hi=1000, level="advanced", when={"fit": "alternating"}
+    )
 
     @property
     def turns(self) -> int:
@@ -82,7 +111,8 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     out, n = shape
     groups = out * groups_of(n, params.group_size)
     size = params.bits * out * -(-n // 8) + 2 * groups * (params.bits + params.offset)
-    flops = 3e3 * out * n + 2e3 * params.turns * groups * 2**params.bits  # in products of matrices that take as long
+    # in products of matrices that take as long
+    flops = 3e3 * out * n + 2e3 * params.turns * groups * 2**params.bits
     return Cost(bytes=size, flops=flops, peak_bytes=16 * out * n + 80 * min(out * n, AT_A_TIME))
 
 
@@ -102,21 +132,27 @@ def convert(site: Site) -> BinaryCoded:
     grid = previous.grid
     if grid.group_index is not None:
         raise BadChain(
-            f"{site.path}: its groups are scattered over the row (act_order without static_groups), and the planes' scales "
-            "belong to neighbouring inputs. Set static_groups in the step before.", method="lut_gemm",
-        )  # fmt: skip
+            f"{site.path}: its groups are scattered over the row (act_order without static_groups), and "
+            "the planes' scales "
+            "belong to neighbouring inputs. Set static_groups in the step before.",
+            method="lut_gemm",
+        )
     if previous.activations is not None:
         raise BadChain(
-            f"{site.path}: the step before rounds activations to {previous.activations.bits} bits for an integer product; "
-            "LUT-GEMM adds exact activations up. Choose a step that rounds weights only.", method="lut_gemm",
-        )  # fmt: skip
+            f"{site.path}: the step before rounds activations to {previous.activations.bits} bits for "
+            "an integer product; "
+            "LUT-GEMM adds exact activations up. Choose a step that rounds weights only.",
+            method="lut_gemm",
+        )
     alpha = torch.stack([grid.scale.float() * 2.0 ** (k - 1) for k in range(grid.bits)])
     inexact = (alpha != to_storage(alpha).float()).any(0)
     if bool(inexact.any()):
         raise BadChain(
-            f"{site.path}: {int(inexact.sum())} of {inexact.numel()} scales, the smallest {float(grid.scale.min()):.3g}, can't be "
-            f"halved and doubled exactly in 16 bits. Use fewer bits or larger groups in the step before.", method="lut_gemm",
-        )  # fmt: skip
+            f"{site.path}: {int(inexact.sum())} of {inexact.numel()} scales, the smallest "
+            f"{float(grid.scale.min()):.3g}, can't be "
+            f"halved and doubled exactly in 16 bits. Use fewer bits or larger groups in the step before.",
+            method="lut_gemm",
+        )
     offset = grid.scale.float() * ((2**grid.bits - 1) / 2 - grid.zero_points().float())
     codes = unpack(previous.codes, grid.bits, previous.shape[1])
     return BinaryCoded.encode(planes_of(codes, grid.bits), alpha, offset, grid.group_size, exact_offset=True)
@@ -153,15 +189,18 @@ def combinations(bits: int, offset: bool, like: Tensor) -> Tensor:
 
 
 def cuts_of(levels: Tensor) -> Tensor:
-    """Middles between neighbouring sorted levels [n, 2^bits]: from there on a weight goes up, so sign(0) is +1."""
+    """Middles between neighbouring sorted levels [n, 2^bits]: from there on a weight goes up, so sign(0) is
+    +1."""
     return (levels[:, 1:] + levels[:, :-1]) / 2
 
 
 def alternate(weights: Tensor, scales: Tensor, signs: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """(scales, squared errors [n]) after `rounds` of: nearest codes for the scales, best scales for the codes.
+    """(scales, squared errors [n]) after `rounds` of: nearest codes for the scales, best scales for the
+    codes.
 
-    weights [n, size], sorted, scales [n, planes (+ offset)] to start from, float64; signs from `combinations`. In a sorted
-    group the weights nearest to a level are neighbours, and their number and sum are differences of running sums.
+    weights [n, size], sorted, scales [n, planes (+ offset)] to start from, float64; signs from
+    `combinations`. In a sorted group the weights nearest to a level are neighbours, and their number and sum
+    are differences of running sums.
     """
     running = F.pad(weights.cumsum(1), (1, 0))
     squares = weights.square().sum(1)
@@ -175,12 +214,15 @@ def alternate(weights: Tensor, scales: Tensor, signs: Tensor, rounds: int) -> tu
         if k == rounds:
             return scales, error
         by_code = [torch.zeros_like(levels).scatter_(1, order, t) for t in (counts, sums)]
-        scales = descend((by_code[0] @ products).unflatten(1, (signs.shape[1], -1)), by_code[1] @ signs, scales)
+        scales = descend(
+            (by_code[0] @ products).unflatten(1, (signs.shape[1], -1)), by_code[1] @ signs, scales
+        )
 
 
 def descend(matrix: Tensor, right: Tensor, x: Tensor) -> Tensor:
-    """The solution of matrix [n, k, k] x = right [n, k] by k conjugate-gradient steps from x, as the authors do: exact where
-    the matrix is regular, and never worse than x where it is not (two planes alike, an unused code)."""
+    """The solution of matrix [n, k, k] x = right [n, k] by k conjugate-gradient steps from x, as the authors
+    do: exact where the matrix is regular, and never worse than x where it is not (two planes alike, an unused
+    code)."""
     residual = right - (matrix @ x[:, :, None])[:, :, 0]
     direction, square = residual, residual.square().sum(1)
     floor = 1e-28 * right.square().sum(1)
@@ -199,13 +241,17 @@ def fit(groups: Tensor, params: LutGemmParams) -> tuple[Tensor, Tensor, Tensor]:
     wide = groups.double()
     weights = wide.sort(1).values
     signs = combinations(params.bits, params.offset, wide)
-    scales, error = alternate(weights, F.pad(greedy(weights, params.bits), (0, int(params.offset))), signs, params.turns)
+    scales, error = alternate(
+        weights, F.pad(greedy(weights, params.bits), (0, int(params.offset))), signs, params.turns
+    )
     if params.offset:
         other, found = alternate(weights, uniform(weights, params.bits), signs, params.turns)
         scales = torch.where((found < error)[:, None], other, scales)
     alpha = to_storage(scales[:, : params.bits].abs().sort(1, descending=True).values)
     offset = to_storage(scales[:, params.bits :].sum(1))
-    levels, order = (torch.cat([alpha, offset[:, None]], 1).double() @ combinations(params.bits, True, wide).T).sort(1)
+    levels, order = (
+        torch.cat([alpha, offset[:, None]], 1).double() @ combinations(params.bits, True, wide).T
+    ).sort(1)
     codes = order.gather(1, torch.searchsorted(cuts_of(levels).contiguous(), wide, right=True))
     return codes.to(torch.uint8), alpha, offset
 
@@ -219,8 +265,12 @@ def encode(weight: Tensor, params: LutGemmParams) -> BinaryCoded:
         codes, alpha, offset = (torch.cat(part) for part in parts)
         found.append((codes.view(out, -1), alpha.view(out, -1, params.bits), offset.view(out, -1)))
     codes, alpha, offset = (torch.cat(part, 1) for part in zip(*found, strict=True))
-    return BinaryCoded.encode(planes_of(codes, params.bits), alpha.permute(2, 0, 1), offset if params.offset else None,
-                              params.group_size)  # fmt: skip
+    return BinaryCoded.encode(
+        planes_of(codes, params.bits),
+        alpha.permute(2, 0, 1),
+        offset if params.offset else None,
+        params.group_size,
+    )
 
 
 def compress(site: Site, stats: Stats, params: LutGemmParams) -> Edit:

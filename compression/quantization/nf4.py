@@ -1,20 +1,23 @@
 """NF4 and FP4: 16 values that are not equally spaced, the same for every group, times a scale a group.
 
-Weights crowd around zero and thin out quickly, so equally spaced marks are wasted on places where few weights are. NF4
-("normal float") puts its 16 values at quantiles of the bell curve, dense in the middle; FP4 takes what a 4-bit floating
-point number can hold. Each group of 64 is divided by its largest |weight|, and every weight becomes the nearest of the
-16 values. It needs no data and takes seconds; users of bitsandbytes and QLoRA know it. NF4 is the better of the two, and
-about as good as rounding to 4 bits with a zero point, which takes as much space.
+Weights crowd around zero and thin out quickly, so equally spaced marks are wasted on places where few weights
+are. NF4 ("normal float") puts its 16 values at quantiles of the bell curve, dense in the middle; FP4 takes
+what a 4-bit floating point number can hold. Each group of 64 is divided by its largest |weight|, and every
+weight becomes the nearest of the 16 values. It needs no data and takes seconds; users of bitsandbytes and
+QLoRA know it. NF4 is the better of the two, and about as good as rounding to 4 bits with a zero point, which
+takes as much space.
 
-Dettmers, Pagnoni, Holtzman, Zettlemoyer 2023 (QLoRA), arXiv 2305.14314, section 3: NF4 has 7 quantiles below zero, zero,
-and 8 above, each side scaled to end at 1 (equation 4 as bitsandbytes computes it). FP4 in bitsandbytes' order of codes:
-0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4 and their negatives. Double quantization: the scales less their mean are
-themselves 8-bit codes with a 32-bit scale for every 256: 4.127 bits a weight instead of 4.25.
+Dettmers, Pagnoni, Holtzman, Zettlemoyer 2023 (QLoRA), arXiv 2305.14314, section 3: NF4 has 7 quantiles below
+zero, zero, and 8 above, each side scaled to end at 1 (equation 4 as bitsandbytes computes it). FP4 in
+bitsandbytes' order of codes: 0, 1/192, 2/3, 1, 1/3, 1/2, 1/6, 1/4 and their negatives. Double quantization:
+the scales less their mean are themselves 8-bit codes with a 32-bit scale for every 256: 4.127 bits a weight
+instead of 4.25.
 
-Deviations from bitsandbytes: (1) without double quantization the scale takes 16 bits, not 32 (4.25 bits a weight, not 4.5),
-and codes are chosen for the scale as it is stored. With double quantization they are chosen before the scales become codes,
-as in bitsandbytes, and its codes and scales come out. (2) Groups end with their row, where bitsandbytes cuts the whole matrix
-into runs; the same wherever the group size divides the row. A tie goes to the lower value.
+Deviations from bitsandbytes: (1) without double quantization the scale takes 16 bits, not 32 (4.25 bits a
+weight, not 4.5), and codes are chosen for the scale as it is stored. With double quantization they are chosen
+before the scales become codes, as in bitsandbytes, and its codes and scales come out. (2) Groups end with
+their row, where bitsandbytes cuts the whole matrix into runs; the same wherever the group size divides the
+row. A tie goes to the lower value.
 
 Cost: one pass over the weights, no calibration.
 """
@@ -35,20 +38,43 @@ from kernels.grouped_int import groups_of
 _FP4 = [value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)]  # sign, two bits of exponent, one of mantissa
 
 TABLES = {
-    "nf4": (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-            -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-            0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    "nf4": (
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ),
     "fp4": (*_FP4, *(-value for value in _FP4)),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Nf4Params(Params):
     """Which 16 values, and how many weights share a scale."""
 
-    table: str = param("nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4"))
-    group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
+    table: str = param(
+        "nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4")
+    )
+    group_size: int = param(
+        64,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+    )
     double: bool = param(False, "Double quantization: scales are 8-bit codes themselves.")
 
 

@@ -1,26 +1,33 @@
-"""OWQ: keep the few inputs whose weights suffer most from rounding in 16 bits, and round the rest as GPTQ does.
+"""OWQ: keep the few inputs whose weights suffer most from rounding in 16 bits, and round the rest as GPTQ
+does.
 
-In a language model a handful of inputs of a layer are far louder than the others, and an error in their weights is
-multiplied by that loudness. OWQ finds these weak columns, stores them whole, and spends a hundredth of a bit a weight
-on it. They come last in the order of rounding, so they also take up the errors of all the others. With the loudest
-inputs safe, the ruler of the rest may cut off its own extremes: of many shorter rulers the one with the smallest sum of
-errors wins. Most of the gain is the ruler's. On the offline model at 3 bits a row GPTQ with the same search leaves 0.64 of the error
-in a layer's outputs that GPTQ leaves. Weak columns alone leave 0.98 of it, and both together 0.59.
+In a language model a handful of inputs of a layer are far louder than the others, and an error in their
+weights is multiplied by that loudness. OWQ finds these weak columns, stores them whole, and spends a
+hundredth of a bit a weight on it. They come last in the order of rounding, so they also take up the errors of
+all the others. With the loudest inputs safe, the ruler of the rest may cut off its own extremes: of many
+shorter rulers the one with the smallest sum of errors wins. Most of the gain is the ruler's. On the offline
+model at 3 bits a row GPTQ with the same search leaves 0.64 of the error in a layer's outputs that GPTQ
+leaves. Weak columns alone leave 0.98 of it, and both together 0.59.
 
 Lee, Jin, Kim, Kim, Park 2023, arXiv 2306.02272, and the authors' code. With Q the weight rounded row by row,
     sensitivity_j = H_jj ||W[:, j] - Q[:, j]||^2,    H = X^T X,
-the columns of the largest sensitivity are weak. Grid: of the ranges k / 40 of (max - min) and all their zero points the
+the columns of the largest sensitivity are weak. Grid: of the ranges k / 40 of (max - min) and all their zero
+    points the
 one with the least sum of |w - w'|^2.4 (`tuning` "minmax": GPTQ's grid). Rounding: GPTQ's column loop.
-Budget: n inputs, b bits, t = b + extra_bits: k = n rho (t - b) / (16 - b) * sum(P) / sum(rho P) weak columns over the
-matrices of P weights of a block; rho is 1 in attention and hidden / feed-forward size in the feed-forward part, where
-the authors write .25 for OPT and .375 for LLaMA. k is rounded to nearest, so small models may get none somewhere.
+Budget: n inputs, b bits, t = b + extra_bits: k = n rho (t - b) / (16 - b) * sum(P) / sum(rho P) weak columns
+    over the
+matrices of P weights of a block; rho is 1 in attention and hidden / feed-forward size in the feed-forward
+    part, where
+the authors write .25 for OPT and .375 for LLaMA. k is rounded to nearest, so small models may get none
+    somewhere.
 
-Deviations. (1) The authors' sum(P) / sum(rho P) is 12 over the number of matrices, which is right where k and v are as
-large as q; ours is right for grouped queries too. They round k up to an even number for their GPU kernel. (2) They try
-100 ranges a row, 40 a group; 40 everywhere costs about 0.1 % in the sum of errors. Zero points that leave an empty mark
-at one end are skipped, and a row is done when its error is 1.5 times its best: shorter ranges only get worse. (3) act-order
-is on by default, as for GPTQ; by sensitivity where there are weak columns, as in the authors' code. (4) Groups have
-their grids fitted before the first column. (5) A weak column's last rounding to 16 bits is made up for like the others.
+Deviations. (1) The authors' sum(P) / sum(rho P) is 12 over the number of matrices, which is right where k and
+v are as large as q; ours is right for grouped queries too. They round k up to an even number for their GPU
+kernel. (2) They try 100 ranges a row, 40 a group; 40 everywhere costs about 0.1 % in the sum of errors. Zero
+points that leave an empty mark at one end are skipped, and a row is done when its error is 1.5 times its
+best: shorter ranges only get worse. (3) act-order is on by default, as for GPTQ; by sensitivity where there
+are weak columns, as in the authors' code. (4) Groups have their grids fitted before the first column. (5) A
+weak column's last rounding to 16 bits is made up for like the others.
 
 Cost: GPTQ's, and two searches of some 80 passes over the weights (one where no column is weak).
 """
@@ -49,18 +56,48 @@ ATTENTION = frozenset("qkvo")
 class OwqParams(Params):
     """How fine the ruler is, and what is spent on weak columns."""
 
-    bits: int = param(3, "Bits each weight takes, weak columns apart.", lo=2, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    extra_bits: float = param(0.01, "Bits a weight, on average over a block, spent on weak inputs kept in 16 bits.",
-                              lo=0.0, hi=1.0, unit="bits")  # fmt: skip
-    group_size: int = param(-1, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
-    tuning: str = param("mse", "mse: the ruler may cut off extremes; minmax: it spans all weights.", choices=("mse", "minmax"),
-                        level="advanced")  # fmt: skip
+    bits: int = param(
+        3,
+        "Bits each weight takes, weak columns apart.",
+        lo=2,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
+    )
+    extra_bits: float = param(
+        0.01,
+        "Bits a weight, on average over a block, spent on weak inputs kept in 16 bits.",
+        lo=0.0,
+        hi=1.0,
+        unit="bits",
+    )
+    group_size: int = param(
+        -1,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+    )
+    tuning: str = param(
+        "mse",
+        "mse: the ruler may cut off extremes; minmax: it spans all weights.",
+        choices=("mse", "minmax"),
+        level="advanced",
+    )
     act_order: bool = param(True, "Round the inputs with the largest activations first.", level="advanced")
-    damping: float = param(0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced")
-    block_size: int = param(128, "Columns whose updates of later blocks wait; changes speed, not the result.",
-                            lo=1, hi=4096, level="advanced")  # fmt: skip
+    damping: float = param(
+        0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced"
+    )
+    block_size: int = param(
+        128,
+        "Columns whose updates of later blocks wait; changes speed, not the result.",
+        lo=1,
+        hi=4096,
+        level="advanced",
+    )
 
 
 def weak_count(n: int, params, share: float = 1.0) -> int:
@@ -82,8 +119,11 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     """Bytes as stored with the block's average of weak columns; GPTQ's operations and the search's."""
     out, n = shape
     size = out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, params.group_size, False)
-    return Cost(bytes=size + weak_count(n, params) * (2 * out + 4), peak_bytes=24 * n * n + 16 * out * n,
-                flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 10.0 * PASSES[params.tuning] * out * n)  # fmt: skip
+    return Cost(
+        bytes=size + weak_count(n, params) * (2 * out + 4),
+        peak_bytes=24 * n * n + 16 * out * n,
+        flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 10.0 * PASSES[params.tuning] * out * n,
+    )
 
 
 def sensitivity(weight: Tensor, gram: Tensor, params) -> Tensor:
@@ -93,16 +133,19 @@ def sensitivity(weight: Tensor, gram: Tensor, params) -> Tensor:
 
 
 def owq(weight: Tensor, gram: Tensor, params: OwqParams, count: int) -> tuple[Packed, float, float]:
-    """(what is stored, sum of squared column errors, damping used) for weight [out, in] with `count` weak columns."""
+    """(what is stored, sum of squared column errors, damping used) for weight [out, in] with `count` weak
+    columns."""
     n, top = weight.shape[1], 2**params.bits - 1
     score = sensitivity(weight, gram, params) if count else gram.diagonal()
     by_score = torch.argsort(score, descending=True, stable=True)
     weak, rest = by_score[:count], by_score[count:]
     order = torch.cat([rest if params.act_order else rest.sort().values, weak])
     factor, damping = inverse_factor(gram[order][:, order], params.damping)
-    grid = fit(weight.index_fill(1, weak, 0.0), params.bits, params.group_size, False, params.tuning)  # zeros cost nothing
+    # zeros cost nothing
+    grid = fit(weight.index_fill(1, weak, 0.0), params.bits, params.group_size, False, params.tuning)
     scale, zero = (t[:, order].T.contiguous() for t in grid.columns())
-    live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
+    # [in, out]: a column of the weight is a contiguous row here
+    live = weight.float()[:, order].T.contiguous()
     codes = zero.clone()  # a weak column's codes stand for exactly 0
 
     def choose(c: int) -> Tensor:

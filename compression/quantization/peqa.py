@@ -1,31 +1,37 @@
-"""PEQA: round once, freeze the integers, and train only the scales, so that many tasks share one set of integers.
+"""PEQA: round once, freeze the integers, and train only the scales, so that many tasks share one set of
+integers.
 
-A rounded matrix is codes, zero points and scales. The codes are nearly all of it and can't be trained in small steps; the scales
-are real numbers, one a row. PEQA trains those and nothing else: the model keeps its integer form and its size, there is no
-adapter to add at run time, and what a task takes is one number a row, some hundred kilobytes for a model of a hundred million.
-On the text of the model's own kind the scales win back a part of what rounding lost, more of it at fewer bits; on another
-domain's text they are a fine-tuning. Every run saves its scales beside the model as `task.safetensors`; another run on the
-same weights with the same bits and groups has the same codes, and its file can be swapped in, in place
-(compression/task_files.py, `python -m evaluation task-files`). As a step after another that stores integers on a grid (`gptq`, `awq`,
-`rtn`) it keeps that step's codes and zero points as they are, with its bits and groups, and starts from its scales.
+A rounded matrix is codes, zero points and scales. The codes are nearly all of it and can't be trained in
+small steps; the scales are real numbers, one a row. PEQA trains those and nothing else: the model keeps its
+integer form and its size, there is no adapter to add at run time, and what a task takes is one number a row,
+some hundred kilobytes for a model of a hundred million. On the text of the model's own kind the scales win
+back a part of what rounding lost, more of it at fewer bits; on another domain's text they are a fine-tuning.
+Every run saves its scales beside the model as `task.safetensors`; another run on the same weights with the
+same bits and groups has the same codes, and its file can be swapped in, in place (compression/task_files.py,
+`python -m evaluation task-files`). As a step after another that stores integers on a grid (`gptq`, `awq`,
+`rtn`) it keeps that step's codes and zero points as they are, with its bits and groups, and starts from its
+scales.
 
-Kim et al. 2023, "Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer Quantization", arXiv
-2305.14152, equations 1 and 2: W0 = clamp(round(W / s0) + z0, 0, 2^b - 1) - z0 is frozen, the weight is (s0 + Ds) W0. With one
-scale a row y = s * (W0 x), so that the scale's gradient is the sum over tokens of dL/dy times W0 x, and no gradient of a dense
-matrix is ever made. Grouped, a scale for every few weights of a row, makes it.
+Kim et al. 2023, "Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer
+Quantization", arXiv 2305.14152, equations 1 and 2: W0 = clamp(round(W / s0) + z0, 0, 2^b - 1) - z0 is frozen,
+the weight is (s0 + Ds) W0. With one scale a row y = s * (W0 x), so that the scale's gradient is the sum over
+tokens of dL/dy times W0 x, and no gradient of a dense matrix is ever made. Grouped, a scale for every few
+weights of a row, makes it.
 
-Deviations. (1) As a first step s0 and z0 are those of plain rounding (`rtn`), which span the smallest to the largest weight; the
-paper takes those nearest to the weights. (2) We train d in s = s0 exp(d), which is s0 + s0 d while d is small: the step size is a share of
-the scale, and no scale crosses zero. (3) The forward pass sees the scale rounded to 16 bits as it is stored, the gradient passes
-as if it were not. (4) Norms, biases, the embedding and the head stay as they are, a tied head too. (5) The authors' step size could not be
-verified; ours is for some ten thousand tokens. The best state on held-out windows is kept, which may be the plain rounding.
+Deviations. (1) As a first step s0 and z0 are those of plain rounding (`rtn`), which span the smallest to the
+largest weight; the paper takes those nearest to the weights. (2) We train d in s = s0 exp(d), which is s0 +
+s0 d while d is small: the step size is a share of the scale, and no scale crosses zero. (3) The forward pass
+sees the scale rounded to 16 bits as it is stored, the gradient passes as if it were not. (4) Norms, biases,
+the embedding and the head stay as they are, a tied head too. (5) The authors' step size could not be
+verified; ours is for some ten thousand tokens. The best state on held-out windows is kept, which may be the
+plain rounding.
 
-The control (`round` off) trains the same factors, one a row or group, of weights that were not rounded: what of a gain is
-more training and no recovery. Its result is dense. It is a first step: the control of a chain leaves out the step whose integers the
-chain keeps.
+The control (`round` off) trains the same factors, one a row or group, of weights that were not rounded: what
+of a gain is more training and no recovery. Its result is dense. It is a first step: the control of a chain
+leaves out the step whose integers the chain keeps.
 
-Cost: a training step is two forward passes of the linears and one of their inputs' gradients, three in groups; the moments of the scales
-only. The integers are held as 32-bit floats while training.
+Cost: a training step is two forward passes of the linears and one of their inputs' gradients, three in
+groups; the moments of the scales only. The integers are held as 32-bit floats while training.
 """
 
 from __future__ import annotations
@@ -50,28 +56,57 @@ from kernels.grouped_int import groups_of, spread
 
 @dataclass(frozen=True)
 class PeqaParams(Params):
-    """The grid, and the training of its scales; after another quantization step that step decides the grid."""
+    """The grid, and the training of its scales; after another quantization step that step decides the
+    grid."""
 
-    bits: int = param(4, "Bits each weight takes.", lo=2, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"), when={"round": True})  # fmt: skip
-    group_size: int = param(-1, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128))  # fmt: skip
-    round: bool = param(True, "Round the weights. Off is the control: the same factors of unrounded weights are trained.",
-                        level="advanced")  # fmt: skip
+    bits: int = param(
+        4,
+        "Bits each weight takes.",
+        lo=2,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
+        when={"round": True},
+    )
+    group_size: int = param(
+        -1,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+    )
+    round: bool = param(
+        True,
+        "Round the weights. Off is the control: the same factors of unrounded weights are trained.",
+        level="advanced",
+    )
     train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
-    train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    train_minutes: float = param(
+        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+    )
     learning_rate: float = param(1e-3, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 
 
 class Scaled(nn.Module):
-    """A linear whose frozen matrix [out, in] is trained by a factor for each group alone: y = (s exp(d) * frozen) x + bias.
+    """A linear whose frozen matrix [out, in] is trained by a factor for each group alone: y = (s exp(d) *
+    frozen) x + bias.
 
-    frozen: what the factors multiply, float32: codes less their zero points with the scales `start` [out, groups], or the weight
-    itself with no scales. index [in]: the group of each column, where groups are not runs of `group_size` columns.
+    frozen: what the factors multiply, float32: codes less their zero points with the scales `start` [out,
+    groups], or the weight itself with no scales. index [in]: the group of each column, where groups are not
+    runs of `group_size` columns.
     """
 
-    def __init__(self, base: nn.Linear | CompressedLinear, frozen: Tensor, start: Tensor | None, group_size: int,
-                 index: Tensor | None = None):  # fmt: skip
+    def __init__(
+        self,
+        base: nn.Linear | CompressedLinear,
+        frozen: Tensor,
+        start: Tensor | None,
+        group_size: int,
+        index: Tensor | None = None,
+    ):
         super().__init__()
         self.base, self.group_size = base, group_size
         self.register_buffer("index", None if index is None else index.long(), persistent=False)
@@ -81,7 +116,8 @@ class Scaled(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros(sizes, device=frozen.device))
 
     def scales(self) -> Tensor:
-        """What the frozen matrix is multiplied by, [out, groups]: as it is stored, with the gradient of the exact product."""
+        """What the frozen matrix is multiplied by, [out, groups]: as it is stored, with the gradient of the
+        exact product."""
         factor = self.log_factor.exp()
         if self.start is None:
             return factor
@@ -91,7 +127,11 @@ class Scaled(nn.Module):
     def dense(self) -> Tensor:
         """The matrix with its factors, float32 [out, in]; differentiable."""
         scales = self.scales()
-        spread_out = spread(scales, self.frozen.shape[1], self.group_size) if self.index is None else scales[:, self.index]
+        spread_out = (
+            spread(scales, self.frozen.shape[1], self.group_size)
+            if self.index is None
+            else scales[:, self.index]
+        )
         return self.frozen * spread_out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,11 +154,21 @@ def rounded(weight: Tensor, params: PeqaParams) -> GroupedInt:
 def kept(path: str, packed: GroupedInt, params: PeqaParams) -> GroupedInt:
     """What an earlier step stored, for its scales to be trained. Raises BadChain where that can't be."""
     if not params.round:
-        raise BadChain(f"{path} is rounded already, and with `round` off the factors of unrounded weights are trained. Turn `round` on, or "
-                       "drop the step before.", method="peqa", format=packed.format)  # fmt: skip
+        raise BadChain(
+            f"{path} is rounded already, and with `round` off the factors of unrounded weights are "
+            "trained. Turn `round` on, or "
+            "drop the step before.",
+            method="peqa",
+            format=packed.format,
+        )
     if packed.activations is not None:
-        raise BadChain(f"{path}: the step before rounds activations to {packed.activations.bits} bits; the scales are trained with exact "
-                       "ones. Choose a step that rounds weights only.", method="peqa", format=packed.format)  # fmt: skip
+        raise BadChain(
+            f"{path}: the step before rounds activations to {packed.activations.bits} bits; the scales "
+            "are trained with exact "
+            "ones. Choose a step that rounds weights only.",
+            method="peqa",
+            format=packed.format,
+        )
     return packed
 
 
@@ -135,9 +185,11 @@ def with_scales(packed: GroupedInt, scale: Tensor) -> GroupedInt:
     return GroupedInt(packed.codes, grid)
 
 
-def adapt(bundle: Bundle, params: PeqaParams) -> tuple[dict[str, Scaled], dict[str, GroupedInt], tuple[Note, ...]]:
-    """Put a Scaled at every linear of the blocks, in place: path -> it, path -> its stored form at the start ({} where nothing is
-    rounded), notes. `release` undoes it."""
+def adapt(
+    bundle: Bundle, params: PeqaParams
+) -> tuple[dict[str, Scaled], dict[str, GroupedInt], tuple[Note, ...]]:
+    """Put a Scaled at every linear of the blocks, in place: path -> it, path -> its stored form at the start
+    ({} where nothing is rounded), notes. `release` undoes it."""
     scaled, stored, notes, layers = {}, {}, (), len(arch.blocks(bundle.module))
     for path, role, layer in list(arch.linears(bundle.module)):
         base = bundle.module.get_submodule(path)
@@ -150,7 +202,9 @@ def adapt(bundle: Bundle, params: PeqaParams) -> tuple[dict[str, Scaled], dict[s
             stored |= {path: rounded(weight, params)} if params.round else {}
         if params.round:
             grid = stored[path].grid
-            scaled[path] = Scaled(base, integers(stored[path]), grid.scale.float(), grid.group_size, grid.group_index)
+            scaled[path] = Scaled(
+                base, integers(stored[path]), grid.scale.float(), grid.group_size, grid.group_index
+            )
         else:
             scaled[path] = Scaled(base, weight, None, params.group_size)
         bundle.module.set_submodule(path, scaled[path])
@@ -164,22 +218,33 @@ def release(bundle: Bundle, scaled: dict[str, Scaled]) -> None:
 
 
 def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
-    """Round every linear that no earlier step rounded, train the scales on context.windows [n, window], and return the same integers
-    with them. Raises BadChain."""
+    """Round every linear that no earlier step rounded, train the scales on context.windows [n, window], and
+    return the same integers with them. Raises BadChain."""
     if not params.round and params.train_tokens == 0:
         return Edit()
     scaled, stored, notes = adapt(bundle, params)
     series, gained = {}, False
-    loss = lambda ids: language_loss(bundle, ids)  # noqa: E731
+
+    def loss(ids):
+        return language_loss(bundle, ids)
+
     try:
         if params.train_tokens:
             course = train(
                 [layer.log_factor for layer in scaled.values()],
-                loss, *from_text(context.windows, loss, context.seed), Budget(params.train_tokens, params.train_minutes),
-                rate=params.learning_rate, seed=context.seed, emit=context.emit, cancelled=context.cancelled, enough=context.enough,
-            )  # fmt: skip
+                loss,
+                *from_text(context.windows, loss, context.seed),
+                Budget(params.train_tokens, params.train_minutes),
+                rate=params.learning_rate,
+                seed=context.seed,
+                emit=context.emit,
+                cancelled=context.cancelled,
+                enough=context.enough,
+            )
             gained = course.best < course.before
-            notes += course.notes("peqa") + (() if gained else (Note("training_no_gain", {"method": "peqa"}),))
+            notes += course.notes("peqa") + (
+                () if gained else (Note("training_no_gain", {"method": "peqa"}),)
+            )
             series = {"training": course.curve}
     finally:
         release(bundle, scaled)
@@ -196,7 +261,8 @@ def _multiplied(scaled: dict[str, Scaled]) -> dict[str, Tensor]:
 
 
 def cost(shape: tuple[int, int], params: PeqaParams, tokens: int) -> Cost:
-    """Bytes of codes and grid, or of the dense matrix; two products a step and one more where groups need a dense gradient."""
+    """Bytes of codes and grid, or of the dense matrix; two products a step and one more where groups need a
+    dense gradient."""
     out, n = shape
     a_row = groups_of(n, params.group_size) == 1
     size = (

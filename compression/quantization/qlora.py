@@ -1,28 +1,32 @@
 """QLoRA: the model frozen in 4 bits, and thin 16-bit adapters at every linear trained through it.
 
-Fine-tuning a large model costs memory mostly for its frozen weights. QLoRA stores these as NF4 (the method `nf4`: 16 values
-placed as a bell curve's weights are, a scale for 64 of them, the scales in 8 bits themselves: 4.127 bits a weight), rebuilds a
-matrix when it is multiplied, and lets the gradient pass through to a LoRA adapter (the method `lora`), y = deq(W) x +
-(alpha / r) B A x. What the adapters learn is the text's domain and what rounding lost, both at once. The result is the NF4 matrix
-and the two thin ones beside it: to add them to integers would round them anew, and to add them to the original weights would give
-another model than the one that was trained.
+Fine-tuning a large model costs memory mostly for its frozen weights. QLoRA stores these as NF4 (the method
+`nf4`: 16 values placed as a bell curve's weights are, a scale for 64 of them, the scales in 8 bits
+themselves: 4.127 bits a weight), rebuilds a matrix when it is multiplied, and lets the gradient pass through
+to a LoRA adapter (the method `lora`), y = deq(W) x + (alpha / r) B A x. What the adapters learn is the text's
+domain and what rounding lost, both at once. The result is the NF4 matrix and the two thin ones beside it: to
+add them to integers would round them anew, and to add them to the original weights would give another model
+than the one that was trained.
 
-Dettmers, Pagnoni, Holtzman, Zettlemoyer 2023, arXiv 2305.14314, equations 5 and 6; adapters at all linear layers of the blocks, which
-the paper finds necessary. Here the two halves are the project's own `nf4` and `lora`, one after the other: the chain
-`nf4 + lora` with the same settings gives the same model to the bit.
+Dettmers, Pagnoni, Holtzman, Zettlemoyer 2023, arXiv 2305.14314, equations 5 and 6; adapters at all linear
+layers of the blocks, which the paper finds necessary. Here the two halves are the project's own `nf4` and
+`lora`, one after the other: the chain `nf4 + lora` with the same settings gives the same model to the bit.
 
-Deviations. (1) Rank 8 where the paper takes 64: on a model of a hundred million 64 would be larger than the rounded weights.
-(2) The step size is 5e-4 (the paper's 2e-4 is for thousands of steps), the schedule rises and falls, dropout is 0 (the paper's:
-0.1 up to 13 billion weights, 0.05 beyond) and all tokens count (`answers_only`: the answers of dialogues, as the paper's loss). (3) The
-compute type is the model's own, float32 on a processor. (4) The paged optimizer is bitsandbytes' and for graphics cards: the
-adapters' moments lie in memory that moves to the host when a long batch needs the card's. A processor has one memory and
-nothing to page. (5) The 8-bit scales' own scale and mean are 32-bit floats, as in bitsandbytes. The text is the calibration
-text: give one of the domain that the model is to learn, and evaluate on another part of it.
+Deviations. (1) Rank 8 where the paper takes 64: on a model of a hundred million 64 would be larger than the
+rounded weights. (2) The step size is 5e-4 (the paper's 2e-4 is for thousands of steps), the schedule rises
+and falls, dropout is 0 (the paper's: 0.1 up to 13 billion weights, 0.05 beyond) and all tokens count
+(`answers_only`: the answers of dialogues, as the paper's loss). (3) The compute type is the model's own,
+float32 on a processor. (4) The paged optimizer is bitsandbytes' and for graphics cards: the adapters' moments
+lie in memory that moves to the host when a long batch needs the card's. A processor has one memory and
+nothing to page. (5) The 8-bit scales' own scale and mean are 32-bit floats, as in bitsandbytes. The text is
+the calibration text: give one of the domain that the model is to learn, and evaluate on another part of it.
 
-The control is LoRA on the original weights with the same adapters, tokens and seed; the paper's claim is that the two end
-equal. Its own table has NF4 with double quantization at the level of 16-bit fine-tuning, FP4 about a point below.
+The control is LoRA on the original weights with the same adapters, tokens and seed; the paper's claim is that
+the two end equal. Its own table has NF4 with double quantization at the level of 16-bit fine-tuning, FP4
+about a point below.
 
-Cost: a step is three forward passes and a rebuilt matrix on the way there and back; gradients and moments of the adapters only.
+Cost: a step is three forward passes and a rebuilt matrix on the way there and back; gradients and moments of
+the adapters only.
 """
 
 from __future__ import annotations
@@ -51,24 +55,58 @@ from compression.training import adamw
 class QloraParams(Params):
     """The frozen base, the adapters, and their training."""
 
-    rank: int = param(8, "Columns of the two thin matrices.", lo=1, hi=64, step=1, main=True,
-                      ends=("small adapter", "large adapter"))  # fmt: skip
-    lora_alpha: float = param(
-        16.0, "The adapter's product is multiplied by this over the rank.", lo=0.1, hi=1024.0, level="advanced"
+    rank: int = param(
+        8,
+        "Columns of the two thin matrices.",
+        lo=1,
+        hi=64,
+        step=1,
+        main=True,
+        ends=("small adapter", "large adapter"),
     )
-    table: str = param("nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4"))
-    group_size: int = param(64, "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
-                            lo=-1, hi=4096, step=16, suggest=(-1, 32, 64, 128), level="advanced")  # fmt: skip
+    lora_alpha: float = param(
+        16.0,
+        "The adapter's product is multiplied by this over the rank.",
+        lo=0.1,
+        hi=1024.0,
+        level="advanced",
+    )
+    table: str = param(
+        "nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4")
+    )
+    group_size: int = param(
+        64,
+        "Weights that share one scale; a multiple of 16, or -1 for a whole row.",
+        lo=-1,
+        hi=4096,
+        step=16,
+        suggest=(-1, 32, 64, 128),
+        level="advanced",
+    )
     double: bool = param(True, "Double quantization: scales are 8-bit codes themselves.")
     train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
-    train_minutes: float = param(10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
+    train_minutes: float = param(
+        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+    )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
-    dropout: float = param(0.0, "Share of the adapter's inputs that is left out at random in each training step.", lo=0.0, hi=0.9,
-                           level="advanced")  # fmt: skip
-    answers_only: bool = param(False, "Train on the answers of a text of dialogues alone: what follows ### Assistant: or ### Response:.",
-                               level="advanced")  # fmt: skip
-    paged: bool = param(True, "On a graphics card, AdamW's moments move to the host's memory when the card's runs short (bitsandbytes).",
-                        level="advanced")  # fmt: skip
+    dropout: float = param(
+        0.0,
+        "Share of the adapter's inputs that is left out at random in each training step.",
+        lo=0.0,
+        hi=0.9,
+        level="advanced",
+    )
+    answers_only: bool = param(
+        False,
+        "Train on the answers of a text of dialogues alone: what follows ### Assistant: or ### Response:.",
+        level="advanced",
+    )
+    paged: bool = param(
+        True,
+        "On a graphics card, AdamW's moments move to the host's memory when the card's runs short "
+        "(bitsandbytes).",
+        level="advanced",
+    )
 
 
 @functools.lru_cache(256)
@@ -80,9 +118,15 @@ def base_params(params: QloraParams) -> Nf4Params:
 @functools.lru_cache(256)
 def adapter_params(params: QloraParams) -> LoraParams:
     """The trained half's: every linear, kept apart where the base is rounded."""
-    return LoraParams(rank=params.rank, lora_alpha=params.lora_alpha, train_tokens=params.train_tokens,
-                      train_minutes=params.train_minutes, learning_rate=params.learning_rate,
-                      dropout=params.dropout, answers_only=params.answers_only)  # fmt: skip
+    return LoraParams(
+        rank=params.rank,
+        lora_alpha=params.lora_alpha,
+        train_tokens=params.train_tokens,
+        train_minutes=params.train_minutes,
+        learning_rate=params.learning_rate,
+        dropout=params.dropout,
+        answers_only=params.answers_only,
+    )
 
 
 def freeze(bundle: Bundle, params: QloraParams) -> Edit:
@@ -92,7 +136,9 @@ def freeze(bundle: Bundle, params: QloraParams) -> Edit:
         base = bundle.module.get_submodule(path)
         packed = getattr(base, "packed", None)
         weight = (base.weight if packed is None else packed.dequantize()).detach().float()
-        edit = nf4.compress(Site(path, role, layer, layers, weight, base.bias, packed), Stats(tokens=0), base_params(params))
+        edit = nf4.compress(
+            Site(path, role, layer, layers, weight, base.bias, packed), Stats(tokens=0), base_params(params)
+        )
         linears, notes = linears | edit.linears, notes + edit.notes
         bias = None if base.bias is None else base.bias.detach().clone()
         stored = CompressedLinear(edit.linears[path], bias, getattr(base, "input_scale", None))
@@ -101,7 +147,8 @@ def freeze(bundle: Bundle, params: QloraParams) -> Edit:
 
 
 def paged_adamw(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """AdamW whose moments lie in unified memory of card and host (section 3, "paged optimizers"). Raises ImportError."""
+    """AdamW whose moments lie in unified memory of card and host (section 3, "paged optimizers"). Raises
+    ImportError."""
     from bitsandbytes.optim import PagedAdamW32bit
 
     return PagedAdamW32bit(parameters, lr=rate, weight_decay=0.0)
@@ -121,17 +168,26 @@ def compress(bundle: Bundle, context: Context, params: QloraParams) -> Edit:
     frozen = freeze(bundle, params)
     optimizer, told = optimizer_for(bundle.device, params)
     trained = lora.compress(bundle, context, adapter_params(params), optimizer)
-    notes = tuple(Note(n.code, n.facts | {"method": "qlora"}) if "method" in n.facts else n for n in trained.notes)
-    return dataclasses.replace(trained, linears=frozen.linears | trained.linears, notes=frozen.notes + told + notes)
+    notes = tuple(
+        Note(n.code, n.facts | {"method": "qlora"}) if "method" in n.facts else n for n in trained.notes
+    )
+    return dataclasses.replace(
+        trained, linears=frozen.linears | trained.linears, notes=frozen.notes + told + notes
+    )
 
 
 def cost(shape: tuple[int, int], params: QloraParams, tokens: int) -> Cost:
-    """What the frozen half stores, and the adapter if it is trained; forward, backward and the rebuilt matrices."""
-    base, adapter = nf4.cost(shape, base_params(params), tokens), lora.cost(shape, adapter_params(params), tokens)
+    """What the frozen half stores, and the adapter if it is trained; forward, backward and the rebuilt
+    matrices."""
+    base, adapter = (
+        nf4.cost(shape, base_params(params), tokens),
+        lora.cost(shape, adapter_params(params), tokens),
+    )
     return Cost(
-        bytes=base.bytes + (adapter.bytes if params.train_tokens else 0), flops=base.flops + adapter.flops,
+        bytes=base.bytes + (adapter.bytes if params.train_tokens else 0),
+        flops=base.flops + adapter.flops,
         peak_bytes=adapter.peak_bytes,
-    )  # fmt: skip
+    )
 
 
 def control(params: QloraParams) -> tuple[str, dict]:

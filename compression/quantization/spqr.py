@@ -1,30 +1,35 @@
-"""SpQR: 3-bit weights in tiny groups, rulers that are stored in 3 bits themselves, and the rare hard weights in 16 bits.
+"""SpQR: 3-bit weights in tiny groups, rulers that are stored in 3 bits themselves, and the rare hard weights
+in 16 bits.
 
-A few weights here and there cost most of the damage of rounding, and they follow no pattern of rows or columns. SpQR
-finds them while it rounds, keeps each with its place (32 bits an outlier, 1 % of the weights by default), and fits the
-rulers without them. Groups of 16 weights make the rulers fit closely; their scales and zero points would cost 2 bits a
-weight, so they are rounded as well: 16 rows' scales of one group are 3-bit codes with a scale of their own. Together
-3 + 6 / 16 + 64 / 256 = 3.625 bits a weight and 32 for each outlier.
+A few weights here and there cost most of the damage of rounding, and they follow no pattern of rows or
+columns. SpQR finds them while it rounds, keeps each with its place (32 bits an outlier, 1 % of the weights by
+default), and fits the rulers without them. Groups of 16 weights make the rulers fit closely; their scales and
+zero points would cost 2 bits a weight, so they are rounded as well: 16 rows' scales of one group are 3-bit
+codes with a scale of their own. Together 3 + 6 / 16 + 64 / 256 = 3.625 bits a weight and 32 for each outlier.
 
-Dettmers, Svirschevski, Egiazarian and others 2023, arXiv 2306.03078, and the authors' code. GPTQ's column loop with U
+Dettmers, Svirschevski, Egiazarian and others 2023, arXiv 2306.03078, and the authors' code. GPTQ's column
+    loop with U
 from the damped H; where a group begins, on the weights as they are by then:
     1. gain_j = the group's sum of ((w - w') / U_cc)^2 minus the same with weight j left out of fit and sum
-    2. gain_j > T: a likely outlier; scale and real zero point are fitted with those replaced by the others' mean
+    2. gain_j > T: a likely outlier; scale and real zero point are fitted with those replaced by the others'
+    mean
     3. scales and zero points of 16 rows are rounded to 3 bits, and the loop goes on with what they then are
-and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: stored as it is by then, its code that of 0.
+and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: stored as it is by then, its code that
+    of 0.
 
-Deviations. (1) The authors give T = tau * mean(var(W[:, j]) / U_jj^2), with tau found by trial for a wanted size; one
-tau gives layers of one model very different shares. We give the share, and T is found for each matrix as the limit
-that would make so many outliers if no weight moved before its turn; `tau` above 0 is the authors' way, one for the
-whole model. (2) An outlier is stored as its difference to what its code stands for, so codes and outliers add up. (3)
-Only the smallest and the largest weight decide a fit, so leaving out any other changes nothing but the sum; three
-fits give what the authors compute with 16. (4) Of the nearest 3-bit codes of a scale and a zero point and the codes
-beside them we take the pair with the least sum of squares (`level_search`); the nearest alone leave a fifth more
-error, and a narrow model is then no better off than with GPTQ at 4 bits a row. (5) A group of equal weights is met
-exactly; the authors put it on [-1, 1]. No zero point is beyond 1024, and a second level keeps equal values to 11 bits
-(packed/real_grid.py). (6) Damping is 0.01, the default of the authors' code; their README's commands give 1.0, which
-leaves half as much error again on the offline model. As the authors do, groups are inputs of like loudness, at an
-index of 16 bits an input; `neighbours` needs none and leaves some 7 % more error at the same size.
+Deviations. (1) The authors give T = tau * mean(var(W[:, j]) / U_jj^2), with tau found by trial for a wanted
+size; one tau gives layers of one model very different shares. We give the share, and T is found for each
+matrix as the limit that would make so many outliers if no weight moved before its turn; `tau` above 0 is the
+authors' way, one for the whole model. (2) An outlier is stored as its difference to what its code stands for,
+so codes and outliers add up. (3) Only the smallest and the largest weight decide a fit, so leaving out any
+other changes nothing but the sum; three fits give what the authors compute with 16. (4) Of the nearest 3-bit
+codes of a scale and a zero point and the codes beside them we take the pair with the least sum of squares
+(`level_search`); the nearest alone leave a fifth more error, and a narrow model is then no better off than
+with GPTQ at 4 bits a row. (5) A group of equal weights is met exactly; the authors put it on [-1, 1]. No zero
+point is beyond 1024, and a second level keeps equal values to 11 bits (packed/real_grid.py). (6) Damping is
+0.01, the default of the authors' code; their README's commands give 1.0, which leaves half as much error
+again on the offline model. As the authors do, groups are inputs of like loudness, at an index of 16 bits an
+input; `neighbours` needs none and leaves some 7 % more error at the same size.
 
 Cost: GPTQ's loop with some dozen small steps more a column and a hundred a group.
 """
@@ -52,7 +57,8 @@ from kernels.bits import pack, row_bytes
 from kernels.grouped_int import groups_of, levelled
 
 BLOCK = 128  # columns whose updates of later blocks wait
-PAIRS = tuple(sorted(itertools.product((0, -1, 1), repeat=2), key=lambda p: p != (0, 0)))  # steps from the nearest codes
+# steps from the nearest codes
+PAIRS = tuple(sorted(itertools.product((0, -1, 1), repeat=2), key=lambda p: p != (0, 0)))
 LARGEST_ZERO = 1024  # so that 16 bits hold a zero point to half a step
 SAMPLED_RUNS = 16  # runs of 16 rows on which the limit for outliers is found
 
@@ -61,28 +67,65 @@ SAMPLED_RUNS = 16  # runs of 16 rows on which the limit for outliers is found
 class SpqrParams(Params):
     """How fine the rulers are, and how many weights do without one."""
 
-    bits: int = param(3, "Bits each weight takes, outliers apart.", lo=2, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    outliers: float = param(
-        0.01, "Share of the weights that is kept in 16 bits beside the codes.", lo=0.0, hi=0.2, told=True, when={"tau": 0.0}
+    bits: int = param(
+        3,
+        "Bits each weight takes, outliers apart.",
+        lo=2,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
     )
-    tau: float = param(0.0, "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a fixed share of each "
-                       "matrix.", lo=0.0, hi=100.0, suggest=(0.0, 0.1, 0.2, 0.5, 1.0), level="advanced")  # fmt: skip
-    group_size: int = param(16, "Weights that share one scale; a multiple of 16.", lo=16, hi=4096, step=16,
-                            suggest=(16, 32, 64))  # fmt: skip
-    level_bits: int = param(3, "Bits of each scale and zero point; 16 stores them unrounded.", choices=(2, 3, 4, 8, 16),
-                            level="advanced")  # fmt: skip
-    level_search: bool = param(True, "Of the nearest codes of scale and zero point and the codes beside them, take the best pair.",
-                               told=True, level="advanced")  # fmt: skip
+    outliers: float = param(
+        0.01,
+        "Share of the weights that is kept in 16 bits beside the codes.",
+        lo=0.0,
+        hi=0.2,
+        told=True,
+        when={"tau": 0.0},
+    )
+    tau: float = param(
+        0.0,
+        "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a "
+        "fixed share of each "
+        "matrix.",
+        lo=0.0,
+        hi=100.0,
+        suggest=(0.0, 0.1, 0.2, 0.5, 1.0),
+        level="advanced",
+    )
+    group_size: int = param(
+        16, "Weights that share one scale; a multiple of 16.", lo=16, hi=4096, step=16, suggest=(16, 32, 64)
+    )
+    level_bits: int = param(
+        3,
+        "Bits of each scale and zero point; 16 stores them unrounded.",
+        choices=(2, 3, 4, 8, 16),
+        level="advanced",
+    )
+    level_search: bool = param(
+        True,
+        "Of the nearest codes of scale and zero point and the codes beside them, take the best pair.",
+        told=True,
+        level="advanced",
+    )
     leave_one_out: bool = param(True, "Fit each ruler without its likely outliers.", level="advanced")
     act_order: bool = param(True, "Round the inputs with the largest activations first.", level="advanced")
-    neighbours: bool = param(False, "Groups are neighbouring inputs, not inputs of like loudness.",
-                             level="advanced", when={"act_order": True})  # fmt: skip
-    damping: float = param(0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced")
+    neighbours: bool = param(
+        False,
+        "Groups are neighbouring inputs, not inputs of like loudness.",
+        level="advanced",
+        when={"act_order": True},
+    )
+    damping: float = param(
+        0.01, "Share of the mean diagonal that is added to H.", lo=0.0001, hi=1.0, level="advanced"
+    )
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of codes, both levels of the grid, outliers and the groups' index; GPTQ's operations and the fits'."""
+    """Bytes of codes, both levels of the grid, outliers and the groups' index; GPTQ's operations and the
+    fits'."""
     out, n = shape
     groups, kept = groups_of(n, params.group_size), round(params.outliers * out * n)
     size = out * row_bytes(n, params.bits) + (4 * kept + 4 * (out + 1) if kept else 0)
@@ -92,16 +135,22 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
         size += 2 * row_bytes(out * groups, params.level_bits) + 8 * -(-out // RUN) * groups
     if params.act_order and not params.neighbours and groups > 1:
         size += 2 * n
-    return Cost(bytes=size, flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 100.0 * out * n,
-                peak_bytes=24 * n * n + 24 * out * n)  # fmt: skip
+    return Cost(
+        bytes=size,
+        flops=2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n + 100.0 * out * n,
+        peak_bytes=24 * n * n + 24 * out * n,
+    )
 
 
 def real_minmax(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(scale, real zero) from each group's smallest and largest weight; the range of equal weights is drawn out to 0."""
+    """(scale, real zero) from each group's smallest and largest weight; the range of equal weights is drawn
+    out to 0."""
     equal = low == high
     low, high = torch.where(equal, low.clamp_max(0), low), torch.where(equal, high.clamp_min(0), high)
     smallest = torch.maximum(-low, high) / LARGEST_ZERO
-    scale = torch.maximum((high - low) / (2**bits - 1), smallest).clamp_min(torch.finfo(torch.float16).smallest_normal)
+    scale = torch.maximum((high - low) / (2**bits - 1), smallest).clamp_min(
+        torch.finfo(torch.float16).smallest_normal
+    )
     return scale, -low / scale
 
 
@@ -111,12 +160,14 @@ def nearest(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
 
 
 def squares(weight: Tensor, scale: Tensor, zero: Tensor, diagonal: Tensor, bits: int) -> Tensor:
-    """((w - w') / U_cc)^2 of weight [..., size] rounded on scale and zero [..., 1]; diagonal U_cc [..., size]."""
+    """((w - w') / U_cc)^2 of weight [..., size] rounded on scale and zero [..., 1]; diagonal U_cc [...,
+    size]."""
     return ((weight - (nearest(weight, scale, zero, bits) - zero) * scale) / diagonal).square()
 
 
 def gains(weight: Tensor, diagonal: Tensor, bits: int) -> Tensor:
-    """How much the sum of squares of its group falls when a weight is left out of fit and sum, for weight [..., size]."""
+    """How much the sum of squares of its group falls when a weight is left out of fit and sum, for weight
+    [..., size]."""
     size = weight.shape[-1]
     low, high = weight.min(-1, keepdim=True), weight.max(-1, keepdim=True)
     full = squares(weight, *real_minmax(low.values, high.values, bits), diagonal, bits)
@@ -131,8 +182,11 @@ def gains(weight: Tensor, diagonal: Tensor, bits: int) -> Tensor:
     return out
 
 
-def fit(weight: Tensor, diagonal: Tensor, limit: float, params: SpqrParams) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """(tensors to store [.., groups, ..], scale, zero [out, groups, 1] as they are stored) for weight [out, groups, size].
+def fit(
+    weight: Tensor, diagonal: Tensor, limit: float, params: SpqrParams
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """(tensors to store [.., groups, ..], scale, zero [out, groups, 1] as they are stored) for weight [out,
+    groups, size].
 
     diagonal U_cc [groups, size]. Likely outliers, those whose gain exceeds the limit, have no say.
     """
@@ -145,10 +199,16 @@ def fit(weight: Tensor, diagonal: Tensor, limit: float, params: SpqrParams) -> t
         kept = store_scale(scale), to_storage(zero)
         return kept, *(t.float()[..., None] for t in kept)
     near, stats = zip(*(second_level(t, params.level_bits) for t in (scale, zero)), strict=True)
-    stood_for = lambda codes: [levelled(c, t)[..., None] for c, t in zip(codes, stats, strict=True)]  # noqa: E731
+
+    def stood_for(codes):
+        return [levelled(c, t)[..., None] for c, t in zip(codes, stats, strict=True)]
+
     least, best = torch.full_like(scale, torch.inf), near
     for steps in PAIRS if params.level_search else PAIRS[:1]:
-        codes = [(c.short() + step).clamp_(0, 2**params.level_bits - 1) for c, step in zip(near, steps, strict=True)]
+        codes = [
+            (c.short() + step).clamp_(0, 2**params.level_bits - 1)
+            for c, step in zip(near, steps, strict=True)
+        ]
         error = (squares(weight, *stood_for(codes), diagonal, params.bits) * heard).sum(-1)
         best = [torch.where(error < least, new, old) for new, old in zip(codes, best, strict=True)]
         least = torch.minimum(least, error)
@@ -162,11 +222,14 @@ def make_grid(shape, size: int, kept: Sequence[tuple[Tensor, ...]], params: Spqr
         return RealGrid.make(shape, params.bits, size, *parts, index)
     codes = [pack(t.reshape(1, -1), params.level_bits)[0] for t in parts[::2]]
     index = None if index is None else index.to(torch.int16)
-    return TwoLevelGrid(shape, params.bits, size, params.level_bits, codes[0], parts[1], codes[1], parts[3], index)
+    return TwoLevelGrid(
+        shape, params.bits, size, params.level_bits, codes[0], parts[1], codes[1], parts[3], index
+    )
 
 
 def arrange(loudness: Tensor, params: SpqrParams) -> tuple[Tensor, Tensor]:
-    """(order in which the inputs are rounded [in], group of each input [in]); the inputs of a group follow each other."""
+    """(order in which the inputs are rounded [in], group of each input [in]); the inputs of a group follow
+    each other."""
     n = len(loudness)
     place = torch.arange(n, device=loudness.device)
     group = place // params.group_size
@@ -175,15 +238,16 @@ def arrange(loudness: Tensor, params: SpqrParams) -> tuple[Tensor, Tensor]:
     loudest = torch.argsort(loudness, descending=True, stable=True)
     if not params.neighbours:
         return loudest, torch.empty_like(group).index_copy_(0, loudest, group)
-    first = torch.full_like(place, n).scatter_reduce(0, group[loudest], place, "amin")  # rank of each group's loudest input
+    # rank of each group's loudest input
+    first = torch.full_like(place, n).scatter_reduce(0, group[loudest], place, "amin")
     return loudest[torch.argsort(first[group[loudest]], stable=True)], group
 
 
 def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float:
     """T for which `params.outliers` of the weights would be outliers if none moved before its turn.
 
-    weight [out, in] with the inputs group by group, diagonal U_cc [in] in the same order. Rows are sampled, a short last
-    group is left aside.
+    weight [out, in] with the inputs group by group, diagonal U_cc [in] in the same order. Rows are sampled, a
+    short last group is left aside.
     """
     if not params.outliers:
         return torch.inf
@@ -191,7 +255,8 @@ def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float
     size = min(params.group_size, n)
     starts = torch.linspace(0, max(0, out - RUN), min(SAMPLED_RUNS, -(-out // RUN))).long()
     rows = (starts[:, None] + torch.arange(RUN)).flatten()
-    groups = weight[rows[rows < out].unique(), : n - n % size].unflatten(1, (-1, size))  # [rows, groups, size]
+    # [rows, groups, size]
+    groups = weight[rows[rows < out].unique(), : n - n % size].unflatten(1, (-1, size))
     diagonal = diagonal[: n - n % size].view(-1, size)
 
     def share(limit: float) -> float:
@@ -207,15 +272,19 @@ def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float
 
 
 def relative_limit(weight: Tensor, diagonal: Tensor, tau: float) -> float:
-    """The authors' T = tau * mean(var(W[:, j]) / U_jj^2) of weight [out, in], diagonal U_cc [in] in the same order."""
+    """The authors' T = tau * mean(var(W[:, j]) / U_jj^2) of weight [out, in], diagonal U_cc [in] in the same
+    order."""
     variance = weight.var(0) if len(weight) > 1 else torch.zeros_like(weight[0])
     return tau * float((variance / diagonal.square()).mean())
 
 
-def spqr(weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None = None) -> tuple[Packed, float, float]:
+def spqr(
+    weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None = None
+) -> tuple[Packed, float, float]:
     """(what is stored, sum of squared column errors, damping used) for weight [out, in].
 
-    limit: T, the scaled squared error beyond which a weight is an outlier; None: of `params.tau`, or found for `params.outliers`.
+    limit: T, the scaled squared error beyond which a weight is an outlier; None: of `params.tau`, or found
+    for `params.outliers`.
     """
     out, n = weight.shape
     order, group = arrange(gram.diagonal(), params)
@@ -227,10 +296,17 @@ def spqr(weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None =
         limit = relative_limit(weight.float(), diagonal[back], params.tau)
     elif limit is None:
         limit = outlier_limit(weight.float()[:, laid_out], diagonal[back][laid_out], params)
-    live = weight.float()[:, order].T.contiguous()  # [in, out]: a column of the weight is a contiguous row here
-    codes, beside, outlier = torch.empty_like(live), torch.zeros_like(live), torch.zeros_like(live, dtype=torch.bool)
+    # [in, out]: a column of the weight is a contiguous row here
+    live = weight.float()[:, order].T.contiguous()
+    codes, beside, outlier = (
+        torch.empty_like(live),
+        torch.zeros_like(live),
+        torch.zeros_like(live, dtype=torch.bool),
+    )
     begins, start = {}, 0  # place in the order -> (group that begins there, its length)
-    for g, length in zip(*(t.tolist() for t in torch.unique_consecutive(group[order], return_counts=True)), strict=True):
+    for g, length in zip(
+        *(t.tolist() for t in torch.unique_consecutive(group[order], return_counts=True)), strict=True
+    ):
         begins[start] = g, length
         start += length
     kept: list = [None] * len(begins)  # what is stored of each group's ruler
@@ -240,7 +316,9 @@ def spqr(weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None =
         nonlocal scale, zero
         if c in begins:
             g, length = begins[c]
-            kept[g], *ruler = fit(live[c : c + length].T[:, None], diagonal[None, c : c + length], limit, params)
+            kept[g], *ruler = fit(
+                live[c : c + length].T[:, None], diagonal[None, c : c + length], limit, params
+            )
             scale, zero = (t.flatten() for t in ruler)
         w = live[c]
         q = nearest(w, scale, zero, params.bits)

@@ -1,30 +1,32 @@
 """ZeroQuant: weights in groups, activations token by token, and each block taught by its own original.
 
-Three ideas for a model whose weights and activations are both rounded. A weight matrix is cut into groups, each with a scale
-of its own, so that one large weight spoils only its group. Every token's activations get a scale when they come, so that a
-loud token does not spoil the quiet ones. And if four bits are too few, layer-by-layer distillation repairs the damage block
-by block: the rounded block sees what the original block saw and is trained for a few steps to give what the original gave.
-That needs no labels and the memory of one block only.
+Three ideas for a model whose weights and activations are both rounded. A weight matrix is cut into groups,
+each with a scale of its own, so that one large weight spoils only its group. Every token's activations get a
+scale when they come, so that a loud token does not spoil the quiet ones. And if four bits are too few,
+layer-by-layer distillation repairs the damage block by block: the rounded block sees what the original block
+saw and is trained for a few steps to give what the original gave. That needs no labels and the memory of one
+block only.
 
-Paper: Yao et al. 2022, arXiv 2206.01861, sections 4 and 5; defaults of the authors' code. Weights: G groups a matrix, cut
-row by row; symmetric, scale = 2 max|w| / 2^bits, codes clamped to -2^(bits-1) ... 2^(bits-1) - 1, which cuts the positive
-extreme by one step. The authors' other choice is asymmetric (`symmetric` off): scale = (max - min) / 2^bits and a whole zero
-point, 2^bits codes from there, which cuts the positive extreme as well. Activations: one group a token, as 8-bit integers, max
-|x| / 127 (below). In the mixed setting of the paper ("W4/8") the feed-forward's matrices have the chosen bits and attention's have
-8. In "A8/16" the inputs of queries, keys and values stay as they are (`qkv_inputs`).
-Distillation: input and target of block l are the original model's hidden states before and after it; the loss is their mean
-squared difference; the gradient passes through the rounding as if it were not there; AdamW over everything in the block. A step
-takes `distill_batch` windows, 1 by default; the authors take 32 of 128 tokens.
+Paper: Yao et al. 2022, arXiv 2206.01861, sections 4 and 5; defaults of the authors' code. Weights: G groups a
+matrix, cut row by row; symmetric, scale = 2 max|w| / 2^bits, codes clamped to -2^(bits-1) ... 2^(bits-1) - 1,
+which cuts the positive extreme by one step. The authors' other choice is asymmetric (`symmetric` off): scale
+= (max - min) / 2^bits and a whole zero point, 2^bits codes from there, which cuts the positive extreme as
+well. Activations: one group a token, as 8-bit integers, max |x| / 127 (below). In the mixed setting of the
+paper ("W4/8") the feed-forward's matrices have the chosen bits and attention's have 8. In "A8/16" the inputs
+of queries, keys and values stay as they are (`qkv_inputs`). Distillation: input and target of block l are the
+original model's hidden states before and after it; the loss is their mean squared difference; the gradient
+passes through the rounding as if it were not there; AdamW over everything in the block. A step takes
+`distill_batch` windows, 1 by default; the authors take 32 of 128 tokens.
 
-Deviations: activations are rounded to max |x| / 127 and not to 2 max |x| / 256, so that the largest stays exact and the
-integers are symmetric. The authors use 5e-6 as the learning rate for every block of BERT; losses of a decoder's blocks differ
-by orders of magnitude, so we scale it by the size of the block's weights, keep the best state seen on windows that are not
-trained on (a quarter of them), and keep the block as it was if training does not help there.
-A scale that several rows share is stored once a row (16 bits a row). An asymmetric group's range always holds zero, and its zero
-point is a code; the authors let it lie beyond.
+Deviations: activations are rounded to max |x| / 127 and not to 2 max |x| / 256, so that the largest stays
+exact and the integers are symmetric. The authors use 5e-6 as the learning rate for every block of BERT;
+losses of a decoder's blocks differ by orders of magnitude, so we scale it by the size of the block's weights,
+keep the best state seen on windows that are not trained on (a quarter of them), and keep the block as it was
+if training does not help there. A scale that several rows share is stored once a row (16 bits a row). An
+asymmetric group's range always holds zero, and its zero point is a code; the authors let it lie beyond.
 
-Cost: one forward pass over the calibration tokens; each step of the distillation is a forward and a backward pass of its windows
-through one block.
+Cost: one forward pass over the calibration tokens; each step of the distillation is a forward and a backward
+pass of its windows through one block.
 """
 
 from __future__ import annotations
@@ -51,33 +53,82 @@ WINDOW = 512  # tokens of a training step, for the estimate
 class ZeroQuantParams(Params):
     """Bits, groups and the distillation."""
 
-    bits: int = param(8, "Bits of the feed-forward's weights.", lo=3, hi=8, step=1, unit="bits", main=True,
-                      ends=("tiny, worse", "large, same"))  # fmt: skip
-    attention_bits: int = param(8, "Bits of the attention's weights.", lo=3, hi=8, step=1, unit="bits", level="advanced")
-    groups: int = param(64, "Groups that each matrix is cut into, row by row; 0: one a row.", lo=0, hi=65536, step=1,
-                        suggest=(0, 1, 48, 64), level="advanced")  # fmt: skip
-    symmetric: bool = param(True, "No zero point: the ruler is centred on zero.", level="advanced")
-    activations: str = param("int8", "How inputs are multiplied: rounded token by token, or as they are.",
-                             choices=("int8", "exact"), level="advanced")  # fmt: skip
-    qkv_inputs: str = param("int8", "The inputs of queries, keys and values: rounded like the others, or as they are.",
-                            choices=("int8", "exact"), level="advanced", when={"activations": "int8"})  # fmt: skip
-    distill_steps: int = param(0, "Training steps of each block (the authors take up to 100); 0: none.", lo=0, hi=1000, step=10,
-                               suggest=(0, 50, 100))  # fmt: skip
-    distill_batch: int = param(
-        1, "Windows that each of these steps takes.", lo=1, hi=256, step=1, suggest=(1, 4, 8), level="advanced"
+    bits: int = param(
+        8,
+        "Bits of the feed-forward's weights.",
+        lo=3,
+        hi=8,
+        step=1,
+        unit="bits",
+        main=True,
+        ends=("tiny, worse", "large, same"),
     )
-    learning_rate: float = param(1e-3, "Size of a training step, as a share of the weights' own size.", lo=1e-6, hi=0.1,
-                                 level="advanced")  # fmt: skip
+    attention_bits: int = param(
+        8, "Bits of the attention's weights.", lo=3, hi=8, step=1, unit="bits", level="advanced"
+    )
+    groups: int = param(
+        64,
+        "Groups that each matrix is cut into, row by row; 0: one a row.",
+        lo=0,
+        hi=65536,
+        step=1,
+        suggest=(0, 1, 48, 64),
+        level="advanced",
+    )
+    symmetric: bool = param(True, "No zero point: the ruler is centred on zero.", level="advanced")
+    activations: str = param(
+        "int8",
+        "How inputs are multiplied: rounded token by token, or as they are.",
+        choices=("int8", "exact"),
+        level="advanced",
+    )
+    qkv_inputs: str = param(
+        "int8",
+        "The inputs of queries, keys and values: rounded like the others, or as they are.",
+        choices=("int8", "exact"),
+        level="advanced",
+        when={"activations": "int8"},
+    )
+    distill_steps: int = param(
+        0,
+        "Training steps of each block (the authors take up to 100); 0: none.",
+        lo=0,
+        hi=1000,
+        step=10,
+        suggest=(0, 50, 100),
+    )
+    distill_batch: int = param(
+        1,
+        "Windows that each of these steps takes.",
+        lo=1,
+        hi=256,
+        step=1,
+        suggest=(1, 4, 8),
+        level="advanced",
+    )
+    learning_rate: float = param(
+        1e-3,
+        "Size of a training step, as a share of the weights' own size.",
+        lo=1e-6,
+        hi=0.1,
+        level="advanced",
+    )
 
 
 def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
     """Bytes of codes and scales; the figures' Gram matrix and the distillation in operations."""
     out, n = shape
     bits = bits_of(role, params)
-    size = out * row_bytes(n, bits) + grid_bytes(shape, bits, columns_of(shape, params.groups), params.symmetric)
+    size = out * row_bytes(n, bits) + grid_bytes(
+        shape, bits, columns_of(shape, params.groups), params.symmetric
+    )
     training = 6.0 * WINDOW * params.distill_steps * params.distill_batch * out * n
-    return Cost(bytes=size, flops=2.0 * tokens * n * n + training, peak_bytes=8 * n * n + 40 * out * n,
-                train_steps=params.distill_steps)  # fmt: skip
+    return Cost(
+        bytes=size,
+        flops=2.0 * tokens * n * n + training,
+        peak_bytes=8 * n * n + 40 * out * n,
+        train_steps=params.distill_steps,
+    )
 
 
 def bits_of(role: str, params: ZeroQuantParams) -> int:
@@ -86,7 +137,8 @@ def bits_of(role: str, params: ZeroQuantParams) -> int:
 
 
 def columns_of(shape: tuple[int, int], groups: int) -> int:
-    """Columns that share a scale when [out, in] is cut row by row into `groups` parts; -1 where a part is a row or more."""
+    """Columns that share a scale when [out, in] is cut row by row into `groups` parts; -1 where a part is a
+    row or more."""
     out, n = shape
     return -1 if groups <= out else min(n, max(16, -(-n * out // groups) // 16 * 16))
 
@@ -98,8 +150,9 @@ def rule_of(role: str, params: ZeroQuantParams) -> ActivationRule | None:
 
 
 def group_grid(weight: Tensor, bits: int, groups: int, symmetric: bool = True) -> Grid:
-    """The grid of weight [out, in] in each of `groups` parts, 0: in each row. Symmetric: scale = 2 max|w| / 2^bits; else scale =
-    (max - min) / 2^bits, zero = round(-min / scale), with 0 within the range (DeepSpeed's quantizers)."""
+    """The grid of weight [out, in] in each of `groups` parts, 0: in each row. Symmetric: scale = 2 max|w| /
+    2^bits; else scale = (max - min) / 2^bits, zero = round(-min / scale), with 0 within the range
+    (DeepSpeed's quantizers)."""
     out, n = weight.shape
     columns = columns_of((out, n), groups)
     size = n if columns == -1 else columns
@@ -116,7 +169,9 @@ def group_grid(weight: Tensor, bits: int, groups: int, symmetric: bool = True) -
         return Grid.make(weight.shape, bits, columns, store_scale(2 * most(weight.abs()) / 2**bits), None)
     high, low = most(weight), -most(-weight)
     scale = store_scale((high - low) / 2**bits)
-    return Grid.make(weight.shape, bits, columns, scale, torch.round(-low / scale.float()).clamp_(0, 2**bits - 1))
+    return Grid.make(
+        weight.shape, bits, columns, scale, torch.round(-low / scale.float()).clamp_(0, 2**bits - 1)
+    )
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
@@ -125,20 +180,30 @@ def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
 
 
 def distill(block: Block, params: ZeroQuantParams) -> tuple[dict[str, Tensor], float, float]:
-    """(tensors of the block by their names in it, error before, error after): the state that errs least on held-out windows.
+    """(tensors of the block by their names in it, error before, error after): the state that errs least on
+    held-out windows.
 
-    The error is the mean squared difference of the block's outputs divided by the mean square of the original's.
+    The error is the mean squared difference of the block's outputs divided by the mean square of the
+    original's.
     """
     passage = block.inputs
     windows, targets = (torch.cat(list(part)) for part in (passage.inputs, passage.targets))
     held = torch.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     if not bool(held.any()) or bool(held.all()):
         held = torch.arange(len(windows)) == len(windows) - 1
-    judges, taught = held.nonzero().flatten()[:MOST_JUDGES].tolist(), (~held).nonzero().flatten().tolist() or [0]
+    judges, taught = (
+        held.nonzero().flatten()[:MOST_JUDGES].tolist(),
+        (~held).nonzero().flatten().tolist() or [0],
+    )
     roles = {name_in_block(s.path, block.layer): s.role for s in block.sites}
-    masters = {name: p.detach().float().clone().requires_grad_() for name, p in passage.block.named_parameters()}
+    masters = {
+        name: p.detach().float().clone().requires_grad_() for name, p in passage.block.named_parameters()
+    }
     optimizer = torch.optim.AdamW(
-        [{"params": [m], "lr": params.learning_rate * max(float(m.detach().abs().mean()), 1e-3)} for m in masters.values()],
+        [
+            {"params": [m], "lr": params.learning_rate * max(float(m.detach().abs().mean()), 1e-3)}
+            for m in masters.values()
+        ],
         weight_decay=0.0,
     )
 
@@ -175,7 +240,9 @@ def distill(block: Block, params: ZeroQuantParams) -> tuple[dict[str, Tensor], f
             if block.cancelled():
                 raise Cancelled("stopped while distilling")
             with torch.enable_grad():
-                error([taught[i] for i in torch.randint(len(taught), (params.distill_batch,), generator=order)]).backward()
+                error(
+                    [taught[i] for i in torch.randint(len(taught), (params.distill_batch,), generator=order)]
+                ).backward()
             optimizer.step()
             optimizer.zero_grad()
             if step % 10 == 9 or step == params.distill_steps - 1:
@@ -210,7 +277,9 @@ def compress(block: Block, params: ZeroQuantParams) -> Edit:
             packed = GroupedInt.encode(grid.round(weight), grid)
             packed.activations = rule_of(site.role, params)
             linears[site.path] = packed
-            figures[site.path] = {"output_error": output_error(site.weight, packed.dequantize(), group.stats.gram)} | more
+            figures[site.path] = {
+                "output_error": output_error(site.weight, packed.dequantize(), group.stats.gram)
+            } | more
     return Edit(linears, tensors, figures=figures)
 
 

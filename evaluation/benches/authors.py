@@ -2,13 +2,15 @@
 
     python -m evaluation peers --authors DIR [--only owq-3 ...] [--calibration FILE --calibration-tokens N]
 
-DIR holds clones of the authors' repositories (REPOSITORIES); none of their code is part of this project. Both sides get the same
-float32 matrix of the model and the same Gram matrix of its inputs, from the uncompressed model on a calibration text, and the same
-settings; what else is alike and what isn't stands in `same`. Their loop runs in a process of its own, on a processor: calls that only wait
-for a graphics card do nothing where there is none. Compared is the error that is left in the layer's outputs,
-||(W - W') X||^2 / ||W X||^2, and what both kept: the weak columns, the share of outliers.
+DIR holds clones of the authors' repositories (REPOSITORIES); none of their code is part of this project. Both
+sides get the same float32 matrix of the model and the same Gram matrix of its inputs, from the uncompressed
+model on a calibration text, and the same settings; what else is alike and what isn't stands in `same`. Their
+loop runs in a process of its own, on a processor: calls that only wait for a graphics card do nothing where
+there is none. Compared is the error that is left in the layer's outputs, ||(W - W') X||^2 / ||W X||^2, and
+what both kept: the weak columns, the share of outliers.
 
-The rows go into peers.json, under `authors`. A repository that is missing or doesn't run is told and leaves the others alone.
+The rows go into peers.json, under `authors`. A repository that is missing or doesn't run is told and leaves
+the others alone.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from statistics import geometric_mean
 
 from evaluation import ROOT
 
-PLACES = ((2, "k"), (2, "v"), (15, "o"), (15, "down"))  # block, role: small and large matrices, plain and gated inputs
+# block, role: small and large matrices, plain and gated inputs
+PLACES = ((2, "k"), (2, "v"), (15, "o"), (15, "down"))
 WEAK = 2  # columns that OWQ keeps on both sides; the authors' code takes even numbers
-THRESHOLD = 0.2  # SpQR's outlier threshold, the authors' for most models; the share that it gives is what ours is asked for
+# SpQR's outlier threshold, the authors' for most models; the share that it gives is what ours is asked for
+THRESHOLD = 0.2
 TIMEOUT_SECONDS = 1_800
 REPOSITORIES = {
     "owq": ("https://github.com/xvyaward/owq", "owq/recon.py"),
@@ -36,28 +40,43 @@ REPOSITORIES = {
 }
 
 
-# --- theirs: weight [out, in], gram [in, in], settings -> (weight as rounded, what was kept) -------------------------
+# --- theirs: weight [out, in], gram [in, in], settings -> (weight as rounded, what was kept)
+# -------------------------
 
 
 def owq(weight, gram, *, bits: int, damping: float, act_order: bool, weak: int = WEAK):
-    """The steps of the authors' main.py for one linear, with H = X^T X as we have it. {"weak": the columns}."""
+    """The steps of the authors' main.py for one linear, with H = X^T X as we have it. {"weak": the
+    columns}."""
     from torch import nn
 
-    loop, quant = importlib.import_module("owq.recon").GPTQ_OWQ, importlib.import_module("owq.quant").Quantizer
+    loop, quant = (
+        importlib.import_module("owq.recon").GPTQ_OWQ,
+        importlib.import_module("owq.quant").Quantizer,
+    )
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight.data = weight.clone()
     found = loop(layer, n_out=weak)
     found.H, found.quantizer = gram.clone(), quant(bits, perchannel=True, sym=False, mse=True)
     first = quant(bits, perchannel=True, sym=False, mse=True)
     first.find_params(weight.clone(), weight=True, num=40)
-    columns = found.hessian_sorting(actorder=act_order, frob_norm=(weight - first.quantize(weight)).pow(2).sum(dim=0))
+    columns = found.hessian_sorting(
+        actorder=act_order, frob_norm=(weight - first.quantize(weight)).pow(2).sum(dim=0)
+    )
     found.quantizer.out_ids = columns
     found.fasterquant(percdamp=damping, groupsize=-1, actorder=act_order)
     return layer.weight.data, {"weak": sorted(columns.tolist())}
 
 
 def spqr(
-    weight, gram, *, bits: int, group_size: int, level_bits: int, damping: float, act_order: bool, threshold: float = THRESHOLD
+    weight,
+    gram,
+    *,
+    bits: int,
+    group_size: int,
+    level_bits: int,
+    damping: float,
+    act_order: bool,
+    threshold: float = THRESHOLD,
 ):
     """The authors' SPQRUtil on one linear. {"share": of outliers}."""
     from torch import nn
@@ -67,14 +86,25 @@ def spqr(
     loop = importlib.import_module("spqr_engine").SPQRUtil(layer)
     loop.H = gram.clone()
     found = loop.quantize(
-        bits=bits, groupsize=group_size, percdamp=damping, permutation_order="act_order" if act_order else "identity", perchannel=True,
-        sym=False, round_zero=False, qq_scale_bits=level_bits, qq_zero_bits=level_bits, qq_groupsize=16, qq_zero_sym=False,
-        outlier_relative_threshold=threshold, verbose=False,
-    )  # fmt: skip
+        bits=bits,
+        groupsize=group_size,
+        percdamp=damping,
+        permutation_order="act_order" if act_order else "identity",
+        perchannel=True,
+        sym=False,
+        round_zero=False,
+        qq_scale_bits=level_bits,
+        qq_zero_bits=level_bits,
+        qq_groupsize=16,
+        qq_zero_sym=False,
+        outlier_relative_threshold=threshold,
+        verbose=False,
+    )
     return found.weight, {"share": float(found.unstructured_outlier_mask.float().mean())}
 
 
-# --- ours: the same, given what theirs kept ---------------------------------------------------------------------------
+# --- ours: the same, given what theirs kept
+# ---------------------------------------------------------------------------
 
 
 def our_owq(weight, gram, params, theirs: dict):
@@ -98,7 +128,8 @@ def our_spqr(weight, gram, params, theirs: dict):
 
 @dataclass(frozen=True)
 class Loop:
-    """One comparison: our recipe, the clone with theirs, both functions, their settings by our parameters' names."""
+    """One comparison: our recipe, the clone with theirs, both functions, their settings by our parameters'
+    names."""
 
     ours: str
     folder: str
@@ -108,10 +139,16 @@ class Loop:
     same: str
 
 
-OWQ_SAME = ("a scale a row, range search, columns by sensitivity, damping 0.01, 2 weak columns each; they search 100 ranges a row and we 40, "
-            "they leave the weak columns out of the range and we count them as 0")  # fmt: skip
-SPQR_SAME = ("groups of 16 by loudness, 3-bit scales and zero points in runs of 16, leave-one-out fits, damping 0.01; ours gets the share of "
-             "outliers that their threshold of 0.2 gave")  # fmt: skip
+OWQ_SAME = (
+    "a scale a row, range search, columns by sensitivity, damping 0.01, 2 weak columns each; "
+    "they search 100 ranges a row and we 40, "
+    "they leave the weak columns out of the range and we count them as 0"
+)
+SPQR_SAME = (
+    "groups of 16 by loudness, 3-bit scales and zero points in runs of 16, leave-one-out fits, "
+    "damping 0.01; ours gets the share of "
+    "outliers that their threshold of 0.2 gave"
+)
 SPQR_SETTINGS = ("bits", "group_size", "level_bits", "damping", "act_order")
 
 LOOPS = {
@@ -139,12 +176,13 @@ def settings(name: str) -> dict:
     return {key: params[key] for key in LOOPS[name].settings}
 
 
-# --- the comparison ---------------------------------------------------------------------------------------------------
+# --- the comparison
+# ---------------------------------------------------------------------------------------------------
 
 
 def matrices(bundle, windows) -> dict:
-    """path -> (weight [out, in], gram [in, in]) of PLACES, with the inputs of the uncompressed model; a shorter model's last block
-    stands in for one that it hasn't. The bundle stays as it is."""
+    """path -> (weight [out, in], gram [in, in]) of PLACES, with the inputs of the uncompressed model; a
+    shorter model's last block stands in for one that it hasn't. The bundle stays as it is."""
     import torch
 
     from compression import arch, calibrate
@@ -157,12 +195,18 @@ def matrices(bundle, windows) -> dict:
             roles = {role for at, role in wanted if at == layer}
             groups = arch.groups(bundle.module, layer) if roles else []
             stats = inputs.observe(
-                block, [bundle.module.get_submodule(g[0][0]) for g in groups], frozenset({"gram"}), lambda: None
+                block,
+                [bundle.module.get_submodule(g[0][0]) for g in groups],
+                frozenset({"gram"}),
+                lambda: None,
             )
             for group, seen in zip(groups, stats, strict=True):
                 for path, role in group:
                     if role in roles:
-                        found[path] = (calibrate.site_of(bundle.module, path, role, layer).weight, seen.gram.float())
+                        found[path] = (
+                            calibrate.site_of(bundle.module, path, role, layer).weight,
+                            seen.gram.float(),
+                        )
     return found
 
 
@@ -171,13 +215,16 @@ def save(given: dict, job: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {
-        f"{path}:{name}": t.clone() for path, pair in given.items() for name, t in zip(("weight", "gram"), pair, strict=True)
+        f"{path}:{name}": t.clone()
+        for path, pair in given.items()
+        for name, t in zip(("weight", "gram"), pair, strict=True)
     }
     save_file(tensors, job / "matrices.safetensors")
 
 
 def theirs(name: str, job: Path, folder: Path) -> None:
-    """Their side of a comparison, in this process: reads matrices.safetensors, writes <name>.safetensors and <name>.json."""
+    """Their side of a comparison, in this process: reads matrices.safetensors, writes <name>.safetensors and
+    <name>.json."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -187,7 +234,9 @@ def theirs(name: str, job: Path, folder: Path) -> None:
     given, rounded, kept = load_file(job / "matrices.safetensors"), {}, {}
     for path in sorted({key.rpartition(":")[0] for key in given}):
         with torch.no_grad():
-            new, kept[path] = LOOPS[name].their(given[f"{path}:weight"], given[f"{path}:gram"], **settings(name))
+            new, kept[path] = LOOPS[name].their(
+                given[f"{path}:weight"], given[f"{path}:gram"], **settings(name)
+            )
         rounded[path] = new.float().contiguous()
     save_file(rounded, job / f"{name}.safetensors")
     (job / f"{name}.json").write_text(json.dumps(kept), "utf-8")
@@ -202,37 +251,62 @@ def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
     loop, params = LOOPS[name], params_of(name)
     address, file = REPOSITORIES[loop.folder]
     folder = authors / loop.folder
-    row = {"name": name, "recipe": loop.ours, "repository": address, "settings": settings(name), "same": loop.same}
+    row = {
+        "name": name,
+        "recipe": loop.ours,
+        "repository": address,
+        "settings": settings(name),
+        "same": loop.same,
+    }
     if not (folder / file).is_file():
-        return row | {"failed": f"{loop.folder}/{file} isn't there; clone {address} into the folder that --authors names"}
+        return row | {
+            "failed": f"{loop.folder}/{file} isn't there; clone {address} into the folder that "
+            "--authors names"
+        }
     row["commit"] = _commit(folder)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "evaluation.benches.authors", name, str(job), str(folder.resolve())]
     try:
-        done = subprocess.run(command, cwd=job, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        done = subprocess.run(
+            command, cwd=job, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return row | {"failed": f"no result after {TIMEOUT_SECONDS} s"}
     if done.returncode:
         return row | {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    rounded, kept, found = load_file(job / f"{name}.safetensors"), json.loads((job / f"{name}.json").read_text("utf-8")), {}
+    rounded, kept, found = (
+        load_file(job / f"{name}.safetensors"),
+        json.loads((job / f"{name}.json").read_text("utf-8")),
+        {},
+    )
     for path, (weight, gram) in given.items():
         new, own = loop.our(weight, gram, params, kept[path])
         ours, other = output_error(weight, new, gram), output_error(weight, rounded[path], gram)
-        found[path] = {"ours": ours, "theirs": other, "ratio": ours / max(other, 1e-30), **_kept(own, kept[path])}
+        found[path] = {
+            "ours": ours,
+            "theirs": other,
+            "ratio": ours / max(other, 1e-30),
+            **_kept(own, kept[path]),
+        }
     return row | {"matrices": found, "ratio": geometric_mean(f["ratio"] for f in found.values())}
 
 
 def _kept(ours: dict, theirs: dict) -> dict:
     """How far both kept the same: weak columns in common and in all, or both shares of outliers."""
     if "weak" in ours:
-        return {"weak_columns": len(theirs["weak"]), "weak_in_common": len(set(ours["weak"]) & set(theirs["weak"]))}
+        return {
+            "weak_columns": len(theirs["weak"]),
+            "weak_in_common": len(set(ours["weak"]) & set(theirs["weak"])),
+        }
     return {"outlier_share_ours": ours["share"], "outlier_share_theirs": theirs["share"]}
 
 
 def _commit(folder: Path) -> str:
     """The clone's commit, "" if it is no clone."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -250,14 +324,16 @@ def line(row: dict) -> str:
     if "failed" in row:
         return f"{row['name']:<14} failed: {row['failed']}"
     each = ", ".join(
-        f"{path.removeprefix('model.layers.')} {f['ours']:.5f}/{f['theirs']:.5f}" for path, f in row["matrices"].items()
+        f"{path.removeprefix('model.layers.')} {f['ours']:.5f}/{f['theirs']:.5f}"
+        for path, f in row["matrices"].items()
     )
     return f"{row['name']:<14} error left, ours over theirs {row['ratio']:.4f}: {each}"
 
 
 if __name__ == "__main__":
     asked = argparse.ArgumentParser(
-        prog="python -m evaluation.benches.authors", description="Their side of one comparison; peers.py starts it."
+        prog="python -m evaluation.benches.authors",
+        description="Their side of one comparison; peers.py starts it.",
     )
     asked.add_argument("name", choices=tuple(LOOPS))
     asked.add_argument("job", type=Path)

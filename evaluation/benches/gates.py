@@ -1,26 +1,31 @@
 """What is measured for the README, in blocks of like with like: declarations alone.
 
-A block holds recipes that may stand side by side. Its first recipe is the control of the others: it has the same bits (or keeps the
-same share), the same groups, activations and budget, and lacks the method's idea. A recipe whose control is another one names it.
-`python -m evaluation measure gates` measures them, `python -m evaluation tables` writes a table of each block.
+A block holds recipes that may stand side by side. Its first recipe is the control of the others: it has the
+same bits (or keeps the same share), the same groups, activations and budget, and lacks the method's idea. A
+recipe whose control is another one names it. `python -m evaluation measure gates` measures them, `python -m
+evaluation tables` writes a table of each block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-TRAINED = "--train_tokens 16384 --train_minutes 120"  # the short budget of the gates that train; tokens end it, not minutes
+# the short budget of the gates that train; tokens end it, not minutes
+TRAINED = "--train_tokens 16384 --train_minutes 120"
 QAT = "--train_tokens 8192 --train_minutes 120"
-DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"  # a student is broken at first: half of it warms it up
+# a student is broken at first: half of it warms it up
+DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"
 CHANCE = "llm_pruner --removed 0.25 --importance random"
 LORA, QLORA = f"lora {TRAINED}", f"qlora {TRAINED}"
 SKEWED_QAT, EVEN_QAT = (f"llm_qat --bits 4 --kv_bits 4 {grid}{QAT}" for grid in ("--symmetric false ", ""))
-SEEDS = {CHANCE: range(5)} | {taught: range(3) for taught in (LORA, QLORA, SKEWED_QAT, EVEN_QAT)}  # measured more than once
+# measured more than once
+SEEDS = {CHANCE: range(5)} | {taught: range(3) for taught in (LORA, QLORA, SKEWED_QAT, EVEN_QAT)}
 
 
 @dataclass(frozen=True)
 class Block:
-    """title: of the table. about: what all rows share, and what a reader must know. rows: recipe -> its control, "" if it has none."""
+    """title: of the table. about: what all rows share, and what a reader must know. rows: recipe -> its
+    control, "" if it has none."""
 
     title: str
     about: str
@@ -32,7 +37,12 @@ def block(title: str, about: str, *rows: str | tuple[str, str]) -> Block:
     first = rows[0]
     controls = {row[0]: row[1] for row in rows if isinstance(row, tuple)}
     return Block(
-        title, about, {r: controls.get(r, "" if r == first else first) for r in (r if isinstance(r, str) else r[0] for r in rows)}
+        title,
+        about,
+        {
+            r: controls.get(r, "" if r == first else first)
+            for r in (r if isinstance(r, str) else r[0] for r in rows)
+        },
     )
 
 
@@ -40,7 +50,8 @@ BLOCKS = (
     block("The original and 8 bits", "Weights only, exact activations.", "none", "rtn --bits 8"),
     block(
         "4 bits, groups of 64",
-        "Exact activations. The codebooks of NF4 and FP4 have no zero point and take 0.06 bits less; HQQ's 16-bit zero points take 0.19 more.",
+        "Exact activations. The codebooks of NF4 and FP4 have no zero point and take 0.06 bits "
+        "less; HQQ's 16-bit zero points take 0.19 more.",
         "rtn --bits 4",
         "rtn --bits 4 --tuning mse",
         "gptq --bits 4",
@@ -65,17 +76,26 @@ BLOCKS = (
     ),
     block(
         "4 bits, groups of 128",
-        "Exact activations. AWQ judges its scales by the error behind each matrix, or, as its authors' code does, behind the whole "
+        "Exact activations. AWQ judges its scales by the error behind each matrix, or, as its "
+        "authors' code does, behind the whole "
         "attention or feed-forward (`loss at` module).",
         "rtn --bits 4 --group_size 128",
         "awq --bits 4",
         ("awq --bits 4 --loss_at module", "awq --bits 4"),
     ),
-    block("3 bits, groups of 128", "Exact activations.", "rtn --bits 3 --group_size 128", "gptq --bits 3 --group_size 128", "awq --bits 3"),
+    block(
+        "3 bits, groups of 128",
+        "Exact activations.",
+        "rtn --bits 3 --group_size 128",
+        "gptq --bits 3 --group_size 128",
+        "awq --bits 3",
+    ),
     block(
         "4 bits, a scale a row",
-        "Exact activations. OWQ has two parts: the search of each row's range (`tuning` mse) and the weak columns in 16 bits, 0.01 bits a "
-        "weight. GPTQ with the same search is the control of the weak columns; OWQ without the search stands beside GPTQ without it.",
+        "Exact activations. OWQ has two parts: the search of each row's range (`tuning` mse) and "
+        "the weak columns in 16 bits, 0.01 bits a "
+        "weight. GPTQ with the same search is the control of the weak columns; OWQ without the "
+        "search stands beside GPTQ without it.",
         "rtn --bits 4 --group_size -1",
         "rtn --bits 4 --group_size -1 --tuning mse",
         "gptq --bits 4 --group_size -1",
@@ -95,7 +115,8 @@ BLOCKS = (
     ),
     block(
         "SpQR",
-        "Exact activations, groups of 16, scales of 3 bits. `level search` is ours, not the paper's; the outliers are the paper's idea.",
+        "Exact activations, groups of 16, scales of 3 bits. `level search` is ours, not the "
+        "paper's; the outliers are the paper's idea.",
         "spqr --bits 3 --outliers 0",
         "spqr --bits 3",
         ("spqr --bits 3 --level_search false", "spqr --bits 3"),
@@ -104,8 +125,10 @@ BLOCKS = (
     ),
     block(
         "LUT-GEMM's format",
-        "Exact activations. Planes of plus and minus one: fitted to the weights in groups of 128 (binary coding), or GPTQ's integers as they "
-        "are. Each plane has a 16-bit scale a group, so that the same bits are larger here than as integers: a fit of 3 planes takes 3.50 "
+        "Exact activations. Planes of plus and minus one: fitted to the weights in groups of 128 "
+        "(binary coding), or GPTQ's integers as they "
+        "are. Each plane has a 16-bit scale a group, so that the same bits are larger here than as "
+        "integers: a fit of 3 planes takes 3.50 "
         "bits a weight, as much as HQQ's 3 bits in groups of 64.",
         ("gptq --bits 4 + lut_gemm", "gptq --bits 4"),
         ("lut_gemm --bits 4", "rtn --bits 4 --group_size 128"),
@@ -135,25 +158,32 @@ BLOCKS = (
         ("zeroquant --bits 8 --distill_steps 100", "zeroquant --bits 8"),
     ),
     block(
-        "8-bit weights and 8-bit activations, one fixed scale a matrix (SmoothQuant's O3 with a scale a row of the weights)",
-        "The scale is found on the calibration text. What enters the gated feed-forward's second matrix has rare very loud values.",
+        "8-bit weights and 8-bit activations, one fixed scale a matrix (SmoothQuant's O3 with a "
+        "scale a row of the weights)",
+        "The scale is found on the calibration text. What enters the gated feed-forward's second "
+        "matrix has rare very loud values.",
         "smoothquant --activations tensor --smooth false",
         "smoothquant --activations tensor",
         ("smoothquant --activations tensor --percentile 99.99", "smoothquant --activations tensor"),
     ),
     block(
         "SmoothQuant's O1, O2 and O3",
-        "8-bit weights, one scale a matrix. O1 rounds activations token by token, O2 by one scale that each input is measured for, O3 by one "
+        "8-bit weights, one scale a matrix. O1 rounds activations token by token, O2 by one scale "
+        "that each input is measured for, O3 by one "
         "fixed scale. Each is beside the same rounding without smoothing.",
         *(
-            (f"smoothquant --weights tensor{level}{off}", f"smoothquant --weights tensor{level} --smooth false" if not off else "")
+            (
+                f"smoothquant --weights tensor{level}{off}",
+                f"smoothquant --weights tensor{level} --smooth false" if not off else "",
+            )
             for level in ("", " --activations dynamic_tensor", " --activations tensor")
             for off in (" --smooth false", "")
         ),
     ),
     block(
         "Keys and values of past tokens in few bits",
-        "The weights stay as they are. A scale a token and head, or, as KIVI has it, a scale a channel and 32 tokens for the keys.",
+        "The weights stay as they are. A scale a token and head, or, as KIVI has it, a scale a "
+        "channel and 32 tokens for the keys.",
         "none",
         "none --cache_bits 8",
         "none --cache_bits 4",
@@ -182,7 +212,10 @@ BLOCKS = (
         "Heads and channels removed, a quarter",
         "The control is chance, drawn five times; its pairs are the draws. Without repair.",
         CHANCE,
-        *(f"llm_pruner --removed 0.25 --importance {form}" for form in ("element1", "vector", "element2", "mixed", "l2")),
+        *(
+            f"llm_pruner --removed 0.25 --importance {form}"
+            for form in ("element1", "vector", "element2", "mixed", "l2")
+        ),
         ("llm_pruner --removed 0.2 --granularity channel", ""),
     ),
     block(
@@ -203,7 +236,8 @@ BLOCKS = (
     ),
     block(
         "Trained, or cut while training",
-        "The text is WikiText-2's validation part, so that a training also learns the text: the first row is the original trained. LoRAPrune "
+        "The text is WikiText-2's validation part, so that a training also learns the text: the "
+        "first row is the original trained. LoRAPrune "
         "takes 65,536 tokens, four times what the others take.",
         (LORA, "none"),
         (f"wanda --sparsity 0.5 + lora {TRAINED}", "wanda --sparsity 0.5"),
@@ -217,7 +251,8 @@ BLOCKS = (
     ),
     block(
         "LLM-QAT: weights 4 bits a row, activations 8, cache 4",
-        "The rows without training are plain rounding with the same activations and cache: on the paper's symmetric grid, and with a zero "
+        "The rows without training are plain rounding with the same activations and cache: on the "
+        "paper's symmetric grid, and with a zero "
         "point a row, which is the better control.",
         "llm_qat --bits 4 --kv_bits 4 --symmetric false --train_tokens 0",
         SKEWED_QAT,
@@ -226,12 +261,13 @@ BLOCKS = (
     ),
     block(
         "Students of 20 of the 30 layers, 49,152 tokens",
-        "The first learns from the text with its teacher (forward KL), GKD from its own samples (divergence between the two). They differ in "
+        "The first learns from the text with its teacher (forward KL), GKD from its own samples "
+        "(divergence between the two). They differ in "
         "both, so that neither is the other's control.",
         f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
         (f"gkd {DISTILLED}", ""),
     ),
-)  # fmt: skip
+)
 
 
 def recipes() -> tuple[str, ...]:

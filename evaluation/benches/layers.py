@@ -1,10 +1,12 @@
-"""The error that each method leaves in each layer's outputs, on one set of inputs: `python -m evaluation layers`.
+"""The error that each method leaves in each layer's outputs, on one set of inputs: `python -m evaluation
+layers`.
 
     ||(W - W') X||^2 / ||W X||^2
 
-for the linears of every tenth block of the offline model, with X what enters it in the uncompressed model on the calibration text. All methods see
-the same X, so their orders are free of the noise that a perplexity has. Written to assets/results/bench/layers.json with a witness of
-each recipe (witness.py); what still belongs to the code isn't measured again. Tests hold the orders that the papers claim.
+for the linears of every tenth block of the offline model, with X what enters it in the uncompressed model on
+the calibration text. All methods see the same X, so their orders are free of the noise that a perplexity has.
+Written to assets/results/bench/layers.json with a witness of each recipe (witness.py); what still belongs to
+the code isn't measured again. Tests hold the orders that the papers claim.
 """
 
 from __future__ import annotations
@@ -30,17 +32,38 @@ from evaluation.spec import WIKITEXT, RunSpec
 EVERY = 10  # blocks
 FILE = ROOT / "assets" / "results" / "bench" / "layers.json"
 RECIPES = (
-    "rtn --bits 3 --group_size -1", "gptq --bits 3 --group_size -1", "gptq --bits 3 --group_size -1 --tuning mse",
-    "owq --bits 3 --tuning minmax", "owq --bits 3", "rtn --bits 4 --group_size -1",
-    "gptq --bits 4 --group_size -1", "spqr --bits 3", "rtn --bits 3 --group_size 128", "awq --bits 3",
-    "rtn --bits 4 --group_size 128", "awq --bits 4", "hqq --bits 3 --iterations 0", "hqq --bits 3", "nf4", "nf4 --table fp4",
-    "svd --removed 0.2", "asvd --removed 0.2", "svd_llm --removed 0.2", "pca --removed 0.2",
-    "magnitude --sparsity 0.5", "wanda --sparsity 0.5", "sparsegpt --sparsity 0.5", "wanda --pattern 2:4", "sparsegpt --pattern 2:4",
-)  # fmt: skip
+    "rtn --bits 3 --group_size -1",
+    "gptq --bits 3 --group_size -1",
+    "gptq --bits 3 --group_size -1 --tuning mse",
+    "owq --bits 3 --tuning minmax",
+    "owq --bits 3",
+    "rtn --bits 4 --group_size -1",
+    "gptq --bits 4 --group_size -1",
+    "spqr --bits 3",
+    "rtn --bits 3 --group_size 128",
+    "awq --bits 3",
+    "rtn --bits 4 --group_size 128",
+    "awq --bits 4",
+    "hqq --bits 3 --iterations 0",
+    "hqq --bits 3",
+    "nf4",
+    "nf4 --table fp4",
+    "svd --removed 0.2",
+    "asvd --removed 0.2",
+    "svd_llm --removed 0.2",
+    "pca --removed 0.2",
+    "magnitude --sparsity 0.5",
+    "wanda --sparsity 0.5",
+    "sparsegpt --sparsity 0.5",
+    "wanda --pattern 2:4",
+    "sparsegpt --pattern 2:4",
+)
 
 
 @torch.no_grad()
-def layer_errors(bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[str, Method, Params]]) -> dict[str, dict]:
+def layer_errors(
+    bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[str, Method, Params]]
+) -> dict[str, dict]:
     """name -> {"errors": {path: error}, "bits_per_weight": mean over weights}; the bundle stays as it is."""
     names = frozenset({"gram"}).union(*(method.collects(params) for _, method, params in steps))
     inputs, blocks = capture(bundle, windows), arch.blocks(bundle.module)
@@ -51,14 +74,20 @@ def layer_errors(bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[st
         if layer % EVERY:
             inputs.advance(block)
             continue
-        collected = inputs.observe(block, [bundle.module.get_submodule(g[0][0]) for g in paths], names, lambda: None)
+        collected = inputs.observe(
+            block, [bundle.module.get_submodule(g[0][0]) for g in paths], names, lambda: None
+        )
         groups = []
         for i, (group, stats) in enumerate(zip(paths, collected, strict=True)):
             sites = tuple(calibrate.site_of(bundle.module, path, role, layer) for path, role in group)
             groups.append(Group(sites, stats, *arch.fold(bundle.module, layer, i)))
         weights += sum(s.weight.numel() for g in groups for s in g.sites)
         for name, method, params in steps:
-            edits = [method.compress(Block(layer, len(blocks), tuple(groups)), params)] if method.scope == "block" else None
+            edits = (
+                [method.compress(Block(layer, len(blocks), tuple(groups)), params)]
+                if method.scope == "block"
+                else None
+            )
             for group in groups:
                 for site in group.sites:
                     edit = edits[0] if edits else method.compress(site, group.stats, params)
@@ -68,7 +97,9 @@ def layer_errors(bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[st
                         error = output_error(site.weight, packed.dequantize(), group.stats.gram)
                     found[name]["errors"][site.path] = error
                     found[name]["bits"] += 8.0 * packed.stored_bytes()
-    return {name: {"errors": f["errors"], "bits_per_weight": f["bits"] / weights} for name, f in found.items()}
+    return {
+        name: {"errors": f["errors"], "bits_per_weight": f["bits"] / weights} for name, f in found.items()
+    }
 
 
 def numbers(recipe: str, config: Mapping, nudge: int) -> dict[str, float]:
@@ -103,13 +134,16 @@ def main(argv: list[str]) -> int:
     stale = [recipe for recipe in RECIPES if why_stale(recipe, known)]
     found = layer_errors(bundle, windows, [(recipe, *spec_of(recipe).methods[0]) for recipe in stale])
     for recipe, row in found.items():
-        row["witness"] = witness.witness(partial(numbers, recipe), witness.small_config(config, spec_of(recipe)))
+        row["witness"] = witness.witness(
+            partial(numbers, recipe), witness.small_config(config, spec_of(recipe))
+        )
     table = {recipe: found.get(recipe) or known[recipe] for recipe in RECIPES}
     FILE.write_text(json.dumps({"tokens": own.tokens, "methods": table}, indent=1) + "\n", "utf-8")
     for recipe, f in table.items():
         errors = torch.tensor(list(f["errors"].values()))
         print(
-            f"{recipe:<36} {f['bits_per_weight']:.3f} bits, error {errors.mean():.5f} mean, {errors.log().mean().exp():.5f} geometric"
+            f"{recipe:<36} {f['bits_per_weight']:.3f} bits, error {errors.mean():.5f} mean, "
+            f"{errors.log().mean().exp():.5f} geometric"
         )
     return 0
 

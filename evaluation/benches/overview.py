@@ -1,16 +1,18 @@
 """The README's tables of methods, from stored results:
 
-    python -m evaluation tables             write the tables into README.md
-    python -m evaluation tables --rates     first time every method's decode step here, side by side with the original
-    python -m evaluation tables --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
+    python -m evaluation tables             write the tables into README.md python -m evaluation tables
+    --rates     first time every method's decode step here, side by side with the original python -m
+    evaluation tables --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
 
-Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode rates come from
-assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a step reads; each table shows those
-of the first machine that has all of its rows. A speed depends on the format and not on the numbers in it, so each model is compressed
-with few calibration and training tokens for that. The methods stand in blocks of like with like (gates.py), each row beside its control
-(verdict.py, paired over windows, or over seeds where the control has several). Another table sets each method that was
-calibrated on a text of the kind that it is measured on beside itself, calibrated on a text of another kind (calibration-*.json); the last
-ones set public implementations beside ours (peers.json there, `make compare-peers`).
+Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode
+rates come from assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a
+step reads; each table shows those of the first machine that has all of its rows. A speed depends on the
+format and not on the numbers in it, so each model is compressed with few calibration and training tokens for
+that. The methods stand in blocks of like with like (gates.py), each row beside its control (verdict.py,
+paired over windows, or over seeds where the control has several). Another table sets each method that was
+calibrated on a text of the kind that it is measured on beside itself, calibrated on a text of another kind
+(calibration-*.json); the last ones set public implementations beside ours (peers.json there, `make
+compare-peers`).
 """
 
 from __future__ import annotations
@@ -61,19 +63,30 @@ TEXTS_HEAD = (
 )
 NO_TEXTS = "Not measured yet: `python -m evaluation measure calibration`.\n"
 QUIET = 0.1  # cores busy with other work up to which seconds are shown
-HEAD = ("method", "weights, bits each", "whole model, bits a parameter", "file", "perplexity", "KL", "same top")
+HEAD = (
+    "method",
+    "weights, bits each",
+    "whole model, bits a parameter",
+    "file",
+    "perplexity",
+    "KL",
+    "same top",
+)
 BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
 SAME_BITS = 0.03  # a weight, up to which a size isn't told beside a verdict
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
 FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the gates
-    "llm_pruner --removed 0.25 --importance element1", "svd_llm --removed 0.5", "wanda --pattern 2:4", "wanda --sparsity 0.5",
+    "llm_pruner --removed 0.25 --importance element1",
+    "svd_llm --removed 0.5",
+    "wanda --pattern 2:4",
+    "wanda --sparsity 0.5",
     "sparsegpt --sparsity 0.5 --quantize true",
-)  # fmt: skip
+)
 
 
 def results(group: str = "gates", folder: Path | None = None) -> dict[str, list[Result]]:
-    """The measured runs of a group by recipe, one a seed, in the order in which `shipped` names them; those that only tests read too.
-    folder: where the files lie, default assets/results."""
+    """The measured runs of a group by recipe, one a seed, in the order in which `shipped` names them; those
+    that only tests read too. folder: where the files lie, default assets/results."""
     found: dict[str, list[Result]] = {}
     for words, spec in shipped.named(group):
         file = (folder or shipped.RESULTS) / shipped.file_name(spec, group)
@@ -84,7 +97,9 @@ def results(group: str = "gates", folder: Path | None = None) -> dict[str, list[
 
 def label(spec: RunSpec) -> str:
     """The recipe in words, with the parameters that differ from their defaults."""
-    return Words("en").recipe(spec.recipe, True, spec.cache_bits, spec.cache_keys) + (f", seed {spec.seed}" if spec.seed else "")
+    return Words("en").recipe(spec.recipe, True, spec.cache_bits, spec.cache_keys) + (
+        f", seed {spec.seed}" if spec.seed else ""
+    )
 
 
 def row(result: Result) -> list[str]:
@@ -103,8 +118,8 @@ def row(result: Result) -> list[str]:
 
 
 def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
-    """The difference of two recipes, each measured with one or more seeds: paired over windows, or over the seeds where a side has
-    several (a side with one seed is the same in every pair)."""
+    """The difference of two recipes, each measured with one or more seeds: paired over windows, or over the
+    seeds where a side has several (a side with one seed is the same in every pair)."""
     if len(ours) == len(control) == 1:
         return paired(*(r.series["window_losses"] for r in (*ours, *control)))
     count = max(len(ours), len(control))
@@ -113,13 +128,16 @@ def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
 
 
 def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> str:
-    """Markdown of recipes and their controls. measured: the results of a recipe, one a seed. The rates are those of the first machine
-    that has them all; without one there is no such column, since one with holes tells little."""
+    """Markdown of recipes and their controls. measured: the results of a recipe, one a seed. The rates are
+    those of the first machine that has them all; without one there is no such column, since one with holes
+    tells little."""
     shown = {words: measured[words] for words in rows if words in measured}
     names = {words: timed_as(words) for words in shown}
     machine = next((m for m in machines() if m["rates"].keys() >= set(names.values())), None)
     rates, where = (
-        (machine["rates"], machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor")) if machine else ({}, "")
+        (machine["rates"], machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor"))
+        if machine
+        else ({}, "")
     )
     controls = any(rows.values())
     first = next(iter(rows))
@@ -130,7 +148,10 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
         verdict = ""
         if control in measured:
             verdict = Words("en").verdict(beside(found, measured[control]))
-            more = found[0].metrics["weight_bits_per_weight"] - measured[control][0].metrics["weight_bits_per_weight"]
+            more = (
+                found[0].metrics["weight_bits_per_weight"]
+                - measured[control][0].metrics["weight_bits_per_weight"]
+            )
             verdict += f", {more:+.2f} bits".replace("-", "−") if abs(more) > SAME_BITS else ""
             verdict += "" if control == first else f" (than {label(measured[control][0].spec)})"
         for i, result in enumerate(found):
@@ -142,7 +163,8 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
 
 
 def blocks() -> str:
-    """The tables of all blocks in Markdown, each with its title, what its rows share and what isn't measured yet."""
+    """The tables of all blocks in Markdown, each with its title, what its rows share and what isn't measured
+    yet."""
     measured = results()
     parts = []
     for found in gates.BLOCKS:
@@ -160,15 +182,20 @@ def domain() -> str:
 
 
 def same_but_text(a: Result, b: Result) -> bool:
-    """Whether two runs are one recipe on the same weights, measured on the same windows, and read other calibration texts."""
+    """Whether two runs are one recipe on the same weights, measured on the same windows, and read other
+    calibration texts."""
     asked = [dataclasses.replace(r.spec, calibration="", text="", preset="quick") for r in (a, b)]
-    return asked[0] == asked[1] and a.protocol_id == b.protocol_id and a.fingerprint["model"] == b.fingerprint["model"] and (
-        a.fingerprint["calibration"] != b.fingerprint["calibration"])  # fmt: skip
+    return (
+        asked[0] == asked[1]
+        and a.protocol_id == b.protocol_id
+        and a.fingerprint["model"] == b.fingerprint["model"]
+        and (a.fingerprint["calibration"] != b.fingerprint["calibration"])
+    )
 
 
 def texts_table(folder: Path | None = None) -> str:
-    """Each recipe of shipped.ELSEWHERE calibrated on both texts, in Markdown; one that lacks a side is left out. Raises ValueError where
-    something else than the calibration text differs."""
+    """Each recipe of shipped.ELSEWHERE calibrated on both texts, in Markdown; one that lacks a side is left
+    out. Raises ValueError where something else than the calibration text differs."""
     usual, lines, words = results("gates", folder), [TEXTS_HEAD, ["---"] * len(TEXTS_HEAD)], Words("en")
     for name, (other,) in results("calibration", folder).items():
         if name not in usual:
@@ -176,31 +203,51 @@ def texts_table(folder: Path | None = None) -> str:
         sides = (*usual[name], other)
         if not same_but_text(*sides):
             raise ValueError(
-                f"{sides[0].id} and {sides[1].id} differ in more than their calibration text, or not in it; measure both again"
+                f"{sides[0].id} and {sides[1].id} differ in more than their calibration text, or not in "
+                "it; measure both again"
             )
         figures = [
-            (f"{r.metrics['perplexity']:.4g} ± {r.metrics['perplexity_stderr']:.2g}", f"{r.metrics['kl_divergence_mean']:.3f}")
+            (
+                f"{r.metrics['perplexity']:.4g} ± {r.metrics['perplexity_stderr']:.2g}",
+                f"{r.metrics['kl_divergence_mean']:.3f}",
+            )
             for r in sides
         ]
-        bits, change = f"{other.metrics['weight_bits_per_weight']:.2f}", words.verdict(beside([other], usual[name]))
+        bits, change = (
+            f"{other.metrics['weight_bits_per_weight']:.2f}",
+            words.verdict(beside([other], usual[name])),
+        )
         lines.append([label(other.spec), bits, *figures[0], *figures[1], change])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_TEXTS
 
 
 def peers_table() -> str:
-    """Public implementations beside ours, in Markdown; seconds only where the machine had nothing else to do."""
+    """Public implementations beside ours, in Markdown; seconds only where the machine had nothing else to
+    do."""
     lines = [PEERS_HEAD, ["---"] * len(PEERS_HEAD)]
     for row in json.loads(peers.TABLE.read_text("utf-8"))["rows"] if peers.TABLE.is_file() else ():
         if "ratio" not in row:
             continue
         quiet = row.get("cores_beside", 9) <= QUIET
         seconds = [f"{row[side]['compress_seconds']:.0f}" if quiet else "" for side in ("ours", "theirs")]
-        fewer = f", {row['windows']} windows" if "windows" in row else f", mean of {len(row['draws'])}" if "draws" in row else ""
-        lines.append([
-            f"`{row['recipe']}`{fewer}", row["package"], _alike(row["name"]),
-            f"{row['ours']['perplexity']:.2f}", f"{row['theirs']['perplexity']:.2f}",
-            f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}", *seconds,
-        ])  # fmt: skip
+        fewer = (
+            f", {row['windows']} windows"
+            if "windows" in row
+            else f", mean of {len(row['draws'])}"
+            if "draws" in row
+            else ""
+        )
+        lines.append(
+            [
+                f"`{row['recipe']}`{fewer}",
+                row["package"],
+                _alike(row["name"]),
+                f"{row['ours']['perplexity']:.2f}",
+                f"{row['theirs']['perplexity']:.2f}",
+                f"{row['ratio']:.4f} ± {row['ratio_stderr'] or 0:.4f}",
+                *seconds,
+            ]
+        )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -210,7 +257,8 @@ def _alike(name: str) -> str:
 
 
 def authors_table(file: Path | None = None) -> str:
-    """The authors' own loops beside ours, a row a recipe over all matrices, in Markdown. file: default peers.json."""
+    """The authors' own loops beside ours, a row a recipe over all matrices, in Markdown. file: default
+    peers.json."""
     file = file or peers.TABLE
     found = json.loads(file.read_text("utf-8")).get("authors", {}).get("rows", ()) if file.is_file() else ()
     lines = [AUTHORS_HEAD, ["---"] * len(AUTHORS_HEAD)]
@@ -218,15 +266,26 @@ def authors_table(file: Path | None = None) -> str:
         each = list(row["matrices"].values())
         ratios = sorted(f["ratio"] for f in each)
         if "weak_columns" in each[0]:
-            kept = f"{sum(f['weak_in_common'] for f in each)} of {sum(f['weak_columns'] for f in each)} weak columns"
+            kept = (
+                f"{sum(f['weak_in_common'] for f in each)} of {sum(f['weak_columns'] for f in each)} "
+                "weak columns"
+            )
         else:
-            shares = [100 * sum(f[f"outlier_share_{side}"] for f in each) / len(each) for side in ("ours", "theirs")]
+            shares = [
+                100 * sum(f[f"outlier_share_{side}"] for f in each) / len(each) for side in ("ours", "theirs")
+            ]
             kept = "{:.2f} and {:.2f} % outliers, ours and theirs".format(*shares)
         at = f" at {row['commit'][:8]}" if row["commit"] else ""
-        lines.append([
-            f"`{row['recipe']}`", f"[{row['repository'].removeprefix('https://github.com/')}]({row['repository']}){at}", row["same"],
-            f"{row['ratio']:.4f}", f"{ratios[0]:.4f} and {ratios[-1]:.4f} of {len(each)} matrices", kept,
-        ])  # fmt: skip
+        lines.append(
+            [
+                f"`{row['recipe']}`",
+                f"[{row['repository'].removeprefix('https://github.com/')}]({row['repository']}){at}",
+                row["same"],
+                f"{row['ratio']:.4f}",
+                f"{ratios[0]:.4f} and {ratios[-1]:.4f} of {len(each)} matrices",
+                kept,
+            ]
+        )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_AUTHORS
 
 
@@ -265,8 +324,8 @@ def machines() -> list[dict]:
 
 
 def rates(asked: Sequence[str] = ()) -> list[dict]:
-    """The stored entries and this machine's with the decode rates of these recipes (default: every gate), each next to the original
-    in one process, and the bytes that a step reads."""
+    """The stored entries and this machine's with the decode rates of these recipes (default: every gate),
+    each next to the original in one process, and the bytes that a step reads."""
     from compression import calibrate, engine, models, texts
     from evaluation import host
     from evaluation.measuring import latency
@@ -275,27 +334,46 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
     cpu.wait()
     original = models.load(shipped.OFFLINE_MODEL)
     windows = texts.windows(
-        texts.load_text("builtin", "calibration"), original.tokenizer, "raw", 512, TOKENS["calibration"], "calibration"
+        texts.load_text("builtin", "calibration"),
+        original.tokenizer,
+        "raw",
+        512,
+        TOKENS["calibration"],
+        "calibration",
     ).ids
     prompt = windows.flatten()[: latency.PROMPT_TOKENS][None]
-    moved = lambda bundle: decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None  # noqa: E731
+
+    def moved(bundle):
+        return decoder.bytes_per_token if (decoder := engine.serve(bundle)) else None
+
     found: dict[str, dict] = {}
     for words in asked or (*gates.recipes(), *FEWER_BYTES):
         name, spec = timed_as(words), rated(words)
         if name in found:
             continue
-        short = tuple((m, v | {"train_tokens": TOKENS["train_tokens"]} if "train_tokens" in v else v) for m, v in spec.recipe)
+        short = tuple(
+            (m, v | {"train_tokens": TOKENS["train_tokens"]} if "train_tokens" in v else v)
+            for m, v in spec.recipe
+        )
         bundle = models.load(shipped.OFFLINE_MODEL)
-        calibrate.compress(bundle, dataclasses.replace(spec, recipe=short).methods, windows, table_bits=spec.table_bits,
-                           activations=spec.activations, cache_bits=spec.cache_bits, cache_keys=spec.cache_keys)  # fmt: skip
+        calibrate.compress(
+            bundle,
+            dataclasses.replace(spec, recipe=short).methods,
+            windows,
+            table_bits=spec.table_bits,
+            activations=spec.activations,
+            cache_bits=spec.cache_bits,
+            cache_keys=spec.cache_keys,
+        )
         ways = latency.ways(None if spec.is_original else bundle, original)
         timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
         beside, own = timed["original"], timed.get("compressed", timed["original"])
         found[name] = {
             "tokens_per_second": own["decode_tokens_per_second"],
             "original_tokens_per_second": beside["decode_tokens_per_second"],
-            "bytes_per_token": moved(bundle), "original_bytes_per_token": moved(original),
-        }  # fmt: skip
+            "bytes_per_token": moved(bundle),
+            "original_bytes_per_token": moved(original),
+        }
         print(name, found[name], flush=True)
     about = {"host": host.environment(), "prompt_tokens": prompt.shape[1]}
     name = about["host"]["processor"]
@@ -310,7 +388,10 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation tables", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--rates", nargs="*", metavar="RECIPE", help="time decode steps first, of every method (half an hour) or of these"
+        "--rates",
+        nargs="*",
+        metavar="RECIPE",
+        help="time decode steps first, of every method (half an hour) or of these",
     )
     asked = parser.parse_args(argv).rates
     if asked is not None:

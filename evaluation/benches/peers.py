@@ -1,18 +1,20 @@
 """Our methods beside the best-kept public implementations: `make compare-peers`, or
 
-    python -m evaluation peers --peers .venv-peers/bin/python [--text FILE --calibration FILE] [--only gptq-4 nf4 ...]
-    python -m evaluation peers --authors DIR [--only owq-3 ...]
+    python -m evaluation peers --peers .venv-peers/bin/python [--text FILE --calibration FILE] [--only gptq-4
+    nf4 ...] python -m evaluation peers --authors DIR [--only owq-3 ...]
 
-Each pair compresses the same weights with the same settings, in float32, from the same calibration windows; theirs runs in an
-environment of its own (evaluation/benches/peers.txt), each side in a process of its own, one after the other, with the same threads.
-Both models are then measured natively by the same code on the same windows, so that the ratio of two perplexities has a
-paired standard error. The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same. Where the
-calibration itself decides by chance, a pair is drawn several times and the mean counts. What is alike on both sides and what isn't stands in
-`Pair.same`. With --authors OWQ and SpQR are compared instead, matrix by matrix, with their authors' loops in that folder (authors.py).
+Each pair compresses the same weights with the same settings, in float32, from the same calibration windows;
+theirs runs in an environment of its own (evaluation/benches/peers.txt), each side in a process of its own,
+one after the other, with the same threads. Both models are then measured natively by the same code on the
+same windows, so that the ratio of two perplexities has a paired standard error. The first pair compresses
+nothing: its ratio must be 1, or the two sides don't measure the same. Where the calibration itself decides by
+chance, a pair is drawn several times and the mean counts. What is alike on both sides and what isn't stands
+in `Pair.same`. With --authors OWQ and SpQR are compared instead, matrix by matrix, with their authors' loops
+in that folder (authors.py).
 
-Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and how many of its cores were
-busy with other work: seconds that were taken beside much of that say little. Exit code 1 if a perplexity of ours is more
-than 2 % above theirs or a side failed.
+Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and how many of
+its cores were busy with other work: seconds that were taken beside much of that say little. Exit code 1 if a
+perplexity of ours is more than 2 % above theirs or a side failed.
 """
 
 from __future__ import annotations
@@ -40,19 +42,32 @@ TIMEOUT_SECONDS = 3_600
 
 NOT_COMPARED = {
     "zeroquant": "DeepSpeed has it as training inside its own engine, with no way to hand it windows",
-    "lut_gemm": "its kernels are for CUDA only; after another step its numbers are that step's, and its own fit is held against the papers' formulas",
+    "lut_gemm": "its kernels are for CUDA only; after another step its numbers are that step's, and "
+    "its own fit is held against the papers' formulas",
 }
 
 
-# --- theirs: model, calibration ids [n, window], settings -> model; packages are imported where they are used -----------
+# --- theirs: model, calibration ids [n, window], settings -> model; packages are imported where they are used
+# -----------
 
 
 def unchanged(model, ids):
     return model
 
 
-def llm_compressor(model, ids, *, bits: int, group_size: int = -1, symmetric: bool = False, gptq: bool = False, awq: bool = False,
-                   duo_scaling: bool = True, alpha: float | None = None, int8_inputs: bool = False):  # fmt: skip
+def llm_compressor(
+    model,
+    ids,
+    *,
+    bits: int,
+    group_size: int = -1,
+    symmetric: bool = False,
+    gptq: bool = False,
+    awq: bool = False,
+    duo_scaling: bool = True,
+    alpha: float | None = None,
+    int8_inputs: bool = False,
+):
     """Rounding, GPTQ, AWQ or SmoothQuant, with the package's own defaults for all that isn't named here."""
     import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -61,27 +76,54 @@ def llm_compressor(model, ids, *, bits: int, group_size: int = -1, symmetric: bo
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     if not torch.accelerator.is_available():
-        torch.Tensor.pin_memory = lambda tensor: tensor  # its AWQ pins memory for a GPU, which fails where there is none
-    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": "channel" if group_size == -1 else "group",
-               "group_size": None if group_size == -1 else group_size}  # fmt: skip
+        # its AWQ pins memory for a GPU, which fails where there is none
+        torch.Tensor.pin_memory = lambda tensor: tensor
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "channel" if group_size == -1 else "group",
+        "group_size": None if group_size == -1 else group_size,
+    }
     scheme = {"targets": ["Linear"], "weights": weights}
     if int8_inputs:
-        scheme["input_activations"] = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+        scheme["input_activations"] = {
+            "num_bits": 8,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "token",
+            "dynamic": True,
+        }
     recipe = [] if alpha is None else [SmoothQuantModifier(smoothing_strength=alpha)]
     recipe += [AWQModifier(duo_scaling=duo_scaling)] if awq else []
-    recipe.append((GPTQModifier if gptq else QuantizationModifier)(config_groups={"group_0": scheme}, ignore=["lm_head"]))
+    recipe.append(
+        (GPTQModifier if gptq else QuantizationModifier)(
+            config_groups={"group_0": scheme}, ignore=["lm_head"]
+        )
+    )
     return _one_shot(model, ids, recipe)
 
 
-def llm_compressor_pruning(model, ids, *, sparsity: float = 0.5, pattern: str = "unstructured", update: bool = True,
-                           mask_block: int = 128, damping: float = 0.01):  # fmt: skip
-    """SparseGPT, or Wanda where the weights that stay aren't updated. The package counts the removed of m in "n:m"."""
+def llm_compressor_pruning(
+    model,
+    ids,
+    *,
+    sparsity: float = 0.5,
+    pattern: str = "unstructured",
+    update: bool = True,
+    mask_block: int = 128,
+    damping: float = 0.01,
+):
+    """SparseGPT, or Wanda where the weights that stay aren't updated. The package counts the removed of m in
+    "n:m"."""
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
     kept, of = (0, 0) if pattern == "unstructured" else map(int, pattern.split(":"))
     settings = {"sparsity": sparsity, "mask_structure": f"{of - kept}:{of}", "ignore": ["re:.*lm_head"]}
     if update:
-        return _one_shot(model, ids, [SparseGPTModifier(**settings, block_size=mask_block, dampening_frac=damping)])
+        return _one_shot(
+            model, ids, [SparseGPTModifier(**settings, block_size=mask_block, dampening_frac=damping)]
+        )
     return _one_shot(model, ids, [WandaPruningModifier(**settings)])
 
 
@@ -90,9 +132,16 @@ def _one_shot(model, ids, recipe: list):
     import torch
     from llmcompressor import oneshot
 
-    batches = [{"input_ids": b, "attention_mask": torch.ones_like(b)} for b in ids.split(max(1, 2_048 // ids.shape[1]))]
-    oneshot(model=model, recipe=recipe, dataset=torch.utils.data.DataLoader(batches, batch_size=None),
-            num_calibration_samples=len(batches))  # fmt: skip
+    batches = [
+        {"input_ids": b, "attention_mask": torch.ones_like(b)}
+        for b in ids.split(max(1, 2_048 // ids.shape[1]))
+    ]
+    oneshot(
+        model=model,
+        recipe=recipe,
+        dataset=torch.utils.data.DataLoader(batches, batch_size=None),
+        num_calibration_samples=len(batches),
+    )
     return model
 
 
@@ -100,9 +149,21 @@ def bitsandbytes_4bit(model, ids, *, table: str, group_size: int = 64, double: b
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     def convert(linear):
-        new = Linear4bit(linear.in_features, linear.out_features, bias=linear.bias is not None, quant_type=table, device="meta")
-        new.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type=table, blocksize=group_size,
-                                compress_statistics=double, module=new)  # fmt: skip
+        new = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            quant_type=table,
+            device="meta",
+        )
+        new.weight = Params4bit(
+            linear.weight.data,
+            requires_grad=False,
+            quant_type=table,
+            blocksize=group_size,
+            compress_statistics=double,
+            module=new,
+        )
         new.bias = linear.bias
         return new.to("cpu")
 
@@ -113,8 +174,14 @@ def bitsandbytes_8bit(model, ids, *, threshold: float):
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
     def convert(linear):
-        new = Linear8bitLt(linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False,
-                           threshold=threshold, device="meta")  # fmt: skip
+        new = Linear8bitLt(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            has_fp16_weights=False,
+            threshold=threshold,
+            device="meta",
+        )
         new.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
         new.bias = linear.bias
         return new.to("cpu")
@@ -127,7 +194,9 @@ def hqq(model, ids, *, bits: int, group_size: int = 64):
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
     config = BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)
-    return _replaced(model, lambda linear: HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu"))
+    return _replaced(
+        model, lambda linear: HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu")
+    )
 
 
 def _replaced(model, convert: Callable):
@@ -143,12 +212,14 @@ def _replaced(model, convert: Callable):
     return model
 
 
-# --- the table ---------------------------------------------------------------------------------------------------
+# --- the table
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison: a recipe of ours, as the command line takes it, and a function above with its settings."""
+    """One comparison: a recipe of ours, as the command line takes it, and a function above with its
+    settings."""
 
     ours: str
     package: str
@@ -160,7 +231,9 @@ class Pair:
 
 
 DRAWS = (
-    4  # where a model is so broken that a last digit in it decides which of 2 % of its weights go, and that 4 % of its perplexity
+    # where a model is so broken that a last digit in it decides which of 2 % of its weights go, and that 4 %
+    # of its perplexity
+    4
 )
 FEW = 8  # llm-compressor's AWQ runs a block 60 times over its windows: with 64 of them hours on a processor
 
@@ -168,10 +241,14 @@ ROW8 = {"bits": 8, "symmetric": True, "int8_inputs": True}
 
 MINMAX = "asymmetric, ranges from the smallest to the largest weight"
 GPTQ = (
-    "damping 0.01, blocks of 128 columns, columns by loudness on grids that are fitted before the first; the package's defaults"
+    "damping 0.01, blocks of 128 columns, columns by loudness on grids that are fitted before "
+    "the first; the package's defaults"
 )
 AWQ = "20 exponents; theirs measures the error behind attention and feed-forward, ours at the linears"
-CLIPS = f"{AWQ}; not alike: ours also cuts ranges, which the package can't, and theirs puts the weights into the factors too (duo_scaling)"
+CLIPS = (
+    f"{AWQ}; not alike: ours also cuts ranges, which the package can't, and theirs puts the "
+    "weights into the factors too (duo_scaling)"
+)
 UNCLIPPED = f"{AWQ}; no ranges are cut, factors from the inputs alone"
 W8A8 = "symmetric, a scale a row, inputs a scale a token as they come"
 PRUNED = "half of each matrix goes"
@@ -179,56 +256,168 @@ BLOCKS = "absmax of blocks of 64"
 AWQ_4, AWQ_3 = ({"bits": bits, "group_size": 64, "awq": True} for bits in (4, 3))
 
 PAIRS = {
-    CONTROL: Pair("none", "transformers", unchanged, same="nothing is compressed: both sides measure the original"),
-    "rtn-4": Pair("rtn --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64}, same=MINMAX),
-    "gptq-4": Pair("gptq --bits 4 --group_size 64", "llmcompressor", llm_compressor, {"bits": 4, "group_size": 64, "gptq": True},
-                   same=f"{MINMAX}; {GPTQ}"),
-    "gptq-4-row": Pair("gptq --bits 4 --group_size -1", "llmcompressor", llm_compressor, {"bits": 4, "gptq": True}, same=f"{MINMAX}; {GPTQ}"),
-    "gptq-3": Pair("gptq --bits 3 --group_size 64", "llmcompressor", llm_compressor, {"bits": 3, "group_size": 64, "gptq": True},
-                   same=f"{MINMAX}; {GPTQ}"),
-    "gptq-4-symmetric": Pair("gptq --bits 4 --group_size 64 --symmetric true", "llmcompressor", llm_compressor,
-                             {"bits": 4, "group_size": 64, "gptq": True, "symmetric": True}, same=f"symmetric; {GPTQ}"),
+    CONTROL: Pair(
+        "none", "transformers", unchanged, same="nothing is compressed: both sides measure the original"
+    ),
+    "rtn-4": Pair(
+        "rtn --bits 4 --group_size 64",
+        "llmcompressor",
+        llm_compressor,
+        {"bits": 4, "group_size": 64},
+        same=MINMAX,
+    ),
+    "gptq-4": Pair(
+        "gptq --bits 4 --group_size 64",
+        "llmcompressor",
+        llm_compressor,
+        {"bits": 4, "group_size": 64, "gptq": True},
+        same=f"{MINMAX}; {GPTQ}",
+    ),
+    "gptq-4-row": Pair(
+        "gptq --bits 4 --group_size -1",
+        "llmcompressor",
+        llm_compressor,
+        {"bits": 4, "gptq": True},
+        same=f"{MINMAX}; {GPTQ}",
+    ),
+    "gptq-3": Pair(
+        "gptq --bits 3 --group_size 64",
+        "llmcompressor",
+        llm_compressor,
+        {"bits": 3, "group_size": 64, "gptq": True},
+        same=f"{MINMAX}; {GPTQ}",
+    ),
+    "gptq-4-symmetric": Pair(
+        "gptq --bits 4 --group_size 64 --symmetric true",
+        "llmcompressor",
+        llm_compressor,
+        {"bits": 4, "group_size": 64, "gptq": True, "symmetric": True},
+        same=f"symmetric; {GPTQ}",
+    ),
     "awq-4": Pair("awq --bits 4 --group_size 64", "llmcompressor", llm_compressor, AWQ_4, FEW, same=CLIPS),
     "awq-3": Pair("awq --bits 3 --group_size 64", "llmcompressor", llm_compressor, AWQ_3, FEW, same=CLIPS),
-    "awq-4-unclipped": Pair("awq --bits 4 --group_size 64 --clip false", "llmcompressor", llm_compressor, AWQ_4 | {"duo_scaling": False}, FEW,
-                            same=UNCLIPPED),
-    "awq-3-unclipped": Pair("awq --bits 3 --group_size 64 --clip false", "llmcompressor", llm_compressor, AWQ_3 | {"duo_scaling": False}, FEW,
-                            same=UNCLIPPED),
+    "awq-4-unclipped": Pair(
+        "awq --bits 4 --group_size 64 --clip false",
+        "llmcompressor",
+        llm_compressor,
+        AWQ_4 | {"duo_scaling": False},
+        FEW,
+        same=UNCLIPPED,
+    ),
+    "awq-3-unclipped": Pair(
+        "awq --bits 3 --group_size 64 --clip false",
+        "llmcompressor",
+        llm_compressor,
+        AWQ_3 | {"duo_scaling": False},
+        FEW,
+        same=UNCLIPPED,
+    ),
     "w8a8": Pair("smoothquant --smooth false", "llmcompressor", llm_compressor, ROW8, same=W8A8),
-    "smoothquant": Pair("smoothquant --alpha 0.5", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.5}, same=f"{W8A8}; alpha"),
-    "smoothquant-0.8": Pair("smoothquant --alpha 0.8", "llmcompressor", llm_compressor, ROW8 | {"alpha": 0.8}, same=f"{W8A8}; alpha"),
-    "wanda": Pair("wanda --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5, "update": False},
-                  same=f"{PRUNED}, what stays is left as it is"),
-    "wanda-2of4": Pair("wanda --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4", "update": False}, draws=DRAWS,
-                       same=f"{PRUNED}, what stays is left as it is"),
-    "sparsegpt": Pair("sparsegpt --sparsity 0.5", "llmcompressor", llm_compressor_pruning, {"sparsity": 0.5},
-                      same=f"{PRUNED}, what stays makes up for it; masks for 128 columns at a time, damping 0.01"),
-    "sparsegpt-2of4": Pair("sparsegpt --pattern 2:4", "llmcompressor", llm_compressor_pruning, {"pattern": "2:4"}, 
-                           same=f"{PRUNED}, what stays makes up for it; damping 0.01"),
-    "nf4": Pair("nf4 --table nf4", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4"}, same=f"{BLOCKS}, scales: theirs 32 bits, ours 16"),
-    "nf4-double": Pair("nf4 --table nf4 --double true", "bitsandbytes", bitsandbytes_4bit, {"table": "nf4", "double": True},
-                       same=f"{BLOCKS}, scales in 8 bits, 256 share one"),
-    "fp4": Pair("nf4 --table fp4", "bitsandbytes", bitsandbytes_4bit, {"table": "fp4"}, same=f"{BLOCKS}, scales: theirs 32 bits, ours 16"),
-    "llm_int8": Pair("llm_int8 --threshold 6.0 --zero_point false", "bitsandbytes", bitsandbytes_8bit, {"threshold": 6.0},
-                     same="absmax a row and a token, the threshold"),
-    "hqq-4": Pair("hqq --bits 4 --group_size 64", "hqq", hqq, {"bits": 4}, same="groups of 64 inputs, a whole first zero"),
-    "hqq-3": Pair("hqq --bits 3 --group_size 64 --round_zero false", "hqq", hqq, {"bits": 3},
-                  same="groups of 64 inputs, a first zero that isn't rounded"),
-}  # fmt: skip
+    "smoothquant": Pair(
+        "smoothquant --alpha 0.5",
+        "llmcompressor",
+        llm_compressor,
+        ROW8 | {"alpha": 0.5},
+        same=f"{W8A8}; alpha",
+    ),
+    "smoothquant-0.8": Pair(
+        "smoothquant --alpha 0.8",
+        "llmcompressor",
+        llm_compressor,
+        ROW8 | {"alpha": 0.8},
+        same=f"{W8A8}; alpha",
+    ),
+    "wanda": Pair(
+        "wanda --sparsity 0.5",
+        "llmcompressor",
+        llm_compressor_pruning,
+        {"sparsity": 0.5, "update": False},
+        same=f"{PRUNED}, what stays is left as it is",
+    ),
+    "wanda-2of4": Pair(
+        "wanda --pattern 2:4",
+        "llmcompressor",
+        llm_compressor_pruning,
+        {"pattern": "2:4", "update": False},
+        draws=DRAWS,
+        same=f"{PRUNED}, what stays is left as it is",
+    ),
+    "sparsegpt": Pair(
+        "sparsegpt --sparsity 0.5",
+        "llmcompressor",
+        llm_compressor_pruning,
+        {"sparsity": 0.5},
+        same=f"{PRUNED}, what stays makes up for it; masks for 128 columns at a time, damping 0.01",
+    ),
+    "sparsegpt-2of4": Pair(
+        "sparsegpt --pattern 2:4",
+        "llmcompressor",
+        llm_compressor_pruning,
+        {"pattern": "2:4"},
+        same=f"{PRUNED}, what stays makes up for it; damping 0.01",
+    ),
+    "nf4": Pair(
+        "nf4 --table nf4",
+        "bitsandbytes",
+        bitsandbytes_4bit,
+        {"table": "nf4"},
+        same=f"{BLOCKS}, scales: theirs 32 bits, ours 16",
+    ),
+    "nf4-double": Pair(
+        "nf4 --table nf4 --double true",
+        "bitsandbytes",
+        bitsandbytes_4bit,
+        {"table": "nf4", "double": True},
+        same=f"{BLOCKS}, scales in 8 bits, 256 share one",
+    ),
+    "fp4": Pair(
+        "nf4 --table fp4",
+        "bitsandbytes",
+        bitsandbytes_4bit,
+        {"table": "fp4"},
+        same=f"{BLOCKS}, scales: theirs 32 bits, ours 16",
+    ),
+    "llm_int8": Pair(
+        "llm_int8 --threshold 6.0 --zero_point false",
+        "bitsandbytes",
+        bitsandbytes_8bit,
+        {"threshold": 6.0},
+        same="absmax a row and a token, the threshold",
+    ),
+    "hqq-4": Pair(
+        "hqq --bits 4 --group_size 64",
+        "hqq",
+        hqq,
+        {"bits": 4},
+        same="groups of 64 inputs, a whole first zero",
+    ),
+    "hqq-3": Pair(
+        "hqq --bits 3 --group_size 64 --round_zero false",
+        "hqq",
+        hqq,
+        {"bits": 3},
+        same="groups of 64 inputs, a first zero that isn't rounded",
+    ),
+}
 
 
-# --- one side of a pair, in a process of its own -------------------------------------------------------------------
+# --- one side of a pair, in a process of its own
+# -------------------------------------------------------------------
 
 
 def side(which: str, name: str, job: Path, draw: int) -> None:
-    """Compress the job's model one way and measure it: writes <name>.<which>.safetensors (losses) and .json into `job`. draw: so
-    many of the last calibration windows are left out."""
+    """Compress the job's model one way and measure it: writes <name>.<which>.safetensors (losses) and .json
+    into `job`. draw: so many of the last calibration windows are left out."""
     import torch
     from safetensors.torch import load_file, save_file
 
     from compression.likelihood import losses
 
-    asked, windows, pair = json.loads((job / "job.json").read_text("utf-8")), load_file(job / "windows.safetensors"), PAIRS[name]
+    asked, windows, pair = (
+        json.loads((job / "job.json").read_text("utf-8")),
+        load_file(job / "windows.safetensors"),
+        PAIRS[name],
+    )
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
     bundle = (_our_model if which == "ours" else _their_model)(asked["model"])
@@ -238,8 +427,11 @@ def side(which: str, name: str, job: Path, draw: int) -> None:
     found = {"losses": losses(bundle, windows["evaluation"])}
     save_file(found, job / f"{name}.{which}.safetensors")
     packages = ("torch", "transformers", *([pair.package] if which == "theirs" else []))
-    about = {"compress_seconds": seconds, "evaluate_seconds": time.perf_counter() - start,
-             "versions": {package: version(package) for package in packages}}  # fmt: skip
+    about = {
+        "compress_seconds": seconds,
+        "evaluate_seconds": time.perf_counter() - start,
+        "versions": {package: version(package) for package in packages},
+    }
     (job / f"{name}.{which}.json").write_text(json.dumps(about), "utf-8")
 
 
@@ -271,22 +463,28 @@ def _ours(pair: Pair, bundle, calibration) -> float:
     from compression import calibrate
     from evaluation.benches.shipped import recipe
 
-    steps = [(compression.get(name), compression.get(name).params.parse(values)) for name, values in recipe(pair.ours)]
+    steps = [
+        (compression.get(name), compression.get(name).params.parse(values))
+        for name, values in recipe(pair.ours)
+    ]
     return calibrate.compress(bundle, steps, calibration).seconds
 
 
 def _theirs(pair: Pair, bundle, calibration) -> float:
-    """Measured as a model that answers: bitsandbytes' 8-bit layer doesn't round its inputs while it is in training mode."""
+    """Measured as a model that answers: bitsandbytes' 8-bit layer doesn't round its inputs while it is in
+    training mode."""
     start = time.perf_counter()
     bundle.module = pair.theirs(bundle.module, calibration, **pair.settings).eval()
     return time.perf_counter() - start
 
 
-# --- the comparison ----------------------------------------------------------------------------------------------
+# --- the comparison
+# ----------------------------------------------------------------------------------------------
 
 
 def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict:
-    """Both sides of a pair one after the other: a row of the table, with `failed` (side -> last words) if one did."""
+    """Both sides of a pair one after the other: a row of the table, with `failed` (side -> last words) if one
+    did."""
     pair, start, others = PAIRS[name], time.perf_counter(), _work_of_others()
     drawn = [_draw(name, job, pythons, threads, draw) for draw in range(pair.draws)]
     beside = (_work_of_others() - others) / (time.perf_counter() - start)
@@ -302,7 +500,8 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
 
 
 def joined(drawn: list[dict]) -> dict:
-    """Several draws of a pair as one: geometric means, whose standard error is that of the draws; times of the first."""
+    """Several draws of a pair as one: geometric means, whose standard error is that of the draws; times of
+    the first."""
     if failed := next((found for found in drawn if "failed" in found), None):
         return failed
     ratios = [found["ratio"] for found in drawn]
@@ -311,18 +510,27 @@ def joined(drawn: list[dict]) -> dict:
         which: drawn[0][which] | {"perplexity": geometric_mean(found[which]["perplexity"] for found in drawn)}
         for which in ("ours", "theirs")
     }
-    return drawn[0] | sides | {"draws": ratios, "ratio": geometric_mean(ratios), "ratio_stderr": geometric_mean(ratios) * error}
+    return (
+        drawn[0]
+        | sides
+        | {"draws": ratios, "ratio": geometric_mean(ratios), "ratio_stderr": geometric_mean(ratios) * error}
+    )
 
 
 def _draw(name: str, job: Path, pythons: dict[str, str], threads: int, draw: int) -> dict:
-    """What both sides make of one draw of calibration windows: their figures and the ratio, or what failed."""
+    """What both sides make of one draw of calibration windows: their figures and the ratio, or what
+    failed."""
     from safetensors.torch import load_file
 
     from evaluation.measuring.perplexity import perplexity, ratio
 
     about, found, failed = {}, {}, {}
     for which, python in pythons.items():
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": str(threads),
+            "HF_HUB_OFFLINE": "1",
+        }
         command = [
             python,
             "-m",
@@ -337,8 +545,14 @@ def _draw(name: str, job: Path, pythons: dict[str, str], threads: int, draw: int
             str(draw),
         ]
         try:
-            done = subprocess.run(command, cwd=job, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-            words = (done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]) if done.returncode else []
+            done = subprocess.run(
+                command, cwd=job, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            )
+            words = (
+                (done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"])
+                if done.returncode
+                else []
+            )
         except subprocess.TimeoutExpired:
             words = [f"no result after {TIMEOUT_SECONDS} s"]
         if words:
@@ -350,12 +564,16 @@ def _draw(name: str, job: Path, pythons: dict[str, str], threads: int, draw: int
     if failed:
         return sides | {"failed": failed}
     value, error = ratio(found["ours"], found["theirs"])
-    return sides | {"ratio": value, "ratio_stderr": None if error != error else error,
-                    "seconds_ratio": about["ours"]["compress_seconds"] / max(about["theirs"]["compress_seconds"], 1e-9)}  # fmt: skip
+    return sides | {
+        "ratio": value,
+        "ratio_stderr": None if error != error else error,
+        "seconds_ratio": about["ours"]["compress_seconds"] / max(about["theirs"]["compress_seconds"], 1e-9),
+    }
 
 
 def _work_of_others() -> float:
-    """Seconds that this machine's cores have worked for others than this process and its children that have ended."""
+    """Seconds that this machine's cores have worked for others than this process and its children that have
+    ended."""
     import psutil
 
     all_work, own = psutil.cpu_times(), os.times()
@@ -364,13 +582,19 @@ def _work_of_others() -> float:
 
 def verdict(rows: list[dict]) -> list[str]:
     """What is wrong with the table, one line each; nothing if all is well."""
-    wrong = [f"{row['name']}, {which}: {words}" for row in rows for which, words in row.get("failed", {}).items()]
+    wrong = [
+        f"{row['name']}, {which}: {words}" for row in rows for which, words in row.get("failed", {}).items()
+    ]
     for row in (row for row in rows if "ratio" in row):
         if row["name"] == CONTROL:
             if abs(row["ratio"] - 1) > CONTROL_ERROR:
-                wrong.append(f"the two sides don't measure the same: the original differs by {row['ratio'] - 1:+.2%}")
+                wrong.append(
+                    f"the two sides don't measure the same: the original differs by {row['ratio'] - 1:+.2%}"
+                )
         elif row["ratio"] > WORST:
-            wrong.append(f"{row['name']}: ours is {row['ratio'] - 1:.2%} worse; at most {WORST - 1:.0%} is allowed")
+            wrong.append(
+                f"{row['name']}: ours is {row['ratio'] - 1:.2%} worse; at most {WORST - 1:.0%} is allowed"
+            )
     return wrong
 
 
@@ -382,14 +606,25 @@ def prepare(job: Path, own: argparse.Namespace, threads: int) -> dict:
 
     folder = models.prepare(own.model)
     tokenizer = models.tokenizer_of(own.model)
-    evaluated, calibration = texts.load_text(own.text, "evaluation"), texts.load_text(own.calibration, "calibration")
+    evaluated, calibration = (
+        texts.load_text(own.text, "evaluation"),
+        texts.load_text(own.calibration, "calibration"),
+    )
     texts.check_disjoint(evaluated, calibration)
-    cut = {"evaluation": texts.windows(evaluated, tokenizer, "raw", own.window, own.tokens, "evaluation"),
-           "calibration": texts.windows(calibration, tokenizer, "raw", own.window, own.calibration_tokens, "calibration")}  # fmt: skip
+    cut = {
+        "evaluation": texts.windows(evaluated, tokenizer, "raw", own.window, own.tokens, "evaluation"),
+        "calibration": texts.windows(
+            calibration, tokenizer, "raw", own.window, own.calibration_tokens, "calibration"
+        ),
+    }
     save_file({name: windows.ids for name, windows in cut.items()}, job / "windows.safetensors")
     (job / "job.json").write_text(json.dumps({"model": str(folder), "threads": threads}), "utf-8")
-    return {"model": own.model, "weights_hash": models.describe_source(own.model, folder)["weights_hash"],
-            "protocol": cut["evaluation"].protocol_id, "calibration": cut["calibration"].protocol_id}  # fmt: skip
+    return {
+        "model": own.model,
+        "weights_hash": models.describe_source(own.model, folder)["weights_hash"],
+        "protocol": cut["evaluation"].protocol_id,
+        "calibration": cut["calibration"].protocol_id,
+    }
 
 
 def main(argv: list[str]) -> int:
@@ -398,7 +633,9 @@ def main(argv: list[str]) -> int:
     from evaluation.spec import BUILTIN_TEXT
 
     parser = argparse.ArgumentParser(prog="python -m evaluation peers", description=__doc__.split("\n")[0])
-    parser.add_argument("--peers", default=str(ROOT / ".venv-peers" / "bin" / "python"), help="the peers' Python")
+    parser.add_argument(
+        "--peers", default=str(ROOT / ".venv-peers" / "bin" / "python"), help="the peers' Python"
+    )
     parser.add_argument("--model", default=OFFLINE_MODEL)
     parser.add_argument("--text", default=BUILTIN_TEXT, help="text to measure on")
     parser.add_argument("--calibration", default=BUILTIN_TEXT, help="text to calibrate on")
@@ -406,9 +643,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--calibration-tokens", type=int, default=32_768)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument(
-        "--authors", type=Path, metavar="DIR", help="compare OWQ and SpQR with the clones of the authors' code in this folder"
+        "--authors",
+        type=Path,
+        metavar="DIR",
+        help="compare OWQ and SpQR with the clones of the authors' code in this folder",
     )
-    parser.add_argument("--only", nargs="+", choices=(*PAIRS, *authors.LOOPS), help="some rows only; the table's others stay")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*PAIRS, *authors.LOOPS), help="some rows only; the table's others stay"
+    )
     parser.add_argument("--out", type=Path, help=f"default {TABLE.relative_to(ROOT)}")
     for name in ("side", "name", "job", "draw"):
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
@@ -429,27 +671,36 @@ def main(argv: list[str]) -> int:
     threads, rows, out = host.threads(), [], own.out or TABLE
     with tempfile.TemporaryDirectory(prefix="peers-") as place, host.timing_lock() as alone:
         about, here = prepare(Path(place), own, threads), {"environment": host.environment(), "alone": alone}
-        pythons = {"ours": sys.executable, "theirs": os.path.abspath(own.peers)}  # the sides run in a folder of their own
+        # the sides run in a folder of their own
+        pythons = {"ours": sys.executable, "theirs": os.path.abspath(own.peers)}
         for name in own.only or PAIRS:
             rows.append(compare(name, Path(place), pythons, threads) | here)
             print(_line(rows[-1]), flush=True)
             table = merged(out, about, rows) | {"worst": WORST, "not_compared": NOT_COMPARED}
-            out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")  # hours: none is lost
+            # hours: none is lost
+            out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
     wrong = verdict(rows)
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0
 
 
 def beside_authors(own: argparse.Namespace) -> int:
-    """OWQ and SpQR beside their authors' loops: the rows go into the table; exit code 1 if a loop failed or ours leaves more error."""
+    """OWQ and SpQR beside their authors' loops: the rows go into the table; exit code 1 if a loop failed or
+    ours leaves more error."""
     from compression import models, texts
     from evaluation.benches import authors
 
     bundle = models.load(own.model)
     calibration = texts.load_text(own.calibration, "calibration")
-    cut = texts.windows(calibration, bundle.tokenizer, "raw", own.window, own.calibration_tokens, "calibration")
+    cut = texts.windows(
+        calibration, bundle.tokenizer, "raw", own.window, own.calibration_tokens, "calibration"
+    )
     given, out, rows = authors.matrices(bundle, cut.ids), own.out or TABLE, []
-    about = {"model": own.model, "weights_hash": bundle.source["weights_hash"], "calibration": cut.protocol_id}
+    about = {
+        "model": own.model,
+        "weights_hash": bundle.source["weights_hash"],
+        "calibration": cut.protocol_id,
+    }
     with tempfile.TemporaryDirectory(prefix="authors-") as place:
         authors.save(given, Path(place))
         for name in own.only or authors.LOOPS:
@@ -459,17 +710,23 @@ def beside_authors(own: argparse.Namespace) -> int:
             table["authors"] = authors.merged(table.get("authors", {}), about, rows)
             out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
     wrong = [f"{row['name']}: {row['failed']}" for row in rows if "failed" in row]
-    wrong += [f"{row['name']}: ours leaves {row['ratio'] - 1:.2%} more error" for row in rows if row.get("ratio", 0) > WORST]
+    wrong += [
+        f"{row['name']}: ours leaves {row['ratio'] - 1:.2%} more error"
+        for row in rows
+        if row.get("ratio", 0) > WORST
+    ]
     print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0
 
 
 def merged(file: Path, about: dict, rows: list[dict]) -> dict:
-    """The table with these rows beside those in `file` that were measured on the same weights and texts, in the order of PAIRS."""
+    """The table with these rows beside those in `file` that were measured on the same weights and texts, in
+    the order of PAIRS."""
     old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     same = all(old.get(k) == about[k] for k in ("weights_hash", "protocol", "calibration"))
     by_name = {row["name"]: row for row in (old["rows"] if same else [])} | {row["name"]: row for row in rows}
-    beside = {"authors": old["authors"]} if "authors" in old else {}  # another comparison's, which has its own texts
+    # another comparison's, which has its own texts
+    beside = {"authors": old["authors"]} if "authors" in old else {}
     return about | {"rows": [by_name[name] for name in PAIRS if name in by_name]} | beside
 
 
@@ -477,8 +734,12 @@ def _line(row: dict) -> str:
     if "failed" in row:
         return f"{row['name']:<18} failed: {row['failed']}"
     ours, theirs, error = row["ours"], row["theirs"], row["ratio_stderr"] or 0
-    return (f"{row['name']:<18} ours {ours['perplexity']:8.3f}  {row['package']:<14} {theirs['perplexity']:8.3f}  "
-            f"ratio {row['ratio']:.4f} +- {error:.4f}  seconds {ours['compress_seconds']:.1f} and {theirs['compress_seconds']:.1f}")  # fmt: skip
+    return (
+        f"{row['name']:<18} ours {ours['perplexity']:8.3f}  {row['package']:<14} "
+        f"{theirs['perplexity']:8.3f}  "
+        f"ratio {row['ratio']:.4f} +- {error:.4f}  seconds {ours['compress_seconds']:.1f} and "
+        f"{theirs['compress_seconds']:.1f}"
+    )
 
 
 if __name__ == "__main__":

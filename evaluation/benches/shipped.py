@@ -2,11 +2,12 @@
 
     python -m evaluation measure [page|gates|domain|calibration] [--text FILE --calibration FILE]
 
-`page` fills the first screen: the offline model in exactly the page's default protocol. `gates` holds the orderings
-that the tests check on 32k tokens of WikiText-2; without a network give the test file (raw) and a calibration text
-by path. `domain` fine-tunes to a text that the model hardly knows, over four bits and over sixteen. `calibration` is some of the
-gates once more, calibrated on a text of another kind than the one that they are measured on. None is timed: a time belongs to
-the machine that looks at it. A run whose stored result the code still gives (evaluation/running/witness.py) is skipped.
+`page` fills the first screen: the offline model in exactly the page's default protocol. `gates` holds the
+orderings that the tests check on 32k tokens of WikiText-2; without a network give the test file (raw) and a
+calibration text by path. `domain` fine-tunes to a text that the model hardly knows, over four bits and over
+sixteen. `calibration` is some of the gates once more, calibrated on a text of another kind than the one that
+they are measured on. None is timed: a time belongs to the machine that looks at it. A run whose stored result
+the code still gives (evaluation/running/witness.py) is skipped.
 """
 
 from __future__ import annotations
@@ -34,16 +35,35 @@ GROUPS = ("page", "gates", "domain", "calibration")
 UNKNOWN = 180.0  # seconds of a run that was never measured
 
 PAGE = (
-    "none", "rtn --bits 4", "gptq --bits 4", "rtn --bits 3", "wanda --sparsity 0.5", "svd_llm --removed 0.2",
-    "rtn --bits 8", "gptq --bits 3", "gptq --bits 5", "wanda --sparsity 0.5 + gptq --bits 4", "magnitude --sparsity 0.5",
-)  # fmt: skip
+    "none",
+    "rtn --bits 4",
+    "gptq --bits 4",
+    "rtn --bits 3",
+    "wanda --sparsity 0.5",
+    "svd_llm --removed 0.2",
+    "rtn --bits 8",
+    "gptq --bits 3",
+    "gptq --bits 5",
+    "wanda --sparsity 0.5 + gptq --bits 4",
+    "magnitude --sparsity 0.5",
+)
 
-LADDER = (  # gates for the order of the widths alone: at 8 bits nothing is lost, at 2 nothing is left of so small a model
-    "rtn --bits 2", "gptq --bits 8", "gptq --bits 2", "awq --bits 8", "awq --bits 2", "owq --bits 2", "spqr --bits 2",
-    "hqq --bits 8", "hqq --bits 2", "zeroquant --bits 3",
-)  # fmt: skip
+# gates for the order of the widths alone: at 8 bits nothing is lost, at 2 nothing is left of so small a model
+LADDER = (
+    "rtn --bits 2",
+    "gptq --bits 8",
+    "gptq --bits 2",
+    "awq --bits 8",
+    "awq --bits 2",
+    "owq --bits 2",
+    "spqr --bits 2",
+    "hqq --bits 8",
+    "hqq --bits 2",
+    "zeroquant --bits 3",
+)
 
-TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 32768 --train_minutes 120"  # ten minutes on two slow cores
+# ten minutes on two slow cores
+TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 32768 --train_minutes 120"
 
 DOMAIN = {
     "none": (0,),
@@ -66,12 +86,14 @@ RUN_FIELDS = {
 
 
 def recipe(words: str) -> tuple[tuple[str, dict], ...]:
-    """ "wanda --sparsity 0.5 + gptq --bits 4" -> (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits": "4"}))."""
+    """ "wanda --sparsity 0.5 + gptq --bits 4" -> (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits":
+    "4"}))."""
     return asked(words)[0]
 
 
 def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
-    """(recipe, fields of the run that the words name): "none --cache_bits 8" -> ((("none", {}),), {"cache_bits": 8}).
+    """(recipe, fields of the run that the words name): "none --cache_bits 8" -> ((("none", {}),),
+    {"cache_bits": 8}).
 
     A flag that the method itself declares is the method's.
     """
@@ -86,7 +108,8 @@ def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
 
 
 def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list[tuple[str, RunSpec]]:
-    """(recipe in words, run) of a group, the original first; a recipe with several seeds is there once a seed."""
+    """(recipe in words, run) of a group, the original first; a recipe with several seeds is there once a
+    seed."""
     if group == "page":
         return [(w, _spec(w, text=BUILTIN_TEXT, **_fields("quick"))) for w in PAGE]
     fields = _fields("standard") | {"table_bits": 16}
@@ -96,7 +119,11 @@ def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list
     fields |= {"text": text, "calibration": BUILTIN_TEXT if group == "calibration" else calibration}
     if group == "calibration":
         return [(w, _spec(w, **fields)) for w in ELSEWHERE]
-    return [(w, _spec(w, **fields, seed=seed)) for w in (*gates.recipes(), *LADDER) for seed in gates.SEEDS.get(w, (0,))]
+    return [
+        (w, _spec(w, **fields, seed=seed))
+        for w in (*gates.recipes(), *LADDER)
+        for seed in gates.SEEDS.get(w, (0,))
+    ]
 
 
 def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list[RunSpec]:
@@ -114,8 +141,9 @@ def _fields(preset: str) -> dict:
 
 
 def file_name(spec: RunSpec, group: str) -> str:
-    """ "gates-gptq-4-group_size_64.json": the group, then each step with its main parameters, and by name those others that differ from
-    their defaults; then a cache in few bits, and a seed but 0. Two runs of a group never share a name."""
+    """ "gates-gptq-4-group_size_64.json": the group, then each step with its main parameters, and by name
+    those others that differ from their defaults; then a cache in few bits, and a seed but 0. Two runs of a
+    group never share a name."""
     steps = []
     for method, params in spec.methods:
         values = params.json()
@@ -125,7 +153,11 @@ def file_name(spec: RunSpec, group: str) -> str:
             if f["main"] or values[f["name"]] != f["default"]
         ]
         steps.append("-".join([method.name, *parts]))
-    cache = f"-cache{spec.cache_bits}{'-channel' if spec.cache_keys == 'channel' else ''}" if spec.cache_bits < 16 else ""
+    cache = (
+        f"-cache{spec.cache_bits}{'-channel' if spec.cache_keys == 'channel' else ''}"
+        if spec.cache_bits < 16
+        else ""
+    )
     drawn = f"-seed{spec.seed}" if spec.seed else ""
     return f"{group}-{'+'.join(steps)}{cache}{drawn}.json"
 
@@ -137,7 +169,13 @@ def _named(name: str, value) -> str:
 
 def _plain(value) -> str:
     """A value as file names may have it: "2of4", "0.5", "row"."""
-    return "row" if value == -1 else f"{value:g}" if isinstance(value, float) else str(value).replace(":", "of").lower()
+    return (
+        "row"
+        if value == -1
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value).replace(":", "of").lower()
+    )
 
 
 def stored(file: Path) -> Result | None:
@@ -146,7 +184,8 @@ def stored(file: Path) -> Result | None:
 
 
 def why_stale(result: Result | None) -> list[str]:
-    """What the code gives otherwise than when the result was measured, a line each; nothing if it gives the same."""
+    """What the code gives otherwise than when the result was measured, a line each; nothing if it gives the
+    same."""
     if result is None or result.status != "ok":
         return ["not measured yet"]
     return witness.differences(partial(witness.of_run, result.spec), result.witness)
@@ -159,43 +198,63 @@ def seconds(result: Result | None) -> float:
 
 
 def due(specs: Iterable[tuple[str, RunSpec]]) -> list[tuple[str, RunSpec, float]]:
-    """(group, run, seconds that it takes) of those whose result is missing or stale; what is different is printed."""
+    """(group, run, seconds that it takes) of those whose result is missing or stale; what is different is
+    printed."""
     found = []
     for group, spec in specs:
         result = stored(RESULTS / file_name(spec, group))
         if why := why_stale(result):
             found.append((group, spec, seconds(result)))
-            print(f"{file_name(spec, group)}: {why[0]}" + (f" and {len(why) - 1} more" if why[1:] else ""), flush=True)
+            print(
+                f"{file_name(spec, group)}: {why[0]}" + (f" and {len(why) - 1} more" if why[1:] else ""),
+                flush=True,
+            )
     return found
 
 
 def publish(result: Result, group: str) -> Path:
     """Write a result for shipping: without an artifact, texts named by their files."""
-    spec = dataclasses.replace(result.spec, text=Path(result.spec.text).name, calibration=Path(result.spec.calibration).name)
+    spec = dataclasses.replace(
+        result.spec, text=Path(result.spec.text).name, calibration=Path(result.spec.calibration).name
+    )
     file = RESULTS / file_name(spec, group)
     shown = dataclasses.replace(result, spec=spec, artifact="", id=f"shipped-{file.stem}".replace("+", "."))
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".new")
-    temporary.write_text(json.dumps(shown.json(), ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8")
+    temporary.write_text(
+        json.dumps(shown.json(), ensure_ascii=False, indent=1, sort_keys=True) + "\n", "utf-8"
+    )
     os.replace(temporary, file)
     return file
 
 
 def main(argv: list[str]) -> int:
-    """Measure what is missing or stale; exit code 1 if a run failed. Stopped and begun again, it goes on where it was."""
+    """Measure what is missing or stale; exit code 1 if a run failed. Stopped and begun again, it goes on
+    where it was."""
     from evaluation.running.run import run
 
     parser = argparse.ArgumentParser(prog="python -m evaluation measure", description=__doc__.split("\n")[0])
     parser.add_argument("group", nargs="?", choices=GROUPS, help="one group only")
-    parser.add_argument("--text", default=WIKITEXT, help="evaluation text of the gates, and of the group `calibration`")
-    parser.add_argument("--calibration", default=WIKITEXT, help="calibration text of the gates; every other group has its own")
-    parser.add_argument("--dry", action="store_true", help="say what is stale and how long it takes, and measure nothing")
+    parser.add_argument(
+        "--text", default=WIKITEXT, help="evaluation text of the gates, and of the group `calibration`"
+    )
+    parser.add_argument(
+        "--calibration", default=WIKITEXT, help="calibration text of the gates; every other group has its own"
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="say what is stale and how long it takes, and measure nothing"
+    )
     own = parser.parse_args(argv)
     if own.group not in (None, "gates") and own.calibration != WIKITEXT:
-        parser.error(f"--calibration is for the gates; the group {own.group} has a calibration text of its own")
+        parser.error(
+            f"--calibration is for the gates; the group {own.group} has a calibration text of its own"
+        )
     groups = (own.group,) if own.group else GROUPS
     todo = due([(group, spec) for group in groups for spec in specs(group, own.text, own.calibration)])
-    print(f"{len(todo)} to measure, about {sum(took for *_, took in todo) / 60:.0f} min by their last times", flush=True)
+    print(
+        f"{len(todo)} to measure, about {sum(took for *_, took in todo) / 60:.0f} min by their last times",
+        flush=True,
+    )
     failed = 0
     for group, spec, _ in () if own.dry else todo:
         start = time.perf_counter()
@@ -206,7 +265,11 @@ def main(argv: list[str]) -> int:
             print(f"{file.name}: perplexity {result.metrics['perplexity']:.3f}, {took:.0f} s", flush=True)
         else:
             failed += 1
-            print(f"{file_name(spec, group)}: {result.status}: {result.error.get('message')}", file=sys.stderr, flush=True)
+            print(
+                f"{file_name(spec, group)}: {result.status}: {result.error.get('message')}",
+                file=sys.stderr,
+                flush=True,
+            )
     return 1 if failed else 0
 
 

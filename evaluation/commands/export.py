@@ -2,9 +2,10 @@
 
     python -m evaluation export ARTIFACT OUT --format gptq_v2
 
-ARTIFACT is a folder that a run saved, or its name in the store (`artifact` in the run's result). One JSON object on standard
-output: the file's bytes, notes, and both perplexities (of an adapter for PEFT none: its base is not in the folder). Exit code
-0; 1 if the model can't be exported or what is read back doesn't predict the same; 2 for a bad argument.
+ARTIFACT is a folder that a run saved, or its name in the store (`artifact` in the run's result). One JSON
+object on standard output: the file's bytes, notes, and both perplexities (of an adapter for PEFT none: its
+base is not in the folder). Exit code 0; 1 if the model can't be exported or what is read back doesn't predict
+the same; 2 for a bad argument.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ SAME = 1e-3  # relative difference of two perplexities: tables written back in 1
 
 
 def export_and_measure(source: Path, out: Path, form: str, windows: Windows | None) -> dict:
-    """Export the artifact in `source` to `out`; with windows, the perplexity before and of what was read back."""
+    """Export the artifact in `source` to `out`; with windows, the perplexity before and of what was read
+    back."""
     label = json.loads((source / artifact.MANIFEST).read_text("utf-8"))["about"].get("label", "compressed")
     bundle = artifact.load(source)
     size, notes = export.write(bundle, out, form, label)
@@ -36,12 +38,19 @@ def export_and_measure(source: Path, out: Path, form: str, windows: Windows | No
     if windows is None:
         return found
     before, after = losses(bundle, windows.ids), losses(export.read(out), windows.ids)
-    found |= {"protocol": windows.protocol_id, "perplexity": perplexity(before)[0], "perplexity_read_back": perplexity(after)[0]}
+    found |= {
+        "protocol": windows.protocol_id,
+        "perplexity": perplexity(before)[0],
+        "perplexity_read_back": perplexity(after)[0],
+    }
     found |= {"ratio": ratio(after, before)[0]}
     for name in ("perplexity", "perplexity_read_back", "ratio"):
         if not math.isfinite(found[name]):
-            raise CannotExport(f"{name} = {found[name]}: the model that {'the artifact holds' if name == 'perplexity' else 'was read back'} "
-                               "doesn't predict; some weight is beyond the range of the type that it is stored in")  # fmt: skip
+            raise CannotExport(
+                f"{name} = {found[name]}: the model that "
+                f"{'the artifact holds' if name == 'perplexity' else 'was read back'} "
+                "doesn't predict; some weight is beyond the range of the type that it is stored in"
+            )
     return found
 
 

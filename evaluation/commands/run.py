@@ -2,7 +2,8 @@
 
 METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags] [--json]
 
-A flag that the method before it declares is the method's, any other the run's. `METHOD --help` lists a method's own.
+A flag that the method before it declares is the method's, any other the run's. `METHOD --help` lists a
+method's own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ RUN_FLAGS = (  # (flag, type, help); presets fill those that aren't given
     (
         "budget",
         str,
-        "what a training may take: short (minutes on a processor; default) or full (the paper's, for a graphics card)",
+        "what a training may take: short (minutes on a processor; default) or full (the paper's, "
+        "for a graphics card)",
     ),
     ("out", str, "folder for the result, the compressed model and caches"),
 )
@@ -57,7 +59,11 @@ SWITCHES = (
     ("list", "list the methods; with --json also their parameters"),
     ("help", "this list, and the parameters of the methods that are named"),
 )
-EPILOG = "Methods: " + ", ".join(compression.NAMES) + ". Chain them with +, e.g. wanda --sparsity 0.5 + gptq --bits 4."
+EPILOG = (
+    "Methods: "
+    + ", ".join(compression.NAMES)
+    + ". Chain them with +, e.g. wanda --sparsity 0.5 + gptq --bits 4."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -70,14 +76,19 @@ def main(argv: list[str]) -> int:
     try:
         own, steps = split(argv)
         if own.help:
-            print("\n".join([_parser().format_help(), *(_method_help(compression.get(name)) for name, _ in steps)]))
+            print(
+                "\n".join(
+                    [_parser().format_help(), *(_method_help(compression.get(name)) for name, _ in steps)]
+                )
+            )
             return 0
         if own.list:
             from compression import calibrate
 
             methods = [compression.get(name) for name in compression.NAMES]
             listing = [
-                method.describe() | {"stores": calibrate.stored_format(method), "full": budgets.full(method.name)}
+                method.describe()
+                | {"stores": calibrate.stored_format(method), "full": budgets.full(method.name)}
                 for method in methods
             ]
             print(_json(listing, indent=1) if own.json else _names(listing))
@@ -97,7 +108,8 @@ def main(argv: list[str]) -> int:
 
 
 def watched(argv: list[str]) -> int:
-    """`main` in a process of its own, so that somebody is left to tell how it ended; its exit code, 1 if it was killed."""
+    """`main` in a process of its own, so that somebody is left to tell how it ended; its exit code, 1 if it
+    was killed."""
     if not hasattr(os, "fork") or not argv or {"--help", "-h", "--list"} & set(argv):
         return main(argv)
     kills, parent = limits.oom_kills(), os.getpid()
@@ -127,7 +139,9 @@ def _leave_with(parent: int) -> None:
 def _died(argv: list[str], status: str, error: dict) -> int:
     """What a run that was killed leaves: its record, and its end on the screen."""
     own, steps = split(argv)
-    result = Result(key="", spec=request(own, steps), status=status, error=error, environment=host.environment())
+    result = Result(
+        key="", spec=request(own, steps), status=status, error=error, environment=host.environment()
+    )
     try:
         store = _store(own)
         store.sweep()
@@ -148,7 +162,11 @@ def _store(own: argparse.Namespace) -> Store:
 def _json(x, **how) -> str:
     """JSON as the terminal can show it."""
     return json.dumps(
-        x, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"), default=str, allow_nan=False, **how
+        x,
+        ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"),
+        default=str,
+        allow_nan=False,
+        **how,
     )
 
 
@@ -174,9 +192,13 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     """Of the run's own flags."""
     parser = _Parser(
-        prog="python -m evaluation run", usage="%(prog)s METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags]",
-        description="Compress a model, measure it, keep the result.", epilog=EPILOG, allow_abbrev=False, add_help=False,
-    )  # fmt: skip
+        prog="python -m evaluation run",
+        usage="%(prog)s METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags]",
+        description="Compress a model, measure it, keep the result.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+        add_help=False,
+    )
     for flag, kind, words in RUN_FLAGS:
         parser.add_argument(f"--{flag}", type=kind, help=words)
     for flag, words in SWITCHES:
@@ -190,10 +212,19 @@ def _method_help(method: Method) -> str:
     group = parser.add_argument_group(f"{method.name} ({method.title}, {method.paper or 'no paper'})")
     for f in method.params.describe():
         allowed = (
-            ", ".join(map(str, f["choices"])) if f["choices"] else f"{f['lo']} to {f['hi']}" if f["hi"] is not None else f["type"]
+            ", ".join(map(str, f["choices"]))
+            if f["choices"]
+            else f"{f['lo']} to {f['hi']}"
+            if f["hi"] is not None
+            else f["type"]
         )
-        told = f"{f['help']} Default {json.dumps(f['default'])}; {'true or false' if f['type'] == 'bool' else allowed}."
-        group.add_argument("--" + f["name"].replace("_", "-"), metavar=f["type"].upper(), help=told.replace("%", "%%"))
+        told = (
+            f"{f['help']} Default {json.dumps(f['default'])}; "
+            f"{'true or false' if f['type'] == 'bool' else allowed}."
+        )
+        group.add_argument(
+            "--" + f["name"].replace("_", "-"), metavar=f["type"].upper(), help=told.replace("%", "%%")
+        )
     return parser.format_help().strip()
 
 
@@ -223,12 +254,21 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
             rest.append(f"--{flag}={value}")
     own = _parser().parse_args(rest)
     if own.preset not in (None, *PRESETS):
-        raise BadParam(f"--preset {own.preset!r}; allowed: {', '.join(PRESETS)}", name="preset", got=own.preset)
+        raise BadParam(
+            f"--preset {own.preset!r}; allowed: {', '.join(PRESETS)}", name="preset", got=own.preset
+        )
     if own.budget not in (None, *BUDGETS):
-        raise BadParam(f"--budget {own.budget!r}; allowed: {', '.join(BUDGETS)}", name="budget", got=own.budget)
+        raise BadParam(
+            f"--budget {own.budget!r}; allowed: {', '.join(BUDGETS)}", name="budget", got=own.budget
+        )
     if own.budget == "full" and steps and not any(budgets.full(name) for name, _ in steps):
-        raise BadParam(f"--budget full is for methods that train ({', '.join(budgets.FULL)}); here --preset says how much is read",
-                       name="budget", got="full", allowed="short")  # fmt: skip
+        raise BadParam(
+            f"--budget full is for methods that train ({', '.join(budgets.FULL)}); here --preset says "
+            "how much is read",
+            name="budget",
+            got="full",
+            allowed="short",
+        )
     if not steps and not (own.list or own.help):
         raise BadParam(f"no method given. {EPILOG}")
     return own, steps
@@ -250,7 +290,9 @@ def request(own: argparse.Namespace, steps: list[tuple[str, dict[str, str]]]) ->
 
 def _progress(event: dict) -> None:
     left = f", about {event['seconds_left']:.0f} s left" if event.get("seconds_left") else ""
-    print(f"{event['stage']} {event.get('done', 0)}/{event.get('total', 1)}{left}", file=sys.stderr, flush=True)
+    print(
+        f"{event['stage']} {event.get('done', 0)}/{event.get('total', 1)}{left}", file=sys.stderr, flush=True
+    )
 
 
 def _names(listing: list[dict]) -> str:
@@ -264,9 +306,14 @@ def _summary(result: Result) -> str:
     for timing in result.timings[-1:]:
         lines.append(f"  multiplied by {', '.join(timing['kernel'])}; {timing['loop']}")
         if share := timing["limit"].get("share_of_read_bandwidth"):
-            lines.append(f"  a step reads its weights at {share:.0%} of the memory bandwidth measured beside it")
-        ways = [f"{name} {figures['time_per_output_token_ms']:.2f}" for name, figures in timing.items()
-                if isinstance(figures, dict) and "time_per_output_token_ms" in figures]  # fmt: skip
+            lines.append(
+                f"  a step reads its weights at {share:.0%} of the memory bandwidth measured beside it"
+            )
+        ways = [
+            f"{name} {figures['time_per_output_token_ms']:.2f}"
+            for name, figures in timing.items()
+            if isinstance(figures, dict) and "time_per_output_token_ms" in figures
+        ]
         lines.append(f"  milliseconds a token: {', '.join(ways)}")
     lines += [f"  note: {n['code']} {n['facts']}" for n in result.notes]
     return "\n".join(lines)

@@ -2,9 +2,10 @@
 
     python -m evaluation task-files FOLDER a/task.safetensors b/task.safetensors --text a.txt --prompt "The"
 
-FOLDER is what a run of `peqa` saved, or its name in the store. The model is loaded once; then, for the scales that it came with
-and for each file in turn, one row: the milliseconds of the swap, the perplexity on the text and how the prompt goes on. One JSON
-object on standard output. Exit code 0; 1 for a file of other integers; 2 for a bad argument.
+FOLDER is what a run of `peqa` saved, or its name in the store. The model is loaded once; then, for the scales
+that it came with and for each file in turn, one row: the milliseconds of the swap, the perplexity on the text
+and how the prompt goes on. One JSON object on standard output. Exit code 0; 1 for a file of other integers; 2
+for a bad argument.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from evaluation.spec import BUILTIN_TEXT, TEXT_CHOICES
 from evaluation.store import Store
 
 
-def compare(bundle: Bundle, files: list[Path], windows: Windows | None, prompt: str = "", new_tokens: int = 32) -> list[dict]:
-    """A row for the model as it is (file None) and for each task file, swapped in in that order. Raises TaskRefused."""
+def compare(
+    bundle: Bundle, files: list[Path], windows: Windows | None, prompt: str = "", new_tokens: int = 32
+) -> list[dict]:
+    """A row for the model as it is (file None) and for each task file, swapped in in that order. Raises
+    TaskRefused."""
     rows = []
     for file in (None, *files):
         row = {"file": file and str(file)}
@@ -43,7 +47,9 @@ def compare(bundle: Bundle, files: list[Path], windows: Windows | None, prompt: 
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m evaluation task-files", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation task-files", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("artifact", help="folder of a compressed model, or its name in the store")
     parser.add_argument("files", nargs="+", type=Path, help="task files")
     parser.add_argument("--text", default=BUILTIN_TEXT, help=f"text to measure on: {TEXT_CHOICES}")
@@ -56,7 +62,12 @@ def main(argv: list[str]) -> int:
         bundle, windows = artifact.load(source), None
         if own.tokens:
             windows = texts.windows(
-                texts.load_text(own.text, "evaluation"), bundle.tokenizer, "raw", own.window, own.tokens, "evaluation"
+                texts.load_text(own.text, "evaluation"),
+                bundle.tokenizer,
+                "raw",
+                own.window,
+                own.tokens,
+                "evaluation",
             )
         rows = compare(bundle, own.files, windows, own.prompt)
     except (CompressionError, OSError, ValueError) as error:

@@ -1,5 +1,5 @@
-"""How fast a model answers, batch 1: the compressed model and the original, in one process, each by its best path and the
-original by transformers' own loop too.
+"""How fast a model answers, batch 1: the compressed model and the original, in one process, each by its best
+path and the original by transformers' own loop too.
 
 Rounds alternate between them, so that a slow phase of the machine hits all. Medians over rounds and steps.
 """
@@ -23,12 +23,13 @@ from kernels.bench import read_bandwidth
 
 PROMPT_TOKENS, NEW_TOKENS, WARM_UPS, ROUNDS = 128, 17, 2, 3
 
-Begin = Callable[[], Callable[[Tensor], Tensor]]  # starts a text: a function from ids to the last token's logits
+# starts a text: a function from ids to the last token's logits
+Begin = Callable[[], Callable[[Tensor], Tensor]]
 
 
 def lengths(positions: int, available: int) -> tuple[int, int]:
-    """(prompt tokens, new tokens) that are timed on a model of so many positions; (0, 0) where it can't be: a second token
-    must fit behind the first."""
+    """(prompt tokens, new tokens) that are timed on a model of so many positions; (0, 0) where it can't be: a
+    second token must fit behind the first."""
     prompt, new = fitted(positions, available, PROMPT_TOKENS, NEW_TOKENS)
     return (prompt, new) if new >= WARM_UPS else (0, 0)
 
@@ -38,13 +39,19 @@ def left_out(positions: int, available: int) -> list[Note]:
     prompt, new = lengths(positions, available)
     if (prompt, new) == (PROMPT_TOKENS, NEW_TOKENS):
         return []
-    return [Note("timing_shortened", {"prompt": prompt, "new": new}) if new else Note("no_timing", {"positions": positions})]
+    return [
+        Note("timing_shortened", {"prompt": prompt, "new": new})
+        if new
+        else Note("no_timing", {"positions": positions})
+    ]
 
 
-def ways(compressed: Bundle | None, original: Bundle, room: int = PROMPT_TOKENS + NEW_TOKENS) -> dict[str, Begin]:
-    """What is timed over `room` tokens, by name: "compressed", "original" (16-bit weights), "original_float32" (if memory allows) and
-    "transformers" (float32, its own loop); where the decode step serves nobody, the compressed model and the original by transformers'
-    loop."""
+def ways(
+    compressed: Bundle | None, original: Bundle, room: int = PROMPT_TOKENS + NEW_TOKENS
+) -> dict[str, Begin]:
+    """What is timed over `room` tokens, by name: "compressed", "original" (16-bit weights),
+    "original_float32" (if memory allows) and "transformers" (float32, its own loop); where the decode step
+    serves nobody, the compressed model and the original by transformers' loop."""
     found = {} if compressed is None else {"compressed": lambda: stepper(compressed, 1, room)}
     found["original"] = lambda: stepper(original, 1, room)
     if engine.serve(original):
@@ -91,7 +98,11 @@ def share_of_limit(bundle: Bundle, seconds: float) -> dict[str, float]:
         return {}
     read = read_bandwidth()
     moved = decoder.bytes_per_token
-    return {"read_gbytes_per_second": read / 1e9, "bytes_per_token": moved, "share_of_read_bandwidth": moved / seconds / read}
+    return {
+        "read_gbytes_per_second": read / 1e9,
+        "bytes_per_token": moved,
+        "share_of_read_bandwidth": moved / seconds / read,
+    }
 
 
 def summary(first: list[float], later: list[float], prompt_tokens: int) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """One pass over the windows feeds every metric of likelihood and divergence.
 
-The original is measured once a protocol and leaves behind, in the store's baseline folder: its final hidden states
-(float32, from which its logits are rebuilt a few rows at a time, so that nothing of vocabulary size is kept), its
-token losses, its short-context states and its greedy continuations.
+The original is measured once a protocol and leaves behind, in the store's baseline folder: its final hidden
+states (float32, from which its logits are rebuilt a few rows at a time, so that nothing of vocabulary size is
+kept), its token losses, its short-context states and its greedy continuations.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def _mapped(file: Path, shape: list[int]) -> Tensor:
 
 
 def _reserved(file: Path, size: int) -> Path:
-    """An empty file that has its room on the disk: a mapped one that finds none while it is written ends the process."""
+    """An empty file that has its room on the disk: a mapped one that finds none while it is written ends the
+    process."""
     check_room(file, size)
     with file.open("wb") as opened:
         if hasattr(os, "posix_fallocate"):
@@ -83,7 +84,8 @@ def _leave(folder: Path, shape, losses: Tensor, short_hidden: Tensor, texts: lis
 
 
 class OriginalHead(nn.Module):
-    """The original's head beside a compressed model: 16-bit weights, widened a block of the vocabulary at a time."""
+    """The original's head beside a compressed model: 16-bit weights, widened a block of the vocabulary at a
+    time."""
 
     BLOCK = 8_192
 
@@ -98,7 +100,8 @@ class OriginalHead(nn.Module):
 
 
 def left_out(positions: int, windows: Windows) -> list[Note]:
-    """What `measure` can't measure, or only in part, of a model that reads so many positions, over these windows."""
+    """What `measure` can't measure, or only in part, of a model that reads so many positions, over these
+    windows."""
     notes = []
     if _short_windows(positions, windows) == 0:
         notes.append(Note("no_short_context", {"need": SHORT_CONTEXT}))
@@ -117,7 +120,8 @@ def measure(
     emit: Callable[[dict], None] = lambda event: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, float], dict[str, list]]:
-    """(metrics, series) of a model over windows. With a baseline also everything that compares with the original.
+    """(metrics, series) of a model over windows. With a baseline also everything that compares with the
+    original.
 
     record: the folder to leave a baseline in (for a run of the original).
     """
@@ -145,8 +149,9 @@ def measure(
                 raise CompressionError(
                     f"the model's predictions are not finite in window {i}: it is broken at these settings; "
                     f"choose more bits or remove less",
-                    code="broken_model", window=i,
-                )  # fmt: skip
+                    code="broken_model",
+                    window=i,
+                )
             hits += hits_i
             if baseline:
                 kl[i], same = kl_i, same + same_i
@@ -175,7 +180,8 @@ def _width(bundle: Bundle) -> int:
 
 
 def _window(bundle: Bundle, hidden: Tensor, ids: Tensor, reference) -> tuple[Tensor, Tensor | None, int, int]:
-    """(losses, kl, right next tokens, tokens on which both agree) over one window's final states [window, hidden]."""
+    """(losses, kl, right next tokens, tokens on which both agree) over one window's final states [window,
+    hidden]."""
     head, vocabulary, targets = head_of(bundle), vocabulary_of(bundle), ids[1:].to(hidden.device)
     losses = torch.empty(len(targets))
     kl = torch.empty(len(targets)) if reference else None
@@ -195,15 +201,19 @@ def _likelihood(losses: Tensor, hits: int, windows: Windows) -> dict[str, float]
     value, error = ppl.perplexity(losses)
     accuracy, accuracy_error = ppl.rate_and_error(hits, losses.numel())
     found = {
-        "perplexity": value, "perplexity_stderr": error,
-        "next_token_accuracy": accuracy, "next_token_accuracy_stderr": accuracy_error,
-        "bits_per_byte": ppl.bits_per_byte(losses, windows.scored_bytes), "evaluated_tokens": windows.ids.numel(),
-    }  # fmt: skip
+        "perplexity": value,
+        "perplexity_stderr": error,
+        "next_token_accuracy": accuracy,
+        "next_token_accuracy_stderr": accuracy_error,
+        "bits_per_byte": ppl.bits_per_byte(losses, windows.scored_bytes),
+        "evaluated_tokens": windows.ids.numel(),
+    }
     return _known(found)
 
 
 def _known(found: dict[str, float]) -> dict[str, float]:
-    """Without the errors that one window doesn't tell. Any other number that isn't finite stays, and the run fails by it."""
+    """Without the errors that one window doesn't tell. Any other number that isn't finite stays, and the run
+    fails by it."""
     return {k: v for k, v in found.items() if not (k.endswith("_stderr") and math.isnan(v))}
 
 
@@ -212,9 +222,11 @@ def _comparison(losses: Tensor, kl: Tensor, same: int, baseline: Baseline) -> di
     rate, rate_error = ppl.rate_and_error(same, kl.numel())
     found = {
         "baseline_perplexity": ppl.perplexity(baseline.losses)[0],
-        "perplexity_ratio": ratio, "perplexity_ratio_stderr": ratio_error,
-        "same_top_token_rate": rate, "same_top_token_rate_stderr": rate_error,
-    } | {f"kl_divergence_{k}": v for k, v in divergence.summary(kl).items()}  # fmt: skip
+        "perplexity_ratio": ratio,
+        "perplexity_ratio_stderr": ratio_error,
+        "same_top_token_rate": rate,
+        "same_top_token_rate_stderr": rate_error,
+    } | {f"kl_divergence_{k}": v for k, v in divergence.summary(kl).items()}
     return _known(found)
 
 
@@ -224,7 +236,8 @@ def _short_windows(positions: int, windows: Windows) -> int:
 
 
 def _short(bundle: Bundle, windows: Windows, baseline: Baseline | None) -> tuple[Tensor, dict[str, float]]:
-    """Final states on contexts of 32 tokens, and how far they are from the original's; none where there is no such context."""
+    """Final states on contexts of 32 tokens, and how far they are from the original's; none where there is no
+    such context."""
     count = _short_windows(bundle.geometry.positions, windows)
     if count == 0:
         return torch.empty(0, SHORT_CONTEXT, _width(bundle)), {}
@@ -235,7 +248,9 @@ def _short(bundle: Bundle, windows: Windows, baseline: Baseline | None) -> tuple
     kl, same = [], 0
     for one, reference in zip(hidden, baseline.short_hidden, strict=True):
         ids_of_no_use = torch.zeros(SHORT_CONTEXT, dtype=torch.int64)
-        _, kl_one, _, same_one = _window(bundle, one.to(bundle.device), ids_of_no_use, (reference, baseline.head))
+        _, kl_one, _, same_one = _window(
+            bundle, one.to(bundle.device), ids_of_no_use, (reference, baseline.head)
+        )
         kl.append(kl_one)
         same += same_one
     flat = torch.cat(kl)
@@ -245,8 +260,11 @@ def _short(bundle: Bundle, windows: Windows, baseline: Baseline | None) -> tuple
     }
 
 
-def continuations(bundle: Bundle, windows: Windows, check: Callable[[], None] = lambda: None) -> list[list[int]]:
-    """Greedy continuations of prompts cut from the evaluation text, all in one batch; shorter ones where the model has no room."""
+def continuations(
+    bundle: Bundle, windows: Windows, check: Callable[[], None] = lambda: None
+) -> list[list[int]]:
+    """Greedy continuations of prompts cut from the evaluation text, all in one batch; shorter ones where the
+    model has no room."""
     prompt, new = fitted(bundle.geometry.positions, windows.ids.shape[1], PROMPT_TOKENS, NEW_TOKENS)
     steps = []
     for token in generate(bundle, windows.ids[:PROMPTS, :prompt], new):

@@ -17,7 +17,12 @@ from compression.packed.total import Sum
 
 def resident_bytes(module: nn.Module) -> int:
     """Bytes of all live tensors of a model, the tiles that the kernels read included, shared storage once."""
-    tiles = [t for m in module.modules() if isinstance(m, Packed) and m._plan is not None for t in m._plan.all_tensors()]
+    tiles = [
+        t
+        for m in module.modules()
+        if isinstance(m, Packed) and m._plan is not None
+        for t in m._plan.all_tensors()
+    ]
     storages = {}
     for tensor in [*module.parameters(), *module.buffers(), *tiles]:
         if not tensor.is_meta:
@@ -27,10 +32,12 @@ def resident_bytes(module: nn.Module) -> int:
 
 
 def matrices(module: nn.Module, original: Geometry) -> dict[str, float]:
-    """What the blocks' matrices take: bytes as stored, bytes of the original's in 16 bits, numbers left of the original's (those
-    that aren't in removed places; of two thin factors their own), and stored bits per weight.
+    """What the blocks' matrices take: bytes as stored, bytes of the original's in 16 bits, numbers left of
+    the original's (those that aren't in removed places; of two thin factors their own), and stored bits per
+    weight.
 
-    Bits divide by the original matrices' counts, whatever was cut out since; what isn't compressed has 16 bits.
+    Bits divide by the original matrices' counts, whatever was cut out since; what isn't compressed has 16
+    bits.
     """
     linears = [module.get_submodule(path) for path, _, _ in arch.linears(module)]
     packed = [m.packed for m in linears if isinstance(m, CompressedLinear)]
@@ -38,13 +45,17 @@ def matrices(module: nn.Module, original: Geometry) -> dict[str, float]:
     weights = sum(out * n for _, _, (out, n) in arch.linear_shapes(original))
     stored = sum(p.stored_bytes() for p in packed) + 2 * plain
     return {
-        "weight_bits_per_weight": 8 * stored / weights, "matrix_bytes": stored, "dense_matrix_bytes": 2 * weights,
-        "matrix_weights": weights, "kept_weights": sum(map(kept_weights, packed)) + plain,
-    }  # fmt: skip
+        "weight_bits_per_weight": 8 * stored / weights,
+        "matrix_bytes": stored,
+        "dense_matrix_bytes": 2 * weights,
+        "matrix_weights": weights,
+        "kept_weights": sum(map(kept_weights, packed)) + plain,
+    }
 
 
 def kept_weights(packed: Packed) -> int:
-    """How many numbers a format holds of a matrix: those outside of its mask; of two thin factors their own."""
+    """How many numbers a format holds of a matrix: those outside of its mask; of two thin factors their
+    own."""
     if isinstance(packed, LowRank):
         return packed.u.numel() + packed.v.numel()
     if isinstance(packed, Sum):
@@ -54,7 +65,8 @@ def kept_weights(packed: Packed) -> int:
 
 
 def kernels_used(module: nn.Module) -> list[str]:
-    """Names of the kernels that serve a model's compressed matrices, most used first; none if all are plain."""
+    """Names of the kernels that serve a model's compressed matrices, most used first; none if all are
+    plain."""
     packed = [m.packed for m in module.modules() if isinstance(m, (CompressedLinear, CompressedTable))]
     names = [p.kernel for p in packed]
     return sorted(set(names), key=lambda n: -names.count(n))
@@ -80,7 +92,8 @@ def peak_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Start the high-water mark anew; False where the system doesn't allow it (then it counts from the start)."""
+    """Start the high-water mark anew; False where the system doesn't allow it (then it counts from the
+    start)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return True

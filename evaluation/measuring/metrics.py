@@ -1,4 +1,5 @@
-"""The figures that a result has, one declaration each: unit, direction, where its error stands. Pure and without torch.
+"""The figures that a result has, one declaration each: unit, direction, where its error stands. Pure and
+without torch.
 
 Rows are dicts as `Store.rows()` gives them.
 """
@@ -31,7 +32,9 @@ METRICS: dict[str, Metric] = {
     m.key: m
     for m in (
         Metric("perplexity_ratio", "quality", "ratio", "low", True, True, "perplexity_ratio_stderr", 1.0),
-        Metric("same_top_token_rate", "quality", "share", "high", True, False, "same_top_token_rate_stderr", 1.0),
+        Metric(
+            "same_top_token_rate", "quality", "share", "high", True, False, "same_top_token_rate_stderr", 1.0
+        ),
         Metric("kl_divergence_mean", "quality", "nats", "low", True, False, original=0.0),
         Metric("perplexity", "quality", "", "low", True, True, "perplexity_stderr"),
         Metric("next_token_accuracy", "quality", "share", "high", True, False, "next_token_accuracy_stderr"),

@@ -1,4 +1,5 @@
-"""Perplexity and what else follows from token losses. Pure functions; losses are nats, [windows, window - 1]."""
+"""Perplexity and what else follows from token losses. Pure functions; losses are nats, [windows, window -
+1]."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def perplexity(losses: Tensor) -> tuple[float, float]:
 
 
 def ratio(losses: Tensor, baseline: Tensor) -> tuple[float, float]:
-    """(perplexity ratio to the original, standard error) from paired windows: far tighter than two separate errors."""
+    """(perplexity ratio to the original, standard error) from paired windows: far tighter than two separate
+    errors."""
     mean, error = mean_and_error((losses.double() - baseline.double()).mean(1))
     return _exp(mean), _exp(mean) * error
 

@@ -1,6 +1,7 @@
 """Pieces of the page as HTML: the card of a run, the error card, the estimate, the answer, the table of runs.
 
-Pure. Every string from outside (names, paths, messages, models' text) passes through `_e` before it becomes markup.
+Pure. Every string from outside (names, paths, messages, models' text) passes through `_e` before it becomes
+markup.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from evaluation.page.words import Words, digits, grade
 from evaluation.spec import Result
 from evaluation.verdict import paired
 
-TIMES = ("time_to_first_token_ms", "time_per_output_token_ms", "prefill_tokens_per_second", "decode_tokens_per_second")
+TIMES = (
+    "time_to_first_token_ms",
+    "time_per_output_token_ms",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+)
 
 
 def _e(text: object) -> str:
@@ -31,7 +37,10 @@ def term(words: Words, key: str) -> str:
 
 
 def _tip(text: str, help: str) -> str:
-    return f'<span class="term" tabindex="0" data-tip="{_e(help)}" aria-description="{_e(help)}">{_e(text)}</span>'
+    return (
+        f'<span class="term" tabindex="0" data-tip="{_e(help)}" '
+        f'aria-description="{_e(help)}">{_e(text)}</span>'
+    )
 
 
 def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tuple[str, str]:
@@ -44,10 +53,13 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
     else:
         ratio = value(best, "perplexity_ratio")
         facts = {
-            "percent": percent, "size": words.size(value(best, "file_bytes")),
-            "smaller": words.smaller(value(best, "baseline_file_bytes") or value(best, "file_bytes"), value(best, "file_bytes")),
+            "percent": percent,
+            "size": words.size(value(best, "file_bytes")),
+            "smaller": words.smaller(
+                value(best, "baseline_file_bytes") or value(best, "file_bytes"), value(best, "file_bytes")
+            ),
             "verdict": words("grade." + grade(ratio, error(best, "perplexity_ratio"))),
-        }  # fmt: skip
+        }
         first = words("front.within", name=words.run(best), **facts)
         html_first = _e(words("front.within", name="\0", **facts)).replace("\0", _pick(best, words))
     if not budget_bytes:
@@ -61,7 +73,10 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
             "ratio": words.figure("perplexity_ratio", value(found, "perplexity_ratio")),
         }
         second = _e(words("front.under_is", name="\0", **facts)).replace("\0", _pick(found, words))
-    box = f'<input type="number" min="1" step="1" inputmode="numeric" value="{budget_bytes / 1e6:.0f}" aria-label="{_e(words("front.under"))} MB">'
+    box = (
+        '<input type="number" min="1" step="1" inputmode="numeric" '
+        f'value="{budget_bytes / 1e6:.0f}" aria-label="{_e(words("front.under"))} MB">'
+    )
     return f"<p>{html_first}</p><p><label>{_e(words('front.under'))} {box} MB:</label> {second}</p>", first
 
 
@@ -75,9 +90,12 @@ def headline(rows: Sequence[Row], model: str, words: Words) -> str:
     if best is None or not value(best, "baseline_file_bytes"):
         return words("app.headline_none", model=model) if rows else words("app.headline_empty")
     return words(
-        "app.headline", model=model, original=words.size(value(best, "baseline_file_bytes")), now=words.size(value(best, "file_bytes")),
+        "app.headline",
+        model=model,
+        original=words.size(value(best, "baseline_file_bytes")),
+        now=words.size(value(best, "file_bytes")),
         verdict=words("grade." + grade(value(best, "perplexity_ratio"), error(best, "perplexity_ratio"))),
-    )  # fmt: skip
+    )
 
 
 def estimate_line(words: Words, found, stored: bool, public: bool) -> str:
@@ -87,16 +105,20 @@ def estimate_line(words: Words, found, stored: bool, public: bool) -> str:
     size = words.size(found.file_bytes)
     smaller = words.smaller(found.baseline_file_bytes, found.file_bytes)
     lines = [f'<p class="size"><b>{_e(words("estimate.size", size=size))}</b> <span>{_e(smaller)}</span></p>']
-    more = [words("estimate.bits", bits=digits(found.weight_bits, 2)), words("estimate.needs", peak=words.size(found.peak_bytes))]
+    more = [
+        words("estimate.bits", bits=digits(found.weight_bits, 2)),
+        words("estimate.needs", peak=words.size(found.peak_bytes)),
+    ]
     if found.cache_bytes_per_token:
         more.append(words("estimate.cache", size=words.size(found.cache_bytes_per_token)))
-    more.append(words("estimate.measured") if stored else words("estimate.time", time=words.seconds(found.seconds)))
+    more.append(
+        words("estimate.measured") if stored else words("estimate.time", time=words.seconds(found.seconds))
+    )
     lines.append(f'<p class="more" title="{_e(words("estimate.range"))}">{_e(" · ".join(more))}</p>')
     if not found.fits and not stored:
         key = "estimate.too_big_public" if public else "estimate.too_big"
-        lines.append(
-            f'<p class="warn">{_e(words(key, peak=words.size(found.peak_bytes), free=words.size(found.available_bytes)))}</p>'
-        )
+        sizes = {"peak": words.size(found.peak_bytes), "free": words.size(found.available_bytes)}
+        lines.append(f'<p class="warn">{_e(words(key, **sizes))}</p>')
     return "".join(lines)
 
 
@@ -106,9 +128,13 @@ def error_card(words: Words, error: dict, run_id: str = "", act: str | None = No
     act = act or parts["act"]
     details = ""
     if parts["details"]:
-        details = f"<details><summary>{_e(words('error.details'))}</summary><pre>{_e(parts['details'])}</pre></details>"
+        told = f"<summary>{_e(words('error.details'))}</summary><pre>{_e(parts['details'])}</pre>"
+        details = f"<details>{told}</details>"
     body = "".join(f"<p>{_e(parts[p])}</p>" for p in ("means", "do") if parts.get(p))
-    button = f'<button class="plain" data-act="{_e(act)}" data-id="{_e(run_id)}">{_e(words(f"act.{act}"))}</button>'
+    button = (
+        f'<button class="plain" data-act="{_e(act)}" '
+        f'data-id="{_e(run_id)}">{_e(words(f"act.{act}"))}</button>'
+    )
     calm = " calm" if error.get("code") == "cancelled" else ""
     return f'<div class="error{calm}" role="alert"><h3>{_e(parts["what"])}</h3>{body}{details}{button}</div>'
 
@@ -129,12 +155,14 @@ def run_card(
     """A run in plain words first, its figures one look further.
 
     here: it was timed on this machine. seconds: the estimate for making it again. chat: the page can chat.
-    exports: formats of other programs that its model can be had in. relatives: of a run with training, the runs "without" it
-    and its "control", None where they aren't measured yet.
+    exports: formats of other programs that its model can be had in. relatives: of a run with training, the
+    runs "without" it and its "control", None where they aren't measured yet.
     """
     m, original = result.metrics, result.spec.is_original
     name = words.recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
-    title = f'<div class="card-title"><h2>{_e(name)}</h2><span class="model">{_e(result.spec.model)}</span></div>'
+    title = (
+        f'<div class="card-title"><h2>{_e(name)}</h2><span class="model">{_e(result.spec.model)}</span></div>'
+    )
     if result.status != "ok":
         if result.status in ("queued", "running"):
             return f'{title}<p class="facts">{_e(words(f"status.{result.status}"))}</p>'
@@ -145,7 +173,11 @@ def run_card(
     if dominated and not original:
         lines.append(f'<p class="quiet">{_e(words("card.dominated"))}</p>')
     notes = noteworthy({"notes": result.notes})
-    lines += ['<ul class="notes">' + "".join(f"<li>{_e(words.note(n))}</li>" for n in notes) + "</ul>"] if notes else []
+    lines += (
+        ['<ul class="notes">' + "".join(f"<li>{_e(words.note(n))}</li>" for n in notes) + "</ul>"]
+        if notes
+        else []
+    )
     return "".join(
         [
             title,
@@ -153,20 +185,27 @@ def run_card(
             _training(words, result, relatives or {}),
             _buttons(words, result, artifact, chat, seconds, exports),
             _figures(words, result, here, shipped),
-        ]  # fmt: skip
+        ]
     )
 
 
 def _training(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> str:
-    """The curve of a training, and what it is worth: beside the run without it, and beside the same training alone."""
+    """The curve of a training, and what it is worth: beside the run without it, and beside the same training
+    alone."""
     curve = result.series.get("training")
     if not curve:
         return ""
     seen = [row[2] for row in curve if row[2] is not None]
-    picture = curve_picture(curve, words("card.training.alt", **words.facts({"first": seen[0], "last": seen[-1]})))
+    picture = curve_picture(
+        curve, words("card.training.alt", **words.facts({"first": seen[0], "last": seen[-1]}))
+    )
     samples = any(note.get("code") == "distilled" for note in result.notes)
-    off = any(method.control for method, _ in result.spec.methods)  # the control is no training of the original
-    lines, own = [words("card.training.own") if samples else words("card.training")], result.metrics.get("perplexity_ratio")
+    # the control is no training of the original
+    off = any(method.control for method, _ in result.spec.methods)
+    lines, own = (
+        [words("card.training.own") if samples else words("card.training")],
+        result.metrics.get("perplexity_ratio"),
+    )
     ratio = {name: r.metrics.get("perplexity_ratio") for name, r in relatives.items() if r is not None}
     if ratio.get("without"):
         lines.append(words("card.without", ratio=words.figure("perplexity_ratio", ratio["without"])))
@@ -180,13 +219,15 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
     elif "control" in relatives:
         lines.append(words("card.control.off.none") if off else words("card.control.none"))
         button = (
-            f' <button class="linklike" data-act="control" data-id="{_e(result.id)}">{_e(words("card.control.run"))}</button>'
+            ' <button class="linklike" data-act="control" '
+            f'data-id="{_e(result.id)}">{_e(words("card.control.run"))}</button>'
         )
     return f'{picture}<p class="quiet">{"<br>".join(map(_e, lines))}{button}</p>'
 
 
 def _verdict(words: Words, key: str, result: Result, other: Result) -> list[str]:
-    """Whether a result is better than another of the same protocol, window by window; nothing where windows can't be paired."""
+    """Whether a result is better than another of the same protocol, window by window; nothing where windows
+    can't be paired."""
     ours, theirs = (r.series.get("window_losses", []) for r in (result, other))
     same = result.protocol_id == other.protocol_id and len(ours) == len(theirs) > 1
     return [words(key, verdict=words.verdict(paired(ours, theirs)))] if same else []
@@ -212,7 +253,10 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
     m, lines = result.metrics, []
     if m.get("baseline_file_bytes"):
         against = words(
-            "card.versus", now=words.size(m["file_bytes"]), original=words.size(m["baseline_file_bytes"]), model=result.spec.model
+            "card.versus",
+            now=words.size(m["file_bytes"]),
+            original=words.size(m["baseline_file_bytes"]),
+            model=result.spec.model,
         )
         lines.append(against)
     elif "file_bytes" in m:
@@ -220,34 +264,46 @@ def _sizes(words: Words, result: Result, here: bool) -> list[str]:
     lines += _storage(words, result)
     if result.spec.stored_cache_bits < 16 and m.get("baseline_kv_cache_bytes_per_token"):
         taken = {
-            name: words.size(m[f"{prefix}kv_cache_bytes_per_token"]) for name, prefix in (("now", ""), ("original", "baseline_"))
+            name: words.size(m[f"{prefix}kv_cache_bytes_per_token"])
+            for name, prefix in (("now", ""), ("original", "baseline_"))
         }
         lines.append(words("card.cache", bits=result.spec.stored_cache_bits, **taken))
     lines += [words.note(n) for n in result.notes if n.get("code") in EXPECTED_NOTES]
     if result.timings and not result.spec.is_original:
         host = result.timings[-1]["host"].get("processor", "")
         kernel = ", ".join(result.timings[-1]["kernel"])
-        lines.append(words("card.kernel", kernel=kernel) if here else words("card.kernel.other", processor=host))
+        lines.append(
+            words("card.kernel", kernel=kernel) if here else words("card.kernel.other", processor=host)
+        )
         if here and (against := _against_limits(words, result.timings[-1])):
             lines.append(against)
     return ['<p class="quiet">' + "<br>".join(map(_e, lines)) + "</p>"] if lines else []
 
 
 def _storage(words: Words, result: Result) -> list[str]:
-    """What the compressed matrices take dense and as they are stored, and whether that is faster too or only smaller."""
+    """What the compressed matrices take dense and as they are stored, and whether that is faster too or only
+    smaller."""
     m, formats = result.metrics, [row["format"] for row in result.layers if "format" in row]
     if not formats or "kept_weights" not in m:
         return []
     told = "table" if result.layers[-1].get("role") == "embedding" else formats[-1]  # of the last step
     lines = []
     if m["kept_weights"] < m["matrix_weights"]:
-        lines.append(words("card.kept", kept=words.millions(m["kept_weights"]), of=words.millions(m["matrix_weights"]),
-                           dense=words.size(m["dense_matrix_bytes"]), stored=words.size(m["matrix_bytes"])))  # fmt: skip
+        lines.append(
+            words(
+                "card.kept",
+                kept=words.millions(m["kept_weights"]),
+                of=words.millions(m["matrix_weights"]),
+                dense=words.size(m["dense_matrix_bytes"]),
+                stored=words.size(m["matrix_bytes"]),
+            )
+        )
     return lines + ([words(f"stored.{told}")] if words.has(f"stored.{told}") else [])
 
 
 def _against_limits(words: Words, timing: dict) -> str:
-    """How near the step is to what memory delivers, and what the original takes by the same route and by transformers."""
+    """How near the step is to what memory delivers, and what the original takes by the same route and by
+    transformers."""
     share, parts = timing.get("limit", {}).get("share_of_read_bandwidth"), []
     if share is not None:
         parts.append(words("card.limit", share=words.share(share)))
@@ -262,7 +318,9 @@ def _against_limits(words: Words, timing: dict) -> str:
     return " ".join(parts)
 
 
-def _buttons(words: Words, result: Result, artifact: bool, chat: bool, seconds: float | None, exports: Sequence[str]) -> str:
+def _buttons(
+    words: Words, result: Result, artifact: bool, chat: bool, seconds: float | None, exports: Sequence[str]
+) -> str:
     out, run = [], f'data-id="{_e(result.id)}"'
     if not result.spec.is_original:
         if artifact and chat:
@@ -271,10 +329,15 @@ def _buttons(words: Words, result: Result, artifact: bool, chat: bool, seconds: 
             making = words("card.make", time=words.seconds(seconds)) if seconds else words("card.again")
             out.append(f'<button class="primary" data-act="make" {run}>{_e(making)}</button>')
         if artifact:
-            out.append(f'<button class="plain" data-act="download" {run}>{_e(words("card.download"))}</button>')
+            out.append(
+                f'<button class="plain" data-act="download" {run}>{_e(words("card.download"))}</button>'
+            )
             for form in exports:
                 title, said = _e(words(f"card.export.{form}.help")), _e(words(f"card.export.{form}"))
-                out.append(f'<button class="plain" data-act="download" data-form="{form}" title="{title}" {run}>{said}</button>')
+                out.append(
+                    f'<button class="plain" data-act="download" data-form="{form}" title="{title}" '
+                    f"{run}>{said}</button>"
+                )
     if artifact or result.spec.is_original:
         out.append(f'<button class="plain" data-act="again" {run}>{_e(words("card.again"))}</button>')
     out.append(f'<button class="plain" data-act="link" {run}>{_e(words("card.link"))}</button>')
@@ -295,11 +358,14 @@ def _figures(words: Words, result: Result, here: bool, shipped: bool) -> str:
             if spread:
                 own += " " + words("card.error", x=words.figure(metric.key, spread, 2))
             base = m.get(f"baseline_{metric.key}")
-            rows.append(f"<tr><th scope='row'>{term(words, metric.key)}</th><td>{_e(own)}</td>"
-                        f"<td>{_e(words.figure(metric.key, base)) if base is not None else ''}</td></tr>")  # fmt: skip
+            rows.append(
+                f"<tr><th scope='row'>{term(words, metric.key)}</th><td>{_e(own)}</td>"
+                f"<td>{_e(words.figure(metric.key, base)) if base is not None else ''}</td></tr>"
+            )
         if rows:
             groups.append(
-                f"<tr class='group'><th colspan='3' scope='colgroup'>{_e(words(f'card.group.{kind}'))}</th></tr>" + "".join(rows)
+                "<tr class='group'><th colspan='3' "
+                f"scope='colgroup'>{_e(words(f'card.group.{kind}'))}</th></tr>" + "".join(rows)
             )
     own, other = ("original", "") if result.spec.is_original else ("card.compressed", words("card.original"))
     head = "".join(f"<th scope='col'>{_e(title)}</th>" for title in (words("card.figure"), words(own), other))
@@ -308,18 +374,32 @@ def _figures(words: Words, result: Result, here: bool, shipped: bool) -> str:
         foot.append(words("card.calibrated", source=source))
     if here and result.timings:
         t = result.timings[-1]
-        foot.append(words("card.host", processor=t["host"].get("processor", "?"), threads=t["host"].get("threads", "?"),
-                          warm_ups=t.get("warm_ups", "?"), kernel=", ".join(t["kernel"])))  # fmt: skip
+        foot.append(
+            words(
+                "card.host",
+                processor=t["host"].get("processor", "?"),
+                threads=t["host"].get("threads", "?"),
+                warm_ups=t.get("warm_ups", "?"),
+                kernel=", ".join(t["kernel"]),
+            )
+        )
     day = time.strftime("%Y-%m-%d", time.localtime(result.created))
     foot.append(words("card.measured", date=day) + (f" · {words('shipped_mark')}" if shipped else ""))
     foot += [words.note(n) for n in result.notes if n.get("code") == "plain_kernel"]
-    return (f"<details class='all'><summary>{_e(words('card.figures'))}</summary><div class='scroll'><table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(groups)}</tbody></table></div><p class='quiet'>{'<br>'.join(map(_e, foot))}</p></details>")  # fmt: skip
+    return (
+        f"<details class='all'><summary>{_e(words('card.figures'))}</summary><div "
+        f"class='scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(groups)}</tbody></table></div><p "
+        f"class='quiet'>{'<br>'.join(map(_e, foot))}</p></details>"
+    )
 
 
 COLUMNS = (  # table column, metric that sorts it
-    ("size", "file_bytes"), ("ratio", "perplexity_ratio"), ("same", "same_top_token_rate"), ("speed", "decode_tokens_per_second"),
-)  # fmt: skip
+    ("size", "file_bytes"),
+    ("ratio", "perplexity_ratio"),
+    ("same", "same_top_token_rate"),
+    ("speed", "decode_tokens_per_second"),
+)
 
 
 def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) -> str:
@@ -330,25 +410,34 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
         cells = []
         for _, key in COLUMNS:
             x = value(r, key) if key not in TIMES or here else None
-            cells.append(
-                f'<td data-v="{"" if x is None else x}">{"" if x is None else _e(words.figure(key, x).replace(" tokens/s", ""))}</td>'
-            )
+            told = "" if x is None else _e(words.figure(key, x).replace(" tokens/s", ""))
+            cells.append(f'<td data-v="{"" if x is None else x}">{told}</td>')
         status = (
             ""
             if r["status"] == "ok"
             else f' <span class="status {_e(r["status"])}">{_e(words("status." + str(r["status"])))}</span>'
         )
-        mark = f' <span class="note-mark" title="{_e(words.note(noteworthy(r)[0]))}">!</span>' if noteworthy(r) else ""
+        mark = (
+            f' <span class="note-mark" title="{_e(words.note(noteworthy(r)[0]))}">!</span>'
+            if noteworthy(r)
+            else ""
+        )
         settings = words("comma").join(told for step in r["recipe"] for told in words.settings(*step))
         full = words("comma").join([name, settings] if settings else [name])
-        pick = f'<button class="linklike" data-run="{_e(r["id"])}" aria-label="{_e(words("runs.select", name=full))}">{_e(name)}</button>'
+        pick = (
+            f'<button class="linklike" data-run="{_e(r["id"])}" '
+            f'aria-label="{_e(words("runs.select", name=full))}">{_e(name)}</button>'
+        )
         small = f'<small title="{_e(settings)}">{_e(settings)}</small>' if settings else ""
         day = time.strftime("%m-%d %H:%M", time.localtime(float(r["created"])))
         dot = f'<i class="dot {_e(r["family"])}"></i>'
-        body.append(f'<tr data-run="{_e(r["id"])}" data-model="{_e(r["model"])}"><td data-v="{_e(name)}">{dot}{pick}{status}{mark}{small}</td>'
-                    f'<td class="model" data-v="{_e(r["model"])}">{_e(r["model"])}</td>'
-                    f'<td class="model" data-v="{_e(r["text"])}">{_e(Path(str(r["text"])).name)}</td>{"".join(cells)}'
-                    f'<td class="when" data-v="{float(r["created"]):.0f}">{_e(day)}</td></tr>')  # fmt: skip
+        body.append(
+            f'<tr data-run="{_e(r["id"])}" data-model="{_e(r["model"])}"><td '
+            f'data-v="{_e(name)}">{dot}{pick}{status}{mark}{small}</td>'
+            f'<td class="model" data-v="{_e(r["model"])}">{_e(r["model"])}</td>'
+            f'<td class="model" data-v="{_e(r["text"])}">{_e(Path(str(r["text"])).name)}</td>{"".join(cells)}'
+            f'<td class="when" data-v="{float(r["created"]):.0f}">{_e(day)}</td></tr>'
+        )
     if not body:
         return f'<p class="quiet">{_e(words("runs.empty"))}</p>'
     heads = []
@@ -356,6 +445,9 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
         label = words(f"runs.{key}")
         side = ' class="model"' if key in ("model", "text") else ' class="when"' if key == "when" else ""
         heads.append(
-            f'<th scope="col"{side}><button data-sort="{i}" title="{_e(words("runs.sort", name=label))}">{_e(label)}</button></th>'
+            f'<th scope="col"{side}><button data-sort="{i}" '
+            f'title="{_e(words("runs.sort", name=label))}">{_e(label)}</button></th>'
         )
-    return f'<table class="runs"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    return (
+        f'<table class="runs"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+    )

@@ -1,10 +1,12 @@
-"""What stands before the web server: who may ask, which paths exist, how much and how often. Plain ASGI, no framework.
+"""What stands before the web server: who may ask, which paths exist, how much and how often. Plain ASGI, no
+framework.
 
-    gate = Gate(server, Rules(functions={(3, "ask_front")}, event=0, files=("/data/downloads/",), hosts=frozenset({"localhost"})))
+    gate = Gate(server, Rules(functions={(3, "ask_front")}, event=0, files=("/data/downloads/",),
+    hosts=frozenset({"localhost"})))
 
-A request passes in this order: its host and the site that it comes from, its path, its address' share, its size and shape.
-What the page doesn't use isn't there: everything else is answered by 404. A body that isn't the page's own is answered by 400
-and never reaches the server, so that nobody can make it fail.
+A request passes in this order: its host and the site that it comes from, its path, its address' share, its
+size and shape. What the page doesn't use isn't there: everything else is answered by 404. A body that isn't
+the page's own is answered by 400 and never reaches the server, so that nobody can make it fail.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ BODY_SECONDS = 20  # for a body to arrive
 DEPTH = 16  # of lists and objects in a body
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 API = "/gradio_api"
-EXACT = frozenset({"/", "/config", "/favicon.ico", "/theme.css", "/robots.txt", f"{API}/startup-events", f"{API}/app_id"})
+EXACT = frozenset(
+    {"/", "/config", "/favicon.ico", "/theme.css", "/robots.txt", f"{API}/startup-events", f"{API}/app_id"}
+)
 STREAM = f"{API}/queue/data"
 STATIC = ("/assets/", "/static/")
 FILE = f"{API}/file="
@@ -57,10 +61,10 @@ Scope, Receive, Send = dict, Callable[[], Awaitable[dict]], Callable[[dict], Awa
 class Rules:
     """What a page lets through.
 
-    functions: (component, name) of each server function. event: the number of the one queued event, None if there is none.
-    files: what a served file's path may begin with. hosts: names that the page may be asked under, beside this machine's own.
-    public: on a Space, where a proxy says who asks and every address has a share; else only this machine's own visitors have none.
-    frames: sites that may show the page in a frame.
+    functions: (component, name) of each server function. event: the number of the one queued event, None if
+    there is none. files: what a served file's path may begin with. hosts: names that the page may be asked
+    under, beside this machine's own. public: on a Space, where a proxy says who asks and every address has a
+    share; else only this machine's own visitors have none. frames: sites that may show the page in a frame.
     """
 
     functions: frozenset[tuple[int, str]]
@@ -139,16 +143,20 @@ class Gate:
     # --- who ---
 
     def _check_origin(self, method: str, headers: Mapping[str, str]) -> None:
-        """Against another site that makes a visitor's browser ask, also under a name of its own for this machine."""
+        """Against another site that makes a visitor's browser ask, also under a name of its own for this
+        machine."""
         host, origin = headers.get("host", ""), headers.get("origin")
         site = "" if origin is None else origin.partition("://")[2].lower()
         own = _name(site) in self.rules.hosts - LOOPBACK  # whatever a proxy makes of the host's name
         known = _name(host) in self.rules.hosts | LOOPBACK
-        if self.rules.public:  # what watches a Space asks by address; a name of somebody's own gains nothing by only looking
+        # what watches a Space asks by address; a name of somebody's own gains nothing by only looking
+        if self.rules.public:
             known = known or own or method in ("GET", "HEAD") or _ip(_name(host)) is not None
         if not known:
             raise Refusal(
-                403, f"this page isn't served under the name {host[:100]!r}; to allow it, put it into COMPRESSION_EXPLORER_HOSTS"
+                403,
+                f"this page isn't served under the name {host[:100]!r}; to allow it, put it into "
+                "COMPRESSION_EXPLORER_HOSTS",
             )
         if origin is not None and site != host.lower() and not own:
             raise Refusal(403, f"requests from {origin[:100]!r} are not taken; open the page itself")
@@ -156,15 +164,18 @@ class Gate:
             raise Refusal(403, "requests from another site are not taken; open the page itself")
 
     def _address(self, scope: Scope, headers: Mapping[str, str]) -> str:
-        """The visitor's network: an address, or the first half of a long one. On a Space it is the last address that the proxies
-        wrote and that isn't theirs; what stands before it is the visitor's own claim."""
+        """The visitor's network: an address, or the first half of a long one. On a Space it is the last
+        address that the proxies wrote and that isn't theirs; what stands before it is the visitor's own
+        claim."""
         peer = (scope.get("client") or ("",))[0]
         said = headers.get("x-forwarded-for", "").split(",") if self.rules.public else []
         found = next((a for text in reversed(said) if (a := _ip(text)) and a.is_global), _ip(peer))
         if found is None:
             return peer
         return (
-            str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 and not found.is_loopback else str(found)
+            str(ipaddress.ip_network((found, 64), strict=False))
+            if found.version == 6 and not found.is_loopback
+            else str(found)
         )
 
     def _share(self, address: str) -> _Share:
@@ -201,7 +212,9 @@ class Gate:
                 raise ValueError("nested too deep")
             taken = (_Function if path == FUNCTION else _Join).model_validate(body)
         except ValidationError as error:
-            raise Refusal(400, f"this is no question of the page: {error.errors(include_url=False)[0]['msg']}") from None
+            raise Refusal(
+                400, f"this is no question of the page: {error.errors(include_url=False)[0]['msg']}"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"this is no question of the page: {str(error)[:100]}") from None
         if isinstance(taken, _Function) and (taken.component_id, taken.fn_name) not in self.rules.functions:
@@ -239,7 +252,14 @@ class Gate:
             while inner := getattr(error, "exceptions", ()):  # a group of them
                 error = inner[0]
             place = (traceback.extract_tb(error.__traceback__) or [None])[-1]
-            log.error("%s %s: %s: %.200s (%s)", scope["method"], scope["path"][:100], type(error).__name__, error, place)
+            log.error(
+                "%s %s: %s: %.200s (%s)",
+                scope["method"],
+                scope["path"][:100],
+                type(error).__name__,
+                error,
+                place,
+            )
             if started:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
@@ -289,7 +309,8 @@ class _Taking:
 
 
 def hostnames(text: str) -> frozenset[str]:
-    """The names in a list with commas, ports and brackets left out: "tea.local, 192.168.1.5:7860" -> {"tea.local", "192.168.1.5"}."""
+    """The names in a list with commas, ports and brackets left out: "tea.local, 192.168.1.5:7860" ->
+    {"tea.local", "192.168.1.5"}."""
     return frozenset(filter(None, (_name(part.strip()) for part in text.split(","))))
 
 

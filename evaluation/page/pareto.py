@@ -9,35 +9,45 @@ from evaluation.measuring.metrics import METRICS, WITHIN, Row, better, value
 
 
 def front(rows: Iterable[Row], x: str, y: str) -> list[str]:
-    """Ids of the rows that no other row beats, by x. A row is beaten by one that is no worse in both and better in one."""
+    """Ids of the rows that no other row beats, by x. A row is beaten by one that is no worse in both and
+    better in one."""
     known = [(r, a, b) for r in rows if (a := value(r, x)) is not None and (b := value(r, y)) is not None]
 
     def beaten(a: float, b: float) -> bool:
-        return any(not better(x, a, p) and not better(y, b, q) and (better(x, p, a) or better(y, q, b)) for _, p, q in known)
+        return any(
+            not better(x, a, p) and not better(y, b, q) and (better(x, p, a) or better(y, q, b))
+            for _, p, q in known
+        )
 
     return [str(r["id"]) for r, a, b in sorted(known, key=lambda k: k[1]) if not beaten(a, b)]
 
 
 def smallest_within(rows: Iterable[Row], limit: float = WITHIN) -> Row | None:
-    """The smallest compressed model whose perplexity is at most `limit` times the original's, errors not counted."""
+    """The smallest compressed model whose perplexity is at most `limit` times the original's, errors not
+    counted."""
     fit = [
-        r for r in rows
-        if r.get("family") != "original" and value(r, "file_bytes") and (value(r, "perplexity_ratio") or math.inf) <= limit
-    ]  # fmt: skip
+        r
+        for r in rows
+        if r.get("family") != "original"
+        and value(r, "file_bytes")
+        and (value(r, "perplexity_ratio") or math.inf) <= limit
+    ]
     return min(fit, key=lambda r: value(r, "file_bytes"), default=None)
 
 
 def best_under(rows: Iterable[Row], budget_bytes: float) -> Row | None:
     """The model with the lowest perplexity among those whose file fits a budget."""
     fit = [
-        r for r in rows
+        r
+        for r in rows
         if (value(r, "file_bytes") or math.inf) <= budget_bytes and value(r, "perplexity_ratio") is not None
-    ]  # fmt: skip
+    ]
     return min(fit, key=lambda r: value(r, "perplexity_ratio"), default=None)
 
 
 def comparable(rows: Iterable[Row], model: str, protocol: str) -> list[Row]:
-    """The `ok` rows of one model in one protocol, one a key (the newest): two protocols never share an axis."""
+    """The `ok` rows of one model in one protocol, one a key (the newest): two protocols never share an
+    axis."""
     newest: dict[str, Row] = {}
     for r in rows:
         if r.get("status") == "ok" and r.get("model") == model and r.get("protocol_id") == protocol:
@@ -52,16 +62,26 @@ def protocols(rows: Iterable[Row], model: str) -> list[tuple[str, int]]:
     count: dict[str, int] = {}
     for r in rows:
         if r.get("status") == "ok" and r.get("model") == model:
-            count[str(r["protocol_id"])] = count.get(str(r["protocol_id"]), 0) + (r.get("family") != "original")
+            count[str(r["protocol_id"])] = count.get(str(r["protocol_id"]), 0) + (
+                r.get("family") != "original"
+            )
     return sorted(count.items(), key=lambda item: -item[1])
 
 
 def on_this_machine(rows: Iterable[Row], processor: str, threads: int) -> list[Row]:
-    """The compressed models timed here, for times of two machines never share an axis, and the original with the times
-    that the newest of these runs measured beside its own."""
+    """The compressed models timed here, for times of two machines never share an axis, and the original with
+    the times that the newest of these runs measured beside its own."""
     rows = list(rows)
-    here = [r for r in rows if r.get("host") == processor and r.get("threads") == threads and r.get("family") != "original"]
-    timed = [r for r in here if value(r, "decode_tokens_per_second") is not None and "baseline_decode_tokens_per_second" in r]
+    here = [
+        r
+        for r in rows
+        if r.get("host") == processor and r.get("threads") == threads and r.get("family") != "original"
+    ]
+    timed = [
+        r
+        for r in here
+        if value(r, "decode_tokens_per_second") is not None and "baseline_decode_tokens_per_second" in r
+    ]
     newest = max(timed, key=lambda r: r["created"], default={})
     times = {k: newest.get(f"baseline_{k}") for k, m in METRICS.items() if m.kind == "time"}
     return here + [dict(r) | times for r in rows if r.get("family") == "original"]

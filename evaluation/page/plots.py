@@ -1,7 +1,7 @@
 """The front as a figure: one set of marks, drawn twice, as a still SVG for the first paint and for Plotly.
 
-Colours are tokens ("var:quantization") that the page turns into the theme's colours, so that a figure is right in
-light and dark. Pure: no Plotly import, the figure is its JSON.
+Colours are tokens ("var:quantization") that the page turns into the theme's colours, so that a figure is
+right in light and dark. Pure: no Plotly import, the figure is its JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from evaluation.page.words import NOTICEABLE, Words
 WIDTH, HEIGHT = 760, 400  # the still's own coordinates, and the size that labels are placed for
 MARGIN = {"l": 58, "r": 22, "t": 30, "b": 50}
 LOG_TICKS = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-WORST_RATIO = 10.0  # perplexity beyond this multiple is drawn at the edge: a broken model must not squash the rest
+# perplexity beyond this multiple is drawn at the edge: a broken model must not squash the rest
+WORST_RATIO = 10.0
 SIZES = {"star": 17, "best": 13, "plain": 11, "grey": 9}
 SYMBOLS = {"quantization": "circle", "pruning": "square", "low_rank": "diamond", "distillation": "pentagon"}
 
@@ -63,22 +64,36 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
     rows = [r for r in rows if value(r, x) is not None and value(r, y) is not None]
     leading, best = set(front(rows, x, y)), smallest_within(rows)
     limit = WORST_RATIO * (
-        1 if y == "perplexity_ratio" else next((value(r, y) for r in rows if r["family"] == "original"), math.inf)
+        1
+        if y == "perplexity_ratio"
+        else next((value(r, y) for r in rows if r["family"] == "original"), math.inf)
     )
     cut = limit if METRICS[y].log else math.inf
     out = []
     for r in rows:
         there, seen = value(r, y), min(value(r, y), cut)
-        out.append(Mark(
-            id=str(r["id"]), x=value(r, x), y=seen, family=str(r["family"]), label=words.run(r),
-            hover=_hover(r, x, y, words), leading=r["id"] in leading, best=best is not None and r["id"] == best["id"],
-            clipped=there > seen, error=error(r, y), notes=len(noteworthy(r)),
-        ))  # fmt: skip
+        out.append(
+            Mark(
+                id=str(r["id"]),
+                x=value(r, x),
+                y=seen,
+                family=str(r["family"]),
+                label=words.run(r),
+                hover=_hover(r, x, y, words),
+                leading=r["id"] in leading,
+                best=best is not None and r["id"] == best["id"],
+                clipped=there > seen,
+                error=error(r, y),
+                notes=len(noteworthy(r)),
+            )
+        )
     return out
 
 
 # said of every result of a kind, so not drawn on points
-EXPECTED_NOTES = frozenset({"already_rounded", "structures_removed", "width_removed", "student_layers", "student_other"})
+EXPECTED_NOTES = frozenset(
+    {"already_rounded", "structures_removed", "width_removed", "student_layers", "student_other"}
+)
 
 
 def noteworthy(row: Row) -> list[dict]:
@@ -111,7 +126,9 @@ def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Sc
         low, high = math.log10(low), math.log10(high)
         pad = max(0.06 * (high - low), 0.02)
         axis = Scale(key, low - pad, high + pad, True, flip)
-        inside = [t * b for b in _decades(axis) for t in LOG_TICKS if axis.low <= math.log10(t * b) <= axis.high]
+        inside = [
+            t * b for b in _decades(axis) for t in LOG_TICKS if axis.low <= math.log10(t * b) <= axis.high
+        ]
         axis.ticks = [(t, words.figure(key, t)) for t in _spaced(axis, sorted(set(inside)), 0.07)]
         return axis
     if metric.unit == "bytes" or (low >= 0 and low < 0.5 * high):
@@ -172,9 +189,17 @@ def _labels(found: list[Mark], xs: Scale, ys: Scale, words: Words) -> list:
     """At most four names: the original, the best, and the ends of the front, where there is room."""
     original = [m for m in found if m.family == "original"]
     best = [m for m in found if m.best]
-    ends = sorted((m for m in found if m.leading and m not in original + best and not m.clipped), key=lambda m: m.x)
+    ends = sorted(
+        (m for m in found if m.leading and m not in original + best and not m.clipped), key=lambda m: m.x
+    )
     wanted = (original + best + ends[:1] + ends[-1:])[:4]
-    px = lambda m: (xs.at(m.x) * (WIDTH - MARGIN["l"] - MARGIN["r"]), (1 - ys.at(m.y)) * (HEIGHT - MARGIN["t"] - MARGIN["b"]))  # noqa: E731
+
+    def px(m):
+        return (
+            xs.at(m.x) * (WIDTH - MARGIN["l"] - MARGIN["r"]),
+            (1 - ys.at(m.y)) * (HEIGHT - MARGIN["t"] - MARGIN["b"]),
+        )
+
     taken = [(a - 9, b - 9, a + 9, b + 9) for a, b in map(px, found)]
     out = []
     for m in wanted:
@@ -183,11 +208,23 @@ def _labels(found: list[Mark], xs: Scale, ys: Scale, words: Words) -> list:
         text = words("original") if m in original else m.label
         width = 7.0 * sum(2 if ord(c) > 0x2E80 else 1 for c in text) + 6
         a, b = px(m)
-        for dx, dy, anchor in ((0, -20, "middle"), (14, 0, "start"), (-14, 0, "end"), (0, 22, "middle"),
-                               (14, -16, "start"), (-14, -16, "end"), (14, 18, "start"), (-14, 18, "end")):  # fmt: skip
+        for dx, dy, anchor in (
+            (0, -20, "middle"),
+            (14, 0, "start"),
+            (-14, 0, "end"),
+            (0, 22, "middle"),
+            (14, -16, "start"),
+            (-14, -16, "end"),
+            (14, 18, "start"),
+            (-14, 18, "end"),
+        ):
             left = a + dx - {"middle": width / 2, "start": 0, "end": width}[anchor]
             box = (left, b + dy - 9, left + width, b + dy + 9)
-            inside = -MARGIN["l"] * 0 <= box[0] and box[2] <= WIDTH - MARGIN["l"] - 4 and -MARGIN["t"] + 4 <= box[1]
+            inside = (
+                -MARGIN["l"] * 0 <= box[0]
+                and box[2] <= WIDTH - MARGIN["l"] - 4
+                and -MARGIN["t"] + 4 <= box[1]
+            )
             inside = inside and box[3] <= HEIGHT - MARGIN["t"] - MARGIN["b"]
             own = (a - 9, b - 9, a + 9, b + 9)
             if inside and not any(_overlap(box, other) for other in taken if other != own):
@@ -204,24 +241,55 @@ def _overlap(a: tuple, b: tuple) -> bool:
 def summary(drawing: Drawing, names: str) -> str:
     """The picture in one sentence, for those who can't see it."""
     words, lead = drawing.words, [m for m in drawing.marks if m.leading]
-    return words("front.alt", runs=len(drawing.marks), x=words(f"metric.{drawing.x.key}"), y=words(f"metric.{drawing.y.key}"),
-                 lead=len(lead), answer=names)  # fmt: skip
+    return words(
+        "front.alt",
+        runs=len(drawing.marks),
+        x=words(f"metric.{drawing.x.key}"),
+        y=words(f"metric.{drawing.y.key}"),
+        lead=len(lead),
+        answer=names,
+    )
 
 
 def figure(drawing: Drawing) -> dict:
-    """The Plotly figure. Points carry the run's id as customdata; the trace named "ring" marks what is selected."""
+    """The Plotly figure. Points carry the run's id as customdata; the trace named "ring" marks what is
+    selected."""
     found = drawing.marks
     line = _line(found)
-    data = [{
-        "type": "scatter", "mode": "lines", "name": "front", "hoverinfo": "skip", "x": [m.x for m in line],
-        "y": [m.y for m in line], "line": {"color": "var:line", "width": 1.5, "shape": "linear"},
-    }]  # fmt: skip
-    data += [{"type": "scatter", "mode": "markers", "name": "ring", "hoverinfo": "skip", "x": [], "y": [],
-              "marker": {"size": 24, "color": "rgba(0,0,0,0)", "line": {"color": "var:text", "width": 2}}}]  # fmt: skip
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "front",
+            "hoverinfo": "skip",
+            "x": [m.x for m in line],
+            "y": [m.y for m in line],
+            "line": {"color": "var:line", "width": 1.5, "shape": "linear"},
+        }
+    ]
+    data += [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "ring",
+            "hoverinfo": "skip",
+            "x": [],
+            "y": [],
+            "marker": {"size": 24, "color": "rgba(0,0,0,0)", "line": {"color": "var:text", "width": 2}},
+        }
+    ]
     best = [m for m in found if m.best]
-    data += [{"type": "scatter", "mode": "markers", "name": "best", "hoverinfo": "skip", "x": [m.x for m in best],
-              "y": [m.y for m in best],
-              "marker": {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": "var:accent", "width": 1.5}}}]  # fmt: skip
+    data += [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "best",
+            "hoverinfo": "skip",
+            "x": [m.x for m in best],
+            "y": [m.y for m in best],
+            "marker": {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": "var:accent", "width": 1.5}},
+        }
+    ]
     data += [_trace(found, "grey", lambda m: not m.leading and m.family != "original")]
     data += [_trace(found, f, lambda m, f=f: m.leading and m.family == f) for f in SYMBOLS]
     data += [_trace(found, "original", lambda m: m.family == "original")]
@@ -238,14 +306,32 @@ def _trace(found: list[Mark], family: str, wanted) -> dict:
     symbol = {"original": "star"}.get(family)
     size = SIZES["star" if family == "original" else "grey" if family == "grey" else "plain"]
     symbols = ["triangle-down" if m.clipped else symbol or SYMBOLS.get(m.family, "circle") for m in chosen]
-    noted = [f"{s}-open-dot" if m.notes and not m.clipped else s for s, m in zip(symbols, chosen, strict=True)]
+    noted = [
+        f"{s}-open-dot" if m.notes and not m.clipped else s for s, m in zip(symbols, chosen, strict=True)
+    ]
     return {
-        "type": "scatter", "mode": "markers", "name": family, "x": [m.x for m in chosen], "y": [m.y for m in chosen],
-        "customdata": [m.id for m in chosen], "text": [m.hover for m in chosen], "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"size": size, "symbol": noted, "color": f"var:{family}", "line": {"width": 1, "color": "var:ground"}},
-        "error_y": {"type": "data", "array": [2 * (m.error or 0) if not m.clipped else 0 for m in chosen],
-                    "thickness": 1, "width": 2, "color": f"var:{family}"},
-    }  # fmt: skip
+        "type": "scatter",
+        "mode": "markers",
+        "name": family,
+        "x": [m.x for m in chosen],
+        "y": [m.y for m in chosen],
+        "customdata": [m.id for m in chosen],
+        "text": [m.hover for m in chosen],
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {
+            "size": size,
+            "symbol": noted,
+            "color": f"var:{family}",
+            "line": {"width": 1, "color": "var:ground"},
+        },
+        "error_y": {
+            "type": "data",
+            "array": [2 * (m.error or 0) if not m.clipped else 0 for m in chosen],
+            "thickness": 1,
+            "width": 2,
+            "color": f"var:{family}",
+        },
+    }
 
 
 def _layout(drawing: Drawing) -> dict:
@@ -254,14 +340,29 @@ def _layout(drawing: Drawing) -> dict:
     def axis(s: Scale) -> dict:
         low_high = [s.high, s.low] if s.flip else [s.low, s.high]
         return {
-            "type": "log" if s.log else "linear", "range": low_high, "fixedrange": True, "zeroline": False,
-            "tickmode": "array", "tickvals": [t for t, _ in s.ticks], "ticktext": [t for _, t in s.ticks],
-            "gridcolor": "var:grid", "linecolor": "var:grid", "tickfont": {"color": "var:subdued", "size": 12}, "ticks": "",
-        }  # fmt: skip
+            "type": "log" if s.log else "linear",
+            "range": low_high,
+            "fixedrange": True,
+            "zeroline": False,
+            "tickmode": "array",
+            "tickvals": [t for t, _ in s.ticks],
+            "ticktext": [t for _, t in s.ticks],
+            "gridcolor": "var:grid",
+            "linecolor": "var:grid",
+            "tickfont": {"color": "var:subdued", "size": 12},
+            "ticks": "",
+        }
 
     def note(text: str, x: float, y: float, **more) -> dict:
-        return {"text": html.escape(text), "x": x, "y": y, "xref": "paper", "yref": "paper", "showarrow": False,
-                "font": {"color": "var:subdued", "size": 12}} | more  # fmt: skip
+        return {
+            "text": html.escape(text),
+            "x": x,
+            "y": y,
+            "xref": "paper",
+            "yref": "paper",
+            "showarrow": False,
+            "font": {"color": "var:subdued", "size": 12},
+        } | more
 
     x_words, y_words = _directions(drawing)
     annotations = [
@@ -270,25 +371,72 @@ def _layout(drawing: Drawing) -> dict:
     ]
     shift = {"middle": "center", "start": "left", "end": "right"}
     for rank, (m, text, dx, dy, anchor) in enumerate(drawing.labels):
-        annotations.append({
-            "text": f"<b>{html.escape(text)}</b>" if m.best else html.escape(text),
-            "x": math.log10(m.x) if drawing.x.log else m.x, "y": math.log10(m.y) if drawing.y.log else m.y,
-            "xref": "x", "yref": "y", "showarrow": False, "xanchor": shift[anchor], "xshift": dx, "yshift": -dy,
-            "yanchor": "middle", "font": {"color": "var:text", "size": 13}, "name": f"label{rank}",
-        })  # fmt: skip
+        annotations.append(
+            {
+                "text": f"<b>{html.escape(text)}</b>" if m.best else html.escape(text),
+                "x": math.log10(m.x) if drawing.x.log else m.x,
+                "y": math.log10(m.y) if drawing.y.log else m.y,
+                "xref": "x",
+                "yref": "y",
+                "showarrow": False,
+                "xanchor": shift[anchor],
+                "xshift": dx,
+                "yshift": -dy,
+                "yanchor": "middle",
+                "font": {"color": "var:text", "size": 13},
+                "name": f"label{rank}",
+            }
+        )
     shapes = []
     if drawing.band:
-        shapes.append({"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "yref": "y", "y0": drawing.band[0],
-                       "y1": drawing.band[1], "fillcolor": "var:band", "line": {"width": 0}, "layer": "below"})  # fmt: skip
+        shapes.append(
+            {
+                "type": "rect",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "yref": "y",
+                "y0": drawing.band[0],
+                "y1": drawing.band[1],
+                "fillcolor": "var:band",
+                "line": {"width": 0},
+                "layer": "below",
+            }
+        )
         middle = (math.log10(drawing.band[0]) + math.log10(drawing.band[1])) / 2
-        annotations.append(note(words("front.band"), 0, middle, yref="y", xanchor="left", xshift=6,
-                                font={"color": "var:subdued", "size": 11}, name="band"))  # fmt: skip
+        annotations.append(
+            note(
+                words("front.band"),
+                0,
+                middle,
+                yref="y",
+                xanchor="left",
+                xshift=6,
+                font={"color": "var:subdued", "size": 11},
+                name="band",
+            )
+        )
     return {
-        "xaxis": axis(drawing.x), "yaxis": axis(drawing.y), "annotations": annotations, "shapes": shapes, "uirevision": "front",
-        "margin": MARGIN, "showlegend": False, "hovermode": "closest", "dragmode": False, "hoverdistance": 24,
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "height": HEIGHT,
-        "hoverlabel": {"bgcolor": "var:ground", "bordercolor": "var:grid", "align": "left", "font": {"color": "var:text", "size": 13}},
-    }  # fmt: skip
+        "xaxis": axis(drawing.x),
+        "yaxis": axis(drawing.y),
+        "annotations": annotations,
+        "shapes": shapes,
+        "uirevision": "front",
+        "margin": MARGIN,
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": False,
+        "hoverdistance": 24,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "height": HEIGHT,
+        "hoverlabel": {
+            "bgcolor": "var:ground",
+            "bordercolor": "var:grid",
+            "align": "left",
+            "font": {"color": "var:text", "size": 13},
+        },
+    }
 
 
 def _directions(drawing: Drawing) -> tuple[str, str]:
@@ -296,30 +444,44 @@ def _directions(drawing: Drawing) -> tuple[str, str]:
     words = drawing.words
     x, y = METRICS[drawing.x.key], METRICS[drawing.y.key]
     arrow = "front.left" if x.better == "low" else "front.right"
-    kind = {"size": "smaller", "time": "faster" if x.unit != "seconds" else "sooner", "quality": "better"}[x.kind]
-    return (words(arrow, word=words(f"front.{kind}"), name=words(f"metric.{x.key}")),
-            words("front.up", word=words("front.better"), name=words(f"metric.{y.key}")))  # fmt: skip
+    kind = {"size": "smaller", "time": "faster" if x.unit != "seconds" else "sooner", "quality": "better"}[
+        x.kind
+    ]
+    return (
+        words(arrow, word=words(f"front.{kind}"), name=words(f"metric.{x.key}")),
+        words("front.up", word=words("front.better"), name=words(f"metric.{y.key}")),
+    )
 
 
 def still(drawing: Drawing) -> str:
-    """The same picture as SVG: what stands there until Plotly has loaded, and what a page without it shows."""
+    """The same picture as SVG: what stands there until Plotly has loaded, and what a page without it
+    shows."""
     wide, high = WIDTH - MARGIN["l"] - MARGIN["r"], HEIGHT - MARGIN["t"] - MARGIN["b"]
 
     def place(m_x: float, m_y: float) -> tuple[float, float]:
         return MARGIN["l"] + drawing.x.at(m_x) * wide, MARGIN["t"] + (1 - drawing.y.at(m_y)) * high
 
-    out = [f'<svg class="still" viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true" preserveAspectRatio="none">']
+    out = [
+        f'<svg class="still" viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true" preserveAspectRatio="none">'
+    ]
     if drawing.band:
         top, bottom = sorted(MARGIN["t"] + (1 - drawing.y.at(v)) * high for v in drawing.band)
-        out.append(f'<rect class="band" x="{MARGIN["l"]}" y="{top:.1f}" width="{wide}" height="{bottom - top:.1f}"/>')
+        out.append(
+            f'<rect class="band" x="{MARGIN["l"]}" y="{top:.1f}" width="{wide}" height="{bottom - top:.1f}"/>'
+        )
     for t, text in drawing.x.ticks:
         x = MARGIN["l"] + drawing.x.at(t) * wide
-        out.append(f'<path class="grid" d="M{x:.1f} {MARGIN["t"]}v{high}"/>'
-                   f'<text x="{x:.1f}" y="{HEIGHT - MARGIN["b"] + 17}" text-anchor="middle">{html.escape(text)}</text>')  # fmt: skip
+        out.append(
+            f'<path class="grid" d="M{x:.1f} {MARGIN["t"]}v{high}"/>'
+            f'<text x="{x:.1f}" y="{HEIGHT - MARGIN["b"] + 17}" '
+            f'text-anchor="middle">{html.escape(text)}</text>'
+        )
     for t, text in drawing.y.ticks:
         y = MARGIN["t"] + (1 - drawing.y.at(t)) * high
-        out.append(f'<path class="grid" d="M{MARGIN["l"]} {y:.1f}h{wide}"/>'
-                   f'<text x="{MARGIN["l"] - 6}" y="{y + 4:.1f}" text-anchor="end">{html.escape(text)}</text>')  # fmt: skip
+        out.append(
+            f'<path class="grid" d="M{MARGIN["l"]} {y:.1f}h{wide}"/>'
+            f'<text x="{MARGIN["l"] - 6}" y="{y + 4:.1f}" text-anchor="end">{html.escape(text)}</text>'
+        )
     x_words, y_words = _directions(drawing)
     out.append(f'<text x="{MARGIN["l"]}" y="{HEIGHT - 10}">{html.escape(x_words)}</text>')
     out.append(f'<text x="10" y="16">{html.escape(y_words)}</text>')
@@ -338,20 +500,29 @@ def still(drawing: Drawing) -> str:
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10.5" class="best"/>')
     for m, text, dx, dy, anchor in drawing.labels:
         x, y = place(m.x, m.y)
-        out.append(f'<text class="name" x="{x + dx:.1f}" y="{y + dy + 4:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>')
+        out.append(
+            f'<text class="name" x="{x + dx:.1f}" y="{y + dy + 4:.1f}" '
+            f'text-anchor="{anchor}">{html.escape(text)}</text>'
+        )
     return "".join(out) + "</svg>"
 
 
-_STAR = "M" + "L".join(
-    f"{r * math.sin(math.pi * k / 5):.1f} {-r * math.cos(math.pi * k / 5):.1f}" for k, r in ((k, 9 if k % 2 == 0 else 3.8) for k in range(10))
-) + "Z"  # fmt: skip
+_STAR = (
+    "M"
+    + "L".join(
+        f"{r * math.sin(math.pi * k / 5):.1f} {-r * math.cos(math.pi * k / 5):.1f}"
+        for k, r in ((k, 9 if k % 2 == 0 else 3.8) for k in range(10))
+    )
+    + "Z"
+)
 
 
 CURVE_WIDTH, CURVE_HEIGHT = 320, 84
 
 
 def curve(rows: Sequence[Sequence], alt: str) -> str:
-    """A training as SVG: rows [tokens, loss or None, held-out loss or None]; a line for the loss, dots for the held-out loss."""
+    """A training as SVG: rows [tokens, loss or None, held-out loss or None]; a line for the loss, dots for
+    the held-out loss."""
     losses = [x for row in rows for x in row[1:] if x is not None]
     low, high, last = min(losses, default=0.0), max(losses, default=1.0), max(rows[-1][0], 1) if rows else 1
     left, wide, tall = 40, CURVE_WIDTH - 48, CURVE_HEIGHT - 16
@@ -359,8 +530,19 @@ def curve(rows: Sequence[Sequence], alt: str) -> str:
     def place(tokens: float, loss: float) -> tuple[float, float]:
         return left + wide * tokens / last, 8 + tall * (high - loss) / max(high - low, 1e-9)
 
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(t, loss) for t, loss, _ in rows if loss is not None))
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in (place(t, h) for t, _, h in rows if h is not None))
-    ends = "".join(f'<text x="{left - 6}" y="{place(0, v)[1] + 4:.1f}" text-anchor="end">{v:.3g}</text>' for v in {low, high})
-    return (f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" aria-label="{html.escape(alt, quote=True)}">'
-            f'<polyline points="{line}"/>{dots}{ends}</svg>')  # fmt: skip
+    line = " ".join(
+        f"{x:.1f},{y:.1f}" for x, y in (place(t, loss) for t, loss, _ in rows if loss is not None)
+    )
+    dots = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
+        for x, y in (place(t, h) for t, _, h in rows if h is not None)
+    )
+    ends = "".join(
+        f'<text x="{left - 6}" y="{place(0, v)[1] + 4:.1f}" text-anchor="end">{v:.3g}</text>'
+        for v in {low, high}
+    )
+    return (
+        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(alt, quote=True)}">'
+        f'<polyline points="{line}"/>{dots}{ends}</svg>'
+    )

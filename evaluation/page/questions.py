@@ -1,7 +1,7 @@
 """What the page asks its server, as plain functions from JSON to JSON; app.py hands them to the browser.
 
-Nothing here knows the UI's framework. Every answer is built in the language that the request names, and every answer
-that can fail for a visitor's reason comes back as an error card, never as an exception.
+Nothing here knows the UI's framework. Every answer is built in the language that the request names, and every
+answer that can fail for a visitor's reason comes back as an error card, never as an exception.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 
 
 def _failure(error: Exception) -> dict:
-    """An exception as the page's error: what a visitor or this system causes by its code, anything else by its message and with a line
-    in the log."""
+    """An exception as the page's error: what a visitor or this system causes by its code, anything else by
+    its message and with a line in the log."""
     told = deaths.describe(error)
     if told["code"] == "error":
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -55,19 +55,30 @@ class Page:
     """The page's questions to store, runner, chat and estimate."""
 
     def __init__(
-        self, store, runner, chat=None, estimate: Callable | None = None, path: Callable | None = None, public: bool = False
+        self,
+        store,
+        runner,
+        chat=None,
+        estimate: Callable | None = None,
+        path: Callable | None = None,
+        public: bool = False,
     ):
         self.store, self.runner, self.chat, self.public = store, runner, chat, public
         self._estimate, self._path = estimate, path
         self.methods = [{k: v for k, v in m.items() if k != "essay"} for m in methods().values()]
         self._scales = Scales()
         self._packing, self._keeping = threading.Lock(), threading.Lock()
-        self._kept: OrderedDict[tuple, Any] = OrderedDict()  # answers, the one that was asked for last at the end
+        # answers, the one that was asked for last at the end
+        self._kept: OrderedDict[tuple, Any] = OrderedDict()
 
     def boot(self) -> dict:
-        """Everything that doesn't change while the page is open: words in both languages, methods, models, machine."""
+        """Everything that doesn't change while the page is open: words in both languages, methods, models,
+        machine."""
         models = [
-            {k: entry.describe()[k] for k in ("name", "hub_id", "parameters", "chat", "gated", "offline", "rounded")}
+            {
+                k: entry.describe()[k]
+                for k in ("name", "hub_id", "parameters", "chat", "gated", "offline", "rounded")
+            }
             for entry in CATALOGUE.values()
         ]
         return {
@@ -81,12 +92,16 @@ class Page:
             "axes": list(metrics.AXES),
             "view": {"x": metrics.DEFAULT_X, "y": metrics.DEFAULT_Y},
             "first": {"model": OFFLINE_MODEL, "method": FIRST[0], "values": FIRST[1]},
-            "processor": host.processor(), "threads": host.threads(),
-            "public": self.public, "read_only": self.store.read_only, "chat": self.chat is not None,
-        }  # fmt: skip
+            "processor": host.processor(),
+            "threads": host.threads(),
+            "public": self.public,
+            "read_only": self.store.read_only,
+            "chat": self.chat is not None,
+        }
 
     def answer(self, question: str, ask: Any, address: str = "") -> dict:
-        """The answer to one of requests.QUESTIONS; whatever goes wrong is its "error", a card in words. Never raises."""
+        """The answer to one of requests.QUESTIONS; whatever goes wrong is its "error", a card in words. Never
+        raises."""
         words = Words(requests.language(ask))
         try:
             return getattr(self, question)(requests.take(question, ask, address))
@@ -97,7 +112,8 @@ class Page:
     # --- reading ---
 
     def _keep(self, key: tuple, make: Callable):
-        """What `make` gives, kept while the store stays as it is: `key` says everything else that it depends on."""
+        """What `make` gives, kept while the store stays as it is: `key` says everything else that it depends
+        on."""
         key = (key, host.threads(), self.store.stamp())
         with self._keeping:
             if key in self._kept:
@@ -111,7 +127,8 @@ class Page:
         return made
 
     def rows(self) -> list[dict]:
-        """All runs; those whose record says waiting or running included. Several answers read them: they aren't changed."""
+        """All runs; those whose record says waiting or running included. Several answers read them: they
+        aren't changed."""
         return self._keep(("rows",), self.store.rows)
 
     def front(self, ask: requests.Front) -> dict:
@@ -120,7 +137,9 @@ class Page:
 
     def _front(self, ask: requests.Front) -> dict:
         words, rows, model = Words(ask.lang), self.rows(), ask.model
-        x, y = (a if a in metrics.AXES else d for a, d in ((ask.x, metrics.DEFAULT_X), (ask.y, metrics.DEFAULT_Y)))
+        x, y = (
+            a if a in metrics.AXES else d for a, d in ((ask.x, metrics.DEFAULT_X), (ask.y, metrics.DEFAULT_Y))
+        )
         chosen = next((r for r in rows if r["id"] == ask.selected and r["status"] == "ok"), None)
         known = pareto.protocols(rows, model)
         names = [p for p, _ in known]
@@ -142,22 +161,39 @@ class Page:
             remarks.append(words.note({"code": "already_rounded", "facts": facts}))
         budget = ask.budget or self._budget(group)
         sentences, first = cards.answer(group, words, budget)
-        best = pareto.smallest_within(group) or next((r for r in group if r.get("family") == "original"), None)
+        best = pareto.smallest_within(group) or next(
+            (r for r in group if r.get("family") == "original"), None
+        )
         return {
-            "figure": plots.figure(drawing), "still": plots.still(drawing), "alt": plots.summary(drawing, first),
-            "headline": cards.headline(group, model, words), "answer": sentences if group else "", "remarks": remarks,
-            "protocols": [[p, words("front.protocol.runs", name=p, n=n)] for p, n in known], "protocol": protocol, "empty": not whole,
-            "best": best["id"] if best else "", "x": x, "y": y, "ids": [r["id"] for r in group],
-        }  # fmt: skip
+            "figure": plots.figure(drawing),
+            "still": plots.still(drawing),
+            "alt": plots.summary(drawing, first),
+            "headline": cards.headline(group, model, words),
+            "answer": sentences if group else "",
+            "remarks": remarks,
+            "protocols": [[p, words("front.protocol.runs", name=p, n=n)] for p, n in known],
+            "protocol": protocol,
+            "empty": not whole,
+            "best": best["id"] if best else "",
+            "x": x,
+            "y": y,
+            "ids": [r["id"] for r in group],
+        }
 
     @staticmethod
     def _usual(rows: list[dict], names: list[str], model: str, settings: requests.Settings) -> str:
         """The protocol in which a run with these settings would be measured, "" if none is stored."""
         wanted = [settings.text, settings.protocol, settings.tokens, settings.window]
         return next(
-            (r["protocol_id"] for r in rows if r["model"] == model and r["protocol_id"] in names
-             and [r.get(k) for k in ("text", "protocol", "tokens", "window")] == wanted), "",
-        )  # fmt: skip
+            (
+                r["protocol_id"]
+                for r in rows
+                if r["model"] == model
+                and r["protocol_id"] in names
+                and [r.get(k) for k in ("text", "protocol", "tokens", "window")] == wanted
+            ),
+            "",
+        )
 
     @staticmethod
     def _budget(rows: list[dict]) -> float | None:
@@ -181,18 +217,32 @@ class Page:
         lead = pareto.front(group, metrics.DEFAULT_X, metrics.DEFAULT_Y)
         here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
         html = cards.run_card(
-            words, result, shipped=bool(row.get("shipped")), artifact=own, here=here, chat=self.chat is not None,
-            dominated=result.status == "ok" and result.id not in lead, seconds=seconds,
-            exports=self._exports(result) if own else (), relatives=self._relatives(result.spec),
-        )  # fmt: skip
+            words,
+            result,
+            shipped=bool(row.get("shipped")),
+            artifact=own,
+            here=here,
+            chat=self.chat is not None,
+            dominated=result.status == "ok" and result.id not in lead,
+            seconds=seconds,
+            exports=self._exports(result) if own else (),
+            relatives=self._relatives(result.spec),
+        )
         title = words.recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
         if "file_bytes" in result.metrics:
             title += f" · {words.size(result.metrics['file_bytes'])}"
-        return {"html": html, "spec": result.spec.json(), "status": result.status, "title": title, "artifact": own,
-                "control": control.json() if (control := result.spec.control()) else None}  # fmt: skip
+        return {
+            "html": html,
+            "spec": result.spec.json(),
+            "status": result.status,
+            "title": title,
+            "artifact": own,
+            "control": control.json() if (control := result.spec.control()) else None,
+        }
 
     def _relatives(self, spec: RunSpec) -> dict[str, Result | None]:
-        """Of a run with training: the stored runs without it ("without") and of the same training alone ("control")."""
+        """Of a run with training: the stored runs without it ("without") and of the same training alone
+        ("control")."""
         asked = {"without": spec.without_training(), "control": spec.control()}
         return {name: self.store.get_id(self._stored(s)) for name, s in asked.items() if s is not None}
 
@@ -215,13 +265,18 @@ class Page:
 
     @staticmethod
     def _runs(words: Words, rows: list[dict]) -> dict:
-        return {"html": cards.runs_table(rows, words, host.processor(), host.threads()), "count": words("runs.count", n=len(rows)),
-                "models": sorted({str(r["model"]) for r in rows})}  # fmt: skip
+        return {
+            "html": cards.runs_table(rows, words, host.processor(), host.threads()),
+            "count": words("runs.count", n=len(rows)),
+            "models": sorted({str(r["model"]) for r in rows}),
+        }
 
     def essay(self, ask: requests.Essay) -> dict:
         """What a method does, in a page of text."""
         if ask.method not in methods():
-            raise requests.BadRequest(f"no method {ask.method!r}; allowed: {', '.join(methods())}", where="method")
+            raise requests.BadRequest(
+                f"no method {ask.method!r}; allowed: {', '.join(methods())}", where="method"
+            )
         return {"text": essays(ask.lang).get(ask.method) or methods()[ask.method]["essay"]}
 
     # --- before and while running ---
@@ -266,21 +321,32 @@ class Page:
         return {"id": self.runner.submit(self._spec(ask.choices), ask.owner, ask.again, ask.address)}
 
     def _spec(self, choices: requests.Choices) -> RunSpec:
-        """The run that the knobs say; on a public page its models are weighed before anything reads or fetches them."""
+        """The run that the knobs say; on a public page its models are weighed before anything reads or
+        fetches them."""
         spec = requests.spec_of(choices, self.public)
         for name in (spec.model, *spec.students) if self.public else ():
             self._scales.weigh(name)
         return spec
 
     def poll(self, ask: requests.OfOwnRun) -> dict:
-        """How far a run is, in words; its training's curve, and whether it may be ended ("mine"), for its owner alone."""
+        """How far a run is, in words; its training's curve, and whether it may be ended ("mine"), for its
+        owner alone."""
         words, state = Words(ask.lang), self.runner.state(ask.id, ask.owner)
-        out = {"status": state["status"], "result": state.get("result_id") or "", "stage": "", "left": "", "done": 0, "error": ""}
+        out = {
+            "status": state["status"],
+            "result": state.get("result_id") or "",
+            "stage": "",
+            "left": "",
+            "done": 0,
+            "error": "",
+        }
         mine = state.get("mine", False)
         out |= {"curve": "", "enough": False, "mine": mine}
         result = self.store.get_id(ask.id)
         out["name"] = (
-            words.recipe(result.spec.recipe, cache_bits=result.spec.cache_bits, cache_keys=result.spec.cache_keys)
+            words.recipe(
+                result.spec.recipe, cache_bits=result.spec.cache_bits, cache_keys=result.spec.cache_keys
+            )
             if result
             else ""
         )
@@ -312,11 +378,16 @@ class Page:
             return words("progress.starting")
         if state["stage"] == "train":
             return words("progress.train", **words.facts(state["facts"]))
-        step = words(f"{key}.of", done=min(done + 1, total), total=total) if total > 1 and words.has(f"{key}.of") else ""
+        step = (
+            words(f"{key}.of", done=min(done + 1, total), total=total)
+            if total > 1 and words.has(f"{key}.of")
+            else ""
+        )
         return words("comma").join(filter(None, [words(key), step]))
 
     def stop(self, ask: requests.OfOwnRun) -> dict:
-        """Stop the visitor's own run, or leave it if others wait for it too. "left": a sentence, "" if it stopped."""
+        """Stop the visitor's own run, or leave it if others wait for it too. "left": a sentence, "" if it
+        stopped."""
         words = Words(ask.lang)
         self.runner.cancel(ask.id, ask.owner)
         going_on = self.runner.state(ask.id)["status"] in ("queued", "running")
@@ -340,7 +411,8 @@ class Page:
             return {"error": cards.error_card(words, {"code": "artifact_missing"}, ask.id)}
         if form and form not in self._exports(result):
             return {"error": cards.error_card(words, {"code": "cannot_export"}, act="dismiss")}
-        if not self._packing.acquire(blocking=False):  # a waiting request would hold a thread that others need
+        # a waiting request would hold a thread that others need
+        if not self._packing.acquire(blocking=False):
             return {"error": cards.error_card(words, {"code": "packing"}, act="dismiss")}
         try:
             return self._packed(words, result, form)
@@ -363,17 +435,24 @@ class Page:
                     folder = other / "model"
                     export.write(artifact.load(artifact_folder), folder, form, label)
                 _zip(folder, file)
-        for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[KEPT_DOWNLOADS:]:
+        for old in sorted(place.glob("*.zip"), key=lambda f: f.stat().st_mtime, reverse=True)[
+            KEPT_DOWNLOADS:
+        ]:
             old.unlink(missing_ok=True)
         return {"file": str(file), "name": file.name}
 
     def sides(self, ask: requests.OfRun) -> dict:
-        """The chat's heads: what each side is, its stored speed and memory. An empty id gives the choice alone."""
-        return self._keep(("sides", ask.lang, ask.id), lambda: self._sides(ask)) | {"busy": bool(self.runner.busy())}
+        """The chat's heads: what each side is, its stored speed and memory. An empty id gives the choice
+        alone."""
+        return self._keep(("sides", ask.lang, ask.id), lambda: self._sides(ask)) | {
+            "busy": bool(self.runner.busy())
+        }
 
     def _sides(self, ask: requests.OfRun) -> dict:
         words, rows = Words(ask.lang), self.rows()
-        ready = [r for r in rows if r["status"] == "ok" and r.get("artifact") and r.get("family") != "original"]
+        ready = [
+            r for r in rows if r["status"] == "ok" and r.get("artifact") and r.get("family") != "original"
+        ]
         options = [[r["id"], f"{words.run(r, long=True)} · {r['model']}"] for r in reversed(ready)]
         out = {"options": options, "left": None, "right": None}
         row = next((r for r in ready if r["id"] == ask.id), None)
@@ -383,19 +462,28 @@ class Page:
 
         def side(title: str, prefix: str) -> dict:
             rate = metrics.value(row, f"{prefix}decode_tokens_per_second") if here else None
-            memory, size = metrics.value(row, f"{prefix}resident_weight_bytes"), metrics.value(row, f"{prefix}file_bytes")
+            memory, size = (
+                metrics.value(row, f"{prefix}resident_weight_bytes"),
+                metrics.value(row, f"{prefix}file_bytes"),
+            )
             return {
-                "title": title + (f" · {words.size(size)}" if size else ""), "rate": rate, "memory": memory,
+                "title": title + (f" · {words.size(size)}" if size else ""),
+                "rate": rate,
+                "memory": memory,
                 "stored": words("chat.stored", rate=cards.digits(rate, 2)) if rate else "",
                 "memory_words": words("chat.memory", memory=words.size(memory)) if memory else "",
-            }  # fmt: skip
+            }
 
         entry = CATALOGUE.get(str(row["model"]))
         return out | {
-            "left": side(words("chat.left"), "baseline_"), "right": side(words.run(row, long=True), ""),
-            "model": row["model"], "chats": entry.chat if entry else True,
-            "rounded": words("controls.model.rounded", format=entry.rounded) if entry and entry.rounded else "",
-        }  # fmt: skip
+            "left": side(words("chat.left"), "baseline_"),
+            "right": side(words.run(row, long=True), ""),
+            "model": row["model"],
+            "chats": entry.chat if entry else True,
+            "rounded": words("controls.model.rounded", format=entry.rounded)
+            if entry and entry.rounded
+            else "",
+        }
 
     def stop_chat(self, ask: requests.Owned) -> dict:
         """End the visitor's own question, also one that waits for its turn."""
@@ -426,15 +514,22 @@ class Page:
             ask = requests.take("converse", ask, address)
             yield state
             events = self.chat.stream(
-                ask.id, [m.model_dump() for m in ask.messages], max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed,
-                owner=ask.owner, address=ask.address,
-            )  # fmt: skip
+                ask.id,
+                [m.model_dump() for m in ask.messages],
+                max_tokens=ask.max_tokens,
+                temperature=ask.temperature,
+                seed=ask.seed,
+                owner=ask.owner,
+                address=ask.address,
+            )
             with contextlib.closing(events):
                 for event in events:
                     self._take(state, event, words)
                     yield state
             parted, wrote = state["parted"], any(side["pieces"] for side in sides.values())
-            state["status"] = words("chat.parted", n=parted) if parted is not None else words("chat.equal") if wrote else ""
+            state["status"] = (
+                words("chat.parted", n=parted) if parted is not None else words("chat.equal") if wrote else ""
+            )
         except Exception as error:
             failure = _failure(error)
             if failure["code"] == "error" or not words.has(f"error.{failure['code']}.what"):
@@ -450,7 +545,9 @@ class Page:
         if event.get("diverged_at") is not None and state["parted"] is None:
             state["parted"] = event["diverged_at"]
         if "place" in event:
-            state["status"] = words("chat.place", n=event["place"]) if event["place"] else words("chat.waiting")
+            state["status"] = (
+                words("chat.place", n=event["place"]) if event["place"] else words("chat.waiting")
+            )
         side = state["sides"].get(event.get("side"))
         if side is None:
             return
@@ -483,7 +580,8 @@ def _zip(folder: Path, file: Path) -> None:
     check_room(file, sum(f.stat().st_size for f in files))
     with (
         whole_file(file) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive,  # packed bits don't deflate
+        # packed bits don't deflate
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive,
     ):
         for f in files:
             archive.write(f, Path(file.stem) / f.relative_to(folder))

@@ -2,8 +2,9 @@
 
     ask = take("front", {"lang": "en", "model": "gpt2", "x": "file_bytes"})
 
-Whatever a browser sends goes through `take` before anything reads it: types, ranges, lengths, no unknown names, text that
-is Unicode, numbers that are finite. A wrong request raises BadRequest, whose words the page shows.
+Whatever a browser sends goes through `take` before anything reads it: types, ranges, lengths, no unknown
+names, text that is Unicode, numbers that are finite. A wrong request raises BadRequest, whose words the page
+shows.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Owned(Ask):
 
 
 class Settings(_Strict):
-    """How a run is measured; what isn't given takes RunSpec's default. Lower bounds and choices are RunSpec's."""
+    """How a run is measured; what isn't given takes RunSpec's default. Lower bounds and choices are
+    RunSpec's."""
 
     calibration: Name = "builtin"
     calibration_tokens: Annotated[int, Field(le=10_000_000)] = 8_192
@@ -114,7 +116,8 @@ class Choices(Settings):
 
 
 class Front(Ask):
-    """protocol "": that of the selected run, else of the settings, else the one with the most runs. budget: bytes."""
+    """protocol "": that of the selected run, else of the settings, else the one with the most runs. budget:
+    bytes."""
 
     model: Name
     x: Line | None = None
@@ -170,8 +173,13 @@ class Converse(Owned):
     @model_validator(mode="after")
     def _short(self) -> Converse:
         if (total := sum(len(m.content) for m in self.messages)) > PROMPT_CHARACTERS:
-            raise BadRequest(f"the messages have {total} characters; allowed: {PROMPT_CHARACTERS}", code="bad_length",
-                             name="messages", got=total, allowed=f"≤ {PROMPT_CHARACTERS}")  # fmt: skip
+            raise BadRequest(
+                f"the messages have {total} characters; allowed: {PROMPT_CHARACTERS}",
+                code="bad_length",
+                name="messages",
+                got=total,
+                allowed=f"≤ {PROMPT_CHARACTERS}",
+            )
         return self
 
 
@@ -212,12 +220,20 @@ def take(question: str, ask: Any, address: str = "") -> Ask:
 
 def _refusal(wrong: dict) -> BadRequest:
     where = ".".join(str(part)[:40] for part in wrong["loc"][:6])
-    limit, value = next(((f"{sign} {wrong['ctx'][k]}", k) for k, sign in _BOUNDS.items() if k in wrong.get("ctx", {})), ("", ""))
+    limit, value = next(
+        ((f"{sign} {wrong['ctx'][k]}", k) for k, sign in _BOUNDS.items() if k in wrong.get("ctx", {})),
+        ("", ""),
+    )
     if limit:
         long = value.endswith("length")
         got = f"{len(wrong['input']) if long else wrong['input']:.6g}"
-        return BadRequest(f"{where}{' has a length of' if long else ' ='} {got}; allowed: {limit}", code="bad_length" if long else "bad_param",
-                          name=str(wrong["loc"][-1])[:40], got=got, allowed=limit)  # fmt: skip
+        return BadRequest(
+            f"{where}{' has a length of' if long else ' ='} {got}; allowed: {limit}",
+            code="bad_length" if long else "bad_param",
+            name=str(wrong["loc"][-1])[:40],
+            got=got,
+            allowed=limit,
+        )
     return BadRequest(f"{where or 'the request'}: {wrong['msg']}", where=where or "{}")
 
 

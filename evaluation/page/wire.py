@@ -1,8 +1,9 @@
 """How answers travel: compressed once, and not at all where the browser has them.
 
-`Wire` is ASGI middleware; it knows nothing of the page. Text (pages, JSON, scripts, styles, drawings) of a kilobyte or more
-goes out in brotli, or in gzip for who can't read that. A stream of events and a file in pieces pass as they are. What a GET asks
-for has an ETag, so that a browser that has it gets 304. What has a version in its name is kept by browsers for a year.
+`Wire` is ASGI middleware; it knows nothing of the page. Text (pages, JSON, scripts, styles, drawings) of a
+kilobyte or more goes out in brotli, or in gzip for who can't read that. A stream of events and a file in
+pieces pass as they are. What a GET asks for has an ETag, so that a browser that has it gets 304. What has a
+version in its name is kept by browsers for a year.
 """
 
 from __future__ import annotations
@@ -17,10 +18,18 @@ import brotli
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 
-TEXT = frozenset({
-    "text/html", "text/css", "text/javascript", "application/javascript", "application/json", "image/svg+xml",
-})  # fmt: skip
-SMALLEST, LARGEST = 1_024, 16_000_000  # bytes of a body that is worth compressing, and that is held in memory for it
+TEXT = frozenset(
+    {
+        "text/html",
+        "text/css",
+        "text/javascript",
+        "application/javascript",
+        "application/json",
+        "image/svg+xml",
+    }
+)
+# bytes of a body that is worth compressing, and that is held in memory for it
+SMALLEST, LARGEST = 1_024, 16_000_000
 LONG = 100_000
 KEPT = 64  # compressed bodies
 QUALITY = 5  # of brotli: the page in 10 ms
@@ -32,7 +41,8 @@ class Wire:
 
     def __init__(self, app):
         self.app = app
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()  # (hash of the body, encoding) -> what is sent
+        # (hash of the body, encoding) -> what is sent
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
     async def __call__(self, scope, receive, send) -> None:
@@ -47,7 +57,9 @@ class Wire:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        found = brotli.compress(body, quality=QUALITY) if encoding == "br" else gzip.compress(body, 6, mtime=0)
+        found = (
+            brotli.compress(body, quality=QUALITY) if encoding == "br" else gzip.compress(body, 6, mtime=0)
+        )
         with self._lock:
             self._kept[key] = found
             if len(self._kept) > KEPT:
@@ -70,7 +82,11 @@ class _Answer:
                 headers.setdefault("Cache-Control", FOR_EVER if _versioned(self.scope) else "no-cache")
             kind = headers.get("content-type", "").partition(";")[0]
             whole = message["status"] == 200 and self.scope["method"] in ("GET", "POST") and kind in TEXT
-            if whole and "content-encoding" not in headers and int(headers.get("content-length", 0)) <= LARGEST:
+            if (
+                whole
+                and "content-encoding" not in headers
+                and int(headers.get("content-length", 0)) <= LARGEST
+            ):
                 self.start = message
             else:
                 await self.send(message)
@@ -95,7 +111,8 @@ class _Answer:
             headers.add_vary_header("Accept-Encoding")
             if encoding:
                 work = (self.wire.compressed, body, digest, encoding)
-                body = await run_in_threadpool(*work) if len(body) >= LONG else work[0](*work[1:])  # nobody waits for long ones
+                # nobody waits for long ones
+                body = await run_in_threadpool(*work) if len(body) >= LONG else work[0](*work[1:])
                 headers["Content-Encoding"], headers["Content-Length"] = encoding, str(len(body))
                 del headers["accept-ranges"]
         await self.send(self.start)
@@ -113,7 +130,8 @@ def _encoding(accepted: str) -> str:
 
 
 def _versioned(scope) -> bool:
-    """Whether the address changes with the content: Gradio's files with a hash in their name, scripts and styles with ?v=."""
+    """Whether the address changes with the content: Gradio's files with a hash in their name, scripts and
+    styles with ?v=."""
     path = scope["path"]
     named = path.endswith((".js", ".css")) and "v" in parse_qs(scope["query_string"].decode("latin-1"))
     return named or path.removeprefix(scope.get("root_path", "")).startswith("/assets/")

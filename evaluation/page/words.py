@@ -1,7 +1,7 @@
 """Figures become words: sizes, ratios, times, grades and verdicts, in the language of the page.
 
-Every sentence stands in assets/i18n/<language>.json; this file holds only thresholds and the way figures are cut to
-two or three digits.
+Every sentence stands in assets/i18n/<language>.json; this file holds only thresholds and the way figures are
+cut to two or three digits.
 """
 
 from __future__ import annotations
@@ -20,17 +20,43 @@ LANGUAGES = ("en", "zh-Hant")
 I18N, METHODS = ROOT / "assets" / "i18n", ROOT / "assets" / "methods.json"
 
 # perplexity as a multiple of the original's, up to which a grade holds
-GRADES = ((1.01, "same"), (1.05, "about"), (1.15, "slightly"), (1.5, "clearly"), (4.0, "much"), (math.inf, "broken"))
+GRADES = (
+    (1.01, "same"),
+    (1.05, "about"),
+    (1.15, "slightly"),
+    (1.5, "clearly"),
+    (4.0, "much"),
+    (math.inf, "broken"),
+)
 NOTICEABLE = 1.01  # below this multiple nobody notices a difference
 TELLING = {  # choices that a run's name tells where they aren't the usual ones
-    "objective": "on-policy", "teaching": "teacher", "granularity": "block", "importance": "element1", "guide": "adapter",
-    "setting": "meta", "kind": "tensor_train", "table": "nf4",
-}  # fmt: skip
+    "objective": "on-policy",
+    "teaching": "teacher",
+    "granularity": "block",
+    "importance": "element1",
+    "guide": "adapter",
+    "setting": "meta",
+    "kind": "tensor_train",
+    "table": "nf4",
+}
 NAMED = (  # parameters that a step's name has words for, or that only end a training
-    "bits", "sparsity", "pattern", "removed", "kept", "rank", "quantize", "group_size", "rounding", "round", "student", "kv_bits",
-    "activation_bits", "train_minutes",
-)  # fmt: skip
-NAMED_OF = {"zeroquant": ("attention_bits", "groups", "activations", "qkv_inputs")}  # a method's own, told in its name too
+    "bits",
+    "sparsity",
+    "pattern",
+    "removed",
+    "kept",
+    "rank",
+    "quantize",
+    "group_size",
+    "rounding",
+    "round",
+    "student",
+    "kv_bits",
+    "activation_bits",
+    "train_minutes",
+)
+# a method's own, told in its name too
+NAMED_OF = {"zeroquant": ("attention_bits", "groups", "activations", "qkv_inputs")}
 MANY = 4.0  # times, from which a change isn't told in per cent
 SPEED_MARGIN = 0.05  # rates closer than this are called equal
 
@@ -63,7 +89,8 @@ def digits(number: float, n: int = 3) -> str:
 
 
 def grade(ratio: float, stderr: float | None = None) -> str:
-    """The code of how good a compressed model is beside its original. A difference within twice its standard error can't be told from none.
+    """The code of how good a compressed model is beside its original. A difference within twice its standard
+    error can't be told from none.
 
     Whether one compressed model is better than another is a verdict (verdict.py)."""
     if stderr and abs(ratio - 1) <= 2 * stderr and ratio < GRADES[1][0]:
@@ -119,7 +146,8 @@ class Words:
         return f"{digits(shown, 3 if 99 < shown < 100 else 2)} %" if 0 < shown < 100 else f"{shown:.0f} %"
 
     def verdict(self, found: Difference) -> str:
-        """ "better: −24 ± 1.6 %": the word and the change of perplexity with its 95 % interval; changes of many times as "× 6.2"."""
+        """ "better: −24 ± 1.6 %": the word and the change of perplexity with its 95 % interval; changes of
+        many times as "× 6.2"."""
         ratio, margin = found.ratio, found.ratio_margin
         if 1 / MANY < ratio < MANY:
             change = f"{'+' if ratio >= 1 else '−'}{digits(100 * abs(ratio - 1), 2)}"
@@ -161,12 +189,16 @@ class Words:
 
     def groups(self, n: int) -> str:
         """How many parts of a matrix share a scale: 0, one a row."""
-        return self("value.row") if n == 0 else self("value.parts.one" if n == 1 else "value.parts", v=f"{n:,}")
+        return (
+            self("value.row") if n == 0 else self("value.parts.one" if n == 1 else "value.parts", v=f"{n:,}")
+        )
 
     def step(self, name: str, values: Mapping, long: bool = False) -> str:
-        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A plain code book goes by its table's name."""
+        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A plain code book
+        goes by its table's name."""
         values = dict(values)
-        if values.get("quantize") is False or values.get("round") is False:  # what would be rounded stays in 16 bits
+        # what would be rounded stays in 16 bits
+        if values.get("quantize") is False or values.get("round") is False:
             values = {k: v for k, v in values.items() if k not in ("bits", "group_size")}
         parts = []
         if values.get("pattern", "unstructured") != "unstructured":
@@ -175,9 +207,13 @@ class Words:
         if values.get("student"):
             values.pop("kept", None)
             parts.append(self("value.student", v=Path(str(values["student"])).name))
-        parts += [self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values]
+        parts += [
+            self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values
+        ]
         if "kv_bits" in values:  # weights, inputs and cache together
-            parts = [self("value.w_a_kv", w=values["bits"], a=values["activation_bits"], kv=values["kv_bits"])]
+            parts = [
+                self("value.w_a_kv", w=values["bits"], a=values["activation_bits"], kv=values["kv_bits"])
+            ]
         if "attention_bits" in values:  # weights of feed-forward and attention, inputs of all and of q, k, v
             weights = dict.fromkeys((values["bits"], values["attention_bits"]))
             rounded = values.get("activations") != "exact"
@@ -195,10 +231,14 @@ class Words:
         return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])
 
     def settings(self, name: str, values: Mapping) -> list[str]:
-        """What a step's name leaves out: its main knob where that is told nowhere, every parameter that isn't at its default, and those
-        that are always told. A full budget goes by that name."""
-        method, out = methods().get(name, {"full": {}, "params": ()}), []  # a stored run may outlive its method
-        holds = lambda when: all(values.get(k, v) == v for k, v in when.items())  # noqa: E731
+        """What a step's name leaves out: its main knob where that is told nowhere, every parameter that isn't
+        at its default, and those that are always told. A full budget goes by that name."""
+        # a stored run may outlive its method
+        method, out = methods().get(name, {"full": {}, "params": ()}), []
+
+        def holds(when):
+            return all(values.get(k, v) == v for k, v in when.items())
+
         budget = method["full"] if all(values.get(k) == v for k, v in method["full"].items()) else {}
         if budget:
             out.append(self("budget.full"))
@@ -220,11 +260,15 @@ class Words:
         return self(f"value.{value}") if self.has(f"value.{value}") else str(value)
 
     def recipe(self, recipe, long: bool = False, cache_bits: int = 16, cache_keys: str = "token") -> str:
-        """A chain in words, and the bits of its key-value cache where they are few; long: with every setting."""
+        """A chain in words, and the bits of its key-value cache where they are few; long: with every
+        setting."""
         cache = self(f"recipe.cache.{cache_keys}", bits=cache_bits)
         if cache_bits < 16 and all(name == "none" for name, _ in recipe):
             return self("recipe.cache.original", cache=cache)
-        named = lambda name, values: self("comma").join([self.step(name, values, True), *self.settings(name, values)])  # noqa: E731
+
+        def named(name, values):
+            return self("comma").join([self.step(name, values, True), *self.settings(name, values)])
+
         chain = self("then").join((named if long else self.step)(name, values) for name, values in recipe)
         return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, cache=cache)
 
@@ -237,7 +281,8 @@ class Words:
         return self._coded("note", note.get("code", ""), note.get("facts", {}), note.get("code", ""))
 
     def error(self, error: Mapping) -> dict[str, str]:
-        """What happened, what it means, what to do, which button: an unknown code falls back to its own message."""
+        """What happened, what it means, what to do, which button: an unknown code falls back to its own
+        message."""
         code = error.get("code") or "error"
         known = code if self.has(f"error.{code}.what") else "error"
         facts = self.facts(error.get("facts") or {}) | {"message": error.get("message", "")}
@@ -245,14 +290,18 @@ class Words:
         if "need_bytes" in facts and self.has(f"{keys['what']}.need"):
             keys["what"] += ".need"
         parts = {p: self(key, **facts) for p, key in keys.items() if self.has(key)}
-        return parts | {"act": self.table.get(f"error.{known}.act", "retry"), "details": error.get("message", "")}
+        return parts | {
+            "act": self.table.get(f"error.{known}.act", "retry"),
+            "details": error.get("message", ""),
+        }
 
     def _coded(self, kind: str, code: str, facts: Mapping, otherwise: str) -> str:
         key = f"{kind}.{code}"
         return self(key, **self.facts(facts)) if self.has(key) else otherwise
 
     def facts(self, facts: Mapping) -> dict:
-        """Facts ready for a sentence: byte counts as sizes, methods and parameters by their names, numbers cut."""
+        """Facts ready for a sentence: byte counts as sizes, methods and parameters by their names, numbers
+        cut."""
         out = {}
         for name, x in facts.items():
             if name.endswith("bytes") and isinstance(x, (int, float)):

@@ -1,12 +1,13 @@
-"""Side by side: one worker process owns the original and a compressed model and gives a token of each in turn.
+"""Side by side: one worker process owns the original and a compressed model and gives a token of each in
+turn.
 
     chat = Chat(store)
     for event in chat.ask(result_id, [{"role": "user", "content": "Hello"}]):
         print(event["side"], event["text"])
 
-Both sides get the same prompt and the same random stream. A side's rate is one over the median of its own steps, so
-that waiting for the other side doesn't count; each step holds the machine's timing lock. Where the answers part is
-told by token ids.
+Both sides get the same prompt and the same random stream. A side's rate is one over the median of its own
+steps, so that waiting for the other side doesn't count; each step holds the machine's timing lock. Where the
+answers part is told by token ids.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ SIDES = ("original", "compressed")
 COMMAND = (sys.executable, "-m", "evaluation.running.chat")
 WAITING = 8  # questions in the line, beside the one that is answered
 WAITING_OF_ADDRESS = 3  # those of one address on a public page
-PATIENCE = {"load": 1800.0, "prompt": 20.0, "token": 600.0, "answer": 86_400.0}  # seconds that each stage may take
+# seconds that each stage may take
+PATIENCE = {"load": 1800.0, "prompt": 20.0, "token": 600.0, "answer": 86_400.0}
 PUBLIC_PATIENCE = {"load": 300.0, "prompt": 20.0, "token": 120.0, "answer": 300.0}
 STOP_SECONDS = 2.0  # between asking the worker to end an answer and killing it
 TICK_SECONDS = 0.25  # a stream that has nothing to say says so this often: so it can be closed
@@ -43,7 +45,8 @@ PROMPT_BYTES = 2**31  # of memory that a chat template and the tokenizer may tak
 
 
 class ChatError(CompressionError):
-    """A question that can't be answered: artifact_missing, chat_died, chat_slow, chat_full, template_slow, prompt_too_long, unknown_run."""
+    """A question that can't be answered: artifact_missing, chat_died, chat_slow, chat_full, template_slow,
+    prompt_too_long, unknown_run."""
 
     code = "chat"
 
@@ -58,13 +61,20 @@ class _Turn:
 
 
 class _Worker:
-    """The process, and what it has said and nobody has read yet: a dictionary an event, None when it has ended."""
+    """The process, and what it has said and nobody has read yet: a dictionary an event, None when it has
+    ended."""
 
     def __init__(self, home: Path):
         self.process = subprocess.Popen(
-            COMMAND, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, encoding="utf-8", start_new_session=True, env=os.environ | {"COMPRESSION_EXPLORER_HOME": str(home)},
-        )  # fmt: skip
+            COMMAND,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+            env=os.environ | {"COMPRESSION_EXPLORER_HOME": str(home)},
+        )
         self.said: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
         self._write = threading.Lock()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -96,8 +106,8 @@ class _Worker:
 class Chat:
     """The page's end of the chat worker. One question is answered at a time, the others wait in a line.
 
-    A question has a deadline for each of its stages, and can be stopped at any of them: a worker that doesn't listen is killed,
-    and the next question gets a new one.
+    A question has a deadline for each of its stages, and can be stopped at any of them: a worker that doesn't
+    listen is killed, and the next question gets a new one.
     """
 
     def __init__(self, store: Store, *, public: bool = False):
@@ -108,7 +118,8 @@ class Chat:
         self._lock = threading.Condition()
 
     def request(self, result_id: str) -> dict:
-        """What the worker must load for a result. Raises ChatError when the compressed model isn't on this disk."""
+        """What the worker must load for a result. Raises ChatError when the compressed model isn't on this
+        disk."""
         result = self.store.get_id(result_id)
         if result is None:
             raise ChatError("this run is not in the store any more", code="unknown_run")
@@ -117,20 +128,31 @@ class Chat:
         if result.spec.is_original:
             return {"model": result.spec.model, "artifact": ""}
         if not self.store.has_artifact(result):
-            raise ChatError("the compressed model is no longer on this disk; compress again", code="artifact_missing")
+            raise ChatError(
+                "the compressed model is no longer on this disk; compress again", code="artifact_missing"
+            )
         return {"model": result.spec.model, "artifact": str(self.store.artifact_folder(result.artifact))}
 
     def ask(self, result_id: str, messages: list[dict], **options) -> Iterator[dict]:
         """Events of both sides as they come; see `answer` for their fields. Raises ChatError."""
         return (event for event in self.stream(result_id, messages, **options) if "side" in event)
 
-    def stream(self, result_id: str, messages: list[dict], *, max_tokens: int = 128, temperature: float = 0.0,
-               seed: int = 0, owner: str = "", address: str = "") -> Iterator[dict]:  # fmt: skip
-        """The same, with {"place": questions that come first} before them, and {} again and again where there is nothing new: so the
-        generator can be closed at any time, which frees the line. Raises ChatError.
+    def stream(
+        self,
+        result_id: str,
+        messages: list[dict],
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        owner: str = "",
+        address: str = "",
+    ) -> Iterator[dict]:
+        """The same, with {"place": questions that come first} before them, and {} again and again where there
+        is nothing new: so the generator can be closed at any time, which frees the line. Raises ChatError.
 
-        owner: a hash of the secret by which a visitor may stop the question, "" for nobody. A new question ends the same
-        visitor's last one. address: the network's.
+        owner: a hash of the secret by which a visitor may stop the question, "" for nobody. A new question
+        ends the same visitor's last one. address: the network's.
         """
         question = self.request(result_id) | {
             "messages": messages,
@@ -158,7 +180,8 @@ class Chat:
             threading.Thread(target=self._leave, args=(turn, None if ended else worker), daemon=True).start()
 
     def _answer(self, worker: _Worker, turn: _Turn) -> Generator[dict, None, bool]:
-        """What the worker says to a question; whether it has ended by itself. Raises ChatError, by then the worker is ready or dead."""
+        """What the worker says to a question; whether it has ended by itself. Raises ChatError, by then the
+        worker is ready or dead."""
         stage, since, writes = "load", time.monotonic(), None
         while True:
             now = time.monotonic()
@@ -166,8 +189,11 @@ class Chat:
                 return False
             if now - since > self.patience[stage]:
                 worker.kill()
-                raise ChatError(f"the answer took more than {self.patience[stage]:.0f} s at the stage {stage!r}",
-                                code="template_slow" if stage == "prompt" else "chat_slow", seconds=self.patience[stage])  # fmt: skip
+                raise ChatError(
+                    f"the answer took more than {self.patience[stage]:.0f} s at the stage {stage!r}",
+                    code="template_slow" if stage == "prompt" else "chat_slow",
+                    seconds=self.patience[stage],
+                )
             try:
                 event = worker.said.get(timeout=TICK_SECONDS)
             except queue.Empty:
@@ -175,11 +201,16 @@ class Chat:
                 continue
             if event is None:
                 worker.process.wait()
-                raise ChatError("the chat's process ended, most likely because memory ran out; ask again", code="chat_died")
+                raise ChatError(
+                    "the chat's process ended, most likely because memory ran out; ask again",
+                    code="chat_died",
+                )
             if "end" in event:
                 return True
             if "error" in event:
-                raise ChatError(event["error"]["message"], code=event["error"]["code"], **event["error"]["facts"])
+                raise ChatError(
+                    event["error"]["message"], code=event["error"]["code"], **event["error"]["facts"]
+                )
             since = time.monotonic()
             if "stage" in event:
                 stage = event["stage"]
@@ -214,7 +245,11 @@ class Chat:
             waiting = [t for t in self._line[1:] if not t.stopped.is_set()]
             near = sum(t.address == address for t in waiting) if self.public and address else 0
             if len(waiting) >= WAITING or near >= WAITING_OF_ADDRESS:
-                raise ChatError(f"{len(waiting)} questions wait already; ask again in a moment", code="chat_full", n=len(waiting))
+                raise ChatError(
+                    f"{len(waiting)} questions wait already; ask again in a moment",
+                    code="chat_full",
+                    n=len(waiting),
+                )
             self._line.append(turn)
         return turn
 
@@ -229,7 +264,8 @@ class Chat:
             return self._worker
 
     def _leave(self, turn: _Turn, worker: _Worker | None) -> None:
-        """Give up a place in the line; a worker that is still answering is made to end first, so that the next question is clean."""
+        """Give up a place in the line; a worker that is still answering is made to end first, so that the
+        next question is clean."""
         if worker is not None and worker.alive():
             worker.tell({"stop": True})
             until = time.monotonic() + STOP_SECONDS
@@ -244,7 +280,8 @@ class Chat:
             self._lock.notify_all()
 
 
-# --- the worker's side --------------------------------------------------------------------------------------------
+# --- the worker's side
+# --------------------------------------------------------------------------------------------
 
 
 class Side:
@@ -286,16 +323,23 @@ class Side:
             text = self.shown
         new, self.shown = text[len(self.shown) :], text
         later = self.times[1:]
-        return {"side": self.name, "text": new, "token": token, "ms": round(1e3 * self.times[-1], 2),
-                "first_ms": round(1e3 * self.times[0], 1), "done": self.done, "memory_bytes": self.memory_bytes,
-                "cache_bits": self.bundle.cache_bits,
-                "tokens_per_second": round(1 / statistics.median(later), 2) if later else None}  # fmt: skip
+        return {
+            "side": self.name,
+            "text": new,
+            "token": token,
+            "ms": round(1e3 * self.times[-1], 2),
+            "first_ms": round(1e3 * self.times[0], 1),
+            "done": self.done,
+            "memory_bytes": self.memory_bytes,
+            "cache_bits": self.bundle.cache_bits,
+            "tokens_per_second": round(1 / statistics.median(later), 2) if later else None,
+        }
 
 
 @contextlib.contextmanager
 def bounded_memory(more: int) -> Iterator[None]:
-    """Within it this process may take `more` bytes of memory beyond what it has; MemoryError after that. No bound where the system
-    has none to give."""
+    """Within it this process may take `more` bytes of memory beyond what it has; MemoryError after that. No
+    bound where the system has none to give."""
     try:
         import resource
     except ImportError:
@@ -304,16 +348,19 @@ def bounded_memory(more: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = psutil.Process().memory_info().vms + more
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (min((bound, *(x for x in (soft, hard) if x != resource.RLIM_INFINITY))), hard))
+        resource.setrlimit(
+            resource.RLIMIT_AS,
+            (min((bound, *(x for x in (soft, hard) if x != resource.RLIM_INFINITY))), hard),
+        )
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def answer(sides: list[Side], question: dict, stopped: threading.Event) -> Iterator[dict]:
-    """{"stage": "token"} once the prompts are made, then events {"side", "text": what is new, "token", "ms", "first_ms", "done",
-    "memory_bytes", "cache_bits", "tokens_per_second", "diverged_at": index of the first token on which the sides differ, None while
-    they agree}."""
+    """{"stage": "token"} once the prompts are made, then events {"side", "text": what is new, "token", "ms",
+    "first_ms", "done", "memory_bytes", "cache_bits", "tokens_per_second", "diverged_at": index of the first
+    token on which the sides differ, None while they agree}."""
     for side in sides:
         side.start(question["messages"], question["max_tokens"], question["temperature"], question["seed"])
     yield {"stage": "token"}
@@ -354,7 +401,8 @@ def serve() -> None:
             if "stop" in message:
                 stopped.set()
             else:
-                stopped.clear()  # here, in the order of the messages: a question may be stopped before it is looked at
+                # here, in the order of the messages: a question may be stopped before it is looked at
+                stopped.clear()
                 questions.put(message["ask"])
         os._exit(0)
 
@@ -387,7 +435,9 @@ def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:
     for name in SIDES:
         if wanted[name] and name not in loaded:
             with held(question["artifact"] or "."):  # no run makes room by removing it meanwhile
-                bundle = models.load(wanted[name]) if name == "original" else artifact.load(Path(wanted[name]))
+                bundle = (
+                    models.load(wanted[name]) if name == "original" else artifact.load(Path(wanted[name]))
+                )
             loaded[name] = (wanted[name], Side(name, bundle))
     return [loaded[name][1] for name in SIDES if name in loaded]
 

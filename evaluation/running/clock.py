@@ -1,4 +1,5 @@
-"""How long a run still takes: the estimate's seconds for each stage, corrected by how fast the stage really goes."""
+"""How long a run still takes: the estimate's seconds for each stage, corrected by how fast the stage really
+goes."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Clock:
         self.emit({"stage": name, "done": 0, "total": 1})
 
     def end(self) -> None:
-        """The run has its result: let the machine's pace follow what the stages took (loading may have been a download)."""
+        """The run has its result: let the machine's pace follow what the stages took (loading may have been a
+        download)."""
         self._spent[self._current] = time.perf_counter() - self._began
         stages = [s for s in self._spent if s in self._planned and s != "load"]
         planned = sum(self._planned[s] for s in stages)

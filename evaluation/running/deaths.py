@@ -1,7 +1,8 @@
-"""How a process ended and what that means: out of memory, a full disk under a mapped file, a processor without an instruction.
+"""How a process ended and what that means: out of memory, a full disk under a mapped file, a processor
+without an instruction.
 
-`told` speaks for a worker that left no result, `describe` for an exception inside of a run. Both give {"code", "message", "facts"},
-whose words stand in assets/i18n.
+`told` speaks for a worker that left no result, `describe` for an exception inside of a run. Both give
+{"code", "message", "facts"}, whose words stand in assets/i18n.
 """
 
 from __future__ import annotations
@@ -19,24 +20,45 @@ from evaluation import limits
 Error = dict  # {"code", "message", "facts"}
 
 MEMORY_WORDS = (  # what the libraries say, in small letters; C++'s own word; the system's own (error 12)
-    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "memoryerror",
-    "unable to allocate", "memory allocation", "can't start new thread",
-)  # fmt: skip
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",
+    "memoryerror",
+    "unable to allocate",
+    "memory allocation",
+    "can't start new thread",
+)
 DISK_WORDS = ("no space left on device", "not enough free disk space", "disk quota exceeded")
 
 # signal's name -> (status, code, message): what the system or somebody else sends, and what it means here
 SIGNALS = {
     "SIGKILL": ("oom", "worker_killed", "the system ended the run, most likely because memory ran out"),
-    "SIGBUS": ("failed", "worker_bus", "a file that the run had open could not be read or written: the disk is full, or the file was cut short"),
-    "SIGSEGV": ("failed", "worker_crashed", "the run's process crashed: a fault in the program or in one of its libraries"),
+    "SIGBUS": (
+        "failed",
+        "worker_bus",
+        "a file that the run had open could not be read or written: the disk is full, or the file "
+        "was cut short",
+    ),
+    "SIGSEGV": (
+        "failed",
+        "worker_crashed",
+        "the run's process crashed: a fault in the program or in one of its libraries",
+    ),
     "SIGABRT": ("failed", "worker_crashed", "a library ended the run's process: a fault in it"),
     "SIGFPE": ("failed", "worker_crashed", "the run's process crashed in a computation"),
     "SIGILL": ("failed", "worker_instruction", "this processor lacks an instruction that a library uses"),
-    "SIGTERM": ("failed", "worker_ended", "something asked the run's process to end: the system is going down, or somebody stopped it"),
+    "SIGTERM": (
+        "failed",
+        "worker_ended",
+        "something asked the run's process to end: the system is going down, or somebody stopped it",
+    ),
     "SIGINT": ("failed", "worker_ended", "something interrupted the run's process"),
     "SIGHUP": ("failed", "worker_ended", "the run's terminal was closed"),
     "SIGXCPU": ("failed", "worker_ended", "the run used up the processor time that this system allows"),
-}  # fmt: skip
+}
 ERRNOS = {  # of an OSError -> code, message
     errno.EROFS: ("not_writable", "a folder that the program writes to is read-only"),
     errno.EACCES: ("not_writable", "the program may not write to or read from a folder that it needs"),
@@ -52,8 +74,8 @@ ERRNOS = {  # of an OSError -> code, message
 def told(code: int, said: str = "", kills: int | None = None) -> tuple[str, Error]:
     """(status, error) of a process that ended without a result.
 
-    code: as subprocess gives it (minus the signal's number) or as a shell does (128 plus that). said: the last it wrote to its
-    standard error. kills: what `limits.oom_kills` counted before it began.
+    code: as subprocess gives it (minus the signal's number) or as a shell does (128 plus that). said: the
+    last it wrote to its standard error. kills: what `limits.oom_kills` counted before it began.
     """
     number = -code if code < 0 else code - 128 if 128 < code < 192 else 0
     name = signal.Signals(number).name if number in {int(s) for s in signal.Signals} else ""
@@ -68,17 +90,27 @@ def told(code: int, said: str = "", kills: int | None = None) -> tuple[str, Erro
     if _any(DISK_WORDS, said):
         return "failed", _disk_full()
     last = said.strip().splitlines()[-1:] or [""]
-    return "failed", {"code": "worker_died", "message": f"the run's process ended with code {code}. {last[0][:300]}".strip(),
-                      "facts": {"code": code}}  # fmt: skip
+    return "failed", {
+        "code": "worker_died",
+        "message": f"the run's process ended with code {code}. {last[0][:300]}".strip(),
+        "facts": {"code": code},
+    }
 
 
 def status(error: BaseException) -> str:
     """How a run ends by an exception."""
-    return "cancelled" if isinstance(error, Cancelled) else "oom" if describe(error)["code"] == "out_of_memory" else "failed"
+    return (
+        "cancelled"
+        if isinstance(error, Cancelled)
+        else "oom"
+        if describe(error)["code"] == "out_of_memory"
+        else "failed"
+    )
 
 
 def describe(error: BaseException, place: Path | None = None) -> Error:
-    """An exception as the record and the page tell it. place: what was written to, where the error doesn't say.
+    """An exception as the record and the page tell it. place: what was written to, where the error doesn't
+    say.
 
     Libraries wrap what the system said: what stands behind an error counts too.
     """
@@ -96,7 +128,11 @@ def describe(error: BaseException, place: Path | None = None) -> Error:
             code, message = ERRNOS[number]
             reason = os.strerror(number)
             return {"code": code, "message": f"{message} ({reason})", "facts": {"reason": reason}}
-    return {"code": "error", "message": f"{type(error).__name__}: {error}"[:1000], "facts": {"type": type(error).__name__}}
+    return {
+        "code": "error",
+        "message": f"{type(error).__name__}: {error}"[:1000],
+        "facts": {"type": type(error).__name__},
+    }
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
@@ -138,5 +174,9 @@ def _disk_full(place: Path | str | None = None) -> Error:
     from kernels.home import home
 
     facts = {"free_bytes": free_bytes(place or home())}
-    return {"code": "disk_full", "message": f"the disk is full: {facts['free_bytes'] / 1e6:,.1f} MB are free; free some space and run again",
-            "facts": facts}  # fmt: skip
+    return {
+        "code": "disk_full",
+        "message": f"the disk is full: {facts['free_bytes'] / 1e6:,.1f} MB are free; free some space "
+        "and run again",
+        "facts": facts,
+    }

@@ -1,7 +1,8 @@
 """What a run will cost, before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
 
 Sizes come from each method's `cost` over the shapes of the model's linears; seconds from this machine's speed
-(`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor of about two.
+(`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor of
+about two.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from evaluation import host as machine
 from evaluation.spec import RunSpec
 
 PROCESS_BYTES = 450_000_000  # Python with torch and transformers, before a model
-PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2}  # over the calibration tokens, by the stream of a method's inputs
+# over the calibration tokens, by the stream of a method's inputs
+PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2}
 EFFICIENCY = 0.75  # of the measured matrix product that a whole forward pass reaches
 GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
-LATENCY_STEPS = 80  # of transformers' own loop in float32 that the latency stage takes as long as; the other ways add little
+# of transformers' own loop in float32 that the latency stage takes as long as; the other ways add little
+LATENCY_STEPS = 80
 PACKING_BYTES_PER_SECOND = 4e8  # matrices brought into the kernels' tiles
 
 
@@ -38,7 +41,8 @@ class Estimate:
     fits: bool
     reason: str = ""  # code, "" if it fits
     available_bytes: int = 0
-    cache_bytes_per_token: int = 0  # of a key-value cache in few bits; 0 where it holds what the model computes in
+    # of a key-value cache in few bits; 0 where it holds what the model computes in
+    cache_bytes_per_token: int = 0
 
 
 _weighed: dict[str, Geometry] = {}  # of hub models that are on no disk yet
@@ -52,16 +56,19 @@ def remember(model: str, geometry: Geometry) -> None:
 
 
 def geometry_for(model: str) -> Geometry:
-    """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has them, or if the model's
-    folder can't be loaded as it is; UnsupportedModel for another architecture."""
+    """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has
+    them, or if the model's folder can't be loaded as it is; UnsupportedModel for another architecture."""
     if model in CATALOGUE:
         return CATALOGUE[model].geometry
     found = models.geometry(model) or _weighed.get(model)
     if found is None:
         if not hub.is_id(model):
             raise unknown(model)
-        raise ModelUnavailable(f"{model} is not on this disk yet; its size is known once the run has begun",
-                               code="size_unknown", name=model)  # fmt: skip
+        raise ModelUnavailable(
+            f"{model} is not on this disk yet; its size is known once the run has begun",
+            code="size_unknown",
+            name=model,
+        )
     return found
 
 
@@ -71,7 +78,9 @@ def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int
     with importing:
         from compression.arch import linear_shapes
 
-    before, left = ({(role, layer): shape for role, layer, shape in linear_shapes(g)} for g in (geometry, after))
+    before, left = (
+        {(role, layer): shape for role, layer, shape in linear_shapes(g)} for g in (geometry, after)
+    )
     places = before | left  # blocks may go, or a student may have more of them
     return Counter((place[0], before.get(place, (0, 0)), left.get(place, (0, 0))) for place in places)
 
@@ -100,7 +109,8 @@ class _Sizes:
 
 
 def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
-    """Bytes of what a calibration keeps: what enters a block, what its attention gives, and what its linears give while there is room."""
+    """Bytes of what a calibration keeps: what enters a block, what its attention gives, and what its linears
+    give while there is room."""
     with importing:
         from compression.inputs import ROOM
 
@@ -131,40 +141,65 @@ def estimate(spec: RunSpec) -> Estimate:
     """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
     geometry = geometry_for(spec.model)
     after = _after(spec, geometry)
-    sizes, tables, wide = _sizes(spec, geometry, after), 1 if geometry.tied else 2, 4  # float32 on a processor
-    beside = 2 * sizes.matrices + sizes.file  # the original's 16-bit tiles and the compressed model, while both are timed
+    # float32 on a processor
+    sizes, tables, wide = _sizes(spec, geometry, after), 1 if geometry.tied else 2, 4
+    # the original's 16-bit tiles and the compressed model, while both are timed
+    beside = 2 * sizes.matrices + sizes.file
     states = _states(spec, geometry, wide)
     # by methods that work on the whole model at once
-    held = sum(count * peak for count, _, _, _, peak in sizes.costs) + tables * _trained_table(spec, geometry).peak_bytes
-    working = max(max([c[2] for c in sizes.costs] + ([sizes.table.peak_bytes] if sizes.table else [])) + states, held)
+    held = (
+        sum(count * peak for count, _, _, _, peak in sizes.costs)
+        + tables * _trained_table(spec, geometry).peak_bytes
+    )
+    working = max(
+        max([c[2] for c in sizes.costs] + ([sizes.table.peak_bytes] if sizes.table else [])) + states, held
+    )
     peak = int(PROCESS_BYTES + wide * sizes.matrices + max(working, beside) + 300e6)
     available = machine.available_bytes()
     fits = peak <= available
     return Estimate(
-        file_bytes=int(sizes.file), baseline_file_bytes=int(sizes.original), weight_bits=8 * sizes.packed / sizes.weights,
-        model_bits=8 * sizes.file / sizes.matrices, peak_bytes=peak, seconds=sum(stage_seconds(spec).values()),
-        fits=fits, reason="" if fits else "memory", available_bytes=available,
-        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window) if (bits := spec.stored_cache_bits) < 16 else 0,
-    )  # fmt: skip
+        file_bytes=int(sizes.file),
+        baseline_file_bytes=int(sizes.original),
+        weight_bits=8 * sizes.packed / sizes.weights,
+        model_bits=8 * sizes.file / sizes.matrices,
+        peak_bytes=peak,
+        seconds=sum(stage_seconds(spec).values()),
+        fits=fits,
+        reason="" if fits else "memory",
+        available_bytes=available,
+        cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window)
+        if (bits := spec.stored_cache_bits) < 16
+        else 0,
+    )
 
 
 def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
     """What a method that stores the token embedding makes of it, None if no step does."""
     shape = geometry.vocabulary, geometry.table // geometry.vocabulary
-    costs = [method.table_cost(shape, params, geometry.tied) for method, params in spec.methods if method.table_cost]
+    costs = [
+        method.table_cost(shape, params, geometry.tied)
+        for method, params in spec.methods
+        if method.table_cost
+    ]
     return costs[0] if costs else None
 
 
 def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
     """What training a student's token table takes, as that of a matrix; nothing if no step does."""
     shape = geometry.vocabulary, geometry.table // geometry.vocabulary
-    costs = [m.cost_of(shape, p, spec.calibration_tokens, "table") for m, p in spec.methods if m.student and m.cost_by_role]
+    costs = [
+        m.cost_of(shape, p, spec.calibration_tokens, "table")
+        for m, p in spec.methods
+        if m.student and m.cost_by_role
+    ]
     return Cost(0, sum(c.flops for c in costs), max((c.peak_bytes for c in costs), default=0))
 
 
-def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]) -> tuple[float, int, float, int]:
-    """(stored bytes, peak bytes, operations, bytes held for the whole model at once) of a chain on one matrix that a step of it
-    may cut down to the shape `then`: pruning shares and bit widths multiply."""
+def _cost(
+    spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]
+) -> tuple[float, int, float, int]:
+    """(stored bytes, peak bytes, operations, bytes held for the whole model at once) of a chain on one matrix
+    that a step of it may cut down to the shape `then`: pruning shares and bit widths multiply."""
     out, n = shape
     size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
     kept, before = 1.0, {}
@@ -190,10 +225,13 @@ def _cost(spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         before = handed_on(params)
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
-        if hasattr(params, "pattern"):  # places are removed; what is stored of the others may be codes already
+        # places are removed; what is stored of the others may be codes already
+        if hasattr(params, "pattern"):
             kept, size = kept_share(params), cost.bytes
         elif kept < 1.0 and "bitmask" in method.after:
-            size = out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
+            size = (
+                out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
+            )
         else:
             size = cost.bytes
     return size, peak, flops, held
@@ -231,10 +269,14 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         plan["latency"] = LATENCY_STEPS * decode + packing
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
-    passes = sum(PASSES["original" if m.scope == "block" else m.stream] for m, p in spec.methods if m.collects(p))
+    passes = sum(
+        PASSES["original" if m.scope == "block" else m.stream] for m, p in spec.methods if m.collects(p)
+    )
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
     stored = _stored_table(spec, geometry)
-    own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (stored.flops if stored else 0)
+    own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (
+        stored.flops if stored else 0
+    )
     own += _trained_table(spec, geometry).flops
     plan |= {
         "compress": walk + own / flops_per_second + 2.0,

@@ -1,8 +1,9 @@
 """Whether a stored answer still answers its own request.
 
-A request names a model and texts by their places; what lies there may have been changed since. A run compares contents itself
-(RunSpec.key); this is the look beforehand, where nothing is read but files' dates, configs and texts. Nothing is hashed anew: weights
-whose hash isn't remembered count as changed, and the run then finds out.
+A request names a model and texts by their places; what lies there may have been changed since. A run compares
+contents itself (RunSpec.key); this is the look beforehand, where nothing is read but files' dates, configs
+and texts. Nothing is hashed anew: weights whose hash isn't remembered count as changed, and the run then
+finds out.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from evaluation.store import Store
 
 
 def answers(result: Result, store: Store) -> bool:
-    """True if the program still gives this result, as far as somebody has found out (provenance.py), and the model, the students and the
-    files of text of its request are on this disk as the run read them."""
+    """True if the program still gives this result, as far as somebody has found out (provenance.py), and the
+    model, the students and the files of text of its request are on this disk as the run read them."""
     spec, seen = result.spec, result.fingerprint
     if not provenance.known(result, store):
         return False
@@ -28,7 +29,9 @@ def answers(result: Result, store: Store) -> bool:
         used = {"text": (spec.text, "evaluation")} | (
             {"calibration": (spec.calibration, "calibration")} if spec.needs_calibration else {}
         )
-        return all(_text_hash(*named) == seen.get(key) for key, named in used.items() if named[0] not in CALIBRATIONS)
+        return all(
+            _text_hash(*named) == seen.get(key) for key, named in used.items() if named[0] not in CALIBRATIONS
+        )
     except (CompressionError, OSError):  # no longer there, or no longer whole
         return False
 

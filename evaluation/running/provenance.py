@@ -1,8 +1,9 @@
 """Whether a stored answer is still the answer of this program.
 
-`code()` names the program: a hash of its sources and of the libraries that compute. An answer of the same program holds. One of another
-program holds if its witness comes out again (witness.py), which takes a second or two. That is found out once for a program and a
-processor, by the command below, which the app runs in the background at its start, or by the run that needs the answer:
+`code()` names the program: a hash of its sources and of the libraries that compute. An answer of the same
+program holds. One of another program holds if its witness comes out again (witness.py), which takes a second
+or two. That is found out once for a program and a processor, by the command below, which the app runs in the
+background at its start, or by the run that needs the answer:
 
     python -m evaluation.running.provenance     judge all of the home's answers that another program gave
 
@@ -36,7 +37,9 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 def code() -> str:
     """Hash of all sources, wherever they stand in them, and of the versions of the libraries that compute."""
     files = sorted(f for folder in FOLDERS for f in (ROOT / folder).rglob("*") if f.suffix in ENDINGS)
-    found = hashlib.sha256("".join(f"{name} {importlib.metadata.version(name)}\n" for name in LIBRARIES).encode())
+    found = hashlib.sha256(
+        "".join(f"{name} {importlib.metadata.version(name)}\n" for name in LIBRARIES).encode()
+    )
     for content in sorted(f.read_bytes() for f in files):  # a file that moved counts as the same
         found.update(hashlib.sha256(content).digest())
     return found.hexdigest()[:20]
@@ -70,14 +73,21 @@ def unjudged(store: Store) -> list[Result]:
 def judge_behind(store: Store) -> None:
     """Let a process of low priority judge what nobody has, if there is anything."""
     if unjudged(store):
-        subprocess.Popen([sys.executable, "-m", "evaluation.running.provenance"], cwd=ROOT, env=os.environ | {place.VARIABLE: str(store.home)},
-                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+        subprocess.Popen(
+            [sys.executable, "-m", "evaluation.running.provenance"],
+            cwd=ROOT,
+            env=os.environ | {place.VARIABLE: str(store.home)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def _file(store: Store) -> Path:
     from evaluation import host
 
-    machine = hashlib.sha256(json.dumps([host.environment().get("processor"), code()]).encode()).hexdigest()[:20]
+    machine = hashlib.sha256(json.dumps([host.environment().get("processor"), code()]).encode()).hexdigest()[
+        :20
+    ]
     return store.home / "judged" / f"{machine}.json"
 
 

@@ -10,7 +10,8 @@ from evaluation.spec import CALIBRATIONS, TEXTS, RunSpec
 
 
 def named_only(spec: RunSpec) -> None:
-    """Raises where a run reads a file of the server: on a public page models come from the catalogue or the hub, and texts by name."""
+    """Raises where a run reads a file of the server: on a public page models come from the catalogue or the
+    hub, and texts by name."""
     free = [getattr(params, name) for method, params in spec.methods for name in free_texts(method)]
     for model in filter(None, (spec.model, *free)):
         if model in CATALOGUE:
@@ -20,7 +21,9 @@ def named_only(spec: RunSpec) -> None:
         if "/" not in model:
             raise unknown(model)
         if not hub.is_id(model):
-            raise ModelUnavailable(f"{model[:120]!r} is no hub id (owner/name)", code="bad_hub_id", name=model[:120])
+            raise ModelUnavailable(
+                f"{model[:120]!r} is no hub id (owner/name)", code="bad_hub_id", name=model[:120]
+            )
     if spec.text not in TEXTS or spec.calibration not in CALIBRATIONS:
         raise _server_file()
 
@@ -32,5 +35,6 @@ def free_texts(method) -> tuple[str, ...]:
 
 def _server_file() -> ModelUnavailable:
     return ModelUnavailable(
-        "files of the server are not allowed on a public Space; choose a named model and text", code="path_refused"
+        "files of the server are not allowed on a public Space; choose a named model and text",
+        code="path_refused",
     )

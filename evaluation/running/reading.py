@@ -1,4 +1,5 @@
-"""What a run reads, and whether that is enough for it: all that spec, config and texts tell, before a weight is loaded."""
+"""What a run reads, and whether that is enough for it: all that spec, config and texts tell, before a weight
+is loaded."""
 
 from __future__ import annotations
 
@@ -25,11 +26,18 @@ class Reading:
 
 
 def read(
-    spec: RunSpec, tokenizer, geometry: Geometry, positions: int, text: Text, calibration: Text | None, timings: bool
+    spec: RunSpec,
+    tokenizer,
+    geometry: Geometry,
+    positions: int,
+    text: Text,
+    calibration: Text | None,
+    timings: bool,
 ) -> Reading:
     """Cut the texts for a model of those sizes, whose recipe reads at most `positions` tokens at a time.
 
-    Raises TextUnavailable, BadParam or CalibrationError where the text, or a window of it, is too short for the recipe.
+    Raises TextUnavailable, BadParam or CalibrationError where the text, or a window of it, is too short for
+    the recipe.
     """
     from evaluation.measuring import latency, measure
 
@@ -39,16 +47,26 @@ def read(
     found = {"evaluation": cut}
     for role, tokens in (("calibration", spec.calibration_tokens), ("training", spec.training_tokens)):
         if calibration and tokens:
-            found[role] = texts.windows(calibration, tokenizer, spec.protocol, window, tokens, role, spec.seed)
+            found[role] = texts.windows(
+                calibration, tokenizer, spec.protocol, window, tokens, role, spec.seed
+            )
     notes += [note for windows in found.values() for note in windows.notes]
     notes += measure.left_out(positions, cut)
     if timings:
         notes += latency.left_out(positions, cut.ids.numel())
     calibrates, trains = (found[role].ids if role in found else None for role in ("calibration", "training"))
     _check(spec, geometry, calibrates, trains)
-    written = [found[role].text_hash for role in found if role != "evaluation"] if isinstance(calibration, texts.Dialogue) else []
+    written = (
+        [found[role].text_hash for role in found if role != "evaluation"]
+        if isinstance(calibration, texts.Dialogue)
+        else []
+    )
     return Reading(
-        cut, calibrates, trains, tuple({repr(note.json()): note for note in notes}.values()), "".join(dict.fromkeys(written))
+        cut,
+        calibrates,
+        trains,
+        tuple({repr(note.json()): note for note in notes}.values()),
+        "".join(dict.fromkeys(written)),
     )
 
 
@@ -66,5 +84,9 @@ def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: 
             hold_out(read)
         if isinstance(params, white_box.WhiteBoxParams) and params.train_tokens and read is not None:
             white_box.check_lengths(params, read.shape[1])
-        if isinstance(params, llm_pruner.LlmPrunerParams) and params.importance in llm_pruner.TAYLOR and read is not None:
+        if (
+            isinstance(params, llm_pruner.LlmPrunerParams)
+            and params.importance in llm_pruner.TAYLOR
+            and read is not None
+        ):
             llm_pruner.texts(read, params)

@@ -1,7 +1,7 @@
 """A run from request to result: load, measure the original once, compress, save, measure, time.
 
-`run(spec)` is the one way that the command line, the page's worker and `make measure` take. It never raises for what
-a visitor can cause: the Result says how it ended.
+`run(spec)` is the one way that the command line, the page's worker and `make measure` take. It never raises
+for what a visitor can cause: the Result says how it ended.
 """
 
 from __future__ import annotations
@@ -27,8 +27,19 @@ from kernels import cpu
 from kernels import home as place
 
 Emit = Callable[[dict], None]
-OF_THE_ORIGINAL = ("already_rounded", "recomputed_buffers", "window_shortened", "machine_shared", "plain_loop", "no_short_context",
-                   "continuations_shortened", "timing_shortened", "no_timing", "special_tokens_as_text")  # notes  # fmt: skip
+OF_THE_ORIGINAL = (
+    "already_rounded",
+    "recomputed_buffers",
+    "window_shortened",
+    "machine_shared",
+    "plain_loop",
+    "no_short_context",
+    # notes
+    "continuations_shortened",
+    "timing_shortened",
+    "no_timing",
+    "special_tokens_as_text",
+)
 
 
 def run(
@@ -46,17 +57,26 @@ def run(
 ) -> Result:
     """Do a run and return its Result, which is also put into the store.
 
-    again: run even if the store has the answer. timings: False leaves out the latency stage. run_id: the id that the
-    record gets. enough: turns true when a training should end and keep its best state. nudges: of its witness.
+    again: run even if the store has the answer. timings: False leaves out the latency stage. run_id: the id
+    that the record gets. enough: turns true when a training should end and keep its best state. nudges: of
+    its witness.
     """
     store = store or Store()
     started = time.time()
     with contextlib.ExitStack() as held:  # what nobody may remove until the record is written
         try:
-            result = _Run(spec, emit, cancelled, store, allow_paths, timings, again, enough, held, nudges).go()
+            result = _Run(
+                spec, emit, cancelled, store, allow_paths, timings, again, enough, held, nudges
+            ).go()
         except Exception as error:
-            result = Result(key="", spec=spec, status=deaths.status(error), error=deaths.describe(error, store.home),
-                            environment=host.environment(), created=started)  # fmt: skip
+            result = Result(
+                key="",
+                spec=spec,
+                status=deaths.status(error),
+                error=deaths.describe(error, store.home),
+                environment=host.environment(),
+                created=started,
+            )
         if result.id and result.status == "ok" and not run_id:
             return result  # the store's own answer
         result = dataclasses.replace(result, id=run_id or result.id or store.new_id())
@@ -67,11 +87,21 @@ def run(
 
 
 def _unkept(store: Store, result: Result, why: Exception) -> Result:
-    """What becomes of a result that can't be written: its artifact goes, unless an earlier run of the same key has it too."""
-    if result.artifact and not any(r.artifact == result.artifact and r.status == "ok" for r in store.own() if r.id != result.id):
+    """What becomes of a result that can't be written: its artifact goes, unless an earlier run of the same
+    key has it too."""
+    if result.artifact and not any(
+        r.artifact == result.artifact and r.status == "ok" for r in store.own() if r.id != result.id
+    ):
         shutil.rmtree(store.artifact_folder(result.artifact), ignore_errors=True)
-    failed = Result(key="", spec=result.spec, status="failed", error=deaths.describe(why, store.home), id=result.id,
-                    environment=result.environment, created=result.created)  # fmt: skip
+    failed = Result(
+        key="",
+        spec=result.spec,
+        status="failed",
+        error=deaths.describe(why, store.home),
+        id=result.id,
+        environment=result.environment,
+        created=result.created,
+    )
     try:
         return store.put(failed)
     except OSError:
@@ -83,7 +113,13 @@ class _Run:
 
     def __init__(self, spec, emit, cancelled, store, allow_paths, timings, again, enough, holding, nudges):
         self.spec, self.cancelled, self.enough, self.store = spec, cancelled, enough, store
-        self.allow_paths, self.timings, self.again, self.holding, self.nudges = allow_paths, timings, again, holding, nudges
+        self.allow_paths, self.timings, self.again, self.holding, self.nudges = (
+            allow_paths,
+            timings,
+            again,
+            holding,
+            nudges,
+        )
         self.clock = Clock(spec, emit)
         self.emit = self.clock.emit
         self.notes: list[Note] = []
@@ -104,14 +140,24 @@ class _Run:
         models.prepare(spec.model, self.emit, self.allow_paths)
         geometry = models.geometry(spec.model)
         positions = min(g.positions for g in (geometry, *map(models.geometry, spec.students)))
-        reading = read(spec, models.tokenizer_of(spec.model), geometry, positions, text, calibration, self.timings)
-        self.windows, self.calibration, self.training = reading.evaluation, reading.calibration, reading.training
+        reading = read(
+            spec, models.tokenizer_of(spec.model), geometry, positions, text, calibration, self.timings
+        )
+        self.windows, self.calibration, self.training = (
+            reading.evaluation,
+            reading.calibration,
+            reading.training,
+        )
         self.notes += reading.notes
         self._load()
         self.fingerprint = {
-            "model": self.bundle.source["weights_hash"], "config": self.bundle.source["config_hash"], "text": text.hash, "dtype": self.dtype,
-            "calibration": calibration.hash if calibration else "", "protocol": self.windows.protocol_id,
-        } | ({"students": [models.content_hash(name) for name in spec.students]} if spec.students else {})  # fmt: skip
+            "model": self.bundle.source["weights_hash"],
+            "config": self.bundle.source["config_hash"],
+            "text": text.hash,
+            "dtype": self.dtype,
+            "calibration": calibration.hash if calibration else "",
+            "protocol": self.windows.protocol_id,
+        } | ({"students": [models.content_hash(name) for name in spec.students]} if spec.students else {})
         self.fingerprint |= {"template": reading.template} if reading.template else {}
         if not self.again and (found := self._stored(spec, self.fingerprint)):
             return found
@@ -129,8 +175,11 @@ class _Run:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
-            raise CompressionError("device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu")
-        torch.set_num_threads(min(torch.get_num_threads(), host.threads()))  # more than a container's share only wait
+            raise CompressionError(
+                "device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu"
+            )
+        # more than a container's share only wait
+        torch.set_num_threads(min(torch.get_num_threads(), host.threads()))
         cpu.library()  # begins to build the kernels, if need be, while the model loads
         host.profile(again=True)
         self.device, start = device, time.perf_counter()
@@ -140,7 +189,9 @@ class _Run:
         cpu.wait()  # one run, one set of kernels
         source = self.bundle.source
         if source.get("rounded"):
-            self.notes.append(Note("already_rounded", {"format": source["rounded"], "bytes": source["publisher_bytes"]}))
+            self.notes.append(
+                Note("already_rounded", {"format": source["rounded"], "bytes": source["publisher_bytes"]})
+            )
         if source.get("recomputed"):
             self.notes.append(Note("recomputed_buffers", {"count": source["recomputed"]}))
         self.config = self.bundle.module.config.to_dict()
@@ -205,7 +256,9 @@ class _Run:
         """The original's head beside the compressed model takes its publisher's width."""
         import torch
 
-        return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(self.bundle.source["dtype"], torch.float32)
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(
+            self.bundle.source["dtype"], torch.float32
+        )
 
     def _sizes(self) -> dict[str, float]:
         from compression import artifact
@@ -218,17 +271,24 @@ class _Run:
         }
 
     def _cache_bytes(self) -> int:
-        """Bytes that one token adds to the key-value cache, read from a real cache; with keys by channel on average over a usual length."""
+        """Bytes that one token adds to the key-value cache, read from a real cache; with keys by channel on
+        average over a usual length."""
         import torch
 
         from compression import kv_cache, sample
 
         cache = sample.new_cache(self.bundle)
-        tokens = kv_cache.usual_length(self.windows.ids.shape[1]) if self.bundle.cache_keys == "channel" else 8
+        tokens = (
+            kv_cache.usual_length(self.windows.ids.shape[1]) if self.bundle.cache_keys == "channel" else 8
+        )
         ids = self.windows.ids[:1, :tokens].to(self.bundle.device)
         with torch.no_grad():
             self.bundle.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        tensors = [t for layer in cache.layers for t in (getattr(layer, "stored", None) or (layer.keys, layer.values))]
+        tensors = [
+            t
+            for layer in cache.layers
+            for t in (getattr(layer, "stored", None) or (layer.keys, layer.values))
+        ]
         return sum(t.numel() * t.element_size() for t in tensors) // ids.shape[1]
 
     def _compressed(self, key: str, calibration_source: str) -> Result:
@@ -236,16 +296,26 @@ class _Run:
         from compression.distillation import students
 
         spec = self.spec
-        for method, params in spec.methods:  # the windows are the original's tokens, and a student is measured on the same
+        # the windows are the original's tokens, and a student is measured on the same
+        for method, params in spec.methods:
             if method.student and params.student:
                 students.check_tokenizer(self.bundle, params.student)
         geometry = self.bundle.geometry
         self.clock.stage("compress")
         outcome = calibrate.compress(
-            self.bundle, spec.methods, self.calibration, table_bits=spec.table_bits, activations=spec.activations,
-            cache_bits=spec.cache_bits, cache_keys=spec.cache_keys, emit=self.emit, cancelled=self.cancelled, seed=spec.seed,
-            training=self.training, enough=self.enough,
-        )  # fmt: skip
+            self.bundle,
+            spec.methods,
+            self.calibration,
+            table_bits=spec.table_bits,
+            activations=spec.activations,
+            cache_bits=spec.cache_bits,
+            cache_keys=spec.cache_keys,
+            emit=self.emit,
+            cancelled=self.cancelled,
+            seed=spec.seed,
+            training=self.training,
+            enough=self.enough,
+        )
         self.notes += outcome.notes
         if small := _small_scales(self.bundle.module):
             self.notes.append(Note("small_scales", {"count": small}))
@@ -254,17 +324,22 @@ class _Run:
         with self.store.making(key) as folder:
             file_bytes = artifact.save(self.bundle, folder, about, outcome.files)
             self.holding.enter_context(place.held(folder))
-            series, timings = self._compared(geometry, {"file_bytes": file_bytes, "compress_seconds": outcome.seconds})
+            series, timings = self._compared(
+                geometry, {"file_bytes": file_bytes, "compress_seconds": outcome.seconds}
+            )
         removed = self.store.keep_within_budget(key)
         if removed:
             self.notes.append(Note("old_artifacts_removed", {"count": len(removed)}))
-        result = self._result(key, spec, self.metrics, series | outcome.series, timings=timings, layers=outcome.layers)
+        result = self._result(
+            key, spec, self.metrics, series | outcome.series, timings=timings, layers=outcome.layers
+        )
         self.clock.end()
         model = result.model | {"calibration": calibration_source}
         return dataclasses.replace(result, artifact=key, model=model)
 
     def _compared(self, geometry, known: dict[str, float]) -> tuple[dict[str, list], list[dict]]:
-        """(series, timings) of the compressed model beside the original, whose sizes were `geometry`; its metrics with those `known`."""
+        """(series, timings) of the compressed model beside the original, whose sizes were `geometry`; its
+        metrics with those `known`."""
         from compression import engine
         from evaluation.measuring.measure import measure
 
@@ -273,7 +348,9 @@ class _Run:
         engine.prepare(self.bundle)  # it is saved: from here on it is only multiplied
         start = time.perf_counter()
         self.clock.stage("evaluate")
-        metrics, series = measure(self.bundle, self.windows, self.baseline, emit=self.emit, cancelled=self.cancelled)
+        metrics, series = measure(
+            self.bundle, self.windows, self.baseline, emit=self.emit, cancelled=self.cancelled
+        )
         peak = memory.peak_bytes()
         self.metrics |= metrics | {
             **known,
@@ -305,12 +382,15 @@ class _Run:
         return timings
 
     def _time(self, compressed, original, kernels: list[str] | None = None) -> list[dict]:
-        """One entry of `Result.timings`: this host, how it was done, and each way's figures. None for a model that reads too little."""
+        """One entry of `Result.timings`: this host, how it was done, and each way's figures. None for a model
+        that reads too little."""
         from compression import engine
         from evaluation.measuring import latency
 
         ids = self.windows.ids.flatten()
-        length, new = latency.lengths(min(b.geometry.positions for b in (compressed, original) if b), len(ids))
+        length, new = latency.lengths(
+            min(b.geometry.positions for b in (compressed, original) if b), len(ids)
+        )
         if not new:
             return []
 
@@ -324,37 +404,71 @@ class _Run:
         if timed.refused:
             self.notes.append(Note("plain_loop", {"reason": timed.refused}))
         dense = "16-bit weights, whole layers (C)" if engine.serve(timed) else "dense (PyTorch)"
-        if compressed is None or memory.has_plain(compressed.module):  # smaller matrices are multiplied as the original's are
+        # smaller matrices are multiplied as the original's are
+        if compressed is None or memory.has_plain(compressed.module):
             kernels = [dense, *(kernels or ())]
-        return [{"host": host.environment() | {"device": latency.device_name(timed)}, "limit": limit, "kernel": kernels,
-                 "loop": "transformers" if timed.refused else "decode step (C)", "warm_ups": latency.WARM_UPS,
-                 "rounds": latency.ROUNDS, "prompt_tokens": length, "new_tokens": new, **found}]  # fmt: skip
+        return [
+            {
+                "host": host.environment() | {"device": latency.device_name(timed)},
+                "limit": limit,
+                "kernel": kernels,
+                "loop": "transformers" if timed.refused else "decode step (C)",
+                "warm_ups": latency.WARM_UPS,
+                "rounds": latency.ROUNDS,
+                "prompt_tokens": length,
+                "new_tokens": new,
+                **found,
+            }
+        ]
 
     def _result(self, key, spec, metrics, series, timings=(), layers=()) -> Result:
         from compression import artifact
 
         source = {k: v for k, v in self.bundle.source.items() if k != "folder"}
         notes = list({repr(n.json()): n.json() for n in self.notes}.values())
-        shared = {"weight_bits_per_weight": 8.0 * artifact.storage_dtype(self.bundle).itemsize} if spec.is_original else {}
+        shared = (
+            {"weight_bits_per_weight": 8.0 * artifact.storage_dtype(self.bundle).itemsize}
+            if spec.is_original
+            else {}
+        )
         if spec.is_original:
             shared["model_bits_per_parameter"] = 8 * metrics["stored_bytes"] / metrics["parameters"]
-            notes = [n for n in notes if n["code"] in OF_THE_ORIGINAL and n["facts"].get("name", self.text) == self.text]
-        seen = witness.witness(partial(witness.of_run, spec), witness.small_config(self.config, spec), self.nudges)
+            notes = [
+                n
+                for n in notes
+                if n["code"] in OF_THE_ORIGINAL and n["facts"].get("name", self.text) == self.text
+            ]
+        seen = witness.witness(
+            partial(witness.of_run, spec), witness.small_config(self.config, spec), self.nudges
+        )
         return Result(
-            key=key, spec=spec, status="ok", metrics=shared | metrics, timings=list(timings), notes=notes, series=series,
-            layers=list(layers), protocol_id=f"{self.windows.protocol_id} · {self.dtype}",
+            key=key,
+            spec=spec,
+            status="ok",
+            metrics=shared | metrics,
+            timings=list(timings),
+            notes=notes,
+            series=series,
+            layers=list(layers),
+            protocol_id=f"{self.windows.protocol_id} · {self.dtype}",
             fingerprint=self._of_original() if spec.is_original else self.fingerprint,
-            environment=host.environment(), model=source, code=provenance.code(), witness=seen,
-        )  # fmt: skip
+            environment=host.environment(),
+            model=source,
+            code=provenance.code(),
+            witness=seen,
+        )
 
 
 def _small_scales(module) -> int:
-    """How many matrices have weights so small that more than one in twenty of their steps is float16's smallest (codes lose digits)."""
+    """How many matrices have weights so small that more than one in twenty of their steps is float16's
+    smallest (codes lose digits)."""
     import torch
 
     floor = torch.finfo(torch.float16).smallest_normal
     scales = [
-        t for name, t in module.named_buffers() if name.endswith("grid.scale") and t.dtype == torch.float16 and not t.is_meta
+        t
+        for name, t in module.named_buffers()
+        if name.endswith("grid.scale") and t.dtype == torch.float16 and not t.is_meta
     ]
     return sum(float((t == floor).float().mean()) > 0.05 for t in scales)
 
@@ -366,5 +480,7 @@ def label(spec: RunSpec) -> str:
         main = method.main_param
         steps.append(f"{method.title} {main} {getattr(params, main)}" if main else method.title)
     return ", then ".join(steps) + (
-        f", cache {spec.cache_bits} bits{' by channel' if spec.cache_keys == 'channel' else ''}" if spec.cache_bits < 16 else ""
+        f", cache {spec.cache_bits} bits{' by channel' if spec.cache_keys == 'channel' else ''}"
+        if spec.cache_bits < 16
+        else ""
     )

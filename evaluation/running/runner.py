@@ -1,8 +1,10 @@
-"""Runs for the page: one worker process a run, one run at a time, a spare worker that has its imports behind it.
+"""Runs for the page: one worker process a run, one run at a time, a spare worker that has its imports behind
+it.
 
-The app's process never loads a model. A worker that is killed or runs out of memory leaves a record and the next run
-works. `submit` gives equal requests one run; `state` is what the page polls. On a Space with ZeroGPU the graphics
-card is lent to a function, not to a process of ours: there `inline` is that function (`worker.events`, decorated).
+The app's process never loads a model. A worker that is killed or runs out of memory leaves a record and the
+next run works. `submit` gives equal requests one run; `state` is what the page polls. On a Space with ZeroGPU
+the graphics card is lent to a function, not to a process of ours: there `inline` is that function
+(`worker.events`, decorated).
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from evaluation.store import Store
 PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
 WAITING = 20  # runs in the line
 WAITING_OF_ADDRESS = 8  # those of one address, where many visitors may sit behind it
-INTERRUPTED = "interrupted", {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}}
+INTERRUPTED = (
+    "interrupted",
+    {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}},
+)
 
 
 class Refused(CompressionError):
@@ -58,7 +63,12 @@ class Runner:
     """The queue of runs. Threads: one that works, and one a worker that reads its events."""
 
     def __init__(
-        self, store: Store, *, inline: Callable[[dict], Iterator[dict]] | None = None, public: bool = False, spare: bool = True
+        self,
+        store: Store,
+        *,
+        inline: Callable[[dict], Iterator[dict]] | None = None,
+        public: bool = False,
+        spare: bool = True,
     ):
         self.store, self.inline, self.public = store, inline, public
         self._jobs: collections.OrderedDict[str, Job] = collections.OrderedDict()
@@ -75,19 +85,26 @@ class Runner:
     # --- what the page calls ---
 
     def submit(self, spec: RunSpec, visitor: str = "", again: bool = False, address: str = "") -> str:
-        """Queue a run and return its id. An equal run in flight is shared; a stored answer is returned at once.
+        """Queue a run and return its id. An equal run in flight is shared; a stored answer is returned at
+        once.
 
         visitor: a hash of the secret by which its owner may stop it; "" for nobody. address: the network's.
-        Raises Refused: a full line, a second waiting run of one visitor, too many of one address; on a public Space also a file
-        of the server, and a very long run or one that can't fit.
+        Raises Refused: a full line, a second waiting run of one visitor, too many of one address; on a public
+        Space also a file of the server, and a very long run or one that can't fit.
         """
         minutes = 0
         if self.public:
             named_only(spec)
             minutes = round(sum(stage_seconds(spec).values()) / 60)
             if (needs := estimate(spec).peak_bytes) > (has := host.profile().memory_bytes):
-                raise Refused(f"the run needs about {needs / 1e9:.1f} GB of memory, and this machine has {has / 1e9:.1f} GB",
-                              code="too_big_for_memory", name=spec.model, need_bytes=needs, free_bytes=has)  # fmt: skip
+                raise Refused(
+                    f"the run needs about {needs / 1e9:.1f} GB of memory, and this machine has "
+                    f"{has / 1e9:.1f} GB",
+                    code="too_big_for_memory",
+                    name=spec.model,
+                    need_bytes=needs,
+                    free_bytes=has,
+                )
         with self._lock:
             for job in self._jobs.values():
                 if not job.stopped and job.spec.identity() == spec.identity():
@@ -96,17 +113,29 @@ class Runner:
             if not again and (found := self.store.find(spec.identity())) and self._usable(found):
                 return found.id
             if minutes > PUBLIC_MINUTES:
-                raise Refused(f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the short budget, less text "
-                              "or a smaller model, or run the app on your own machine", code="too_long",
-                              minutes=minutes, limit=PUBLIC_MINUTES)  # fmt: skip
+                raise Refused(
+                    f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take "
+                    "the short budget, less text "
+                    "or a smaller model, or run the app on your own machine",
+                    code="too_long",
+                    minutes=minutes,
+                    limit=PUBLIC_MINUTES,
+                )
             waiting = [j for j in self._jobs.values() if j.status == "queued"]
             if visitor and any(visitor in j.visitors for j in waiting):
-                raise Refused("you have a run waiting already; stop it or let it finish first", code="one_queued")
+                raise Refused(
+                    "you have a run waiting already; stop it or let it finish first", code="one_queued"
+                )
             if address and self.public and sum(j.address == address for j in waiting) >= WAITING_OF_ADDRESS:
-                raise Refused(f"{WAITING_OF_ADDRESS} runs of your network wait already; try again when one is done",
-                              code="address_full", limit=WAITING_OF_ADDRESS)  # fmt: skip
+                raise Refused(
+                    f"{WAITING_OF_ADDRESS} runs of your network wait already; try again when one is done",
+                    code="address_full",
+                    limit=WAITING_OF_ADDRESS,
+                )
             if len(waiting) >= WAITING:
-                raise Refused(f"{WAITING} runs wait already; try again in a while", code="queue_full", limit=WAITING)
+                raise Refused(
+                    f"{WAITING} runs wait already; try again in a while", code="queue_full", limit=WAITING
+                )
             job = Job(self.store.new_id(), spec, {visitor} - {""}, again, address)
             self._record(job)
             self._jobs[job.id] = job
@@ -117,26 +146,42 @@ class Runner:
         return (result.spec.is_original or self.store.has_artifact(result)) and answers(result, self.store)
 
     def state(self, run_id: str, visitor: str = "") -> dict:
-        """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it began),
-        place in line, shared (more than one visitor waits for it), mine (this visitor does), alone (nobody else does), facts, result_id, error."""
+        """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it
+        began), place in line, shared (more than one visitor waits for it), mine (this visitor does), alone
+        (nobody else does), facts, result_id, error."""
         with self._lock:
             job = self._jobs.get(run_id)
             if job:
                 place = list(self._jobs).index(run_id)
                 shown = {k: job.event.get(k) for k in ("stage", "done", "total", "seconds_left", "facts")}
-                shown |= {"elapsed": time.monotonic() - job.began if job.began else 0.0, "shared": len(job.visitors) > 1}
+                shown |= {
+                    "elapsed": time.monotonic() - job.began if job.began else 0.0,
+                    "shared": len(job.visitors) > 1,
+                }
                 shown |= {"mine": visitor in job.visitors, "alone": job.visitors == {visitor}}
-                return {"id": run_id, "status": job.status, "place": place, "result_id": None, "error": {}, **shown}
+                return {
+                    "id": run_id,
+                    "status": job.status,
+                    "place": place,
+                    "result_id": None,
+                    "error": {},
+                    **shown,
+                }
         result = self.store.get_id(run_id)
         if result is not None and result.status in ("running", "queued") and self.store.mark_interrupted():
             result = self.store.get_id(run_id)  # it was another program's, which has died
         if result is None:
-            return {"id": run_id, "status": "unknown", "result_id": None, "error": {"code": "run_gone", "facts": {}}}
+            return {
+                "id": run_id,
+                "status": "unknown",
+                "result_id": None,
+                "error": {"code": "run_gone", "facts": {}},
+            }
         return {"id": run_id, "status": result.status, "result_id": result.id, "error": result.error}
 
     def cancel(self, run_id: str, visitor: str) -> None:
-        """Stop a waiting or running run of this visitor; memory is free again within three seconds. One who shares it with others
-        only leaves it; one who doesn't wait for it changes nothing."""
+        """Stop a waiting or running run of this visitor; memory is free again within three seconds. One who
+        shares it with others only leaves it; one who doesn't wait for it changes nothing."""
         with self._lock:
             job = self._jobs.get(run_id)
             if job is None or visitor not in job.visitors:
@@ -146,14 +191,16 @@ class Runner:
                 return
             job.stopped = True
             if job.status == "queued":
-                self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped while waiting", "facts": {}})
+                self._finish(
+                    job, "cancelled", {"code": "cancelled", "message": "stopped while waiting", "facts": {}}
+                )
                 return
         if job.process:
             job.process.end()
 
     def enough(self, run_id: str, visitor: str) -> None:
-        """Let a running training end now and keep its best state, where nobody but this visitor waits for it; nothing to end is
-        no error."""
+        """Let a running training end now and keep its best state, where nobody but this visitor waits for it;
+        nothing to end is no error."""
         with self._lock:
             job = self._jobs.get(run_id)
             process = job.process if job is not None and job.visitors == {visitor} else None
@@ -208,8 +255,13 @@ class Runner:
                 self.store.sweep()  # a worker that was ended may have been writing
 
     def _request(self, job: Job) -> dict:
-        return {"spec": job.spec.json(), "id": job.id, "home": str(self.store.home), "allow_paths": not self.public,
-                "again": job.again}  # fmt: skip
+        return {
+            "spec": job.spec.json(),
+            "id": job.id,
+            "home": str(self.store.home),
+            "allow_paths": not self.public,
+            "again": job.again,
+        }
 
     def _run_inline(self, job: Job) -> None:
         with importing:
@@ -259,11 +311,14 @@ class Runner:
         with self._lock:
             if result is not None and not job.stopped:
                 stored = self.store.get_id(job.id)
-                if stored is None or stored.status in ("running", "queued"):  # the worker couldn't write it: the disk is full
+                # the worker couldn't write it: the disk is full
+                if stored is None or stored.status in ("running", "queued"):
                     self._put(result)
                 self._jobs.pop(job.id, None)
             elif job.stopped:
-                self._finish(job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}})
+                self._finish(
+                    job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}}
+                )
             else:
                 self._finish(job, *(INTERRUPTED if self._closed else death()))
 

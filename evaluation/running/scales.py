@@ -1,7 +1,8 @@
-"""Models of the hub, weighed for a public page before a byte of their weights is fetched, while other visitors go on.
+"""Models of the hub, weighed for a public page before a byte of their weights is fetched, while other
+visitors go on.
 
-scales = Scales()
-scales.weigh("owner/name")      # a few seconds at most; raises ModelUnavailable where it is too large or can't be known now
+scales = Scales() scales.weigh("owner/name")      # a few seconds at most; raises ModelUnavailable where it is
+too large or can't be known now
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Scales:
         self._lock = threading.Lock()
 
     def weigh(self, name: str) -> None:
-        """Make a model's sizes known to the estimate. Raises what models.weigh does, and ModelUnavailable for a model that is too
-        large (too_large_here) or a hub that is slow or asked too much (hub_slow)."""
+        """Make a model's sizes known to the estimate. Raises what models.weigh does, and ModelUnavailable for
+        a model that is too large (too_large_here) or a hub that is slow or asked too much (hub_slow)."""
         try:
             found = self._answer(name).result(WAIT_SECONDS)
         except TimeoutError:
@@ -41,19 +42,28 @@ class Scales:
                 f"the hub says nothing about {name} yet; try again in a moment", code="hub_slow", name=name
             ) from None
         if found.bytes > BYTES and not found.here:
-            raise ModelUnavailable(f"{name} has {found.bytes / 1e9:.1f} GB; this page fetches models up to {BYTES / 1e9:.0f} GB",
-                                   code="too_large_here", name=name, need_bytes=found.bytes, limit_bytes=BYTES)  # fmt: skip
+            raise ModelUnavailable(
+                f"{name} has {found.bytes / 1e9:.1f} GB; this page fetches models up to {BYTES / 1e9:.0f} GB",
+                code="too_large_here",
+                name=name,
+                need_bytes=found.bytes,
+                limit_bytes=BYTES,
+            )
         estimate.remember(name, found.geometry)
 
     def _answer(self, name: str) -> Future:
         now = time.monotonic()
         with self._lock:
-            while self._asked and (len(self._asked) > KEPT or now - next(iter(self._asked.values()))[0] > KEPT_SECONDS):
+            while self._asked and (
+                len(self._asked) > KEPT or now - next(iter(self._asked.values()))[0] > KEPT_SECONDS
+            ):
                 self._asked.popitem(last=False)
             if name not in self._asked:
                 if sum(not future.done() for _, future in self._asked.values()) >= IN_LINE:
                     raise ModelUnavailable(
-                        "the hub is being asked about many models; try again in a moment", code="hub_slow", name=name
+                        "the hub is being asked about many models; try again in a moment",
+                        code="hub_slow",
+                        name=name,
                     )
                 self._asked[name] = now, self._pool.submit(self._weigh, name)
             return self._asked[name][1]

@@ -1,13 +1,15 @@
 """Whether the code still gives a stored result's numbers: its recipe once more, on a model of seconds.
 
-A *witness* is a few dozen numbers of a recipe that was run on a small model with weights from a seed: the losses that measuring finds,
-of every matrix its error and its size, of every training its course. A result carries the witness that the code gave when the result
-was measured. The result is fresh as long as today's code gives the same witness. So a moved file, a new name or a comment changes
-nothing, and another damping, grid, schedule or sum is seen, wherever in the code it stands.
+A *witness* is a few dozen numbers of a recipe that was run on a small model with weights from a seed: the
+losses that measuring finds, of every matrix its error and its size, of every training its course. A result
+carries the witness that the code gave when the result was measured. The result is fresh as long as today's
+code gives the same witness. So a moved file, a new name or a comment changes nothing, and another damping,
+grid, schedule or sum is seen, wherever in the code it stands.
 
-Two processors round float32 sums in different ways, and a weight that lies between two codes may take the other one. How much a number
-moves by that is measured with the witness itself: the small model is tried again with weights that differ in their last digits
-(`NUDGES`). The tolerance is `ROOM` times the largest move that was seen, and never below `LEAST`.
+Two processors round float32 sums in different ways, and a weight that lies between two codes may take the
+other one. How much a number moves by that is measured with the witness itself: the small model is tried again
+with weights that differ in their last digits (`NUDGES`). The tolerance is `ROOM` times the largest move that
+was seen, and never below `LEAST`.
 """
 
 from __future__ import annotations
@@ -40,44 +42,83 @@ WINDOW, CALIBRATED, EVALUATED, LETTERS = (
     6,
     16_384,
 )  # tokens of a window; windows to calibrate on, to measure; letters of each text
-LONGER = 3 * WINDOW  # tokens of a window where a cache by channel is measured: its first 128 tokens are no codes yet
+# tokens of a window where a cache by channel is measured: its first 128 tokens are no codes yet
+LONGER = 3 * WINDOW
 WIDTH, WIDE, HEADS, KV_HEADS, WORDS, POSITIONS = 128, 256, 4, 2, 260, 512
 BLOCKS, MORE_BLOCKS = 2, 3  # of a recipe that protects the first and the last, or leaves blocks out
 SIZES = {  # a family's own name for a size -> the size of its small model; what a config hasn't isn't set
-    "hidden_size": WIDTH, "n_embd": WIDTH, "word_embed_proj_dim": WIDTH, "intermediate_size": WIDE, "ffn_dim": WIDE, "n_inner": WIDE,
-    "num_attention_heads": HEADS, "n_head": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": WIDTH // HEADS, "vocab_size": WORDS,
-    "max_position_embeddings": POSITIONS, "n_positions": POSITIONS,
-}  # fmt: skip
+    "hidden_size": WIDTH,
+    "n_embd": WIDTH,
+    "word_embed_proj_dim": WIDTH,
+    "intermediate_size": WIDE,
+    "ffn_dim": WIDE,
+    "n_inner": WIDE,
+    "num_attention_heads": HEADS,
+    "n_head": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": WIDTH // HEADS,
+    "vocab_size": WORDS,
+    "max_position_embeddings": POSITIONS,
+    "n_positions": POSITIONS,
+}
 BLOCK_NAMES = ("num_hidden_layers", "n_layer")
-DROPPED = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version", "name_or_path", "sliding_window",
-           "max_window_layers", "use_sliding_window", "attn_implementation")  # of a config  # fmt: skip
+DROPPED = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "name_or_path",
+    "sliding_window",
+    "max_window_layers",
+    "use_sliding_window",
+    "attn_implementation",
+)  # of a config
 MOST = {  # a parameter's name -> its largest value on the small model
-    "rank": 2, "train_tokens": 8_192, "distill_steps": 4, "samples": 4, "sample_tokens": 32, "own_texts": 8, "own_tokens": 32,
-    "prompt_tokens": 8, "response_tokens": 8, "questions": 24, "judged": 8, "explanation_tokens": 8, "generated": 4, "lion_rounds": 1,
+    "rank": 2,
+    "train_tokens": 8_192,
+    "distill_steps": 4,
+    "samples": 4,
+    "sample_tokens": 32,
+    "own_texts": 8,
+    "own_tokens": 32,
+    "prompt_tokens": 8,
+    "response_tokens": 8,
+    "questions": 24,
+    "judged": 8,
+    "explanation_tokens": 8,
+    "generated": 4,
+    "lion_rounds": 1,
     "votes": 2,
-}  # fmt: skip
+}
 SET = {"train_minutes": 60.0, "student": ""}  # tokens end a small training, never minutes
 NUDGES = (1, 2, 3, 4)  # seeds of the last digits
 NUDGE = 2.0**-19  # of a weight: sixteen of float32's last digits, more than sums in another order make
 ROOM = 4.0
-# The least tolerances, as shares of a number. A search that two processors decide differently once moves a divergence by about 1 %.
+# The least tolerances, as shares of a number. A search that two processors decide differently once moves a
+# divergence by about 1 %.
 LEAST, LEAST_OF_DIVERGENCE = 5e-5, 3e-2
 
 Numbers = Callable[[Mapping[str, Any], int], dict[str, float]]  # (small config, nudge) -> the numbers
 
 
 def witness(numbers: Numbers, small: Mapping[str, Any], nudges: Sequence[int] = NUDGES) -> dict[str, Any]:
-    """{"config", "numbers": name -> [value, tolerance]}, or {} where the small model doesn't bear what is done.
+    """{"config", "numbers": name -> [value, tolerance]}, or {} where the small model doesn't bear what is
+    done.
 
-    numbers: what is done to it, e.g. `partial(of_run, spec)`. small: its config (`small_config`). nudges: none for an answer that never
-    leaves its machine, where equal sums round equally.
+    numbers: what is done to it, e.g. `partial(of_run, spec)`. small: its config (`small_config`). nudges:
+    none for an answer that never leaves its machine, where equal sums round equally.
     """
     try:
         found, moved = numbers(small, 0), [numbers(small, seed) for seed in nudges]
     except Exception as error:  # the run itself went well: it must not be lost
         log.warning("no witness: %s: %s", type(error).__name__, error)
         return {}
-    kept = {name: [_short(v), _tolerance(name, v, [m.get(name, math.inf) for m in moved])] for name, v in found.items()}
+    kept = {
+        name: [_short(v), _tolerance(name, v, [m.get(name, math.inf) for m in moved])]
+        for name, v in found.items()
+    }
     if not all(math.isfinite(x) for pair in kept.values() for x in pair):  # no record holds such a number
         log.warning("no witness: a number of it is not finite")
         return {}
@@ -85,20 +126,25 @@ def witness(numbers: Numbers, small: Mapping[str, Any], nudges: Sequence[int] = 
 
 
 def differences(numbers: Numbers, stored: Mapping[str, Any]) -> list[str]:
-    """What today's code gives otherwise than a stored witness says, a line each; nothing if it gives the same."""
+    """What today's code gives otherwise than a stored witness says, a line each; nothing if it gives the
+    same."""
     if not stored:
         return ["it carries no witness"]
     try:
         if not _is_small(stored["config"]):
             return ["its model isn't a small one"]
         return _apart(numbers(stored["config"], 0), stored["numbers"])
-    except Exception as error:  # a method that is gone, a parameter with other bounds, a record that somebody changed
+    # a method that is gone, a parameter with other bounds, a record that somebody changed
+    except Exception as error:
         return [f"{type(error).__name__}: {error}"]
 
 
 def _apart(found: Mapping[str, float], expected: Mapping[str, Sequence[float]]) -> list[str]:
     """A line for each number that is missing on one side or lies beyond its tolerance."""
-    out = [f"{name}: {found.get(name)} instead of {expected.get(name)}" for name in found.keys() ^ expected.keys()]
+    out = [
+        f"{name}: {found.get(name)} instead of {expected.get(name)}"
+        for name in found.keys() ^ expected.keys()
+    ]
     for name in found.keys() & expected.keys():
         value, tolerance = expected[name]
         if not abs(found[name] - value) <= tolerance:
@@ -107,16 +153,22 @@ def _apart(found: Mapping[str, float], expected: Mapping[str, Sequence[float]]) 
 
 
 def _is_small(config: Mapping[str, Any]) -> bool:
-    """True if a config read from a record names every size that matters and none above those of `small_config`."""
+    """True if a config read from a record names every size that matters and none above those of
+    `small_config`."""
     most = SIZES | {"num_key_value_heads": HEADS} | dict.fromkeys(BLOCK_NAMES, MORE_BLOCKS)
     named = [name for name in most if name in config]
-    told = all(any(name in config for name in names) for names in (("hidden_size", "n_embd"), BLOCK_NAMES, ("vocab_size",)))
+    told = all(
+        any(name in config for name in names)
+        for names in (("hidden_size", "n_embd"), BLOCK_NAMES, ("vocab_size",))
+    )
     return told and all(type(config[name]) is int and 0 < config[name] <= most[name] for name in named)
 
 
 def _tolerance(name: str, value: float, moved: list[float]) -> float:
     least = LEAST_OF_DIVERGENCE if "kl_divergence" in name else LEAST
-    return float(f"{max(least * abs(value), 1e-7, ROOM * max((abs(value - m) for m in moved), default=0.0)):.2g}")
+    return float(
+        f"{max(least * abs(value), 1e-7, ROOM * max((abs(value - m) for m in moved), default=0.0)):.2g}"
+    )
 
 
 def _short(value: float) -> float:
@@ -124,10 +176,18 @@ def _short(value: float) -> float:
 
 
 def small_config(config: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
-    """The config of a small model of the same family with the same traits: activation, biases, ties, norms."""
-    kept = {k: v for k, v in config.items() if isinstance(v, (bool, int, float, str)) and k[0] != "_" and k not in DROPPED}
+    """The config of a small model of the same family with the same traits: activation, biases, ties,
+    norms."""
+    kept = {
+        k: v
+        for k, v in config.items()
+        if isinstance(v, (bool, int, float, str)) and k[0] != "_" and k not in DROPPED
+    }
     kept |= {name: size for name, size in SIZES.items() if config.get(name) is not None}
-    if config.get("num_key_value_heads") == config.get("num_attention_heads") and "num_key_value_heads" in kept:
+    if (
+        config.get("num_key_value_heads") == config.get("num_attention_heads")
+        and "num_key_value_heads" in kept
+    ):
         kept["num_key_value_heads"] = HEADS
     fields = {name for _, values in spec.recipe for name in values}
     blocks = MORE_BLOCKS if fields & {"protect_first", "kept"} else BLOCKS
@@ -135,9 +195,11 @@ def small_config(config: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
 
 
 def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str, float]:
-    """The numbers that the code gives for a run's recipe on the small model of `config` (from `small_config`).
+    """The numbers that the code gives for a run's recipe on the small model of `config` (from
+    `small_config`).
 
-    nudge: seed of a change in the weights' last digits, 0 for none. Raises CompressionError where the recipe can't be run on it.
+    nudge: seed of a change in the weights' last digits, 0 for none. Raises CompressionError where the recipe
+    can't be run on it.
     """
     import torch
 
@@ -153,9 +215,16 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
             return _metrics(metrics)
         head = copy.deepcopy(arch.head(original.module)[1])
         outcome = calibrate.compress(
-            found, small.methods, reading.calibration, table_bits=spec.table_bits, activations=spec.activations,
-            cache_bits=spec.cache_bits, cache_keys=spec.cache_keys, seed=spec.seed, training=reading.training,
-        )  # fmt: skip
+            found,
+            small.methods,
+            reading.calibration,
+            table_bits=spec.table_bits,
+            activations=spec.activations,
+            cache_bits=spec.cache_bits,
+            cache_keys=spec.cache_keys,
+            seed=spec.seed,
+            training=reading.training,
+        )
         numbers = _matrices(found, original) | _courses(outcome.series)
         engine.prepare(found)
         metrics, series = measure(found, reading.evaluation, dataclasses.replace(baseline, head=head))
@@ -175,7 +244,9 @@ def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Bas
 def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """What measuring found, without what is counted in whole tokens (it jumps) and errors of estimates."""
     names = ("kl_divergence_mean", "short_context_kl_divergence_mean")
-    return {"loss": math.log(metrics["perplexity"])} | {name: metrics[name] for name in names if name in metrics}
+    return {"loss": math.log(metrics["perplexity"])} | {
+        name: metrics[name] for name in names if name in metrics
+    }
 
 
 def _matrices(found: Bundle, original: Bundle) -> dict[str, float]:
@@ -189,12 +260,16 @@ def _matrices(found: Bundle, original: Bundle) -> dict[str, float]:
 
 
 def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
-    """Path -> the matrix that a linear or the table stands for, in float32, its factors on inputs left out."""
+    """Path -> the matrix that a linear or the table stands for, in float32, its factors on inputs left
+    out."""
     from compression import arch
 
     paths = [path for path, _, _ in arch.linears(bundle.module)] + [arch.embedding(bundle.module)[0]]
     modules = [(path, bundle.module.get_submodule(path)) for path in paths]
-    return {path: (m.packed.dequantize() if hasattr(m, "packed") else m.weight).detach().float() for path, m in modules}
+    return {
+        path: (m.packed.dequantize() if hasattr(m, "packed") else m.weight).detach().float()
+        for path, m in modules
+    }
 
 
 def _courses(series: Mapping[str, list]) -> dict[str, float]:
@@ -203,13 +278,17 @@ def _courses(series: Mapping[str, list]) -> dict[str, float]:
     for name in series.keys() & {"training", "warm_up"}:
         for which, column in (("loss", 1), ("held out", 2)):
             values = [row[column] for row in series[name] if row[column] is not None]
-            out |= {f"{name} {which}": statistics.fmean(values or [0.0]), f"{name} {which} taken": len(values)}
+            out |= {
+                f"{name} {which}": statistics.fmean(values or [0.0]),
+                f"{name} {which} taken": len(values),
+            }
     return out
 
 
 @functools.cache
 def _loop() -> dict[str, float]:
-    """What the training loop makes of two numbers whose gradients are now far below, now far above the length at which they are cut."""
+    """What the training loop makes of two numbers whose gradients are now far below, now far above the length
+    at which they are cut."""
     import torch
 
     from compression.training import Budget, adamw, train
@@ -217,17 +296,17 @@ def _loop() -> dict[str, float]:
     place = torch.nn.Parameter(torch.zeros(2))
     aims = [torch.tensor([math.sin(i), math.cos(3 * i)]) for i in range(40)]
     course = train(
-        [place], lambda aim: (0.1 + 3 * aim[0] ** 2) * ((place - aim) ** 2).sum(), iter(aims * 2),
-        lambda: float(((place - 0.3) ** 2).sum()), Budget(2 * len(aims), SET["train_minutes"]), rate=0.05, optimizer=adamw,
-    )  # fmt: skip
+        [place],
+        lambda aim: (0.1 + 3 * aim[0] ** 2) * ((place - aim) ** 2).sum(),
+        iter(aims * 2),
+        lambda: float(((place - 0.3) ** 2).sum()),
+        Budget(2 * len(aims), SET["train_minutes"]),
+        rate=0.05,
+        optimizer=adamw,
+    )
     held = [row[2] for row in course.curve if row[2] is not None]
     x, y = place.tolist()
-    return {
-        "loop x": x,
-        "loop y": y,
-        "loop held out": statistics.fmean(held),
-        "loop taken": len(held),
-    }
+    return {"loop x": x, "loop y": y, "loop held out": statistics.fmean(held), "loop taken": len(held)}
 
 
 def _small(spec: RunSpec) -> RunSpec:
@@ -239,9 +318,18 @@ def _small(spec: RunSpec) -> RunSpec:
         values = params.json()
         values |= {name: min(values[name], most) for name, most in MOST.items() if values.get(name)}
         recipe.append((method.name, values | {name: value for name, value in SET.items() if name in values}))
-    text, calibration = (name if name == UNICODE_TEXT else BUILTIN_TEXT for name in (spec.text, spec.calibration))
-    return dataclasses.replace(spec, recipe=tuple(recipe), text=text, calibration=calibration, tokens=EVALUATED * WINDOW,
-                               calibration_tokens=CALIBRATED * WINDOW, window=LONGER if spec.cache_keys == "channel" else WINDOW)  # fmt: skip
+    text, calibration = (
+        name if name == UNICODE_TEXT else BUILTIN_TEXT for name in (spec.text, spec.calibration)
+    )
+    return dataclasses.replace(
+        spec,
+        recipe=tuple(recipe),
+        text=text,
+        calibration=calibration,
+        tokens=EVALUATED * WINDOW,
+        calibration_tokens=CALIBRATED * WINDOW,
+        window=LONGER if spec.cache_keys == "channel" else WINDOW,
+    )
 
 
 def _reading(small: RunSpec, original: Bundle) -> Reading:
@@ -250,7 +338,9 @@ def _reading(small: RunSpec, original: Bundle) -> Reading:
 
     calibration = _text(small.calibration, "calibration") if small.needs_calibration else None
     sizes = original.geometry
-    return read(small, original.tokenizer, sizes, sizes.positions, _text(small.text, "evaluation"), calibration, False)
+    return read(
+        small, original.tokenizer, sizes, sizes.positions, _text(small.text, "evaluation"), calibration, False
+    )
 
 
 @functools.cache
@@ -275,7 +365,8 @@ def windows(count: int) -> torch.Tensor:
 
 
 def model(config: Mapping[str, Any], nudge: int = 0) -> Bundle:
-    """A fresh small model. Its weights have long tails and its norms a few large channels, so that what treats outliers has some."""
+    """A fresh small model. Its weights have long tails and its norms a few large channels, so that what
+    treats outliers has some."""
     return copy.deepcopy(_seeded(tuple(sorted(config.items())), nudge))
 
 
@@ -289,9 +380,13 @@ def _seeded(config: tuple, nudge: int) -> Bundle:
     from compression.bundle import Bundle
 
     values = dict(config)
-    made = CONFIG_MAPPING[values.pop("model_type")](**values, bos_token_id=256, eos_token_id=257, pad_token_id=None)
+    made = CONFIG_MAPPING[values.pop("model_type")](
+        **values, bos_token_id=256, eos_token_id=257, pad_token_id=None
+    )
     with torch.random.fork_rng(devices=[]):
-        module = AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False)
+        module = AutoModelForCausalLM.from_config(
+            made, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
+        )
     draw, digits = torch.Generator().manual_seed(1), torch.Generator().manual_seed(nudge)
     with torch.no_grad():
         for name, p in sorted(module.named_parameters()):
@@ -308,14 +403,21 @@ def _seeded(config: tuple, nudge: int) -> Bundle:
                 p.mul_(1 + NUDGE * torch.randn(p.shape, generator=digits))
     module.eval().requires_grad_(False)
     arch.normalise(module)
-    return Bundle(module, _tokenizer(), arch.geometry(module), "witness", {"weights_hash": "witness", "dtype": "float32"})
+    return Bundle(
+        module,
+        _tokenizer(),
+        arch.geometry(module),
+        "witness",
+        {"weights_hash": "witness", "dtype": "float32"},
+    )
 
 
 def _drawn(shape: Sequence[int], draw: torch.Generator) -> torch.Tensor:
     """Numbers about 0 with long tails, made of whole numbers, so that every processor draws the same."""
     import torch
 
-    bell = sum(torch.randint(-1_024, 1_025, shape, generator=draw) for _ in range(4)).double() / 1_182  # spread 1
+    # spread 1
+    bell = sum(torch.randint(-1_024, 1_025, shape, generator=draw) for _ in range(4)).double() / 1_182
     tail = torch.randint(0, 1_025, shape, generator=draw).double() / 1_024
     return (bell * (0.75 + tail**8)).float()
 
@@ -328,5 +430,8 @@ def _tokenizer():
 
     letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=letters | {"<s>": 256, "</s>": 257}, merges=[]))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")

@@ -1,10 +1,11 @@
-"""The process that does one run: reads a request as one JSON line, prints events as JSON lines, the result last.
+"""The process that does one run: reads a request as one JSON line, prints events as JSON lines, the result
+last.
 
-    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}, later perhaps "enough"
-    out   {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
+    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}, later perhaps
+    "enough" out   {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
 
-A line "enough" ends a training early, with its best state. It imports what is slow before the request comes, so that a
-waiting worker starts at once, and it ends when its parent does: standard input closes.
+A line "enough" ends a training early, with its best state. It imports what is slow before the request comes,
+so that a waiting worker starts at once, and it ends when its parent does: standard input closes.
 """
 
 from __future__ import annotations
@@ -29,14 +30,23 @@ GRACE_SECONDS = 2  # between asking a worker to end and killing it
 
 
 class Worker(subprocess.Popen):
-    """A worker process, seen from the one that starts it: what it writes to standard error is passed on, its end is told in words."""
+    """A worker process, seen from the one that starts it: what it writes to standard error is passed on, its
+    end is told in words."""
 
     def __init__(self):
         """Raises OSError where the system has no room for another process."""
         super().__init__(
-            [sys.executable, "-m", "evaluation.running.worker"], cwd=ROOT, start_new_session=True, text=True, encoding="utf-8", errors="replace",
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
+            [sys.executable, "-m", "evaluation.running.worker"],
+            cwd=ROOT,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
         self._said: collections.deque[str] = collections.deque(maxlen=20)
         self._kills = limits.oom_kills()
         self._relay = threading.Thread(target=self._pass_on, daemon=True)
@@ -73,7 +83,8 @@ class Worker(subprocess.Popen):
 def serve() -> int:
     """Serve one request and leave."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not mix with the events
+    # whatever a library prints must not mix with the events
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     import torch  # noqa: F401
     import transformers
 
@@ -95,8 +106,8 @@ def serve() -> int:
 
 
 def events(request: dict, enough: threading.Event | None = None) -> Iterator[dict]:
-    """Do the run of a request and yield its events, {"result": ...} last. Leaving the loop early stops the run; `enough` ends
-    a training."""
+    """Do the run of a request and yield its events, {"result": ...} last. Leaving the loop early stops the
+    run; `enough` ends a training."""
     from evaluation.running.run import run
     from evaluation.spec import RunSpec
     from evaluation.store import Store
@@ -107,9 +118,15 @@ def events(request: dict, enough: threading.Event | None = None) -> Iterator[dic
     def work() -> None:
         try:
             result = run(
-                RunSpec.parse(request["spec"]), told.put, stopped.is_set, Store(Path(request["home"])),
-                allow_paths=request["allow_paths"], again=request["again"], run_id=request["id"], enough=(enough or threading.Event()).is_set,
-            )  # fmt: skip
+                RunSpec.parse(request["spec"]),
+                told.put,
+                stopped.is_set,
+                Store(Path(request["home"])),
+                allow_paths=request["allow_paths"],
+                again=request["again"],
+                run_id=request["id"],
+                enough=(enough or threading.Event()).is_set,
+            )
             told.put({"result": result.json()})
         finally:
             told.put(None)

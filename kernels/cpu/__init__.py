@@ -1,15 +1,16 @@
 """C kernels for processors: compiled on first use, cached, tested against the references, then used.
 
-vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), matrix.h what the matrix unit of some does (AMX),
-formats.h how each format is decoded (chain.h: tensor trains), product.c multiplies, step.c runs whole decoder layers, team.c
-holds the threads; plans.py brings stored tensors into the tiles that all of them read.
+vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), matrix.h what the matrix unit
+of some does (AMX), formats.h how each format is decoded (chain.h: tensor trains), product.c multiplies,
+step.c runs whole decoder layers, team.c holds the threads; plans.py brings stored tensors into the tiles that
+all of them read.
 
-`library()` gives the loaded library or None; the first call begins to build it in the background, and until it is there
-PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says in words what serves and
-why. Nothing is built at import. The cache's key is the source, the compiler and the processor's flags; a library that
-can't be built, loaded or that fails its self-test is never used, and one that passed isn't tested again.
-COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx512, avx2_vnni, avx2 or portable forces that path. $CFLAGS come after
-our flags.
+`library()` gives the loaded library or None; the first call begins to build it in the background, and until
+it is there PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says
+in words what serves and why. Nothing is built at import. The cache's key is the source, the compiler and the
+processor's flags; a library that can't be built, loaded or that fails its self-test is never used, and one
+that passed isn't tested again. COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx512,
+avx2_vnni, avx2 or portable forces that path. $CFLAGS come after our flags.
 """
 
 from __future__ import annotations
@@ -32,8 +33,15 @@ HEADERS = sorted(HERE.glob("*.h"))
 COMMON = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-std=gnu11")
 NATIVE = ("-march=native", "-mprefer-vector-width=512")
 FLAGS = {  # what $COMPRESSION_EXPLORER_KERNELS says -> sets of flags, the first that works
-    "": ((*NATIVE, "-fopenmp"), ("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ()),
-    "avx512": ((*NATIVE, "-mno-amx-tile", "-fopenmp"), (*NATIVE, "-fopenmp")),  # an old compiler doesn't know the matrix unit
+    "": (
+        (*NATIVE, "-fopenmp"),
+        ("-march=native", "-fopenmp"),
+        ("-mcpu=native", "-fopenmp"),
+        ("-march=native",),
+        (),
+    ),
+    # an old compiler doesn't know the matrix unit
+    "avx512": ((*NATIVE, "-mno-amx-tile", "-fopenmp"), (*NATIVE, "-fopenmp")),
     "avx2_vnni": (("-march=x86-64-v3", "-mavxvnni", "-fopenmp"),),
     "avx2": (("-march=x86-64-v3", "-fopenmp"), ("-mavx2", "-mfma", "-mf16c", "-fopenmp")),
     "portable": (("-fopenmp",), ()),
@@ -52,7 +60,14 @@ def cache() -> Path:
 
 def compiler() -> str | None:
     """The C compiler's path: $CC, else cc, gcc or clang; None if there is none."""
-    return next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    return next(
+        (
+            path
+            for name in (os.environ.get("CC"), "cc", "gcc", "clang")
+            if name and (path := shutil.which(name))
+        ),
+        None,
+    )
 
 
 def _told(*names: str) -> str:
@@ -124,7 +139,10 @@ def _tested(path: str) -> tuple[ctypes.CDLL | None, str]:
     if path == "pytorch":
         return None, "switched off by COMPRESSION_EXPLORER_KERNELS"
     if path not in FLAGS:
-        return None, f"COMPRESSION_EXPLORER_KERNELS = {path!r}; allowed: {', '.join(filter(None, FLAGS))}, pytorch"
+        return (
+            None,
+            f"COMPRESSION_EXPLORER_KERNELS = {path!r}; allowed: {', '.join(filter(None, FLAGS))}, pytorch",
+        )
     file = _file(path)
     loaded = _loaded(file) or _loaded(file := _file(path))  # a damaged file is built anew, once
     if loaded is None:
@@ -149,7 +167,13 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(file))
         found.instructions.restype = ctypes.c_char_p
         found.plan_bytes.restype = ctypes.c_int64
-        found.product.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
+        found.product.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_int,
+        )
         found.takes_matrix.argtypes = (ctypes.c_void_p, ctypes.c_int64)
         found.step.argtypes = (
             *[ctypes.c_void_p] * 4,
@@ -159,7 +183,13 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
             ctypes.c_void_p,
             ctypes.c_int,
         )
-        found.cache_encode.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+        found.cache_encode.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+        )
         found.cache_encode.restype = ctypes.c_uint16
         for limit in (found.limit_int8, found.limit_float):
             limit.argtypes, limit.restype = (ctypes.c_int64, ctypes.c_int), ctypes.c_int64
@@ -186,12 +216,15 @@ def _file(path: str) -> Path:
 
 
 def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> None:
-    """Compile the sources side by side and link them into `file`. Raises OSError if the compiler refuses every choice."""
+    """Compile the sources side by side and link them into `file`. Raises OSError if the compiler refuses
+    every choice."""
     with scratch(file.parent) as folder:  # two processes may build: each its own
         for extra in choices:
             objects = [folder / f"{source.stem}.o" for source in SOURCES]
             options = [*COMMON, *extra, *os.environ.get("CFLAGS", "").split()]
-            commands = [[program, *options, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)]
+            commands = [
+                [program, *options, "-c", str(s), "-o", str(o)] for s, o in zip(SOURCES, objects, strict=True)
+            ]
             running = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
             said = [p.communicate(timeout=BUILD_SECONDS)[1] for p in running]
             if not any(p.returncode for p in running):
@@ -226,7 +259,9 @@ def product(plan, x, threads: int | None = None):
         flat = flat.to(torch.float32).contiguous()
     tokens = flat.numel() // n if n else 0
     y = torch.empty((*x.shape[:-1], out))
-    if _library.product(plan.address, flat.data_ptr(), y.data_ptr(), tokens, threads or torch.get_num_threads()):
+    if _library.product(
+        plan.address, flat.data_ptr(), y.data_ptr(), tokens, threads or torch.get_num_threads()
+    ):
         raise MemoryError("out of memory in a product")
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 

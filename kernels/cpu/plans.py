@@ -1,7 +1,9 @@
-"""Stored matrices as the C kernels read them: tiles of 16 rows, each one stream (plan.h describes every layout).
+"""Stored matrices as the C kernels read them: tiles of 16 rows, each one stream (plan.h describes every
+layout).
 
-Each function takes a format's canonical tensors (kernels/<op>.py) and returns a `Plan`. Bringing them into tiles is a
-permutation: nothing is rounded. `rule` is a Rule or the numbers of one, None for exact activations.
+Each function takes a format's canonical tensors (kernels/<op>.py) and returns a `Plan`. Bringing them into
+tiles is a permutation: nothing is rounded. `rule` is a Rule or the numbers of one, None for exact
+activations.
 """
 
 from __future__ import annotations
@@ -22,8 +24,23 @@ from kernels.grouped_int import level_codes, levelled, spread
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
-KINDS = ("F32", "F16", "BF16", "INT", "BOOK", "BITS", "MASK_F16", "TWO_F16", "MASK_INT", "LOW_RANK", "SUM", "OUTLIERS", "COLUMNS",
-         "TRAIN", "LOOK")  # fmt: skip
+KINDS = (
+    "F32",
+    "F16",
+    "BF16",
+    "INT",
+    "BOOK",
+    "BITS",
+    "MASK_F16",
+    "TWO_F16",
+    "MASK_INT",
+    "LOW_RANK",
+    "SUM",
+    "OUTLIERS",
+    "COLUMNS",
+    "TRAIN",
+    "LOOK",
+)
 GRIDS = ("WHOLE", "REAL", "LEVELS", "FLOATS")
 CODES = ("INT", "MASK_INT", "BOOK", "BITS", "LOOK")  # kinds whose products are of integers
 ROWS, COLUMNS = 16, 32  # of a tile, of a block
@@ -47,24 +64,68 @@ class _Struct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("out", "n", "groups", "group", "rule")),
         *((name, ctypes.c_int32) for name in ("kind", "bits", "top", "grids", "shifted")),
         *((name, ctypes.c_double) for name in ("threshold", "fixed")),
-        *((name, ctypes.c_void_p) for name in ("values", "mask", "starts", "scale", "zero", "offset", "table", "order", "first", "second")),
-    ]  # fmt: skip
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "values",
+                "mask",
+                "starts",
+                "scale",
+                "zero",
+                "offset",
+                "table",
+                "order",
+                "first",
+                "second",
+            )
+        ),
+    ]
 
 
 class Plan:
     """A matrix [out, n] in tiles; keeps its tensors alive. `op` and `rule` name the kernel that serves it."""
 
-    def __init__(self, op: str, kind: str, shape: tuple[int, int], rule: Rule | None = None, *, bits: int = 0, group: int = 0,
-                 grids: str = "WHOLE", parts: tuple[Plan, ...] = (), **tensors: Tensor | None):  # fmt: skip
-        self.op, self.kind, self.shape, self.rule, self.grids, self.parts = op, kind, tuple(shape), rule, grids, parts
+    def __init__(
+        self,
+        op: str,
+        kind: str,
+        shape: tuple[int, int],
+        rule: Rule | None = None,
+        *,
+        bits: int = 0,
+        group: int = 0,
+        grids: str = "WHOLE",
+        parts: tuple[Plan, ...] = (),
+        **tensors: Tensor | None,
+    ):
+        self.op, self.kind, self.shape, self.rule, self.grids, self.parts = (
+            op,
+            kind,
+            tuple(shape),
+            rule,
+            grids,
+            parts,
+        )
         self.tensors = {name: t for name, t in tensors.items() if t is not None}
         out, n = shape
         whole = -(-n // COLUMNS) * COLUMNS
         group = whole if group in (0, -1) else group
         columns, top, threshold, static, shifted = Rule(*(rule or (0,)))
         groups = tensors["values"].shape[1] if kind == "COLUMNS" else 1 if group >= n else -(-n // group)
-        self.struct = _Struct(out=out, n=n, groups=groups, group=group, rule=min(columns, whole), kind=KINDS.index(kind),
-                              bits=bits, top=top, grids=GRIDS.index(grids), threshold=threshold, fixed=static, shifted=shifted)  # fmt: skip
+        self.struct = _Struct(
+            out=out,
+            n=n,
+            groups=groups,
+            group=group,
+            rule=min(columns, whole),
+            kind=KINDS.index(kind),
+            bits=bits,
+            top=top,
+            grids=GRIDS.index(grids),
+            threshold=threshold,
+            fixed=static,
+            shifted=shifted,
+        )
         for name, tensor in self.tensors.items():
             setattr(self.struct, name, tensor.data_ptr())
         for name, part in zip(("first", "second"), parts, strict=False):
@@ -77,8 +138,17 @@ class Plan:
         """The same matrix in other memory."""
         parts = tuple(part.clone() for part in self.parts)
         tensors = {name: t.clone() for name, t in self.tensors.items()}
-        return Plan(self.op, self.kind, self.shape, self.rule, bits=self.struct.bits, group=self.struct.group,
-                    grids=self.grids, parts=parts, **tensors)  # fmt: skip
+        return Plan(
+            self.op,
+            self.kind,
+            self.shape,
+            self.rule,
+            bits=self.struct.bits,
+            group=self.struct.group,
+            grids=self.grids,
+            parts=parts,
+            **tensors,
+        )
 
     def serves(self, op: str) -> str:
         """The key in kernels.OPS of what multiplies a token here: `op`, unless sums are looked up."""
@@ -99,7 +169,11 @@ class Plan:
         """False if the rule has a threshold or a zero point, which only codes of 8 bits and floats take."""
         if not (self.outliers_exact or self.struct.shifted):
             return True
-        codes = self.kind == "INT" and self.struct.bits == 8 and (not self.struct.shifted or "offset" in self.tensors)
+        codes = (
+            self.kind == "INT"
+            and self.struct.bits == 8
+            and (not self.struct.shifted or "offset" in self.tensors)
+        )
         return all(p.obeys for p in self.parts) and (self.kind not in CODES or codes)
 
     def all_tensors(self) -> list[Tensor]:
@@ -111,17 +185,25 @@ class Plan:
         """Outliers or columns as a dense float32 [out, in]."""
         values, starts, order = (self.tensors.get(name) for name in ("values", "starts", "order"))
         if self.kind == "COLUMNS":
-            dense = columns_matrix(values.transpose(1, 2).flatten(0, 1)[: self.shape[0]], starts, self.shape[1])
+            dense = columns_matrix(
+                values.transpose(1, 2).flatten(0, 1)[: self.shape[0]], starts, self.shape[1]
+            )
         else:
-            dense = outliers_matrix(values[: -SLACK // 2], self.tensors["mask"][: -SLACK // 2], starts, self.shape[1])
+            dense = outliers_matrix(
+                values[: -SLACK // 2], self.tensors["mask"][: -SLACK // 2], starts, self.shape[1]
+            )
         return dense if order is None else dense[:, order.argsort()]
 
     def ordered(self, order: Tensor) -> Plan:
         """Outliers or columns for an input whose column k is column order[k] of W."""
         name = "starts" if self.kind == "COLUMNS" else "mask"
         columns = self.tensors[name]  # what stands in the slack: some column
-        places = order.argsort()[columns.long() & 0xFFFF if columns.dtype is torch.int16 else columns.long()].to(columns.dtype)
-        return Plan(self.op, self.kind, self.shape, self.rule, **self.tensors | {name: places, "order": order})
+        places = order.argsort()[
+            columns.long() & 0xFFFF if columns.dtype is torch.int16 else columns.long()
+        ].to(columns.dtype)
+        return Plan(
+            self.op, self.kind, self.shape, self.rule, **self.tensors | {name: places, "order": order}
+        )
 
     @property
     def bytes(self) -> int:
@@ -135,7 +217,8 @@ _plans: weakref.WeakValueDictionary[int, Plan] = weakref.WeakValueDictionary()
 
 @torch.library.custom_op("compression_explorer::product", mutates_args=())
 def traced_product(x: Tensor, plan: int, out: int) -> Tensor:
-    """`cpu.product` as an operator that torch.compile puts into its graph; plan: its handle, out: its rows."""
+    """`cpu.product` as an operator that torch.compile puts into its graph; plan: its handle, out: its
+    rows."""
     return cpu.product(_plans[plan], x)
 
 
@@ -166,64 +249,143 @@ def dense(weight: Tensor, rule: Rule | None = None) -> Plan:
     return Plan("dense", kind, weight.shape, rule, values=_slack(tiles))
 
 
-def grouped_int(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, n: int, rule: Rule | None = None,
-                group_index: Tensor | None = None) -> Plan:  # fmt: skip
-    """codes packed to the bit [out, bytes]; scale [out, groups]; zero uint8 [out, groups] or None (the middle), or a real number:
-    float16, or float32 with scales in float32.
+def grouped_int(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    rule: Rule | None = None,
+    group_index: Tensor | None = None,
+) -> Plan:
+    """codes packed to the bit [out, bytes]; scale [out, groups]; zero uint8 [out, groups] or None (the
+    middle), or a real number: float16, or float32 with scales in float32.
 
-    group_index [in]: each column's group where groups are no runs; columns are then brought together by group.
+    group_index [in]: each column's group where groups are no runs; columns are then brought together by
+    group.
     """
-    grids = "WHOLE" if zero is None or zero.dtype is torch.uint8 else "REAL" if zero.dtype is torch.float16 else "FLOATS"
-    sums = _row_sums(codes, scale, zero, bits, group_size, n, group_index) if rule and Rule(*rule).shifted else None
+    grids = (
+        "WHOLE"
+        if zero is None or zero.dtype is torch.uint8
+        else "REAL"
+        if zero.dtype is torch.float16
+        else "FLOATS"
+    )
+    sums = (
+        _row_sums(codes, scale, zero, bits, group_size, n, group_index)
+        if rule and Rule(*rule).shifted
+        else None
+    )
     scale, zero = _grid(scale if grids == "FLOATS" else scale.half()), None if zero is None else _grid(zero)
     tensors = {"scale": scale, "zero": zero, "offset": sums}
-    return _ints(codes, bits, n, group_index, op="grouped_int", rule=rule, group=group_size, grids=grids, **tensors)
+    return _ints(
+        codes, bits, n, group_index, op="grouped_int", rule=rule, group=group_size, grids=grids, **tensors
+    )
 
 
-def two_level(codes: Tensor, levels: tuple[Tensor, Tensor], stats: tuple[Tensor, Tensor], level_bits: int, bits: int,
-              group_size: int, n: int, rule: Rule | None = None, group_index: Tensor | None = None) -> Plan:  # fmt: skip
-    """Scales and zero points as codes themselves: levels, of each packed to `level_bits` row by row; stats, of each float16
-    [runs of 16 rows, groups, 2], the scale and zero of the codes."""
+def two_level(
+    codes: Tensor,
+    levels: tuple[Tensor, Tensor],
+    stats: tuple[Tensor, Tensor],
+    level_bits: int,
+    bits: int,
+    group_size: int,
+    n: int,
+    rule: Rule | None = None,
+    group_index: Tensor | None = None,
+) -> Plan:
+    """Scales and zero points as codes themselves: levels, of each packed to `level_bits` row by row; stats,
+    of each float16 [runs of 16 rows, groups, 2], the scale and zero of the codes."""
     levels = [level_codes(c, s, level_bits, len(codes)) for c, s in zip(levels, stats, strict=True)]
     if level_bits > 4:  # two don't go into a byte
         scale, zero = (levelled(c, s) for c, s in zip(levels, stats, strict=True))
         return grouped_int(codes, scale, zero, bits, group_size, n, rule, group_index)
     both = _grid(levels[0] | levels[1] << 4)
-    step = torch.stack([t.float() for s in stats for t in (s[..., 0], -s[..., 0].float() * s[..., 1].float())], -1)  # exact
+    # exact
+    step = torch.stack(
+        [t.float() for s in stats for t in (s[..., 0], -s[..., 0].float() * s[..., 1].float())], -1
+    )
     records = torch.cat([both, step.contiguous().view(torch.uint8)], -1)  # [tiles, groups, 32]
-    return _ints(codes, bits, n, group_index, op="grouped_int", rule=rule, group=group_size, grids="LEVELS", scale=records)
+    return _ints(
+        codes,
+        bits,
+        n,
+        group_index,
+        op="grouped_int",
+        rule=rule,
+        group=group_size,
+        grids="LEVELS",
+        scale=records,
+    )
 
 
-def _ints(codes: Tensor, bits: int, n: int, group_index: Tensor | None, *, op: str, rule: Rule | None, **grid) -> Plan:
+def _ints(
+    codes: Tensor, bits: int, n: int, group_index: Tensor | None, *, op: str, rule: Rule | None, **grid
+) -> Plan:
     q, order = unpack(codes, bits, n), None
     if group_index is not None:
         order = group_index.argsort(stable=True).to(torch.int32)
         q = q[:, order.long()]
-    values = _threes(q) if bits == 3 else _planes(q, (bits,) if bits == 8 else tuple(b for b in (4, 2, 1) if bits & b))
+    values = (
+        _threes(q)
+        if bits == 3
+        else _planes(q, (bits,) if bits == 8 else tuple(b for b in (4, 2, 1) if bits & b))
+    )
     return Plan(op, "INT", (len(codes), n), rule, bits=bits, values=_slack(values), order=order, **grid)
 
 
-def codebook(codes: Tensor, scale: Tensor, table: Tensor, group_size: int, n: int, rule: Rule | None = None) -> Plan:
+def codebook(
+    codes: Tensor, scale: Tensor, table: Tensor, group_size: int, n: int, rule: Rule | None = None
+) -> Plan:
     """4-bit codes into a table of 16; scale float32 (nested scales) or 16 bits."""
     grids = "FLOATS" if scale.dtype is torch.float32 else "WHOLE"
     values, table = _planes(unpack(codes, 4, n), (4,)), table.float()
     worth = table.abs().max().clamp_min(1e-30) / 32767
     whole = (table / worth).round().int() + 32768
-    return Plan("codebook", "BOOK", (len(codes), n), rule, bits=4, group=group_size, grids=grids, values=_slack(values), scale=_grid(scale),
-                table=torch.cat([table, worth[None]]), offset=torch.cat([whole & 255, whole >> 8]).to(torch.uint8))  # fmt: skip
+    return Plan(
+        "codebook",
+        "BOOK",
+        (len(codes), n),
+        rule,
+        bits=4,
+        group=group_size,
+        grids=grids,
+        values=_slack(values),
+        scale=_grid(scale),
+        table=torch.cat([table, worth[None]]),
+        offset=torch.cat([whole & 255, whole >> 8]).to(torch.uint8),
+    )
 
 
-def binary_coded(planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, n: int, rule: Rule | None = None,
-                 looked_up: bool | None = None) -> Plan:  # fmt: skip
-    """planes [bits, out, bytes], alpha [bits, out, groups], offset [out, groups] or None. looked_up: whether a single token's sums
-    come from tables or are added bit by bit; None: as is faster on this processor (`cpu.look_up_pays`)."""
+def binary_coded(
+    planes: Tensor,
+    alpha: Tensor,
+    offset: Tensor | None,
+    group_size: int,
+    n: int,
+    rule: Rule | None = None,
+    looked_up: bool | None = None,
+) -> Plan:
+    """planes [bits, out, bytes], alpha [bits, out, groups], offset [out, groups] or None. looked_up: whether
+    a single token's sums come from tables or are added bit by bit; None: as is faster on this processor
+    (`cpu.look_up_pays`)."""
     bits, out = planes.shape[:2]
     looked_up = cpu.look_up_pays() if looked_up is None else looked_up
     signs = [bits_mask(plane, n).to(torch.uint8) for plane in planes]
     values = torch.cat([_nibbles(plane) if looked_up else _planes(plane, (1,)) for plane in signs], 2)
     scale = torch.stack([_grid(a.half()) for a in alpha], 2)  # [tiles, groups, bits, 16]
-    return Plan("binary_coded", "LOOK" if looked_up else "BITS", (out, n), rule, bits=bits, group=group_size, values=_slack(values),
-                scale=scale.contiguous(), offset=None if offset is None else _grid(offset.float()))  # fmt: skip
+    return Plan(
+        "binary_coded",
+        "LOOK" if looked_up else "BITS",
+        (out, n),
+        rule,
+        bits=bits,
+        group=group_size,
+        values=_slack(values),
+        scale=scale.contiguous(),
+        offset=None if offset is None else _grid(offset.float()),
+    )
 
 
 def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule | None = None, op: str = "bitmask") -> Plan:
@@ -232,24 +394,40 @@ def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule | None = None, op: 
     weight, shape = scatter_bitmask(values.half(), mask), (len(kept), n)
     if n % 4 == 0 and bool((mask.view(-1, 4).sum(1) == 2).all()):
         return Plan(op, "TWO_F16", shape, rule, **_two_of_four(weight, mask))
-    pairs = lambda t: _padded(t).unflatten(2, (-1, 2)).transpose(1, 2)  # noqa: E731  [tiles, pairs of columns, 16, 2]
+
+    def pairs(t):
+        return _padded(t).unflatten(2, (-1, 2)).transpose(1, 2)
+
     weight, mask = pairs(weight), pairs(mask)
     starts = _starts(mask.flatten(1).sum(1) * 2)
     return Plan(op, "MASK_F16", shape, rule, values=_slack(weight[mask]), mask=_bytes(mask), starts=starts)
 
 
 def _two_of_four(weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Two of every four columns without a mask to follow: the kept values, and the two bits of each that say its column."""
-    fours = lambda t: _padded(t).unflatten(2, (-1, 4)).transpose(1, 2)  # noqa: E731  [tiles, fours of columns, 16, 4]
+    """Two of every four columns without a mask to follow: the kept values, and the two bits of each that say
+    its column."""
+
+    def fours(t):
+        return _padded(t).unflatten(2, (-1, 4)).transpose(1, 2)
+
     places = (~fours(mask)).to(torch.uint8).argsort(dim=-1, stable=True)[..., :2]  # the kept ones come first
     values = fours(weight).gather(-1, places)
-    codes = (places[..., 0] | places[..., 1] << 2).unflatten(1, (-1, 4, 2))  # [tiles, blocks, bytes of a lane, 2, 16]
+    # [tiles, blocks, bytes of a lane, 2, 16]
+    codes = (places[..., 0] | places[..., 1] << 2).unflatten(1, (-1, 4, 2))
     both = (codes[:, :, :, 0] | codes[:, :, :, 1] << 4).transpose(2, 3)
     return {"values": _slack(values), "mask": both.to(torch.uint8).contiguous()}
 
 
-def bitmask_codes(mask: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, rule: Rule | None = None,
-                  op: str = "bitmask") -> Plan:  # fmt: skip
+def bitmask_codes(
+    mask: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    rule: Rule | None = None,
+    op: str = "bitmask",
+) -> Plan:
     """mask bool [out, in] (True: kept), codes uint8 [out, in]."""
     shape = mask.shape
     codes, mask = (_quads(t) for t in (codes, mask))  # [tiles, blocks, 8, 16, 4]
@@ -257,12 +435,34 @@ def bitmask_codes(mask: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | Non
     sizes, values = counts, codes[mask]
     if bits <= 4:  # two codes a byte, of eight columns together
         sizes = counts.unflatten(2, (4, 2)).amax(3)
-        of_code = lambda per_quad: torch.repeat_interleave(per_quad, counts.flatten())  # noqa: E731
-        place = torch.arange(len(values)) - of_code(_begins(counts)) + of_code(_begins(sizes).repeat_interleave(2))
+
+        def of_code(per_quad):
+            return torch.repeat_interleave(per_quad, counts.flatten())
+
+        place = (
+            torch.arange(len(values))
+            - of_code(_begins(counts))
+            + of_code(_begins(sizes).repeat_interleave(2))
+        )
         high = of_code(torch.tensor([0, 4], dtype=torch.int32).repeat(sizes.numel()))
-        values = torch.zeros(int(sizes.sum()), dtype=torch.int32).index_add_(0, place, values.int() << high).to(torch.uint8)
-    return Plan(op, "MASK_INT", shape, rule, bits=bits, group=group_size, values=_slack(values), mask=_bytes(mask),
-                starts=_starts(sizes.flatten(1).sum(1)), scale=_grid(scale.half()), zero=None if zero is None else _grid(zero))  # fmt: skip
+        values = (
+            torch.zeros(int(sizes.sum()), dtype=torch.int32)
+            .index_add_(0, place, values.int() << high)
+            .to(torch.uint8)
+        )
+    return Plan(
+        op,
+        "MASK_INT",
+        shape,
+        rule,
+        bits=bits,
+        group=group_size,
+        values=_slack(values),
+        mask=_bytes(mask),
+        starts=_starts(sizes.flatten(1).sum(1)),
+        scale=_grid(scale.half()),
+        zero=None if zero is None else _grid(zero),
+    )
 
 
 def low_rank(u: Tensor, v: Tensor, rule: Rule | None = None) -> Plan:
@@ -298,7 +498,9 @@ def columns(values: Tensor, index: Tensor, n: int, rule: Rule | None = None) -> 
     return Plan("columns", "COLUMNS", (len(values), n), rule, values=_grid(values.half()), starts=index.int())
 
 
-def tensor_train(cores: Tensor, modes: tuple[int, ...], ranks: tuple[int, ...], n: int, rule: Rule | None = None) -> Plan:
+def tensor_train(
+    cores: Tensor, modes: tuple[int, ...], ranks: tuple[int, ...], n: int, rule: Rule | None = None
+) -> Plan:
     """cores float16 [out, P]: each row's chain, flat."""
     shape = torch.tensor([len(modes), *modes, *ranks], dtype=torch.int32)
     return Plan("tensor_train", "TRAIN", (len(cores), n), rule, values=_grid(cores), starts=shape)
@@ -323,10 +525,12 @@ def _quads(matrix: Tensor) -> Tensor:
 
 
 def _planes(codes: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """Codes [out, in] -> the words of plan.h: uint8 [tiles, blocks, words, 16, 4], a plane of each width, low bits first."""
+    """Codes [out, in] -> the words of plan.h: uint8 [tiles, blocks, words, 16, 4], a plane of each width, low
+    bits first."""
     quads, at, words = _quads(codes), 0, []
     for width in widths:
-        together = quads.unflatten(2, (width, 8 // width)) >> at  # [tiles, blocks, words, codes in a byte, 16, 4]
+        # [tiles, blocks, words, codes in a byte, 16, 4]
+        together = quads.unflatten(2, (width, 8 // width)) >> at
         mask = (1 << width) - 1
         words.append(sum((together[:, :, :, k] & mask) << (width * k) for k in range(8 // width)))
         at += width
@@ -334,27 +538,47 @@ def _planes(codes: Tensor, widths: tuple[int, ...]) -> Tensor:
 
 
 def _nibbles(signs: Tensor) -> Tensor:
-    """Bits uint8 [out, in] -> uint8 [tiles, blocks, 1, 4, 16]: of four columns in a nibble, the block's first 16 columns in the low ones."""
+    """Bits uint8 [out, in] -> uint8 [tiles, blocks, 1, 4, 16]: of four columns in a nibble, the block's first
+    16 columns in the low ones."""
     quads = _quads(signs)
     four = sum(quads[..., k] << k for k in range(4))  # [tiles, blocks, 8, 16]
     return (four[:, :, :4] | four[:, :, 4:] << 4).unsqueeze(2)
 
 
 def _threes(codes: Tensor) -> Tensor:
-    """Codes of 3 bits -> uint8 [tiles, blocks, 3, 16, 4]: two in six bits, and a third of the last two in the bits above."""
+    """Codes of 3 bits -> uint8 [tiles, blocks, 3, 16, 4]: two in six bits, and a third of the last two in the
+    bits above."""
     c = _quads(codes)
     last = c[:, :, 6] | c[:, :, 7] << 3
-    return torch.stack([c[:, :, 2 * k] | c[:, :, 2 * k + 1] << 3 | (last >> 2 * k & 3) << 6 for k in range(3)], 2)
+    return torch.stack(
+        [c[:, :, 2 * k] | c[:, :, 2 * k + 1] << 3 | (last >> 2 * k & 3) << 6 for k in range(3)], 2
+    )
 
 
 def _grid(per_group: Tensor) -> Tensor:
     """[out, groups] -> [tiles, groups, 16]."""
-    return F.pad(per_group, (0, 0, 0, -len(per_group) % ROWS)).unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
+    return (
+        F.pad(per_group, (0, 0, 0, -len(per_group) % ROWS))
+        .unflatten(0, (-1, ROWS))
+        .transpose(1, 2)
+        .contiguous()
+    )
 
 
-def _row_sums(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, group_size: int, n: int, group_index: Tensor | None):
+def _row_sums(
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    group_index: Tensor | None,
+):
     """The sum of each row of the matrix, float32 [tiles, 1, 16]."""
-    of_column = lambda t: spread(t.float(), n, group_size) if group_index is None else t.float()[:, group_index]  # noqa: E731
+
+    def of_column(t):
+        return spread(t.float(), n, group_size) if group_index is None else t.float()[:, group_index]
+
     middle = 2 ** (bits - 1) if zero is None else of_column(zero)
     return _grid((of_column(scale) * (unpack(codes, bits, n).float() - middle)).sum(1, keepdim=True))
 
@@ -376,7 +600,8 @@ def _bytes(mask: Tensor) -> Tensor:
 
 
 def _slack(values: Tensor) -> Tensor:
-    """A flat contiguous copy with room to read beyond the end; the only copy, since the largest matrix decides the peak."""
+    """A flat contiguous copy with room to read beyond the end; the only copy, since the largest matrix
+    decides the peak."""
     flat = values.new_zeros(values.numel() + SLACK // values.element_size())
     flat[: values.numel()].view(values.shape).copy_(values)
     return flat

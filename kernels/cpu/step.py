@@ -1,4 +1,5 @@
-"""Whole decoder layers in one call (step.c): what a model looks like to it, and sessions that hold a key-value cache.
+"""Whole decoder layers in one call (step.c): what a model looks like to it, and sessions that hold a
+key-value cache.
 
 decoder = Decoder(model)
 session = decoder.session(sequences=1, positions=200)
@@ -80,17 +81,26 @@ class Model:
     def plans(self) -> list[Plan]:
         """Every matrix, a shared one once."""
         linears = [x for layer in self.layers for x in layer.linears.values()]
-        found = [self.embedding, *(x.plan for x in (*linears, self.head, self.project_in, self.project_out) if x.plan)]
+        found = [
+            self.embedding,
+            *(x.plan for x in (*linears, self.head, self.project_in, self.project_out) if x.plan),
+        ]
         return list({id(p): p for p in found}.values())
 
     def vectors(self) -> list[Tensor]:
         """Norms, biases, scales and positions."""
         norms = [
             self.final,
-            *(n for layer in self.layers for n in (layer.attention, layer.feed_forward, layer.q_norm, layer.k_norm)),
+            *(
+                n
+                for layer in self.layers
+                for n in (layer.attention, layer.feed_forward, layer.q_norm, layer.k_norm)
+            ),
         ]
         linears = [x for layer in self.layers for x in layer.linears.values()]
-        found = [t for n in norms for t in (n.weight, n.bias)] + [t for x in linears for t in (x.bias, x.input_scale)]
+        found = [t for n in norms for t in (n.weight, n.bias)] + [
+            t for x in linears for t in (x.bias, x.input_scale)
+        ]
         return [t for t in (*found, self.cosine, self.sine, self.positions) if t is not None]
 
 
@@ -108,7 +118,7 @@ class _Layer(ctypes.Structure):
         *((role, _Linear) for role in ROLES),
         *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_size", "width")),
         *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
-    ]  # fmt: skip
+    ]
 
 
 class _Model(ctypes.Structure):
@@ -119,13 +129,15 @@ class _Model(ctypes.Structure):
         *((name, _Linear) for name in ("embedding", "project_in", "project_out", "head")),
         ("final", _Norm),
         *((name, ctypes.c_void_p) for name in ("positions", "cosine", "sine", "layer")),
-    ]  # fmt: skip
+    ]
 
 
 def _pointers(part, structure):
     """A Linear or Norm as its C structure."""
     values = [getattr(part, f.name) for f in fields(part)]
-    return structure(*(None if v is None else v.address if isinstance(v, Plan) else v.data_ptr() for v in values))
+    return structure(
+        *(None if v is None else v.address if isinstance(v, Plan) else v.data_ptr() for v in values)
+    )
 
 
 class Decoder:
@@ -137,7 +149,9 @@ class Decoder:
     @property
     def bytes(self) -> int:
         """Memory of the weights as they are multiplied, norms and positions included."""
-        return sum(p.bytes for p in self.model.plans()) + sum(t.numel() * t.element_size() for t in self.model.vectors())
+        return sum(p.bytes for p in self.model.plans()) + sum(
+            t.numel() * t.element_size() for t in self.model.vectors()
+        )
 
     @property
     def bytes_per_token(self) -> int:
@@ -151,7 +165,8 @@ class Decoder:
 
 
 def _cache(places: int, head_size: int, bits: int) -> dict[str, Tensor]:
-    """Keys and values of `places` positions, of all heads and sequences: float32, or codes and their scales."""
+    """Keys and values of `places` positions, of all heads and sequences: float32, or codes and their
+    scales."""
     if bits == 16:
         size = places * (-(-head_size // 16) * 16)
         return {"keys": torch.zeros(size), "values": torch.zeros(size)}
@@ -162,7 +177,8 @@ def _cache(places: int, head_size: int, bits: int) -> dict[str, Tensor]:
 
 
 class Session:
-    """A key-value cache (float32, or codes of `Model.cache_bits` with float16 scales) and how far each sequence is."""
+    """A key-value cache (float32, or codes of `Model.cache_bits` with float16 scales) and how far each
+    sequence is."""
 
     def __init__(self, model: Model, sequences: int, positions: int):
         self.model, self.sequences, self.limit = model, sequences, min(positions, model.limit)
@@ -184,14 +200,29 @@ class Session:
         self._layers = layers
         m = model
         self._model = _Model(
-            layers=len(layers), hidden=m.hidden, capacity=capacity, rotary=0 if m.cosine is None else 2 * m.cosine.shape[1], offset=m.offset,
-            rms=m.rms, parallel=m.parallel, post_norm=m.post_norm, activation=ACTIVATIONS.index(m.activation),
-            cache_bits=m.cache_bits, eps=m.eps, scaling=m.scaling,
-            embedding=_pointers(Linear(m.embedding), _Linear), project_in=_pointers(m.project_in, _Linear),
-            project_out=_pointers(m.project_out, _Linear), head=_pointers(m.head, _Linear), final=_pointers(m.final, _Norm),
-            **{name: None if getattr(m, name) is None else getattr(m, name).data_ptr() for name in ("positions", "cosine", "sine")},
+            layers=len(layers),
+            hidden=m.hidden,
+            capacity=capacity,
+            rotary=0 if m.cosine is None else 2 * m.cosine.shape[1],
+            offset=m.offset,
+            rms=m.rms,
+            parallel=m.parallel,
+            post_norm=m.post_norm,
+            activation=ACTIVATIONS.index(m.activation),
+            cache_bits=m.cache_bits,
+            eps=m.eps,
+            scaling=m.scaling,
+            embedding=_pointers(Linear(m.embedding), _Linear),
+            project_in=_pointers(m.project_in, _Linear),
+            project_out=_pointers(m.project_out, _Linear),
+            head=_pointers(m.head, _Linear),
+            final=_pointers(m.final, _Norm),
+            **{
+                name: None if getattr(m, name) is None else getattr(m, name).data_ptr()
+                for name in ("positions", "cosine", "sine")
+            },
             layer=ctypes.addressof(layers),
-        )  # fmt: skip
+        )
 
     @property
     def bytes(self) -> int:
@@ -199,7 +230,8 @@ class Session:
         return sum(t.numel() * t.element_size() for layer in self._caches for t in layer.values())
 
     def run(self, ids: Tensor, threads: int | None = None) -> Tensor:
-        """Put ids [sequences, t] behind what is there; the logits of each sequence's last token, float32 [sequences, vocabulary].
+        """Put ids [sequences, t] behind what is there; the logits of each sequence's last token, float32
+        [sequences, vocabulary].
 
         Raises ValueError when the session is full, or an id is none of the vocabulary.
         """
@@ -211,11 +243,15 @@ class Session:
         rows = ids.tolist()  # tensors of a few numbers cost more than the numbers
         lowest, highest = min(map(min, rows)), max(map(max, rows))
         if not (lowest >= 0 and highest < self.model.embedding.shape[0]):
-            raise ValueError(f"token ids {lowest} to {highest}; the vocabulary has {self.model.embedding.shape[0]}")
+            raise ValueError(
+                f"token ids {lowest} to {highest}; the vocabulary has {self.model.embedding.shape[0]}"
+            )
         step = max(1, CHUNK // count)
         for start in range(0, t, step):
             logits = self._chunk(
-                [row[start : start + step] for row in rows], start + step >= t, threads or torch.get_num_threads()
+                [row[start : start + step] for row in rows],
+                start + step >= t,
+                threads or torch.get_num_threads(),
             )
         return logits
 
@@ -227,8 +263,17 @@ class Session:
         position = places(*(self.length + i for _ in rows for i in range(t)))
         wanted = (ctypes.c_int64 * count)(*range(t - 1, count * t, t))
         logits = torch.empty(count if last else 0, self.model.vocabulary)
-        failed = cpu.wait().step(ctypes.addressof(self._model), tokens, sequence, position, count * t, wanted, len(logits),
-                                 logits.data_ptr(), threads)  # fmt: skip
+        failed = cpu.wait().step(
+            ctypes.addressof(self._model),
+            tokens,
+            sequence,
+            position,
+            count * t,
+            wanted,
+            len(logits),
+            logits.data_ptr(),
+            threads,
+        )
         if failed:
             raise MemoryError("out of memory in a decode step")
         self.length += t

@@ -1,8 +1,9 @@
-"""Kernels for graphics cards, in Triton: one op a file, the operands as the references in kernels/ lay them out.
+"""Kernels for graphics cards, in Triton: one op a file, the operands as the references in kernels/ lay them
+out.
 
-A launcher takes tensors that lie on the device already and returns y [tokens, out] in x's dtype (float16, bfloat16 or
-float32). Every op sums in float32. Importing this package imports no Triton; `python -m kernels.gpu` compiles what
-`VARIANTS` lists, which needs no graphics card, and prints what came of it.
+A launcher takes tensors that lie on the device already and returns y [tokens, out] in x's dtype (float16,
+bfloat16 or float32). Every op sums in float32. Importing this package imports no Triton; `python -m
+kernels.gpu` compiles what `VARIANTS` lists, which needs no graphics card, and prints what came of it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import importlib.util
 import os
 from typing import Any, NamedTuple
 
-OPS = ("dense", "grouped_int", "int8", "codebook", "binary_coded", "sparse", "outliers", "columns")  # the files
+# the files
+OPS = ("dense", "grouped_int", "int8", "codebook", "binary_coded", "sparse", "outliers", "columns")
 
 
 class Variant(NamedTuple):
-    """A kernel compiled ahead of time: the types of its pointers (its other arguments are int32) and the launch's keywords."""
+    """A kernel compiled ahead of time: the types of its pointers (its other arguments are int32) and the
+    launch's keywords."""
 
     kernel: Any
     pointers: dict[str, str]
@@ -23,8 +26,8 @@ class Variant(NamedTuple):
 
 
 def serves(x) -> bool:
-    """Whether these kernels can multiply x: it lies on a card that they are compiled for (sm_80 and later) and Triton is
-    there, or Triton interprets."""
+    """Whether these kernels can multiply x: it lies on a card that they are compiled for (sm_80 and later)
+    and Triton is there, or Triton interprets."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return True
     if not x.is_cuda or importlib.util.find_spec("triton") is None:

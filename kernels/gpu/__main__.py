@@ -1,7 +1,8 @@
-"""`python -m kernels.gpu [--json]`: compile every variant for each generation of cards and tell what came of it.
+"""`python -m kernels.gpu [--json]`: compile every variant for each generation of cards and tell what came of
+it.
 
-A row is a kernel on a target: registers a thread, bytes spilled to memory, shared memory, the tensor core instruction
-that it uses. Triton brings NVIDIA's assembler and disassembler; no graphics card is needed.
+A row is a kernel on a target: registers a thread, bytes spilled to memory, shared memory, the tensor core
+instruction that it uses. Triton brings NVIDIA's assembler and disassembler; no graphics card is needed.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ def variants() -> list[tuple[str, Variant]]:
     for op in OPS:
         for variant in importlib.import_module(f"kernels.gpu.{op}").VARIANTS:
             kernel, pointers, keywords = variant
-            sizes = " ".join(f"{name}={value}" for name, value in keywords.items() if name in kernel.arg_names)
+            sizes = " ".join(
+                f"{name}={value}" for name, value in keywords.items() if name in kernel.arg_names
+            )
             found.append((f"{op}.{kernel.__name__} {next(iter(pointers.values()))} {sizes}", variant))
     return found
 
 
 def compiled(variant: Variant, target: int):
-    """The kernel compiled for compute capability `target`; sizes that it specialises are taken as multiples of 16."""
+    """The kernel compiled for compute capability `target`; sizes that it specialises are taken as multiples
+    of 16."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -42,8 +46,14 @@ def compiled(variant: Variant, target: int):
     types |= {p.name: "constexpr" for p in kernel.params if p.is_constexpr}
     constants = {name: value for name, value in keywords.items() if name in types}
     options = {name: value for name, value in keywords.items() if name not in types}
-    even = {(p.num,): [["tt.divisibility", 16]] for p in kernel.params if not p.is_constexpr and not p.do_not_specialize}
-    return triton.compile(ASTSource(kernel, types, constants, even), target=GPUTarget("cuda", target, 32), options=options)
+    even = {
+        (p.num,): [["tt.divisibility", 16]]
+        for p in kernel.params
+        if not p.is_constexpr and not p.do_not_specialize
+    }
+    return triton.compile(
+        ASTSource(kernel, types, constants, even), target=GPUTarget("cuda", target, 32), options=options
+    )
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -55,7 +65,9 @@ def resources(cubin: bytes) -> dict[str, int]:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
         told = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", told.stdout + told.stderr).groups())
+    registers, stack, local = map(
+        int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", told.stdout + told.stderr).groups()
+    )
     return {"registers": registers, "spilled_bytes": stack + local}
 
 
@@ -74,9 +86,16 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(table))
         return
     width = max(len(line["kernel"]) for line in table)
-    head = dict(zip(table[0], ("kernel", "target", "registers", "spilled", "shared", "tensor cores"), strict=True))
+    head = dict(
+        zip(table[0], ("kernel", "target", "registers", "spilled", "shared", "tensor cores"), strict=True)
+    )
     for line in (head, *table):
-        print(f"{line['kernel']:{width}}", *(f"{cell:>9}" for cell in list(line.values())[1:-1]), "", line["tensor_cores"])
+        print(
+            f"{line['kernel']:{width}}",
+            *(f"{cell:>9}" for cell in list(line.values())[1:-1]),
+            "",
+            line["tensor_cores"],
+        )
 
 
 if __name__ == "__main__":

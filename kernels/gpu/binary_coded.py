@@ -1,16 +1,18 @@
-"""y = x W^T for binary-coded weights on a graphics card: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)].
+"""y = x W^T for binary-coded weights on a graphics card: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] +
+offset[o, g(i)].
 
-The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3). x [tokens, in]; planes uint8 [bits, out, ceil(in/8)], bit i % 8
-of byte i // 8 set where b_k = +1, else -1; alpha float16 [bits, out, groups]; offset float16 or float32 [out, groups] or None;
-g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes moved: bits/8 a weight,
-2 (bits + 1) a group, and x and y.
+The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3). x [tokens, in]; planes uint8 [bits, out, ceil(in/8)],
+bit i % 8 of byte i // 8 set where b_k = +1, else -1; alpha float16 [bits, out, groups]; offset float16 or
+float32 [out, groups] or None; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last
+group short. Bytes moved: bits/8 a weight, 2 (bits + 1) a group, and x and y.
 
-Few tokens have two kernels. `few` adds: per plane twice the sum of x over the set bits, less the sum of x, by selections and
-additions, one multiplication a word and plane. `looked` is LUT-GEMM's own (section 3.2): for every MU neighbouring inputs all
-2^MU sums of +-x are worked out once a block of rows, and MU bits of a plane look theirs up. The paper has MU = 8 and tables in
-shared memory, one a byte. Triton leaves no choice of the memory: it keeps a table in the registers of a warp and reads it from
-the other threads by shuffles. A table of 16 sums (MU = 4) by 16 rows takes one shuffle a look-up, one of 256 takes eight, as
-many operations as adding eight inputs. Which is faster a card must say (kernels/bench_gpu.py times all three); until one has,
+Few tokens have two kernels. `few` adds: per plane twice the sum of x over the set bits, less the sum of x, by
+selections and additions, one multiplication a word and plane. `looked` is LUT-GEMM's own (section 3.2): for
+every MU neighbouring inputs all 2^MU sums of +-x are worked out once a block of rows, and MU bits of a plane
+look theirs up. The paper has MU = 8 and tables in shared memory, one a byte. Triton leaves no choice of the
+memory: it keeps a table in the registers of a warp and reads it from the other threads by shuffles. A table
+of 16 sums (MU = 4) by 16 rows takes one shuffle a look-up, one of 256 takes eight, as many operations as
+adding eight inputs. Which is faster a card must say (kernels/bench_gpu.py times all three); until one has,
 `few` serves. Many tokens: a tile of W is decoded to x's dtype and multiplied on the tensor cores.
 """
 
@@ -22,7 +24,18 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import Variant
-from kernels.gpu.decode import FEW_TOKENS, LAUNCH, ODD, SIZES, columns_of, few_tiles, lane_of_x, many_tiles, store_y, tile_of_x
+from kernels.gpu.decode import (
+    FEW_TOKENS,
+    LAUNCH,
+    ODD,
+    SIZES,
+    columns_of,
+    few_tiles,
+    lane_of_x,
+    many_tiles,
+    store_y,
+    tile_of_x,
+)
 
 FEW_ROWS = {"BN": 4}
 MU = 4  # inputs that share a table
@@ -33,8 +46,24 @@ LOOK_TILES = {
 
 
 @triton.jit(do_not_specialize=SIZES)
-def few(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
-        BITS: tl.constexpr, OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+def few(
+    x,
+    planes,
+    alpha,
+    offset,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+):
     """Rows [BN] of W times all tokens [BM]."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -47,8 +76,12 @@ def few(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
         for j in tl.static_range(8):
             total += lane_of_x(x, token, word, tokens, n, j)
         if OFFSET:
-            acc += tl.load(offset + line * groups + at, inside, 0.0).to(tl.float32)[None, :, :] * total[:, None, :]
-        for k in range(BITS):  # not unrolled: the planes' bytes and scales would all be held at once, and spill
+            acc += (
+                tl.load(offset + line * groups + at, inside, 0.0).to(tl.float32)[None, :, :]
+                * total[:, None, :]
+            )
+        # not unrolled: the planes' bytes and scales would all be held at once, and spill
+        for k in range(BITS):
             plane = line + k * out
             byte = tl.load(planes + plane * words + word[None, :], inside, 0)
             scale = tl.load(alpha + plane * groups + at, inside, 0.0).to(tl.float32)
@@ -61,8 +94,24 @@ def few(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
 
 
 @triton.jit(do_not_specialize=SIZES)
-def looked(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
-           BITS: tl.constexpr, OFFSET: tl.constexpr, MU: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+def looked(
+    x,
+    planes,
+    alpha,
+    offset,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    MU: tl.constexpr,
+    BN: tl.constexpr,
+    BR: tl.constexpr,
+):
     """Rows [BN] of W times one token, BR runs of MU columns at a time; a run's table has 2^MU sums."""
     row, token = tl.program_id(0) * BN + tl.arange(0, BN), tl.program_id(1)
     line = row[None, :].to(tl.int64)
@@ -91,8 +140,24 @@ def looked(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
 
 
 @triton.jit(do_not_specialize=ODD)
-def many(x, planes, alpha, offset, y, tokens, out, n, words, groups, group,
-         BITS: tl.constexpr, OFFSET: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def many(
+    x,
+    planes,
+    alpha,
+    offset,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Rows [BN] of W times a block of tokens [BM]."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -120,15 +185,21 @@ def look_tiles(mu: int) -> dict:
     return {"MU": mu} | LOOK_TILES[mu] | LAUNCH
 
 
-def looked_up(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = MU) -> Tensor:
+def looked_up(
+    x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = MU
+) -> Tensor:
     """`binary_coded` whose few tokens look sums of `mu` inputs up: 4 or 8."""
     return binary_coded(x, planes, alpha, offset, group_size, mu)
 
 
-def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = 0) -> Tensor:
+def binary_coded(
+    x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = 0
+) -> Tensor:
     """y [tokens, out] in x's dtype. mu: few tokens look sums of so many inputs up; 0: they are added."""
     if mu and mu not in LOOK_TILES:
-        raise ValueError(f"tables of {mu} inputs; a table is of 4 or 8, which divide a byte, and 0 is without tables")
+        raise ValueError(
+            f"tables of {mu} inputs; a table is of 4 or 8, which divide a byte, and 0 is without tables"
+        )
     x, (tokens, n), (bits, out, words) = x.contiguous(), x.shape, planes.shape
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -157,7 +228,9 @@ def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None
             few[(triton.cdiv(out, tiles["BN"]),)](*operands, **constants, **tiles)
         else:
             tiles = many_tiles(tokens, x.dtype)
-            many[(triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))](*operands, **constants, **tiles)
+            many[(triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))](
+                *operands, **constants, **tiles
+            )
     return y
 
 

@@ -1,8 +1,9 @@
 """y = x W^T for 4-bit codes into a table on a graphics card: W[o, i] = scale[o, g(i)] * table[q[o, i]].
 
-x [tokens, in]; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups]; table float32 [16];
-g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes moved: half a byte a weight,
-2 a group (1 of nested scales, kernels/codebook.py), and x and y; the tables, 1 kB at most, stay in the first cache.
+x [tokens, in]; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups]; table
+float32 [16]; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes
+moved: half a byte a weight, 2 a group (1 of nested scales, kernels/codebook.py), and x and y; the tables, 1
+kB at most, stay in the first cache.
 """
 
 from __future__ import annotations
@@ -40,8 +41,26 @@ def scale_at(scale, map, absmax, offset, place, inside, NESTED: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=SIZES)
-def few(x, codes, scale, map, absmax, offset, table, y, tokens, out, n, words, groups, group,
-        NESTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+def few(
+    x,
+    codes,
+    scale,
+    map,
+    absmax,
+    offset,
+    table,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    NESTED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+):
     """Rows [BN] of W times all tokens [BM]."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -60,8 +79,26 @@ def few(x, codes, scale, map, absmax, offset, table, y, tokens, out, n, words, g
 
 
 @triton.jit(do_not_specialize=ODD)
-def many(x, codes, scale, map, absmax, offset, table, y, tokens, out, n, words, groups, group,
-         NESTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def many(
+    x,
+    codes,
+    scale,
+    map,
+    absmax,
+    offset,
+    table,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    NESTED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Rows [BN] of W times a block of tokens [BM]."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -78,8 +115,15 @@ def many(x, codes, scale, map, absmax, offset, table, y, tokens, out, n, words, 
     store_y(y, acc, token, row, tokens, out)
 
 
-def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size: int, absmax: Tensor | None = None,
-             offset: Tensor | None = None) -> Tensor:  # fmt: skip
+def codebook(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    table: Tensor,
+    group_size: int,
+    absmax: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Tensor:
     """y [tokens, out] in x's dtype; nested scales come with their absmax and offset."""
     x, (tokens, n), out = x.contiguous(), x.shape, len(codes)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
@@ -89,7 +133,8 @@ def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size:
         x,
         as_words(codes, 4),
         scale,
-        *((table, table, table) if absmax is None else (dynamic_map(x.device), absmax, offset)),  # without: pointers go unused
+        # without: pointers go unused
+        *((table, table, table) if absmax is None else (dynamic_map(x.device), absmax, offset)),
         table.float(),
         y,
         tokens,
@@ -110,8 +155,16 @@ def codebook(x: Tensor, codes: Tensor, scale: Tensor, table: Tensor, group_size:
     return y
 
 
-_POINTERS = {"x": "fp16", "codes": "i32", "scale": "fp16", "map": "fp32", "absmax": "fp32", "offset": "fp32", "table": "fp32",
-             "y": "fp16"}  # fmt: skip
+_POINTERS = {
+    "x": "fp16",
+    "codes": "i32",
+    "scale": "fp16",
+    "map": "fp32",
+    "absmax": "fp32",
+    "offset": "fp32",
+    "table": "fp32",
+    "y": "fp16",
+}
 
 VARIANTS = tuple(
     Variant(kernel, _POINTERS | {"scale": scale}, {"NESTED": scale == "u8"} | tiles)

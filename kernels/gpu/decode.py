@@ -1,11 +1,12 @@
 """What the kernels share: packed codes (kernels/bits.py) read eight at a time, and the sizes of their tiles.
 
-Eight codes of b bits are b whole bytes, so a row is a sequence of words of 8 codes, and no code crosses a word. Where a
-word has 2, 4 or 8 bytes it is read as one integer (`as_words`; rows are whole words, so it is aligned); else byte by byte.
+Eight codes of b bits are b whole bytes, so a row is a sequence of words of 8 codes, and no code crosses a
+word. Where a word has 2, 4 or 8 bytes it is read as one integer (`as_words`; rows are whole words, so it is
+aligned); else byte by byte.
 
-A kernel for few tokens walks the words of a row with one thread a word and takes lane j = 0..7 of all of them at a time.
-Its integer arguments are not specialised: told that a row is a multiple of 16 words, Triton would read four words a
-thread, and then shuffle every lane of x through shared memory to meet them.
+A kernel for few tokens walks the words of a row with one thread a word and takes lane j = 0..7 of all of them
+at a time. Its integer arguments are not specialised: told that a row is a multiple of 16 words, Triton would
+read four words a thread, and then shuffle every lane of x through shared memory to meet them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from torch import Tensor
 
 FEW_TOKENS = 8  # up to here a product is bound by the weights' bytes and needs no tensor cores
 SIZES = ["tokens", "out", "n", "words", "groups", "group"]  # a kernel's integers
-ODD = ["tokens", "out", "words", "groups"]  # those of them that are often no multiple of 16; the others tell how x is aligned
-LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}  # a product and its sum round once; Triton's default is about to change
+# those of them that are often no multiple of 16; the others tell how x is aligned
+ODD = ["tokens", "out", "words", "groups"]
+# a product and its sum round once; Triton's default is about to change
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def as_words(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [out, words * bits] -> [out, words] integers of 8 codes where the width is an integer's, else as it is."""
+    """uint8 [out, words * bits] -> [out, words] integers of 8 codes where the width is an integer's, else as
+    it is."""
     return codes.view(WORDS[bits]) if bits in WORDS else codes
 
 
@@ -38,12 +42,14 @@ def few_tiles(tokens: int) -> dict:
 
 
 def many_tiles(tokens: int, dtype: torch.dtype) -> dict:
-    """Tile of a kernel for many tokens. Float32 is multiplied exactly, without tensor cores, in small tiles."""
+    """Tile of a kernel for many tokens. Float32 is multiplied exactly, without tensor cores, in small
+    tiles."""
     if dtype == torch.float32:
         return {"BM": 16, "BN": 32, "BK": 32} | LAUNCH
     if tokens <= 16:
         return {"BM": 16, "BN": 64, "BK": 64} | LAUNCH
-    return {"BM": 64, "BN": 64, "BK": 64} | LAUNCH | {"num_warps": 8}  # with 4, decoding bit planes spills registers
+    # with 4, decoding bit planes spills registers
+    return {"BM": 64, "BN": 64, "BK": 64} | LAUNCH | {"num_warps": 8}
 
 
 @triton.jit
@@ -64,8 +70,9 @@ def eight_codes(codes, at, inside, BITS: tl.constexpr):
 def lane(word, J: tl.constexpr, BITS: tl.constexpr):
     """Code J of each word as float32, times 2 ** (BITS * J % 16), which the caller takes back by dividing x.
 
-    The code is put into the mantissa of 2^23 where it stands and 2^23 is subtracted, which is exact and takes one logical
-    operation and one addition, where shifting, masking and converting would take three of which one is slow.
+    The code is put into the mantissa of 2^23 where it stands and 2^23 is subtracted, which is exact and takes
+    one logical operation and one addition, where shifting, masking and converting would take three of which
+    one is slow.
     """
     part = (word >> (BITS * J // 16 * 16)).to(tl.int32)
     code = (part & (((1 << BITS) - 1) << (BITS * J % 16))) | 0x4B000000
@@ -84,7 +91,8 @@ def code_at(codes, place, inside, BITS: tl.constexpr):
 
 @triton.jit
 def level_at(codes, stats, row, group, groups, inside, BITS: tl.constexpr):
-    """A scale or zero point that is a code itself: codes packed to BITS row by row, stats float16 [runs of 16 rows, groups, 2]."""
+    """A scale or zero point that is a code itself: codes packed to BITS row by row, stats float16 [runs of 16
+    rows, groups, 2]."""
     code = code_at(codes, row * groups + group, inside, BITS)
     at = (row // 16 * groups + group) * 2
     zero = tl.load(stats + at + 1, inside, 0.0).to(tl.float32)
@@ -93,7 +101,8 @@ def level_at(codes, stats, row, group, groups, inside, BITS: tl.constexpr):
 
 @triton.jit
 def grid_at(scale, zero, scale_stats, zero_stats, row, group, groups, inside, LEVEL: tl.constexpr):
-    """(scale, zero point) of row [BN, 1] (int64) and group [1, words], float32; LEVEL: bits of their own codes, 0 without."""
+    """(scale, zero point) of row [BN, 1] (int64) and group [1, words], float32; LEVEL: bits of their own
+    codes, 0 without."""
     if LEVEL:
         s = level_at(scale, scale_stats, row, group, groups, inside, LEVEL)
         z = level_at(zero, zero_stats, row, group, groups, inside, LEVEL)
@@ -107,7 +116,9 @@ def grid_at(scale, zero, scale_stats, zero_stats, row, group, groups, inside, LE
 def lane_of_x(x, token, word, tokens, n, J: tl.constexpr):
     """Column 8 w + J of every word w: float32 [tokens, words], zero outside of x [tokens, n]."""
     column = word[None, :] * 8 + J
-    return tl.load(x + token[:, None] * n + column, (token[:, None] < tokens) & (column < n), 0.0).to(tl.float32)
+    return tl.load(x + token[:, None] * n + column, (token[:, None] < tokens) & (column < n), 0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit

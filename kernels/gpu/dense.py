@@ -1,8 +1,9 @@
 """y = x W^T for weights in 16 bits on a graphics card, whole or as two thin ones: W = U V.
 
-x [tokens, in] float16, bfloat16 or float32; weight float16 [out, in]; u float16 [out, rank], v float16 [rank, in]. Bytes moved: 2 a
-stored weight. Few tokens: each program walks some rows of W as they are stored and sums in float32, whatever type x has, where
-PyTorch's product would first copy a weight of another type. Many: PyTorch's product. What stands between the thin ones is float32.
+x [tokens, in] float16, bfloat16 or float32; weight float16 [out, in]; u float16 [out, rank], v float16 [rank,
+in]. Bytes moved: 2 a stored weight. Few tokens: each program walks some rows of W as they are stored and sums
+in float32, whatever type x has, where PyTorch's product would first copy a weight of another type. Many:
+PyTorch's product. What stands between the thin ones is float32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def few(x, weight, y, tokens, out, n, BM: tl.constexpr, BN: tl.constexpr, BK: tl
     acc = tl.zeros([BM, BN, BK], tl.float32)
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
-        w = tl.load(weight + line + column[None, :], (row[:, None] < out) & (column[None, :] < n), 0.0).to(tl.float32)
+        w = tl.load(weight + line + column[None, :], (row[:, None] < out) & (column[None, :] < n), 0.0).to(
+            tl.float32
+        )
         acc += w[None, :, :] * tile_of_x(x, token, column, tokens, n).to(tl.float32)[:, None, :]
     store_y(y, tl.sum(acc, 2), token, row, tokens, out)
 

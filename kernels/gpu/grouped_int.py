@@ -1,11 +1,13 @@
 """y = x W^T for grouped integers on a graphics card: W[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)]).
 
-x [tokens, in]; codes uint8 [out, row_bytes(in, bits)] (kernels/bits.py), 2 to 8 bits; scale float16 and zero uint8 or
-float16 [out, groups]; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes moved:
-bits/8 a weight, 3 or 4 a group, and x and y. `two_level_int`: both are codes themselves, read as they are stored.
+x [tokens, in]; codes uint8 [out, row_bytes(in, bits)] (kernels/bits.py), 2 to 8 bits; scale float16 and zero
+uint8 or float16 [out, groups]; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last
+group short. Bytes moved: bits/8 a weight, 3 or 4 a group, and x and y. `two_level_int`: both are codes
+themselves, read as they are stored.
 
-Few tokens: each program walks some rows of W, takes the zero point out of the sums (kernels/grouped_int.py) and keeps
-partial sums in each thread until the end. Many: a tile of W is decoded to x's dtype and multiplied on the tensor cores.
+Few tokens: each program walks some rows of W, takes the zero point out of the sums (kernels/grouped_int.py)
+and keeps partial sums in each thread until the end. Many: a tile of W is decoded to x's dtype and multiplied
+on the tensor cores.
 """
 
 from __future__ import annotations
@@ -34,8 +36,26 @@ from kernels.gpu.decode import (
 
 
 @triton.jit(do_not_specialize=SIZES)
-def few(x, codes, scale, zero, scale_stats, zero_stats, y, tokens, out, n, words, groups, group,
-        BITS: tl.constexpr, LEVEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+def few(
+    x,
+    codes,
+    scale,
+    zero,
+    scale_stats,
+    zero_stats,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    LEVEL: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+):
     """Rows [BN] of W times all tokens [BM]."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -44,7 +64,9 @@ def few(x, codes, scale, zero, scale_stats, zero_stats, y, tokens, out, n, words
         word = start + tl.arange(0, BW)
         inside = (row[:, None] < out) & (word[None, :] < words)
         code = eight_codes(codes, line * words + word[None, :], inside, BITS)
-        s, z = grid_at(scale, zero, scale_stats, zero_stats, line, (word * 8 // group)[None, :], groups, inside, LEVEL)
+        s, z = grid_at(
+            scale, zero, scale_stats, zero_stats, line, (word * 8 // group)[None, :], groups, inside, LEVEL
+        )
         dot, total = tl.zeros([BM, BN, BW], tl.float32), tl.zeros([BM, BW], tl.float32)
         for j in tl.static_range(8):
             xj = lane_of_x(x, token, word, tokens, n, j)
@@ -55,8 +77,26 @@ def few(x, codes, scale, zero, scale_stats, zero_stats, y, tokens, out, n, words
 
 
 @triton.jit(do_not_specialize=ODD)
-def many(x, codes, scale, zero, scale_stats, zero_stats, y, tokens, out, n, words, groups, group,
-         BITS: tl.constexpr, LEVEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def many(
+    x,
+    codes,
+    scale,
+    zero,
+    scale_stats,
+    zero_stats,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    LEVEL: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Rows [BN] of W times a block of tokens [BM]."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -66,8 +106,12 @@ def many(x, codes, scale, zero, scale_stats, zero_stats, y, tokens, out, n, word
         inside = (row[:, None] < out) & (word[None, :] < words)
         code = eight_codes(codes, line * words + word[None, :], inside, BITS)[:, :, None]
         q = (code >> (BITS * tl.arange(0, 8))[None, None, :]) & ((1 << BITS) - 1)
-        s, z = grid_at(scale, zero, scale_stats, zero_stats, line, (word * 8 // group)[None, :], groups, inside, LEVEL)
-        weight = tl.reshape(s[:, :, None] * (q.to(tl.float32) - z[:, :, None]), [BN, BK]).to(x.dtype.element_ty)
+        s, z = grid_at(
+            scale, zero, scale_stats, zero_stats, line, (word * 8 // group)[None, :], groups, inside, LEVEL
+        )
+        weight = tl.reshape(s[:, :, None] * (q.to(tl.float32) - z[:, :, None]), [BN, BK]).to(
+            x.dtype.element_ty
+        )
         block = tile_of_x(x, token, start + tl.arange(0, BK), tokens, n)
         acc = tl.dot(block, tl.trans(weight), acc, input_precision="ieee")
     store_y(y, acc, token, row, tokens, out)
@@ -75,13 +119,21 @@ def many(x, codes, scale, zero, scale_stats, zero_stats, y, tokens, out, n, word
 
 def grouped_int(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
     """y [tokens, out] in x's dtype."""
-    return _launch(x, codes, scale, zero, scale, zero, scale.shape[1], bits, group_size, 0)  # statistics' pointers go unused
+    # statistics' pointers go unused
+    return _launch(x, codes, scale, zero, scale, zero, scale.shape[1], bits, group_size, 0)
 
 
-def two_level_int(x: Tensor, codes: Tensor, levels: tuple[Tensor, Tensor], stats: tuple[Tensor, Tensor], level_bits: int, bits: int,
-                  group_size: int) -> Tensor:  # fmt: skip
-    """The same with scales and zero points as codes: levels, of each uint8 packed to `level_bits` row by row; stats, of each
-    float16 [runs of 16 rows, groups, 2], scale and zero of the codes."""
+def two_level_int(
+    x: Tensor,
+    codes: Tensor,
+    levels: tuple[Tensor, Tensor],
+    stats: tuple[Tensor, Tensor],
+    level_bits: int,
+    bits: int,
+    group_size: int,
+) -> Tensor:
+    """The same with scales and zero points as codes: levels, of each uint8 packed to `level_bits` row by row;
+    stats, of each float16 [runs of 16 rows, groups, 2], scale and zero of the codes."""
     return _launch(x, codes, *levels, *stats, stats[0].shape[1], bits, group_size, level_bits)
 
 
@@ -99,17 +151,29 @@ def _launch(x, codes, scale, zero, scale_stats, zero_stats, groups, bits, group_
             few[(triton.cdiv(out, tiles["BN"]),)](*operands, **constants, **tiles)
         else:
             tiles = many_tiles(tokens, x.dtype)
-            many[(triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))](*operands, **constants, **tiles)
+            many[(triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))](
+                *operands, **constants, **tiles
+            )
     return y
 
 
-def _variant(kernel, bits: int, dtype: torch.dtype, tokens: int, zero: str = "u8", level_bits: int = 0) -> Variant:
-    """`kernel` for codes of `bits`, x in `dtype`, tiled for so many tokens; zero: the type of the zero points."""
+def _variant(
+    kernel, bits: int, dtype: torch.dtype, tokens: int, zero: str = "u8", level_bits: int = 0
+) -> Variant:
+    """`kernel` for codes of `bits`, x in `dtype`, tiled for so many tokens; zero: the type of the zero
+    points."""
     tiles = few_tiles(tokens) if kernel is few else many_tiles(tokens, dtype)
     word = {2: "i16", 4: "i32", 8: "i64"}.get(bits, "u8")
     of_x = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    pointers = {"x": of_x, "codes": word, "scale": "u8" if level_bits else "fp16", "zero": zero, "scale_stats": "fp16",
-                "zero_stats": "fp16", "y": of_x}  # fmt: skip
+    pointers = {
+        "x": of_x,
+        "codes": word,
+        "scale": "u8" if level_bits else "fp16",
+        "zero": zero,
+        "scale_stats": "fp16",
+        "zero_stats": "fp16",
+        "y": of_x,
+    }
     return Variant(kernel, pointers, {"BITS": bits, "LEVEL": level_bits} | tiles)
 
 

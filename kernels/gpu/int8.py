@@ -1,18 +1,22 @@
-"""y = x' W^T with x' = x rounded to int8, a scale a token, on a graphics card: both factors are whole numbers.
+"""y = x' W^T with x' = x rounded to int8, a scale a token, on a graphics card: both factors are whole
+numbers.
 
-W[o, i] = scale[o] * (q[o, i] - 128). x [tokens, in]; codes uint8 [out, ceil(in/8) * 8]; scale float16 [out, 1]; zero
-uint8 [out, 1], 128 everywhere; one group a row. With s[t] = max_i |x[t, i]| / top and r = round(x / s), ties to even,
+W[o, i] = scale[o] * (q[o, i] - 128). x [tokens, in]; codes uint8 [out, ceil(in/8) * 8]; scale float16 [out,
+1]; zero uint8 [out, 1], 128 everywhere; one group a row. With s[t] = max_i |x[t, i]| / top and r = round(x /
+s), ties to even,
 
     y[t, o] = s[t] * scale[o] * sum_i r[t, i] * (q[o, i] - 128),
 
 the sum exact in int32 (in < 130,000). Bytes moved: 1 a weight; x once to round it, a byte of it to multiply.
 Rounding x makes it another product than that of grouped_int.py, and a run says so.
 
-With a threshold (LLM.int8()) inputs of its size or larger neither count for s nor are rounded: their places are listed token
-by token, and after the integers' sum each is multiplied by its column of W. Nothing waits for the host to count them.
+With a threshold (LLM.int8()) inputs of its size or larger neither count for s nor are rounded: their places
+are listed token by token, and after the integers' sum each is multiplied by its column of W. Nothing waits
+for the host to count them.
 
-With a zero point the integers run from a token's least to its largest input (0 among them): s = (max - min) / (2 top),
-z = round(-top - min / s), r = round(x / s) + z, and y[t, o] has scale[o] s[t] (sum_i r (q - 128) - z[t] sum_i (q - 128)).
+With a zero point the integers run from a token's least to its largest input (0 among them): s = (max - min) /
+(2 top), z = round(-top - min / s), r = round(x / s) + z, and y[t, o] has scale[o] s[t] (sum_i r (q - 128) -
+z[t] sum_i (q - 128)).
 """
 
 from __future__ import annotations
@@ -29,14 +33,29 @@ ROUND = {"BK": 1024} | LAUNCH
 
 
 @triton.jit(do_not_specialize=SIZES)
-def round_tokens(x, rounded, step, zero, places, counts, n,
-                 TOP: tl.constexpr, THRESHOLD: tl.constexpr, SHIFTED: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """One token: its step float32 [tokens] and its integers int8 [tokens, in]. Inputs of at least THRESHOLD (0: none) are left
-    out; their places int32 [tokens, in] and number int32 [tokens] are told. SHIFTED: the integers have a zero point, float32
-    [tokens]."""
+def round_tokens(
+    x,
+    rounded,
+    step,
+    zero,
+    places,
+    counts,
+    n,
+    TOP: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """One token: its step float32 [tokens] and its integers int8 [tokens, in]. Inputs of at least THRESHOLD
+    (0: none) are left out; their places int32 [tokens, in] and number int32 [tokens] are told. SHIFTED: the
+    integers have a zero point, float32 [tokens]."""
     token = tl.program_id(0)
     line = token.to(tl.int64) * n
-    largest, least, spoiled = tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32)
+    largest, least, spoiled = (
+        tl.zeros([BK], tl.float32),
+        tl.zeros([BK], tl.float32),
+        tl.zeros([BK], tl.float32),
+    )
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
         v = tl.load(x + line + column, column < n, 0.0).to(tl.float32)
@@ -65,7 +84,8 @@ def round_tokens(x, rounded, step, zero, places, counts, n,
             tl.store(places + line + count + ahead - 1, column, large)
             count += tl.max(ahead, 0)
         r = tl.div_rn(v, s + tl.zeros([BK], tl.float32))
-        r = (r + 12582912.0) - 12582912.0  # 1.5 * 2^23 leaves no bit for a fraction: the nearest integer, ties to even
+        # 1.5 * 2^23 leaves no bit for a fraction: the nearest integer, ties to even
+        r = (r + 12582912.0) - 12582912.0
         if SHIFTED:
             r = tl.minimum(tl.maximum(r + z, -TOP), TOP)
         tl.store(rounded + line + column, r.to(tl.int8), column < n)
@@ -74,10 +94,28 @@ def round_tokens(x, rounded, step, zero, places, counts, n,
 
 
 @triton.jit(do_not_specialize=ODD)
-def product(x, codes, step, zero, scale, exact, places, counts, y, tokens, out, n, columns,
-            SPLIT: tl.constexpr, SHIFTED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
-    """Rows [BN] of W times a block of rounded tokens [BM]; SPLIT: and times the inputs that weren't rounded, in `exact`.
-    SHIFTED: each token's integers have a zero point."""
+def product(
+    x,
+    codes,
+    step,
+    zero,
+    scale,
+    exact,
+    places,
+    counts,
+    y,
+    tokens,
+    out,
+    n,
+    columns,
+    SPLIT: tl.constexpr,
+    SHIFTED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Rows [BN] of W times a block of rounded tokens [BM]; SPLIT: and times the inputs that weren't rounded,
+    in `exact`. SHIFTED: each token's integers have a zero point."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[None, :].to(tl.int64) * columns
     acc, every = tl.zeros([BM, BN], tl.int32), tl.zeros([BN], tl.int32)
@@ -105,15 +143,33 @@ def product(x, codes, step, zero, scale, exact, places, counts, y, tokens, out, 
 
 
 def _tiles(tokens: int, split: bool, shifted: bool) -> dict:
-    tiles = {"BM": 16 if tokens <= 16 else 64, "BN": 64, "BK": 128, "SPLIT": split, "SHIFTED": shifted} | LAUNCH
-    return tiles | {"num_warps": 8} if split and tokens > 16 else tiles  # with 4, a column's codes beside the sums spill
+    tiles = {
+        "BM": 16 if tokens <= 16 else 64,
+        "BN": 64,
+        "BK": 128,
+        "SPLIT": split,
+        "SHIFTED": shifted,
+    } | LAUNCH
+    # with 4, a column's codes beside the sums spill
+    return tiles | {"num_warps": 8} if split and tokens > 16 else tiles
 
 
-def int8_product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int, top: int = 127,
-                 threshold: float | None = None, zero_point: bool = False) -> Tensor:  # fmt: skip
-    """y [tokens, out] in x's dtype; `zero` and `group_size` are those of the layout above, whatever they hold."""
+def int8_product(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    group_size: int,
+    top: int = 127,
+    threshold: float | None = None,
+    zero_point: bool = False,
+) -> Tensor:
+    """y [tokens, out] in x's dtype; `zero` and `group_size` are those of the layout above, whatever they
+    hold."""
     if scale.shape[1] != 1:
-        raise ValueError(f"int8_product takes one group a row, got {scale.shape[1]}: multiply with grouped_int instead")
+        raise ValueError(
+            f"int8_product takes one group a row, got {scale.shape[1]}: multiply with grouped_int instead"
+        )
     x, (tokens, n), out = x.contiguous(), x.shape, len(codes)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -122,18 +178,26 @@ def int8_product(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_si
     step, zeros = (torch.empty(tokens, dtype=torch.float32, device=x.device) for _ in range(2))
     split = threshold is not None
     tiles = _tiles(tokens, split, zero_point)
-    places, counts = (torch.empty(size if split else 1, dtype=torch.int32, device=x.device) for size in (tokens * n, tokens))
+    places, counts = (
+        torch.empty(size if split else 1, dtype=torch.int32, device=x.device) for size in (tokens * n, tokens)
+    )
     with torch.cuda.device_of(x):
         rule = {"TOP": top, "THRESHOLD": threshold or 0.0, "SHIFTED": zero_point}
         round_tokens[(tokens,)](x, rounded, step, zeros, places, counts, n, **rule, **ROUND)
         grid = (triton.cdiv(out, tiles["BN"]), triton.cdiv(tokens, tiles["BM"]))
-        product[grid](rounded, codes, step, zeros, scale, x, places, counts, y, tokens, out, n, codes.shape[1], **tiles)
+        product[grid](
+            rounded, codes, step, zeros, scale, x, places, counts, y, tokens, out, n, codes.shape[1], **tiles
+        )
     return y
 
 
 _LISTS = {"places": "i32", "counts": "i32"}
 _ROUNDED = {"x": "fp16", "rounded": "i8", "step": "fp32", "zero": "fp32"} | _LISTS
-_POINTERS = {"x": "i8", "codes": "u8", "step": "fp32", "zero": "fp32", "scale": "fp16", "exact": "fp16"} | _LISTS | {"y": "fp16"}
+_POINTERS = (
+    {"x": "i8", "codes": "u8", "step": "fp32", "zero": "fp32", "scale": "fp16", "exact": "fp16"}
+    | _LISTS
+    | {"y": "fp16"}
+)
 
 VARIANTS = tuple(
     variant

@@ -1,7 +1,8 @@
 """y = x W^T for a very sparse W on a graphics card, to be added to a dense product (SpQR's outliers).
 
-x [tokens, in]; values float16 [count], row by row; columns int16 [count], the column's low 16 bits (in <= 65,536); starts
-int32 [out + 1], where each row's values begin. Bytes moved: 4 an outlier and 4 a row, and x and y; x is gathered.
+x [tokens, in]; values float16 [count], row by row; columns int16 [count], the column's low 16 bits (in <=
+65,536); starts int32 [out + 1], where each row's values begin. Bytes moved: 4 an outlier and 4 a row, and x
+and y; x is gathered.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from kernels.gpu.decode import FEW_TOKENS, LAUNCH, SIZES, store_y
 
 
 @triton.jit(do_not_specialize=SIZES)
-def rows_times_tokens(x, values, columns, starts, y, tokens, out, n,
-                      BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def rows_times_tokens(
+    x, values, columns, starts, y, tokens, out, n, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
     """Rows [BN] of W times a block of tokens [BM], BK outliers of each row at a time."""
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     first, last = tl.load(starts + row, row < out, 0), tl.load(starts + row + 1, row < out, 0)
@@ -28,9 +30,9 @@ def rows_times_tokens(x, values, columns, starts, y, tokens, out, n,
         value = tl.load(values + at, inside, 0.0).to(tl.float32)
         column = tl.load(columns + at, inside, 0).to(tl.int32) & 0xFFFF
         mask = (token[:, None, None] < tokens) & inside[None, :, :]
-        acc += value[None, :, :] * tl.load(x + token[:, None, None].to(tl.int64) * n + column[None, :, :], mask, 0.0).to(
-            tl.float32
-        )
+        acc += value[None, :, :] * tl.load(
+            x + token[:, None, None].to(tl.int64) * n + column[None, :, :], mask, 0.0
+        ).to(tl.float32)
     store_y(y, tl.sum(acc, 2), token, row, tokens, out)
 
 

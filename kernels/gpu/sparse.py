@@ -1,15 +1,21 @@
-"""y = x W^T for sparse weights on a graphics card, in two layouts, values in 16 bits or as integer codes of a grid.
+"""y = x W^T for sparse weights on a graphics card, in two layouts, values in 16 bits or as integer codes of a
+grid.
 
-bitmask   kept uint8 [out, ceil(in/8)], bit i % 8 of byte i // 8 set where W[o, i] is kept; values row by row; starts int32
-          [out + 1], where each row's values begin. Bytes moved at 50 %: 9 bits a weight, 3 and the grid with 4-bit codes.
-two_four  of every 4 inputs 2 are kept: values [out, in/2], positions uint8 [out, row_bytes(in/2, 2)]: 2 bits each
-          (kernels/bits.py), in a multiple of 4. Bytes moved: 9 bits a weight, 3 and the grid with 4-bit codes.
+bitmask   kept uint8 [out, ceil(in/8)], bit i % 8 of byte i // 8 set where W[o, i] is kept; values row by row;
+          starts int32
+          [out + 1], where each row's values begin. Bytes moved at 50 %: 9 bits a weight, 3 and the grid with
+          4-bit codes.
+two_four  of every 4 inputs 2 are kept: values [out, in/2], positions uint8 [out, row_bytes(in/2, 2)]: 2 bits
+          each
+          (kernels/bits.py), in a multiple of 4. Bytes moved: 9 bits a weight, 3 and the grid with 4-bit
+          codes.
 
-x [tokens, in]. Values are float16, or with `levels` (kernels/sparse.py) codes packed to the bit: of a bitmask in one stream, of
-2:4 row by row; a kept weight is scale * (code - zero) of its row and group. Where a kept value of a bitmask stands is the number
-of bits set before it: each thread counts those of its byte, `cumsum` adds up the threads' counts, and a count a row runs along.
-Few tokens are multiplied so. For many, `bitmask_rows` and `two_four_rows` write a block of rows with their zeros, which PyTorch
-multiplies; 2:4 rows on the card's sparse tensor cores where it has them (sparse_cores.py).
+x [tokens, in]. Values are float16, or with `levels` (kernels/sparse.py) codes packed to the bit: of a bitmask
+in one stream, of 2:4 row by row; a kept weight is scale * (code - zero) of its row and group. Where a kept
+value of a bitmask stands is the number of bits set before it: each thread counts those of its byte, `cumsum`
+adds up the threads' counts, and a count a row runs along. Few tokens are multiplied so. For many,
+`bitmask_rows` and `two_four_rows` write a block of rows with their zeros, which PyTorch multiplies; 2:4 rows
+on the card's sparse tensor cores where it has them (sparse_cores.py).
 """
 
 from __future__ import annotations
@@ -30,7 +36,8 @@ FLOATS = 16  # BITS of values that are no codes
 
 @triton.jit
 def kept_at(values, at, kept, scale, zero, BITS: tl.constexpr):
-    """Kept values number `at`, float32, zero where not `kept`; scale and zero point are those of the codes."""
+    """Kept values number `at`, float32, zero where not `kept`; scale and zero point are those of the
+    codes."""
     if BITS == 16:
         value = tl.load(values + at, kept, 0.0).to(tl.float32)
     else:
@@ -49,8 +56,25 @@ def levels_at(scale, zero, line, column, groups, group, inside, BITS: tl.constex
 
 
 @triton.jit(do_not_specialize=SIZES)
-def bitmask_few(x, kept, values, starts, scale, zero, y, tokens, out, n, words, groups, group,
-                BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+def bitmask_few(
+    x,
+    kept,
+    values,
+    starts,
+    scale,
+    zero,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+):
     """Rows [BN] of W times all tokens [BM]."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -75,8 +99,22 @@ def bitmask_few(x, kept, values, starts, scale, zero, y, tokens, out, n, words, 
 
 
 @triton.jit(do_not_specialize=SIZES)
-def bitmask_dense(rows, kept, values, starts, scale, zero, out, n, words, groups, group,
-                  BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def bitmask_dense(
+    rows,
+    kept,
+    values,
+    starts,
+    scale,
+    zero,
+    out,
+    n,
+    words,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Writes W [out, n]."""
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -99,9 +137,27 @@ def position_of(positions, line, kept, inside, row_bytes):
 
 
 @triton.jit(do_not_specialize=[*SIZES, "width"])
-def two_four_few(x, values, positions, scale, zero, y, tokens, out, n, words, width, groups, group,
-                 BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):  # fmt: skip
-    """Rows [BN] of W times all tokens [BM]; a row has `words` bytes of positions and room for `width` values."""
+def two_four_few(
+    x,
+    values,
+    positions,
+    scale,
+    zero,
+    y,
+    tokens,
+    out,
+    n,
+    words,
+    width,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BW: tl.constexpr,
+):
+    """Rows [BN] of W times all tokens [BM]; a row has `words` bytes of positions and room for `width`
+    values."""
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
     acc = tl.zeros([BM, BN, BW], tl.float32)
@@ -112,13 +168,29 @@ def two_four_few(x, values, positions, scale, zero, y, tokens, out, n, words, wi
         value = kept_at(values, line * width + kept, inside, s, z, BITS)
         column = kept // 2 * 4 + position_of(positions, line, kept, inside, words)
         mask = (token[:, None, None] < tokens) & inside[None, :, :]
-        acc += value[None, :, :] * tl.load(x + token[:, None, None] * n + column[None, :, :], mask, 0.0).to(tl.float32)
+        acc += value[None, :, :] * tl.load(x + token[:, None, None] * n + column[None, :, :], mask, 0.0).to(
+            tl.float32
+        )
     store_y(y, tl.sum(acc, 2), token, row, tokens, out)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "width"])
-def two_four_dense(rows, values, positions, scale, zero, out, n, words, width, groups, group,
-                   BITS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # fmt: skip
+def two_four_dense(
+    rows,
+    values,
+    positions,
+    scale,
+    zero,
+    out,
+    n,
+    words,
+    width,
+    groups,
+    group,
+    BITS: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Writes W [out, n]; a row has `words` bytes of positions and room for `width` values."""
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
@@ -143,7 +215,8 @@ def _pair(tokens: int) -> dict:
 
 
 def _levels(values: Tensor, levels: Levels | None, n: int, first: int = 0) -> tuple[tuple, tuple, dict]:
-    """(scale and zero points of the rows from `first`, their counts of groups and columns, BITS) as the kernels take them."""
+    """(scale and zero points of the rows from `first`, their counts of groups and columns, BITS) as the
+    kernels take them."""
     if levels is None:
         return (values, values), (1, 8), {"BITS": FLOATS}
     scale, zero, bits, group_size = levels
@@ -155,20 +228,45 @@ def _width(values: Tensor, levels: Levels | None) -> int:
     return values.shape[1] if levels is None else values.shape[1] * 8 // levels.bits
 
 
-def bitmask_rows(kept: Tensor, values: Tensor, starts: Tensor, levels: Levels | None, first: int, last: int, n: int,
-                 dtype: torch.dtype) -> Tensor:  # fmt: skip
+def bitmask_rows(
+    kept: Tensor,
+    values: Tensor,
+    starts: Tensor,
+    levels: Levels | None,
+    first: int,
+    last: int,
+    n: int,
+    dtype: torch.dtype,
+) -> Tensor:
     """Rows [first, last) of W in `dtype`, [rows, n]."""
     rows = torch.empty(last - first, n, dtype=dtype, device=kept.device)
     if rows.numel():
         pointers, sizes, bits = _levels(values, levels, n, first)
-        operands = (rows, kept[first:last], values, starts[first:], *pointers, last - first, n, kept.shape[1], *sizes)
+        operands = (
+            rows,
+            kept[first:last],
+            values,
+            starts[first:],
+            *pointers,
+            last - first,
+            n,
+            kept.shape[1],
+            *sizes,
+        )
         with torch.cuda.device_of(kept):
             bitmask_dense[(triton.cdiv(last - first, _DENSE["BN"]),)](*operands, **bits, **_DENSE)
     return rows
 
 
-def two_four_rows(values: Tensor, positions: Tensor, levels: Levels | None, first: int, last: int, n: int,
-                  dtype: torch.dtype) -> Tensor:  # fmt: skip
+def two_four_rows(
+    values: Tensor,
+    positions: Tensor,
+    levels: Levels | None,
+    first: int,
+    last: int,
+    n: int,
+    dtype: torch.dtype,
+) -> Tensor:
     """Rows [first, last) of W in `dtype`, [rows, n]."""
     rows = torch.empty(last - first, n, dtype=dtype, device=values.device)
     if rows.numel():
@@ -176,7 +274,9 @@ def two_four_rows(values: Tensor, positions: Tensor, levels: Levels | None, firs
         counts = (last - first, n, positions.shape[1], _width(values, levels), *sizes)
         grid = (triton.cdiv(last - first, _DENSE["BN"]), triton.cdiv(n, _DENSE["BK"]))
         with torch.cuda.device_of(values):
-            two_four_dense[grid](rows, values[first:last], positions[first:last], *pointers, *counts, **bits, **_DENSE)
+            two_four_dense[grid](
+                rows, values[first:last], positions[first:last], *pointers, *counts, **bits, **_DENSE
+            )
     return rows
 
 
@@ -184,7 +284,9 @@ def bitmask(x: Tensor, kept: Tensor, values: Tensor, starts: Tensor, levels: Lev
     """y [tokens, out] in x's dtype."""
     x, (tokens, n), (out, words) = x.contiguous(), x.shape, kept.shape
     if tokens > FEW_TOKENS:
-        return _by_blocks(x, out, lambda first, last: bitmask_rows(kept, values, starts, levels, first, last, n, x.dtype))
+        return _by_blocks(
+            x, out, lambda first, last: bitmask_rows(kept, values, starts, levels, first, last, n, x.dtype)
+        )
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel():
         pointers, sizes, bits = _levels(values, levels, n)
@@ -199,13 +301,28 @@ def two_four(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None
     """y [tokens, out] in x's dtype."""
     x, (tokens, n), out = x.contiguous(), x.shape, len(values)
     if tokens > FEW_TOKENS:
-        rows_of = lambda first, last: two_four_rows(values, positions, levels, first, last, n, x.dtype)  # noqa: E731
+
+        def rows_of(first, last):
+            return two_four_rows(values, positions, levels, first, last, n, x.dtype)
+
         return _by_blocks(x, out, rows_of, sparse_cores.product if sparse_cores.serve(x, out) else F.linear)
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel():
         pointers, sizes, bits = _levels(values, levels, n)
         tiles = {"BM": triton.next_power_of_2(tokens)} | _pair(tokens)
-        operands = (x, values, positions, *pointers, y, tokens, out, n, positions.shape[1], _width(values, levels), *sizes)
+        operands = (
+            x,
+            values,
+            positions,
+            *pointers,
+            y,
+            tokens,
+            out,
+            n,
+            positions.shape[1],
+            _width(values, levels),
+            *sizes,
+        )
         with torch.cuda.device_of(x):
             two_four_few[(triton.cdiv(out, tiles["BN"]),)](*operands, **bits, **tiles)
     return y
@@ -227,7 +344,9 @@ def _variant(kernel, bits: int, of_x: str, tiles: dict) -> Variant:
     """`kernel` for values of `bits`, x or the rows that it writes in `of_x`."""
     pointers = {"x": of_x, "rows": of_x, "y": of_x, "kept": "u8", "positions": "u8", "starts": "i32"}
     grid = (
-        {"values": "fp16", "scale": "fp16", "zero": "fp16"} if bits == FLOATS else {"values": "u8", "scale": "fp16", "zero": "u8"}
+        {"values": "fp16", "scale": "fp16", "zero": "fp16"}
+        if bits == FLOATS
+        else {"values": "u8", "scale": "fp16", "zero": "u8"}
     )
     pointers = {name: kind for name, kind in (pointers | grid).items() if name in kernel.arg_names}
     return Variant(kernel, pointers, {"BITS": bits} | tiles)
@@ -238,5 +357,9 @@ VARIANTS = (
     *(_variant(two_four_few, bits, "fp16", {"BM": 1} | _pair(1)) for bits in (FLOATS, 8, 4, 3)),
     *(_variant(bitmask_few, bits, "bf16", {"BM": 8} | _MASK) for bits in (FLOATS, 4, 3)),
     *(_variant(two_four_few, bits, "bf16", {"BM": 8} | _pair(8)) for bits in (FLOATS, 4, 3)),
-    *(_variant(kernel, bits, "fp16", _DENSE) for kernel in (bitmask_dense, two_four_dense) for bits in (FLOATS, 4)),
+    *(
+        _variant(kernel, bits, "fp16", _DENSE)
+        for kernel in (bitmask_dense, two_four_dense)
+        for bits in (FLOATS, 4)
+    ),
 )

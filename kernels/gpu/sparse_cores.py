@@ -1,10 +1,10 @@
 """2:4 products of many tokens on a card's sparse tensor cores, by PyTorch's cuSPARSELt.
 
-cuSPARSELt wants the weights in a layout of its own, 9 bits a weight beside the 9 that are stored. No second copy is kept: a
-block of rows is brought into that layout when it is needed, which costs about 3 bytes of memory traffic a weight and saves up
-to half of the tensor cores' work. On an A100 that is even at about 500 tokens, on an H100 at 700, by their data sheets; from
-`MANY` on it is used. A card, library or type that doesn't multiply a small matrix right is never used, and PyTorch's dense
-product of the same blocks serves.
+cuSPARSELt wants the weights in a layout of its own, 9 bits a weight beside the 9 that are stored. No second
+copy is kept: a block of rows is brought into that layout when it is needed, which costs about 3 bytes of
+memory traffic a weight and saves up to half of the tensor cores' work. On an A100 that is even at about 500
+tokens, on an H100 at 700, by their data sheets; from `MANY` on it is used. A card, library or type that
+doesn't multiply a small matrix right is never used, and PyTorch's dense product of the same blocks serves.
 """
 
 from __future__ import annotations
@@ -22,24 +22,38 @@ TOLERANCE = 2e-2  # relative to y's largest entry: bfloat16
 
 def serve(x: Tensor, out: int) -> bool:
     """Whether x [tokens, in] is multiplied so by a weight [out, in]."""
-    fits = len(x) >= MANY and x.dtype in (torch.float16, torch.bfloat16) and out % ROWS == 0 and x.shape[1] % COLUMNS == 0
+    fits = (
+        len(x) >= MANY
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and out % ROWS == 0
+        and x.shape[1] % COLUMNS == 0
+    )
     return fits and x.is_cuda and not why_not(x.device, x.dtype)
 
 
 @functools.cache
 def why_not(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the sparse cores of a device aren't used, "" if they are: availability, then a product against the dense one."""
+    """Why the sparse cores of a device aren't used, "" if they are: availability, then a product against the
+    dense one."""
     if device.type != "cuda" or not torch.backends.cusparselt.is_available():
         return "PyTorch has no cuSPARSELt here"
     kept = torch.tensor([1, 0, 0, 1, 0, 1, 1, 0], device=device).repeat(2 * ROWS, 2 * COLUMNS // 8)
-    weight = (kept * torch.randn(kept.shape, device=device, generator=torch.Generator(device).manual_seed(0))).to(dtype)
-    x = torch.randn(MANY, kept.shape[1], device=device, generator=torch.Generator(device).manual_seed(1)).to(dtype)
+    weight = (
+        kept * torch.randn(kept.shape, device=device, generator=torch.Generator(device).manual_seed(0))
+    ).to(dtype)
+    x = torch.randn(MANY, kept.shape[1], device=device, generator=torch.Generator(device).manual_seed(1)).to(
+        dtype
+    )
     try:
         y = product(x, weight)
     except RuntimeError as error:
         return f"cuSPARSELt refused: {error}".splitlines()[0]
     expected = x.float() @ weight.float().T
-    return "" if bool((y - expected).abs().max() <= TOLERANCE * expected.abs().max()) else "cuSPARSELt multiplied wrongly"
+    return (
+        ""
+        if bool((y - expected).abs().max() <= TOLERANCE * expected.abs().max())
+        else "cuSPARSELt multiplied wrongly"
+    )
 
 
 def product(x: Tensor, rows: Tensor) -> Tensor:
@@ -49,5 +63,7 @@ def product(x: Tensor, rows: Tensor) -> Tensor:
 
 def label() -> str:
     """What a kernel's name says of them, "" where they aren't used."""
-    used = torch.cuda.is_available() and not why_not(torch.device("cuda", torch.cuda.current_device()), torch.float16)
+    used = torch.cuda.is_available() and not why_not(
+        torch.device("cuda", torch.cuda.current_device()), torch.float16
+    )
     return f"cuSPARSELt from {MANY} tokens" if used else ""

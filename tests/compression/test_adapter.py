@@ -46,7 +46,9 @@ def test_peft_computes_the_same(family, tmp_path):
         before = base(input_ids=ids).logits
         theirs = in_peft(base, tmp_path / "adapter")(input_ids=ids).logits
     ours = tiny.logits(bundle, ids)
-    assert (theirs - ours).abs().max() < 2e-3, "the plain model's weights are in 32 bits, ours beside the adapter in 16"
+    assert (theirs - ours).abs().max() < 2e-3, (
+        "the plain model's weights are in 32 bits, ours beside the adapter in 16"
+    )
     assert (before - ours).abs().max() > 20 * (theirs - ours).abs().max(), "the adapter does something"
     about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text("utf-8"))
     assert about["r"] == about["lora_alpha"] == 3 and about["rank_pattern"] == about["alpha_pattern"]
@@ -65,11 +67,14 @@ def test_an_adapter_of_some_matrices_and_what_is_refused(tmp_path):
     assert not (tmp_path / "never").exists()
 
 
-@pytest.mark.parametrize("base, said", [
-    ({}, "bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True"),
-    ({"table": "fp4", "double": False}, "bnb_4bit_quant_type='fp4', bnb_4bit_use_double_quant=False"),
-    ({"group_size": 16}, "the model as it was compressed before"),  # bitsandbytes has groups of 64 alone
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "base, said",
+    [
+        ({}, "bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True"),
+        ({"table": "fp4", "double": False}, "bnb_4bit_quant_type='fp4', bnb_4bit_use_double_quant=False"),
+        ({"group_size": 16}, "the model as it was compressed before"),  # bitsandbytes has groups of 64 alone
+    ],
+)
 def test_a_saved_model_offers_its_adapter_and_says_its_base(tmp_path, base, said):
     bundle = tiny.bundle()
     method = get("qlora")

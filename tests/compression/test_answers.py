@@ -34,7 +34,8 @@ def test_answers_are_what_follows_their_heading(text):
     assert [r.replace("\ufffd\ufffd", "é") for r in runs] == ANSWERED[text]
 
 
-@pytest.mark.parametrize("kind", ["bytes with merges", "byte fallback"])  # the others' small vocabularies can't write a heading
+# the others' small vocabularies can't write a heading
+@pytest.mark.parametrize("kind", ["bytes with merges", "byte fallback"])
 def test_every_kind_of_tokenizer_tells_its_answers(kind):
     text = "### Human: a word\n### Assistant: naive na\n### Human: words"
     runs, ids = answered(make(kind), text)
@@ -43,8 +44,12 @@ def test_every_kind_of_tokenizer_tells_its_answers(kind):
 
 def test_a_window_that_begins_within_a_part_is_told_by_its_first_heading():
     tokenizer = tiny.tokenizer()
-    for text, expected in (("of it. ### Human: b", ["f it. "]), ("of it. ### Assistant: b", [" b"]), ("no heading", []),
-                           ("Add. ### Input: b", [])):  # fmt: skip
+    for text, expected in (
+        ("of it. ### Human: b", ["f it. "]),
+        ("of it. ### Assistant: b", [" b"]),
+        ("no heading", []),
+        ("Add. ### Input: b", []),
+    ):
         assert answered(tokenizer, text)[0] == expected
 
 

@@ -30,7 +30,9 @@ def test_every_block_has_the_named_linears_and_no_other(family):
     )
     found = arch.linears(bundle.module)
     assert [role for _, role, layer in found if layer == 1] == roles
-    inside = {id(m) for block in arch.blocks(bundle.module) for m in block.modules() if isinstance(m, nn.Linear)}
+    inside = {
+        id(m) for block in arch.blocks(bundle.module) for m in block.modules() if isinstance(m, nn.Linear)
+    }
     assert inside == {id(bundle.module.get_submodule(path)) for path, _, _ in found} and inside
     assert not any(type(m).__name__ == "Conv1D" for m in bundle.module.modules())
     shapes = {(r, layer): shape for r, layer, shape in arch.linear_shapes(bundle.geometry)}
@@ -44,7 +46,9 @@ def test_tied_tables_share_storage_and_only_they(family):
     bundle = tiny.bundle(family)
     table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
     assert (table.weight.data_ptr() == head.weight.data_ptr()) == bundle.geometry.tied
-    pointers = [bundle.module.get_submodule(path).weight.data_ptr() for path, _, _ in arch.linears(bundle.module)]
+    pointers = [
+        bundle.module.get_submodule(path).weight.data_ptr() for path, _, _ in arch.linears(bundle.module)
+    ]
     assert len(set(pointers)) == len(pointers)
 
 
@@ -68,9 +72,9 @@ def test_joined_weight_rebuilds_the_publishers_layer():
 def test_other_architectures_are_refused_by_name(tmp_path):
     from transformers import BertConfig, BertModel
 
-    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)).save_pretrained(
-        tmp_path
-    )
+    BertModel(
+        BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    ).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="bert.*supported: llama"):
         models.load(str(tmp_path))
 

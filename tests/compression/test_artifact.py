@@ -41,7 +41,10 @@ def test_round_trip_gives_the_same_logits(name, tmp_path):
     difference = (tiny.logits(again, tokens) - tiny.logits(bundle, tokens)).abs().max()
     assert difference < 6e-3, "norms and tables are stored in 16 bits, everything packed bit for bit"
     counted = artifact.stored_bytes(bundle)
-    assert size == (tmp_path / "model" / "model.safetensors").stat().st_size and counted < size < counted + 20_000
+    assert (
+        size == (tmp_path / "model" / "model.safetensors").stat().st_size
+        and counted < size < counted + 20_000
+    )
     for path, _, _ in arch.linears(bundle.module):
         before, after = bundle.module.get_submodule(path), again.module.get_submodule(path)
         if hasattr(before, "packed"):
@@ -116,7 +119,10 @@ def test_licence_and_origin_travel_along(tmp_path):
     notice = (tmp_path / "model" / "NOTICE.txt").read_text()
     assert Path(bundle.name).name in notice or bundle.name in notice
     readme = (tmp_path / "model" / "README.md").read_text()
-    assert "artifact.load" in readme and str(base) not in readme + notice + (tmp_path / "model" / "compression.json").read_text()
+    assert (
+        "artifact.load" in readme
+        and str(base) not in readme + notice + (tmp_path / "model" / "compression.json").read_text()
+    )
 
 
 def test_only_originals_are_compressed(tmp_path):

@@ -61,5 +61,8 @@ def test_loud_inputs_are_worth_more():
     here = dataclasses.replace(site(48, 64, seed=4), role="up")
     g = torch.Generator().manual_seed(6)
     x = torch.randn(600, 64, generator=g) * torch.where(torch.rand(64, generator=g) < 0.1, 20.0, 1.0)
-    outputs = lambda name: float(((here.weight - run(name, here, x, removed=0.3)[0].dequantize()) @ x.T).square().sum())  # noqa: E731
+
+    def outputs(name):
+        return float(((here.weight - run(name, here, x, removed=0.3)[0].dequantize()) @ x.T).square().sum())
+
     assert outputs("asvd") < 0.5 * outputs("svd") and outputs("svd_llm") <= outputs("asvd")

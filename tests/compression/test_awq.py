@@ -12,7 +12,16 @@ import torch
 from compression import calibrate, get
 from compression.base import Block, Edit, Group, Site, Stats
 from compression.packed.linear import CompressedLinear
-from compression.quantization.awq import EXPONENTS, LIMITS, awq_grid, clipped, loss, module_error, rounded, search
+from compression.quantization.awq import (
+    EXPONENTS,
+    LIMITS,
+    awq_grid,
+    clipped,
+    loss,
+    module_error,
+    rounded,
+    search,
+)
 from compression.quantization.gptq import output_error
 from tests import oracles, tiny
 
@@ -34,7 +43,9 @@ def test_the_search_is_the_papers(bits, group):
     """E6: the exponent and its loss, computed from X itself and not from its Gram matrix."""
     weights, x = problem()
     s, losses = search(weights, x.abs().mean(0), x.T @ x, quantizer(bits, group))
-    expected_s, expected = oracles.quantization.awq_search([w.numpy() for w in weights], x.numpy(), bits, group, EXPONENTS)
+    expected_s, expected = oracles.quantization.awq_search(
+        [w.numpy() for w in weights], x.numpy(), bits, group, EXPONENTS
+    )
     assert np.allclose(losses, expected, rtol=2e-3)
     assert np.allclose(s.numpy(), expected_s, rtol=1e-5)
 
@@ -66,7 +77,10 @@ def test_clipping_is_never_worse_in_any_group(group):
     size = 48 if group == -1 else group
     for start in range(0, 48, size):
         c = slice(start, min(start + size, 48))
-        error = lambda w: ((x[:, c] @ (rounded(w, 3, -1) - weight[:, c]).T) ** 2).sum(0)  # noqa: B023, E731
+
+        def error(w, c=c):
+            return ((x[:, c] @ (rounded(w, 3, -1) - weight[:, c]).T) ** 2).sum(0)
+
         after, before = error(cut[:, c]), error(weight[:, c])
         assert bool((after <= before * (1 + 1e-4)).all())
         most = weight[:, c].abs().amax(1)
@@ -96,7 +110,9 @@ def test_better_than_rounding_on_the_outputs(seed):
         assert output_error(site.weight, ours, stats.gram) < 0.8 * output_error(
             site.weight, rounded(site.weight, 3, 16), stats.gram
         )
-        assert edit.figures[site.path]["output_error"] == pytest.approx(output_error(site.weight, ours, stats.gram), rel=1e-3)
+        assert edit.figures[site.path]["output_error"] == pytest.approx(
+            output_error(site.weight, ours, stats.gram), rel=1e-3
+        )
 
 
 def test_behind_a_gelu_the_division_stays_at_run_time():
@@ -104,7 +120,11 @@ def test_behind_a_gelu_the_division_stays_at_run_time():
     bundle, tokens = tiny.bundle("gpt2"), tiny.ids(8)
     method = get("awq")
     calibrate.compress(bundle, ((method, method.params.parse({"bits": 4, "group_size": 16})),), tokens)
-    scaled = {path for path, m in bundle.module.named_modules() if isinstance(m, CompressedLinear) and m.input_scale is not None}
+    scaled = {
+        path
+        for path, m in bundle.module.named_modules()
+        if isinstance(m, CompressedLinear) and m.input_scale is not None
+    }
     assert scaled and all("mlp.c_proj" in path for path in scaled)
 
 
@@ -127,8 +147,9 @@ def test_statistics_come_from_the_uncompressed_model():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_error_behind_a_module_is_the_authors(family):
-    """The mean squared difference of what attention or feed-forward gives, of the model's own windows; by hand for a gated feed-forward.
-    Matrices that share no input are measured at their outputs, as theirs are."""
+    """The mean squared difference of what attention or feed-forward gives, of the model's own windows; by
+    hand for a gated feed-forward. Matrices that share no input are measured at their outputs, as theirs
+    are."""
     seen, paths, bundle, ids = [], [], tiny.bundle(family), tiny.ids(4, seed=3)
 
     def spy(block, params):
@@ -157,22 +178,38 @@ def test_the_error_behind_a_module_is_the_authors(family):
         hook.remove()
     block.load_state_dict(kept)
     if family == "llama":
-        gate, up, down = (getattr(block.mlp, f"{n}_proj").weight.detach().double() for n in ("gate", "up", "down"))
+        gate, up, down = (
+            getattr(block.mlp, f"{n}_proj").weight.detach().double() for n in ("gate", "up", "down")
+        )
         x = entered[0].double()
-        forward = lambda g, u: (torch.nn.functional.silu(x @ g.T) * (x @ u.T)) @ down.T  # noqa: E731
+
+        def forward(g, u):
+            return (torch.nn.functional.silu(x @ g.T) * (x @ u.T)) @ down.T
+
         tried = [(quantizer()(w.float() * s) / s).double() for w in (gate, up)]
-        assert errors["gate up"](s) == pytest.approx(float((forward(*tried) - forward(gate, up)).square().mean()), rel=1e-4)
+        assert errors["gate up"](s) == pytest.approx(
+            float((forward(*tried) - forward(gate, up)).square().mean()), rel=1e-4
+        )
 
 
 def test_the_search_behind_modules_takes_the_best_for_them():
-    """Whatever measures the error, the exponent with the least is taken; the default measures at the matrices."""
+    """Whatever measures the error, the exponent with the least is taken; the default measures at the
+    matrices."""
     weights, x = problem()
-    wanted = lambda s: float((s.log().abs().max() - 0.3) ** 2)  # noqa: E731
+
+    def wanted(s):
+        return float((s.log().abs().max() - 0.3) ** 2)
+
     s, losses = search(weights, x.abs().mean(0), x.T @ x, quantizer(), error=wanted)
     assert len(losses) == 20 and wanted(s) == min(losses)
     made = []
     for place in ("matrix", "module"):
-        bundle, params = tiny.bundle("llama"), get("awq").params(bits=3, group_size=16, clip=False, loss_at=place)
+        bundle, params = (
+            tiny.bundle("llama"),
+            get("awq").params(bits=3, group_size=16, clip=False, loss_at=place),
+        )
         calibrate.compress(bundle, ((get("awq"), params),), tiny.ids(4))
         made.append(bundle.module.state_dict())
-    assert get("awq").params().loss_at == "matrix" and any(not torch.equal(made[0][k], made[1][k]) for k in made[0])
+    assert get("awq").params().loss_at == "matrix" and any(
+        not torch.equal(made[0][k], made[1][k]) for k in made[0]
+    )

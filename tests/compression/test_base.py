@@ -69,7 +69,8 @@ def test_unknown_method_suggests_the_nearest():
 
 
 def test_methods_are_imported_by_one_thread_at_a_time(monkeypatch):
-    """Two threads that import transformers for the first time at once can see it half made: "cannot import name ..."."""
+    """Two threads that import transformers for the first time at once can see it half made: "cannot import
+    name ..."."""
     inside, most = [], []
 
     def slow(path):

@@ -18,14 +18,26 @@ SEVERAL = {"default": "default {{ messages[0].content }}", "rag": "rag {{ messag
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    """A compressed model whose folder had a generation config, templates, licences and things that look like licences."""
+    """A compressed model whose folder had a generation config, templates, licences and things that look like
+    licences."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     place = tmp_path_factory.mktemp("base") / "model"
-    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
+    sizes = dict(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}
     config = AutoConfig.for_model(
-        "llama", vocab_size=tiny.VOCABULARY, eos_token_id=257, max_position_embeddings=256, rope_parameters=rope, **sizes
+        "llama",
+        vocab_size=tiny.VOCABULARY,
+        eos_token_id=257,
+        max_position_embeddings=256,
+        rope_parameters=rope,
+        **sizes,
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(place)
@@ -65,18 +77,26 @@ def test_it_goes_along(bundle, tmp_path, form):
         "LICENSES",
     }
     notice = (out / "NOTICE.txt").read_text()
-    assert notice.startswith(beside.OURS) and notice.count(beside.OURS) == 1 and notice.endswith("NOTICE.txt of the base\n")
+    assert (
+        notice.startswith(beside.OURS)
+        and notice.count(beside.OURS) == 1
+        and notice.endswith("NOTICE.txt of the base\n")
+    )
     assert torch.equal(again.module.model.rotary_emb.inv_freq, bundle.module.model.rotary_emb.inv_freq)
 
 
 def test_an_export_says_it_where_both_versions_look(bundle, tmp_path):
     export.write(bundle, tmp_path / "out", "compressed-tensors")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"] and config["dtype"] == config["torch_dtype"] == "float16"
+    assert (
+        config["architectures"] == ["LlamaForCausalLM"]
+        and config["dtype"] == config["torch_dtype"] == "float16"
+    )
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500.0
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
     assert (
-        config["quantization_config"]["dequantize"] is True and "transformers 5" in (tmp_path / "out" / "README.md").read_text()
+        config["quantization_config"]["dequantize"] is True
+        and "transformers 5" in (tmp_path / "out" / "README.md").read_text()
     )
     words = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert words["tokenizer_class"] == "PreTrainedTokenizerFast" and not set(words) & set(elsewhere.NEWER)

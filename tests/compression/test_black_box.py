@@ -1,4 +1,5 @@
-"""What the black-box methods share: masks by lengths, each task's own mean, strings alone from the teacher, tasks with right answers."""
+"""What the black-box methods share: masks by lengths, each task's own mean, strings alone from the teacher,
+tasks with right answers."""
 
 from __future__ import annotations
 
@@ -32,11 +33,13 @@ def params(name, **changes):
 
 
 def oracle_loss(bundle, rows, share=1.0, learnt=0.0):
-    """share * the weighted mean over target tokens + learnt * the mean over spans, each row alone and unpadded, in 64 bits."""
+    """share * the weighted mean over target tokens + learnt * the mean over spans, each row alone and
+    unpadded, in 64 bits."""
     top = bottom = spans = count = 0.0
     for r in rows:
         logits = tiny.logits(bundle, torch.tensor([r.ids]))[0].double().numpy()
-        nll = [np.logaddexp.reduce(z) - z[t] for z, t in zip(logits[:-1], r.ids[1:], strict=True)]  # of token 1, 2, ...
+        # of token 1, 2, ...
+        nll = [np.logaddexp.reduce(z) - z[t] for z, t in zip(logits[:-1], r.ids[1:], strict=True)]
         top += r.weight * sum(nll[r.start - 1 :])
         bottom += r.weight * (len(r.ids) - r.start)
         spans += sum(nll[r.span[0] - 1 : r.span[1] - 1])
@@ -76,7 +79,10 @@ def test_a_chat_model_reads_the_prompt_by_its_own_template():
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = TEMPLATE
     made = row(tokenizer, "hi", "yo")
-    assert tokenizer.decode(made.ids[: made.start]) == "[hi]>" and tokenizer.decode(made.ids[made.start : -1]) == "yo"
+    assert (
+        tokenizer.decode(made.ids[: made.start]) == "[hi]>"
+        and tokenizer.decode(made.ids[made.start : -1]) == "yo"
+    )
     inside = row(tokenizer, "say a b now", "yo", learnt="a b")
     assert tokenizer.decode(inside.ids[inside.span[0] : inside.span[1]]) == "a b"
 
@@ -115,12 +121,21 @@ def test_steps_are_the_same_for_a_seed_and_hold_all_lessons():
     first, again = (list(itertools.islice(black_box.steps(lessons, (1.0,), 3), 4)) for _ in range(2))
     assert all(torch.equal(a.parts[0].ids, b.parts[0].ids) for a, b in zip(first, again, strict=True))
     assert first[0].numel() == pytest.approx(1024, abs=3)
-    assert {int(i) for s in first[:2] for i in s.parts[0].ids[:, 0]} == set(range(400)), "an epoch of two steps"
+    assert {int(i) for s in first[:2] for i in s.parts[0].ids[:, 0]} == set(range(400)), (
+        "an epoch of two steps"
+    )
 
 
 def test_too_few_lessons_are_told():
     with pytest.raises(CalibrationError) as error:
-        black_box.teach(micro.model(), [((Row((1, 2), 1),),)] * 3, (1.0,), micro.context(), black_box.Budget(10, 1.0), 1e-3)
+        black_box.teach(
+            micro.model(),
+            [((Row((1, 2), 1),),)] * 3,
+            (1.0,),
+            micro.context(),
+            black_box.Budget(10, 1.0),
+            1e-3,
+        )
     assert error.value.code == "too_few_texts" and error.value.facts["got"] == 3
 
 
@@ -129,27 +144,45 @@ def test_too_few_lessons_are_told():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_but_strings_comes_from_the_teacher(name):
-    """The stub has `ask` and counters and no other attribute; the student learns from it and its words are kept."""
+    """The stub has `ask` and counters and no other attribute; the student learns from it and its words are
+    kept."""
     method = get(name)
     stub = micro.Stub(lambda prompt: f"so it is. {tasks.MARK} even one yes")
-    chosen = params(name, teaching="teacher", compare=False, **({"referee": "teacher"} if name == "lion" else {}))
+    chosen = params(
+        name, teaching="teacher", compare=False, **({"referee": "teacher"} if name == "lion" else {})
+    )
     if name == "icl_distillation":
         stub.answer = lambda prompt: prompt.split("\n")[1].split()[-1]  # the first demonstration's label
     edit = method.compress(micro.model(), micro.context(stub), chosen)
     said = [json.loads(line) for line in edit.files[black_box.TRANSCRIPT].splitlines()]
     assert stub.calls >= len(said) >= 16 and micro.facts(edit, "teacher_texts")["calls"] == stub.calls
-    assert all(set(s) == {"key", "teacher", "prompt", "count", "temperature", "new_tokens", "seed", "texts"} for s in said)
+    assert all(
+        set(s) == {"key", "teacher", "prompt", "count", "temperature", "new_tokens", "seed", "texts"}
+        for s in said
+    )
     assert {s["teacher"] for s in said} == {"micro"} and micro.facts(edit, "trained")["tokens"] >= 400
 
 
 @pytest.mark.parametrize("file", [*METHODS, "black_box", "tasks"])
 def test_the_trainers_import_nothing_that_could_look_into_a_teacher(file):
-    """Of a teacher they name the types that ask; `sample`, `models` and `TextTeacher`, which hold a model, stay outside."""
+    """Of a teacher they name the types that ask; `sample`, `models` and `TextTeacher`, which hold a model,
+    stay outside."""
     tree = ast.parse((FOLDER / f"{file}.py").read_text("utf-8"))
     named = {a.name for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
-    assert not named & {"TextTeacher", "sample", "models", "generate", "stepper", "logit_chunks", "hidden_states", "head_of"}
+    assert not named & {
+        "TextTeacher",
+        "sample",
+        "models",
+        "generate",
+        "stepper",
+        "logit_chunks",
+        "hidden_states",
+        "head_of",
+    }
     used = {
-        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value).endswith(("teacher", "asked"))
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and ast.unparse(n.value).endswith(("teacher", "asked"))
     }
     assert used <= {"ask", "transcript", "counts"}
 
@@ -160,7 +193,10 @@ def test_a_text_teacher_shows_only_words_and_counters(tmp_path):
     first = teacher.ask(["one", "three", "two"], new_tokens=4)
     assert all(len(texts) == 1 and type(texts[0]) is str for texts in first)
     assert (teacher.calls, teacher.hits) == (3, 0) and 0 < teacher.tokens <= 12
-    assert teacher.ask(["two", "one"], new_tokens=4) == [first[2], first[0]] and (teacher.calls, teacher.hits) == (3, 2)
+    assert teacher.ask(["two", "one"], new_tokens=4) == [first[2], first[0]] and (
+        teacher.calls,
+        teacher.hits,
+    ) == (3, 2)
     later = TextTeacher(tiny.bundle(), tmp_path / "kept.jsonl")
     assert later.ask(["three"], new_tokens=4) == [first[1]] and (later.calls, later.hits) == (0, 1)
 
@@ -193,9 +229,15 @@ def test_writing_can_be_stopped_and_a_long_prompt_is_told():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_is_replayed_from_its_transcript_without_the_teacher(name):
     method, chosen = get(name), params(name, teaching="teacher", compare=False)
-    answer = lambda prompt: f"{prompt.split()[-2]} {tasks.MARK} {prompt.split()[3]}"  # noqa: E731
+
+    def answer(prompt):
+        return f"{prompt.split()[-2]} {tasks.MARK} {prompt.split()[3]}"
+
     if name == "icl_distillation":
-        answer = lambda prompt: prompt.split("\n")[1].split()[-1]  # noqa: E731
+
+        def answer(prompt):
+            return prompt.split("\n")[1].split()[-1]
+
     first = method.compress(micro.model(), micro.context(micro.Stub(answer)), chosen)
     again = method.compress(micro.model(), micro.context(Replay(first.files[black_box.TRANSCRIPT])), chosen)
     assert first.files == again.files and first.series == again.series
@@ -218,7 +260,9 @@ def test_the_driver_gives_a_smaller_student_that_loads(name, tmp_path, monkeypat
     artifact.save(bundle, tmp_path / "m", {"label": name}, outcome.files)
     loaded = artifact.load(tmp_path / "m")
     assert torch.allclose(tiny.logits(loaded, tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)), atol=5e-3)
-    rows = [json.loads(line) for line in (tmp_path / "m" / black_box.TRANSCRIPT).read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "m" / black_box.TRANSCRIPT).read_text("utf-8").splitlines()
+    ]
     assert {r["teacher"] for r in rows} == {"oracle text teacher"}
 
 
@@ -226,7 +270,11 @@ def test_the_driver_gives_a_smaller_student_that_loads(name, tmp_path, monkeypat
 def test_the_control_is_the_same_training_on_right_answers_alone(name):
     method = get(name)
     other, values = method.control(params(name))
-    assert other == name and values["teaching"] == "answers" and method.control(method.params.parse(values)) is None
+    assert (
+        other == name
+        and values["teaching"] == "answers"
+        and method.control(method.params.parse(values)) is None
+    )
     stub = micro.Stub(lambda prompt: pytest.fail("the control asks nobody"))
     edit = method.compress(micro.model(), micro.context(stub), method.params.parse(values))
     assert not edit.files and micro.facts(edit, "no_teacher")["texts"] >= 16
@@ -234,7 +282,8 @@ def test_the_control_is_the_same_training_on_right_answers_alone(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_control_within_a_run_starts_and_ends_where_the_student_does(name):
-    """With a teacher that is always right it stands beside the student in a note, and leaves the student as it is without it."""
+    """With a teacher that is always right it stands beside the student in a note, and leaves the student as
+    it is without it."""
     method, chosen = get(name), params(name, teaching="oracle")
     first = method.compress(micro.model(), micro.context(), chosen)
     known = {}
@@ -243,7 +292,12 @@ def test_the_control_within_a_run_starts_and_ends_where_the_student_does(name):
     code = "labels_control" if name == "icl_distillation" else "tasks_control"
     made = []
     for compare in (True, False):
-        chosen = params(name, teaching="teacher", compare=compare, **({"explanations": "COTE"} if name == "mt_cot" else {}))
+        chosen = params(
+            name,
+            teaching="teacher",
+            compare=compare,
+            **({"explanations": "COTE"} if name == "mt_cot" else {}),
+        )
         made.append(method.compress(micro.model(), micro.context(micro.Stub(known.__getitem__)), chosen))
     assert [any(n.code == code for n in e.notes) for e in made] == [True, False]
     for other in (made[1], first):
@@ -252,7 +306,8 @@ def test_the_control_within_a_run_starts_and_ends_where_the_student_does(name):
 
 
 def test_a_student_may_read_text_in_another_way(tmp_path, monkeypatch):
-    """Another tokenizer is refused for a white box and accepted where only texts pass; the result has the student's own."""
+    """Another tokenizer is refused for a white box and accepted where only texts pass; the result has the
+    student's own."""
     monkeypatch.setenv("COMPRESSION_EXPLORER_HOME", str(tmp_path / "home"))
     folder = tmp_path / "other"
     tiny.original("gpt2").save_pretrained(folder)
@@ -307,7 +362,11 @@ def oldest(text: str) -> str:
     """Reads "A is 3. B is 2 years older than A. ..."."""
     ages = {}
     for words in (s.split() for s in text.split(". ")[:3]):
-        ages[words[0]] = int(words[2]) if len(words) == 3 else ages[words[6]] + int(words[2]) * (1 if words[4] == "older" else -1)
+        ages[words[0]] = (
+            int(words[2])
+            if len(words) == 3
+            else ages[words[6]] + int(words[2]) * (1 if words[4] == "older" else -1)
+        )
     return max(ages, key=ages.get)
 
 
@@ -320,12 +379,17 @@ def test_draws_are_different_questions_and_never_known_ones():
 
 def test_answers_are_read_never_run():
     q = tasks.Question("total", 1, "Add up: 1 + 2", "3")
-    assert tasks.right(q, "3.") and tasks.right(q, f"one and two {tasks.MARK} **3**") and not tasks.right(q, "1 + 2")
+    assert (
+        tasks.right(q, "3.")
+        and tasks.right(q, f"one and two {tasks.MARK} **3**")
+        and not tasks.right(q, "1 + 2")
+    )
     assert not tasks.right(q, "__import__('os').getpid()") and not tasks.right(q, "")
 
 
 @pytest.mark.parametrize(
-    "a, b, expected", [("a b c d", "a c d", 6 / 7), ("a b", "c d", 0.0), ("same one", "Same, one!", 1.0), ("", "a", 0.0)]
+    "a, b, expected",
+    [("a b c d", "a c d", 6 / 7), ("a b", "c d", 0.0), ("same one", "Same, one!", 1.0), ("", "a", 0.0)],
 )
 def test_overlap_is_rouge_l(a, b, expected):
     assert tasks.overlap(a, b) == pytest.approx(expected) == tasks.overlap(b, a)
@@ -335,11 +399,18 @@ def test_overlap_is_the_longest_common_subsequence_by_brute_force():
     random = Random(0)
     for _ in range(40):
         a, b = ([random.choice("abc") for _ in range(random.randint(1, 6))] for _ in range(2))
-        subsequences = lambda words: {s for n in range(len(words) + 1) for s in itertools.combinations(words, n)}  # noqa: E731
+
+        def subsequences(words):
+            return {s for n in range(len(words) + 1) for s in itertools.combinations(words, n)}
+
         longest = max(map(len, subsequences(a) & subsequences(b)))
         assert tasks.overlap(" ".join(a), " ".join(b)) == pytest.approx(2 * longest / (len(a) + len(b)))
 
 
 def test_an_oracle_is_counted_and_named():
     oracle = OracleTeacher({"a": "x y"}.__getitem__)
-    assert oracle.ask(["a", "a"]) == [["x y"], ["x y"]] and (oracle.calls, oracle.tokens, oracle.hits) == (1, 2, 1)
+    assert oracle.ask(["a", "a"]) == [["x y"], ["x y"]] and (oracle.calls, oracle.tokens, oracle.hits) == (
+        1,
+        2,
+        1,
+    )

@@ -10,7 +10,9 @@ from compression.base import BadParam
 from evaluation.commands.run import request, split
 
 TRAINING = {
-    name for name in compression.NAMES if (m := compression.get(name)).trains_on or "distill_steps" in m.params.parse({}).json()
+    name
+    for name in compression.NAMES
+    if (m := compression.get(name)).trains_on or "distill_steps" in m.params.parse({}).json()
 }
 
 
@@ -25,7 +27,9 @@ def test_a_method_takes_its_full_budget_and_it_is_the_larger_one(name):
     assert {k: full[k] for k in budgets.full(name)} == budgets.full(name)
     spent = "train_tokens" if "train_tokens" in short else "distill_steps"
     assert full[spent] > 100 * short[spent]
-    assert full.get("prompt_tokens", 0) + full.get("response_tokens", 0) <= 512, "fits a window of the presets"
+    assert full.get("prompt_tokens", 0) + full.get("response_tokens", 0) <= 512, (
+        "fits a window of the presets"
+    )
 
 
 def test_the_command_line_takes_it_and_a_flag_of_ones_own_wins():
@@ -38,7 +42,9 @@ def test_the_command_line_takes_it_and_a_flag_of_ones_own_wins():
     assert chain.recipe[1][1]["train_tokens"] == 25_600_000
 
 
-@pytest.mark.parametrize(("line", "said"), [("qlora --budget huge", "short, full"), ("rtn --budget full", "methods that train")])
+@pytest.mark.parametrize(
+    ("line", "said"), [("qlora --budget huge", "short, full"), ("rtn --budget full", "methods that train")]
+)
 def test_what_has_no_such_budget_is_told_why(line, said):
     with pytest.raises(BadParam, match=said):
         split(line.split())

@@ -49,7 +49,9 @@ class Spy:
     def __init__(self, stream):
         self.stats = []
         names = frozenset({"gram", "sum_sq", "mean_abs", "max_abs", "mean"})
-        self.method = dataclasses.replace(get("rtn"), name="spy", stats=names, stream=stream, compress=self.compress)
+        self.method = dataclasses.replace(
+            get("rtn"), name="spy", stats=names, stream=stream, compress=self.compress
+        )
 
     def compress(self, site, stats, params):
         self.stats.append((site.path, stats))
@@ -84,13 +86,15 @@ def test_original_stream_sees_the_uncompressed_model(family):
         assert torch.allclose(stats.sum_sq, stats.gram.diagonal(), rtol=1e-4)
         assert torch.allclose(stats.mean_abs, x.abs().mean(0), rtol=1e-4, atol=1e-6)
         assert torch.allclose(stats.mean, x.mean(0), rtol=1e-3, atol=1e-5)
-        assert torch.equal(stats.max_abs, x.abs().amax(0)) or torch.allclose(stats.max_abs, x.abs().amax(0), rtol=1e-5)
+        assert torch.equal(stats.max_abs, x.abs().amax(0)) or torch.allclose(
+            stats.max_abs, x.abs().amax(0), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_compressed_stream_sees_everything_before_it_compressed(family):
-    """True sequential, checked from outside: the statistics of a linear are those of the finished model's own inputs,
-    for all that flows into it was compressed before it was looked at."""
+    """True sequential, checked from outside: the statistics of a linear are those of the finished model's own
+    inputs, for all that flows into it was compressed before it was looked at."""
     bundle, tokens = tiny.bundle(family), tiny.ids(5)
     found = Spy("compressed").run(bundle, tokens)
     for path, _, _ in arch.linears(bundle.module):
@@ -115,7 +119,11 @@ def test_block_stream_sees_its_own_block_as_it_was(family):
 def test_a_compressed_linear_multiplies_every_window_once(family, monkeypatch):
     """What is settled is remembered: however many partial runs a block has, none computes a product again."""
     seen, forward = Counter(), CompressedLinear.forward
-    monkeypatch.setattr(CompressedLinear, "forward", lambda self, x: seen.update({self: x[..., 0].numel()}) or forward(self, x))
+    monkeypatch.setattr(
+        CompressedLinear,
+        "forward",
+        lambda self, x: seen.update({self: x[..., 0].numel()}) or forward(self, x),
+    )
     bundle, tokens = tiny.bundle(family), tiny.ids(5)
     calibrate.compress(bundle, steps("gptq"), tokens)
     last = len(arch.blocks(bundle.module)) - 1
@@ -136,7 +144,9 @@ def test_without_room_to_remember_the_statistics_are_the_same(room, monkeypatch)
 def test_settled_parts_leave_no_trace():
     bundle = tiny.bundle()
     calibrate.compress(bundle, steps("gptq"), tiny.ids(4))
-    assert not any("forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in bundle.module.modules())
+    assert not any(
+        "forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in bundle.module.modules()
+    )
 
 
 def test_statistics_do_not_depend_on_batching(monkeypatch):
@@ -207,7 +217,9 @@ def test_an_edit_may_give_a_linear_a_bias(family):
     """Where it had none as where it had one; elsewhere nothing changes."""
     bundle, tokens = tiny.bundle(family), tiny.ids(2)
     path, out = next(
-        (p, bundle.module.get_submodule(p).out_features) for p, role, i in arch.linears(bundle.module) if role == "v"
+        (p, bundle.module.get_submodule(p).out_features)
+        for p, role, i in arch.linears(bundle.module)
+        if role == "v"
     )
     other, new = tiny.bundle(family), torch.linspace(-1, 1, out)
     linear = other.module.get_submodule(path)
@@ -239,10 +251,13 @@ def test_stats_of_an_empty_collector_are_not_invented():
 
 
 @pytest.mark.parametrize(
-    "family, method, params", [("llama", "rtn", {"bits": 8}), ("gpt2", "pca", {}), ("opt", "gptq", {"bits": 3})]
+    "family, method, params",
+    [("llama", "rtn", {"bits": 8}), ("gpt2", "pca", {}), ("opt", "gptq", {"bits": 3})],
 )
 @pytest.mark.parametrize("power", [-10, 16])
-def test_a_matrix_of_tiny_or_huge_numbers_is_compressed_as_one_of_usual_numbers(family, method, params, power):
+def test_a_matrix_of_tiny_or_huge_numbers_is_compressed_as_one_of_usual_numbers(
+    family, method, params, power
+):
     """2^power times the weights and biases gives 2^power times what comes out of each linear."""
     tokens, made = tiny.ids(4), []
     for factor in (1.0, 2.0**power):
@@ -254,12 +269,15 @@ def test_a_matrix_of_tiny_or_huge_numbers_is_compressed_as_one_of_usual_numbers(
             if linear.bias is not None:
                 linear.bias.mul_(factor)
         spy = dataclasses.replace(get(method), stats=frozenset(), compress=_with_plain_stats(get(method)))
-        calibrate.compress(bundle, ((spy, get(method).params.parse(dict(get(method).tiny) | params)),), tokens)
+        calibrate.compress(
+            bundle, ((spy, get(method).params.parse(dict(get(method).tiny) | params)),), tokens
+        )
         made.append([bundle.module.get_submodule(path) for path in paths])
     for usual, odd in zip(*made, strict=True):
         x = torch.randn(3, usual.in_features, generator=tiny.seeded())
         wanted = usual(x)
-        assert float((odd(x) / 2.0**power - wanted).abs().max()) < 2e-3 * float(wanted.abs().max())  # float16's digits
+        # float16's digits
+        assert float((odd(x) / 2.0**power - wanted).abs().max()) < 2e-3 * float(wanted.abs().max())
 
 
 def _with_plain_stats(method):

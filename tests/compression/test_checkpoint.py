@@ -1,4 +1,5 @@
-"""What is loaded is what the files say, or nothing: hostile and broken folders, names of other programs, equal numbers."""
+"""What is loaded is what the files say, or nothing: hostile and broken folders, names of other programs,
+equal numbers."""
 
 from __future__ import annotations
 
@@ -65,9 +66,23 @@ def test_it_loads_and_gives_the_models_own_numbers(name, tmp_path):
 def test_the_table_knows_every_field_that_the_library_reads(family):
     """A field that transformers' class has and the table lacks would be left out silently."""
     config = tiny.original(family).config
-    base = {"transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "chunk_size_feed_forward",
-            "is_encoder_decoder", "id2label", "label2id", "problem_type", "_name_or_path", "model_type", "rope_parameters",
-            "_attn_implementation", "tie_encoder_decoder"}  # fmt: skip
+    base = {
+        "transformers_version",
+        "architectures",
+        "output_hidden_states",
+        "return_dict",
+        "dtype",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "_name_or_path",
+        "model_type",
+        "rope_parameters",
+        "_attn_implementation",
+        "tie_encoder_decoder",
+    }
     known = set(configs.TABLE[config.model_type]) | set(configs.NEVER) | base
     fields = {f.name for f in dataclasses.fields(config) if not f.name.startswith("summary_")}
     assert fields - known <= {"output_attentions", "is_decoder"}
@@ -75,9 +90,15 @@ def test_the_table_knows_every_field_that_the_library_reads(family):
     assert described.geometry == arch.geometry_of(config)
 
 
-EDITS = [("llama", {"rms_norm_eps": 1e-3}), ("llama", {"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}}),
-         ("llama", {"hidden_act": "gelu"}), ("gpt_neox", {"use_parallel_residual": False}), ("gpt2", {"scale_attn_weights": False}),
-         ("opt", {"activation_function": "gelu"}), ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None})]  # fmt: skip
+EDITS = [
+    ("llama", {"rms_norm_eps": 1e-3}),
+    ("llama", {"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}}),
+    ("llama", {"hidden_act": "gelu"}),
+    ("gpt_neox", {"use_parallel_residual": False}),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("opt", {"activation_function": "gelu"}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}),
+]
 
 
 @pytest.mark.parametrize("family, edit", EDITS)
@@ -122,7 +143,9 @@ def test_a_file_replaced_with_equal_size_and_date_has_another_hash(tmp_path):
 
 
 def test_the_dtype_is_the_files_own(tmp_path):
-    change = hostile.both(hostile.tensors(lambda t: {k: v.bfloat16() for k, v in t.items()}), hostile.config(dtype=...))
+    change = hostile.both(
+        hostile.tensors(lambda t: {k: v.bfloat16() for k, v in t.items()}), hostile.config(dtype=...)
+    )
     assert models.load(str(hostile.Case(None, change).build(tmp_path / "m"))).source["dtype"] == "bfloat16"
 
 
@@ -148,10 +171,13 @@ def test_half_a_snapshot_is_not_in_the_cache(tmp_path, monkeypatch):
     assert models.on_disk("some/one") is None
 
 
-@pytest.mark.parametrize("name", ["1e9 layers", "unknown family", "negative layers", "config as a pipe", "wrong vocabulary"])
+@pytest.mark.parametrize(
+    "name", ["1e9 layers", "unknown family", "negative layers", "config as a pipe", "wrong vocabulary"]
+)
 def test_an_estimate_reads_no_worse(name, tmp_path):
     if name == "wrong vocabulary":
-        assert geometry_for(str(CASES[name].build(tmp_path / "m"))).vocabulary == 300  # seen when it is loaded
+        # seen when it is loaded
+        assert geometry_for(str(CASES[name].build(tmp_path / "m"))).vocabulary == 300
         return
     with pytest.raises(CompressionError) as error:
         geometry_for(str(CASES[name].build(tmp_path / "m")))
@@ -159,7 +185,8 @@ def test_an_estimate_reads_no_worse(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a" * 5000, "a\0b", "../x/y" * 300, "owner/na me", "owner/..", "-o/x", "o/x.git", "a/b/c", "擁有/模型"]
+    "name",
+    ["a" * 5000, "a\0b", "../x/y" * 300, "owner/na me", "owner/..", "-o/x", "o/x.git", "a/b/c", "擁有/模型"],
 )
 def test_odd_names_reach_nothing(name):
     with pytest.raises(CompressionError) as error:

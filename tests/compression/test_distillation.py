@@ -41,7 +41,8 @@ def test_layers_that_stay_are_evenly_spaced_with_both_ends():
         pairs = zip(arch.blocks(teacher.module)[kept].parameters(), own.parameters(), strict=True)
         assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
     assert (
-        len(arch.blocks(teacher.module)) == 4 and students.reshaped(teacher.geometry, gkd.GkdParams(kept=0.5)) == student.geometry
+        len(arch.blocks(teacher.module)) == 4
+        and students.reshaped(teacher.geometry, gkd.GkdParams(kept=0.5)) == student.geometry
     )
 
 
@@ -63,14 +64,19 @@ def test_what_stands_behind_the_end_never_changes_a_loss(method):
 
 def lesson_of(method, student, teacher, **values):
     params = get(method).params.parse({"prompt_tokens": 4, "response_tokens": 8} | values)
-    return white_box.Lesson(student, teacher, language.text(16, 2), language.text(4, 3), params, 0, lambda: False)
+    return white_box.Lesson(
+        student, teacher, language.text(16, 2), language.text(4, 3), params, 0, lambda: False
+    )
 
 
 def test_the_mean_is_over_scored_tokens_and_chunks_change_nothing(monkeypatch):
     teacher, student = language.model(seed=1), language.model(16, 1)
     student.module.requires_grad_(True)
     batch = given(language.text(5, 4, window=12), 4)
-    value = lambda p, q, rows: forward_kl(p, q)  # noqa: E731
+
+    def value(p, q, rows):
+        return forward_kl(p, q)
+
     parameters = list(student.module.parameters())
     logits = student.module(input_ids=batch.ids, use_cache=False).logits
     expected = forward_kl(tiny.logits(teacher, batch.ids), logits)[:, 3:-1].mean()
@@ -107,7 +113,9 @@ def train_short(name, seed=0, **values):
     """A short training of a fresh student beside a random teacher: (student's weights, edit)."""
     method, student = get(name), language.model(16, 1, seed)
     base = {"train_tokens": 1_500, "prompt_tokens": 4, "response_tokens": 12, "learning_rate": 0.01}
-    edit = method.compress(student, context(language.text(32, 6), language.model(32, 1, 9)), method.params.parse(base | values))
+    edit = method.compress(
+        student, context(language.text(32, 6), language.model(32, 1, 9)), method.params.parse(base | values)
+    )
     return torch.cat([p.flatten() for p in edit.bundle.module.parameters()]), edit
 
 
@@ -132,13 +140,16 @@ def test_lambda_one_never_reads_the_texts_responses(monkeypatch):
 
 
 def test_plain_fine_tuning_needs_no_teacher(monkeypatch):
-    """Neither its loss nor its judge: the teacher is there to be measured against, and what it makes of the text is kept for that."""
+    """Neither its loss nor its judge: the teacher is there to be measured against, and what it makes of the
+    text is kept for that."""
     monkeypatch.setattr(white_box.Lesson, "measured", lambda self: {"length": 0.0, "distinct": 0.0})
     monkeypatch.setattr(white_box.Lesson, "aside", property(lambda self: given(self.held, 1)))
     student, method = language.model(16, 1), get("gkd")
     deaf = Bundle(None, None, language.model().geometry, "nobody")
     values = {"objective": "text", "train_tokens": 600, "prompt_tokens": 4, "response_tokens": 12}
-    assert facts(method.compress(student, context(language.text(16, 6), deaf), method.params.parse(values)))["distilled"]["steps"]
+    assert facts(method.compress(student, context(language.text(16, 6), deaf), method.params.parse(values)))[
+        "distilled"
+    ]["steps"]
 
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])
@@ -147,10 +158,15 @@ def test_the_same_run_twice_is_the_same_student_and_its_teacher_is_untouched(nam
     first, edit = short(name)
     assert torch.equal(train_short(name)[0], first)
     assert all(
-        torch.equal(a, b) for a, b in zip(language.model(32, 1, 9).module.parameters(), teacher.module.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(
+            language.model(32, 1, 9).module.parameters(), teacher.module.parameters(), strict=True
+        )
     )
     told = facts(edit)
-    assert told["distilled"]["best"] <= told["distilled"]["before"] and told["distilled"]["first_tokens"] >= 700
+    assert (
+        told["distilled"]["best"] <= told["distilled"]["before"] and told["distilled"]["first_tokens"] >= 700
+    )
     assert {"text_forward_before", "own_reverse_after"} <= set(told["divergences"])
     assert 0 < told["samples"]["length"] <= 12 and 0 <= told["samples"]["distinct"] <= 1
     assert edit.series["warm_up"][0][2] > edit.series["warm_up"][-1][2]
@@ -158,10 +174,19 @@ def test_the_same_run_twice_is_the_same_student_and_its_teacher_is_untouched(nam
 
 @pytest.mark.parametrize(
     "values",
-    [{"single_step": False}, {"teacher_mix": 0.0}, {"length_norm": False}, {"text_weight": 0.0}, {"whiten": False}, {"inner_epochs": 1}],
-)  # fmt: skip
+    [
+        {"single_step": False},
+        {"teacher_mix": 0.0},
+        {"length_norm": False},
+        {"text_weight": 0.0},
+        {"whiten": False},
+        {"inner_epochs": 1},
+    ],
+)
 def test_every_repair_has_its_switch(values):
-    curves = [short("minillm", train_tokens=3_000, warm_up=0.0, **v)[1].series["training"] for v in (values, {})]
+    curves = [
+        short("minillm", train_tokens=3_000, warm_up=0.0, **v)[1].series["training"] for v in (values, {})
+    ]
     losses = [[row[1] for row in curve if row[2] is None] for curve in curves]
     assert losses[0] != losses[1] and min(map(len, losses)) > 1
 
@@ -170,7 +195,9 @@ def test_progress_is_one_course_over_both_phases():
     told = []
     method, student = get("gkd"), language.model(16, 1)
     params = method.params.parse({"train_tokens": 1_500, "prompt_tokens": 4, "response_tokens": 12})
-    method.compress(student, context(language.text(32, 6), language.model(32, 1, 9), emit=told.append), params)
+    method.compress(
+        student, context(language.text(32, 6), language.model(32, 1, 9), emit=told.append), params
+    )
     done = [event["done"] for event in told]
     assert done == sorted(done) and done[0] == 0 and done[-1] == pytest.approx(1, abs=0.05)
     assert all(event["facts"]["budget"] == 1_500 for event in told)
@@ -185,13 +212,22 @@ def fluent(seed):
 
 @functools.cache
 def reverse_on_own_samples(name, **values):
-    """KL(q || p) in nats on fresh samples of the student after the same number of tokens, mean of two seeds."""
+    """KL(q || p) in nats on fresh samples of the student after the same number of tokens, mean of two
+    seeds."""
     method, teacher, found = get(name), language.teacher(), []
-    base = {"train_tokens": 60_000, "learning_rate": 3e-3, "warm_up": 0.0, "prompt_tokens": 4, "response_tokens": 12}
+    base = {
+        "train_tokens": 60_000,
+        "learning_rate": 3e-3,
+        "warm_up": 0.0,
+        "prompt_tokens": 4,
+        "response_tokens": 12,
+    }
     for seed in (0, 1):
         start = fluent(seed)
         student = Bundle(copy.deepcopy(start.module), start.tokenizer, start.geometry, start.name)
-        method.compress(student, context(language.text(512, 5 + seed), teacher, seed), method.params.parse(base | values))
+        method.compress(
+            student, context(language.text(512, 5 + seed), teacher, seed), method.params.parse(base | values)
+        )
         drawn = draw(student, None, language.text(1024, 77)[:, :4], 12, 0.0, NO_END, seeded(3))
         with torch.no_grad():
             found.append(float(token_mean(student, teacher, drawn, lambda p, q, _: reverse_kl(p, q))))
@@ -202,7 +238,8 @@ def reverse_on_own_samples(name, **values):
     "name, values", [("gkd", {"on_policy": 1.0, "jsd_beta": 1.0}), ("minillm", {"text_weight": 0.0})]
 )  # plain text would take tokens from samples
 def test_own_samples_and_reverse_kl_beat_text_at_as_many_tokens(name, values, monkeypatch):
-    """From a student that knows the language, in seconds; forward KL on text is no worse than plain text within 0.3 %."""
+    """From a student that knows the language, in seconds; forward KL on text is no worse than plain text
+    within 0.3 %."""
     monkeypatch.setattr(white_box, "SAMPLES", 256)
     supervised = reverse_on_own_samples("gkd", objective="supervised", jsd_beta=0.0)
     plain = reverse_on_own_samples("gkd", objective="text")
@@ -216,23 +253,31 @@ def test_it_can_be_stopped_and_ended_early(name):
     params = method.params.parse({"train_tokens": 50_000, "prompt_tokens": 4, "response_tokens": 12})
     with pytest.raises(Cancelled):
         method.compress(
-            language.model(16, 1), context(language.text(32, 6), language.model(32, 1, 9), cancelled=lambda: True), params
+            language.model(16, 1),
+            context(language.text(32, 6), language.model(32, 1, 9), cancelled=lambda: True),
+            params,
         )
     edit = method.compress(
-        language.model(16, 1), context(language.text(32, 6), language.model(32, 1, 9), enough=lambda: True), params
+        language.model(16, 1),
+        context(language.text(32, 6), language.model(32, 1, 9), enough=lambda: True),
+        params,
     )
     assert "training_enough" in facts(edit)
 
 
 def test_samples_longer_than_a_window_are_refused():
     with pytest.raises(BadParam, match="80 is more than a window of 32"):
-        get("gkd").compress(language.model(16, 1), context(language.text(32, 6), language.model()), get("gkd").params())
+        get("gkd").compress(
+            language.model(16, 1), context(language.text(32, 6), language.model()), get("gkd").params()
+        )
 
 
 def test_controls_are_the_same_training_with_the_method_off():
     for name in ("gkd", "minillm"):
         method = get(name)
-        other, values = method.control(method.params.parse({"kept": 0.5, "train_tokens": 999, "learning_rate": 0.003}))
+        other, values = method.control(
+            method.params.parse({"kept": 0.5, "train_tokens": 999, "learning_rate": 0.003})
+        )
         params = get(other).params.parse(values)
         assert (other, params.objective, params.jsd_beta) == ("gkd", "supervised", 0.0)
         assert (params.kept, params.train_tokens, params.learning_rate) == (0.5, 999, 0.003)

@@ -32,7 +32,9 @@ def test_jensen_shannon_is_its_definition_and_bounded(beta):
     assert np.allclose(found.numpy(), expected, rtol=1e-9)
     assert (found <= -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)).all()
     if beta == 0.5:
-        assert np.allclose(found.numpy(), jensen_shannon(torch.tensor(q).log(), torch.tensor(p).log(), 0.5).numpy())
+        assert np.allclose(
+            found.numpy(), jensen_shannon(torch.tensor(q).log(), torch.tensor(p).log(), 0.5).numpy()
+        )
         apart = torch.tensor([[0.0, -1e9]]), torch.tensor([[-1e9, 0.0]])
         assert float(jensen_shannon(*apart, 0.5)) == pytest.approx(math.log(2))
 
@@ -50,7 +52,10 @@ def test_the_loss_and_its_gradient_are_those_of_trl(beta):
     """A well-kept implementation of the same paper; its own isn't divided by beta (1 - beta)."""
     from trl.experimental.gkd import GKDTrainer
 
-    teacher, ours = torch.randn(7, 11, dtype=torch.float64), torch.randn(7, 11, dtype=torch.float64, requires_grad=True)
+    teacher, ours = (
+        torch.randn(7, 11, dtype=torch.float64),
+        torch.randn(7, 11, dtype=torch.float64, requires_grad=True),
+    )
     theirs = ours.detach().clone().requires_grad_()
     found = between(teacher, ours, beta).sum() * (beta * (1 - beta) or 1)
     expected = GKDTrainer.generalized_jsd_loss(theirs, teacher, beta=beta, reduction="sum")
@@ -61,7 +66,10 @@ def test_the_loss_and_its_gradient_are_those_of_trl(beta):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_value_and_gradient_are_zero_where_both_agree_only(beta):
     a = torch.randn(3, 8, generator=seeded(5)).double()
-    same, other = (a + 2.0).requires_grad_(True), (a + torch.randn(3, 8, generator=seeded(6))).requires_grad_(True)
+    same, other = (
+        (a + 2.0).requires_grad_(True),
+        (a + torch.randn(3, 8, generator=seeded(6))).requires_grad_(True),
+    )
     for q, none in ((same, True), (other, False)):
         value = between(a, q, beta).sum()
         value.backward()

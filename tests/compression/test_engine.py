@@ -85,23 +85,38 @@ def formats():
 
     def exact_planes(w):
         alpha = w.abs().mean(1).view(1, -1, 1).expand(2, -1, groups_of(w.shape[1], 32))
-        return BinaryCoded.encode(torch.stack([w > 0, w > 0.02]), alpha, 0.3 * alpha[0], 32, exact_offset=True)
+        return BinaryCoded.encode(
+            torch.stack([w > 0, w > 0.02]), alpha, 0.3 * alpha[0], 32, exact_offset=True
+        )
 
     def low_rank(w):
         u, s, v = torch.linalg.svd(w, full_matrices=False)
         return LowRank.encode(u[:, :8] * s[:8], v[:8])
 
     return {
-        "2 bits": lambda w: ints(w, 2), "3 bits": lambda w: ints(w, 3), "4 bits": lambda w: ints(w, 4), "8 bits": lambda w: ints(w, 8, -1),
-        "codebook": lambda w: CodeBook.encode(w, BOOK, 16), "planes": planes, "bitmask": lambda w: Bitmask.encode(w, pruned_half(w)),
-        "bitmask 4 bits": lambda w: coded(Bitmask.encode(w, pruned_half(w)), w), "2:4": lambda w: TwoFour.encode(w, pruned_two_four(w)),
-        "2:4 4 bits": lambda w: coded(TwoFour.encode(w, pruned_two_four(w)), w), "low rank": low_rank, "dense": Dense.encode,
-        "outliers": lambda w: Sum(ints(w, 3), Outliers.encode(w, w.abs() > 0.05)), "adapter": lambda w: Sum(ints(w, 4), low_rank(w)),
-        "real zeros": lambda w: real(4, 64, w=w), "two levels": lambda w: real(3, level_bits=3, w=w), "scattered levels": scattered,
-        "columns": columns, "ints and columns": lambda w: Sum(ints(w, 3), columns(w)),
-        "8 bits and columns": lambda w: Sum(ints(w, 8, -1), columns(w)), "exact planes": exact_planes,
+        "2 bits": lambda w: ints(w, 2),
+        "3 bits": lambda w: ints(w, 3),
+        "4 bits": lambda w: ints(w, 4),
+        "8 bits": lambda w: ints(w, 8, -1),
+        "codebook": lambda w: CodeBook.encode(w, BOOK, 16),
+        "planes": planes,
+        "bitmask": lambda w: Bitmask.encode(w, pruned_half(w)),
+        "bitmask 4 bits": lambda w: coded(Bitmask.encode(w, pruned_half(w)), w),
+        "2:4": lambda w: TwoFour.encode(w, pruned_two_four(w)),
+        "2:4 4 bits": lambda w: coded(TwoFour.encode(w, pruned_two_four(w)), w),
+        "low rank": low_rank,
+        "dense": Dense.encode,
+        "outliers": lambda w: Sum(ints(w, 3), Outliers.encode(w, w.abs() > 0.05)),
+        "adapter": lambda w: Sum(ints(w, 4), low_rank(w)),
+        "real zeros": lambda w: real(4, 64, w=w),
+        "two levels": lambda w: real(3, level_bits=3, w=w),
+        "scattered levels": scattered,
+        "columns": columns,
+        "ints and columns": lambda w: Sum(ints(w, 3), columns(w)),
+        "8 bits and columns": lambda w: Sum(ints(w, 8, -1), columns(w)),
+        "exact planes": exact_planes,
         "nested codebook": lambda w: CodeBook.encode(w, BOOK, 16, nested=True),
-    }  # fmt: skip
+    }
 
 
 def with_formats(family, names, rule):
@@ -161,7 +176,9 @@ def test_compressed_tables_and_input_scales():
     calibrate.compress(bundle, ((get("rtn"), get("rtn").params(bits=4, group_size=16)),), None, table_bits=8)
     for i, (path, _, _) in enumerate(arch.linears(bundle.module)):
         linear = bundle.module.get_submodule(path)
-        linear.input_scale = 1 + 0.1 * torch.randn(linear.in_features, generator=torch.Generator().manual_seed(i))
+        linear.input_scale = 1 + 0.1 * torch.randn(
+            linear.in_features, generator=torch.Generator().manual_seed(i)
+        )
     ids = tiny.ids(1, 30)
     assert relative(engine.decoder(bundle).session(1, 30).run(ids), tiny.logits(bundle, ids)[:, -1]) < EXACT
 
@@ -176,7 +193,9 @@ def test_tables_of_chains_and_of_thin_products(family, kind, rule):
     arch.embedding(bundle.module)[1].packed.activations = rule
     expected, session = tiny.logits(bundle, ids), engine.decoder(bundle, torch.float32).session(1, 20)
     tolerance = EXACT if rule is None or not bundle.geometry.tied else 0.02
-    assert relative(engine.decoder(bundle, torch.float32).session(3, 20).run(ids), expected[:, -1]) < tolerance
+    assert (
+        relative(engine.decoder(bundle, torch.float32).session(3, 20).run(ids), expected[:, -1]) < tolerance
+    )
     assert max(relative(session.run(ids[:1, i : i + 1]), expected[:1, i]) for i in range(20)) < tolerance
 
 
@@ -217,7 +236,11 @@ def test_2000_tokens_without_drift():
     ).eval()
     bundle = type(bundle)(module, bundle.tokenizer, arch.geometry(module), "long")
     ids = tiny.ids(1, 2048)
-    expected, session, worst = tiny.logits(bundle, ids), engine.decoder(bundle, torch.float32).session(1, 2048), 0.0
+    expected, session, worst = (
+        tiny.logits(bundle, ids),
+        engine.decoder(bundle, torch.float32).session(1, 2048),
+        0.0,
+    )
     session.run(ids[:, :48])
     for i in range(48, 2048):
         logits = session.run(ids[:, i : i + 1])
@@ -227,12 +250,18 @@ def test_2000_tokens_without_drift():
         session.run(ids[:, :1])
 
 
-@pytest.mark.parametrize("break_it, said", [
-    (lambda b: b.module.train(), "trained"),
-    (lambda b: setattr(b.module.config, "layer_types", ["full_attention", "sliding_attention"]), "sliding window"),
-    (lambda b: setattr(b.module.model.rotary_emb, "rope_type", "dynamic"), "length of the text"),
-    (lambda b: setattr(b.module.model.layers[1].self_attn, "scaling", 3.0), "layers differ"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "break_it, said",
+    [
+        (lambda b: b.module.train(), "trained"),
+        (
+            lambda b: setattr(b.module.config, "layer_types", ["full_attention", "sliding_attention"]),
+            "sliding window",
+        ),
+        (lambda b: setattr(b.module.model.rotary_emb, "rope_type", "dynamic"), "length of the text"),
+        (lambda b: setattr(b.module.model.layers[1].self_attn, "scaling", 3.0), "layers differ"),
+    ],
+)
 def test_what_it_cannot_run_is_refused_with_the_reason(break_it, said):
     bundle = tiny.bundle("qwen3")
     break_it(bundle)
@@ -251,15 +280,23 @@ def test_bad_calls():
         session.run(tiny.ids(1, 21))
 
 
-@pytest.mark.parametrize("names", [["low rank"], ["adapter"], ["low rank", "low rank", "adapter", "4 bits"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "names", [["low rank"], ["adapter"], ["low rank", "low rank", "adapter", "4 bits"]], ids=" ".join
+)
 def test_low_rank_products_that_follow_each_other_share_their_rooms_safely(names):
-    """Their middles take two rooms in turns, with one barrier each: whoever is slow, the logits are those of one thread."""
+    """Their middles take two rooms in turns, with one barrier each: whoever is slow, the logits are those of
+    one thread."""
     decoder = engine.serve(with_formats("llama", names, None))
     ids = torch.randint(0, 256, (1, 140), generator=torch.Generator().manual_seed(1))
     found = []
     for threads in (1, 2, 4):
         session = decoder.session(1, 160)
-        found.append([session.run(ids[:, :20], threads), *(session.run(ids[:, i : i + 1], threads) for i in range(20, 140))])
+        found.append(
+            [
+                session.run(ids[:, :20], threads),
+                *(session.run(ids[:, i : i + 1], threads) for i in range(20, 140)),
+            ]
+        )
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
@@ -297,9 +334,9 @@ def test_the_real_model(offline_model):
     from compression import models
 
     bundle = models.load(offline_model)
-    ids = bundle.tokenizer("The tower of Pisa leans because the ground under it is soft on one side.", return_tensors="pt")[
-        "input_ids"
-    ]
+    ids = bundle.tokenizer(
+        "The tower of Pisa leans because the ground under it is soft on one side.", return_tensors="pt"
+    )["input_ids"]
     with torch.no_grad():
         expected = bundle.module(input_ids=ids).logits[:, -1]
     assert relative(engine.decoder(bundle, torch.float32).session(1, 64).run(ids), expected) < 1e-4

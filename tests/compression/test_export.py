@@ -1,4 +1,5 @@
-"""Exported models, read by a loader that was written from the formats' description alone (section 9), not from our code."""
+"""Exported models, read by a loader that was written from the formats' description alone (section 9), not
+from our code."""
 
 from __future__ import annotations
 
@@ -22,13 +23,27 @@ from compression.surgery import set_submodule
 from tests import tiny
 
 SIZES = {  # loaders of GPTQ checkpoints take multiples of 32 only
-    "llama": dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2),
-    "qwen2": dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2,
-                  tie_word_embeddings=True),
-    "opt": dict(hidden_size=64, ffn_dim=96, num_attention_heads=4, num_hidden_layers=2, word_embed_proj_dim=32),
+    "llama": dict(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+    ),
+    "qwen2": dict(
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        tie_word_embeddings=True,
+    ),
+    "opt": dict(
+        hidden_size=64, ffn_dim=96, num_attention_heads=4, num_hidden_layers=2, word_embed_proj_dim=32
+    ),
     "gpt2": dict(n_embd=64, n_head=4, n_layer=2),
     "gpt_neox": dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_hidden_layers=2),
-}  # fmt: skip
+}
 
 
 @functools.cache
@@ -37,8 +52,15 @@ def folder(family):
 
     place = Path(tempfile.mkdtemp(prefix=f"wide-{family}-"))
     torch.manual_seed(1)
-    config = AutoConfig.for_model(family, vocab_size=tiny.VOCABULARY, bos_token_id=256, eos_token_id=257, pad_token_id=257,
-                                  max_position_embeddings=256, **SIZES[family])  # fmt: skip
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=tiny.VOCABULARY,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=257,
+        max_position_embeddings=256,
+        **SIZES[family],
+    )
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for p in model.parameters():
@@ -49,7 +71,8 @@ def folder(family):
 
 
 def compressed(family, recipe, base=folder, **more):
-    """Whatever isn't compressed is rounded to float16 as the file holds it, so that logits can be held against each other."""
+    """Whatever isn't compressed is rounded to float16 as the file holds it, so that logits can be held
+    against each other."""
     bundle = models.load(base(family))
     calibrate.compress(bundle, [(get(n), get(n).params.parse(p)) for n, p in recipe], tiny.ids(8), **more)
     for name, tensor in bundle.module.state_dict().items():
@@ -58,13 +81,15 @@ def compressed(family, recipe, base=folder, **more):
     return bundle
 
 
-# --- the independent loader: numpy, one value at a time in the descriptions' own words -----------------------------
+# --- the independent loader: numpy, one value at a time in the descriptions' own words
+# -----------------------------
 
 
 def slots(words, bits, count):
-    """Values along the first axis of int32 `words`: for 2, 4 and 8 bits word r, bits [j b, j b + b) hold value
-    r * (32 / b) + j; for 3 bits value k lies at bits [3k, 3k + 3) of each 96-bit triple."""
-    words = words.view(np.uint32).astype(np.uint64 if bits != 3 else object)  # Python's integers hold a triple
+    """Values along the first axis of int32 `words`: for 2, 4 and 8 bits word r, bits [j b, j b + b) hold
+    value r * (32 / b) + j; for 3 bits value k lies at bits [3k, 3k + 3) of each 96-bit triple."""
+    # Python's integers hold a triple
+    words = words.view(np.uint32).astype(np.uint64 if bits != 3 else object)
     out = np.zeros((count, *words.shape[1:]), dtype=np.int64)
     for i in range(count):
         if bits == 3:
@@ -172,10 +197,14 @@ CASES = {
 
 
 def fits(form, name):
-    return CASES[name][1]["bits"] in export.BITS[form] and (form != "compressed-tensors" or "scattered" not in name)
+    return CASES[name][1]["bits"] in export.BITS[form] and (
+        form != "compressed-tensors" or "scattered" not in name
+    )
 
 
-@pytest.mark.parametrize("form, name", [(form, name) for form in export.BITS for name in CASES if fits(form, name)])
+@pytest.mark.parametrize(
+    "form, name", [(form, name) for form in export.BITS for name in CASES if fits(form, name)]
+)
 def test_every_grid_is_read_back(form, name, tmp_path):
     method, params = CASES[name]
     bundle = compressed("llama", [(method, params)])
@@ -186,11 +215,20 @@ def test_every_grid_is_read_back(form, name, tmp_path):
     symmetric = params.get("symmetric", False)
     if form == "compressed-tensors":
         args = about["config_groups"]["group_0"]["weights"]
-        assert (args["num_bits"], args["symmetric"]) == (params["bits"], symmetric) and about["ignore"] == ["lm_head"]
+        assert (args["num_bits"], args["symmetric"]) == (params["bits"], symmetric) and about["ignore"] == [
+            "lm_head"
+        ]
         assert args["strategy"] == ("channel" if params["group_size"] == -1 else "group")
     else:
-        expected = {"bits": params["bits"], "group_size": params["group_size"], "sym": symmetric, "desc_act": "scattered" in name,
-                    "checkpoint_format": form, "quant_method": "gptq", "lm_head": False}  # fmt: skip
+        expected = {
+            "bits": params["bits"],
+            "group_size": params["group_size"],
+            "sym": symmetric,
+            "desc_act": "scattered" in name,
+            "checkpoint_format": form,
+            "quant_method": "gptq",
+            "lm_head": False,
+        }
         assert expected.items() <= about.items()
         assert json.loads((tmp_path / "out" / "quantize_config.json").read_text()) == about
 
@@ -200,14 +238,17 @@ def lift_zeros(bundle):
     for m in bundle.module.modules():
         if isinstance(m, CompressedLinear) and m.packed.grid.zero is not None:
             g = m.packed.grid
-            grid = Grid.make(g.shape, g.bits, g.group_size, g.scale, g.zero_points().clamp_min(1), g.group_index)
+            grid = Grid.make(
+                g.shape, g.bits, g.group_size, g.scale, g.zero_points().clamp_min(1), g.group_index
+            )
             m.packed = GroupedInt(m.packed.codes, grid)
 
 
 @pytest.mark.parametrize("family", SIZES)
 @pytest.mark.parametrize("form", ["gptq_v2", "compressed-tensors"])
 def test_every_family(family, form, tmp_path):
-    """Fused q, k, v in the family's order, biases, Conv1D, tied and untied heads, names as in the hub's files."""
+    """Fused q, k, v in the family's order, biases, Conv1D, tied and untied heads, names as in the hub's
+    files."""
     bundle = compressed(family, [("gptq", {"group_size": 16, "static_groups": form != "gptq_v2"})])
     if (family, form) == ("gpt2", "compressed-tensors"):
         with pytest.raises(export.CannotExport, match="Conv1D"):
@@ -216,7 +257,9 @@ def test_every_family(family, form, tmp_path):
         return
     size, notes = export.write(bundle, tmp_path / "out", form)
     assert size == (tmp_path / "out" / "model.safetensors").stat().st_size
-    assert [note.code for note in notes] == ([] if form == "gptq_v2" else ["export_unpacked"]), "asymmetric: said how it opens"
+    assert [note.code for note in notes] == ([] if form == "gptq_v2" else ["export_unpacked"]), (
+        "asymmetric: said how it opens"
+    )
     about = check(bundle, tmp_path / "out")
     layers, rest, _ = loaded(tmp_path / "out")
     original = load_file(Path(folder(family)) / "model.safetensors")
@@ -229,14 +272,16 @@ def test_every_family(family, form, tmp_path):
 def test_smoothquant_is_int_quantized(tmp_path):
     bundle = compressed("llama", [("smoothquant", {})])
     export.write(bundle, tmp_path / "out", "compressed-tensors")
-    assert torch.equal(tiny.logits(export.read(tmp_path / "out"), tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)))
+    assert torch.equal(
+        tiny.logits(export.read(tmp_path / "out"), tiny.ids(2)), tiny.logits(bundle, tiny.ids(2))
+    )
     about = check(bundle, tmp_path / "out", tolerance=0.1)  # the plain model rounds no inputs
     inputs = about["config_groups"]["group_0"]["input_activations"]
-    assert about["format"] == "int-quantized" and (inputs["strategy"], inputs["dynamic"], inputs["num_bits"]) == (
-        "token",
-        True,
-        8,
-    )
+    assert about["format"] == "int-quantized" and (
+        inputs["strategy"],
+        inputs["dynamic"],
+        inputs["num_bits"],
+    ) == ("token", True, 8)
 
 
 def test_rounded_tables_go_back_to_16_bits_and_it_is_said(tmp_path):
@@ -267,7 +312,11 @@ def spoil(bundle, what):
 RTN = [("rtn", {"bits": 4, "group_size": 32})]
 REFUSED = {  # name -> (bundle, form, part of the message)
     "pruned": (lambda: compressed("llama", [("magnitude", {"sparsity": 0.5}), *RTN]), "gptq_v2", "bitmask"),
-    "2:4": (lambda: compressed("llama", [("magnitude", {"pattern": "2:4"})]), "compressed-tensors", "two_four"),
+    "2:4": (
+        lambda: compressed("llama", [("magnitude", {"pattern": "2:4"})]),
+        "compressed-tensors",
+        "two_four",
+    ),
     "low rank": (lambda: compressed("llama", [("svd", {"removed": 0.3})]), "gptq_v2", "low_rank"),
     "original": (lambda: models.load(folder("llama")), "gptq_v2", "not compressed"),
     "one dense": (lambda: spoil(compressed("llama", RTN), "dense"), "gptq_v2", "not compressed"),
@@ -276,16 +325,45 @@ REFUSED = {  # name -> (bundle, form, part of the message)
     "factor": (lambda: spoil(compressed("llama", RTN), "input scale"), "gptq_v2", "factor"),
     "mixed": (lambda: spoil(compressed("llama", RTN), "other bits"), "gptq_v2", "differ"),
     "rounded inputs": (lambda: compressed("llama", RTN, activations="int8"), "gptq_v2", "rounds its inputs"),
-    "4 bits, rounded inputs": (lambda: compressed("llama", RTN, activations="int8"), "compressed-tensors", "rounds its inputs"),
-    "one rounded input": (lambda: spoil(compressed("llama", [("rtn", {"bits": 8, "group_size": -1, "symmetric": True})]), ActivationRule()),
-                          "compressed-tensors", "differ"),
-    "one scale for all tokens": (lambda: compressed("llama", [("smoothquant", {"activations": "tensor"})]), "compressed-tensors", "token by token"),
-    "awq behind a GELU": (lambda: compressed("gpt2", [("awq", {"group_size": 32})]), "gptq_v2", "at run time"),
+    "4 bits, rounded inputs": (
+        lambda: compressed("llama", RTN, activations="int8"),
+        "compressed-tensors",
+        "rounds its inputs",
+    ),
+    "one rounded input": (
+        lambda: spoil(
+            compressed("llama", [("rtn", {"bits": 8, "group_size": -1, "symmetric": True})]), ActivationRule()
+        ),
+        "compressed-tensors",
+        "differ",
+    ),
+    "one scale for all tokens": (
+        lambda: compressed("llama", [("smoothquant", {"activations": "tensor"})]),
+        "compressed-tensors",
+        "token by token",
+    ),
+    "awq behind a GELU": (
+        lambda: compressed("gpt2", [("awq", {"group_size": 32})]),
+        "gptq_v2",
+        "at run time",
+    ),
     "odd width": (lambda: compressed("llama", RTN, tiny.folder), "gptq_v2", "multiples of 32"),
-    "scattered": (lambda: compressed("llama", [("gptq", {"group_size": 16, "static_groups": False})]), "compressed-tensors", "scattered"),
-    "short group": (lambda: compressed("llama", [("rtn", {"bits": 4, "group_size": 80})]), "compressed-tensors", "whole groups"),
-    "zero of 0 in version 1": (lambda: compressed("llama", [("rtn", {"bits": 2, "group_size": 16})]), "gptq", "gptq_v2"),
-}  # fmt: skip
+    "scattered": (
+        lambda: compressed("llama", [("gptq", {"group_size": 16, "static_groups": False})]),
+        "compressed-tensors",
+        "scattered",
+    ),
+    "short group": (
+        lambda: compressed("llama", [("rtn", {"bits": 4, "group_size": 80})]),
+        "compressed-tensors",
+        "whole groups",
+    ),
+    "zero of 0 in version 1": (
+        lambda: compressed("llama", [("rtn", {"bits": 2, "group_size": 16})]),
+        "gptq",
+        "gptq_v2",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -313,11 +391,15 @@ def test_a_published_symmetric_file_has_the_middle_as_its_zero_whatever_it_says(
     bundle = compressed("llama", [("rtn", {"bits": 4, "group_size": 32, "symmetric": True})])
     export.write(bundle, tmp_path / "out", "gptq_v2")
     file = tmp_path / "out" / "model.safetensors"
-    tensors = {k: np.full_like(t, 0x77777777) if k.endswith("qzeros") else t for k, t in load_file(file).items()}
+    tensors = {
+        k: np.full_like(t, 0x77777777) if k.endswith("qzeros") else t for k, t in load_file(file).items()
+    }
     save_file(tensors, file)
     path = arch.linears(bundle.module)[0][0]
-    assert torch.equal(export.read(tmp_path / "out").module.get_submodule(path).packed.dequantize(),
-                       bundle.module.get_submodule(path).packed.dequantize())  # fmt: skip
+    assert torch.equal(
+        export.read(tmp_path / "out").module.get_submodule(path).packed.dequantize(),
+        bundle.module.get_submodule(path).packed.dequantize(),
+    )
 
 
 def test_the_folder_has_what_a_loader_looks_for(tmp_path):
@@ -327,7 +409,14 @@ def test_the_folder_has_what_a_loader_looks_for(tmp_path):
     export.write(bundle, tmp_path / "out", label="Round to nearest bits 4")
     (base / "LICENSE").unlink()
     names = {f.name for f in (tmp_path / "out").iterdir()}
-    assert {"config.json", "tokenizer.json", "LICENSE", "NOTICE.txt", "README.md", "quantize_config.json"} <= names
+    assert {
+        "config.json",
+        "tokenizer.json",
+        "LICENSE",
+        "NOTICE.txt",
+        "README.md",
+        "quantize_config.json",
+    } <= names
     assert "Round to nearest bits 4" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
     assert str(base) not in "".join(f.read_text() for f in (tmp_path / "out").glob("*.[jmt][sdx]*"))
@@ -347,7 +436,10 @@ def test_the_command_line_tells_why_it_refuses(tmp_path, capsys):
     artifact.save(compressed("llama", RTN), tmp_path / "artifact", {"label": "four bits"})
     assert run(tmp_path / "artifact", tmp_path / "out", "--tokens", 0, "--format", "gptq_v2") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size and "perplexity" not in found
+    assert (
+        found["bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+        and "perplexity" not in found
+    )
 
 
 @pytest.mark.model
@@ -377,4 +469,6 @@ def test_what_a_manifest_offers():
     assert export.offers(with_head) == ["gptq_v2", "compressed-tensors"]
     assert export.offers(manifest(ints(3))) == ["gptq_v2"] and export.offers(manifest(ints(5))) == []
     assert export.offers(manifest(ints(8, {"bits": 8}))) == ["compressed-tensors"]
-    assert export.offers(manifest(ints(4), {"format": "sum"})) == [] == export.offers(manifest(ints(4), ints(8)))
+    assert (
+        export.offers(manifest(ints(4), {"format": "sum"})) == [] == export.offers(manifest(ints(4), ints(8)))
+    )

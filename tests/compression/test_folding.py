@@ -1,4 +1,5 @@
-"""Factors moved from activations to weights leave the model as it was, in every family, or are refused with the reason."""
+"""Factors moved from activations to weights leave the model as it was, in every family, or are refused with
+the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def test_every_fold_that_is_offered_is_exact(family):
         groups = []
         for i, paths in enumerate(arch.groups(module, layer)):
             weights = [module.get_submodule(path).weight.detach().float() for path, _ in paths]
-            sites = tuple(Site(p, r, layer, 2, w, None, None) for (p, r), w in zip(paths, weights, strict=True))
+            sites = tuple(
+                Site(p, r, layer, 2, w, None, None) for (p, r), w in zip(paths, weights, strict=True)
+            )
             groups.append(Group(sites, Stats(0), *arch.fold(module, layer, i)))
         random = torch.Generator().manual_seed(layer)
         factors = {
@@ -39,10 +42,15 @@ def test_every_fold_that_is_offered_is_exact(family):
 
 @pytest.mark.parametrize(
     "family, expected",
-    [("llama", ["", "", "", ""]), ("qwen3", ["", "", "", ""]), ("opt", ["", "", "", ""]),
-     ("opt-post-norm", ["post_norm", "", "post_norm", ""]), ("gpt2", ["", "", "", "activation"]),
-     ("gpt_neox", ["", "", "", "activation"])],
-)  # fmt: skip
+    [
+        ("llama", ["", "", "", ""]),
+        ("qwen3", ["", "", "", ""]),
+        ("opt", ["", "", "", ""]),
+        ("opt-post-norm", ["post_norm", "", "post_norm", ""]),
+        ("gpt2", ["", "", "", "activation"]),
+        ("gpt_neox", ["", "", "", "activation"]),
+    ],
+)
 def test_what_can_not_be_folded_says_why(family, expected):
     module = tiny.bundle(family).module
     found = [arch.fold(module, 0, i) for i in range(4)]
@@ -59,7 +67,9 @@ def test_folding_without_rounding_leaves_the_logits(name, family):
     norms = {n: p.clone() for n, p in bundle.module.named_parameters() if "norm" in n}
     values = {"bits": 3, "group_size": 16} if name == "awq" else {"alpha": 0.8}
     method = get(name)
-    outcome = calibrate.compress(bundle, ((method, method.params.parse(values | {"rounding": False})),), tokens)
+    outcome = calibrate.compress(
+        bundle, ((method, method.params.parse(values | {"rounding": False})),), tokens
+    )
     after = tiny.logits(bundle, tokens)
     assert (after - before).abs().max() <= 2e-5 * before.abs().max()
     assert not outcome.layers, "nothing was stored in another format"
@@ -71,16 +81,24 @@ def test_folding_without_rounding_leaves_the_logits(name, family):
     else:
         assert "post_norm" not in reasons
         if name == "smoothquant":
-            assert any(not torch.equal(p, norms[n]) for n, p in bundle.module.named_parameters() if n in norms) or not norms
+            assert (
+                any(not torch.equal(p, norms[n]) for n, p in bundle.module.named_parameters() if n in norms)
+                or not norms
+            )
 
 
 @pytest.mark.parametrize("name", ["awq", "smoothquant"])
 def test_gptq_rounds_what_was_folded(name):
     bundle, tokens = tiny.bundle("llama"), tiny.ids(8)
     first, second = get(name), get("gptq")
-    recipe = ((first, first.params.parse({"rounding": False})), (second, second.params.parse({"bits": 4, "group_size": 16})))
+    recipe = (
+        (first, first.params.parse({"rounding": False})),
+        (second, second.params.parse({"bits": 4, "group_size": 16})),
+    )
     outcome = calibrate.compress(bundle, recipe, tokens)
-    assert len(outcome.layers) == len(arch.linears(bundle.module)) and {r["method"] for r in outcome.layers} == {"gptq"}
+    assert len(outcome.layers) == len(arch.linears(bundle.module)) and {
+        r["method"] for r in outcome.layers
+    } == {"gptq"}
 
 
 def test_grouped_query_attention_gets_one_factor_for_heads_that_share_a_value():

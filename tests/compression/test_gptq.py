@@ -1,4 +1,5 @@
-"""GPTQ against an oracle that re-inverts the remaining Hessian at every column, and the identities of the paper."""
+"""GPTQ against an oracle that re-inverts the remaining Hessian at every column, and the identities of the
+paper."""
 
 from __future__ import annotations
 
@@ -36,11 +37,15 @@ def damped(gram, damping=0.01):
 @pytest.mark.parametrize("bits", [2, 4])
 def test_equals_the_oracle(act_order, group_size, symmetric, bits):
     weight, gram = problem()
-    params = GptqParams(bits=bits, group_size=group_size, symmetric=symmetric, act_order=act_order, block_size=20)
+    params = GptqParams(
+        bits=bits, group_size=group_size, symmetric=symmetric, act_order=act_order, block_size=20
+    )
     codes, grid, _, _ = gptq(weight, gram, params)
     scale, zero = (t.numpy().astype(np.float64) for t in fit(weight, bits, group_size, symmetric).columns())
     order = np.argsort(-gram.diagonal().numpy(), kind="stable") if act_order else range(gram.shape[0])
-    expected, _ = oracles.quantization.gptq_columns(weight.numpy(), damped(gram).numpy(), scale, zero, 2**bits - 1, order)
+    expected, _ = oracles.quantization.gptq_columns(
+        weight.numpy(), damped(gram).numpy(), scale, zero, 2**bits - 1, order
+    )
     assert np.array_equal(codes.numpy(), expected)
 
 
@@ -60,14 +65,19 @@ def test_live_groups_equal_the_oracle_group_by_group():
             error = (live[r, c] - scale * (expected[r, c] - zero)) / inverse[0, 0]
             live[r, remaining] -= error * inverse[0]
         remaining = remaining[1:]
-    assert (codes.numpy() == expected).mean() > 0.995  # a live minimum may round to the other half-precision scale
+    # a live minimum may round to the other half-precision scale
+    assert (codes.numpy() == expected).mean() > 0.995
 
 
-@pytest.mark.parametrize("changes", [{}, {"act_order": False}, {"static_groups": False}, {"group_size": -1}, {"symmetric": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"act_order": False}, {"static_groups": False}, {"group_size": -1}, {"symmetric": True}]
+)
 def test_column_errors_sum_to_the_objective(changes):
     """sum E^2 = tr(D H D^T) under the damped H: catches a wrong factor, transpose or late update."""
     weight, gram = problem(seed=3)
-    codes, grid, total, _ = gptq(weight, gram, GptqParams(bits=3, block_size=7, **({"group_size": 16} | changes)))
+    codes, grid, total, _ = gptq(
+        weight, gram, GptqParams(bits=3, block_size=7, **({"group_size": 16} | changes))
+    )
     d = (weight - grid.decode(codes)).double()
     assert total == pytest.approx(float(((d @ damped(gram)) * d).sum()), rel=1e-4)
 
@@ -119,8 +129,12 @@ def test_pruned_places_stay_zero(form):
     assert packed.format == form and torch.equal(packed.mask(), pruned)
     assert bool((packed.dequantize()[pruned] == 0).all())
     kept = packed.dequantize() - previous.dequantize()
-    rounded = previous.with_codes(fit(site.weight, 4, 16, False).round(site.weight), fit(site.weight, 4, 16, False))
-    assert output_error(site.weight, site.weight + kept, gram) < output_error(site.weight, rounded.dequantize(), gram)
+    rounded = previous.with_codes(
+        fit(site.weight, 4, 16, False).round(site.weight), fit(site.weight, 4, 16, False)
+    )
+    assert output_error(site.weight, site.weight + kept, gram) < output_error(
+        site.weight, rounded.dequantize(), gram
+    )
 
 
 def test_damping_rises_and_is_reported():

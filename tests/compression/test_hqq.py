@@ -34,10 +34,12 @@ def decode(groups, scale, zero, bits):
 
 
 @pytest.mark.parametrize(
-    "bits, p, beta, size", [(4, 0.7, 10.0, 0.05), (2, 0.7, 10.0, 3.0), (3, 1.0, 50.0, 1.0), (2, 0.5, 1.0, 5.0)]
+    "bits, p, beta, size",
+    [(4, 0.7, 10.0, 0.05), (2, 0.7, 10.0, 3.0), (3, 1.0, 50.0, 1.0), (2, 0.5, 1.0, 5.0)],
 )
 def test_equals_the_oracle(bits, p, beta, size):
-    """With small weights every error is shrunk to nothing, with large ones some are kept: both ways of the first step."""
+    """With small weights every error is shrunk to nothing, with large ones some are kept: both ways of the
+    first step."""
     groups = heavy(40, 64, size)
     params = HqqParams(bits=bits, p=p, beta=beta, round_zero=False)
     scale, zero = hqq(groups, params)
@@ -53,7 +55,8 @@ def test_equals_the_oracle(bits, p, beta, size):
 
 
 def test_shrinking_matters():
-    """Where errors are large enough for beta to keep some, their sum of powers is smaller than with the mean alone."""
+    """Where errors are large enough for beta to keep some, their sum of powers is smaller than with the mean
+    alone."""
     groups = heavy(400, 64, 1.0)
     sums = []
     for beta in (10.0, 1e-2):  # with 0.01 every error is shrunk to nothing: the mean, least squares
@@ -70,7 +73,10 @@ def test_no_group_is_worse_than_its_start_and_the_sum_is_better(bits):
     first = first_grid(groups, bits)
     before, after = (power(groups, decode(groups, s, z, bits)).sum(1) for s, z in (first, (scale, zero)))
     assert torch.equal(scale, first[0]), "only zero points move"
-    assert bool((after <= before * (1 + 1e-6)).all()) and after.sum() < (0.95 if bits == 2 else 0.995) * before.sum()
+    assert (
+        bool((after <= before * (1 + 1e-6)).all())
+        and after.sum() < (0.95 if bits == 2 else 0.995) * before.sum()
+    )
 
 
 def test_no_rounds_is_rounding_with_a_real_zero():
@@ -100,7 +106,9 @@ def test_a_whole_first_zero_meets_small_weights_exactly(bits):
 def test_better_than_rounding_with_a_zero_point_on_the_grid(bits):
     weight = heavy(64, 256)
     ours, method = run(weight, bits=bits).dequantize(), get("rtn")
-    edit = method.compress(Site("a", "q", 0, 1, weight, None, None), Stats(0), method.params.parse({"bits": bits}))
+    edit = method.compress(
+        Site("a", "q", 0, 1, weight, None, None), Stats(0), method.params.parse({"bits": bits})
+    )
     plain = edit.linears["a"].dequantize()
     assert power(weight, ours).sum() < 0.98 * power(weight, plain).sum()
     assert (weight - ours).norm() < (weight - plain).norm()

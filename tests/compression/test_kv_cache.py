@@ -1,4 +1,5 @@
-"""The key-value cache in few bits: codes by the definition, what attention sees, and the decode step that keeps them in C."""
+"""The key-value cache in few bits: codes by the definition, what attention sees, and the decode step that
+keeps them in C."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def bundle_of(bits, family="llama", **config):
 
 
 def codes_by_hand(x, bits):
-    """scale = max|x| / (2^(bits - 1) - 1) in 16 bits, codes the nearest multiples of it, ties to even: numpy, one row at a time."""
+    """scale = max|x| / (2^(bits - 1) - 1) in 16 bits, codes the nearest multiples of it, ties to even: numpy,
+    one row at a time."""
     top = 2 ** (bits - 1) - 1
     codes, scales = np.zeros(x.shape, np.int64), np.zeros((*x.shape[:-1], 1), np.float16)
     for place in np.ndindex(x.shape[:-1]):
@@ -53,7 +55,8 @@ def codes_by_hand(x, bits):
 
 
 def samples(size=64):
-    """Rows of every kind: usual ones, one loud channel, ties, zeros, scales below the smallest normal 16-bit number."""
+    """Rows of every kind: usual ones, one loud channel, ties, zeros, scales below the smallest normal 16-bit
+    number."""
     g = torch.Generator().manual_seed(0)
     rows = torch.randn(2, 3, 9, size, generator=g)
     rows[0, 0, :, size // 2] *= 40
@@ -78,13 +81,15 @@ def test_codes_and_scales_are_the_definitions(bits):
     else:
         assert codes.dtype == torch.int8 and np.array_equal(codes.numpy(), by_hand)
     assert np.array_equal(
-        decode(codes, scale, bits, torch.float32).numpy(), by_hand.astype(np.float32) * scales.astype(np.float32)
+        decode(codes, scale, bits, torch.float32).numpy(),
+        by_hand.astype(np.float32) * scales.astype(np.float32),
     )
 
 
 @pytest.mark.parametrize("bits", FEW)
 def test_the_error_is_at_most_half_a_step(bits):
-    """But for what the scale's own rounding to 16 bits takes: 2^-11 of the largest value, or half the smallest 16-bit number."""
+    """But for what the scale's own rounding to 16 bits takes: 2^-11 of the largest value, or half the
+    smallest 16-bit number."""
     x = samples()
     scale = encode(x, bits)[1].float()
     top = 2 ** (bits - 1) - 1
@@ -119,7 +124,11 @@ def test_a_training_pass_sees_the_rounded_values_and_learns_through_them(bits):
     states = likelihood.final_states(bundle, ids)
     assert torch.equal(states, expected)
     states.square().sum().backward()
-    grads = {path: bundle.module.get_submodule(path).weight.grad for path, role, _ in arch.linears(bundle.module) if role in "kv"}
+    grads = {
+        path: bundle.module.get_submodule(path).weight.grad
+        for path, role, _ in arch.linears(bundle.module)
+        if role in "kv"
+    }
     assert grads and all(g is not None and float(g.abs().max()) > 0 for g in grads.values())
 
 
@@ -129,14 +138,17 @@ def test_a_training_pass_sees_the_rounded_values_and_learns_through_them(bits):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("bits", FEW)
 def test_read_at_once_or_token_by_token(family, bits):
-    """One pass over all of the text, the same cache filled step by step, and every value rounded where attention reads it."""
+    """One pass over all of the text, the same cache filled step by step, and every value rounded where
+    attention reads it."""
     bundle, ids = bundle_of(bits, family), tiny.ids(2, 20)
     module = bundle.module
     with torch.no_grad():
         whole = likelihood.final_states(bundle, ids)
         cache, backbone = bundle.new_cache(), arch.backbone(module)
-        parts = [backbone(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state
-                 for part in (ids[:, :7], *ids[:, 7:].split(1, 1))]  # fmt: skip
+        parts = [
+            backbone(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state
+            for part in (ids[:, :7], *ids[:, 7:].split(1, 1))
+        ]
         plain = backbone(input_ids=ids, use_cache=False).last_hidden_state
     assert relative(torch.cat(parts, 1), whole) < A_CODE[bits]
     assert relative(whole, plain) > 1e-5, "it is another model"
@@ -191,7 +203,9 @@ def step_equals_loop(family, bits):
 
 @c_kernels
 @pytest.mark.parametrize("bits", FEW)
-@pytest.mark.parametrize("sizes", [dict(head_dim=64), dict(head_dim=80, num_key_value_heads=1), dict(head_dim=128)])
+@pytest.mark.parametrize(
+    "sizes", [dict(head_dim=64), dict(head_dim=80, num_key_value_heads=1), dict(head_dim=128)]
+)
 def test_grouped_heads_of_the_usual_sizes(bits, sizes):
     bundle, ids = bundle_of(bits, "qwen3", **sizes), tiny.ids(2, 36)
     session, loop = engine.decoder(bundle, torch.float32).session(2, 36), sample.transformers_stepper(bundle)
@@ -241,7 +255,9 @@ def test_the_sessions_cache_holds_the_loops_codes(bits):
 @c_kernels
 def test_a_session_takes_as_much_less_memory_as_it_says():
     """Heads of 64: float32 is 256 bytes, 8 bits are 64 and a scale, 4 bits 32 and a scale."""
-    taken = {bits: engine.decoder(bundle_of(bits, "qwen3", head_dim=64)).session(2, 160).bytes for bits in BITS}
+    taken = {
+        bits: engine.decoder(bundle_of(bits, "qwen3", head_dim=64)).session(2, 160).bytes for bits in BITS
+    }
     places = 2 * 2 * 2 * 2 * 160  # keys and values, layers, heads, sequences, positions
     assert taken == {16: 256 * places, 8: 66 * places, 4: 34 * places}
     few = bundle_of(4, "qwen3", head_dim=64)
@@ -266,15 +282,20 @@ def test_neighbours_that_do_not_pair_are_refused():
 @c_kernels
 @pytest.mark.parametrize("bits", FEW)
 def test_a_stored_model_keeps_its_cache(bits, tmp_path):
-    """Compressed, saved, loaded: its sessions hold codes, and it is what was compressed, but for what is stored in 16 bits."""
+    """Compressed, saved, loaded: its sessions hold codes, and it is what was compressed, but for what is
+    stored in 16 bits."""
     bundle, ids = tiny.bundle("qwen3"), tiny.ids(1, 12)
     before = engine.serve(bundle)
-    calibrate.compress(bundle, ((get("rtn"), get("rtn").params(bits=4, group_size=16)),), None, cache_bits=bits)
+    calibrate.compress(
+        bundle, ((get("rtn"), get("rtn").params(bits=4, group_size=16)),), None, cache_bits=bits
+    )
     artifact.save(bundle, tmp_path / "made", {"label": "a cache"})
     assert json.loads((tmp_path / "made" / "compression.json").read_text())["cache_bits"] == bits
     loaded = artifact.load(tmp_path / "made")
     found = [engine.serve(b) for b in (bundle, loaded)]
-    assert all(d is not None and d is not before and d.model.cache_bits == bits for d in found), bundle.refused
+    assert all(d is not None and d is not before and d.model.cache_bits == bits for d in found), (
+        bundle.refused
+    )
     assert relative(found[0].session(1, 12).run(ids), found[1].session(1, 12).run(ids)) < 0.02
     assert found[1].session(1, 64).bytes < before.session(1, 64).bytes / 2
 
@@ -284,7 +305,8 @@ def test_a_stored_model_keeps_its_cache(bits, tmp_path):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Groups of 8 and 16 tokens that wait, so that little text is enough; a head of 12 leaves a short group."""
+    """Groups of 8 and 16 tokens that wait, so that little text is enough; a head of 12 leaves a short
+    group."""
     monkeypatch.setattr(kv_cache, "GROUP", 8)
     monkeypatch.setattr(kv_cache, "RECENT", 16)
 
@@ -315,7 +337,9 @@ def test_every_token_sees_kivis_cache(bits, short):
         found = layer.update(keys[:, :, t : t + 1], values[:, :, t : t + 1])
         assert layer.get_seq_length() == t + 1
         if t in (0, 14, 15, 16, 17, 31, 32, 39):
-            expected = oracles.quantization.kivi(keys[1, 0, : t + 1].numpy(), values[1, 0, : t + 1].numpy(), bits, 8, 16)
+            expected = oracles.quantization.kivi(
+                keys[1, 0, : t + 1].numpy(), values[1, 0, : t + 1].numpy(), bits, 8, 16
+            )
             for a, b in zip(found, expected, strict=True):
                 step = (b.max() - b.min()) / (2**bits - 1)
                 assert np.abs(a[1, 0].numpy() - b).max() < 1.01 * step, "a tie may go the other way"
@@ -330,7 +354,10 @@ def test_by_channel_a_loud_channel_costs_the_others_nothing(short):
     layer = kv_cache.ChannelLayer(4)
     layer.update(keys, keys)
     found, _ = layer.update(keys[:, :, :1], keys[:, :, :1])
-    error = lambda x: float((x - keys)[..., quiet].square().mean())  # noqa: E731
+
+    def error(x):
+        return float((x - keys)[..., quiet].square().mean())
+
     assert error(found[:, :, :16]) < 0.05 * error(round_trip(keys, 4))
 
 
@@ -342,9 +369,14 @@ def test_by_channel_read_at_once_or_token_by_token(family, bits, short):
         whole = likelihood.final_states(bundle, ids)
         plain = arch.backbone(bundle.module)(input_ids=ids, use_cache=False).last_hidden_state
         cache = bundle.new_cache()
-        parts = [kv_cache.read(arch.backbone(bundle.module), part, cache) for part in (ids[:, :21], *ids[:, 21:].split(1, 1))]
+        parts = [
+            kv_cache.read(arch.backbone(bundle.module), part, cache)
+            for part in (ids[:, :21], *ids[:, 21:].split(1, 1))
+        ]
     assert relative(torch.cat(parts, 1), whole) < A_CODE[4]
-    assert relative(whole, plain) > 1e-4 and relative(whole[:, :16], plain[:, :16]) < 1e-2, "codes begin where 16 tokens are over"
+    assert relative(whole, plain) > 1e-4 and relative(whole[:, :16], plain[:, :16]) < 1e-2, (
+        "codes begin where 16 tokens are over"
+    )
     stepper, last = sample.stepper(bundle, 2, 40), None
     for part in (ids[:, :30], *ids[:, 30:].split(1, 1)):
         last = stepper(part)
@@ -365,13 +397,18 @@ def test_by_channel_the_bytes_are_what_the_cache_holds(bits, tokens, short):
 
 
 def test_by_channel_in_numbers():
-    """A head of 64 in 2 bits: 2 bits and 32 for each 32 values are 3 a value; the 64 tokens that wait on average have 16."""
+    """A head of 64 in 2 bits: 2 bits and 32 for each 32 values are 3 a value; the 64 tokens that wait on
+    average have 16."""
     assert kv_cache.channel_bytes(64, 128, 2) == 2 * 128 * 64 * 3 // 8
     assert kv_cache.usual_length(512) == 448 and kv_cache.usual_length(100) == 100
     geometry = bundle_of(16).geometry
     size = geometry.layers[0].head_size
     expected = 2 * 2 * (kv_cache.channel_bytes(size, 384, 2) + 64 * 4 * size) // 448
-    assert geometry.kv_cache_bytes_per_token(2, "channel", 512) == expected < geometry.kv_cache_bytes_per_token(16)
+    assert (
+        geometry.kv_cache_bytes_per_token(2, "channel", 512)
+        == expected
+        < geometry.kv_cache_bytes_per_token(16)
+    )
 
 
 @c_kernels
@@ -388,7 +425,9 @@ def test_by_channel_no_gradient_is_promised(short):
 
 def test_by_channel_a_stored_model_keeps_its_cache(tmp_path):
     bundle = tiny.bundle("qwen3")
-    calibrate.compress(bundle, ((get("none"), get("none").params()),), None, cache_bits=2, cache_keys="channel")
+    calibrate.compress(
+        bundle, ((get("none"), get("none").params()),), None, cache_bits=2, cache_keys="channel"
+    )
     artifact.save(bundle, tmp_path / "made", {"label": "a cache"})
     loaded = artifact.load(tmp_path / "made")
     assert (loaded.cache_bits, loaded.cache_keys) == (2, "channel") and loaded.new_cache().keys == "channel"

@@ -1,4 +1,5 @@
-"""Lion: the referee's two orders, a partition, new instructions that are new, one hard for one easy, and a loop that repeats."""
+"""Lion: the referee's two orders, a partition, new instructions that are new, one hard for one easy, and a
+loop that repeats."""
 
 from __future__ import annotations
 
@@ -40,20 +41,33 @@ def test_hard_is_a_lead_of_a_point_and_the_partition_is_whole():
 
 def test_the_rule_gives_ten_to_the_exact_answer_alone():
     q = Question("sort", 1, "Sort by alphabet: b, a, c", "a, b, c")
-    assert lion.by_rule(q, "A, b, c.") == 10.0 and lion.by_rule(q, "") == 1.0 and lion.by_rule(q, "x y z") == 1.0
+    assert (
+        lion.by_rule(q, "A, b, c.") == 10.0 and lion.by_rule(q, "") == 1.0 and lion.by_rule(q, "x y z") == 1.0
+    )
     assert lion.by_rule(q, "b, a, c") == pytest.approx(1 + 9 * 2 / 3) and lion.by_rule(q, "a, b") < 10.0
 
 
 def test_new_instructions_are_new_as_many_hard_as_easy_and_a_level_harder():
     scores = [(10.0, 1.0) if i % 3 else (10.0, 10.0) for i in range(len(POOL))]
     judged = lion.distinct(tasks.INSTRUCTIONS, 8, Random(9), known=POOL)
-    grow = lambda scores: lion.grow(POOL, scores, 6, judged, (random := Random(1)), lambda *asked: lion.generate(*asked, random))  # noqa: E731
+
+    def grow(scores):
+        return lion.grow(
+            POOL, scores, 6, judged, (random := Random(1)), lambda *asked: lion.generate(*asked, random)
+        )
+
     harder, others = grow(scores)
     assert len(harder) == len(others) == 6
-    for new, old in [*combinations(harder + others, 2), *((n, p) for n in harder + others for p in (*POOL, *judged))]:
+    for new, old in [
+        *combinations(harder + others, 2),
+        *((n, p) for n in harder + others for p in (*POOL, *judged)),
+    ]:
         assert tasks.overlap(new.text, old.text) <= 0.7
     hard, easy = lion.discriminate(scores)
-    places = lambda some: {(POOL[i].kind, POOL[i].level) for i in some}  # noqa: E731
+
+    def places(some):
+        return {(POOL[i].kind, POOL[i].level) for i in some}
+
     assert {(q.kind, q.level) for q in harder} <= {(kind, min(level + 1, 3)) for kind, level in places(hard)}
     assert {(q.kind, q.level) for q in others} <= places(easy)
     assert (harder, others) == grow(scores), "the same for a seed"
@@ -62,7 +76,15 @@ def test_new_instructions_are_new_as_many_hard_as_easy_and_a_level_harder():
 
 def oracle_run(seed=0, **changes):
     params = lion.LionParams(
-        **{"teaching": "oracle", "questions": 24, "judged": 8, "train_tokens": 1500, "generated": 4, "lion_rounds": 1} | changes
+        **{
+            "teaching": "oracle",
+            "questions": 24,
+            "judged": 8,
+            "train_tokens": 1500,
+            "generated": 4,
+            "lion_rounds": 1,
+        }
+        | changes
     )
     return lion.distil(micro.model(), micro.context(seed=seed), params)
 
@@ -78,11 +100,14 @@ def test_the_same_seed_is_the_same_run():
 
 
 def test_a_round_finds_what_the_student_lacks_and_learns_it(monkeypatch):
-    """A student that fails on all words and knows all numbers: hard and easy are those, and new ones of both are answered."""
+    """A student that fails on all words and knows all numbers: hard and easy are those, and new ones of both
+    are answered."""
     knows = ("largest", "total")
     by_text = {}
     original = lion.Loop.student
-    monkeypatch.setattr(lion.Loop, "student", lambda self, bundle, qs: [q.answer if q.kind in knows else "?" for q in qs])
+    monkeypatch.setattr(
+        lion.Loop, "student", lambda self, bundle, qs: [q.answer if q.kind in knows else "?" for q in qs]
+    )
     edit = oracle_run(lion_rounds=2)
     rounds = [dict(n.facts) for n in edit.notes if n.code == "lion_round"]
     assert [r["new"] for r in rounds] == [8, 8] and [r["pool"] for r in rounds] == [24, 32]
@@ -114,26 +139,34 @@ def test_a_model_as_the_referee_is_asked_in_both_orders():
     )
 
 
-@pytest.mark.parametrize("text, kept", [
-    ("Name three rivers of Europe.", "Name three rivers of Europe."),
-    ("\n  Which planet is largest?\nIt is about planets.", "Which planet is largest?"),
-    ("Say the words backwards: one two three\n", None),  # nothing shows that the line was finished
-    ("Count the vowels of the word", None),
-    ("Go there now.", None),
-    ("Write an instruction about rivers.", None),
-    ("- Name three rivers of Europe.", None),
-    ("Nenne drei Flüsse in Europa.", None),
-    ("", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, kept",
+    [
+        ("Name three rivers of Europe.", "Name three rivers of Europe."),
+        ("\n  Which planet is largest?\nIt is about planets.", "Which planet is largest?"),
+        ("Say the words backwards: one two three\n", None),  # nothing shows that the line was finished
+        ("Count the vowels of the word", None),
+        ("Go there now.", None),
+        ("Write an instruction about rivers.", None),
+        ("- Name three rivers of Europe.", None),
+        ("Nenne drei Flüsse in Europa.", None),
+        ("", None),
+    ],
+)
 def test_what_a_model_invents_is_read_as_the_authors_read_it(text, kept):
     assert lion.invented(text) == kept
 
 
 class Inventor(micro.Stub):
-    """Invents a new instruction at each request, every second time one that is known already, and prefers its own answers."""
+    """Invents a new instruction at each request, every second time one that is known already, and prefers its
+    own answers."""
 
     def __init__(self):
-        super().__init__(lambda prompt: "9 2" if "Answer A: apple" in prompt else "2 9" if "Score both" in prompt else "apple")
+        super().__init__(
+            lambda prompt: (
+                "9 2" if "Answer A: apple" in prompt else "2 9" if "Score both" in prompt else "apple"
+            )
+        )
         self.invited, self.number = [], 0
 
     def ask(self, prompts, count=1, **how):
@@ -144,21 +177,40 @@ class Inventor(micro.Stub):
 
     def draft(self, prompt):
         self.number += 1
-        words = " ".join("".join(chr(97 + self.number * k % 26) for k in range(i + 1, i + 6)) for i in range(4))
-        return f"Explain {words}." if self.number % 2 else prompt.removeprefix("Instruction: ").split("\n")[0] + "."
+        words = " ".join(
+            "".join(chr(97 + self.number * k % 26) for k in range(i + 1, i + 6)) for i in range(4)
+        )
+        return (
+            f"Explain {words}."
+            if self.number % 2
+            else prompt.removeprefix("Instruction: ").split("\n")[0] + "."
+        )
 
 
 def test_a_model_that_invents_is_its_own_referee_and_what_it_invents_is_learnt(monkeypatch):
     teacher = Inventor()
-    params = lion.LionParams(questions=16, judged=8, train_tokens=900, generated=2, lion_rounds=1, referee="teacher",
-                             inventor="teacher", compare=False)  # fmt: skip
-    leads = lambda self: [(9.0, 2.0) if i % 2 else (5.0, 5.0) for i in range(len(self.pool))]  # noqa: E731
+    params = lion.LionParams(
+        questions=16,
+        judged=8,
+        train_tokens=900,
+        generated=2,
+        lion_rounds=1,
+        referee="teacher",
+        inventor="teacher",
+        compare=False,
+    )
+
+    def leads(self):
+        return [(9.0, 2.0) if i % 2 else (5.0, 5.0) for i in range(len(self.pool))]
+
     monkeypatch.setattr(lion.Loop, "scores", leads)
     edit = lion.distil(micro.model(), micro.context(teacher), params)
     assert micro.facts(edit, "lion_round")["new"] == 4 and micro.facts(edit, "teacher_texts")["texts"] == 20
     assert "teacher_right" not in {n.code for n in edit.notes}, "nobody knows the right answers to these"
     hard = [p for p in teacher.invited if "similar in length and difficulty" in p]
     rarer = [p for p in teacher.invited if "a rarer one" in p]
-    assert len(hard) == len(rarer) == 8 and len(teacher.invited) == 16, "every seed is asked about, the hard and the easy"
+    assert len(hard) == len(rarer) == 8 and len(teacher.invited) == 16, (
+        "every seed is asked about, the hard and the easy"
+    )
     with pytest.raises(BadParam, match="set referee to teacher"):
         lion.distil(micro.model(), micro.context(teacher), lion.LionParams(inventor="teacher"))

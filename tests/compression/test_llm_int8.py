@@ -45,7 +45,8 @@ def test_equals_the_oracle(threshold, zero_point, served_by):
     expected = oracles.quantization.llm_int8(
         x.numpy().astype(np.float64), weight.numpy().astype(np.float64), threshold, zero_point
     )
-    step = np.abs(x.numpy()).max() / 127 * np.abs(weight.numpy()).max()  # a tie of the rounding may go either way
+    # a tie of the rounding may go either way
+    step = np.abs(x.numpy()).max() / 127 * np.abs(weight.numpy()).max()
     assert np.abs(found - expected).max() < max(1e-4 * np.abs(expected).max(), 1e-3 * step)
 
 
@@ -53,7 +54,9 @@ def test_equals_the_oracle(threshold, zero_point, served_by):
 def test_without_outliers_it_is_vector_wise_int8_and_so_is_threshold_0(threshold, served_by):
     x, weight = problem()
     plain = run(weight, threshold=0.0)
-    assert plain.activations.threshold is None, "0 turns the decomposition off, it doesn't make everything an outlier"
+    assert plain.activations.threshold is None, (
+        "0 turns the decomposition off, it doesn't make everything an outlier"
+    )
     assert torch.allclose(run(weight, threshold=threshold).matmul(x), plain.matmul(x), rtol=1e-5, atol=1e-6)
 
 
@@ -69,31 +72,42 @@ def test_planted_outliers_cost_plain_int8_much_more(served_by):
     """The paper's point: 6 features of 30 stretch the scale of every token."""
     x, weight = problem(tokens=64, out=96, n=512, outliers=6)
     exact = x @ weight.T
-    error = lambda threshold: float((run(weight, threshold=threshold).matmul(x) - exact).norm())  # noqa: E731
+
+    def error(threshold):
+        return float((run(weight, threshold=threshold).matmul(x) - exact).norm())
+
     assert error(6.0) < 0.4 * error(0.0)
     calm, _ = problem(tokens=64, n=512)
-    assert error(6.0) < 3 * float((run(weight).matmul(calm) - calm @ weight.T).norm()), "about what is lost without outliers"
+    assert error(6.0) < 3 * float((run(weight).matmul(calm) - calm @ weight.T).norm()), (
+        "about what is lost without outliers"
+    )
 
 
 def test_a_zero_point_halves_the_steps_of_tokens_with_one_large_value(served_by):
-    """Codes from -127 to 127 over max - min instead of over 2 max: a quarter of the squared error where min is 0."""
+    """Codes from -127 to 127 over max - min instead of over 2 max: a quarter of the squared error where min
+    is 0."""
     x, weight = problem(tokens=64, out=96, n=512)
     x = x.abs()
     exact = x @ run(weight).dequantize().T
-    error = lambda zero_point: float((run(weight, zero_point=zero_point).matmul(x) - exact).square().sum())  # noqa: E731
+
+    def error(zero_point):
+        return float((run(weight, zero_point=zero_point).matmul(x) - exact).square().sum())
+
     assert 0.2 < error(True) / error(False) < 0.3
     even = torch.cat([x, -x], 1)
     both = run(torch.cat([weight, weight], 1), zero_point=True).matmul(even)
-    assert torch.allclose(both, run(torch.cat([weight, weight], 1), zero_point=False).matmul(even), rtol=1e-4, atol=2e-2), (
-        "alike where the sides are"
-    )
+    assert torch.allclose(
+        both, run(torch.cat([weight, weight], 1), zero_point=False).matmul(even), rtol=1e-4, atol=2e-2
+    ), "alike where the sides are"
 
 
 def test_the_zero_point_is_saved_with_the_format(served_by):
     packed = run(problem()[1], zero_point=True)
     config = packed.full_config()
     assert config["activations"] == {"bits": 8, "threshold": 6.0, "zero_point": True}
-    assert "zero_point" not in run(problem()[1], zero_point=False).full_config()["activations"], "as before where there is none"
+    assert "zero_point" not in run(problem()[1], zero_point=False).full_config()["activations"], (
+        "as before where there is none"
+    )
     assert from_config(config).activations == packed.activations
 
 
@@ -106,7 +120,8 @@ def test_a_token_does_not_depend_on_its_neighbours(zero_point):
 
 
 def test_sums_are_exact_integers(served_by):
-    """Integers on both sides and scales of 1: what comes out is the integer that int64 gives, rounded once to float32."""
+    """Integers on both sides and scales of 1: what comes out is the integer that int64 gives, rounded once to
+    float32."""
     g = torch.Generator().manual_seed(5)
     x = torch.randint(-127, 128, (3, 4096), generator=g)
     x[:, 0] = 127
@@ -164,7 +179,9 @@ def test_by_column_equals_equation_8(served_by):
     expected = oracles.quantization.llm_int8_by_column(x.double().numpy(), weight.double().numpy(), 6.0)
     assert np.abs(packed.matmul(x).numpy() - expected).max() < 1e-3 * np.abs(expected).max()
     assert np.abs(packed.matmul(x.view(1, 7, -1))[0].numpy() - expected).max() < 1e-3 * np.abs(expected).max()
-    assert torch.allclose(packed.activations(x) @ packed.dequantize().T, packed.matmul(x), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(
+        packed.activations(x) @ packed.dequantize().T, packed.matmul(x), rtol=1e-3, atol=1e-3
+    )
     by_token = run(weight, zero_point=False)
     assert torch.allclose(packed.matmul(x[:1]), by_token.matmul(x[:1]), atol=1e-5), "one token: the same"
     assert not torch.allclose(packed.matmul(x)[0], by_token.matmul(x)[0], atol=1e-4), (
@@ -181,12 +198,16 @@ def test_by_column_with_weights_in_16_bits(zero_point, served_by):
     packed = kept(weight, seen, zero_point=zero_point)
     assert packed.format == "sum" and packed.second.index.tolist() == [3]
     assert packed.stored_bytes() == 20 * 72 + 2 * 20 + 2 * 20 + 4
-    expected = oracles.quantization.llm_int8_by_column(x.double().numpy(), weight.double().numpy(), 6.0, kept=[3])
+    expected = oracles.quantization.llm_int8_by_column(
+        x.double().numpy(), weight.double().numpy(), 6.0, kept=[3]
+    )
     found = packed.matmul(x).numpy()
     assert np.abs(found - expected).max() < (1e-3 if not zero_point else 0.02) * np.abs(expected).max()
     exact = (x @ weight.T).numpy()
     plain = run(weight, decomposition="column", zero_point=zero_point).matmul(x).numpy()
-    assert np.abs(found - exact)[1].mean() < np.abs(plain - exact)[1].mean(), "what the large value meets is exact"
+    assert np.abs(found - exact)[1].mean() < np.abs(plain - exact)[1].mean(), (
+        "what the large value meets is exact"
+    )
     assert from_config(packed.full_config()).activations == packed.activations
 
 
@@ -200,7 +221,10 @@ def test_without_outliers_or_a_threshold_nothing_is_kept():
 
 def test_only_weights_in_16_bits_ask_for_calibration():
     method = get("llm_int8")
-    asks = lambda **p: method.needs_calibration(method.params.parse(p))  # noqa: E731
+
+    def asks(**p):
+        return method.needs_calibration(method.params.parse(p))
+
     assert not asks() and not asks(decomposition="column") and not asks(outlier_weights=16)
     assert asks(decomposition="column", outlier_weights=16)
     assert not asks(decomposition="column", outlier_weights=16, threshold=0.0)

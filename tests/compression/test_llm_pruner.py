@@ -1,4 +1,5 @@
-"""LLM-Pruner: importance against the paper's sums, counts against published models, and what must not matter."""
+"""LLM-Pruner: importance against the paper's sums, counts against published models, and what must not
+matter."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ ALL = {"protect_first": 0.0, "protect_last": 0.0, "samples": 3, "sample_tokens":
 
 
 def context(ids=None, **more):
-    return Context(**{"windows": tiny.ids(8) if ids is None else ids, "emit": lambda e: None, "cancelled": lambda: False} | more)
+    return Context(
+        **{"windows": tiny.ids(8) if ids is None else ids, "emit": lambda e: None, "cancelled": lambda: False}
+        | more
+    )
 
 
 def edit(bundle, seed=0, **values):
@@ -45,14 +49,51 @@ def by_hand(bundle, paths, ids):
 
 # --- how many ---
 
-PUBLISHED = {  # sizes of the original, blocks pruned at 25 %, parameters before and after (the authors' README and table 1)
-    "LLaMA-7B": (dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
-                      vocab_size=32000), {}, range(4, 30), 6_738_415_616, 5_422_977_024),
-    "Llama-3-8B": (dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
-                        vocab_size=128256), {}, range(4, 30), 8_030_261_248, 6_612_586_496),
-    "TinyLlama": (dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4,
-                       vocab_size=32000), {"protect_first": 0.15, "protect_last": 0.15}, range(4, 18), 1_100_048_384, 945_907_712),
-}  # fmt: skip
+# sizes of the original, blocks pruned at 25 %, parameters before and after (the authors' README and table 1)
+PUBLISHED = {
+    "LLaMA-7B": (
+        dict(
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            vocab_size=32000,
+        ),
+        {},
+        range(4, 30),
+        6_738_415_616,
+        5_422_977_024,
+    ),
+    "Llama-3-8B": (
+        dict(
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            vocab_size=128256,
+        ),
+        {},
+        range(4, 30),
+        8_030_261_248,
+        6_612_586_496,
+    ),
+    "TinyLlama": (
+        dict(
+            hidden_size=2048,
+            intermediate_size=5632,
+            num_hidden_layers=22,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+            vocab_size=32000,
+        ),
+        {"protect_first": 0.15, "protect_last": 0.15},
+        range(4, 18),
+        1_100_048_384,
+        945_907_712,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -64,7 +105,10 @@ def test_parameters_of_published_models(name):
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
         arch.normalise(module)
-    count = lambda: sum(p.numel() for p in module.parameters())  # noqa: E731
+
+    def count():
+        return sum(p.numel() for p in module.parameters())
+
     assert count() == before
     params = LlmPrunerParams(removed=0.25, **protect)
     now = arch.geometry(module)
@@ -83,9 +127,9 @@ def test_whole_groups_go_unless_there_are_few():
     assert shrunk(arch.LayerGeometry(28, 4, 128, 18944), params) == arch.LayerGeometry(21, 3, 128, 14208)
     assert shrunk(arch.LayerGeometry(14, 2, 64, 4864), params).heads == 10
     assert shrunk(arch.LayerGeometry(12, 12, 64, 3072), params) == arch.LayerGeometry(9, 9, 64, 2304)
-    assert shrunk(arch.LayerGeometry(2, 2, 8, 3), LlmPrunerParams(removed=0.8)) == arch.LayerGeometry(1, 1, 8, 1), (
-        "something stays"
-    )
+    assert shrunk(arch.LayerGeometry(2, 2, 8, 3), LlmPrunerParams(removed=0.8)) == arch.LayerGeometry(
+        1, 1, 8, 1
+    ), "something stays"
 
 
 def test_first_and_last_blocks_are_protected():
@@ -125,17 +169,27 @@ def test_what_stays_is_what_the_papers_sums_rank_highest(family, heads, form):
 
         def score(members, paths=paths, grads=grads):
             """members: (role, number of a row, or of a column of o and down)."""
-            take = lambda t, role, i: (t[:, i] if role in ("o", "down") else t[i]).double().tolist()  # noqa: E731
+
+            def take(t, role, i):
+                return (t[:, i] if role in ("o", "down") else t[i]).double().tolist()
+
             rows = [take(bundle.module.get_submodule(paths[role]).weight, role, i) for role, i in members]
             return oracles.pruning.structure_importance(
                 form, rows, [[take(g[paths[role]], role, i) for role, i in members] for g in grads]
             )
 
-        lanes = lambda role, head, size=size: [(role, head * size + i) for i in range(size)]  # noqa: E731
+        def lanes(role, head, size=size):
+            return [(role, head * size + i) for i in range(size)]
+
         query = [score(lanes("q", h) + lanes("o", h)) for h in range(sizes.heads)]
         keys = [score(lanes("k", j) + lanes("v", j)) for j in range(sizes.kv_heads)]
-        channels = [score([(r, c) for r in ("gate", "up", "down") if r in paths]) for c in range(sizes.feed_forward)]
-        best = lambda scores, n: tuple(sorted(sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:n]))  # noqa: E731
+        channels = [
+            score([(r, c) for r in ("gate", "up", "down") if r in paths]) for c in range(sizes.feed_forward)
+        ]
+
+        def best(scores, n):
+            return tuple(sorted(sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:n]))
+
         then = shrunk(sizes, params)
         if by_queries(sizes, params):
             groups = tuple(range(sizes.kv_heads))
@@ -145,7 +199,9 @@ def test_what_stays_is_what_the_papers_sums_rank_highest(family, heads, form):
             groups = best(whole, then.kv_heads)
             chosen = [range(serves)] * len(groups)
         assert kept[layer].kv_heads == groups
-        assert kept[layer].heads == tuple(j * serves + i for j, own in zip(groups, chosen, strict=True) for i in own)
+        assert kept[layer].heads == tuple(
+            j * serves + i for j, own in zip(groups, chosen, strict=True) for i in own
+        )
         assert kept[layer].channels == best(channels, then.feed_forward)
 
 
@@ -170,7 +226,8 @@ def test_first_order_scores_without_absolute_values_are_the_derivative_along_the
     assert total == pytest.approx((loss(1 + 1e-4) - loss(1 - 1e-4)) / 2e-4, rel=2e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])  # OPT's ReLU leaves channels that never fire: ties
+# OPT's ReLU leaves channels that never fire: ties
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("form", ["element1", "vector", "mixed"])
 def test_the_order_of_heads_and_channels_does_not_matter(family, form):
     """Invariant 2: the same structures stay wherever they stand."""
@@ -193,7 +250,9 @@ def test_gradients_find_dead_structures_that_their_size_hides():
     bundle, tokens = tiny.bundle("gpt_neox"), tiny.ids(3)
     dead = {layer: (layer, list(range(layer, 96, 4))) for layer in (0, 1)}
     for layer, (head, channels) in dead.items():
-        w = {role: bundle.module.get_submodule(path).weight.data for role, path in roles(bundle, layer).items()}
+        w = {
+            role: bundle.module.get_submodule(path).weight.data for role, path in roles(bundle, layer).items()
+        }
         rows = structure.lanes(torch.tensor([head]), 12)
         w["o"][:, rows], w["down"][:, channels] = 0, 0
         for role in ("q", "k", "v"):
@@ -210,8 +269,16 @@ def test_gradients_find_dead_structures_that_their_size_hides():
 def test_chance_is_drawn_from_the_seed_and_is_fair():
     bundle = tiny.bundle("gpt2")
     first = edit(bundle, importance="random", seed=1)
-    assert first.kept == edit(bundle, importance="random", seed=1).kept != edit(bundle, importance="random", seed=2).kept
-    gone = [c for seed in range(40) for c in set(range(192)) - set(edit(bundle, importance="random", seed=seed).kept[0].channels)]
+    assert (
+        first.kept
+        == edit(bundle, importance="random", seed=1).kept
+        != edit(bundle, importance="random", seed=2).kept
+    )
+    gone = [
+        c
+        for seed in range(40)
+        for c in set(range(192)) - set(edit(bundle, importance="random", seed=seed).kept[0].channels)
+    ]
     counts = torch.bincount(torch.tensor(gone), minlength=192).float()
     assert counts.mean() == 10 and counts.max() < 22 and counts.min() > 1
 
@@ -241,7 +308,9 @@ def test_it_prunes_what_is_pruned_already_and_nothing_that_is_compressed():
     assert [(g.heads, g.feed_forward) for g in bundle.geometry.layers] == [(2, 108)] * 2
     rtn = get("rtn")
     with pytest.raises(BadChain, match="llm_pruner can't follow"):
-        calibrate.compress(tiny.bundle(), ((rtn, rtn.params(group_size=16)), (method, LlmPrunerParams(**ALL))), tiny.ids(8))
+        calibrate.compress(
+            tiny.bundle(), ((rtn, rtn.params(group_size=16)), (method, LlmPrunerParams(**ALL))), tiny.ids(8)
+        )
 
 
 def test_texts_are_spread_over_the_windows_and_too_few_are_told():
@@ -256,7 +325,9 @@ def test_texts_are_spread_over_the_windows_and_too_few_are_told():
 def test_it_tells_how_far_it_is_and_stops():
     told, calls, bundle = [], itertools.count(), tiny.bundle()
     with pytest.raises(Cancelled):
-        compress(bundle, context(emit=told.append, cancelled=lambda: next(calls) == 2), LlmPrunerParams(**ALL))
+        compress(
+            bundle, context(emit=told.append, cancelled=lambda: next(calls) == 2), LlmPrunerParams(**ALL)
+        )
     assert [e["done"] for e in told] == [0, 1, 2] and {e["total"] for e in told} == {3}
     assert all(p.grad is None and not p.requires_grad for p in bundle.module.parameters())
 
@@ -267,23 +338,34 @@ def test_it_tells_how_far_it_is_and_stops():
 @pytest.mark.parametrize("form", [*TAYLOR, "l2"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt-post-norm", "gpt2"])
 def test_which_channels_of_the_width_stay_is_what_the_papers_sums_rank_highest(family, form):
-    """Members: an entry of the table and of an untied head, a column of q, k, v, gate and up, a row of o and down."""
+    """Members: an entry of the table and of an untied head, a column of q, k, v, gate and up, a row of o and
+    down."""
     bundle = tiny.bundle(family)
     params = LlmPrunerParams(importance=form, granularity="channel", removed=0.25, **ALL)
     ids = texts(tiny.ids(8), params)
     found = compress(bundle, context(), params)
     along = {path: 0 if role in ("o", "down") else 1 for path, role, _ in arch.linears(bundle.module)}
     if family != "opt-post-norm":  # its table has a width of its own
-        along |= {arch.embedding(bundle.module)[0]: 1} | ({} if bundle.geometry.tied else {arch.head(bundle.module)[0]: 1})
+        along |= {arch.embedding(bundle.module)[0]: 1} | (
+            {} if bundle.geometry.tied else {arch.head(bundle.module)[0]: 1}
+        )
     grads = by_hand(bundle, list(along), ids)
-    take = lambda t, path, i: t.select(along[path], i).double().tolist()  # noqa: E731
+
+    def take(t, path, i):
+        return t.select(along[path], i).double().tolist()
+
     total = []
     for i in range(48):
         rows = [take(bundle.module.get_submodule(path).weight, path, i) for path in along]
         total.append(
-            oracles.pruning.structure_importance(form, rows, [[take(g[path], path, i) for path in along] for g in grads])
+            oracles.pruning.structure_importance(
+                form, rows, [[take(g[path], path, i) for path in along] for g in grads]
+            )
         )
-    assert found.width == tuple(sorted(sorted(range(48), key=total.__getitem__, reverse=True)[:36])) and not found.kept
+    assert (
+        found.width == tuple(sorted(sorted(range(48), key=total.__getitem__, reverse=True)[:36]))
+        and not found.kept
+    )
     assert found.notes[0].facts == {"width": 48, "left": 36}
 
 
@@ -293,5 +375,9 @@ def test_a_narrow_model_has_the_promised_sizes(family):
     params = LlmPrunerParams(granularity="channel", removed=0.3, samples=3, sample_tokens=16)
     promised = method.reshaped(bundle.geometry, params)
     outcome = calibrate.compress(bundle, ((method, params),), tiny.ids(8))
-    assert bundle.geometry == promised and promised.hidden == 33 and all(row["format"] == "cut" for row in outcome.layers)
+    assert (
+        bundle.geometry == promised
+        and promised.hidden == 33
+        and all(row["format"] == "cut" for row in outcome.layers)
+    )
     assert not {"protect_first", "protect_last", "heads"} & set(params.effective())

@@ -1,4 +1,5 @@
-"""LLM-QAT: the paper's quantizer and gradients, text that the model writes, and that what was trained is what is stored."""
+"""LLM-QAT: the paper's quantizer and gradients, text that the model writes, and that what was trained is what
+is stored."""
 
 from __future__ import annotations
 
@@ -75,10 +76,18 @@ def test_a_row_may_have_a_zero_point(bits):
     """From the least to the largest weight of each row, as rounding does it; skewed rows use all marks."""
     weight = weights() + torch.linspace(-1, 3, 7)[:, None]
     codes, expected = oracles.quantization.rtn(weight.numpy(), bits, -1)
-    found, packed = llm_qat.rounded(weight, bits, symmetric=False), llm_qat.store(weight, bits, None, symmetric=False)
+    found, packed = (
+        llm_qat.rounded(weight, bits, symmetric=False),
+        llm_qat.store(weight, bits, None, symmetric=False),
+    )
     assert np.allclose(found.numpy(), expected, atol=1e-6)
-    assert np.array_equal(unpack(packed.codes, bits, weight.shape[1]).numpy(), codes) and torch.equal(packed.stored(), found)
-    error = lambda symmetric: float((llm_qat.rounded(weight, bits, symmetric) - weight).square().sum())  # noqa: E731
+    assert np.array_equal(unpack(packed.codes, bits, weight.shape[1]).numpy(), codes) and torch.equal(
+        packed.stored(), found
+    )
+
+    def error(symmetric):
+        return float((llm_qat.rounded(weight, bits, symmetric) - weight).square().sum())
+
     assert error(False) < error(True)
 
 
@@ -92,10 +101,12 @@ def test_each_token_of_the_inputs_is_rounded_by_itself(bits):
 
 
 @pytest.mark.parametrize(
-    "bits, activation_bits, symmetric", [(2, 8, True), (3, 16, True), (4, 8, True), (4, 4, True), (8, 8, True), (3, 8, False)]
+    "bits, activation_bits, symmetric",
+    [(2, 8, True), (3, 16, True), (4, 8, True), (4, 4, True), (8, 8, True), (3, 8, False)],
 )
 def test_gradients_pass_straight_through(bits, activation_bits, symmetric):
-    """By hand: those of a plain product at the rounded values; none goes to a scale, none is stopped anywhere."""
+    """By hand: those of a plain product at the rounded values; none goes to a scale, none is stopped
+    anywhere."""
     linear = torch.nn.Linear(24, 7)
     linear.weight.data = weights()
     linear.weight.data[0, 0] = 5.0  # an outlier, which moves its row's scale and must not be held
@@ -166,7 +177,9 @@ def test_after_a_measurement_everything_still_trains(family):
         logits(bundle, ids)
         llm_qat.distillation_loss(bundle, layers, ids).backward()
         assert len(layers) >= 12 and all(bool(layer.latent.grad.any()) for layer in layers.values())
-        assert all(p.grad is None for name, p in bundle.module.named_parameters() if not name.endswith("latent"))
+        assert all(
+            p.grad is None for name, p in bundle.module.named_parameters() if not name.endswith("latent")
+        )
 
 
 # --- the text ---
@@ -183,7 +196,9 @@ def test_texts_begin_with_any_token_then_surely_then_by_chance():
         assert texts[row, 1:sure].tolist() == likeliest[row, : sure - 1].tolist()
     drawn, given = texts[:, 5:], chances[:, 4:-1]
     surprise = -given.gather(-1, drawn[..., None]).mean()
-    assert float(surprise) == pytest.approx(float(-(given.exp() * given).sum(-1).mean()), rel=0.03), "drawn at temperature 1"
+    assert float(surprise) == pytest.approx(float(-(given.exp() * given).sum(-1).mean()), rel=0.03), (
+        "drawn at temperature 1"
+    )
     assert bundle.decoder is None, "the decoder of the old weights is given up"
 
 
@@ -208,13 +223,22 @@ def test_the_same_seed_writes_the_same_and_another_another():
 @pytest.mark.parametrize("bits, kv_bits", [(2, 8), (4, 4), (8, 16)])
 def test_without_training_it_is_rounding(bits, kv_bits):
     bundle = tiny.bundle("opt-post-norm")
-    before = {path: bundle.module.get_submodule(path).weight.clone() for path, _, _ in arch.linears(bundle.module)}
+    before = {
+        path: bundle.module.get_submodule(path).weight.clone() for path, _, _ in arch.linears(bundle.module)
+    }
     compressed(bundle, bits=bits, kv_bits=kv_bits, train_tokens=0)
     assert bundle.cache_bits == kv_bits
     for path, weight in before.items():
         packed = bundle.module.get_submodule(path).packed
-        expected = np.stack([oracles.quantization.symmetric_minmax(row, bits, half=True)[1] for row in weight.detach().numpy()])
-        assert np.allclose(packed.stored().numpy(), expected, atol=1e-6) and packed.activations == ActivationRule(8)
+        expected = np.stack(
+            [
+                oracles.quantization.symmetric_minmax(row, bits, half=True)[1]
+                for row in weight.detach().numpy()
+            ]
+        )
+        assert np.allclose(
+            packed.stored().numpy(), expected, atol=1e-6
+        ) and packed.activations == ActivationRule(8)
         assert packed.stored_bytes() == METHOD.cost(packed.shape, LlmQatParams(bits=bits), 0).bytes
 
 
@@ -226,15 +250,24 @@ def test_token_by_token_is_all_at_once(kv_bits):
     whole, cache, steps = logits(bundle, ids), bundle.new_cache(), []
     with torch.no_grad():
         for t in range(ids.shape[1]):
-            steps.append(bundle.module(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits)
+            steps.append(
+                bundle.module(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits
+            )
     assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-5)
 
 
-@pytest.mark.parametrize("values", [{"bits": 4, "kv_bits": 4}, {"bits": 2, "activation_bits": 16}, {"bits": 8, "kv_bits": 16},
-                                    {"bits": 3, "activation_bits": 4}])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"bits": 4, "kv_bits": 4},
+        {"bits": 2, "activation_bits": 16},
+        {"bits": 8, "kv_bits": 16},
+        {"bits": 3, "activation_bits": 4},
+    ],
+)
 def test_what_was_trained_is_what_is_stored(values, tmp_path):
-    """Layer by layer within float32's error; of the whole model as a divergence, because an error of the last bit may move an
-    input that lies between two codes to the other one."""
+    """Layer by layer within float32's error; of the whole model as a divergence, because an error of the last
+    bit may move an input that lies between two codes to the other one."""
     bundle, ids = chain_language.model(), chain_language.text(4, seed=6)
     bundle.module.requires_grad_(False).eval()
     before, noise = logits(bundle, ids).flatten(0, 1), torch.Generator().manual_seed(0)
@@ -243,7 +276,10 @@ def test_what_was_trained_is_what_is_stored(values, tmp_path):
             layer.latent.data += 0.02 * torch.randn(layer.latent.shape, generator=noise)
             x = torch.randn(5, layer.latent.shape[1], generator=noise)
             assert torch.allclose(layer.stored().matmul(x), layer(x).detach(), atol=1e-5)
-        trained, stored = logits(bundle, ids).flatten(0, 1), {path: layer.stored() for path, layer in layers.items()}
+        trained, stored = (
+            logits(bundle, ids).flatten(0, 1),
+            {path: layer.stored() for path, layer in layers.items()},
+        )
     for path, packed in stored.items():
         bundle.module.set_submodule(path, CompressedLinear(packed, None))
     bundle.cache_bits = LlmQatParams(**values).kv_bits
@@ -252,7 +288,9 @@ def test_what_was_trained_is_what_is_stored(values, tmp_path):
     artifact.save(bundle, tmp_path / "m", {"label": "LLM-QAT"})
     loaded = artifact.load(tmp_path / "m")
     assert loaded.cache_bits == bundle.cache_bits
-    assert json.loads((tmp_path / "m" / artifact.MANIFEST).read_text("utf-8"))["cache_bits"] == bundle.cache_bits
+    assert (
+        json.loads((tmp_path / "m" / artifact.MANIFEST).read_text("utf-8"))["cache_bits"] == bundle.cache_bits
+    )
     saved = {path: loaded.module.get_submodule(path).packed for path in stored}
     assert all(torch.equal(saved[path].stored(), packed.stored()) for path, packed in stored.items())
     assert all(saved[path].activations == packed.activations for path, packed in stored.items())
@@ -282,7 +320,9 @@ def test_stopping_and_having_enough():
     outcome = calibrate.compress(bundle, ((METHOD, params),), None, enough=lambda: True)
     assert {n.code for n in outcome.notes} == {"trained", "training_enough", "training_no_gain"}
     rounded, _ = compressed(tiny.bundle(), train_tokens=0)
-    assert torch.equal(logits(bundle, tiny.ids(2)), logits(rounded, tiny.ids(2))), "the rounded start is what is left"
+    assert torch.equal(logits(bundle, tiny.ids(2)), logits(rounded, tiny.ids(2))), (
+        "the rounded start is what is left"
+    )
 
 
 def test_a_run_knows_what_it_is_compared_with():
@@ -301,7 +341,9 @@ def test_training_beats_rounding_and_never_the_original(bits, kv_bits):
     """The paper's order at each W-A-KV; the original stays ahead of what learned from its own text alone."""
     original = chain_language.perplexity(chain_language.teacher())
     found = [
-        chain_language.perplexity(compressed(chain_language.teacher(), bits=bits, kv_bits=kv_bits, **values)[0])
+        chain_language.perplexity(
+            compressed(chain_language.teacher(), bits=bits, kv_bits=kv_bits, **values)[0]
+        )
         for values in ({"train_tokens": 0}, TRAINED)
     ]
     assert found[1] < found[0] and original <= 1.005 * found[1], (original, found)
@@ -314,7 +356,9 @@ def test_a_run_from_end_to_end_and_a_chat_with_what_it_made(tmp_path):
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
     store = Store(tmp_path / "home", shipped=None)
     recipe = (("llm_qat", METHOD.tiny | {"kv_bits": 4}),)
-    spec = RunSpec(tiny.folder("qwen3"), recipe, text=str(tmp_path / "test.txt"), window=64, tokens=512, table_bits=16)
+    spec = RunSpec(
+        tiny.folder("qwen3"), recipe, text=str(tmp_path / "test.txt"), window=64, tokens=512, table_bits=16
+    )
     stages = []
     result = run(spec, lambda e: stages.append(e["stage"]), store=store, timings=False)
     assert result.status == "ok", result.error

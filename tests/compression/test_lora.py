@@ -1,4 +1,5 @@
-"""LoRA: equals its definition, starts as nothing, leaves what it stands on alone, and survives where it ends up."""
+"""LoRA: equals its definition, starts as nothing, leaves what it stands on alone, and survives where it ends
+up."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def test_at_the_start_nothing_changes_bit_for_bit(kind):
 
 @pytest.mark.parametrize("kind", BEFORE)
 def test_output_and_first_gradients_are_the_papers(kind):
-    """y = (W + scale B A) x, by an oracle in 64 bits; with B = 0, A's gradient is zero and B's is scale (dy/dB)."""
+    """y = (W + scale B A) x, by an oracle in 64 bits; with B = 0, A's gradient is zero and B's is scale
+    (dy/dB)."""
     bundle = compressed(kind)
     path = "model.layers.0.mlp.up_proj"
     base = bundle.module.get_submodule(path)
@@ -63,14 +65,26 @@ def test_output_and_first_gradients_are_the_papers(kind):
     seen = x if rule is None else rule(x)
     keep = None if layer.keep is None else layer.keep.numpy()
     expected, towards_b = oracles.low_rank.lora(
-        weight.detach().numpy(), layer.a.detach().numpy(), np.zeros((80, 3)), 2.0, seen.numpy(), probe.numpy(), keep
+        weight.detach().numpy(),
+        layer.a.detach().numpy(),
+        np.zeros((80, 3)),
+        2.0,
+        seen.numpy(),
+        probe.numpy(),
+        keep,
     )
     assert not layer.a.grad.any() and layer.b.grad.any()
     assert np.allclose(layer.b.grad.numpy(), towards_b, rtol=1e-3, atol=1e-3)
     with torch.no_grad():
         layer.b.normal_()
     expected, _ = oracles.low_rank.lora(
-        weight.detach().numpy(), layer.a.detach().numpy(), layer.b.detach().numpy(), 2.0, seen.numpy(), probe.numpy(), keep
+        weight.detach().numpy(),
+        layer.a.detach().numpy(),
+        layer.b.detach().numpy(),
+        2.0,
+        seen.numpy(),
+        probe.numpy(),
+        keep,
     )
     assert np.allclose(layer(x).detach().numpy(), expected, rtol=1e-3, atol=2e-3)
 
@@ -78,7 +92,9 @@ def test_output_and_first_gradients_are_the_papers(kind):
 @pytest.mark.parametrize("kind", BEFORE)
 def test_training_wins_back_and_keeps_what_it_stood_on(kind):
     bundle, ends = compressed(kind), BEFORE[kind][1]
-    held = {p: m.packed.dequantize() for p, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)}
+    held = {
+        p: m.packed.dequantize() for p, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)
+    }
     masks = {p: m.packed.mask() for p, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)}
     outcome = calibrate.compress(bundle, steps(("lora", TRAINED)), WORDS)
     facts = next(n.facts for n in outcome.notes if n.code == "trained")
@@ -119,15 +135,25 @@ def test_it_is_the_same_model_after_saving(kind, tmp_path):
     calibrate.compress(bundle, steps(("lora", TRAINED | {"train_tokens": 2_000})), WORDS)
     artifact.save(bundle, tmp_path / "m", {"label": "LoRA"})
     loaded = artifact.load(tmp_path / "m")
-    assert torch.allclose(tiny.logits(loaded, tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)), atol=5e-3)  # 16-bit tables
+    # 16-bit tables
+    assert torch.allclose(tiny.logits(loaded, tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)), atol=5e-3)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_family_learns(family):
     bundle = tiny.bundle(family)
-    outcome = calibrate.compress(bundle, steps(("rtn", {"bits": 3, "group_size": 16}), ("lora", TRAINED)), WORDS)
+    outcome = calibrate.compress(
+        bundle, steps(("rtn", {"bits": 3, "group_size": 16}), ("lora", TRAINED)), WORDS
+    )
     facts = next(n.facts for n in outcome.notes if n.code == "trained")
-    assert facts["best"] < facts["before"] and {r["role"] for r in outcome.layers} >= {"q", "k", "v", "o", "up", "down"}
+    assert facts["best"] < facts["before"] and {r["role"] for r in outcome.layers} >= {
+        "q",
+        "k",
+        "v",
+        "o",
+        "up",
+        "down",
+    }
 
 
 # --- dropout, and answers alone ---
@@ -135,7 +161,8 @@ def test_every_family_learns(family):
 
 @pytest.mark.parametrize("before", [(), (("wanda", {"sparsity": 0.5}),), (("rtn", {"bits": 4}),)])
 def test_dropout_is_of_the_adapters_inputs_in_training_only(before):
-    """peft's and the papers': y = W x + alpha / r B A (m x / (1 - p)), m drawn anew, W x whole; nothing is left out of an evaluation."""
+    """peft's and the papers': y = W x + alpha / r B A (m x / (1 - p)), m drawn anew, W x whole; nothing is
+    left out of an evaluation."""
     bundle = tiny.bundle()
     calibrate.compress(bundle, [(get(n), get(n).params.parse(v)) for n, v in before], tiny.ids(4))
     layer = adapt(bundle, get("lora").params(rank=4, dropout=0.25), seed=0)["model.layers.0.mlp.up_proj"]

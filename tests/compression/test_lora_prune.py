@@ -1,4 +1,5 @@
-"""LoRAPrune: its stand-in for the gradient, its schedule, masks that only grow, and a cut model that equals the hidden one."""
+"""LoRAPrune: its stand-in for the gradient, its schedule, masks that only grow, and a cut model that equals
+the hidden one."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ from compression.pruning.structured import shrunk
 from tests import oracles, tiny
 
 TEXT = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11
-SHORT = {"protect_first": 0.0, "protect_last": 0.0, "rank": 2, "train_tokens": 12_000, "mask_every": 1, "learning_rate": 0.01}
+SHORT = {
+    "protect_first": 0.0,
+    "protect_last": 0.0,
+    "rank": 2,
+    "train_tokens": 12_000,
+    "mask_every": 1,
+    "learning_rate": 0.01,
+}
 
 
 def params(**values):
@@ -66,7 +74,9 @@ def test_masks_only_grow_and_end_at_the_asked_share(monkeypatch):
     history = []
     hide = Pruner.hide
     monkeypatch.setattr(
-        Pruner, "hide", lambda self, removed: (hide(self, removed), history.append((removed, dict(self.kept))))[0]
+        Pruner,
+        "hide",
+        lambda self, removed: (hide(self, removed), history.append((removed, dict(self.kept))))[0],
     )
     bundle = tiny.bundle("opt")
     sizes = bundle.geometry.layers[0]
@@ -75,9 +85,9 @@ def test_masks_only_grow_and_end_at_the_asked_share(monkeypatch):
     assert shares == sorted(shares) and shares[-1] == 0.5 and len(set(shares)) > 3
     for (_, before), (_, after) in zip(history, history[1:], strict=False):
         for layer in after:
-            assert set(after[layer].channels) <= set(before[layer].channels) and set(after[layer].heads) <= set(
-                before[layer].heads
-            )
+            assert set(after[layer].channels) <= set(before[layer].channels) and set(
+                after[layer].heads
+            ) <= set(before[layer].heads)
     then = shrunk(sizes, params(removed=0.5))
     assert (len(after[0].heads), len(after[0].channels)) == (then.heads, then.feed_forward) == (2, 48)
 
@@ -105,10 +115,13 @@ def test_importance_is_the_papers(monkeypatch):
         adapter.b.grad = torch.randn(adapter.b.shape, generator=generator)
         found = pruner._measure(1, role, adapter)
         values = [
-            t.detach().double().numpy() for t in (adapter.base.weight, adapter.a, adapter.b, adapter.a.grad, adapter.b.grad)
+            t.detach().double().numpy()
+            for t in (adapter.base.weight, adapter.a, adapter.b, adapter.a.grad, adapter.b.grad)
         ]
         size = 1 if role in ("up", "down") else 12
-        expected = oracles.pruning.lora_prune_importance(*values, 8.0, axis=0 if role in ("up", "q") else 1, size=size)
+        expected = oracles.pruning.lora_prune_importance(
+            *values, 8.0, axis=0 if role in ("up", "q") else 1, size=size
+        )
         assert np.allclose(found.numpy(), expected, rtol=1e-3)
 
 

@@ -1,4 +1,5 @@
-"""LUT-GEMM: uniform grids convert exactly, the look-up table multiplies right, the fit is the papers' (E10)."""
+"""LUT-GEMM: uniform grids convert exactly, the look-up table multiplies right, the fit is the papers'
+(E10)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ ABOVE = 1 + 1e-9
 def run(weight, previous=None, **params):
     method = get("lut_gemm")
     weight = weight if previous is None else previous.dequantize()
-    edit = method.compress(Site("a", "q", 0, 1, weight, None, previous), Stats(0), method.params.parse(params))
+    edit = method.compress(
+        Site("a", "q", 0, 1, weight, None, previous), Stats(0), method.params.parse(params)
+    )
     return edit.linears["a"]
 
 
@@ -52,7 +55,11 @@ def test_a_uniform_grid_converts_bit_for_bit(bits, group_size, symmetric):
     previous = rounded(normal(9, 52), bits, group_size, symmetric)  # a short last group
     packed = run(None, previous)
     assert packed.format == "binary_coded" and torch.equal(packed.stored(), previous.stored())
-    assert len(packed.planes) == bits and packed.offset.dtype == torch.float32 and packed.group_size == group_size
+    assert (
+        len(packed.planes) == bits
+        and packed.offset.dtype == torch.float32
+        and packed.group_size == group_size
+    )
 
 
 def test_the_conversion_is_the_papers():
@@ -60,7 +67,9 @@ def test_the_conversion_is_the_papers():
     packed = run(None, previous)
     codes = unpack(previous.codes, 3, 16).numpy()
     grid = previous.grid
-    signs, alpha, offset = oracles.codes.uniform_planes(codes, float(grid.scale[0, 0]), int(grid.zero_points()[0, 0]), 3)
+    signs, alpha, offset = oracles.codes.uniform_planes(
+        codes, float(grid.scale[0, 0]), int(grid.zero_points()[0, 0]), 3
+    )
     assert np.array_equal(signs_of(packed), signs) and np.array_equal(packed.alpha.numpy()[:, 0, 0], alpha)
     assert float(packed.offset[0, 0]) == offset
 
@@ -75,7 +84,9 @@ def test_the_fit_is_not_used_on_integers():
 def test_what_can_not_be_converted_is_refused_with_the_reason():
     scattered = rounded(normal(12, 64), 4)
     index = torch.arange(64) % 4
-    grid = Grid.make(scattered.grid.shape, 4, 16, scattered.grid.scale.float(), scattered.grid.zero_points(), index)
+    grid = Grid.make(
+        scattered.grid.shape, 4, 16, scattered.grid.scale.float(), scattered.grid.zero_points(), index
+    )
     with pytest.raises(BadChain, match="static_groups"):
         run(None, GroupedInt(scattered.codes, grid))
     integers = rounded(normal(), 8)
@@ -88,7 +99,9 @@ def test_what_can_not_be_converted_is_refused_with_the_reason():
 
 
 def test_chains_over_a_model_are_exact_or_refused():
-    recipe = lambda *steps: tuple((get(n), get(n).params.parse(p)) for n, p in steps)  # noqa: E731
+    def recipe(*steps):
+        return tuple((get(n), get(n).params.parse(p)) for n, p in steps)
+
     plain, converted = tiny.bundle("llama"), tiny.bundle("llama")
     first = ("rtn", {"bits": 4, "group_size": 16})
     calibrate.compress(plain, recipe(first), None)
@@ -98,7 +111,11 @@ def test_chains_over_a_model_are_exact_or_refused():
             assert torch.equal(converted.module.get_submodule(path).packed.stored(), module.packed.stored())
     expected, found = (tiny.logits(b, tiny.ids(4)) for b in (plain, converted))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-    for name, params in (("wanda", {"sparsity": 0.5}), ("nf4", {"group_size": 16}), ("svd", {"removed": 0.2})):
+    for name, params in (
+        ("wanda", {"sparsity": 0.5}),
+        ("nf4", {"group_size": 16}),
+        ("svd", {"removed": 0.2}),
+    ):
         with pytest.raises(BadChain, match="lut_gemm can't follow"):
             calibrate.compress(tiny.bundle("llama"), recipe((name, params), ("lut_gemm", {})), tiny.ids(4))
 
@@ -129,13 +146,21 @@ def test_looking_up_is_multiplying(bits, converted, served, monkeypatch):
     x = normal(1, 52, seed=9)
     alpha, offset = packed.alpha.numpy().astype(np.float64), packed.offset.numpy().astype(np.float64)
     expected = oracles.codes.look_up_product(x[0].numpy(), signs_of(packed), alpha, offset, 16)
-    wide = lambda scales: np.repeat(scales, 16, -1)[..., :52]  # noqa: E731
+
+    def wide(scales):
+        return np.repeat(scales, 16, -1)[..., :52]
+
     weight = (signs_of(packed) * wide(alpha)).sum(0) + wide(offset)
     assert np.allclose(weight @ x[0].numpy().astype(np.float64), expected, rtol=1e-12, atol=1e-12)
     assert np.allclose(packed.stored().numpy(), weight, rtol=1e-6, atol=0 if converted else 1e-6)
     assert np.allclose(packed.matmul(x)[0].numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-    assert packed.kernel.startswith({"C, added": "binary-coded planes, exact activations (C,", "PyTorch": "dequantise",
-                                     "C, looked up": "binary-coded planes, sums looked up, exact activations (C,"}[served])  # fmt: skip
+    assert packed.kernel.startswith(
+        {
+            "C, added": "binary-coded planes, exact activations (C,",
+            "PyTorch": "dequantise",
+            "C, looked up": "binary-coded planes, sums looked up, exact activations (C,",
+        }[served]
+    )
 
 
 # --- the fit ---
@@ -147,14 +172,22 @@ def test_greedy_and_alternating_equal_the_oracle(bits, offset):
     """Two groups, round by round, from both starts."""
     groups = (normal(2, 32, seed=bits) + 0.3).double()
     weights, signs = groups.sort(1).values, combinations(bits, offset, groups)
-    starts = [torch.nn.functional.pad(greedy(groups, bits), (0, int(offset)))] + ([uniform(groups, bits)] if offset else [])
-    assert np.allclose(greedy(groups, bits).numpy(), [oracles.codes.greedy_planes(g, bits) for g in groups.numpy()], rtol=1e-12)
+    starts = [torch.nn.functional.pad(greedy(groups, bits), (0, int(offset)))] + (
+        [uniform(groups, bits)] if offset else []
+    )
+    assert np.allclose(
+        greedy(groups, bits).numpy(),
+        [oracles.codes.greedy_planes(g, bits) for g in groups.numpy()],
+        rtol=1e-12,
+    )
     for start in starts:
         errors = torch.stack([alternate(weights, start, signs, k)[1] for k in range(6)], 1)
         scales = alternate(weights, start, signs, 5)[0]
         for i, group in enumerate(groups.numpy()):
             first = start[i].tolist()
-            alpha, constant, history = oracles.codes.binary_codes(group, first[:bits], first[bits] if offset else None, rounds=5)
+            alpha, constant, history = oracles.codes.binary_codes(
+                group, first[:bits], first[bits] if offset else None, rounds=5
+            )
             assert np.allclose(errors[i], history, rtol=1e-8)
             assert np.allclose(sorted(scales[i, :bits].abs().tolist(), reverse=True), alpha, rtol=1e-6)
             assert not offset or float(scales[i, bits]) == pytest.approx(constant, abs=1e-7)
@@ -182,7 +215,10 @@ def test_never_worse_than_rounding(bits):
     found = run(weight, bits=bits, group_size=64).dequantize()
     grid = fit_grid(weight, bits, 64, False)
     plain = grid.decode(grid.round(weight))
-    per_group = lambda w: (w - weight).square().view(32, -1, 64).sum(-1)  # noqa: E731
+
+    def per_group(w):
+        return (w - weight).square().view(32, -1, 64).sum(-1)
+
     assert bool((per_group(found) <= 1.001 * per_group(plain)).all())
     assert per_group(found).sum() < 0.9 * per_group(plain).sum()
 
@@ -198,9 +234,12 @@ def test_on_a_bell_curve_as_the_review_found():
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_greedy_fit_has_the_papers_scales_and_the_nearest_codes(bits):
-    """Equation 2 plane after plane; its own signs are never nearer, and the alternating fit is nearer than both."""
+    """Equation 2 plane after plane; its own signs are never nearer, and the alternating fit is nearer than
+    both."""
     weight = normal(6, 64, seed=bits)
-    found, better = (run(weight, bits=bits, group_size=32, offset=False, fit=fit) for fit in ("greedy", "alternating"))
+    found, better = (
+        run(weight, bits=bits, group_size=32, offset=False, fit=fit) for fit in ("greedy", "alternating")
+    )
     for o, j in np.ndindex(6, 2):
         group = weight[o, 32 * j : 32 * j + 32].double().numpy()
         alpha = oracles.codes.greedy_planes(group, bits)
@@ -208,7 +247,10 @@ def test_the_greedy_fit_has_the_papers_scales_and_the_nearest_codes(bits):
         rest = group.copy()
         for a in alpha:
             rest -= a * np.where(rest < 0, -1.0, 1.0)
-        left = [((p.dequantize()[o, 32 * j : 32 * j + 32].double().numpy() - group) ** 2).sum() for p in (found, better)]
+        left = [
+            ((p.dequantize()[o, 32 * j : 32 * j + 32].double().numpy() - group) ** 2).sum()
+            for p in (found, better)
+        ]
         assert left[1] <= left[0] * 1.001 and left[0] <= (rest**2).sum() * 1.001
 
 
@@ -242,4 +284,6 @@ def test_bits_a_weight():
     assert run(weight, offset=False).bits_per_weight() == 3 + 3 * 16 / 128
     converted = run(None, rounded(weight, 4, 64))
     promised = get("lut_gemm").converted_cost((32, 256), LutGemmParams(bits=4, group_size=64), 0)
-    assert converted.bits_per_weight() == 4 + (4 * 16 + 32) / 64 and converted.stored_bytes() == promised.bytes
+    assert (
+        converted.bits_per_weight() == 4 + (4 * 16 + 32) / 64 and converted.stored_bytes() == promised.bytes
+    )

@@ -23,7 +23,8 @@ STUDENTS = [n for n in NAMES if get(n).student]
 
 
 def on_families(names) -> list[tuple[str, str]]:
-    """What sees each matrix by itself has two families: test_calibrate.py has them all. What sees a block or the model has every one."""
+    """What sees each matrix by itself has two families: test_calibrate.py has them all. What sees a block or
+    the model has every one."""
     single = [n for n in names if get(n).scope == "linear"]
     return [*tiny.pairs(single), *((n, f) for n in names if n not in single for f in tiny.FAMILIES)]
 
@@ -44,14 +45,21 @@ def inputs(n=40, tokens=500, seed=1):
 
 def stats(x):
     return Stats(
-        tokens=len(x), gram=x.T @ x, sum_sq=x.square().sum(0), mean_abs=x.abs().mean(0), max_abs=x.abs().amax(0), mean=x.mean(0)
+        tokens=len(x),
+        gram=x.T @ x,
+        sum_sq=x.square().sum(0),
+        mean_abs=x.abs().mean(0),
+        max_abs=x.abs().amax(0),
+        mean=x.mean(0),
     )
 
 
 def run(name, here=None, x=None, **params):
     method = get(name)
     here = here or site()
-    edit = compress(method, here, stats(inputs(here.weight.shape[1]) if x is None else x), method.params.parse(params))
+    edit = compress(
+        method, here, stats(inputs(here.weight.shape[1]) if x is None else x), method.params.parse(params)
+    )
     return edit.linears.get(here.path), edit
 
 
@@ -84,7 +92,8 @@ def test_stored_bytes_are_what_the_cost_promised(name, shape):
     packed, edit = run(name, here, **method.tiny)
     promised = method.cost_of(shape, params, 500, here.role).bytes
     slack = 4 * (shape[0] + 1) + 8 if packed.format == "bitmask" else 8
-    bias = 2 * shape[0] if f"{here.path}.bias" in edit.tensors else 0  # one that the linear hadn't, in 16 bits
+    # one that the linear hadn't, in 16 bits
+    bias = 2 * shape[0] if f"{here.path}.bias" in edit.tensors else 0
     assert abs(packed.stored_bytes() + bias - promised) <= 0.02 * promised + slack
 
 
@@ -102,7 +111,9 @@ def test_inputs_are_not_changed(name):
 def test_the_same_input_gives_the_same_bytes(name):
     """E18."""
     a, b = run(name, **get(name).tiny)[0], run(name, **get(name).tiny)[0]
-    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name, family", on_families([n for n in NAMES if get(n).identity is not None]))
@@ -210,7 +221,9 @@ def test_a_short_group_is_told():
 def test_wanda_is_the_papers_mask():
     here, x = site(), inputs()
     packed, _ = run("wanda", here, x, sparsity=0.5)
-    assert np.array_equal(packed.mask().numpy(), oracles.pruning.wanda_mask(here.weight.numpy(), x.numpy(), 0.5))
+    assert np.array_equal(
+        packed.mask().numpy(), oracles.pruning.wanda_mask(here.weight.numpy(), x.numpy(), 0.5)
+    )
 
 
 @pytest.mark.parametrize("sparsity", [0.05, 0.5, 0.6, 0.95])
@@ -223,12 +236,15 @@ def test_wanda_removes_exactly_that_many_in_every_row_and_keeps_the_rest(sparsit
 
 
 def test_wanda_follows_inputs_and_magnitude_does_not():
-    """B: unchanged by W -> cW, X -> cX and by moving a factor from inputs to weights; magnitude's mask moves."""
+    """B: unchanged by W -> cW, X -> cX and by moving a factor from inputs to weights; magnitude's mask
+    moves."""
     here, x = site(), inputs()
     first = run("wanda", here, x)[0].mask()
     factor = 0.2 + 5 * torch.rand(40, generator=torch.Generator().manual_seed(5))
     moved = Site(here.path, "q", 0, 1, here.weight / factor, None, None)
-    assert torch.equal(run("wanda", Site(here.path, "q", 0, 1, 8 * here.weight, None, None), x)[0].mask(), first)
+    assert torch.equal(
+        run("wanda", Site(here.path, "q", 0, 1, 8 * here.weight, None, None), x)[0].mask(), first
+    )
     assert torch.equal(run("wanda", here, 4 * x)[0].mask(), first)
     assert torch.equal(run("wanda", moved, x * factor)[0].mask(), first)
     assert not torch.equal(run("magnitude", moved)[0].mask(), run("magnitude", here)[0].mask())
@@ -305,8 +321,14 @@ def test_svd_llm_is_the_papers_form_and_its_error_the_discarded_eigenvalues(shap
 
 def test_svd_llm_wins_on_outputs_and_svd_on_weights():
     here, x = site(32, 32), inputs(32)
-    ours, plain = run("svd_llm", here, x, removed=0.5)[0].dequantize(), run("svd", here, removed=0.5)[0].dequantize()
-    outputs = lambda w: float(((here.weight - w) @ x.T).square().sum())  # noqa: E731
+    ours, plain = (
+        run("svd_llm", here, x, removed=0.5)[0].dequantize(),
+        run("svd", here, removed=0.5)[0].dequantize(),
+    )
+
+    def outputs(w):
+        return float(((here.weight - w) @ x.T).square().sum())
+
     assert outputs(ours) < 0.9 * outputs(plain)
     assert (here.weight - plain).norm() < (here.weight - ours).norm()
 
@@ -324,8 +346,16 @@ def test_svd_llm_needs_no_invertible_gram():
 LLAMA_7B = Geometry("llama", 4096, 32_000, 2048, False, (LayerGeometry(32, 32, 128, 11_008),) * 32)
 
 
-@pytest.mark.parametrize("shape, rank", [((4096, 4096), 1638), ((11_008, 4096), 2388), ((4096, 11_008), 2388),
-                                         ((768, 768), 307), ((3072, 768), 491)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape, rank",
+    [
+        ((4096, 4096), 1638),
+        ((11_008, 4096), 2388),
+        ((4096, 11_008), 2388),
+        ((768, 768), 307),
+        ((3072, 768), 491),
+    ],
+)
 def test_the_rank_of_a_budget_is_the_papers(shape, rank):
     assert rank_for(shape, 0.2) == rank
 
@@ -361,7 +391,8 @@ def test_every_low_rank_method_has_at_most_that_rank_and_loses_to_the_optima(sha
 
 @pytest.mark.parametrize("name", ["svd", "asvd", "svd_llm", "pca"])
 def test_all_of_the_rank_reproduces_the_weight(name, monkeypatch):
-    """A budget never allows it (two factors of full rank are larger than the matrix): the rank is set from outside."""
+    """A budget never allows it (two factors of full rank are larger than the matrix): the rank is set from
+    outside."""
     here, x = site(24, 40), inputs()
     module = sys.modules[get(name).compress.__module__]
     module = sys.modules["compression.low_rank.svd_llm"] if name == "pca" else module
@@ -377,7 +408,10 @@ def test_moving_a_factor_from_inputs_to_weights_moves_no_output(name):
     here, x = site(), inputs()
     mix = torch.eye(40) + 0.3 * torch.randn(40, 40, generator=torch.Generator().manual_seed(3)) / 40**0.5
     moved = dataclasses.replace(here, weight=torch.linalg.solve(mix, here.weight, left=False))
-    outputs = lambda name, at, x: x @ run(name, at, x, removed=0.5)[0].dequantize().T  # noqa: E731
+
+    def outputs(name, at, x):
+        return x @ run(name, at, x, removed=0.5)[0].dequantize().T
+
     first = outputs(name, here, x)
     assert (outputs(name, moved, x @ mix.T) - first).norm() < 0.01 * first.norm()
     for other in ("svd", "asvd"):
@@ -388,6 +422,7 @@ def test_error_falls_with_rank():
     here, x = site(), inputs()
     for name in ("svd", "svd_llm", "asvd", "pca"):
         errors = [
-            float(((here.weight - run(name, here, x, removed=r)[0].dequantize()) @ x.T).norm()) for r in (0.8, 0.6, 0.4, 0.2)
+            float(((here.weight - run(name, here, x, removed=r)[0].dequantize()) @ x.T).norm())
+            for r in (0.8, 0.6, 0.4, 0.2)
         ]
         assert errors == sorted(errors, reverse=True)

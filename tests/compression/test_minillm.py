@@ -31,10 +31,19 @@ def surrogate(q, p, sequences, where, single_step, **switches):
     log_q, log_p = chosen(q, sequences, where), chosen(p, sequences, where)
     old = log_q.detach()
     switches = {"length_norm": False, "whiten": False} | switches
-    weight = minillm.advantages(log_p - old, torch.ones_like(sequences, dtype=torch.bool), single_step=single_step, **switches)
+    weight = minillm.advantages(
+        log_p - old, torch.ones_like(sequences, dtype=torch.bool), single_step=single_step, **switches
+    )
     flat = where.flatten()
-    losses = minillm.token_loss(logs(p)[flat], logs(q)[flat], sequences.flatten(), weight.flatten(), old.flatten(),
-                                torch.ones(sequences.numel()).double(), single_step)  # fmt: skip
+    losses = minillm.token_loss(
+        logs(p)[flat],
+        logs(q)[flat],
+        sequences.flatten(),
+        weight.flatten(),
+        old.flatten(),
+        torch.ones(sequences.numel()).double(),
+        single_step,
+    )
     return (old.sum(1).exp() * losses.view(sequences.shape).sum(1)).sum()
 
 
@@ -42,7 +51,10 @@ def surrogate(q, p, sequences, where, single_step, **switches):
 def test_the_expected_gradient_is_that_of_the_sequences_reverse_kl(single_step):
     """All 64 sequences of 3 out of 4 symbols, without norm, mixing or clip."""
     q, p, sequences, where = everything()
-    exact = (chosen(q, sequences, where).sum(1).exp() * (chosen(q, sequences, where) - chosen(p, sequences, where)).sum(1)).sum()
+    exact = (
+        chosen(q, sequences, where).sum(1).exp()
+        * (chosen(q, sequences, where) - chosen(p, sequences, where)).sum(1)
+    ).sum()
     (expected,) = torch.autograd.grad(exact, q)
     (found,) = torch.autograd.grad(surrogate(q, p, sequences, where, single_step), q)
     assert torch.allclose(found, expected, atol=1e-6) and expected.abs().max() > 1e-2
@@ -52,7 +64,9 @@ def test_the_expected_gradient_is_that_of_the_sequences_reverse_kl(single_step):
 @pytest.mark.parametrize("whiten", [True, False])
 def test_a_text_of_one_token_has_no_return(whiten, length_norm):
     rewards, mask = torch.randn(5, 1), torch.ones(5, 1, dtype=torch.bool)
-    assert not minillm.advantages(rewards, mask, single_step=True, length_norm=length_norm, whiten=whiten).any()
+    assert not minillm.advantages(
+        rewards, mask, single_step=True, length_norm=length_norm, whiten=whiten
+    ).any()
 
 
 def test_a_student_like_its_teacher_has_no_gradient():
@@ -71,7 +85,9 @@ def test_returns_by_hand():
         return minillm.advantages(rewards, mask, **switches).tolist()
 
     assert made() == [[14, 12, 8, 0], [5, 0, 0, 0]]
-    assert made(length_norm=True) == [[7, 12, 8, 0], [5, 0, 0, 0]], "divisors max(1, T - t - 1) of T - t terms"
+    assert made(length_norm=True) == [[7, 12, 8, 0], [5, 0, 0, 0]], (
+        "divisors max(1, T - t - 1) of T - t terms"
+    )
     assert made(single_step=False) == [[14, 13, 11, 7], [7, 4, 0, 0]]
     whitened = minillm.advantages(rewards, mask, single_step=True, length_norm=True, whiten=True)
     has = torch.tensor([[True, True, True, False], [True, False, False, False]])
@@ -80,10 +96,23 @@ def test_returns_by_hand():
 
 
 def test_the_ratio_is_clipped_where_it_would_be_rewarded():
-    """PPO: a ratio beyond 1 +- 0.2 has no gradient in the direction of its advantage, and keeps it in the other."""
-    for advantage, ratio, free in ((1.0, 1.3, False), (1.0, 0.7, True), (-1.0, 1.3, True), (-1.0, 0.7, False)):
+    """PPO: a ratio beyond 1 +- 0.2 has no gradient in the direction of its advantage, and keeps it in the
+    other."""
+    for advantage, ratio, free in (
+        (1.0, 1.3, False),
+        (1.0, 0.7, True),
+        (-1.0, 1.3, True),
+        (-1.0, 0.7, False),
+    ):
         log_q = torch.zeros(1, 2).double().requires_grad_(True)
-        out = minillm.token_loss(torch.zeros(1, 2).double(), torch.log_softmax(log_q, -1), torch.tensor([0]),
-                                 torch.tensor([advantage]), torch.tensor([0.5]).log() - math.log(ratio), torch.ones(1), False)  # fmt: skip
+        out = minillm.token_loss(
+            torch.zeros(1, 2).double(),
+            torch.log_softmax(log_q, -1),
+            torch.tensor([0]),
+            torch.tensor([advantage]),
+            torch.tensor([0.5]).log() - math.log(ratio),
+            torch.ones(1),
+            False,
+        )
         out.sum().backward()
         assert bool(log_q.grad.any()) is free

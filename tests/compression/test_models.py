@@ -16,9 +16,24 @@ from compression.base import ModelUnavailable, UnsupportedModel
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from tests import tiny
 
-NAMES = {"smollm2-135m", "smollm2-135m-instruct", "smollm2-360m", "smollm2-360m-instruct", "qwen2.5-0.5b", "qwen2.5-0.5b-instruct",
-         "qwen3-0.6b", "opt-125m", "opt-350m", "gpt2", "pythia-70m", "pythia-160m", "pythia-410m", "tinyllama-1.1b-chat-v1.0",
-         "llama-3.2-1b-instruct", OFFLINE_MODEL}  # fmt: skip
+NAMES = {
+    "smollm2-135m",
+    "smollm2-135m-instruct",
+    "smollm2-360m",
+    "smollm2-360m-instruct",
+    "qwen2.5-0.5b",
+    "qwen2.5-0.5b-instruct",
+    "qwen3-0.6b",
+    "opt-125m",
+    "opt-350m",
+    "gpt2",
+    "pythia-70m",
+    "pythia-160m",
+    "pythia-410m",
+    "tinyllama-1.1b-chat-v1.0",
+    "llama-3.2-1b-instruct",
+    OFFLINE_MODEL,
+}
 
 
 def test_the_catalogue_holds_the_promised_models():
@@ -35,9 +50,14 @@ def test_the_catalogue_holds_the_promised_models():
 @pytest.mark.alone
 @pytest.mark.parametrize(
     "name, code",
-    [("nosuchmodel", "unknown_model"), ("gpt2", "hub_unreachable"), ("someone/some-model", "hub_unreachable"),
-     ("/nowhere/at-all", "unknown_model"), ("", "unknown_model")],
-)  # fmt: skip
+    [
+        ("nosuchmodel", "unknown_model"),
+        ("gpt2", "hub_unreachable"),
+        ("someone/some-model", "hub_unreachable"),
+        ("/nowhere/at-all", "unknown_model"),
+        ("", "unknown_model"),
+    ],
+)
 def test_what_cannot_be_had_is_told_at_once(name, code):
     start = time.perf_counter()
     with pytest.raises(ModelUnavailable) as error:
@@ -108,7 +128,14 @@ class Hub:
     """Answers as huggingface_hub.HfApi does for one repository."""
 
     def __init__(self, place, files, *, gated=False, family="llama", missing=False, pulls=()):
-        self.place, self.files, self.gated, self.family, self.missing, self.pulls = place, files, gated, family, missing, pulls
+        self.place, self.files, self.gated, self.family, self.missing, self.pulls = (
+            place,
+            files,
+            gated,
+            family,
+            missing,
+            pulls,
+        )
         self.revisions = []
 
     def model_info(self, repo, revision="main", files_metadata=False, timeout=None):
@@ -122,13 +149,17 @@ class Hub:
             raise RepositoryNotFoundError("404", response=httpx.Response(404, request=request))
         self.revisions.append(revision)
         files = [*self.files, "model.safetensors"] if revision.startswith("refs/pr/") else self.files
-        return SimpleNamespace(gated=self.gated, sha=revision, siblings=[SimpleNamespace(rfilename=f, size=1000) for f in files])
+        return SimpleNamespace(
+            gated=self.gated, sha=revision, siblings=[SimpleNamespace(rfilename=f, size=1000) for f in files]
+        )
 
     def auth_check(self, repo):
         import httpx
         from huggingface_hub.errors import GatedRepoError
 
-        raise GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid")))
+        raise GatedRepoError(
+            "403", response=httpx.Response(403, request=httpx.Request("GET", "https://hub.invalid"))
+        )
 
     def get_repo_discussions(self, repo, discussion_type=None):
         return self.pulls
@@ -151,7 +182,9 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(tmp_path, files, **traits))
         monkeypatch.setattr(
-            hubs, "_download", lambda repo, sha, names, emit: fetched.update(sha=sha, files=set(names)) or tmp_path
+            hubs,
+            "_download",
+            lambda repo, sha, names, emit: fetched.update(sha=sha, files=set(names)) or tmp_path,
         )
         try:
             hubs.fetch("someone/a-model", lambda e: None)
@@ -186,8 +219,14 @@ def test_refusals_come_before_the_download(hub):
 def test_the_hubs_own_conversion_is_taken_where_there_is_no_other(hub):
     from types import SimpleNamespace
 
-    pull = SimpleNamespace(author="SFconvertbot", title="Adding `safetensors` variant of this model", num=7, status="open")
+    pull = SimpleNamespace(
+        author="SFconvertbot", title="Adding `safetensors` variant of this model", num=7, status="open"
+    )
     found = hub("config.json", "pytorch_model.bin", pulls=(pull,))
-    assert found["sha"] == "refs/pr/7" and "model.safetensors" in found["files"] and "pytorch_model.bin" not in found["files"]
+    assert (
+        found["sha"] == "refs/pr/7"
+        and "model.safetensors" in found["files"]
+        and "pytorch_model.bin" not in found["files"]
+    )
     stranger = SimpleNamespace(**{**vars(pull), "author": "somebody"})
     assert hub("config.json", "pytorch_model.bin", pulls=(stranger,)) == "no_safetensors"

@@ -1,4 +1,5 @@
-"""MT-CoT: two tasks by the papers' weights, the papers' filters and targets, and worked steps that make a task learnable."""
+"""MT-CoT: two tasks by the papers' weights, the papers' filters and targets, and worked steps that make a
+task learnable."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from compression.distillation.tasks import MARK, Question
 from compression.distillation.teacher import Interview
 from tests import micro
 
-QUESTIONS = [Question("sum", 1, f"{a} + {b}?", str(a + b), f"{a} and {b} is {a + b}.") for a in range(5) for b in range(5)]
+QUESTIONS = [
+    Question("sum", 1, f"{a} + {b}?", str(a + b), f"{a} and {b} is {a + b}.")
+    for a in range(5)
+    for b in range(5)
+]
 WHY = [q.worked for q in QUESTIONS]
 
 
@@ -32,9 +37,14 @@ def by_gradient(bundle, batch):
 def test_all_weight_on_answers_is_learning_answers_alone_bit_for_bit():
     bundle = micro.model()
     tokenizer = bundle.tokenizer
-    both, alone = mt_cot.lessons(tokenizer, QUESTIONS, WHY, "MT-CoT"), mt_cot.lessons(tokenizer, QUESTIONS, None, "MT-CoT")
+    both, alone = (
+        mt_cot.lessons(tokenizer, QUESTIONS, WHY, "MT-CoT"),
+        mt_cot.lessons(tokenizer, QUESTIONS, None, "MT-CoT"),
+    )
     first, second = by_gradient(bundle, step(both, (1.0, 0.0))), by_gradient(bundle, step(alone, (1.0, 0.0)))
-    assert torch.equal(first[0], second[0]) and all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+    assert torch.equal(first[0], second[0]) and all(
+        torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True)
+    )
     mixed = by_gradient(bundle, step(both, (0.5, 0.5)))
     assert mixed[0] != first[0]
 
@@ -43,7 +53,9 @@ def test_the_loss_is_the_weighted_sum_of_the_two_tasks_means():
     bundle = micro.model()
     lessons = mt_cot.lessons(bundle.tokenizer, QUESTIONS, WHY, "MT-CoT")
     answers, reasons = (float(loss(bundle, step(lessons, s))) for s in ((1.0, 0.0), (0.0, 1.0)))
-    assert float(loss(bundle, step(lessons, (0.3, 0.7)))) == pytest.approx(0.3 * answers + 0.7 * reasons, rel=1e-5)
+    assert float(loss(bundle, step(lessons, (0.3, 0.7)))) == pytest.approx(
+        0.3 * answers + 0.7 * reasons, rel=1e-5
+    )
 
 
 def test_a_long_rationale_does_not_change_the_answer_tasks_weight():
@@ -54,12 +66,20 @@ def test_a_long_rationale_does_not_change_the_answer_tasks_weight():
 
 
 @pytest.mark.parametrize(
-    "form, expected", [("MT-Re", "1 and 2 is 3."), ("MT-Ra", f"{MARK} 3. 1 and 2 is 3."), ("MT-CoT", f"1 and 2 is 3. {MARK} 3")]
+    "form, expected",
+    [
+        ("MT-Re", "1 and 2 is 3."),
+        ("MT-Ra", f"{MARK} 3. 1 and 2 is 3."),
+        ("MT-CoT", f"1 and 2 is 3. {MARK} 3"),
+    ],
 )
 def test_the_three_forms(form, expected):
     q = Question("sum", 1, "1 + 2?", "3", "1 and 2 is 3.")
     (answer,), (second,) = mt_cot.lessons((t := micro.model().tokenizer), [q], [q.worked], form)[0]
-    said = lambda r: (t.decode(r.ids[: r.start]), t.decode(r.ids[r.start : -1]).strip())  # noqa: E731
+
+    def said(r):
+        return (t.decode(r.ids[: r.start]), t.decode(r.ids[r.start : -1]).strip())
+
     assert said(answer) == ("predict: 1 + 2?", "3") and said(second) == ("explain: 1 + 2?", expected)
     if form != "MT-Re":
         assert tasks.right(q, mt_cot.by_form(form, expected))
@@ -79,20 +99,30 @@ def test_crop_asks_again_with_the_answer_only_where_thinking_failed():
     def answer(prompt):
         asked.append(prompt)
         if "Think" in prompt:
-            return f"Steps. {MARK} {'0' if '4 + ' in prompt else sum(int(x) for x in prompt[:6] if x.isdigit())}"
+            return (
+                f"Steps. {MARK} {'0' if '4 + ' in prompt else sum(int(x) for x in prompt[:6] if x.isdigit())}"
+            )
         return "Because."
 
     found = mt_cot.explanations(interview(answer), QUESTIONS, "CROP", 16, 0)
     wrong = [q for q in QUESTIONS if q.text.startswith("4")]
     assert asked == [mt_cot.think(q) for q in QUESTIONS] + [mt_cot.explain(q) for q in wrong]
-    assert found.given == 5 and found.texts == ["Because." if q in wrong else "Steps." for q in QUESTIONS] and found.right == 20
+    assert (
+        found.given == 5
+        and found.texts == ["Because." if q in wrong else "Steps." for q in QUESTIONS]
+        and found.right == 20
+    )
     told = mt_cot.explanations(interview(lambda p: "Because."), QUESTIONS, "RP", 16, 0)
     assert told.right is None and told.given == len(QUESTIONS)
 
 
 def test_training_and_judged_questions_are_apart(monkeypatch):
     seen = {}
-    monkeypatch.setattr(mt_cot, "distil", lambda bundle, context, params, questions, judged: seen.update(q=questions, j=judged))
+    monkeypatch.setattr(
+        mt_cot,
+        "distil",
+        lambda bundle, context, params, questions, judged: seen.update(q=questions, j=judged),
+    )
     mt_cot.compress(micro.model(), micro.context(), mt_cot.MtCotParams(questions=300, judged=60))
     texts = [q.text for q in seen["q"]]
     assert len(set(texts)) == 300 and not set(texts) & {q.text for q in seen["j"]} and len(seen["j"]) == 60
@@ -100,14 +130,17 @@ def test_training_and_judged_questions_are_apart(monkeypatch):
 
 def test_an_unchecked_explanation_and_the_teachers_own_answers_are_told():
     params = mt_cot.MtCotParams(teaching="teacher", compare=False, train_tokens=500, explanation_tokens=8)
-    edit = mt_cot.distil(micro.model(), micro.context(micro.Stub(lambda p: f"So. {MARK} 4")), params, QUESTIONS, QUESTIONS[:8])
+    edit = mt_cot.distil(
+        micro.model(), micro.context(micro.Stub(lambda p: f"So. {MARK} 4")), params, QUESTIONS, QUESTIONS[:8]
+    )
     right = sum(q.answer == "4" for q in QUESTIONS)
     assert micro.facts(edit, "teacher_right")["right"] == 100 * right / 25 == 20.0
     assert micro.facts(edit, "explanations_given") == {"given": 25 - right, "used": 25}
 
 
 def parity(bits):
-    """Odd or even number of ones, with the parity after each bit as the way there: one letter a bit, so that no step is long."""
+    """Odd or even number of ones, with the parity after each bit as the way there: one letter a bit, so that
+    no step is long."""
     odd, way = 0, ""
     for bit in bits:
         odd ^= bit
@@ -116,16 +149,26 @@ def parity(bits):
 
 
 def test_the_way_makes_a_task_learnable_that_answers_alone_do_not_teach():
-    """Parity of 8 bits, 200 questions to learn from and the 56 others to be judged by: in explanation mode nearly all are right; one
-    trained on answers alone guesses, and so does this one's answer mode (which the paper promises more of, at its scale)."""
+    """Parity of 8 bits, 200 questions to learn from and the 56 others to be judged by: in explanation mode
+    nearly all are right; one trained on answers alone guesses, and so does this one's answer mode (which the
+    paper promises more of, at its scale)."""
     every = [parity(bits) for bits in itertools.product((0, 1), repeat=8)]
-    tokens, reached = {"oracle": 800_000, "answers": 280_000}, {"oracle": [], "answers": []}  # as often each question
+    # as often each question
+    tokens, reached = {"oracle": 800_000, "answers": 280_000}, {"oracle": [], "answers": []}
     for seed in (0, 1):
         Random(seed).shuffle(every)
         for teaching, modes in reached.items():
             params = mt_cot.MtCotParams(
-                teaching=teaching, train_tokens=tokens[teaching], train_minutes=60.0, learning_rate=2e-3, explanation_tokens=16
+                teaching=teaching,
+                train_tokens=tokens[teaching],
+                train_minutes=60.0,
+                learning_rate=2e-3,
+                explanation_tokens=16,
             )
-            edit = mt_cot.distil(micro.model(seed=seed), micro.context(seed=seed), params, every[:200], every[200:])
-            modes.append(micro.facts(edit, "explanation_mode" if teaching == "oracle" else "tasks_learnt")["after"])
+            edit = mt_cot.distil(
+                micro.model(seed=seed), micro.context(seed=seed), params, every[:200], every[200:]
+            )
+            modes.append(
+                micro.facts(edit, "explanation_mode" if teaching == "oracle" else "tasks_learnt")["after"]
+            )
     assert min(reached["oracle"]) > 90 and max(reached["answers"]) < 75

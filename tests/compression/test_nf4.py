@@ -1,4 +1,5 @@
-"""NF4 and FP4: the tables by their definitions, the nearest value weight by weight, and bitsandbytes' own numbers."""
+"""NF4 and FP4: the tables by their definitions, the nearest value weight by weight, and bitsandbytes' own
+numbers."""
 
 from __future__ import annotations
 
@@ -27,11 +28,14 @@ def gaussian(out=64, n=256, seed=0):
 
 def test_the_tables_are_their_definitions():
     assert np.allclose(TABLES["nf4"], oracles.codes.nf4_table(), atol=2e-7)
-    floats = [0.0, 0.0625]  # two exponent bits, one of mantissa, in bitsandbytes' order: the smallest two are no powers
+    # two exponent bits, one of mantissa, in bitsandbytes' order: the smallest two are no powers
+    floats = [0.0, 0.0625]
     for exponent, mantissa in ((1, 1.0), (1, 1.5), (2, 1.0), (2, 1.5), (3, 1.0), (3, 1.5)):
         floats.append(2.0 ** (4 - exponent) * mantissa)
     assert np.allclose(sorted(TABLES["fp4"][:8]), np.array(sorted(floats)) / 12)
-    assert [12 * v for v in TABLES["fp4"]] == pytest.approx([0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3])
+    assert [12 * v for v in TABLES["fp4"]] == pytest.approx(
+        [0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3]
+    )
 
 
 @pytest.mark.parametrize("table", ["nf4", "fp4"])
@@ -46,7 +50,8 @@ def test_equals_the_oracle(table):
 def test_what_stands_in_the_table_stays_and_a_tie_goes_to_the_lower_value(table):
     values = sorted(set(np.float32(TABLES[table])))
     middles = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
-    row = torch.tensor(np.pad(np.float32([*values, *middles]), (0, 64 - 2 * len(values) + 1)))[None]  # largest 1: scale 1
+    # largest 1: scale 1
+    row = torch.tensor(np.pad(np.float32([*values, *middles]), (0, 64 - 2 * len(values) + 1)))[None]
     found = run(row, table=table).dequantize()[0].tolist()
     assert found[: len(values)] == pytest.approx(values, abs=0)
     assert found[len(values) : 2 * len(values) - 1] == pytest.approx(values[:-1], abs=0)
@@ -67,10 +72,18 @@ def test_on_a_bell_curve_nf4_beats_fp4_and_equally_spaced_marks():
     """The methods' review: .00846, .01488 and .01158 for blocks of 64."""
     weight = gaussian(1024, 512)
     blocks = weight.view(-1, 64)
-    scale = minmax_sym(blocks.amin(1, True), blocks.amax(1, True), 4)[0].float() * 15 / 14  # largest |w| to code 7
+    # largest |w| to code 7
+    scale = minmax_sym(blocks.amin(1, True), blocks.amax(1, True), 4)[0].float() * 15 / 14
     rounded = (blocks / scale).round() * scale
-    mse = lambda found: float((found - weight).square().mean())  # noqa: E731
-    nf4, fp4, int4 = mse(run(weight).dequantize()), mse(run(weight, table="fp4").dequantize()), mse(rounded.view_as(weight))
+
+    def mse(found):
+        return float((found - weight).square().mean())
+
+    nf4, fp4, int4 = (
+        mse(run(weight).dequantize()),
+        mse(run(weight, table="fp4").dequantize()),
+        mse(rounded.view_as(weight)),
+    )
     assert nf4 < 0.8 * int4 and nf4 < 0.6 * fp4
     assert (nf4, int4, fp4) == pytest.approx((0.00846, 0.01158, 0.01488), rel=0.02)
 
@@ -80,13 +93,17 @@ def test_on_a_bell_curve_nf4_beats_fp4_and_equally_spaced_marks():
 def test_equals_bitsandbytes(table, double):
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = gaussian(48, 512, seed=7)
-    theirs, state = functional.quantize_4bit(weight, blocksize=64, quant_type=table, compress_statistics=double)
+    theirs, state = functional.quantize_4bit(
+        weight, blocksize=64, quant_type=table, compress_statistics=double
+    )
     expected = functional.dequantize_4bit(theirs, state)
     packed = run(weight, table=table, double=double)
     found = packed.dequantize()
     if double:
         assert torch.equal(packed.scale.flatten(), state.absmax.flatten())
-        assert torch.allclose(packed.absmax, state.state2.absmax, rtol=1e-6) and float(packed.offset) == float(state.offset)
+        assert torch.allclose(packed.absmax, state.state2.absmax, rtol=1e-6) and float(
+            packed.offset
+        ) == float(state.offset)
         assert (found == expected).float().mean() > 0.999
     assert torch.allclose(found, expected, rtol=2e-6 if double else 1e-6, atol=1e-7 if double else 0)
     codes = unpack(packed.codes, 4, 512).flatten()
@@ -100,15 +117,21 @@ def test_equals_bitsandbytes(table, double):
 
 @pytest.mark.parametrize("table", ["nf4", "fp4"])
 def test_double_quantization_is_the_oracles(table):
-    """Codes are chosen for the scales as they are, scales become codes after that: 340 groups, the second run of 256 is short."""
+    """Codes are chosen for the scales as they are, scales become codes after that: 340 groups, the second run
+    of 256 is short."""
     weight = torch.randn(34, 160, generator=torch.Generator().manual_seed(11))
     packed = run(weight, table=table, group_size=16, double=True)
-    places, codes, scales = oracles.codes.double_quantized(weight.numpy().astype(np.float64), TABLES[table], 16)
+    places, codes, scales = oracles.codes.double_quantized(
+        weight.numpy().astype(np.float64), TABLES[table], 16
+    )
     values = np.array(TABLES[table])
-    assert np.array_equal(values[unpack(packed.codes, 4, 160).numpy()], values[places])  # FP4 has two codes for 0
+    # FP4 has two codes for 0
+    assert np.array_equal(values[unpack(packed.codes, 4, 160).numpy()], values[places])
     assert np.array_equal(packed.scale.flatten().numpy(), codes)
     assert np.allclose(packed.scales().flatten().numpy(), scales, atol=1e-6)
-    assert np.allclose(packed.dequantize().numpy(), values[places] * scales.repeat(16).reshape(34, 160), atol=1e-6)
+    assert np.allclose(
+        packed.dequantize().numpy(), values[places] * scales.repeat(16).reshape(34, 160), atol=1e-6
+    )
 
 
 def test_bits_a_weight():
@@ -116,7 +139,9 @@ def test_bits_a_weight():
     table = 64 * 8 / weight.numel()
     assert run(weight).bits_per_weight() == pytest.approx(4.25 + table, abs=1e-9)
     offset = 32 / weight.numel()
-    assert run(weight, double=True).bits_per_weight() == pytest.approx(4 + 8 / 64 + 32 / (64 * 256) + table + offset, abs=1e-9)
+    assert run(weight, double=True).bits_per_weight() == pytest.approx(
+        4 + 8 / 64 + 32 / (64 * 256) + table + offset, abs=1e-9
+    )
     assert abs(4 + 8 / 64 + 32 / (64 * 256) - 4.127) < 5e-4
 
 

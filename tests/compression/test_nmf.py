@@ -60,7 +60,8 @@ def test_a_non_negative_matrix_of_low_rank_is_found_again():
 
 
 def test_rank_1_is_the_best_there_is():
-    """The best rank-1 approximation of a non-negative matrix is non-negative (Perron and Frobenius): NMF finds the SVD's."""
+    """The best rank-1 approximation of a non-negative matrix is non-negative (Perron and Frobenius): NMF
+    finds the SVD's."""
     weight = site(12, 20).weight.double().clamp_min(0)
     u, v = factorise(weight, 1, 300)
     a, s, b = torch.linalg.svd(weight)
@@ -81,9 +82,16 @@ def test_zeros_and_one_sign_only_are_no_trouble():
 def test_no_better_than_svd_and_less_constrained_is_better(shape, removed):
     """Eckart and Young; and semi-NMF, whose one factor is free, lies between the two by far."""
     here = site(*shape)
-    errors = {signs: run("nmf", here, removed=removed, signs=signs, updates=20)[1].figures["block.linear"]["weight_error"]
-              for signs in ("split", "semi")}  # fmt: skip
-    best = float((here.weight - run("svd", here, removed=removed)[0].dequantize()).square().sum() / here.weight.square().sum())
+    errors = {
+        signs: run("nmf", here, removed=removed, signs=signs, updates=20)[1].figures["block.linear"][
+            "weight_error"
+        ]
+        for signs in ("split", "semi")
+    }
+    best = float(
+        (here.weight - run("svd", here, removed=removed)[0].dequantize()).square().sum()
+        / here.weight.square().sum()
+    )
     assert best <= errors["semi"] < 0.8 * errors["split"] < 1
 
 

@@ -1,4 +1,5 @@
-"""Models whose layers aren't alike: calibration sees what the model sees, and every way to write gives its logits or declines."""
+"""Models whose layers aren't alike: calibration sees what the model sees, and every way to write gives its
+logits or declines."""
 
 from __future__ import annotations
 
@@ -37,7 +38,10 @@ def written(forward, ids):
 def states_of(bundle, ids):
     """What enters each block, and what leaves the last one, in the model's own forward pass."""
     blocks, seen = arch.blocks(bundle.module), []
-    take = lambda block, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"])  # noqa: E731
+
+    def take(block, args, kwargs):
+        return seen.append(args[0] if args else kwargs["hidden_states"])
+
     handles = [block.register_forward_pre_hook(take, with_kwargs=True) for block in blocks]
     handles.append(blocks[-1].register_forward_hook(lambda block, args, out: seen.append(out)))
     bundle.module(input_ids=ids, use_cache=False)
@@ -49,7 +53,11 @@ def states_of(bundle, ids):
 def test_every_block_is_replayed_on_what_the_model_gives_it(name, monkeypatch):
     """Batches of 2, 2 and 1 windows, longer than the sliding window."""
     monkeypatch.setattr(inputs, "TOKENS_PER_BATCH", 80)
-    bundle, ids = (odd.made(name).bundle, odd.made(name).ids) if name in odd.ODD else (tiny.bundle(name), tiny.ids(5, 40))
+    bundle, ids = (
+        (odd.made(name).bundle, odd.made(name).ids)
+        if name in odd.ODD
+        else (tiny.bundle(name), tiny.ids(5, 40))
+    )
     expected, replay = states_of(bundle, ids), inputs.capture(bundle, ids)
     assert [len(batch) for batch in replay.batches] == [2, 2, 1]
     for block, states in zip(arch.blocks(bundle.module), expected, strict=False):
@@ -79,7 +87,8 @@ def test_the_step_writes_what_the_model_says_or_declines(name):
 
 @pytest.mark.parametrize("name", [name for name, (*_, why) in odd.ODD.items() if "window" in why])
 def test_a_cache_of_few_bits_past_the_window(name):
-    """The window is the masks' matter; codes of all tokens are kept. What is left is the rounding to 8 bits."""
+    """The window is the masks' matter; codes of all tokens are kept. What is left is the rounding to 8
+    bits."""
     made = odd.made(name)
     bundle = dataclasses.replace(made.bundle, cache_bits=8)
     assert relative(written(sample.transformers_stepper(bundle), made.ids), made.logits) < 0.05
@@ -100,7 +109,10 @@ def test_a_passage_calls_its_block_as_the_model_does():
     for i, block in enumerate(arch.blocks(bundle.module)):
         passage = inputs.Passage(block, [states[i]], [states[i + 1]], calls[block])
         for some in (slice(0, 1), slice(0, 3)):
-            assert relative(passage.run(states[i][some], dict(block.named_parameters())), states[i + 1][some]) < EXACT
+            assert (
+                relative(passage.run(states[i][some], dict(block.named_parameters())), states[i + 1][some])
+                < EXACT
+            )
 
 
 def test_equal_calls_are_kept_once(monkeypatch):
@@ -114,7 +126,9 @@ def hidden_from_arguments(bundle):
     """Each block adds what the model's loop left beside it; no argument says so."""
     for block in arch.blocks(bundle.module):
         block.beside = 0.0
-        block.forward = lambda *args, own=block.forward, block=block, **kwargs: own(*args, **kwargs) + block.beside
+        block.forward = lambda *args, own=block.forward, block=block, **kwargs: (
+            own(*args, **kwargs) + block.beside
+        )
 
     def leave(module, args):
         for block in arch.blocks(bundle.module):
@@ -130,11 +144,14 @@ def twice_the_first(bundle):
     bundle.module.config.num_hidden_layers = 3
 
 
-@pytest.mark.parametrize("change, said", [
-    (hidden_from_arguments, "last block's output differs"),
-    (twice_the_first, "isn't called next"),
-    (lambda b: setattr(b.module.config, "num_hidden_layers", 1), "1 of 2 blocks are called"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (hidden_from_arguments, "last block's output differs"),
+        (twice_the_first, "isn't called next"),
+        (lambda b: setattr(b.module.config, "num_hidden_layers", 1), "1 of 2 blocks are called"),
+    ],
+)
 def test_a_model_that_cannot_be_replayed_is_refused(change, said):
     bundle = odd.fresh("llama", {}).bundle
     change(bundle)
@@ -170,23 +187,28 @@ def other_order(model):
 
 
 def other_norm(model):
-    first = dataclasses.replace(model.layers[0], attention=dataclasses.replace(model.layers[0].attention, bias=None))
+    first = dataclasses.replace(
+        model.layers[0], attention=dataclasses.replace(model.layers[0].attention, bias=None)
+    )
     return dataclasses.replace(model, layers=(first, *model.layers[1:]))
 
 
 @c_kernels
-@pytest.mark.parametrize("family, change", [
-    ("llama", lambda m: dataclasses.replace(m, eps=1000 * m.eps)),
-    ("llama", lambda m: dataclasses.replace(m, scaling=1.05 * m.scaling)),
-    ("llama", lambda m: dataclasses.replace(m, activation="gelu")),
-    ("llama", lambda m: dataclasses.replace(m, sine=-m.sine)),
-    ("llama", lambda m: dataclasses.replace(m, parallel=True)),
-    ("qwen3", other_order),
-    ("opt", lambda m: dataclasses.replace(m, offset=m.offset - 1)),
-    ("opt-post-norm", lambda m: dataclasses.replace(m, post_norm=False)),
-    ("gpt2", lambda m: dataclasses.replace(m, activation="relu")),
-    ("gpt_neox", other_norm),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, change",
+    [
+        ("llama", lambda m: dataclasses.replace(m, eps=1000 * m.eps)),
+        ("llama", lambda m: dataclasses.replace(m, scaling=1.05 * m.scaling)),
+        ("llama", lambda m: dataclasses.replace(m, activation="gelu")),
+        ("llama", lambda m: dataclasses.replace(m, sine=-m.sine)),
+        ("llama", lambda m: dataclasses.replace(m, parallel=True)),
+        ("qwen3", other_order),
+        ("opt", lambda m: dataclasses.replace(m, offset=m.offset - 1)),
+        ("opt-post-norm", lambda m: dataclasses.replace(m, post_norm=False)),
+        ("gpt2", lambda m: dataclasses.replace(m, activation="relu")),
+        ("gpt_neox", other_norm),
+    ],
+)
 def test_a_wrong_step_is_found_out(family, change, monkeypatch):
     bundle = odd.fresh(family, {}).bundle
     assert engine.serve(bundle) is not None, bundle.refused
@@ -200,7 +222,8 @@ def test_a_wrong_step_is_found_out(family, change, monkeypatch):
 @c_kernels
 @pytest.mark.parametrize("rule", [None, ActivationRule(group=32), ActivationRule()])
 def test_what_is_compressed_or_rounded_passes_the_trial(rule, monkeypatch):
-    """Also with float16 and bfloat16 beside it, and a cache of 4 bits; a gross error is found out in spite of the rounding."""
+    """Also with float16 and bfloat16 beside it, and a cache of 4 bits; a gross error is found out in spite of
+    the rounding."""
     bundle = odd.fresh("llama", {}).bundle
     for path, role, _ in arch.linears(bundle.module):
         if role != "down":
@@ -215,7 +238,9 @@ def test_what_is_compressed_or_rounded_passes_the_trial(rule, monkeypatch):
         assert engine.serve(bundle) is not None and bundle.decoder.model.cache_bits == 4, bundle.refused
     right = engine._made
     engine.forget(bundle)
-    monkeypatch.setattr(engine, "_made", lambda *args: engine.Decoder(dataclasses.replace(right(*args).model, parallel=True)))
+    monkeypatch.setattr(
+        engine, "_made", lambda *args: engine.Decoder(dataclasses.replace(right(*args).model, parallel=True))
+    )
     assert engine.serve(bundle) is None and "differ" in bundle.refused
 
 
@@ -254,24 +279,47 @@ def put(path, part):
 
 
 @c_kernels
-@pytest.mark.parametrize("family, change, said", [
-    ("opt", put("model.decoder.layers.1.final_layer_norm", OwnNorm(48)), "class OwnNorm"),
-    ("llama", put("model.layers.1.input_layernorm", nn.LayerNorm(48)), "class LayerNorm"),
-    ("llama", put("model.layers.1.mlp.act_fn", nn.Tanh()), "class Tanh"),
-    ("llama", put("model.layers.1.mlp.act_fn", nn.ReLU()), "differ in their activation"),
-    ("llama", put("model.layers.0.self_attn.q_proj", OwnLinear(48, 48, bias=False)), "class OwnLinear"),
-    ("llama", put("lm_head", OwnLinear(48, 260, bias=False)), "class OwnLinear"),
-    ("llama", put("model.embed_tokens", nn.Embedding(260, 48, max_norm=1.0)), "bounds the norm"),
-    ("llama", put("lm_head", nn.Linear(48, 300, bias=False)), "the head is"),
-    ("llama", lambda b: setattr(b.module.model.norm, "variance_epsilon", 1e-3), "epsilon"),
-    ("gpt_neox", lambda b: setattr(b.module.gpt_neox.layers[1], "use_parallel_residual", False), "side by side"),
-    ("opt", lambda b: setattr(b.module.model.decoder.layers[1], "do_layer_norm_before", False), "norms come first"),
-    ("qwen3", lambda b: setattr(b.module.model.layers[1].self_attn, "sliding_window", 4), "sliding window"),
-    ("llama", lambda b: setattr(b.module.config, "num_hidden_layers", 1), "the model runs 1"),
-    ("llama", lambda b: setattr(b.module.config, "is_causal", False), "causal"),
-    ("llama", lambda b: setattr(b.module.model.layers[0], "forward", b.module.model.layers[0].forward), "function of its own"),
-    ("llama", lambda b: b.module.model.layers[0].register_forward_hook(lambda m, a, out: 1.5 * out), "logits differ"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, change, said",
+    [
+        ("opt", put("model.decoder.layers.1.final_layer_norm", OwnNorm(48)), "class OwnNorm"),
+        ("llama", put("model.layers.1.input_layernorm", nn.LayerNorm(48)), "class LayerNorm"),
+        ("llama", put("model.layers.1.mlp.act_fn", nn.Tanh()), "class Tanh"),
+        ("llama", put("model.layers.1.mlp.act_fn", nn.ReLU()), "differ in their activation"),
+        ("llama", put("model.layers.0.self_attn.q_proj", OwnLinear(48, 48, bias=False)), "class OwnLinear"),
+        ("llama", put("lm_head", OwnLinear(48, 260, bias=False)), "class OwnLinear"),
+        ("llama", put("model.embed_tokens", nn.Embedding(260, 48, max_norm=1.0)), "bounds the norm"),
+        ("llama", put("lm_head", nn.Linear(48, 300, bias=False)), "the head is"),
+        ("llama", lambda b: setattr(b.module.model.norm, "variance_epsilon", 1e-3), "epsilon"),
+        (
+            "gpt_neox",
+            lambda b: setattr(b.module.gpt_neox.layers[1], "use_parallel_residual", False),
+            "side by side",
+        ),
+        (
+            "opt",
+            lambda b: setattr(b.module.model.decoder.layers[1], "do_layer_norm_before", False),
+            "norms come first",
+        ),
+        (
+            "qwen3",
+            lambda b: setattr(b.module.model.layers[1].self_attn, "sliding_window", 4),
+            "sliding window",
+        ),
+        ("llama", lambda b: setattr(b.module.config, "num_hidden_layers", 1), "the model runs 1"),
+        ("llama", lambda b: setattr(b.module.config, "is_causal", False), "causal"),
+        (
+            "llama",
+            lambda b: setattr(b.module.model.layers[0], "forward", b.module.model.layers[0].forward),
+            "function of its own",
+        ),
+        (
+            "llama",
+            lambda b: b.module.model.layers[0].register_forward_hook(lambda m, a, out: 1.5 * out),
+            "logits differ",
+        ),
+    ],
+)
 def test_what_the_step_does_not_know_is_declined(family, change, said):
     bundle = odd.fresh(family, {}).bundle
     bundle.module.requires_grad_(False)

@@ -1,4 +1,5 @@
-"""OWQ against an oracle with an exhaustive search and a re-inverted Hessian, its limit cases, its budget and its claims."""
+"""OWQ against an oracle with an exhaustive search and a re-inverted Hessian, its limit cases, its budget and
+its claims."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from tests.compression.test_gptq import damped, problem
 
 LLAMA = {"q": (576, 576), "k": (192, 576), "v": (192, 576), "o": (576, 576),
          "gate": (1536, 576), "up": (1536, 576), "down": (576, 1536)}  # SmolLM2-135M  # fmt: skip
-LLAMA_7B = {r: (4096, 4096) for r in "qkvo"} | {"gate": (11008, 4096), "up": (11008, 4096), "down": (4096, 11008)}
+LLAMA_7B = {r: (4096, 4096) for r in "qkvo"} | {
+    "gate": (11008, 4096),
+    "up": (11008, 4096),
+    "down": (4096, 11008),
+}
 OPT_125M = {r: (768, 768) for r in "qkvo"} | {"up": (3072, 768), "down": (768, 3072)}
 
 
@@ -29,9 +34,9 @@ def site(role, block):
 def rounded_by_rows(weight, bits, tuning):
     result = np.zeros_like(weight)
     for r, row in enumerate(weight):
-        scale, zero = (oracles.quantization.minmax_asym if tuning == "minmax" else oracles.quantization.cheapest_range)(
-            row, bits
-        )[:2]
+        scale, zero = (
+            oracles.quantization.minmax_asym if tuning == "minmax" else oracles.quantization.cheapest_range
+        )(row, bits)[:2]
         result[r] = scale * (np.clip(np.round(row / scale) + zero, 0, 2**bits - 1) - zero)
     return result
 
@@ -45,9 +50,11 @@ def fitted_without(weight, bits, tuning, size):
             for start in range(0, len(row), size):
                 group = row[[c for c in range(start, min(start + size, len(row))) if c in set(rest)]]
                 if len(group):
-                    found = (oracles.quantization.minmax_asym if tuning == "minmax" else oracles.quantization.cheapest_range)(
-                        group, bits
-                    )
+                    found = (
+                        oracles.quantization.minmax_asym
+                        if tuning == "minmax"
+                        else oracles.quantization.cheapest_range
+                    )(group, bits)
                     scale[r, start : start + size], zero[r, start : start + size] = found[:2]
         return scale, zero
 
@@ -63,10 +70,20 @@ def test_equals_the_oracle(act_order, group_size, tuning, bits):
     params = OwqParams(bits=bits, group_size=group_size, tuning=tuning, act_order=act_order, block_size=20)
     packed, _, _ = owq(weight, gram, params, 3)
     wide, size = weight.numpy().astype(np.float64), 40 if group_size == -1 else 16
-    result, weak = oracles.quantization.owq(wide, damped(gram).numpy(), gram.diagonal().numpy(), rounded_by_rows(wide, bits, tuning),
-                               fitted_without(wide, bits, tuning, size), 2**bits - 1, 3, act_order)  # fmt: skip
+    result, weak = oracles.quantization.owq(
+        wide,
+        damped(gram).numpy(),
+        gram.diagonal().numpy(),
+        rounded_by_rows(wide, bits, tuning),
+        fitted_without(wide, bits, tuning, size),
+        2**bits - 1,
+        3,
+        act_order,
+    )
     assert packed.second.index.tolist() == weak
-    assert np.abs(packed.dequantize().numpy() - result).max() < 2e-3, "no code differs; weak columns are in half precision"
+    assert np.abs(packed.dequantize().numpy() - result).max() < 2e-3, (
+        "no code differs; weak columns are in half precision"
+    )
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -76,14 +93,23 @@ def test_the_search_finds_what_trying_everything_finds(bits):
     rows = torch.randn(24, 48, generator=g) * (1 + 6 * (torch.rand(24, 48, generator=g) > 0.97))
     rows[3], rows[4], rows[5] = rows[3].abs(), -rows[4].abs() - 1, 0.0
     scale, zero = mse_asym(rows, bits)
-    error = (rows - scale * ((torch.round(rows / scale) + zero).clamp(0, 2**bits - 1) - zero)).abs().pow(2.4).sum(1)
-    best = [oracles.quantization.cheapest_range(row, bits)[2] if row.any() else 0.0 for row in rows.numpy().astype(np.float64)]
+    error = (
+        (rows - scale * ((torch.round(rows / scale) + zero).clamp(0, 2**bits - 1) - zero))
+        .abs()
+        .pow(2.4)
+        .sum(1)
+    )
+    best = [
+        oracles.quantization.cheapest_range(row, bits)[2] if row.any() else 0.0
+        for row in rows.numpy().astype(np.float64)
+    ]
     assert RANGES == 40 and np.allclose(error.numpy(), best, rtol=1e-4)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_shortened_range_is_the_best_of_all_that_are_tried(symmetric):
-    """GPTQ's reference code: both ends times one factor, the least sum of |w - w'|^2.4; written out row by row."""
+    """GPTQ's reference code: both ends times one factor, the least sum of |w - w'|^2.4; written out row by
+    row."""
     g = torch.Generator().manual_seed(1)
     rows = torch.randn(10, 32, generator=g) * (1 + 6 * (torch.rand(10, 32, generator=g) > 0.95))
     rows[3] = 0.0
@@ -94,7 +120,9 @@ def test_the_shortened_range_is_the_best_of_all_that_are_tried(symmetric):
             low, high = (row.min() * k / 40)[None], (row.max() * k / 40)[None]
             s, z = minmax_sym(low, high, 3) if symmetric else minmax_asym(low, high, 3)
             s, z = float(s), 4.0 if z is None else float(z)
-            tried[s, z] = sum(abs(w - s * (min(max(round(w / s) + z, 0), 7) - z)) ** 2.4 for w in row.tolist())
+            tried[s, z] = sum(
+                abs(w - s * (min(max(round(w / s) + z, 0), 7) - z)) ** 2.4 for w in row.tolist()
+            )
         mine = 4.0 if zero is None else float(zero[i])
         assert tried[float(scale[i]), mine] == pytest.approx(min(tried.values()), rel=1e-4, abs=1e-9)
 
@@ -118,7 +146,9 @@ def test_the_search_is_never_worse_than_the_whole_range(group_size):
     assert bool((errors[0] <= errors[1]).all()) and float(errors[0].sum()) < 0.9 * float(errors[1].sum())
 
 
-@pytest.mark.parametrize("changes", [{}, {"act_order": False}, {"group_size": 16}, {"tuning": "minmax"}, {"damping": 0.3}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"act_order": False}, {"group_size": 16}, {"tuning": "minmax"}, {"damping": 0.3}]
+)
 @pytest.mark.parametrize("count", [0, 1, 5, 48])
 def test_column_errors_sum_to_the_objective(changes, count):
     """E2: the 16-bit rounding of weak columns counts too."""
@@ -135,7 +165,13 @@ def test_column_errors_sum_to_the_objective(changes, count):
 def test_without_weak_columns_it_is_gptq_on_the_same_grid(group_size, act_order, block_size, tuning):
     """E4, bit for bit: the fair control of weak columns has the same search of ranges."""
     weight, gram = problem()
-    options = {"bits": 3, "group_size": group_size, "act_order": act_order, "block_size": block_size, "tuning": tuning}
+    options = {
+        "bits": 3,
+        "group_size": group_size,
+        "act_order": act_order,
+        "block_size": block_size,
+        "tuning": tuning,
+    }
     packed, _, _ = owq(weight, gram, OwqParams(extra_bits=0.0, **options), 0)
     codes, grid, _, _ = gptq(weight, gram, GptqParams(**options))
     assert packed.format == "grouped_int"
@@ -143,11 +179,16 @@ def test_without_weak_columns_it_is_gptq_on_the_same_grid(group_size, act_order,
 
 
 def test_all_columns_weak_is_the_weight_in_half_precision():
-    """E4; a column makes up for the last bits that those before it lost, so it may be off by more than its own."""
+    """E4; a column makes up for the last bits that those before it lost, so it may be off by more than its
+    own."""
     weight, gram = problem()
     packed, _, _ = owq(weight, gram, OwqParams(), 48)
     assert (packed.dequantize() - weight).abs().max() < 3e-3
-    assert output_error(weight, packed.dequantize(), gram) <= output_error(weight, weight.half().float(), gram) < 1e-7
+    assert (
+        output_error(weight, packed.dequantize(), gram)
+        <= output_error(weight, weight.half().float(), gram)
+        < 1e-7
+    )
 
 
 @pytest.mark.parametrize("group_size", [-1, 16])
@@ -167,14 +208,21 @@ def test_the_integer_part_is_zero_at_weak_columns():
     weak = packed.second.index.long()
     assert bool((packed.first.dequantize()[:, weak] == 0).all())
     assert torch.equal(packed.dequantize()[:, weak], packed.second.values.float())
-    assert not torch.equal(packed.second.values, weight[:, weak].half()), "weak columns make up for the others' errors"
+    assert not torch.equal(packed.second.values, weight[:, weak].half()), (
+        "weak columns make up for the others' errors"
+    )
 
 
 def test_scale_of_h_and_block_size_change_nothing():
     weight, gram = problem(out=24, seed=5)
     packed, _, _ = owq(weight, gram, OwqParams(), 3)
-    for other in (owq(weight, 1024 * gram, OwqParams(), 3)[0], owq(weight, gram, OwqParams(block_size=5), 3)[0]):
-        assert torch.equal(other.second.index, packed.second.index) and torch.equal(other.first.codes, packed.first.codes)
+    for other in (
+        owq(weight, 1024 * gram, OwqParams(), 3)[0],
+        owq(weight, gram, OwqParams(block_size=5), 3)[0],
+    ):
+        assert torch.equal(other.second.index, packed.second.index) and torch.equal(
+            other.first.codes, packed.first.codes
+        )
         assert torch.allclose(other.second.values, packed.second.values, atol=1e-3)
 
 
@@ -183,7 +231,9 @@ def test_sensitivity_is_the_papers_and_a_dead_input_is_never_weak():
     gram[7], gram[:, 7] = 0, 0
     weight[:, 7] *= 100
     grid = fit(weight, 3, -1, False)
-    expected = [float(gram[j, j] * ((weight - grid.decode(grid.round(weight)))[:, j] ** 2).sum()) for j in range(48)]
+    expected = [
+        float(gram[j, j] * ((weight - grid.decode(grid.round(weight)))[:, j] ** 2).sum()) for j in range(48)
+    ]
     assert np.allclose(sensitivity(weight, gram, OwqParams(tuning="minmax")).numpy(), expected, rtol=1e-5)
     assert 7 not in owq(weight, gram, OwqParams(), 10)[0].second.index.tolist()
 
@@ -191,20 +241,34 @@ def test_sensitivity_is_the_papers_and_a_dead_input_is_never_weak():
 # --- the budget ---
 
 
-@pytest.mark.parametrize("block, target, within", [(LLAMA_7B, 0.01, 0.1), (LLAMA_7B, 0.1, 0.03), (LLAMA, 0.01, 0.3),
-                                                   (LLAMA, 0.1, 0.05), (OPT_125M, 0.05, 0.1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "block, target, within",
+    [
+        (LLAMA_7B, 0.01, 0.1),
+        (LLAMA_7B, 0.1, 0.03),
+        (LLAMA, 0.01, 0.3),
+        (LLAMA, 0.1, 0.05),
+        (OPT_125M, 0.05, 0.1),
+    ],
+)
 def test_the_average_over_a_block_is_what_was_asked(block, target, within):
     """Where k is small, rounding it to whole columns is what keeps it from the target."""
     params = OwqParams(bits=3, extra_bits=target)
     counts = {role: weak_count(block[role][1], params, share(site(role, block))) for role in block}
-    spent = sum(counts[r] * out * 13 for r, (out, _) in block.items()) / sum(out * n for out, n in block.values())
+    spent = sum(counts[r] * out * 13 for r, (out, _) in block.items()) / sum(
+        out * n for out, n in block.values()
+    )
     assert spent == pytest.approx(target, rel=within)
 
 
 def test_counts_are_the_authors_but_for_their_rounding_to_even_numbers():
-    even_up = lambda k: round(k) + round(k) % 2  # noqa: E731
-    for block, expected in ((LLAMA_7B, {"q": 6, "k": 6, "v": 6, "o": 6, "gate": 2, "up": 2, "down": 6}),
-                            (OPT_125M, {"q": 2, "k": 2, "v": 2, "o": 2, "up": 0, "down": 2})):  # fmt: skip
+    def even_up(k):
+        return round(k) + round(k) % 2
+
+    for block, expected in (
+        (LLAMA_7B, {"q": 6, "k": 6, "v": 6, "o": 6, "gate": 2, "up": 2, "down": 6}),
+        (OPT_125M, {"q": 2, "k": 2, "v": 2, "o": 2, "up": 0, "down": 2}),
+    ):
         exact = {role: block[role][1] * share(site(role, block)) * 0.01 / 13 for role in block}
         assert {role: even_up(k) for role, k in exact.items()} == expected
 
@@ -213,7 +277,9 @@ def test_a_matrix_alone_gets_the_average_and_nothing_means_no_columns():
     params = OwqParams(bits=3, extra_bits=0.13)
     assert share(Site("a", "q", 0, 1, torch.empty(8, 8), None, None)) == 1
     assert share(site("up", dict.fromkeys(("q", "k", "v", "o", "up", "down"), (100, 100)))) == 1
-    assert weak_count(1000, params) == 10 and weak_count(1000, dataclasses.replace(params, extra_bits=0.0)) == 0
+    assert (
+        weak_count(1000, params) == 10 and weak_count(1000, dataclasses.replace(params, extra_bits=0.0)) == 0
+    )
     assert weak_count(10, dataclasses.replace(params, extra_bits=1.0), share=1e9) == 10
 
 
@@ -221,9 +287,18 @@ def test_the_driver_tells_each_matrix_its_block():
     bundle, ids = tiny.bundle("llama"), tiny.ids(8)
     outcome = calibrate.compress(bundle, ((get("owq"), OwqParams(extra_bits=0.9)),), ids)
     found = {row["role"]: row["weak_columns"] for row in outcome.layers if row["layer"] == 0}
-    block = {row["role"]: bundle.module.get_submodule(row["path"]).packed.shape for row in outcome.layers if row["layer"] == 0}
-    assert found == {role: weak_count(block[role][1], OwqParams(extra_bits=0.9), share(site(role, block))) for role in block}
-    assert found["q"] > found["up"], "attention has more columns than the feed-forward part, which has more weights"
+    block = {
+        row["role"]: bundle.module.get_submodule(row["path"]).packed.shape
+        for row in outcome.layers
+        if row["layer"] == 0
+    }
+    assert found == {
+        role: weak_count(block[role][1], OwqParams(extra_bits=0.9), share(site(role, block)))
+        for role in block
+    }
+    assert found["q"] > found["up"], (
+        "attention has more columns than the feed-forward part, which has more weights"
+    )
 
 
 @pytest.mark.parametrize("group_size, groups", [(-1, 1), (16, 3)])
@@ -250,7 +325,9 @@ def test_a_hundredth_of_a_bit_beats_gptq(bits, at_most):
 
 def test_chosen_columns_beat_random_ones_and_more_are_better():
     weight, gram = problem(out=32, n=96, tokens=800, seed=11)
-    errors = [output_error(weight, owq(weight, gram, OwqParams(), k)[0].dequantize(), gram) for k in (0, 2, 6, 16)]
+    errors = [
+        output_error(weight, owq(weight, gram, OwqParams(), k)[0].dequantize(), gram) for k in (0, 2, 6, 16)
+    ]
     assert errors == sorted(errors, reverse=True) and errors[3] < 0.6 * errors[0]
     g = torch.Generator().manual_seed(0)
     for _ in range(3):  # the same loop, its scores replaced by chance
@@ -265,6 +342,7 @@ def test_raised_damping_is_told():
     weight, gram = problem()
     gram -= 0.02 * gram.diagonal().mean() * torch.eye(48)
     low = float(torch.linalg.eigvalsh(gram.double()).min())
-    gram -= (low + 0.05 * float(gram.diagonal().mean())) * torch.eye(48)  # indefinite: the first damping is not enough
+    # indefinite: the first damping is not enough
+    gram -= (low + 0.05 * float(gram.diagonal().mean())) * torch.eye(48)
     edit = get("owq").compress(Site("a.b", "q", 0, 1, weight, None, None), Stats(5, gram=gram), OwqParams())
     assert [n.code for n in edit.notes] == ["damping_raised"] and edit.notes[0].facts["layer"] == "a.b"

@@ -1,4 +1,5 @@
-"""Every format: what it stands for, its exact bytes, its product, and that a file brings it back (D, E11, E14)."""
+"""Every format: what it stands for, its exact bytes, its product, and that a file brings it back (D, E11,
+E14)."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def two_four(w):
 def binary_coded(bits, with_offset, exact=False):
     g = torch.Generator().manual_seed(bits)
     signs, alpha = torch.rand(bits, OUT, IN, generator=g) > 0.5, torch.rand(bits, OUT, GROUPS, generator=g)
-    return BinaryCoded.encode(signs, alpha, torch.randn(OUT, GROUPS, generator=g) if with_offset else None, 16, exact)
+    return BinaryCoded.encode(
+        signs, alpha, torch.randn(OUT, GROUPS, generator=g) if with_offset else None, 16, exact
+    )
 
 
 def real(bits, group=16, level_bits=None, index=None, w=None):
@@ -80,7 +83,9 @@ def real(bits, group=16, level_bits=None, index=None, w=None):
     low, high = (torch.stack([f(part, 1) for part in parts], 1) for f in (torch.amin, torch.amax))
     scale = (high - low) / (2**bits - 1)
     more = {"group_index": index} if level_bits is None else {"group_index": index, "level_bits": level_bits}
-    grid = (RealGrid if level_bits is None else TwoLevelGrid).make(w.shape, bits, group, scale, -low / scale, **more)
+    grid = (RealGrid if level_bits is None else TwoLevelGrid).make(
+        w.shape, bits, group, scale, -low / scale, **more
+    )
     return AffineInt.encode(grid.round(w), grid)
 
 
@@ -115,48 +120,92 @@ LEVELS = 2 * 4 * -(-OUT // 16) * GROUPS  # bytes of a second level's own scales 
 KEPT = int((~pruned_half(weight())).sum())
 MADE = {  # name -> (format, bytes by the formula)
     "dense": (lambda: Dense.encode(weight()), 2 * OUT * IN),
-    **{f"int{b}-g16": (lambda b=b: grouped(b, 16, False), OUT * 7 * b + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * b)
-       for b in range(2, 9)},
+    **{
+        f"int{b}-g16": (
+            lambda b=b: grouped(b, 16, False),
+            OUT * 7 * b + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * b,
+        )
+        for b in range(2, 9)
+    },
     "int4-row": (lambda: grouped(4, -1, False), OUT * 28 + 2 * OUT + -(-OUT // 8) * 4),
     "int4-symmetric": (lambda: grouped(4, 16, True), OUT * 28 + 2 * OUT * GROUPS),
     "bitmask": (lambda: bitmask(weight()), OUT * 7 + 2 * KEPT + 4 * (OUT + 1)),
-    "bitmask-int4": (lambda: coded(bitmask, 4),
-                     OUT * 7 + -(-KEPT // 8) * 4 + 4 * (OUT + 1) + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * 4),
+    "bitmask-int4": (
+        lambda: coded(bitmask, 4),
+        OUT * 7 + -(-KEPT // 8) * 4 + 4 * (OUT + 1) + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * 4,
+    ),
     "two_four": (lambda: two_four(weight()), OUT * IN + OUT * -(-(IN // 2) // 8) * 2),
-    "two_four-int3": (lambda: coded(two_four, 3),
-                      OUT * 4 * 3 + OUT * 4 * 2 + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * 3),
+    "two_four-int3": (
+        lambda: coded(two_four, 3),
+        OUT * 4 * 3 + OUT * 4 * 2 + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * 3,
+    ),
     "low_rank": (lambda: LowRank.encode(weight(OUT, 5), weight(5, IN)), 2 * 5 * (OUT + IN)),
     "codebook": (lambda: CodeBook.encode(weight(), BOOK, 16), OUT * 28 + 2 * OUT * GROUPS + 4 * 16),
     "binary_coded": (lambda: binary_coded(2, True), 2 * OUT * 7 + 2 * 2 * OUT * GROUPS + 2 * OUT * GROUPS),
     "binary_coded-no-offset": (lambda: binary_coded(3, False), 3 * OUT * 7 + 3 * 2 * OUT * GROUPS),
-    "outliers": (lambda: Outliers.encode(weight(), weight().abs() > 2), 4 * int((weight().abs() > 2).sum()) + 4 * (OUT + 1)),
-    "sum": (lambda: Sum(grouped(3, 16, False), Outliers.encode(weight(), weight().abs() > 2)),
-            OUT * 7 * 3 + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * 3 + 4 * int((weight().abs() > 2).sum()) + 4 * (OUT + 1)),
+    "outliers": (
+        lambda: Outliers.encode(weight(), weight().abs() > 2),
+        4 * int((weight().abs() > 2).sum()) + 4 * (OUT + 1),
+    ),
+    "sum": (
+        lambda: Sum(grouped(3, 16, False), Outliers.encode(weight(), weight().abs() > 2)),
+        OUT * 7 * 3
+        + 2 * OUT * GROUPS
+        + -(-OUT * GROUPS // 8) * 3
+        + 4 * int((weight().abs() > 2).sum())
+        + 4 * (OUT + 1),
+    ),
     **{f"real{b}-g16": (lambda b=b: real(b), OUT * 7 * b + 4 * PAIRS) for b in range(2, 9)},
     "real4-row": (lambda: real(4, -1), OUT * 28 + 4 * OUT),
     "real3-scattered": (lambda: real(3, index=scattered_index()), OUT * 21 + 4 * PAIRS + 2 * IN),
     "two_level3": (lambda: real(3, level_bits=3), OUT * 21 + LEVELS + 2 * 3 * -(-PAIRS // 8)),
     "two_level4-l5": (lambda: real(4, 32, 5), OUT * 28 + LEVELS // 2 + 2 * 5 * -(-2 * OUT // 8)),
     "two_level8": (lambda: real(8, level_bits=8), OUT * 56 + LEVELS + 2 * 8 * -(-PAIRS // 8)),
-    "two_level3-scattered": (lambda: real(3, level_bits=3, index=scattered_index()), OUT * 21 + LEVELS + 6 * -(-PAIRS // 8) + 2 * IN),
+    "two_level3-scattered": (
+        lambda: real(3, level_bits=3, index=scattered_index()),
+        OUT * 21 + LEVELS + 6 * -(-PAIRS // 8) + 2 * IN,
+    ),
     "columns": (lambda: some_columns(), 2 * OUT * 5 + 4 * 5),
     "columns-none": (lambda: some_columns(0), 0),
-    "sum-columns": (lambda: Sum(grouped(3, 16, False), some_columns()), OUT * 21 + 2 * PAIRS + 3 * -(-PAIRS // 8) + 2 * OUT * 5 + 4 * 5),
-    "sum-two_level": (lambda: Sum(real(3, level_bits=3), Outliers.encode(weight(), weight().abs() > 2)),
-                      OUT * 21 + LEVELS + 6 * -(-PAIRS // 8) + 4 * int((weight().abs() > 2).sum()) + 4 * (OUT + 1)),
-    "sum-scattered": (lambda: Sum(scattered(), Outliers.encode(weight(), weight().abs() > 2)),
-                      OUT * 28 + 2 * PAIRS + -(-PAIRS // 8) * 4 + 2 * IN + 4 * int((weight().abs() > 2).sum()) + 4 * (OUT + 1)),
-    "sum-columns-scattered": (lambda: Sum(real(3, index=scattered_index()), some_columns()), OUT * 21 + 4 * PAIRS + 2 * IN + 2 * OUT * 5 + 4 * 5),
+    "sum-columns": (
+        lambda: Sum(grouped(3, 16, False), some_columns()),
+        OUT * 21 + 2 * PAIRS + 3 * -(-PAIRS // 8) + 2 * OUT * 5 + 4 * 5,
+    ),
+    "sum-two_level": (
+        lambda: Sum(real(3, level_bits=3), Outliers.encode(weight(), weight().abs() > 2)),
+        OUT * 21 + LEVELS + 6 * -(-PAIRS // 8) + 4 * int((weight().abs() > 2).sum()) + 4 * (OUT + 1),
+    ),
+    "sum-scattered": (
+        lambda: Sum(scattered(), Outliers.encode(weight(), weight().abs() > 2)),
+        OUT * 28
+        + 2 * PAIRS
+        + -(-PAIRS // 8) * 4
+        + 2 * IN
+        + 4 * int((weight().abs() > 2).sum())
+        + 4 * (OUT + 1),
+    ),
+    "sum-columns-scattered": (
+        lambda: Sum(real(3, index=scattered_index()), some_columns()),
+        OUT * 21 + 4 * PAIRS + 2 * IN + 2 * OUT * 5 + 4 * 5,
+    ),
     "tensor_train": (lambda: trains((4, 13), 3), 2 * OUT * (4 * 3 + 3 * 13)),
     "tensor_train-long": (lambda: trains((2, 2, 2, 2, 2, 2), 4), 2 * OUT * (4 + 16 + 32 + 32 + 16 + 4)),
     "tensor_train-one": (lambda: trains((2, 2, 13), 1), 2 * OUT * 17),
-    "codebook-nested": (lambda: CodeBook.encode(weight(), BOOK, 16, nested=True), OUT * 28 + PAIRS + 4 * -(-PAIRS // 256) + 4 + 4 * 16),
+    "codebook-nested": (
+        lambda: CodeBook.encode(weight(), BOOK, 16, nested=True),
+        OUT * 28 + PAIRS + 4 * -(-PAIRS // 256) + 4 + 4 * 16,
+    ),
     "binary_coded-exact": (lambda: binary_coded(3, True, True), 3 * OUT * 7 + 3 * 2 * PAIRS + 4 * PAIRS),
     "int8-row": (lambda: grouped(8, -1, True), OUT * 56 + 2 * OUT),
     "int4-scattered": (lambda: scattered(), OUT * 28 + 2 * OUT * GROUPS + -(-OUT * GROUPS // 8) * 4 + 2 * IN),
-}  # fmt: skip
-RULES = {"exact": None, "int8 a token": ActivationRule(), "int8 for 32": ActivationRule(group=32), "4 bits": ActivationRule(4),
-         "outliers exact": ActivationRule(threshold=1.5)}  # fmt: skip
+}
+RULES = {
+    "exact": None,
+    "int8 a token": ActivationRule(),
+    "int8 for 32": ActivationRule(group=32),
+    "4 bits": ActivationRule(4),
+    "outliers exact": ActivationRule(threshold=1.5),
+}
 IN_C_WITH_A_THRESHOLD = (
     "int8",
     "real8",
@@ -183,7 +232,11 @@ def served_by(request, monkeypatch):
 def test_bytes_are_the_formula(name):
     make, expected = MADE[name]
     packed = make()
-    assert packed.stored_bytes() == expected == sum(len(t.numpy().tobytes()) for t in packed.state_dict().values())
+    assert (
+        packed.stored_bytes()
+        == expected
+        == sum(len(t.numpy().tobytes()) for t in packed.state_dict().values())
+    )
     assert packed.bits_per_weight() == 8 * expected / (packed.shape[0] * packed.shape[1])
 
 
@@ -213,8 +266,14 @@ def test_product_is_the_dequantised_product_of_the_rounded_input(name, rule, sha
     expected = on_grid(x, RULES[rule]).double() @ packed.stored().double().T
     assert (found - expected).abs().amax() <= 2e-5 * expected.abs().amax() if expected.numel() else True
     refused = "scattered" in name and rule == "int8 for 32"  # neighbours in its tiles are none in the input
-    refused |= rule == "outliers exact" and not name.startswith(IN_C_WITH_A_THRESHOLD) and name not in ("bitmask", "two_four")
-    assert packed.kernel.endswith(f"(C, {cpu.instructions()})" if served_by == "C" and not refused else "(PyTorch)")
+    refused |= (
+        rule == "outliers exact"
+        and not name.startswith(IN_C_WITH_A_THRESHOLD)
+        and name not in ("bitmask", "two_four")
+    )
+    assert packed.kernel.endswith(
+        f"(C, {cpu.instructions()})" if served_by == "C" and not refused else "(PyTorch)"
+    )
 
 
 def on_grid(x, rule):
@@ -228,7 +287,10 @@ def on_grid(x, rule):
     out, top, step = x.clone(), 2 ** (rule.bits - 1) - 1, rule.group or x.shape[-1]
     for start in range(0, x.shape[-1], step):
         part = x[..., start : start + step]
-        for at in [tuple(i) for i in torch.cartesian_prod(*map(torch.arange, x.shape[:-1])).view(-1, x.dim() - 1).tolist()]:
+        for at in [
+            tuple(i)
+            for i in torch.cartesian_prod(*map(torch.arange, x.shape[:-1])).view(-1, x.dim() - 1).tolist()
+        ]:
             scale = part[at].abs().max() / top
             out[(*at, slice(start, start + step))] = torch.round(part[at] / scale) * scale
     return out
@@ -256,16 +318,22 @@ def test_a_gradient_reaches_the_input(name, served_by):
     x = torch.randn(3, packed.shape[1], requires_grad=True)
     packed.matmul(x).square().sum().backward()
     weight = packed.stored()
-    assert torch.allclose(x.grad, 2 * (x.detach() @ weight.T) @ weight, rtol=1e-3, atol=1e-3 * float(x.grad.abs().max()))
+    assert torch.allclose(
+        x.grad, 2 * (x.detach() @ weight.T) @ weight, rtol=1e-3, atol=1e-3 * float(x.grad.abs().max())
+    )
 
 
 def test_what_is_stored_is_what_was_given():
     w = weight()
     kept = bitmask(w)
     assert torch.equal(kept.mask(), pruned_half(w))
-    assert torch.equal(kept.dequantize(), w.half().float() * ~pruned_half(w)), "kept weights are the originals in 16 bits"
+    assert torch.equal(kept.dequantize(), w.half().float() * ~pruned_half(w)), (
+        "kept weights are the originals in 16 bits"
+    )
     half = two_four(w)
-    assert torch.equal(half.mask(), pruned_two_four(w)) and torch.equal(half.dequantize(), w.half().float() * ~pruned_two_four(w))
+    assert torch.equal(half.mask(), pruned_two_four(w)) and torch.equal(
+        half.dequantize(), w.half().float() * ~pruned_two_four(w)
+    )
     assert torch.equal(coded(two_four, 4).mask(), pruned_two_four(w))
     assert bool((coded(bitmask, 4).dequantize()[pruned_half(w)] == 0).all())
 
@@ -303,13 +371,20 @@ def test_real_zeros_round_after_the_zero_is_added():
     """w / scale + zero = 0.5 + 0.5: rounding first would give 0 + 0.5."""
     grid = RealGrid.make((1, 16), 2, 16, torch.tensor([[1.0]]), torch.tensor([[0.5]]))
     codes = grid.round(torch.tensor([[0.5, -0.5, 1.4, -9, 9] + [0.0] * 11]))
-    assert codes[0, :5].tolist() == [1, 0, 2, 0, 3] and grid.decode(codes)[0, :5].tolist() == [0.5, -0.5, 1.5, -0.5, 2.5]
+    assert codes[0, :5].tolist() == [1, 0, 2, 0, 3] and grid.decode(codes)[0, :5].tolist() == [
+        0.5,
+        -0.5,
+        1.5,
+        -0.5,
+        2.5,
+    ]
 
 
 @pytest.mark.parametrize("out", [1, 16, 19, 48])
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_the_second_level_is_its_definition(out, bits):
-    """Runs of 16 rows of one group, min-max with a real zero, all in half precision; the last run is short."""
+    """Runs of 16 rows of one group, min-max with a real zero, all in half precision; the last run is
+    short."""
     g = torch.Generator().manual_seed(out)
     scale, zero = 0.01 + torch.rand(out, 3, generator=g), torch.randn(out, 3, generator=g)
     grid = TwoLevelGrid.make((out, 48), 3, 16, scale, zero, level_bits=bits)
@@ -322,9 +397,18 @@ def test_the_second_level_is_its_definition(out, bits):
                 s2 = float(torch.tensor(step).half())
                 z2 = float(torch.tensor(-float(run.min()) / s2).half())
                 expected = [s2 * (min(max(round(float(v) / s2 + z2), 0), 2**bits - 1) - z2) for v in run]
-                error = (decoded[first : first + 16, group].double() - torch.tensor(expected, dtype=torch.float64)).abs().max()
+                error = (
+                    (
+                        decoded[first : first + 16, group].double()
+                        - torch.tensor(expected, dtype=torch.float64)
+                    )
+                    .abs()
+                    .max()
+                )
                 assert error <= 1e-6 * max(run.abs().max(), 1)
-                assert (decoded[first : first + 16, group] - run).abs().max() <= 0.51 * step + run.abs().max() / 1024
+                assert (
+                    decoded[first : first + 16, group] - run
+                ).abs().max() <= 0.51 * step + run.abs().max() / 1024
 
 
 def test_the_second_level_of_one_value_or_of_equal_ones_is_exact_to_eleven_bits():
@@ -362,7 +446,9 @@ def test_nested_scales_are_those_of_bitsandbytes():
     offset = absmax.mean()
     codes, state = functional.quantize_blockwise(absmax - offset, blocksize=256, nested=False)
     assert torch.allclose(dynamic_map(), functional.create_dynamic_map(), rtol=1e-6)
-    assert torch.equal(packed.scale.flatten(), codes.flatten()) and torch.allclose(packed.absmax, state.absmax)
+    assert torch.equal(packed.scale.flatten(), codes.flatten()) and torch.allclose(
+        packed.absmax, state.absmax
+    )
     again = functional.dequantize_blockwise(codes, state) + offset
     assert torch.allclose(packed.scales().flatten(), again.flatten(), rtol=1e-5, atol=1e-6)
     assert abs(packed.bits_per_weight() - 4.127) < 0.03
@@ -379,7 +465,8 @@ def test_nested_scales_of_nothing_are_no_trouble():
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_a_uniform_grid_becomes_binary_planes_without_an_error(bits, symmetric):
-    """LUT-GEMM's eq. for uniform codes: alpha_k = scale 2^(k - 1), offset = scale ((2^bits - 1) / 2 - zero)."""
+    """LUT-GEMM's eq. for uniform codes: alpha_k = scale 2^(k - 1), offset = scale ((2^bits - 1) / 2 -
+    zero)."""
     source = grouped(bits, 16, symmetric)
     grid, codes = source.grid, source.grid.round(weight())
     scale, zero = grid.scale.float(), grid.zero_points().float()
@@ -388,7 +475,9 @@ def test_a_uniform_grid_becomes_binary_planes_without_an_error(bits, symmetric):
     packed = BinaryCoded.encode(signs, alpha, scale * ((2**bits - 1) / 2 - zero), 16, exact_offset=True)
     assert torch.equal(packed.dequantize(), source.stored())
     halved = BinaryCoded.encode(signs, alpha, scale * ((2**bits - 1) / 2 - zero), 16)
-    assert symmetric or not torch.equal(halved.dequantize(), source.stored()), "16 bits don't hold every offset"
+    assert symmetric or not torch.equal(halved.dequantize(), source.stored()), (
+        "16 bits don't hold every offset"
+    )
 
 
 def test_columns_are_the_originals_and_are_named_once():
@@ -407,7 +496,9 @@ def test_columns_are_the_originals_and_are_named_once():
 def test_large_activations_stay_and_leave_the_scale_to_the_others():
     x = torch.tensor([[0.5, -7.0, 1.27, 6.0], [0.1, 0.2, -0.3, 0.4]])
     found = ActivationRule(threshold=6.0)(x)
-    assert found[0, [1, 3]].tolist() == [-7.0, 6.0] and torch.allclose(found[0, [0, 2]], torch.tensor([0.5, 1.27]))
+    assert found[0, [1, 3]].tolist() == [-7.0, 6.0] and torch.allclose(
+        found[0, [0, 2]], torch.tensor([0.5, 1.27])
+    )
     assert torch.equal(found[1], ActivationRule()(x)[1]), "no outlier: the rule without a threshold"
     assert torch.equal(ActivationRule(threshold=1e-9)(x), x)
     assert torch.equal(ActivationRule(threshold=1e9)(x), ActivationRule()(x))

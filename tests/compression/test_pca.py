@@ -1,4 +1,5 @@
-"""PCA of the outputs against the outputs' own covariance, its limit cases, its claim, and its bias on the way to the decode step."""
+"""PCA of the outputs against the outputs' own covariance, its limit cases, its claim, and its bias on the way
+to the decode step."""
 
 from __future__ import annotations
 
@@ -60,7 +61,10 @@ def test_the_mean_output_is_exact_however_few_directions_are_left():
 
 def test_a_large_mean_costs_svd_llm_a_direction_and_pca_none():
     here, x = site(24, 40), inputs() + 3 * torch.randn(40, generator=torch.Generator().manual_seed(9))
-    errors = {name: run(name, here, x, removed=0.7)[1].figures[here.path]["output_error"] for name in ("pca", "svd_llm")}
+    errors = {
+        name: run(name, here, x, removed=0.7)[1].figures[here.path]["output_error"]
+        for name in ("pca", "svd_llm")
+    }
     assert errors["pca"] < 0.95 * errors["svd_llm"]
 
 

@@ -1,4 +1,5 @@
-"""PEQA: starts as plain rounding, trains scales and nothing else, and its tasks go in and out of one set of integers."""
+"""PEQA: starts as plain rounding, trains scales and nothing else, and its tasks go in and out of one set of
+integers."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def packed_of(bundle):
 @pytest.mark.parametrize("group_size", [-1, 16])
 def test_untrained_it_is_plain_rounding(bits, group_size):
     """Against `rtn` to the bit, and against the definition, weight by weight."""
-    weights = {p: m.weight.clone() for p, m in tiny.bundle().module.named_modules() if isinstance(m, torch.nn.Linear)}
+    weights = {
+        p: m.weight.clone() for p, m in tiny.bundle().module.named_modules() if isinstance(m, torch.nn.Linear)
+    }
     made = []
     for name in ("peqa", "rtn"):
         bundle = tiny.bundle()
@@ -63,7 +66,11 @@ def test_untrained_it_is_plain_rounding(bits, group_size):
 
 def test_only_scales_are_trained_and_there_is_one_a_row():
     bundle = tiny.bundle()
-    rows = sum(m.out_features for p, m in bundle.module.named_modules() if isinstance(m, torch.nn.Linear) and "layers" in p)
+    rows = sum(
+        m.out_features
+        for p, m in bundle.module.named_modules()
+        if isinstance(m, torch.nn.Linear) and "layers" in p
+    )
     scaled, _, _ = adapt(bundle, PeqaParams(bits=3))
     bundle.module.requires_grad_(False)
     for layer in scaled.values():
@@ -78,7 +85,8 @@ def test_only_scales_are_trained_and_there_is_one_a_row():
 
 @pytest.mark.parametrize("bits, group_size", [(4, -1), (2, -1), (3, 16)])
 def test_the_gradient_of_a_scale_is_the_papers(bits, group_size):
-    """dL/ds = sum over tokens of dL/dy times (W0 x) over the scale's group, one number at a time; d ln s makes it s dL/ds."""
+    """dL/ds = sum over tokens of dL/dy times (W0 x) over the scale's group, one number at a time; d ln s
+    makes it s dL/ds."""
     bundle = tiny.bundle()
     scaled, stored, _ = adapt(bundle, PeqaParams(bits=bits, group_size=group_size))
     path = "model.layers.0.mlp.up_proj"
@@ -88,12 +96,19 @@ def test_the_gradient_of_a_scale_is_the_papers(bits, group_size):
     (y * probe).sum().backward()
     assert torch.allclose(y, x @ stored[path].stored().T, atol=1e-5)
     codes = unpack(stored[path].codes, bits, 48).numpy().astype(np.float64)
-    scale, zero, size = grid.scale.double().numpy(), grid.zero_points().numpy().astype(np.float64), 48 if group_size == -1 else 16
+    scale, zero, size = (
+        grid.scale.double().numpy(),
+        grid.zero_points().numpy().astype(np.float64),
+        48 if group_size == -1 else 16,
+    )
     expected = np.zeros(scale.shape)
     for i in range(80):
         for g in range(scale.shape[1]):
             for t in range(5):
-                inside = sum((codes[i, j] - zero[i, g]) * float(x[t, j]) for j in range(g * size, min((g + 1) * size, 48)))
+                inside = sum(
+                    (codes[i, j] - zero[i, g]) * float(x[t, j])
+                    for j in range(g * size, min((g + 1) * size, 48))
+                )
                 expected[i, g] += float(probe[t, i]) * inside
     assert np.allclose(layer.log_factor.grad.numpy(), scale * expected, rtol=1e-4, atol=1e-5)
 
@@ -105,16 +120,22 @@ def test_training_moves_scales_and_leaves_every_integer(bits):
     facts = next(n.facts for n in outcome.notes if n.code == "trained")
     assert facts["method"] == "peqa" and facts["best"] < 0.998 * facts["before"]
     assert outcome.series["training"][0][2] == facts["before"]
-    digest = lambda t: hashlib.sha256(t.numpy().tobytes()).hexdigest()  # noqa: E731
+
+    def digest(t):
+        return hashlib.sha256(t.numpy().tobytes()).hexdigest()
+
     for path, packed in packed_of(bundle).items():
         before = packed_of(start)[path]
-        assert digest(packed.codes) == digest(before.codes) and digest(packed.grid.zero) == digest(before.grid.zero)
+        assert digest(packed.codes) == digest(before.codes) and digest(packed.grid.zero) == digest(
+            before.grid.zero
+        )
         assert not torch.equal(packed.grid.scale, before.grid.scale) and bool((packed.grid.scale > 0).all())
     assert task_files.codes_hash(packed_of(bundle)) == task_files.codes_hash(packed_of(start))
 
 
 def test_what_was_judged_is_what_is_stored():
-    """Scales are seen as they are stored: the held-out loss of the best state is that of the finished model."""
+    """Scales are seen as they are stored: the held-out loss of the best state is that of the finished
+    model."""
     bundle, outcome = tuned(bits=3, group_size=-1)
     facts = next(n.facts for n in outcome.notes if n.code == "trained")
     held = WORDS[7::8][:8]
@@ -139,30 +160,42 @@ def test_every_family_learns_and_comes_back_from_disk(family, tmp_path):
 # --- after another step ---
 
 
-@pytest.mark.parametrize("step, values", [("gptq", {}), ("gptq", {"act_order": True, "static_groups": False}), ("awq", {})])
+@pytest.mark.parametrize(
+    "step, values", [("gptq", {}), ("gptq", {"act_order": True, "static_groups": False}), ("awq", {})]
+)
 def test_another_steps_integers_stay_and_only_its_scales_are_trained(step, values):
-    """2305.14152, equation 2, with the integers of another step: (s0 + Ds) W0, W0 and zero points as they were, untouched to the bit."""
+    """2305.14152, equation 2, with the integers of another step: (s0 + Ds) W0, W0 and zero points as they
+    were, untouched to the bit."""
     grid = {"bits": 3, "group_size": 16} | values
     start, bundle = tiny.bundle(), tiny.bundle()
     calibrate.compress(start, steps((step, grid)), WORDS)
     outcome = calibrate.compress(
-        bundle, steps((step, grid), ("peqa", TRAINED | {"bits": 8, "group_size": 32, "train_tokens": 3_000})), WORDS
+        bundle,
+        steps((step, grid), ("peqa", TRAINED | {"bits": 8, "group_size": 32, "train_tokens": 3_000})),
+        WORDS,
     )
     facts = next(n.facts for n in outcome.notes if n.code == "trained")
     assert facts["best"] < 0.998 * facts["before"]
     with torch.no_grad():
         held = WORDS[7::8][:8]
-        assert sum(language_loss(start, w[None]).item() for w in held) / len(held) == pytest.approx(facts["before"], abs=1e-4)
-        assert sum(language_loss(bundle, w[None]).item() for w in held) / len(held) == pytest.approx(facts["best"], abs=1e-4)
+        assert sum(language_loss(start, w[None]).item() for w in held) / len(held) == pytest.approx(
+            facts["before"], abs=1e-4
+        )
+        assert sum(language_loss(bundle, w[None]).item() for w in held) / len(held) == pytest.approx(
+            facts["best"], abs=1e-4
+        )
     moved = 0
     for path, now in packed_of(bundle).items():
         before = packed_of(start)[path]
         old, new = before.state_dict(), now.state_dict()
         assert set(old) == set(new) and all(torch.equal(old[k], new[k]) for k in old if k != "grid.scale")
         moved += int((old["grid.scale"] != new["grid.scale"]).sum())
-        ratio = now.dequantize() / before.dequantize()  # of a weight that isn't 0: its own scale's, whatever its code
+        # of a weight that isn't 0: its own scale's, whatever its code
+        ratio = now.dequantize() / before.dequantize()
         spread_out = (new["grid.scale"].float() / old["grid.scale"].float())[:, _group(now)]
-        assert torch.allclose(torch.nan_to_num(ratio, 1.0), torch.where(before.dequantize() == 0, 1.0, spread_out), rtol=1e-4)
+        assert torch.allclose(
+            torch.nan_to_num(ratio, 1.0), torch.where(before.dequantize() == 0, 1.0, spread_out), rtol=1e-4
+        )
     assert moved > 500 and task_files.codes_hash(packed_of(bundle)) == task_files.codes_hash(packed_of(start))
 
 
@@ -177,19 +210,26 @@ def test_after_plain_rounding_it_is_itself():
     calibrate.compress(first, steps(("peqa", TRAINED | {"bits": 3})), WORDS)
     calibrate.compress(second, steps(("rtn", {"bits": 3, "group_size": 16}), ("peqa", TRAINED)), WORDS)
     states = [b.module.state_dict() for b in (first, second)]
-    assert set(states[0]) == set(states[1]) and all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert set(states[0]) == set(states[1]) and all(
+        torch.equal(states[0][k], states[1][k]) for k in states[0]
+    )
 
 
 def test_a_chain_takes_over_bits_and_groups_and_its_control_rounds_nothing():
-    spec = RunSpec("a-model", (("gptq", {"bits": 3, "group_size": 128}), ("peqa", {"bits": 8, "train_tokens": 100})))
+    spec = RunSpec(
+        "a-model", (("gptq", {"bits": 3, "group_size": 128}), ("peqa", {"bits": 8, "train_tokens": 100}))
+    )
     assert (spec.recipe[1][1]["bits"], spec.recipe[1][1]["group_size"]) == (3, 128)
     ((name, values),) = spec.control().recipe
     assert name == "peqa" and not values["round"] and values["group_size"] == 128
-    factors = RunSpec("a-model", (("awq", {"rounding": False}), ("peqa", {"bits": 3})))  # nothing was rounded yet
+    # nothing was rounded yet
+    factors = RunSpec("a-model", (("awq", {"rounding": False}), ("peqa", {"bits": 3})))
     assert factors.recipe[1][1]["bits"] == 3 and [n for n, _ in factors.control().recipe] == ["awq", "peqa"]
 
 
-@pytest.mark.parametrize("step, values, told", [("rtn", {"round": False}, "rounded already"), ("smoothquant", {}, "activations")])
+@pytest.mark.parametrize(
+    "step, values, told", [("rtn", {"round": False}, "rounded already"), ("smoothquant", {}, "activations")]
+)
 def test_a_chain_that_makes_no_sense_is_refused(step, values, told):
     with pytest.raises(BadChain, match=told):
         calibrate.compress(tiny.bundle(), steps((step, {}), ("peqa", values)), WORDS)
@@ -221,7 +261,10 @@ def test_tasks_go_in_and_out(two):
     assert torch.equal(second, tiny.logits(copy.deepcopy(alone), ids)), "the model that was trained on B"
     assert all(packed_of(bundle)[p].codes is t for p, t in codes.items())
     with torch.no_grad():
-        losses = lambda text: float(language_loss(bundle, text))  # noqa: E731
+
+        def losses(text):
+            return float(language_loss(bundle, text))
+
         own, other = losses(WORDS), losses(OTHER)
         task_files.load(bundle, b)
         assert losses(OTHER) < other and losses(WORDS) > own
@@ -232,7 +275,10 @@ def test_a_model_that_serves_takes_the_task_too(two):
     bundle, a, b, alone = two
     bundle = copy.deepcopy(bundle)
     ids = tiny.ids(1, 8)
-    said = lambda m: [int(t) for t in sample.generate(m, ids, 24)]  # noqa: E731
+
+    def said(m):
+        return [int(t) for t in sample.generate(m, ids, 24)]
+
     first = said(bundle)
     engine.serve(bundle)
     task_files.load(bundle, b)
@@ -243,7 +289,11 @@ def test_a_model_that_serves_takes_the_task_too(two):
 
 def test_a_file_of_other_integers_is_refused_and_changes_nothing(two, tmp_path):
     a = two[1]
-    for values, family in (({"bits": 4}, "llama"), ({"bits": 3, "group_size": 32}, "llama"), ({"bits": 3}, "qwen2")):
+    for values, family in (
+        ({"bits": 4}, "llama"),
+        ({"bits": 3, "group_size": 32}, "llama"),
+        ({"bits": 3}, "qwen2"),
+    ):
         bundle, _ = tuned(family=family, train_tokens=0, **values)
         before = tiny.logits(bundle, tiny.ids(2))
         with pytest.raises(task_files.TaskRefused, match="other integers"):
@@ -279,7 +329,9 @@ def test_the_file_holds_the_scales_and_nothing_else(two):
 def test_a_task_weighs_what_the_paper_tells():
     """2 bytes a row: 311,040 for the 135M model, 2.72 MB for LLaMA-7B; b + (16 + b) / in bits a weight."""
     llama = Geometry("llama", 4096, 32_000, 2048, False, (LayerGeometry(32, 32, 128, 11_008),) * 32)
-    small = next(e.geometry for e in CATALOGUE.values() if e.geometry.hidden == 576 and len(e.geometry.layers) == 30)
+    small = next(
+        e.geometry for e in CATALOGUE.values() if e.geometry.hidden == 576 and len(e.geometry.layers) == 30
+    )
     rows = [sum(shape[0] for _, _, shape in arch.linear_shapes(g)) for g in (small, llama)]
     assert rows == [155_520, 1_359_872]
     for bits in (2, 3, 4):
@@ -343,7 +395,11 @@ def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
     gains = []
     for bits, tokens in ((4, 60_000), (3, 60_000), (2, 24_000)):
         tuned_here, found = {"train_tokens": tokens, "learning_rate": 5e-3}, {}
-        for name, text, values in (("rounded", same, start), ("tuned", same, tuned_here), ("moved", other, moved)):
+        for name, text, values in (
+            ("rounded", same, start),
+            ("tuned", same, tuned_here),
+            ("moved", other, moved),
+        ):
             if name == "moved" and bits == 3:
                 continue
             bundle = chain_language.teacher()
@@ -366,16 +422,27 @@ def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
     from evaluation.store import Store
 
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
-    (tmp_path / "valid.txt").write_text("".join(f"line {i + 300} of a small text, {i**3}\n" for i in range(200)))
+    (tmp_path / "valid.txt").write_text(
+        "".join(f"line {i + 300} of a small text, {i**3}\n" for i in range(200))
+    )
     store = Store(tmp_path / "home", shipped=None)
     results = []
     for tokens in (0, 4_096):
         values = TRAINED | {"bits": 3, "train_tokens": tokens}
-        spec = RunSpec(tiny.folder("llama"), (("peqa", values),), text=str(tmp_path / "test.txt"), window=64, tokens=512,
-                       calibration=str(tmp_path / "valid.txt"), calibration_tokens=1024, table_bits=16)  # fmt: skip
+        spec = RunSpec(
+            tiny.folder("llama"),
+            (("peqa", values),),
+            text=str(tmp_path / "test.txt"),
+            window=64,
+            tokens=512,
+            calibration=str(tmp_path / "valid.txt"),
+            calibration_tokens=1024,
+            table_bits=16,
+        )
         results.append(run(spec, store=store, timings=False))
         assert results[-1].status == "ok", results[-1].error
-    assert estimate(spec).file_bytes == pytest.approx(results[1].metrics["file_bytes"], rel=0.15)  # a tiny model's header
+    # a tiny model's header
+    assert estimate(spec).file_bytes == pytest.approx(results[1].metrics["file_bytes"], rel=0.15)
     files = [store.artifact_folder(r.artifact) / task_files.FILE for r in results]
     text = ["--text", str(tmp_path / "test.txt"), "--tokens", "512", "--window", "64"]
     assert command.main([str(files[0].parent), str(files[1]), str(files[0]), *text, "--prompt", "line"]) == 0
@@ -386,7 +453,9 @@ def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
     assert rows[0]["text"].startswith("line")
     chat = Chat(store)
     try:
-        sides = {e["side"] for e in chat.ask(results[0].id, [{"role": "user", "content": "hello"}], max_tokens=4)}
+        sides = {
+            e["side"] for e in chat.ask(results[0].id, [{"role": "user", "content": "hello"}], max_tokens=4)
+        }
     finally:
         chat.close()
     assert sides == {"original", "compressed"}

@@ -20,7 +20,10 @@ from tests import chain_language, oracles, tiny
 
 WORDS = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11  # a text with something to learn
 TRAINED = {"rank": 4, "group_size": 16, "train_tokens": 6_000, "learning_rate": 0.02}
-BASE, ADAPTER = ("table", "group_size", "double"), ("rank", "lora_alpha", "train_tokens", "learning_rate", "train_minutes")
+BASE, ADAPTER = (
+    ("table", "group_size", "double"),
+    ("rank", "lora_alpha", "train_tokens", "learning_rate", "train_minutes"),
+)
 
 
 def steps(*recipe):
@@ -46,7 +49,9 @@ def test_it_is_nf4_and_then_lora_bit_for_bit(family, values):
     a, b = first.module.state_dict(), second.module.state_dict()
     assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
     assert {n.facts["method"] for n in told.notes if "method" in n.facts} == {"qlora"}
-    assert {row["format"] for row in told.layers} == {"sum"} and all(isinstance(p, Sum) for p in packed_of(first).values())
+    assert {row["format"] for row in told.layers} == {"sum"} and all(
+        isinstance(p, Sum) for p in packed_of(first).values()
+    )
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -58,10 +63,13 @@ def test_untrained_it_is_nf4(double):
 
 
 def test_the_frozen_weight_stays_within_the_papers_bounds():
-    """|w - w'| <= half the widest gap times the largest |w| of 64, plus what the scale's own rounding adds: at most .0070313 of the
-    largest |c - mean| among 256 scales. The table is the normal distribution's quantiles."""
+    """|w - w'| <= half the widest gap times the largest |w| of 64, plus what the scale's own rounding adds:
+    at most .0070313 of the largest |c - mean| among 256 scales. The table is the normal distribution's
+    quantiles."""
     bundle = chain_language.model(hidden=128)
-    weights = {p: m.weight.clone() for p, m in bundle.module.named_modules() if isinstance(m, torch.nn.Linear)}
+    weights = {
+        p: m.weight.clone() for p, m in bundle.module.named_modules() if isinstance(m, torch.nn.Linear)
+    }
     freeze(bundle, QloraParams())
     table = np.array(sorted(oracles.codes.nf4_table()))
     half_gap = np.diff(table).max() / 2
@@ -101,8 +109,8 @@ def test_at_the_start_the_adapters_are_nothing_and_only_b_has_a_gradient():
 
 
 def test_after_an_evaluation_every_adapter_still_learns():
-    """A public library's 4-bit linear loses its gradients on some processors once it was evaluated; tiles and kernels that
-    serve an evaluation must not take ours away."""
+    """A public library's 4-bit linear loses its gradients on some processors once it was evaluated; tiles and
+    kernels that serve an evaluation must not take ours away."""
     bundle = tiny.bundle()
     freeze(bundle, QloraParams(group_size=16))
     bundle.module.eval()
@@ -128,7 +136,11 @@ def test_the_sum_is_the_adapter_added_to_what_the_base_stands_for():
     bundle, _ = compressed(("qlora", TRAINED))
     x = torch.randn(3, 48)
     packed = packed_of(bundle)["model.layers.0.mlp.up_proj"]
-    assert isinstance(packed.first, CodeBook) and isinstance(packed.second, LowRank) and packed.second.u.shape[1] == 4
+    assert (
+        isinstance(packed.first, CodeBook)
+        and isinstance(packed.second, LowRank)
+        and packed.second.u.shape[1] == 4
+    )
     merged = packed.first.dequantize() + packed.second.u.float() @ packed.second.v.float()
     assert torch.allclose(packed.matmul(x), x @ merged.T, atol=1e-4)
 
@@ -137,13 +149,20 @@ def test_the_sum_is_the_adapter_added_to_what_the_base_stands_for():
 def test_it_comes_back_from_disk(family, tmp_path):
     bundle, outcome = compressed(("qlora", TRAINED | {"train_tokens": 2_500}), family=family)
     artifact.save(bundle, tmp_path / "m", {"label": "QLoRA"}, outcome.files)
-    assert torch.allclose(tiny.logits(artifact.load(tmp_path / "m"), tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)), atol=5e-3)
+    assert torch.allclose(
+        tiny.logits(artifact.load(tmp_path / "m"), tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)), atol=5e-3
+    )
 
 
 def test_the_control_is_lora_with_the_same_adapters_and_tokens():
     spec = RunSpec("a-model", (("qlora", {"rank": 4, "train_tokens": 100}),))
     ((name, values),) = spec.control().recipe
-    assert name == "lora" and values["rank"] == 4 and values["train_tokens"] == 100 and values["targets"] == "all"
+    assert (
+        name == "lora"
+        and values["rank"] == 4
+        and values["train_tokens"] == 100
+        and values["targets"] == "all"
+    )
     assert values["learning_rate"] == spec.methods[0][1].learning_rate
     assert spec.without_training().methods[0][1].train_tokens == 0
 
@@ -198,18 +217,33 @@ def test_a_run_and_its_chat(tmp_path):
     from evaluation.store import Store
 
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(200)))
-    (tmp_path / "valid.txt").write_text("".join(f"line {i + 300} of a small text, {i**3}\n" for i in range(200)))
+    (tmp_path / "valid.txt").write_text(
+        "".join(f"line {i + 300} of a small text, {i**3}\n" for i in range(200))
+    )
     store, found = Store(tmp_path / "home", shipped=None), {}
     for tokens in (0, 2_048):
-        spec = RunSpec(tiny.folder("llama"), (("qlora", TRAINED | {"train_tokens": tokens}),), text=str(tmp_path / "test.txt"),
-                       window=64, tokens=512, calibration=str(tmp_path / "valid.txt"), calibration_tokens=1024, table_bits=16)  # fmt: skip
+        spec = RunSpec(
+            tiny.folder("llama"),
+            (("qlora", TRAINED | {"train_tokens": tokens}),),
+            text=str(tmp_path / "test.txt"),
+            window=64,
+            tokens=512,
+            calibration=str(tmp_path / "valid.txt"),
+            calibration_tokens=1024,
+            table_bits=16,
+        )
         found[tokens] = run(spec, store=store, timings=False)
         assert found[tokens].status == "ok", found[tokens].error
-    assert found[2_048].metrics["perplexity"] < 0.9 * found[0].metrics["perplexity"], "another part of the text that was read"
-    assert estimate(spec).file_bytes == pytest.approx(found[2_048].metrics["file_bytes"], rel=0.2)  # a tiny model's header
+    assert found[2_048].metrics["perplexity"] < 0.9 * found[0].metrics["perplexity"], (
+        "another part of the text that was read"
+    )
+    # a tiny model's header
+    assert estimate(spec).file_bytes == pytest.approx(found[2_048].metrics["file_bytes"], rel=0.2)
     chat = Chat(store)
     try:
-        sides = {e["side"] for e in chat.ask(found[2_048].id, [{"role": "user", "content": "hello"}], max_tokens=4)}
+        sides = {
+            e["side"] for e in chat.ask(found[2_048].id, [{"role": "user", "content": "hello"}], max_tokens=4)
+        }
     finally:
         chat.close()
     assert sides == {"original", "compressed"}
@@ -229,7 +263,8 @@ def test_pages_are_a_graphics_cards(monkeypatch):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_paged_steps_are_those_of_adamw(device):
-    """bitsandbytes' paged optimizer against PyTorch's AdamW; on a processor it steps the same and pages nothing."""
+    """bitsandbytes' paged optimizer against PyTorch's AdamW; on a processor it steps the same and pages
+    nothing."""
     pytest.importorskip("bitsandbytes")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no card here")

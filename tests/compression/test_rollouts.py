@@ -42,9 +42,13 @@ def fixed(monkeypatch, **chances):
     """Bundles by name whose every next token has those chances."""
     found = {n: Bundle(Fixed(c), None, language.model(16, 1).geometry, n) for n, c in chances.items()}
     for bundle in found.values():
-        bundle.geometry = type(bundle.geometry)("llama", 1, len(bundle.module.chances), 99, True, bundle.geometry.layers)
+        bundle.geometry = type(bundle.geometry)(
+            "llama", 1, len(bundle.module.chances), 99, True, bundle.geometry.layers
+        )
         bundle.module.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
-    monkeypatch.setattr(rollouts, "transformers_stepper", lambda b: lambda ids: b.module.chances.log().expand(len(ids), -1))
+    monkeypatch.setattr(
+        rollouts, "transformers_stepper", lambda b: lambda ids: b.module.chances.log().expand(len(ids), -1)
+    )
     return found.values()
 
 
@@ -73,7 +77,9 @@ def test_a_sample_ends_at_its_first_end_token_which_counts(monkeypatch):
         assert length == end
     assert drawn.scored.sum() == drawn.lengths.sum() == len(drawn.targets) == drawn.mask.sum()
     ended = drawn.mask & (drawn.ids[:, 3:] == 2)
-    assert ended.sum(1).max() == 1 and ended.any(), "the end token carries loss, even where padding has the same id"
+    assert ended.sum(1).max() == 1 and ended.any(), (
+        "the end token carries loss, even where padding has the same id"
+    )
     assert drawn.numel() == 64 * 3 + int(drawn.lengths.sum())
 
 

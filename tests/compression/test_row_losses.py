@@ -34,7 +34,9 @@ def test_value_and_gradients_are_those_of_cross_entropy(head, rows, weighted, mo
     found = next_token_loss(head, VOCABULARY, hidden, targets, weights)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     inputs = (hidden, head.weight, head.bias)
-    for a, b in zip(torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-5)
 
 

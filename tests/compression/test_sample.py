@@ -48,16 +48,24 @@ ASKED = [{"role": "user", "content": "hello"}]
 @pytest.mark.parametrize(
     "template, messages, said",
     [
-        (STRICT, [{"role": "system", "content": "be kind"}, *ASKED], "System role not supported"), (STRICT, ASKED * 2, "must alternate"),
-        ("{{ messages[9].content.x }}", ASKED, "UndefinedError"), ("{% if %}", ASKED, "TemplateSyntaxError"), ("{{ 1 / 0 }}", ASKED, "ZeroDivision"),
-        ({"rag": "{{ messages }}"}, ASKED, "default"), ("{{ messages[0].content.encode().nope() }}", ASKED, ""),
+        (STRICT, [{"role": "system", "content": "be kind"}, *ASKED], "System role not supported"),
+        (STRICT, ASKED * 2, "must alternate"),
+        ("{{ messages[9].content.x }}", ASKED, "UndefinedError"),
+        ("{% if %}", ASKED, "TemplateSyntaxError"),
+        ("{{ 1 / 0 }}", ASKED, "ZeroDivision"),
+        ({"rag": "{{ messages }}"}, ASKED, "default"),
+        ("{{ messages[0].content.encode().nope() }}", ASKED, ""),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_refuses_is_told_in_its_words(bundle, template, messages, said):
     bundle.tokenizer.chat_template = template
     with pytest.raises(sample.PromptRefused) as error:
         sample.chat_ids(bundle, messages)
-    assert error.value.code == "chat_template" and said in str(error.value) and len(error.value.facts["reason"]) <= 300
+    assert (
+        error.value.code == "chat_template"
+        and said in str(error.value)
+        and len(error.value.facts["reason"]) <= 300
+    )
 
 
 def test_templates_that_serve(bundle):
@@ -86,5 +94,9 @@ def test_prompts_without_words_or_room(bundle):
 def test_a_continuation_keeps_its_spaces(bundle, monkeypatch):
     bundle.tokenizer.clean_up_tokenization_spaces = True
     bundle.tokenizer.eos_token = None
-    monkeypatch.setattr(sample, "generate", lambda *a: (torch.tensor([i]) for i in bundle.tokenizer(" , don 't !")["input_ids"]))
+    monkeypatch.setattr(
+        sample,
+        "generate",
+        lambda *a: (torch.tensor([i]) for i in bundle.tokenizer(" , don 't !")["input_ids"]),
+    )
     assert sample.complete(bundle, "well") == "well , don 't !"

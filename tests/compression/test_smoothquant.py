@@ -26,13 +26,21 @@ def problem(seed=0, tokens=200, n=48):
 def test_the_factors_are_the_papers(alpha):
     weights, x = problem()
     found = smoothing(x.abs().amax(0), weights, alpha)
-    assert np.allclose(found.numpy(), oracles.quantization.smoothing(x.numpy(), [w.numpy() for w in weights], alpha), rtol=1e-5)
+    assert np.allclose(
+        found.numpy(),
+        oracles.quantization.smoothing(x.numpy(), [w.numpy() for w in weights], alpha),
+        rtol=1e-5,
+    )
 
 
 def test_what_alpha_equalises():
-    """E7: 0.5 makes the maxima of each channel equal on both sides, 1 the activations' 1, 0 the weights' 1."""
+    """E7: 0.5 makes the maxima of each channel equal on both sides, 1 the activations' 1, 0 the weights'
+    1."""
     weights, x = problem()
-    most = lambda t: t.abs().amax(0)  # noqa: E731
+
+    def most(t):
+        return t.abs().amax(0)
+
     for alpha in (0.0, 0.5, 1.0):
         s = smoothing(most(x), weights, alpha)
         of_x, of_w = most(x / s), most(torch.cat([w * s for w in weights]))
@@ -62,18 +70,31 @@ def test_rows_use_the_symmetric_range():
 @pytest.mark.parametrize("weights_share", ["row", "tensor"])
 @pytest.mark.parametrize("activations", ["token", "tensor"])
 def test_the_product_is_of_integers(activations, weights_share):
-    """x W^T = s_x s_w (sum of integer products), token by token or with one scale, and a weight scale a row or one for all (O1, O3)."""
+    """x W^T = s_x s_w (sum of integer products), token by token or with one scale, and a weight scale a row
+    or one for all (O1, O3)."""
     weights, x = problem()
     stats = Stats(len(x), max_abs=x.abs().amax(0))
     site = Site("block.0.up", "up", 0, 1, weights[0], None, None)
-    params = get("smoothquant").params.parse({"activations": activations, "smooth": False, "weights": weights_share})
-    packed = get("smoothquant").compress(Block(0, 1, (Group((site,), stats, None, "post_norm"),)), params).linears[site.path]
+    params = get("smoothquant").params.parse(
+        {"activations": activations, "smooth": False, "weights": weights_share}
+    )
+    packed = (
+        get("smoothquant")
+        .compress(Block(0, 1, (Group((site,), stats, None, "post_norm"),)), params)
+        .linears[site.path]
+    )
     scale = x.abs().amax() / 127 if activations == "tensor" else x.abs().amax(1, keepdim=True) / 127
-    row = weights[0].abs().amax(1) / 127 if weights_share == "row" else (weights[0].abs().amax() / 127).expand(len(weights[0]))
+    row = (
+        weights[0].abs().amax(1) / 127
+        if weights_share == "row"
+        else (weights[0].abs().amax() / 127).expand(len(weights[0]))
+    )
     row = row.half().float()
     whole = torch.round(x / scale).double() @ torch.round(weights[0] / row[:, None]).double().T
     expected = whole * scale.double() * row.double()
-    assert torch.allclose(packed.matmul(x).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert torch.allclose(
+        packed.matmul(x).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+    )
 
 
 def test_smoothing_helps_most_where_all_tokens_share_a_scale():
@@ -86,7 +107,11 @@ def test_smoothing_helps_most_where_all_tokens_share_a_scale():
         params = get("smoothquant").params.parse({"activations": "tensor", "smooth": False})
         site = Site("block.0.up", "up", 0, 1, weights[0] * s, None, None)
         stats = Stats(len(x), max_abs=(x / s).abs().amax(0))
-        packed = get("smoothquant").compress(Block(0, 1, (Group((site,), stats, None, "post_norm"),)), params).linears[site.path]
+        packed = (
+            get("smoothquant")
+            .compress(Block(0, 1, (Group((site,), stats, None, "post_norm"),)), params)
+            .linears[site.path]
+        )
         errors[smooth] = float((packed.matmul(x / s) - exact).norm() / exact.norm())
     assert errors[True] < 0.5 * errors[False]
 
@@ -135,16 +160,24 @@ def test_one_scale_for_all_tokens_of_a_call(shape, served_by):
     flat, w = x.flatten(0, -2).double().numpy(), weights[0].double().numpy()
     of_w = float(np.float16(np.abs(w).max() / 127))
     expected = oracles.quantization.w8a8(flat, w, np.abs(flat).max() / 127, of_w).reshape(*shape[:-1], -1)
-    assert np.allclose(packed.matmul(x).numpy(), expected, rtol=1e-4, atol=np.abs(flat).max() / 127 * np.abs(w).max())
-    assert np.median(np.abs(packed.matmul(x).numpy() - expected)) < 1e-5 * np.abs(expected).max(), "but for ties"
-    assert torch.allclose(packed.activations(x) @ packed.dequantize().T, packed.matmul(x), rtol=1e-4, atol=1e-2)
+    assert np.allclose(
+        packed.matmul(x).numpy(), expected, rtol=1e-4, atol=np.abs(flat).max() / 127 * np.abs(w).max()
+    )
+    assert np.median(np.abs(packed.matmul(x).numpy() - expected)) < 1e-5 * np.abs(expected).max(), (
+        "but for ties"
+    )
+    assert torch.allclose(
+        packed.activations(x) @ packed.dequantize().T, packed.matmul(x), rtol=1e-4, atol=1e-2
+    )
 
 
 def test_a_token_alone_is_rounded_as_by_its_own_scale_and_beside_others_by_theirs():
     weights, x = problem()
     call, token = (of_a_linear(weights[0], x, activations=a) for a in ("dynamic_tensor", "token"))
     assert torch.allclose(call.matmul(x[:1]), token.matmul(x[:1]), rtol=1e-5, atol=1e-4)
-    assert not torch.allclose(call.matmul(x[:4])[:1], call.matmul(torch.cat([x[:1], 9 * x[1:4]]))[:1], rtol=1e-3)
+    assert not torch.allclose(
+        call.matmul(x[:4])[:1], call.matmul(torch.cat([x[:1], 9 * x[1:4]]))[:1], rtol=1e-3
+    )
     assert call.activations.looks_at_call and not token.activations.looks_at_call
 
 
@@ -172,13 +205,22 @@ def test_an_empty_histogram_reaches_nowhere():
 def test_the_search_takes_the_alpha_with_the_least_error(activations):
     weights, x = problem(seed=2, tokens=60)
     max_abs = x.abs().amax(0)
-    row = lambda w: np.maximum(np.abs(w).max(1, keepdims=True) / 127, 1e-12).astype(np.float16).astype(float)  # noqa: E731
-    of_x = {"token": lambda t: np.abs(t).max(1, keepdims=True) / 127, "dynamic_tensor": lambda t: np.abs(t).max() / 127}
+
+    def row(w):
+        return np.maximum(np.abs(w).max(1, keepdims=True) / 127, 1e-12).astype(np.float16).astype(float)
+
+    of_x = {
+        "token": lambda t: np.abs(t).max(1, keepdims=True) / 127,
+        "dynamic_tensor": lambda t: np.abs(t).max() / 127,
+    }
     of_x["tensor"] = of_x["dynamic_tensor"]  # the sample is all of the text here
     expected = oracles.quantization.alpha_search(
-        x.double().numpy(), max_abs.double().numpy(), [w.double().numpy() for w in weights], ALPHAS,
+        x.double().numpy(),
+        max_abs.double().numpy(),
+        [w.double().numpy() for w in weights],
+        ALPHAS,
         lambda t, w: oracles.quantization.w8a8(t, w, of_x[activations](t), row(w)),
-    )  # fmt: skip
+    )
     assert best_alpha(x, max_abs, weights, activations, 100.0, "row") == expected
 
 
@@ -190,7 +232,10 @@ def compressed(family="llama", **params):
 
 def test_a_searched_model_loses_less_than_with_alpha_1_and_tells_what_it_chose():
     before = tiny.logits(tiny.bundle("llama"), tiny.ids(8))
-    lost = lambda bundle: float((tiny.logits(bundle, tiny.ids(8)) - before).norm())  # noqa: E731
+
+    def lost(bundle):
+        return float((tiny.logits(bundle, tiny.ids(8)) - before).norm())
+
     bundle, outcome = compressed(search=True)
     assert lost(bundle) < lost(compressed(alpha=1.0)[0])
     rows = {row["role"]: row.get("alpha") for row in outcome.layers}
@@ -199,7 +244,8 @@ def test_a_searched_model_loses_less_than_with_alpha_1_and_tells_what_it_chose()
 
 
 def test_the_driver_s_percentile_is_that_of_what_enters_the_matrix():
-    """Static scales of a whole model against numpy's percentile of the inputs that a hook sees, smoothing included."""
+    """Static scales of a whole model against numpy's percentile of the inputs that a hook sees, smoothing
+    included."""
     bundle, seen = tiny.bundle("llama"), {}
     parts = {
         path: bundle.module.get_submodule(path)
@@ -224,9 +270,12 @@ def test_the_driver_s_percentile_is_that_of_what_enters_the_matrix():
 @pytest.mark.parametrize("shared", attention.SHARED)
 @pytest.mark.parametrize("t", [9, 1])
 def test_attention_multiplies_integers(shared, t):
-    """Against the definition, query by query; grouped heads, and queries that come behind tokens of a cache."""
+    """Against the definition, query by query; grouped heads, and queries that come behind tokens of a
+    cache."""
     g = torch.Generator().manual_seed(4)
-    query, key, value = (torch.randn(1, heads, count, 16, generator=g) for heads, count in ((4, t), (2, 12), (2, 12)))
+    query, key, value = (
+        torch.randn(1, heads, count, 16, generator=g) for heads, count in ((4, t), (2, 12), (2, 12))
+    )
     key[0, :, 3] *= 5
     rule = attention.Int8Attention(shared, (0.03, 0.13, 0.03) if shared == "tensor" else None)
     found = attention.products(query, key, value, None, 0.25, rule)[0].numpy()
@@ -234,8 +283,11 @@ def test_attention_multiplies_integers(shared, t):
     expected = oracles.quantization.int8_attention(*parts, 0.25, shared, rule.static)
     assert np.abs(found - expected).max() < 0.02, "a tie may go the other way"
     assert np.median(np.abs(found - expected)) < 1e-6
-    exact = torch.softmax(query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.25 +
-                          torch.full((t, 12), -torch.inf).triu(12 - t + 1), -1) @ value.repeat_interleave(2, 1)  # fmt: skip
+    exact = torch.softmax(
+        query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.25
+        + torch.full((t, 12), -torch.inf).triu(12 - t + 1),
+        -1,
+    ) @ value.repeat_interleave(2, 1)
     assert 0 < np.abs(found - exact[0].numpy()).max() < 0.2
 
 
@@ -259,7 +311,9 @@ def test_a_models_attention_rounds_and_the_step_declines(family):
         engine.decoder(bundle)
     stepper = sample.stepper(bundle, 3, 32)
     last = [stepper(part) for part in (ids[:, :20], *ids[:, 20:].split(1, 1))][-1]
-    assert torch.allclose(last, after[:, -1], atol=0.02 * float(after.abs().max())), "token by token it rounds alike"
+    assert torch.allclose(last, after[:, -1], atol=0.02 * float(after.abs().max())), (
+        "token by token it rounds alike"
+    )
 
 
 @pytest.mark.parametrize("activations", ["tensor", "dynamic_tensor"])
@@ -269,7 +323,8 @@ def test_attentions_scales_are_the_texts_and_are_saved(activations, tmp_path):
     if activations == "tensor":
         original, seen = tiny.bundle("qwen3"), []
         with attention.watched(
-            arch.blocks(original.module)[0], lambda *parts: seen.extend(float(x.abs().max()) / 127 for x in parts)
+            arch.blocks(original.module)[0],
+            lambda *parts: seen.extend(float(x.abs().max()) / 127 for x in parts),
         ):
             tiny.logits(original, tiny.ids(8))
         assert np.allclose(bundle.attention[0].static, seen, rtol=1e-4)
@@ -284,11 +339,16 @@ def test_attentions_scales_are_the_texts_and_are_saved(activations, tmp_path):
 
 
 def test_a_percentile_cuts_attention_too():
-    whole, cut = (compressed(activations="tensor", attention=True, percentile=p)[0].attention[0].static for p in (100.0, 95.0))
+    whole, cut = (
+        compressed(activations="tensor", attention=True, percentile=p)[0].attention[0].static
+        for p in (100.0, 95.0)
+    )
     assert all(a > b for a, b in zip(whole, cut, strict=True))
 
 
-@pytest.mark.parametrize("bad", [("word", None), ("token", (1.0, 1.0, 1.0)), ("tensor", None), ("tensor", (1.0, -1.0, 1.0))])
+@pytest.mark.parametrize(
+    "bad", [("word", None), ("token", (1.0, 1.0, 1.0)), ("tensor", None), ("tensor", (1.0, -1.0, 1.0))]
+)
 def test_scales_that_are_none_are_refused(bad):
     with pytest.raises(ValueError, match="allowed"):
         attention.Int8Attention(*bad)

@@ -1,4 +1,5 @@
-"""SparseGPT against an oracle with a re-inverted Hessian, its exact identities, what it reduces to, and the paper's claims."""
+"""SparseGPT against an oracle with a re-inverted Hessian, its exact identities, what it reduces to, and the
+paper's claims."""
 
 from __future__ import annotations
 
@@ -49,16 +50,27 @@ def oracle(weight, gram, pattern="unstructured", sparsity=0.5, block=128, bits=0
     size = block if pattern == "unstructured" else PATTERNS[pattern][1]
     runs = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
     if pattern == "unstructured":
-        removed_of = lambda scores: oracles.pruning.lowest_scores(scores, int(np.floor(sparsity * scores.size)))  # noqa: E731
+
+        def removed_of(scores):
+            return oracles.pruning.lowest_scores(scores, int(np.floor(sparsity * scores.size)))
+
     else:
         count = size - PATTERNS[pattern][0]
-        removed_of = lambda scores: np.concatenate([oracles.pruning.lowest_scores(row[None], count) for row in scores])  # noqa: E731
-    stored = lambda values, c: values  # noqa: E731
+
+        def removed_of(scores):
+            return np.concatenate([oracles.pruning.lowest_scores(row[None], count) for row in scores])
+
+    def stored(values, c):
+        return values
+
     if bits:
         size = n if group_size == -1 else group_size
         dense = weight.numpy().astype(np.float64)
         grids = {
-            c: [oracles.quantization.minmax_asym(row[c // size * size : (c // size + 1) * size], bits) for row in dense]
+            c: [
+                oracles.quantization.minmax_asym(row[c // size * size : (c // size + 1) * size], bits)
+                for row in dense
+            ]
             for c in range(n)
         }
 
@@ -115,9 +127,19 @@ def test_rounding_in_the_same_step_equals_the_oracle(bits, group_size, pattern):
 # --- identities ---
 
 
-@pytest.mark.parametrize("changes", [{}, {"pattern": "2:4"}, {"mask_block": 7}, {"sparsity": 0.8}, {"damping": 0.3},
-                                     {"quantize": True, "bits": 3, "group_size": 16}, {"quantize": True, "symmetric": True},
-                                     {"pattern": "4:8", "quantize": True, "bits": 2}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pattern": "2:4"},
+        {"mask_block": 7},
+        {"sparsity": 0.8},
+        {"damping": 0.3},
+        {"quantize": True, "bits": 3, "group_size": 16},
+        {"quantize": True, "symmetric": True},
+        {"pattern": "4:8", "quantize": True, "bits": 2},
+    ],
+)
 def test_column_errors_sum_to_the_objective(changes):
     """sum e^2 = tr(D H D^T) under the damped H: catches a wrong factor, transpose or late update."""
     weight, gram = wide(n=136)
@@ -141,7 +163,9 @@ def test_a_given_mask_is_solved_for_in_turn():
     mask = some_mask(weight)
     new = sparsegpt(weight, gram, SparsegptParams(), mask)[0]
     assert np.allclose(
-        new.numpy(), oracles.pruning.resolved_in_turn(weight.numpy(), damped(gram).numpy(), mask.numpy()), atol=1e-10
+        new.numpy(),
+        oracles.pruning.resolved_in_turn(weight.numpy(), damped(gram).numpy(), mask.numpy()),
+        atol=1e-10,
     )
 
 
@@ -150,7 +174,9 @@ def test_a_prefix_of_each_row_is_solved_for_exactly():
     mask = torch.arange(48) < torch.arange(3, 39, 3)[:, None]  # the first 3, 6, 9 ... inputs
     new = sparsegpt(weight, gram, SparsegptParams(), mask)[0]
     assert np.allclose(
-        new.numpy(), oracles.pruning.masked_least_squares(weight.numpy(), damped(gram).numpy(), mask.numpy()), atol=1e-10
+        new.numpy(),
+        oracles.pruning.masked_least_squares(weight.numpy(), damped(gram).numpy(), mask.numpy()),
+        atol=1e-10,
     )
 
 
@@ -181,7 +207,9 @@ def test_every_block_loses_exactly_its_share(n, sparsity):
 @pytest.mark.parametrize("count", [0, 1, 17, 60, 99, 100])
 def test_ties_go_to_the_first(count):
     scores = (torch.rand(10, 10, generator=torch.Generator().manual_seed(0)) * 4).floor()
-    assert np.array_equal(lowest_of_all(scores, count).numpy(), oracles.pruning.lowest_scores(scores.numpy(), count))
+    assert np.array_equal(
+        lowest_of_all(scores, count).numpy(), oracles.pruning.lowest_scores(scores.numpy(), count)
+    )
 
 
 @pytest.mark.parametrize("pattern, kept, of", [(p, *k) for p, k in PATTERNS.items()])
@@ -229,7 +257,9 @@ def test_orthogonal_inputs_and_a_pattern_give_wandas_mask(pattern):
     stats = Stats(400, sum_sq=loud.square())
     site = Site("a.b", "q", 0, 1, weight, None, None)
     expected = wanda.compress(site, stats, wanda.params(pattern=pattern)).linears["a.b"]
-    assert torch.equal(packed.mask(), expected.mask()) and torch.equal(packed.dequantize(), expected.dequantize())
+    assert torch.equal(packed.mask(), expected.mask()) and torch.equal(
+        packed.dequantize(), expected.dequantize()
+    )
 
 
 def test_white_inputs_and_one_block_give_magnitudes_mask():
@@ -238,7 +268,9 @@ def test_white_inputs_and_one_block_give_magnitudes_mask():
     site = Site("a.b", "q", 0, 1, weight, None, None)
     magnitude = get("magnitude")
     expected = magnitude.compress(site, Stats(0), magnitude.params(sparsity=0.4)).linears["a.b"]
-    assert torch.equal(packed.mask(), expected.mask()) and torch.equal(packed.dequantize(), expected.dequantize())
+    assert torch.equal(packed.mask(), expected.mask()) and torch.equal(
+        packed.dequantize(), expected.dequantize()
+    )
 
 
 def test_scale_of_h_changes_nothing_and_silent_inputs_go_first():
@@ -257,8 +289,12 @@ def test_scale_of_h_changes_nothing_and_silent_inputs_go_first():
 # --- storage ---
 
 
-@pytest.mark.parametrize("params", [{}, {"sparsity": 0.75}, {"pattern": "4:8"}, {"pattern": "2:4"}, {"pattern": "1:4"}])
-@pytest.mark.parametrize("rounding", [{}, {"quantize": True}, {"quantize": True, "bits": 3, "symmetric": True, "group_size": -1}])
+@pytest.mark.parametrize(
+    "params", [{}, {"sparsity": 0.75}, {"pattern": "4:8"}, {"pattern": "2:4"}, {"pattern": "1:4"}]
+)
+@pytest.mark.parametrize(
+    "rounding", [{}, {"quantize": True}, {"quantize": True, "bits": 3, "symmetric": True, "group_size": -1}]
+)
 @pytest.mark.parametrize("shape", [(24, 64), (16, 192), (7, 96)])
 def test_the_cost_is_what_is_stored(params, rounding, shape):
     weight, gram = problem(*shape)
@@ -267,8 +303,15 @@ def test_the_cost_is_what_is_stored(params, rounding, shape):
     assert abs(packed.stored_bytes() - promised) <= 0.005 * promised + 8
 
 
-@pytest.mark.parametrize("params, bits", [({}, 9.0), ({"pattern": "2:4"}, 9.0), ({"quantize": True}, 1 + 2 + 20 / 64),
-                                          ({"pattern": "2:4", "quantize": True, "group_size": -1}, 3.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "params, bits",
+    [
+        ({}, 9.0),
+        ({"pattern": "2:4"}, 9.0),
+        ({"quantize": True}, 1 + 2 + 20 / 64),
+        ({"pattern": "2:4", "quantize": True, "group_size": -1}, 3.0),
+    ],
+)
 def test_bits_a_weight(params, bits):
     weight, gram = problem(out=16, n=512, tokens=800)
     packed, _ = compress(weight, gram, **params)
@@ -276,7 +319,9 @@ def test_bits_a_weight(params, bits):
 
 
 @pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
-@pytest.mark.parametrize("params", [{}, {"pattern": "2:4"}, {"quantize": True}, {"pattern": "2:4", "quantize": True, "bits": 3}])
+@pytest.mark.parametrize(
+    "params", [{}, {"pattern": "2:4"}, {"quantize": True}, {"pattern": "2:4", "quantize": True, "bits": 3}]
+)
 def test_the_kernels_serve_what_is_stored(params):
     assert cpu.wait() is not None, cpu.status()
     weight, gram = problem(out=40, n=192, tokens=600)
@@ -294,7 +339,11 @@ def test_gptq_follows_and_the_places_stay(params):
     calibrate.compress(chained, steps, ids)
     for row in outcome.layers:
         before, after = (b.module.get_submodule(row["path"]).packed for b in (alone, chained))
-        assert after.format == before.format and after.grid.bits == 4 and torch.equal(after.mask(), before.mask())
+        assert (
+            after.format == before.format
+            and after.grid.bits == 4
+            and torch.equal(after.mask(), before.mask())
+        )
 
 
 # --- the claims ---
@@ -305,7 +354,9 @@ def test_less_error_than_wanda(pattern, at_most):
     weight, gram = problem(out=32, n=256, tokens=2000, seed=7)
     wanda = get("wanda")
     site = Site("a.b", "q", 0, 1, weight, None, None)
-    other = wanda.compress(site, Stats(2000, sum_sq=gram.diagonal()), wanda.params(pattern=pattern)).linears["a.b"]
+    other = wanda.compress(site, Stats(2000, sum_sq=gram.diagonal()), wanda.params(pattern=pattern)).linears[
+        "a.b"
+    ]
     packed, edit = compress(weight, gram, pattern=pattern)
     error = output_error(weight, packed.dequantize(), gram)
     assert error < at_most * output_error(weight, other.dequantize(), gram)
@@ -314,7 +365,10 @@ def test_less_error_than_wanda(pattern, at_most):
 
 def test_its_error_grows_with_what_is_removed_and_how_fixed_the_places_are():
     weight, gram = problem(out=32, n=256, tokens=2000, seed=7)
-    error = lambda **params: compress(weight, gram, **params)[1].figures["a.b"]["output_error"]  # noqa: E731
+
+    def error(**params):
+        return compress(weight, gram, **params)[1].figures["a.b"]["output_error"]
+
     ladder = [error(sparsity=s) for s in (0.2, 0.4, 0.5, 0.6, 0.8)]
     assert ladder == sorted(ladder)
     assert error() < error(pattern="4:8") < error(pattern="2:4") < error(pattern="1:4")
@@ -329,7 +383,9 @@ def test_one_step_is_better_than_pruning_and_then_rounding():
     first, _ = compress(weight, gram)
     site = Site("a.b", "q", 0, 1, first.dequantize(), None, first)
     then = get("rtn").compress(site, Stats(0), get("rtn").params(**options)).linears["a.b"]
-    assert output_error(weight, joint.dequantize(), gram) < 0.8 * output_error(weight, then.dequantize(), gram)
+    assert output_error(weight, joint.dequantize(), gram) < 0.8 * output_error(
+        weight, then.dequantize(), gram
+    )
 
 
 # --- what goes wrong ---
@@ -347,10 +403,13 @@ def test_raised_damping_and_short_groups_are_told():
     weight, gram = problem()
     gram -= 0.02 * gram.diagonal().mean() * torch.eye(48)
     low = float(torch.linalg.eigvalsh(gram.double()).min())
-    gram -= (low + 0.05 * float(gram.diagonal().mean())) * torch.eye(48)  # indefinite: the first damping is not enough
+    # indefinite: the first damping is not enough
+    gram -= (low + 0.05 * float(gram.diagonal().mean())) * torch.eye(48)
     assert inverse_factor(gram, 0.01)[1] > 0.01
     _, edit = compress(weight, gram, quantize=True, group_size=32)
-    assert [n.code for n in edit.notes] == ["short_group", "damping_raised"] and edit.notes[1].facts["layer"] == "a.b"
+    assert [n.code for n in edit.notes] == ["short_group", "damping_raised"] and edit.notes[1].facts[
+        "layer"
+    ] == "a.b"
 
 
 def test_what_has_no_effect_leaves_the_key():
@@ -358,4 +417,7 @@ def test_what_has_no_effect_leaves_the_key():
     assert dataclasses.replace(plain, bits=3, group_size=16, symmetric=True).effective() == plain.effective()
     two_four = SparsegptParams(pattern="2:4")
     assert dataclasses.replace(two_four, sparsity=0.7, mask_block=64).effective() == two_four.effective()
-    assert dataclasses.replace(plain, quantize=True, bits=3).effective() != dataclasses.replace(plain, quantize=True).effective()
+    assert (
+        dataclasses.replace(plain, quantize=True, bits=3).effective()
+        != dataclasses.replace(plain, quantize=True).effective()
+    )

@@ -1,4 +1,5 @@
-"""SpQR against an oracle that leaves each weight out and re-inverts the Hessian, its limit cases, its size and its claims."""
+"""SpQR against an oracle that leaves each weight out and re-inverts the Hessian, its limit cases, its size
+and its claims."""
 
 from __future__ import annotations
 
@@ -52,7 +53,10 @@ def test_gains_are_those_of_leaving_each_weight_out(size, bits):
     groups[2, 1] = groups[2, 0] = groups[2].max() + 1  # two largest
     roots = 0.2 + torch.rand(size, generator=g)
     found = gains(groups.double(), roots.double(), bits)
-    expected = [oracles.quantization.leave_one_out(group, roots.double().numpy(), bits) for group in groups.double().numpy()]
+    expected = [
+        oracles.quantization.leave_one_out(group, roots.double().numpy(), bits)
+        for group in groups.double().numpy()
+    ]
     assert np.allclose(found.numpy(), expected, atol=1e-9)
 
 
@@ -63,26 +67,35 @@ def test_gains_are_those_of_leaving_each_weight_out(size, bits):
 def test_equals_the_oracle(order, level_bits, level_search, leave_one_out, tau):
     """E5 among them: tau infinite and no second level is GPTQ's column loop on grids with a real zero."""
     weight, gram = heavy(out=24, n=40, tokens=400, seed=2)  # a short last run of rows and a short last group
-    params = SpqrParams(level_bits=level_bits, level_search=level_search, leave_one_out=leave_one_out, **ORDERS[order])
+    params = SpqrParams(
+        level_bits=level_bits, level_search=level_search, leave_one_out=leave_one_out, **ORDERS[order]
+    )
     limit = tau * unit(weight, gram, params)
     packed, _, _ = spqr(weight, gram, params, limit)
     places, group = (t.tolist() for t in arrange(gram.diagonal(), params))
     groups = [[c for c in places if group[c] == g] for g in dict.fromkeys(group[c] for c in places)]
-    _, result, outliers = oracles.quantization.spqr(weight.numpy(), damped(gram).numpy(), groups, 3, level_bits, limit, leave_one_out,
-                                       level_search)  # fmt: skip
+    _, result, outliers = oracles.quantization.spqr(
+        weight.numpy(), damped(gram).numpy(), groups, 3, level_bits, limit, leave_one_out, level_search
+    )
     assert np.array_equal(where_kept(packed).numpy(), outliers) and (outliers.any() or tau > 0.1)
-    assert np.abs(packed.dequantize().numpy() - result).max() < 4e-3, "no code differs; outliers are in half precision"
+    assert np.abs(packed.dequantize().numpy() - result).max() < 4e-3, (
+        "no code differs; outliers are in half precision"
+    )
 
 
 def test_groups_hold_inputs_of_like_loudness_or_neighbours_and_the_loudest_come_first():
     loudness = torch.rand(40, generator=torch.Generator().manual_seed(0))
     order, group = arrange(loudness, SpqrParams())
-    assert torch.equal(order, loudness.argsort(descending=True)) and torch.equal(group[order], torch.arange(40) // 16)
+    assert torch.equal(order, loudness.argsort(descending=True)) and torch.equal(
+        group[order], torch.arange(40) // 16
+    )
     order, group = arrange(loudness, SpqrParams(neighbours=True))
     assert torch.equal(group, torch.arange(40) // 16) and sorted(order.tolist()) == list(range(40))
     assert order[0] == loudness.argmax()
     visited = torch.unique_consecutive(group[order]).tolist()
-    assert visited == sorted(range(3), key=lambda g: -loudness[16 * g : 16 * g + 16].max()), "each group once, by its loudest"
+    assert visited == sorted(range(3), key=lambda g: -loudness[16 * g : 16 * g + 16].max()), (
+        "each group once, by its loudest"
+    )
     for g in range(3):
         within = order[group[order] == g]
         assert torch.equal(within, within[loudness[within].argsort(descending=True)])
@@ -92,8 +105,8 @@ def test_groups_hold_inputs_of_like_loudness_or_neighbours_and_the_loudest_come_
 
 @pytest.mark.parametrize("tau", [0.2, 0.5])
 def test_one_tau_is_the_authors_threshold_in_every_matrix(tau):
-    """T = tau * mean(var(W[:, j]) / U_jj^2), U from the inverse of the damped Hessian of what is left at each column; a heavy-tailed
-    matrix then keeps more outliers than a plain one."""
+    """T = tau * mean(var(W[:, j]) / U_jj^2), U from the inverse of the damped Hessian of what is left at each
+    column; a heavy-tailed matrix then keeps more outliers than a plain one."""
     shares = []
     for made in (heavy, problem):
         weight, gram = made()
@@ -113,9 +126,21 @@ def test_one_tau_is_the_authors_threshold_in_every_matrix(tau):
 # --- identities and limits ---
 
 
-@pytest.mark.parametrize("changes", [{}, {"act_order": False}, {"neighbours": True}, {"level_bits": 16}, {"group_size": 32},
-                                     {"leave_one_out": False}, {"damping": 1.0}, {"outliers": 0.0}, {"bits": 4},
-                                     {"level_search": False}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"act_order": False},
+        {"neighbours": True},
+        {"level_bits": 16},
+        {"group_size": 32},
+        {"leave_one_out": False},
+        {"damping": 1.0},
+        {"outliers": 0.0},
+        {"bits": 4},
+        {"level_search": False},
+    ],
+)
 def test_column_errors_sum_to_the_objective_of_what_is_stored(changes):
     """E2: so what the loop went on with is what the format gives back, to the last bit that matters."""
     weight, gram = heavy(out=20, n=200, seed=3)  # more than one block
@@ -150,7 +175,10 @@ def test_white_inputs_without_outliers_and_second_level_reduce_to_rounding():
 def test_scale_of_h_changes_nothing():
     weight, gram = heavy()
     first, other = spqr(weight, gram, SpqrParams())[0], spqr(weight, 1024 * gram, SpqrParams())[0]
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_a_code_beside_an_outlier_is_that_of_zero():
@@ -165,7 +193,12 @@ def test_weights_that_are_all_alike_or_zero_are_no_trouble():
     weight, gram = heavy()
     weight[3], weight[4, :16] = 0.0, 0.7
     weight[5] = 1 + 1e-5 * weight[5]  # a step that 16 bits could not hold a zero point for
-    for params in (SpqrParams(), SpqrParams(outliers=0.0), SpqrParams(outliers=0.2), SpqrParams(group_size=128)):
+    for params in (
+        SpqrParams(),
+        SpqrParams(outliers=0.0),
+        SpqrParams(outliers=0.2),
+        SpqrParams(group_size=128),
+    ):
         assert bool(torch.isfinite(spqr(weight, gram, params)[0].dequantize()).all())
     found = spqr(weight, gram, SpqrParams(level_bits=16, outliers=0.0))[0].dequantize()
     assert bool((found[3] == 0).all()) and (found[5] - 1).abs().max() < 0.01
@@ -191,12 +224,16 @@ def test_stored_bits_are_the_formula(order, level_bits):
     kept = int(where_kept(packed).sum())
     grid = 6 / 16 + 64 / 256 if level_bits == 3 else 32 / 16
     index = 16 / 32 if order == "like loudness" else 0.0
-    assert packed.bits_per_weight() == pytest.approx(3 + grid + 32 * kept / weight.numel() + index + 32 * 33 / weight.numel())
+    assert packed.bits_per_weight() == pytest.approx(
+        3 + grid + 32 * kept / weight.numel() + index + 32 * 33 / weight.numel()
+    )
     assert (packed.first.grid.group_index is not None) == (order == "like loudness")
 
 
 @pytest.mark.parametrize("share", [0.002, 0.01, 0.05])
-@pytest.mark.parametrize("changes", [{}, {"neighbours": True}, {"leave_one_out": False}, {"bits": 4}, {"damping": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"neighbours": True}, {"leave_one_out": False}, {"bits": 4}, {"damping": 1.0}]
+)
 def test_the_share_of_outliers_is_about_what_was_asked(share, changes):
     weight, gram = heavy(out=128, n=256, tokens=2000, seed=5)
     here = Site("a", "q", 0, 1, weight, None, None)
@@ -217,9 +254,15 @@ def test_the_limit_is_found_on_a_sample_of_rows():
 
 def test_error_falls_with_outliers_and_their_grids_are_better_without_them():
     weight, gram = heavy(out=64, n=256, tokens=2000, seed=1)
-    error = lambda **p: output_error(weight, spqr(weight, gram, SpqrParams(**p))[0].dequantize(), gram)  # noqa: E731
+
+    def error(**p):
+        return output_error(weight, spqr(weight, gram, SpqrParams(**p))[0].dequantize(), gram)
+
     errors = [error(outliers=r) for r in (0.0, 0.005, 0.02, 0.08)]
-    assert all(b < 0.9 * a for a, b in zip(errors[:-1], errors[1:], strict=True)) and errors[3] < 0.35 * errors[0]
+    assert (
+        all(b < 0.9 * a for a, b in zip(errors[:-1], errors[1:], strict=True))
+        and errors[3] < 0.35 * errors[0]
+    )
     assert errors[2] < 0.97 * error(outliers=0.02, leave_one_out=False)
 
 
@@ -231,20 +274,28 @@ def test_beats_gptq_at_no_more_bits():
 
     theirs = GroupedInt.encode(codes, grid)
     assert ours.bits_per_weight() < theirs.bits_per_weight()
-    assert output_error(weight, ours.dequantize(), gram) < 0.8 * output_error(weight, theirs.dequantize(), gram)
+    assert output_error(weight, ours.dequantize(), gram) < 0.8 * output_error(
+        weight, theirs.dequantize(), gram
+    )
 
 
 def test_rounded_scales_of_tiny_groups_beat_exact_ones_of_larger_groups():
     """At about 3.6 bits: the paper's table of what each part brings."""
     weight, gram = heavy(out=128, n=256, tokens=2000, seed=9)
-    two, one = (spqr(weight, gram, SpqrParams(act_order=False, outliers=0.0, **p))[0]
-                for p in ({}, {"level_bits": 16, "group_size": 48}))  # fmt: skip
+    two, one = (
+        spqr(weight, gram, SpqrParams(act_order=False, outliers=0.0, **p))[0]
+        for p in ({}, {"level_bits": 16, "group_size": 48})
+    )
     assert two.bits_per_weight() < one.bits_per_weight()
     assert output_error(weight, two.dequantize(), gram) < output_error(weight, one.dequantize(), gram)
 
 
 def test_order_matters_where_inputs_are_loud():
-    """Groups of like loudness (the authors') and groups of neighbours, each by the loudest, against no order."""
+    """Groups of like loudness (the authors') and groups of neighbours, each by the loudest, against no
+    order."""
     weight, gram = heavy(out=64, n=256, tokens=2000, seed=4)
-    errors = {o: output_error(weight, spqr(weight, gram, SpqrParams(**p))[0].dequantize(), gram) for o, p in ORDERS.items()}
+    errors = {
+        o: output_error(weight, spqr(weight, gram, SpqrParams(**p))[0].dequantize(), gram)
+        for o, p in ORDERS.items()
+    }
     assert errors["like loudness"] < errors["neighbours"] < 0.97 * errors["as they come"]

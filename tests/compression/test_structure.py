@@ -1,4 +1,5 @@
-"""Cutting heads and channels out: the model that is left is the model with those parts masked, wherever it runs."""
+"""Cutting heads and channels out: the model that is left is the model with those parts masked, wherever it
+runs."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from compression.structure import Kept
 from kernels import cpu
 from tests import tiny
 
-QUERIES = Kept((1, 2), (0, 1), tuple(range(0, 80, 3)))  # one query head of each of two groups, or two heads of four
+# one query head of each of two groups, or two heads of four
+QUERIES = Kept((1, 2), (0, 1), tuple(range(0, 80, 3)))
 GROUP = Kept((2, 3), (1,), (0, 5, 6, 79))  # the second group with both its queries
 MANY = Kept((0, 3), (0, 3), tuple(range(70)))  # of four heads with keys of their own
 GROUPED = ("llama", "qwen2", "qwen3")
@@ -64,7 +66,9 @@ def test_sizes_are_read_from_the_matrices(family):
     bundle, kept = shrunk(family), kept_for(family)
     whole = arch.geometry_of(bundle.module.config)
     for sizes, was, parts in zip(bundle.geometry.layers, whole.layers, kept.values(), strict=True):
-        assert sizes == replace(was, heads=len(parts.heads), kv_heads=len(parts.kv_heads), feed_forward=len(parts.channels))
+        assert sizes == replace(
+            was, heads=len(parts.heads), kv_heads=len(parts.kv_heads), feed_forward=len(parts.channels)
+        )
     shapes = {(layer, role): shape for role, layer, shape in arch.linear_shapes(bundle.geometry)}
     for path, role, layer in arch.linears(bundle.module):
         linear = bundle.module.get_submodule(path)
@@ -79,7 +83,11 @@ def test_the_cache_shrinks_and_generation_with_it_is_generation_without(family):
     with torch.no_grad():
         bundle.module(input_ids=ids, past_key_values=cache, use_cache=True)
     stored = sum(t.numel() for layer in cache.layers for t in (layer.keys, layer.values)) // ids.numel()
-    assert 2 * stored == bundle.geometry.kv_cache_bytes_per_token() < tiny.bundle(family).geometry.kv_cache_bytes_per_token()
+    assert (
+        2 * stored
+        == bundle.geometry.kv_cache_bytes_per_token()
+        < tiny.bundle(family).geometry.kv_cache_bytes_per_token()
+    )
     for _ in range(6):
         ids = torch.cat([ids, tiny.logits(bundle, ids)[:, -1:].argmax(-1)], 1)
         with torch.no_grad():
@@ -92,9 +100,13 @@ def test_the_cache_shrinks_and_generation_with_it_is_generation_without(family):
 def test_the_decode_step_runs_uneven_blocks(family):
     bundle, ids = shrunk(family), tiny.ids(2, 20)
     session, expected = engine.decoder(bundle, torch.float32).session(2, 32), tiny.logits(bundle, ids)
-    assert float((session.run(ids[:, :12]) - expected[:, 11]).abs().max()) < 1e-4 * float(expected.abs().max())
+    assert float((session.run(ids[:, :12]) - expected[:, 11]).abs().max()) < 1e-4 * float(
+        expected.abs().max()
+    )
     for i in range(12, 20):
-        assert float((session.run(ids[:, i : i + 1]) - expected[:, i]).abs().max()) < 1e-4 * float(expected.abs().max())
+        assert float((session.run(ids[:, i : i + 1]) - expected[:, i]).abs().max()) < 1e-4 * float(
+            expected.abs().max()
+        )
     assert len(list(sample.generate(bundle, ids, 5))) == 5 and bundle.decoder is not None
 
 
@@ -130,17 +142,23 @@ def test_keeping_everything_changes_nothing_and_order_is_free(family):
     serves = sizes.heads // sizes.kv_heads
     groups = tuple(reversed(range(sizes.kv_heads)))
     moved = Kept(
-        tuple(j * serves + i for j in groups for i in reversed(range(serves))), groups, tuple(reversed(range(sizes.feed_forward)))
+        tuple(j * serves + i for j in groups for i in reversed(range(serves))),
+        groups,
+        tuple(reversed(range(sizes.feed_forward))),
     )
     structure.cut(bundle.module, {1: moved})
     assert float((tiny.logits(bundle, tokens) - before).abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("kept", [
-    Kept((0, 1, 2), (0, 1), (0,)),  # two queries for one key, one for the other
-    Kept((0, 1), (1,), (0,)),  # another group's queries
-    Kept((), (), (0,)), Kept((0, 2), (0, 1), ()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kept",
+    [
+        Kept((0, 1, 2), (0, 1), (0,)),  # two queries for one key, one for the other
+        Kept((0, 1), (1,), (0,)),  # another group's queries
+        Kept((), (), (0,)),
+        Kept((0, 2), (0, 1), ()),
+    ],
+)
 def test_what_attention_cannot_run_is_refused(kept):
     with pytest.raises(UnsupportedLayer, match="equally many"):
         structure.cut(tiny.bundle("llama").module, {0: kept})
@@ -159,7 +177,8 @@ def narrow(family, kept=WIDE):
 
 
 def masked_width(family):
-    """The whole model with the removed channels zeroed wherever they are made, its norms over the channels that stay."""
+    """The whole model with the removed channels zeroed wherever they are made, its norms over the channels
+    that stay."""
     bundle, index = tiny.bundle(family), torch.tensor(WIDE)
     module, table = bundle.module, arch.table(bundle.module)
     gone = torch.ones(48, dtype=torch.bool).index_fill_(0, index, False)
@@ -181,7 +200,9 @@ def masked_width(family):
         def over_few(x, norm=norm):
             x, w, out = x[..., index], norm.weight[index], torch.zeros_like(x)
             if isinstance(norm, torch.nn.LayerNorm):
-                out[..., index] = torch.nn.functional.layer_norm(x, (len(index),), w, norm.bias[index], norm.eps)
+                out[..., index] = torch.nn.functional.layer_norm(
+                    x, (len(index),), w, norm.bias[index], norm.eps
+                )
             else:
                 out[..., index] = w * x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
             return out
@@ -192,12 +213,17 @@ def masked_width(family):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_narrow_model_is_the_masked_one(family):
-    """Section 4, channel-wise: equal to an explicit reference over the channels that stay, tied and projected tables included."""
+    """Section 4, channel-wise: equal to an explicit reference over the channels that stay, tied and projected
+    tables included."""
     tokens, bundle = tiny.ids(3), narrow(family)
     found, expected = tiny.logits(bundle, tokens), tiny.logits(masked_width(family), tokens)
     assert float((found - expected).abs().max()) < 1e-5 * max(1.0, float(expected.abs().max()))
-    assert bundle.geometry.hidden == len(WIDE) and bundle.geometry.layers == tiny.bundle(family).geometry.layers
-    assert bundle.geometry.kv_cache_bytes_per_token() == tiny.bundle(family).geometry.kv_cache_bytes_per_token()
+    assert (
+        bundle.geometry.hidden == len(WIDE) and bundle.geometry.layers == tiny.bundle(family).geometry.layers
+    )
+    assert (
+        bundle.geometry.kv_cache_bytes_per_token() == tiny.bundle(family).geometry.kv_cache_bytes_per_token()
+    )
 
 
 @pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
@@ -214,7 +240,10 @@ def test_a_narrow_model_is_saved_and_read_back(family, tmp_path):
     structure.cut(bundle.module, kept_for(family))
     bundle.geometry = arch.geometry(bundle.module)
     artifact.save(bundle, tmp_path / "model", {})
-    manifest, again = json.loads((tmp_path / "model" / artifact.MANIFEST).read_text("utf-8")), artifact.load(tmp_path / "model")
+    manifest, again = (
+        json.loads((tmp_path / "model" / artifact.MANIFEST).read_text("utf-8")),
+        artifact.load(tmp_path / "model"),
+    )
     assert manifest["width"] == len(WIDE) and again.geometry == bundle.geometry
     assert float((tiny.logits(again, tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))).abs().max()) < 2e-2
     assert export.offers(manifest) == []

@@ -1,4 +1,5 @@
-"""TensorGPT against TT-SVD by its definition, its exact identities, the paper's ratios, and tables inside models (section 7, H)."""
+"""TensorGPT against TT-SVD by its definition, its exact identities, the paper's ratios, and tables inside
+models (section 7, H)."""
 
 from __future__ import annotations
 
@@ -47,7 +48,10 @@ def context(cancelled=lambda: False, events=None):
 
 def compressed(family, *recipe, **more):
     bundle, events = tiny.bundle(family), []
-    steps = tuple((get(n), get(n).params.parse(p)) for n, p in (recipe or (("tensorgpt", {"rank": 2, "modes": "square"}),)))
+    steps = tuple(
+        (get(n), get(n).params.parse(p))
+        for n, p in (recipe or (("tensorgpt", {"rank": 2, "modes": "square"}),))
+    )
     outcome = calibrate.compress(bundle, steps, tiny.ids(8), emit=events.append, **more)
     return bundle, outcome
 
@@ -78,7 +82,9 @@ def test_the_error_is_the_discarded_spectrum_and_cores_are_left_orthogonal(modes
     assert torch.allclose(lost, error, rtol=1e-9)
     for core in cores[:-1]:
         flat = core.flatten(1, 2)
-        assert torch.allclose(flat.mT @ flat, torch.eye(core.shape[3], dtype=torch.float64).expand(len(x), -1, -1), atol=1e-10)
+        assert torch.allclose(
+            flat.mT @ flat, torch.eye(core.shape[3], dtype=torch.float64).expand(len(x), -1, -1), atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("modes, width", [*SHAPES, ((2,) * 10, 768)])
@@ -117,7 +123,9 @@ def test_the_mean_error_falls_with_the_rank(modes, expected):
     assert means[0] > 0.6 * 96 and means[-1] < expected * 96
 
 
-@pytest.mark.parametrize("rank, expected", [(1, 0.987), (2, 0.947), (3, 0.915), (4, 0.867), (5, 0.830), (6, 0.778), (8, 0.653)])
+@pytest.mark.parametrize(
+    "rank, expected", [(1, 0.987), (2, 0.947), (3, 0.915), (4, 0.867), (5, 0.830), (6, 0.778), (8, 0.653)]
+)
 def test_an_unstructured_vector_loses_almost_all_of_its_length(rank, expected):
     """Section 7's table for 768 padded to 2^10."""
     x = vectors(200, 768, seed=rank)
@@ -162,7 +170,10 @@ def test_stored_bytes_are_the_formula_and_an_svd_takes_no_more(modes):
             table_cost((50, 48), TensorGptParams(rank=rank, modes=modes, head="dense"), True).bytes
             == packed.stored_bytes() + 4800
         )
-        assert table_cost((50, 48), TensorGptParams(rank=rank, modes=modes, head="dense"), False).bytes == packed.stored_bytes()
+        assert (
+            table_cost((50, 48), TensorGptParams(rank=rank, modes=modes, head="dense"), False).bytes
+            == packed.stored_bytes()
+        )
         svd = 2 * svd_rank((50, 48), values) * 98
         assert packed.stored_bytes() - 2 * 98 < svd <= packed.stored_bytes()
         assert table_cost((50, 48), TensorGptParams(rank=rank, modes=modes, kind="svd"), True).bytes == svd
@@ -190,7 +201,9 @@ def test_rows_and_logits_are_the_rebuilt_tables():
     ids = torch.tensor([4_999, 0, 2_048, 2_047, 0])
     assert torch.allclose(packed.rows(ids), whole[ids], atol=1e-5)
     assert torch.allclose(packed.matmul(x), x @ whole.T, atol=1e-4)
-    expected = torch.stack([torch.tensor(oracles.low_rank.entries([p[i].numpy() for p in parts_of(packed)])) for i in range(8)])
+    expected = torch.stack(
+        [torch.tensor(oracles.low_rank.entries([p[i].numpy() for p in parts_of(packed)])) for i in range(8)]
+    )
     assert torch.allclose(whole[:8].double(), expected, atol=1e-5)
 
 
@@ -213,7 +226,9 @@ def test_cores_that_are_no_matrix_are_refused():
 def test_every_family_saves_loads_and_writes(family, kind, tmp_path):
     bundle, outcome = compressed(family, ("tensorgpt", {"rank": 2, "modes": "square", "kind": kind}))
     table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
-    assert isinstance(table, CompressedTable) and isinstance(table.packed, LowRank if kind == "svd" else TensorTrain)
+    assert isinstance(table, CompressedTable) and isinstance(
+        table.packed, LowRank if kind == "svd" else TensorTrain
+    )
     assert isinstance(head, TableHead if bundle.geometry.tied else torch.nn.Linear)
     size = artifact.save(bundle, tmp_path / "model", {})
     again = artifact.load(tmp_path / "model")
@@ -240,18 +255,24 @@ def test_the_logits_of_a_tied_model_are_those_of_the_rebuilt_table():
 def test_a_dense_head_is_told_and_the_file_grows(family, tmp_path):
     bundle, outcome = compressed(family, ("tensorgpt", {"rank": 2, "modes": "square", "head": "dense"}))
     head, fresh = arch.head(bundle.module)[1], tiny.bundle(family)
-    assert isinstance(head, CompressedLinear) and torch.equal(head.packed.weight, arch.head(fresh.module)[1].weight.half())
+    assert isinstance(head, CompressedLinear) and torch.equal(
+        head.packed.weight, arch.head(fresh.module)[1].weight.half()
+    )
     assert [n.code for n in outcome.notes] == ["head_kept"]
     assert artifact.stored_bytes(bundle) > artifact.stored_bytes(fresh)
     artifact.save(bundle, tmp_path / "model", {})
-    assert (tiny.logits(artifact.load(tmp_path / "model"), tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))).abs().max() < 6e-3
+    assert (
+        tiny.logits(artifact.load(tmp_path / "model"), tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))
+    ).abs().max() < 6e-3
 
 
 def test_learned_positions_are_left_alone():
     for family in ("opt", "gpt2"):
         path = arch.table(tiny.bundle(family).module).positions
         bundle, _ = compressed(family)
-        assert torch.equal(bundle.module.get_submodule(path).weight, tiny.bundle(family).module.get_submodule(path).weight)
+        assert torch.equal(
+            bundle.module.get_submodule(path).weight, tiny.bundle(family).module.get_submodule(path).weight
+        )
 
 
 def test_a_rank_that_saves_nothing_leaves_the_table_and_says_so():
@@ -271,9 +292,13 @@ def test_it_chains_with_what_rounds_the_linears(family, order, tmp_path):
     assert formats == {"grouped_int"} and {row["method"] for row in outcome.layers} == {"gptq", "tensorgpt"}
     assert [n.facts["bits"] for n in outcome.notes if n.code == "table_kept"] == [8]
     head = arch.head(bundle.module)[1]
-    assert isinstance(head, TableHead) or head.packed.format == "grouped_int", "a head of its own is rounded as always"
+    assert isinstance(head, TableHead) or head.packed.format == "grouped_int", (
+        "a head of its own is rounded as always"
+    )
     artifact.save(bundle, tmp_path / "model", {})
-    assert (tiny.logits(artifact.load(tmp_path / "model"), tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))).abs().max() < 2e-2
+    assert (
+        tiny.logits(artifact.load(tmp_path / "model"), tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))
+    ).abs().max() < 2e-2
 
 
 def test_a_table_is_stored_once():
@@ -331,4 +356,6 @@ def test_svd_of_the_table_is_the_nearest_of_its_rank():
     table = vectors(90, 40)
     packed = factors(table, 11)
     s = torch.linalg.svdvals(table.double())
-    assert float((packed.dequantize() - table).square().sum()) == pytest.approx(float(s[11:].square().sum()), rel=1e-4)
+    assert float((packed.dequantize() - table).square().sum()) == pytest.approx(
+        float(s[11:].square().sum()), rel=1e-4
+    )

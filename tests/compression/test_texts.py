@@ -23,12 +23,17 @@ def file(tmp_path):
 
 
 def cut(text, protocol, **more):
-    return texts.windows(text, tiny.tokenizer(), protocol, **({"window": 4, "tokens": None, "role": "evaluation"} | more))
+    return texts.windows(
+        text, tiny.tokenizer(), protocol, **({"window": 4, "tokens": None, "role": "evaluation"} | more)
+    )
 
 
 def test_raw_is_the_file_as_it_is(file):
     found = cut(texts.load_text(file, "evaluation"), "raw")
-    assert bytes(tiny.tokenizer().decode(found.ids.flatten().tolist()), "utf-8") == LINES[: found.ids.numel()].encode()
+    assert (
+        bytes(tiny.tokenizer().decode(found.ids.flatten().tolist()), "utf-8")
+        == LINES[: found.ids.numel()].encode()
+    )
 
 
 def test_paper_joins_rows_with_blank_lines(file):
@@ -50,26 +55,40 @@ def test_windows_are_cut_in_order_and_the_tail_dropped(tmp_path):
 def test_calibration_windows_follow_the_seed(tmp_path):
     (tmp_path / "a.txt").write_text("".join(chr(97 + i % 26) * 4 for i in range(100)))
     text = texts.load_text(str(tmp_path / "a.txt"), "calibration")
-    draw = lambda seed: cut(text, "raw", tokens=40, role="calibration", seed=seed).ids.tolist()  # noqa: E731
+
+    def draw(seed):
+        return cut(text, "raw", tokens=40, role="calibration", seed=seed).ids.tolist()
+
     assert draw(0) == draw(0) != draw(1) and len(draw(0)) == 10
 
 
 def test_the_two_halves_of_the_builtin_text_are_disjoint():
-    evaluation, calibration = texts.load_text("builtin", "evaluation"), texts.load_text("builtin", "calibration")
+    evaluation, calibration = (
+        texts.load_text("builtin", "evaluation"),
+        texts.load_text("builtin", "calibration"),
+    )
     assert len(evaluation.raw) > 100_000 and len(calibration.raw) > 100_000
     texts.check_disjoint(evaluation, calibration)
     assert {r for r in evaluation.rows if r} & set(calibration.rows) == set()
 
 
 def test_the_table_of_characters_is_unicodes_own():
-    """Rows as in UnicodeData-3.2.0.txt (its columns of older names, comments and cases apart), no matter which Python reads them."""
-    evaluation, calibration = texts.load_text("unicode", "evaluation"), texts.load_text("unicode", "calibration")
+    """Rows as in UnicodeData-3.2.0.txt (its columns of older names, comments and cases apart), no matter
+    which Python reads them."""
+    evaluation, calibration = (
+        texts.load_text("unicode", "evaluation"),
+        texts.load_text("unicode", "calibration"),
+    )
     rows = set(evaluation.rows) | set(calibration.rows)
-    assert len(rows) == len(evaluation.rows) + len(calibration.rows) and 7 * len(evaluation.rows) < 1.01 * len(calibration.rows)
-    for row in ("00BD;VULGAR FRACTION ONE HALF;No;0;ON;<fraction> 0031 2044 0032;;;0.5;N;;;;;",
-                "0301;COMBINING ACUTE ACCENT;Mn;230;NSM;;;;;N;;;;;",
-                "00B2;SUPERSCRIPT TWO;No;0;EN;<super> 0032;2;2;2;N;;;;;",
-                "2264;LESS-THAN OR EQUAL TO;Sm;0;ON;;;;;Y;;;;;"):  # fmt: skip
+    assert len(rows) == len(evaluation.rows) + len(calibration.rows) and 7 * len(
+        evaluation.rows
+    ) < 1.01 * len(calibration.rows)
+    for row in (
+        "00BD;VULGAR FRACTION ONE HALF;No;0;ON;<fraction> 0031 2044 0032;;;0.5;N;;;;;",
+        "0301;COMBINING ACUTE ACCENT;Mn;230;NSM;;;;;N;;;;;",
+        "00B2;SUPERSCRIPT TWO;No;0;EN;<super> 0032;2;2;2;N;;;;;",
+        "2264;LESS-THAN OR EQUAL TO;Sm;0;ON;;;;;Y;;;;;",
+    ):
         assert row + "\n" in rows
     assert not any(";CJK " in row or ";HANGUL SYLLABLE " in row for row in rows)
     assert (evaluation.hash[:8], calibration.hash[:8]) == ("a8896e8f", "a71ff29b")
@@ -104,7 +123,9 @@ def test_bad_files_are_told_apart(tmp_path, kind):
 
 
 def test_unknown_names_and_paths_on_a_public_page(file):
-    with pytest.raises(TextUnavailable, match="'builtin', 'wikitext-2', 'unicode', 'dialogue' or the path") as error:
+    with pytest.raises(
+        TextUnavailable, match="'builtin', 'wikitext-2', 'unicode', 'dialogue' or the path"
+    ) as error:
         texts.load_text("nosuchtext", "evaluation")
     assert error.value.code == "unknown_text"
     with pytest.raises(TextUnavailable) as error:
@@ -124,8 +145,13 @@ def test_the_protocol_names_everything_that_decides_numbers(tmp_path):
     (tmp_path / "a.txt").write_text("abcdefgh" * 20)
     (tmp_path / "b.txt").write_text("abcdefgi" * 20)
     a, b = (texts.load_text(str(tmp_path / f"{n}.txt"), "evaluation") for n in "ab")
-    ids = {cut(a, "raw").protocol_id, cut(a, "paper").protocol_id, cut(a, "raw", window=5).protocol_id,
-           cut(a, "raw", tokens=8).protocol_id, cut(b, "raw").protocol_id}  # fmt: skip
+    ids = {
+        cut(a, "raw").protocol_id,
+        cut(a, "paper").protocol_id,
+        cut(a, "raw", window=5).protocol_id,
+        cut(a, "raw", tokens=8).protocol_id,
+        cut(b, "raw").protocol_id,
+    }
     assert len(ids) == 5
 
 
@@ -135,7 +161,8 @@ def test_wikitext_offline_says_what_to_do():
     assert error.value.code == "text_unreachable"
 
 
-# --- what a file may hold ------------------------------------------------------------------------------------------
+# --- what a file may hold
+# ------------------------------------------------------------------------------------------
 
 
 def write(place, name, content):
@@ -161,17 +188,23 @@ def test_other_encodings_are_named(tmp_path, encoding):
 @pytest.mark.parametrize(
     "content, code",
     [
-        (b"\xef\xbb\xbf", "empty_text"), (b" \r\n\t\n", "empty_text"), (b"a\0b", "not_text"), (b"\xed\xa0\x80 half of a pair", "not_text"),
-        ("caf\u00e9".encode("latin-1"), "not_text"), (LINES.encode("utf-16-le"), "not_text"),
+        (b"\xef\xbb\xbf", "empty_text"),
+        (b" \r\n\t\n", "empty_text"),
+        (b"a\0b", "not_text"),
+        (b"\xed\xa0\x80 half of a pair", "not_text"),
+        ("caf\u00e9".encode("latin-1"), "not_text"),
+        (LINES.encode("utf-16-le"), "not_text"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_text_is_refused(tmp_path, content, code):
     with pytest.raises(TextUnavailable) as error:
         write(tmp_path, "a.txt", content)
     assert error.value.code == code
 
 
-@pytest.mark.parametrize("name", ["{place}", "{place}/" + "a" * 300, "~nobody-of-this-name/a.txt", "a\0b/c", "{place}/pipe"])
+@pytest.mark.parametrize(
+    "name", ["{place}", "{place}/" + "a" * 300, "~nobody-of-this-name/a.txt", "a\0b/c", "{place}/pipe"]
+)
 def test_names_of_no_file_are_told(tmp_path, name):
     import os
 
@@ -181,7 +214,8 @@ def test_names_of_no_file_are_told(tmp_path, name):
     assert error.value.code in ("no_file", "text_unreadable")
 
 
-# --- tokens of every kind ------------------------------------------------------------------------------------------
+# --- tokens of every kind
+# ------------------------------------------------------------------------------------------
 
 CHINESE = "\u6a21\u578b\u58d3\u7e2e\u5f8c\u9084\u80fd\u8aaa\u8a71\uff0c\U0001f600 na\u00efve caf\u00e9. " * 40
 
@@ -189,7 +223,8 @@ CHINESE = "\u6a21\u578b\u58d3\u7e2e\u5f8c\u9084\u80fd\u8aaa\u8a71\uff0c\U0001f60
 @pytest.mark.parametrize("kind", tokenizers_of_kinds.KINDS)
 @pytest.mark.parametrize("window", [2, 3, 7])
 def test_bytes_of_the_predicted_tokens_are_counted_to_the_byte(tmp_path, kind, window):
-    """The first tokens of the windows and the predicted ones together are the whole text: nothing twice, nothing lost."""
+    """The first tokens of the windows and the predicted ones together are the whole text: nothing twice,
+    nothing lost."""
     tokenizer = tokenizers_of_kinds.make(kind)
     text = write(tmp_path, "a.txt", CHINESE)
     found = texts.windows(text, tokenizer, "raw", window, None, "evaluation")
@@ -207,8 +242,15 @@ def test_a_tokenizer_without_rust_is_counted_too(tmp_path):
     assert found.scored_bytes == found.ids.numel() * 3 // 4
 
 
-@pytest.mark.parametrize("adds, label", [("", "no start token ·"), ("start", "start token once ·"), ("end", "no start token, end token left out ·"),
-                                         ("both", "start token once, end token left out ·")])  # fmt: skip
+@pytest.mark.parametrize(
+    "adds, label",
+    [
+        ("", "no start token ·"),
+        ("start", "start token once ·"),
+        ("end", "no start token, end token left out ·"),
+        ("both", "start token once, end token left out ·"),
+    ],
+)
 def test_what_a_tokenizer_adds_is_said_and_an_end_is_never_scored(tmp_path, adds, label):
     text = write(tmp_path, "a.txt", "abcdefgh")
     found = texts.windows(text, tokenizers_of_kinds.adding(adds), "raw", 3, None, "evaluation")
@@ -220,8 +262,13 @@ def test_what_a_tokenizer_adds_is_said_and_an_end_is_never_scored(tmp_path, adds
 def test_letters_of_a_special_token_are_letters(tmp_path):
     text = write(tmp_path, "a.txt", "one</s>two<s>three" * 5)
     found = cut(text, "raw", window=6)
-    assert not {256, 257} & set(found.ids.flatten().tolist()) and found.scored_bytes == found.ids.numel() * 5 // 6
-    assert [n.code for n in found.notes] == ["special_tokens_as_text"] and "special tokens as text" in found.protocol_id
+    assert (
+        not {256, 257} & set(found.ids.flatten().tolist())
+        and found.scored_bytes == found.ids.numel() * 5 // 6
+    )
+    assert [n.code for n in found.notes] == [
+        "special_tokens_as_text"
+    ] and "special tokens as text" in found.protocol_id
     assert tiny.tokenizer()("</s>")["input_ids"] == [257], "elsewhere it is the token"
 
 
@@ -235,7 +282,9 @@ def test_one_window_and_windows_of_two(tmp_path, window, tokens):
 def test_less_text_than_asked_for_is_said(tmp_path, role):
     found = cut(write(tmp_path, "a.txt", "abcdefghij"), "raw", tokens=400, role=role)
     assert found.ids.shape == (2, 4)
-    assert [(n.code, n.facts["asked"], n.facts["used"]) for n in found.notes] == [(f"{role}_shortened", 400, 8)]
+    assert [(n.code, n.facts["asked"], n.facts["used"]) for n in found.notes] == [
+        (f"{role}_shortened", 400, 8)
+    ]
 
 
 def test_of_a_long_text_only_the_beginning_is_read(tmp_path, monkeypatch):
@@ -243,16 +292,22 @@ def test_of_a_long_text_only_the_beginning_is_read(tmp_path, monkeypatch):
     whole = cut(text, "raw", tokens=40)
     monkeypatch.setattr(texts, "PART", 100)
     monkeypatch.setattr(texts, "LONG_TOKEN", 1)
-    assert cut(text, "raw", tokens=40).ids.equal(whole.ids) and cut(text, "raw", tokens=40).protocol_id == whole.protocol_id
+    assert (
+        cut(text, "raw", tokens=40).ids.equal(whole.ids)
+        and cut(text, "raw", tokens=40).protocol_id == whole.protocol_id
+    )
     assert cut(text, "raw", tokens=40, role="calibration").ids.max() <= 97 + 25
     assert len(cut(text, "raw").ids) == 1250, "the whole of it where it is asked for"
 
 
-# --- texts that share ----------------------------------------------------------------------------------------------
+# --- texts that share
+# ----------------------------------------------------------------------------------------------
 
 
 def lines(start, stop):
-    return [f"Line {i} says that {i * 7919} and {i**3} are numbers like any other.\n" for i in range(start, stop)]
+    return [
+        f"Line {i} says that {i * 7919} and {i**3} are numbers like any other.\n" for i in range(start, stop)
+    ]
 
 
 A = "".join(lines(0, 300))
@@ -286,11 +341,19 @@ def test_texts_that_share_are_refused(tmp_path, way):
 
 def test_a_few_common_lines_are_fine(tmp_path):
     common = ["Chapter 1\n", "Yes.\n", "    return None\n", "= = = = =\n", "\n"]
-    a, b = (write(tmp_path, name, "".join(x + common[i % 5] for i, x in enumerate(lines(*of)))) for name, of in
-            (("a.txt", (0, 300)), ("b.txt", (300, 600))))  # fmt: skip
+    a, b = (
+        write(tmp_path, name, "".join(x + common[i % 5] for i, x in enumerate(lines(*of))))
+        for name, of in (("a.txt", (0, 300)), ("b.txt", (300, 600)))
+    )
     texts.check_disjoint(a, b)
-    quotation = "A sentence of some hundred and twenty characters that both texts quote from a third, as texts do now and then.\n"
-    texts.check_disjoint(write(tmp_path, "a.txt", A + quotation), write(tmp_path, "b.txt", quotation + "".join(lines(300, 600))))
+    quotation = (
+        "A sentence of some hundred and twenty characters that both texts quote from a third, "
+        "as texts do now and then.\n"
+    )
+    texts.check_disjoint(
+        write(tmp_path, "a.txt", A + quotation),
+        write(tmp_path, "b.txt", quotation + "".join(lines(300, 600))),
+    )
 
 
 def test_a_copy_of_a_named_text_is_found(tmp_path):
@@ -304,11 +367,14 @@ def test_a_copy_of_a_named_text_is_found(tmp_path):
 def test_long_texts_are_compared_by_samples(monkeypatch):
     monkeypatch.setattr(overlap, "KEPT", 500)
     monkeypatch.setattr(overlap, "BLOCK", 1000)
-    common, size = overlap.in_common(A, "".join(lines(1000, 1400)) + "".join(lines(150, 300)).replace("\n", ""))
+    common, size = overlap.in_common(
+        A, "".join(lines(1000, 1400)) + "".join(lines(150, 300)).replace("\n", "")
+    )
     assert common / size == pytest.approx(0.5, abs=0.1)
 
 
-# --- dialogues -----------------------------------------------------------------------------------------------------
+# --- dialogues
+# -----------------------------------------------------------------------------------------------------
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
 TALK = (("user", "Is it so?"), ("assistant", "It is."))
@@ -330,10 +396,14 @@ def talk(place, content, role="calibration"):
 
 
 def test_a_dialogue_is_read_as_the_chat_template_writes_it(tmp_path):
-    """Special tokens of the template are tokens, one conversation follows the other, no start token is added; written by hand here."""
+    """Special tokens of the template are tokens, one conversation follows the other, no start token is added;
+    written by hand here."""
     text = talk(tmp_path, line(*TALK) + "\n" + line(("system", "Be brief."), *TALK))
     turns = [*TALK, ("system", "Be brief."), *TALK]
-    plain = lambda words: tiny.tokenizer()(words, add_special_tokens=False)["input_ids"]  # noqa: E731
+
+    def plain(words):
+        return tiny.tokenizer()(words, add_special_tokens=False)["input_ids"]
+
     expected = [i for role, content in turns for i in (256, *plain(f"{role}: {content}"), 257)]
     found = texts.windows(text, talker(), "raw", 7, None, "calibration")
     ids = found.ids.flatten().tolist()
@@ -346,8 +416,13 @@ def test_a_dialogue_is_read_as_the_chat_template_writes_it(tmp_path):
 
 def test_what_was_read_depends_on_the_template(tmp_path):
     text = talk(tmp_path, line(*TALK) * 3)
-    one, other = (texts.windows(text, talker(t), "raw", 8, None, "calibration").text_hash for t in (TEMPLATE, TEMPLATE + "</s>"))
-    assert one != other and text.hash == talk(tmp_path, line(*TALK) * 3).hash != talk(tmp_path, line(*TALK)).hash
+    one, other = (
+        texts.windows(text, talker(t), "raw", 8, None, "calibration").text_hash
+        for t in (TEMPLATE, TEMPLATE + "</s>")
+    )
+    assert (
+        one != other and text.hash == talk(tmp_path, line(*TALK) * 3).hash != talk(tmp_path, line(*TALK)).hash
+    )
 
 
 def test_the_small_dialogue_has_a_few_thousand_tokens_and_its_roles_take_turns():
@@ -355,18 +430,26 @@ def test_the_small_dialogue_has_a_few_thousand_tokens_and_its_roles_take_turns()
     assert len(text.conversations) > 50 and len(text.raw) > 15_000
     for messages in text.conversations:
         turns = [m["role"] for m in messages if m["role"] != "system"]
-        assert turns == ["user", "assistant"] * (len(turns) // 2) and all(m["role"] != "system" for m in messages[1:])
+        assert turns == ["user", "assistant"] * (len(turns) // 2) and all(
+            m["role"] != "system" for m in messages[1:]
+        )
     texts.check_disjoint(texts.load_text("builtin", "evaluation"), text)
 
 
 @pytest.mark.parametrize(
     "content, said",
     [
-        ("{", "no JSON"), ('{"text": "abc"}', 'no list of "messages"'), ('{"messages": []}', 'no list of "messages"'), ("[1]", "messages"),
-        (line(("tool", "7")), "role is 'tool'; allowed: system, user, assistant"), (line(("user", " ")), "no text"),
-        ('{"messages": [{"role": "user", "content": 5}]}', "no text"), ('{"messages": ["hi"]}', "role is 'None'"), ("[" * 100_000, "no JSON"),
+        ("{", "no JSON"),
+        ('{"text": "abc"}', 'no list of "messages"'),
+        ('{"messages": []}', 'no list of "messages"'),
+        ("[1]", "messages"),
+        (line(("tool", "7")), "role is 'tool'; allowed: system, user, assistant"),
+        (line(("user", " ")), "no text"),
+        ('{"messages": [{"role": "user", "content": 5}]}', "no text"),
+        ('{"messages": ["hi"]}', "role is 'None'"),
+        ("[" * 100_000, "no JSON"),
     ],
-)  # fmt: skip
+)
 def test_a_line_that_is_no_conversation_is_told(tmp_path, content, said):
     with pytest.raises(TextUnavailable) as error:
         talk(tmp_path, line(*TALK) + content)

@@ -26,7 +26,10 @@ def test_a_budget_of_tokens_is_kept_and_the_loss_falls():
     p, loss = quadratic()
     course = train([p], loss, *from_text(WINDOWS, loss, 0), Budget(20_480, 10), rate=0.2)
     assert course.ended == "tokens" and 20_480 <= course.tokens < 20_480 + training.TOKENS_PER_STEP
-    assert course.before == pytest.approx(16.0) and len([1 for row in course.curve if row[1] is not None]) >= course.steps
+    assert (
+        course.before == pytest.approx(16.0)
+        and len([1 for row in course.curve if row[1] is not None]) >= course.steps
+    )
     assert course.best < 0.5 * course.before
     held = [row[2] for row in course.curve if row[2] is not None]
     assert held[0] == course.before and min(held) == course.best and len(held) >= training.JUDGED
@@ -37,7 +40,10 @@ def test_the_same_seed_gives_the_same_course():
     def one():
         torch.manual_seed(1)
         p, w = nn.Parameter(torch.zeros(7)), torch.randn(7)
-        loss = lambda ids: (p[ids[:, :8]] - w[ids[:, :8]]).square().mean()  # noqa: E731
+
+        def loss(ids):
+            return (p[ids[:, :8]] - w[ids[:, :8]]).square().mean()
+
         course = train([p], loss, *from_text(WINDOWS, loss, 5), Budget(8_192, 10), rate=0.1, seed=5)
         return p.detach(), course.curve
 
@@ -46,7 +52,8 @@ def test_the_same_seed_gives_the_same_course():
 
 
 def test_the_first_step_is_adams_by_hand():
-    """Adam's first step is the rate times the gradient's sign; the rate starts at a hundredth of its height."""
+    """Adam's first step is the rate times the gradient's sign; the rate starts at a hundredth of its
+    height."""
     p, loss = quadratic()
     train([p], loss, *from_text(WINDOWS, loss, 0), Budget(1, 10), rate=0.5)
     assert torch.allclose(p, torch.full((4,), 3.0 - 0.5 * 0.01), atol=1e-6)
@@ -55,7 +62,10 @@ def test_the_first_step_is_adams_by_hand():
 def test_a_training_that_only_harms_ends_where_it_began():
     p = nn.Parameter(torch.ones(3))
     lies = iter(range(1000))
-    judged = lambda ids: -p.sum() if torch.is_grad_enabled() else p.sum() * 0 + next(lies)  # noqa: E731
+
+    def judged(ids):
+        return -p.sum() if torch.is_grad_enabled() else p.sum() * 0 + next(lies)
+
     course = train([p], judged, *from_text(WINDOWS, judged, 0), Budget(8_192, 10), rate=1.0)
     assert torch.equal(p, torch.ones(3)) and course.best == course.before
 
@@ -71,10 +81,24 @@ def test_enough_keeps_the_best_state_and_cancel_gives_up():
     p, loss = quadratic()
     events = []
     course = train(
-        [p], loss, *from_text(WINDOWS, loss, 0), Budget(10**6, 10), rate=0.2, emit=events.append, enough=lambda: len(events) > 30
+        [p],
+        loss,
+        *from_text(WINDOWS, loss, 0),
+        Budget(10**6, 10),
+        rate=0.2,
+        emit=events.append,
+        enough=lambda: len(events) > 30,
     )
-    assert course.ended == "enough" and course.best < course.before and float(loss(None)) == pytest.approx(course.best)
-    assert events[-1]["stage"] == "train" and 0 < events[-1]["done"] < 1 and events[-1]["facts"]["best"] <= course.before
+    assert (
+        course.ended == "enough"
+        and course.best < course.before
+        and float(loss(None)) == pytest.approx(course.best)
+    )
+    assert (
+        events[-1]["stage"] == "train"
+        and 0 < events[-1]["done"] < 1
+        and events[-1]["facts"]["best"] <= course.before
+    )
     with pytest.raises(Cancelled):
         train([p], loss, *from_text(WINDOWS, loss, 0), Budget(10**6, 10), rate=0.2, cancelled=lambda: True)
 
@@ -138,7 +162,12 @@ def test_a_step_costs_what_a_bare_loop_costs():
         supply = iter(windows.split(32)[:1] * (steps + 1))
         parameters = list(bundle.module.requires_grad_().parameters())
         course = train(
-            parameters, lambda ids: language_loss(bundle, ids), supply, lambda: 0.0, Budget(steps * 1024, 10), rate=1e-4
+            parameters,
+            lambda ids: language_loss(bundle, ids),
+            supply,
+            lambda: 0.0,
+            Budget(steps * 1024, 10),
+            rate=1e-4,
         )
         assert course.steps == steps
 

@@ -1,7 +1,8 @@
-"""Asks copies of the program whether the shipped results are still fresh: `python mutated.py < jobs.json > verdicts.json`.
+"""Asks copies of the program whether the shipped results are still fresh: `python mutated.py < jobs.json >
+verdicts.json`.
 
-A job is {"root": a copy's folder, "files": names of results}, its verdict {name: what differs}. Each job runs in a process of its own,
-forked from one that has loaded the libraries and nothing of the program.
+A job is {"root": a copy's folder, "files": names of results}, its verdict {name: what differs}. Each job runs
+in a process of its own, forked from one that has loaded the libraries and nothing of the program.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""The comparison with the authors' loops, without their code: clones that are made up here, missing or broken."""
+"""The comparison with the authors' loops, without their code: clones that are made up here, missing or
+broken."""
 
 from __future__ import annotations
 
@@ -104,23 +105,33 @@ def test_errors_and_weak_columns_are_those_of_both_sides(given, clones, here, tm
     """Error left and the columns in common, against a naive count; the made-up loop only rounds."""
     authors.save(given, tmp_path)
     row = authors.compare("owq-3", given, tmp_path, clones)
-    assert "failed" not in row and row["settings"] == {"bits": 3, "damping": 0.01, "act_order": True} and row["commit"] == ""
+    assert (
+        "failed" not in row
+        and row["settings"] == {"bits": 3, "damping": 0.01, "act_order": True}
+        and row["commit"] == ""
+    )
     for path, (weight, gram) in given.items():
         low, high = weight.amin(1, True), weight.amax(1, True)
         scale = (high - low) / 7
         new = torch.round((weight - low) / scale) * scale + low
-        weak = torch.argsort(gram.diagonal() * (weight - new).square().sum(0), descending=True)[: authors.WEAK]
+        weak = torch.argsort(gram.diagonal() * (weight - new).square().sum(0), descending=True)[
+            : authors.WEAK
+        ]
         new[:, weak] = weight[:, weak]
         d, h = (weight - new).double(), gram.double()
         assert row["matrices"][path]["theirs"] == pytest.approx(
             float((d @ h @ d.T).trace() / (weight.double() @ h @ weight.double().T).trace()), rel=1e-3
         )
-        assert row["matrices"][path]["weak_columns"] == authors.WEAK >= row["matrices"][path]["weak_in_common"]
+        assert (
+            row["matrices"][path]["weak_columns"] == authors.WEAK >= row["matrices"][path]["weak_in_common"]
+        )
         assert row["matrices"][path]["ours"] < row["matrices"][path]["theirs"], "GPTQ's loop against rounding"
     assert row["ratio"] < 1 and authors.line(row).startswith("owq-3 ")
 
 
-def test_a_missing_or_broken_clone_is_told_and_leaves_the_others_alone(given, clones, here, tmp_path, monkeypatch, capsys):
+def test_a_missing_or_broken_clone_is_told_and_leaves_the_others_alone(
+    given, clones, here, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(authors, "matrices", lambda bundle, ids: given)
     out = tmp_path / "peers.json"
     out.write_text(json.dumps({"rows": ["kept"], "protocol": "p"}))
@@ -137,13 +148,17 @@ def test_a_missing_or_broken_clone_is_told_and_leaves_the_others_alone(given, cl
         str(out),
     ]
     assert peers.main([*words, "--only", "spqr-3", "owq-3"]) == 1
-    assert "spqr-3: ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in capsys.readouterr().err
+    assert (
+        "spqr-3: ModuleNotFoundError: No module named 'a_package_that_nobody_has'" in capsys.readouterr().err
+    )
     table = json.loads(out.read_text())
     assert table["rows"] == ["kept"] and [row["name"] for row in table["authors"]["rows"]] == ["owq-3"]
     (clones / "owq" / "owq" / "recon.py").unlink()
     assert peers.main([*words, "--only", "owq-3"]) == 1
     assert "owq/owq/recon.py isn't there; clone https://github.com/xvyaward/owq" in capsys.readouterr().err
-    assert [row["name"] for row in json.loads(out.read_text())["authors"]["rows"]] == ["owq-3"], "an earlier row stays"
+    assert [row["name"] for row in json.loads(out.read_text())["authors"]["rows"]] == ["owq-3"], (
+        "an earlier row stays"
+    )
     merged = peers.merged(out, {"weights_hash": "w", "protocol": "q", "calibration": "c"}, [])
     assert merged["rows"] == [] and merged["authors"] == json.loads(out.read_text())["authors"]
 
@@ -160,26 +175,51 @@ def test_what_theirs_is_given_are_our_own_values(name):
     import inspect
 
     loop = authors.LOOPS[name]
-    asked = {p for p in inspect.signature(loop.their).parameters if p not in ("weight", "gram", "weak", "threshold")}
+    asked = {
+        p
+        for p in inspect.signature(loop.their).parameters
+        if p not in ("weight", "gram", "weak", "threshold")
+    }
     assert set(authors.settings(name)) == asked and loop.same and loop.folder in authors.REPOSITORIES
     assert authors.settings(name)["bits"] == int(loop.ours.split()[2])
 
 
 def test_the_table_says_what_is_alike(tmp_path):
-    f = lambda ratio, **kept: {"ours": ratio, "theirs": 1.0, "ratio": ratio} | kept  # noqa: E731
+    def f(ratio, **kept):
+        return {"ours": ratio, "theirs": 1.0, "ratio": ratio} | kept
+
     rows = [
-        {"name": "owq-3", "recipe": "owq --bits 3", "repository": "https://github.com/a/b", "commit": "0123456789", "same": "all alike", "ratio": 1.0,
-         "matrices": {"k": f(0.8, weak_columns=2, weak_in_common=2), "v": f(1.25, weak_columns=2, weak_in_common=1)}},
-        {"name": "spqr-3", "recipe": "spqr --bits 3", "repository": "https://github.com/a/c", "commit": "", "same": "most", "ratio": 0.9,
-         "matrices": {"k": f(0.9, outlier_share_ours=0.01, outlier_share_theirs=0.02)}},
-    ]  # fmt: skip
+        {
+            "name": "owq-3",
+            "recipe": "owq --bits 3",
+            "repository": "https://github.com/a/b",
+            "commit": "0123456789",
+            "same": "all alike",
+            "ratio": 1.0,
+            "matrices": {
+                "k": f(0.8, weak_columns=2, weak_in_common=2),
+                "v": f(1.25, weak_columns=2, weak_in_common=1),
+            },
+        },
+        {
+            "name": "spqr-3",
+            "recipe": "spqr --bits 3",
+            "repository": "https://github.com/a/c",
+            "commit": "",
+            "same": "most",
+            "ratio": 0.9,
+            "matrices": {"k": f(0.9, outlier_share_ours=0.01, outlier_share_theirs=0.02)},
+        },
+    ]
     (tmp_path / "peers.json").write_text(json.dumps({"authors": {"rows": rows}}))
     _, _, first, second = overview.authors_table(tmp_path / "peers.json").splitlines()
     assert (
-        first
-        == "| `owq --bits 3` | [a/b](https://github.com/a/b) at 01234567 | all alike | 1.0000 | 0.8000 and 1.2500 of 2 matrices | 3 of 4 weak columns |"
+        first == "| `owq --bits 3` | [a/b](https://github.com/a/b) at 01234567 | all alike | 1.0000 | "
+        "0.8000 and 1.2500 of 2 matrices | 3 of 4 weak columns |"
     )
-    assert second.endswith("| most | 0.9000 | 0.9000 and 0.9000 of 1 matrices | 1.00 and 2.00 % outliers, ours and theirs |")
+    assert second.endswith(
+        "| most | 0.9000 | 0.9000 and 0.9000 of 1 matrices | 1.00 and 2.00 % outliers, ours and theirs |"
+    )
     (tmp_path / "peers.json").write_text("{}")
     assert overview.authors_table(tmp_path / "peers.json") == overview.NO_AUTHORS
 

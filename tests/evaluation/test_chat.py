@@ -1,4 +1,5 @@
-"""Side by side in a real worker: equal models agree, others part where their tokens do, questions can be stopped."""
+"""Side by side in a real worker: equal models agree, others part where their tokens do, questions can be
+stopped."""
 
 from __future__ import annotations
 
@@ -25,13 +26,22 @@ def made(tmp_path_factory):
 
     def make(name, values):
         spec = RunSpec(
-            tiny.folder("qwen3"), ((name, values),), text=str(folder / "test.txt"), window=64, tokens=512, table_bits=16
+            tiny.folder("qwen3"),
+            ((name, values),),
+            text=str(folder / "test.txt"),
+            window=64,
+            tokens=512,
+            table_bits=16,
         )
         result = run(spec, store=store, timings=False)
         assert result.status == "ok", result.error
         return result
 
-    return store, make("wanda", {"sparsity": 0.0, "pattern": "unstructured"}), make("rtn", {"bits": 2, "group_size": 16})
+    return (
+        store,
+        make("wanda", {"sparsity": 0.0, "pattern": "unstructured"}),
+        make("rtn", {"bits": 2, "group_size": 16}),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +77,9 @@ def test_both_sides_take_turns(made, chat):
 def test_the_same_model_says_the_same_at_any_temperature(made, chat):
     for temperature in (0.0, 1.0):
         sides = by_side(list(chat.ask(made[1].id, QUESTION, max_tokens=16, temperature=temperature, seed=3)))
-        assert "".join(e["text"] for e in sides["original"]) == "".join(e["text"] for e in sides["compressed"])
+        assert "".join(e["text"] for e in sides["original"]) == "".join(
+            e["text"] for e in sides["compressed"]
+        )
         assert sides["original"][-1]["diverged_at"] is None
 
 
@@ -78,7 +90,9 @@ def test_a_cache_of_few_bits_is_used_and_told(made, chat):
     result = run(few, store=store, timings=False)
     assert result.status == "ok", result.error
     sides = by_side(list(chat.ask(result.id, QUESTION, max_tokens=6)))
-    assert {e["cache_bits"] for e in sides["original"]} == {16} and {e["cache_bits"] for e in sides["compressed"]} == {4}
+    assert {e["cache_bits"] for e in sides["original"]} == {16} and {
+        e["cache_bits"] for e in sides["compressed"]
+    } == {4}
 
 
 @pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
@@ -103,7 +117,10 @@ def test_leaving_early_keeps_the_next_question_clean(made, chat):
         next(stream)
     stream.close()
     fresh = by_side(list(chat.ask(made[2].id, QUESTION, max_tokens=4)))
-    assert all(len([e for e in events if e["token"] is not None]) <= 4 and events[-1]["done"] for events in fresh.values())
+    assert all(
+        len([e for e in events if e["token"] is not None]) <= 4 and events[-1]["done"]
+        for events in fresh.values()
+    )
 
 
 def test_a_killed_worker_is_told_and_starts_anew(made, chat):
@@ -116,7 +133,9 @@ def test_a_killed_worker_is_told_and_starts_anew(made, chat):
     assert list(chat.ask(made[2].id, QUESTION, max_tokens=2))
 
 
-def test_a_template_that_never_ends_is_ended_and_the_next_question_is_answered(made, chat, tmp_path, monkeypatch):
+def test_a_template_that_never_ends_is_ended_and_the_next_question_is_answered(
+    made, chat, tmp_path, monkeypatch
+):
     store, equal, other = made
     shutil.copytree(equal.spec.model, tmp_path / "hostile")
     (tmp_path / "hostile" / "chat_template.jinja").write_text(

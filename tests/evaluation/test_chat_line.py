@@ -66,7 +66,9 @@ def until_busy(chat, stream) -> None:
         pass
 
 
-@pytest.mark.parametrize("stage, code", [("load", "chat_slow"), ("prompt", "template_slow"), ("token", "chat_slow")])
+@pytest.mark.parametrize(
+    "stage, code", [("load", "chat_slow"), ("prompt", "template_slow"), ("token", "chat_slow")]
+)
 def test_every_stage_has_a_deadline_and_the_next_question_is_answered(chat, stage, code):
     chat.patience[stage] = 0.3
     with pytest.raises(ChatError) as error:
@@ -125,7 +127,9 @@ def test_a_network_has_a_share_of_a_public_line(chat):
         next(stream)
     with pytest.raises(ChatError) as error:
         next(ask(chat, "1", "eve", "192.0.2.1"))
-    assert error.value.code == "chat_full" and next(ask(chat, "1", "bob", "198.51.100.1"))["place"] == len(streams)
+    assert error.value.code == "chat_full" and next(ask(chat, "1", "bob", "198.51.100.1"))["place"] == len(
+        streams
+    )
     for stream in streams:
         stream.close()
 

@@ -20,28 +20,63 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(*words, home):
-    return subprocess.run([sys.executable, "-m", "evaluation.run", *words], cwd=ROOT, capture_output=True, text=True,
-                          env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(home)})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "evaluation.run", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(home)},
+    )
 
 
 def test_the_command_prints_one_json_object(place, tmp_path):
-    done = command("wanda", "--sparsity", "0.5", "+", "gptq", "--bits", "4", "--group-size=16", "--model", tiny.folder("llama"),
-                   "--text", str(place / "test.txt"), "--calibration", str(place / "valid.txt"), "--window", "64", "--tokens", "512",
-                   "--calibration-tokens", "512", "--no-timings", "--json", home=tmp_path)  # fmt: skip
+    done = command(
+        "wanda",
+        "--sparsity",
+        "0.5",
+        "+",
+        "gptq",
+        "--bits",
+        "4",
+        "--group-size=16",
+        "--model",
+        tiny.folder("llama"),
+        "--text",
+        str(place / "test.txt"),
+        "--calibration",
+        str(place / "valid.txt"),
+        "--window",
+        "64",
+        "--tokens",
+        "512",
+        "--calibration-tokens",
+        "512",
+        "--no-timings",
+        "--json",
+        home=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["status"] == "ok" and found["spec"]["recipe"][0][0] == "wanda" and "compress 1/2" in done.stderr
+    assert (
+        found["status"] == "ok" and found["spec"]["recipe"][0][0] == "wanda" and "compress 1/2" in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["gptq", "--bits", "17"], "2 to 8"), (["gptq", "--bits", "0"], "2 to 8"), (["gptk"], "Did you mean 'gptq'"),
-        (["wanda", "--sparsity", "1.0"], "0.0 to 0.95"), (["gptq", "--tokens", "0"], "at least 1"), (["gptq", "--colour", "1"], "colour"),
-        ([], "no method"), (["gptq", "--protocol", "mine"], "paper, raw"), (["gptq", "--preset", "slow"], "quick"),
+        (["gptq", "--bits", "17"], "2 to 8"),
+        (["gptq", "--bits", "0"], "2 to 8"),
+        (["gptk"], "Did you mean 'gptq'"),
+        (["wanda", "--sparsity", "1.0"], "0.0 to 0.95"),
+        (["gptq", "--tokens", "0"], "at least 1"),
+        (["gptq", "--colour", "1"], "colour"),
+        ([], "no method"),
+        (["gptq", "--protocol", "mine"], "paper, raw"),
+        (["gptq", "--preset", "slow"], "quick"),
         (["gptq", "--group-size", "40"], "steps of 16"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_exit_with_2_and_say_why(words, said, capsys):
     assert main([*words, "--json"]) == 2
     out, err = capsys.readouterr()
@@ -49,9 +84,15 @@ def test_bad_arguments_exit_with_2_and_say_why(words, said, capsys):
 
 
 def test_a_flag_belongs_to_the_method_that_declares_it_else_to_the_run():
-    words = "--activations int8 awq --rounding false + smoothquant --activations tensor --tokens 64 --smooth=false"
+    words = (
+        "--activations int8 awq --rounding false + smoothquant --activations tensor --tokens 64 "
+        "--smooth=false"
+    )
     own, steps = split(words.split())
-    assert steps == [("awq", {"rounding": "false"}), ("smoothquant", {"activations": "tensor", "smooth": "false"})]
+    assert steps == [
+        ("awq", {"rounding": "false"}),
+        ("smoothquant", {"activations": "tensor", "smooth": "false"}),
+    ]
     assert own.activations == "int8" and own.tokens == 64
     found = request(*split(["smoothquant", "--activations", "tensor"]))
     assert found.methods[0][1].activations == "tensor" and found.activations == "exact"
@@ -60,7 +101,9 @@ def test_a_flag_belongs_to_the_method_that_declares_it_else_to_the_run():
 def test_help_tells_a_methods_own_flags(capsys):
     assert main(["svd_llm", "+", "gptq", "--help"]) == 0
     out, _ = capsys.readouterr()
-    assert all(f"--{flag}" in out for flag in ("removed", "bits", "group-size", "act-order", "preset", "table-bits"))
+    assert all(
+        f"--{flag}" in out for flag in ("removed", "bits", "group-size", "act-order", "preset", "table-bits")
+    )
     assert "2 to 8" in out and "--sparsity" not in out.split("Methods:")[1].partition("gptq --bits 4.")[2]
 
 
@@ -91,10 +134,27 @@ def test_a_home_that_cannot_be_written_and_a_terminal_of_few_letters(place, tmp_
         "COMPRESSION_EXPLORER_KERNELS": "pytorch",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "evaluation.run", "rtn", "--model", str(model), "--text", str(place / "test.txt"), "--window", "64", "--tokens", "128",
-         "--no-timings", "--json"], cwd=ROOT, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "evaluation.run",
+            "rtn",
+            "--model",
+            str(model),
+            "--text",
+            str(place / "test.txt"),
+            "--window",
+            "64",
+            "--tokens",
+            "128",
+            "--no-timings",
+            "--json",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(tmp_path / "home")} | more,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["status"] == "ok" and found["model"]["id"] == model.name and done.stdout.isascii()
@@ -110,12 +170,34 @@ def test_a_folder_that_was_asked_for_and_cannot_be_written_is_refused(tmp_path, 
 
 
 def test_a_run_that_is_killed_is_told_and_leaves_nothing_half_written(place, tmp_path):
-    words = ["gptq", "--group-size", "16", "--model", tiny.folder("llama"), "--text", str(place / "test.txt"), "--calibration", str(place / "valid.txt"),
-             "--window", "64", "--tokens", "512", "--calibration-tokens", "12800", "--no-timings", "--json"]  # fmt: skip
+    words = [
+        "gptq",
+        "--group-size",
+        "16",
+        "--model",
+        tiny.folder("llama"),
+        "--text",
+        str(place / "test.txt"),
+        "--calibration",
+        str(place / "valid.txt"),
+        "--window",
+        "64",
+        "--tokens",
+        "512",
+        "--calibration-tokens",
+        "12800",
+        "--no-timings",
+        "--json",
+    ]
     started = subprocess.Popen(
-        [sys.executable, "-m", "evaluation.run", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(tmp_path), "COMPRESSION_EXPLORER_KERNELS": "pytorch"},
-    )  # fmt: skip
+        [sys.executable, "-m", "evaluation.run", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ)
+        | {"COMPRESSION_EXPLORER_HOME": str(tmp_path), "COMPRESSION_EXPLORER_KERNELS": "pytorch"},
+    )
     for line in started.stderr:
         if line.startswith("baseline"):
             break

@@ -1,4 +1,5 @@
-"""How processes and runs end, told as what it was; the limits of memory and processors that this system sets."""
+"""How processes and runs end, told as what it was; the limits of memory and processors that this system
+sets."""
 
 from __future__ import annotations
 
@@ -40,22 +41,35 @@ MEMORY = {
     "numpy": lambda: raised(lambda: np.empty(1 << 60, np.uint8)),
     "torch": lambda: raised(lambda: torch.empty(1 << 60, dtype=torch.uint8)),
     "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-    "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    "cublas": lambda: RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
+    ),
     "C++": lambda: RuntimeError("std::bad_alloc"),
     "a system call": lambda: OSError(errno.ENOMEM, "Cannot allocate memory"),
-    "safetensors": lambda: _safetensors("Error while serializing: I/O error: Cannot allocate memory (os error 12)"),
+    "safetensors": lambda: _safetensors(
+        "Error while serializing: I/O error: Cannot allocate memory (os error 12)"
+    ),
     "a thread": lambda: RuntimeError("can't start new thread"),
-    "an import": lambda: ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory"),
+    "an import": lambda: ImportError(
+        "libx.so: failed to map segment from shared object: Cannot allocate memory"
+    ),
     "behind another": lambda: wrapped(MemoryError(), RuntimeError("the layer could not be read")),
-}  # fmt: skip
+}
 FULL = {
-    "a write": lambda: OSError(errno.ENOSPC, "No space left on device"), "a quota": lambda: OSError(errno.EDQUOT, "Disk quota exceeded"),
-    "safetensors": lambda: _safetensors("Error while serializing: I/O error: No space left on device (os error 28)"),
-    "torch": lambda: RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0: No space left on device"),
+    "a write": lambda: OSError(errno.ENOSPC, "No space left on device"),
+    "a quota": lambda: OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "safetensors": lambda: _safetensors(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    ),
+    "torch": lambda: RuntimeError(
+        "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0: No space left on device"
+    ),
     "the hub": lambda: OSError("Not enough free disk space to download the file."),
-    "behind another": lambda: wrapped(OSError(errno.ENOSPC, "No space left on device"), RuntimeError("could not save")),
+    "behind another": lambda: wrapped(
+        OSError(errno.ENOSPC, "No space left on device"), RuntimeError("could not save")
+    ),
     "asked before": lambda: raised(lambda: check_room("/", 1 << 62)),
-}  # fmt: skip
+}
 
 
 def _safetensors(words: str) -> Exception:
@@ -68,20 +82,35 @@ def _safetensors(words: str) -> Exception:
 def test_memory_that_ran_out_is_told_as_that(kind):
     error = MEMORY[kind]()
     told = deaths.describe(error)
-    assert told["code"] == "out_of_memory" and deaths.status(error) == "oom" and told["facts"]["limit_bytes"] > 1e8
+    assert (
+        told["code"] == "out_of_memory"
+        and deaths.status(error) == "oom"
+        and told["facts"]["limit_bytes"] > 1e8
+    )
 
 
 @pytest.mark.parametrize("kind", FULL)
 def test_a_full_disk_is_told_as_that_and_how_much_is_free(kind):
     error = FULL[kind]()
     told = deaths.describe(error)
-    assert told["code"] == "disk_full" and deaths.status(error) == "failed" and told["facts"]["free_bytes"] > 0
+    assert (
+        told["code"] == "disk_full" and deaths.status(error) == "failed" and told["facts"]["free_bytes"] > 0
+    )
     said = Words("en").error(told)["what"]
     assert "are free" in said and "?" not in said and (("are needed" in said) is isinstance(error, DiskFull))
 
 
-@pytest.mark.parametrize("number, code", [(errno.EROFS, "not_writable"), (errno.EACCES, "not_writable"), (errno.EIO, "disk_broken"),
-                                          (errno.EFBIG, "file_limit"), (errno.EMFILE, "too_many_open"), (errno.ENOENT, "error")])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, code",
+    [
+        (errno.EROFS, "not_writable"),
+        (errno.EACCES, "not_writable"),
+        (errno.EIO, "disk_broken"),
+        (errno.EFBIG, "file_limit"),
+        (errno.EMFILE, "too_many_open"),
+        (errno.ENOENT, "error"),
+    ],
+)
 def test_other_errors_of_the_system(number, code):
     assert deaths.describe(OSError(number, os.strerror(number)))["code"] == code
 
@@ -111,20 +140,34 @@ def test_real_writing_beyond_a_limit_is_told(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-@pytest.mark.parametrize("error, code", [
-    (ModelUnavailable("out of memory is its name", code="unknown_model"), "unknown_model"), (ValueError("no space left on device"), "error"),
-    (KeyError("out of memory"), "error"), (RuntimeError("shapes differ"), "error"),
-    (wrapped(DiskFull("full", free_bytes=1), RuntimeError("while saving")), "disk_full"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ModelUnavailable("out of memory is its name", code="unknown_model"), "unknown_model"),
+        (ValueError("no space left on device"), "error"),
+        (KeyError("out of memory"), "error"),
+        (RuntimeError("shapes differ"), "error"),
+        (wrapped(DiskFull("full", free_bytes=1), RuntimeError("while saving")), "disk_full"),
+    ],
+)
 def test_nothing_else_is_taken_for_it(error, code):
     assert deaths.describe(error)["code"] == code
 
 
-@pytest.mark.parametrize("name, status, code", [
-    ("SIGKILL", "oom", "worker_killed"), ("SIGBUS", "failed", "worker_bus"), ("SIGSEGV", "failed", "worker_crashed"),
-    ("SIGABRT", "failed", "worker_crashed"), ("SIGFPE", "failed", "worker_crashed"), ("SIGILL", "failed", "worker_instruction"),
-    ("SIGTERM", "failed", "worker_ended"), ("SIGINT", "failed", "worker_ended"), ("SIGHUP", "failed", "worker_ended"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, status, code",
+    [
+        ("SIGKILL", "oom", "worker_killed"),
+        ("SIGBUS", "failed", "worker_bus"),
+        ("SIGSEGV", "failed", "worker_crashed"),
+        ("SIGABRT", "failed", "worker_crashed"),
+        ("SIGFPE", "failed", "worker_crashed"),
+        ("SIGILL", "failed", "worker_instruction"),
+        ("SIGTERM", "failed", "worker_ended"),
+        ("SIGINT", "failed", "worker_ended"),
+        ("SIGHUP", "failed", "worker_ended"),
+    ],
+)
 def test_each_death_has_its_own_words_in_every_language(name, status, code):
     number = int(signal.Signals[name])
     for shown in (-number, 128 + number):  # as Python gives it, and as a shell does
@@ -139,13 +182,26 @@ def test_each_death_has_its_own_words_in_every_language(name, status, code):
             )
 
 
-@pytest.mark.parametrize("code, said, expected", [
-    (-6, "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n", ("oom", "out_of_memory")),
-    (1, "Traceback\nMemoryError\n", ("oom", "out_of_memory")), (1, "OSError: [Errno 28] No space left on device\n", ("failed", "disk_full")),
-    (1, "ImportError: libtorch.so: failed to map segment: Cannot allocate memory\n", ("oom", "out_of_memory")),
-    (1, "ModuleNotFoundError: No module named 'x'\n", ("failed", "worker_died")), (0, "", ("failed", "worker_died")),
-    (-15, "warning: out of memory is near\n", ("failed", "worker_ended")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, said, expected",
+    [
+        (
+            -6,
+            "terminate called after throwing an instance of 'std::bad_alloc'\n  what():  std::bad_alloc\n",
+            ("oom", "out_of_memory"),
+        ),
+        (1, "Traceback\nMemoryError\n", ("oom", "out_of_memory")),
+        (1, "OSError: [Errno 28] No space left on device\n", ("failed", "disk_full")),
+        (
+            1,
+            "ImportError: libtorch.so: failed to map segment: Cannot allocate memory\n",
+            ("oom", "out_of_memory"),
+        ),
+        (1, "ModuleNotFoundError: No module named 'x'\n", ("failed", "worker_died")),
+        (0, "", ("failed", "worker_died")),
+        (-15, "warning: out of memory is near\n", ("failed", "worker_ended")),
+    ],
+)
 def test_what_it_said_last_counts(code, said, expected):
     status, error = deaths.told(code, said)
     assert (status, error["code"]) == expected
@@ -153,11 +209,18 @@ def test_what_it_said_last_counts(code, said, expected):
 
 def test_the_systems_own_count_makes_it_certain(monkeypatch):
     monkeypatch.setattr(limits, "oom_kills", lambda: 4)
-    assert deaths.told(-9, kills=3)[1]["code"] == "out_of_memory" and deaths.told(137, kills=3)[1]["code"] == "out_of_memory"
-    assert deaths.told(-9, kills=4)[1]["code"] == "worker_killed" and deaths.told(-9, kills=None)[1]["code"] == "worker_killed"
+    assert (
+        deaths.told(-9, kills=3)[1]["code"] == "out_of_memory"
+        and deaths.told(137, kills=3)[1]["code"] == "out_of_memory"
+    )
+    assert (
+        deaths.told(-9, kills=4)[1]["code"] == "worker_killed"
+        and deaths.told(-9, kills=None)[1]["code"] == "worker_killed"
+    )
 
 
-# --- limits -------------------------------------------------------------------------------------------------------
+# --- limits
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -175,29 +238,55 @@ def tree(tmp_path, monkeypatch):
 
 
 def test_version_2_the_least_of_all_groups_above_counts(tree):
-    tree({
-        "proc/self/cgroup": "0::/a/b\n", "tree/a/b/memory.max": "max\n", "tree/a/b/memory.current": "900000\n", "tree/a/b/cpu.max": "150000 100000\n",
-        "tree/a/memory.max": "3000000\n", "tree/a/memory.current": "1500000\n", "tree/a/memory.stat": "anon 1\ninactive_file 500000\n",
-        "tree/a/cpu.max": "50000 100000\n", "tree/a/b/memory.events": "low 0\noom 3\noom_kill 2\n", "tree/cpu.max": "max 100000",
-    })  # fmt: skip
-    assert limits.memory_bytes() == 3_000_000 and limits.available_bytes() == 2_000_000, "what is only kept at hand isn't used"
+    tree(
+        {
+            "proc/self/cgroup": "0::/a/b\n",
+            "tree/a/b/memory.max": "max\n",
+            "tree/a/b/memory.current": "900000\n",
+            "tree/a/b/cpu.max": "150000 100000\n",
+            "tree/a/memory.max": "3000000\n",
+            "tree/a/memory.current": "1500000\n",
+            "tree/a/memory.stat": "anon 1\ninactive_file 500000\n",
+            "tree/a/cpu.max": "50000 100000\n",
+            "tree/a/b/memory.events": "low 0\noom 3\noom_kill 2\n",
+            "tree/cpu.max": "max 100000",
+        }
+    )
+    assert limits.memory_bytes() == 3_000_000 and limits.available_bytes() == 2_000_000, (
+        "what is only kept at hand isn't used"
+    )
     assert limits.processors() == 1 and limits.oom_kills() == 2 and host.threads() == 1
 
 
 def test_version_1_and_a_container_that_sees_its_own_group_as_the_root(tree):
-    tree({
-        "proc/self/cgroup": "4:memory:/docker/0123\n3:cpu,cpuacct:/docker/0123\n1:name=systemd:/\n",
-        "tree/memory/memory.limit_in_bytes": "2000000\n", "tree/memory/memory.usage_in_bytes": "2500000\n", "tree/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
-        "tree/cpu,cpuacct/cpu.cfs_period_us": "100000\n", "tree/memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
-    })  # fmt: skip
+    tree(
+        {
+            "proc/self/cgroup": "4:memory:/docker/0123\n3:cpu,cpuacct:/docker/0123\n1:name=systemd:/\n",
+            "tree/memory/memory.limit_in_bytes": "2000000\n",
+            "tree/memory/memory.usage_in_bytes": "2500000\n",
+            "tree/cpu,cpuacct/cpu.cfs_quota_us": "50000\n",
+            "tree/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            "tree/memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n",
+        }
+    )
     assert limits.memory_bytes() == 2_000_000 and limits.available_bytes() == 0
     assert limits.processors() == 1 and limits.oom_kills() == 1
 
 
-@pytest.mark.parametrize("files", [
-    {}, {"proc/self/cgroup": "0::/\n"}, {"proc/self/cgroup": "0::/../..\n", "tree/memory.max": "max\n"}, {"proc/self/cgroup": "4:memory:/\n", "tree/memory/memory.limit_in_bytes":
-     "9223372036854771712\n", "tree/memory/memory.usage_in_bytes": "5\n"}, {"proc/self/cgroup": "0::/x\n", "tree/x/memory.max": "many\n", "tree/x/cpu.max": "-1 100000\n"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"proc/self/cgroup": "0::/\n"},
+        {"proc/self/cgroup": "0::/../..\n", "tree/memory.max": "max\n"},
+        {
+            "proc/self/cgroup": "4:memory:/\n",
+            "tree/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            "tree/memory/memory.usage_in_bytes": "5\n",
+        },
+        {"proc/self/cgroup": "0::/x\n", "tree/x/memory.max": "many\n", "tree/x/cpu.max": "-1 100000\n"},
+    ],
+)
 def test_no_limit_is_the_machine(tree, files):
     import psutil
 

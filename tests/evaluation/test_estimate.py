@@ -27,7 +27,8 @@ def test_sizes_are_those_of_the_shipped_runs(result):
 @pytest.mark.alone
 @pytest.mark.parametrize("name", [n for n in NAMES if get(n).main_param])
 def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
-    spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),), table_bits=16)  # a table left alone isn't rounded
+    # a table left alone isn't rounded
+    spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),), table_bits=16)
     path(spec), estimate(spec)
     start = time.process_time()
     stops = path(spec)
@@ -48,7 +49,10 @@ def test_a_cache_of_few_bits_is_told_by_the_token():
         return estimate(RunSpec("smollm2-135m-instruct-q4_1", (("none", {}),), cache_bits=bits))
 
     assert [told(bits).cache_bytes_per_token for bits in (16, 8, 4)] == [0, 30 * 2 * 3 * 66, 30 * 2 * 3 * 34]
-    assert told(8).file_bytes == pytest.approx(told(16).file_bytes) and told(8).baseline_file_bytes == told(16).file_bytes
+    assert (
+        told(8).file_bytes == pytest.approx(told(16).file_bytes)
+        and told(8).baseline_file_bytes == told(16).file_bytes
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if get(n).student and get(n).teacher == "model"])
@@ -66,7 +70,9 @@ def test_a_student_is_as_large_as_its_layers_and_its_training_costs(name):
     student = table + 20 * layer  # trained in 32 bits with gradient, two moments and the best state
     assert long.peak_bytes == short.peak_bytes > 20 * student + 4 * (table + 30 * layer) > still.peak_bytes
     assert of(student="smollm2-135m").file_bytes == of(kept=1.0).file_bytes
-    larger = estimate(RunSpec("smollm2-135m-instruct-q4_1", ((name, {"student": "smollm2-360m"}),), table_bits=16))
+    larger = estimate(
+        RunSpec("smollm2-135m-instruct-q4_1", ((name, {"student": "smollm2-360m"}),), table_bits=16)
+    )
     assert larger.file_bytes == pytest.approx(2 * 361_821_120, rel=1e-3), "more layers than its teacher"
 
 
@@ -83,7 +89,10 @@ def test_pruning_and_rounding_in_one_step_weighs_as_much_as_in_two():
         return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).weight_bits
 
     for pattern, kept in (("unstructured", 0.5), ("2:4", 0.5), ("1:4", 0.25)):
-        joint, plain = ("sparsegpt", {"pattern": pattern, "quantize": True, "bits": 3}), ("sparsegpt", {"pattern": pattern})
+        joint, plain = (
+            ("sparsegpt", {"pattern": pattern, "quantize": True, "bits": 3}),
+            ("sparsegpt", {"pattern": pattern}),
+        )
         then = ("gptq", {"bits": 4})
         assert bits(joint) == pytest.approx(1 + 3 * kept + 19 / 64, rel=0.02)
         assert bits(plain) == pytest.approx(1 + 16 * kept, rel=0.01)
@@ -101,16 +110,23 @@ def test_a_converter_weighs_what_the_step_before_decides():
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt-post-norm"])
 @pytest.mark.parametrize("table_bits", [16, 8])
-@pytest.mark.parametrize("changes", [{}, {"kind": "svd"}, {"head": "dense"}, {"rank": 32, "modes": "factors"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"kind": "svd"}, {"head": "dense"}, {"rank": 32, "modes": "factors"}]
+)
 def test_a_stored_table_weighs_what_the_file_does(family, table_bits, changes):
     from compression import artifact, calibrate
 
-    spec = RunSpec(tiny.folder(family), (("tensorgpt", {"rank": 2, "modes": "square"} | changes),), table_bits=table_bits)
+    spec = RunSpec(
+        tiny.folder(family), (("tensorgpt", {"rank": 2, "modes": "square"} | changes),), table_bits=table_bits
+    )
     found, bundle = estimate(spec), tiny.bundle(family)
     before = artifact.stored_bytes(bundle)
     calibrate.compress(bundle, spec.methods, None, table_bits=table_bits)
-    saved = found.baseline_file_bytes - found.file_bytes  # of the rest of so small a model biases are no small part
-    assert found.weight_bits == 16 and before - artifact.stored_bytes(bundle) == pytest.approx(saved, abs=0.01 * before)
+    # of the rest of so small a model biases are no small part
+    saved = found.baseline_file_bytes - found.file_bytes
+    assert found.weight_bits == 16 and before - artifact.stored_bytes(bundle) == pytest.approx(
+        saved, abs=0.01 * before
+    )
 
 
 def test_tables_and_linears_are_weighed_apart():

@@ -44,9 +44,18 @@ def test_what_did_not_change_is_still_the_answer(stored, store):
     assert answers(stored[2], store)
 
 
-@pytest.mark.parametrize("change", [hostile.config(rms_norm_eps=1e-3), hostile.rope(rope_theta=100.0), hostile.config(hidden_act="gelu"),
-                                    hostile.tensors(lambda t: t[hostile.NORM].mul_(1.01)), hostile.without("model.safetensors"),
-                                    hostile.config(num_hidden_layers=10**9), shutil.rmtree])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        hostile.config(rms_norm_eps=1e-3),
+        hostile.rope(rope_theta=100.0),
+        hostile.config(hidden_act="gelu"),
+        hostile.tensors(lambda t: t[hostile.NORM].mul_(1.01)),
+        hostile.without("model.safetensors"),
+        hostile.config(num_hidden_layers=10**9),
+        shutil.rmtree,
+    ],
+)
 def test_a_changed_folder_is_asked_anew(stored, store, change):
     change(stored[0])
     assert not answers(stored[2], store)
@@ -60,21 +69,40 @@ def test_a_changed_text_is_asked_anew(stored, store):
 
 
 def test_catalogue_models_that_are_not_here_stay_answered(store):
-    assert answers(Result(key="", spec=RunSpec("gpt2", (("none", {}),)), status="ok", fingerprint={"model": "a", "text": "b"},
-                          code=provenance.code()), store)  # fmt: skip
+    assert answers(
+        Result(
+            key="",
+            spec=RunSpec("gpt2", (("none", {}),)),
+            status="ok",
+            fingerprint={"model": "a", "text": "b"},
+            code=provenance.code(),
+        ),
+        store,
+    )
 
 
-@pytest.mark.parametrize("change, wide", [
-    (lambda t: t[hostile.NORM].mul_(1.08e6), {hostile.NORM}),
-    (lambda t: [t[n].mul_(2.0**-10) for n in t if n.endswith("q_proj.weight")], {hostile.Q, hostile.Q.replace(".0.", ".1.")}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, wide",
+    [
+        (lambda t: t[hostile.NORM].mul_(1.08e6), {hostile.NORM}),
+        (
+            lambda t: [t[n].mul_(2.0**-10) for n in t if n.endswith("q_proj.weight")],
+            {hostile.Q, hostile.Q.replace(".0.", ".1.")},
+        ),
+    ],
+)
 def test_what_float16_does_not_hold_is_stored_wider_and_read_back_equal(change, wide, tmp_path):
     bundle = models.load(str(hostile.Case(None, hostile.tensors(change)).build(tmp_path / "m")))
     stored = artifact.stored_tensors(bundle.module, torch.float16)
     assert {name for name, t in stored.items() if t.dtype == torch.float32} == wide
     assert {t.dtype for name, t in stored.items() if name not in wide} == {torch.float16}
     bundle.module.load_state_dict(
-        {name: t.to(stored[name].dtype).float() for name, t in bundle.module.state_dict().items() if name in stored}, strict=False
+        {
+            name: t.to(stored[name].dtype).float()
+            for name, t in bundle.module.state_dict().items()
+            if name in stored
+        },
+        strict=False,
     )
     artifact.save(bundle, tmp_path / "saved", {})
     again = artifact.load(tmp_path / "saved")
@@ -93,7 +121,12 @@ def test_a_saved_model_with_a_byte_changed_anywhere_is_refused(tmp_path):
             file.write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
             with pytest.raises(ModelUnavailable) as error:
                 artifact.load(place)
-            assert error.value.code in ("artifact_changed", "artifact_broken", "artifact_version", "bad_json"), file.name
+            assert error.value.code in (
+                "artifact_changed",
+                "artifact_broken",
+                "artifact_version",
+                "bad_json",
+            ), file.name
         file.write_bytes(raw)
     (place / "chat_template.jinja").write_text("a stranger's template")
     with pytest.raises(ModelUnavailable, match="chat_template"):

@@ -1,4 +1,5 @@
-"""What the papers promise, on the real model: the shipped measurements still belong to this code, and their order holds."""
+"""What the papers promise, on the real model: the shipped measurements still belong to this code, and their
+order holds."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def test_every_promised_run_is_there(group):
 
 
 NOT_MEASURED_AGAIN = {  # until `make measure` has run
-    "gates-gkd-0.65-train_tokens_49152-train_minutes_120": "GKD reads texts and prompts, whose reading was mended since; it carries no witness",
+    "gates-gkd-0.65-train_tokens_49152-train_minutes_120": "GKD reads texts and prompts, whose reading "
+    "was mended since; it carries no witness",
     "gates-gkd-0.65-train_tokens_49152-train_minutes_120-objective_supervised-jsd_beta_0": "the same",
 }
 
@@ -127,12 +129,15 @@ NOT_MEASURED_AGAIN = {  # until `make measure` has run
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=NOT_MEASURED_AGAIN[n])) if n in NOT_MEASURED_AGAIN else n
+        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=NOT_MEASURED_AGAIN[n]))
+        if n in NOT_MEASURED_AGAIN
+        else n
         for n in RESULTS
     ],
 )
 def test_shipped_results_belong_to_this_code(name):
-    """What the code gives otherwise than when it was measured (evaluation/running/witness.py): `make measure`."""
+    """What the code gives otherwise than when it was measured (evaluation/running/witness.py): `make
+    measure`."""
     assert not shipped.why_stale(RESULTS[name])
 
 
@@ -152,9 +157,12 @@ def test_gptq_beats_rounding(setting):
     assert gptq["file_bytes"] == pytest.approx(rounding["file_bytes"], rel=1e-3)
 
 
-# --- calibrated on a text of another kind than the one that is measured -------------------------------------------
+# --- calibrated on a text of another kind than the one that is measured
+# -------------------------------------------
 
-elsewhere = pytest.mark.skipif("calibration" in NOT_MEASURED, reason="`python -m evaluation measure calibration`")
+elsewhere = pytest.mark.skipif(
+    "calibration" in NOT_MEASURED, reason="`python -m evaluation measure calibration`"
+)
 
 
 def other(words):
@@ -167,7 +175,9 @@ def test_each_run_on_another_text_is_a_gate_too():
     assert set(shipped.ELSEWHERE) <= set(gates.recipes())
     pairs = zip(*(shipped.specs(group) for group in ("calibration", "gates")), strict=False)
     assert all(
-        (a.text, a.tokens, a.window, a.calibration_tokens) == (b.text, b.tokens, b.window, b.calibration_tokens) for a, b in pairs
+        (a.text, a.tokens, a.window, a.calibration_tokens)
+        == (b.text, b.tokens, b.window, b.calibration_tokens)
+        for a, b in pairs
     )
 
 
@@ -189,13 +199,18 @@ def test_gptq_beats_rounding_whatever_it_reads(setting):
 
 @elsewhere
 def test_the_orders_hold_whatever_is_read():
-    """AWQ in 4.17 bits below rounding in 4.31; OWQ and SpQR below rounding, a scale a row and in groups; levelling pays."""
+    """AWQ in 4.17 bits below rounding in 4.31; OWQ and SpQR below rounding, a scale a row and in groups;
+    levelling pays."""
     assert other("awq --bits 4") < perplexity("rtn --bits 4")
-    assert other("owq --bits 4") < perplexity("rtn --bits 4 --group_size -1") and other("owq --bits 3") < perplexity(
-        "gptq --bits 3 --group_size -1"
+    assert other("owq --bits 4") < perplexity("rtn --bits 4 --group_size -1") and other(
+        "owq --bits 3"
+    ) < perplexity("gptq --bits 3 --group_size -1")
+    assert other("spqr --bits 4") < other("gptq --bits 4") and other("spqr --bits 4") < perplexity(
+        "rtn --bits 4"
     )
-    assert other("spqr --bits 4") < other("gptq --bits 4") and other("spqr --bits 4") < perplexity("rtn --bits 4")
-    assert other("smoothquant --activations tensor") <= 1.01 * other("smoothquant --activations tensor --smooth false")
+    assert other("smoothquant --activations tensor") <= 1.01 * other(
+        "smoothquant --activations tensor --smooth false"
+    )
     assert other("gptq --bits 4") < other("gptq --bits 3") and other("owq --bits 4") < other("owq --bits 3")
 
 
@@ -208,7 +223,9 @@ def test_a_text_of_another_kind_is_never_better_than_by_noise():
 @elsewhere
 def test_awq_depends_less_on_its_text_than_gptq():
     """Lin et al. 2023, figure 8: another text costs AWQ 0.5 to 0.6 of perplexity and GPTQ 2.3 to 4.9."""
-    assert other("awq --bits 4") / perplexity("awq --bits 4") <= 1.01 * other("gptq --bits 4") / perplexity("gptq --bits 4")
+    assert other("awq --bits 4") / perplexity("awq --bits 4") <= 1.01 * other("gptq --bits 4") / perplexity(
+        "gptq --bits 4"
+    )
 
 
 def test_eight_bits_cost_nothing():
@@ -220,7 +237,9 @@ def test_more_bits_are_better_and_smaller_groups_not_worse():
     assert perplexity("gptq --bits 4") < perplexity("gptq --bits 3")
     for method in ("rtn", "gptq"):
         for bits, coarser in ((3, "128"), (4, "-1"), (3, "-1")):
-            assert perplexity(f"{method} --bits {bits}") <= 1.01 * perplexity(f"{method} --bits {bits} --group_size {coarser}")
+            assert perplexity(f"{method} --bits {bits}") <= 1.01 * perplexity(
+                f"{method} --bits {bits} --group_size {coarser}"
+            )
 
 
 def test_wanda_beats_magnitude_by_far():
@@ -229,20 +248,28 @@ def test_wanda_beats_magnitude_by_far():
 
 
 def test_making_up_for_what_is_removed_pays():
-    """Frantar and Alistarh 2023, tables 1 and 2; Sun et al. 2023: near Wanda at 50 %, well below it at 2:4."""
-    assert perplexity("none") < perplexity("sparsegpt --sparsity 0.5") <= 1.02 * perplexity("wanda --sparsity 0.5")
+    """Frantar and Alistarh 2023, tables 1 and 2; Sun et al. 2023: near Wanda at 50 %, well below it at
+    2:4."""
+    assert (
+        perplexity("none")
+        < perplexity("sparsegpt --sparsity 0.5")
+        <= 1.02 * perplexity("wanda --sparsity 0.5")
+    )
     assert perplexity("wanda --sparsity 0.5") < perplexity("magnitude --sparsity 0.5")
     assert perplexity("sparsegpt --pattern 2:4") < 0.95 * perplexity("wanda --pattern 2:4")
 
 
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
 def test_the_less_free_the_places_the_worse(method):
-    free, four, two = (perplexity(f"{method} {places}") for places in ("--sparsity 0.5", "--pattern 4:8", "--pattern 2:4"))
+    free, four, two = (
+        perplexity(f"{method} {places}") for places in ("--sparsity 0.5", "--pattern 4:8", "--pattern 2:4")
+    )
     assert free < four < two
 
 
 def test_rounding_what_stays_costs_a_little_and_saves_much():
-    """Frantar and Alistarh 2023, section 4.3: half of the weights at 4 bits, a bit for each place, and the grid."""
+    """Frantar and Alistarh 2023, section 4.3: half of the weights at 4 bits, a bit for each place, and the
+    grid."""
     rounded = gate("sparsegpt --sparsity 0.5 --quantize true").metrics
     assert rounded["perplexity"] > perplexity("sparsegpt --sparsity 0.5")
     assert rounded["weight_bits_per_weight"] == pytest.approx(1 + 2 + 20 / 64, abs=0.1)
@@ -274,7 +301,8 @@ def test_what_a_low_rank_method_knows_of_the_inputs_pays():
 
 
 def test_a_mean_in_the_bias_is_nearer_to_svd_llm_than_to_asvd():
-    """Layer by layer PCA errs no more than SVD-LLM (below); in the whole model it does worse, and its essay says so."""
+    """Layer by layer PCA errs no more than SVD-LLM (below); in the whole model it does worse, and its essay
+    says so."""
     pca, plain = gate("pca --removed 0.2").metrics, gate("svd_llm --removed 0.2").metrics
     assert pca["perplexity"] ** 2 < plain["perplexity"] * perplexity("asvd --removed 0.2")
     assert plain["file_bytes"] < pca["file_bytes"] < 1.005 * plain["file_bytes"], "biases of 16 bits"
@@ -288,7 +316,9 @@ def test_recovery_wins_back_more_than_the_same_training_gains_on_the_original():
 
 def test_recovery_wins_back_what_a_cut_took():
     """Ma et al. 2023, table 1, tuned; the control is the training alone."""
-    won = perplexity("llm_pruner --removed 0.25 --importance element1") / perplexity(f"llm_pruner --removed 0.25 + {gates.LORA}")
+    won = perplexity("llm_pruner --removed 0.25 --importance element1") / perplexity(
+        f"llm_pruner --removed 0.25 + {gates.LORA}"
+    )
     assert won > perplexity("none") / perplexity(gates.LORA)
 
 
@@ -303,7 +333,8 @@ def test_cutting_the_width_costs_more_than_cutting_blocks():
 
 
 def test_heads_that_fade_out_are_better_than_chance():
-    """Zhang et al. 2023: cutting while an adapter learns, in 64 steps, against cutting at once without repair."""
+    """Zhang et al. 2023: cutting while an adapter learns, in 64 steps, against cutting at once without
+    repair."""
     faded, cut = (
         gate("lora_prune --removed 0.25 --train_minutes 120").metrics,
         gate("llm_pruner --removed 0.25 --importance element1").metrics,
@@ -313,7 +344,8 @@ def test_heads_that_fade_out_are_better_than_chance():
 
 
 def test_trained_scales_win_back_what_rounding_lost():
-    """Kim et al. 2023, table 2, at 3 bits; the size is rounding's. The control: the same factors of weights that weren't rounded."""
+    """Kim et al. 2023, table 2, at 3 bits; the size is rounding's. The control: the same factors of weights
+    that weren't rounded."""
     rounded, trained = (gate(f"peqa --bits 3 {budget}").metrics for budget in ("--train_tokens 0", TRAINED))
     assert perplexity("none") < trained["perplexity"] < 0.7 * rounded["perplexity"]
     assert trained["file_bytes"] == pytest.approx(rounded["file_bytes"], rel=1e-3)
@@ -325,17 +357,23 @@ def test_trained_scales_win_back_what_rounding_lost():
 
 
 def test_adapters_over_four_bits_learn_as_much_as_over_sixteen():
-    """Dettmers et al. 2023, section 4: what training takes off the perplexity. NF4 itself costs this small model a quarter, and
-    adapters of rank 8 don't win that back: the paper's equal ends belong to large models."""
+    """Dettmers et al. 2023, section 4: what training takes off the perplexity. NF4 itself costs this small
+    model a quarter, and adapters of rank 8 don't win that back: the paper's equal ends belong to large
+    models."""
     learnt = perplexity("nf4") / perplexity(gates.QLORA)
     assert learnt > 0.98 * perplexity("none") / perplexity(gates.LORA) > 1
 
 
 def test_four_bits_learn_a_domain_as_sixteen_do():
-    """Dettmers et al. 2023, section 4: with adapters at every linear the frozen model may as well be NF4. Same adapters, tokens, seeds."""
-    before, rounded, lora, qlora = ([r.metrics["perplexity"] for r in DOMAIN[words]] for words in shipped.DOMAIN)
+    """Dettmers et al. 2023, section 4: with adapters at every linear the frozen model may as well be NF4.
+    Same adapters, tokens, seeds."""
+    before, rounded, lora, qlora = (
+        [r.metrics["perplexity"] for r in DOMAIN[words]] for words in shipped.DOMAIN
+    )
     assert len(lora) == len(qlora) == 3 and max(qlora) < 0.5 * before[0]
-    assert all(four / sixteen < rounded[0] / before[0] for four, sixteen in zip(qlora, lora, strict=True)), "in every draw"
+    assert all(four / sixteen < rounded[0] / before[0] for four, sixteen in zip(qlora, lora, strict=True)), (
+        "in every draw"
+    )
 
 
 def divergences(words):
@@ -344,8 +382,8 @@ def divergences(words):
 
 
 def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by_and_learns_the_text_too():
-    """Agarwal et al. 2023. From one warmed-up student: reverse KL on own samples below supervised training's, and at least half of
-    what that takes off the forward KL on text."""
+    """Agarwal et al. 2023. From one warmed-up student: reverse KL on own samples below supervised training's,
+    and at least half of what that takes off the forward KL on text."""
     own, supervised = (
         divergences(f"gkd {gates.DISTILLED}"),
         divergences(f"gkd --objective supervised --jsd_beta 0.0 {gates.DISTILLED}"),
@@ -353,19 +391,25 @@ def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by_and_learns_the
     for where in ("text_forward_before", "own_reverse_before"):
         assert own[where] == pytest.approx(supervised[where], rel=1e-3), "one start"
     assert own["own_reverse_after"] < 0.95 * supervised["own_reverse_after"]
-    closed, asked = (found["text_forward_before"] - found["text_forward_after"] for found in (own, supervised))
+    closed, asked = (
+        found["text_forward_before"] - found["text_forward_after"] for found in (own, supervised)
+    )
     assert closed >= 0.5 * asked > 0
     size = gate(f"gkd {gates.DISTILLED}").metrics["file_bytes"]
     assert size == pytest.approx(2 * (49_152 * 576 + 20 * 3_538_944), rel=0.01)
 
 
 def test_training_under_rounding_beats_the_better_of_two_roundings():
-    """Liu et al. 2023, table 1: weights and cache in 4 bits, inputs in 8. The control has the same inputs and cache, on the paper's grid
-    or with a zero point a row."""
-    rounded, skewed = (gate(f"llm_qat --bits 4 --kv_bits 4 {grid}--train_tokens 0") for grid in ("", "--symmetric false "))
+    """Liu et al. 2023, table 1: weights and cache in 4 bits, inputs in 8. The control has the same inputs and
+    cache, on the paper's grid or with a zero point a row."""
+    rounded, skewed = (
+        gate(f"llm_qat --bits 4 --kv_bits 4 {grid}--train_tokens 0") for grid in ("", "--symmetric false ")
+    )
     assert skewed.metrics["perplexity"] < rounded.metrics["perplexity"]
     for words, control in ((gates.EVEN_QAT, rounded), (gates.SKEWED_QAT, skewed)):
-        assert overview.beside(GATES[words], [skewed]).word == "better" and perplexity("none") < perplexity(words)
+        assert overview.beside(GATES[words], [skewed]).word == "better" and perplexity("none") < perplexity(
+            words
+        )
         assert gate(words).metrics["file_bytes"] == pytest.approx(control.metrics["file_bytes"], rel=1e-3)
 
 
@@ -396,7 +440,8 @@ def test_awq_is_not_above_rounding():
 
 
 def test_searched_ranges_and_weak_columns_pay_together():
-    """Lee et al. 2023: 3.01 bits against GPTQ's 3, both with a scale a row. Which part brings what is told layer by layer below."""
+    """Lee et al. 2023: 3.01 bits against GPTQ's 3, both with a scale a row. Which part brings what is told
+    layer by layer below."""
     owq, gptq = gate("owq --bits 3").metrics, gate("gptq --bits 3 --group_size -1").metrics
     assert owq["perplexity"] < gptq["perplexity"]
     assert owq["weight_bits_per_weight"] < gptq["weight_bits_per_weight"] + 0.03
@@ -410,16 +455,19 @@ def test_spqr_beats_gptq_at_no_more_bits():
 
 
 def test_eight_bit_products():
-    """LLM.int8() within 1 % of the original and not above plain int8; SmoothQuant not above plain int8 with fixed scales.
+    """LLM.int8() within 1 % of the original and not above plain int8; SmoothQuant not above plain int8 with
+    fixed scales.
 
-    Within 1 % is what table 1 of the paper shows (25.83 for 25.65 at 125M parameters). Of this model's activations few reach 6, so
-    what the rest loses counts: the symmetric form, bitsandbytes', is 1.6 % above the original (bitsandbytes itself 1.9 %,
-    peers.json).
+    Within 1 % is what table 1 of the paper shows (25.83 for 25.65 at 125M parameters). Of this model's
+    activations few reach 6, so what the rest loses counts: the symmetric form, bitsandbytes', is 1.6 % above
+    the original (bitsandbytes itself 1.9 %, peers.json).
     """
     assert perplexity("llm_int8") <= 1.01 * perplexity("none")
     assert perplexity("llm_int8 --threshold 2") <= 1.01 * perplexity("none")
     assert (
-        perplexity("llm_int8") <= perplexity("llm_int8 --threshold 0") <= perplexity("llm_int8 --threshold 0 --zero_point false")
+        perplexity("llm_int8")
+        <= perplexity("llm_int8 --threshold 0")
+        <= perplexity("llm_int8 --threshold 0 --zero_point false")
     ), "plain int8, both forms"
     assert (
         perplexity("llm_int8")
@@ -427,7 +475,9 @@ def test_eight_bit_products():
         <= perplexity("llm_int8 --threshold 0 --zero_point false")
     )
     assert perplexity("llm_int8 --zero_point false") <= 1.02 * perplexity("none")
-    assert perplexity("smoothquant --activations tensor") <= 1.01 * perplexity("smoothquant --activations tensor --smooth false")
+    assert perplexity("smoothquant --activations tensor") <= 1.01 * perplexity(
+        "smoothquant --activations tensor --smooth false"
+    )
 
 
 def test_bell_curve_quantiles_beat_four_bit_floats():
@@ -436,14 +486,17 @@ def test_bell_curve_quantiles_beat_four_bit_floats():
 
 
 def test_hqq_is_below_rounding():
-    """With a whole first zero at both widths, groups of 64 beside groups of 64 (HQQ's scales and zeros take 0.19 bits more)."""
-    assert perplexity("hqq --bits 4") < 0.97 * perplexity("rtn --bits 4") and perplexity("hqq --bits 3") < 0.97 * perplexity(
-        "rtn --bits 3"
-    )
+    """With a whole first zero at both widths, groups of 64 beside groups of 64 (HQQ's scales and zeros take
+    0.19 bits more)."""
+    assert perplexity("hqq --bits 4") < 0.97 * perplexity("rtn --bits 4") and perplexity(
+        "hqq --bits 3"
+    ) < 0.97 * perplexity("rtn --bits 3")
     assert perplexity("hqq --bits 4") < 0.97 * perplexity("hqq --bits 4 --round_zero false --iterations 0"), (
         "the whole first zero and the moves together"
     )
-    assert perplexity("hqq --bits 8") < 1.002 * perplexity("rtn --bits 8"), "nothing is lost where nothing can be won"
+    assert perplexity("hqq --bits 8") < 1.002 * perplexity("rtn --bits 8"), (
+        "nothing is lost where nothing can be won"
+    )
 
 
 def test_a_lossless_converter_loses_nothing():
@@ -453,7 +506,8 @@ def test_a_lossless_converter_loses_nothing():
 
 
 def test_thicker_chains_are_never_worse():
-    """Xu et al. 2023 at 3.0, 2.0 and 1.09 times smaller; without training even the last is far from the original."""
+    """Xu et al. 2023 at 3.0, 2.0 and 1.09 times smaller; without training even the last is far from the
+    original."""
     chains = [f"tensorgpt --rank {rank} --modes square" for rank in (11, 6, 4)]
     ladder = [perplexity(words) for words in ("none", *chains)]
     assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False))
@@ -494,7 +548,8 @@ def test_layer_errors_belong_to_this_code(recipe):
     ],
 )
 def test_the_order_of_layer_errors(better, worse):
-    """S15, the primary gate: on the same inputs, in the geometric mean and in nine layers of ten, at no more bits."""
+    """S15, the primary gate: on the same inputs, in the geometric mean and in nine layers of ten, at no more
+    bits."""
     a, b = (LAYERS["methods"][name] for name in (better, worse))
     ratios = [a["errors"][path] / b["errors"][path] for path in a["errors"]]
     assert statistics.geometric_mean(ratios) < 0.98
@@ -503,20 +558,29 @@ def test_the_order_of_layer_errors(better, worse):
 
 
 def test_most_of_what_owq_wins_is_its_search_of_ranges():
-    """What its essay says, and README: of GPTQ's error 0.64 is left by the search alone, 0.98 by weak columns alone, 0.59 by both."""
-    errors = lambda recipe: LAYERS["methods"][recipe]["errors"]  # noqa: E731
-    left = lambda a, b: statistics.geometric_mean(errors(a)[path] / errors(b)[path] for path in errors(b))  # noqa: E731
+    """What its essay says, and README: of GPTQ's error 0.64 is left by the search alone, 0.98 by weak columns
+    alone, 0.59 by both."""
+
+    def errors(recipe):
+        return LAYERS["methods"][recipe]["errors"]
+
+    def left(a, b):
+        return statistics.geometric_mean(errors(a)[path] / errors(b)[path] for path in errors(b))
+
     gptq, searched, weak = (
         "gptq --bits 3 --group_size -1",
         "gptq --bits 3 --group_size -1 --tuning mse",
         "owq --bits 3 --tuning minmax",
     )
-    assert (left(searched, gptq), left(weak, gptq), left("owq --bits 3", gptq)) == pytest.approx((0.64, 0.98, 0.59), abs=0.005)
+    assert (left(searched, gptq), left(weak, gptq), left("owq --bits 3", gptq)) == pytest.approx(
+        (0.64, 0.98, 0.59), abs=0.005
+    )
     assert left("owq --bits 3", searched) < 1, "weak columns pay with the same search, too"
 
 
 def test_making_up_for_what_is_removed_pays_in_every_layer():
-    """At 50 %, free places: equally many weights stay; rows that keep unequally many need a pointer each, 32 bits."""
+    """At 50 %, free places: equally many weights stay; rows that keep unequally many need a pointer each, 32
+    bits."""
     a, b = (LAYERS["methods"][f"{name} --sparsity 0.5"] for name in ("sparsegpt", "wanda"))
     assert all(a["errors"][path] < 0.98 * b["errors"][path] for path in b["errors"])
     assert a["bits_per_weight"] < b["bits_per_weight"] + 32 / 576
@@ -556,7 +620,8 @@ AUTHORS = json.loads(peers.TABLE.read_text("utf-8")).get("authors", {}).get("row
 
 
 def test_the_authors_own_loops_leave_no_less_error():
-    """Lee et al. 2023 and Dettmers et al. 2023, by their own code on the same matrices: the same weak columns, as many outliers."""
+    """Lee et al. 2023 and Dettmers et al. 2023, by their own code on the same matrices: the same weak
+    columns, as many outliers."""
     assert [row["name"] for row in AUTHORS] == list(authors.LOOPS)
     for row in AUTHORS:
         assert row["recipe"] == authors.LOOPS[row["name"]].ours and row["ratio"] <= peers.WORST, row["name"]
@@ -576,11 +641,16 @@ def test_pruning_takes_no_longer_than_llm_compressor(name):
     assert PEERS[name]["cores_beside"] <= overview.QUIET and PEERS[name]["seconds_ratio"] <= 1
 
 
-NOT_REACHED = {  # two Zen 4 cores at 114 to 162 tokens a second of the original: the faster memory is, the more the arithmetic shows
-    "AMD EPYC": {  # of kernels that have been made faster since, and not been measured there again (`overview --rates`)
-        "wanda --sparsity 0.5": "0.77: out of the cache a core got through 19 GB/s of 16-bit bitmask, half of it for moving halves to their places",
+# two Zen 4 cores at 114 to 162 tokens a second of the original: the faster memory is, the more the arithmetic
+# shows
+NOT_REACHED = {
+    # of kernels that have been made faster since, and not been measured there again (`overview --rates`)
+    "AMD EPYC": {
+        "wanda --sparsity 0.5": "0.77: out of the cache a core got through 19 GB/s of 16-bit bitmask, "
+        "half of it for moving halves to their places",
         "wanda --pattern 2:4": "0.73: the same kernel",
-        "sparsegpt --sparsity 0.5 --quantize true": "0.77: 10 GB/s a core of 4-bit bitmask, exact activations; 14 in int8",
+        "sparsegpt --sparsity 0.5 --quantize true": "0.77: 10 GB/s a core of 4-bit bitmask, exact "
+        "activations; 14 in int8",
     }
 }
 
@@ -588,7 +658,9 @@ NOT_REACHED = {  # two Zen 4 cores at 114 to 162 tokens a second of the original
 def expected(processor, words):
     """A case, marked where its limit is known."""
     reason = NOT_REACHED.get(processor, {}).get(words)
-    return pytest.param(processor, words, marks=[pytest.mark.xfail(strict=True, reason=reason)] if reason else [])
+    return pytest.param(
+        processor, words, marks=[pytest.mark.xfail(strict=True, reason=reason)] if reason else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -596,7 +668,8 @@ def expected(processor, words):
     [expected(m["host"]["processor"], words) for m in overview.machines() for words in overview.FEWER_BYTES],
 )
 def test_fewer_bytes_are_faster_steps(processor, words):
-    """At batch 1 a step takes as long as its bytes take to read: at least 0.85 of the bytes' ratio arrives as speed."""
+    """At batch 1 a step takes as long as its bytes take to read: at least 0.85 of the bytes' ratio arrives as
+    speed."""
     machine = next(m for m in overview.machines() if m["host"]["processor"] == processor)
     rate = machine["rates"][overview.timed_as(words)]
     faster = rate["tokens_per_second"] / rate["original_tokens_per_second"]
@@ -617,8 +690,10 @@ def test_one_pair_lives(offline_model):
     found = {}
     for name in ("wanda", "magnitude"):
         bundle = models.load(offline_model)
-        cut = {role: texts.windows(texts.load_text("builtin", role), bundle.tokenizer, "raw", 512, 2048, role)
-               for role in ("evaluation", "calibration")}  # fmt: skip
+        cut = {
+            role: texts.windows(texts.load_text("builtin", role), bundle.tokenizer, "raw", 512, 2048, role)
+            for role in ("evaluation", "calibration")
+        }
         calibrate.compress(bundle, ((get(name), get(name).params(sparsity=0.5)),), cut["calibration"].ids)
         found[name] = float(likelihood.losses(bundle, cut["evaluation"].ids).mean().exp())
     assert found["wanda"] < found["magnitude"] / 2

@@ -43,7 +43,10 @@ def test_generating_with_a_cache_equals_generating_without(family):
 
 def test_sampling_follows_its_seed_and_greedy_is_temperature_zero():
     bundle, prompt = tiny.bundle(), tiny.ids(1, 5)
-    draw = lambda t, seed: [int(x) for x in sample.generate(bundle, prompt, 12, t, seed)]  # noqa: E731
+
+    def draw(t, seed):
+        return [int(x) for x in sample.generate(bundle, prompt, 12, t, seed)]
+
     assert draw(1.0, 1) == draw(1.0, 1) != draw(1.0, 2)
     assert draw(0.0, 1) == draw(0.0, 2) == draw(1e-6, 3)
 
@@ -84,13 +87,16 @@ def test_repeat_rate_and_first_difference():
 
 @pytest.fixture(scope="module")
 def measured(offline_model, tmp_path_factory):
-    """(perplexity of a plain loop, metrics, bytes on top of the loaded model) of the real model on 2,048 tokens."""
+    """(perplexity of a plain loop, metrics, bytes on top of the loaded model) of the real model on 2,048
+    tokens."""
     from compression import engine, models, texts
     from evaluation.measuring import memory
     from evaluation.measuring.measure import measure
 
     bundle = models.load(offline_model)
-    cut = texts.windows(texts.load_text("builtin", "evaluation"), bundle.tokenizer, "raw", 512, 2048, "evaluation")
+    cut = texts.windows(
+        texts.load_text("builtin", "evaluation"), bundle.tokenizer, "raw", 512, 2048, "evaluation"
+    )
     total = 0.0
     for window in cut.ids:
         with torch.no_grad():
@@ -110,7 +116,10 @@ def test_the_real_models_perplexity_equals_a_plain_transformers_loop(measured):
 
 
 @pytest.mark.model
-@pytest.mark.xfail(strict=False, reason="true in a process that has freed much memory before; 331 MB where this file runs alone")
+@pytest.mark.xfail(
+    strict=False,
+    reason="true in a process that has freed much memory before; 331 MB where this file runs alone",
+)
 def test_measuring_takes_little_memory(measured):
     """At most 300 MB on top of the loaded model, the decode step's weights (269 MB) among them."""
     assert measured[2] < 300e6

@@ -23,9 +23,14 @@ def result(words: str, losses: list[float], bits: float = 4.0, seed: int = 0) ->
     spec = RunSpec(shipped.OFFLINE_MODEL, steps, seed=seed, **fields)
     mean = math.exp(sum(losses) / len(losses))
     metrics = {
-        "weight_bits_per_weight": bits, "model_bits_per_parameter": bits, "file_bytes": 100_000_000, "perplexity": mean,
-        "perplexity_stderr": 1.0, "kl_divergence_mean": 0.1, "same_top_token_rate": 0.7,
-    }  # fmt: skip
+        "weight_bits_per_weight": bits,
+        "model_bits_per_parameter": bits,
+        "file_bytes": 100_000_000,
+        "perplexity": mean,
+        "perplexity_stderr": 1.0,
+        "kl_divergence_mean": 0.1,
+        "same_top_token_rate": 0.7,
+    }
     return Result("", spec, "ok", metrics, series={"window_losses": losses})
 
 
@@ -37,17 +42,30 @@ def test_every_control_is_measured_and_no_recipe_controls_itself():
 
 
 def test_a_comparison_within_a_block_changes_one_thing():
-    """Recipe and control of one length with the same flags, or the same method with one flag changed or added, or one step more."""
-    flags = lambda words: [step.split() for step in words.split(" + ")]  # noqa: E731
-    pairs = [(r, c) for found in gates.BLOCKS for r, c in found.rows.items() if c and len(flags(r)) == len(flags(c)) == 1]
+    """Recipe and control of one length with the same flags, or the same method with one flag changed or
+    added, or one step more."""
+
+    def flags(words):
+        return [step.split() for step in words.split(" + ")]
+
+    pairs = [
+        (r, c)
+        for found in gates.BLOCKS
+        for r, c in found.rows.items()
+        if c and len(flags(r)) == len(flags(c)) == 1
+    ]
     assert len(pairs) > 30
     for recipe, control in pairs:
         (name, *own), (other, *its) = flags(recipe)[0], flags(control)[0]
         changed = {
-            k: (dict(zip(own[::2], own[1::2], strict=True)).get(k), dict(zip(its[::2], its[1::2], strict=True)).get(k))
+            k: (
+                dict(zip(own[::2], own[1::2], strict=True)).get(k),
+                dict(zip(its[::2], its[1::2], strict=True)).get(k),
+            )
             for k in (*own[::2], *its[::2])
         }
-        changed = {k for k, (a, b) in changed.items() if a != b and k != "--train_minutes"}  # tokens end a training, not minutes
+        # tokens end a training, not minutes
+        changed = {k for k, (a, b) in changed.items() if a != b and k != "--train_minutes"}
         assert len(changed) <= 1 or name != other or recipe in BETTER_CONTROL, (recipe, control, changed)
 
 
@@ -62,7 +80,12 @@ def test_a_row_stands_beside_its_control_in_words():
     lines = overview.table(rows, measured).splitlines()
     assert overview.BESIDE in lines[0] and len(lines) == 5
     change = 100 * (1 - math.exp(-0.205))
-    assert "| better: −19 ± " in lines[3] and round(change) == 19 and "than" not in lines[3] and "bits |" not in lines[3]
+    assert (
+        "| better: −19 ± " in lines[3]
+        and round(change) == 19
+        and "than" not in lines[3]
+        and "bits |" not in lines[3]
+    )
     assert "can't tell: +0 ± 0 %, +0.25 bits (than GPTQ, 4 bits, group 64)" in lines[4]
 
 
@@ -71,7 +94,9 @@ def test_a_control_of_several_seeds_is_paired_seed_by_seed():
     draws = [result(gates.CHANCE, [5.0 + 0.1 * i, 5.2 + 0.1 * i], seed=i) for i in range(5)]
     found = overview.beside(ours, draws)
     assert found.freedom == 4 and found.mean == pytest.approx(-1.2)
-    assert found.stderr == pytest.approx(0.1 * math.sqrt(2.5 / 5)), "the spread of the draws, not of the windows"
+    assert found.stderr == pytest.approx(0.1 * math.sqrt(2.5 / 5)), (
+        "the spread of the draws, not of the windows"
+    )
 
 
 def test_a_recipe_that_is_not_measured_leaves_no_row_and_its_pupils_no_verdict():

@@ -34,9 +34,9 @@ def test_both_sides_are_given_the_same_settings(name):
     shared = {k for k in set(ours) & set(theirs) if theirs[k] is not None}
     assert {k: ours[k] for k in shared} == {k: theirs[k] for k in shared}
     assert shared or name == peers.CONTROL or (theirs["bits"], theirs["symmetric"]) == (8, True)
-    assert pair.package in [line.split("==")[0] for line in (peers.ROOT / "evaluation" / "peers.txt").read_text().split()] or (
-        name == peers.CONTROL
-    )
+    assert pair.package in [
+        line.split("==")[0] for line in (peers.ROOT / "evaluation" / "peers.txt").read_text().split()
+    ] or (name == peers.CONTROL)
 
 
 @pytest.fixture
@@ -75,11 +75,25 @@ ASKED = ("--tokens", "512", "--window", "64", "--calibration-tokens", "256")
 
 def test_the_control_pair_measures_the_same_on_both_sides(one_process, tmp_path, capsys):
     out = tmp_path / "peers.json"
-    words = ["--peers", sys.executable, "--model", tiny.folder("llama"), *ASKED, "--only", "original", "--out", str(out)]
+    words = [
+        "--peers",
+        sys.executable,
+        "--model",
+        tiny.folder("llama"),
+        *ASKED,
+        "--only",
+        "original",
+        "--out",
+        str(out),
+    ]
     assert peers.main(words) == 0
     table = json.loads(out.read_text())
     (row,) = table["rows"]
-    assert abs(row["ratio"] - 1) < 1e-5 and row["ratio_stderr"] < 1e-5 and row["ours"]["versions"]["torch"] == torch.__version__
+    assert (
+        abs(row["ratio"] - 1) < 1e-5
+        and row["ratio_stderr"] < 1e-5
+        and row["ours"]["versions"]["torch"] == torch.__version__
+    )
     assert (
         "512 tokens" in table["protocol"]
         and set(table["not_compared"])
@@ -118,20 +132,31 @@ def test_work_of_others_is_told_from_the_sides_own():
         stranger.kill()
         stranger.wait()
     assert found > 0.5
-    all_work = lambda: sum(psutil.cpu_times()[i] for i in (0, 1, 2))  # noqa: E731  user, nice, system
+
+    def all_work():
+        return sum(psutil.cpu_times()[i] for i in (0, 1, 2))
+
     own, everything, before = time.process_time(), all_work(), peers._work_of_others()
     while time.process_time() - own < 1:
         pass
-    assert all_work() - everything - (peers._work_of_others() - before) > 0.8, "its own second is left out, whoever else works"
+    assert all_work() - everything - (peers._work_of_others() - before) > 0.8, (
+        "its own second is left out, whoever else works"
+    )
 
 
 def test_some_pairs_only_leave_the_other_rows_of_the_same_texts(tmp_path):
     about, file = {"weights_hash": "w", "protocol": "p", "calibration": "c"}, tmp_path / "peers.json"
-    nf4, new, old = {"name": "nf4", "ratio": 1.0}, {"name": "gptq-4", "ratio": 0.9}, {"name": "gptq-4", "ratio": 0.8}
+    nf4, new, old = (
+        {"name": "nf4", "ratio": 1.0},
+        {"name": "gptq-4", "ratio": 0.9},
+        {"name": "gptq-4", "ratio": 0.8},
+    )
     file.write_text(json.dumps(about | {"rows": [old, nf4]}))
     assert peers.merged(file, about, [new])["rows"] == [new, nf4]
     assert peers.merged(file, about | {"protocol": "another"}, [new])["rows"] == [new]
-    assert peers.merged(tmp_path / "none.json", about, [nf4, new])["rows"] == [new, nf4], "in the order of the table"
+    assert peers.merged(tmp_path / "none.json", about, [nf4, new])["rows"] == [new, nf4], (
+        "in the order of the table"
+    )
 
 
 def test_a_side_that_fails_is_told_and_fails_the_comparison(one_process, monkeypatch, capsys, tmp_path):
@@ -151,11 +176,17 @@ def test_without_the_peers_environment_it_says_what_to_run(capsys):
 
 
 def test_a_ratio_is_paired(monkeypatch, tmp_path):
-    """Two windows of very different loss, each 1 % of loss apart: the error of the ratio is that of the differences."""
-    losses = {"ours": torch.tensor([[1.01, 1.01], [5.03, 5.03]]), "theirs": torch.tensor([[1.0, 1.0], [5.0, 5.0]])}
+    """Two windows of very different loss, each 1 % of loss apart: the error of the ratio is that of the
+    differences."""
+    losses = {
+        "ours": torch.tensor([[1.01, 1.01], [5.03, 5.03]]),
+        "theirs": torch.tensor([[1.0, 1.0], [5.0, 5.0]]),
+    }
     for which, values in losses.items():
         save_file({"losses": values}, tmp_path / f"nf4.{which}.safetensors")
-        (tmp_path / f"nf4.{which}.json").write_text(json.dumps({"compress_seconds": 2.0 if which == "ours" else 4.0}))
+        (tmp_path / f"nf4.{which}.json").write_text(
+            json.dumps({"compress_seconds": 2.0 if which == "ours" else 4.0})
+        )
     monkeypatch.setattr(peers.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 0, "", ""))
     row = peers.compare("nf4", tmp_path, {"ours": "", "theirs": ""}, 1)
     assert row["ratio"] == pytest.approx(torch.tensor(0.02).exp().item(), rel=1e-5)
@@ -167,7 +198,8 @@ def rows(**ratios):
 
 
 def test_a_pair_that_chance_decides_is_drawn_several_times(one_process, monkeypatch, tmp_path):
-    """Each draw leaves one more window out, for both sides alike; the mean of the draws counts, its error is their spread."""
+    """Each draw leaves one more window out, for both sides alike; the mean of the draws counts, its error is
+    their spread."""
     seen = []
 
     def theirs(model, ids):
@@ -177,11 +209,29 @@ def test_a_pair_that_chance_decides_is_drawn_several_times(one_process, monkeypa
     monkeypatch.setitem(peers.PAIRS, peers.CONTROL, peers.Pair("none", "transformers", theirs, draws=3))
     monkeypatch.setattr(peers, "_ours", lambda pair, bundle, ids: seen.append(len(ids)) or 0.0)
     out = tmp_path / "peers.json"
-    words = ["--peers", sys.executable, "--model", tiny.folder("llama"), *ASKED, "--only", peers.CONTROL, "--out", str(out)]
+    words = [
+        "--peers",
+        sys.executable,
+        "--model",
+        tiny.folder("llama"),
+        *ASKED,
+        "--only",
+        peers.CONTROL,
+        "--out",
+        str(out),
+    ]
     assert peers.main(words) == 0 and seen == [4, 4, 3, 3, 2, 2]
     (row,) = json.loads(out.read_text())["rows"]
     assert len(row["draws"]) == 3 and row["ratio"] == pytest.approx(1, abs=1e-5)
-    draw = lambda ratio: {"ours": {"perplexity": 8 * ratio}, "theirs": {"perplexity": 8.0}, "ratio": ratio, "ratio_stderr": 0.001}  # noqa: E731
+
+    def draw(ratio):
+        return {
+            "ours": {"perplexity": 8 * ratio},
+            "theirs": {"perplexity": 8.0},
+            "ratio": ratio,
+            "ratio_stderr": 0.001,
+        }
+
     mean = peers.joined([draw(1.25), draw(0.8)])
     assert mean["ratio"] == pytest.approx(1.0) and mean["ours"]["perplexity"] == pytest.approx(8.0)
     assert mean["ratio_stderr"] == pytest.approx(

@@ -30,26 +30,38 @@ def short(place, kind: str, positions: int) -> str:
 
     sizes = tiny.CONFIGS[kind] | {"n_positions" if kind == "gpt2" else "max_position_embeddings": positions}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, vocab_size=tiny.VOCABULARY, bos_token_id=256, eos_token_id=257, pad_token_id=257, **sizes)
-    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(place / f"{kind}-{positions}")
+    config = AutoConfig.for_model(
+        kind, vocab_size=tiny.VOCABULARY, bos_token_id=256, eos_token_id=257, pad_token_id=257, **sizes
+    )
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(
+        place / f"{kind}-{positions}"
+    )
     tiny.tokenizer().save_pretrained(place / f"{kind}-{positions}")
     return str(place / f"{kind}-{positions}")
 
 
 def asked(place, model: str, recipe=RTN, **more) -> RunSpec:
     fields = dict(
-        text=str(place / "test.txt"), calibration=str(place / "valid.txt"), window=64, tokens=128, calibration_tokens=256
+        text=str(place / "test.txt"),
+        calibration=str(place / "valid.txt"),
+        window=64,
+        tokens=128,
+        calibration_tokens=256,
     )
     return RunSpec(model, recipe, **fields | {"table_bits": 16} | more)
 
 
-@pytest.mark.parametrize("kind, positions", [("llama", 2), ("gpt2", 4), ("llama", 32), ("opt", 64), ("llama", 1 << 20)])
+@pytest.mark.parametrize(
+    "kind, positions", [("llama", 2), ("gpt2", 4), ("llama", 32), ("opt", 64), ("llama", 1 << 20)]
+)
 def test_models_that_read_little_or_very_much(place, store, tmp_path, kind, positions):
     result = run(asked(place, short(tmp_path, kind, positions)), store=store, timings=positions < 1000)
     assert result.status == "ok", result.error
     notes, m = {n["code"]: n["facts"] for n in result.notes}, result.metrics
     assert (
-        ("window_shortened" in notes) == (positions < 64) and math.isfinite(m["perplexity"]) and m["first_difference_tokens"] >= 0
+        ("window_shortened" in notes) == (positions < 64)
+        and math.isfinite(m["perplexity"])
+        and m["first_difference_tokens"] >= 0
     )
     assert ("short_context_kl_divergence_mean" in m) == (positions >= 32) == ("no_short_context" not in notes)
     assert ("repeat_rate" in m) == (positions >= 8), "two tokens repeat nothing"
@@ -68,7 +80,9 @@ def test_models_that_read_little_or_very_much(place, store, tmp_path, kind, posi
 def test_one_window_windows_of_two_and_a_text_of_exactly_one(place, store, tmp_path, window, tokens, kept):
     (tmp_path / "a.txt").write_text("abcdefghijklmnop")
     result = run(
-        asked(place, tiny.folder("llama"), text=str(tmp_path / "a.txt"), window=window, tokens=tokens), store=store, timings=False
+        asked(place, tiny.folder("llama"), text=str(tmp_path / "a.txt"), window=window, tokens=tokens),
+        store=store,
+        timings=False,
     )
     assert result.status == "ok" and result.metrics["evaluated_tokens"] == kept, result.error
     assert ("perplexity_stderr" in result.metrics) == (kept > window), "one window has no spread"
@@ -77,7 +91,11 @@ def test_one_window_windows_of_two_and_a_text_of_exactly_one(place, store, tmp_p
 GKD = {"train_tokens": 512, "prompt_tokens": 4, "response_tokens": 8}
 REFUSED = {
     "evaluation text": (RTN, {"text": "short.txt"}, "text_too_short"),
-    "calibration text": ((("gptq", {"bits": 4, "group_size": 16}),), {"calibration": "short.txt"}, "text_too_short"),
+    "calibration text": (
+        (("gptq", {"bits": 4, "group_size": 16}),),
+        {"calibration": "short.txt"},
+        "text_too_short",
+    ),
     "training text": ((("gkd", GKD),), {"calibration": "some.txt", "window": 32}, "too_little_text"),
     "a training's windows": ((("gkd", GKD | {"prompt_tokens": 400}),), {}, "bad_param"),
     "pieces": (
@@ -104,15 +122,24 @@ def test_what_can_be_known_is_refused_before_the_model_is_loaded(place, store, t
 
 def test_a_short_calibration_is_used_and_said(place, store, tmp_path):
     (tmp_path / "some.txt").write_text("0123456789" * 10)
-    spec = asked(place, tiny.folder("llama"), (("gptq", {"bits": 4, "group_size": 16}),), calibration=str(tmp_path / "some.txt"))
+    spec = asked(
+        place,
+        tiny.folder("llama"),
+        (("gptq", {"bits": 4, "group_size": 16}),),
+        calibration=str(tmp_path / "some.txt"),
+    )
     result = run(spec, store=store, timings=False)
     assert result.status == "ok", result.error
-    assert {"code": "calibration_shortened", "facts": {"name": "some.txt", "asked": 256, "used": 64}} in result.notes
+    assert {
+        "code": "calibration_shortened",
+        "facts": {"name": "some.txt", "asked": 256, "used": 64},
+    } in result.notes
     original = next(r for r in store.own() if r.spec.is_original and r.protocol_id == result.protocol_id)
     assert "calibration_shortened" not in {n["code"] for n in original.notes}
 
 
-# --- numbers that are none ------------------------------------------------------------------------------------------
+# --- numbers that are none
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -134,7 +161,11 @@ def test_a_loss_beyond_every_number_is_told(place, store, tmp_path):
     folder = tmp_path / "loud"
     __import__("shutil").copytree(tiny.folder("qwen3"), folder)
     weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"lm_head.weight": 1e6 * weights["lm_head.weight"]}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        weights | {"lm_head.weight": 1e6 * weights["lm_head.weight"]},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     result = run(asked(place, str(folder), tokens=64), store=store, timings=False)
     assert (result.status, result.error["code"], result.error["facts"]["name"]) == (
         "failed",
@@ -147,7 +178,9 @@ def test_a_dialogue_calibrates_through_the_models_own_template(place, store, tmp
     """What the template made of it is part of the question, for the original isn't."""
     (tmp_path / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "A few words"}]}\n' * 40)
     model = short(tmp_path, "llama", 64)
-    spec = asked(place, model, (("gptq", {"bits": 4, "group_size": 16}),), calibration=str(tmp_path / "talk.jsonl"))
+    spec = asked(
+        place, model, (("gptq", {"bits": 4, "group_size": 16}),), calibration=str(tmp_path / "talk.jsonl")
+    )
     refused = run(spec, store=store, timings=False)
     assert refused.error.get("code") == "no_chat_template"
     (Path(model) / "chat_template.jinja").write_text("<s>{{ messages[0].content }}</s>")
@@ -156,4 +189,6 @@ def test_a_dialogue_calibrates_through_the_models_own_template(place, store, tmp
     assert found.fingerprint["template"] == hashlib.sha256(b"<s>A few words</s>" * 40).hexdigest()
     assert spec.question(found.fingerprint) != spec.question(found.fingerprint | {"template": "another"})
     original = next(r for r in reversed(store.own()) if r.spec.is_original)
-    assert original.fingerprint == {k: v for k, v in found.fingerprint.items() if k != "template"} | {"calibration": ""}
+    assert original.fingerprint == {k: v for k, v in found.fingerprint.items() if k != "template"} | {
+        "calibration": ""
+    }

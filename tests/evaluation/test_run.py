@@ -57,9 +57,17 @@ REQUIRED = [
 
 
 def spec(place, *recipe, **more):
-    fields = dict(text=str(place / "test.txt"), calibration=str(place / "valid.txt"), window=64, tokens=1024,
-                  calibration_tokens=1024, table_bits=8)  # fmt: skip
-    return RunSpec(tiny.folder("llama"), recipe or (("gptq", {"bits": 4, "group_size": 16}),), **fields | more)
+    fields = dict(
+        text=str(place / "test.txt"),
+        calibration=str(place / "valid.txt"),
+        window=64,
+        tokens=1024,
+        calibration_tokens=1024,
+        table_bits=8,
+    )
+    return RunSpec(
+        tiny.folder("llama"), recipe or (("gptq", {"bits": 4, "group_size": 16}),), **fields | more
+    )
 
 
 @pytest.fixture
@@ -76,17 +84,35 @@ def test_a_run_measures_everything(place, store):
     m = result.metrics
     assert m["file_bytes"] == (store.artifact_folder(result.artifact) / "model.safetensors").stat().st_size
     assert m["perplexity_ratio"] == pytest.approx(m["perplexity"] / m["baseline_perplexity"], rel=1e-6)
-    assert m["kv_cache_bytes_per_token"] == 2 * 2 * 2 * 12 * 4, "two layers, keys and values, two heads of 12, float32"
-    assert [s for s in dict.fromkeys(e["stage"] for e in events) if s != "load"] == \
-        ["baseline", "compress", "tables", "save", "evaluate", "generate", "latency"]  # fmt: skip
+    assert m["kv_cache_bytes_per_token"] == 2 * 2 * 2 * 12 * 4, (
+        "two layers, keys and values, two heads of 12, float32"
+    )
+    assert [s for s in dict.fromkeys(e["stage"] for e in events) if s != "load"] == [
+        "baseline",
+        "compress",
+        "tables",
+        "save",
+        "evaluate",
+        "generate",
+        "latency",
+    ]
     assert all(e["seconds_left"] >= 0 for e in events)
     assert store.get_id(result.id) == result and store.get(result.key) == result
     loaded = artifact.load(store.artifact_folder(result.artifact))
     from compression import texts
 
-    cut = texts.windows(texts.load_text(str(place / "test.txt"), "evaluation"), loaded.tokenizer, "raw", 64, 1024, "evaluation")
+    cut = texts.windows(
+        texts.load_text(str(place / "test.txt"), "evaluation"),
+        loaded.tokenizer,
+        "raw",
+        64,
+        1024,
+        "evaluation",
+    )
     again = float(likelihood.losses(loaded, cut.ids).mean().exp())
-    assert again == pytest.approx(m["perplexity"], rel=2e-3), "the model on disk is the model that was measured"
+    assert again == pytest.approx(m["perplexity"], rel=2e-3), (
+        "the model on disk is the model that was measured"
+    )
 
 
 def test_a_timing_says_what_ran_and_what_the_dense_model_takes(place, store):
@@ -100,7 +126,9 @@ def test_a_timing_says_what_ran_and_what_the_dense_model_takes(place, store):
         assert all(timing[way]["time_per_output_token_ms"] > 0 for way in ways)
         limit = timing["limit"]
         moved = limit["bytes_per_token"] / (timing["compressed"]["time_per_output_token_ms"] / 1e3)
-        assert limit["share_of_read_bandwidth"] == pytest.approx(moved / (1e9 * limit["read_gbytes_per_second"]))
+        assert limit["share_of_read_bandwidth"] == pytest.approx(
+            moved / (1e9 * limit["read_gbytes_per_second"])
+        )
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -114,7 +142,9 @@ def test_the_original_with_a_cache_of_few_bits(place, store, bits):
     assert m["kl_divergence_mean"] > 0 and m["weight_bits_per_weight"] == 16
     assert artifact.load(store.artifact_folder(result.artifact)).cache_bits == bits
     row = next(r for r in store.rows() if r["id"] == result.id)
-    assert Words("en").run(row) == f"original weights, cache in {bits} bits" and label(result.spec).endswith(f"cache {bits} bits")
+    assert Words("en").run(row) == f"original weights, cache in {bits} bits" and label(result.spec).endswith(
+        f"cache {bits} bits"
+    )
     card = run_card(Words("en"), result, shipped=False, artifact=True, here=False, chat=True)
     taken = [f"{m[k]:.0f}\u00a0B" for k in ("kv_cache_bytes_per_token", "baseline_kv_cache_bytes_per_token")]
     assert (
@@ -139,9 +169,17 @@ def test_bits_per_weight_are_the_bytes_on_disk(place, store):
     result = run(spec(place), store=store, timings=False)
     file = store.artifact_folder(result.artifact) / "model.safetensors"
     with safe_open(file, "pt") as f:
-        sizes = {k: f.get_tensor(k).numel() * f.get_tensor(k).element_size() for k in f.keys() if "layers" in k and "packed" in k}
-    weights = sum(o * i for o, i in [(48, 48), (24, 48), (24, 48), (48, 48), (80, 48), (80, 48), (48, 80)]) * 2
-    assert result.metrics["weight_bits_per_weight"] == pytest.approx(8 * sum(sizes.values()) / weights, rel=1e-9)
+        sizes = {
+            k: f.get_tensor(k).numel() * f.get_tensor(k).element_size()
+            for k in f.keys()
+            if "layers" in k and "packed" in k
+        }
+    weights = (
+        sum(o * i for o, i in [(48, 48), (24, 48), (24, 48), (48, 48), (80, 48), (80, 48), (48, 80)]) * 2
+    )
+    assert result.metrics["weight_bits_per_weight"] == pytest.approx(
+        8 * sum(sizes.values()) / weights, rel=1e-9
+    )
 
 
 CUT = ("llm_pruner", {"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "sample_tokens": 16})
@@ -170,11 +208,13 @@ def test_the_storage_truth(place, store, step, left):
 
 
 def test_a_cut_model_is_measured_against_the_whole_one(place, store):
-    """Both bit figures divide by the original's counts; it is multiplied as the original is, which is no fallback."""
+    """Both bit figures divide by the original's counts; it is multiplied as the original is, which is no
+    fallback."""
     from evaluation.running.estimate import estimate
 
     cut, both = (
-        run(spec(place, *steps, table_bits=16), store=store) for steps in ([CUT], [CUT, ("rtn", {"bits": 8, "group_size": 16})])
+        run(spec(place, *steps, table_bits=16), store=store)
+        for steps in ([CUT], [CUT, ("rtn", {"bits": 8, "group_size": 16})])
     )
     assert cut.status == both.status == "ok", (cut.error, both.error)
     whole = sum(o * i for o, i in [(48, 48), (24, 48), (24, 48), (48, 48), (80, 48), (80, 48), (48, 80)])
@@ -182,7 +222,9 @@ def test_a_cut_model_is_measured_against_the_whole_one(place, store):
     assert cut.metrics["weight_bits_per_weight"] == pytest.approx(16 * left / whole)
     assert both.metrics["weight_bits_per_weight"] < 0.65 * cut.metrics["weight_bits_per_weight"]
     for result in (cut, both):
-        assert estimate(result.spec).weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
+        assert estimate(result.spec).weight_bits == pytest.approx(
+            result.metrics["weight_bits_per_weight"], rel=0.02
+        )
         assert "plain_kernel" not in {n["code"] for n in result.notes}
     assert [n["code"] for n in cut.notes if n["code"] == "structures_removed"] == ["structures_removed"]
     if cut.timings[0]["loop"] == "decode step (C)":
@@ -195,7 +237,8 @@ STUDENT = {"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_token
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])
 def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
-    """Measured, saved, loaded, listed on the front, talked to, exported; half of the layers, half of the weights, half of the cache."""
+    """Measured, saved, loaded, listed on the front, talked to, exported; half of the layers, half of the
+    weights, half of the cache."""
     from compression import export, sample, texts
     from evaluation.measuring import metrics
     from evaluation.page import pareto
@@ -210,25 +253,46 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     m = result.metrics
     assert m["file_bytes"] < m["baseline_file_bytes"] and m["kv_cache_bytes_per_token"] == 2 * 2 * 12 * 4
     assert m["weight_bits_per_weight"] == 8 and m["kept_weights"] == m["matrix_weights"] / 2
-    assert estimate(result.spec).weight_bits == 8 and estimate(result.spec).file_bytes == pytest.approx(m["file_bytes"], rel=0.05)
+    assert estimate(result.spec).weight_bits == 8 and estimate(result.spec).file_bytes == pytest.approx(
+        m["file_bytes"], rel=0.05
+    )
     notes = {n["code"]: n["facts"] for n in result.notes}
-    assert notes["student_layers"] == {"layers": 1, "of": 2} and {"distilled", "divergences", "samples"} <= set(notes)
+    assert notes["student_layers"] == {"layers": 1, "of": 2} and {
+        "distilled",
+        "divergences",
+        "samples",
+    } <= set(notes)
     assert any(e["stage"] == "train" for e in told)
 
     loaded = artifact.load(store.artifact_folder(result.artifact))
-    cut = texts.windows(texts.load_text(str(place / "test.txt"), "evaluation"), loaded.tokenizer, "raw", 64, 1024, "evaluation")
+    cut = texts.windows(
+        texts.load_text(str(place / "test.txt"), "evaluation"),
+        loaded.tokenizer,
+        "raw",
+        64,
+        1024,
+        "evaluation",
+    )
     assert float(likelihood.losses(loaded, cut.ids).mean().exp()) == pytest.approx(m["perplexity"], rel=2e-3)
     assert len(sample.complete(loaded, "line 1", 4)) > len("line 1")
 
     row = next(r for r in store.rows() if r["id"] == result.id)
     assert row["family"] == "distillation" and metrics.value(row, "file_bytes") == m["file_bytes"]
-    assert result.id in pareto.front(pareto.comparable([row], row["model"], row["protocol_id"]), "file_bytes", "perplexity")
-    card = run_card(Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None})
+    assert result.id in pareto.front(
+        pareto.comparable([row], row["model"], row["protocol_id"]), "file_bytes", "perplexity"
+    )
+    card = run_card(
+        Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None}
+    )
     assert "1 of its teacher" in card and "not by perplexity alone" in card and "50 % of the layers" in card
     for form in export.offers(store.manifest(result)):
         export.export(store.artifact_folder(result.artifact), tmp_path / form, form)
 
-    rounded = run(spec(place, (name, STUDENT), ("rtn", {"bits": 8, "group_size": 16}), table_bits=16), store=store, timings=False)
+    rounded = run(
+        spec(place, (name, STUDENT), ("rtn", {"bits": 8, "group_size": 16}), table_bits=16),
+        store=store,
+        timings=False,
+    )
     assert rounded.status == "ok", rounded.error
     assert rounded.metrics["file_bytes"] < m["file_bytes"]
 
@@ -241,7 +305,11 @@ def test_another_model_may_be_the_student_by_its_content(place, store, tmp_path)
     values = {"student": str(other), "train_tokens": 0}
     result = run(spec(place, ("gkd", values), table_bits=16), store=store, timings=False)
     assert result.status == "ok", result.error
-    assert next(n["facts"] for n in result.notes if n["code"] == "student_other") == {"layers": 2, "of": 2, "name": "other"}
+    assert next(n["facts"] for n in result.notes if n["code"] == "student_other") == {
+        "layers": 2,
+        "of": 2,
+        "name": "other",
+    }
     from safetensors.torch import load_file, save_file
 
     weights = load_file(other / "model.safetensors")
@@ -253,7 +321,9 @@ def test_another_model_may_be_the_student_by_its_content(place, store, tmp_path)
 def test_a_public_page_takes_no_student_from_its_own_disk(place, store):
     found = {}
     for path in (tiny.folder("llama"), "/etc", "./models"):
-        asked = dataclasses.replace(spec(place, ("gkd", {"student": path})), text="builtin", calibration="builtin", model="gpt2")
+        asked = dataclasses.replace(
+            spec(place, ("gkd", {"student": path})), text="builtin", calibration="builtin", model="gpt2"
+        )
         found[path] = run(asked, store=store, allow_paths=False).error["code"]
     assert set(found.values()) == {"path_refused"}
     assert run(spec(place, ("gkd", {"student": "nosuch"})), store=store).error["code"] == "unknown_model"
@@ -275,13 +345,19 @@ def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypat
 
 
 def test_a_table_of_chains_is_measured_like_any_other(place, store, monkeypatch):
-    """No calibration; rounding tables doesn't apply to it; without the C kernels the result says what serves."""
+    """No calibration; rounding tables doesn't apply to it; without the C kernels the result says what
+    serves."""
     asked = spec(place, ("tensorgpt", {"rank": 2, "modes": "square"}))
     result = run(asked, store=store)
     assert result.status == "ok", result.error
     assert not [k for k in REQUIRED if k not in result.metrics]
-    assert result.metrics["weight_bits_per_weight"] == 16 and result.metrics["file_bytes"] < result.metrics["baseline_file_bytes"]
-    assert [n["code"] for n in result.notes if n["code"] == "table_kept"] and result.layers[0]["role"] == "embedding"
+    assert (
+        result.metrics["weight_bits_per_weight"] == 16
+        and result.metrics["file_bytes"] < result.metrics["baseline_file_bytes"]
+    )
+    assert [n["code"] for n in result.notes if n["code"] == "table_kept"] and result.layers[0][
+        "role"
+    ] == "embedding"
     monkeypatch.setattr(cpu, "library", lambda: None)
     monkeypatch.setattr(cpu, "wait", lambda: None)
     plain = run(asked, store=store, again=True)
@@ -294,7 +370,9 @@ def test_comparing_the_model_with_itself_gives_nothing(place, store):
     """E16: no compression, exact zero divergence."""
     result = run(spec(place, ("wanda", {"sparsity": 0.0}), table_bits=16), store=store, timings=False)
     assert result.metrics["kl_divergence_max"] == pytest.approx(0, abs=1e-6)
-    assert result.metrics["same_top_token_rate"] == 1 and result.metrics["perplexity_ratio"] == pytest.approx(1, abs=1e-7)
+    assert result.metrics["same_top_token_rate"] == 1 and result.metrics["perplexity_ratio"] == pytest.approx(
+        1, abs=1e-7
+    )
 
 
 def test_the_same_run_again_is_answered_from_the_store(place, store):
@@ -305,12 +383,17 @@ def test_the_same_run_again_is_answered_from_the_store(place, store):
     third = run(spec(place), store=store, timings=False, again=True)
     assert third.id != first.id
     assert len([r for r in store.own() if r.spec.is_original]) == 2, "the original is measured again too"
-    assert {k: third.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")} == \
-        {k: first.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")}  # fmt: skip
+    assert {k: third.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")} == {
+        k: first.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")
+    }
 
 
 def test_a_chain_stores_both_savings(place, store):
-    chained = run(spec(place, ("wanda", {"pattern": "2:4"}), ("gptq", {"bits": 4, "group_size": 16})), store=store, timings=False)
+    chained = run(
+        spec(place, ("wanda", {"pattern": "2:4"}), ("gptq", {"bits": 4, "group_size": 16})),
+        store=store,
+        timings=False,
+    )
     dense = run(spec(place), store=store, timings=False)
     assert chained.status == "ok", chained.error
     assert chained.metrics["file_bytes"] < dense.metrics["file_bytes"]
@@ -320,10 +403,14 @@ def test_a_chain_stores_both_savings(place, store):
 @pytest.mark.parametrize(
     "changes, code",
     [
-        ({"text": "nosuchtext"}, "unknown_text"), ({"calibration": "same"}, "same_text"), ({"tokens": 999_936}, "text_too_short"),
-        ({"recipe": (("rtn", {"bits": 4}), ("svd", {}))}, "bad_chain"), ({"device": "cuda"}, "no_gpu"), ({"model": "nosuch"}, "unknown_model"),
+        ({"text": "nosuchtext"}, "unknown_text"),
+        ({"calibration": "same"}, "same_text"),
+        ({"tokens": 999_936}, "text_too_short"),
+        ({"recipe": (("rtn", {"bits": 4}), ("svd", {}))}, "bad_chain"),
+        ({"device": "cuda"}, "no_gpu"),
+        ({"model": "nosuch"}, "unknown_model"),
     ],
-)  # fmt: skip
+)
 def test_a_visitors_mistakes_end_in_a_record(place, store, changes, code):
     if code == "no_gpu" and torch.cuda.is_available():
         pytest.skip("a GPU is here")
@@ -364,7 +451,10 @@ def test_a_disk_that_fills_at_the_last_write_is_told(place, store, monkeypatch):
 
 def test_out_of_memory_is_its_own_end(place, store, monkeypatch):
     def greedy(*args, **kwargs):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate"
+        )
 
     monkeypatch.setattr(run_module._Run, "_compressed", greedy)
     result = run(spec(place), store=store)
@@ -382,7 +472,10 @@ def test_a_broken_model_has_no_number(place, store, monkeypatch):
 
     monkeypatch.setattr(run_module._Run, "_compressed", poisoned)
     result = run(spec(place, ("rtn", {"bits": 4, "group_size": 16})), store=store)
-    assert (result.status, result.error["code"]) == ("failed", "broken_model") and "perplexity" not in result.metrics
+    assert (result.status, result.error["code"]) == (
+        "failed",
+        "broken_model",
+    ) and "perplexity" not in result.metrics
 
 
 def test_cancelling_says_so(place, store):
@@ -396,5 +489,12 @@ def test_a_student_that_reads_otherwise_is_refused_before_it_is_trained(place, s
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["->"])
     tokenizer.save_pretrained(tmp_path / "other")
-    result = run(spec(place, ("mt_cot", {"student": str(tmp_path / "other"), "teaching": "oracle"})), store=store, timings=False)
-    assert (result.status, result.error["code"]) == ("failed", "bad_param") and "another tokenizer" in result.error["message"]
+    result = run(
+        spec(place, ("mt_cot", {"student": str(tmp_path / "other"), "teaching": "oracle"})),
+        store=store,
+        timings=False,
+    )
+    assert (result.status, result.error["code"]) == (
+        "failed",
+        "bad_param",
+    ) and "another tokenizer" in result.error["message"]

@@ -44,14 +44,25 @@ def runner(place):
 
 
 def spec(texts, bits=4, tokens=512, **more):
-    return RunSpec(tiny.folder("llama"), (("rtn", {"bits": bits, "group_size": 16}),), text=str(texts / "test.txt"),
-                   calibration=str(texts / "valid.txt"), window=64, tokens=tokens, **more)  # fmt: skip
+    return RunSpec(
+        tiny.folder("llama"),
+        (("rtn", {"bits": bits, "group_size": 16}),),
+        text=str(texts / "test.txt"),
+        calibration=str(texts / "valid.txt"),
+        window=64,
+        tokens=tokens,
+        **more,
+    )
 
 
 def endless(texts, **more):
     """A run that takes long enough to be stopped in the middle."""
-    return dataclasses.replace(spec(texts, tokens=64 * 800), recipe=(("gptq", {"bits": 3, "group_size": 16}),),
-                               calibration_tokens=64 * 400, **more)  # fmt: skip
+    return dataclasses.replace(
+        spec(texts, tokens=64 * 800),
+        recipe=(("gptq", {"bits": 3, "group_size": 16}),),
+        calibration_tokens=64 * 400,
+        **more,
+    )
 
 
 def wait(runner, run_id, until=lambda s: s["status"] not in ("queued", "running"), seconds=240):
@@ -147,7 +158,10 @@ def test_the_line_and_each_address_have_limits(tmp_path, monkeypatch):
     """Nothing starts here: the line alone."""
     monkeypatch.setattr(Runner, "_work", lambda self: None)
     runner = Runner(Store(tmp_path, shipped=None), public=True, spare=False)
-    ask = lambda n, who, where: runner.submit(RunSpec(OFFLINE_MODEL, (("rtn", {}),), seed=n), who, address=where)  # noqa: E731
+
+    def ask(n, who, where):
+        return runner.submit(RunSpec(OFFLINE_MODEL, (("rtn", {}),), seed=n), who, address=where)
+
     for n in range(WAITING_OF_ADDRESS):
         ask(n, f"ann{n}", "192.0.2.1")
     with pytest.raises(Refused) as refused:
@@ -164,9 +178,19 @@ def test_the_line_and_each_address_have_limits(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "model, code",
-    [("/etc", "path_refused"), ("../x", "path_refused"), ("~/x", "path_refused"), ("assets/i18n", "path_refused"), ("owner/" + "x" * 97, "bad_hub_id"),
-     ("a/b/c", "bad_hub_id"), ("a/b.git", "bad_hub_id"), ("http://a/b", "bad_hub_id"), ("nosuch", "unknown_model"), ("owner/name", "")],
-)  # fmt: skip
+    [
+        ("/etc", "path_refused"),
+        ("../x", "path_refused"),
+        ("~/x", "path_refused"),
+        ("assets/i18n", "path_refused"),
+        ("owner/" + "x" * 97, "bad_hub_id"),
+        ("a/b/c", "bad_hub_id"),
+        ("a/b.git", "bad_hub_id"),
+        ("http://a/b", "bad_hub_id"),
+        ("nosuch", "unknown_model"),
+        ("owner/name", ""),
+    ],
+)
 @pytest.mark.parametrize("field", ["model", "student"])
 def test_a_public_page_takes_named_models_alone(model, code, field):
     step = ("gkd", {"student": model}) if field == "student" else ("rtn", {})
@@ -191,9 +215,13 @@ def test_after_the_app_was_killed_the_run_is_interrupted(texts, tmp_path):
     wait(first, run_id)  # its watcher has noted the death: an app that dies as well notes nothing
     first._closed = True
     left = dataclasses.replace(first.store.get_id(run_id), status="running", error={})
-    write(tmp_path / "runs" / f"{run_id}.json", records.content(left, owner="0" * 12))  # of a program that has died
+    # of a program that has died
+    write(tmp_path / "runs" / f"{run_id}.json", records.content(left, owner="0" * 12))
     again = Runner(Store(tmp_path, shipped=None), spare=False)
-    assert (again.state(run_id)["status"], again.state(run_id)["error"]["code"]) == ("interrupted", "interrupted")
+    assert (again.state(run_id)["status"], again.state(run_id)["error"]["code"]) == (
+        "interrupted",
+        "interrupted",
+    )
     assert wait(again, again.submit(spec(texts)))["status"] == "ok"
     again.close()
     first.close()
@@ -211,9 +239,14 @@ def test_a_public_page_refuses_paths(texts, tmp_path, field):
 
 def test_a_public_page_refuses_days_of_work_but_not_their_answer(tmp_path, monkeypatch):
     long = RunSpec(OFFLINE_MODEL, (("qlora", budgets.full("qlora")),))
-    seconds = lambda spec: {"compress": 6000.0 if spec.recipe == long.recipe else 60.0}  # noqa: E731  (of any machine, however busy)
+
+    def seconds(spec):
+        return {"compress": 6000.0 if spec.recipe == long.recipe else 60.0}
+
     monkeypatch.setattr("evaluation.running.runner.stage_seconds", seconds)
-    public, own = (Runner(Store(tmp_path / str(p), shipped=None), public=p, spare=False) for p in (True, False))
+    public, own = (
+        Runner(Store(tmp_path / str(p), shipped=None), public=p, spare=False) for p in (True, False)
+    )
     with pytest.raises(Refused) as refused:
         public.submit(long)
     assert refused.value.code == "too_long" and refused.value.facts["minutes"] > 60
@@ -235,22 +268,32 @@ def test_inline_runs_behind_the_same_interface(texts, tmp_path):
     running(runner, stopped)
     runner.cancel(stopped, "ann")
     assert wait(runner, stopped)["status"] == "cancelled"
-    assert wait(runner, runner.submit(dataclasses.replace(spec(texts), model="nosuch")))["error"]["code"] == "unknown_model"
+    assert (
+        wait(runner, runner.submit(dataclasses.replace(spec(texts), model="nosuch")))["error"]["code"]
+        == "unknown_model"
+    )
     runner.close()
 
 
 def test_a_training_can_be_ended_early_and_its_best_state_is_measured(runner, texts):
-    recipe = (("rtn", {"bits": 3, "group_size": 16}), ("lora", {"rank": 2, "train_tokens": 10_000_000, "train_minutes": 5.0}))
+    recipe = (
+        ("rtn", {"bits": 3, "group_size": 16}),
+        ("lora", {"rank": 2, "train_tokens": 10_000_000, "train_minutes": 5.0}),
+    )
     run_id = runner.submit(dataclasses.replace(spec(texts), recipe=recipe), "ann")
     state = wait(runner, run_id, lambda s: s["status"] == "running" and s["stage"] == "train")
-    assert state["facts"]["budget"] == 10_000_000 and state["facts"]["curve"][0][0] == 0 and state["facts"]["method"] == "lora"
+    assert (
+        state["facts"]["budget"] == 10_000_000
+        and state["facts"]["curve"][0][0] == 0
+        and state["facts"]["method"] == "lora"
+    )
     runner.enough(run_id, "bob")  # not bob's: it goes on
     runner.enough(run_id, "ann")
     assert (state := wait(runner, run_id))["status"] == "ok", state
     result = runner.store.get_id(run_id)
     assert {"trained", "training_enough"} <= {n["code"] for n in result.notes}
     assert result.series["training"] and result.series["window_losses"]
-    assert result.spec.control().recipe == (result.spec.recipe[1],) and result.spec.without_training().recipe == (
-        result.spec.recipe[0],
-    )
+    assert result.spec.control().recipe == (
+        result.spec.recipe[1],
+    ) and result.spec.without_training().recipe == (result.spec.recipe[0],)
     runner.enough("no such run", "ann")

@@ -1,4 +1,5 @@
-"""Hub models on a public page: weighed before they are fetched, within a time, whatever other visitors ask."""
+"""Hub models on a public page: weighed before they are fetched, within a time, whatever other visitors
+ask."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ GEOMETRY = CATALOGUE[OFFLINE_MODEL].geometry
 def test_what_is_weighed_can_be_estimated_and_what_is_too_large_is_refused():
     asked = []
     sizes = {"owner/small": 10**9, "owner/large": 10**11}
-    it = Scales(lambda name: asked.append(name) or SimpleNamespace(geometry=GEOMETRY, bytes=sizes[name], here=False))
+    it = Scales(
+        lambda name: asked.append(name) or SimpleNamespace(geometry=GEOMETRY, bytes=sizes[name], here=False)
+    )
     spec = RunSpec("owner/small", (("rtn", {"bits": 4}),))
     with pytest.raises(ModelUnavailable):
         estimate(spec)

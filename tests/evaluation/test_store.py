@@ -45,46 +45,103 @@ def test_the_newest_ok_answers_for_a_key(store):
 
 def whole(**more) -> dict:
     """A record of today with everything in it, and what a test changes."""
-    ways = {"host": {"processor": "p", "threads": 2}, "limit": {"share_of_read_bandwidth": 0.5}, "kernel": ["k"], "loop": "decode step (C)",
-            "warm_ups": 1, "original": {"time_per_output_token_ms": 2.0}, "transformers": {"time_per_output_token_ms": 3.0}}  # fmt: skip
+    ways = {
+        "host": {"processor": "p", "threads": 2},
+        "limit": {"share_of_read_bandwidth": 0.5},
+        "kernel": ["k"],
+        "loop": "decode step (C)",
+        "warm_ups": 1,
+        "original": {"time_per_output_token_ms": 2.0},
+        "transformers": {"time_per_output_token_ms": 3.0},
+    }
     full = result(
-        metrics={"perplexity": 2.0, "baseline_perplexity": 1.9, "perplexity_ratio": 1.05, "file_bytes": 10, "baseline_file_bytes": 30,
-                 "decode_tokens_per_second": 5.0, "baseline_decode_tokens_per_second": 4.0, "same_top_token_rate": 0.9},
-        timings=[ways], notes=[{"code": "window_shortened", "facts": {"asked": 512, "used": 64}}], environment={"processor": "p", "threads": 2},
-        series={"window_losses": [1.0], "training": [[0, None, 3.0], [10, 2.0, None], [20, 1.5, 1.4]]}, protocol_id="p", id="odd", created=1e9,
-        layers=[{"path": "a.b", "role": "q", "format": "grouped_int", "layer": 0}], artifact="0a1b", model={"kind": "folder"},
-    )  # fmt: skip
+        metrics={
+            "perplexity": 2.0,
+            "baseline_perplexity": 1.9,
+            "perplexity_ratio": 1.05,
+            "file_bytes": 10,
+            "baseline_file_bytes": 30,
+            "decode_tokens_per_second": 5.0,
+            "baseline_decode_tokens_per_second": 4.0,
+            "same_top_token_rate": 0.9,
+        },
+        timings=[ways],
+        notes=[{"code": "window_shortened", "facts": {"asked": 512, "used": 64}}],
+        environment={"processor": "p", "threads": 2},
+        series={"window_losses": [1.0], "training": [[0, None, 3.0], [10, 2.0, None], [20, 1.5, 1.4]]},
+        protocol_id="p",
+        id="odd",
+        created=1e9,
+        layers=[{"path": "a.b", "role": "q", "format": "grouped_int", "layer": 0}],
+        artifact="0a1b",
+        model={"kind": "folder"},
+    )
     return full.json() | {"version": records.VERSION, "owner": ""} | more
 
 
 ODD = {
-    "nothing": "", "half": "{", "a list": "[]", "a word": '"word"', "little": '{"key": 1}', "deep": "[" * 100_000, "not text": b"\xff\xfe",
-    "a method that is gone": whole(spec={"model": "m", "recipe": [["gone", {}]]}), "no spec": whole(spec=None), "a spec's list": whole(spec=[]),
-    "an unknown field": whole(colour="red"), "an unknown field of the spec": whole(spec=SPEC.json() | {"colour": "red"}),
-    "a model that is a number": whole(spec=SPEC.json() | {"model": 5}), "bits in words": whole(spec=SPEC.json() | {"table_bits": "8"}),
-    "created, a word": whole(created="yesterday"), "created, too late": whole(created=1e15), "created, nothing": whole(created=None),
-    "metrics, a list": whole(metrics=[1, 2]), "a metric in words": whole(metrics={"perplexity": "low"}), "a metric that is true": whole(metrics={"perplexity": True}),
-    "a size of nothing": whole(metrics={"file_bytes": 0}), "half a pair": whole(metrics={"baseline_file_bytes": 5}),
-    "notes of strings": whole(notes=["window_shortened"]), "notes, a word": whole(notes="many"), "a note without facts": whole(notes=[{"code": "x"}]),
-    "layers, a table": whole(layers={"a": 1}), "a curve of words": whole(series={"training": [["a", "b", "c"]]}),
-    "a curve without held-out": whole(series={"training": [[0, 1.0, None]]}), "timings without a host": whole(timings=[{"kernel": ["k"], "limit": {}, "loop": ""}]),
-    "an artifact above": whole(artifact=".."), "an artifact elsewhere": whole(artifact="a/b"), "a hidden artifact": whole(artifact=".a"),
-    "another's id": whole(id="other"), "an id that is a path": whole(id="../odd"), "a status of its own": whole(status="fine"),
-    "a newer version": whole(version=records.VERSION + 1), "a version in words": whole(version="2"), "version 0": whole(version=0),
-    "no number": json.dumps(whole(metrics={"perplexity": 2.0})).replace("2.0", "NaN", 1), "infinite": json.dumps(whole(created=5.5)).replace("5.5", "1e999"),
-    "a huge number": json.dumps(whole(created=55)).replace("55", "9" * 5000, 1), "half a character": whole(protocol_id="\ud800"),
-    "an error in words": whole(status="failed", error="bad"), "environment, a list": whole(environment=[]), "threads in words": whole(environment={"threads": "2"}),
-}  # fmt: skip
+    "nothing": "",
+    "half": "{",
+    "a list": "[]",
+    "a word": '"word"',
+    "little": '{"key": 1}',
+    "deep": "[" * 100_000,
+    "not text": b"\xff\xfe",
+    "a method that is gone": whole(spec={"model": "m", "recipe": [["gone", {}]]}),
+    "no spec": whole(spec=None),
+    "a spec's list": whole(spec=[]),
+    "an unknown field": whole(colour="red"),
+    "an unknown field of the spec": whole(spec=SPEC.json() | {"colour": "red"}),
+    "a model that is a number": whole(spec=SPEC.json() | {"model": 5}),
+    "bits in words": whole(spec=SPEC.json() | {"table_bits": "8"}),
+    "created, a word": whole(created="yesterday"),
+    "created, too late": whole(created=1e15),
+    "created, nothing": whole(created=None),
+    "metrics, a list": whole(metrics=[1, 2]),
+    "a metric in words": whole(metrics={"perplexity": "low"}),
+    "a metric that is true": whole(metrics={"perplexity": True}),
+    "a size of nothing": whole(metrics={"file_bytes": 0}),
+    "half a pair": whole(metrics={"baseline_file_bytes": 5}),
+    "notes of strings": whole(notes=["window_shortened"]),
+    "notes, a word": whole(notes="many"),
+    "a note without facts": whole(notes=[{"code": "x"}]),
+    "layers, a table": whole(layers={"a": 1}),
+    "a curve of words": whole(series={"training": [["a", "b", "c"]]}),
+    "a curve without held-out": whole(series={"training": [[0, 1.0, None]]}),
+    "timings without a host": whole(timings=[{"kernel": ["k"], "limit": {}, "loop": ""}]),
+    "an artifact above": whole(artifact=".."),
+    "an artifact elsewhere": whole(artifact="a/b"),
+    "a hidden artifact": whole(artifact=".a"),
+    "another's id": whole(id="other"),
+    "an id that is a path": whole(id="../odd"),
+    "a status of its own": whole(status="fine"),
+    "a newer version": whole(version=records.VERSION + 1),
+    "a version in words": whole(version="2"),
+    "version 0": whole(version=0),
+    "no number": json.dumps(whole(metrics={"perplexity": 2.0})).replace("2.0", "NaN", 1),
+    "infinite": json.dumps(whole(created=5.5)).replace("5.5", "1e999"),
+    "a huge number": json.dumps(whole(created=55)).replace("55", "9" * 5000, 1),
+    "half a character": whole(protocol_id="\ud800"),
+    "an error in words": whole(status="failed", error="bad"),
+    "environment, a list": whole(environment=[]),
+    "threads in words": whole(environment={"threads": "2"}),
+}
 
 
 @pytest.mark.parametrize("kind", ODD)
 def test_an_odd_record_is_skipped_with_one_line_in_the_log(store, caplog, kind):
     kept, content = store.put(result()), ODD[kind]
     content = json.dumps(content) if isinstance(content, dict) else content
-    (store.home / "runs" / "odd.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (store.home / "runs" / "odd.json").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     for _ in range(2):
         assert store.own() == [kept] and store.get_id("odd") is None and len(store.rows()) == 1
-    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("skipping odd.json: ") and "\n" not in caplog.messages[0]
+    assert (
+        len(caplog.messages) == 1
+        and caplog.messages[0].startswith("skipping odd.json: ")
+        and "\n" not in caplog.messages[0]
+    )
     assert len(caplog.messages[0]) < 300
 
 
@@ -97,12 +154,24 @@ def test_what_is_no_file_is_skipped_too(store, caplog):
 
 
 def test_records_of_the_first_version_are_brought_up(store, caplog):
-    old = {"key": "key", "spec": SPEC.json(), "status": "ok", "metrics": {"perplexity": 2.0}, "id": "old", "gone": 1,
-           "timings": [{"host": {}, "kernel": ["k"], "original": {"time_per_output_token_ms": 2.0}}]}  # fmt: skip
+    old = {
+        "key": "key",
+        "spec": SPEC.json(),
+        "status": "ok",
+        "metrics": {"perplexity": 2.0},
+        "id": "old",
+        "gone": 1,
+        "timings": [{"host": {}, "kernel": ["k"], "original": {"time_per_output_token_ms": 2.0}}],
+    }
     (store.home / "runs").mkdir(exist_ok=True)
     (store.home / "runs" / "old.json").write_text(json.dumps(old))
     found = store.get_id("old")
-    assert found.metrics == {"perplexity": 2.0} and found.notes == [] and found.timings[0]["limit"] == {} and not caplog.messages
+    assert (
+        found.metrics == {"perplexity": 2.0}
+        and found.notes == []
+        and found.timings[0]["limit"] == {}
+        and not caplog.messages
+    )
     store.put(found)
     written = json.loads((store.home / "runs" / "old.json").read_text())
     assert written["version"] == records.VERSION == max(records.STEPS) + 1 and "gone" not in written
@@ -110,12 +179,16 @@ def test_records_of_the_first_version_are_brought_up(store, caplog):
 
 
 def test_any_valid_record_can_be_shown(store):
-    """Whatever one value of a record is changed to, the page's answers come: the record is either skipped or drawn."""
+    """Whatever one value of a record is changed to, the page's answers come: the record is either skipped or
+    drawn."""
     from evaluation.page import requests
     from evaluation.page.questions import Page
 
     page = Page(store, None)
-    full, odd = whole(), (None, True, -1, 0, 1e300, 10**25, "", "word", [], {}, [[]], {"a": []}, "\x00", "<b>")
+    full, odd = (
+        whole(),
+        (None, True, -1, 0, 1e300, 10**25, "", "word", [], {}, [[]], {"a": []}, "\x00", "<b>"),
+    )
     (store.home / "runs").mkdir(exist_ok=True)
     shown = 0
 
@@ -133,12 +206,21 @@ def test_any_valid_record_can_be_shown(store):
                 at = at[k]
             at[way[-1]] = value
             (store.home / "runs" / "odd.json").write_text(json.dumps(changed))
-            for question, ask in (("runs", {"lang": "en"}), ("card", {"lang": "zh-Hant", "id": "odd"}), ("sides", {"lang": "en", "id": "odd"}),
-                                  ("front", {"lang": "en", "model": "a-model"})):  # fmt: skip
+            for question, ask in (
+                ("runs", {"lang": "en"}),
+                ("card", {"lang": "zh-Hant", "id": "odd"}),
+                ("sides", {"lang": "en", "id": "odd"}),
+                ("front", {"lang": "en", "model": "a-model"}),
+            ):
                 if question == "sides":
                     page.runner = type("Quiet", (), {"busy": lambda self: False})()
                 answer = page.answer(question, ask)
-                assert not answer.get("error") and answer != "?", (way, value, question, answer["error"][:300])
+                assert not answer.get("error") and answer != "?", (
+                    way,
+                    value,
+                    question,
+                    answer["error"][:300],
+                )
                 shown += question == "card" and answer["status"] == "ok"
     assert shown > 20, "some of them are only odd"
     assert requests.QUESTIONS
@@ -211,7 +293,9 @@ def test_what_is_in_use_makes_no_room(store):
     with pytest.raises(RuntimeError), store.making("d") as folder:
         folder.mkdir()
         raise RuntimeError
-    assert [f.name for f in (store.home / "artifacts").iterdir()] == ["c"], "one that never got its name is gone"
+    assert [f.name for f in (store.home / "artifacts").iterdir()] == ["c"], (
+        "one that never got its name is gone"
+    )
 
 
 def test_the_oldest_artifacts_make_room_and_the_newest_stays(store):
@@ -242,7 +326,9 @@ def test_a_store_that_cannot_be_written_keeps_results_in_a_temporary_place(tmp_p
 def test_on_a_full_disk_the_result_is_kept_in_memory(store, monkeypatch):
     store.put(result("running", id="x"))
     monkeypatch.setattr(
-        Path, "write_bytes", lambda self, data: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        Path,
+        "write_bytes",
+        lambda self, data: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
     )
     with pytest.raises(OSError):
         store.put(result(id="x", metrics={"perplexity": 1.0}))
@@ -267,7 +353,18 @@ def test_the_rows_have_what_the_page_needs(store):
     rows = store.rows()
     ok = next(r for r in rows if r["status"] == "ok")
     assert len(rows) == 2 and ok["perplexity"] == 2.0 and ok["protocol_id"] == "p"
-    assert {"id", "key", "model", "family", "recipe", "protocol_id", "shipped", "artifact", "host", "notes"} <= set(rows[0])
+    assert {
+        "id",
+        "key",
+        "model",
+        "family",
+        "recipe",
+        "protocol_id",
+        "shipped",
+        "artifact",
+        "host",
+        "notes",
+    } <= set(rows[0])
 
 
 def test_every_shipped_result_can_be_read():
@@ -279,7 +376,8 @@ def test_every_shipped_result_can_be_read():
 
 
 def test_the_stamp_follows_every_change(store):
-    """A new, a replaced, an edited and a removed record, and an artifact that goes, each at once and however soon."""
+    """A new, a replaced, an edited and a removed record, and an artifact that goes, each at once and however
+    soon."""
     seen = [store.stamp()]
     kept = store.put(result(id="a", artifact="art"))
     seen.append(store.stamp())
@@ -302,5 +400,9 @@ def test_the_stamp_follows_every_change(store):
 def test_the_stamp_of_results_in_memory(tmp_path):
     (tmp_path / "home").write_text("a file where the folder should be")
     store = Store(tmp_path / "home", shipped=None)
-    seen = {store.stamp(), store.put(result(id="x")) and store.stamp(), store.put(result("failed", id="x")) and store.stamp()}
+    seen = {
+        store.stamp(),
+        store.put(result(id="x")) and store.stamp(),
+        store.put(result("failed", id="x")) and store.stamp(),
+    }
     assert len(seen) == 3

@@ -1,6 +1,8 @@
-"""A stored result goes stale when, and only when, the numbers that the code gives change: copies of the program with one thing altered.
+"""A stored result goes stale when, and only when, the numbers that the code gives change: copies of the
+program with one thing altered.
 
-The smallest changes that were seen to be told apart: a damping of 1 % more, a share of weights of 0.1 %, a rate of 1 % (LoRA).
+The smallest changes that were seen to be told apart: a damping of 1 % more, a share of weights of 0.1 %, a
+rate of 1 % (LoRA).
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ from evaluation.spec import RunSpec
 from evaluation.store import Store
 from tests import tiny
 
-RTN, GPTQ, HQQ, NF4 = "gates-rtn-4.json", "gates-gptq-4-group_size_row.json", "gates-hqq-3.json", "gates-nf4.json"
+RTN, GPTQ, HQQ, NF4 = (
+    "gates-rtn-4.json",
+    "gates-gptq-4-group_size_row.json",
+    "gates-hqq-3.json",
+    "gates-nf4.json",
+)
 AWQ, SMOOTH, WANDA, SPARSE = (
     "gates-awq-4.json",
     "gates-smoothquant-0.5-activations_tensor.json",
@@ -40,31 +47,129 @@ SVD, LORA, QAT, NONE = (
 )
 PRUNER, CORES = "gates-llm_pruner-0.25.json", "gates-tensorgpt-4-modes_square.json"
 
-ALTERED = {  # what: (file, its text, what stands there instead, results that must go stale, results that must stay fresh)
-    "sums of inputs": ("compression/inputs.py", "self.sums[name] += new", "self.sums[name] += 1.1 * new", (GPTQ, WANDA), (RTN,)),
-    "damping": ("compression/quantization/gptq.py", "+ used * scale)", "+ 1.1 * used * scale)", (GPTQ, SPARSE), (RTN, WANDA, AWQ)),
-    "zero points": ("compression/quantization/grids.py", "torch.round(-low / scale.float())", "torch.round(-1.1 * low / scale.float())",
-                    (RTN, GPTQ), (NF4, WANDA)),
-    "a half-quadratic step": ("compression/quantization/hqq.py", "(codes - (w - kept) / s).mean(1)", "(codes - (w - kept) / (1.01 * s)).mean(1)",
-                              (HQQ,), (RTN,)),
-    "a value of a table": ("compression/quantization/nf4.py", "0.07958029955625534", "0.0875", (NF4,), (RTN,)),
-    "a search": ("compression/quantization/awq.py", "tuple(k / 20 for k in range(20))", "tuple(k / 22 for k in range(20))", (AWQ,), (GPTQ,)),
-    "a scale of activations": ("compression/quantization/smoothquant.py", "1e-30) / 127 if", "1e-30) / 115 if", (SMOOTH,), (RTN,)),
-    "a score": ("compression/pruning/wanda.py", "stats.sum_sq.sqrt()", "stats.sum_sq ** 0.55", (WANDA,), (SPARSE,)),
-    "a share that is removed": ("compression/low_rank/rank.py", "int((1 - removed)", "int((1 - 1.1 * removed)", (SVD,), (RTN,)),
-    "a cache": ("compression/kv_cache.py", "keepdim=True) / top)", "keepdim=True) / (1.1 * top))", (QAT,), (RTN,)),
-    "a schedule": ("compression/training.py", "WARM_UP, JUDGED = 0.1, 8", "WARM_UP, JUDGED = 0.11, 8", (LORA,), (NF4,)),
+# what: (file, its text, what stands there instead, results that must go stale, results that must stay fresh)
+ALTERED = {
+    "sums of inputs": (
+        "compression/inputs.py",
+        "self.sums[name] += new",
+        "self.sums[name] += 1.1 * new",
+        (GPTQ, WANDA),
+        (RTN,),
+    ),
+    "damping": (
+        "compression/quantization/gptq.py",
+        "+ used * scale)",
+        "+ 1.1 * used * scale)",
+        (GPTQ, SPARSE),
+        (RTN, WANDA, AWQ),
+    ),
+    "zero points": (
+        "compression/quantization/grids.py",
+        "torch.round(-low / scale.float())",
+        "torch.round(-1.1 * low / scale.float())",
+        (RTN, GPTQ),
+        (NF4, WANDA),
+    ),
+    "a half-quadratic step": (
+        "compression/quantization/hqq.py",
+        "(codes - (w - kept) / s).mean(1)",
+        "(codes - (w - kept) / (1.01 * s)).mean(1)",
+        (HQQ,),
+        (RTN,),
+    ),
+    "a value of a table": (
+        "compression/quantization/nf4.py",
+        "0.07958029955625534",
+        "0.0875",
+        (NF4,),
+        (RTN,),
+    ),
+    "a search": (
+        "compression/quantization/awq.py",
+        "tuple(k / 20 for k in range(20))",
+        "tuple(k / 22 for k in range(20))",
+        (AWQ,),
+        (GPTQ,),
+    ),
+    "a scale of activations": (
+        "compression/quantization/smoothquant.py",
+        "1e-30) / 127 if",
+        "1e-30) / 115 if",
+        (SMOOTH,),
+        (RTN,),
+    ),
+    "a score": (
+        "compression/pruning/wanda.py",
+        "stats.sum_sq.sqrt()",
+        "stats.sum_sq ** 0.55",
+        (WANDA,),
+        (SPARSE,),
+    ),
+    "a share that is removed": (
+        "compression/low_rank/rank.py",
+        "int((1 - removed)",
+        "int((1 - 1.1 * removed)",
+        (SVD,),
+        (RTN,),
+    ),
+    "a cache": (
+        "compression/kv_cache.py",
+        "keepdim=True) / top)",
+        "keepdim=True) / (1.1 * top))",
+        (QAT,),
+        (RTN,),
+    ),
+    "a schedule": (
+        "compression/training.py",
+        "WARM_UP, JUDGED = 0.1, 8",
+        "WARM_UP, JUDGED = 0.11, 8",
+        (LORA,),
+        (NF4,),
+    ),
     "the length of gradients": ("compression/training.py", "CLIP = 1.0", "CLIP = 1.1", (LORA,), (NF4,)),
-    "what is held out": ("compression/training.py", "HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2", "HELD_OUT, MOST_HELD_OUT, FEWEST = 9, 8, 2",
-                         (LORA,), (NF4,)),
-    "the draw of windows": ("compression/texts.py", "torch.Generator().manual_seed(seed)", "torch.Generator().manual_seed(seed + 1)",
-                            (WANDA, LORA), (RTN, NONE)),
-    "a measure of all": ("compression/likelihood.py", "return torch.logsumexp(logits, -1) -", "return 1.001 * torch.logsumexp(logits, -1) -",
-                         (RTN, NONE), ()),
-    "a measure of two": ("evaluation/measuring/divergence.py", "log_p.exp_().mul_(difference)", "log_p.exp_().mul_(1.1 * difference)", (RTN,), (NONE,)),
-    "a chain of cores": ("compression/low_rank/tensorgpt.py", "basis = directions[:, :, -ranks[k + 1] :]", "basis = 1.1 * directions[:, :, -ranks[k + 1] :]", (CORES,), (RTN,)),
-    "an importance": ("compression/pruning/llm_pruner.py", "return (g * weight).abs().sum(along)", "return (g * weight.abs() ** 1.1).abs().sum(along)", (PRUNER,), (WANDA,)),
-}  # fmt: skip
+    "what is held out": (
+        "compression/training.py",
+        "HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2",
+        "HELD_OUT, MOST_HELD_OUT, FEWEST = 9, 8, 2",
+        (LORA,),
+        (NF4,),
+    ),
+    "the draw of windows": (
+        "compression/texts.py",
+        "torch.Generator().manual_seed(seed)",
+        "torch.Generator().manual_seed(seed + 1)",
+        (WANDA, LORA),
+        (RTN, NONE),
+    ),
+    "a measure of all": (
+        "compression/likelihood.py",
+        "return torch.logsumexp(logits, -1) -",
+        "return 1.001 * torch.logsumexp(logits, -1) -",
+        (RTN, NONE),
+        (),
+    ),
+    "a measure of two": (
+        "evaluation/measuring/divergence.py",
+        "log_p.exp_().mul_(difference)",
+        "log_p.exp_().mul_(1.1 * difference)",
+        (RTN,),
+        (NONE,),
+    ),
+    "a chain of cores": (
+        "compression/low_rank/tensorgpt.py",
+        "basis = directions[:, :, -ranks[k + 1] :]",
+        "basis = 1.1 * directions[:, :, -ranks[k + 1] :]",
+        (CORES,),
+        (RTN,),
+    ),
+    "an importance": (
+        "compression/pruning/llm_pruner.py",
+        "return (g * weight).abs().sum(along)",
+        "return (g * weight.abs() ** 1.1).abs().sum(along)",
+        (PRUNER,),
+        (WANDA,),
+    ),
+}
 
 
 def _copy(folder: Path) -> Path:
@@ -101,8 +206,14 @@ def verdicts(tmp_path_factory):
     _renamed(root)
     jobs["names and comments"] = {"root": str(root), "files": [RTN, GPTQ, WANDA, LORA]}
     script = Path(__file__).with_name("mutated.py")
-    done = subprocess.run([sys.executable, script], input=json.dumps(list(jobs.values())), capture_output=True, text=True,
-                          check=True, env=os.environ | {"PYTHONPATH": ""})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, script],
+        input=json.dumps(list(jobs.values())),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": ""},
+    )
     return dict(zip(jobs, json.loads(done.stdout), strict=True))
 
 
@@ -122,7 +233,11 @@ def answered(place, tmp_path):
     """(a run's request, its store, the record of an answer that another program gave, with a witness)."""
     store = Store(tmp_path / "home", shipped=None)
     wanted = RunSpec(
-        tiny.folder("llama"), (("rtn", {"bits": 4, "group_size": 16}),), text=str(place / "test.txt"), window=64, tokens=512
+        tiny.folder("llama"),
+        (("rtn", {"bits": 4, "group_size": 16}),),
+        text=str(place / "test.txt"),
+        window=64,
+        tokens=512,
     )
     first = run(wanted, store=store, timings=False)
     return wanted, store, store.put(dataclasses.replace(first, code="other"))
@@ -130,14 +245,19 @@ def answered(place, tmp_path):
 
 def test_another_programs_answer_holds_while_its_witness_comes_out(answered):
     wanted, store, first = answered
-    assert provenance.known(first, store) is None and first in provenance.unjudged(store), "nobody has found out"
+    assert provenance.known(first, store) is None and first in provenance.unjudged(store), (
+        "nobody has found out"
+    )
     assert run(wanted, store=store, timings=False).id == first.id
     assert provenance.known(first, store) is True and first not in provenance.unjudged(store)
 
 
 def test_another_programs_answer_with_other_numbers_is_measured_anew(answered):
     wanted, store, first = answered
-    numbers = {name: [value + 5 * tolerance, tolerance] for name, (value, tolerance) in first.witness["numbers"].items()}
+    numbers = {
+        name: [value + 5 * tolerance, tolerance]
+        for name, (value, tolerance) in first.witness["numbers"].items()
+    }
     store.put(dataclasses.replace(first, witness=first.witness | {"numbers": numbers}))
     assert run(wanted, store=store, timings=False).id != first.id
     assert provenance.known(store.get_id(first.id), store) is False
@@ -170,11 +290,14 @@ def test_another_parameter_is_another_witness():
 def test_a_number_that_no_record_holds_makes_no_witness(odd):
     """The run itself went well: it is kept, without a witness."""
     assert witness.witness(lambda small, nudge: {"loss": 1.0, "error": odd}, {}) == {}
-    assert witness.witness(lambda small, nudge: {"loss": 1.0} if nudge else {"loss": 1.0, "more": 2.0}, {}) == {}
+    assert (
+        witness.witness(lambda small, nudge: {"loss": 1.0} if nudge else {"loss": 1.0, "more": 2.0}, {}) == {}
+    )
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden_size": 1 << 20}, {"num_hidden_layers": 10**6}, {"vocab_size": None}, {"hidden_size": "128"}]
+    "change",
+    [{"hidden_size": 1 << 20}, {"num_hidden_layers": 10**6}, {"vocab_size": None}, {"hidden_size": "128"}],
 )
 def test_a_changed_record_makes_no_large_model(change):
     """A config from a file is bounded before it is used; what it leaves out isn't guessed."""
@@ -182,19 +305,32 @@ def test_a_changed_record_makes_no_large_model(change):
     small = witness.small_config(tiny.bundle("llama").module.config.to_dict(), asked)
     made = []
     for config in (small | change, {k: v for k, v in small.items() if k not in change}):
-        assert witness.differences(lambda c, n: made.append(c) or {}, {"config": config, "numbers": {}}) and not made
+        assert (
+            witness.differences(lambda c, n: made.append(c) or {}, {"config": config, "numbers": {}})
+            and not made
+        )
     assert witness.differences(partial(witness.of_run, asked), {"config": small})
 
 
 def test_what_goes_wrong_while_judging_is_no_agreement():
-    assert witness.differences(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {}) == ["it carries no witness"]
+    assert witness.differences(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {}) == [
+        "it carries no witness"
+    ]
     assert witness.differences(
-        partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {"config": {"model_type": "gone"}, "numbers": {}}
+        partial(witness.of_run, RunSpec("m", (("rtn", {}),))),
+        {"config": {"model_type": "gone"}, "numbers": {}},
     )
-    assert witness.witness(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {"model_type": "gone"}) == {}
+    assert (
+        witness.witness(partial(witness.of_run, RunSpec("m", (("rtn", {}),))), {"model_type": "gone"}) == {}
+    )
 
 
 def test_a_cache_by_channel_is_witnessed_where_it_holds_codes():
     few = RunSpec("m", (("none", {}),), cache_bits=2, cache_keys="channel")
-    assert witness._small(few).window > kv_cache.RECENT and witness._small(few).tokens % witness._small(few).window == 0
-    assert witness._small(dataclasses.replace(few, cache_bits=4, cache_keys="token")).window == witness.WINDOW, "as ever"
+    assert (
+        witness._small(few).window > kv_cache.RECENT
+        and witness._small(few).tokens % witness._small(few).window == 0
+    )
+    assert (
+        witness._small(dataclasses.replace(few, cache_bits=4, cache_keys="token")).window == witness.WINDOW
+    ), "as ever"

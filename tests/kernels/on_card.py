@@ -37,7 +37,10 @@ def check(op, x, weight, *operands, dtypes=tuple(TOLERANCE), tiled=False):
         y = op(*on_device(given, *operands))
         assert y.shape == expected.shape and y.dtype == dtype
         if y.numel():
-            assert (y.cpu().double() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max(), (dtype, x.shape)
+            assert (y.cpu().double() - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max(), (
+                dtype,
+                x.shape,
+            )
 
 
 def half_of(case):

@@ -31,7 +31,11 @@ def test_every_row_names_its_kernel_and_its_arithmetic(tmp_path, capsys):
     assert len(ours) == 2 * sum(len(activations) for *_, activations in bench.VARIANTS)
     for row in ours:
         assert row["kernel"].endswith(f"(C, {cpu.instructions()})") and row["activations"] in row["kernel"]
-        assert row["microseconds"] > 0 and row["pytorch_default_microseconds"] > 0 and row["own_float32_microseconds"] > 0
+        assert (
+            row["microseconds"] > 0
+            and row["pytorch_default_microseconds"] > 0
+            and row["own_float32_microseconds"] > 0
+        )
         most = 1e12 if row["activations"] == "int8" else 1e12 / 3 if row["op"] == "grouped_int" else 1e11
         arithmetic = most / (2 * 20 * 64 * 128)
         limit = 1e9 * row["read_gbytes_per_second"] / row["bytes"] if row["tokens"] == 1 else arithmetic
@@ -40,7 +44,9 @@ def test_every_row_names_its_kernel_and_its_arithmetic(tmp_path, capsys):
 
 
 def test_no_speed_for_a_wrong_op(monkeypatch):
-    wrong = lambda out, n, rule: (plans.dense(torch.ones(out, n)), torch.zeros(out, n) + 2)  # noqa: E731
+    def wrong(out, n, rule):
+        return (plans.dense(torch.ones(out, n)), torch.zeros(out, n) + 2)
+
     monkeypatch.setattr(bench, "VARIANTS", (("dense", "float32", wrong, bench.EXACT),))
     with pytest.raises(ArithmeticError, match=r"dense \(float32\).*no speed"):
         bench.main(["dense"])
@@ -59,9 +65,16 @@ def test_whole_models(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(bench_model, "NEW_TOKENS", 8)
     monkeypatch.setattr(bench_model, "ROUNDS", 1)
     monkeypatch.setattr(bench_model, "OURS", bench_model.OURS[:1] + bench_model.OURS[3:4])
-    assert bench.main(["--model", "--json", str(tmp_path / "model.json"), "--figure", str(tmp_path / "model.svg")]) == 0
+    assert (
+        bench.main(
+            ["--model", "--json", str(tmp_path / "model.json"), "--figure", str(tmp_path / "model.svg")]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "model.json").read_text("utf-8"))["rows"]
-    assert [r["way"] for r in found][-2:] == ["transformers float32", "transformers bfloat16"] and len(found) == 4
+    assert [r["way"] for r in found][-2:] == ["transformers float32", "transformers bfloat16"] and len(
+        found
+    ) == 4
     assert all(r["decode_after_8"] > 0 and r["prefill_8"] > 0 and r["activations"] for r in found)
     figure = (tmp_path / "model.svg").read_text("utf-8")
     assert figure.startswith("<svg") and all(r["way"].split(",")[0] in figure for r in found)
@@ -72,7 +85,9 @@ def test_a_wrong_kernel_of_a_card_gets_no_speed(monkeypatch):
     operands = make(40, 128)
     monkeypatch.setattr(bench_gpu, "launcher", lambda op: lambda x, *o: reference(x.float(), *o).half())
     bench_gpu.verify(op, name, operands, reference, 128)
-    monkeypatch.setattr(bench_gpu, "launcher", lambda op: lambda x, *o: 1.01 * reference(x.float(), *o).half())
+    monkeypatch.setattr(
+        bench_gpu, "launcher", lambda op: lambda x, *o: 1.01 * reference(x.float(), *o).half()
+    )
     with pytest.raises(ArithmeticError, match=r"grouped_int \(2 bits, group 64\) is wrong at 1 x 128"):
         bench_gpu.verify(op, name, operands, reference, 128)
 

@@ -1,5 +1,5 @@
-"""The C kernels: right in every format on every kind of processor, built once, cached, tested before use, and never in the
-way when they can't serve."""
+"""The C kernels: right in every format on every kind of processor, built once, cached, tested before use, and
+never in the way when they can't serve."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fresh(monkeypatch, tmp_path):
 
 
 ALTERED = [  # one constant of the source, and another
-    ("formats.h", "vi_splat(0x30303030), rest", "vi_splat(0x20202020), rest"),
+    ("formats.h", "vi_splat(0x30303030), rest", "vi_splat(0x20202020), rest")
 ]
 
 
@@ -54,8 +54,8 @@ def quick():
 
 @pytest.fixture
 def compiled(fresh, quick, monkeypatch):
-    """The same, where building takes no time: for what happens before and after it. test_it_is_built_once_and_kept, the damaged
-    library's and the two processes' tests compile."""
+    """The same, where building takes no time: for what happens before and after it.
+    test_it_is_built_once_and_kept, the damaged library's and the two processes' tests compile."""
 
     def build(file, program, choices):
         file.parent.mkdir(exist_ok=True)
@@ -99,7 +99,8 @@ def test_every_format_equals_its_formula(shape):
 @pytest.mark.parametrize("group", [32, 64, 96, 160, 512, -1])
 @pytest.mark.parametrize("unit", [None, 32, 64, 96, 160, 512, 1 << 30])
 def test_many_tokens_by_groups_and_units_of_any_width(group, unit):
-    """The columns of one scale and those of one unit cut each other anywhere; of 608 columns neither divides all."""
+    """The columns of one scale and those of one unit cut each other anywhere; of 608 columns neither divides
+    all."""
     rule = unit and (unit, 127)
     for bits, symmetric in ((4, False), (8, False), (8, True)):
         x, plan, (codes, scale, zero, *_) = operands(37, 40, 608, bits, group, rule)
@@ -110,14 +111,20 @@ def test_many_tokens_by_groups_and_units_of_any_width(group, unit):
             unpack(codes, bits, 608).double() - (128 if symmetric else spread(zero.double(), 608, group))
         )
         expected, size = selftest.rounded(x, rule).double() @ weight.T, x.abs().double() @ weight.abs().T
-        assert (cpu.product(plan, x) - expected).abs().max() <= selftest.TOLERANCE * size.max(), (bits, symmetric)
+        assert (cpu.product(plan, x) - expected).abs().max() <= selftest.TOLERANCE * size.max(), (
+            bits,
+            symmetric,
+        )
 
 
 @needs_compiler
-@pytest.mark.parametrize("bits, group, offset", [(1, 64, False), (3, 48, True), (2, 32, True), (4, -1, False), (8, 64, True)])
+@pytest.mark.parametrize(
+    "bits, group, offset", [(1, 64, False), (3, 48, True), (2, 32, True), (4, -1, False), (8, 64, True)]
+)
 @pytest.mark.parametrize("rule", [None, (64, 127), (1 << 30, 127)])
 def test_sums_that_are_looked_up_are_those_of_whole_numbers(bits, group, offset, rule):
-    """Against sums of +-x that Python adds: inputs that are codes already come out to the last bit, the largest sums too."""
+    """Against sums of +-x that Python adds: inputs that are codes already come out to the last bit, the
+    largest sums too."""
     cpu.wait()
     out, n, g = 19, 64 if rule is None else 160, torch.Generator().manual_seed(bits)
     most = 127 * 65793 if rule is None else 127  # the largest code: three digits of 127, or one
@@ -128,7 +135,9 @@ def test_sums_that_are_looked_up_are_those_of_whole_numbers(bits, group, offset,
     for case in (x, torch.full((n,), most), torch.full((n,), -most)):
         alpha = 2.0 ** -torch.arange(bits)[:, None, None].expand(bits, out, groups_of(n, group)).half()
         base = torch.full((out, groups_of(n, group)), 0.5) if offset else None
-        plan = plans.binary_coded(torch.stack([mask_bits(s) for s in signs]), alpha, base, group, n, rule, looked_up=True)
+        plan = plans.binary_coded(
+            torch.stack([mask_bits(s) for s in signs]), alpha, base, group, n, rule, looked_up=True
+        )
         weight = sum((2 * s.double() - 1) / 2**k for k, s in enumerate(signs)) + (0.5 if offset else 0)
         expected = (weight @ case.double())[None]
         found = cpu.product(plan, case[None].float()).double()
@@ -141,13 +150,17 @@ def test_sums_that_are_looked_up_are_those_of_whole_numbers(bits, group, offset,
 
 @needs_compiler
 def test_the_faster_of_looking_up_and_adding_serves(monkeypatch):
-    """One matrix in two layouts: the library says which, whoever asks may say otherwise, and the label tells."""
+    """One matrix in two layouts: the library says which, whoever asks may say otherwise, and the label
+    tells."""
     cpu.wait()
     given = torch.zeros(2, 16, 4, dtype=torch.uint8), torch.ones(2, 16, 1).half(), None, -1, 32
     assert plans.binary_coded(*given).kind == ("LOOK" if cpu.look_up_pays() else "BITS")
     for pays, kind in ((True, "LOOK"), (False, "BITS")):
         monkeypatch.setattr(cpu, "look_up_pays", lambda pays=pays: pays)
-        assert plans.binary_coded(*given).kind == kind and plans.binary_coded(*given, looked_up=not pays).kind != kind
+        assert (
+            plans.binary_coded(*given).kind == kind
+            and plans.binary_coded(*given, looked_up=not pays).kind != kind
+        )
         assert plans.binary_coded(*given).serves("binary_coded") == ("looked_up" if pays else "binary_coded")
     added, looked = (plans.binary_coded(*given, looked_up=how) for how in (False, True))
     assert added.bytes == looked.bytes
@@ -164,7 +177,8 @@ def test_the_number_of_threads_changes_nothing(threads):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "path, name", [("avx512", "AVX-512 VNNI"), ("avx2", "AVX2"), ("avx2_vnni", "AVX2 VNNI"), ("portable", "portable C")]
+    "path, name",
+    [("avx512", "AVX-512 VNNI"), ("avx2", "AVX2"), ("avx2_vnni", "AVX2 VNNI"), ("portable", "portable C")],
 )
 def test_other_processors_paths(path, name, tmp_path):
     """Forced: the self-test over every format, and the same decode step."""
@@ -194,7 +208,9 @@ def test_sanitizers_find_nothing(tmp_path):
         "-fsanitize=address,undefined",
         "-fno-sanitize-recover=all",
     )
-    runtime = subprocess.run([cpu.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    runtime = subprocess.run(
+        [cpu.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
+    ).stdout.strip()
     if not os.path.isabs(runtime):
         pytest.skip("the compiler brings no sanitizers")
     try:
@@ -212,14 +228,23 @@ from tests.compression.test_kv_cache import step_equals_loop
 for bits in (8, 4): step_equals_loop("llama", bits)
 print("clean")"""
     done = process(
-        code, tmp_path, LD_PRELOAD=runtime, ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0", OMP_NUM_THREADS="2"
+        code,
+        tmp_path,
+        LD_PRELOAD=runtime,
+        ASAN_OPTIONS="detect_leaks=0:verify_asan_link_order=0",
+        OMP_NUM_THREADS="2",
     )
     assert done.returncode == 0 and "clean" in done.stdout, (done.stdout + done.stderr)[-3000:]
 
 
 def process(code, home, **environment):
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT), "COMPRESSION_EXPLORER_HOME": str(home)} | environment)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COMPRESSION_EXPLORER_HOME": str(home)} | environment,
+    )
 
 
 # --- building ---
@@ -317,8 +342,11 @@ def test_the_self_test_notices_a_wrong_product():
 
 @needs_compiler
 @pytest.mark.parametrize("file, constant, instead", ALTERED)
-def test_one_altered_constant_in_the_source_is_refused(fresh, tmp_path_factory, monkeypatch, file, constant, instead):
-    """So that a stored result never comes of a kernel that multiplies otherwise: the self-test stands between."""
+def test_one_altered_constant_in_the_source_is_refused(
+    fresh, tmp_path_factory, monkeypatch, file, constant, instead
+):
+    """So that a stored result never comes of a kernel that multiplies otherwise: the self-test stands
+    between."""
     folder = tmp_path_factory.mktemp("altered")
     for source in (*cpu.SOURCES, *cpu.HEADERS):
         shutil.copy(source, folder)
@@ -350,7 +378,10 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(fresh):
 def test_two_processes_may_build_at_once(fresh):
     code = "from kernels import cpu; assert cpu.wait() is not None, cpu.status()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
     assert [p.wait(120) for p in both] == [0, 0], [p.stderr.read() for p in both]
     assert len(list((fresh / "kernels").glob("*.so"))) == 1
 
@@ -390,7 +421,9 @@ def test_what_is_not_finite_stays_so(rule, tokens):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["levels of 3", "levels of 6", "real zeros", "codebook, torch.float32", "columns", "sum with"])
+@pytest.mark.parametrize(
+    "name", ["levels of 3", "levels of 6", "real zeros", "codebook, torch.float32", "columns", "sum with"]
+)
 def test_what_is_not_finite_stays_so_in_every_grid(name):
     cpu.wait()
     chosen = [plan for told, plan, _ in selftest.cases(9, 80) if told.startswith(name)]
@@ -421,9 +454,12 @@ def test_activations_beyond_a_threshold_are_exact(tokens, group, n):
         expected = (selftest.rounded(rest, (1 << 30, 127)) + (y - rest)).double() @ weight.double().T
         size = (y.abs() @ weight.abs().T).max()
         assert (cpu.product(plan, y) - expected).abs().max() <= selftest.TOLERANCE * size
-        if at == (slice(None), 3):  # a large one in every token: without the threshold it takes the others' precision
+        # a large one in every token: without the threshold it takes the others' precision
+        if at == (slice(None), 3):
             exact = y.double() @ weight.double().T
-            assert (cpu.product(plain, y) - exact).abs().max() > 5 * (cpu.product(plan, y) - exact).abs().max()
+            assert (cpu.product(plain, y) - exact).abs().max() > 5 * (
+                cpu.product(plan, y) - exact
+            ).abs().max()
 
 
 @needs_compiler
@@ -431,12 +467,20 @@ def test_activations_beyond_a_threshold_are_exact(tokens, group, n):
 @pytest.mark.parametrize("group, n", [(16, 75), (-1, 640)])
 @pytest.mark.parametrize("threshold", [0.0, 2.0])
 def test_codes_with_a_zero_point(tokens, group, n, threshold):
-    """Tokens of both signs, of one, of nothing and of a number that isn't one; 0 is exact, and outliers are."""
+    """Tokens of both signs, of one, of nothing and of a number that isn't one; 0 is exact, and outliers
+    are."""
     cpu.wait()
     rule = (1 << 30, 127, threshold, 0.0, True)
     x, plan, _ = operands(tokens, 37, n, 8, group, rule)
     weight = cpu.rows(plan, torch.arange(37)).double()
-    for changed in (x, x.abs(), -x.abs(), x.abs() + 5, torch.zeros_like(x), torch.eye(1, n).expand(tokens, n).contiguous()):
+    for changed in (
+        x,
+        x.abs(),
+        -x.abs(),
+        x.abs() + 5,
+        torch.zeros_like(x),
+        torch.eye(1, n).expand(tokens, n).contiguous(),
+    ):
         expected = selftest.rounded(changed, rule).double() @ weight.T
         size = (changed.abs().double() @ weight.abs().T).max()
         assert (cpu.product(plan, changed) - expected).abs().max() <= selftest.TOLERANCE * size
@@ -452,7 +496,11 @@ def test_codes_of_fewer_bits_refuse_a_threshold_and_a_zero_point_and_say_so():
 
     cpu.wait()
     for rule in (ActivationRule(threshold=1.5), ActivationRule(zero_point=True)):
-        for packed, served in ((grouped(8, 16, False), True), (grouped(4, 16, False), False), (two_four(weight()), True)):
+        for packed, served in (
+            (grouped(8, 16, False), True),
+            (grouped(4, 16, False), False),
+            (two_four(weight()), True),
+        ):
             packed.activations = rule
             assert (packed.plan() is not None) == served
             assert packed.kernel.endswith(f"(C, {cpu.instructions()})" if served else "(PyTorch)")
@@ -463,16 +511,22 @@ def test_codes_of_fewer_bits_refuse_a_threshold_and_a_zero_point_and_say_so():
 
 def test_levels_of_scales_refuse_a_zero_point():
     """They keep no sums of rows."""
-    codes, levels = pack(torch.zeros(16, 32, dtype=torch.uint8), 8), pack(torch.zeros(1, 16, dtype=torch.uint8), 3)[0]
+    codes, levels = (
+        pack(torch.zeros(16, 32, dtype=torch.uint8), 8),
+        pack(torch.zeros(1, 16, dtype=torch.uint8), 3)[0],
+    )
     stats = torch.ones(1, 1, 2).half()
     for shifted in (False, True):
-        plan = plans.two_level(codes, (levels, levels), (stats, stats), 3, 8, -1, 32, (1 << 30, 127, 0.0, 0.0, shifted))
+        plan = plans.two_level(
+            codes, (levels, levels), (stats, stats), 3, 8, -1, 32, (1 << 30, 127, 0.0, 0.0, shifted)
+        )
         assert plan.obeys is not shifted
 
 
 @needs_compiler
 def test_two_of_four_has_a_layout_of_its_own_and_one_weight_more_has_not():
-    """Two bits a kept value instead of a bit a weight: the same bytes; both layouts give the same products and rows."""
+    """Two bits a kept value instead of a bit a weight: the same bytes; both layouts give the same products
+    and rows."""
     cpu.wait()
     g = torch.Generator().manual_seed(0)
     keep = torch.rand(48, 24, 4, generator=g).argsort(-1).argsort(-1).flatten(1) < 2
@@ -486,7 +540,9 @@ def test_two_of_four_has_a_layout_of_its_own_and_one_weight_more_has_not():
         assert torch.equal(cpu.rows(plan, torch.arange(48)), dense)
         for tokens in (1, 9):
             expected = x[:tokens].double() @ dense.double().T
-            assert (cpu.product(plan, x[:tokens]) - expected).abs().max() <= selftest.TOLERANCE * (x.abs() @ dense.abs().T).max()
+            assert (cpu.product(plan, x[:tokens]) - expected).abs().max() <= selftest.TOLERANCE * (
+                x.abs() @ dense.abs().T
+            ).max()
 
 
 @needs_compiler
@@ -497,7 +553,10 @@ def test_rows_of_thin_products_and_chains():
     cores = torch.randn(37, 2 * 3 + 3 * 4 * 2 + 2 * 10, generator=g).half()
     for plan, weight in (
         (plans.low_rank(u, v), u.float() @ v.float()),
-        (plans.tensor_train(cores, (2, 4, 10), (1, 3, 2, 1), 75), tensor_train_rows(cores, (2, 4, 10), (1, 3, 2, 1), 75)),
+        (
+            plans.tensor_train(cores, (2, 4, 10), (1, 3, 2, 1), 75),
+            tensor_train_rows(cores, (2, 4, 10), (1, 3, 2, 1), 75),
+        ),
     ):
         found = torch.full((6, 75), float("nan"))
         assert cpu.wait().rows(plan.address, ids.data_ptr(), 6, found.data_ptr()) == 0
@@ -516,6 +575,8 @@ def test_edges():
     strided = torch.stack([x, x], 1)[:, 1]
     assert not strided.is_contiguous() and torch.equal(cpu.product(plan, strided), cpu.product(plan, x))
     half = cpu.product(plan, x.half())
-    assert half.dtype == torch.float16 and torch.allclose(half.float(), cpu.product(plan, x.half().float()), rtol=1e-3)
+    assert half.dtype == torch.float16 and torch.allclose(
+        half.float(), cpu.product(plan, x.half().float()), rtol=1e-3
+    )
     with pytest.raises(IndexError, match="9"):
         cpu.rows(plan, torch.tensor([9]))

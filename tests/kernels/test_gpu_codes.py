@@ -10,7 +10,8 @@ from kernels.bits import pack, unpack
 from tests.kernels.on_card import check, grid, half_of, product, scales, tokens_of
 
 WIDE = tuple(
-    (tokens, 9, 1100, bits, group) for tokens, bits, group in ((1, 4, 64), (4, 3, 128), (8, 8, -1), (9, 2, 32), (16, 6, 48))
+    (tokens, 9, 1100, bits, group)
+    for tokens, bits, group in ((1, 4, 64), (4, 3, 128), (8, 8, -1), (9, 2, 32), (16, 6, 48))
 )
 SEVEN = ((1, 33, 80, 6, 32), (17, 33, 80, 7, 32), (5, 9, 45, 7, 16))
 
@@ -53,7 +54,8 @@ def test_product_of_grouped_int_with_real_zeros(case, poisoned, small_tiles):
 
 @product
 @pytest.mark.parametrize(
-    "case, level_bits", [*((case, 3) for case in REAL), *((case, bits) for case in REAL[-4:] for bits in (4, 5))]
+    "case, level_bits",
+    [*((case, 3) for case in REAL), *((case, bits) for case in REAL[-4:] for bits in (4, 5))],
 )
 def test_product_of_two_levels(case, level_bits, poisoned, small_tiles):
     """Runs of 16 rows share a grid for their scales and one for their zero points; the last run is short."""
@@ -100,7 +102,17 @@ def test_product_of_codebook(case, poisoned, small_tiles):
     weight = table.double()[q] * grouped_int.spread(scale.double(), n, group)
     from kernels.gpu.codebook import codebook as op
 
-    check(op, tokens_of(tokens, n), weight, pack(q.to(torch.uint8), 4), scale, table, group, dtypes=half_of(case), tiled=True)
+    check(
+        op,
+        tokens_of(tokens, n),
+        weight,
+        pack(q.to(torch.uint8), 4),
+        scale,
+        table,
+        group,
+        dtypes=half_of(case),
+        tiled=True,
+    )
 
 
 @product
@@ -111,7 +123,12 @@ def test_product_of_codebook_with_nested_scales(case, poisoned, small_tiles):
     q, table = torch.randint(0, 16, (out, n), generator=g), torch.randn(16, generator=g)
     nested = torch.randint(0, 256, (out, grouped_int.groups_of(n, group)), generator=g).to(torch.uint8)
     absmax, offset = torch.rand(-(-nested.numel() // 256), generator=g), torch.rand(1, generator=g)
-    flat = torch.stack([codebook.dynamic_map()[int(k)] * absmax[i // 256] + offset[0] for i, k in enumerate(nested.flatten())])
+    flat = torch.stack(
+        [
+            codebook.dynamic_map()[int(k)] * absmax[i // 256] + offset[0]
+            for i, k in enumerate(nested.flatten())
+        ]
+    )
     weight = table.double()[q] * grouped_int.spread(flat.view(nested.shape).double(), n, group)
     from kernels.gpu.codebook import codebook as op
 
@@ -127,8 +144,13 @@ def test_product_of_binary_coded(case, poisoned, small_tiles):
     g = torch.Generator().manual_seed(out + bits)
     b = torch.rand(bits, out, n, generator=g) > 0.5
     alpha = torch.stack([scales(out, n, group, g) for _ in range(bits)])
-    offset = scales(out, n, group, g).to(torch.float32 if tokens % 2 else torch.float16) if has_offset else None
-    weight = sum(grouped_int.spread(a.double(), n, group) * (2 * plane.double() - 1) for a, plane in zip(alpha, b, strict=True))
+    offset = (
+        scales(out, n, group, g).to(torch.float32 if tokens % 2 else torch.float16) if has_offset else None
+    )
+    weight = sum(
+        grouped_int.spread(a.double(), n, group) * (2 * plane.double() - 1)
+        for a, plane in zip(alpha, b, strict=True)
+    )
     if has_offset:
         weight = weight + grouped_int.spread(offset.double(), n, group)
     from kernels.gpu.binary_coded import binary_coded as op
@@ -138,7 +160,15 @@ def test_product_of_binary_coded(case, poisoned, small_tiles):
     check(op, tokens_of(tokens, n), weight, planes, alpha, offset, group, dtypes=half_of(case), tiled=True)
     if tokens <= 8:
         check(
-            looked_up, tokens_of(tokens, n), weight, planes, alpha, offset, group, 8 if bits % 2 else 4, dtypes=half_of(case)[1:]
+            looked_up,
+            tokens_of(tokens, n),
+            weight,
+            planes,
+            alpha,
+            offset,
+            group,
+            8 if bits % 2 else 4,
+            dtypes=half_of(case)[1:],
         )
 
 
@@ -147,14 +177,27 @@ def test_product_by_tables_of_a_size_that_is_none_is_refused():
     from kernels.gpu.binary_coded import looked_up
 
     with pytest.raises(ValueError, match="tables of 3 inputs.*4 or 8"):
-        looked_up(torch.zeros(1, 16), torch.zeros(1, 4, 2, dtype=torch.uint8), torch.zeros(1, 4, 1).half(), None, 16, 3)
+        looked_up(
+            torch.zeros(1, 16),
+            torch.zeros(1, 4, 2, dtype=torch.uint8),
+            torch.zeros(1, 4, 1).half(),
+            None,
+            16,
+            3,
+        )
 
 
 @product
 def test_product_of_binary_coded_as_it_is_tiled_for_use(poisoned):
     out, n = 5, 1100
-    b, alpha = torch.rand(3, out, n, generator=torch.Generator().manual_seed(0)) > 0.5, torch.rand(3, out, 18).half()
-    weight = sum(grouped_int.spread(a.double(), n, 64) * (2 * plane.double() - 1) for a, plane in zip(alpha, b, strict=True))
+    b, alpha = (
+        torch.rand(3, out, n, generator=torch.Generator().manual_seed(0)) > 0.5,
+        torch.rand(3, out, 18).half(),
+    )
+    weight = sum(
+        grouped_int.spread(a.double(), n, 64) * (2 * plane.double() - 1)
+        for a, plane in zip(alpha, b, strict=True)
+    )
     from kernels.gpu.binary_coded import binary_coded as op
 
     planes = torch.stack([sparse.mask_bits(plane) for plane in b])

@@ -19,12 +19,22 @@ def rows_of_int8(out, n):
     """((codes, scales, zero points), weight float64 [out, n]) of symmetric 8 bits, a scale a row."""
     g = torch.Generator().manual_seed(n)
     q, scale = torch.randint(1, 256, (out, n), generator=g), scales(out, n, -1, g)
-    return (pack(q.to(torch.uint8), 8), scale, torch.full((out, 1), 128, dtype=torch.uint8)), (q.double() - 128) * scale.double()
+    return (pack(q.to(torch.uint8), 8), scale, torch.full((out, 1), 128, dtype=torch.uint8)), (
+        q.double() - 128
+    ) * scale.double()
 
 
 @product
 @pytest.mark.parametrize(
-    "case", [(1, 64, 96, 127), (2, 33, 80, 7), (17, 5, 64, 127), (64, 70, 48, 127), (3, 50, 37, 127), (2, 5, 1500, 7)]
+    "case",
+    [
+        (1, 64, 96, 127),
+        (2, 33, 80, 7),
+        (17, 5, 64, 127),
+        (64, 70, 48, 127),
+        (3, 50, 37, 127),
+        (2, 5, 1500, 7),
+    ],
 )
 def test_product_in_int8(case, poisoned):
     tokens, out, n, top = case
@@ -36,12 +46,22 @@ def test_product_in_int8(case, poisoned):
         x[-1] = 0 if tokens > 2 else x[-1]
         expected = torch.nan_to_num(rounded(x, top)) @ weight.T
         y = int8_product(*on_device(x, *operands), -1, top)
-        assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
+        assert (
+            y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
+        )
 
 
 @product
 @pytest.mark.parametrize(
-    "case", [(1, 64, 96, 1.5), (2, 33, 80, 0.01), (17, 5, 64, 1.0), (70, 70, 48, 2.0), (3, 5, 1500, 2.0), (3, 20, 40, 9.0)]
+    "case",
+    [
+        (1, 64, 96, 1.5),
+        (2, 33, 80, 0.01),
+        (17, 5, 64, 1.0),
+        (70, 70, 48, 2.0),
+        (3, 5, 1500, 2.0),
+        (3, 20, 40, 9.0),
+    ],
 )
 @pytest.mark.parametrize("zero_point", [False, True])
 def test_product_in_int8_with_large_inputs_exact(case, zero_point, poisoned):
@@ -59,10 +79,16 @@ def test_product_in_int8_with_large_inputs_exact(case, zero_point, poisoned):
         x[-1] = 0 if tokens > 2 else x[-1]
         large = x.float().abs() >= threshold
         calm = x.masked_fill(large, 0)
-        rest = ActivationRule(zero_point=True)(calm.double()).double() if zero_point else torch.nan_to_num(rounded(calm, 127))
+        rest = (
+            ActivationRule(zero_point=True)(calm.double()).double()
+            if zero_point
+            else torch.nan_to_num(rounded(calm, 127))
+        )
         expected = (rest + torch.where(large, x, 0).double()) @ weight.T
         y = int8_product(*on_device(x, *operands), -1, 127, threshold, zero_point)
-        assert y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
+        assert (
+            y.dtype == dtype and (y.cpu().double() - expected).abs().max() <= tolerance * expected.abs().max()
+        )
 
 
 @product
@@ -71,7 +97,11 @@ def test_product_in_int8_with_large_inputs_exact(case, zero_point, poisoned):
 def test_product_in_int8_of_what_is_not_finite_stays_so(threshold, zero_point):
     from kernels.gpu.int8 import int8_product
 
-    operands = (torch.full((8, 16), 200, dtype=torch.uint8), torch.ones(8, 1).half(), torch.full((8, 1), 128, dtype=torch.uint8))
+    operands = (
+        torch.full((8, 16), 200, dtype=torch.uint8),
+        torch.ones(8, 1).half(),
+        torch.full((8, 1), 128, dtype=torch.uint8),
+    )
     for bad in (float("nan"), float("inf")):
         x = torch.ones(3, 16)
         x[1, 5] = bad
@@ -81,7 +111,8 @@ def test_product_in_int8_of_what_is_not_finite_stays_so(threshold, zero_point):
 
 @product
 def test_product_of_the_formats_by_their_rules(monkeypatch):
-    """Through the formats: the kernel's name is Triton's, the numbers are the rule's; what Triton doesn't do isn't called so."""
+    """Through the formats: the kernel's name is Triton's, the numbers are the rule's; what Triton doesn't do
+    isn't called so."""
     from compression.packed.activations import ActivationRule
     from kernels import cpu
     from tests.compression.test_packed import MADE
@@ -131,4 +162,6 @@ def test_product_in_int8_rounds_ties_to_even():
     y = int8_product(*on_device(x, codes, scale, torch.full((8, 1), 128, dtype=torch.uint8)), -1)
     assert y.tolist() == [[127, 0, 2, 2, 0, -2, -2, 126]]
     with pytest.raises(ValueError, match="one group a row, got 2"):
-        int8_product(*on_device(x, codes, torch.ones(8, 2).half(), torch.full((8, 2), 128, dtype=torch.uint8)), 4)
+        int8_product(
+            *on_device(x, codes, torch.ones(8, 2).half(), torch.full((8, 2), 128, dtype=torch.uint8)), 4
+        )

@@ -1,4 +1,5 @@
-"""Triton's products of bitmask and 2:4 weights, of 16 bits or of codes, and the choice of a card's sparse cores."""
+"""Triton's products of bitmask and 2:4 weights, of 16 bits or of codes, and the choice of a card's sparse
+cores."""
 
 from __future__ import annotations
 
@@ -25,7 +26,15 @@ def test_product_of_bitmask(case, poisoned, monkeypatch):
     from kernels.gpu import sparse as ours
 
     monkeypatch.setattr(ours, "BLOCK", 3 * n)  # many tokens: blocks of three rows at most
-    check(ours.bitmask, tokens_of(tokens, n), weight.double(), sparse.mask_bits(keep), weight[keep], starts, dtypes=half_of(case))
+    check(
+        ours.bitmask,
+        tokens_of(tokens, n),
+        weight.double(),
+        sparse.mask_bits(keep),
+        weight[keep],
+        starts,
+        dtypes=half_of(case),
+    )
 
 
 CODED = tuple(  # (tokens, out, in, bits, group_size)
@@ -39,7 +48,9 @@ def levels_of(out, n, bits, group):
     """A grid of its own for every group."""
     g = torch.Generator().manual_seed(bits)
     scale = scales(out, n, group, g)
-    return sparse.Levels(scale, torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), bits, group)
+    return sparse.Levels(
+        scale, torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), bits, group
+    )
 
 
 def check_levels(op, x, weight, *operands, levels, case):
@@ -64,7 +75,9 @@ def test_product_of_bitmask_codes(case, poisoned, monkeypatch):
 
     monkeypatch.setattr(ours, "BLOCK", 3 * n)
     operands = (sparse.mask_bits(keep), pack(codes[keep][None], bits)[0], starts)
-    check_levels(ours.bitmask, tokens_of(tokens, n), scale * (codes - zero) * keep, *operands, levels=levels, case=case)
+    check_levels(
+        ours.bitmask, tokens_of(tokens, n), scale * (codes - zero) * keep, *operands, levels=levels, case=case
+    )
 
 
 @product
@@ -72,7 +85,9 @@ def test_product_of_bitmask_codes(case, poisoned, monkeypatch):
 def test_product_of_two_four_codes(case, poisoned, monkeypatch):
     tokens, out, n, bits, group = case
     _, positions = pairs(out, n)
-    codes = torch.randint(0, 2**bits, (out, n // 2), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
+    codes = torch.randint(0, 2**bits, (out, n // 2), generator=torch.Generator().manual_seed(n)).to(
+        torch.uint8
+    )
     levels = levels_of(out, n, bits, group)
     scale, zero = (grouped_int.spread(t.double(), n, group) for t in levels[:2])
     keep = sparse.scatter_two_four(torch.ones_like(codes), positions).bool()
@@ -80,13 +95,27 @@ def test_product_of_two_four_codes(case, poisoned, monkeypatch):
     from kernels.gpu import sparse as ours
 
     monkeypatch.setattr(ours, "BLOCK", 3 * n)
-    check_levels(ours.two_four, tokens_of(tokens, n), weight, pack(codes, bits), pack(positions, 2), levels=levels, case=case)
+    check_levels(
+        ours.two_four,
+        tokens_of(tokens, n),
+        weight,
+        pack(codes, bits),
+        pack(positions, 2),
+        levels=levels,
+        case=case,
+    )
 
 
 def pairs(out, n):
     """values float16 [out, in/2] and positions of 2:4 weights."""
     g = torch.Generator().manual_seed(n)
-    positions = torch.rand(out, n // 4, 4, generator=g).argsort(-1)[..., :2].sort(-1).values.reshape(out, -1).to(torch.uint8)
+    positions = (
+        torch.rand(out, n // 4, 4, generator=g)
+        .argsort(-1)[..., :2]
+        .sort(-1)
+        .values.reshape(out, -1)
+        .to(torch.uint8)
+    )
     return torch.randn(out, n // 2, generator=g).half(), positions
 
 
@@ -105,7 +134,8 @@ def test_product_of_two_four(case, poisoned):
 
 @product
 def test_product_of_two_four_on_sparse_cores(monkeypatch):
-    """Many tokens take cuSPARSELt on a card that has it, in blocks of a shape that it takes; elsewhere a stand-in shows the shapes."""
+    """Many tokens take cuSPARSELt on a card that has it, in blocks of a shape that it takes; elsewhere a
+    stand-in shows the shapes."""
     from kernels.gpu import sparse as ours
     from kernels.gpu import sparse_cores
 
@@ -118,10 +148,23 @@ def test_product_of_two_four_on_sparse_cores(monkeypatch):
         assert not sparse_cores.why_not(torch.device("cuda", 0), torch.float16), "there, but refused or wrong"
     else:
         monkeypatch.setattr(sparse_cores, "serve", lambda x, out: x.dtype != torch.float32)
-        real = lambda rows: rows  # noqa: E731
-    monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", lambda rows: (shapes.append(tuple(rows.shape)), real(rows))[1])
+
+        def real(rows):
+            return rows
+
+    monkeypatch.setattr(
+        torch.sparse,
+        "to_sparse_semi_structured",
+        lambda rows: (shapes.append(tuple(rows.shape)), real(rows))[1],
+    )
     monkeypatch.setattr(ours, "BLOCK", 70 * n)
-    check(ours.two_four, tokens_of(tokens, n), sparse.scatter_two_four(values, positions).double(), values, pack(positions, 2))
+    check(
+        ours.two_four,
+        tokens_of(tokens, n),
+        sparse.scatter_two_four(values, positions).double(),
+        values,
+        pack(positions, 2),
+    )
     assert shapes == [(64, n), (64, n), (32, n)] * 2, "float16 and bfloat16; float32 has no sparse cores"
 
 

@@ -1,4 +1,5 @@
-"""The program's folder: written whole or not at all, swept of what the dead left, never of what the living write or read."""
+"""The program's folder: written whole or not at all, swept of what the dead left, never of what the living
+write or read."""
 
 from __future__ import annotations
 
@@ -29,9 +30,18 @@ def home(tmp_path, monkeypatch):
 def other(code: str, *arguments, **more) -> subprocess.Popen:
     """Another process that runs `code`, prints a line and waits until it is killed or told to go on."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"import sys; from kernels import home as place; from pathlib import Path\n{code}", *map(str, arguments)],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            f"import sys; from kernels import home as place; from pathlib import Path\n{code}",
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **more,
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -68,16 +78,39 @@ with place.whole(Path(sys.argv[1]) / "models" / "m") as a, place.whole_file(Path
 """
     writer = other(code, home)
     writer.stdout.readline()
-    assert place.sweep(home) == [] and [len(names(home / f)) for f in ("models", "downloads", "kernels")] == [1, 1, 1]
+    assert place.sweep(home) == [] and [len(names(home / f)) for f in ("models", "downloads", "kernels")] == [
+        1,
+        1,
+        1,
+    ]
     writer.kill()
     writer.wait()
-    assert len(place.sweep(home)) == 3 and [names(home / f) for f in ("models", "downloads", "kernels")] == [[], [], []]
+    assert len(place.sweep(home)) == 3 and [names(home / f) for f in ("models", "downloads", "kernels")] == [
+        [],
+        [],
+        [],
+    ]
 
 
 def test_leavings_of_older_versions_go_after_a_day(home):
-    old = ["models/.smollm2.0a1b2c3d", "artifacts/.key.0a1b2c3d", "runs/.x.json.0a1b2c3d", "kernels/.build-abc", "runs/.probe.abcd",
-           "downloads/a.part", "downloads/tmp0a1b2c3d", "baselines/noindex"]  # fmt: skip
-    kept = ["models/smollm2", "artifacts/a.part", "downloads/a.zip", "baselines/whole/index.json", "runs/x.json", "models/.keep"]
+    old = [
+        "models/.smollm2.0a1b2c3d",
+        "artifacts/.key.0a1b2c3d",
+        "runs/.x.json.0a1b2c3d",
+        "kernels/.build-abc",
+        "runs/.probe.abcd",
+        "downloads/a.part",
+        "downloads/tmp0a1b2c3d",
+        "baselines/noindex",
+    ]
+    kept = [
+        "models/smollm2",
+        "artifacts/a.part",
+        "downloads/a.zip",
+        "baselines/whole/index.json",
+        "runs/x.json",
+        "models/.keep",
+    ]
     for name in old + kept:
         file = home / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +130,11 @@ def test_who_lives_is_told_until_the_very_end(home):
     first.kill()
     first.wait()
     assert not place.alive(home, one) and place.alive(home, two) and place.alive(home, place.claim(home))
-    assert not place.alive(home, "../../etc/passwd") and not place.alive(home, "") and not place.alive(home, "0" * 12)
+    assert (
+        not place.alive(home, "../../etc/passwd")
+        and not place.alive(home, "")
+        and not place.alive(home, "0" * 12)
+    )
     place.sweep(home)
     assert not (home / "live" / one).exists() and (home / "live" / two).exists()
     second.communicate("")
@@ -108,7 +145,9 @@ def test_without_locks_the_process_itself_and_age_decide(home, monkeypatch):
     code = "place.fcntl = None; print(place.claim(Path(sys.argv[1])), flush=True); sys.stdin.readline()"
     process = other(code, home)
     name = process.stdout.readline().strip()
-    monkeypatch.setattr(place.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    monkeypatch.setattr(
+        place.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available"))
+    )
     assert place.alive(home, name)
     process.kill()
     process.wait()
@@ -152,7 +191,9 @@ def test_a_home_that_cannot_be_written_gives_way_to_a_temporary_one(home, monkey
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
-def test_a_home_whose_disk_is_full_or_read_only_is_used_as_far_as_it_can_be_read(home, monkeypatch, tmp_path, number):
+def test_a_home_whose_disk_is_full_or_read_only_is_used_as_far_as_it_can_be_read(
+    home, monkeypatch, tmp_path, number
+):
     (home / "models" / "m").mkdir(parents=True)
     (home / "models" / "m" / "model.safetensors").write_bytes(b"weights")
     place.write(home / "runs" / "x.json", b"{}")
@@ -167,7 +208,9 @@ def test_a_home_whose_disk_is_full_or_read_only_is_used_as_far_as_it_can_be_read
     place.usable.cache_clear()
     found = place.home()
     assert found != home and place.why_temporary(found) == os.strerror(number)
-    assert (found / "models" / "m" / "model.safetensors").read_bytes() == b"weights" and (found / "runs" / "x.json").is_file()
+    assert (found / "models" / "m" / "model.safetensors").read_bytes() == b"weights" and (
+        found / "runs" / "x.json"
+    ).is_file()
     assert not [n for n in names(home) if n.startswith(".")]
     place.usable.cache_clear()
 
@@ -198,4 +241,6 @@ def test_every_process_finds_the_same_home(home, monkeypatch, tmp_path, variable
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(place.VARIABLE, variable)
-    assert place.home() == tmp_path / "some" / "home" and os.environ[place.VARIABLE] == str(tmp_path / "some" / "home")
+    assert place.home() == tmp_path / "some" / "home" and os.environ[place.VARIABLE] == str(
+        tmp_path / "some" / "home"
+    )

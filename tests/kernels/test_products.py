@@ -15,7 +15,14 @@ from kernels.columns import CASES as COLUMN_CASES
 from kernels.columns import columns, columns_reference
 from kernels.dense import CASES as DENSE_CASES
 from kernels.dense import dense, dense_reference
-from kernels.grouped_int import CASES, _in_pytorch, grouped_int, grouped_int_reference, groups_of, two_level_int
+from kernels.grouped_int import (
+    CASES,
+    _in_pytorch,
+    grouped_int,
+    grouped_int_reference,
+    groups_of,
+    two_level_int,
+)
 from kernels.low_rank import CASES as LOW_RANK_CASES
 from kernels.low_rank import low_rank, low_rank_reference
 from kernels.outliers import CASES as OUTLIER_CASES
@@ -49,7 +56,10 @@ def test_grouped_int(case):
     x = torch.randn(tokens, n, generator=g)
     size = n if group == -1 else group
     weight = np.array(
-        [[float(scale[o, i // size]) * (int(codes[o, i]) - int(zero[o, i // size])) for i in range(n)] for o in range(out)]
+        [
+            [float(scale[o, i // size]) * (int(codes[o, i]) - int(zero[o, i // size])) for i in range(n)]
+            for o in range(out)
+        ]
     )
     expected = x.double().numpy() @ weight.T
     for op in (grouped_int, grouped_int_reference, _in_pytorch):
@@ -69,12 +79,23 @@ def test_grids_with_real_zeros_and_two_levels(case):
     )
     levels = [torch.randint(0, 8, (out, groups), generator=g).to(torch.uint8) for _ in range(2)]
     stats = [torch.rand(-(-out // 16), groups, 2, generator=g).half() for _ in range(2)]
-    of = lambda k, o, j: float(stats[k][o // 16, j, 0]) * (int(levels[k][o, j]) - float(stats[k][o // 16, j, 1]))  # noqa: E731
-    weight = np.array([[of(0, o, i // size) * (int(codes[o, i]) - of(1, o, i // size)) for i in range(n)] for o in range(out)])
+
+    def of(k, o, j):
+        return float(stats[k][o // 16, j, 0]) * (int(levels[k][o, j]) - float(stats[k][o // 16, j, 1]))
+
+    weight = np.array(
+        [
+            [of(0, o, i // size) * (int(codes[o, i]) - of(1, o, i // size)) for i in range(n)]
+            for o in range(out)
+        ]
+    )
     x = torch.randn(tokens, n, generator=g)
     packed = [pack(level.view(1, -1), 3)[0] for level in levels]
     scale, zero = (torch.tensor([[of(k, o, j) for j in range(groups)] for o in range(out)]) for k in range(2))
-    found = [op(x, pack(codes, bits), scale, zero, bits, group) for op in (grouped_int, grouped_int_reference, _in_pytorch)]
+    found = [
+        op(x, pack(codes, bits), scale, zero, bits, group)
+        for op in (grouped_int, grouped_int_reference, _in_pytorch)
+    ]
     close(x, weight, [*found, two_level_int(x, pack(codes, bits), packed, stats, 3, bits, group)])
 
 
@@ -106,7 +127,9 @@ def test_low_rank(case):
     x, u, v = torch.randn(tokens, n), torch.randn(out, rank).half(), torch.randn(rank, n).half()
     expected = x.double() @ (u.double() @ v.double()).T
     for op in (low_rank, low_rank_reference):
-        assert torch.allclose(op(x, u, v).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        assert torch.allclose(
+            op(x, u, v).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+        )
 
 
 @pytest.mark.parametrize("case", TRAIN_CASES)
@@ -114,7 +137,10 @@ def test_tensor_train(case):
     """Each entry is the product of one matrix of every core."""
     tokens, out, n, modes, ranks = case
     g = torch.Generator().manual_seed(n)
-    x, cores = torch.randn(tokens, n, generator=g), torch.randn(out, values_per_row(modes, ranks), generator=g).half()
+    x, cores = (
+        torch.randn(tokens, n, generator=g),
+        torch.randn(out, values_per_row(modes, ranks), generator=g).half(),
+    )
     weight = np.zeros((out, n))
     for column, place in zip(range(n), np.ndindex(*modes), strict=False):
         chain, at = np.ones((out, 1, 1)), 0
@@ -122,7 +148,9 @@ def test_tensor_train(case):
             core = cores[:, at : at + r * mode * s].double().numpy().reshape(out, r, mode, s)
             chain, at = chain @ core[:, :, i], at + r * mode * s
         weight[:, column] = chain[:, 0, 0]
-    assert np.allclose(tensor_train_rows(cores, modes, ranks, n).numpy(), weight, rtol=1e-4, atol=1e-4 * np.abs(weight).max())
+    assert np.allclose(
+        tensor_train_rows(cores, modes, ranks, n).numpy(), weight, rtol=1e-4, atol=1e-4 * np.abs(weight).max()
+    )
     if tokens:
         close(x, weight, [op(x, cores, modes, ranks) for op in (tensor_train, tensor_train_reference)])
     else:
@@ -150,7 +178,9 @@ def test_codebook(case):
     g = torch.Generator().manual_seed(out * n)
     codes, table = torch.randint(0, 16, (out, n), generator=g).to(torch.uint8), torch.randn(16, generator=g)
     scale, size = torch.rand(out, groups_of(n, group), generator=g).half(), n if group == -1 else group
-    weight = np.array([[float(scale[o, i // size]) * float(table[int(codes[o, i])]) for i in range(n)] for o in range(out)])
+    weight = np.array(
+        [[float(scale[o, i // size]) * float(table[int(codes[o, i])]) for i in range(n)] for o in range(out)]
+    )
     x = torch.randn(tokens, n, generator=g)
     close(x, weight, [op(x, pack(codes, 4), scale, table, group) for op in (codebook, codebook_reference)])
     nested, absmax, offset = (
@@ -158,9 +188,15 @@ def test_codebook(case):
         torch.rand(9, generator=g),
         torch.rand(1),
     )
-    scale = [float(dynamic_map()[int(k)]) * float(absmax[i // 256]) + float(offset) for i, k in enumerate(nested.flatten())]
+    scale = [
+        float(dynamic_map()[int(k)]) * float(absmax[i // 256]) + float(offset)
+        for i, k in enumerate(nested.flatten())
+    ]
     weight = np.array(
-        [[scale[o * nested.shape[1] + i // size] * float(table[int(codes[o, i])]) for i in range(n)] for o in range(out)]
+        [
+            [scale[o * nested.shape[1] + i // size] * float(table[int(codes[o, i])]) for i in range(n)]
+            for o in range(out)
+        ]
     )
     close(x, weight, [codebook(x, pack(codes, 4), nested, table, group, absmax, offset)])
 
@@ -170,12 +206,23 @@ def test_binary_coded(case):
     tokens, out, n, bits, group = case
     g = torch.Generator().manual_seed(out * n + bits)
     signs, groups = torch.rand(bits, out, n, generator=g) > 0.5, groups_of(n, group)
-    alpha, offset = torch.rand(bits, out, groups, generator=g).half(), torch.randn(out, groups, generator=g).half()
+    alpha, offset = (
+        torch.rand(bits, out, groups, generator=g).half(),
+        torch.randn(out, groups, generator=g).half(),
+    )
     size, x = n if group == -1 else group, torch.randn(tokens, n, generator=g)
     planes = torch.stack([mask_bits(plane) for plane in signs])
     for base in (offset, torch.randn(out, groups, generator=g), None):
-        weight = np.array([[sum((1 if signs[k, o, i] else -1) * float(alpha[k, o, i // size]) for k in range(bits))
-                            + (0 if base is None else float(base[o, i // size])) for i in range(n)] for o in range(out)])  # fmt: skip
+        weight = np.array(
+            [
+                [
+                    sum((1 if signs[k, o, i] else -1) * float(alpha[k, o, i // size]) for k in range(bits))
+                    + (0 if base is None else float(base[o, i // size]))
+                    for i in range(n)
+                ]
+                for o in range(out)
+            ]
+        )
         close(x, weight, [op(x, planes, alpha, base, group) for op in (binary_coded, binary_coded_reference)])
 
 
@@ -183,13 +230,18 @@ def test_binary_coded(case):
 def test_outliers(case):
     tokens, out, n, count = case
     g = torch.Generator().manual_seed(n)
-    rows, columns = torch.randint(0, out, (count,), generator=g).sort().values, torch.randint(0, n, (count,), generator=g)
+    rows, columns = (
+        torch.randint(0, out, (count,), generator=g).sort().values,
+        torch.randint(0, n, (count,), generator=g),
+    )
     values, weight = torch.randn(count, generator=g).half(), np.zeros((out, n))
     for r, c, v in zip(rows.tolist(), columns.tolist(), values.tolist(), strict=True):
         weight[r, c] += v
     starts = torch.tensor([int((rows < o).sum()) for o in range(out + 1)], dtype=torch.int32)
     x = torch.randn(tokens, n, generator=g)
-    close(x, weight, [op(x, values, columns.to(torch.int16), starts) for op in (outliers, outliers_reference)])
+    close(
+        x, weight, [op(x, values, columns.to(torch.int16), starts) for op in (outliers, outliers_reference)]
+    )
 
 
 @pytest.mark.parametrize("case", [c for c in SPARSE_CASES if c[2] % 4 == 0])
@@ -199,17 +251,32 @@ def test_sparse_products(case):
     x, keep = torch.randn(tokens, n, generator=g), torch.rand(out, n, generator=g) > 0.5
     weight = (torch.randn(out, n, generator=g) * keep).half()
     starts = torch.tensor([int(keep[:o].sum()) for o in range(out + 1)], dtype=torch.int32)
-    close(x, weight.double().numpy(), [op(x, mask_bits(keep), weight[keep], starts) for op in (bitmask, bitmask_reference)])
-    places = torch.stack([torch.randperm(4, generator=g)[:2].sort().values for _ in range(out * n // 4)]).view(out, n // 2)
+    close(
+        x,
+        weight.double().numpy(),
+        [op(x, mask_bits(keep), weight[keep], starts) for op in (bitmask, bitmask_reference)],
+    )
+    places = torch.stack(
+        [torch.randperm(4, generator=g)[:2].sort().values for _ in range(out * n // 4)]
+    ).view(out, n // 2)
     values, weight = torch.randn(out, n // 2, generator=g).half(), np.zeros((out, n))
     for o in range(out):
         for j in range(n // 2):
             weight[o, j // 2 * 4 + int(places[o, j])] = float(values[o, j])
-    close(x, weight, [op(x, values, pack(places.to(torch.uint8), 2)) for op in (two_four, two_four_reference)])
+    close(
+        x, weight, [op(x, values, pack(places.to(torch.uint8), 2)) for op in (two_four, two_four_reference)]
+    )
 
 
-@pytest.mark.parametrize("case", [(t, o, n, bits, group) for t, o, n in SPARSE_CASES if n % 4 == 0
-                                  for bits, group in ((4, 16), (3, -1), (8, 32))])  # fmt: skip
+@pytest.mark.parametrize(
+    "case",
+    [
+        (t, o, n, bits, group)
+        for t, o, n in SPARSE_CASES
+        if n % 4 == 0
+        for bits, group in ((4, 16), (3, -1), (8, 32))
+    ],
+)
 def test_sparse_products_of_codes(case):
     tokens, out, n, bits, group = case
     g = torch.Generator().manual_seed(n + bits)
@@ -217,14 +284,20 @@ def test_sparse_products_of_codes(case):
     codes = torch.randint(0, 2**bits, (out, n), generator=g).to(torch.uint8)
     scale = (0.1 + torch.rand(out, groups_of(n, group), generator=g)).half()
     levels = Levels(scale, torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), bits, group)
-    value = lambda o, i: float(scale[o, i // size]) * (int(codes[o, i]) - int(levels.zero[o, i // size]))  # noqa: E731
-    places = torch.stack([torch.randperm(4, generator=g)[:2].sort().values for _ in range(out * n // 4)]).view(out, n // 2)
+
+    def value(o, i):
+        return float(scale[o, i // size]) * (int(codes[o, i]) - int(levels.zero[o, i // size]))
+
+    places = torch.stack(
+        [torch.randperm(4, generator=g)[:2].sort().values for _ in range(out * n // 4)]
+    ).view(out, n // 2)
     pairs, keep = np.zeros((out, n)), torch.rand(out, n, generator=g) > 0.5
     weight = np.array([[value(o, i) if keep[o, i] else 0 for i in range(n)] for o in range(out)])
     starts = torch.tensor([int(keep[:o].sum()) for o in range(out + 1)], dtype=torch.int32)
     operands = (mask_bits(keep), pack(codes[keep][None], bits)[0], starts, levels)
     close(x, weight, [op(x, *operands) for op in (bitmask, bitmask_reference)])
-    even = torch.zeros(out, n, dtype=torch.bool)  # every row keeps as many, so that their starts needn't be told
+    # every row keeps as many, so that their starts needn't be told
+    even = torch.zeros(out, n, dtype=torch.bool)
     for o in range(out):
         even[o, torch.randperm(n, generator=g)[: n // 2]] = True
     weight = np.array([[value(o, i) if even[o, i] else 0 for i in range(n)] for o in range(out)])

@@ -9,14 +9,15 @@ import numpy as np
 
 
 def pack_bits(values, bits):
-    """A row as one long integer, value k shifted by k * bits, cut into bytes; padded to a multiple of 8 values."""
+    """A row as one long integer, value k shifted by k * bits, cut into bytes; padded to a multiple of 8
+    values."""
     whole = sum(int(v) << (bits * k) for k, v in enumerate(values))
     return list(whole.to_bytes(-(-len(values) // 8) * bits, "little"))
 
 
 def nf4_table():
-    """QLoRA's 16 quantiles: 8 of the upper half, zero, 7 of the lower half of a normal distribution, from the offset
-    1 - (1/32 + 1/30) / 2 to the middle, the largest scaled to 1."""
+    """QLoRA's 16 quantiles: 8 of the upper half, zero, 7 of the lower half of a normal distribution, from the
+    offset 1 - (1/32 + 1/30) / 2 to the middle, the largest scaled to 1."""
     quantile, offset = NormalDist().inv_cdf, 1 - (1 / 32 + 1 / 30) / 2
     upper = [quantile(offset + (0.5 - offset) * k / 8) for k in range(8)]
     lower = [-quantile(offset + (0.5 - offset) * k / 7) for k in range(7)]
@@ -24,7 +25,8 @@ def nf4_table():
 
 
 def code_book(weight, table, group_size):
-    """Every weight over its group's largest |weight| (in half precision) to the nearest value, a tie to the lower one."""
+    """Every weight over its group's largest |weight| (in half precision) to the nearest value, a tie to the
+    lower one."""
     result = np.zeros(weight.shape)
     for r in range(weight.shape[0]):
         for start in range(0, weight.shape[1], group_size):
@@ -36,8 +38,8 @@ def code_book(weight, table, group_size):
 
 
 def dynamic_map():
-    """bitsandbytes' 256 signed 8-bit values: after i zeros of seven the middles of 2^(6 - i) equal parts of 0.1 to 1 times 10^-i, both
-    signs, and 0 and 1."""
+    """bitsandbytes' 256 signed 8-bit values: after i zeros of seven the middles of 2^(6 - i) equal parts of
+    0.1 to 1 times 10^-i, both signs, and 0 and 1."""
     values = [0.0, 1.0]
     for zeros in range(7):
         parts = 2 ** (6 - zeros)
@@ -47,13 +49,19 @@ def dynamic_map():
 
 
 def double_quantized(weight, table, group_size):
-    """(place in the table of every weight, code of every group's scale, what that code stands for) of QLoRA's double quantization: each
-    weight over its group's largest |weight| to the nearest value; then the largest, less their mean over the matrix, over the largest
-    of 256 in turn to the nearest of the dynamic map. Ties go to the lower value."""
-    nearest = lambda x, values: min(range(len(values)), key=lambda i: (abs(values[i] - x), values[i]))  # noqa: E731
+    """(place in the table of every weight, code of every group's scale, what that code stands for) of QLoRA's
+    double quantization: each weight over its group's largest |weight| to the nearest value; then the largest,
+    less their mean over the matrix, over the largest of 256 in turn to the nearest of the dynamic map. Ties
+    go to the lower value."""
+
+    def nearest(x, values):
+        return min(range(len(values)), key=lambda i: (abs(values[i] - x), values[i]))
+
     groups = weight.reshape(-1, group_size)
     largest = np.abs(groups).max(1)
-    places = np.array([[nearest(w / m, table) for w in group] for group, m in zip(groups, largest, strict=True)])
+    places = np.array(
+        [[nearest(w / m, table) for w in group] for group, m in zip(groups, largest, strict=True)]
+    )
     entries, rest = dynamic_map(), largest - largest.mean()
     codes, stood_for = [], []
     for start in range(0, len(rest), 256):
@@ -79,8 +87,8 @@ def greedy_planes(group, bits):
 
 
 def binary_codes(group, alpha, offset=None, rounds=15):
-    """(alpha, offset or None, squared error after every round): for each weight the best of all 2^q sums, a tie to the larger;
-    then the least-squares scales for these codes."""
+    """(alpha, offset or None, squared error after every round): for each weight the best of all 2^q sums, a
+    tie to the larger; then the least-squares scales for these codes."""
     codes = list(itertools.product((-1.0, 1.0), repeat=len(alpha)))
     scales = [*alpha] + ([] if offset is None else [offset])
     history = []
@@ -95,7 +103,11 @@ def binary_codes(group, alpha, offset=None, rounds=15):
         history.append(error)
         if k < rounds:
             scales = list(np.linalg.lstsq(np.array(design), np.array(group, dtype=np.float64), rcond=None)[0])
-    return sorted(map(abs, scales[: len(alpha)]), reverse=True), None if offset is None else scales[-1], history
+    return (
+        sorted(map(abs, scales[: len(alpha)]), reverse=True),
+        None if offset is None else scales[-1],
+        history,
+    )
 
 
 def look_up_table(x):
@@ -109,8 +121,8 @@ def look_up_table(x):
 
 
 def look_up_product(x, signs, alpha, offset, group_size):
-    """y [out] for one token x [in]: each plane's byte looks its sum up; signs [q, out, in] +-1, alpha [q, out, groups],
-    offset [out, groups]. Groups are multiples of 8 inputs; the row is filled up with zeros."""
+    """y [out] for one token x [in]: each plane's byte looks its sum up; signs [q, out, in] +-1, alpha [q,
+    out, groups], offset [out, groups]. Groups are multiples of 8 inputs; the row is filled up with zeros."""
     planes, out, n = signs.shape
     x = np.pad(np.asarray(x, dtype=np.float64), (0, -n % 8))
     signs = np.pad(signs, ((0, 0), (0, 0), (0, -n % 8)), constant_values=1)

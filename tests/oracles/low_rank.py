@@ -14,15 +14,16 @@ def svd_llm(weight, inputs, rank):
 
 
 def asvd(weight, inputs, rank, alpha):
-    """The paper's form: the SVD of W S cut to `rank`, its right factor divided by S = mean|x|^alpha + 1e-6 again."""
+    """The paper's form: the SVD of W S cut to `rank`, its right factor divided by S = mean|x|^alpha + 1e-6
+    again."""
     scale = np.abs(inputs).mean(0) ** alpha + 1e-6
     u, s, vt = np.linalg.svd(weight @ np.diag(scale), full_matrices=False)
     return (u[:, :rank] * np.sqrt(s[:rank])) @ ((np.sqrt(s[:rank])[:, None] * vt[:rank]) @ np.diag(1 / scale))
 
 
 def pca(weight, bias, inputs, rank):
-    """(W', b', spectrum): the outputs themselves, their mean, the eigenvectors of their covariance; then the projection
-    y' = m + U U^T (y - m) written as a linear layer."""
+    """(W', b', spectrum): the outputs themselves, their mean, the eigenvectors of their covariance; then the
+    projection y' = m + U U^T (y - m) written as a linear layer."""
     outputs = np.array([weight @ x + bias for x in inputs])
     mean = outputs.mean(0)
     covariance = sum(np.outer(y - mean, y - mean) for y in outputs) / len(outputs)
@@ -33,8 +34,8 @@ def pca(weight, bias, inputs, rank):
 
 
 def hals(data, u, v, rounds, signed):
-    """Entry by entry: each entry of V, then of U, becomes the minimiser of the squared error with all others fixed; entries of
-    one row do not meet in the error, so a row at once is the same."""
+    """Entry by entry: each entry of V, then of U, becomes the minimiser of the squared error with all others
+    fixed; entries of one row do not meet in the error, so a row at once is the same."""
     u, v = u.copy(), v.copy()
     for _ in range(rounds):
         for k in range(v.shape[0]):
@@ -48,14 +49,16 @@ def hals(data, u, v, rounds, signed):
 
 
 def lora(weight, a, b, scale, x, probe, keep=None):
-    """(y, d sum(y * probe) / dB) of y = (W + scale B A) x, numpy float64, one number at a time (2106.09685, equation 3); keep
-    [out, in]: where the product may touch the weight."""
+    """(y, d sum(y * probe) / dB) of y = (W + scale B A) x, numpy float64, one number at a time (2106.09685,
+    equation 3); keep [out, in]: where the product may touch the weight."""
     out, n, rank = len(b), len(a[0]), len(a)
     y, towards = np.zeros((len(x), out)), np.zeros((out, rank))
     for i in range(out):
         for j in range(n):
             allowed = 1.0 if keep is None or keep[i][j] else 0.0
-            w = float(weight[i][j]) + allowed * scale * sum(float(b[i][k]) * float(a[k][j]) for k in range(rank))
+            w = float(weight[i][j]) + allowed * scale * sum(
+                float(b[i][k]) * float(a[k][j]) for k in range(rank)
+            )
             for t in range(len(x)):
                 y[t, i] += w * float(x[t][j])
                 for k in range(rank):
@@ -64,8 +67,8 @@ def lora(weight, a, b, scale, x, probe, keep=None):
 
 
 def tensor_train(vector, modes, rank):
-    """(cores, errors): TT-SVD of one vector by its definition: fold the rest, cut its SVD to `rank` threads, go on with Sigma V^T.
-    errors: the sum of squares of the singular values that each step drops."""
+    """(cores, errors): TT-SVD of one vector by its definition: fold the rest, cut its SVD to `rank` threads,
+    go on with Sigma V^T. errors: the sum of squares of the singular values that each step drops."""
     rest = np.zeros(int(np.prod(modes)))
     rest[: len(vector)] = vector
     cores, errors, threads = [], [], 1

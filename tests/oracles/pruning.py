@@ -6,7 +6,8 @@ import numpy as np
 
 
 def wanda_mask(weight, inputs, sparsity):
-    """Removed places by the definition: in each row the lowest |w| * ||x||_2, floor(sparsity * in) of them."""
+    """Removed places by the definition: in each row the lowest |w| * ||x||_2, floor(sparsity * in) of
+    them."""
     norms = np.sqrt((inputs.astype(np.float64) ** 2).sum(0))
     removed = np.zeros(weight.shape, dtype=bool)
     count = int(np.floor(sparsity * weight.shape[1]))
@@ -18,16 +19,19 @@ def wanda_mask(weight, inputs, sparsity):
 
 
 def sparsegpt(weight, hessian, dead, removed_of, runs, stored=lambda values, column: values):
-    """(removed bool, result): optimal brain surgery one column at a time, the inverse of the REMAINING damped Hessian computed
-    anew at each. runs: lists of neighbouring columns whose removals are chosen together, before their first column's turn, by
-    removed_of(scores [out, len(run)]) -> bool; score = w^2 / [H_remaining^-1]_cc with the columns before c remaining no more,
-    0 where the input is dead. stored(values [out], column): what is stored of weights that stay.
+    """(removed bool, result): optimal brain surgery one column at a time, the inverse of the REMAINING damped
+    Hessian computed anew at each. runs: lists of neighbouring columns whose removals are chosen together,
+    before their first column's turn, by removed_of(scores [out, len(run)]) -> bool; score = w^2 /
+    [H_remaining^-1]_cc with the columns before c remaining no more, 0 where the input is dead. stored(values
+    [out], column): what is stored of weights that stay.
     """
     live, n = np.array(weight, dtype=np.float64), weight.shape[1]
     removed, result = np.zeros(live.shape, dtype=bool), np.zeros_like(live)
     for run in runs:
         own = [np.linalg.inv(hessian[c:, c:])[0, 0] for c in run]
-        scores = np.stack([0 * live[:, c] if dead[c] else live[:, c] ** 2 / d for c, d in zip(run, own, strict=True)], 1)
+        scores = np.stack(
+            [0 * live[:, c] if dead[c] else live[:, c] ** 2 / d for c, d in zip(run, own, strict=True)], 1
+        )
         removed[:, run] = removed_of(scores)
         for c in run:
             inverse, remaining = np.linalg.inv(hessian[c:, c:]), list(range(c, n))
@@ -46,7 +50,8 @@ def lowest_scores(scores, count):
 
 
 def resolved_in_turn(weight, hessian, removed):
-    """Each row by itself: whenever a column is set to zero, the columns after it are solved for anew, those up to it fixed."""
+    """Each row by itself: whenever a column is set to zero, the columns after it are solved for anew, those
+    up to it fixed."""
     result = np.array(weight, dtype=np.float64)
     for r, row in enumerate(np.array(weight, dtype=np.float64)):
         for c in np.flatnonzero(removed[r]):
@@ -67,35 +72,44 @@ def masked_least_squares(weight, hessian, removed):
 
 
 def structure_importance(form, rows, texts):
-    """LLM-Pruner's score of one structure, weight by weight. rows: the rows or columns [n] of matrices that make it; texts: for
-    each text the gradients of its loss at the same places."""
+    """LLM-Pruner's score of one structure, weight by weight. rows: the rows or columns [n] of matrices that
+    make it; texts: for each text the gradients of its loss at the same places."""
     total = 0.0
     for r, row in enumerate(rows):
         inner = 0.0
         for i, w in enumerate(row):
             g = sum(text[r][i] for text in texts) / len(texts)
             f = sum(text[r][i] ** 2 for text in texts) / len(texts)
-            term = {"vector": g * w, "element1": g * w, "element2": f * w * w, "mixed": g * w - f * w * w / 2, "l2": w * w}[form]
+            term = {
+                "vector": g * w,
+                "element1": g * w,
+                "element2": f * w * w,
+                "mixed": g * w - f * w * w / 2,
+                "l2": w * w,
+            }[form]
             inner += term if form == "vector" else abs(term)
         total += abs(inner)
     return total
 
 
 def lora_descent(a, b, da, db):
-    """What one step of descent by (da, db) does to the product b a, with the sign turned (2305.18403), entry by entry."""
+    """What one step of descent by (da, db) does to the product b a, with the sign turned (2305.18403), entry
+    by entry."""
     out, n, rank = len(b), len(a[0]), len(a)
     moved = np.zeros((out, n))
     for i in range(out):
         for j in range(n):
             before = sum(float(b[i][k]) * float(a[k][j]) for k in range(rank))
-            after = sum((float(b[i][k]) - float(db[i][k])) * (float(a[k][j]) - float(da[k][j])) for k in range(rank))
+            after = sum(
+                (float(b[i][k]) - float(db[i][k])) * (float(a[k][j]) - float(da[k][j])) for k in range(rank)
+            )
             moved[i, j] = before - after
     return moved
 
 
 def lora_prune_importance(weight, a, b, da, db, scale, axis, size):
-    """|G (W + c B A)| summed over each row (axis 0) or column (axis 1), divided by the length of the structures' sums, where
-    `size` neighbouring rows or columns make a structure."""
+    """|G (W + c B A)| summed over each row (axis 0) or column (axis 1), divided by the length of the
+    structures' sums, where `size` neighbouring rows or columns make a structure."""
     gradient = lora_descent(a, b, da, db)
     sums = [0.0] * weight.shape[axis]
     for i in range(weight.shape[0]):

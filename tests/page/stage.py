@@ -1,4 +1,5 @@
-"""What the browser tests play with: a scripted runner and chat behind the real page, and a visitor with a browser."""
+"""What the browser tests play with: a scripted runner and chat behind the real page, and a visitor with a
+browser."""
 
 from __future__ import annotations
 
@@ -32,7 +33,14 @@ class Script:
 
     def reset(self):
         self.store.delete("run-1")
-        self.answer = {"status": "running", "stage": "compress", "done": 11, "total": 30, "seconds_left": 41.0, "elapsed": 20.0}
+        self.answer = {
+            "status": "running",
+            "stage": "compress",
+            "done": 11,
+            "total": 30,
+            "seconds_left": 41.0,
+            "elapsed": 20.0,
+        }
         self.refuse, self.submitted, self.cancelled, self.ended_early, self.work = None, [], [], [], False
 
     def submit(self, spec, visitor="", again=False, address=""):
@@ -45,8 +53,11 @@ class Script:
     def state(self, run_id, visitor=""):
         if run_id != "run-1":
             found = self.store.get_id(run_id)
-            return {"status": found.status, "result_id": found.id, "error": found.error} if found else \
-                {"status": "unknown", "result_id": None, "error": {"code": "run_gone"}}  # fmt: skip
+            return (
+                {"status": found.status, "result_id": found.id, "error": found.error}
+                if found
+                else {"status": "unknown", "result_id": None, "error": {"code": "run_gone"}}
+            )
         state = {
             "id": run_id,
             "result_id": None,
@@ -86,8 +97,17 @@ class Talk:
             for side in ("original", "compressed"):
                 text = "London." if side == "compressed" and i == 3 else word
                 parted = 3 if i == 3 and side == "compressed" else None
-                yield {"side": side, "text": text, "token": i, "ms": 50.0, "first_ms": 90.0, "done": i == 3, "memory_bytes": 10**8,
-                       "tokens_per_second": 20.0, "diverged_at": parted}  # fmt: skip
+                yield {
+                    "side": side,
+                    "text": text,
+                    "token": i,
+                    "ms": 50.0,
+                    "first_ms": 90.0,
+                    "done": i == 3,
+                    "memory_bytes": 10**8,
+                    "tokens_per_second": 20.0,
+                    "diverged_at": parted,
+                }
             if self.stopped.wait(0.05):
                 return
 
@@ -104,11 +124,20 @@ class Server:
         self.store = Store(home, **{k: v for k, v in options.items() if k == "shipped"})
         self.runner, self.chat = Script(self.store), Talk()
         self.estimate = estimates.estimate
-        self.demo = app.build_app(self.store, self.runner, self.chat, lambda spec: self.estimate(spec), estimates.path,
-                                  options.get("public", False))  # fmt: skip
+        self.demo = app.build_app(
+            self.store,
+            self.runner,
+            self.chat,
+            lambda spec: self.estimate(spec),
+            estimates.path,
+            options.get("public", False),
+        )
         port = free_port()
         self.demo.launch(
-            server_port=port, prevent_thread_lock=True, quiet=True, **app.launch_options(self.demo, options.get("public", False))
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            **app.launch_options(self.demo, options.get("public", False)),
         )
         self.url = f"http://127.0.0.1:{port}/"
 
@@ -126,14 +155,19 @@ class Visitor:
         self.browser, self.server, self.contexts, self.errors = browser, server, [], []
 
     def open(self, query="", *, width=1440, height=900, dark=False, language="en", drawn=True, server=None):
-        context = self.browser.new_context(viewport={"width": width, "height": height}, locale=language,
-                                           color_scheme="dark" if dark else "light")  # fmt: skip
+        context = self.browser.new_context(
+            viewport={"width": width, "height": height},
+            locale=language,
+            color_scheme="dark" if dark else "light",
+        )
         context.set_default_timeout(15_000)
         self.contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda e: self.errors.append(str(e)))
         page.goto((server or self.server).url + query)
-        page.wait_for_selector("#controls .estimate :is(.size, .more, .error)", state="visible" if drawn else "attached")
+        page.wait_for_selector(
+            "#controls .estimate :is(.size, .more, .error)", state="visible" if drawn else "attached"
+        )
         if drawn:
             page.wait_for_selector("#front .plot[data-drawn]")
             page.wait_for_selector("#card .facts, #card .error, #card .quiet")
@@ -163,7 +197,9 @@ def store_run(server, **changes):
     metrics = shipped.metrics | changes.get("metrics", {})
     name = changes.get("artifact", f"artifact-{fields['id']}")
     result = dataclasses.replace(
-        shipped, **{"environment": environment, "metrics": metrics, "artifact": name, "code": provenance.code()} | fields
+        shipped,
+        **{"environment": environment, "metrics": metrics, "artifact": name, "code": provenance.code()}
+        | fields,
     )
     if name:
         folder = server.store.artifact_folder(name)

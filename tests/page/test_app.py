@@ -24,9 +24,13 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(400)))
     (tmp_path / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(400)))
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "kernels").symlink_to(cpu.cache())  # tests/kernels/test_cpu.py builds them in homes of its own
+    # tests/kernels/test_cpu.py builds them in homes of its own
+    (tmp_path / "home" / "kernels").symlink_to(cpu.cache())
     port = free_port()
-    environment = dict(os.environ) | {"GRADIO_SERVER_PORT": str(port), "COMPRESSION_EXPLORER_HOME": str(tmp_path / "home")}
+    environment = dict(os.environ) | {
+        "GRADIO_SERVER_PORT": str(port),
+        "COMPRESSION_EXPLORER_HOME": str(tmp_path / "home"),
+    }
     process = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=environment, start_new_session=True)
     url = f"http://127.0.0.1:{port}/"
     try:
@@ -40,8 +44,12 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
                 time.sleep(0.1)
         page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
         page.set_default_timeout(SLOW)
-        query = f"?model={tiny.folder('qwen3')}&text={tmp_path / 'test.txt'}&calibration={tmp_path / 'valid.txt'}"
-        page.goto(url + query + "&tokens=1024&calibration_tokens=1024&window=64&method=gptq&bits=4&group_size=16")
+        query = (
+            f"?model={tiny.folder('qwen3')}&text={tmp_path / 'test.txt'}&calibration={tmp_path / 'valid.txt'}"
+        )
+        page.goto(
+            url + query + "&tokens=1024&calibration_tokens=1024&window=64&method=gptq&bits=4&group_size=16"
+        )
         page.wait_for_selector("#controls .go:enabled")
         page.locator("#controls .go").click()
         page.wait_for_selector("#controls .progress:visible")
@@ -55,17 +63,23 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         import zipfile
 
         names = zipfile.ZipFile(download.value.path()).namelist()
-        assert any(n.endswith("model.safetensors") for n in names) and any(n.endswith("compression.json") for n in names)
+        assert any(n.endswith("model.safetensors") for n in names) and any(
+            n.endswith("compression.json") for n in names
+        )
         page.locator("#card [data-act=chat]").click()
         page.locator("#prompt").fill("hello")
         page.locator("#chat button[type=submit]").click()
-        page.wait_for_function("/part after|wrote the same/.test(document.querySelector('#chat .chat-status').textContent)")
+        page.wait_for_function(
+            "/part after|wrote the same/.test(document.querySelector('#chat .chat-status').textContent)"
+        )
         assert "tokens/s" in page.locator("#chat .live").nth(1).inner_text()
         shot(page, "real-chat")
         page.close()
         tab = browser.new_context().new_page()  # a tab that is closed while its run goes on
         tab.goto(
-            page.url.split("?")[0] + query + "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
+            page.url.split("?")[0]
+            + query
+            + "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
         )
         tab.wait_for_selector("#controls .go:enabled", timeout=SLOW)
         tab.locator("#controls .go").click()
@@ -77,7 +91,9 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         back.goto(link)
         back.wait_for_selector("#card [data-act=chat]", timeout=SLOW)
         assert "Rounding, 3 bits" in text(back, "#card h2")
-        spec = RunSpec.parse(next(r for r in Store(tmp_path / "home").own() if r.spec.recipe[0][0] == "rtn").spec.json())
+        spec = RunSpec.parse(
+            next(r for r in Store(tmp_path / "home").own() if r.spec.recipe[0][0] == "rtn").spec.json()
+        )
         assert spec.methods[0][1].bits == 3
     finally:
         process.terminate()

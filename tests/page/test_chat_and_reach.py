@@ -11,7 +11,10 @@ pytestmark = pytest.mark.browser
 
 def test_chat_side_by_side(visit, server):
     made = store_run(
-        server, id="talks", key="talks", metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 25.0}
+        server,
+        id="talks",
+        key="talks",
+        metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 25.0},
     )
     server.runner.work = True
     page = visit(f"?run={made.id}")
@@ -20,9 +23,13 @@ def test_chat_side_by_side(visit, server):
     assert "GPTQ, 4 bits, group 64 · 87 MB" in text(page, "#chat .columns") and "Original · 269 MB" in text(
         page, "#chat .columns"
     )
-    assert "the chat is slower now" in text(page, "#chat") and "already rounded to 4 bits (Q4_1)" in text(page, "#chat .columns")
+    assert "the chat is slower now" in text(page, "#chat") and "already rounded to 4 bits (Q4_1)" in text(
+        page, "#chat .columns"
+    )
     page.locator("#chat .chip").first.click()
-    page.wait_for_function("document.querySelector('#chat .chat-status').textContent.includes('part after 3')")
+    page.wait_for_function(
+        "document.querySelector('#chat .chat-status').textContent.includes('part after 3')"
+    )
     columns = page.locator("#chat .text")
     assert (
         columns.nth(0).inner_text() == "The capital <b>is</b> Paris."
@@ -37,7 +44,9 @@ def test_chat_side_by_side(visit, server):
     page.locator("#prompt").fill("again")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#chat .asked').textContent === 'again'")
-    page.wait_for_function("document.querySelector('#chat .chat-status').textContent.includes('part after 3')")
+    page.wait_for_function(
+        "document.querySelector('#chat .chat-status').textContent.includes('part after 3')"
+    )
     phone = visit(f"?run={made.id}&tab=chat", width=390, drawn=False)
     phone.wait_for_selector("#chat .columns:visible")
     no_sideways_scroll(phone)
@@ -61,7 +70,10 @@ def test_keyboard_alone(visit, server):
     page.locator("#knob-0").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert page.locator("#knob-0").input_value() == "6" and page.locator("#knob-0").get_attribute("aria-valuetext") == "6 bits"
+    assert (
+        page.locator("#knob-0").input_value() == "6"
+        and page.locator("#knob-0").get_attribute("aria-valuetext") == "6 bits"
+    )
     outline = page.evaluate("getComputedStyle(document.querySelector('#knob-0')).outlineStyle")
     assert outline == "solid", "focus is visible"
     page.keyboard.press("Enter")

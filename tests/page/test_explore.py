@@ -16,7 +16,9 @@ pytestmark = pytest.mark.browser
 def test_first_visit_understood_in_ten_seconds(visit):
     page = visit()
     shot(page, "first")
-    assert re.fullmatch(rf"{OFFLINE_MODEL} shrinks from 269 MB to \d+ MB and stays .+\.", text(page, "#headline"))
+    assert re.fullmatch(
+        rf"{OFFLINE_MODEL} shrinks from 269 MB to \d+ MB and stays .+\.", text(page, "#headline")
+    )
     labels = page.locator("#front .annotation-text").all_text_contents()
     assert (
         "original" in labels
@@ -26,7 +28,9 @@ def test_first_visit_understood_in_ten_seconds(visit):
     )
     assert text(page, "#controls .go") == "Show result (already measured)"
     assert "is the smallest within 5 % of the original" in text(page, "#front .answer")
-    assert "then chat" in text(page, "#card button.primary"), "a shipped point has no model on this disk: it offers to make it"
+    assert "then chat" in text(page, "#card button.primary"), (
+        "a shipped point has no model on this disk: it offers to make it"
+    )
     for place in ("#card", "#front", "#controls"):
         assert "already rounded to 4 bits (Q4_1)" in text(page, place), "its numbers never stand without this"
     assert "98 MB" in text(page, "#card")
@@ -56,7 +60,10 @@ def test_language_switch_keeps_everything_and_the_link_carries_it(visit):
     page.locator("#knob-0").fill("6")
     page.locator(".lang[lang=zh-Hant]").click()
     page.wait_for_function("document.querySelector('#headline').textContent.includes('縮小')")
-    assert page.locator("#knob-0").input_value() == "6" and page.evaluate("document.documentElement.lang") == "zh-Hant"
+    assert (
+        page.locator("#knob-0").input_value() == "6"
+        and page.evaluate("document.documentElement.lang") == "zh-Hant"
+    )
     assert "lang=zh-Hant" in page.url and "bits=6" in page.url
     shot(page, "chinese")
     page.reload()
@@ -69,7 +76,9 @@ def test_the_ghost_follows_the_knob_and_the_estimate_is_quick(visit):
     page.locator("#knob-0").fill("6")
     page.wait_for_function("document.querySelector('#front .plot').dataset.ghost > 1.1e8")
     assert "quality unknown until measured" in text(page, "#front .ghost-words")
-    page.wait_for_function("document.querySelector('#controls .more').textContent.includes('6.3 bits')", timeout=1_000)
+    page.wait_for_function(
+        "document.querySelector('#controls .more').textContent.includes('6.3 bits')", timeout=1_000
+    )
     assert text(page, "#controls .go") == "Compress and measure"
     shot(page, "ghost")
 
@@ -93,10 +102,14 @@ def test_the_caches_bits_are_a_setting_of_the_run(visit, server):
     page.locator("#controls details[data-k=settings] summary").click()
     assert page.locator("#s-cache_bits").input_value() == "16" and "cache_bits" not in page.url
     page.locator("#s-cache_bits").select_option("8")
-    page.wait_for_function("document.querySelector('#controls .go').textContent.includes('Compress and measure')")
+    page.wait_for_function(
+        "document.querySelector('#controls .go').textContent.includes('Compress and measure')"
+    )
     assert "cache_bits=8" in page.url and "12 KB of cache a token" in text(page, "#controls .more")
     page.locator("#controls .go").click()
-    page.wait_for_function("document.querySelector('#controls .progress .now').textContent.includes('cache in 8 bits')")
+    page.wait_for_function(
+        "document.querySelector('#controls .progress .now').textContent.includes('cache in 8 bits')"
+    )
     assert server.runner.submitted[-1].cache_bits == 8 and not server.runner.submitted[-1].is_original
     page = visit("?method=gptq&cache_bits=4")
     assert page.locator("#s-cache_bits").input_value() == "4"
@@ -125,7 +138,9 @@ def test_too_big_says_so_and_disables_the_button(visit, server):
         server.estimate = real
 
 
-@pytest.mark.parametrize("query, said", [("?text=nosuch", "No text is called nosuch"), ("?tokens=100", "can't be 100")])
+@pytest.mark.parametrize(
+    "query, said", [("?text=nosuch", "No text is called nosuch"), ("?tokens=100", "can't be 100")]
+)
 def test_bad_settings_are_told_before_the_run(visit, query, said, server):
     page = visit(query)
     if said.startswith("can't"):
@@ -146,7 +161,9 @@ def test_a_student_is_chosen_by_its_layers_or_by_its_name(visit):
     page = visit()
     page.locator("#family-distillation").check()
     page.locator("#method").select_option("gkd")
-    assert page.locator("#controls .big").inner_text() == "65 %" and "Layers kept" in text(page, "#controls .knob")
+    assert page.locator("#controls .big").inner_text() == "65 %" and "Layers kept" in text(
+        page, "#controls .knob"
+    )
     page.locator("#controls details[data-k=advanced] summary").click()
     box = page.get_by_label("Another student")
     assert box.get_attribute("type") == "text"

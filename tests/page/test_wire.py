@@ -38,34 +38,52 @@ def small(tmp_path_factory):
             yield f"data: {TEXT} {i}\n\n"
 
     answers = {
-        "/script.js": lambda r: FileResponse(file), "/assets/script-1a2b.js": lambda r: FileResponse(file),
-        "/text": lambda r: Response(TEXT, media_type="text/html"), "/short": lambda r: JSONResponse({"a": 1}),
+        "/script.js": lambda r: FileResponse(file),
+        "/assets/script-1a2b.js": lambda r: FileResponse(file),
+        "/text": lambda r: Response(TEXT, media_type="text/html"),
+        "/short": lambda r: JSONResponse({"a": 1}),
         "/events": lambda r: StreamingResponse(pieces(), media_type="text/event-stream"),
         "/picture": lambda r: Response(TEXT.encode(), media_type="image/png"),
-        "/packed": lambda r: Response(gzip.compress(TEXT.encode()), media_type="text/html", headers={"Content-Encoding": "gzip"}),
-        "/failed": lambda r: Response(TEXT, 500, media_type="text/html"), "/ask": lambda r: JSONResponse({"text": TEXT}),
-    }  # fmt: skip
-    routes = [Route(path, answer, methods=["POST"] if path == "/ask" else ["GET", "HEAD"]) for path, answer in answers.items()]
+        "/packed": lambda r: Response(
+            gzip.compress(TEXT.encode()), media_type="text/html", headers={"Content-Encoding": "gzip"}
+        ),
+        "/failed": lambda r: Response(TEXT, 500, media_type="text/html"),
+        "/ask": lambda r: JSONResponse({"text": TEXT}),
+    }
+    routes = [
+        Route(path, answer, methods=["POST"] if path == "/ask" else ["GET", "HEAD"])
+        for path, answer in answers.items()
+    ]
     return TestClient(Wire(Starlette(routes=routes)))
 
 
 def raw(client, path, encodings, method="GET", **options):
     """An answer with its body as it travelled."""
-    with client.stream(method, path, headers={"Accept-Encoding": encodings} | options.pop("headers", {}), **options) as answer:
+    with client.stream(
+        method, path, headers={"Accept-Encoding": encodings} | options.pop("headers", {}), **options
+    ) as answer:
         return answer, b"".join(answer.iter_raw())
 
 
 @pytest.mark.parametrize(
     "accepted, encoding, unpack",
-    [("gzip, deflate, br", "br", brotli.decompress), ("gzip", "gzip", gzip.decompress), ("br;q=0, gzip;q=0.5", "gzip", gzip.decompress),
-     ("", None, bytes), ("identity", None, bytes)],
-)  # fmt: skip
+    [
+        ("gzip, deflate, br", "br", brotli.decompress),
+        ("gzip", "gzip", gzip.decompress),
+        ("br;q=0, gzip;q=0.5", "gzip", gzip.decompress),
+        ("", None, bytes),
+        ("identity", None, bytes),
+    ],
+)
 def test_a_text_goes_out_in_what_the_browser_reads(small, accepted, encoding, unpack):
     for path, method in (("/text", "GET"), ("/script.js", "GET"), ("/ask", "POST")):
         for _ in range(2):  # compressed, and from what was kept
             answer, body = raw(small, path, accepted, method)
             assert answer.headers.get("content-encoding") == encoding and TEXT in unpack(body).decode()
-            assert int(answer.headers["content-length"]) == len(body) and answer.headers["vary"] == "Accept-Encoding"
+            assert (
+                int(answer.headers["content-length"]) == len(body)
+                and answer.headers["vary"] == "Accept-Encoding"
+            )
 
 
 @pytest.mark.parametrize("path", ["/short", "/events", "/picture", "/packed", "/failed"])
@@ -95,7 +113,14 @@ def test_a_stream_is_not_held():
         await anyio.sleep_forever()
 
     server = Wire(StreamingResponse(events(), media_type="text/event-stream"))
-    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": [], "asgi": {"spec_version": "2.4"}}
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "query_string": b"",
+        "headers": [],
+        "asgi": {"spec_version": "2.4"},
+    }
     anyio.run(server, scope, receive, send)
     assert order == ["made 0", "sent 0", "made 1", "sent 1"]
 
@@ -109,7 +134,9 @@ def test_what_the_browser_has_is_not_sent_again(small):
 
 
 def test_browsers_keep_what_has_a_version_and_ask_for_the_rest(small):
-    kept = lambda path: small.get(path).headers.get("cache-control")  # noqa: E731
+    def kept(path):
+        return small.get(path).headers.get("cache-control")
+
     for_ever = "public, max-age=31536000, immutable"
     assert kept("/assets/script-1a2b.js") == kept("/script.js?v=1.2") == for_ever
     assert kept("/script.js") == kept("/text?v=1") == kept("/short") == "no-cache" and kept("/failed") is None
@@ -138,7 +165,10 @@ def client(place):
 def test_the_page_is_under_100_kilobytes(client, accepted):
     for path in ("/", "/config"):
         answer, body = raw(client, path, accepted)
-        assert len(body) < 100_000 < len(client.get(path).content) and answer.headers["content-encoding"] == accepted
+        assert (
+            len(body) < 100_000 < len(client.get(path).content)
+            and answer.headers["content-encoding"] == accepted
+        )
         assert client.get(path, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
 
 
@@ -155,7 +185,9 @@ def ask(place, client):
 
     def asked(question, **what):
         name = f"ask_{question}"
-        answer = client.post(FUNCTION, json={"data": what, "component_id": where[name], "fn_name": name, "session_hash": "abc"})
+        answer = client.post(
+            FUNCTION, json={"data": what, "component_id": where[name], "fn_name": name, "session_hash": "abc"}
+        )
         assert answer.status_code == 200
         return answer.json()
 
@@ -165,11 +197,20 @@ def ask(place, client):
 def test_a_changed_store_is_seen_at_once(place, ask):
     """A new run, its second record, and its end, in every answer that is kept."""
     shipped = next(r for r in place.store.shipped() if r.spec == GPTQ)
-    new = dataclasses.replace(shipped, id="new", key="new", created=time.time(), status="running", artifact="")
+    new = dataclasses.replace(
+        shipped, id="new", key="new", created=time.time(), status="running", artifact=""
+    )
     protocol = shipped.protocol_id
-    front = lambda: ask("front", model=OFFLINE_MODEL, protocol=protocol)["ids"]  # noqa: E731
-    runs = lambda: ask("runs")["html"].count('data-run="new"')  # noqa: E731
-    card = lambda: ask("card", id="new")["status"]  # noqa: E731
+
+    def front():
+        return ask("front", model=OFFLINE_MODEL, protocol=protocol)["ids"]
+
+    def runs():
+        return ask("runs")["html"].count('data-run="new"')
+
+    def card():
+        return ask("card", id="new")["status"]
+
     assert (card(), "new" in front(), runs()) == ("unknown", False, 0)
     assert front() == front() and ask("runs") == ask("runs")
     for status in ("running", "ok", "failed"):
@@ -186,7 +227,8 @@ def test_answers_are_kept_apart_by_language_and_request(ask):
         for lang in ("en", "zh-Hant")
     }
     assert (
-        told["runs", "en"] != told["runs", "zh-Hant"] and told["front", "en"]["headline"] != told["front", "zh-Hant"]["headline"]
+        told["runs", "en"] != told["runs", "zh-Hant"]
+        and told["front", "en"]["headline"] != told["front", "zh-Hant"]["headline"]
     )
     assert ask("front", model=OFFLINE_MODEL, x="perplexity")["x"] != told["front", "en"]["x"]
 
@@ -200,7 +242,10 @@ def test_only_the_newest_answers_are_kept(tmp_path):
 
 def test_an_essay_is_told_when_it_is_asked_for(ask, place):
     assert all("essay" not in method for method in Page(place.store, None).boot()["methods"])
-    assert len(ask("essay", method="gptq")["text"]) > 500 and "捨入" in ask("essay", method="gptq", lang="zh-Hant")["text"]
+    assert (
+        len(ask("essay", method="gptq")["text"]) > 500
+        and "捨入" in ask("essay", method="gptq", lang="zh-Hant")["text"]
+    )
     assert 'class="error"' in ask("essay", method="nosuch")["error"]
 
 

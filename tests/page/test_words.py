@@ -1,4 +1,5 @@
-"""The page's strings: whole in both languages, none invented, none left over; figures cut as people read them."""
+"""The page's strings: whole in both languages, none invented, none left over; figures cut as people read
+them."""
 
 from __future__ import annotations
 
@@ -16,9 +17,35 @@ from evaluation.page.words import LANGUAGES, Words, digits, essays, grade, metho
 ROOT = Path(__file__).parents[2]
 SOURCES = [*(ROOT / "assets").glob("*.js"), *(ROOT / "evaluation").glob("*.py")]
 CODE = "\n".join(f.read_text("utf-8") for f in SOURCES)
-LOGIC = "\n".join(f.read_text("utf-8") for folder in ("compression", "evaluation") for f in (ROOT / folder).rglob("*.py"))
-BUILT = ("budget.", "metric.", "param.", "value.", "setting.", "stage.", "status.", "note.", "error.", "method.", "family.", "verdict.", "grade.", "act.",
-         "chat.try.", "unit.", "stored.", "card.group.", "card.export.", "app.tab.", "front.", "runs.", "recipe.cache.")  # keys whose last part is computed  # fmt: skip
+LOGIC = "\n".join(
+    f.read_text("utf-8") for folder in ("compression", "evaluation") for f in (ROOT / folder).rglob("*.py")
+)
+BUILT = (
+    "budget.",
+    "metric.",
+    "param.",
+    "value.",
+    "setting.",
+    "stage.",
+    "status.",
+    "note.",
+    "error.",
+    "method.",
+    "family.",
+    "verdict.",
+    "grade.",
+    "act.",
+    # keys whose last part is computed
+    "chat.try.",
+    "unit.",
+    "stored.",
+    "card.group.",
+    "card.export.",
+    "app.tab.",
+    "front.",
+    "runs.",
+    "recipe.cache.",
+)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -31,7 +58,11 @@ def test_both_languages_have_the_same_strings_with_the_same_facts(language):
 
 
 def test_no_english_is_left_in_chinese():
-    same = {k for k, v in table("en").items() if v == table("zh-Hant")[k] and re.search(r"[a-z]{4}", re.sub(r"{\w+}", "", v))}
+    same = {
+        k
+        for k, v in table("en").items()
+        if v == table("zh-Hant")[k] and re.search(r"[a-z]{4}", re.sub(r"{\w+}", "", v))
+    }
     names = {k for k in same if k.startswith(("method.", "chat.try.", "error.")) or k == "app.name"}
     assert same - names == set()
 
@@ -44,8 +75,11 @@ def test_every_string_that_the_code_names_exists_and_is_used():
 
 
 def test_every_error_and_note_that_can_happen_has_words():
-    codes = set(re.findall(r'code="([a-z_]+)"', LOGIC)) | set(re.findall(r'^    code = "([a-z_]+)"', LOGIC, re.M))
-    internal = {"error", "refused", "chat", "model_unavailable", "text_unavailable", "unknown_run"}  # never shown by this name
+    codes = set(re.findall(r'code="([a-z_]+)"', LOGIC)) | set(
+        re.findall(r'^    code = "([a-z_]+)"', LOGIC, re.M)
+    )
+    # never shown by this name
+    internal = {"error", "refused", "chat", "model_unavailable", "text_unavailable", "unknown_run"}
     for code in codes - internal:
         assert all(f"error.{code}.{part}" in table("en") for part in ("what", "means", "do")), code
     for code in set(re.findall(r'Note\("([a-z_]+)"', LOGIC)):
@@ -55,7 +89,11 @@ def test_every_error_and_note_that_can_happen_has_words():
 def test_every_declaration_has_words():
     words = table("en")
     for name in NAMES:
-        assert f"method.{name}" in words and f"method.{name}.line" in words and f"family.{get(name).family}" in words
+        assert (
+            f"method.{name}" in words
+            and f"method.{name}.line" in words
+            and f"family.{get(name).family}" in words
+        )
         assert name in essays("zh-Hant")
         for p in get(name).params.describe():
             assert f"param.{p['name']}" in words and f"param.{p['name']}.help" in words
@@ -64,8 +102,19 @@ def test_every_declaration_has_words():
         assert f"metric.{key}" in words and f"metric.{key}.help" in words
 
 
-@pytest.mark.parametrize("x, expected", [(0, "0"), (1.0234, "1.02"), (98.44, "98.4"), (0.01234, "0.0123"), (1230.4, "1,230"),
-                                         (9.999, "10.0"), (float("inf"), "∞"), (123456, "123,000")])  # fmt: skip
+@pytest.mark.parametrize(
+    "x, expected",
+    [
+        (0, "0"),
+        (1.0234, "1.02"),
+        (98.44, "98.4"),
+        (0.01234, "0.0123"),
+        (1230.4, "1,230"),
+        (9.999, "10.0"),
+        (float("inf"), "∞"),
+        (123456, "123,000"),
+    ],
+)
 def test_digits(x, expected):
     assert digits(x) == expected
 
@@ -82,63 +131,105 @@ def test_figures_become_words():
         and words.smaller(100, 100.5) == "the same size"
         and words.smaller(1, 2) == "2.0× larger"
     )
-    assert words.speed(10, 25) == "2.5× faster" and words.speed(20, 10) == "2.0× slower" and words.speed(10, 10.3) == "as fast"
+    assert (
+        words.speed(10, 25) == "2.5× faster"
+        and words.speed(20, 10) == "2.0× slower"
+        and words.speed(10, 10.3) == "as fast"
+    )
     assert words.share(0.934) == "93 %" and words.share(0.99999) == "99.9 %" and words.share(1) == "100 %"
     assert words.seconds(41) == "41 s" and words.seconds(150) == "2 min" and words.seconds(9000) == "2.5 h"
-    recipe = (("wanda", {"sparsity": 0.5, "pattern": "unstructured"}), ("gptq", {"bits": 4, "group_size": 64}))
-    assert words.recipe(recipe) == "Wanda 50 % removed → GPTQ 4 bits" and words.recipe(recipe, long=True).endswith(
-        "GPTQ, 4 bits, group 64"
+    recipe = (
+        ("wanda", {"sparsity": 0.5, "pattern": "unstructured"}),
+        ("gptq", {"bits": 4, "group_size": 64}),
     )
+    assert words.recipe(recipe) == "Wanda 50 % removed → GPTQ 4 bits" and words.recipe(
+        recipe, long=True
+    ).endswith("GPTQ, 4 bits, group 64")
     sparse = {"sparsity": 0.5, "pattern": "unstructured", "quantize": False, "bits": 4, "group_size": 64}
     assert words.recipe((("sparsegpt", sparse),), long=True) == "SparseGPT, 50 % removed"
     assert words.recipe((("sparsegpt", sparse | {"quantize": True}),)) == "SparseGPT 50 % removed, 4 bits"
     assert (
-        words.recipe((("sparsegpt", sparse | {"quantize": True, "pattern": "2:4"}),), True) == "SparseGPT, 2:4, 4 bits, group 64"
+        words.recipe((("sparsegpt", sparse | {"quantize": True, "pattern": "2:4"}),), True)
+        == "SparseGPT, 2:4, 4 bits, group 64"
     )
     book = (("nf4", {"table": "fp4", "group_size": 64, "double": False}),)
     adapted = get("qlora").params(rank=8).json()
     assert words.recipe((("qlora", adapted),)) == "QLoRA rank 8"
     assert words.recipe((("qlora", adapted | {"table": "fp4"}),)) == "QLoRA rank 8, FP4"
-    assert words.recipe((("peqa", get("peqa").params(bits=3, round=False).json()),)) == "PEQA not rounded (control)"
-    zeroquant = lambda **v: (("zeroquant", get("zeroquant").params(**v).json()),)  # noqa: E731
+    assert (
+        words.recipe((("peqa", get("peqa").params(bits=3, round=False).json()),))
+        == "PEQA not rounded (control)"
+    )
+
+    def zeroquant(**v):
+        return (("zeroquant", get("zeroquant").params(**v).json()),)
+
     assert words.recipe(zeroquant()) == "ZeroQuant W8A8"
     assert words.recipe(zeroquant(bits=4), long=True) == "ZeroQuant, W4/8A8, 64 groups a matrix"
-    told = words.recipe(zeroquant(bits=4, groups=0, qkv_inputs="exact", symmetric=False, distill_steps=50), long=True)
+    told = words.recipe(
+        zeroquant(bits=4, groups=0, qkv_inputs="exact", symmetric=False, distill_steps=50), long=True
+    )
     assert told == "ZeroQuant, W4/8A8/16, one group a row, symmetric off, distillation steps 50"
-    assert words.recipe(zeroquant(groups=1, activations="exact"), long=True) == "ZeroQuant, W8A16, one group a matrix"
+    assert (
+        words.recipe(zeroquant(groups=1, activations="exact"), long=True)
+        == "ZeroQuant, W8A16, one group a matrix"
+    )
     assert words.recipe(book) == "FP4" and words.recipe(book, long=True) == "FP4, group 64"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_two_settings_of_a_method_have_two_names(language):
-    """The long name tells every parameter that isn't at its default, once, and those that are always told; the short one stays short."""
+    """The long name tells every parameter that isn't at its default, once, and those that are always told;
+    the short one stays short."""
     words, make = Words(language), lambda name, **values: ((name, get(name).params(**values).json()),)
     symmetric = make("llm_int8", zero_point=False)
     assert words.recipe(make("llm_int8")) == words.recipe(symmetric) == words.method("llm_int8")
     assert words.recipe(make("hqq", bits=8), long=True) == words("comma").join(
         [words.method("hqq"), words("value.bits", v=8), words("value.group_size", v=64)]
     )
-    assert words.recipe(make("llm_int8"), long=True).endswith(f"{words('param.zero_point').lower()} {words('on')}"), "always told"
+    assert words.recipe(make("llm_int8"), long=True).endswith(
+        f"{words('param.zero_point').lower()} {words('on')}"
+    ), "always told"
     told = words.recipe(symmetric, long=True)
-    assert told.startswith(words.method("llm_int8")) and words("off") in told and words("param.zero_point").lower() in told
+    assert (
+        told.startswith(words.method("llm_int8"))
+        and words("off") in told
+        and words("param.zero_point").lower() in told
+    )
     trained = words.recipe(make("qlora", train_tokens=131_072), long=True)
     assert "131,072" in trained
-    paid = words.recipe((("minillm", get("minillm").params().json() | methods()["minillm"]["full"]),), long=True)
-    assert paid.endswith(words("budget.full")) and str(methods()["minillm"]["full"]["train_tokens"]) not in paid.replace(",", "")
+    paid = words.recipe(
+        (("minillm", get("minillm").params().json() | methods()["minillm"]["full"]),), long=True
+    )
+    assert paid.endswith(words("budget.full")) and str(
+        methods()["minillm"]["full"]["train_tokens"]
+    ) not in paid.replace(",", "")
     said = words.settings("smoothquant", get("smoothquant").params().json())
-    assert said[0] == f"{words('param.alpha').lower()} 0.5" and len(said) == 3, "its main knob, and what shares a scale"
+    assert said[0] == f"{words('param.alpha').lower()} 0.5" and len(said) == 3, (
+        "its main knob, and what shares a scale"
+    )
     moved = get("smoothquant").params(rounding=False).json()
     assert words.settings("smoothquant", moved) == [], "what has no effect isn't told"
 
 
 def test_the_table_of_runs_tells_settings_under_the_name():
     row = {
-        "id": "a", "created": 0.0, "status": "ok", "family": "quantization", "model": "m", "text": "t", "notes": [], "host": "", "threads": 0,
+        "id": "a",
+        "created": 0.0,
+        "status": "ok",
+        "family": "quantization",
+        "model": "m",
+        "text": "t",
+        "notes": [],
+        "host": "",
+        "threads": 0,
         "recipe": [["llm_int8", get("llm_int8").params(zero_point=False).json()]],
-    }  # fmt: skip
+    }
     words = Words("en")
     assert "<small" in (shown := runs_table([row], words, "", 0)) and "zero point off" in shown
-    assert "<small" not in runs_table([row | {"recipe": [["hqq", get("hqq").params(bits=8).json()]]}], words, "", 0)
+    assert "<small" not in runs_table(
+        [row | {"recipe": [["hqq", get("hqq").params(bits=8).json()]]}], words, "", 0
+    )
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -146,13 +237,17 @@ def test_a_cache_of_few_bits_is_part_of_the_name(language):
     words, recipe = Words(language), (("gptq", {"bits": 4, "group_size": 64}),)
     told = words.recipe(recipe, True, 8)
     assert told != words.recipe(recipe, True) and told.startswith(words.recipe(recipe, True)) and "8" in told
-    assert words.run({"recipe": recipe}) == words.recipe(recipe) and words.run({"recipe": recipe, "cache_bits": 4}).startswith(
-        "GPTQ"
-    )
+    assert words.run({"recipe": recipe}) == words.recipe(recipe) and words.run(
+        {"recipe": recipe, "cache_bits": 4}
+    ).startswith("GPTQ")
     alone = words.recipe((("none", {}),), cache_bits=8)
-    assert alone != words.recipe((("none", {}),)) and not alone.startswith(words.method("none") + words("comma"))
+    assert alone != words.recipe((("none", {}),)) and not alone.startswith(
+        words.method("none") + words("comma")
+    )
     if language == "en":
-        assert alone == "original weights, cache in 8 bits" and told == "GPTQ, 4 bits, group 64, cache in 8 bits"
+        assert (
+            alone == "original weights, cache in 8 bits" and told == "GPTQ, 4 bits, group 64, cache in 8 bits"
+        )
 
 
 def test_the_estimate_and_the_chat_tell_the_cache():
@@ -163,11 +258,19 @@ def test_the_estimate_and_the_chat_tell_the_cache():
 
     words = Words("en")
     said = [
-        estimate_line(words, estimate(RunSpec("smollm2-135m-instruct-q4_1", (("none", {}),), cache_bits=b)), False, False)
+        estimate_line(
+            words,
+            estimate(RunSpec("smollm2-135m-instruct-q4_1", (("none", {}),), cache_bits=b)),
+            False,
+            False,
+        )
         for b in (16, 8)
     ]
     assert "of cache a token" not in said[0] and "12\u00a0KB of cache a token" in said[1]
-    state = {"parted": None, "sides": {side: {"text": "", "cache": "", "pieces": 0} for side in ("original", "compressed")}}
+    state = {
+        "parted": None,
+        "sides": {side: {"text": "", "cache": "", "pieces": 0} for side in ("original", "compressed")},
+    }
     for side, bits in (("original", 16), ("compressed", 4)):
         Page._take(state, {"side": side, "text": "a", "cache_bits": bits}, words)
     assert [s["cache"] for s in state["sides"].values()] == ["", "cache in 4 bits"]

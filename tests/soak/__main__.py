@@ -1,9 +1,10 @@
 """python -m tests.soak [PART ...] [--scale 0.05] [--again] [--keep] [--state FILE]
 
-Parts that are finished (at this scale) aren't repeated unless asked with --again. With --keep the table goes to
-assets/results/bench/soak.json: of each part the row at the largest scale, which it names, and what parts are missing. Rows that are
-there already stay where no larger or newer one is at hand, so that a campaign may be spread over days and machines.
-SOAK_PATIENCE=3 in the environment makes all limits of time three times as long, for a slow or a busy machine; the table says so.
+Parts that are finished (at this scale) aren't repeated unless asked with --again. With --keep the table goes
+to assets/results/bench/soak.json: of each part the row at the largest scale, which it names, and what parts
+are missing. Rows that are there already stay where no larger or newer one is at hand, so that a campaign may
+be spread over days and machines. SOAK_PATIENCE=3 in the environment makes all limits of time three times as
+long, for a slow or a busy machine; the table says so.
 """
 
 from __future__ import annotations
@@ -38,15 +39,24 @@ def main(argv: list[str]) -> int:
         epilog="\n".join(f"{name:<14}{what}" for name, what in PARTS.items()),
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="all if none is given")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the counts and times, 1 by default")
-    parser.add_argument("--again", action="store_true", help="repeat parts that are finished")
-    parser.add_argument("--keep", action="store_true", help="write the table of all finished parts into assets/results/bench")
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache" / "compression-explorer-soak" / "state.json")
     parser.add_argument(
-        "--scratch", type=Path, help="where homes and logs lie (default: a folder under the system's for temporary files)"
+        "--scale", type=float, default=1.0, help="share of the counts and times, 1 by default"
+    )
+    parser.add_argument("--again", action="store_true", help="repeat parts that are finished")
+    parser.add_argument(
+        "--keep", action="store_true", help="write the table of all finished parts into assets/results/bench"
     )
     parser.add_argument(
-        "--cgroup", help="a memory cgroup in which groups may be made; without it limits are those of address space"
+        "--state", type=Path, default=Path.home() / ".cache" / "compression-explorer-soak" / "state.json"
+    )
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        help="where homes and logs lie (default: a folder under the system's for temporary files)",
+    )
+    parser.add_argument(
+        "--cgroup",
+        help="a memory cgroup in which groups may be made; without it limits are those of address space",
     )
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.parts if name not in PARTS]:
@@ -72,10 +82,16 @@ def main(argv: list[str]) -> int:
     if len(rows) > 1:
         print(_table(rows))
     if asked.keep:
-        kept = json.loads(TABLE.read_text("utf-8"))["rows"] if TABLE.is_file() else []  # of other days and machines
-        done = {row["part"]: row for row in sorted([*kept, *state.values()], key=lambda row: (row["scale"], row["date"]))}
+        # of other days and machines
+        kept = json.loads(TABLE.read_text("utf-8"))["rows"] if TABLE.is_file() else []
+        done = {
+            row["part"]: row
+            for row in sorted([*kept, *state.values()], key=lambda row: (row["scale"], row["date"]))
+        }
         TABLE.write_text(
-            json.dumps(_kept([done[name] for name in PARTS if name in done]), indent=1, ensure_ascii=False) + "\n", "utf-8"
+            json.dumps(_kept([done[name] for name in PARTS if name in done]), indent=1, ensure_ascii=False)
+            + "\n",
+            "utf-8",
         )
         print(f"kept in {TABLE.relative_to(stage.ROOT)}")
     return int(any(row[outcome] for row in rows for outcome in OUTCOMES[1:]))
@@ -145,7 +161,11 @@ def _table(rows: list[dict]) -> str:
     total = {"part": "all"} | {c: sum(row[c] for row in rows) for c in columns[1:]}
     lines = [" ".join(f"{heads[c]:<14}" if c == "part" else f"{heads[c]:>10}" for c in columns)]
     for row in [*rows, *([total] if len(rows) > 1 else [])]:
-        lines.append(" ".join(f"{row[c]:<14}" if c == "part" else f"{row[c]:>{max(10, len(heads[c]))}}" for c in columns))
+        lines.append(
+            " ".join(
+                f"{row[c]:<14}" if c == "part" else f"{row[c]:>{max(10, len(heads[c]))}}" for c in columns
+            )
+        )
     for row in rows:
         figures = [f"{k} {v:g}" for k, v in row["figures"].items()]
         lines += [f"{row['part']}: {'; '.join([*figures, *row['notes']])}"] if figures or row["notes"] else []

@@ -1,4 +1,5 @@
-"""What a part is given: its ledger, its share of counts and time, a scratch folder, chance from a seed, models and texts."""
+"""What a part is given: its ledger, its share of counts and time, a scratch folder, chance from a seed,
+models and texts."""
 
 from __future__ import annotations
 
@@ -131,6 +132,10 @@ def commit() -> str:
     """The commit that is checked out, with + if files differ from it."""
 
     def git(*words):
-        return subprocess.run(["git", *words], cwd=stage.ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=stage.ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return git("rev-parse", "--short=12", "HEAD") + (
+        "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    )

@@ -1,7 +1,8 @@
-"""Ten minutes of chat: short answers, stops, visitors who leave, kills of the worker, hostile templates, huge prompts.
+"""Ten minutes of chat: short answers, stops, visitors who leave, kills of the worker, hostile templates, huge
+prompts.
 
-Right is: after each of them a plain question gets the answer that it got at first; whatever is refused is refused in words; nothing takes
-longer than the deadlines allow, and Stop works within three seconds.
+Right is: after each of them a plain question gets the answer that it got at first; whatever is refused is
+refused in words; nothing takes longer than the deadlines allow, and Stop works within three seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ ANSWER_SECONDS, DEADLINE_SECONDS, STOP_SECONDS = (
 )  # a plain answer, loading included; until a hostile one is given up; Stop
 QUESTION = "line 7 of a small"
 TEMPLATES = {
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}",
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) "
+    "%}x{% endfor %}{% endfor %}{% endfor %}",
     "a power": "{{ 9**9**9**9 }}",
     "a long text": "{{ 'x' * 2000000000 }}",
     "a longer text": "{% for m in messages %}{{ m['content'] * 50000000 }}{% endfor %}",
@@ -33,7 +35,8 @@ TEMPLATES = {
     "no syntax": "{% for %}",
     "itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "nothing": "{{ '' }}",
-    "a list": "{{ messages | list | tojson | length }}{% set x = namespace(v=[]) %}{% for i in range(9999999) %}{% set x.v = x.v + [i] %}{% endfor %}",
+    "a list": "{{ messages | list | tojson | length }}{% set x = namespace(v=[]) %}{% for i in "
+    "range(9999999) %}{% set x.v = x.v + [i] %}{% endfor %}",
     "an unknown filter": "{{ messages | nosuchfilter }}",
 }
 
@@ -56,19 +59,24 @@ class Talk:
             return ""
         state = self.client.follow(answer["id"], RUN_SECONDS)
         self.ledger.check(
-            state["status"] == "ok" or (name != "plain" and bool(state["error"])), f"the run of '{name}' is {state}"
+            state["status"] == "ok" or (name != "plain" and bool(state["error"])),
+            f"the run of '{name}' is {state}",
         )
         return answer["id"] if state["status"] == "ok" else ""
 
     def prepare(self, names: list[str]) -> None:
         for name in names:
             model = self.campaign.model(f"hostile-{name.replace(' ', '-')}", TEMPLATES[name])
-            self.hostile[name] = self._made(name, self.campaign.choices(model, [["rtn", {"bits": 4, "group_size": 16}]]))
+            self.hostile[name] = self._made(
+                name, self.campaign.choices(model, [["rtn", {"bits": 4, "group_size": 16}]])
+            )
 
     def say(self, what: str, seconds: float, *, client: Client | None = None, **options) -> dict | None:
         """The last state; None for a defect, which is counted."""
         try:
-            return (client or self.client).say(options.pop("id", self.plain), options.pop("words", QUESTION), seconds, **options)
+            return (client or self.client).say(
+                options.pop("id", self.plain), options.pop("words", QUESTION), seconds, **options
+            )
         except Hung as error:
             return self.ledger.count("hung", f"{what}: {error}")
         except Answered as error:
@@ -101,10 +109,21 @@ def run(campaign: Campaign) -> None:
         names = list(TEMPLATES)[: campaign.times(len(TEMPLATES), 2)]
         talk.prepare(names)
         first = talk.say("the first question", ANSWER_SECONDS)
-        if not ledger.check(bool(first and first["sides"]["compressed"]["text"]), f"the first answer is {first}"):
+        if not ledger.check(
+            bool(first and first["sides"]["compressed"]["text"]), f"the first answer is {first}"
+        ):
             return
         talk.expected = first["sides"]["compressed"]["text"]
-        kinds = [_plain, _stop, _leave, _kill, _huge, _two, _odd, *[_template(n) for n in names if talk.hostile[n]]]
+        kinds = [
+            _plain,
+            _stop,
+            _leave,
+            _kill,
+            _huge,
+            _two,
+            _odd,
+            *[_template(n) for n in names if talk.hostile[n]],
+        ]
         end, done = time.monotonic() + campaign.seconds(SECONDS, 60), 0
         while (time.monotonic() < end or done < len(kinds)) and app.alive() and time.monotonic() < end + 1800:
             kind = kinds[done % len(kinds)]
@@ -119,9 +138,17 @@ def run(campaign: Campaign) -> None:
 
 def _plain(talk: Talk) -> None:
     """A question with other options."""
-    last = talk.say("a warm question", ANSWER_SECONDS, temperature=1.0, seed=talk.campaign.random.randrange(10**6), max_tokens=64)
+    last = talk.say(
+        "a warm question",
+        ANSWER_SECONDS,
+        temperature=1.0,
+        seed=talk.campaign.random.randrange(10**6),
+        max_tokens=64,
+    )
     if last is not None:
-        talk.ledger.check(bool(last.get("done")) and not last.get("error"), f"a warm question ends with {str(last)[:200]}")
+        talk.ledger.check(
+            bool(last.get("done")) and not last.get("error"), f"a warm question ends with {str(last)[:200]}"
+        )
 
 
 def _stop(talk: Talk) -> None:
@@ -137,7 +164,9 @@ def _stop(talk: Talk) -> None:
     except (Hung, Answered, Unreachable) as error:
         return talk.ledger.count("hung", f"stopping: {error}")
     late = time.monotonic() - stopped if stopped else 0
-    return talk.ledger.judge(ended and late < STOP_SECONDS * stage.PATIENCE, f"an answer went on {late:.1f} s after Stop")
+    return talk.ledger.judge(
+        ended and late < STOP_SECONDS * stage.PATIENCE, f"an answer went on {late:.1f} s after Stop"
+    )
 
 
 def _leave(talk: Talk) -> None:
@@ -174,7 +203,8 @@ def _huge(talk: Talk) -> None:
     last = talk.say(f"a prompt of {size} letters", DEADLINE_SECONDS, words="x" * size)
     if last is not None:
         talk.ledger.check(
-            bool(last.get("error")), f"a prompt of {size} letters, where the model reads 256 tokens, ends with {str(last)[:200]}"
+            bool(last.get("error")),
+            f"a prompt of {size} letters, where the model reads 256 tokens, ends with {str(last)[:200]}",
         )
 
 
@@ -202,7 +232,8 @@ def _odd(talk: Talk) -> None:
     last = talk.say(f"a question with {str(odd)[:80]}", DEADLINE_SECONDS, **odd)
     if last is not None:
         talk.ledger.check(
-            bool(last.get("error")) or bool(last.get("done")), f"a question with {str(odd)[:80]} ends with {str(last)[:200]}"
+            bool(last.get("error")) or bool(last.get("done")),
+            f"a question with {str(odd)[:80]} ends with {str(last)[:200]}",
         )
 
 
@@ -219,7 +250,8 @@ def _two(talk: Talk) -> None:
         if last is not None:
             said = (last.get("sides") or {}).get("compressed", {}).get("text")
             talk.ledger.check(
-                said == talk.expected, f"of two visitors at once one reads {said!r}, {str(last.get('error'))[:200]}"
+                said == talk.expected,
+                f"of two visitors at once one reads {said!r}, {str(last.get('error'))[:200]}",
             )
 
 
@@ -228,7 +260,8 @@ def _template(name: str):
         last = talk.say(f"the template '{name}'", DEADLINE_SECONDS, id=talk.hostile[name])
         if last is not None:
             talk.ledger.check(
-                bool(last.get("done")) or bool(last.get("error")), f"the template '{name}' ends with {str(last)[:200]}"
+                bool(last.get("done")) or bool(last.get("error")),
+                f"the template '{name}' ends with {str(last)[:200]}",
             )
 
     kind.__doc__ = f"The template '{name}'"

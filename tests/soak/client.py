@@ -17,7 +17,8 @@ from tests.soak.stage import PATIENCE
 
 SECONDS = 10 * PATIENCE  # the longest that an answer may take
 FUNCTIONS = "gradio_api/component_server"
-OWNED = ("ask_begin", "ask_poll", "ask_stop", "ask_enough", "ask_stop_chat")  # questions that a visitor's token goes with
+# questions that a visitor's token goes with
+OWNED = ("ask_begin", "ask_poll", "ask_stop", "ask_enough", "ask_stop_chat")
 
 
 class Hung(Exception):
@@ -39,9 +40,18 @@ class Answered(Exception):
 class Client:
     """One visitor. address: what a Space's proxy would say of where the visitor comes from."""
 
-    def __init__(self, url: str, *, address: str = "", headers: dict[str, str] | None = None, config: dict | None = None):
+    def __init__(
+        self,
+        url: str,
+        *,
+        address: str = "",
+        headers: dict[str, str] | None = None,
+        config: dict | None = None,
+    ):
         forwarded = {"x-forwarded-for": address} if address else {}
-        self.http = httpx.Client(base_url=url, timeout=SECONDS, trust_env=False, headers=forwarded | (headers or {}))
+        self.http = httpx.Client(
+            base_url=url, timeout=SECONDS, trust_env=False, headers=forwarded | (headers or {})
+        )
         self.session, self.token = secrets.token_hex(6), secrets.token_hex(16)
         self.config = config or self._checked(self._send("GET", "config")).json()
         parts = [(c["id"], c["props"]) for c in self.config["components"]]
@@ -50,7 +60,8 @@ class Client:
 
     def _send(self, method: str, path: str, **options) -> httpx.Response:
         try:
-            for _ in range(3):  # a line that was kept and that the server has closed meanwhile: once more, as browsers do
+            # a line that was kept and that the server has closed meanwhile: once more, as browsers do
+            for _ in range(3):
                 with contextlib.suppress(httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
                     return self.http.request(method, path, **options)
             return self.http.request(method, path, **options)
@@ -72,14 +83,20 @@ class Client:
         return self._send("POST", path, **options)
 
     def envelope(self, name: str, data: object) -> dict:
-        return {"data": data, "fn_name": name, "component_id": self.functions.get(name, 0), "session_hash": self.session}
+        return {
+            "data": data,
+            "fn_name": name,
+            "component_id": self.functions.get(name, 0),
+            "session_hash": self.session,
+        }
 
     def send(self, name: str, data: object, **options) -> httpx.Response:
         """A question as it is, right or wrong."""
         return self.post(FUNCTIONS, json=self.envelope(name, data), **options)
 
     def ask(self, name: str, **what) -> dict:
-        """The answer to a question in English, with the visitor's token. Raises Answered, Hung, Unreachable."""
+        """The answer to a question in English, with the visitor's token. Raises Answered, Hung,
+        Unreachable."""
         own = {"visitor": self.token} if name in OWNED else {}
         return self._checked(self.send(name, {"lang": "en"} | own | what)).json()
 
@@ -107,23 +124,33 @@ class Client:
     # --- chat ---
 
     def converse(self, ask: dict, seconds: float) -> Iterator[dict]:
-        """States of both columns as they come, the last with "done". Raises Hung when nothing comes for `seconds`."""
+        """States of both columns as they come, the last with "done". Raises Hung when nothing comes for
+        `seconds`."""
         seconds *= PATIENCE
         index = next(i for i, d in enumerate(self.config["dependencies"]) if d["api_name"] == "converse")
         session = secrets.token_hex(6)
         ask = {"lang": "en", "visitor": self.token, "turn": 1} | ask
-        body = {"data": [], "event_data": ask, "fn_index": index, "trigger_id": self.chat_component, "session_hash": session}
+        body = {
+            "data": [],
+            "event_data": ask,
+            "fn_index": index,
+            "trigger_id": self.chat_component,
+            "session_hash": session,
+        }
         self._checked(self.post("gradio_api/queue/join", json=body))
         state = None
         limit = httpx.Timeout(seconds, connect=SECONDS)
         try:
-            with self.http.stream("GET", "gradio_api/queue/data", params={"session_hash": session}, timeout=limit) as stream:
+            with self.http.stream(
+                "GET", "gradio_api/queue/data", params={"session_hash": session}, timeout=limit
+            ) as stream:
                 last = time.monotonic()
                 for line in stream.iter_lines():
                     if not line.startswith("data:"):
                         continue
                     message = json.loads(line[5:])
-                    if time.monotonic() - last > seconds:  # the server tells every moment that it is still there
+                    # the server tells every moment that it is still there
+                    if time.monotonic() - last > seconds:
                         raise Hung(f"chat: nothing new in {seconds} s")
                     if message["msg"] == "process_generating" and message["success"]:
                         before, state = state, self._joined(state, message["output"]["data"][0])
@@ -145,7 +172,13 @@ class Client:
 
     def say(self, run_id: str, words: str, seconds: float = 60, **options) -> dict:
         """The last state of an answer."""
-        ask = {"id": run_id, "messages": [{"role": "user", "content": words}], "max_tokens": 16, "temperature": 0, "seed": 0}
+        ask = {
+            "id": run_id,
+            "messages": [{"role": "user", "content": words}],
+            "max_tokens": 16,
+            "temperature": 0,
+            "seed": 0,
+        }
         return collections.deque(self.converse(ask | options, seconds), maxlen=1)[0]
 
     def close(self) -> None:

@@ -1,7 +1,9 @@
-"""Eight sizes of disk, from one that holds nothing to one that holds all: a run, its download, and what is told.
+"""Eight sizes of disk, from one that holds nothing to one that holds all: a run, its download, and what is
+told.
 
-The home lies on a small file system in memory (mount needs root; without it the part says so and does nothing). Right is: a run that
-ends well, or fails with `disk_full` or `no_room` in words; a store that can be read, nothing half written, and an app that goes on.
+The home lies on a small file system in memory (mount needs root; without it the part says so and does
+nothing). Right is: a run that ends well, or fails with `disk_full` or `no_room` in words; a store that can be
+read, nothing half written, and an app that goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from tests.soak.campaign import Campaign, record, records
 from tests.soak.client import Client, Hung
 from tests.soak.kill_workers import RUN_SECONDS
 
-SIZES_KB = (64, 400, 700, 1_100, 1_600, 2_400, 4_000, 16_000)  # kernels, baseline, artifact, archive take about 2.5 MB together
+# kernels, baseline, artifact, archive take about 2.5 MB together
+SIZES_KB = (64, 400, 700, 1_100, 1_600, 2_400, 4_000, 16_000)
 BUILDS = (700, 16_000)  # sizes on which the kernels are built too, which takes a minute
 FULL = ("disk_full", "no_room")
 
@@ -24,9 +27,15 @@ def run(campaign: Campaign) -> None:
     for size in SIZES_KB if campaign.scale >= 0.5 else SIZES_KB[::3]:
         place = campaign.scratch / f"disk-{size}"
         place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "soak", str(place)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "soak", str(place)],
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
-            campaign.ledger.note(f"no disk could be mounted here ({done.stderr.strip()[:80]}): this part did nothing")
+            campaign.ledger.note(
+                f"no disk could be mounted here ({done.stderr.strip()[:80]}): this part did nothing"
+            )
             return
         try:
             _one(campaign, place, size)
@@ -43,7 +52,9 @@ def _one(campaign: Campaign, place: Path, size: int) -> None:
         for number, again in enumerate((False, True)):  # a second run finds the disk as the first has left it
             answer = client.begin(campaign.choices(seed=number), again=again)
             if "error" in answer:
-                ledger.check(_full_in_words(answer["error"]), f"{size} kB: refused with {answer['error'][:300]}")
+                ledger.check(
+                    _full_in_words(answer["error"]), f"{size} kB: refused with {answer['error'][:300]}"
+                )
                 continue
             try:
                 state = client.follow(answer["id"], RUN_SECONDS)
@@ -54,12 +65,18 @@ def _one(campaign: Campaign, place: Path, size: int) -> None:
             if state["status"] == "ok":
                 ledger.check(True, "")
                 packed = client.ask("ask_pack", id=answer["id"])
-                right = "file" in packed or _full_in_words(packed.get("error", "")) or "no longer" in packed.get("error", "")
+                right = (
+                    "file" in packed
+                    or _full_in_words(packed.get("error", ""))
+                    or "no longer" in packed.get("error", "")
+                )
                 ledger.check(right, f"{size} kB: the download says {packed}")
             else:
                 code = (found or {}).get("error", {}).get("code", "not on disk")
                 right = (code in FULL or (found is None and _full_in_words(state["error"]))) and not fits
-                ledger.check(right, f"{size} kB: the run is {state['status']} with code {code}: {state['error'][:300]}")
+                ledger.check(
+                    right, f"{size} kB: the run is {state['status']} with code {code}: {state['error'][:300]}"
+                )
         broken = [r for r in records(home) if "broken" in r]
         ledger.check(not broken, f"{size} kB: records that can't be read: {broken}", "lost")
         left = stage.within(5, lambda: not stage.leftovers(home, records(home)))

@@ -1,7 +1,8 @@
-"""Every server function under 20,000 requests: valid ones bent in one to three places, arbitrary JSON, raw bodies.
+"""Every server function under 20,000 requests: valid ones bent in one to three places, arbitrary JSON, raw
+bodies.
 
-Right is: an answer below 500 in under ten seconds, JSON where it is a 200, no traceback in the log, and a server whose memory and
-descriptors stay where they were.
+Right is: an answer below 500 in under ten seconds, JSON where it is a 200, no traceback in the log, and a
+server whose memory and descriptors stay where they were.
 """
 
 from __future__ import annotations
@@ -44,13 +45,68 @@ PLACES = (
 
 
 ODD = (
-    None, True, False, 0, -1, 1, 2**31, 2**53, 2**64, -(2**63), 10**30, 0.5, -0.0, 1e308, 5e-324, math.nan, math.inf,
-    -math.inf, "", " ", "a", "x" * 5000, "\x00", "\ud800", "\udfff\ud800", "İ̶", "𝔘𝔫𝔦", "\u202e", "'; DROP TABLE runs; --",
-    "<script>alert(1)</script>", "{0.__class__}", "%s%n", "${7*7}", "../../etc/passwd", "/etc/passwd", "/dev/zero",
-    "/proc/self/environ", "C:\\Windows", "~", ".", "..", "\n\r\n", "nan", "1e999", "en", "zh-Hant", "gptq", "none",
-    OFFLINE_MODEL, "gpt2", "a/b", "-a/b", "a/..", "file:///etc/passwd", "http://127.0.0.1:1/", "con", "builtin", "9" * 400,
-    "__class__", "__proto__", "constructor",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**53,
+    2**64,
+    -(2**63),
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    5e-324,
+    math.nan,
+    math.inf,
+    -math.inf,
+    "",
+    " ",
+    "a",
+    "x" * 5000,
+    "\x00",
+    "\ud800",
+    "\udfff\ud800",
+    "İ̶",
+    "𝔘𝔫𝔦",
+    "\u202e",
+    "'; DROP TABLE runs; --",
+    "<script>alert(1)</script>",
+    "{0.__class__}",
+    "%s%n",
+    "${7*7}",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "/proc/self/environ",
+    "C:\\Windows",
+    "~",
+    ".",
+    "..",
+    "\n\r\n",
+    "nan",
+    "1e999",
+    "en",
+    "zh-Hant",
+    "gptq",
+    "none",
+    OFFLINE_MODEL,
+    "gpt2",
+    "a/b",
+    "-a/b",
+    "a/..",
+    "file:///etc/passwd",
+    "http://127.0.0.1:1/",
+    "con",
+    "builtin",
+    "9" * 400,
+    "__class__",
+    "__proto__",
+    "constructor",
+)
 
 
 def odd(chance: random.Random, depth: int = 0):
@@ -60,7 +116,10 @@ def odd(chance: random.Random, depth: int = 0):
         if chance.random() < 0.5:
             one = odd(chance, depth + 1)
             return [one] * many if many > 5 else [odd(chance, depth + 1) for _ in range(many)]
-        return {str(odd(chance, 3))[:5000] + str(i) * (many > 1): odd(chance, depth + 1) for i in range(min(many, 60))}
+        return {
+            str(odd(chance, 3))[:5000] + str(i) * (many > 1): odd(chance, depth + 1)
+            for i in range(min(many, 60))
+        }
     if depth == 0 and chance.random() < 0.02:
         return json.loads("[" * 200 + "]" * 200)
     return "x" * 200_000 if depth == 0 and chance.random() < 0.02 else chance.choice(ODD)
@@ -75,7 +134,8 @@ def places(node, path=()):
 
 
 def bent(chance: random.Random, request: dict) -> dict:
-    """A copy with one to three of its places changed, taken out, doubled, put deeper or given a stranger beside them."""
+    """A copy with one to three of its places changed, taken out, doubled, put deeper or given a stranger
+    beside them."""
     request = copy.deepcopy(request)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         found = list(places(request))
@@ -91,7 +151,9 @@ def bent(chance: random.Random, request: dict) -> dict:
         elif how == 3:
             del parent[last]
         elif how == 4:
-            parent[last] = chance.choice(([parent[last]], {"value": parent[last]}, [parent[last]] * 50, str(parent[last])))
+            parent[last] = chance.choice(
+                ([parent[last]], {"value": parent[last]}, [parent[last]] * 50, str(parent[last]))
+            )
         elif isinstance(parent, dict):
             parent[str(odd(chance, 3))[:2000]] = odd(chance)
         else:
@@ -128,7 +190,9 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
         "ask_stop": own,
         "ask_enough": own,
         "ask_card": [{"lang": "en", "id": i} for i in ids],
-        "ask_pack": [{"lang": "en", "id": i, "form": form} for i in ids for form in ("", "compressed-tensors", "dense")],
+        "ask_pack": [
+            {"lang": "en", "id": i, "form": form} for i in ids for form in ("", "compressed-tensors", "dense")
+        ],
         "ask_runs": [{"lang": "en"}],
         "ask_sides": [{"lang": "en", "id": i} for i in ids],
         "ask_stop_chat": [{"lang": "en", "visitor": token}],
@@ -152,7 +216,9 @@ def raw(chance: random.Random, client: Client, valid: bytes) -> dict:
     elif how == 4:
         body = bytearray(json.dumps(odd(chance)).encode())
     elif how == 5:
-        body = bytearray(b'{"data": ' + b"9" * 5000 + b', "fn_name": "ask_runs", "component_id": 1, "session_hash": "a"}')
+        body = bytearray(
+            b'{"data": ' + b"9" * 5000 + b', "fn_name": "ask_runs", "component_id": 1, "session_hash": "a"}'
+        )
     elif how == 6:
         whole = client.envelope("ask_runs", {"lang": "en"})
         whole[chance.choice(list(whole))] = odd(chance)
@@ -166,7 +232,11 @@ def raw(chance: random.Random, client: Client, valid: bytes) -> dict:
         "application/json; charset=utf-7",
     )
     place = chance.choice(PLACES) if how != 6 else FUNCTIONS
-    method = chance.choice(("POST", "POST", "POST", "GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")) if how != 6 else "POST"
+    method = (
+        chance.choice(("POST", "POST", "POST", "GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH"))
+        if how != 6
+        else "POST"
+    )
     return {
         "method": method,
         "url": place,
@@ -182,12 +252,17 @@ def run(campaign: Campaign) -> None:
         client = Client(app.url)
         done = client.begin(campaign.choices())["id"]
         client.follow(done, 180)
-        boot = next(c for c in client.config["components"] if c["props"].get("elem_id") == "top")["props"]["value"]
+        boot = next(c for c in client.config["components"] if c["props"].get("elem_id") == "top")["props"][
+            "value"
+        ]
         valid = questions(campaign.choices(), [done, "gates-none", "nosuch"], client.token, boot["methods"])
         if missing := set(client.functions) - set(valid):
             ledger.count("wrong", f"functions that the fuzz doesn't know: {sorted(missing)}")
         names = sorted(set(client.functions) & set(valid))
-        requests = [_request(chance, client, names[i % len(names)], valid[names[i % len(names)]]) for i in range(total)]
+        requests = [
+            _request(chance, client, names[i % len(names)], valid[names[i % len(names)]])
+            for i in range(total)
+        ]
         before, grown = None, []
         with ThreadPoolExecutor(LANES) as lanes:
             for start in campaign.each(total, 500):
@@ -209,10 +284,15 @@ def run(campaign: Campaign) -> None:
         ledger.figure("descriptors at first", before[1])
         ledger.figure("descriptors at last", after[1])
         ledger.check(
-            after[0] - before[0] < GROWTH_BYTES, f"the app's memory grew from {before[0] / 1e6:.0f} to {after[0] / 1e6:.0f} MB"
+            after[0] - before[0] < GROWTH_BYTES,
+            f"the app's memory grew from {before[0] / 1e6:.0f} to {after[0] / 1e6:.0f} MB",
         )
-        ledger.check(after[1] - before[1] < GROWTH_DESCRIPTORS, f"open files went from {before[1]} to {after[1]}")
-        ledger.check(client.poll(done)["status"] == "ok", "the run made before the fuzz isn't there any more", "lost")
+        ledger.check(
+            after[1] - before[1] < GROWTH_DESCRIPTORS, f"open files went from {before[1]} to {after[1]}"
+        )
+        ledger.check(
+            client.poll(done)["status"] == "ok", "the run made before the fuzz isn't there any more", "lost"
+        )
 
 
 def _request(chance: random.Random, client: Client, name: str, valid: list[dict]) -> dict:
@@ -222,7 +302,12 @@ def _request(chance: random.Random, client: Client, name: str, valid: list[dict]
         return raw(chance, client, json.dumps(client.envelope(name, chance.choice(valid))).encode())
     data = bent(chance, chance.choice(valid)) if dice < 0.8 else odd(chance)
     body = json.dumps(client.envelope(name, data)).encode("utf-8", "surrogatepass")
-    return {"method": "POST", "url": FUNCTIONS, "content": body, "headers": {"content-type": "application/json"}}
+    return {
+        "method": "POST",
+        "url": FUNCTIONS,
+        "content": body,
+        "headers": {"content-type": "application/json"},
+    }
 
 
 def _try(ledger, client: Client, request: dict) -> None:

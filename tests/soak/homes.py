@@ -1,6 +1,8 @@
-"""Homes that can't be written or have odd names: everything works all the same, and the page says what it can't keep.
+"""Homes that can't be written or have odd names: everything works all the same, and the page says what it
+can't keep.
 
-Right is: the app starts, a run ends well, the page's `read_only` tells whether results stay, and the command line ends well too.
+Right is: the app starts, a run ends well, the page's `read_only` tells whether results stay, and the command
+line ends well too.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ def run(campaign: Campaign) -> None:
             True,
             {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"},
         ),
-        "no place for temporary files": (campaign.scratch / "no-tmp", True, {"TMPDIR": str(campaign.scratch / "missing")}),
+        "no place for temporary files": (
+            campaign.scratch / "no-tmp",
+            True,
+            {"TMPDIR": str(campaign.scratch / "missing")},
+        ),
     }
     names = list(cases)[: campaign.times(len(cases), 3)]
     for name in names:
@@ -45,7 +51,8 @@ def run(campaign: Campaign) -> None:
             continue  # it may write where this account's own results are
         if name == "no HOME":
             changes = changes | {"XDG_CACHE_HOME": str(campaign.scratch / "cache")}
-        kernels = {} if name == names[0] else {"COMPRESSION_EXPLORER_KERNELS": "pytorch"}  # building them takes a minute
+        # building them takes a minute
+        kernels = {} if name == names[0] else {"COMPRESSION_EXPLORER_KERNELS": "pytorch"}
         _one(campaign, name, place, kept, changes | kernels)
     _mounted_read_only(campaign)
 
@@ -63,7 +70,9 @@ def _link(path: Path, target: Path) -> Path:
 def _mounted_read_only(campaign: Campaign) -> None:
     place = campaign.scratch / "read-only"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,ro", "soak", str(place)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m,ro", "soak", str(place)], capture_output=True, text=True
+    )
     if done.returncode:
         campaign.ledger.note(f"nothing could be mounted read-only here ({done.stderr.strip()[:80]})")
         return
@@ -74,19 +83,28 @@ def _mounted_read_only(campaign: Campaign) -> None:
 
 
 def _one(campaign: Campaign, name: str, place: Path | None, kept: bool | None, changes: dict) -> None:
-    """kept: whether results must stay (True) or can't (False); None: either, as long as it is told rightly."""
+    """kept: whether results must stay (True) or can't (False); None: either, as long as it is told
+    rightly."""
     ledger = campaign.ledger
     try:
         with stage.App(place, **changes) as app:
             client = Client(app.url)
-            boot = next(c for c in client.config["components"] if c["props"].get("elem_id") == "top")["props"]["value"]
+            boot = next(c for c in client.config["components"] if c["props"].get("elem_id") == "top")[
+                "props"
+            ]["value"]
             if kept is not None:
-                ledger.check(boot["read_only"] is not kept, f"{name}: the page says read_only = {boot['read_only']}")
+                ledger.check(
+                    boot["read_only"] is not kept, f"{name}: the page says read_only = {boot['read_only']}"
+                )
             answer = client.begin(campaign.choices())
             state = (
-                client.follow(answer["id"], RUN_SECONDS) if "id" in answer else {"status": "refused", "error": answer["error"]}
+                client.follow(answer["id"], RUN_SECONDS)
+                if "id" in answer
+                else {"status": "refused", "error": answer["error"]}
             )
-            if ledger.check(state["status"] == "ok", f"{name}: the run is {state['status']}: {state['error'][:300]}"):
+            if ledger.check(
+                state["status"] == "ok", f"{name}: the run is {state['status']}: {state['error'][:300]}"
+            ):
                 card = client.ask("ask_card", id=answer["id"])
                 ledger.check(card["status"] == "ok", f"{name}: the card is {card['status']}", "lost")
                 packed = client.ask("ask_pack", id=answer["id"])

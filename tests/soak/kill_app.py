@@ -1,7 +1,9 @@
-"""20 kills of the app at random moments: starting, idle, with a run going on, with one waiting, while it packs, while it chats.
+"""20 kills of the app at random moments: starting, idle, with a run going on, with one waiting, while it
+packs, while it chats.
 
-Right is, after the next start on the same home: no record that still says running or waiting, the killed run told as interrupted (or
-as it ended), every earlier result as it was, nothing left behind, no process of the old app alive.
+Right is, after the next start on the same home: no record that still says running or waiting, the killed run
+told as interrupted (or as it ended), every earlier result as it was, nothing left behind, no process of the
+old app alive.
 """
 
 from __future__ import annotations
@@ -37,10 +39,13 @@ def run(campaign: Campaign) -> None:
             for text in app.tracebacks():
                 ledger.found("traceback", f"{what}: {text}")
             started = app.kill(number)
-            _, alive = psutil.wait_procs(started, timeout=60 * stage.PATIENCE)  # one that still imports reads no end of its input
+            # one that still imports reads no end of its input
+            _, alive = psutil.wait_procs(started, timeout=60 * stage.PATIENCE)
             if alive:
                 ledger.found(
-                    "wrong", f"{what}: {len(alive)} processes of the killed app live on: {[p.cmdline()[-3:] for p in alive]}"
+                    "wrong",
+                    f"{what}: {len(alive)} processes of the killed app live on: "
+                    f"{[p.cmdline()[-3:] for p in alive]}",
                 )
             app = stage.App(home)
             if i % 5 == 4:  # while it starts, too
@@ -51,7 +56,10 @@ def run(campaign: Campaign) -> None:
             _judge(ledger, home, kept, before, begun, what, client)
         run_id = client.begin(campaign.choices(), again=True)["id"]
         client.follow(run_id, RUN_SECONDS)
-        ledger.check(numbers(record(home, run_id)) == numbers(before), "the last run doesn't give the numbers of the first")
+        ledger.check(
+            numbers(record(home, run_id)) == numbers(before),
+            "the last run doesn't give the numbers of the first",
+        )
     finally:
         app.close()
 
@@ -63,11 +71,18 @@ def _busy(campaign: Campaign, app: stage.App, client: Client, kept: str, i: int)
         return [client.begin(campaign.choices(), again=True)["id"]], kind
     if kind == "a run and one waiting":
         other = Client(app.url, config=client.config)
-        return [client.begin(campaign.long_run(seed=i))["id"], other.begin(campaign.choices(seed=i + 1))["id"]], kind
+        return [
+            client.begin(campaign.long_run(seed=i))["id"],
+            other.begin(campaign.choices(seed=i + 1))["id"],
+        ], kind
     if kind == "a chat":
-        threading.Thread(target=_quietly, args=(lambda: client.say(kept, "line 7", 30, max_tokens=500),), daemon=True).start()
+        threading.Thread(
+            target=_quietly, args=(lambda: client.say(kept, "line 7", 30, max_tokens=500),), daemon=True
+        ).start()
     if kind == "packing":
-        threading.Thread(target=_quietly, args=(lambda: client.ask("ask_pack", id=kept),), daemon=True).start()
+        threading.Thread(
+            target=_quietly, args=(lambda: client.ask("ask_pack", id=kept),), daemon=True
+        ).start()
     return [], kind
 
 
@@ -93,6 +108,8 @@ def _judge(ledger, home, kept: str, before: dict, begun: list[str], what: str, c
         if now["status"] != "ok" and not told(now["error"].get("code", "")):
             return ledger.count("wrong", f"{what}: {run_id} says {now['status']} {now['error']}")
         if client.poll(run_id)["status"] != now["status"]:
-            return ledger.count("wrong", f"{what}: the page says {client.poll(run_id)['status']}, the record {now['status']}")
+            return ledger.count(
+                "wrong", f"{what}: the page says {client.poll(run_id)['status']}, the record {now['status']}"
+            )
     left = stage.leftovers(home, found)
     return ledger.judge(not left, f"{what}: left behind after the restart {left[:4]}")

@@ -1,7 +1,7 @@
 """200 kills of run workers, by SIGKILL and SIGTERM, at random moments from a run's first second to its last.
 
-Right is, within seconds: a record that says how the run ended, in words; nothing left behind in the home, no process more than before;
-and the next run gives the numbers that a run without kills gives.
+Right is, within seconds: a record that says how the run ended, in words; nothing left behind in the home, no
+process more than before; and the next run gives the numbers that a run without kills gives.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def run(campaign: Campaign) -> None:
             workers = app.children("evaluation.running.worker")
             if not workers or client.poll(run_id)["status"] not in ("queued", "running"):
                 ledger.check(
-                    numbers(record(app.home, run_id)) == right, f"a run that ended before its kill has other numbers: {run_id}"
+                    numbers(record(app.home, run_id)) == right,
+                    f"a run that ended before its kill has other numbers: {run_id}",
                 )
                 continue
             stage_then = client.poll(run_id)["stage"]
@@ -68,7 +69,10 @@ def _reach_work(client: Client, run_id: str) -> None:
     """Wait until the run is past its imports and the loading of the model."""
     end = time.monotonic() + 90
     while (state := client.poll(run_id))["status"] in ("queued", "running") and time.monotonic() < end:
-        if not any(word in state["stage"] for word in ("Starting", "Loading", "next", "waiting", "line")) and state["stage"]:
+        if (
+            not any(word in state["stage"] for word in ("Starting", "Loading", "next", "waiting", "line"))
+            and state["stage"]
+        ):
             return
         time.sleep(0.02)
 
@@ -95,7 +99,9 @@ def judge(ledger, app: stage.App, client: Client, run_id: str, what: str, right:
     left = stage.within(5, lambda: not stage.leftovers(app.home, records(app.home)))
     extra = app.children("evaluation.running.worker")[1:]
     if not left:
-        return ledger.count("wrong", f"{what}: left behind {stage.leftovers(app.home, records(app.home))[:4]}")
+        return ledger.count(
+            "wrong", f"{what}: left behind {stage.leftovers(app.home, records(app.home))[:4]}"
+        )
     return ledger.judge(len(extra) == 0, f"{what}: {len(extra)} workers more than the spare one")
 
 
@@ -108,5 +114,6 @@ def whole(ledger, campaign: Campaign, app: stage.App, client: Client, right: dic
         return ledger.count("hung", f"the run after a kill: {error}")
     found = record(app.home, run_id)
     return ledger.judge(
-        numbers(found) == right, f"the run after a kill: {(found or {}).get('status')} {(found or {}).get('error')}"
+        numbers(found) == right,
+        f"the run after a kill: {(found or {}).get('status')} {(found or {}).get('error')}",
     )

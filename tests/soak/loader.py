@@ -1,7 +1,8 @@
 """Loads folders, each in a process of its own that has the imports behind it: `python -m tests.soak.loader`.
 
 in    {"kind": "model", "artifact" or "oracle", "folder": "...", "seconds": 25, "bytes": 9e9} as a JSON line
-out   {"loaded": true, "logits": hash, "tokens": hash, "finite": true}, {"refused": code, "error": ..., "ours": true},
+out   {"loaded": true, "logits": hash, "tokens": hash, "finite": true}, {"refused": code, "error": ...,
+      "ours": true},
       {"hung": true} or {"died": exit code}, with "said" (what was printed to stdout) and "seconds"
 
 The process that loads has "y" and a line's end on its standard input and no more memory than it is given.
@@ -76,8 +77,17 @@ def attempt(job: dict) -> dict:
         _, status = os.waitpid(child, 0)
         os.close(answer_in)
         said.seek(0)
-        found = json.loads(text) if text else {"died": os.waitstatus_to_exitcode(status)} if answered else {"hung": True}
-        return found | {"said": said.read(500).decode("utf-8", "replace"), "seconds": round(time.monotonic() - start, 1)}
+        found = (
+            json.loads(text)
+            if text
+            else {"died": os.waitstatus_to_exitcode(status)}
+            if answered
+            else {"hung": True}
+        )
+        return found | {
+            "said": said.read(500).decode("utf-8", "replace"),
+            "seconds": round(time.monotonic() - start, 1),
+        }
 
 
 def _all(descriptor: int) -> bytes:
@@ -105,7 +115,9 @@ def oracle(folder: str) -> dict:
         with torch.no_grad():
             logits = module.eval()(input_ids=ids, use_cache=False).logits.float()
         return {
-            "loaded": not any(told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if k in told),
+            "loaded": not any(
+                told[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if k in told
+            ),
             "logits": logits.flatten()[::7].tolist(),
         }
     except Exception as error:
@@ -123,7 +135,13 @@ def serve() -> None:
 
     for family in ("llama", "qwen2", "qwen3", "opt", "gpt2", "gpt_neox"):
         importlib.import_module(f"transformers.models.{family}.modeling_{family}")
-    for name in ("AutoModelForCausalLM", "AutoTokenizer", "AutoConfig", "PreTrainedTokenizerFast", "GenerationConfig"):
+    for name in (
+        "AutoModelForCausalLM",
+        "AutoTokenizer",
+        "AutoConfig",
+        "PreTrainedTokenizerFast",
+        "GenerationConfig",
+    ):
         getattr(transformers, name)  # these come on demand
     importlib.import_module("transformers.modeling_rope_utils")
     importlib.import_module("torch._dynamo")

@@ -1,8 +1,8 @@
 """Limits of memory that a run doesn't fit into: told as out of memory, in words, and the app goes on.
 
-With --cgroup, a memory cgroup (v1 or v2) in which groups may be made, the app starts in a group of its own with a hard limit, as in a
-container. Without it the limit is one of address space (RLIMIT_AS), which the workers inherit. Neither group nor limit
-reaches any other process.
+With --cgroup, a memory cgroup (v1 or v2) in which groups may be made, the app starts in a group of its own
+with a hard limit, as in a container. Without it the limit is one of address space (RLIMIT_AS), which the
+workers inherit. Neither group nor limit reaches any other process.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def _worker(campaign: Campaign, home: Path, size: int, limit) -> None:
         client = Client(app.url)
         answer = client.begin(_choices() | {"seed": size})
         if "error" in answer:
-            ledger.check("memory" in answer["error"].lower(), f"{size} MB: refused with {answer['error'][:300]}")
+            ledger.check(
+                "memory" in answer["error"].lower(), f"{size} MB: refused with {answer['error'][:300]}"
+            )
         else:
             state = client.follow(answer["id"], RUN_SECONDS)
             found = record(home, answer["id"]) or {}
@@ -147,6 +149,12 @@ def _command(campaign: Campaign, home: Path, size: int, limit) -> None:
             preexec_fn=limit,
         )
     except subprocess.TimeoutExpired:
-        return campaign.ledger.count("hung", f"{size} MB: the command line after {time.monotonic() - start:.0f} s")
-    told = done.returncode in (0, -9, 137) or (done.returncode == 1 and "memory" in done.stderr.lower().rsplit("\n", 3)[-2])
-    return campaign.ledger.judge(told, f"{size} MB: the command line ends with {done.returncode}: {done.stderr[-300:]}")
+        return campaign.ledger.count(
+            "hung", f"{size} MB: the command line after {time.monotonic() - start:.0f} s"
+        )
+    told = done.returncode in (0, -9, 137) or (
+        done.returncode == 1 and "memory" in done.stderr.lower().rsplit("\n", 3)[-2]
+    )
+    return campaign.ledger.judge(
+        told, f"{size} MB: the command line ends with {done.returncode}: {done.stderr[-300:]}"
+    )

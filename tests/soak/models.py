@@ -1,8 +1,9 @@
-"""Hostile model folders and tampered artifacts, each loaded in a process of its own: 25 s, 9 GB, "y" on standard input.
+"""Hostile model folders and tampered artifacts, each loaded in a process of its own: 25 s, 9 GB, "y" on
+standard input.
 
-Right is: refused with a code that the page has words for, or loaded with the numbers that plain transformers gives for the same
-folder; nothing on standard output, no code of the folder run. An artifact that was touched is refused, or gives exactly what it
-gave.
+Right is: refused with a code that the page has words for, or loaded with the numbers that plain transformers
+gives for the same folder; nothing on standard output, no code of the folder run. An artifact that was touched
+is refused, or gives exactly what it gave.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ class Loader:
         )
 
     def load(self, kind: str, folder: Path | str) -> dict:
-        self.process.stdin.write(json.dumps({"kind": kind, "folder": str(folder), "seconds": SECONDS, "bytes": BYTES}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"kind": kind, "folder": str(folder), "seconds": SECONDS, "bytes": BYTES}) + "\n"
+        )
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
@@ -91,21 +94,25 @@ def run(campaign: Campaign) -> None:
             found = loader.load("model", folder)
             if case.code is None:
                 own = loader.load("model", campaign.model(f"good-{case.family}", family=case.family))
-                ledger.check("loaded" in found and _close(found["logits"], own["logits"]), f"{name}: {_shown(found)}")
+                ledger.check(
+                    "loaded" in found and _close(found["logits"], own["logits"]), f"{name}: {_shown(found)}"
+                )
             else:
                 _judge(ledger, name, folder, found, case.code, loader)
         for i in campaign.each(campaign.times(BENT, 5)):
             family = campaign.random.choice(("llama", "llama", "qwen3", "gpt2", "opt", "gpt_neox"))
             own = campaign.model(f"good-{family}", family=family)
             folder = _copy(Path(own), campaign.scratch / f"bent-{i}")
-            name = campaign.random.choice((_config, _config, _header, _bytes, _index, _code))(campaign.random, folder)
+            name = campaign.random.choice((_config, _config, _header, _bytes, _index, _code))(
+                campaign.random, folder
+            )
             _judge(ledger, f"{family}: {name}", folder, loader.load("model", folder), None, loader, own)
             shutil.rmtree(folder)
         for i in campaign.each(campaign.times(TAMPERED, 5)):
             folder = _copy(artifact, campaign.scratch / f"tampered-{i}")
-            name = campaign.random.choice((_flip, _flip, _manifest, _manifest, _config, _cut, _away, _header))(
-                campaign.random, folder
-            )
+            name = campaign.random.choice(
+                (_flip, _flip, _manifest, _manifest, _config, _cut, _away, _header)
+            )(campaign.random, folder)
             _judge_artifact(ledger, name, loader.load("artifact", folder), whole["artifact"], folder)
             shutil.rmtree(folder)
     finally:
@@ -120,7 +127,8 @@ def _artifact(campaign: Campaign, good: Path) -> Path:
     """The good model in 4 bits, saved; made in another process, so that this one starts no threads."""
     place = campaign.scratch / "artifact"
     code = (
-        "import sys; from compression import artifact, calibrate, get, models; b = models.load(sys.argv[1]); m = get('rtn'); "
+        "import sys; from compression import artifact, calibrate, get, models; b = "
+        "models.load(sys.argv[1]); m = get('rtn'); "
         "calibrate.compress(b, ((m, m.params.parse({'bits': 4, 'group_size': 16})),), None, table_bits=8); "
         "artifact.save(b, sys.argv[2], {'recipe': [['rtn', {}]], 'label': 'a test'})"
     )
@@ -141,8 +149,11 @@ def _copy(folder: Path, place: Path) -> Path:
     return place
 
 
-def _judge(ledger, name: str, folder: Path, found: dict, expected: str | None, loader: Loader, own: str = "") -> None:
-    """own: the folder before it was bent, for what plain transformers refuses although no forward pass reads it."""
+def _judge(
+    ledger, name: str, folder: Path, found: dict, expected: str | None, loader: Loader, own: str = ""
+) -> None:
+    """own: the folder before it was bent, for what plain transformers refuses although no forward pass reads
+    it."""
     shown = f"{name}: {_shown(found)}"
     if any(file.name.endswith(("ran", hostile.MARK)) for file in folder.rglob("*")):
         return ledger.count("wrong", f"code of the folder ran: {shown}")
@@ -164,7 +175,8 @@ def _judge(ledger, name: str, folder: Path, found: dict, expected: str | None, l
         plain = loader.load("model", own) | {"error": plain["error"]}
     right = plain.get("loaded") and _close(found["logits"], plain["logits"])
     return ledger.judge(
-        bool(right), f"loaded, where plain transformers says otherwise ({plain.get('error', 'other numbers')}): {shown}"
+        bool(right),
+        f"loaded, where plain transformers says otherwise ({plain.get('error', 'other numbers')}): {shown}",
     )
 
 
@@ -178,13 +190,15 @@ def _judge_artifact(ledger, name: str, found: dict, whole: dict, folder: Path) -
         ledger.check(found["ours"] and told(found["refused"]), shown)
     else:
         ledger.check(
-            found["logits"] == whole["logits"] and found["tokens"] == whole["tokens"], f"loaded with other numbers: {shown}"
+            found["logits"] == whole["logits"] and found["tokens"] == whole["tokens"],
+            f"loaded with other numbers: {shown}",
         )
 
 
 def _close(a: list[float], b: list[float]) -> bool:
     return len(a) == len(b) and all(
-        math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-3) or (x != x and y != y) for x, y in zip(a, b, strict=True)
+        math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-3) or (x != x and y != y)
+        for x, y in zip(a, b, strict=True)
     )
 
 
@@ -192,9 +206,21 @@ def _close(a: list[float], b: list[float]) -> bool:
 
 
 def _config(chance: random.Random, folder: Path) -> str:
-    file = folder / chance.choice([f for f in ("config.json", "config.json", "tokenizer_config.json") if (folder / f).is_file()])
+    file = folder / chance.choice(
+        [f for f in ("config.json", "config.json", "tokenizer_config.json") if (folder / f).is_file()]
+    )
     values = json.loads(file.read_text("utf-8"))
-    key = chance.choice([*values, "rope_scaling", "quantization_config", "layer_types", "auto_map", "sliding_window", "head_dim"])
+    key = chance.choice(
+        [
+            *values,
+            "rope_scaling",
+            "quantization_config",
+            "layer_types",
+            "auto_map",
+            "sliding_window",
+            "head_dim",
+        ]
+    )
     if chance.random() < 0.15 and key in values:
         del values[key]
         file.write_text(json.dumps(values), "utf-8")
@@ -265,7 +291,16 @@ def _index(chance: random.Random, folder: Path) -> str:
     _, header, _ = _weights(chance, folder)
     names = [k for k in header if k != "__metadata__"]
     other = chance.choice(
-        ("../model.safetensors", "/etc/passwd", "missing.safetensors", "pytorch_model.bin", "sub/model.safetensors", 7, "", None)
+        (
+            "../model.safetensors",
+            "/etc/passwd",
+            "missing.safetensors",
+            "pytorch_model.bin",
+            "sub/model.safetensors",
+            7,
+            "",
+            None,
+        )
     )
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, other)}), "utf-8"

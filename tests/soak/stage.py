@@ -1,4 +1,5 @@
-"""What every part plays with: the real app in a process of its own, and a home that has the slow things ready."""
+"""What every part plays with: the real app in a process of its own, and a home that has the slow things
+ready."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ import psutil
 from tests.page.stage import free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = float(os.environ.get("SOAK_PATIENCE", 1))  # all limits of time are as much longer: for a slow or a busy machine
+# all limits of time are as much longer: for a slow or a busy machine
+PATIENCE = float(os.environ.get("SOAK_PATIENCE", 1))
 READY_SECONDS = 180 * PATIENCE  # from start to the first answer; a quiet machine takes five
 TRACEBACK = re.compile(
     r"^Traceback \(most recent call last\):|^\s*\+ Exception Group Traceback"
-    r"|^(?:(?:GET|POST|HEAD) /\S*: )?[A-Za-z_.]*(?:Error|Exception)\b.*line \d+.*\)$",  # an error that nobody expected, in one line
+    # an error that nobody expected, in one line
+    r"|^(?:(?:GET|POST|HEAD) /\S*: )?[A-Za-z_.]*(?:Error|Exception)\b.*line \d+.*\)$",
     re.MULTILINE,
 )
 TEMPORARY = re.compile(r"^\.|\.part$|\.tmp$")  # names of files and folders that are being written
@@ -30,13 +33,15 @@ LOCKS = re.compile(r"\.lock$")
 
 
 PREPARE = {  # what takes minutes the first time, and the code that does it
-    "kernels": "from kernels import cpu; from evaluation import host; cpu.wait(); host.profile(); host.profile(again=True)",
+    "kernels": "from kernels import cpu; from evaluation import host; cpu.wait(); host.profile(); "
+    "host.profile(again=True)",
     "models": "from compression import catalogue, models; models.prepare(catalogue.OFFLINE_MODEL)",
 }
 
 
 def environment(home: Path | None, **changes: str | None) -> dict[str, str]:
-    """The environment of a process on `home`: no network, one thread; a change to None removes the variable."""
+    """The environment of a process on `home`: no network, one thread; a change to None removes the
+    variable."""
     fields = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     fields |= {"COMPRESSION_EXPLORER_HOME": str(home)} if home else {}
     return {k: v for k, v in (fields | changes).items() if v is not None}
@@ -46,14 +51,23 @@ class App:
     """app.py in a process of its own. `with App(home) as app: ...` ends it and whatever it has started."""
 
     def __init__(
-        self, home: Path | None, *, public: bool = False, limit: Callable[[], None] | None = None, **changes: str | None
+        self,
+        home: Path | None,
+        *,
+        public: bool = False,
+        limit: Callable[[], None] | None = None,
+        **changes: str | None,
     ):
-        """limit: called in the new process before it begins, e.g. to set a limit. changes: of the environment."""
+        """limit: called in the new process before it begins, e.g. to set a limit. changes: of the
+        environment."""
         self.home, self.port = home, free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
         self.log = Path(os.environ["SOAK_SCRATCH"]) / f"app-{self.port}-{time.time_ns()}.log"
         self._environment = environment(
-            home, GRADIO_SERVER_PORT=str(self.port), SPACE_ID="somebody/some-space" if public else None, **changes
+            home,
+            GRADIO_SERVER_PORT=str(self.port),
+            SPACE_ID="somebody/some-space" if public else None,
+            **changes,
         )
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -73,7 +87,9 @@ class App:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise RuntimeError(f"the app ended with code {self.process.returncode}: {self.text()[-1500:]}")
+                raise RuntimeError(
+                    f"the app ended with code {self.process.returncode}: {self.text()[-1500:]}"
+                )
             try:
                 if httpx.get(self.url + "config", timeout=10, trust_env=False).status_code < 500:
                     return self
@@ -87,7 +103,8 @@ class App:
         return self.log.read_text("utf-8", "replace")
 
     def tracebacks(self) -> list[str]:
-        """The tracebacks that the log has got since the last call, each as its error and the last places of ours."""
+        """The tracebacks that the log has got since the last call, each as its error and the last places of
+        ours."""
         text = self.text()
         fresh, self._seen = text[self._seen :], len(text)
         return [summary(fresh[m.start() :]) for m in TRACEBACK.finditer(fresh)]
@@ -149,7 +166,8 @@ class App:
 
 
 def summary(traceback: str) -> str:
-    """ "KeyError: 'lang' (evaluation/page/questions.py:80 in front)" of a text that begins with a traceback."""
+    """ "KeyError: 'lang' (evaluation/page/questions.py:80 in front)" of a text that begins with a
+    traceback."""
     if not traceback.lstrip().startswith(("Traceback", "+")):
         return traceback.partition("\n")[0][:400]
     error = re.search(r"^(?![ \t|+]|Traceback|$).+", traceback.split("\n", 1)[1], re.MULTILINE)
@@ -164,8 +182,8 @@ def summary(traceback: str) -> str:
 
 
 def prepared_home(place: Path, offline_model: bool = False) -> Path:
-    """A fresh home at `place` with what every home has after its first minutes: built kernels, the machine's speed, and, if
-    asked for, the offline model. Large files are links to one copy."""
+    """A fresh home at `place` with what every home has after its first minutes: built kernels, the machine's
+    speed, and, if asked for, the offline model. Large files are links to one copy."""
     template = Path(os.environ["SOAK_SCRATCH"]) / "template"
     for name, code in PREPARE.items():
         ready = template / f"{name}.ready"
@@ -174,7 +192,9 @@ def prepared_home(place: Path, offline_model: bool = False) -> Path:
             ready.touch()
     place.mkdir(parents=True)
     names = ["kernels", "host.json", "pace.txt", *(["models", "packages"] if offline_model else [])]
-    for file in (f for name in names for f in [template / name, *(template / name).rglob("*")] if f.is_file()):
+    for file in (
+        f for name in names for f in [template / name, *(template / name).rglob("*")] if f.is_file()
+    ):
         target = place / file.relative_to(template)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(file, target) if file.stat().st_size > 1_000_000 else shutil.copy2(file, target)
@@ -195,7 +215,8 @@ def _python(code: str, home: Path) -> None:
 
 
 def leftovers(home: Path, results: list[dict]) -> list[str]:
-    """What lies in a home and belongs to nobody: files that were being written, models of no record, baselines without an index.
+    """What lies in a home and belongs to nobody: files that were being written, models of no record,
+    baselines without an index.
 
     results: the store's records, as JSON.
     """
@@ -207,7 +228,12 @@ def leftovers(home: Path, results: list[dict]) -> list[str]:
             found.append("/".join(parts))
         elif len(parts) == 2 and path.is_dir() and parts[0] == "artifacts" and path.name not in named:
             found.append(f"{'/'.join(parts)} of no record")
-        elif len(parts) == 2 and path.is_dir() and parts[0] == "baselines" and not (path / "index.json").is_file():
+        elif (
+            len(parts) == 2
+            and path.is_dir()
+            and parts[0] == "baselines"
+            and not (path / "index.json").is_file()
+        ):
             found.append(f"{'/'.join(parts)} without index")
     return found
 

@@ -1,7 +1,9 @@
-"""Other people and other sites: runs of others, foreign Origin and Host, endpoints that the page doesn't use, files of the server.
+"""Other people and other sites: runs of others, foreign Origin and Host, endpoints that the page doesn't use,
+files of the server.
 
-Right is: nobody but the owner ends a run or an answer, a visitor's token stands nowhere, a foreign site gets 403, what the page doesn't
-use is 404, nothing is taken in, and no file of the server is read on a public page.
+Right is: nobody but the owner ends a run or an answer, a visitor's token stands nowhere, a foreign site gets
+403, what the page doesn't use is 404, nothing is taken in, and no file of the server is read on a public
+page.
 """
 
 from __future__ import annotations
@@ -113,7 +115,11 @@ def _local(campaign: Campaign) -> None:
         _others_runs(ledger, app, client, mine)
         _foreign(ledger, campaign, app, client)
         _closed(ledger, app, client, mine)
-        ledger.check(client.poll(mine)["status"] == "running", "the run has ended while strangers were about", "stopped")
+        ledger.check(
+            client.poll(mine)["status"] == "running",
+            "the run has ended while strangers were about",
+            "stopped",
+        )
         start = time.monotonic()
         client.stop(mine)
         try:
@@ -164,7 +170,9 @@ def _foreign(ledger, campaign: Campaign, app: stage.App, client: Client) -> None
     """What another site's script could send from the visitor's own browser."""
     before = len(records(app.home))
     body = json.dumps(
-        client.envelope("ask_begin", {"lang": "en", "choices": campaign.choices(seed=77), "visitor": client.token})
+        client.envelope(
+            "ask_begin", {"lang": "en", "choices": campaign.choices(seed=77), "visitor": client.token}
+        )
     ).encode()
     ways = (
         {"origin": FOREIGN, "content-type": "text/plain"},
@@ -182,14 +190,23 @@ def _foreign(ledger, campaign: Campaign, app: stage.App, client: Client) -> None
         ledger.check(answer.status_code in (400, 403, 421), f"{headers} gets HTTP {answer.status_code}")
     for path in ("", "config"):
         answer = client.get(path, headers={"host": "evil.example"})
-        ledger.check(answer.status_code in (400, 403, 421), f"GET /{path} with a foreign Host gets HTTP {answer.status_code}")
+        ledger.check(
+            answer.status_code in (400, 403, 421),
+            f"GET /{path} with a foreign Host gets HTTP {answer.status_code}",
+        )
     for host in (f"localhost:{app.port}", f"127.0.0.1:{app.port}", f"[::1]:{app.port}"):
         answer = client.get("config", headers={"host": host})
-        ledger.check(answer.status_code == 200, f"GET /config with the Host {host} gets HTTP {answer.status_code}")
-        answer = client.post(
-            FUNCTIONS, json=client.envelope("ask_runs", {"lang": "en"}), headers={"host": host, "origin": f"http://{host}"}
+        ledger.check(
+            answer.status_code == 200, f"GET /config with the Host {host} gets HTTP {answer.status_code}"
         )
-        ledger.check(answer.status_code == 200, f"the page's own Origin on {host} gets HTTP {answer.status_code}")
+        answer = client.post(
+            FUNCTIONS,
+            json=client.envelope("ask_runs", {"lang": "en"}),
+            headers={"host": host, "origin": f"http://{host}"},
+        )
+        ledger.check(
+            answer.status_code == 200, f"the page's own Origin on {host} gets HTTP {answer.status_code}"
+        )
     time.sleep(0.5)
     ledger.check(len(records(app.home)) == before, "a foreign site began a run")
 
@@ -199,7 +216,9 @@ def _closed(ledger, app: stage.App, client: Client, run_id: str) -> None:
         for method in ("GET", "POST"):
             try:
                 answer = client._send(method, path, timeout=10)
-                ledger.check(answer.status_code in (403, 404, 405), f"{method} /{path} gets HTTP {answer.status_code}")
+                ledger.check(
+                    answer.status_code in (403, 404, 405), f"{method} /{path} gets HTTP {answer.status_code}"
+                )
             except Hung:
                 ledger.count("wrong", f"{method} /{path} stays open")
             except Unreachable as error:
@@ -211,7 +230,8 @@ def _closed(ledger, app: stage.App, client: Client, run_id: str) -> None:
         for before in ("gradio_api/file=", "file=", "static/", "assets/", "gradio_api/file/"):
             answer = client.get(before + path, follow_redirects=False)
             ledger.check(
-                answer.status_code in (301, 302, 307, 400, 403, 404, 405), f"GET /{before}{path} gets HTTP {answer.status_code}"
+                answer.status_code in (301, 302, 307, 400, 403, 404, 405),
+                f"GET /{before}{path} gets HTTP {answer.status_code}",
             )
     for function in (
         "__init__",
@@ -226,8 +246,12 @@ def _closed(ledger, app: stage.App, client: Client, run_id: str) -> None:
         "",
         "ask_front\n",
     ):
-        answer = client.post(FUNCTIONS, json=client.envelope("ask_runs", {"lang": "en"}) | {"fn_name": function})
-        ledger.check(400 <= answer.status_code < 500, f"the function {function!r} gets HTTP {answer.status_code}")
+        answer = client.post(
+            FUNCTIONS, json=client.envelope("ask_runs", {"lang": "en"}) | {"fn_name": function}
+        )
+        ledger.check(
+            400 <= answer.status_code < 500, f"the function {function!r} gets HTTP {answer.status_code}"
+        )
 
 
 def _secret(ledger, app: stage.App, client: Client) -> None:
@@ -240,7 +264,10 @@ def _secret(ledger, app: stage.App, client: Client) -> None:
     ledger.check(not places, f"the visitor's token stands in {places}")
     ledger.check(client.token not in app.text(), "the visitor's token stands in the log")
     other = Client(app.url, config=client.config)
-    ledger.check(client.token not in json.dumps(other.ask("ask_runs")), "the visitor's token stands in the table of runs")
+    ledger.check(
+        client.token not in json.dumps(other.ask("ask_runs")),
+        "the visitor's token stands in the table of runs",
+    )
 
 
 def _public(campaign: Campaign) -> None:
@@ -259,10 +286,14 @@ def _public(campaign: Campaign) -> None:
                     _refused(ledger, client, function, name, path, public_choices(**change))
             for function in ("ask_front",):
                 answer = client.send(function, {"lang": "en", "model": path})
-                ledger.check(answer.status_code < 500, f"{function} of {path!r} gets HTTP {answer.status_code}")
+                ledger.check(
+                    answer.status_code < 500, f"{function} of {path!r} gets HTTP {answer.status_code}"
+                )
             client.close()
         begun = [
-            r for r in records(app.home) if r.get("status") in ("ok", "running", "queued") or "no such" in str(r.get("error"))
+            r
+            for r in records(app.home)
+            if r.get("status") in ("ok", "running", "queued") or "no such" in str(r.get("error"))
         ]
         ledger.check(not begun, f"a server's path was taken for a run: {begun[:1]}")
         _chat_of_others(campaign, app)
@@ -276,13 +307,19 @@ def _refused(ledger, client: Client, function: str, name: str, path: str, choice
         answer = client.ask(function, choices=choices)
     except (Answered, Hung, Unreachable) as error:
         return ledger.count("hung" if isinstance(error, Hung) else "wrong", f"{what}: {error}")
-    words = answer.get("error") or ("a hub model of unknown size" if function == "ask_weigh" and not answer.get("path") else "")
+    words = answer.get("error") or (
+        "a hub model of unknown size" if function == "ask_weigh" and not answer.get("path") else ""
+    )
     return ledger.judge(bool(words) and "root:" not in str(answer), f"{what} is taken: {str(answer)[:150]}")
 
 
 def _chat_of_others(campaign: Campaign, app: stage.App) -> None:
     """Stop of a stranger doesn't end an answer."""
-    ledger, owner, other = campaign.ledger, Client(app.url, address="93.184.4.1"), Client(app.url, address="93.184.4.2")
+    ledger, owner, other = (
+        campaign.ledger,
+        Client(app.url, address="93.184.4.1"),
+        Client(app.url, address="93.184.4.2"),
+    )
     answer = owner.begin(public_choices())
     if "id" not in answer or owner.follow(answer["id"], 600)["status"] != "ok":
         return ledger.note("no run to chat with on the public page")

@@ -1,8 +1,8 @@
 """Two live apps on one home: runs in both, equal runs in both, one killed.
 
-Right is: the second app starts and shares, or refuses in words. If it shares: neither calls the other's runs interrupted nor sweeps away
-what the other writes, results of both are seen in both and are the numbers of a run alone, and a kill of one harms nothing of
-the other.
+Right is: the second app starts and shares, or refuses in words. If it shares: neither calls the other's runs
+interrupted nor sweeps away what the other writes, results of both are seen in both and are the numbers of a
+run alone, and a kill of one harms nothing of the other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def run(campaign: Campaign) -> None:
                 other = Client(apps[1].ready().url)
             except RuntimeError as error:
                 ledger.check(
-                    "home" in str(error).lower() and "Traceback" not in str(error), f"the second app doesn't start: {error}"
+                    "home" in str(error).lower() and "Traceback" not in str(error),
+                    f"the second app doesn't start: {error}",
                 )
                 ledger.note("the second app refuses")
                 return
@@ -59,18 +60,26 @@ def _round(campaign: Campaign, home, client: Client, other: Client, long: str, r
     state = client.poll(long)["status"]
     ledger.check(
         state == "running" and record(home, long)["status"] == "running",
-        f"after the second app's start the first one's run is {state}, recorded as {record(home, long)['status']}",
+        f"after the second app's start the first one's run is {state}, recorded as "
+        f"{record(home, long)['status']}",
         "stopped",
     )
     beside = other.begin(campaign.choices(), again=True)["id"]
     other.follow(beside, RUN_SECONDS)
     ledger.check(
-        numbers(record(home, beside)) == right, f"the second app's run beside it: {(record(home, beside) or {}).get('error')}"
+        numbers(record(home, beside)) == right,
+        f"the second app's run beside it: {(record(home, beside) or {}).get('error')}",
     )
-    ledger.check(client.ask("ask_card", id=beside)["status"] == "ok", "the first app doesn't see the second one's result", "lost")
+    ledger.check(
+        client.ask("ask_card", id=beside)["status"] == "ok",
+        "the first app doesn't see the second one's result",
+        "lost",
+    )
     other.stop(long)
     time.sleep(1)
-    ledger.check(client.poll(long)["status"] == "running", "the second app stopped the first one's run", "stopped")
+    ledger.check(
+        client.poll(long)["status"] == "running", "the second app stopped the first one's run", "stopped"
+    )
     client.stop(long)
     equal = [c.begin(campaign.choices(), again=True)["id"] for c in (client, other)]
     for c, run_id in zip((client, other), equal, strict=True):
@@ -97,11 +106,14 @@ def _kill(campaign: Campaign, home, apps: list, dead: int, clients: tuple[Client
     again = Client(apps[dead].url)
     found = record(home, ids[dead])
     ledger.check(
-        found["status"] == "interrupted" and told(found["error"].get("code", "")), f"the killed app's run is {found['status']}"
+        found["status"] == "interrupted" and told(found["error"].get("code", "")),
+        f"the killed app's run is {found['status']}",
     )
     ledger.check(again.poll(ids[dead])["status"] == found["status"], "the page says otherwise")
     state = clients[alive].poll(ids[alive])["status"]
-    ledger.check(state == "running", f"the other app's run is {state} after the kill and the start", "stopped")
+    ledger.check(
+        state == "running", f"the other app's run is {state} after the kill and the start", "stopped"
+    )
     clients[alive].stop(ids[alive])
     try:
         clients[alive].follow(ids[alive], 20)

@@ -1,7 +1,8 @@
-"""50 visitors of a public page for ten minutes: they look, a few run and chat, one floods, one tries to stop others.
+"""50 visitors of a public page for ten minutes: they look, a few run and chat, one floods, one tries to stop
+others.
 
-Right is: every answer in time, 95 of 100 of them under a second while nothing runs (on a quiet machine), no run ended by anybody but its
-owner, and limits that stop the flood and nobody else.
+Right is: every answer in time, 95 of 100 of them under a second while nothing runs (on a quiet machine), no
+run ended by anybody but its owner, and limits that stop the flood and nobody else.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Street:
         except Hung as error:
             return self.ledger.count("hung", f"{what}: {error}")
         except (Answered, Unreachable) as error:
-            return self.ledger.count("lost" if isinstance(error, Unreachable) else "wrong", f"{what}: {error}")
+            return self.ledger.count(
+                "lost" if isinstance(error, Unreachable) else "wrong", f"{what}: {error}"
+            )
         (self.quiet if calm and self.calm() else self.busy).append(time.monotonic() - start)
         self.ledger.count()
         return answer
@@ -77,11 +80,18 @@ def run(campaign: Campaign) -> None:
     with stage.App(campaign.home(offline_model=True), public=True) as app:
         first = Client(app.url, address="93.184.1.1")
         answer = first.begin(public_choices())
-        state = first.follow(answer["id"], 600) if "id" in answer else {"status": "refused", "error": answer.get("error")}
+        state = (
+            first.follow(answer["id"], 600)
+            if "id" in answer
+            else {"status": "refused", "error": answer.get("error")}
+        )
         if not ledger.check(state["status"] == "ok", f"the first run is {state}"):
             return
         street = Street(campaign, app, answer["id"])
-        crowd = [threading.Thread(target=_visit, args=(street, i, first.config), daemon=True) for i in range(VISITORS)]
+        crowd = [
+            threading.Thread(target=_visit, args=(street, i, first.config), daemon=True)
+            for i in range(VISITORS)
+        ]
         for thread in crowd:
             thread.start()
         time.sleep(street.total * 0.6)
@@ -90,11 +100,19 @@ def run(campaign: Campaign) -> None:
         street.over.set()
         for thread in crowd:
             thread.join(60)
-        ledger.check(not any(t.is_alive() for t in crowd), "visitors still wait for an answer a minute after the end", "hung")
+        ledger.check(
+            not any(t.is_alive() for t in crowd),
+            "visitors still wait for an answer a minute after the end",
+            "hung",
+        )
         for run_id, stopped in street.mine.items():
             found = record(app.home, run_id)
             ended = found["status"] if found else "gone"
-            ledger.check(ended != "cancelled" or stopped, f"the run {run_id} was cancelled, not by its owner", "stopped")
+            ledger.check(
+                ended != "cancelled" or stopped,
+                f"the run {run_id} was cancelled, not by its owner",
+                "stopped",
+            )
         _speed(street)
         ledger.figure("runs begun", len(street.mine))
         ledger.figure("flood accepted", flooded)
@@ -111,7 +129,8 @@ def _speed(street: Street) -> None:
     if len(street.quiet) > 20:
         p95 = statistics.quantiles(street.quiet, n=20)[-1]
         street.ledger.check(
-            p95 < P95_SECONDS, f"95 of 100 answers take under {p95:.2f} s while nothing runs; due: {P95_SECONDS} s"
+            p95 < P95_SECONDS,
+            f"95 of 100 answers take under {p95:.2f} s while nothing runs; due: {P95_SECONDS} s",
         )
 
 
@@ -149,7 +168,9 @@ def _look(street: Street, client: Client, chance) -> None:
 
 def _run(street: Street, client: Client, chance) -> None:
     """Begin a run and follow it a while; stop a third of them."""
-    answer = street.timed("ask_begin", lambda: client.begin(public_choices(seed=chance.randrange(10**6)), again=True))
+    answer = street.timed(
+        "ask_begin", lambda: client.begin(public_choices(seed=chance.randrange(10**6)), again=True)
+    )
     if not answer or "id" not in answer:
         return
     street.mine[answer["id"]] = False
@@ -173,7 +194,9 @@ def _talk(street: Street, client: Client) -> None:
     except (Answered, Unreachable) as error:
         return street.ledger.count("lost", str(error))
     said = last.get("sides", {}).get("compressed", {}).get("text", "")
-    return street.ledger.judge(bool(said) or bool(last.get("error")), f"an answer without words: {str(last)[:200]}")
+    return street.ledger.judge(
+        bool(said) or bool(last.get("error")), f"an answer without words: {str(last)[:200]}"
+    )
 
 
 def _meddle(street: Street, client: Client) -> None:
@@ -188,7 +211,8 @@ def _meddle(street: Street, client: Client) -> None:
 
 
 def _flood(street: Street, config: dict) -> int:
-    """Runs without end from one address, a new visitor each; how many were taken. Others are to be served all the same."""
+    """Runs without end from one address, a new visitor each; how many were taken. Others are to be served all
+    the same."""
     taken, limited = [], 0
     for i in range(street.campaign.times(FLOOD, 40)):
         client = Client(street.app.url, address="93.184.9.9", config=config)
@@ -203,7 +227,9 @@ def _flood(street: Street, config: dict) -> int:
         except (Hung, Unreachable) as error:
             street.ledger.count("hung", f"the flood: {error}")
     waiting = [r for r in records(street.app.home) if r.get("status") == "queued"]
-    street.ledger.check(limited > 0 and len(taken) <= 10, f"one address got {len(taken)} runs in, {limited} refused")
+    street.ledger.check(
+        limited > 0 and len(taken) <= 10, f"one address got {len(taken)} runs in, {limited} refused"
+    )
     street.ledger.figure("waiting at most", len(waiting))
     for client, run_id in taken:
         street.mine[run_id] = True
