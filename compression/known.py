@@ -112,7 +112,8 @@ FAMILIES: dict[str, Known] = {
         _USUAL
         | _names(
             """hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
-    attention_dropout hidden_dropout classifier_dropout max_position_embeddings layer_norm_eps use_parallel_residual
+    attention_dropout hidden_dropout classifier_dropout max_position_embeddings layer_norm_eps
+    use_parallel_residual
     rope_parameters attention_bias is_decoder"""
         ),
         LAYER_NORM,
