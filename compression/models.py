@@ -262,8 +262,7 @@ def _checked(folder: Path, name: str) -> Path:
     return folder
 
 
-# --- the offline package
-# -----------------------------------------------------------------------------------------
+# --- the offline package ---
 
 
 def _from_package(entry: Entry, emit: Emit) -> Path:

@@ -82,8 +82,7 @@ class LlmPrunerParams(StructuredParams):
     sample_tokens: int = param(64, "Tokens of each text.", lo=2, hi=2_048, level="advanced")
 
 
-# --- scores
-# ------------------------------------------------------------------------------------------------------
+# --- scores ---
 
 
 def scores(
@@ -105,8 +104,7 @@ def scores(
     return weight.square().sum(along)  # l2
 
 
-# --- gradients
-# ---------------------------------------------------------------------------------------------------
+# --- gradients ---
 
 
 def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
@@ -184,8 +182,7 @@ def gradients(
     return found
 
 
-# --- the method
-# --------------------------------------------------------------------------------------------------
+# --- the method ---
 
 
 def reshaped(geometry: Geometry, params: LlmPrunerParams) -> Geometry:

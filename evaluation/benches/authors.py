@@ -40,8 +40,7 @@ REPOSITORIES = {
 }
 
 
-# --- theirs: weight [out, in], gram [in, in], settings -> (weight as rounded, what was kept)
-# -------------------------
+# --- theirs: weight [out, in], gram [in, in], settings -> (weight as rounded, what was kept) ---
 
 
 def owq(weight, gram, *, bits: int, damping: float, act_order: bool, weak: int = WEAK):
@@ -103,8 +102,7 @@ def spqr(
     return found.weight, {"share": float(found.unstructured_outlier_mask.float().mean())}
 
 
-# --- ours: the same, given what theirs kept
-# ---------------------------------------------------------------------------
+# --- ours: the same, given what theirs kept ---
 
 
 def our_owq(weight, gram, params, theirs: dict):
@@ -176,8 +174,7 @@ def settings(name: str) -> dict:
     return {key: params[key] for key in LOOPS[name].settings}
 
 
-# --- the comparison
-# ---------------------------------------------------------------------------------------------------
+# --- the comparison ---
 
 
 def matrices(bundle, windows) -> dict:

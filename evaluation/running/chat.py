@@ -280,8 +280,7 @@ class Chat:
             self._lock.notify_all()
 
 
-# --- the worker's side
-# --------------------------------------------------------------------------------------------
+# --- the worker's side ---
 
 
 class Side:

@@ -151,7 +151,7 @@ def test_a_saved_model_with_a_byte_changed_anywhere_is_refused(tmp_path):
 
 def test_tables_too_small_for_their_scales_are_told(tmp_path):
     from compression import calibrate
-    from evaluation.running.run import _small_scales
+    from evaluation.running.stages import _small_scales
 
     small = hostile.tensors(lambda t: [t[n].mul_(2.0**-10) for n in t if n.endswith("embed_tokens.weight")])
     for change, count in ((lambda place: None, 0), (small, 1)):
