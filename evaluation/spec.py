@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import compression
 from compression.base import BadParam, canonical, handed_on
-from evaluation.running import provenance
+from evaluation.program import code as program_code
 
 METRICS_VERSION = 1  # 1: first definition of every metric
 
@@ -224,7 +224,7 @@ class RunSpec:
 
     def key(self, fingerprint: dict) -> str:
         """Hash of the question and of the code that answers it: the name of the answer's artifact."""
-        return _digest([self.question(fingerprint), provenance.code()])
+        return _digest([self.question(fingerprint), program_code()])
 
     def _essence(self) -> dict:
         fields = self.json()
@@ -291,7 +291,7 @@ class Result:
     model: dict = field(default_factory=dict)  # Bundle.source, for the card
     artifact: str = ""  # folder's name under the store's artifacts, "" when there is none
     control_key: str = ""
-    code: str = ""  # of the program that gave it (provenance.code)
+    code: str = ""  # of the program that gave it (program.code)
     # how to tell whether later code still gives it (evaluation/running/witness.py)
     witness: dict = field(default_factory=dict)
     id: str = ""  # the run's id, given by the runner (a key may have failed runs before its ok one)

@@ -22,6 +22,9 @@ TOP = {
     "tests",
     "pyproject.toml",
     "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    ".pre-commit-config.yaml",
     "Makefile",
     "LICENSE",
     "requirements.txt",
@@ -40,6 +43,17 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+def modules(file: Path) -> set[str]:
+    """Dotted names of all that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
 def files(floor: str) -> list[Path]:
     return [ROOT / "app.py"] if floor == "app" else sorted((ROOT / floor).rglob("*.py"))
 
@@ -49,6 +63,20 @@ def test_imports_point_one_way(floor):
     above = set(FLOORS[FLOORS.index(floor) + 1 :])
     for file in files(floor):
         assert not imported(file) & above, f"{file.relative_to(ROOT)} imports from a floor above it"
+
+
+ROOMS = ("", "measuring", "running", "page", "benches", "commands")  # of evaluation/, as the floors
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_evaluation_import_one_way(room):
+    """What a run is knows nothing of how it is measured, and so on."""
+    folder = ROOT / "evaluation" / room
+    above = {f"evaluation.{name}" for name in ROOMS[ROOMS.index(room) + 1 :]}
+    entrances = {ROOT / "evaluation" / "run.py", ROOT / "evaluation" / "__main__.py"}
+    for file in set(folder.glob("*.py")) - entrances:
+        found = {".".join(name.split(".")[:2]) for name in modules(file)}
+        assert not found & above, f"{file.relative_to(ROOT)} imports from a room above it: {found & above}"
 
 
 def test_only_the_page_imports_gradio():
