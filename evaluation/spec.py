@@ -15,7 +15,7 @@ from evaluation.program import code as program_code
 
 METRICS_VERSION = 1  # 1: first definition of every metric
 
-PRESETS = {  # tokens for calibration and evaluation; None: the whole text
+PRESETS: dict[str, dict[str, Any]] = {  # tokens for calibration and evaluation; None: the whole text
     "quick": {"calibration_tokens": 8_192, "tokens": 8_192, "window": 512, "table_bits": 8},
     "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 8},
     "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},

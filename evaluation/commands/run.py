@@ -17,6 +17,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import compression
 from compression import budgets
@@ -24,7 +25,7 @@ from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import host, limits
 from evaluation.running import deaths
-from evaluation.spec import BUILTIN_TEXT, CALIBRATION_CHOICES, PRESETS, TEXT_CHOICES, Result, RunSpec
+from evaluation.spec import BUILTIN_TEXT, CALIBRATION_CHOICES, PRESETS, TEXT_CHOICES, Result, RunSpec, Status
 from evaluation.store import Store
 from kernels.home import why_temporary
 
@@ -136,7 +137,7 @@ def _leave_with(parent: int) -> None:
         os._exit(3)
 
 
-def _died(argv: list[str], status: str, error: dict) -> int:
+def _died(argv: list[str], status: Status, error: dict) -> int:
     """What a run that was killed leaves: its record, and its end on the screen."""
     own, steps = split(argv)
     result = Result(
@@ -233,6 +234,7 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
     ours, switches = {flag for flag, _, _ in RUN_FLAGS}, {flag for flag, _ in SWITCHES}
     steps: list[tuple[str, dict[str, str]]] = []
     rest, declared, fresh = [], set(), True
+    missing = "\0"  # no argument of a command can be that
     words = iter("--help" if word == "-h" else word for word in argv)
     for word in words:
         flag, equals, value = word.removeprefix("--").partition("=")
@@ -246,7 +248,7 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
             raise BadParam(f"unexpected argument {word!r}; {EPILOG}")
         elif flag in switches and name not in declared:
             rest.append(word)
-        elif not equals and (value := next(words, None)) is None:
+        elif not equals and (value := next(words, missing)) is missing:
             raise BadParam(f"{word} needs a value")
         elif name in declared or flag not in ours:
             steps[-1][1][name] = value
@@ -278,11 +280,17 @@ def request(own: argparse.Namespace, steps: list[tuple[str, dict[str, str]]]) ->
     """The RunSpec that the arguments describe; what isn't given comes from the preset and the budget."""
     if own.budget == "full":
         steps = [(name, budgets.full(name) | values) for name, values in steps]
-    fields = {f.name for f in dataclasses.fields(RunSpec)}
-    given = {k: v for k, v in vars(own).items() if v is not None and k in fields}
+    names = {f.name for f in dataclasses.fields(RunSpec)}
+    given = {k: v for k, v in vars(own).items() if v is not None and k in names}
     preset = own.preset or "quick"
-    fields = {"model": OFFLINE_MODEL, "text": BUILTIN_TEXT, "calibration": BUILTIN_TEXT, "preset": preset}
-    fields |= PRESETS[preset] | {"protocol": "paper" if preset == "paper" else "raw"}
+    fields: dict[str, Any] = {
+        "model": OFFLINE_MODEL,
+        "text": BUILTIN_TEXT,
+        "calibration": BUILTIN_TEXT,
+        "preset": preset,
+        "protocol": "paper" if preset == "paper" else "raw",
+        **PRESETS[preset],
+    }
     if "tokens" in given and "window" not in given:
         fields["window"] = min(fields["window"], max(given["tokens"], 2))
     return RunSpec(recipe=tuple(steps), **fields | given)

@@ -153,7 +153,7 @@ def measure(
                     window=i,
                 )
             hits += hits_i
-            if baseline:
+            if kl_i is not None:
                 kl[i], same = kl_i, same + same_i
             emit({"stage": "evaluate", "done": i + 1, "total": total})
     metrics = _likelihood(losses, hits, windows)
@@ -168,7 +168,7 @@ def measure(
     texts = continuations(bundle, windows, check)
     metrics |= _texts(texts, baseline)
     emit({"stage": "generate", "done": total, "total": total})
-    if record:
+    if record and states is not None:
         _leave(record, states.shape, losses, short_hidden, texts)
     return metrics, series
 
@@ -190,7 +190,7 @@ def _window(bundle: Bundle, hidden: Tensor, ids: Tensor, reference) -> tuple[Ten
         losses[rows] = token_losses(logits, targets[rows]).cpu()
         top = logits.argmax(-1)
         hits += int((top == targets[rows]).sum())
-        if reference:
+        if reference and kl is not None:
             original = reference[1](reference[0][rows].to(hidden)).float()
             kl[rows] = divergence.kl_divergence(original, logits).cpu()
             same += int((top == original.argmax(-1)).sum())

@@ -10,7 +10,7 @@ from torch import Tensor
 from compression import texts
 from compression.base import Note
 from compression.bundle import Geometry
-from compression.texts import Text, Windows
+from compression.texts import Role, Text, Windows
 from evaluation.spec import RunSpec
 
 
@@ -44,8 +44,12 @@ def read(
     window = min(spec.window, positions)
     notes = [Note("window_shortened", {"asked": spec.window, "used": window})] if window < spec.window else []
     cut = texts.windows(text, tokenizer, spec.protocol, window, spec.tokens, "evaluation")
-    found = {"evaluation": cut}
-    for role, tokens in (("calibration", spec.calibration_tokens), ("training", spec.training_tokens)):
+    found: dict[Role, Windows] = {"evaluation": cut}
+    asked: tuple[tuple[Role, int], ...] = (
+        ("calibration", spec.calibration_tokens),
+        ("training", spec.training_tokens),
+    )
+    for role, tokens in asked:
         if calibration and tokens:
             found[role] = texts.windows(
                 calibration, tokenizer, spec.protocol, window, tokens, role, spec.seed

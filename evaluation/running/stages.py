@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from compression import texts
 from compression.base import CompressionError, Note
@@ -28,6 +29,9 @@ from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 from kernels import cpu
 from kernels import home as place
+
+if TYPE_CHECKING:
+    from evaluation.measuring.measure import Baseline
 
 NOTES_OF_THE_ORIGINAL = frozenset(
     {
@@ -113,7 +117,7 @@ class Original:
     """The original's result. baseline: what the compressed model is compared with; None once that is done."""
 
     result: Result
-    baseline: object | None
+    baseline: Baseline | None
 
 
 @dataclass
@@ -142,7 +146,8 @@ def read_texts(order: Order) -> Read:
         texts.check_disjoint(text, calibration)
     models.prepare(spec.model, order.emit, paths)
     geometry = models.geometry(spec.model)
-    positions = min(g.positions for g in (geometry, *map(models.geometry, spec.students)))
+    assert geometry is not None, "it was prepared"
+    positions = min(g.positions for g in (geometry, *map(models.geometry, spec.students)) if g)
     tokenizer = models.tokenizer_of(spec.model)
     return Read(
         text, calibration, read(spec, tokenizer, geometry, positions, text, calibration, order.timings)
