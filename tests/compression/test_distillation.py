@@ -234,6 +234,7 @@ def reverse_on_own_samples(name, **values):
     return sum(found) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, values", [("gkd", {"on_policy": 1.0, "jsd_beta": 1.0}), ("minillm", {"text_weight": 0.0})]
 )  # plain text would take tokens from samples
