@@ -350,7 +350,7 @@ class Context:
     cancelled: Callable[[], bool]
     seed: int = 0
     enough: Callable[[], bool] = lambda: False  # true: end the training now and keep the best state
-    # as Method.teacher says: nothing, the model as a Bundle, or one that only answers in strings
+    # what Method.teacher made of the model
     teacher: Any = None
 
 
@@ -396,10 +396,13 @@ class Method:
     # sizes after a method that cuts heads or channels out
     reshaped: Callable[[Geometry, Params], Geometry] | None = None
     # of distillation: makes the student, which `compress` gets in the model's place, and what it learns from:
-    # "model", the model itself as a Bundle (white box), or "text", a TextTeacher that returns strings and
-    # shows nothing else (black box)
+    # the model itself (white box), or a TextTeacher that returns strings and shows nothing else (black box)
     student: Callable[[Bundle, Params], Bundle] | None = None
-    teacher: Literal["none", "model", "text"] = "none"
+    teacher: Callable[[Bundle], Any] | None = None
+    # raises what `compress` would raise of windows [n, window] that are too few or too short for it
+    fits: Callable[[Params, Tensor], None] | None = None
+    # of a method that removes weights one by one: the share of them that stays
+    kept_share: Callable[[Params], float] | None = None
     # of a method that trains: params -> (method, params) of the same training with the method off, None if
     # there is no such
     control: Callable[[Params], tuple[str, Mapping] | None] | None = None

@@ -47,7 +47,6 @@ from compression.base import (
     UnsupportedLayer,
 )
 from compression.bundle import Bundle
-from compression.distillation.teacher import TextTeacher
 from compression.inputs import Passage, capture, single_calls
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear, CompressedTable
@@ -155,7 +154,7 @@ class _Walk:
         bundle, teacher = self.bundle, None
         if self.method.student:
             bundle = self.method.student(self.bundle, self.params)
-            teacher = self.bundle if self.method.teacher == "model" else TextTeacher(self.bundle)
+            teacher = self.method.teacher(self.bundle)
         context = Context(self.windows, self.emit, self.cancelled, seed, self.enough, teacher)
         self._apply(self.method.compress(bundle, context, self.params))
 

@@ -93,9 +93,9 @@ def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
     return windows[~held], windows[held][:MOST_HELD_OUT]
 
 
-def batches(windows: Tensor, seed: int) -> Iterator[Tensor]:
-    """Windows [b, window] of about TOKENS_PER_STEP tokens, in a fresh random order every epoch, for ever."""
-    size, order = max(1, TOKENS_PER_STEP // windows.shape[1]), torch.Generator().manual_seed(seed)
+def batches(windows: Tensor, seed: int, tokens: int = TOKENS_PER_STEP) -> Iterator[Tensor]:
+    """Windows [b, window] of about so many tokens, in a fresh random order every epoch, for ever."""
+    size, order = max(1, tokens // windows.shape[1]), torch.Generator().manual_seed(seed)
     while True:
         for part in torch.randperm(len(windows), generator=order).split(size):
             yield windows[part]

@@ -48,9 +48,9 @@ from compression.base import Context, Cost, Edit, Method, param
 from compression.bundle import Bundle
 from compression.distillation import students
 from compression.distillation import white_box as shared
-from compression.distillation.divergences import between
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.white_box import Lesson, Phase, WhiteBoxParams, distil, text_loss, token_mean
+from compression.divergences import between
 
 OBJECTIVES = ("on-policy", "supervised", "text")
 
@@ -141,7 +141,8 @@ METHOD = Method(
     scope="model",
     trains_on=lambda params: params.train_tokens,
     student=students.make,
-    teacher="model",
+    teacher=lambda model: model,
+    fits=shared.check_windows,
     reshaped=students.reshaped,
     control=control,
     untrained={"train_tokens": 0},

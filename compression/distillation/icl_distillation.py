@@ -56,7 +56,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import Naming, Shown
-from compression.distillation.teacher import OracleTeacher
+from compression.distillation.teacher import OracleTeacher, TextTeacher
 from compression.training import Budget
 
 ANSWER_TOKENS = 8  # of the teacher's label
@@ -358,7 +358,7 @@ METHOD = Method(
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher="text",
+    teacher=TextTeacher,
     control=off("icl_distillation"),
     untrained={"train_tokens": 0},
     identity={"kept": 1.0, "train_tokens": 0},

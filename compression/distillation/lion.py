@@ -57,7 +57,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
-from compression.distillation.teacher import OracleTeacher
+from compression.distillation.teacher import OracleTeacher, TextTeacher
 from compression.training import Budget, Course
 
 ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
@@ -446,7 +446,7 @@ METHOD = Method(
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher="text",
+    teacher=TextTeacher,
     control=off("lion"),
     untrained={"train_tokens": 0},
     identity={"kept": 1.0, "train_tokens": 0},

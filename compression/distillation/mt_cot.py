@@ -57,7 +57,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import MARK, Question
-from compression.distillation.teacher import Interview, OracleTeacher
+from compression.distillation.teacher import Interview, OracleTeacher, TextTeacher
 from compression.training import Budget
 
 ANSWER_TOKENS = 12  # of the student's answer
@@ -247,7 +247,7 @@ METHOD = Method(
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher="text",
+    teacher=TextTeacher,
     control=off("mt_cot"),
     untrained={"train_tokens": 0},
     identity={"kept": 1.0, "train_tokens": 0},

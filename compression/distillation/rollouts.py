@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compression.base import Cancelled
 from compression.bundle import Bundle
-from compression.distillation.divergences import logs
+from compression.divergences import logs
 from compression.sample import transformers_stepper
 
 

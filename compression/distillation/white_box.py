@@ -22,9 +22,9 @@ from compression import arch
 from compression.base import BadParam, Context, Cost, Edit, Note, param
 from compression.bundle import Bundle
 from compression.distillation import rollouts
-from compression.distillation.divergences import forward_kl, reverse_kl
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.students import StudentParams
+from compression.divergences import forward_kl, reverse_kl
 from compression.likelihood import final_states
 from compression.row_losses import sum_over_rows
 from compression.sample import stop_ids
@@ -199,6 +199,12 @@ def check_lengths(params: WhiteBoxParams, window: int) -> None:
             got=longest,
             allowed=f"<= {window}",
         )
+
+
+def check_windows(params: WhiteBoxParams, windows: Tensor) -> None:
+    """Method.fits."""
+    if params.train_tokens:
+        check_lengths(params, windows.shape[1])
 
 
 def distil(

@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.edits import stored
 from compression.low_rank.rank import rank_for, removed_param
 from compression.packed.low_rank import LowRank
-from compression.quantization.grids import stored
 
 TINY = 1e-12  # instead of a squared length of 0: a part that is all zero stays so
 

@@ -125,6 +125,12 @@ def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
     return pieces[torch.arange(count) * len(pieces) // count]
 
 
+def check_windows(params: LlmPrunerParams, windows: Tensor) -> None:
+    """Method.fits."""
+    if params.importance in TAYLOR:
+        texts(windows, params)
+
+
 class Gradients:
     """Sums over the texts of the gradient (`first`) and of the squared gradient (`second`), by path, float32
     [out, in]."""
@@ -280,6 +286,7 @@ METHOD = Method(
     compress=compress,
     cost=cost,
     windows=True,
+    fits=check_windows,
     reshaped=reshaped,
     identity={"removed": 0.0},
     tiny={"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "sample_tokens": 16},

@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from compression import arch
+from compression.adapted import Adapted, adapt, release
 from compression.base import BadParam, Context, Cost, Edit, Method, param
 from compression.bundle import Bundle
-from compression.low_rank.lora import Adapted, LoraParams, adapt, release
 from compression.pruning.structured import StructuredParams, choose, pruned_layers, reshaped, told
 from compression.structure import AXES, Kept, lanes
 from compression.training import Budget, from_text, language_loss, train
@@ -180,7 +180,7 @@ class Pruner:
 def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
     """Train adapters on context.windows [n, window] while heads and channels fade out; the merged weights and
     what stays."""
-    adapters = adapt(bundle, LoraParams(rank=params.rank, lora_alpha=params.lora_alpha), context.seed)
+    adapters = adapt(bundle, params.rank, params.lora_alpha / params.rank, context.seed)
     pruner = Pruner(bundle, adapters, params)
 
     def loss(ids):

@@ -24,7 +24,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compression.base import Edit, Method, Params, Site, Stats
-from compression.pruning.patterns import cost, lowest, lowest_in_groups, pattern_param, sparsity_param, store
+from compression.pruning.patterns import (
+    cost,
+    kept_share,
+    lowest,
+    lowest_in_groups,
+    pattern_param,
+    sparsity_param,
+    store,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ METHOD = Method(
     params=MagnitudeParams,
     compress=compress,
     cost=cost,
+    kept_share=kept_share,
     after=frozenset({"dense"}),
     identity={"sparsity": 0.0},
     essay=__doc__,

@@ -25,7 +25,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compression.base import Edit, Method, Params, Site, Stats
-from compression.pruning.patterns import cost, lowest, lowest_in_groups, pattern_param, sparsity_param, store
+from compression.pruning.patterns import (
+    cost,
+    kept_share,
+    lowest,
+    lowest_in_groups,
+    pattern_param,
+    sparsity_param,
+    store,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ METHOD = Method(
     params=WandaParams,
     compress=compress,
     cost=cost,
+    kept_share=kept_share,
     stats=frozenset({"sum_sq"}),
     stream="block",
     after=frozenset({"dense"}),

@@ -43,11 +43,12 @@ import torch
 from torch import Tensor
 
 from compression.base import Block, Cost, Edit, Group, Method, Params, param
+from compression.edits import short_group_note
+from compression.grids import grid_bytes
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from compression.quantization.folding import folded, skipped
-from compression.quantization.gptq import output_error
-from compression.quantization.grids import grid_bytes, short_group_note
+from compression.second_order import output_error
 from kernels.bits import row_bytes
 
 EXPONENTS = tuple(k / 20 for k in range(20))

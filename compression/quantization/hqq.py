@@ -39,11 +39,11 @@ import torch
 from torch import Tensor
 
 from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.edits import short_group_note, stored
 from compression.packed.affine_int import AffineInt
 from compression.packed.base import to_storage
 from compression.packed.grid import store_scale
 from compression.packed.real_grid import RealGrid
-from compression.quantization.grids import short_group_note, stored
 from compression.quantization.groups import groups_as_rows
 from kernels.bits import row_bytes
 from kernels.grouped_int import groups_of

@@ -50,13 +50,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.edits import stored
 from compression.packed.activations import ActivationRule
 from compression.packed.base import Packed
 from compression.packed.columns import Columns
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.total import Sum
-from compression.quantization.grids import stored
 from kernels.bits import row_bytes
 
 

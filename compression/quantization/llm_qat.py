@@ -55,15 +55,15 @@ from torch import Tensor, nn
 from compression import arch, engine, sample
 from compression.base import Cancelled, Context, Cost, Edit, Method, Note, Params, param
 from compression.bundle import Bundle
-from compression.distillation.divergences import forward_kl
+from compression.divergences import forward_kl
+from compression.grids import grid_bytes, minmax_asym
 from compression.kv_cache import BITS
 from compression.likelihood import final_states
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
-from compression.quantization.grids import grid_bytes, minmax_asym
 from compression.row_losses import sum_over_rows
-from compression.training import Budget, mean_loss, train
+from compression.training import Budget, batches, mean_loss, train
 from kernels.bits import row_bytes
 
 SURE = (3, 4, 5)  # tokens at which a text's sure beginning ends
@@ -253,11 +253,11 @@ def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
     """`count` texts [count, length] of token ids that the model writes by itself. Raises Cancelled."""
     starts = beginnings(bundle, count, context.seed)
     texts = torch.empty(count, length, dtype=torch.long)
-    done, batches = 0, []
+    done, together = 0, []
     for sure in SURE:
         rows = [i for i, (_, own) in enumerate(starts) if own == sure]
-        batches += [(sure, rows[i : i + WRITTEN_AT_ONCE]) for i in range(0, len(rows), WRITTEN_AT_ONCE)]
-    for number, (sure, rows) in enumerate(batches):
+        together += [(sure, rows[i : i + WRITTEN_AT_ONCE]) for i in range(0, len(rows), WRITTEN_AT_ONCE)]
+    for number, (sure, rows) in enumerate(together):
         ids = torch.tensor([[starts[i][0]] for i in rows])
         for until, temperature in ((sure, 0.0), (length, 1.0)):
             steps = []
@@ -273,15 +273,6 @@ def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
         texts[rows] = ids
     engine.forget(bundle)  # what wrote is of the weights as they were
     return texts
-
-
-def in_turn(texts: Tensor, seed: int) -> Iterator[Tensor]:
-    """Texts [b, length] of about TOKENS_PER_STEP tokens, in a fresh random order every time through, for
-    ever."""
-    size, order = max(1, TOKENS_PER_STEP // texts.shape[1]), torch.Generator().manual_seed(seed)
-    while True:
-        for part in torch.randperm(len(texts), generator=order).split(size):
-            yield texts[part]
 
 
 def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
@@ -307,7 +298,7 @@ def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
         course = train(
             [layer.latent for layer in layers.values()],
             loss,
-            in_turn(texts[:count], context.seed),
+            batches(texts[:count], context.seed, TOKENS_PER_STEP),
             lambda: mean_loss(aside, loss),
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,

@@ -54,10 +54,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compression.base import BadChain, Cost, Edit, Method, Params, Site, Stats, param
+from compression.edits import short_group_note, stored
+from compression.grids import minmax_asym
 from compression.packed.base import to_storage
 from compression.packed.binary_coded import BinaryCoded
 from compression.packed.grouped_int import GroupedInt
-from compression.quantization.grids import minmax_asym, short_group_note, stored
 from compression.quantization.groups import groups_as_rows
 from kernels.bits import unpack
 from kernels.grouped_int import groups_of

@@ -29,35 +29,11 @@ from dataclasses import dataclass
 import torch
 
 from compression.base import Cost, Edit, Method, Params, Site, Stats, param
-from compression.packed.codebook import CodeBook
-from compression.quantization.grids import short_group_note, stored
+from compression.edits import short_group_note, stored
+from compression.packed.codebook import TABLES, CodeBook
 from kernels.bits import row_bytes
 from kernels.codebook import NESTED_BLOCK
 from kernels.grouped_int import groups_of
-
-_FP4 = [value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)]  # sign, two bits of exponent, one of mantissa
-
-TABLES = {
-    "nf4": (
-        -1.0,
-        -0.6961928009986877,
-        -0.5250730514526367,
-        -0.39491748809814453,
-        -0.28444138169288635,
-        -0.18477343022823334,
-        -0.09105003625154495,
-        0.0,
-        0.07958029955625534,
-        0.16093020141124725,
-        0.24611230194568634,
-        0.33791524171829224,
-        0.44070982933044434,
-        0.5626170039176941,
-        0.7229568362236023,
-        1.0,
-    ),
-    "fp4": (*_FP4, *(-value for value in _FP4)),
-}
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,11 @@ from torch import Tensor, nn
 from compression import arch, task_files
 from compression.base import BadChain, Context, Cost, Edit, Method, Note, Params, Site, param
 from compression.bundle import Bundle
+from compression.edits import short_group_note
+from compression.grids import fit, grid_bytes
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
-from compression.quantization.grids import fit, grid_bytes, short_group_note
 from compression.training import Budget, from_text, language_loss, train
 from kernels.bits import row_bytes, unpack
 from kernels.grouped_int import groups_of, spread

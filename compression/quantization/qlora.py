@@ -40,11 +40,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+import compression
 from compression import arch
 from compression.base import Context, Cost, Edit, Method, Note, Params, Site, Stats, param
 from compression.bundle import Bundle
-from compression.low_rank import lora
-from compression.low_rank.lora import LoraParams
 from compression.packed.linear import CompressedLinear
 from compression.quantization import nf4
 from compression.quantization.nf4 import Nf4Params
@@ -116,9 +115,9 @@ def base_params(params: QloraParams) -> Nf4Params:
 
 
 @functools.lru_cache(256)
-def adapter_params(params: QloraParams) -> LoraParams:
+def adapter_params(params: QloraParams) -> Params:
     """The trained half's: every linear, kept apart where the base is rounded."""
-    return LoraParams(
+    return compression.get("lora").params(
         rank=params.rank,
         lora_alpha=params.lora_alpha,
         train_tokens=params.train_tokens,
@@ -167,7 +166,7 @@ def compress(bundle: Bundle, context: Context, params: QloraParams) -> Edit:
     """Freeze the model in 4 bits and train adapters beside it on context.windows [n, window]."""
     frozen = freeze(bundle, params)
     optimizer, told = optimizer_for(bundle.device, params)
-    trained = lora.compress(bundle, context, adapter_params(params), optimizer)
+    trained = compression.get("lora").compress(bundle, context, adapter_params(params), optimizer)
     notes = tuple(
         Note(n.code, n.facts | {"method": "qlora"}) if "method" in n.facts else n for n in trained.notes
     )
@@ -181,7 +180,7 @@ def cost(shape: tuple[int, int], params: QloraParams, tokens: int) -> Cost:
     matrices."""
     base, adapter = (
         nf4.cost(shape, base_params(params), tokens),
-        lora.cost(shape, adapter_params(params), tokens),
+        compression.get("lora").cost(shape, adapter_params(params), tokens),
     )
     return Cost(
         bytes=base.bytes + (adapter.bytes if params.train_tokens else 0),

@@ -28,15 +28,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compression.base import Cost, Edit, Method, Params, Site, Stats, param
-from compression.quantization.grids import (
-    PASSES,
-    encode,
-    fit,
-    grid_bytes,
-    short_group_note,
-    stored,
-    tuning_param,
-)
+from compression.edits import short_group_note, stored
+from compression.grids import PASSES, encode, fit, grid_bytes, tuning_param
 
 
 @dataclass(frozen=True)

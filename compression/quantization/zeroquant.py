@@ -37,11 +37,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.base import Block, Cancelled, Cost, Edit, Method, Params, param
+from compression.grids import grid_bytes
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
-from compression.quantization.gptq import output_error
-from compression.quantization.grids import grid_bytes
+from compression.second_order import output_error
 from kernels.bits import row_bytes
 
 ATTENTION, QKV = ("q", "k", "v", "o"), ("q", "k", "v")

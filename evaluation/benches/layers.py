@@ -24,7 +24,7 @@ from compression import arch, calibrate
 from compression.base import Block, Group, Method, Params
 from compression.bundle import Bundle
 from compression.inputs import capture
-from compression.quantization.gptq import output_error
+from compression.second_order import output_error
 from evaluation import ROOT
 from evaluation.benches import shipped
 from evaluation.running import witness

@@ -226,8 +226,8 @@ def _cost(
         before = handed_on(params)
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
         # places are removed; what is stored of the others may be codes already
-        if hasattr(params, "pattern"):
-            kept, size = kept_share(params), cost.bytes
+        if method.kept_share:
+            kept, size = method.kept_share(params), cost.bytes
         elif kept < 1.0 and "bitmask" in method.after:
             size = (
                 out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
@@ -235,17 +235,6 @@ def _cost(
         else:
             size = cost.bytes
     return size, peak, flops, held
-
-
-def kept_share(params) -> float:
-    """Share of the weights that stay where a method removes places: free ones, or of every few neighbours."""
-    with importing:
-        from compression.pruning.patterns import kept_of
-
-    if params.pattern == "unstructured":
-        return 1 - params.sparsity
-    kept, of = kept_of(params.pattern)
-    return kept / of
 
 
 def stage_seconds(spec: RunSpec) -> dict[str, float]:

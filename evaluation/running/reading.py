@@ -76,8 +76,6 @@ def read(
 
 def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: Tensor | None) -> None:
     """Raises what a method of the recipe would raise, once the model is loaded and the original measured."""
-    from compression.distillation import white_box
-    from compression.pruning import llm_pruner
     from compression.training import hold_out
 
     for method, params in spec.methods:
@@ -86,11 +84,5 @@ def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: 
         read = windows if method.trains_on is None or training is None else training
         if method.trains_on and method.trains_on(params) and not method.own_text and read is not None:
             hold_out(read)
-        if isinstance(params, white_box.WhiteBoxParams) and params.train_tokens and read is not None:
-            white_box.check_lengths(params, read.shape[1])
-        if (
-            isinstance(params, llm_pruner.LlmPrunerParams)
-            and params.importance in llm_pruner.TAYLOR
-            and read is not None
-        ):
-            llm_pruner.texts(read, params)
+        if method.fits and read is not None:
+            method.fits(params, read)

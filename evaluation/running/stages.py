@@ -268,13 +268,12 @@ def _publishers_dtype(bundle: Bundle):
 
 def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Original) -> Result:
     """Compress the loaded model, save it, measure it beside the original, time both."""
-    from compression import artifact, calibrate
-    from compression.distillation import students
+    from compression import artifact, calibrate, models
 
     spec, bundle, key = order.spec, loaded.bundle, order.spec.key(loaded.fingerprint)
     for method, params in spec.methods:  # a student is measured on the original's tokens
         if method.student and params.student:
-            students.check_tokenizer(bundle, params.student)
+            models.check_tokenizer(bundle, params.student)
     geometry = bundle.geometry
     order.clock.stage("compress")
     outcome = calibrate.compress(

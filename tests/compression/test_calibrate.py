@@ -10,11 +10,11 @@ import torch
 
 from compression import arch, calibrate, get, inputs
 from compression.base import BadChain, CalibrationError, Cancelled, Edit, Stats, UnsupportedLayer
+from compression.grids import fit
 from compression.inputs import capture
 from compression.packed.dense import Dense
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, TableHead
-from compression.quantization.grids import fit
 from tests import tiny
 
 

@@ -12,9 +12,9 @@ from compression import arch, get, row_losses
 from compression.base import BadParam, Cancelled, Context
 from compression.bundle import Bundle
 from compression.distillation import gkd, minillm, rollouts, students, white_box
-from compression.distillation.divergences import forward_kl, reverse_kl
 from compression.distillation.rollouts import Sequences, draw, given
 from compression.distillation.white_box import token_mean
+from compression.divergences import forward_kl, reverse_kl
 from tests import chain_language as language
 from tests import tiny
 from tests.tiny import seeded

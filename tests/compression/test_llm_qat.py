@@ -13,7 +13,7 @@ import torch
 
 from compression import arch, artifact, calibrate, get, row_losses
 from compression.base import Cancelled, Context
-from compression.distillation.divergences import forward_kl
+from compression.divergences import forward_kl
 from compression.likelihood import final_states
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear
