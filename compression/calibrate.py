@@ -34,16 +34,21 @@ from compression import arch, attention, engine, structure
 from compression.base import (
     BadChain,
     Block,
+    BlockMethod,
     CalibrationError,
     Cancelled,
     Context,
     Edit,
     Group,
+    LinearMethod,
     Method,
     Note,
     Params,
     Site,
     Stats,
+    StudentMethod,
+    TableMethod,
+    TrainingMethod,
     UnsupportedLayer,
 )
 from compression.bundle import Bundle
@@ -105,10 +110,11 @@ def compress(
         def told(e, f=facts):
             return emit(e | {"facts": f | e.get("facts", {})})
 
-        read = windows if method.trains_on is None or training is None else training
+        trains = training is not None and isinstance(method, TrainingMethod)
+        read = training if trains else windows
         walk = _Walk(bundle, method, params, read, outcome, told, cancelled, enough)
         with torch.no_grad():
-            {"model": walk.model, "block": walk.block_by_block, "linear": walk.linears}[method.scope](seed)
+            walk.walk(seed)
     if table_bits < 16:
         emit({"stage": "tables", "done": 0, "total": 1, "facts": {"bits": table_bits}})
         outcome.notes.extend(compress_tables(bundle, table_bits))
@@ -126,7 +132,7 @@ def compress(
 
 def check_tables(recipe: Sequence[tuple[Method, Params]]) -> None:
     """Raises BadChain for a recipe that would store the token embedding twice."""
-    names = [method.name for method, _ in recipe if method.table_cost]
+    names = [method.name for method, _ in recipe if isinstance(method, TableMethod)]
     if len(names) > 1:
         raise BadChain(
             f"{names[1]} can't follow {names[0]}: both store the token embedding. Drop one of the two steps.",
@@ -147,12 +153,20 @@ class _Walk:
         self.module, self.stats = bundle.module, method.collects(params)
         self.blocks = arch.blocks(bundle.module)
 
+    def walk(self, seed: int) -> None:
+        if isinstance(self.method, LinearMethod):
+            self.linears()
+        elif isinstance(self.method, BlockMethod):
+            self.block_by_block(seed)
+        else:
+            self.model(seed)
+
     def model(self, seed: int) -> None:
-        if self.method.reshaped or self.method.trains_on or self.method.student:
+        if self.method.reshaped or isinstance(self.method, TrainingMethod):
             for path, _, _ in arch.linears(self.module):
                 self._previous(path)
         bundle, teacher = self.bundle, None
-        if self.method.student:
+        if isinstance(self.method, StudentMethod):
             bundle = self.method.student(self.bundle, self.params)
             teacher = self.method.teacher(self.bundle)
         context = Context(self.windows, self.emit, self.cancelled, seed, self.enough, teacher)
@@ -180,7 +194,7 @@ class _Walk:
             attention.install(self.module, rules)
         self.emit({"stage": "compress", "done": total, "total": total})
 
-    def linears(self, seed: int) -> None:
+    def linears(self) -> None:
         inputs = capture(self.bundle, self.windows) if self.stats else None
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):
@@ -348,18 +362,3 @@ def in_units(site: Site, unit: float) -> Site:
     return dataclasses.replace(
         site, weight=site.weight / unit, bias=None if site.bias is None else site.bias / unit
     )
-
-
-def stored_format(method: Method) -> str:
-    """The name of the format in which a method stores a fresh linear, found by letting it store a small one;
-    "dense" if none."""
-    if method.scope == "model":
-        return method.stores or "dense"
-    n = 32
-    weight = torch.linspace(-1, 1, n * n).view(n, n) + torch.eye(n)
-    site = Site("block.0.up", "up", 0, 1, weight, None, None, {"up": (n, n)})
-    stats = Stats(n, torch.eye(n), *(torch.ones(n) for _ in range(3)), torch.zeros(n))
-    params = method.params.parse(method.tiny)
-    block = Block(0, 1, (Group((site,), stats, None, "post_norm"),))
-    edit = method.compress(block, params) if method.scope == "block" else method.compress(site, stats, params)
-    return edit.linears[site.path].format

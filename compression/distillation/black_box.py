@@ -47,6 +47,7 @@ class BlackBoxParams(StudentParams):
         "Who writes the texts: the model itself, a program that knows the answers (oracle text teacher), "
         "or nobody: the right answers alone (control).",
         choices=("teacher", "oracle", "answers"),
+        label="choice",
     )
     questions: int = param(160, "Generated questions to train on.", lo=16, hi=100_000, step=1)
     judged: int = param(
@@ -63,7 +64,9 @@ class BlackBoxParams(StudentParams):
         when={"teaching": "teacher"},
         level="advanced",
     )
-    train_tokens: int = param(16_384, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        16_384, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(5.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 
@@ -295,18 +298,18 @@ def task_notes(before: float, after: float, control: float | None, questions: in
 
 
 def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
-    """Method.control: the right answers alone, by the same questions, start, tokens and seed."""
+    """TrainingMethod.control: the right answers alone, by the same questions, start, tokens and seed."""
     return lambda params: (
         None if params.teaching == "answers" else (name, params.json() | {"teaching": "answers"})
     )
 
 
 def make(teacher: Bundle, params: BlackBoxParams) -> Bundle:
-    """Method.student: the teacher's own layers, or another model that may read text in another way."""
+    """StudentMethod.student: the teacher's own layers, or another model that may read text in another way."""
     return students.make(teacher, params, same_tokenizer=False)
 
 
-def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int) -> Cost:
+def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up") -> Cost:
     """A 16-bit matrix; forward and backward of the student and its control; weights, gradient, two moments,
     best state and control."""
     out, n = shape

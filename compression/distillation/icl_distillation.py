@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from compression.base import Context, Edit, Method, Note, param
+from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod, param
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
@@ -71,6 +71,7 @@ class IclParams(BlackBoxParams):
         "meta",
         "Learn from other tasks (meta), or from the few examples of the judged tasks (multitask).",
         choices=("meta", "multitask"),
+        label="choice",
     )
     demonstrations: int = param(4, "Labelled examples in a prompt.", lo=2, hi=14, step=2)
     gold_share: float = param(
@@ -345,7 +346,7 @@ def compress(bundle: Bundle, context: Context, params: IclParams) -> Edit:
     return distil(bundle, context, params, WORLD) if params.train_tokens else Edit(bundle=bundle)
 
 
-METHOD = Method(
+METHOD = StudentMethod(
     name="icl_distillation",
     title="In-context learning distillation",
     family="distillation",
@@ -353,14 +354,12 @@ METHOD = Method(
     params=IclParams,
     compress=compress,
     cost=cost,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
     own_text=True,
     reshaped=reshaped,
     student=make,
     teacher=TextTeacher,
     control=off("icl_distillation"),
-    untrained={"train_tokens": 0},
+    compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny={
         "kept": 0.5,
@@ -369,6 +368,17 @@ METHOD = Method(
         "judged": 8,
         "train_tokens": 512,
         "learning_rate": 1e-3,
+    },
+    # ours, as far as our bounds allow: many demonstrations, the teacher's chances from 16 answers to each
+    # question
+    full={
+        "demonstrations": 14,
+        "asks": 16,
+        "questions": 10_000,
+        "judged": 500,
+        "learning_rate": 1e-5,
+        "train_tokens": 10_240_000,
+        "train_minutes": BUDGET_MINUTES,
     },
     essay=__doc__,
 )

@@ -39,7 +39,9 @@ STATE_BYTES = 20  # of a trained number: itself, its gradient, two moments, the 
 class WhiteBoxParams(StudentParams):
     """The budget of a distillation and the shape of its samples."""
 
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(
         30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -202,7 +204,7 @@ def check_lengths(params: WhiteBoxParams, window: int) -> None:
 
 
 def check_windows(params: WhiteBoxParams, windows: Tensor) -> None:
-    """Method.fits."""
+    """ModelMethod.fits."""
     if params.train_tokens:
         check_lengths(params, windows.shape[1])
 

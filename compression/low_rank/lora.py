@@ -35,7 +35,7 @@ from torch import Tensor
 from compression import adapted
 from compression.adapted import Adapted, release
 from compression.answers import Answers
-from compression.base import Context, Cost, Edit, Method, Note, Params, param
+from compression.base import BUDGET_MINUTES, Context, Cost, Edit, Note, Params, TrainingMethod, param
 from compression.bundle import Bundle
 from compression.packed.base import Packed
 from compression.packed.low_rank import LowRank
@@ -71,7 +71,9 @@ class LoraParams(Params):
     )
     targets: str = param("all", "Which matrices get an adapter.", choices=tuple(TARGETS), level="advanced")
     merge: bool = param(True, "Take the adapter into the weights where their format allows it.")
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(
         10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -166,7 +168,7 @@ def stays_apart(params: LoraParams, before: tuple) -> bool:
     return not (params.merge and loose)
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="lora",
     title="LoRA",
     family="low_rank",
@@ -174,8 +176,6 @@ METHOD = Method(
     params=LoraParams,
     compress=compress,
     cost=cost,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
     adds=stays_apart,
     after=frozenset(
         {
@@ -193,5 +193,13 @@ METHOD = Method(
     ),
     identity={"train_tokens": 0},
     tiny={"rank": 2, "train_tokens": 256, "learning_rate": 0.01},
+    # the recovery of LLM-Pruner and SVD-LLM: two passes over 50,000 instructions of at most 256 tokens
+    full={
+        "rank": 8,
+        "lora_alpha": 16.0,
+        "learning_rate": 1e-4,
+        "train_tokens": 25_600_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

@@ -49,7 +49,7 @@ from compression.base import (
     Context,
     Cost,
     Edit,
-    Method,
+    ModelMethod,
     Note,
     TextUnavailable,
     param,
@@ -72,11 +72,13 @@ class LlmPrunerParams(StructuredParams):
         "block",
         "Heads and feed-forward channels of each block, or channels of the whole model's width.",
         choices=("block", "channel"),
+        label="choice",
     )
     importance: str = param(
         "element1",
         "How much a head or channel matters: a Taylor expansion of the loss, or a control.",
         choices=(*TAYLOR, "l2", "random"),
+        label="choice",
     )
     samples: int = param(10, "Texts whose gradients are taken.", lo=1, hi=512, level="advanced")
     sample_tokens: int = param(64, "Tokens of each text.", lo=2, hi=2_048, level="advanced")
@@ -126,7 +128,7 @@ def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
 
 
 def check_windows(params: LlmPrunerParams, windows: Tensor) -> None:
-    """Method.fits."""
+    """ModelMethod.fits."""
     if params.importance in TAYLOR:
         texts(windows, params)
 
@@ -276,16 +278,15 @@ def cost(shape: tuple[int, int], params: LlmPrunerParams, tokens: int) -> Cost:
     )
 
 
-METHOD = Method(
+METHOD = ModelMethod(
     name="llm_pruner",
     title="LLM-Pruner",
     family="pruning",
     paper="https://arxiv.org/abs/2305.11627",
     params=LlmPrunerParams,
-    scope="model",
     compress=compress,
     cost=cost,
-    windows=True,
+    reads_windows=True,
     fits=check_windows,
     reshaped=reshaped,
     identity={"removed": 0.0},

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from compression import arch
 from compression.adapted import Adapted, adapt, release
-from compression.base import BadParam, Context, Cost, Edit, Method, param
+from compression.base import BUDGET_MINUTES, BadParam, Context, Cost, Edit, TrainingMethod, param
 from compression.bundle import Bundle
 from compression.pruning.structured import StructuredParams, choose, pruned_layers, reshaped, told
 from compression.structure import AXES, Kept, lanes
@@ -56,6 +56,7 @@ class LoraPruneParams(StructuredParams):
         "adapter",
         "What tells how much a structure matters: the adapter's values and gradients, or size alone.",
         choices=("adapter", "magnitude"),
+        label="choice",
     )
     rank: int = param(
         8, "Columns of the adapter's two thin matrices.", lo=1, hi=128, step=1, level="advanced"
@@ -67,7 +68,9 @@ class LoraPruneParams(StructuredParams):
         hi=1024.0,
         level="advanced",
     )
-    train_tokens: int = param(65_536, "Training ends after so many tokens.", told=True, lo=1, hi=100_000_000)
+    train_tokens: int = param(
+        65_536, "Training ends after so many tokens.", label="always", lo=1, hi=100_000_000
+    )
     train_minutes: float = param(
         20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -218,17 +221,23 @@ def cost(shape: tuple[int, int], params: LoraPruneParams, tokens: int) -> Cost:
     )
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="lora_prune",
     title="LoRAPrune",
     family="pruning",
     paper="https://arxiv.org/abs/2305.18403",
     params=LoraPruneParams,
-    scope="model",
     compress=compress,
     cost=cost,
-    trains_on=lambda params: params.train_tokens,
     reshaped=reshaped,
     tiny={"protect_first": 0.0, "protect_last": 0.0, "rank": 2, "train_tokens": 1_024, "mask_every": 1},
+    # two passes over 20,000 pieces of 512 tokens, masks chosen anew every ten steps
+    full={
+        "rank": 8,
+        "learning_rate": 1e-4,
+        "mask_every": 10,
+        "train_tokens": 20_480_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.base import Edit, Method, Params, Site, Stats
+from compression.base import Edit, LinearMethod, Params, Site, Stats
 from compression.pruning.patterns import (
     cost,
     kept_share,
@@ -52,7 +52,7 @@ def compress(site: Site, stats: Stats, params: MagnitudeParams) -> Edit:
     return store(site, lowest(score.view(1, -1), count).view(score.shape))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="magnitude",
     title="Magnitude pruning",
     family="pruning",
@@ -60,6 +60,7 @@ METHOD = Method(
     params=MagnitudeParams,
     compress=compress,
     cost=cost,
+    stores="bitmask",
     kept_share=kept_share,
     after=frozenset({"dense"}),
     identity={"sparsity": 0.0},

@@ -45,7 +45,7 @@ def kept_of(pattern: str) -> tuple[int, int]:
 
 
 def kept_share(params: Params) -> float:
-    """Method.kept_share of a method with `pattern_param` and `sparsity_param`."""
+    """LinearMethod.kept_share of a method with `pattern_param` and `sparsity_param`."""
     if params.pattern == "unstructured":
         return 1 - params.sparsity
     kept, of = kept_of(params.pattern)

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
 from compression.edits import damping_note, short_group_note, stored
 from compression.grids import encode, fit, grid_bytes
 from compression.packed.grid import Grid
@@ -192,7 +192,7 @@ def compress(site: Site, stats: Stats, params: SparsegptParams) -> Edit:
     return dataclasses.replace(edit, notes=notes)
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="sparsegpt",
     title="SparseGPT",
     family="pruning",
@@ -200,6 +200,7 @@ METHOD = Method(
     params=SparsegptParams,
     compress=compress,
     cost=cost,
+    stores="bitmask",
     kept_share=patterns.kept_share,
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),

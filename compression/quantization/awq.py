@@ -42,7 +42,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Block, Cost, Edit, Group, Method, Params, param
+from compression.base import Block, BlockMethod, Cost, Edit, Group, Params, param
 from compression.edits import short_group_note
 from compression.grids import grid_bytes
 from compression.packed.grid import Grid, store_scale
@@ -96,7 +96,7 @@ class AwqParams(Params):
     rounding: bool = param(True, "Off: only move the factors, for a next step to round.", level="advanced")
 
 
-def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
     """Bytes as stored; the Gram matrix and the searches in operations."""
     out, n = shape
     size = out * row_bytes(n, params.bits) + grid_bytes(
@@ -270,7 +270,7 @@ def compress(block: Block, params: AwqParams) -> Edit:
     return Edit(linears, tensors, notes=notes, figures=figures)
 
 
-METHOD = Method(
+METHOD = BlockMethod(
     name="awq",
     title="AWQ",
     family="quantization",
@@ -278,9 +278,8 @@ METHOD = Method(
     params=AwqParams,
     compress=compress,
     cost=cost,
-    scope="block",
+    stores="grouped_int",
     stats=frozenset({"gram", "mean_abs"}),
-    stream="original",
     tiny={"bits": 4, "group_size": 16},
     essay=__doc__,
 )

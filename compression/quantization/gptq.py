@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
 from compression.edits import damping_note, short_group_note, stored
 from compression.grids import PASSES, encode, fit, grid_bytes, range_of, tuning_param
 from compression.packed.grid import Grid
@@ -169,7 +169,7 @@ def compress(site: Site, stats: Stats, params: GptqParams) -> Edit:
     )
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="gptq",
     title="GPTQ",
     family="quantization",
@@ -177,6 +177,8 @@ METHOD = Method(
     params=GptqParams,
     compress=compress,
     cost=cost,
+    stores="grouped_int",
+    shown_first=True,
     stats=frozenset({"gram"}),
     after=frozenset({"dense", "bitmask", "two_four"}),
     tiny={"bits": 4, "group_size": 16},

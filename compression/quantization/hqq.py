@@ -38,7 +38,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
 from compression.edits import short_group_note, stored
 from compression.packed.affine_int import AffineInt
 from compression.packed.base import to_storage
@@ -149,7 +149,7 @@ def compress(site: Site, stats: Stats, params: HqqParams) -> Edit:
     return stored(site, packed, short_group_note(site, params.group_size))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="hqq",
     title="HQQ",
     family="quantization",
@@ -157,6 +157,7 @@ METHOD = Method(
     params=HqqParams,
     compress=compress,
     cost=cost,
+    stores="affine_int",
     after=frozenset({"dense"}),
     tiny={"bits": 4, "group_size": 16},
     essay=__doc__,

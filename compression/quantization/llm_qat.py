@@ -53,7 +53,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression import arch, engine, sample
-from compression.base import Cancelled, Context, Cost, Edit, Method, Note, Params, param
+from compression.base import (
+    BUDGET_MINUTES,
+    Cancelled,
+    Context,
+    Cost,
+    Edit,
+    Note,
+    Params,
+    TrainingMethod,
+    param,
+)
 from compression.bundle import Bundle
 from compression.divergences import forward_kl
 from compression.grids import grid_bytes, minmax_asym
@@ -94,7 +104,7 @@ class LlmQatParams(Params):
     )
     kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=BITS)
     train_tokens: int = param(
-        16_384, "Training ends after so many tokens; 0: round only.", told=True, lo=0, hi=1_000_000_000
+        16_384, "Training ends after so many tokens; 0: round only.", label="always", lo=0, hi=1_000_000_000
     )
     train_minutes: float = param(
         20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
@@ -325,7 +335,7 @@ def cost(shape: tuple[int, int], params: LlmQatParams, tokens: int) -> Cost:
     )
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="llm_qat",
     title="LLM-QAT",
     family="quantization",
@@ -333,11 +343,18 @@ METHOD = Method(
     params=LlmQatParams,
     compress=compress,
     cost=cost,
-    scope="model",
     stores="grouped_int",
-    trains_on=lambda params: params.train_tokens,
+    cache_bits=lambda params: params.kv_bits,
     own_text=True,
-    untrained={"train_tokens": 0},
+    compresses=True,
     tiny={"train_tokens": 128, "own_texts": 4, "own_tokens": 16, "learning_rate": 1e-3},
+    # one pass over 96,000 texts of 2,048 tokens that the model writes itself
+    full={
+        "own_texts": 96_000,
+        "own_tokens": 2_048,
+        "learning_rate": 2e-5,
+        "train_tokens": 196_608_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

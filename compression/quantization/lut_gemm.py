@@ -53,7 +53,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compression.base import BadChain, Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import BadChain, Cost, Edit, LinearMethod, Params, Site, Stats, param
 from compression.edits import short_group_note, stored
 from compression.grids import minmax_asym
 from compression.packed.base import to_storage
@@ -281,7 +281,7 @@ def compress(site: Site, stats: Stats, params: LutGemmParams) -> Edit:
     return stored(site, encode(site.weight, params), short_group_note(site, params.group_size))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="lut_gemm",
     title="LUT-GEMM",
     family="quantization",
@@ -289,6 +289,7 @@ METHOD = Method(
     params=LutGemmParams,
     compress=compress,
     cost=cost,
+    stores="binary_coded",
     after=frozenset({"dense", "grouped_int"}),
     inherits=("bits", "group_size"),
     converted_cost=converted_cost,

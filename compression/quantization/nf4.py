@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
 from compression.edits import short_group_note, stored
 from compression.packed.codebook import TABLES, CodeBook
 from kernels.bits import row_bytes
@@ -41,7 +41,10 @@ class Nf4Params(Params):
     """Which 16 values, and how many weights share a scale."""
 
     table: str = param(
-        "nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4")
+        "nf4",
+        "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).",
+        choices=("nf4", "fp4"),
+        label="title",
     )
     group_size: int = param(
         64,
@@ -69,7 +72,7 @@ def compress(site: Site, stats: Stats, params: Nf4Params) -> Edit:
     return stored(site, packed, short_group_note(site, params.group_size))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="nf4",
     title="NF4 / FP4",
     family="quantization",
@@ -77,6 +80,7 @@ METHOD = Method(
     params=Nf4Params,
     compress=compress,
     cost=cost,
+    stores="codebook",
     after=frozenset({"dense"}),
     tiny={"group_size": 16},
     essay=__doc__,

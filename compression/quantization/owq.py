@@ -39,7 +39,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
 from compression.edits import damping_note, short_group_note, stored
 from compression.grids import PASSES, fit, grid_bytes
 from compression.packed.base import Packed, to_storage
@@ -172,7 +172,7 @@ def compress(site: Site, stats: Stats, params: OwqParams) -> Edit:
     return stored(site, packed, notes, output_error=error, weak_columns=count)
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="owq",
     title="OWQ",
     family="quantization",
@@ -180,6 +180,7 @@ METHOD = Method(
     params=OwqParams,
     compress=compress,
     cost=cost,
+    stores="sum",
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),
     tiny={"bits": 3, "group_size": 16, "extra_bits": 0.7},

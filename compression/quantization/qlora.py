@@ -42,7 +42,18 @@ from torch import nn
 
 import compression
 from compression import arch
-from compression.base import Context, Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.base import (
+    BUDGET_MINUTES,
+    Context,
+    Cost,
+    Edit,
+    Note,
+    Params,
+    Site,
+    Stats,
+    TrainingMethod,
+    param,
+)
 from compression.bundle import Bundle
 from compression.packed.linear import CompressedLinear
 from compression.quantization import nf4
@@ -71,7 +82,10 @@ class QloraParams(Params):
         level="advanced",
     )
     table: str = param(
-        "nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4")
+        "nf4",
+        "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).",
+        choices=("nf4", "fp4"),
+        label="choice",
     )
     group_size: int = param(
         64,
@@ -83,7 +97,9 @@ class QloraParams(Params):
         level="advanced",
     )
     double: bool = param(True, "Double quantization: scales are 8-bit codes themselves.")
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(
         10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -194,7 +210,7 @@ def control(params: QloraParams) -> tuple[str, dict]:
     return "lora", adapter_params(params).json()
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="qlora",
     title="QLoRA",
     family="quantization",
@@ -202,12 +218,18 @@ METHOD = Method(
     params=QloraParams,
     compress=compress,
     cost=cost,
-    scope="model",
     stores="sum",
-    trains_on=lambda params: params.train_tokens,
     after=frozenset({"dense"}),
     control=control,
-    untrained={"train_tokens": 0},
+    compresses=True,
     tiny={"rank": 2, "group_size": 16, "train_tokens": 256, "learning_rate": 0.01},
+    # section 4 and the published scripts: 1,875 steps of 16 conversations of about 528 tokens
+    full={
+        "rank": 64,
+        "lora_alpha": 16.0,
+        "learning_rate": 2e-4,
+        "train_tokens": 15_840_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

@@ -43,7 +43,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
 from compression.edits import damping_note, short_group_note, stored
 from compression.packed.affine_int import AffineInt
 from compression.packed.base import Packed, to_storage
@@ -81,7 +81,7 @@ class SpqrParams(Params):
         "Share of the weights that is kept in 16 bits beside the codes.",
         lo=0.0,
         hi=0.2,
-        told=True,
+        label="always",
         when={"tau": 0.0},
     )
     tau: float = param(
@@ -106,7 +106,7 @@ class SpqrParams(Params):
     level_search: bool = param(
         True,
         "Of the nearest codes of scale and zero point and the codes beside them, take the best pair.",
-        told=True,
+        label="always",
         level="advanced",
     )
     leave_one_out: bool = param(True, "Fit each ruler without its likely outliers.", level="advanced")
@@ -349,7 +349,7 @@ def compress(site: Site, stats: Stats, params: SpqrParams) -> Edit:
     return stored(site, packed, notes, output_error=error, outlier_share=kept / site.weight.numel())
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="spqr",
     title="SpQR",
     family="quantization",
@@ -357,6 +357,7 @@ METHOD = Method(
     params=SpqrParams,
     compress=compress,
     cost=cost,
+    stores="sum",
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),
     tiny={"bits": 3, "outliers": 0.02},

@@ -21,6 +21,7 @@ from compression.base import Cancelled, CompressionError, Note
 from compression.bundle import Bundle
 from compression.disk import check_room
 from compression.likelihood import head_of, hidden_states, logit_chunks, token_losses, vocabulary_of
+from compression.packed.linear import TableHead
 from compression.sample import fitted, generate
 from compression.texts import Windows
 from evaluation.measuring import divergence, generation
@@ -176,7 +177,7 @@ def measure(
 def _width(bundle: Bundle) -> int:
     """Width of the final hidden states (OPT-350M projects them down before the head)."""
     head = head_of(bundle)
-    return head.in_features if hasattr(head, "in_features") else head.table.packed.shape[1]
+    return head.table.packed.shape[1] if isinstance(head, TableHead) else head.in_features
 
 
 def _window(bundle: Bundle, hidden: Tensor, ids: Tensor, reference) -> tuple[Tensor, Tensor | None, int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compression import texts
-from compression.base import Note
+from compression.base import ModelMethod, Note, StudentMethod, TrainingMethod
 from compression.bundle import Geometry
 from compression.texts import Role, Text, Windows
 from evaluation.spec import RunSpec
@@ -79,10 +79,13 @@ def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: 
     from compression.training import hold_out
 
     for method, params in spec.methods:
-        if method.reshaped and not getattr(params, "student", ""):
-            geometry = method.reshaped(geometry, params)
-        read = windows if method.trains_on is None or training is None else training
-        if method.trains_on and method.trains_on(params) and not method.own_text and read is not None:
+        if not (isinstance(method, StudentMethod) and params.student):
+            geometry = method.geometry_after(geometry, params)
+        if not isinstance(method, ModelMethod):
+            continue
+        trains = isinstance(method, TrainingMethod)
+        read = windows if not trains or training is None else training
+        if trains and params.train_tokens and not method.own_text and read is not None:
             hold_out(read)
         if method.fits and read is not None:
             method.fits(params, read)

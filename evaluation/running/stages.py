@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from compression import texts
-from compression.base import CompressionError, Note
+from compression.base import CompressionError, Note, StudentMethod
 from compression.bundle import Bundle
 from evaluation import host
 from evaluation.measuring import memory
@@ -221,7 +221,7 @@ def measure_original(order: Order, read: Read, loaded: Loaded) -> Original:
         order.held.enter_context(place.held(folder))
     if order.spec.compresses_tables:  # beside it the original's head takes its publisher's width
         head = OriginalHead(head, _publishers_dtype(loaded.bundle))
-    elif any(method.reshaped for method, _ in order.spec.methods):  # a cut may reach the head itself
+    elif order.spec.reshapes:  # a cut may reach the head itself
         head = OriginalHead(head, head.weight.dtype)
     baseline = Baseline.load(folder, head)
     if baseline is None:
@@ -272,7 +272,7 @@ def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Ori
 
     spec, bundle, key = order.spec, loaded.bundle, order.spec.key(loaded.fingerprint)
     for method, params in spec.methods:  # a student is measured on the original's tokens
-        if method.student and params.student:
+        if isinstance(method, StudentMethod) and params.student:
             models.check_tokenizer(bundle, params.student)
     geometry = bundle.geometry
     order.clock.stage("compress")

@@ -261,11 +261,13 @@ def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
     """Path -> the matrix that a linear or the table stands for, in float32, its factors on inputs left
     out."""
     from compression import arch
+    from compression.packed.linear import CompressedLinear, CompressedTable
 
+    stored = (CompressedLinear, CompressedTable)
     paths = [path for path, _, _ in arch.linears(bundle.module)] + [arch.embedding(bundle.module)[0]]
     modules = [(path, bundle.module.get_submodule(path)) for path in paths]
     return {
-        path: (m.packed.dequantize() if hasattr(m, "packed") else m.weight).detach().float()
+        path: (m.packed.dequantize() if isinstance(m, stored) else m.weight).detach().float()
         for path, m in modules
     }
 
