@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from compression.bundle import Bundle, Geometry
     from compression.packed.base import Packed
+    from compression.recorder import Recorder
     from compression.structure import Kept
 
 
@@ -306,10 +307,9 @@ class Block:
     layer: int
     layers: int
     groups: tuple[Group, ...]
-    inputs: Any = None  # inputs.Passage of the uncompressed block, for methods that train
-    emit: Callable[[dict], None] = lambda event: None
-    cancelled: Callable[[], bool] = lambda: False
-    seed: int = 0
+    # for methods that train, else None: the inputs.Passage of the uncompressed block, and who watches
+    inputs: Any = None
+    recorder: Recorder | None = None
 
     @property
     def sites(self) -> list[Site]:
@@ -358,12 +358,12 @@ class Context:
 
     # [n, window] token ids: the text to train on or to calibrate on, None where the method reads none
     windows: Tensor | None
-    emit: Callable[[dict], None]
-    cancelled: Callable[[], bool]
-    seed: int = 0
-    enough: Callable[[], bool] = lambda: False  # true: end the training now and keep the best state
-    # what StudentMethod.teacher made of the model
-    teacher: Any = None
+    recorder: Recorder
+    teacher: Any = None  # what StudentMethod.teacher made of the model
+
+    @property
+    def seed(self) -> int:
+        return self.recorder.seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from compression import arch, engine
-from compression.base import CalibrationError, Cancelled, Context, Cost, Note, param
+from compression.base import CalibrationError, Context, Cost, Note, param
 from compression.bundle import Bundle
 from compression.distillation import students
 from compression.distillation.replies import TOGETHER, prompt_text, write
 from compression.distillation.students import StudentParams
 from compression.distillation.teacher import ORACLE, Answers, Interview
 from compression.likelihood import final_states, token_losses
+from compression.recorder import QUIET, Recorder
 from compression.row_losses import next_token_loss
 from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budget, Course, train
 
@@ -179,12 +180,11 @@ def steps(
 
 
 @torch.no_grad()
-def costs(bundle: Bundle, rows: Sequence[Row], cancelled: Callable[[], bool] = lambda: False) -> list[float]:
+def costs(bundle: Bundle, rows: Sequence[Row], recorder: Recorder = QUIET) -> list[float]:
     """Negative log-likelihood in nats of each row's target, its stop with it, summed over tokens."""
     head, out = arch.head(bundle.module)[1], []
     for start in range(0, len(rows), TOGETHER):
-        if cancelled():
-            raise Cancelled("stopped while the student is judged")
+        recorder.check("the student is judged")
         some = rows[start : start + TOGETHER]
         ids = part(some, 1.0).ids.to(bundle.device)
         for r, states, own in zip(some, final_states(bundle, ids), ids, strict=True):
@@ -221,7 +221,7 @@ def teach(
         )
     held = [step([lesson], shares, learnt) for lesson in lessons[HELD_OUT - 1 :: HELD_OUT]][:MOST_HELD_OUT]
     taught = [lesson for i, lesson in enumerate(lessons) if i % HELD_OUT != HELD_OUT - 1]
-    told = {} if quiet else {"emit": context.emit, "enough": context.enough}
+    quietly = Recorder(cancelled=context.recorder.cancelled, seed=context.seed)
     bundle.module.requires_grad_(True)
     try:
         return train(
@@ -231,9 +231,7 @@ def teach(
             lambda: sum(float(loss(bundle, batch)) for batch in held) / len(held),
             budget,
             rate=rate,
-            seed=context.seed,
-            cancelled=context.cancelled,
-            **told,
+            recorder=quietly if quiet else context.recorder,
         )
     finally:
         bundle.module.requires_grad_(False)
@@ -247,13 +245,11 @@ def twin(bundle: Bundle) -> Bundle:
     )
 
 
-def replies(
-    bundle: Bundle, prompts: Sequence[str], new_tokens: int, cancelled: Callable[[], bool] = lambda: False
-) -> list[str]:
+def replies(bundle: Bundle, prompts: Sequence[str], new_tokens: int, recorder: Recorder = QUIET) -> list[str]:
     """What the student writes after each prompt, the likeliest."""
     engine.forget(bundle)
     try:
-        return [texts[0].text for texts in write(bundle, prompts, new_tokens=new_tokens, cancelled=cancelled)]
+        return [texts[0].text for texts in write(bundle, prompts, new_tokens=new_tokens, recorder=recorder)]
     finally:
         engine.forget(bundle)
 
@@ -263,8 +259,8 @@ def interview(context: Context, bundle: Bundle, params: BlackBoxParams, oracle: 
     if params.teaching == "answers":
         return None
     if params.teaching == "oracle":
-        return Interview(oracle, ORACLE, context.cancelled)
-    return Interview(context.teacher, bundle.source.get("weights_hash") or bundle.name, context.cancelled)
+        return Interview(oracle, ORACLE, context.recorder)
+    return Interview(context.teacher, bundle.source.get("weights_hash") or bundle.name, context.recorder)
 
 
 def percent(hits: int, of: int) -> float:

@@ -86,8 +86,8 @@ class GkdParams(WhiteBoxParams):
 def phase(lesson: Lesson) -> Phase:
     """Batches of text or of own samples, and the divergence on them."""
     params, prompt = lesson.params, lesson.params.prompt_tokens
-    chance = torch.Generator().manual_seed(lesson.seed + 2)
-    generator = torch.Generator().manual_seed(lesson.seed + 3)
+    chance = lesson.recorder.generator(2)
+    generator = lesson.recorder.generator(3)
 
     def loss(batch: Sequences) -> Tensor:
         if params.objective == "text":

@@ -57,6 +57,7 @@ from compression.distillation.black_box import (
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import Naming, Shown
 from compression.distillation.teacher import OracleTeacher, TextTeacher
+from compression.recorder import Recorder
 from compression.training import Budget
 
 ANSWER_TOKENS = 8  # of the teacher's label
@@ -207,7 +208,7 @@ def vote(labels: Sequence[str]) -> str:
     return Counter(labels).most_common(1)[0][0]
 
 
-def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
+def read(bundle: Bundle, cases: Sequence[Case], recorder: Recorder) -> Reading:
     """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's
     loss between the two in nats (ln 2 where it can't tell), which the habit of answering with a label at all
     doesn't change."""
@@ -215,7 +216,7 @@ def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
     prompts = [s for case in cases for s in (*case.shown, case.bare)]
     found = iter(
         costs(
-            bundle, [row(bundle.tokenizer, s.prompt, label) for s in prompts for label in s.labels], cancelled
+            bundle, [row(bundle.tokenizer, s.prompt, label) for s in prompts for label in s.labels], recorder
         )
     )
 
@@ -284,7 +285,7 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
         used = sum(any(labels) for labels in named)
 
     def judge(student: Bundle) -> tuple[Reading, Reading]:
-        return read(student, chosen.alike, context.cancelled), read(student, chosen.others, context.cancelled)
+        return read(student, chosen.alike, context.recorder), read(student, chosen.others, context.recorder)
 
     def trained(student: Bundle, answers, budget: Budget, quiet: bool = False):
         taught = lessons(student.tokenizer, chosen.prompts, answers, params)

@@ -283,7 +283,7 @@ class Loop:
         return texts
 
     def student(self, bundle: Bundle, questions: Sequence[Question]) -> list[str]:
-        return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.cancelled)
+        return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.recorder)
 
     def imitate(
         self,

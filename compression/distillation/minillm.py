@@ -128,7 +128,7 @@ def token_loss(
 def phase(lesson: Lesson) -> Phase:
     """Texts drawn from student and teacher, and the loss on them."""
     params, student, teacher = lesson.params, lesson.student, lesson.teacher
-    generator = torch.Generator().manual_seed(lesson.seed + 3)
+    generator = lesson.recorder.generator(3)
 
     def loss(batch: Sequences) -> Tensor:
         mask, targets = batch.mask, batch.targets

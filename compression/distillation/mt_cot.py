@@ -186,7 +186,7 @@ def distil(
 
     def judge(student: Bundle, mode: str) -> float:
         long = params.explanation_tokens + LEAVE if mode == "explain" else ANSWER_TOKENS
-        texts = replies(student, [f"{mode}: {q.text}" for q in judged], long, context.cancelled)
+        texts = replies(student, [f"{mode}: {q.text}" for q in judged], long, context.recorder)
         said = [by_form(params.form, t) for t in texts] if mode == "explain" else texts
         return percent(sum(tasks.right(q, t) for q, t in zip(judged, said, strict=True)), len(judged))
 

@@ -125,10 +125,7 @@ def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Ca
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,
             optimizer=optimizer,
-            seed=context.seed,
-            emit=context.emit,
-            cancelled=context.cancelled,
-            enough=context.enough,
+            recorder=context.recorder,
         )
     finally:
         release(bundle, adapters)

@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compression.base import Cancelled, Context, Cost, Edit, Note, Params, TableMethod, param
+from compression.base import Context, Cost, Edit, Note, Params, TableMethod, param
 from compression.low_rank.rank import top_eigenvectors
 from compression.packed import FORMATS
 from compression.packed.base import Packed
@@ -167,9 +167,8 @@ def trains(table: Tensor, modes: Sequence[int], ranks: Sequence[int], context: C
     chunks = table.split(TOKENS_PER_CHUNK)
     stored = []
     for done, chunk in enumerate(chunks):
-        if context.cancelled():
-            raise Cancelled("stopped while compressing the table")
-        context.emit({"stage": "compress", "done": done, "total": len(chunks)})
+        context.recorder.check("compressing the table")
+        context.recorder.progress("compress", done, len(chunks))
         stored.append(TensorTrain.encode(chunk.shape, tt_svd(chunk, modes, ranks)[0]).cores)
     return TensorTrain(tuple(table.shape), torch.cat(stored), modes, ranks)
 

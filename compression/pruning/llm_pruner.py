@@ -43,17 +43,7 @@ import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import (
-    CalibrationError,
-    Cancelled,
-    Context,
-    Cost,
-    Edit,
-    ModelMethod,
-    Note,
-    TextUnavailable,
-    param,
-)
+from compression.base import CalibrationError, Context, Cost, Edit, ModelMethod, Note, TextUnavailable, param
 from compression.bundle import Bundle, Geometry
 from compression.pruning import structured
 from compression.pruning.structured import StructuredParams, choose, highest, told
@@ -167,9 +157,8 @@ def gradients(
 
             handles.append(weight.requires_grad_().register_post_accumulate_grad_hook(take))
         for done, text in enumerate(ids):
-            context.emit({"stage": "compress", "done": done, "total": len(ids)})
-            if context.cancelled():
-                raise Cancelled("stopped while taking gradients")
+            context.recorder.progress("compress", done, len(ids))
+            context.recorder.check("taking gradients")
             text = text[None].to(bundle.device)
             with torch.enable_grad():
                 module(input_ids=text, labels=text, use_cache=False).loss.backward()
@@ -178,7 +167,7 @@ def gradients(
             handle.remove()
         for weight in weights.values():
             weight.requires_grad_(False).grad = None
-    context.emit({"stage": "compress", "done": len(ids), "total": len(ids)})
+    context.recorder.progress("compress", len(ids), len(ids))
     for sums in (found.first, found.second):
         for total in sums.values():
             total /= len(ids)

@@ -196,12 +196,9 @@ def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
             *from_text(context.windows, loss, context.seed),
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,
-            seed=context.seed,
             before_step=pruner.watch,
             settle=pruner.settle,
-            emit=context.emit,
-            cancelled=context.cancelled,
-            enough=context.enough,
+            recorder=context.recorder,
         )
     finally:
         pruner.close()

@@ -53,17 +53,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression import arch, engine, sample
-from compression.base import (
-    BUDGET_MINUTES,
-    Cancelled,
-    Context,
-    Cost,
-    Edit,
-    Note,
-    Params,
-    TrainingMethod,
-    param,
-)
+from compression.base import BUDGET_MINUTES, Context, Cost, Edit, Note, Params, TrainingMethod, param
 from compression.bundle import Bundle
 from compression.divergences import forward_kl
 from compression.grids import grid_bytes, minmax_asym
@@ -274,11 +264,10 @@ def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
             for token in sample.generate(
                 bundle, ids, until - ids.shape[1], temperature, context.seed + 7_919 * number
             ):
-                if context.cancelled():
-                    raise Cancelled("stopped while the model writes")
+                context.recorder.check("the model writes")
                 steps.append(token)
                 done += len(rows)
-                context.emit({"stage": "write", "done": done, "total": count * (length - 1)})
+                context.recorder.progress("write", done, count * (length - 1))
             ids = torch.cat([ids, torch.stack(steps, 1)], 1)
         texts[rows] = ids
     engine.forget(bundle)  # what wrote is of the weights as they were
@@ -312,10 +301,7 @@ def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
             lambda: mean_loss(aside, loss),
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,
-            seed=context.seed,
-            emit=context.emit,
-            cancelled=context.cancelled,
-            enough=context.enough,
+            recorder=context.recorder,
         )
         results = {path: layer.stored() for path, layer in layers.items()}
     notes = course.notes("llm_qat")

@@ -250,10 +250,7 @@ def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
                 *from_text(context.windows, loss, context.seed),
                 Budget(params.train_tokens, params.train_minutes),
                 rate=params.learning_rate,
-                seed=context.seed,
-                emit=context.emit,
-                cancelled=context.cancelled,
-                enough=context.enough,
+                recorder=context.recorder,
             )
             gained = course.best < course.before
             notes += course.notes("peqa") + (

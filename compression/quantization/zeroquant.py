@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression.base import Block, BlockMethod, Cancelled, Cost, Edit, Params, param
+from compression.base import Block, BlockMethod, Cost, Edit, Params, param
 from compression.grids import grid_bytes
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
@@ -245,10 +245,9 @@ def distill(block: Block, params: ZeroQuantParams) -> tuple[dict[str, Tensor], f
     try:
         before = least = judged()
         best = {name: m.detach().clone() for name, m in masters.items()}
-        order = torch.Generator().manual_seed(block.seed)
+        order = block.recorder.generator()
         for step in range(params.distill_steps):
-            if block.cancelled():
-                raise Cancelled("stopped while distilling")
+            block.recorder.check("distilling")
             with torch.enable_grad():
                 error(
                     [taught[i] for i in torch.randint(len(taught), (params.distill_batch,), generator=order)]

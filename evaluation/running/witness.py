@@ -201,6 +201,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
     import torch
 
     from compression import arch, calibrate, engine
+    from compression.recorder import Recorder
     from evaluation.measuring.measure import measure
 
     small, found, original = _small(spec), model(config, nudge), model(config, nudge)
@@ -220,7 +221,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
             activations=spec.activations,
             cache_bits=spec.cache_bits,
             cache_keys=spec.cache_keys,
-            seed=spec.seed,
+            recorder=Recorder(seed=spec.seed),
             training=reading.training,
         )
         numbers = _matrices(found, original) | _courses(outcome.series)
