@@ -8,12 +8,16 @@ finds out.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compression import importing, models
 from compression.base import CompressionError
-from compression.texts import Role
 from evaluation.running import provenance
 from evaluation.spec import CALIBRATIONS, Result
 from evaluation.store import Store
+
+if TYPE_CHECKING:
+    from compression.texts import Role
 
 
 def answers(result: Result, store: Store) -> bool:
