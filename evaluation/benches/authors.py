@@ -243,7 +243,7 @@ def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
     """A row: what both sides leave in each matrix; with `failed` (words) where theirs didn't run."""
     from safetensors.torch import load_file
 
-    from compression.quantization.gptq import output_error
+    from compression.second_order import output_error
 
     loop, params = LOOPS[name], params_of(name)
     address, file = REPOSITORIES[loop.folder]

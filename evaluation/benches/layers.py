@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from compression import arch, calibrate
-from compression.base import Block, Group, Method, Params
+from compression.base import Block, BlockMethod, Group, Method, Params
 from compression.bundle import Bundle
 from compression.inputs import capture
-from compression.quantization.gptq import output_error
+from compression.second_order import output_error
 from evaluation import ROOT
 from evaluation.benches import shipped
 from evaluation.running import witness
@@ -86,7 +86,7 @@ def layer_errors(
         for name, method, params in steps:
             edits = (
                 [method.compress(Block(layer, len(blocks), tuple(groups)), params)]
-                if method.scope == "block"
+                if isinstance(method, BlockMethod)
                 else None
             )
             for group in groups:

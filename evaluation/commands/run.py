@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import compression
-from compression import budgets
 from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import host, limits
@@ -84,14 +83,7 @@ def main(argv: list[str]) -> int:
             )
             return 0
         if own.list:
-            from compression import calibrate
-
-            methods = [compression.get(name) for name in compression.NAMES]
-            listing = [
-                method.describe()
-                | {"stores": calibrate.stored_format(method), "full": budgets.full(method.name)}
-                for method in methods
-            ]
+            listing = [compression.get(name).describe() for name in compression.NAMES]
             print(_json(listing, indent=1) if own.json else _names(listing))
             return 0
         spec = request(own, steps)
@@ -263,9 +255,10 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
         raise BadParam(
             f"--budget {own.budget!r}; allowed: {', '.join(BUDGETS)}", name="budget", got=own.budget
         )
-    if own.budget == "full" and steps and not any(budgets.full(name) for name, _ in steps):
+    if own.budget == "full" and steps and not any(compression.get(name).full for name, _ in steps):
+        trained = [name for name in compression.NAMES if compression.get(name).full]
         raise BadParam(
-            f"--budget full is for methods that train ({', '.join(budgets.FULL)}); here --preset says "
+            f"--budget full is for methods that train ({', '.join(trained)}); here --preset says "
             "how much is read",
             name="budget",
             got="full",
@@ -279,7 +272,7 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
 def request(own: argparse.Namespace, steps: list[tuple[str, dict[str, str]]]) -> RunSpec:
     """The RunSpec that the arguments describe; what isn't given comes from the preset and the budget."""
     if own.budget == "full":
-        steps = [(name, budgets.full(name) | values) for name, values in steps]
+        steps = [(name, compression.get(name).full | values) for name, values in steps]
     names = {f.name for f in dataclasses.fields(RunSpec)}
     given = {k: v for k, v in vars(own).items() if v is not None and k in names}
     preset = own.preset or "quick"

@@ -201,7 +201,7 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
     )
     samples = any(note.get("code") == "distilled" for note in result.notes)
     # the control is no training of the original
-    off = any(method.control for method, _ in result.spec.methods)
+    off = any(method.control for method, _ in result.spec.trainings)
     lines, own = (
         [words("card.training.own") if samples else words("card.training")],
         result.metrics.get("perplexity_ratio"),

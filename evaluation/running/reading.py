@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compression import texts
-from compression.base import Note
+from compression.base import ModelMethod, Note, StudentMethod, TrainingMethod
 from compression.bundle import Geometry
 from compression.texts import Role, Text, Windows
 from evaluation.spec import RunSpec
@@ -76,21 +76,16 @@ def read(
 
 def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: Tensor | None) -> None:
     """Raises what a method of the recipe would raise, once the model is loaded and the original measured."""
-    from compression.distillation import white_box
-    from compression.pruning import llm_pruner
     from compression.training import hold_out
 
     for method, params in spec.methods:
-        if method.reshaped and not getattr(params, "student", ""):
-            geometry = method.reshaped(geometry, params)
-        read = windows if method.trains_on is None or training is None else training
-        if method.trains_on and method.trains_on(params) and not method.own_text and read is not None:
+        if not (isinstance(method, StudentMethod) and params.student):
+            geometry = method.geometry_after(geometry, params)
+        if not isinstance(method, ModelMethod):
+            continue
+        trains = isinstance(method, TrainingMethod)
+        read = windows if not trains or training is None else training
+        if trains and params.train_tokens and not method.own_text and read is not None:
             hold_out(read)
-        if isinstance(params, white_box.WhiteBoxParams) and params.train_tokens and read is not None:
-            white_box.check_lengths(params, read.shape[1])
-        if (
-            isinstance(params, llm_pruner.LlmPrunerParams)
-            and params.importance in llm_pruner.TAYLOR
-            and read is not None
-        ):
-            llm_pruner.texts(read, params)
+        if method.fits and read is not None:
+            method.fits(params, read)

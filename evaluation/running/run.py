@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from compression.base import CompressionError
+from compression.recorder import Recorder
 from evaluation import host
 from evaluation.running import deaths, stages
 from evaluation.running.clock import Clock
@@ -44,7 +45,8 @@ def run(
     started = time.time()
     with contextlib.ExitStack() as held:
         clock = Clock(spec, emit)
-        order = stages.Order(spec, store, clock, held, cancelled, enough, allow_paths, timings, again, nudges)
+        recorder = Recorder(clock.emit, cancelled, enough, spec.seed)
+        order = stages.Order(spec, store, clock, held, recorder, allow_paths, timings, again, nudges)
         try:
             result = _answer(order)
         except Exception as error:

@@ -12,14 +12,14 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from compression import texts
-from compression.base import CompressionError, Note
+from compression.base import CompressionError, Note, StudentMethod
 from compression.bundle import Bundle
+from compression.recorder import Recorder
 from evaluation import host
 from evaluation.measuring import memory
 from evaluation.running import provenance, timing, witness
@@ -60,17 +60,11 @@ class Order:
     store: Store
     clock: Clock
     held: contextlib.ExitStack
-    cancelled: Callable[[], bool]
-    enough: Callable[[], bool]
+    recorder: Recorder
     allow_paths: bool
     timings: bool
     again: bool
     nudges: tuple[int, ...]
-
-    @property
-    def emit(self) -> Callable[[dict], None]:
-        """Takes the events of the current stage."""
-        return self.clock.emit
 
     def answered(self, spec: RunSpec, fingerprint: dict) -> Result | None:
         """The newest answer of the store to the same question that this program would give too."""
@@ -140,11 +134,11 @@ def read_texts(order: Order) -> Read:
     text = texts.load_text(spec.text, "evaluation", paths)
     calibration = None
     for name in spec.students:
-        models.prepare(name, order.emit, paths)
+        models.prepare(name, order.recorder.emit, paths)
     if spec.needs_calibration:
         calibration = texts.load_text(spec.calibration, "calibration", paths)
         texts.check_disjoint(text, calibration)
-    models.prepare(spec.model, order.emit, paths)
+    models.prepare(spec.model, order.recorder.emit, paths)
     geometry = models.geometry(spec.model)
     assert geometry is not None, "it was prepared"
     positions = min(g.positions for g in (geometry, *map(models.geometry, spec.students)) if g)
@@ -166,7 +160,7 @@ def load(order: Order, read: Read) -> Loaded:
     cpu.library()
     host.profile(again=True)
     start = time.perf_counter()
-    bundle = models.load(spec.model, device, emit=order.emit, allow_paths=order.allow_paths)
+    bundle = models.load(spec.model, device, emit=order.recorder.emit, allow_paths=order.allow_paths)
     dtype = str(next(bundle.module.parameters()).dtype).removeprefix("torch.")
     seconds = time.perf_counter() - start
     cpu.wait()  # one run, one set of kernels
@@ -221,7 +215,7 @@ def measure_original(order: Order, read: Read, loaded: Loaded) -> Original:
         order.held.enter_context(place.held(folder))
     if order.spec.compresses_tables:  # beside it the original's head takes its publisher's width
         head = OriginalHead(head, _publishers_dtype(loaded.bundle))
-    elif any(method.reshaped for method, _ in order.spec.methods):  # a cut may reach the head itself
+    elif order.spec.reshapes:  # a cut may reach the head itself
         head = OriginalHead(head, head.weight.dtype)
     baseline = Baseline.load(folder, head)
     if baseline is None:
@@ -238,9 +232,7 @@ def _measured_original(order: Order, read: Read, loaded: Loaded, key: str, folde
     order.clock.stage("baseline")
     bundle, windows = loaded.bundle, read.windows.evaluation
     with place.whole(folder) as record:
-        metrics, series = measure(
-            bundle, windows, None, record=record, emit=order.emit, cancelled=order.cancelled
-        )
+        metrics, series = measure(bundle, windows, None, record=record, recorder=order.recorder)
     seconds = time.perf_counter() - start
     sizes = memory.sizes(bundle, windows.ids)
     found = Found(metrics | sizes | {"evaluate_seconds": seconds, "load_seconds": loaded.seconds}, series)
@@ -268,13 +260,12 @@ def _publishers_dtype(bundle: Bundle):
 
 def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Original) -> Result:
     """Compress the loaded model, save it, measure it beside the original, time both."""
-    from compression import artifact, calibrate
-    from compression.distillation import students
+    from compression import artifact, calibrate, models
 
     spec, bundle, key = order.spec, loaded.bundle, order.spec.key(loaded.fingerprint)
     for method, params in spec.methods:  # a student is measured on the original's tokens
-        if method.student and params.student:
-            students.check_tokenizer(bundle, params.student)
+        if isinstance(method, StudentMethod) and params.student:
+            models.check_tokenizer(bundle, params.student)
     geometry = bundle.geometry
     order.clock.stage("compress")
     outcome = calibrate.compress(
@@ -285,11 +276,8 @@ def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Ori
         activations=spec.activations,
         cache_bits=spec.cache_bits,
         cache_keys=spec.cache_keys,
-        emit=order.emit,
-        cancelled=order.cancelled,
-        seed=spec.seed,
+        recorder=order.recorder,
         training=read.windows.training,
-        enough=order.enough,
     )
     found = Found(notes=list(outcome.notes), layers=outcome.layers)
     if small := _small_scales(bundle.module):
@@ -327,9 +315,7 @@ def _compare(order: Order, read: Read, loaded: Loaded, original: Original, geome
     engine.prepare(bundle)  # it is saved: from here on it is only multiplied
     start = time.perf_counter()
     order.clock.stage("evaluate")
-    metrics, found.series = measure(
-        bundle, windows, original.baseline, emit=order.emit, cancelled=order.cancelled
-    )
+    metrics, found.series = measure(bundle, windows, original.baseline, recorder=order.recorder)
     peak = memory.peak_bytes()
     found.metrics |= metrics | held
     found.metrics |= {

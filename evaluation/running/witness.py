@@ -201,6 +201,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
     import torch
 
     from compression import arch, calibrate, engine
+    from compression.recorder import Recorder
     from evaluation.measuring.measure import measure
 
     small, found, original = _small(spec), model(config, nudge), model(config, nudge)
@@ -220,7 +221,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
             activations=spec.activations,
             cache_bits=spec.cache_bits,
             cache_keys=spec.cache_keys,
-            seed=spec.seed,
+            recorder=Recorder(seed=spec.seed),
             training=reading.training,
         )
         numbers = _matrices(found, original) | _courses(outcome.series)
@@ -261,11 +262,13 @@ def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
     """Path -> the matrix that a linear or the table stands for, in float32, its factors on inputs left
     out."""
     from compression import arch
+    from compression.packed.linear import CompressedLinear, CompressedTable
 
+    stored = (CompressedLinear, CompressedTable)
     paths = [path for path, _, _ in arch.linears(bundle.module)] + [arch.embedding(bundle.module)[0]]
     modules = [(path, bundle.module.get_submodule(path)) for path in paths]
     return {
-        path: (m.packed.dequantize() if hasattr(m, "packed") else m.weight).detach().float()
+        path: (m.packed.dequantize() if isinstance(m, stored) else m.weight).detach().float()
         for path, m in modules
     }
 
