@@ -23,7 +23,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation import ROOT
@@ -169,17 +169,22 @@ def blocks() -> str:
     measured = results()
     parts = []
     for found in gates.BLOCKS:
-        about = f"{found.about}\n\n" if found.about else ""
-        parts.append(f"**{found.title}.** {about or chr(10) * 2}{table(found.rows, measured)}")
-        if missing := [f"`{words}`" for words in found.rows if words not in measured]:
-            parts[-1] += f"\nNot measured yet: {', '.join(missing)}.\n"
+        shown = table(found.rows, measured) + _missing(found.rows, measured)
+        parts.append(f"**{found.title}.** {found.about}\n\n{shown}")
     return "\n".join(parts)
 
 
 def domain() -> str:
-    """The table of the fine-tuning to a domain in Markdown."""
+    """The table of the fine-tuning to a domain in Markdown, and what of it isn't measured yet."""
     plain, nf4, lora, qlora = shipped.DOMAIN
-    return table({plain: "", nf4: plain, lora: plain, qlora: lora}, results("domain"))
+    rows, measured = {plain: "", nf4: plain, lora: plain, qlora: lora}, results("domain")
+    return table(rows, measured) + _missing(rows, measured)
+
+
+def _missing(rows: Iterable[str], measured: Mapping[str, Sequence[Result]]) -> str:
+    """A line that names the recipes without a result, "" if there are none."""
+    names = [f"`{words}`" for words in rows if words not in measured]
+    return f"\nNot measured yet: {', '.join(names)}.\n" if names else ""
 
 
 def same_but_text(a: Result, b: Result) -> bool:

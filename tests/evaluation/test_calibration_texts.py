@@ -74,7 +74,7 @@ def test_nothing_measured_is_said(tmp_path):
     put(tmp_path, "gates", "gptq --bits 4", PLAIN)
     assert (
         overview.texts_table(tmp_path) == overview.NO_TEXTS
-        and "evaluation.shipped calibration" in overview.NO_TEXTS
+        and "evaluation measure calibration" in overview.NO_TEXTS
     )
 
 

@@ -18,7 +18,10 @@ ROW = "--group_size -1"
 
 
 def gate(words):
-    """The stored result of a recipe, the first of its seeds."""
+    """The stored result of a recipe, the first of its seeds; the test is skipped while one that is declared
+    waits to be measured."""
+    if words in gates.recipes() and words not in GATES:
+        pytest.skip(f"{words} isn't measured yet")
     return GATES[words][0]
 
 
@@ -31,17 +34,13 @@ def chance():
     return statistics.mean(drawn.metrics["perplexity"] for drawn in GATES[gates.CHANCE])
 
 
-NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation measure`
+NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
     "gates": {
         "gates-awq-3-group_size_64.json",
-        "gates-awq-4-group_size_64.json",
         "gates-awq-4-loss_at_module.json",
         "gates-gptq-3-group_size_row+peqa-3-train_tokens_16384-train_minutes_120.json",
         "gates-gptq-3-group_size_row-tuning_mse.json",
-        "gates-gptq-3-tuning_mse.json",
         "gates-gptq-4-group_size_row-tuning_mse.json",
-        "gates-gptq-4-tuning_mse.json",
-        "gates-hqq-4-iterations_0.json",
         "gates-llm_int8-no_zero_point-decomposition_column-outlier_weights_16.json",
         "gates-llm_int8-no_zero_point-decomposition_column.json",
         "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
@@ -52,9 +51,6 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed2.json",
         "gates-lut_gemm-2.json",
         "gates-lut_gemm-3-fit_greedy.json",
-        "gates-lut_gemm-3.json",
-        "gates-lut_gemm-4.json",
-        "gates-nf4-double.json",
         "gates-none-cache2-channel.json",
         "gates-none-cache4-channel.json",
         "gates-none-cache4.json",
@@ -68,7 +64,6 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-rtn-3-tuning_mse.json",
         "gates-rtn-4-group_size_128.json",
         "gates-rtn-4-group_size_row-tuning_mse.json",
-        "gates-rtn-4-tuning_mse.json",
         "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor.json",
         "gates-smoothquant-0.5-activations_tensor-percentile_99.99.json",
@@ -79,7 +74,6 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-smoothquant-0.5-search.json",
         "gates-smoothquant-0.5-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-weights_tensor.json",
-        "gates-smoothquant-0.5.json",
         "gates-spqr-3-no_level_search.json",
         "gates-spqr-3-outliers_0.json",
         "gates-spqr-3-tau_0.2.json",
@@ -366,6 +360,8 @@ def test_adapters_over_four_bits_learn_as_much_as_over_sixteen():
 def test_four_bits_learn_a_domain_as_sixteen_do():
     """Dettmers et al. 2023, section 4: with adapters at every linear the frozen model may as well be NF4.
     Same adapters, tokens, seeds."""
+    if "domain" in NOT_MEASURED:
+        pytest.skip("the trainings aren't measured yet")
     before, rounded, lora, qlora = (
         [r.metrics["perplexity"] for r in DOMAIN[words]] for words in shipped.DOMAIN
     )
@@ -496,6 +492,32 @@ def test_hqq_is_below_rounding():
     assert perplexity("hqq --bits 8") < 1.002 * perplexity("rtn --bits 8"), (
         "nothing is lost where nothing can be won"
     )
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_range_search_helps_gptq_and_not_rounding(bits):
+    """The search lowers the error in the weights. GPTQ's later columns make up for the weights that a narrower
+    range cuts; rounding has nobody who does, and a small model lives on its largest weights."""
+    searched = {
+        method: overview.beside(
+            [gate(f"{method} --bits {bits} --tuning mse")], [gate(f"{method} --bits {bits}")]
+        ).word
+        for method in ("gptq", "rtn")
+    }
+    assert searched["gptq"] == "better" and searched["rtn"] != "better"
+
+
+def test_without_its_moves_hqq_is_rounding():
+    """Badri and Shaji 2023: with a whole first zero, what the half-quadratic steps bring is all that differs."""
+    unmoved, rounding = perplexity("hqq --bits 4 --iterations 0"), perplexity("rtn --bits 4")
+    assert unmoved == pytest.approx(rounding, rel=0.002)
+    assert overview.beside([gate("hqq --bits 4")], [gate("hqq --bits 4 --iterations 0")]).word == "better"
+
+
+def test_smoothquant_in_its_default_costs_little():
+    """Xiao et al. 2023, table 4: within 1 % of the original with scales token by token."""
+    assert perplexity("smoothquant") <= 1.02 * perplexity("none")
+    assert perplexity("smoothquant") <= 1.01 * perplexity("smoothquant --smooth false")
 
 
 def test_a_lossless_converter_loses_nothing():
