@@ -359,7 +359,7 @@ class Context:
     # [n, window] token ids: the text to train on or to calibrate on, None where the method reads none
     windows: Tensor | None
     recorder: Recorder
-    teacher: Any = None  # what StudentMethod.teacher made of the model
+    teacher: Any = None  # as StudentMethod.teacher says
 
     @property
     def seed(self) -> int:
@@ -511,8 +511,9 @@ class StudentMethod(TrainingMethod):
     `student`."""
 
     student: Callable[[Bundle, Params], Bundle]  # makes it
-    # what the student learns from: the model itself, or a TextTeacher that answers in strings alone
-    teacher: Callable[[Bundle], Any]
+    # what the student learns from: the model itself as a Bundle (white box), or a TextTeacher, which answers
+    # in strings and shows nothing else (black box)
+    teacher: Literal["model", "text"]
     trains_table: bool = False  # whether `cost` of the role "table" counts the token table, trained too
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:

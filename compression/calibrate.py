@@ -56,6 +56,7 @@ from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear, CompressedTable
 from compression.recorder import QUIET, Recorder
 from compression.surgery import compress_tables, put_tables, set_submodule
+from compression.teacher import TextTeacher
 
 SMALLEST, LARGEST = 2.0**-6, 2.0**13  # of a matrix's largest magnitude, for it to be stored as it is
 ACTIVATION_GROUP = 32  # inputs that share a scale where a run asks for int8 activations
@@ -161,7 +162,7 @@ class _Walk:
         bundle, teacher = self.bundle, None
         if isinstance(self.method, StudentMethod):
             bundle = self.method.student(self.bundle, self.params)
-            teacher = self.method.teacher(self.bundle)
+            teacher = self.bundle if self.method.teacher == "model" else TextTeacher(self.bundle)
         context = Context(self.windows, self.recorder, teacher)
         self._apply(self.method.compress(bundle, context, self.params))
 

@@ -20,12 +20,12 @@ from compression import arch, engine
 from compression.base import CalibrationError, Context, Cost, Note, param
 from compression.bundle import Bundle
 from compression.distillation import students
-from compression.distillation.replies import TOGETHER, prompt_text, write
 from compression.distillation.students import StudentParams
-from compression.distillation.teacher import ORACLE, Answers, Interview
 from compression.likelihood import final_states, token_losses
 from compression.recorder import QUIET, Recorder
+from compression.replies import TOGETHER, prompt_text, write
 from compression.row_losses import next_token_loss
+from compression.teacher import ORACLE, Answers, Interview
 from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budget, Course, train
 
 TRANSCRIPT = "teacher_cache.jsonl"

@@ -56,8 +56,8 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import Naming, Shown
-from compression.distillation.teacher import OracleTeacher, TextTeacher
 from compression.recorder import Recorder
+from compression.teacher import OracleTeacher
 from compression.training import Budget
 
 ANSWER_TOKENS = 8  # of the teacher's label
@@ -358,7 +358,7 @@ METHOD = StudentMethod(
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher=TextTeacher,
+    teacher="text",
     control=off("icl_distillation"),
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},

@@ -57,7 +57,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
-from compression.distillation.teacher import OracleTeacher, TextTeacher
+from compression.teacher import OracleTeacher
 from compression.training import Budget, Course
 
 ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
@@ -444,7 +444,7 @@ METHOD = StudentMethod(
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher=TextTeacher,
+    teacher="text",
     control=off("lion"),
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},

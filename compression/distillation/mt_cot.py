@@ -57,7 +57,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import MARK, Question
-from compression.distillation.teacher import Interview, OracleTeacher, TextTeacher
+from compression.teacher import Interview, OracleTeacher
 from compression.training import Budget
 
 ANSWER_TOKENS = 12  # of the student's answer
@@ -245,7 +245,7 @@ METHOD = StudentMethod(
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher=TextTeacher,
+    teacher="text",
     control=off("mt_cot"),
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},

@@ -324,7 +324,7 @@ class Side:
         return {
             "side": self.name,
             "text": new,
-            "token": token,
+            "token": None if token is None else int(token),
             "ms": round(1e3 * self.times[-1], 2),
             "first_ms": round(1e3 * self.times[0], 1),
             "done": self.done,

@@ -17,9 +17,9 @@ from compression import artifact, calibrate, get
 from compression.base import BadParam, CalibrationError, Cancelled
 from compression.distillation import black_box, students, tasks
 from compression.distillation.black_box import Row, part, row, step
-from compression.distillation.replies import prompt_ids, write
-from compression.distillation.teacher import OracleTeacher, Replay, TextTeacher
 from compression.recorder import Recorder
+from compression.replies import prompt_ids, write
+from compression.teacher import OracleTeacher, Replay, TextTeacher
 from compression.texts import tokenizer_hash
 from tests import micro, tiny
 

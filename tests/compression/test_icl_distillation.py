@@ -10,7 +10,7 @@ import pytest
 from compression.distillation import icl_distillation as icl
 from compression.distillation import tasks
 from compression.distillation.tasks import Naming
-from compression.distillation.teacher import TextTeacher
+from compression.teacher import TextTeacher
 from tests import micro
 
 

@@ -212,7 +212,7 @@ def test_no_special_token_begins_a_text():
 
 def test_the_same_seed_writes_the_same_and_another_another():
     bundle, told = tiny.bundle(), []
-    first = llm_qat.write(bundle, 6, 16, context(1, told.append))
+    first = llm_qat.write(bundle, 6, 16, context(1, emit=told.append))
     assert torch.equal(llm_qat.write(bundle, 6, 16, context(1)), first)
     assert not torch.equal(llm_qat.write(bundle, 6, 16, context(2)), first)
     assert {e["stage"] for e in told} == {"write"} and told[-1]["done"] == told[-1]["total"] == 6 * 15

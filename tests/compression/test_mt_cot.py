@@ -12,7 +12,7 @@ import torch
 from compression.distillation import mt_cot, tasks
 from compression.distillation.black_box import loss, step
 from compression.distillation.tasks import MARK, Question
-from compression.distillation.teacher import Interview
+from compression.teacher import Interview
 from tests import micro
 
 QUESTIONS = [

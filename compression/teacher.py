@@ -93,7 +93,7 @@ class TextTeacher(_Known):
             self._rows = {r["key"]: r for r in _lines(self._file.read_bytes())}
 
     def _answer(self, questions, recorder) -> None:
-        from compression.distillation.replies import TOGETHER, write
+        from compression.replies import TOGETHER, write
 
         how = {name: value for name, value in questions[0].items() if name != "prompt"}
         # such of equal length are answered together
