@@ -1,9 +1,16 @@
 """C kernels for processors: compiled on first use, cached, tested against the references, then used.
 
-vectors.h says 16 lanes for three kinds of processor (AVX-512, AVX2, plain C), matrix.h what the matrix unit
-of some does (AMX), formats.h how each format is decoded (chain.h: tensor trains), product.c multiplies,
-step.c runs whole decoder layers, team.c holds the threads; plans.py brings stored tensors into the tiles that
-all of them read.
+plan.h        what a stored matrix is to all of these files; plans.py makes it from the stored tensors
+vectors.h     16 lanes for three kinds of processor: AVX-512, AVX2, plain C
+matrix.h      the matrix unit of some processors (AMX)
+formats.h     how each kind of matrix is decoded; chain.h: tensor trains
+loops.h       what the stages of a product tell each other
+  input.c     activations are made ready
+  token.c     one token
+  panel.c     many tokens; matrix.c: by the matrix unit
+  product.c   whole matrices: chooses and adds up
+step.c        whole decoder layers in one call
+team.c        the threads
 
 `library()` gives the loaded library or None; the first call begins to build it in the background, and until
 it is there PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says
@@ -175,14 +182,7 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
             ctypes.c_int,
         )
         found.takes_matrix.argtypes = (ctypes.c_void_p, ctypes.c_int64)
-        found.step.argtypes = (
-            *[ctypes.c_void_p] * 4,
-            ctypes.c_int64,
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            ctypes.c_void_p,
-            ctypes.c_int,
-        )
+        found.step.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
         found.cache_encode.argtypes = (
             ctypes.c_void_p,
             ctypes.c_int64,
@@ -288,7 +288,7 @@ def rows(plan, ids):
         return rows(u, ids) @ rows(v, torch.arange(v.shape[0]))
     if plan.kind == "SUM":
         return rows(plan.parts[0], ids) + rows(plan.parts[1], ids)
-    if plan.kind in ("OUTLIERS", "COLUMNS"):
+    if plan.adds:
         return plan.matrix()[ids]
     out = torch.empty(len(ids), plan.shape[1])
     if _library.rows(plan.address, ids.data_ptr(), len(ids), out.data_ptr()):

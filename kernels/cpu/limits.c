@@ -6,7 +6,8 @@
 
 #include "matrix.h"
 
-/* `rounds` x 12 x 64 multiplications and additions of int8 by each thread; returns something that depends on them. */
+/* `rounds` x 12 x 64 multiplications and additions of int8 by each thread; returns something that depends
+   on them. */
 int64_t limit_int8(int64_t rounds, int threads)
 {
     int64_t out = 0;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import re
 import weakref
 from typing import NamedTuple
 
@@ -24,25 +25,12 @@ from kernels.grouped_int import level_codes, levelled, spread
 from kernels.outliers import outliers_matrix
 from kernels.sparse import bits_mask, scatter_bitmask
 
-KINDS = (
-    "F32",
-    "F16",
-    "BF16",
-    "INT",
-    "BOOK",
-    "BITS",
-    "MASK_F16",
-    "TWO_F16",
-    "MASK_INT",
-    "LOW_RANK",
-    "SUM",
-    "OUTLIERS",
-    "COLUMNS",
-    "TRAIN",
-    "LOOK",
-)
-GRIDS = ("WHOLE", "REAL", "LEVELS", "FLOATS")
-CODES = ("INT", "MASK_INT", "BOOK", "BITS", "LOOK")  # kinds whose products are of integers
+PLAN_H = (cpu.HERE / "plan.h").read_text("utf-8")
+KINDS = dict(
+    re.findall(r"\bKIND\((\w+), (\w+)\)", PLAN_H)
+)  # name -> how it is multiplied; C numbers them in this order
+GRIDS = tuple(re.findall(r"\bGRID\((\w+)\)", PLAN_H))
+CODES = tuple(kind for kind, how in KINDS.items() if how in ("BY_INTEGERS", "BY_ENTRIES"))  # int8 times int8
 ROWS, COLUMNS = 16, 32  # of a tile, of a block
 SLACK = 64  # bytes that a kernel may read beyond the last value
 
@@ -118,7 +106,7 @@ class Plan:
             groups=groups,
             group=group,
             rule=min(columns, whole),
-            kind=KINDS.index(kind),
+            kind=list(KINDS).index(kind),
             bits=bits,
             top=top,
             grids=GRIDS.index(grids),
@@ -153,6 +141,11 @@ class Plan:
     def serves(self, op: str) -> str:
         """The key in kernels.OPS of what multiplies a token here: `op`, unless sums are looked up."""
         return "looked_up" if self.kind == "LOOK" else op
+
+    @property
+    def adds(self) -> bool:
+        """True for a few weights, whose products are added to another matrix's."""
+        return KINDS[self.kind] == "BY_ADDING"
 
     @property
     def in_int8(self) -> bool:
@@ -473,7 +466,7 @@ def low_rank(u: Tensor, v: Tensor, rule: Rule | None = None) -> Plan:
 def total(first: Plan, second: Plan) -> Plan | None:
     """The sum of two matrices of one shape; None where their columns stand in different orders."""
     order = first.tensors.get("order")
-    if order is not None and second.kind in ("OUTLIERS", "COLUMNS"):
+    if order is not None and second.adds:
         second = second.ordered(order)
     if (order is None) != ("order" not in second.tensors):
         return None

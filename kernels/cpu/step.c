@@ -1,19 +1,21 @@
-/* Whole decoder layers in one call: m tokens of one or several sequences go in, the logits of those that are wanted come
-   out, and the key-value cache grows. A call of one token is a decode step, a call of many is a prefill.
+/* Whole decoder layers in one call: m tokens of one or several sequences go in, the logits of those that
+   are wanted come out, and the key-value cache grows. A call of one token is a decode step, a call of many
+   is a prefill.
 
-   Llama, Qwen2, Qwen3, OPT, GPT-2 and GPT-NeoX differ in the norms, the positions (rotary or learned), the activation, and
-   in whether attention and feed-forward stand one after the other or side by side. Every linear has the format it has.
+   Llama, Qwen2, Qwen3, OPT, GPT-2 and GPT-NeoX differ in the norms, the positions (rotary or learned), the
+   activation, and in whether attention and feed-forward stand one after the other or side by side. Every
+   linear has the format it has.
 
-   keys    [sequence][kv head][position / 16][head size][16]     16 scores at once, without a sum over lanes
-   values  [sequence][kv head][position][head size]              head size rounded up to 16, zeros beyond
-   scales  [sequence][kv head][position]                         16 bits each, of keys and of values
+   keys    [sequence][kv head][position / 16][head size][16]     16 scores at once, without a sum over
+   lanes values  [sequence][kv head][position][head size]              head size rounded up to 16, zeros
+   beyond scales  [sequence][kv head][position]                         16 bits each, of keys and of values
 
-   A cache of 8 or 4 bits holds codes (compression/kv_cache.py says which): a byte each, or two neighbours of a head a byte,
-   the first in the low half, and the head size is rounded up to 32 then. Codes become floats in registers; a position's scale
-   multiplies its score, or its share of the sum.
+   A cache of 8 or 4 bits holds codes (compression/kv_cache.py says which): a byte each, or two neighbours
+   of a head a byte, the first in the low half, and the head size is rounded up to 32 then. Codes become
+   floats in registers; a position's scale multiplies its score, or its share of the sum.
 
-   All members run the same code; a barrier stands wherever one reads what another has written. A single token's norm and
-   int8 codes are made by every member for itself, which costs less than waiting. */
+   All members run the same code; a barrier stands wherever one reads what another has written. A single
+   token's norm and int8 codes are made by every member for itself, which costs less than waiting. */
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -103,12 +105,14 @@ INLINE vf activated(vf x, const int activation)
         return vf_div(x, vf_add(one, vf_exp(vf_sub(vf_zero(), u))));
     }
     /* x (1 + erf(x / sqrt 2)) / 2; erf by Abramowitz and Stegun 7.1.26, absolute error 1.5e-7 */
-    const vf z = vf_mul(vf_abs(x), vf_splat(0.70710678f)), t = vf_div(one, vf_fma(vf_splat(0.3275911f), z, one));
+    const vf z = vf_mul(vf_abs(x), vf_splat(0.70710678f));
+    const vf t = vf_div(one, vf_fma(vf_splat(0.3275911f), z, one));
     vf p = vf_fma(vf_splat(1.061405429f), t, vf_splat(-1.453152027f));
     p = vf_fma(p, t, vf_splat(1.421413741f));
     p = vf_fma(p, t, vf_splat(-0.284496736f));
     p = vf_mul(vf_fma(p, t, vf_splat(0.254829592f)), t);
-    const vf tail = vf_mul(vf_splat(0.5f), vf_mul(p, vf_exp(vf_sub(vf_zero(), vf_mul(z, z))))); /* half of 1 - erf(z) */
+    const vf bell = vf_exp(vf_sub(vf_zero(), vf_mul(z, z)));
+    const vf tail = vf_mul(vf_splat(0.5f), vf_mul(p, bell)); /* half of 1 - erf(z) */
     return vf_sub(vf_max(vf_zero(), x), vf_mul(vf_abs(x), tail));
 }
 
@@ -120,7 +124,10 @@ static void activate(float *x, const float *gate, int64_t n, int activation)
         memcpy(a, x + k, 4 * count);
         if (gate) memcpy(g, gate + k, 4 * count);
         const vf v = vf_load(gate ? g : a);
-        vf y = activation == SILU ? activated(v, SILU) : activation == GELU ? activated(v, GELU) : activation == GELU_TANH ? activated(v, GELU_TANH) : activated(v, RELU);
+        vf y = activation == SILU        ? activated(v, SILU)
+               : activation == GELU      ? activated(v, GELU)
+               : activation == GELU_TANH ? activated(v, GELU_TANH)
+                                         : activated(v, RELU);
         if (gate) y = vf_mul(y, vf_load(a));
         vf_store(a, y);
         memcpy(x + k, a, 4 * count);
@@ -135,25 +142,40 @@ static void take_share(work *w, int64_t tokens)
     else share(&w->me, tokens, &w->first, &w->last);
 }
 
-/* x [tokens][ldx], normed if there is a norm, as the input of l. Every member may read it afterwards. */
-static void ready(work *w, input *in, const linear *l, const float *x, int64_t ldx, const norm *before)
+/* x [tokens][ld] as it is before a linear: normed first if there is a norm. */
+typedef struct {
+    const float *x;
+    int64_t ld;
+    const norm *norm;
+} unready;
+
+/* The input of l. Every member may read it afterwards. */
+static void ready(work *w, input *in, const linear *l, const unready *from)
 {
     const int64_t n = l->w->n;
     const int alone = w->tokens == 1;
+    const norm *before = from->norm;
+    source ready = {from->x, w->tokens, from->ld, l->input_scale};
     if (before && before->weight) {
         float *normed = alone ? w->own_normed : w->normed;
-        for (int64_t i = w->first; i < w->last; i++) normalise(x + i * ldx, normed + i * n, before, n, w->m->rms, w->m->eps);
-        x = normed, ldx = n;
+        for (int64_t i = w->first; i < w->last; i++)
+            normalise(from->x + i * from->ld, normed + i * n, before, n, w->m->rms, w->m->eps);
+        ready.x = normed, ready.ld = n;
     }
-    prepare_input(in, l->w, x, ldx, l->input_scale, w->tokens, w->first, w->last, alone ? w->own_room : w->room);
+    prepare_input(in, l->w, &ready, w->first, w->last, alone ? w->own_room : w->room);
     if (!alone) wait_for_all(&w->me);
 }
 
+/* Whether one prepared input serves both. */
 static int alike(const linear *a, const linear *b)
 {
     const plan *p = a->w, *q = b->w;
-    return p->kind == q->kind && p->rule == q->rule && p->top == q->top && p->threshold == q->threshold && p->fixed == q->fixed && p->shifted == q->shifted && p->order == q->order && p->n == q->n &&
-           a->input_scale == b->input_scale && multiplies_integers(p) == multiplies_integers(q) && looks_up(p) == looks_up(q) && takes_matrix(p, 1 << 20) == takes_matrix(q, 1 << 20);
+    const int one_rule = p->rule == q->rule && p->top == q->top && p->threshold == q->threshold &&
+                         p->fixed == q->fixed && p->shifted == q->shifted;
+    const int one_layout = p->kind == q->kind && p->order == q->order && p->n == q->n &&
+                           multiplies_integers(p) == multiplies_integers(q) && looks_up(p) == looks_up(q) &&
+                           takes_matrix(p, 1 << 20) == takes_matrix(q, 1 << 20);
+    return one_rule && one_layout && a->input_scale == b->input_scale;
 }
 
 /* The rows of a linear that this member computes. */
@@ -174,17 +196,18 @@ static void add_bias(const work *w, const linear *l, float *y)
             for (int64_t o = first; o < last; o++) y[i * l->w->out + o] += l->bias[o];
 }
 
-/* Several linears on the same x, normed if there is a norm: y[i] [tokens][out] = l[i](x). x is prepared anew only for a linear whose
-   activations are another kind; low-rank products wait for their middles together. */
-static void apply_all(work *w, const linear *const *l, float *const *y, int count, const float *x, int64_t ldx, const norm *n)
+/* Several linears on the same x: y[i] [tokens][out] = l[i](x). x is prepared anew only for a linear that
+   takes it another way than the one before. Low-rank products wait for their middles together. */
+static void apply_all(work *w, const linear *const *l, float *const *y, int count, const unready *x)
 {
     input in;
     int together = 1;
     for (int i = 0; i < count; i++) together &= l[i]->w->kind == LOW_RANK && alike(l[i], l[0]);
     if (together) {
         uint8_t *const start = next_middle(&w->me), *middle = start;
-        ready(w, &in, l[0], x, ldx, n);
-        for (int i = 0; i < count; middle += middle_bytes(l[i++]->w, w->tokens)) low_rank_first(&w->me, l[i]->w, &in, (float *)middle);
+        ready(w, &in, l[0], x);
+        for (int i = 0; i < count; middle += middle_bytes(l[i++]->w, w->tokens))
+            low_rank_first(&w->me, l[i]->w, &in, (float *)middle);
         wait_for_all(&w->me);
         middle = start;
         for (int i = 0; i < count; middle += middle_bytes(l[i++]->w, w->tokens)) {
@@ -196,14 +219,14 @@ static void apply_all(work *w, const linear *const *l, float *const *y, int coun
     for (int i = 0; i < count; i++) {
         if (i == 0 || !alike(l[i], l[i - 1])) {
             if (i && w->tokens > 1) wait_for_all(&w->me);
-            ready(w, &in, l[i], x, ldx, n);
+            ready(w, &in, l[i], x);
         }
         multiply(&w->me, l[i]->w, &in, y[i], l[i]->w->out);
         add_bias(w, l[i], y[i]);
     }
 }
 
-static void apply(work *w, const linear *l, float *y, const float *x, int64_t ldx, const norm *n) { apply_all(w, &l, &y, 1, x, ldx, n); }
+static void apply(work *w, const linear *l, float *y, const unready x) { apply_all(w, &l, &y, 1, &x); }
 
 /* h += y (+ other): this member's rows. */
 static void add_rows(work *w, const linear *l, const float *y, const float *other)
@@ -212,11 +235,13 @@ static void add_rows(work *w, const linear *l, const float *y, const float *othe
     const int64_t n = w->m->hidden;
     own_rows(w, l, &first, &last);
     for (int64_t i = 0; i < w->tokens; i++)
-        for (int64_t o = first; o < last; o++) w->h[i * n + o] += y[i * n + o] + (other ? other[i * n + o] : 0);
+        for (int64_t o = first; o < last; o++)
+            w->h[i * n + o] += y[i * n + o] + (other ? other[i * n + o] : 0);
 }
 
 /* A head's vector: normed (Qwen3), then its first `rotary` dimensions turned by its position's angle. */
-static void turn(const work *w, const float *x, float *y, const norm *head_norm, int64_t size, int32_t position)
+static void turn(const work *w, const float *x, float *y, const norm *head_norm, int64_t size,
+                 int32_t position)
 {
     const model *m = w->m;
     const int64_t half = m->rotary / 2;
@@ -229,8 +254,9 @@ static void turn(const work *w, const float *x, float *y, const norm *head_norm,
     }
 }
 
-/* x [n] as codes of so many bits, symmetric about zero: signed bytes, or two neighbours a byte (n is even), each plus 8.
-   Returns their scale, half. A code and the next of one row stand `stride` bytes apart. */
+/* x [n] as codes of so many bits, symmetric about zero: signed bytes, or two neighbours a byte (n is
+   even), each plus 8. Returns their scale, half. A code and the next of one row stand `stride` bytes
+   apart. */
 uint16_t cache_encode(const float *x, int64_t n, int bits, uint8_t *codes, int64_t stride)
 {
     const int top = bits == 8 ? 127 : 7;
@@ -251,8 +277,8 @@ uint16_t cache_encode(const float *x, int64_t n, int bits, uint8_t *codes, int64
 
 static const float signed_nibbles[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 
-/* Sixteen entries of a cache, scales apart: number `j` behind `place`, which counts single entries. Of 4 bits two numbers lie in the
-   same 16 bytes, the even one in the low halves. */
+/* Sixteen entries of a cache, scales apart: number `j` behind `place`, which counts single entries. Of 4
+   bits two numbers lie in the same 16 bytes, the even one in the low halves. */
 INLINE vf entries(const void *cache, int64_t place, int j, const int bits)
 {
     if (bits == 8) return vf_of(vi_signed_bytes((const uint8_t *)cache + place + 16 * j));
@@ -279,10 +305,23 @@ typedef struct {
     const uint16_t *key_scales, *value_scales;
 } past;
 
-/* softmax(q K^T) V for m neighbouring tokens of one head: token i looks at the first `count - m + 1 + i` positions. q [m][size]
-   is scaled; scores: room for m x deep; size a multiple of 16, of 32 for 4 bits. The cache is read once for all m. */
-INLINE void attend(const float *q, const past *h, int64_t count, int64_t size, float *scores, int64_t deep, float *out, const int m, const int bits)
+/* What is asked of it by neighbouring tokens, whose q [token][size] are scaled already. */
+typedef struct {
+    const float *q;
+    int64_t count; /* positions that the last of the tokens looks at */
+    int64_t size;  /* a multiple of 16, of 32 for 4 bits */
+    float *scores;       /* room for [token][deep] */
+    int64_t deep;
+    float *out; /* [token][size] */
+} question;
+
+/* softmax(q K^T) V for m tokens: token i looks at the first `count - m + 1 + i` positions. The cache is
+   read once for all of them. */
+INLINE void attend(const question a, const past h, const int m, const int bits)
 {
+    const int64_t count = a.count, size = a.size, deep = a.deep;
+    const float *q = a.q;
+    float *scores = a.scores, *out = a.out;
     vf top[4], sum[4];
     for (int i = 0; i < m; i++) top[i] = vf_splat(-INFINITY), sum[i] = vf_zero();
     for (int64_t p = 0; p < count; p += 16) {
@@ -290,18 +329,20 @@ INLINE void attend(const float *q, const past *h, int64_t count, int64_t size, f
         vf s[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
         if (m == 1) /* four chains of additions either way */
             for (int64_t c = 0; c < size; c += 4)
-                for (int j = 0; j < 4; j++) s[j] = vf_fma(entries(h->keys, tile + 16 * c, j, bits), vf_splat(q[c + j]), s[j]);
+                for (int j = 0; j < 4; j++)
+                    s[j] = vf_fma(entries(h.keys, tile + 16 * c, j, bits), vf_splat(q[c + j]), s[j]);
         else
             for (int64_t c = 0; c < size; c += 2)
                 for (int j = 0; j < 2; j++) {
-                    const vf k = entries(h->keys, tile + 16 * c, j, bits);
+                    const vf k = entries(h.keys, tile + 16 * c, j, bits);
                     for (int i = 0; i < m; i++) s[i] = vf_fma(k, vf_splat(q[i * size + c + j]), s[i]);
                 }
         if (m == 1) s[0] = vf_add(vf_add(s[0], s[1]), vf_add(s[2], s[3]));
         for (int i = 0; i < m; i++) {
             float *mine = scores + i * deep;
-            vf_store(mine + p, bits > 8 ? s[i] : vf_mul(s[i], vf_half(h->key_scales + p)));
-            for (int64_t k = most(p, count - m + 1 + i); k < p + 16; k++) mine[k] = -INFINITY; /* not yet, or never */
+            vf_store(mine + p, bits > 8 ? s[i] : vf_mul(s[i], vf_half(h.key_scales + p)));
+            /* positions that come after the token, or that nothing fills */
+            for (int64_t k = most(p, count - m + 1 + i); k < p + 16; k++) mine[k] = -INFINITY;
             top[i] = vf_max(top[i], vf_load(mine + p));
         }
     }
@@ -312,7 +353,7 @@ INLINE void attend(const float *q, const past *h, int64_t count, int64_t size, f
             vf_store(mine + p, vf_exp(vf_sub(vf_load(mine + p), highest)));
             for (int64_t k = most(p, count - m + 1 + i); k < p + 16; k++) mine[k] = 0;
             sum[i] = vf_add(sum[i], vf_load(mine + p));
-            if (bits <= 8) vf_store(mine + p, vf_mul(vf_load(mine + p), vf_half(h->value_scales + p)));
+            if (bits <= 8) vf_store(mine + p, vf_mul(vf_load(mine + p), vf_half(h.value_scales + p)));
         }
         sum[i] = vf_splat(1 / vf_sum(sum[i]));
     }
@@ -323,7 +364,7 @@ INLINE void attend(const float *q, const past *h, int64_t count, int64_t size, f
             for (int j = 0; j < 4; j++) acc[i][j] = vf_zero();
         for (int64_t p = 0; p < count; p++) {
             vf v[4];
-            for (int j = 0; j < 4; j++) v[j] = entries(h->values, p * size + c, j, bits);
+            for (int j = 0; j < 4; j++) v[j] = entries(h.values, p * size + c, j, bits);
             for (int i = 0; i < m; i++) {
                 const vf e = vf_splat(scores[i * deep + p]);
                 for (int j = 0; j < 4; j++) acc[i][j] = vf_fma(v[j], e, acc[i][j]);
@@ -337,14 +378,17 @@ INLINE void attend(const float *q, const past *h, int64_t count, int64_t size, f
         for (int i = 0; i < m; i++)
             for (int j = 0; j < numbers; j++) {
                 vf acc = vf_zero();
-                for (int64_t p = 0; p < count; p++) acc = vf_fma(entries(h->values, p * size + c, j, bits), vf_splat(scores[i * deep + p]), acc);
+                for (int64_t p = 0; p < count; p++) {
+                    const vf value = entries(h.values, p * size + c, j, bits);
+                    acc = vf_fma(value, vf_splat(scores[i * deep + p]), acc);
+                }
                 put(out + i * size + c, j, vf_mul(acc, sum[i]), bits);
             }
 }
 
-static void attend_from(const work *w, const past *h, int64_t count, int64_t size, float *out, int64_t n)
+static void attend_from(const work *w, const past *h, const question *a, int64_t n)
 {
-#define ATTEND(m, bits) attend(w->turned, h, count, size, w->scores, w->deep, out, m, bits)
+#define ATTEND(m, bits) attend(*a, *h, m, bits)
     const int bits = w->m->cache_bits;
     if (bits == 8) n == 4 ? ATTEND(4, 8) : ATTEND(1, 8);
     else if (bits == 4) n == 4 ? ATTEND(4, 4) : ATTEND(1, 4);
@@ -352,16 +396,23 @@ static void attend_from(const work *w, const past *h, int64_t count, int64_t siz
 }
 
 /* Entries of a head's vector in the cache. */
-static int64_t entries_of(const model *m, int64_t head_size) { return padded(head_size, m->cache_bits == 4 ? 32 : 16); }
+static int64_t entries_of(const model *m, int64_t head_size)
+{
+    return padded(head_size, m->cache_bits == 4 ? 32 : 16);
+}
 
 /* key and value [size] of position p of the head whose first position is `lane`. */
-static void remember(const model *m, const layer *l, int64_t lane, int64_t p, const float *key, const float *value)
+static void remember(const model *m, const layer *l, int64_t lane, int64_t p, const float *key,
+                     const float *value)
 {
-    const int64_t size = l->head_size, room = entries_of(m, size), tile = (lane + p / 16 * 16) * room, row = (lane + p) * room;
+    const int64_t size = l->head_size, room = entries_of(m, size);
+    const int64_t tile = (lane + p / 16 * 16) * room, row = (lane + p) * room;
     if (m->cache_bits <= 8) {
         const int64_t parts = 8 / m->cache_bits;
-        l->key_scales[lane + p] = cache_encode(key, size, m->cache_bits, (uint8_t *)l->keys + tile / parts + p % 16, 16);
-        l->value_scales[lane + p] = cache_encode(value, size, m->cache_bits, (uint8_t *)l->values + row / parts, 1);
+        uint8_t *keys = (uint8_t *)l->keys + tile / parts + p % 16;
+        uint8_t *values = (uint8_t *)l->values + row / parts;
+        l->key_scales[lane + p] = cache_encode(key, size, m->cache_bits, keys, 16);
+        l->value_scales[lane + p] = cache_encode(value, size, m->cache_bits, values, 1);
         return;
     }
     float *column = (float *)l->keys + tile + p % 16;
@@ -373,11 +424,15 @@ static past past_of(const model *m, const layer *l, int64_t lane)
 {
     const int coded = m->cache_bits <= 8;
     const int64_t start = lane * entries_of(m, l->head_size) * (coded ? m->cache_bits : 32) / 8;
-    return (past){(uint8_t *)l->keys + start, (uint8_t *)l->values + start, coded ? l->key_scales + lane : 0, coded ? l->value_scales + lane : 0};
+    const uint8_t *keys = (uint8_t *)l->keys + start, *values = (uint8_t *)l->values + start;
+    return (past){keys, values, coded ? l->key_scales + lane : 0, coded ? l->value_scales + lane : 0};
 }
 
 /* Tokens from `i` on that are attended to together: four of one sequence, or one. */
-INLINE int64_t together(const work *w, int64_t i) { return i + 3 < w->tokens && w->sequence[i + 3] == w->sequence[i] ? 4 : 1; }
+INLINE int64_t together(const work *w, int64_t i)
+{
+    return i + 3 < w->tokens && w->sequence[i + 3] == w->sequence[i] ? 4 : 1;
+}
 
 /* The new tokens' keys and values into the cache, then every head of every token over its past. */
 static void attention(work *w, const layer *l)
@@ -400,7 +455,8 @@ static void attention(work *w, const layer *l)
     for (int64_t head = 0; head < l->heads; head++) /* one head's cache for all its tokens, then the next */
         for (int64_t i = 0; i < w->tokens; i += together(w, i), at++) {
             if (at < first || at >= last) continue;
-            const int64_t n = together(w, i), lane = (w->sequence[i] * l->kv_heads + head / repeat) * m->capacity;
+            const int64_t n = together(w, i);
+            const int64_t lane = (w->sequence[i] * l->kv_heads + head / repeat) * m->capacity;
             for (int64_t k = 0; k < n; k++) {
                 float *q = w->turned + k * room;
                 turn(w, w->q + ((i + k) * l->heads + head) * size, q, &l->q_norm, size, w->position[i + k]);
@@ -408,8 +464,10 @@ static void attention(work *w, const layer *l)
                 memset(q + size, 0, 4 * (room - size));
             }
             const past before = past_of(m, l, lane);
-            attend_from(w, &before, w->position[i + n - 1] + 1, room, out, n);
-            for (int64_t k = 0; k < n; k++) memcpy(w->mixed + ((i + k) * l->heads + head) * size, out + k * room, 4 * size);
+            const question asked = {w->turned, w->position[i + n - 1] + 1, room, w->scores, w->deep, out};
+            attend_from(w, &before, &asked, n);
+            for (int64_t k = 0; k < n; k++)
+                memcpy(w->mixed + ((i + k) * l->heads + head) * size, out + k * room, 4 * size);
         }
     wait_for_all(&w->me);
 }
@@ -418,34 +476,38 @@ static void attention(work *w, const layer *l)
 static void norm_after(work *w, const norm *n)
 {
     wait_for_all(&w->me);
-    const int64_t last = w->tokens == 1 && w->me.id ? 0 : w->last;
-    for (int64_t i = w->first; i < last; i++) normalise(w->h + i * w->m->hidden, w->h + i * w->m->hidden, n, w->m->hidden, w->m->rms, w->m->eps);
+    const int64_t last = w->tokens == 1 && w->me.id ? 0 : w->last, hidden = w->m->hidden;
+    for (int64_t i = w->first; i < last; i++)
+        normalise(w->h + i * hidden, w->h + i * hidden, n, hidden, w->m->rms, w->m->eps);
 }
 
 static void run_layer(work *w, const layer *l)
 {
     const model *m = w->m;
-    const norm none = {0, 0}, *before = m->post_norm ? &none : &l->attention, *middle = m->post_norm ? &none : &l->feed_forward;
+    const norm *before = m->post_norm ? 0 : &l->attention, *middle = m->post_norm ? 0 : &l->feed_forward;
     const linear *const projections[] = {&l->q, &l->k, &l->v};
     float *const projected[] = {w->q, w->k, w->v};
-    apply_all(w, projections, projected, 3, w->h, m->hidden, before);
+    apply_all(w, projections, projected, 3, &(unready){w->h, m->hidden, before});
     wait_for_all(&w->me);
     attention(w, l);
     float *mixed = m->parallel ? w->q : w->k; /* room for [tokens][hidden] that nobody reads now */
-    apply(w, &l->o, mixed, w->mixed, l->heads * l->head_size, 0);
+    apply(w, &l->o, mixed, (unready){w->mixed, l->heads * l->head_size, 0});
     if (!m->parallel) add_rows(w, &l->o, mixed, 0);
     if (m->post_norm) norm_after(w, &l->attention);
     wait_for_all(&w->me);
     const linear *first = l->gate.w ? &l->gate : &l->up;
     const linear *const widening[] = {first, &l->up};
     float *const widened[] = {w->wide, w->wide2};
-    apply_all(w, widening, widened, l->gate.w ? 2 : 1, w->h, m->hidden, middle);
+    apply_all(w, widening, widened, l->gate.w ? 2 : 1, &(unready){w->h, m->hidden, middle});
     int64_t a, b;
     own_rows(w, first, &a, &b);
     float *wide = l->gate.w ? w->wide2 : w->wide;
-    for (int64_t i = 0; i < w->tokens; i++) activate(wide + i * l->width + a, l->gate.w ? w->wide + i * l->width + a : 0, b - a, m->activation);
+    for (int64_t i = 0; i < w->tokens; i++) {
+        const int64_t at = i * l->width + a;
+        activate(wide + at, l->gate.w ? w->wide + at : 0, b - a, m->activation);
+    }
     wait_for_all(&w->me);
-    apply(w, &l->down, w->k, wide, l->width, 0);
+    apply(w, &l->down, w->k, (unready){wide, l->width, 0});
     add_rows(w, &l->down, w->k, m->parallel ? mixed : 0);
     if (m->post_norm) norm_after(w, &l->feed_forward);
     wait_for_all(&w->me);
@@ -456,15 +518,17 @@ static void embed(work *w)
     const model *m = w->m;
     const int64_t last = w->tokens == 1 && w->me.id ? 0 : w->last, width = m->embedding.w->n;
     float *x = m->project_in.w ? w->wide : w->h;
-    for (int64_t i = w->first; i < last; i++) decode_rows(m->embedding.w, w->ids + i, 1, x + i * width, w->panel);
+    for (int64_t i = w->first; i < last; i++)
+        decode_rows(m->embedding.w, w->ids + i, 1, x + i * width, w->panel);
     wait_for_all(&w->me);
     if (m->project_in.w) {
-        apply(w, &m->project_in, w->h, x, width, 0);
+        apply(w, &m->project_in, w->h, (unready){x, width, 0});
         wait_for_all(&w->me);
     }
     if (m->positions)
         for (int64_t i = w->first; i < last; i++)
-            for (int64_t k = 0; k < m->hidden; k++) w->h[i * m->hidden + k] += m->positions[(w->position[i] + m->offset) * m->hidden + k];
+            for (int64_t k = 0; k < m->hidden; k++)
+                w->h[i * m->hidden + k] += m->positions[(w->position[i] + m->offset) * m->hidden + k];
     wait_for_all(&w->me);
 }
 
@@ -480,66 +544,103 @@ static void predict(work *w, const int64_t *wanted, int64_t count, float *logits
     const float *x = w->q;
     const norm *last = m->final.weight ? &m->final : 0;
     if (m->project_out.w) {
-        apply(w, &m->project_out, w->k, x, n, last);
+        apply(w, &m->project_out, w->k, (unready){x, n, last});
         wait_for_all(&w->me);
         x = w->k, last = 0;
     }
-    apply(w, &m->head, logits, x, m->head.w->n, last);
+    apply(w, &m->head, logits, (unready){x, m->head.w->n, last});
 }
 
-static int64_t scratch_of(const linear *l, int64_t m) { return l->w ? shared_bytes(l->w, m) : 0; }
-static int64_t middle_of(const linear *l, int64_t m) { return l->w ? middle_bytes(l->w, m) : 0; }
 
-int64_t model_bytes(void) { return sizeof(model); }
-int64_t layer_bytes(void) { return sizeof(layer); }
+/* Tokens to run: the id, sequence and position of each; positions of one sequence follow each other.
+   wanted: the places of the `count` tokens whose logits [count][vocabulary] are returned. */
+typedef struct {
+    const int64_t *ids;
+    const int32_t *sequence, *position;
+    int64_t tokens;
+    const int64_t *wanted;
+    int64_t count;
+    float *logits;
+} request;
 
-/* Run m tokens; ids, sequence and position of each. wanted: `count` tokens (places 0..m-1) whose logits are returned.
-   Positions of one sequence follow each other. Returns 0, or 1 without memory. */
-int step(const model *m, const int64_t *ids, const int32_t *sequence, const int32_t *position, int64_t tokens, const int64_t *wanted,
-         int64_t count, float *logits, int threads)
+/* How large the parts of a call's memory must be. */
+typedef struct {
+    int64_t widest, ff;    /* floats of a token: hidden or all heads; in the feed-forward */
+    int64_t head, deep;    /* floats: a head's vector; a token's scores */
+    int64_t panel;         /* floats: to decode a row of the embedding */
+    int64_t longest;       /* floats: a token's input of any linear */
+    int64_t owned, own;    /* bytes: own_bytes of any linear; all that a member has for itself */
+    int64_t inputs;        /* bytes for all: the prepared inputs */
+    int64_t floats;        /* bytes for all: what stands between the linears */
+    int64_t shared;        /* bytes for all: shared_bytes of any linear */
+    int64_t middle;        /* bytes for all: each middle of low-rank products */
+} needs;
+
+static void need_linear(needs *of, const linear *l, int64_t tokens)
 {
-    int64_t widest = most(m->hidden, m->embedding.w->n), ff = 0, head = 0, room = 0, middle = 0, deep = 0, owned = own_bytes(m->head.w);
-    for (int64_t i = 0; i < m->layers; i++) {
-        const layer *l = m->layer + i;
-        int64_t sum = 0; /* more than any that work together take */
-        for (const linear *x = &l->q; x <= &l->down; x++) sum += middle_of(x, tokens);
-        middle = most(middle, sum);
-        widest = most(widest, l->heads * l->head_size), ff = most(ff, l->width), head = most(head, padded(l->head_size, 32));
-        for (const linear *x = &l->q; x <= &l->down; x++) if (x->w) room = most(room, scratch_of(x, tokens)), owned = most(owned, own_bytes(x->w));
+    if (!l->w) return;
+    of->shared = most(of->shared, shared_bytes(l->w, tokens));
+    of->owned = most(of->owned, own_bytes(l->w));
+    of->middle = most(of->middle, middle_bytes(l->w, tokens));
+}
+
+static needs needs_of(const model *m, const request *r)
+{
+    const int64_t tokens = r->tokens;
+    needs of = {.widest = most(m->hidden, m->embedding.w->n), .ff = m->embedding.w->n};
+    need_linear(&of, &m->head, tokens), need_linear(&of, &m->project_in, tokens);
+    need_linear(&of, &m->project_out, tokens);
+    for (const layer *l = m->layer; l < m->layer + m->layers; l++) {
+        int64_t middles = 0; /* more than any linears that run together take */
+        for (const linear *x = &l->q; x <= &l->down; x++) {
+            need_linear(&of, x, tokens);
+            if (x->w) middles += middle_bytes(x->w, tokens);
+        }
+        of.middle = most(of.middle, middles);
+        of.widest = most(of.widest, l->heads * l->head_size), of.ff = most(of.ff, l->width);
+        of.head = most(of.head, padded(l->head_size, 32));
     }
-    owned = padded(owned, 64);
-    for (const linear *const *x = (const linear *const[]){&m->head, &m->project_in, &m->project_out, 0}; *x; x++)
-        room = most(room, scratch_of(*x, tokens)), middle = most(middle, middle_of(*x, tokens));
-    room = padded(room, 64);
-    for (int64_t i = 0; i < tokens; i++) deep = most(deep, position[i] + 1);
-    ff = most(ff, m->embedding.w->n);
-    const int64_t longest = padded(most(widest, ff), 32), panel = padded(panel_bytes(m->embedding.w) / 4, 16);
-    const int64_t own = padded(owned + 4 * (4 * padded(deep, 16) + 8 * head + panel + longest) + input_bytes(longest, 1), 64);
-    const int64_t inputs = padded(tokens == 1 ? 0 : input_bytes(longest, tokens) + 4 * tokens * longest, 64);
-    const int64_t floats = padded(4 * tokens * (5 * widest + 2 * ff) + 64, 64);
-    uint8_t *memory = team_begin(own * threads + inputs + floats + room + 2 * middle + 1024);
+    for (int64_t i = 0; i < tokens; i++) of.deep = most(of.deep, r->position[i] + 1);
+    of.owned = padded(of.owned, 64), of.shared = padded(of.shared, 64), of.deep = padded(of.deep, 16);
+    of.longest = padded(most(of.widest, of.ff), 32), of.panel = padded(panel_bytes(m->embedding.w) / 4, 16);
+    const int64_t own_floats = 4 * of.deep + 8 * of.head + of.panel + of.longest;
+    of.own = padded(of.owned + 4 * own_floats + input_bytes(of.longest, 1), 64);
+    of.inputs = padded(tokens == 1 ? 0 : input_bytes(of.longest, tokens) + 4 * tokens * of.longest, 64);
+    of.floats = padded(4 * tokens * (5 * of.widest + 2 * of.ff) + 64, 64);
+    return of;
+}
+
+/* Run the tokens. Returns 0, or 1 without memory. */
+int step(const model *m, const request *r, int threads)
+{
+    const needs n = needs_of(m, r);
+    const int64_t tokens = r->tokens;
+    uint8_t *memory = team_begin(n.own * threads + n.inputs + n.floats + n.shared + 2 * n.middle + 1024);
     if (!memory) return 1;
     struct barrier barrier = {0};
 #pragma omp parallel num_threads(threads)
     {
         const int id = omp_get_thread_num();
-        uint8_t *mine = memory + own * id, *all = memory + own * threads, *scratch = all + inputs + floats, *middles = scratch + room;
-        work w = {.me = {id, omp_get_num_threads(), &barrier, mine, scratch, {middles, middles + middle}, 0}, .m = m, .ids = ids, .sequence = sequence, .position = position};
-        w.scores = (float *)(mine + owned);
-        w.deep = padded(deep, 16);
+        uint8_t *mine = memory + n.own * id, *all = memory + n.own * threads;
+        uint8_t *shared = all + n.inputs + n.floats, *middles = shared + n.shared;
+        work w = {.m = m, .ids = r->ids, .sequence = r->sequence, .position = r->position};
+        w.me = (member){id, omp_get_num_threads(), &barrier, mine, shared, {middles, middles + n.middle}, 0};
+        w.scores = (float *)(mine + n.owned);
+        w.deep = n.deep;
         w.turned = w.scores + 4 * w.deep;
-        w.panel = w.turned + 8 * head;
-        w.own_normed = w.panel + panel;
-        w.own_room = (uint8_t *)(w.own_normed + longest);
+        w.panel = w.turned + 8 * n.head;
+        w.own_normed = w.panel + n.panel;
+        w.own_room = (uint8_t *)(w.own_normed + n.longest);
         w.normed = (float *)all;
-        w.room = all + 4 * tokens * longest;
-        w.h = (float *)(all + inputs);
-        w.q = w.h + tokens * widest, w.k = w.q + tokens * widest, w.v = w.k + tokens * widest, w.mixed = w.v + tokens * widest;
-        w.wide = w.mixed + tokens * widest, w.wide2 = w.wide + tokens * ff;
+        w.room = all + 4 * tokens * n.longest;
+        w.h = (float *)(all + n.inputs);
+        w.q = w.h + tokens * n.widest, w.k = w.q + tokens * n.widest, w.v = w.k + tokens * n.widest;
+        w.mixed = w.v + tokens * n.widest;
+        w.wide = w.mixed + tokens * n.widest, w.wide2 = w.wide + tokens * n.ff;
         take_share(&w, tokens);
         embed(&w);
         for (int64_t i = 0; i < m->layers; i++) run_layer(&w, m->layer + i);
-        if (count) predict(&w, wanted, count, logits);
+        if (r->count) predict(&w, r->wanted, r->count, r->logits);
     }
     team_end();
     return 0;

@@ -132,6 +132,16 @@ class _Model(ctypes.Structure):
     ]
 
 
+class _Request(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("ids", "sequence", "position")),
+        ("tokens", ctypes.c_int64),
+        ("wanted", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("logits", ctypes.c_void_p),
+    ]
+
+
 def _pointers(part, structure):
     """A Linear or Norm as its C structure."""
     values = [getattr(part, f.name) for f in fields(part)]
@@ -263,18 +273,9 @@ class Session:
         position = places(*(self.length + i for _ in rows for i in range(t)))
         wanted = (ctypes.c_int64 * count)(*range(t - 1, count * t, t))
         logits = torch.empty(count if last else 0, self.model.vocabulary)
-        failed = cpu.wait().step(
-            ctypes.addressof(self._model),
-            tokens,
-            sequence,
-            position,
-            count * t,
-            wanted,
-            len(logits),
-            logits.data_ptr(),
-            threads,
-        )
-        if failed:
+        lists = [ctypes.addressof(numbers) for numbers in (tokens, sequence, position, wanted)]
+        request = _Request(*lists[:3], count * t, lists[3], len(logits), logits.data_ptr())
+        if cpu.wait().step(ctypes.addressof(self._model), ctypes.addressof(request), threads):
             raise MemoryError("out of memory in a decode step")
         self.length += t
         return logits

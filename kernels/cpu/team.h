@@ -13,7 +13,8 @@ struct barrier {
     atomic_int turn;
 };
 
-/* Wait for the team and get scratch of at least `bytes`, aligned to 64; NULL if there is no memory (then don't end). */
+/* Wait for the team and get scratch of at least `bytes`, aligned to 64; NULL if there is no memory (then
+   don't end). */
 uint8_t *team_begin(int64_t bytes);
 void team_end(void);
 

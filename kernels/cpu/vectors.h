@@ -1,12 +1,13 @@
-/* Sixteen lanes for three kinds of processor: AVX-512 (with VNNI and VBMI2), AVX2 (with FMA and F16C,
-   and VNNI where it is there), and plain C.
+/* Sixteen lanes for three kinds of processor: AVX-512 (with VNNI and VBMI2), AVX2 (with FMA and F16C, and
+   VNNI where it is there), and plain C.
 
    vi   16 x int32, or 64 bytes      vf   16 x float
 
-   Everything above this file is written once, in these words. `dot` is the heart of the int8 products: to every lane it
-   adds the sum of four products, unsigned bytes of `u`, which have `bits` bits, by the four signed bytes of `x`. SEVEN_PAY
-   says that bytes of at most seven bits are cheaper. LOOK_UP_PAYS says that sums of planes of one bit come faster from tables than
-   from `dot`: measured (`python -m kernels.bench binary_coded`) where dot takes three instructions, and 0 where that wasn't.
+   Everything above this file is written once, in these words. `dot` is the heart of the int8 products: to
+   every lane it adds the sum of four products, unsigned bytes of `u`, which have `bits` bits, by the four
+   signed bytes of `x`. SEVEN_PAY says that bytes of at most seven bits are cheaper. LOOK_UP_PAYS says that
+   sums of planes of one bit come faster from tables than from `dot`: measured (`python -m kernels.bench
+   binary_coded`) where dot takes three instructions, and 0 where that wasn't.
 
    Many tokens are multiplied by TILES tiles at once, the sums of TOGETHER of them in registers. */
 
@@ -58,44 +59,72 @@ INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); } /* the sign fills up */
-INLINE vi vi_sar_low(vi a, int n) { return _mm512_madd_epi16(a, _mm512_set1_epi32(1 << (16 - n))); } /* of the lower half, moved up by 16 before; n > 1 */
-INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits) /* in words of its own: compilers load and spread the four bytes first */
+/* of the lower half, moved up by 16 before; n > 1 */
+INLINE vi vi_sar_low(vi a, int n)
 {
+    return _mm512_madd_epi16(a, _mm512_set1_epi32(1 << (16 - n)));
+}
+INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
+{
+    /* written out, since compilers load and spread the four bytes first */
     __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(u), "m"(*(const int32_t *)x));
     return acc;
 }
 INLINE vi vi_bytes(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
-INLINE vi vi_signed_bytes(const uint8_t *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE vi vi_signed_bytes(const uint8_t *p)
+{
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
 INLINE vi vi_fourfold(vi a) /* the lowest byte of each lane, four times */
 {
-    return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)));
+    const __m128i places = _mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+    return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(places));
 }
 INLINE vi vi_lookup_bytes(const uint8_t *table, vi index) /* index: bytes 0..15 */
 {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
 }
 /* Four tables of 16 bytes, each for the 16 bytes of `index` (0 to 15) at its own place. */
-INLINE vi vi_look(const uint8_t *four, vi index) { return _mm512_shuffle_epi8(_mm512_loadu_si512(four), index); }
-/* acc, of 16 bits, + the bytes of low and high put together: of the lower 8 of every 16 bytes, and of the upper 8. */
-INLINE vi vi_add_first(vi acc, vi low, vi high) { return _mm512_add_epi16(acc, _mm512_unpacklo_epi8(low, high)); }
-INLINE vi vi_add_last(vi acc, vi low, vi high) { return _mm512_add_epi16(acc, _mm512_unpackhi_epi8(low, high)); }
-/* Lane r: the sum over four runs of 8 numbers of 16 bits of low + 8192 high, at place r of `first` for r < 8, at r - 8 of `last` after. */
+INLINE vi vi_look(const uint8_t *four, vi index)
+{
+    return _mm512_shuffle_epi8(_mm512_loadu_si512(four), index);
+}
+/* acc, of 16 bits, + the bytes of low and high put together: of the lower 8 of every 16 bytes, and of the
+   upper 8. */
+INLINE vi vi_add_first(vi acc, vi low, vi high)
+{
+    return _mm512_add_epi16(acc, _mm512_unpacklo_epi8(low, high));
+}
+INLINE vi vi_add_last(vi acc, vi low, vi high)
+{
+    return _mm512_add_epi16(acc, _mm512_unpackhi_epi8(low, high));
+}
+/* Lane r: the sum over four runs of 8 numbers of 16 bits of low + 8192 high, at place r of `first` for r <
+   8, at r - 8 of `last` after. */
 INLINE vi vi_sum_runs(vi low_first, vi high_first, vi low_last, vi high_last)
 {
     const __m512i by = _mm512_set1_epi32(8192 << 16 | 1);
-    const __m512i a = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_first, high_first), by), b = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_first, high_first), by);
-    const __m512i c = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_last, high_last), by), d = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_last, high_last), by);
+    const __m512i a = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_first, high_first), by);
+    const __m512i b = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_first, high_first), by);
+    const __m512i c = _mm512_madd_epi16(_mm512_unpacklo_epi16(low_last, high_last), by);
+    const __m512i d = _mm512_madd_epi16(_mm512_unpackhi_epi16(low_last, high_last), by);
     const __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
     const __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x88), _mm512_shuffle_i32x4(c, d, 0xdd));
     return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xdd));
 }
 INLINE vi vi_sum_low_runs(vi first, vi last) /* the same without `high`, where no sum leaves 16 bits */
 {
-    const __m512i both = _mm512_add_epi16(_mm512_shuffle_i32x4(first, last, 0x88), _mm512_shuffle_i32x4(first, last, 0xdd)); /* first's pairs, last's pairs */
-    const __m256i rows = _mm512_castsi512_si256(_mm512_add_epi16(_mm512_shuffle_i32x4(both, both, 0x88), _mm512_shuffle_i32x4(both, both, 0xdd)));
-    return _mm512_cvtepi16_epi32(rows);
+    const __m512i even = _mm512_shuffle_i32x4(first, last, 0x88);
+    const __m512i odd = _mm512_shuffle_i32x4(first, last, 0xdd);
+    const __m512i pairs = _mm512_add_epi16(even, odd); /* of `first`, then of `last` */
+    const __m512i a = _mm512_shuffle_i32x4(pairs, pairs, 0x88), b = _mm512_shuffle_i32x4(pairs, pairs, 0xdd);
+    return _mm512_cvtepi16_epi32(_mm512_castsi512_si256(_mm512_add_epi16(a, b)));
 }
-INLINE void vi_to_bytes(uint8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); } /* each lane's lowest */
+/* each lane's lowest */
+INLINE void vi_to_bytes(uint8_t *p, vi a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
+}
 INLINE vf vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
 INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
@@ -112,30 +141,40 @@ INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }   /* a b
 INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); } /* c - a b */
 INLINE float vf_sum(vf a) { return _mm512_reduce_add_ps(a); }
 INLINE float vf_top(vf a) { return _mm512_reduce_max_ps(a); }
-INLINE vf vf_lookup(const float *table, vi index) { return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table)); } /* low 4 bits */
+/* low 4 bits */
+INLINE vf vf_lookup(const float *table, vi index)
+{
+    return _mm512_permutexvar_ps(index, _mm512_loadu_ps(table));
+}
 /* 1 where bit `n` of a lane is set: x is added to `a` there. */
 INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 {
     return _mm512_mask_add_ps(a, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1u << n)), a, x);
 }
-INLINE vf vf_pick(const float *four, vi place) { return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(four)), place); } /* low 2 bits */
+/* low 2 bits */
+INLINE vf vf_pick(const float *four, vi place)
+{
+    return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(four)), place);
+}
 /* Lanes of `a` whose two bits of `places` from bit `right` on say `place`; the others are 0. */
 INLINE vi vi_placed(vi a, vi places, int right, int place)
 {
     const __m512i here = _mm512_and_si512(_mm512_srli_epi32(places, right), _mm512_set1_epi32(3));
     return _mm512_maskz_mov_epi32(_mm512_cmpeq_epi32_mask(here, _mm512_set1_epi32(place)), a);
 }
-/* Hidden from the compiler: on Zen 4 and 5 an expansion that zeroes waits for its register's last value, and one that reads
-   memory takes half as long again as one from a register. */
+/* Hidden from the compiler: on Zen 4 and 5 an expansion that zeroes waits for its register's last value,
+   and one that reads memory takes half as long again as one from a register. */
 INLINE vi vi_hidden(vi a)
 {
     __asm__("" : "+v"(a));
     return a;
 }
-/* 32 half values from where they stand one behind the other to the places whose bit is set; the others are 0. */
+/* 32 half values from where they stand one behind the other to the places whose bit is set; the others are
+   0. */
 INLINE vi vi_expand_halves(uint32_t mask, const uint16_t *p)
 {
-    return _mm512_mask_expand_epi16(vi_hidden(_mm512_setzero_si512()), mask, vi_hidden(_mm512_loadu_si512(p)));
+    const vi values = vi_hidden(_mm512_loadu_si512(p));
+    return _mm512_mask_expand_epi16(vi_hidden(_mm512_setzero_si512()), mask, values);
 }
 INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 {
@@ -145,10 +184,14 @@ INLINE vi vi_expand_bytes(uint64_t mask, const uint8_t *p, vi otherwise)
 INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, const int right, vi otherwise)
 {
     const __m512i bytes = _mm512_loadu_si512(p);
-    return _mm512_mask_expand_epi8(otherwise, mask, _mm512_and_si512(right ? _mm512_srli_epi16(bytes, right) : bytes, _mm512_set1_epi8(15)));
+    const vi moved = right ? _mm512_srli_epi16(bytes, right) : bytes;
+    return _mm512_mask_expand_epi8(otherwise, mask, _mm512_and_si512(moved, _mm512_set1_epi8(15)));
 }
 /* 16 floats rounded to the nearest whole number (ties to even) as bytes. */
-INLINE void vf_to_bytes(int8_t *p, vf a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
+INLINE void vf_to_bytes(int8_t *p, vf a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
+}
 INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf vf_round(vf x) { return _mm512_roundscale_ps(x, 8); }
 INLINE vf vf_scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
@@ -174,7 +217,10 @@ typedef struct { __m256 a, b; } vf;
 
 #define VI(x, y) ((vi){x, y})
 #define VF(x, y) ((vf){x, y})
-INLINE vi vi_load(const void *p) { return VI(_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1)); }
+INLINE vi vi_load(const void *p)
+{
+    return VI(_mm256_loadu_si256(p), _mm256_loadu_si256((const __m256i *)p + 1));
+}
 INLINE vi vi_splat(int32_t x) { return VI(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
 INLINE vi vi_zero(void) { return VI(_mm256_setzero_si256(), _mm256_setzero_si256()); }
 INLINE vi vi_and(vi x, vi y) { return VI(_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)); }
@@ -184,12 +230,19 @@ INLINE vi vi_add(vi x, vi y) { return VI(_mm256_add_epi32(x.a, y.a), _mm256_add_
 INLINE vi vi_shl(vi x, int n) { return VI(_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)); }
 INLINE vi vi_shr(vi x, int n) { return VI(_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)); }
 INLINE vi vi_sar(vi x, int n) { return VI(_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)); }
-INLINE vi vi_sar_low(vi x, int n) { const __m256i up = _mm256_set1_epi32(1 << (16 - n)); return VI(_mm256_madd_epi16(x.a, up), _mm256_madd_epi16(x.b, up)); }
+INLINE vi vi_sar_low(vi x, int n)
+{
+    const __m256i up = _mm256_set1_epi32(1 << (16 - n));
+    return VI(_mm256_madd_epi16(x.a, up), _mm256_madd_epi16(x.b, up));
+}
 #ifdef __AVXVNNI__
-INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x, const int bits) { return _mm256_dpbusd_avx_epi32(acc, u, x); }
+INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x, const int bits)
+{
+    return _mm256_dpbusd_avx_epi32(acc, u, x);
+}
 #else
-/* Pairs of products are added in 16 bits with saturation: two of 127 x 128 fit, two of 255 x 127 don't, and their high nibble goes
-   apart. */
+/* Pairs of products are added in 16 bits with saturation: two of 127 x 128 fit, two of 255 x 127 don't,
+   and their high nibble goes apart. */
 INLINE __m256i dot_half(__m256i acc, __m256i u, __m256i x, const int bits)
 {
     const __m256i low = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
@@ -208,11 +261,13 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 }
 INLINE vi vi_bytes(const uint8_t *p)
 {
-    return VI(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+    const __m128i *bytes = (const __m128i *)p, *more = (const __m128i *)(p + 8);
+    return VI(_mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes)), _mm256_cvtepu8_epi32(_mm_loadl_epi64(more)));
 }
 INLINE vi vi_signed_bytes(const uint8_t *p)
 {
-    return VI(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+    const __m128i *bytes = (const __m128i *)p, *more = (const __m128i *)(p + 8);
+    return VI(_mm256_cvtepi8_epi32(_mm_loadl_epi64(bytes)), _mm256_cvtepi8_epi32(_mm_loadl_epi64(more)));
 }
 INLINE vi vi_fourfold(vi x)
 {
@@ -231,17 +286,21 @@ INLINE vi vi_look(const uint8_t *four, vi i)
 }
 INLINE vi vi_add_first(vi acc, vi low, vi high)
 {
-    return VI(_mm256_add_epi16(acc.a, _mm256_unpacklo_epi8(low.a, high.a)), _mm256_add_epi16(acc.b, _mm256_unpacklo_epi8(low.b, high.b)));
+    return VI(_mm256_add_epi16(acc.a, _mm256_unpacklo_epi8(low.a, high.a)),
+              _mm256_add_epi16(acc.b, _mm256_unpacklo_epi8(low.b, high.b)));
 }
 INLINE vi vi_add_last(vi acc, vi low, vi high)
 {
-    return VI(_mm256_add_epi16(acc.a, _mm256_unpackhi_epi8(low.a, high.a)), _mm256_add_epi16(acc.b, _mm256_unpackhi_epi8(low.b, high.b)));
+    return VI(_mm256_add_epi16(acc.a, _mm256_unpackhi_epi8(low.a, high.a)),
+              _mm256_add_epi16(acc.b, _mm256_unpackhi_epi8(low.b, high.b)));
 }
 INLINE __m256i sum_runs_half(vi low, vi high) /* of 8 places: two of four runs are added */
 {
     const __m256i by = _mm256_set1_epi32(8192 << 16 | 1);
-    const __m256i a = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpacklo_epi16(low.a, high.a), by), _mm256_madd_epi16(_mm256_unpacklo_epi16(low.b, high.b), by));
-    const __m256i b = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpackhi_epi16(low.a, high.a), by), _mm256_madd_epi16(_mm256_unpackhi_epi16(low.b, high.b), by));
+    const __m256i a = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpacklo_epi16(low.a, high.a), by),
+                                       _mm256_madd_epi16(_mm256_unpacklo_epi16(low.b, high.b), by));
+    const __m256i b = _mm256_add_epi32(_mm256_madd_epi16(_mm256_unpackhi_epi16(low.a, high.a), by),
+                                       _mm256_madd_epi16(_mm256_unpackhi_epi16(low.b, high.b), by));
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 INLINE vi vi_sum_runs(vi low_first, vi high_first, vi low_last, vi high_last)
@@ -251,14 +310,18 @@ INLINE vi vi_sum_runs(vi low_first, vi high_first, vi low_last, vi high_last)
 INLINE vi vi_sum_low_runs(vi first, vi last)
 {
     const __m256i a = _mm256_add_epi16(first.a, first.b), b = _mm256_add_epi16(last.a, last.b);
-    const __m256i rows = _mm256_add_epi16(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
-    return VI(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(rows)), _mm256_cvtepi16_epi32(_mm256_extracti128_si256(rows, 1)));
+    const __m256i even = _mm256_permute2x128_si256(a, b, 0x20), odd = _mm256_permute2x128_si256(a, b, 0x31);
+    const __m256i rows = _mm256_add_epi16(even, odd);
+    return VI(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(rows)),
+              _mm256_cvtepi16_epi32(_mm256_extracti128_si256(rows, 1)));
 }
 INLINE void vi_to_bytes(uint8_t *p, vi x)
 {
     const __m256i low = _mm256_set1_epi32(255);
-    const __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low)), 0xd8);
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+    const __m256i both = _mm256_packus_epi32(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    const __m256i w = _mm256_permute4x64_epi64(both, 0xd8);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    _mm_storeu_si128((__m128i *)p, bytes);
 }
 INLINE vf vf_of(vi x) { return VF(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
 INLINE vf vf_bits(vi x) { return VF(_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)); }
@@ -268,14 +331,25 @@ INLINE vf vf_load(const float *p) { return VF(_mm256_loadu_ps(p), _mm256_loadu_p
 INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
 INLINE vf vf_half(const uint16_t *p)
 {
-    return VF(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))));
+    const __m128i *halves = (const __m128i *)p, *more = (const __m128i *)(p + 8);
+    return VF(_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(more)));
 }
 #define EACH(name, op) INLINE vf name(vf x, vf y) { return VF(op(x.a, y.a), op(x.b, y.b)); }
-EACH(vf_add, _mm256_add_ps) EACH(vf_sub, _mm256_sub_ps) EACH(vf_mul, _mm256_mul_ps) EACH(vf_max, _mm256_max_ps)
-EACH(vf_min, _mm256_min_ps) EACH(vf_div, _mm256_div_ps)
-INLINE vf vf_abs(vf x) { const __m256 s = _mm256_set1_ps(-0.0f); return VF(_mm256_andnot_ps(s, x.a), _mm256_andnot_ps(s, x.b)); }
-INLINE vf vf_fma(vf x, vf y, vf z) { return VF(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)); }
-INLINE vf vf_fnma(vf x, vf y, vf z) { return VF(_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)); }
+EACH(vf_add, _mm256_add_ps) EACH(vf_sub, _mm256_sub_ps) EACH(vf_mul, _mm256_mul_ps)
+EACH(vf_max, _mm256_max_ps) EACH(vf_min, _mm256_min_ps) EACH(vf_div, _mm256_div_ps)
+INLINE vf vf_abs(vf x)
+{
+    const __m256 s = _mm256_set1_ps(-0.0f);
+    return VF(_mm256_andnot_ps(s, x.a), _mm256_andnot_ps(s, x.b));
+}
+INLINE vf vf_fma(vf x, vf y, vf z)
+{
+    return VF(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
+}
+INLINE vf vf_fnma(vf x, vf y, vf z)
+{
+    return VF(_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b));
+}
 INLINE float vf_sum(vf x)
 {
     const __m256 s = _mm256_add_ps(x.a, x.b);
@@ -292,7 +366,8 @@ INLINE float vf_top(vf x)
 }
 INLINE __m256 lookup_half(const float *t, __m256i i) /* bit 3 chooses the table's half */
 {
-    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t), i), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t + 8), i);
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t), i);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(t + 8), i);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
 }
 INLINE vf vf_pick(const float *four, vi place) /* low 2 bits */
@@ -305,7 +380,10 @@ INLINE __m256i placed_half(__m256i a, __m256i places, int right, int place)
     const __m256i here = _mm256_and_si256(_mm256_srli_epi32(places, right), _mm256_set1_epi32(3));
     return _mm256_and_si256(_mm256_cmpeq_epi32(here, _mm256_set1_epi32(place)), a);
 }
-INLINE vi vi_placed(vi a, vi places, int right, int place) { return VI(placed_half(a.a, places.a, right, place), placed_half(a.b, places.b, right, place)); }
+INLINE vi vi_placed(vi a, vi places, int right, int place)
+{
+    return VI(placed_half(a.a, places.a, right, place), placed_half(a.b, places.b, right, place));
+}
 INLINE vf vf_lookup(const float *table, vi i) { return VF(lookup_half(table, i.a), lookup_half(table, i.b)); }
 INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 {
@@ -315,14 +393,16 @@ INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 }
 INLINE void vf_to_bytes(int8_t *p, vf x)
 {
-    const __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
+    const __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+    const __m256i w = _mm256_permute4x64_epi64(both, 0xd8);
     const __m256i b = _mm256_permute4x64_epi64(_mm256_packs_epi16(w, w), 0xd8);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(b));
 }
 INLINE vf vf_round(vf x) { return VF(_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)); }
 INLINE __m256 scale_half(__m256 x, __m256 n)
 {
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 INLINE vf vf_scale2(vf x, vf n) { return VF(scale_half(x.a, n.a), scale_half(x.b, n.b)); }
 
@@ -350,26 +430,41 @@ INLINE vi vi_shl(vi x, int n) { PER_LANE(vi, x.l[i] << n) }
 INLINE vi vi_shr(vi x, int n) { PER_LANE(vi, x.l[i] >> n) }
 INLINE vi vi_sar(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)x.l[i] >> n)) }
 INLINE vi vi_sar_low(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)(x.l[i] << 16) >> n)) }
+INLINE uint32_t byte_of(uint32_t word, int byte) { return word >> 8 * byte & 255; }
+/* The entries of a table that a word's four bytes name, by their low four bits. */
+INLINE uint32_t looked_of(const uint8_t *t, uint32_t word)
+{
+    return t[word & 15] | (uint32_t)t[word >> 8 & 15] << 8 | (uint32_t)t[word >> 16 & 15] << 16 |
+           (uint32_t)t[word >> 24 & 15] << 24;
+}
 INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     const int a = x[0], b = x[1], c = x[2], d = x[3];
-    PER_LANE(vi, acc.l[i] + (int)(u.l[i] & 255) * a + (int)(u.l[i] >> 8 & 255) * b + (int)(u.l[i] >> 16 & 255) * c + (int)(u.l[i] >> 24) * d)
+#define BYTE(k) (int)byte_of(u.l[i], k)
+    PER_LANE(vi, acc.l[i] + BYTE(0) * a + BYTE(1) * b + BYTE(2) * c + BYTE(3) * d)
+#undef BYTE
 }
 INLINE vi vi_bytes(const uint8_t *p) { PER_LANE(vi, p[i]) }
 INLINE vi vi_signed_bytes(const uint8_t *p) { PER_LANE(vi, (uint32_t)(int8_t)p[i]) }
 INLINE vi vi_fourfold(vi x) { PER_LANE(vi, (x.l[i] & 255) * 0x01010101u) }
-INLINE vi vi_lookup_bytes(const uint8_t *t, vi x)
+INLINE vi vi_lookup_bytes(const uint8_t *t, vi x) { PER_LANE(vi, looked_of(t, x.l[i])) }
+INLINE vi vi_look(const uint8_t *t, vi x) { PER_LANE(vi, looked_of(t + 16 * (i / 4), x.l[i])) }
+/* Two bytes of `low` and `high` from `byte` on, put together to two numbers of 16 bits, are added each by
+   itself. */
+INLINE uint32_t two_of(uint32_t acc, uint32_t low, uint32_t high, int byte)
 {
-    PER_LANE(vi, t[x.l[i] & 15] | (uint32_t)t[x.l[i] >> 8 & 15] << 8 | (uint32_t)t[x.l[i] >> 16 & 15] << 16 | (uint32_t)t[x.l[i] >> 24 & 15] << 24)
-}
-INLINE vi vi_look(const uint8_t *t, vi x) { PER_LANE(vi, t[16 * (i / 4) + (x.l[i] & 15)] | (uint32_t)t[16 * (i / 4) + (x.l[i] >> 8 & 15)] << 8 | (uint32_t)t[16 * (i / 4) + (x.l[i] >> 16 & 15)] << 16 | (uint32_t)t[16 * (i / 4) + (x.l[i] >> 24 & 15)] << 24) }
-INLINE uint32_t two_of(uint32_t acc, uint32_t low, uint32_t high, int byte) /* two numbers of 16 bits, each with its own carry */
-{
-    const uint32_t a = (low >> byte & 255) | (high >> byte & 255) << 8, b = (low >> (byte + 8) & 255) | (high >> (byte + 8) & 255) << 8;
+    const uint32_t a = byte_of(low, byte) | byte_of(high, byte) << 8;
+    const uint32_t b = byte_of(low, byte + 1) | byte_of(high, byte + 1) << 8;
     return ((acc + a) & 0xffff) | ((acc >> 16) + b) << 16;
 }
-INLINE vi vi_add_first(vi acc, vi low, vi high) { PER_LANE(vi, two_of(acc.l[i], low.l[i / 4 * 4 + i % 4 / 2], high.l[i / 4 * 4 + i % 4 / 2], 16 * (i % 2))) }
-INLINE vi vi_add_last(vi acc, vi low, vi high) { PER_LANE(vi, two_of(acc.l[i], low.l[i / 4 * 4 + 2 + i % 4 / 2], high.l[i / 4 * 4 + 2 + i % 4 / 2], 16 * (i % 2))) }
+INLINE vi add_from(vi acc, vi low, vi high, const int word)
+{
+#define WORD (i / 4 * 4 + word + i % 4 / 2)
+    PER_LANE(vi, two_of(acc.l[i], low.l[WORD], high.l[WORD], i % 2 * 2))
+#undef WORD
+}
+INLINE vi vi_add_first(vi acc, vi low, vi high) { return add_from(acc, low, high, 0); }
+INLINE vi vi_add_last(vi acc, vi low, vi high) { return add_from(acc, low, high, 2); }
 INLINE int32_t sixteen_of(vi x, int place) { return (int16_t)(x.l[place / 2] >> 16 * (place % 2)); }
 INLINE vi vi_sum_runs(vi low_first, vi high_first, vi low_last, vi high_last)
 {
@@ -405,10 +500,19 @@ INLINE vf vf_fma(vf x, vf y, vf z) { PER_LANE(vf, x.l[i] * y.l[i] + z.l[i]) }
 INLINE vf vf_fnma(vf x, vf y, vf z) { PER_LANE(vf, z.l[i] - x.l[i] * y.l[i]) }
 INLINE float vf_sum(vf x) { float s = 0; for (int i = 0; i < 16; i++) s += x.l[i]; return s; }
 INLINE vf vf_pick(const float *four, vi place) { PER_LANE(vf, four[place.l[i] & 3]) }
-INLINE vi vi_placed(vi a, vi places, int right, int place) { PER_LANE(vi, (places.l[i] >> right & 3) == (uint32_t)place ? a.l[i] : 0) }
-INLINE float vf_top(vf x) { float s = x.l[0]; for (int i = 1; i < 16; i++) s = x.l[i] > s ? x.l[i] : s; return s; }
+INLINE vi vi_placed(vi a, vi places, int right, int place)
+{
+    PER_LANE(vi, (places.l[i] >> right & 3) == (uint32_t)place ? a.l[i] : 0)
+}
+INLINE float vf_top(vf x)
+{
+    float s = x.l[0]; for (int i = 1; i < 16; i++) s = x.l[i] > s ? x.l[i] : s; return s;
+}
 INLINE vf vf_lookup(const float *t, vi x) { PER_LANE(vf, t[x.l[i] & 15]) }
-INLINE vf vf_add_where(vf a, vi bits, int n, vf x) { PER_LANE(vf, a.l[i] + (bits.l[i] >> n & 1 ? x.l[i] : 0)) }
+INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
+{
+    PER_LANE(vf, a.l[i] + (bits.l[i] >> n & 1 ? x.l[i] : 0))
+}
 INLINE void vf_to_bytes(int8_t *p, vf x) { for (int i = 0; i < 16; i++) p[i] = (int8_t)rintf(x.l[i]); }
 INLINE vf vf_round(vf x) { PER_LANE(vf, rintf(x.l[i])) }
 INLINE vf vf_scale2(vf x, vf n) { PER_LANE(vf, ldexpf(x.l[i], (int)n.l[i])) }
@@ -439,7 +543,8 @@ INLINE vi vi_expand_nibbles(uint64_t mask, const uint8_t *p, const int right, vi
 }
 #endif
 
-/* e^x for finite x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (relative error 2e-7); 0 far below, large far above. */
+/* e^x for finite x: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (relative error 2e-7); 0 far below,
+   large far above. */
 INLINE vf vf_exp(vf x)
 {
     x = vf_max(vf_splat(-87.0f), vf_min(vf_splat(88.0f), x)); /* in this order a NaN stays one */
