@@ -1,5 +1,6 @@
 # make run      set up what is missing and open the app on http://localhost:7860
-# make test     set up what is missing and run every test, browser tests included, on all cores
+# make test     set up what is missing and run the tests, browser tests included, on all cores
+# make test-all the same with the tests of minutes and whole products instead of pairs
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
@@ -16,7 +17,7 @@ TEST_READY := $(VENV)/.test-ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: run test measure docs check soak compare-peers clean
+.PHONY: run test test-all measure docs check soak compare-peers clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -24,6 +25,10 @@ run: $(READY)
 test: $(TEST_READY)
 	$(BIN)/python -m tests.chromium
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+test-all: $(TEST_READY)
+	$(BIN)/python -m tests.chromium
+	$(BIN)/python -m pytest --all --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 measure: $(READY)
 	$(BIN)/python -m evaluation measure

@@ -56,7 +56,8 @@
       h('input', {type: 'radio', name: 'family', id: `family-${f}`, value: f, checked: f === chosen, onchange: () => choose(0, best(f))}),
       h('span', {className: `swatch ${f}`}), h('span', {}, h('b', {}, t(`family.${f}`)), h('small', {}, t(`family.${f}.sub`))))));
   }
-  const best = family => ({quantization: 'gptq', pruning: 'wanda', low_rank: 'svd_llm', distillation: 'gkd'})[family] ?? ce.data.methods.find(m => m.family === family).name;
+  const first = methods => (methods.find(m => m.first) ?? methods[0]).name;
+  const best = family => first(ce.data.methods.filter(m => m.family === family));
   const fits = () => { if (s.steps[1] && !after(s.steps[0].method, ce.values(s.steps[0])).some(m => m.name === s.steps[1].method)) s.steps.pop(); };
   function choose(i, name) {
     s.steps[i] = {method: name};
@@ -107,8 +108,8 @@
     return h('div', {className: `knob${on ? '' : ' off'}`}, h('div', {className: 'knob-head'}, label(t(`param.${p.name}`), t(`param.${p.name}.help`), id), big), range,
       h('div', {className: 'ends', 'aria-hidden': 'true'}, h('span', {}, t(`param.${p.name}.low`)), h('span', {}, t(`param.${p.name}.high`))), on ? '' : h('p', {className: 'quiet'}, t('controls.no_effect')));
   }
-  // A training's short budget is its defaults; the full one is what the paper spends (compression/budgets.py). Both set the main
-  // knob too, which may be moved afterwards.
+  // A training's short budget is its defaults; the full one is what the paper spends (Method.full). Both set the main knob
+  // too, which may be moved afterwards.
   function budget(i) {
     const step = s.steps[i], {full, params} = ce.method(step.method), values = ce.values(step), names = Object.keys(full), id = `budget-${i}`;
     if (!names.length) return '';
@@ -124,7 +125,7 @@
       h('button', {type: 'button', className: 'linklike', onclick: () => { s.steps.pop(); changed(true); }}, t('controls.remove_step')));
     const next = after(s.steps[0].method, ce.values(s.steps[0]));
     if (!next.length || ce.method(s.steps[0].method).family === 'original') return '';
-    return h('button', {type: 'button', className: 'linklike add', onclick: () => choose(1, next.some(m => m.name === 'gptq') ? 'gptq' : next[0].name)}, t('controls.add_step'));
+    return h('button', {type: 'button', className: 'linklike add', onclick: () => choose(1, first(next))}, t('controls.add_step'));
   }
   function field(step, p) {
     const values = ce.values(step), id = `p-${step.method}-${p.name}`, on = effective(p, values);

@@ -1,7 +1,7 @@
 """Compression methods, formats and the models they work on.
 
 `NAMES` lists every method; `get(name)` imports its file on demand. A method's file is
-`compression/<family>/<name>.py` and ends with `METHOD = Method(...)`.
+`compression/<family>/<name>.py` and ends with its declaration, `METHOD`, one of the records in base.py.
 
 Python 3.14 has a standard package of the same name (gzip, bz2 and lzma import from it), so this one extends
 its search path instead of hiding it.

@@ -27,12 +27,11 @@ from compression import arch, beside, elsewhere
 from compression.base import CannotExport, Note
 from compression.bundle import Bundle
 from compression.packed.base import Packed
-from compression.packed.codebook import CodeBook
+from compression.packed.codebook import TABLES, CodeBook
 from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
-from compression.quantization import nf4
 from kernels.home import whole
 
 FORM = "peft"
@@ -119,7 +118,7 @@ def _base(first: Packed, name: str | None) -> str:
     if isinstance(first, Dense):
         return WHOLE.format(base=name)
     if isinstance(first, CodeBook) and first.group_size == BITSANDBYTES_GROUP:
-        for table, values in nf4.TABLES.items():
+        for table, values in TABLES.items():
             if torch.equal(first.table.cpu(), torch.tensor(values)):
                 return IN_4_BITS.format(base=name, table=table, double=first.absmax is not None)
     return OTHER

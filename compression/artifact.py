@@ -267,8 +267,7 @@ def assemble(
     return Bundle(module, words, geometry, name, source)
 
 
-# --- what the manifest says
-# -------------------------------------------------------------------------------------
+# --- what the manifest says ---
 
 
 def _seal(folder: Path, manifest: dict) -> None:

@@ -1,8 +1,8 @@
 """The words every method speaks: parameters, methods, sites, statistics, edits, costs, notes and errors.
 
-A method is a frozen `Method` record whose `compress` function chooses numbers. It receives a `Site` (one
-linear layer) with the `Stats` of that layer's inputs, or a `Block` of them, and returns an `Edit` that the
-driver applies. It never walks a model, never multiplies and never measures.
+A method is a frozen record (`LinearMethod` and the others) whose `compress` function chooses numbers. It
+receives a `Site` (one linear layer) with the `Stats` of that layer's inputs, or a `Block` of them, and
+returns an `Edit` that the driver applies. It never walks a model, never multiplies and never measures.
 
 The error tree, each class with a stable `code` that the page translates:
 
@@ -27,13 +27,14 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from compression.bundle import Bundle, Geometry
     from compression.packed.base import Packed
+    from compression.recorder import Recorder
     from compression.structure import Kept
 
 
@@ -111,7 +112,7 @@ def param(
     unit: str | None = None,
     ends: tuple[str, str] | None = None,
     main: bool = False,
-    told: bool = False,
+    label: Literal["", "named", "title", "choice", "always"] = "",
     level: Literal["basic", "advanced"] = "basic",
     when: Mapping[str, Any] | None = None,
 ):
@@ -120,10 +121,15 @@ def param(
     lo, hi: inclusive bounds; lo = -1 means that -1 stands for the whole (a whole row), and 0 is no value
     then. step: values are lo + k * step (numbers counted from 0 when lo is negative). choices: the only
     values. suggest: values that a menu offers; others within the bounds are allowed too. ends: words for the
-    two ends of the main knob. main: the method's large knob (one per method). told: a run's full name gives
-    it even at its default, because two runs that differ in it are not alike (groups, activations, budget).
+    two ends of the main knob. main: the method's large knob (one per method).
+
+    label: how a run's name tells the value. "": the full name does where it isn't the default. "always": the
+    full name does, because two runs that differ in it are not alike (groups, activations, budget). "choice":
+    the short name does too where it isn't the default. "title": the method goes by the choice's name.
+    "named": the page has words for it (evaluation/page/words.py).
+
     when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold.
-    One that the method hasn't holds.
+    A parameter that the method doesn't have counts as holding.
     """
     meta = dict(
         help=help,
@@ -135,7 +141,7 @@ def param(
         unit=unit,
         ends=ends,
         main=main,
-        told=told,
+        label=label,
         level=level,
         when=dict(when or {}),
     )
@@ -259,6 +265,13 @@ class Stats:
     mean: Tensor | None = None  # mean x [in]
 
 
+# Minutes of a full budget, a week: its tokens end it. A method's defaults are its short budget: minutes on a
+# processor, enough to see what the method does and not what it can do. The full one has the authors' tokens,
+# step sizes, ranks and lengths as far as they are known and our bounds allow; where the authors trained with
+# data that we can't bring along, their number of tokens is taken from the calibration text. A step takes
+# 1,024 tokens, so that there are more and smaller ones than theirs. Methods that don't train have none.
+BUDGET_MINUTES = 10_000.0
+
 STATS = frozenset({"gram", "sum_sq", "mean_abs", "max_abs", "mean"})
 
 
@@ -294,10 +307,9 @@ class Block:
     layer: int
     layers: int
     groups: tuple[Group, ...]
-    inputs: Any = None  # inputs.Passage of the uncompressed block, for methods that train
-    emit: Callable[[dict], None] = lambda event: None
-    cancelled: Callable[[], bool] = lambda: False
-    seed: int = 0
+    # for methods that train, else None: the inputs.Passage of the uncompressed block, and who watches
+    inputs: Any = None
+    recorder: Recorder | None = None
 
     @property
     def sites(self) -> list[Site]:
@@ -344,83 +356,53 @@ class Edit:
 class Context:
     """What a model-scoped method is given beside the bundle."""
 
-    # [n, window] token ids: the text to train on (`trains_on`) or to calibrate on (`windows`), else None
+    # [n, window] token ids: the text to train on or to calibrate on, None where the method reads none
     windows: Tensor | None
-    emit: Callable[[dict], None]
-    cancelled: Callable[[], bool]
-    seed: int = 0
-    enough: Callable[[], bool] = lambda: False  # true: end the training now and keep the best state
-    # as Method.teacher says: nothing, the model as a Bundle, or one that only answers in strings
-    teacher: Any = None
+    recorder: Recorder
+    teacher: Any = None  # what StudentMethod.teacher made of the model
+
+    @property
+    def seed(self) -> int:
+        return self.recorder.seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """A compression method. See DESIGN in README, "How a method is added"."""
+    """What every method declares. Its record, one of those below, says what `compress` is given."""
 
     name: str  # == file name == command == key in results
     title: str
     family: str  # quantization, pruning, low_rank, distillation, original
     paper: str
     params: type[Params]
-    # linear: (site, stats, params)    block: (block, params)    model: (bundle, context, params)    -> Edit
-    compress: Callable
-    # (shape, params, calibration tokens) -> Cost; with `cost_by_role` also (..., role="q")
-    cost: Callable[..., Cost]
-    scope: Literal["linear", "block", "model"] = "linear"
-    stats: frozenset = frozenset()
-    stats_of: Callable[[Params], frozenset] | None = (
-        None  # of a method whose statistics depend on its params, in place of `stats`
-    )
-    # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own
-    # block as it was; "original", the uncompressed model
-    stream: Literal["compressed", "block", "original"] = "compressed"
-    after: frozenset = frozenset()  # names of formats of an earlier step that it accepts
-    # of a step that keeps an earlier one's integers: own params which that one decides where it has them
-    inherits: tuple[str, ...] = ()
-    converted_cost: Callable[..., Cost] | None = None  # of a converter: `cost` where it converts
-    # of a method that stores the token embedding and leaves linears alone: ((vocabulary, width), params,
-    # tied) -> Cost of all that it stores, None where the table is left as it is
-    table_cost: Callable[..., Cost | None] | None = None
-    # of a method with a student also for role "table", the token table that it trains too
-    cost_by_role: bool = False
-    # of a method that trains: the tokens it takes, repeating a shorter text
-    trains_on: Callable[[Params], int] | None = None
-    own_text: bool = False  # of a method that trains: on text that it makes itself
-    # of scope "model": the format that it stores linears in, `cost` being what they take then; "" if none
+    compress: Callable[..., Edit]
+    cost: Callable[..., Cost]  # (shape [out, in] of one linear, params, calibration tokens)
+    # the format in which it stores a linear that no step stored before; "" where linears stay dense
     stores: str = ""
-    # of a method that adds to what the steps before stored: (params, steps before) -> whether its bytes come
-    # on top
-    adds: Callable[[Params, tuple], bool] | None = None
-    windows: bool = False  # of scope "model": it reads the calibration windows itself
-    # sizes after a method that cuts heads or channels out
-    reshaped: Callable[[Geometry, Params], Geometry] | None = None
-    # of distillation: makes the student, which `compress` gets in the model's place, and what it learns from:
-    # "model", the model itself as a Bundle (white box), or "text", a TextTeacher that returns strings and
-    # shows nothing else (black box)
-    student: Callable[[Bundle, Params], Bundle] | None = None
-    teacher: Literal["none", "model", "text"] = "none"
-    # of a method that trains: params -> (method, params) of the same training with the method off, None if
-    # there is no such
-    control: Callable[[Params], tuple[str, Mapping] | None] | None = None
-    # of a method that trains and compresses too: params of the same without training
-    untrained: Mapping | None = None
+    after: frozenset[str] = frozenset()  # formats of an earlier step that it accepts
+    # names of its params that an earlier step decides which stored integers, for the method keeps these
+    inherits: tuple[str, ...] = ()
+    shown_first: bool = False  # of its family, on the page
+    full: Mapping[str, Any] = field(default_factory=dict)  # params of the full budget, see `BUDGET_MINUTES`
     identity: Mapping | None = None  # params under which nothing changes
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
 
-    def collects(self, params: Params) -> frozenset:
-        """The statistics that it needs with these params."""
-        return self.stats_of(params) if self.stats_of else self.stats
+    def collects(self, params: Params) -> frozenset[str]:
+        """The statistics (of STATS) that it needs with these params."""
+        return frozenset()
 
     def needs_calibration(self, params: Params) -> bool:
-        return (
-            bool(self.collects(params)) or self.windows or (self.trains_on is not None and not self.own_text)
-        )
+        """Whether it reads a text."""
+        return bool(self.collects(params))
 
     def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""
-        return self.cost(shape, params, tokens, **({"role": role} if self.cost_by_role else {}))
+        return self.cost(shape, params, tokens)
+
+    def geometry_after(self, geometry: Geometry, params: Params) -> Geometry:
+        """The sizes that it leaves of a model."""
+        return geometry
 
     @property
     def main_param(self) -> str | None:
@@ -438,7 +420,103 @@ class Method:
             "main": self.main_param,
             "essay": self.essay.strip(),
             "params": self.params.describe(),
+            "stores": self.stores or "dense",
+            "first": self.shown_first,
+            "full": dict(self.full),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearMethod(Method):
+    """Compresses one linear after another: compress(site, stats, params)."""
+
+    stats: frozenset[str] | Callable[[Params], frozenset[str]] = frozenset()  # what it needs of STATS
+    # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own
+    # block as it was; "original", the uncompressed model
+    stream: Literal["compressed", "block", "original"] = "compressed"
+    # of a method that removes weights one by one: the share of them that stays
+    kept_share: Callable[[Params], float] | None = None
+    # of a converter: `cost` where it takes over what an earlier step stored
+    converted_cost: Callable[..., Cost] | None = None
+
+    def collects(self, params: Params) -> frozenset[str]:
+        return self.stats(params) if callable(self.stats) else self.stats
+
+    @property
+    def rounds_what_stays(self) -> bool:
+        """Whether it rounds the weights that a pruning step left and keeps that step's mask."""
+        return "bitmask" in self.after
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockMethod(Method):
+    """Compresses a decoder block at a time, whose inputs come from the uncompressed model: compress(block,
+    params). Its `cost` also takes the linear's role."""
+
+    stats: frozenset[str]  # what it needs of STATS
+    stream: ClassVar[str] = "original"
+
+    def collects(self, params: Params) -> frozenset[str]:
+        return self.stats
+
+    def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
+        return self.cost(shape, params, tokens, role)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMethod(Method):
+    """Changes the model as a whole: compress(bundle, context, params)."""
+
+    # the sizes after a method that cuts heads, channels or blocks out
+    reshaped: Callable[[Geometry, Params], Geometry] | None = None
+    reads_windows: bool = False  # whether it needs windows of the calibration text
+    # raises what `compress` would raise of windows [n, window] that are too few or too short for it
+    fits: Callable[[Params, Tensor], None] | None = None
+
+    def needs_calibration(self, params: Params) -> bool:
+        return self.reads_windows
+
+    def geometry_after(self, geometry: Geometry, params: Params) -> Geometry:
+        return self.reshaped(geometry, params) if self.reshaped else geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableMethod(ModelMethod):
+    """Stores the token embedding and leaves linears alone."""
+
+    # ((vocabulary, width), params, tied) -> Cost of all that it stores, None where the table stays as it is
+    table_cost: Callable[..., Cost | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMethod(ModelMethod):
+    """Trains, for `train_tokens` and `train_minutes` of its params, on windows of the calibration text."""
+
+    own_text: bool = False  # it trains on text that it makes itself instead
+    compresses: bool = False  # it compresses too: `train_tokens` 0 leaves something to compare with
+    # params -> (method, params) of the same training with its own idea off, None if there is no such
+    control: Callable[[Params], tuple[str, Mapping] | None] | None = None
+    # (params, steps before) -> whether what it stores comes on top of what those stored
+    adds: Callable[[Params, tuple], bool] | None = None
+    cache_bits: Callable[[Params], int] | None = None  # of the key-value cache that it trains the model for
+
+    def needs_calibration(self, params: Params) -> bool:
+        return not self.own_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentMethod(TrainingMethod):
+    """Trains a student, another model or some of this one's layers, that takes the model's place: compress
+    gets it as the bundle. Its `cost` also takes the linear's role; its params name another model by
+    `student`."""
+
+    student: Callable[[Bundle, Params], Bundle]  # makes it
+    # what the student learns from: the model itself, or a TextTeacher that answers in strings alone
+    teacher: Callable[[Bundle], Any]
+    trains_table: bool = False  # whether `cost` of the role "table" counts the token table, trained too
+
+    def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
+        return self.cost(shape, params, tokens, role)
 
 
 def handed_on(params: Params) -> dict:

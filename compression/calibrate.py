@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,23 +34,27 @@ from compression import arch, attention, engine, structure
 from compression.base import (
     BadChain,
     Block,
+    BlockMethod,
     CalibrationError,
-    Cancelled,
     Context,
     Edit,
     Group,
+    LinearMethod,
     Method,
     Note,
     Params,
     Site,
     Stats,
+    StudentMethod,
+    TableMethod,
+    TrainingMethod,
     UnsupportedLayer,
 )
 from compression.bundle import Bundle
-from compression.distillation.teacher import TextTeacher
 from compression.inputs import Passage, capture, single_calls
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear, CompressedTable
+from compression.recorder import QUIET, Recorder
 from compression.surgery import compress_tables, put_tables, set_submodule
 
 SMALLEST, LARGEST = 2.0**-6, 2.0**13  # of a matrix's largest magnitude, for it to be stored as it is
@@ -77,20 +81,15 @@ def compress(
     activations: str = "exact",
     cache_bits: int = 16,
     cache_keys: str = "token",
-    emit: Callable[[dict], None] = lambda event: None,
-    cancelled: Callable[[], bool] = lambda: False,
-    seed: int = 0,
+    recorder: Recorder = QUIET,
     training: Tensor | None = None,
-    enough: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Compress `bundle.module` in place. windows: calibration token ids [n, window], None if no method needs
     them.
 
-    training: the token ids that a method which trains reads (default: `windows`); `enough()` ends its
-    training early.
+    training: the token ids that a method which trains reads (default: `windows`).
 
-    Raises BadChain, UnsupportedLayer, CalibrationError from the methods and Cancelled when `cancelled()`
-    turns true.
+    Raises BadChain, UnsupportedLayer, CalibrationError from the methods, and Cancelled.
     """
     start = time.perf_counter()
     outcome = Outcome()
@@ -103,15 +102,16 @@ def compress(
             )
         facts = {"method": method.name, "step": number, "steps": len(recipe)}
 
-        def told(e, f=facts):
-            return emit(e | {"facts": f | e.get("facts", {})})
+        def with_step(event, facts=facts):
+            return event | {"facts": facts | event.get("facts", {})}
 
-        read = windows if method.trains_on is None or training is None else training
-        walk = _Walk(bundle, method, params, read, outcome, told, cancelled, enough)
+        trains = training is not None and isinstance(method, TrainingMethod)
+        read = training if trains else windows
+        walk = _Walk(bundle, method, params, read, outcome, recorder.telling(with_step))
         with torch.no_grad():
-            {"model": walk.model, "block": walk.block_by_block, "linear": walk.linears}[method.scope](seed)
+            walk.walk()
     if table_bits < 16:
-        emit({"stage": "tables", "done": 0, "total": 1, "facts": {"bits": table_bits}})
+        recorder.progress("tables", 0, 1, bits=table_bits)
         outcome.notes.extend(compress_tables(bundle, table_bits))
     if cache_bits < 16:
         bundle.cache_bits, bundle.cache_keys = cache_bits, cache_keys
@@ -127,7 +127,7 @@ def compress(
 
 def check_tables(recipe: Sequence[tuple[Method, Params]]) -> None:
     """Raises BadChain for a recipe that would store the token embedding twice."""
-    names = [method.name for method, _ in recipe if method.table_cost]
+    names = [method.name for method, _ in recipe if isinstance(method, TableMethod)]
     if len(names) > 1:
         raise BadChain(
             f"{names[1]} can't follow {names[0]}: both store the token embedding. Drop one of the two steps.",
@@ -140,30 +140,36 @@ def check_tables(recipe: Sequence[tuple[Method, Params]]) -> None:
 class _Walk:
     """One step of a recipe over all blocks."""
 
-    def __init__(
-        self, bundle, method: Method, params: Params, windows, outcome: Outcome, emit, cancelled, enough
-    ):
+    def __init__(self, bundle, method: Method, params: Params, windows, outcome: Outcome, recorder: Recorder):
         self.bundle, self.method, self.params, self.windows = bundle, method, params, windows
-        self.outcome, self.emit, self.cancelled, self.enough = outcome, emit, cancelled, enough
+        self.outcome, self.recorder = outcome, recorder
         self.module, self.stats = bundle.module, method.collects(params)
         self.blocks = arch.blocks(bundle.module)
 
-    def model(self, seed: int) -> None:
-        if self.method.reshaped or self.method.trains_on or self.method.student:
+    def walk(self) -> None:
+        if isinstance(self.method, LinearMethod):
+            self.linears()
+        elif isinstance(self.method, BlockMethod):
+            self.block_by_block()
+        else:
+            self.model()
+
+    def model(self) -> None:
+        if self.method.reshaped or isinstance(self.method, TrainingMethod):
             for path, _, _ in arch.linears(self.module):
                 self._previous(path)
         bundle, teacher = self.bundle, None
-        if self.method.student:
+        if isinstance(self.method, StudentMethod):
             bundle = self.method.student(self.bundle, self.params)
-            teacher = self.bundle if self.method.teacher == "model" else TextTeacher(self.bundle)
-        context = Context(self.windows, self.emit, self.cancelled, seed, self.enough, teacher)
+            teacher = self.method.teacher(self.bundle)
+        context = Context(self.windows, self.recorder, teacher)
         self._apply(self.method.compress(bundle, context, self.params))
 
-    def block_by_block(self, seed: int) -> None:
+    def block_by_block(self) -> None:
         inputs, calls = capture(self.bundle, self.windows), single_calls(self.bundle, self.windows)
         total, rules = len(self.blocks), []
         for layer, block in enumerate(self.blocks):
-            self.emit({"stage": "compress", "done": layer, "total": total})
+            self.recorder.progress("compress", layer, total)
             paths = arch.groups(self.module, layer)
             before = list(inputs.batches)
             collected = inputs.observe(block, self._paths_to_modules(paths), self.stats, self._check)
@@ -172,20 +178,20 @@ class _Walk:
                 sites = tuple(self._site(layer, path, role) for path, role in group)
                 groups.append(Group(sites, stats, *arch.fold(self.module, layer, i)))
             passage = Passage(block, before, inputs.batches, calls[block])
-            whole = Block(layer, total, tuple(groups), passage, self.emit, self.cancelled, seed)
+            whole = Block(layer, total, tuple(groups), passage, self.recorder)
             edit = self.method.compress(whole, self.params)
             self._apply(edit)
             rules += [edit.attention] if edit.attention else []
         if rules:  # not before: the blocks' calls hold the masks of the attention that they had
             self.bundle.attention = tuple(rules)
             attention.install(self.module, rules)
-        self.emit({"stage": "compress", "done": total, "total": total})
+        self.recorder.progress("compress", total, total)
 
-    def linears(self, seed: int) -> None:
+    def linears(self) -> None:
         inputs = capture(self.bundle, self.windows) if self.stats else None
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):
-            self.emit({"stage": "compress", "done": layer, "total": total})
+            self.recorder.progress("compress", layer, total)
             groups = arch.groups(self.module, layer)
             last = layer == total - 1
             if inputs is None:
@@ -210,7 +216,7 @@ class _Walk:
                 if not last:
                     inputs.advance(block, self._check)
                 inputs.unsettle()
-        self.emit({"stage": "compress", "done": total, "total": total})
+        self.recorder.progress("compress", total, total)
 
     def _first(self, group) -> nn.Module:
         return self.module.get_submodule(group[0][0])
@@ -219,8 +225,7 @@ class _Walk:
         return [self._first(group) for group in groups]
 
     def _check(self) -> None:
-        if self.cancelled():
-            raise Cancelled("stopped while compressing")
+        self.recorder.check("compressing")
 
     def _compress(self, layer: int, group, stats: Stats) -> None:
         for path, role in group:
@@ -349,18 +354,3 @@ def in_units(site: Site, unit: float) -> Site:
     return dataclasses.replace(
         site, weight=site.weight / unit, bias=None if site.bias is None else site.bias / unit
     )
-
-
-def stored_format(method: Method) -> str:
-    """The name of the format in which a method stores a fresh linear, found by letting it store a small one;
-    "dense" if none."""
-    if method.scope == "model":
-        return method.stores or "dense"
-    n = 32
-    weight = torch.linspace(-1, 1, n * n).view(n, n) + torch.eye(n)
-    site = Site("block.0.up", "up", 0, 1, weight, None, None, {"up": (n, n)})
-    stats = Stats(n, torch.eye(n), *(torch.ones(n) for _ in range(3)), torch.zeros(n))
-    params = method.params.parse(method.tiny)
-    block = Block(0, 1, (Group((site,), stats, None, "post_norm"),))
-    edit = method.compress(block, params) if method.scope == "block" else method.compress(site, stats, params)
-    return edit.linears[site.path].format

@@ -245,8 +245,7 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     return artifact.assemble(files, module, modules, tensors, folder.name, source, device)
 
 
-# --- where what is
-# -----------------------------------------------------------------------------------------------
+# --- where what is ---
 
 
 def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
@@ -319,8 +318,7 @@ def _index(grid: Grid) -> Tensor:
     return runs if grid.group_index is None else grid.group_index.int()
 
 
-# --- what can go
-# -------------------------------------------------------------------------------------------------
+# --- what can go ---
 
 
 def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
@@ -388,8 +386,7 @@ def _refusal(path: str, linear: nn.Module, form: str) -> str:
     return ""
 
 
-# --- the two layouts
-# ---------------------------------------------------------------------------------------------
+# --- the two layouts ---
 
 
 def words(values: Tensor, bits: int) -> Tensor:

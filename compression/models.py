@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compression import configs, headers, hub
-from compression.base import ModelUnavailable
+from compression.base import BadParam, ModelUnavailable
 from compression.bundle import Bundle, Geometry
 from compression.catalogue import CATALOGUE, Entry, unknown
 from compression.disk import check_room
@@ -126,6 +126,20 @@ def tokenizer_of(name: str):
     folder = Folder(prepare(name), name)
     described = configs.read(folder)
     return tokenizer.load(folder, described.family, described.geometry.vocabulary)
+
+
+def check_tokenizer(teacher: Bundle, name: str) -> None:
+    """Raises BadParam if the student `name` reads text with another tokenizer than the teacher."""
+    from compression.texts import tokenizer_hash
+
+    if tokenizer_hash(tokenizer_of(name)) != tokenizer_hash(teacher.tokenizer):
+        raise BadParam(
+            f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model "
+            "of the same family, or leave the student empty",
+            name="student",
+            got=name,
+            allowed="a model with the same tokenizer",
+        )
 
 
 @dataclass(frozen=True)
@@ -262,8 +276,7 @@ def _checked(folder: Path, name: str) -> Path:
     return folder
 
 
-# --- the offline package
-# -----------------------------------------------------------------------------------------
+# --- the offline package ---
 
 
 def _from_package(entry: Entry, emit: Emit) -> Path:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.base import Cost, Edit, Method, Params
+from compression.base import Cost, Edit, ModelMethod, Params
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,12 @@ def keep(bundle, context, params: NoneParams) -> Edit:
     return Edit()
 
 
-METHOD = Method(
+METHOD = ModelMethod(
     name="none",
     title="Original",
     family="original",
     paper="",
     params=NoneParams,
-    scope="model",
     compress=keep,
     cost=lambda shape, params, tokens: Cost(bytes=2 * shape[0] * shape[1], flops=0.0),
     identity={},

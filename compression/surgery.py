@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from compression import arch
 from compression.base import Note
 from compression.bundle import Bundle
+from compression.grids import fit
 from compression.packed.base import Packed
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
-from compression.quantization.grids import fit
 
 TABLE_GROUP = 64
 

@@ -4,8 +4,8 @@ what loss, a method decides.
 A budget has tokens and minutes; whichever ends first ends the training. The rate rises over the first tenth
 of the tokens and falls linearly to nothing at their end, so a run that its tokens end is the same on every
 machine; one that its minutes end says so. Every eighth of the budget the held-out loss is taken, and what is
-kept in the end is the best state seen, which may be the untrained one. `enough()` ends the training early and
-keeps the best state; `cancelled()` gives the whole run up.
+kept in the end is the best state seen, which may be the untrained one. Whoever watches may end the training
+early, which keeps the best state, or give the whole run up (`Recorder`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from compression import arch
-from compression.base import CalibrationError, Cancelled, Note
+from compression.base import CalibrationError, Note
 from compression.bundle import Bundle
 from compression.likelihood import final_states
+from compression.recorder import QUIET, Recorder
 from compression.row_losses import next_token_loss
 
 WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements beside the first
@@ -93,9 +94,9 @@ def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
     return windows[~held], windows[held][:MOST_HELD_OUT]
 
 
-def batches(windows: Tensor, seed: int) -> Iterator[Tensor]:
-    """Windows [b, window] of about TOKENS_PER_STEP tokens, in a fresh random order every epoch, for ever."""
-    size, order = max(1, TOKENS_PER_STEP // windows.shape[1]), torch.Generator().manual_seed(seed)
+def batches(windows: Tensor, seed: int, tokens: int = TOKENS_PER_STEP) -> Iterator[Tensor]:
+    """Windows [b, window] of about so many tokens, in a fresh random order every epoch, for ever."""
+    size, order = max(1, tokens // windows.shape[1]), torch.Generator().manual_seed(seed)
     while True:
         for part in torch.randperm(len(windows), generator=order).split(size):
             yield windows[part]
@@ -141,12 +142,9 @@ def train(
     *,
     rate: float,
     optimizer: Callable[[Sequence[nn.Parameter], float], torch.optim.Optimizer] = adamw,
-    seed: int = 0,
     before_step: Callable[[float], None] = lambda share: None,
     settle: Callable[[], bool] = lambda: False,
-    emit: Callable[[dict], None] = lambda event: None,
-    cancelled: Callable[[], bool] = lambda: False,
-    enough: Callable[[], bool] = lambda: False,
+    recorder: Recorder = QUIET,
 ) -> Course:
     """Train `parameters` in place on loss(batch) for the batches of `supply`; they end as the state that
     `judge` liked best.
@@ -162,7 +160,7 @@ def train(
     course, start = Course(), time.perf_counter()
     stepper = optimizer(parameters, rate)
     next_judged, best = 0.0, []
-    torch.manual_seed(seed)
+    torch.manual_seed(recorder.seed)
 
     def take_stock(last_loss: float | None) -> None:
         with torch.no_grad():
@@ -175,15 +173,17 @@ def train(
         course.curve.append([course.tokens, last_loss, now])
 
     def tell() -> None:
-        facts = {
-            "loss": course.curve[-1][1],
-            "best": course.best,
-            "before": course.before,
-            "curve": course.curve[-200:],
-            "tokens": course.tokens,
-            "budget": budget.tokens,
-        }
-        emit({"stage": "train", "done": share, "total": 1.0, "facts": facts})
+        recorder.progress(
+            "train",
+            share,
+            1.0,
+            loss=course.curve[-1][1],
+            best=course.best,
+            before=course.before,
+            curve=course.curve[-200:],
+            tokens=course.tokens,
+            budget=budget.tokens,
+        )
 
     share = 0.0
     with torch.enable_grad():
@@ -192,11 +192,10 @@ def train(
                 take_stock(course.curve[-1][1] if course.curve else None)
                 next_judged += 1 / JUDGED
                 tell()
-            if cancelled():
-                raise Cancelled("stopped while training")
+            recorder.check("training")
             if course.tokens >= budget.tokens:
                 break
-            if course.seconds >= 60 * budget.minutes or enough():
+            if course.seconds >= 60 * budget.minutes or recorder.enough():
                 course.ended = "minutes" if course.seconds >= 60 * budget.minutes else "enough"
                 break
             with torch.no_grad():

@@ -57,11 +57,12 @@ def _profile(again: bool) -> Host:
     file = home() / "host.json"
     name, cores = processor(), threads()
     stored = _remembered(file)
-    known = stored is not None and (stored.processor, stored.threads) == (name, cores)
-    if known and not again:
+    if stored is not None and (stored.processor, stored.threads) != (name, cores):
+        stored = None
+    if stored and not again:
         return stored
     speed, bandwidth = _gflops(), _gbytes_per_second()
-    if known:
+    if stored:
         speed, bandwidth = max(speed, stored.gflops), max(bandwidth, stored.gbytes_per_second)
     host = Host(name, cores, speed, bandwidth, limits.memory_bytes())
     try:

@@ -10,12 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import compression
-from compression.base import BadParam, canonical, handed_on
-from evaluation.running import provenance
+from compression.base import (
+    BadParam,
+    Method,
+    ModelMethod,
+    Params,
+    StudentMethod,
+    TableMethod,
+    TrainingMethod,
+    canonical,
+    handed_on,
+)
+from evaluation.program import code as program_code
 
 METRICS_VERSION = 1  # 1: first definition of every metric
 
-PRESETS = {  # tokens for calibration and evaluation; None: the whole text
+PRESETS: dict[str, dict[str, Any]] = {  # tokens for calibration and evaluation; None: the whole text
     "quick": {"calibration_tokens": 8_192, "tokens": 8_192, "window": 512, "table_bits": 8},
     "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 8},
     "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},
@@ -119,6 +129,11 @@ class RunSpec:
         return tuple((compression.get(n), compression.get(n).params.parse(v)) for n, v in self.recipe)
 
     @property
+    def trainings(self) -> list[tuple[TrainingMethod, Params]]:
+        """The steps that train."""
+        return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod)]
+
+    @property
     def keeps_weights(self) -> bool:
         return all(name == "none" for name, _ in self.recipe)
 
@@ -130,7 +145,7 @@ class RunSpec:
     @property
     def stored_cache_bits(self) -> int:
         """Bits of the key-value cache of what comes out: the run's own, or those that a method trains for."""
-        trained = [p.kv_bits for _, p in self.methods if hasattr(p, "kv_bits")]
+        trained = [m.cache_bits(p) for m, p in self.trainings if m.cache_bits]
         return self.cache_bits if self.cache_bits < 16 else (trained or [16])[-1]
 
     @property
@@ -140,29 +155,34 @@ class RunSpec:
     @property
     def students(self) -> tuple[str, ...]:
         """Other models that the recipe trains in this one's place."""
-        return tuple(p.student for _, p in self.methods if getattr(p, "student", ""))
+        return tuple(p.student for m, p in self.methods if isinstance(m, StudentMethod) and p.student)
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether a step may leave the model other sizes."""
+        return any(isinstance(m, ModelMethod) and m.reshaped for m, _ in self.methods)
 
     @property
     def compresses_tables(self) -> bool:
         """Whether the embedding or the head may be stored otherwise than in 16 bits."""
-        return self.table_bits < 16 or any(m.table_cost for m, _ in self.methods)
+        return self.table_bits < 16 or any(isinstance(m, TableMethod) for m, _ in self.methods)
 
     @property
     def training_tokens(self) -> int:
         """The tokens of text that the recipe's training takes, what is held out of them included; 0 if
         nothing trains."""
-        taken = max((m.trains_on(p) for m, p in self.methods if m.trains_on and not m.own_text), default=0)
+        taken = max((p.train_tokens for m, p in self.trainings if not m.own_text), default=0)
         return taken + max(self.window * 4, taken // 7) if taken else 0
 
     def control(self) -> RunSpec | None:
         """The same training where nothing had been lost: the recipe's training steps with their method off,
         or alone, and without steps whose integers they would keep. None where that is no other run."""
-        if any(m.control for m, _ in self.methods):
+        if any(m.control for m, _ in self.trainings):
             after = (*self.methods[1:], (None, None))
             swapped = tuple(
-                (m.control and m.control(p)) or step
+                (_has_control(m) and m.control(p)) or step
                 for step, (m, p), (then, _) in zip(self.recipe, self.methods, after, strict=True)
-                if not (then and then.control and then.inherits and handed_on(p).keys() >= set(then.inherits))
+                if not (_has_control(then) and then.inherits and handed_on(p).keys() >= set(then.inherits))
             )
             found = dataclasses.replace(self, recipe=swapped)
             return None if found.recipe == self.recipe else found
@@ -170,10 +190,9 @@ class RunSpec:
 
     def without_training(self) -> RunSpec | None:
         """The recipe without its training; None where nothing trains or nothing else is done."""
-        if any(m.untrained is not None for m, _ in self.methods):
+        if any(m.compresses for m, _ in self.trainings):
             swapped = tuple(
-                (name, values if m.untrained is None else values | dict(m.untrained))
-                for (name, values), (m, _) in zip(self.recipe, self.methods, strict=True)
+                (m.name, p.json() | ({"train_tokens": 0} if _both(m) else {})) for m, p in self.methods
             )
             found = dataclasses.replace(self, recipe=swapped)
             return None if found.recipe == self.recipe else found
@@ -183,7 +202,7 @@ class RunSpec:
         steps = tuple(
             step
             for step, (m, _) in zip(self.recipe, self.methods, strict=True)
-            if bool(m.trains_on) is trains
+            if isinstance(m, TrainingMethod) is trains
         )
         return dataclasses.replace(self, recipe=steps) if 0 < len(steps) < len(self.recipe) else None
 
@@ -224,7 +243,7 @@ class RunSpec:
 
     def key(self, fingerprint: dict) -> str:
         """Hash of the question and of the code that answers it: the name of the answer's artifact."""
-        return _digest([self.question(fingerprint), provenance.code()])
+        return _digest([self.question(fingerprint), program_code()])
 
     def _essence(self) -> dict:
         fields = self.json()
@@ -239,6 +258,15 @@ class RunSpec:
         if not self.needs_calibration:
             del fields["calibration"], fields["calibration_tokens"]
         return fields
+
+
+def _has_control(method: Method | None) -> bool:
+    return isinstance(method, TrainingMethod) and method.control is not None
+
+
+def _both(method: Method) -> bool:
+    """Whether it trains and compresses."""
+    return isinstance(method, TrainingMethod) and method.compresses
 
 
 def _check_name(name: str, value: Any) -> None:
@@ -291,7 +319,7 @@ class Result:
     model: dict = field(default_factory=dict)  # Bundle.source, for the card
     artifact: str = ""  # folder's name under the store's artifacts, "" when there is none
     control_key: str = ""
-    code: str = ""  # of the program that gave it (provenance.code)
+    code: str = ""  # of the program that gave it (program.code)
     # how to tell whether later code still gives it (evaluation/running/witness.py)
     witness: dict = field(default_factory=dict)
     id: str = ""  # the run's id, given by the runner (a key may have failed runs before its ok one)

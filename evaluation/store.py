@@ -81,14 +81,13 @@ class Store:
 
     def _read(self, folder: Path | None) -> dict[str, tuple]:
         """{file's name: (its stamp, its result)} of a folder, by name."""
+        if folder is None:
+            return {}
         try:
-            names = (
-                sorted(e.name for e in os.scandir(folder) if e.name.endswith(".json") and e.name[0] != ".")
-                if folder
-                else []
-            )
+            files = [entry.name for entry in os.scandir(folder)]
         except OSError:
-            names = []
+            files = []
+        names = sorted(name for name in files if name.endswith(".json") and name[0] != ".")
         found = {name: one for name in names if (one := self._one(folder, name))}
         self._kept[folder] = found
         return found
@@ -96,7 +95,8 @@ class Store:
     def _one(self, folder: Path, name: str) -> tuple | None:
         """(a file's stamp, its result), read again when the stamp changes. A result of None, told by one line
         in the log, can't be used."""
-        known, result, stamp = self._kept.get(folder, {}).get(name), None, ()
+        known, result = self._kept.get(folder, {}).get(name), None
+        stamp: tuple[int, ...] = ()
         try:
             about = os.stat(f"{folder}/{name}")
             stamp = (about.st_mtime_ns, about.st_ino, about.st_size)

@@ -59,8 +59,7 @@ _claims: dict[Path, tuple[str, int | None]] = {}  # home -> (this process's name
 _claiming = threading.Lock()
 
 
-# --- where it is
-# -------------------------------------------------------------------------------------------------
+# --- where it is ---
 
 
 def home() -> Path:
@@ -135,8 +134,7 @@ def _remove(place: Path, lock: int | None, owner: int) -> None:
         _unlock(lock)
 
 
-# --- writing and reading
-# -----------------------------------------------------------------------------------------
+# --- writing and reading ---
 
 
 @contextlib.contextmanager
@@ -245,8 +243,7 @@ def remove_unused(path: Path) -> bool:
     return sole
 
 
-# --- who lives
-# ---------------------------------------------------------------------------------------------------
+# --- who lives ---
 
 
 def claim(place: Path) -> str:
@@ -294,8 +291,7 @@ def _started(process: int) -> str:
         return ""
 
 
-# --- what is left over
-# -------------------------------------------------------------------------------------------
+# --- what is left over ---
 
 
 def sweep(place: Path) -> list[str]:
@@ -348,8 +344,7 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-# --- locks
-# -------------------------------------------------------------------------------------------------------
+# --- locks ---
 
 
 def _locked(path: Path | str, shared: bool = False) -> int | None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests import tiers
+
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GIGABYTES_PER_WORKER = 3
 # minutes each: begun last, they would end alone
@@ -55,9 +57,20 @@ def pytest_sessionstart(session):
             cpu.wait()
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files first, the others as they come."""
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="slow tests and whole products too (make test-all)")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest files first, the others as they come; what `make test-all` alone runs is left out."""
     items.sort(key=lambda item: item.path.name not in FIRST)
+    if config.getoption("--all"):
+        return
+    named = {argument.split("::")[-1].partition("[")[0] for argument in config.args if "::" in argument}
+    left = {id(item) for item in tiers.left_out(items) if item.originalname not in named}
+    if left:
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
+        items[:] = [item for item in items if id(item) not in left]
 
 
 @pytest.hookimpl(hookwrapper=True)

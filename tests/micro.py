@@ -8,6 +8,7 @@ import torch
 from compression import arch
 from compression.base import Context
 from compression.bundle import Bundle
+from compression.recorder import QUIET, Recorder
 from tests import tiny
 
 
@@ -20,7 +21,7 @@ class Stub:
         """answer: prompt -> text."""
         self.answer, self.calls, self.tokens, self.hits = answer, 0, 0, 0
 
-    def ask(self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, cancelled=lambda: False):
+    def ask(self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, recorder=QUIET):
         assert all(type(p) is str for p in prompts)
         self.calls += len(prompts)
         return [[self.answer(p)] * count for p in prompts]
@@ -66,14 +67,7 @@ def tokenizer_of(words):
 
 def context(teacher=None, seed: int = 0, **more) -> Context:
     """Nothing to read, nobody to tell."""
-    return Context(
-        None,
-        more.pop("emit", lambda event: None),
-        more.pop("cancelled", lambda: False),
-        seed,
-        teacher=teacher,
-        **more,
-    )
+    return Context(None, Recorder(seed=seed, **more), teacher)
 
 
 def facts(edit, code: str) -> dict:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from compression import arch, engine
-from compression.base import CalibrationError, Cancelled, Context, Cost, Note, param
+from compression.base import CalibrationError, Context, Cost, Note, param
 from compression.bundle import Bundle
 from compression.distillation import students
 from compression.distillation.replies import TOGETHER, prompt_text, write
 from compression.distillation.students import StudentParams
 from compression.distillation.teacher import ORACLE, Answers, Interview
 from compression.likelihood import final_states, token_losses
+from compression.recorder import QUIET, Recorder
 from compression.row_losses import next_token_loss
 from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budget, Course, train
 
@@ -47,6 +48,7 @@ class BlackBoxParams(StudentParams):
         "Who writes the texts: the model itself, a program that knows the answers (oracle text teacher), "
         "or nobody: the right answers alone (control).",
         choices=("teacher", "oracle", "answers"),
+        label="choice",
     )
     questions: int = param(160, "Generated questions to train on.", lo=16, hi=100_000, step=1)
     judged: int = param(
@@ -63,7 +65,9 @@ class BlackBoxParams(StudentParams):
         when={"teaching": "teacher"},
         level="advanced",
     )
-    train_tokens: int = param(16_384, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        16_384, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(5.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 
@@ -176,12 +180,11 @@ def steps(
 
 
 @torch.no_grad()
-def costs(bundle: Bundle, rows: Sequence[Row], cancelled: Callable[[], bool] = lambda: False) -> list[float]:
+def costs(bundle: Bundle, rows: Sequence[Row], recorder: Recorder = QUIET) -> list[float]:
     """Negative log-likelihood in nats of each row's target, its stop with it, summed over tokens."""
     head, out = arch.head(bundle.module)[1], []
     for start in range(0, len(rows), TOGETHER):
-        if cancelled():
-            raise Cancelled("stopped while the student is judged")
+        recorder.check("the student is judged")
         some = rows[start : start + TOGETHER]
         ids = part(some, 1.0).ids.to(bundle.device)
         for r, states, own in zip(some, final_states(bundle, ids), ids, strict=True):
@@ -218,7 +221,7 @@ def teach(
         )
     held = [step([lesson], shares, learnt) for lesson in lessons[HELD_OUT - 1 :: HELD_OUT]][:MOST_HELD_OUT]
     taught = [lesson for i, lesson in enumerate(lessons) if i % HELD_OUT != HELD_OUT - 1]
-    told = {} if quiet else {"emit": context.emit, "enough": context.enough}
+    quietly = Recorder(cancelled=context.recorder.cancelled, seed=context.seed)
     bundle.module.requires_grad_(True)
     try:
         return train(
@@ -228,9 +231,7 @@ def teach(
             lambda: sum(float(loss(bundle, batch)) for batch in held) / len(held),
             budget,
             rate=rate,
-            seed=context.seed,
-            cancelled=context.cancelled,
-            **told,
+            recorder=quietly if quiet else context.recorder,
         )
     finally:
         bundle.module.requires_grad_(False)
@@ -244,13 +245,11 @@ def twin(bundle: Bundle) -> Bundle:
     )
 
 
-def replies(
-    bundle: Bundle, prompts: Sequence[str], new_tokens: int, cancelled: Callable[[], bool] = lambda: False
-) -> list[str]:
+def replies(bundle: Bundle, prompts: Sequence[str], new_tokens: int, recorder: Recorder = QUIET) -> list[str]:
     """What the student writes after each prompt, the likeliest."""
     engine.forget(bundle)
     try:
-        return [texts[0].text for texts in write(bundle, prompts, new_tokens=new_tokens, cancelled=cancelled)]
+        return [texts[0].text for texts in write(bundle, prompts, new_tokens=new_tokens, recorder=recorder)]
     finally:
         engine.forget(bundle)
 
@@ -260,8 +259,8 @@ def interview(context: Context, bundle: Bundle, params: BlackBoxParams, oracle: 
     if params.teaching == "answers":
         return None
     if params.teaching == "oracle":
-        return Interview(oracle, ORACLE, context.cancelled)
-    return Interview(context.teacher, bundle.source.get("weights_hash") or bundle.name, context.cancelled)
+        return Interview(oracle, ORACLE, context.recorder)
+    return Interview(context.teacher, bundle.source.get("weights_hash") or bundle.name, context.recorder)
 
 
 def percent(hits: int, of: int) -> float:
@@ -295,18 +294,18 @@ def task_notes(before: float, after: float, control: float | None, questions: in
 
 
 def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
-    """Method.control: the right answers alone, by the same questions, start, tokens and seed."""
+    """TrainingMethod.control: the right answers alone, by the same questions, start, tokens and seed."""
     return lambda params: (
         None if params.teaching == "answers" else (name, params.json() | {"teaching": "answers"})
     )
 
 
 def make(teacher: Bundle, params: BlackBoxParams) -> Bundle:
-    """Method.student: the teacher's own layers, or another model that may read text in another way."""
+    """StudentMethod.student: the teacher's own layers, or another model that may read text in another way."""
     return students.make(teacher, params, same_tokenizer=False)
 
 
-def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int) -> Cost:
+def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up") -> Cost:
     """A 16-bit matrix; forward and backward of the student and its control; weights, gradient, two moments,
     best state and control."""
     out, n = shape

@@ -44,13 +44,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Context, Cost, Edit, Method, param
+from compression.base import BUDGET_MINUTES, Context, Cost, Edit, StudentMethod, param
 from compression.bundle import Bundle
 from compression.distillation import students
 from compression.distillation import white_box as shared
-from compression.distillation.divergences import between
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.white_box import Lesson, Phase, WhiteBoxParams, distil, text_loss, token_mean
+from compression.divergences import between
 
 OBJECTIVES = ("on-policy", "supervised", "text")
 
@@ -64,6 +64,7 @@ class GkdParams(WhiteBoxParams):
         "What the student learns on: its own samples, the text beside its teacher, or the text "
         "alone. The last two are controls.",
         choices=OBJECTIVES,
+        label="choice",
     )
     on_policy: float = param(
         0.5,
@@ -85,8 +86,8 @@ class GkdParams(WhiteBoxParams):
 def phase(lesson: Lesson) -> Phase:
     """Batches of text or of own samples, and the divergence on them."""
     params, prompt = lesson.params, lesson.params.prompt_tokens
-    chance = torch.Generator().manual_seed(lesson.seed + 2)
-    generator = torch.Generator().manual_seed(lesson.seed + 3)
+    chance = lesson.recorder.generator(2)
+    generator = lesson.recorder.generator(3)
 
     def loss(batch: Sequences) -> Tensor:
         if params.objective == "text":
@@ -129,7 +130,7 @@ def control(params: GkdParams) -> tuple[str, dict] | None:
     return "gkd", params.json() | {"objective": "text"}
 
 
-METHOD = Method(
+METHOD = StudentMethod(
     name="gkd",
     title="GKD",
     family="distillation",
@@ -137,15 +138,25 @@ METHOD = Method(
     params=GkdParams,
     compress=compress,
     cost=cost,
-    cost_by_role=True,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
+    shown_first=True,
+    trains_table=True,
     student=students.make,
-    teacher="model",
+    teacher=lambda model: model,
+    fits=shared.check_windows,
     reshaped=students.reshaped,
     control=control,
-    untrained={"train_tokens": 0},
+    compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny={"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_tokens": 8, "learning_rate": 0.001},
+    # the paper's 40,000 steps, every batch the student's own; the step size is ours, theirs being Adafactor's
+    full={
+        "prompt_tokens": 256,
+        "response_tokens": 128,
+        "on_policy": 1.0,
+        "learning_rate": 1e-5,
+        "warm_up": 0.2,
+        "train_tokens": 40_960_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

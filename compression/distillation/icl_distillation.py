@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from compression.base import Context, Edit, Method, Note, param
+from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod, param
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
@@ -56,7 +56,8 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import Naming, Shown
-from compression.distillation.teacher import OracleTeacher
+from compression.distillation.teacher import OracleTeacher, TextTeacher
+from compression.recorder import Recorder
 from compression.training import Budget
 
 ANSWER_TOKENS = 8  # of the teacher's label
@@ -71,6 +72,7 @@ class IclParams(BlackBoxParams):
         "meta",
         "Learn from other tasks (meta), or from the few examples of the judged tasks (multitask).",
         choices=("meta", "multitask"),
+        label="choice",
     )
     demonstrations: int = param(4, "Labelled examples in a prompt.", lo=2, hi=14, step=2)
     gold_share: float = param(
@@ -206,7 +208,7 @@ def vote(labels: Sequence[str]) -> str:
     return Counter(labels).most_common(1)[0][0]
 
 
-def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
+def read(bundle: Bundle, cases: Sequence[Case], recorder: Recorder) -> Reading:
     """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's
     loss between the two in nats (ln 2 where it can't tell), which the habit of answering with a label at all
     doesn't change."""
@@ -214,7 +216,7 @@ def read(bundle: Bundle, cases: Sequence[Case], cancelled) -> Reading:
     prompts = [s for case in cases for s in (*case.shown, case.bare)]
     found = iter(
         costs(
-            bundle, [row(bundle.tokenizer, s.prompt, label) for s in prompts for label in s.labels], cancelled
+            bundle, [row(bundle.tokenizer, s.prompt, label) for s in prompts for label in s.labels], recorder
         )
     )
 
@@ -283,7 +285,7 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
         used = sum(any(labels) for labels in named)
 
     def judge(student: Bundle) -> tuple[Reading, Reading]:
-        return read(student, chosen.alike, context.cancelled), read(student, chosen.others, context.cancelled)
+        return read(student, chosen.alike, context.recorder), read(student, chosen.others, context.recorder)
 
     def trained(student: Bundle, answers, budget: Budget, quiet: bool = False):
         taught = lessons(student.tokenizer, chosen.prompts, answers, params)
@@ -345,7 +347,7 @@ def compress(bundle: Bundle, context: Context, params: IclParams) -> Edit:
     return distil(bundle, context, params, WORLD) if params.train_tokens else Edit(bundle=bundle)
 
 
-METHOD = Method(
+METHOD = StudentMethod(
     name="icl_distillation",
     title="In-context learning distillation",
     family="distillation",
@@ -353,14 +355,12 @@ METHOD = Method(
     params=IclParams,
     compress=compress,
     cost=cost,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher="text",
+    teacher=TextTeacher,
     control=off("icl_distillation"),
-    untrained={"train_tokens": 0},
+    compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny={
         "kept": 0.5,
@@ -369,6 +369,17 @@ METHOD = Method(
         "judged": 8,
         "train_tokens": 512,
         "learning_rate": 1e-3,
+    },
+    # ours, as far as our bounds allow: many demonstrations, the teacher's chances from 16 answers to each
+    # question
+    full={
+        "demonstrations": 14,
+        "asks": 16,
+        "questions": 10_000,
+        "judged": 500,
+        "learning_rate": 1e-5,
+        "train_tokens": 10_240_000,
+        "train_minutes": BUDGET_MINUTES,
     },
     essay=__doc__,
 )

@@ -36,7 +36,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from compression.base import BadParam, Context, Edit, Method, Note, param
+from compression.base import BUDGET_MINUTES, BadParam, Context, Edit, Note, StudentMethod, param
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
@@ -57,7 +57,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
-from compression.distillation.teacher import OracleTeacher
+from compression.distillation.teacher import OracleTeacher, TextTeacher
 from compression.training import Budget, Course
 
 ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
@@ -283,7 +283,7 @@ class Loop:
         return texts
 
     def student(self, bundle: Bundle, questions: Sequence[Question]) -> list[str]:
-        return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.cancelled)
+        return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.recorder)
 
     def imitate(
         self,
@@ -433,7 +433,7 @@ def compress(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     return distil(bundle, context, params) if params.train_tokens else Edit(bundle=bundle)
 
 
-METHOD = Method(
+METHOD = StudentMethod(
     name="lion",
     title="Lion",
     family="distillation",
@@ -441,14 +441,12 @@ METHOD = Method(
     params=LionParams,
     compress=compress,
     cost=cost,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher="text",
+    teacher=TextTeacher,
     control=off("lion"),
-    untrained={"train_tokens": 0},
+    compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny={
         "kept": 0.5,
@@ -459,6 +457,19 @@ METHOD = Method(
         "learning_rate": 1e-3,
         "lion_rounds": 1,
         "generated": 4,
+    },
+    # three rounds, the teacher inventing and judging; theirs begins with 52,000 instructions and adds 6,000 a
+    # round
+    full={
+        "questions": 1_000,
+        "judged": 100,
+        "lion_rounds": 3,
+        "generated": 1_000,
+        "referee": "teacher",
+        "inventor": "teacher",
+        "learning_rate": 2e-5,
+        "train_tokens": 10_240_000,
+        "train_minutes": BUDGET_MINUTES,
     },
     essay=__doc__,
 )

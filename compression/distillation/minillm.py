@@ -53,13 +53,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Context, Cost, Edit, Method, param
+from compression.base import BUDGET_MINUTES, Context, Cost, Edit, StudentMethod, param
 from compression.bundle import Bundle
 from compression.distillation import gkd, students
 from compression.distillation import white_box as shared
-from compression.distillation.divergences import logs, reverse_kl
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.white_box import Lesson, Phase, WhiteBoxParams, distil, text_loss, token_mean
+from compression.divergences import logs, reverse_kl
 
 CLIP = 0.2
 TEXT_SHARE = 4  # one piece of plain text to so many samples
@@ -128,7 +128,7 @@ def token_loss(
 def phase(lesson: Lesson) -> Phase:
     """Texts drawn from student and teacher, and the loss on them."""
     params, student, teacher = lesson.params, lesson.student, lesson.teacher
-    generator = torch.Generator().manual_seed(lesson.seed + 3)
+    generator = lesson.recorder.generator(3)
 
     def loss(batch: Sequences) -> Tensor:
         mask, targets = batch.mask, batch.targets
@@ -182,7 +182,7 @@ def control(params: MinillmParams) -> tuple[str, dict] | None:
     return ("gkd", same | {"objective": "supervised", "jsd_beta": 0.0}) if params.train_tokens else None
 
 
-METHOD = Method(
+METHOD = StudentMethod(
     name="minillm",
     title="MiniLLM",
     family="distillation",
@@ -190,15 +190,25 @@ METHOD = Method(
     params=MinillmParams,
     compress=compress,
     cost=cost,
-    cost_by_role=True,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
+    trains_table=True,
     student=students.make,
-    teacher="model",
+    teacher=lambda model: model,
+    fits=shared.check_windows,
     reshaped=students.reshaped,
     control=control,
-    untrained={"train_tokens": 0},
+    compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny=gkd.METHOD.tiny,
+    # 5,000 steps of 16 texts of 512 tokens, each used four times; the plain text's loss counts whole
+    full={
+        "prompt_tokens": 256,
+        "response_tokens": 256,
+        "learning_rate": 5e-6,
+        "inner_epochs": 4,
+        "text_weight": 1.0,
+        "warm_up": 0.2,
+        "train_tokens": 40_960_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

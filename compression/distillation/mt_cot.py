@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from compression.base import Context, Edit, Method, Note, param
+from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod, param
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
@@ -57,7 +57,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import reshaped
 from compression.distillation.tasks import MARK, Question
-from compression.distillation.teacher import Interview, OracleTeacher
+from compression.distillation.teacher import Interview, OracleTeacher, TextTeacher
 from compression.training import Budget
 
 ANSWER_TOKENS = 12  # of the student's answer
@@ -186,7 +186,7 @@ def distil(
 
     def judge(student: Bundle, mode: str) -> float:
         long = params.explanation_tokens + LEAVE if mode == "explain" else ANSWER_TOKENS
-        texts = replies(student, [f"{mode}: {q.text}" for q in judged], long, context.cancelled)
+        texts = replies(student, [f"{mode}: {q.text}" for q in judged], long, context.recorder)
         said = [by_form(params.form, t) for t in texts] if mode == "explain" else texts
         return percent(sum(tasks.right(q, t) for q, t in zip(judged, said, strict=True)), len(judged))
 
@@ -234,7 +234,7 @@ def compress(bundle: Bundle, context: Context, params: MtCotParams) -> Edit:
     return distil(bundle, context, params, questions, judged)
 
 
-METHOD = Method(
+METHOD = StudentMethod(
     name="mt_cot",
     title="MT-CoT",
     family="distillation",
@@ -242,14 +242,12 @@ METHOD = Method(
     params=MtCotParams,
     compress=compress,
     cost=cost,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
     own_text=True,
     reshaped=reshaped,
     student=make,
-    teacher="text",
+    teacher=TextTeacher,
     control=off("mt_cot"),
-    untrained={"train_tokens": 0},
+    compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny={
         "kept": 0.5,
@@ -259,6 +257,15 @@ METHOD = Method(
         "train_tokens": 512,
         "learning_rate": 1e-3,
         "explanation_tokens": 8,
+    },
+    # up to 10,000 steps, as in Distilling step-by-step
+    full={
+        "questions": 10_000,
+        "judged": 500,
+        "explanation_tokens": 256,
+        "learning_rate": 5e-5,
+        "train_tokens": 10_240_000,
+        "train_minutes": BUDGET_MINUTES,
     },
     essay=__doc__,
 )

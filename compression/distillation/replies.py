@@ -7,14 +7,15 @@ it doesn't depend on the company it is in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from compression import sample
-from compression.base import CalibrationError, Cancelled
+from compression.base import CalibrationError
 from compression.bundle import Bundle
+from compression.recorder import QUIET, Recorder
 
 TOGETHER = 16  # texts that are written side by side
 
@@ -53,7 +54,7 @@ def write(
     temperature: float = 0.0,
     new_tokens: int = 64,
     seed: int = 0,
-    cancelled: Callable[[], bool] = lambda: False,
+    recorder: Recorder = QUIET,
 ) -> list[list[Written]]:
     """`count` texts of at most `new_tokens` tokens after each prompt; temperature 0 takes the likeliest
     token.
@@ -86,8 +87,7 @@ def write(
         said: list[list[int]] = [[] for _ in now]
         open_rows = set(range(len(now)))
         for _ in range(room):
-            if cancelled():
-                raise Cancelled("stopped while a model writes")
+            recorder.check("a model writes")
             logits = forward(step).float().cpu()
             if temperature > 0:
                 chances = torch.softmax(logits / temperature, -1)

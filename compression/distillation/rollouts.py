@@ -10,15 +10,14 @@ id: models exist whose padding and end are one token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compression.base import Cancelled
 from compression.bundle import Bundle
-from compression.distillation.divergences import logs
+from compression.divergences import logs
+from compression.recorder import QUIET, Recorder
 from compression.sample import transformers_stepper
 
 
@@ -82,7 +81,7 @@ def draw(
     alpha: float,
     ends: frozenset[int],
     generator: torch.Generator,
-    cancelled: Callable[[], bool] = lambda: False,
+    recorder: Recorder = QUIET,
 ) -> Sequences:
     """Continuations of prompts [b, n] by at most `new_tokens` tokens. teacher None: by the student alone,
     without `log_p`.
@@ -96,8 +95,7 @@ def draw(
     step, running, drawn, kept = prompts, torch.ones(len(prompts), dtype=torch.bool), [], []
     lengths = torch.zeros(len(prompts), dtype=torch.long)
     for _ in range(new_tokens):
-        if cancelled():
-            raise Cancelled("stopped while sampling")
+        recorder.check("sampling")
         log_q, *others = [logs(forward(step)[:, :width].cpu()) for forward in steppers]
         q = log_q.exp()
         mixed = alpha * others[0].exp() + (1 - alpha) * q if others and alpha else q

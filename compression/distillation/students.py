@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from compression import arch
-from compression.base import BadParam, Params, param
+from compression.base import Params, param
 from compression.bundle import Bundle, Geometry
 from compression.sample import stop_like
 
@@ -94,22 +94,6 @@ def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
     return Bundle(module, teacher.tokenizer, arch.geometry(module), teacher.name, dict(teacher.source))
 
 
-def check_tokenizer(teacher: Bundle, name: str) -> None:
-    """Raises BadParam if the model `name` reads text with another tokenizer than the teacher."""
-    from compression import models
-    from compression.texts import tokenizer_hash
-
-    if tokenizer_hash(models.tokenizer_of(name)) != tokenizer_hash(teacher.tokenizer):
-        raise BadParam(
-            f"student = {name!r} reads text with another tokenizer than {teacher.name}; choose a model "
-            "of the same family, "
-            "or leave the student empty",
-            name="student",
-            got=name,
-            allowed="a model with the same tokenizer",
-        )
-
-
 def _other(teacher: Bundle, name: str, same_tokenizer: bool) -> Bundle:
     from compression import models
 
@@ -119,6 +103,6 @@ def _other(teacher: Bundle, name: str, same_tokenizer: bool) -> Bundle:
         source=dict(teacher.source) | {"student": name},
     )
     if same_tokenizer:
-        check_tokenizer(teacher, name)
+        models.check_tokenizer(teacher, name)
         stop_like(student, teacher)
     return student

@@ -17,6 +17,7 @@ from typing import Protocol
 from compression.base import CalibrationError
 from compression.bundle import Bundle
 from compression.models import home
+from compression.recorder import QUIET, Recorder
 
 ORACLE = "oracle text teacher"
 
@@ -35,7 +36,7 @@ class Answers(Protocol):
         temperature: float = 0.0,
         new_tokens: int = 64,
         seed: int = 0,
-        cancelled: Callable[[], bool] = lambda: False,
+        recorder: Recorder = QUIET,
     ) -> list[list[str]]:
         """`count` answers of at most `new_tokens` tokens to each prompt. temperature 0: the likeliest."""
 
@@ -59,7 +60,7 @@ class _Known:
         self.calls = self.tokens = self.hits = 0
 
     def ask(
-        self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, cancelled=lambda: False
+        self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, recorder=QUIET
     ) -> list[list[str]]:
         """`count` answers of at most `new_tokens` tokens to each prompt, in their order. temperature 0: the
         likeliest.
@@ -71,10 +72,10 @@ class _Known:
         new = {key(q): q for q in questions if key(q) not in self._rows}
         self.hits += len(questions) - len(new)
         if new:
-            self._answer(list(new.values()), cancelled)
+            self._answer(list(new.values()), recorder)
         return [list(self._rows[key(q)]["texts"]) for q in questions]
 
-    def _answer(self, questions: list[dict], cancelled) -> None:
+    def _answer(self, questions: list[dict], recorder: Recorder) -> None:
         raise NotImplementedError
 
 
@@ -91,7 +92,7 @@ class TextTeacher(_Known):
         if self._file.is_file():
             self._rows = {r["key"]: r for r in _lines(self._file.read_bytes())}
 
-    def _answer(self, questions, cancelled) -> None:
+    def _answer(self, questions, recorder) -> None:
         from compression.distillation.replies import TOGETHER, write
 
         how = {name: value for name, value in questions[0].items() if name != "prompt"}
@@ -101,9 +102,7 @@ class TextTeacher(_Known):
         for start in range(0, len(questions), 4 * TOGETHER):  # kept as they come, so that a stop loses little
             some = questions[start : start + 4 * TOGETHER]
             for question, texts in zip(
-                some,
-                write(self._bundle, [q["prompt"] for q in some], cancelled=cancelled, **how),
-                strict=True,
+                some, write(self._bundle, [q["prompt"] for q in some], recorder=recorder, **how), strict=True
             ):
                 self.calls, self.tokens = self.calls + 1, self.tokens + sum(t.tokens for t in texts)
                 found = row(self._name, question, [t.text for t in texts])
@@ -135,7 +134,7 @@ class OracleTeacher(_Known):
         super().__init__()
         self._rule = answer
 
-    def _answer(self, questions, cancelled) -> None:
+    def _answer(self, questions, recorder) -> None:
         for question in questions:
             texts = [self._rule(question["prompt"])] * question["count"]
             self.calls, self.tokens = self.calls + 1, self.tokens + sum(len(t.split()) for t in texts)
@@ -149,7 +148,7 @@ class Replay(_Known):
         super().__init__()
         self._rows = {r["key"]: r for r in map(json.loads, transcript.decode().splitlines())}
 
-    def _answer(self, questions, cancelled) -> None:
+    def _answer(self, questions, recorder) -> None:
         raise CalibrationError(
             f"the transcript has no answer to {questions[0]['prompt'][:60]!r}", code="not_in_transcript"
         )
@@ -158,9 +157,9 @@ class Replay(_Known):
 class Interview:
     """A teacher and the minutes of what it was asked: all that a black-box method holds of it."""
 
-    def __init__(self, teacher: Answers, name: str, cancelled: Callable[[], bool] = lambda: False):
+    def __init__(self, teacher: Answers, name: str, recorder: Recorder = QUIET):
         """name: of whom, in the minutes."""
-        self._teacher, self._name, self._cancelled, self._told = teacher, name, cancelled, {}
+        self._teacher, self._name, self._recorder, self._told = teacher, name, recorder, {}
 
     def ask(
         self,
@@ -172,7 +171,7 @@ class Interview:
     ) -> list[list[str]]:
         """As `Answers.ask`."""
         how = {"count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
-        out = self._teacher.ask(list(prompts), cancelled=self._cancelled, **how)
+        out = self._teacher.ask(list(prompts), recorder=self._recorder, **how)
         for prompt, texts in zip(prompts, out, strict=True):
             found = row(self._name, {"prompt": prompt} | how, texts)
             self._told.setdefault(found["key"], found)

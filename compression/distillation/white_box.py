@@ -22,10 +22,11 @@ from compression import arch
 from compression.base import BadParam, Context, Cost, Edit, Note, param
 from compression.bundle import Bundle
 from compression.distillation import rollouts
-from compression.distillation.divergences import forward_kl, reverse_kl
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.students import StudentParams
+from compression.divergences import forward_kl, reverse_kl
 from compression.likelihood import final_states
+from compression.recorder import Recorder
 from compression.row_losses import sum_over_rows
 from compression.sample import stop_ids
 from compression.training import JUDGED, Budget, Course, batches, hold_out, train
@@ -39,7 +40,9 @@ STATE_BYTES = 20  # of a trained number: itself, its gradient, two moments, the 
 class WhiteBoxParams(StudentParams):
     """The budget of a distillation and the shape of its samples."""
 
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(
         30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -102,14 +105,13 @@ class Lesson:
     taught: Tensor  # windows [n, window]
     held: Tensor  # windows kept aside
     params: WhiteBoxParams
-    seed: int
-    cancelled: Callable[[], bool]
+    recorder: Recorder
 
     def texts(self) -> Iterator[Tensor]:
         """Pieces of text [b, prompt + response] in random order, for ever."""
         device = self.student.device
         cut = rollouts.pieces(self.taught, self.params.prompt_tokens + self.params.response_tokens)
-        return (ids.to(device) for ids in batches(cut, self.seed))
+        return (ids.to(device) for ids in batches(cut, self.recorder.seed))
 
     def sample(
         self, prompts: Tensor, generator: torch.Generator, alpha: float = 0.0, teacher: Bundle | None = None
@@ -117,21 +119,14 @@ class Lesson:
         """Continuations of prompts [b, n]."""
         ends = stop_ids(self.student)
         return rollouts.draw(
-            self.student,
-            teacher,
-            prompts,
-            self.params.response_tokens,
-            alpha,
-            ends,
-            generator,
-            self.cancelled,
+            self.student, teacher, prompts, self.params.response_tokens, alpha, ends, generator, self.recorder
         )
 
     def own(self) -> Sequences:
         """The student's continuations of what is kept aside, with the same randomness every time."""
         cut = rollouts.pieces(self.held, self.params.prompt_tokens + self.params.response_tokens)
         prompts = cut[:, : self.params.prompt_tokens].repeat(-(-SAMPLES // len(cut)), 1)[:SAMPLES]
-        return self.sample(prompts, torch.Generator().manual_seed(self.seed + 1))
+        return self.sample(prompts, self.recorder.generator(1))
 
     @functools.cached_property
     def aside(self) -> Sequences:
@@ -177,7 +172,7 @@ def warm_up(lesson: Lesson, plain: bool) -> Phase:
     def loss(batch):
         return _supervised(lesson, batch, plain)
 
-    supply = (given(ids.to(lesson.student.device), 1) for ids in batches(lesson.taught, lesson.seed))
+    supply = (given(ids.to(lesson.student.device), 1) for ids in batches(lesson.taught, lesson.recorder.seed))
     return Phase(loss, supply, lambda: float(loss(lesson.aside)))
 
 
@@ -199,6 +194,12 @@ def check_lengths(params: WhiteBoxParams, window: int) -> None:
             got=longest,
             allowed=f"<= {window}",
         )
+
+
+def check_windows(params: WhiteBoxParams, windows: Tensor) -> None:
+    """ModelMethod.fits."""
+    if params.train_tokens:
+        check_lengths(params, windows.shape[1])
 
 
 def distil(
@@ -234,16 +235,15 @@ def distil(
         taught,
         held[: max(2, TEXT_TOKENS // held.shape[1])],
         params,
-        context.seed,
-        context.cancelled,
+        context.recorder,
     )
     first = Course()
     if params.warm_up:
         early = Budget(round(params.warm_up * params.train_tokens), params.warm_up * params.train_minutes)
-        first = _train(lesson, warm_up(lesson, plain), early, context, (0.0, params.warm_up), 0)
+        first = _train(lesson, warm_up(lesson, plain), early, (0.0, params.warm_up), 0)
     before = lesson.measured()
     late = Budget(params.train_tokens - first.tokens, max(params.train_minutes - first.seconds / 60, 1e-3))
-    course = _train(lesson, phase(lesson), late, context, (params.warm_up, 1.0), first.tokens)
+    course = _train(lesson, phase(lesson), late, (params.warm_up, 1.0), first.tokens)
     after = lesson.measured()
     student.module.to(dtype).requires_grad_(False)
     notes += [
@@ -287,16 +287,14 @@ def distil(
     return Edit(bundle=student, notes=tuple(notes), series=curves)
 
 
-def _train(
-    lesson: Lesson, phase: Phase, budget: Budget, context: Context, span: tuple[float, float], done: int
-) -> Course:
+def _train(lesson: Lesson, phase: Phase, budget: Budget, span: tuple[float, float], done: int) -> Course:
     """One phase, told as the part `span` of the whole; `done` tokens came before it."""
     start, end = span
 
-    def tell(event: dict) -> None:
+    def of_the_whole(event: dict) -> dict:
         facts = event["facts"]
         facts |= {"tokens": done + facts["tokens"], "budget": lesson.params.train_tokens}
-        context.emit(event | {"done": start + (end - start) * min(event["done"], 1.0), "facts": facts})
+        return event | {"done": start + (end - start) * min(event["done"], 1.0), "facts": facts}
 
     return train(
         list(lesson.student.module.parameters()),
@@ -305,10 +303,7 @@ def _train(
         phase.judge,
         budget,
         rate=lesson.params.learning_rate,
-        seed=lesson.seed,
-        emit=tell,
-        cancelled=context.cancelled,
-        enough=context.enough,
+        recorder=lesson.recorder.telling(of_the_whole),
     )
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compression.base import CalibrationError, Edit, Method, Params, Site, Stats, param
+from compression.base import CalibrationError, Edit, LinearMethod, Params, Site, Stats, param
 from compression.low_rank.rank import cost, project, rank_for, removed_param
 from compression.low_rank.svd_llm import output_basis
 
@@ -66,7 +66,7 @@ def compress(site: Site, stats: Stats, params: AsvdParams) -> Edit:
     return project(site, output_basis(weight, scale.square().diag(), rank_for(weight.shape, params.removed)))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="asvd",
     title="ASVD",
     family="low_rank",
@@ -74,6 +74,7 @@ METHOD = Method(
     params=AsvdParams,
     compress=compress,
     cost=cost,
+    stores="low_rank",
     stats=frozenset({"mean_abs"}),
     stream="original",
     after=frozenset({"dense"}),

@@ -27,21 +27,17 @@ Cost: a training step is three forward passes; the gradients and moments of the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from compression import arch
+from compression import adapted
+from compression.adapted import Adapted, release
 from compression.answers import Answers
-from compression.base import Context, Cost, Edit, Method, Note, Params, param
+from compression.base import BUDGET_MINUTES, Context, Cost, Edit, Note, Params, TrainingMethod, param
 from compression.bundle import Bundle
 from compression.packed.base import Packed
-from compression.packed.dense import Dense
-from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
 from compression.training import Budget, adamw, from_text, language_loss, train
@@ -51,8 +47,6 @@ TARGETS = {
     "attention": ("q", "k", "v", "o"),
     "q and v": ("q", "v"),
 }
-# formats that take another matrix in with no rounding, unless they hold a grid
-TAKES_IT = ("dense", "bitmask", "two_four")
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,9 @@ class LoraParams(Params):
     )
     targets: str = param("all", "Which matrices get an adapter.", choices=tuple(TARGETS), level="advanced")
     merge: bool = param(True, "Take the adapter into the weights where their format allows it.")
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(
         10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -96,99 +92,17 @@ class LoraParams(Params):
     )
 
 
-class Adapted(nn.Module):
-    """A frozen linear with an adapter: y = W x + scale B A x + bias, the product under `keep` [out, in] where
-    that is given. While gradients are taken a share `dropout` of x is left out for the adapter and the rest
-    is divided by 1 - dropout."""
-
-    def __init__(
-        self,
-        base: nn.Linear | CompressedLinear,
-        rank: int,
-        scale: float,
-        masked: bool,
-        generator: torch.Generator,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self.base, self.scale, self.dropout = base, scale, dropout
-        out, n = base.out_features, base.in_features
-        device = next(iter((*base.parameters(), *base.buffers()))).device
-        bound = 1 / math.sqrt(n)  # Kaiming's for a slope of sqrt(5)
-        drawn = torch.rand(rank, n, generator=generator).mul_(2 * bound).sub_(bound)
-        self.a, self.b = nn.Parameter(drawn.to(device)), nn.Parameter(torch.zeros(out, rank, device=device))
-        self.packed: Packed | None = getattr(base, "packed", None)
-        mask = self.packed.mask() if masked and self.packed is not None else None
-        self.keep = None if mask is None else ~mask
-        self.frozen = None if mask is None else self.packed.dequantize()
-
-    def delta(self) -> Tensor:
-        """What the adapter adds to the weight, [out, in] float32."""
-        product = self.scale * (self.b @ self.a)
-        return product if self.keep is None else product * self.keep
-
-    def forward(self, x: Tensor) -> Tensor:
-        factor = getattr(self.base, "input_scale", None)
-        if factor is not None:
-            x = x * factor.to(x.dtype)
-        rule = self.packed.activations if self.packed is not None else None
-        seen = x if rule is None else x + (rule(x) - x).detach()
-        drops = self.dropout > 0 and torch.is_grad_enabled()
-        heard = F.dropout(seen, self.dropout) if drops else seen  # by the adapter
-        if self.keep is not None and not drops:
-            y = F.linear(seen, (self.frozen + self.delta()).to(x.dtype))
-        elif self.keep is not None:
-            y = F.linear(seen, self.frozen.to(x.dtype)) + F.linear(heard, self.delta().to(x.dtype))
-        else:
-            y = F.linear(x, self.base.weight) if self.packed is None else self.packed.matmul(x)
-            thin = F.linear(heard, self.a.to(x.dtype)).mul(self.scale).flatten(0, -2)
-            y = torch.addmm(y.flatten(0, -2), thin, self.b.T.to(x.dtype)).view_as(y)
-        return y if self.base.bias is None else y + self.base.bias.to(y.dtype)
-
-    def stored(self, merge: bool) -> Tensor | Packed:
-        """The weight with the adapter: a dense matrix [out, in], or the format that holds both."""
-        with torch.no_grad():
-            if merge and takes_it(self.base):
-                if self.packed is None:
-                    return self.base.weight.float() + self.delta()
-                return self.packed.encode_like(self.packed.dequantize() + self.delta())
-            # half of the scale on each side, so that neither factor leaves float16's range
-            u, v = math.sqrt(self.scale) * self.b, math.sqrt(self.scale) * self.a
-            if isinstance(self.packed, LowRank):
-                both = LowRank.encode(
-                    torch.cat([self.packed.u.float(), u], 1), torch.cat([self.packed.v.float(), v], 0)
-                )
-            else:
-                first = Dense.encode(self.base.weight.float()) if self.packed is None else self.packed
-                both = Sum(first, LowRank.encode(u, v))
-            both.activations = self.packed.activations if self.packed is not None else None
-            return both
-
-
-def takes_it(linear: nn.Linear | CompressedLinear) -> bool:
-    """True where another matrix can be added to the stored one without rounding it to a grid."""
-    packed = getattr(linear, "packed", None)
-    return packed is None or (packed.format in TAKES_IT and getattr(packed, "grid", None) is None)
-
-
 def adapt(bundle: Bundle, params: LoraParams, seed: int) -> dict[str, Adapted]:
     """Put an adapter at every target of the model, in place: path -> Adapted. `release` undoes it."""
-    generator, out = torch.Generator().manual_seed(seed), {}
-    for path, role, _ in arch.linears(bundle.module):
-        if role in TARGETS[params.targets]:
-            base = bundle.module.get_submodule(path)
-            masked = params.merge and takes_it(base)
-            out[path] = Adapted(
-                base, params.rank, params.lora_alpha / params.rank, masked, generator, params.dropout
-            )
-            bundle.module.set_submodule(path, out[path])
-    return out
-
-
-def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
-    """The frozen linears back in their places."""
-    for path, adapter in adapters.items():
-        bundle.module.set_submodule(path, adapter.base)
+    return adapted.adapt(
+        bundle,
+        params.rank,
+        params.lora_alpha / params.rank,
+        seed,
+        roles=TARGETS[params.targets],
+        masked=params.merge,
+        dropout=params.dropout,
+    )
 
 
 def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Callable = adamw) -> Edit:
@@ -211,10 +125,7 @@ def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Ca
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,
             optimizer=optimizer,
-            seed=context.seed,
-            emit=context.emit,
-            cancelled=context.cancelled,
-            enough=context.enough,
+            recorder=context.recorder,
         )
     finally:
         release(bundle, adapters)
@@ -254,7 +165,7 @@ def stays_apart(params: LoraParams, before: tuple) -> bool:
     return not (params.merge and loose)
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="lora",
     title="LoRA",
     family="low_rank",
@@ -262,8 +173,6 @@ METHOD = Method(
     params=LoraParams,
     compress=compress,
     cost=cost,
-    scope="model",
-    trains_on=lambda params: params.train_tokens,
     adds=stays_apart,
     after=frozenset(
         {
@@ -281,5 +190,13 @@ METHOD = Method(
     ),
     identity={"train_tokens": 0},
     tiny={"rank": 2, "train_tokens": 256, "learning_rate": 0.01},
+    # the recovery of LLM-Pruner and SVD-LLM: two passes over 50,000 instructions of at most 256 tokens
+    full={
+        "rank": 8,
+        "lora_alpha": 16.0,
+        "learning_rate": 1e-4,
+        "train_tokens": 25_600_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

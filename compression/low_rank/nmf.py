@@ -33,10 +33,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import stored
 from compression.low_rank.rank import rank_for, removed_param
 from compression.packed.low_rank import LowRank
-from compression.quantization.grids import stored
 
 TINY = 1e-12  # instead of a squared length of 0: a part that is all zero stays so
 
@@ -114,7 +114,7 @@ def cost(shape: tuple[int, int], params: NmfParams, tokens: int) -> Cost:
     return Cost(bytes=2 * rank * (out + n), flops=flops, peak_bytes=4 * (2 * out * n + 4 * rank * (out + n)))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="nmf",
     title="NMF",
     family="low_rank",
@@ -122,6 +122,7 @@ METHOD = Method(
     params=NmfParams,
     compress=compress,
     cost=cost,
+    stores="low_rank",
     after=frozenset({"dense"}),
     identity={"removed": 0.0},
     essay=__doc__,

@@ -34,7 +34,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats
 from compression.low_rank.rank import cost as factors_cost
 from compression.low_rank.rank import removed_param
 from compression.low_rank.svd_llm import compress as svd_llm
@@ -77,7 +77,7 @@ def cost(shape: tuple[int, int], params: PcaParams, tokens: int) -> Cost:
     return dataclasses.replace(plain, bytes=plain.bytes + 2 * shape[0]) if params.removed else plain
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="pca",
     title="Output PCA",
     family="low_rank",
@@ -85,6 +85,7 @@ METHOD = Method(
     params=PcaParams,
     compress=compress,
     cost=cost,
+    stores="low_rank",
     stats=frozenset({"gram", "mean"}),
     stream="original",
     after=frozenset({"dense"}),

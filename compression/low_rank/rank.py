@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from compression.base import Cost, Edit, Site, param
+from compression.edits import stored
 from compression.packed.low_rank import LowRank
-from compression.quantization.grids import stored
 
 
 def removed_param():

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.base import Edit, Method, Params, Site, Stats
+from compression.base import Edit, LinearMethod, Params, Site, Stats
 from compression.low_rank.rank import cost, project, rank_for, removed_param, top_eigenvectors
 
 
@@ -48,7 +48,7 @@ def compress(site: Site, stats: Stats, params: SvdParams) -> Edit:
     return project(site, basis)
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="svd",
     title="Truncated SVD",
     family="low_rank",
@@ -56,6 +56,7 @@ METHOD = Method(
     params=SvdParams,
     compress=compress,
     cost=cost,
+    stores="low_rank",
     after=frozenset({"dense"}),
     identity={"removed": 0.0},
     essay=__doc__,

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import CalibrationError, Edit, Method, Note, Params, Site, Stats
+from compression.base import CalibrationError, Edit, LinearMethod, Note, Params, Site, Stats
 from compression.low_rank.rank import cost, project, rank_for, removed_param, top_eigenvectors
 
 TOKENS_PER_INPUT = 8
@@ -72,7 +72,7 @@ def compress(site: Site, stats: Stats, params: SvdLlmParams) -> Edit:
     return Edit(linears=edit.linears, notes=(note,), figures=edit.figures)
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="svd_llm",
     title="SVD-LLM",
     family="low_rank",
@@ -80,6 +80,8 @@ METHOD = Method(
     params=SvdLlmParams,
     compress=compress,
     cost=cost,
+    stores="low_rank",
+    shown_first=True,
     stats=frozenset({"gram"}),
     stream="original",
     after=frozenset({"dense"}),

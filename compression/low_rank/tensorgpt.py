@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compression.base import Cancelled, Context, Cost, Edit, Method, Note, Params, param
+from compression.base import Context, Cost, Edit, Note, Params, TableMethod, param
 from compression.low_rank.rank import top_eigenvectors
 from compression.packed import FORMATS
 from compression.packed.base import Packed
@@ -75,6 +75,7 @@ class TensorGptParams(Params):
         "What stores the table: a chain for each token, or an SVD of the whole table of no more "
         "bytes, to compare with.",
         choices=("tensor_train", "svd"),
+        label="choice",
     )
     modes: str = param(
         "factors",
@@ -166,9 +167,8 @@ def trains(table: Tensor, modes: Sequence[int], ranks: Sequence[int], context: C
     chunks = table.split(TOKENS_PER_CHUNK)
     stored = []
     for done, chunk in enumerate(chunks):
-        if context.cancelled():
-            raise Cancelled("stopped while compressing the table")
-        context.emit({"stage": "compress", "done": done, "total": len(chunks)})
+        context.recorder.check("compressing the table")
+        context.recorder.progress("compress", done, len(chunks))
         stored.append(TensorTrain.encode(chunk.shape, tt_svd(chunk, modes, ranks)[0]).cores)
     return TensorTrain(tuple(table.shape), torch.cat(stored), modes, ranks)
 
@@ -234,13 +234,12 @@ def table_cost(shape: tuple[int, int], params: TensorGptParams, tied: bool) -> C
     return Cost(bytes=size + dense, flops=flops, peak_bytes=peak + 2 * dense)
 
 
-METHOD = Method(
+METHOD = TableMethod(
     name="tensorgpt",
     title="TensorGPT",
     family="low_rank",
     paper="https://arxiv.org/abs/2307.00526",
     params=TensorGptParams,
-    scope="model",
     compress=compress,
     cost=lambda shape, params, tokens: Cost(bytes=2 * shape[0] * shape[1], flops=0.0),
     table_cost=table_cost,

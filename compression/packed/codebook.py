@@ -11,6 +11,30 @@ from kernels.codebook import NESTED_BLOCK, codebook, codebook_rows, dynamic_map,
 from kernels.cpu import plans
 from kernels.grouped_int import groups_of
 
+_FP4 = [value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)]  # sign, two bits of exponent, one of mantissa
+
+TABLES = {  # the tables that have a name
+    "nf4": (
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ),
+    "fp4": (*_FP4, *(-value for value in _FP4)),
+}
+
 
 class CodeBook(Packed):
     """codes uint8 [out, ceil(in/8) * 4], scale float16 [out, groups], table float32 [16]; bits a weight = 4 +

@@ -43,17 +43,7 @@ import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import (
-    CalibrationError,
-    Cancelled,
-    Context,
-    Cost,
-    Edit,
-    Method,
-    Note,
-    TextUnavailable,
-    param,
-)
+from compression.base import CalibrationError, Context, Cost, Edit, ModelMethod, Note, TextUnavailable, param
 from compression.bundle import Bundle, Geometry
 from compression.pruning import structured
 from compression.pruning.structured import StructuredParams, choose, highest, told
@@ -72,18 +62,19 @@ class LlmPrunerParams(StructuredParams):
         "block",
         "Heads and feed-forward channels of each block, or channels of the whole model's width.",
         choices=("block", "channel"),
+        label="choice",
     )
     importance: str = param(
         "element1",
         "How much a head or channel matters: a Taylor expansion of the loss, or a control.",
         choices=(*TAYLOR, "l2", "random"),
+        label="choice",
     )
     samples: int = param(10, "Texts whose gradients are taken.", lo=1, hi=512, level="advanced")
     sample_tokens: int = param(64, "Tokens of each text.", lo=2, hi=2_048, level="advanced")
 
 
-# --- scores
-# ------------------------------------------------------------------------------------------------------
+# --- scores ---
 
 
 def scores(
@@ -105,8 +96,7 @@ def scores(
     return weight.square().sum(along)  # l2
 
 
-# --- gradients
-# ---------------------------------------------------------------------------------------------------
+# --- gradients ---
 
 
 def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
@@ -125,6 +115,12 @@ def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
             need=count * length,
         )
     return pieces[torch.arange(count) * len(pieces) // count]
+
+
+def check_windows(params: LlmPrunerParams, windows: Tensor) -> None:
+    """ModelMethod.fits."""
+    if params.importance in TAYLOR:
+        texts(windows, params)
 
 
 class Gradients:
@@ -161,9 +157,8 @@ def gradients(
 
             handles.append(weight.requires_grad_().register_post_accumulate_grad_hook(take))
         for done, text in enumerate(ids):
-            context.emit({"stage": "compress", "done": done, "total": len(ids)})
-            if context.cancelled():
-                raise Cancelled("stopped while taking gradients")
+            context.recorder.progress("compress", done, len(ids))
+            context.recorder.check("taking gradients")
             text = text[None].to(bundle.device)
             with torch.enable_grad():
                 module(input_ids=text, labels=text, use_cache=False).loss.backward()
@@ -172,7 +167,7 @@ def gradients(
             handle.remove()
         for weight in weights.values():
             weight.requires_grad_(False).grad = None
-    context.emit({"stage": "compress", "done": len(ids), "total": len(ids)})
+    context.recorder.progress("compress", len(ids), len(ids))
     for sums in (found.first, found.second):
         for total in sums.values():
             total /= len(ids)
@@ -184,8 +179,7 @@ def gradients(
     return found
 
 
-# --- the method
-# --------------------------------------------------------------------------------------------------
+# --- the method ---
 
 
 def reshaped(geometry: Geometry, params: LlmPrunerParams) -> Geometry:
@@ -273,16 +267,16 @@ def cost(shape: tuple[int, int], params: LlmPrunerParams, tokens: int) -> Cost:
     )
 
 
-METHOD = Method(
+METHOD = ModelMethod(
     name="llm_pruner",
     title="LLM-Pruner",
     family="pruning",
     paper="https://arxiv.org/abs/2305.11627",
     params=LlmPrunerParams,
-    scope="model",
     compress=compress,
     cost=cost,
-    windows=True,
+    reads_windows=True,
+    fits=check_windows,
     reshaped=reshaped,
     identity={"removed": 0.0},
     tiny={"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "sample_tokens": 16},

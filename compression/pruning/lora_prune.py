@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import BadParam, Context, Cost, Edit, Method, param
+from compression.adapted import Adapted, adapt, release
+from compression.base import BUDGET_MINUTES, BadParam, Context, Cost, Edit, TrainingMethod, param
 from compression.bundle import Bundle
-from compression.low_rank.lora import Adapted, LoraParams, adapt, release
 from compression.pruning.structured import StructuredParams, choose, pruned_layers, reshaped, told
 from compression.structure import AXES, Kept, lanes
 from compression.training import Budget, from_text, language_loss, train
@@ -56,6 +56,7 @@ class LoraPruneParams(StructuredParams):
         "adapter",
         "What tells how much a structure matters: the adapter's values and gradients, or size alone.",
         choices=("adapter", "magnitude"),
+        label="choice",
     )
     rank: int = param(
         8, "Columns of the adapter's two thin matrices.", lo=1, hi=128, step=1, level="advanced"
@@ -67,7 +68,9 @@ class LoraPruneParams(StructuredParams):
         hi=1024.0,
         level="advanced",
     )
-    train_tokens: int = param(65_536, "Training ends after so many tokens.", told=True, lo=1, hi=100_000_000)
+    train_tokens: int = param(
+        65_536, "Training ends after so many tokens.", label="always", lo=1, hi=100_000_000
+    )
     train_minutes: float = param(
         20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -180,7 +183,7 @@ class Pruner:
 def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
     """Train adapters on context.windows [n, window] while heads and channels fade out; the merged weights and
     what stays."""
-    adapters = adapt(bundle, LoraParams(rank=params.rank, lora_alpha=params.lora_alpha), context.seed)
+    adapters = adapt(bundle, params.rank, params.lora_alpha / params.rank, context.seed)
     pruner = Pruner(bundle, adapters, params)
 
     def loss(ids):
@@ -193,12 +196,9 @@ def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
             *from_text(context.windows, loss, context.seed),
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,
-            seed=context.seed,
             before_step=pruner.watch,
             settle=pruner.settle,
-            emit=context.emit,
-            cancelled=context.cancelled,
-            enough=context.enough,
+            recorder=context.recorder,
         )
     finally:
         pruner.close()
@@ -218,17 +218,23 @@ def cost(shape: tuple[int, int], params: LoraPruneParams, tokens: int) -> Cost:
     )
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="lora_prune",
     title="LoRAPrune",
     family="pruning",
     paper="https://arxiv.org/abs/2305.18403",
     params=LoraPruneParams,
-    scope="model",
     compress=compress,
     cost=cost,
-    trains_on=lambda params: params.train_tokens,
     reshaped=reshaped,
     tiny={"protect_first": 0.0, "protect_last": 0.0, "rank": 2, "train_tokens": 1_024, "mask_every": 1},
+    # two passes over 20,000 pieces of 512 tokens, masks chosen anew every ten steps
+    full={
+        "rank": 8,
+        "learning_rate": 1e-4,
+        "mask_every": 10,
+        "train_tokens": 20_480_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

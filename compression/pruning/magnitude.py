@@ -23,8 +23,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.base import Edit, Method, Params, Site, Stats
-from compression.pruning.patterns import cost, lowest, lowest_in_groups, pattern_param, sparsity_param, store
+from compression.base import Edit, LinearMethod, Params, Site, Stats
+from compression.pruning.patterns import (
+    cost,
+    kept_share,
+    lowest,
+    lowest_in_groups,
+    pattern_param,
+    sparsity_param,
+    store,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def compress(site: Site, stats: Stats, params: MagnitudeParams) -> Edit:
     return store(site, lowest(score.view(1, -1), count).view(score.shape))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="magnitude",
     title="Magnitude pruning",
     family="pruning",
@@ -52,6 +60,8 @@ METHOD = Method(
     params=MagnitudeParams,
     compress=compress,
     cost=cost,
+    stores="bitmask",
+    kept_share=kept_share,
     after=frozenset({"dense"}),
     identity={"sparsity": 0.0},
     essay=__doc__,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Site, UnsupportedLayer, param
+from compression.base import Cost, Edit, Params, Site, UnsupportedLayer, param
+from compression.edits import stored
 from compression.packed.bitmask import Bitmask
 from compression.packed.two_four import TwoFour
-from compression.quantization.grids import stored
 
 PATTERNS = ("unstructured", "1:4", "2:4", "4:8")
 
@@ -42,6 +42,14 @@ def kept_of(pattern: str) -> tuple[int, int]:
     """ "2:4" -> (2, 4): kept, of."""
     kept, of = pattern.split(":")
     return int(kept), int(of)
+
+
+def kept_share(params: Params) -> float:
+    """LinearMethod.kept_share of a method with `pattern_param` and `sparsity_param`."""
+    if params.pattern == "unstructured":
+        return 1 - params.sparsity
+    kept, of = kept_of(params.pattern)
+    return kept / of
 
 
 def lowest(score: Tensor, count: int) -> Tensor:
@@ -78,11 +86,7 @@ def store(site: Site, pruned: Tensor, **figures: float) -> Edit:
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     """Bytes of the mask and the kept 16-bit values; sorting the scores."""
     out, n = shape
-    if params.pattern == "unstructured":
-        share, mask = 1 - params.sparsity, out * -(-n // 8)
-    else:
-        kept, of = kept_of(params.pattern)
-        share, mask = kept / of, out * -(-n // 8)
+    share, mask = kept_share(params), out * -(-n // 8)
     if share == 1:
         return Cost(bytes=2 * out * n, flops=0.0)
     return Cost(

@@ -42,7 +42,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import damping_note, short_group_note, stored
+from compression.grids import encode, fit, grid_bytes
 from compression.packed.grid import Grid
 from compression.pruning import patterns
 from compression.pruning.patterns import (
@@ -53,9 +55,7 @@ from compression.pruning.patterns import (
     sparsity_param,
     store,
 )
-from compression.quantization.column_loop import compensate
-from compression.quantization.gptq import inverse_factor, output_error
-from compression.quantization.grids import encode, fit, grid_bytes, short_group_note, stored
+from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import row_bytes
 
 BLOCK = 128  # inputs whose updates of later blocks wait, where the pattern sets no block
@@ -163,7 +163,7 @@ def sparsegpt(
             kept, of = kept_of(params.pattern)
             gone[columns] = lowest(score, of - kept).T
 
-    def choose(c: int) -> Tensor:
+    def choose(c: int, errors: Tensor) -> Tensor:
         if not fixed and c % step == 0:
             mark(slice(c, min(c + step, n)))
         if grid is None:
@@ -185,16 +185,14 @@ def compress(site: Site, stats: Stats, params: SparsegptParams) -> Edit:
     new, pruned, grid, _, damping = sparsegpt(site.weight, stats.gram, params)
     error = output_error(site.weight, new, stats.gram)
     edit = store(dataclasses.replace(site, weight=new), pruned, output_error=error)
-    notes = ()
+    notes = damping_note(site, params.damping, damping)
     if grid is not None:
-        notes = short_group_note(site, params.group_size)
+        notes = short_group_note(site, params.group_size) + notes
         edit = stored(site, encode(edit.linears.get(site.path), grid.round(new), grid), output_error=error)
-    if damping != params.damping:
-        notes += (Note("damping_raised", {"layer": site.path, "from": params.damping, "to": damping}),)
     return dataclasses.replace(edit, notes=notes)
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="sparsegpt",
     title="SparseGPT",
     family="pruning",
@@ -202,6 +200,8 @@ METHOD = Method(
     params=SparsegptParams,
     compress=compress,
     cost=cost,
+    stores="bitmask",
+    kept_share=patterns.kept_share,
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),
     identity={"sparsity": 0.0},

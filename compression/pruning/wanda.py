@@ -24,8 +24,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.base import Edit, Method, Params, Site, Stats
-from compression.pruning.patterns import cost, lowest, lowest_in_groups, pattern_param, sparsity_param, store
+from compression.base import Edit, LinearMethod, Params, Site, Stats
+from compression.pruning.patterns import (
+    cost,
+    kept_share,
+    lowest,
+    lowest_in_groups,
+    pattern_param,
+    sparsity_param,
+    store,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def compress(site: Site, stats: Stats, params: WandaParams) -> Edit:
     return store(site, pruned, removed_score=float(score[pruned].sum() / score.sum()))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="wanda",
     title="Wanda",
     family="pruning",
@@ -54,6 +62,9 @@ METHOD = Method(
     params=WandaParams,
     compress=compress,
     cost=cost,
+    stores="bitmask",
+    shown_first=True,
+    kept_share=kept_share,
     stats=frozenset({"sum_sq"}),
     stream="block",
     after=frozenset({"dense"}),

@@ -42,12 +42,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Block, Cost, Edit, Group, Method, Params, param
+from compression.base import Block, BlockMethod, Cost, Edit, Group, Params, param
+from compression.edits import short_group_note
+from compression.grids import grid_bytes
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from compression.quantization.folding import folded, skipped
-from compression.quantization.gptq import output_error
-from compression.quantization.grids import grid_bytes, short_group_note
+from compression.second_order import output_error
 from kernels.bits import row_bytes
 
 EXPONENTS = tuple(k / 20 for k in range(20))
@@ -95,7 +96,7 @@ class AwqParams(Params):
     rounding: bool = param(True, "Off: only move the factors, for a next step to round.", level="advanced")
 
 
-def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
     """Bytes as stored; the Gram matrix and the searches in operations."""
     out, n = shape
     size = out * row_bytes(n, params.bits) + grid_bytes(
@@ -269,7 +270,7 @@ def compress(block: Block, params: AwqParams) -> Edit:
     return Edit(linears, tensors, notes=notes, figures=figures)
 
 
-METHOD = Method(
+METHOD = BlockMethod(
     name="awq",
     title="AWQ",
     family="quantization",
@@ -277,9 +278,8 @@ METHOD = Method(
     params=AwqParams,
     compress=compress,
     cost=cost,
-    scope="block",
+    stores="grouped_int",
     stats=frozenset({"gram", "mean_abs"}),
-    stream="original",
     tiny={"bits": 4, "group_size": 16},
     essay=__doc__,
 )

@@ -32,18 +32,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import CalibrationError, Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import damping_note, short_group_note, stored
+from compression.grids import PASSES, encode, fit, grid_bytes, range_of, tuning_param
 from compression.packed.grid import Grid
-from compression.quantization.grids import (
-    PASSES,
-    encode,
-    fit,
-    grid_bytes,
-    range_of,
-    short_group_note,
-    stored,
-    tuning_param,
-)
+from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import row_bytes
 from kernels.grouped_int import groups_of
 
@@ -105,38 +98,6 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     )
 
 
-def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
-    """(U, damping used): upper Cholesky factor of (H + damping * mean(diag H) I)^-1, float64 [in, in].
-
-    gram [in, in]: any positive multiple of X^T X; inputs that never fire get a diagonal of 1. Damping rises
-    tenfold, up to 1, while the matrix is not positive definite. Raises CalibrationError beyond that or if H
-    is not finite.
-    """
-    hessian = gram.double()
-    if not bool(torch.isfinite(hessian).all()):
-        raise CalibrationError(
-            "the calibration activations are not finite (overflow in the model); use another text "
-            "or compute in 32 bits",
-            code="gram_not_finite",
-        )
-    diagonal = hessian.diagonal()
-    scale = diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny)
-    used = damping
-    while used <= 1.0:
-        damped = hessian + torch.diag(torch.where(diagonal == 0, scale, 0.0) + used * scale)
-        # with J the reversal, H = J L L^T J gives H^-1 = U^T U for U = J L^-1 J: one factor, one triangular
-        # inverse
-        factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if not failed:
-            identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
-            return torch.linalg.solve_triangular(factor, identity, upper=False).flip(0, 1), used
-        used *= 10
-    raise CalibrationError(
-        "H is not positive definite even with full damping; give more calibration tokens",
-        code="gram_not_positive",
-    )
-
-
 def gptq(
     weight: Tensor, gram: Tensor, params: GptqParams, pruned: Tensor | None = None
 ) -> tuple[Tensor, Grid, float, float]:
@@ -162,36 +123,33 @@ def gptq(
     else:
         scale, zero = torch.empty_like(live), torch.empty_like(live)
         scales, zeros = [], []
-    codes = torch.empty_like(live)
-    top, total = 2**params.bits - 1, 0.0
-    for start in range(0, n, params.block_size):
+    codes, top = torch.empty_like(live), 2**params.bits - 1
+
+    def begin_group(c: int, errors: Tensor) -> None:
+        """Fit the ruler of the group that begins at c. What lies in later blocks hasn't seen this block's
+        errors yet, and is brought up to date on a copy."""
+        start, end = c - len(errors), min(c + size, n)
         stop = min(start + params.block_size, n)
-        errors = torch.empty(stop - start, out, device=weight.device)
-        for c in range(start, stop):
-            if not static and c % size == 0:
-                # later blocks have not seen this block's errors yet: bring the group up to date on a copy
-                end = min(c + size, n)
-                group = live[c:end].clone()
-                if end > stop:
-                    late = slice(max(c, stop), end)
-                    group[late.start - c :] -= factor[start:c, late].T @ errors[: c - start]
-                s, z = range_of(group.T, params.bits, params.symmetric, params.tuning)
-                scales.append(s)
-                zeros.append(z)
-                scale[c:end] = s.float().T
-                zero[c:end] = 2 ** (params.bits - 1) if z is None else z.T
-            w, s, z = live[c], scale[c], zero[c]
-            q = torch.div(w, s).round_().add_(z).clamp_(0, top)
-            if forbidden is not None:
-                q = torch.where(forbidden[c], z, q)
-            codes[c] = q
-            error = (w - (q - z).mul_(s)).div_(factor[c, c])
-            errors[c - start] = error
-            if c + 1 < stop:
-                live[c + 1 : stop].addr_(factor[c, c + 1 : stop], error, alpha=-1)
-        if stop < n:
-            live[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-        total += float(errors.double().square().sum())
+        group = live[c:end].clone()
+        if end > stop:
+            late = slice(max(c, stop), end)
+            group[late.start - c :] -= factor[start:c, late].T @ errors
+        s, z = range_of(group.T, params.bits, params.symmetric, params.tuning)
+        scales.append(s)
+        zeros.append(z)
+        scale[c:end] = s.float().T
+        zero[c:end] = 2 ** (params.bits - 1) if z is None else z.T
+
+    def choose(c: int, errors: Tensor) -> Tensor:
+        if not static and c % size == 0:
+            begin_group(c, errors)
+        s, z = scale[c], zero[c]
+        codes[c] = torch.div(live[c], s).round_().add_(z).clamp_(0, top)
+        if forbidden is not None:
+            codes[c] = torch.where(forbidden[c], z, codes[c])
+        return (codes[c] - z).mul_(s)
+
+    total = compensate(live, factor, range(0, n, params.block_size), choose)
     back = torch.argsort(order)
     if not static:
         index = back // size if params.act_order else None
@@ -200,26 +158,18 @@ def gptq(
     return codes[back].T.contiguous().to(torch.uint8), grid, total, damping
 
 
-def output_error(weight: Tensor, new: Tensor, gram: Tensor) -> float:
-    """||(W - W') X||^2 / ||W X||^2 from the Gram matrix of X."""
-    difference = weight - new
-    return float(((difference @ gram) * difference).sum() / ((weight @ gram) * weight).sum().clamp_min(1e-30))
-
-
 def compress(site: Site, stats: Stats, params: GptqParams) -> Edit:
     """Quantize the weight [out, in] of one linear with the Gram matrix of its inputs."""
     pruned = site.previous.mask() if site.previous is not None else None
     codes, grid, _, damping = gptq(site.weight, stats.gram, params, pruned)
     packed = encode(site.previous, codes, grid)
-    notes = short_group_note(site, params.group_size)
-    if damping != params.damping:
-        notes += (Note("damping_raised", {"layer": site.path, "from": params.damping, "to": damping}),)
+    notes = short_group_note(site, params.group_size) + damping_note(site, params.damping, damping)
     return stored(
         site, packed, notes, output_error=output_error(site.weight, packed.dequantize(), stats.gram)
     )
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="gptq",
     title="GPTQ",
     family="quantization",
@@ -227,6 +177,8 @@ METHOD = Method(
     params=GptqParams,
     compress=compress,
     cost=cost,
+    stores="grouped_int",
+    shown_first=True,
     stats=frozenset({"gram"}),
     after=frozenset({"dense", "bitmask", "two_four"}),
     tiny={"bits": 4, "group_size": 16},

@@ -38,12 +38,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import short_group_note, stored
 from compression.packed.affine_int import AffineInt
 from compression.packed.base import to_storage
 from compression.packed.grid import store_scale
 from compression.packed.real_grid import RealGrid
-from compression.quantization.grids import short_group_note, stored
 from compression.quantization.groups import groups_as_rows
 from kernels.bits import row_bytes
 from kernels.grouped_int import groups_of
@@ -149,7 +149,7 @@ def compress(site: Site, stats: Stats, params: HqqParams) -> Edit:
     return stored(site, packed, short_group_note(site, params.group_size))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="hqq",
     title="HQQ",
     family="quantization",
@@ -157,6 +157,7 @@ METHOD = Method(
     params=HqqParams,
     compress=compress,
     cost=cost,
+    stores="affine_int",
     after=frozenset({"dense"}),
     tiny={"bits": 4, "group_size": 16},
     essay=__doc__,

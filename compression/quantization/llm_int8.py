@@ -49,14 +49,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import stored
 from compression.packed.activations import ActivationRule
 from compression.packed.base import Packed
 from compression.packed.columns import Columns
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.total import Sum
-from compression.quantization.grids import stored
 from kernels.bits import row_bytes
 
 
@@ -70,7 +70,7 @@ class LlmInt8Params(Params):
     zero_point: bool = param(
         True,
         "Codes run from a token's least to its largest activation: finer steps than -max to max.",
-        told=True,
+        label="always",
     )
     decomposition: str = param(
         "token",
@@ -130,7 +130,7 @@ def compress(site: Site, stats: Stats, params: LlmInt8Params) -> Edit:
     return stored(site, packed)
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="llm_int8",
     title="LLM.int8()",
     family="quantization",
@@ -138,7 +138,8 @@ METHOD = Method(
     params=LlmInt8Params,
     compress=compress,
     cost=cost,
-    stats_of=lambda params: frozenset({"max_abs"}) if keeps_weights(params) else frozenset(),
+    stores="grouped_int",
+    stats=lambda params: frozenset({"max_abs"}) if keeps_weights(params) else frozenset(),
     stream="original",
     after=frozenset({"dense"}),
     essay=__doc__,

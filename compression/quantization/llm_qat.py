@@ -53,17 +53,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression import arch, engine, sample
-from compression.base import Cancelled, Context, Cost, Edit, Method, Note, Params, param
+from compression.base import BUDGET_MINUTES, Context, Cost, Edit, Note, Params, TrainingMethod, param
 from compression.bundle import Bundle
-from compression.distillation.divergences import forward_kl
+from compression.divergences import forward_kl
+from compression.grids import grid_bytes, minmax_asym
 from compression.kv_cache import BITS
 from compression.likelihood import final_states
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
-from compression.quantization.grids import grid_bytes, minmax_asym
 from compression.row_losses import sum_over_rows
-from compression.training import Budget, mean_loss, train
+from compression.training import Budget, batches, mean_loss, train
 from kernels.bits import row_bytes
 
 SURE = (3, 4, 5)  # tokens at which a text's sure beginning ends
@@ -94,7 +94,7 @@ class LlmQatParams(Params):
     )
     kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=BITS)
     train_tokens: int = param(
-        16_384, "Training ends after so many tokens; 0: round only.", told=True, lo=0, hi=1_000_000_000
+        16_384, "Training ends after so many tokens; 0: round only.", label="always", lo=0, hi=1_000_000_000
     )
     train_minutes: float = param(
         20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
@@ -253,35 +253,25 @@ def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
     """`count` texts [count, length] of token ids that the model writes by itself. Raises Cancelled."""
     starts = beginnings(bundle, count, context.seed)
     texts = torch.empty(count, length, dtype=torch.long)
-    done, batches = 0, []
+    done, together = 0, []
     for sure in SURE:
         rows = [i for i, (_, own) in enumerate(starts) if own == sure]
-        batches += [(sure, rows[i : i + WRITTEN_AT_ONCE]) for i in range(0, len(rows), WRITTEN_AT_ONCE)]
-    for number, (sure, rows) in enumerate(batches):
+        together += [(sure, rows[i : i + WRITTEN_AT_ONCE]) for i in range(0, len(rows), WRITTEN_AT_ONCE)]
+    for number, (sure, rows) in enumerate(together):
         ids = torch.tensor([[starts[i][0]] for i in rows])
         for until, temperature in ((sure, 0.0), (length, 1.0)):
             steps = []
             for token in sample.generate(
                 bundle, ids, until - ids.shape[1], temperature, context.seed + 7_919 * number
             ):
-                if context.cancelled():
-                    raise Cancelled("stopped while the model writes")
+                context.recorder.check("the model writes")
                 steps.append(token)
                 done += len(rows)
-                context.emit({"stage": "write", "done": done, "total": count * (length - 1)})
+                context.recorder.progress("write", done, count * (length - 1))
             ids = torch.cat([ids, torch.stack(steps, 1)], 1)
         texts[rows] = ids
     engine.forget(bundle)  # what wrote is of the weights as they were
     return texts
-
-
-def in_turn(texts: Tensor, seed: int) -> Iterator[Tensor]:
-    """Texts [b, length] of about TOKENS_PER_STEP tokens, in a fresh random order every time through, for
-    ever."""
-    size, order = max(1, TOKENS_PER_STEP // texts.shape[1]), torch.Generator().manual_seed(seed)
-    while True:
-        for part in torch.randperm(len(texts), generator=order).split(size):
-            yield texts[part]
 
 
 def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
@@ -307,14 +297,11 @@ def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
         course = train(
             [layer.latent for layer in layers.values()],
             loss,
-            in_turn(texts[:count], context.seed),
+            batches(texts[:count], context.seed, TOKENS_PER_STEP),
             lambda: mean_loss(aside, loss),
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,
-            seed=context.seed,
-            emit=context.emit,
-            cancelled=context.cancelled,
-            enough=context.enough,
+            recorder=context.recorder,
         )
         results = {path: layer.stored() for path, layer in layers.items()}
     notes = course.notes("llm_qat")
@@ -334,7 +321,7 @@ def cost(shape: tuple[int, int], params: LlmQatParams, tokens: int) -> Cost:
     )
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="llm_qat",
     title="LLM-QAT",
     family="quantization",
@@ -342,11 +329,18 @@ METHOD = Method(
     params=LlmQatParams,
     compress=compress,
     cost=cost,
-    scope="model",
     stores="grouped_int",
-    trains_on=lambda params: params.train_tokens,
+    cache_bits=lambda params: params.kv_bits,
     own_text=True,
-    untrained={"train_tokens": 0},
+    compresses=True,
     tiny={"train_tokens": 128, "own_texts": 4, "own_tokens": 16, "learning_rate": 1e-3},
+    # one pass over 96,000 texts of 2,048 tokens that the model writes itself
+    full={
+        "own_texts": 96_000,
+        "own_tokens": 2_048,
+        "learning_rate": 2e-5,
+        "train_tokens": 196_608_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

@@ -53,11 +53,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compression.base import BadChain, Cost, Edit, Method, Params, Site, Stats, param
+from compression.base import BadChain, Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import short_group_note, stored
+from compression.grids import minmax_asym
 from compression.packed.base import to_storage
 from compression.packed.binary_coded import BinaryCoded
 from compression.packed.grouped_int import GroupedInt
-from compression.quantization.grids import minmax_asym, short_group_note, stored
 from compression.quantization.groups import groups_as_rows
 from kernels.bits import unpack
 from kernels.grouped_int import groups_of
@@ -280,7 +281,7 @@ def compress(site: Site, stats: Stats, params: LutGemmParams) -> Edit:
     return stored(site, encode(site.weight, params), short_group_note(site, params.group_size))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="lut_gemm",
     title="LUT-GEMM",
     family="quantization",
@@ -288,6 +289,7 @@ METHOD = Method(
     params=LutGemmParams,
     compress=compress,
     cost=cost,
+    stores="binary_coded",
     after=frozenset({"dense", "grouped_int"}),
     inherits=("bits", "group_size"),
     converted_cost=converted_cost,

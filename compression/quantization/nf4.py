@@ -28,36 +28,12 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
-from compression.packed.codebook import CodeBook
-from compression.quantization.grids import short_group_note, stored
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import short_group_note, stored
+from compression.packed.codebook import TABLES, CodeBook
 from kernels.bits import row_bytes
 from kernels.codebook import NESTED_BLOCK
 from kernels.grouped_int import groups_of
-
-_FP4 = [value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)]  # sign, two bits of exponent, one of mantissa
-
-TABLES = {
-    "nf4": (
-        -1.0,
-        -0.6961928009986877,
-        -0.5250730514526367,
-        -0.39491748809814453,
-        -0.28444138169288635,
-        -0.18477343022823334,
-        -0.09105003625154495,
-        0.0,
-        0.07958029955625534,
-        0.16093020141124725,
-        0.24611230194568634,
-        0.33791524171829224,
-        0.44070982933044434,
-        0.5626170039176941,
-        0.7229568362236023,
-        1.0,
-    ),
-    "fp4": (*_FP4, *(-value for value in _FP4)),
-}
 
 
 @dataclass(frozen=True)
@@ -65,7 +41,10 @@ class Nf4Params(Params):
     """Which 16 values, and how many weights share a scale."""
 
     table: str = param(
-        "nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4")
+        "nf4",
+        "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).",
+        choices=("nf4", "fp4"),
+        label="title",
     )
     group_size: int = param(
         64,
@@ -93,7 +72,7 @@ def compress(site: Site, stats: Stats, params: Nf4Params) -> Edit:
     return stored(site, packed, short_group_note(site, params.group_size))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="nf4",
     title="NF4 / FP4",
     family="quantization",
@@ -101,6 +80,7 @@ METHOD = Method(
     params=Nf4Params,
     compress=compress,
     cost=cost,
+    stores="codebook",
     after=frozenset({"dense"}),
     tiny={"group_size": 16},
     essay=__doc__,

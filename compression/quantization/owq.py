@@ -39,14 +39,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import damping_note, short_group_note, stored
+from compression.grids import PASSES, fit, grid_bytes
 from compression.packed.base import Packed, to_storage
 from compression.packed.columns import Columns
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.total import Sum
-from compression.quantization.column_loop import compensate
-from compression.quantization.gptq import inverse_factor, output_error
-from compression.quantization.grids import PASSES, fit, grid_bytes, short_group_note, stored
+from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import row_bytes
 
 ATTENTION = frozenset("qkvo")
@@ -148,7 +148,7 @@ def owq(weight: Tensor, gram: Tensor, params: OwqParams, count: int) -> tuple[Pa
     live = weight.float()[:, order].T.contiguous()
     codes = zero.clone()  # a weak column's codes stand for exactly 0
 
-    def choose(c: int) -> Tensor:
+    def choose(c: int, errors: Tensor) -> Tensor:
         if c >= n - count:
             return to_storage(live[c]).float()
         s, z = scale[c], zero[c]
@@ -167,14 +167,12 @@ def compress(site: Site, stats: Stats, params: OwqParams) -> Edit:
     """Quantize the weight [out, in] of one linear with the Gram matrix of its inputs."""
     count = weak_count(site.weight.shape[1], params, share(site))
     packed, _, damping = owq(site.weight, stats.gram, params, count)
-    notes = short_group_note(site, params.group_size)
-    if damping != params.damping:
-        notes += (Note("damping_raised", {"layer": site.path, "from": params.damping, "to": damping}),)
+    notes = short_group_note(site, params.group_size) + damping_note(site, params.damping, damping)
     error = output_error(site.weight, packed.dequantize(), stats.gram)
     return stored(site, packed, notes, output_error=error, weak_columns=count)
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="owq",
     title="OWQ",
     family="quantization",
@@ -182,6 +180,7 @@ METHOD = Method(
     params=OwqParams,
     compress=compress,
     cost=cost,
+    stores="sum",
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),
     tiny={"bits": 3, "group_size": 16, "extra_bits": 0.7},

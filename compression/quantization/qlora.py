@@ -40,11 +40,21 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+import compression
 from compression import arch
-from compression.base import Context, Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.base import (
+    BUDGET_MINUTES,
+    Context,
+    Cost,
+    Edit,
+    Note,
+    Params,
+    Site,
+    Stats,
+    TrainingMethod,
+    param,
+)
 from compression.bundle import Bundle
-from compression.low_rank import lora
-from compression.low_rank.lora import LoraParams
 from compression.packed.linear import CompressedLinear
 from compression.quantization import nf4
 from compression.quantization.nf4 import Nf4Params
@@ -72,7 +82,10 @@ class QloraParams(Params):
         level="advanced",
     )
     table: str = param(
-        "nf4", "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).", choices=("nf4", "fp4")
+        "nf4",
+        "The 16 values: quantiles of a bell curve (nf4) or 4-bit floats (fp4).",
+        choices=("nf4", "fp4"),
+        label="choice",
     )
     group_size: int = param(
         64,
@@ -84,7 +97,9 @@ class QloraParams(Params):
         level="advanced",
     )
     double: bool = param(True, "Double quantization: scales are 8-bit codes themselves.")
-    train_tokens: int = param(32_768, "Training ends after so many tokens.", told=True, lo=0, hi=100_000_000)
+    train_tokens: int = param(
+        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+    )
     train_minutes: float = param(
         10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
@@ -116,9 +131,9 @@ def base_params(params: QloraParams) -> Nf4Params:
 
 
 @functools.lru_cache(256)
-def adapter_params(params: QloraParams) -> LoraParams:
+def adapter_params(params: QloraParams) -> Params:
     """The trained half's: every linear, kept apart where the base is rounded."""
-    return LoraParams(
+    return compression.get("lora").params(
         rank=params.rank,
         lora_alpha=params.lora_alpha,
         train_tokens=params.train_tokens,
@@ -167,7 +182,7 @@ def compress(bundle: Bundle, context: Context, params: QloraParams) -> Edit:
     """Freeze the model in 4 bits and train adapters beside it on context.windows [n, window]."""
     frozen = freeze(bundle, params)
     optimizer, told = optimizer_for(bundle.device, params)
-    trained = lora.compress(bundle, context, adapter_params(params), optimizer)
+    trained = compression.get("lora").compress(bundle, context, adapter_params(params), optimizer)
     notes = tuple(
         Note(n.code, n.facts | {"method": "qlora"}) if "method" in n.facts else n for n in trained.notes
     )
@@ -181,7 +196,7 @@ def cost(shape: tuple[int, int], params: QloraParams, tokens: int) -> Cost:
     matrices."""
     base, adapter = (
         nf4.cost(shape, base_params(params), tokens),
-        lora.cost(shape, adapter_params(params), tokens),
+        compression.get("lora").cost(shape, adapter_params(params), tokens),
     )
     return Cost(
         bytes=base.bytes + (adapter.bytes if params.train_tokens else 0),
@@ -195,7 +210,7 @@ def control(params: QloraParams) -> tuple[str, dict]:
     return "lora", adapter_params(params).json()
 
 
-METHOD = Method(
+METHOD = TrainingMethod(
     name="qlora",
     title="QLoRA",
     family="quantization",
@@ -203,12 +218,18 @@ METHOD = Method(
     params=QloraParams,
     compress=compress,
     cost=cost,
-    scope="model",
     stores="sum",
-    trains_on=lambda params: params.train_tokens,
     after=frozenset({"dense"}),
     control=control,
-    untrained={"train_tokens": 0},
+    compresses=True,
     tiny={"rank": 2, "group_size": 16, "train_tokens": 256, "learning_rate": 0.01},
+    # section 4 and the published scripts: 1,875 steps of 16 conversations of about 528 tokens
+    full={
+        "rank": 64,
+        "lora_alpha": 16.0,
+        "learning_rate": 2e-4,
+        "train_tokens": 15_840_000,
+        "train_minutes": BUDGET_MINUTES,
+    },
     essay=__doc__,
 )

@@ -27,16 +27,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.base import Cost, Edit, Method, Params, Site, Stats, param
-from compression.quantization.grids import (
-    PASSES,
-    encode,
-    fit,
-    grid_bytes,
-    short_group_note,
-    stored,
-    tuning_param,
-)
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import short_group_note, stored
+from compression.grids import PASSES, encode, fit, grid_bytes, tuning_param
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ def compress(site: Site, stats: Stats, params: RtnParams) -> Edit:
     return stored(site, packed, short_group_note(site, params.group_size))
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="rtn",
     title="Round to nearest",
     family="quantization",
@@ -92,6 +85,7 @@ METHOD = Method(
     params=RtnParams,
     compress=compress,
     cost=cost,
+    stores="grouped_int",
     after=frozenset({"dense", "bitmask", "two_four"}),
     tiny={"bits": 4, "group_size": 16},
     essay=__doc__,

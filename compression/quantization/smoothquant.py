@@ -60,7 +60,7 @@ from torch import Tensor
 
 from compression import attention
 from compression.attention import Int8Attention
-from compression.base import Block, CalibrationError, Cost, Edit, Group, Method, Params, param
+from compression.base import Block, BlockMethod, CalibrationError, Cost, Edit, Group, Params, param
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
@@ -102,7 +102,7 @@ class SmoothQuantParams(Params):
         "come, or all of "
         "them, fixed beforehand.",
         choices=("token", "dynamic_tensor", "tensor"),
-        told=True,
+        label="always",
         level="advanced",
         when={"rounding": True},
     )
@@ -120,7 +120,7 @@ class SmoothQuantParams(Params):
         "row",
         "What shares one weight scale: each row by itself, or the whole matrix (the paper).",
         choices=("row", "tensor"),
-        told=True,
+        label="always",
         level="advanced",
         when={"rounding": True},
     )
@@ -134,7 +134,7 @@ class SmoothQuantParams(Params):
     rounding: bool = param(True, "Off: only move the factors, for a next step to round.", level="advanced")
 
 
-def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
     """Bytes of 8-bit codes and a scale a row; a few operations a weight, and two products of the sample for
     each alpha tried."""
     out, n = shape
@@ -336,7 +336,7 @@ def _weights(group: Group) -> list[Tensor]:
     return [site.weight for site in group.sites]
 
 
-METHOD = Method(
+METHOD = BlockMethod(
     name="smoothquant",
     title="SmoothQuant",
     family="quantization",
@@ -344,9 +344,8 @@ METHOD = Method(
     params=SmoothQuantParams,
     compress=compress,
     cost=cost,
-    scope="block",
+    stores="grouped_int",
     stats=frozenset({"max_abs"}),
-    stream="original",
     tiny={"alpha": 0.5},
     essay=__doc__,
 )

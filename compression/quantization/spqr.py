@@ -43,16 +43,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Method, Note, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.edits import damping_note, short_group_note, stored
 from compression.packed.affine_int import AffineInt
 from compression.packed.base import Packed, to_storage
 from compression.packed.grid import store_scale
 from compression.packed.outliers import Outliers
 from compression.packed.real_grid import RUN, RealGrid, TwoLevelGrid, second_level
 from compression.packed.total import Sum
-from compression.quantization.column_loop import compensate
-from compression.quantization.gptq import inverse_factor, output_error
-from compression.quantization.grids import short_group_note, stored
+from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import pack, row_bytes
 from kernels.grouped_int import groups_of, levelled
 
@@ -82,7 +81,7 @@ class SpqrParams(Params):
         "Share of the weights that is kept in 16 bits beside the codes.",
         lo=0.0,
         hi=0.2,
-        told=True,
+        label="always",
         when={"tau": 0.0},
     )
     tau: float = param(
@@ -107,7 +106,7 @@ class SpqrParams(Params):
     level_search: bool = param(
         True,
         "Of the nearest codes of scale and zero point and the codes beside them, take the best pair.",
-        told=True,
+        label="always",
         level="advanced",
     )
     leave_one_out: bool = param(True, "Fit each ruler without its likely outliers.", level="advanced")
@@ -312,7 +311,7 @@ def spqr(
     kept: list = [None] * len(begins)  # what is stored of each group's ruler
     scale = zero = live.new_empty(0)
 
-    def choose(c: int) -> Tensor:
+    def choose(c: int, errors: Tensor) -> Tensor:
         nonlocal scale, zero
         if c in begins:
             g, length = begins[c]
@@ -344,15 +343,13 @@ def spqr(
 def compress(site: Site, stats: Stats, params: SpqrParams) -> Edit:
     """Quantize the weight [out, in] of one linear with the Gram matrix of its inputs."""
     packed, _, damping = spqr(site.weight, stats.gram, params)
-    notes = short_group_note(site, params.group_size)
-    if damping != params.damping:
-        notes += (Note("damping_raised", {"layer": site.path, "from": params.damping, "to": damping}),)
+    notes = short_group_note(site, params.group_size) + damping_note(site, params.damping, damping)
     kept = len(packed.second.values) if isinstance(packed, Sum) else 0
     error = output_error(site.weight, packed.dequantize(), stats.gram)
     return stored(site, packed, notes, output_error=error, outlier_share=kept / site.weight.numel())
 
 
-METHOD = Method(
+METHOD = LinearMethod(
     name="spqr",
     title="SpQR",
     family="quantization",
@@ -360,6 +357,7 @@ METHOD = Method(
     params=SpqrParams,
     compress=compress,
     cost=cost,
+    stores="sum",
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),
     tiny={"bits": 3, "outliers": 0.02},

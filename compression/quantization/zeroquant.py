@@ -36,12 +36,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression.base import Block, Cancelled, Cost, Edit, Method, Params, param
+from compression.base import Block, BlockMethod, Cost, Edit, Params, param
+from compression.grids import grid_bytes
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
-from compression.quantization.gptq import output_error
-from compression.quantization.grids import grid_bytes
+from compression.second_order import output_error
 from kernels.bits import row_bytes
 
 ATTENTION, QKV = ("q", "k", "v", "o"), ("q", "k", "v")
@@ -64,7 +64,14 @@ class ZeroQuantParams(Params):
         ends=("tiny, worse", "large, same"),
     )
     attention_bits: int = param(
-        8, "Bits of the attention's weights.", lo=3, hi=8, step=1, unit="bits", level="advanced"
+        8,
+        "Bits of the attention's weights.",
+        label="named",
+        lo=3,
+        hi=8,
+        step=1,
+        unit="bits",
+        level="advanced",
     )
     groups: int = param(
         64,
@@ -73,6 +80,7 @@ class ZeroQuantParams(Params):
         hi=65536,
         step=1,
         suggest=(0, 1, 48, 64),
+        label="named",
         level="advanced",
     )
     symmetric: bool = param(True, "No zero point: the ruler is centred on zero.", level="advanced")
@@ -80,12 +88,14 @@ class ZeroQuantParams(Params):
         "int8",
         "How inputs are multiplied: rounded token by token, or as they are.",
         choices=("int8", "exact"),
+        label="named",
         level="advanced",
     )
     qkv_inputs: str = param(
         "int8",
         "The inputs of queries, keys and values: rounded like the others, or as they are.",
         choices=("int8", "exact"),
+        label="named",
         level="advanced",
         when={"activations": "int8"},
     )
@@ -235,10 +245,9 @@ def distill(block: Block, params: ZeroQuantParams) -> tuple[dict[str, Tensor], f
     try:
         before = least = judged()
         best = {name: m.detach().clone() for name, m in masters.items()}
-        order = torch.Generator().manual_seed(block.seed)
+        order = block.recorder.generator()
         for step in range(params.distill_steps):
-            if block.cancelled():
-                raise Cancelled("stopped while distilling")
+            block.recorder.check("distilling")
             with torch.enable_grad():
                 error(
                     [taught[i] for i in torch.randint(len(taught), (params.distill_batch,), generator=order)]
@@ -283,7 +292,7 @@ def compress(block: Block, params: ZeroQuantParams) -> Edit:
     return Edit(linears, tensors, figures=figures)
 
 
-METHOD = Method(
+METHOD = BlockMethod(
     name="zeroquant",
     title="ZeroQuant",
     family="quantization",
@@ -291,10 +300,10 @@ METHOD = Method(
     params=ZeroQuantParams,
     compress=compress,
     cost=cost,
-    cost_by_role=True,
-    scope="block",
+    stores="grouped_int",
     stats=frozenset({"gram"}),
-    stream="original",
     tiny={"bits": 4, "groups": 0},
+    # up to 100 steps of 32 x 128 tokens a block; ours take the calibration windows
+    full={"distill_steps": 100},
     essay=__doc__,
 )

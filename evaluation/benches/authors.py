@@ -40,8 +40,7 @@ REPOSITORIES = {
 }
 
 
-# --- theirs: weight [out, in], gram [in, in], settings -> (weight as rounded, what was kept)
-# -------------------------
+# --- theirs: weight [out, in], gram [in, in], settings -> (weight as rounded, what was kept) ---
 
 
 def owq(weight, gram, *, bits: int, damping: float, act_order: bool, weak: int = WEAK):
@@ -103,8 +102,7 @@ def spqr(
     return found.weight, {"share": float(found.unstructured_outlier_mask.float().mean())}
 
 
-# --- ours: the same, given what theirs kept
-# ---------------------------------------------------------------------------
+# --- ours: the same, given what theirs kept ---
 
 
 def our_owq(weight, gram, params, theirs: dict):
@@ -176,8 +174,7 @@ def settings(name: str) -> dict:
     return {key: params[key] for key in LOOPS[name].settings}
 
 
-# --- the comparison
-# ---------------------------------------------------------------------------------------------------
+# --- the comparison ---
 
 
 def matrices(bundle, windows) -> dict:
@@ -246,7 +243,7 @@ def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
     """A row: what both sides leave in each matrix; with `failed` (words) where theirs didn't run."""
     from safetensors.torch import load_file
 
-    from compression.quantization.gptq import output_error
+    from compression.second_order import output_error
 
     loop, params = LOOPS[name], params_of(name)
     address, file = REPOSITORIES[loop.folder]

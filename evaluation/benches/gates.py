@@ -34,16 +34,11 @@ class Block:
 
 def block(title: str, about: str, *rows: str | tuple[str, str]) -> Block:
     """Recipes, the first of them the control of the others; (recipe, control) where it is another."""
-    first = rows[0]
+    recipes = [row if isinstance(row, str) else row[0] for row in rows]
     controls = {row[0]: row[1] for row in rows if isinstance(row, tuple)}
-    return Block(
-        title,
-        about,
-        {
-            r: controls.get(r, "" if r == first else first)
-            for r in (r if isinstance(r, str) else r[0] for r in rows)
-        },
-    )
+    first = "" if isinstance(rows[0], tuple) else recipes[0]
+    usual = {recipe: "" if recipe == first else first for recipe in recipes}
+    return Block(title, about, usual | controls)
 
 
 BLOCKS = (

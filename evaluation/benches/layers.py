@@ -16,14 +16,15 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
 from compression import arch, calibrate
-from compression.base import Block, Group, Method, Params
+from compression.base import Block, BlockMethod, Group, Method, Params
 from compression.bundle import Bundle
 from compression.inputs import capture
-from compression.quantization.gptq import output_error
+from compression.second_order import output_error
 from evaluation import ROOT
 from evaluation.benches import shipped
 from evaluation.running import witness
@@ -67,7 +68,7 @@ def layer_errors(
     """name -> {"errors": {path: error}, "bits_per_weight": mean over weights}; the bundle stays as it is."""
     names = frozenset({"gram"}).union(*(method.collects(params) for _, method, params in steps))
     inputs, blocks = capture(bundle, windows), arch.blocks(bundle.module)
-    found = {name: {"errors": {}, "bits": 0.0} for name, _, _ in steps}
+    found: dict[str, Any] = {name: {"errors": {}, "bits": 0.0} for name, _, _ in steps}
     weights = 0
     for layer, block in enumerate(blocks):
         paths = arch.groups(bundle.module, layer)
@@ -78,14 +79,14 @@ def layer_errors(
             block, [bundle.module.get_submodule(g[0][0]) for g in paths], names, lambda: None
         )
         groups = []
-        for i, (group, stats) in enumerate(zip(paths, collected, strict=True)):
-            sites = tuple(calibrate.site_of(bundle.module, path, role, layer) for path, role in group)
+        for i, (members, stats) in enumerate(zip(paths, collected, strict=True)):
+            sites = tuple(calibrate.site_of(bundle.module, path, role, layer) for path, role in members)
             groups.append(Group(sites, stats, *arch.fold(bundle.module, layer, i)))
         weights += sum(s.weight.numel() for g in groups for s in g.sites)
         for name, method, params in steps:
             edits = (
                 [method.compress(Block(layer, len(blocks), tuple(groups)), params)]
-                if method.scope == "block"
+                if isinstance(method, BlockMethod)
                 else None
             )
             for group in groups:

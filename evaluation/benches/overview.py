@@ -121,10 +121,11 @@ def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
     """The difference of two recipes, each measured with one or more seeds: paired over windows, or over the
     seeds where a side has several (a side with one seed is the same in every pair)."""
     if len(ours) == len(control) == 1:
-        return paired(*(r.series["window_losses"] for r in (*ours, *control)))
+        return paired(ours[0].series["window_losses"], control[0].series["window_losses"])
     count = max(len(ours), len(control))
     means = [[math.log(r.metrics["perplexity"]) for r in side] for side in (ours, control)]
-    return paired(*(side * count if len(side) == 1 else side for side in means))
+    a, b = (side * count if len(side) == 1 else side for side in means)
+    return paired(a, b)
 
 
 def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> str:

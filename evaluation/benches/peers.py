@@ -47,8 +47,7 @@ NOT_COMPARED = {
 }
 
 
-# --- theirs: model, calibration ids [n, window], settings -> model; packages are imported where they are used
-# -----------
+# --- theirs: (model, calibration ids [n, window], settings) -> model, each importing its own package ---
 
 
 def unchanged(model, ids):
@@ -212,8 +211,7 @@ def _replaced(model, convert: Callable):
     return model
 
 
-# --- the table
-# ---------------------------------------------------------------------------------------------------
+# --- the table ---
 
 
 @dataclass(frozen=True)
@@ -401,8 +399,7 @@ PAIRS = {
 }
 
 
-# --- one side of a pair, in a process of its own
-# -------------------------------------------------------------------
+# --- one side of a pair, in a process of its own ---
 
 
 def side(which: str, name: str, job: Path, draw: int) -> None:
@@ -478,8 +475,7 @@ def _theirs(pair: Pair, bundle, calibration) -> float:
     return time.perf_counter() - start
 
 
-# --- the comparison
-# ----------------------------------------------------------------------------------------------
+# --- the comparison ---
 
 
 def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import compression
 from compression.catalogue import OFFLINE_MODEL
@@ -136,8 +137,8 @@ def _spec(words: str, **fields) -> RunSpec:
     return RunSpec(OFFLINE_MODEL, steps, **fields | named)
 
 
-def _fields(preset: str) -> dict:
-    return PRESETS[preset] | {"preset": preset}
+def _fields(preset: str) -> dict[str, Any]:
+    return {**PRESETS[preset], "preset": preset}
 
 
 def file_name(spec: RunSpec, group: str) -> str:

@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 from compression import adapter, artifact, export, texts
 from compression.base import CannotExport, CompressionError
@@ -34,7 +35,7 @@ def export_and_measure(source: Path, out: Path, form: str, windows: Windows | No
     label = json.loads((source / artifact.MANIFEST).read_text("utf-8"))["about"].get("label", "compressed")
     bundle = artifact.load(source)
     size, notes = export.write(bundle, out, form, label)
-    found = {"format": form, "bytes": size, "notes": [note.json() for note in notes]}
+    found: dict[str, Any] = {"format": form, "bytes": size, "notes": [note.json() for note in notes]}
     if windows is None:
         return found
     before, after = losses(bundle, windows.ids), losses(export.read(out), windows.ids)

@@ -17,14 +17,14 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import compression
-from compression import budgets
 from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import host, limits
 from evaluation.running import deaths
-from evaluation.spec import BUILTIN_TEXT, CALIBRATION_CHOICES, PRESETS, TEXT_CHOICES, Result, RunSpec
+from evaluation.spec import BUILTIN_TEXT, CALIBRATION_CHOICES, PRESETS, TEXT_CHOICES, Result, RunSpec, Status
 from evaluation.store import Store
 from kernels.home import why_temporary
 
@@ -83,14 +83,7 @@ def main(argv: list[str]) -> int:
             )
             return 0
         if own.list:
-            from compression import calibrate
-
-            methods = [compression.get(name) for name in compression.NAMES]
-            listing = [
-                method.describe()
-                | {"stores": calibrate.stored_format(method), "full": budgets.full(method.name)}
-                for method in methods
-            ]
+            listing = [compression.get(name).describe() for name in compression.NAMES]
             print(_json(listing, indent=1) if own.json else _names(listing))
             return 0
         spec = request(own, steps)
@@ -136,7 +129,7 @@ def _leave_with(parent: int) -> None:
         os._exit(3)
 
 
-def _died(argv: list[str], status: str, error: dict) -> int:
+def _died(argv: list[str], status: Status, error: dict) -> int:
     """What a run that was killed leaves: its record, and its end on the screen."""
     own, steps = split(argv)
     result = Result(
@@ -233,6 +226,7 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
     ours, switches = {flag for flag, _, _ in RUN_FLAGS}, {flag for flag, _ in SWITCHES}
     steps: list[tuple[str, dict[str, str]]] = []
     rest, declared, fresh = [], set(), True
+    missing = "\0"  # no argument of a command can be that
     words = iter("--help" if word == "-h" else word for word in argv)
     for word in words:
         flag, equals, value = word.removeprefix("--").partition("=")
@@ -246,7 +240,7 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
             raise BadParam(f"unexpected argument {word!r}; {EPILOG}")
         elif flag in switches and name not in declared:
             rest.append(word)
-        elif not equals and (value := next(words, None)) is None:
+        elif not equals and (value := next(words, missing)) is missing:
             raise BadParam(f"{word} needs a value")
         elif name in declared or flag not in ours:
             steps[-1][1][name] = value
@@ -261,9 +255,10 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
         raise BadParam(
             f"--budget {own.budget!r}; allowed: {', '.join(BUDGETS)}", name="budget", got=own.budget
         )
-    if own.budget == "full" and steps and not any(budgets.full(name) for name, _ in steps):
+    if own.budget == "full" and steps and not any(compression.get(name).full for name, _ in steps):
+        trained = [name for name in compression.NAMES if compression.get(name).full]
         raise BadParam(
-            f"--budget full is for methods that train ({', '.join(budgets.FULL)}); here --preset says "
+            f"--budget full is for methods that train ({', '.join(trained)}); here --preset says "
             "how much is read",
             name="budget",
             got="full",
@@ -277,12 +272,18 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
 def request(own: argparse.Namespace, steps: list[tuple[str, dict[str, str]]]) -> RunSpec:
     """The RunSpec that the arguments describe; what isn't given comes from the preset and the budget."""
     if own.budget == "full":
-        steps = [(name, budgets.full(name) | values) for name, values in steps]
-    fields = {f.name for f in dataclasses.fields(RunSpec)}
-    given = {k: v for k, v in vars(own).items() if v is not None and k in fields}
+        steps = [(name, compression.get(name).full | values) for name, values in steps]
+    names = {f.name for f in dataclasses.fields(RunSpec)}
+    given = {k: v for k, v in vars(own).items() if v is not None and k in names}
     preset = own.preset or "quick"
-    fields = {"model": OFFLINE_MODEL, "text": BUILTIN_TEXT, "calibration": BUILTIN_TEXT, "preset": preset}
-    fields |= PRESETS[preset] | {"protocol": "paper" if preset == "paper" else "raw"}
+    fields: dict[str, Any] = {
+        "model": OFFLINE_MODEL,
+        "text": BUILTIN_TEXT,
+        "calibration": BUILTIN_TEXT,
+        "preset": preset,
+        "protocol": "paper" if preset == "paper" else "raw",
+        **PRESETS[preset],
+    }
     if "tokens" in given and "window" not in given:
         fields["window"] = min(fields["window"], max(given["tokens"], 2))
     return RunSpec(recipe=tuple(steps), **fields | given)

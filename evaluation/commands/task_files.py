@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from compression import artifact, sample, task_files, texts
 from compression.base import CompressionError
@@ -33,7 +34,7 @@ def compare(
     TaskRefused."""
     rows = []
     for file in (None, *files):
-        row = {"file": file and str(file)}
+        row: dict[str, Any] = {"file": file and str(file)}
         if file is not None:
             start = time.perf_counter()
             task_files.load(bundle, file)

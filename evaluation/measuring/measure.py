@@ -17,10 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compression.base import Cancelled, CompressionError, Note
+from compression.base import CompressionError, Note
 from compression.bundle import Bundle
 from compression.disk import check_room
 from compression.likelihood import head_of, hidden_states, logit_chunks, token_losses, vocabulary_of
+from compression.packed.linear import TableHead
+from compression.recorder import QUIET, Recorder
 from compression.sample import fitted, generate
 from compression.texts import Windows
 from evaluation.measuring import divergence, generation
@@ -117,8 +119,7 @@ def measure(
     baseline: Baseline | None,
     *,
     record: Path | None = None,
-    emit: Callable[[dict], None] = lambda event: None,
-    cancelled: Callable[[], bool] = lambda: False,
+    recorder: Recorder = QUIET,
 ) -> tuple[dict[str, float], dict[str, list]]:
     """(metrics, series) of a model over windows. With a baseline also everything that compares with the
     original.
@@ -127,8 +128,7 @@ def measure(
     """
 
     def check():
-        if cancelled():
-            raise Cancelled("stopped while measuring")
+        recorder.check("measuring")
 
     n, window = windows.ids.shape
     total = n + 2
@@ -153,9 +153,9 @@ def measure(
                     window=i,
                 )
             hits += hits_i
-            if baseline:
+            if kl_i is not None:
                 kl[i], same = kl_i, same + same_i
-            emit({"stage": "evaluate", "done": i + 1, "total": total})
+            recorder.progress("evaluate", i + 1, total)
     metrics = _likelihood(losses, hits, windows)
     series = {"window_losses": [round(x, 5) for x in losses.mean(1).tolist()]}
     if baseline:
@@ -163,12 +163,12 @@ def measure(
     check()
     short_hidden, short = _short(bundle, windows, baseline)
     metrics |= short
-    emit({"stage": "generate", "done": n + 1, "total": total})
+    recorder.progress("generate", n + 1, total)
     check()
     texts = continuations(bundle, windows, check)
     metrics |= _texts(texts, baseline)
-    emit({"stage": "generate", "done": total, "total": total})
-    if record:
+    recorder.progress("generate", total, total)
+    if record and states is not None:
         _leave(record, states.shape, losses, short_hidden, texts)
     return metrics, series
 
@@ -176,7 +176,7 @@ def measure(
 def _width(bundle: Bundle) -> int:
     """Width of the final hidden states (OPT-350M projects them down before the head)."""
     head = head_of(bundle)
-    return head.in_features if hasattr(head, "in_features") else head.table.packed.shape[1]
+    return head.table.packed.shape[1] if isinstance(head, TableHead) else head.in_features
 
 
 def _window(bundle: Bundle, hidden: Tensor, ids: Tensor, reference) -> tuple[Tensor, Tensor | None, int, int]:
@@ -190,7 +190,7 @@ def _window(bundle: Bundle, hidden: Tensor, ids: Tensor, reference) -> tuple[Ten
         losses[rows] = token_losses(logits, targets[rows]).cpu()
         top = logits.argmax(-1)
         hits += int((top == targets[rows]).sum())
-        if reference:
+        if reference and kl is not None:
             original = reference[1](reference[0][rows].to(hidden)).float()
             kl[rows] = divergence.kl_divergence(original, logits).cpu()
             same += int((top == original.argmax(-1)).sum())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from compression import arch
-from compression.bundle import Geometry
+from compression.bundle import Bundle, Geometry
 from compression.packed.base import Packed
 from compression.packed.linear import CompressedLinear, CompressedTable
 from compression.packed.low_rank import LowRank
@@ -29,6 +30,35 @@ def resident_bytes(module: nn.Module) -> int:
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def sizes(bundle: Bundle, ids: Tensor) -> dict[str, float]:
+    """Bytes as stored, parameters, bytes in memory, bytes of the key-value cache a token. ids: some tokens
+    [n, length] int64 that the model can read."""
+    from compression import artifact
+
+    return {
+        "stored_bytes": artifact.stored_bytes(bundle),
+        "parameters": sum({p.data_ptr(): p.numel() for p in bundle.module.parameters()}.values()),
+        "resident_weight_bytes": resident_bytes(bundle.module),
+        "kv_cache_bytes_per_token": cache_bytes(bundle, ids),
+    }
+
+
+def cache_bytes(bundle: Bundle, ids: Tensor) -> int:
+    """Bytes that one token adds to the key-value cache, read from a real cache; with keys by channel on
+    average over a usual length."""
+    from compression import kv_cache, sample
+
+    cache = sample.new_cache(bundle)
+    tokens = kv_cache.usual_length(ids.shape[1]) if bundle.cache_keys == "channel" else 8
+    ids = ids[:1, :tokens].to(bundle.device)
+    with torch.no_grad():
+        bundle.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    tensors = [
+        t for layer in cache.layers for t in (getattr(layer, "stored", None) or (layer.keys, layer.values))
+    ]
+    return sum(t.numel() * t.element_size() for t in tensors) // ids.shape[1]
 
 
 def matrices(module: nn.Module, original: Geometry) -> dict[str, float]:

@@ -260,7 +260,7 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
     alt = words("card.training.alt", **words.facts({"first": seen[0], "last": seen[-1]}))
     samples = any(note.get("code") == "distilled" for note in result.notes)
     # the control is no training of the original
-    off = any(method.control for method, _ in result.spec.methods)
+    off = any(method.control for method, _ in result.spec.trainings)
     lines = [words("card.training.own") if samples else words("card.training")]
     own = result.metrics.get("perplexity_ratio")
     ratio = {name: r.metrics.get("perplexity_ratio") for name, r in relatives.items() if r is not None}

@@ -54,7 +54,9 @@ ADDRESSES = 10_000  # remembered
 
 log = logging.getLogger(__name__)
 
-Scope, Receive, Send = dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable[None]]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict]]
+Send = Callable[[dict], Awaitable[None]]
 
 
 @dataclass(frozen=True)

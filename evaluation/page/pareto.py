@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import itemgetter
 
 from evaluation.measuring.metrics import METRICS, WITHIN, Row, better, value
 
@@ -25,24 +26,25 @@ def front(rows: Iterable[Row], x: str, y: str) -> list[str]:
 def smallest_within(rows: Iterable[Row], limit: float = WITHIN) -> Row | None:
     """The smallest compressed model whose perplexity is at most `limit` times the original's, errors not
     counted."""
-    fit = [
-        r
+    sizes = [
+        (size, r)
         for r in rows
         if r.get("family") != "original"
-        and value(r, "file_bytes")
+        and (size := value(r, "file_bytes"))
         and (value(r, "perplexity_ratio") or math.inf) <= limit
     ]
-    return min(fit, key=lambda r: value(r, "file_bytes"), default=None)
+    return min(sizes, key=itemgetter(0), default=(0, None))[1]
 
 
 def best_under(rows: Iterable[Row], budget_bytes: float) -> Row | None:
     """The model with the lowest perplexity among those whose file fits a budget."""
-    fit = [
-        r
+    ratios = [
+        (ratio, r)
         for r in rows
-        if (value(r, "file_bytes") or math.inf) <= budget_bytes and value(r, "perplexity_ratio") is not None
+        if (value(r, "file_bytes") or math.inf) <= budget_bytes
+        and (ratio := value(r, "perplexity_ratio")) is not None
     ]
-    return min(fit, key=lambda r: value(r, "perplexity_ratio"), default=None)
+    return min(ratios, key=itemgetter(0), default=(0, None))[1]
 
 
 def comparable(rows: Iterable[Row], model: str, protocol: str) -> list[Row]:

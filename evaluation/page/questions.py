@@ -25,7 +25,7 @@ from compression.disk import check_room
 from evaluation import host
 from evaluation.measuring import metrics
 from evaluation.page import cards, pareto, plots, requests
-from evaluation.page.words import LANGUAGES, Words, digits, essays, methods, table
+from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, table
 from evaluation.running import deaths
 from evaluation.running.freshness import answers
 from evaluation.running.scales import Scales
@@ -277,7 +277,7 @@ class Page:
             raise requests.BadRequest(
                 f"no method {ask.method!r}; allowed: {', '.join(methods())}", where="method"
             )
-        return {"text": essays(ask.lang).get(ask.method) or methods()[ask.method]["essay"]}
+        return {"text": essay(ask.method, ask.lang)}
 
     # --- before and while running ---
 

@@ -10,6 +10,7 @@ shows.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -218,7 +219,7 @@ def take(question: str, ask: Any, address: str = "") -> Ask:
     return taken
 
 
-def _refusal(wrong: dict) -> BadRequest:
+def _refusal(wrong: Mapping[str, Any]) -> BadRequest:
     where = ".".join(str(part)[:40] for part in wrong["loc"][:6])
     limit, value = next(
         ((f"{sign} {wrong['ctx'][k]}", k) for k, sign in _BOUNDS.items() if k in wrong.get("ctx", {})),

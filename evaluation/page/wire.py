@@ -12,6 +12,8 @@ import gzip
 import hashlib
 import threading
 from collections import OrderedDict
+from functools import partial
+from typing import Any
 from urllib.parse import parse_qs
 
 import brotli
@@ -72,7 +74,8 @@ class _Answer:
 
     def __init__(self, wire: Wire, scope, send):
         self.wire, self.scope, self.send = wire, scope, send
-        self.start, self.parts = None, []
+        self.start: Any = None
+        self.parts: list[bytes] = []
 
     async def take(self, message) -> None:
         """What the app sends, one message after the other."""
@@ -110,9 +113,9 @@ class _Answer:
         if len(body) >= SMALLEST:
             headers.add_vary_header("Accept-Encoding")
             if encoding:
-                work = (self.wire.compressed, body, digest, encoding)
+                work = partial(self.wire.compressed, body, digest, encoding)
                 # nobody waits for long ones
-                body = await run_in_threadpool(*work) if len(body) >= LONG else work[0](*work[1:])
+                body = await run_in_threadpool(work) if len(body) >= LONG else work()
                 headers["Content-Encoding"], headers["Content-Length"] = encoding, str(len(body))
                 del headers["accept-ranges"]
         await self.send(self.start)

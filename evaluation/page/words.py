@@ -29,17 +29,9 @@ GRADES = (
     (math.inf, "broken"),
 )
 NOTICEABLE = 1.01  # below this multiple nobody notices a difference
-TELLING = {  # choices that a run's name tells where they aren't the usual ones
-    "objective": "on-policy",
-    "teaching": "teacher",
-    "granularity": "block",
-    "importance": "element1",
-    "guide": "adapter",
-    "setting": "meta",
-    "kind": "tensor_train",
-    "table": "nf4",
-}
-NAMED = (  # parameters that a step's name has words for, or that only end a training
+# Parameters that a step's name has words for whatever the method, or that only end a training. A method
+# declares its own others (`label` of compression/base.py, param).
+NAMED = (
     "bits",
     "sparsity",
     "pattern",
@@ -55,16 +47,27 @@ NAMED = (  # parameters that a step's name has words for, or that only end a tra
     "activation_bits",
     "train_minutes",
 )
-# a method's own, told in its name too
-NAMED_OF = {"zeroquant": ("attention_bits", "groups", "activations", "qkv_inputs")}
+OF_METHODS = ("method.", "param.", "value.")  # keys of strings that come with a method
 MANY = 4.0  # times, from which a change isn't told in per cent
 SPEED_MARGIN = 0.05  # rates closer than this are called equal
 
 
 @functools.cache
 def table(language: str) -> dict[str, str]:
-    """All strings of a language by key."""
+    """All strings of a language by key. A method's strings that nobody has translated yet are English ones,
+    marked as such."""
+    own = strings(language)
+    return own | {key: own["untranslated"].format(text=strings("en")[key]) for key in untranslated(language)}
+
+
+def strings(language: str) -> dict[str, str]:
+    """What stands in a language's file."""
     return json.loads((I18N / f"{language}.json").read_text("utf-8"))
+
+
+def untranslated(language: str) -> list[str]:
+    """Keys of strings of methods and their parameters that exist in English only."""
+    return [k for k in strings("en").keys() - strings(language).keys() if k.startswith(OF_METHODS)]
 
 
 @functools.cache
@@ -73,11 +76,24 @@ def methods() -> dict[str, dict]:
     return {m["name"]: m for m in json.loads(METHODS.read_text("utf-8"))}
 
 
+def described(name: str) -> dict:
+    """A method's description; empty where a stored run has outlived its method."""
+    return methods().get(name, {"full": {}, "params": ()})
+
+
+def essay(name: str, language: str) -> str:
+    """A method's essay; the English one, which is the method's own docstring, marked where it isn't
+    translated."""
+    english = methods()[name]["essay"]
+    if language == "en":
+        return english
+    return essays(language).get(name) or table(language)["untranslated"].format(text=english)
+
+
 @functools.cache
 def essays(language: str) -> dict[str, str]:
-    """The translated method essays; English ones are the methods' own docstrings in methods.json."""
-    file = I18N / f"essays.{language}.json"
-    return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    """The essays that are translated."""
+    return json.loads((I18N / f"essays.{language}.json").read_text("utf-8"))
 
 
 def digits(number: float, n: int = 3) -> str:
@@ -222,8 +238,13 @@ class Words:
             parts += [self.groups(values["groups"])] if long else []
         if long and "group_size" in values:
             parts.append(self.knob("group_size", values["group_size"]))
-        title = self(f"value.{values.pop('table')}") if name == "nf4" else self.method(name)
-        parts += [self(f"value.{values[k]}") for k, usual in TELLING.items() if values.get(k, usual) != usual]
+        title, choices = self.method(name), []
+        for p in described(name)["params"]:
+            if p["label"] == "title" and p["name"] in values:
+                title = self(f"value.{values[p['name']]}")
+            elif p["label"] == "choice" and values.get(p["name"], p["default"]) != p["default"]:
+                choices.append(self(f"value.{values[p['name']]}"))
+        parts += choices
         if values.get("round") is False:
             parts.append(self("value.unrounded"))
         if values.get("rounding") is False:
@@ -233,8 +254,7 @@ class Words:
     def settings(self, name: str, values: Mapping) -> list[str]:
         """What a step's name leaves out: its main knob where that is told nowhere, every parameter that isn't
         at its default, and those that are always told. A full budget goes by that name."""
-        # a stored run may outlive its method
-        method, out = methods().get(name, {"full": {}, "params": ()}), []
+        method, out = described(name), []
 
         def holds(when):
             return all(values.get(k, v) == v for k, v in when.items())
@@ -244,9 +264,12 @@ class Words:
             out.append(self("budget.full"))
         for p in method["params"]:
             key = p["name"]
-            if key in (*NAMED, *TELLING, *NAMED_OF.get(name, ()), *budget) or key not in values:
+            told = key in NAMED or p["label"] in ("named", "title", "choice")
+            if told or key in budget or key not in values:
                 continue
-            always = (p["main"] and values.get("rounding", True)) or (p["told"] and holds(p["when"]))
+            always = (p["main"] and values.get("rounding", True)) or (
+                p["label"] == "always" and holds(p["when"])
+            )
             if values[key] != p["default"] or always:
                 out.append(f"{self(f'param.{key}').lower()} {self.choice(values[key])}")
         return out

@@ -280,8 +280,7 @@ class Chat:
             self._lock.notify_all()
 
 
-# --- the worker's side
-# --------------------------------------------------------------------------------------------
+# --- the worker's side ---
 
 
 class Side:
@@ -314,10 +313,9 @@ class Side:
             began = time.perf_counter()
             token = next(self.steps, None)
             self.times.append(time.perf_counter() - began)
-        token = None if token is None else int(token)
-        self.done = token is None or token in self.stops
-        if not self.done:
-            self.tokens.append(token)
+        self.done = token is None or int(token) in self.stops
+        if token is not None and not self.done:
+            self.tokens.append(int(token))
         text = self.bundle.tokenizer.decode(self.tokens, skip_special_tokens=True)
         if text.endswith("\ufffd") and not self.done:  # half a character: wait for the rest
             text = self.shown

@@ -19,7 +19,8 @@ class Clock:
         from evaluation.running.estimate import stage_seconds
 
         self._emit, self._plan = emit, stage_seconds(spec)
-        self._planned, self._spent = dict(self._plan), {}
+        self._planned = dict(self._plan)
+        self._spent: dict[str, float] = {}
         self._current, self._began = "load", time.perf_counter()
 
     def stage(self, name: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from compression.base import Cancelled, CompressionError
 from evaluation import limits
+from evaluation.spec import Status
 
 Error = dict  # {"code", "message", "facts"}
 
@@ -34,7 +35,7 @@ MEMORY_WORDS = (  # what the libraries say, in small letters; C++'s own word; th
 DISK_WORDS = ("no space left on device", "not enough free disk space", "disk quota exceeded")
 
 # signal's name -> (status, code, message): what the system or somebody else sends, and what it means here
-SIGNALS = {
+SIGNALS: dict[str, tuple[Status, str, str]] = {
     "SIGKILL": ("oom", "worker_killed", "the system ended the run, most likely because memory ran out"),
     "SIGBUS": (
         "failed",
@@ -71,7 +72,7 @@ ERRNOS = {  # of an OSError -> code, message
 }
 
 
-def told(code: int, said: str = "", kills: int | None = None) -> tuple[str, Error]:
+def told(code: int, said: str = "", kills: int | None = None) -> tuple[Status, Error]:
     """(status, error) of a process that ended without a result.
 
     code: as subprocess gives it (minus the signal's number) or as a shell does (128 plus that). said: the
@@ -85,8 +86,8 @@ def told(code: int, said: str = "", kills: int | None = None) -> tuple[str, Erro
     ):
         return "oom", _out_of_memory()
     if name in SIGNALS:
-        status, kind, message = SIGNALS[name]
-        return status, {"code": kind, "message": message, "facts": {"signal": name}}
+        ended, kind, message = SIGNALS[name]
+        return ended, {"code": kind, "message": message, "facts": {"signal": name}}
     if _any(DISK_WORDS, said):
         return "failed", _disk_full()
     last = said.strip().splitlines()[-1:] or [""]
@@ -97,7 +98,7 @@ def told(code: int, said: str = "", kills: int | None = None) -> tuple[str, Erro
     }
 
 
-def status(error: BaseException) -> str:
+def status(error: BaseException) -> Status:
     """How a run ends by an exception."""
     return (
         "cancelled"
@@ -138,10 +139,11 @@ def describe(error: BaseException, place: Path | None = None) -> Error:
 def _behind(error: BaseException) -> Iterator[BaseException]:
     """An exception and those that it came from, the outermost first."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def _number(error: BaseException) -> int | None:

@@ -12,7 +12,17 @@ from collections import Counter
 from dataclasses import dataclass
 
 from compression import hub, importing, models
-from compression.base import CompressionError, Cost, ModelUnavailable, handed_on
+from compression.base import (
+    CompressionError,
+    Cost,
+    LinearMethod,
+    ModelMethod,
+    ModelUnavailable,
+    StudentMethod,
+    TableMethod,
+    TrainingMethod,
+    handed_on,
+)
 from compression.bundle import Geometry
 from compression.catalogue import CATALOGUE, unknown
 from evaluation import host as machine
@@ -88,10 +98,10 @@ def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int
 def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
     """The sizes that a recipe leaves."""
     for method, params in spec.methods:
-        if getattr(params, "student", ""):
+        if isinstance(method, StudentMethod) and params.student:
             geometry = geometry_for(params.student)
-        elif method.reshaped:
-            geometry = method.reshaped(geometry, params)
+        else:
+            geometry = method.geometry_after(geometry, params)
     return geometry
 
 
@@ -179,7 +189,7 @@ def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
     costs = [
         method.table_cost(shape, params, geometry.tied)
         for method, params in spec.methods
-        if method.table_cost
+        if isinstance(method, TableMethod)
     ]
     return costs[0] if costs else None
 
@@ -190,7 +200,7 @@ def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
     costs = [
         m.cost_of(shape, p, spec.calibration_tokens, "table")
         for m, p in spec.methods
-        if m.student and m.cost_by_role
+        if isinstance(m, StudentMethod) and m.trains_table
     ]
     return Cost(0, sum(c.flops for c in costs), max((c.peak_bytes for c in costs), default=0))
 
@@ -204,9 +214,9 @@ def _cost(
     size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
     kept, before = 1.0, {}
     for i, (method, params) in enumerate(spec.methods):
-        if method.table_cost:  # linears stay as they are
+        if isinstance(method, TableMethod):  # linears stay as they are
             continue
-        if method.scope == "model":
+        if isinstance(method, ModelMethod):
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
             held, flops = max(held, cost.peak_bytes), flops + cost.flops
             out, n = shape = then if method.reshaped else shape
@@ -216,36 +226,26 @@ def _cost(
                 method.inherits and before.keys() >= set(method.inherits)
             ):  # else it keeps what is stored
                 size = cost.bytes
-            elif method.adds and method.adds(params, spec.methods[:i]):
+            elif isinstance(method, TrainingMethod) and method.adds and method.adds(params, spec.methods[:i]):
                 size += cost.bytes
             continue
-        if method.converted_cost and before.keys() >= set(method.inherits):
+        linear = isinstance(method, LinearMethod)
+        if linear and method.converted_cost and before.keys() >= set(method.inherits):
             cost = method.converted_cost(shape, params, spec.calibration_tokens)
         else:
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         before = handed_on(params)
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
         # places are removed; what is stored of the others may be codes already
-        if hasattr(params, "pattern"):
-            kept, size = kept_share(params), cost.bytes
-        elif kept < 1.0 and "bitmask" in method.after:
+        if linear and method.kept_share:
+            kept, size = method.kept_share(params), cost.bytes
+        elif linear and kept < 1.0 and method.rounds_what_stays:
             size = (
                 out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8
             )
         else:
             size = cost.bytes
     return size, peak, flops, held
-
-
-def kept_share(params) -> float:
-    """Share of the weights that stay where a method removes places: free ones, or of every few neighbours."""
-    with importing:
-        from compression.pruning.patterns import kept_of
-
-    if params.pattern == "unstructured":
-        return 1 - params.sparsity
-    kept, of = kept_of(params.pattern)
-    return kept / of
 
 
 def stage_seconds(spec: RunSpec) -> dict[str, float]:
@@ -269,9 +269,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         plan["latency"] = LATENCY_STEPS * decode + packing
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
-    passes = sum(
-        PASSES["original" if m.scope == "block" else m.stream] for m, p in spec.methods if m.collects(p)
-    )
+    passes = sum(PASSES[m.stream] for m, p in spec.methods if m.collects(p))
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
     stored = _stored_table(spec, geometry)
     own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (

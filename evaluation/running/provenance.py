@@ -1,6 +1,6 @@
 """Whether a stored answer is still the answer of this program.
 
-`code()` names the program: a hash of its sources and of the libraries that compute. An answer of the same
+`code()` names the program (evaluation/program.py). An answer of the same
 program holds. One of another program holds if its witness comes out again (witness.py), which takes a second
 or two. That is found out once for a program and a processor, by the command below, which the app runs in the
 background at its start, or by the run that needs the answer:
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -23,26 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation import ROOT
+from evaluation.program import code
 from kernels import home as place
 
 if TYPE_CHECKING:
     from evaluation.spec import Result
     from evaluation.store import Store
-
-FOLDERS, ENDINGS = ("compression", "kernels", "evaluation"), {".py", ".c", ".h"}
-LIBRARIES = ("torch", "transformers", "tokenizers")
-
-
-@functools.cache
-def code() -> str:
-    """Hash of all sources, wherever they stand in them, and of the versions of the libraries that compute."""
-    files = sorted(f for folder in FOLDERS for f in (ROOT / folder).rglob("*") if f.suffix in ENDINGS)
-    found = hashlib.sha256(
-        "".join(f"{name} {importlib.metadata.version(name)}\n" for name in LIBRARIES).encode()
-    )
-    for content in sorted(f.read_bytes() for f in files):  # a file that moved counts as the same
-        found.update(hashlib.sha256(content).digest())
-    return found.hexdigest()[:20]
 
 
 def known(result: Result, store: Store) -> bool | None:

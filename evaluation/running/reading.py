@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compression import texts
-from compression.base import Note
+from compression.base import ModelMethod, Note, StudentMethod, TrainingMethod
 from compression.bundle import Geometry
-from compression.texts import Text, Windows
+from compression.texts import Role, Text, Windows
 from evaluation.spec import RunSpec
 
 
@@ -44,8 +44,12 @@ def read(
     window = min(spec.window, positions)
     notes = [Note("window_shortened", {"asked": spec.window, "used": window})] if window < spec.window else []
     cut = texts.windows(text, tokenizer, spec.protocol, window, spec.tokens, "evaluation")
-    found = {"evaluation": cut}
-    for role, tokens in (("calibration", spec.calibration_tokens), ("training", spec.training_tokens)):
+    found: dict[Role, Windows] = {"evaluation": cut}
+    asked: tuple[tuple[Role, int], ...] = (
+        ("calibration", spec.calibration_tokens),
+        ("training", spec.training_tokens),
+    )
+    for role, tokens in asked:
         if calibration and tokens:
             found[role] = texts.windows(
                 calibration, tokenizer, spec.protocol, window, tokens, role, spec.seed
@@ -72,21 +76,16 @@ def read(
 
 def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: Tensor | None) -> None:
     """Raises what a method of the recipe would raise, once the model is loaded and the original measured."""
-    from compression.distillation import white_box
-    from compression.pruning import llm_pruner
     from compression.training import hold_out
 
     for method, params in spec.methods:
-        if method.reshaped and not getattr(params, "student", ""):
-            geometry = method.reshaped(geometry, params)
-        read = windows if method.trains_on is None or training is None else training
-        if method.trains_on and method.trains_on(params) and not method.own_text and read is not None:
+        if not (isinstance(method, StudentMethod) and params.student):
+            geometry = method.geometry_after(geometry, params)
+        if not isinstance(method, ModelMethod):
+            continue
+        trains = isinstance(method, TrainingMethod)
+        read = windows if not trains or training is None else training
+        if trains and params.train_tokens and not method.own_text and read is not None:
             hold_out(read)
-        if isinstance(params, white_box.WhiteBoxParams) and params.train_tokens and read is not None:
-            white_box.check_lengths(params, read.shape[1])
-        if (
-            isinstance(params, llm_pruner.LlmPrunerParams)
-            and params.importance in llm_pruner.TAYLOR
-            and read is not None
-        ):
-            llm_pruner.texts(read, params)
+        if method.fits and read is not None:
+            method.fits(params, read)

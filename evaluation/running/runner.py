@@ -14,7 +14,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from compression import importing
@@ -25,13 +25,13 @@ from evaluation.running.estimate import estimate, stage_seconds
 from evaluation.running.freshness import answers
 from evaluation.running.public import named_only
 from evaluation.running.worker import ENOUGH, GRACE_SECONDS, Worker
-from evaluation.spec import Result, RunSpec
+from evaluation.spec import Result, RunSpec, Status
 from evaluation.store import Store
 
 PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
 WAITING = 20  # runs in the line
 WAITING_OF_ADDRESS = 8  # those of one address, where many visitors may sit behind it
-INTERRUPTED = (
+INTERRUPTED: tuple[Status, dict] = (
     "interrupted",
     {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}},
 )
@@ -52,7 +52,7 @@ class Job:
     visitors: set[str]  # hashes of the tokens of those who wait for it
     again: bool
     address: str = ""  # of the visitor who asked first
-    status: str = "queued"
+    status: Status = "queued"
     began: float = 0.0
     event: dict = field(default_factory=dict)
     stopped: bool = False
@@ -66,7 +66,7 @@ class Runner:
         self,
         store: Store,
         *,
-        inline: Callable[[dict], Iterator[dict]] | None = None,
+        inline: Callable[[dict], Generator[dict]] | None = None,
         public: bool = False,
         spare: bool = True,
     ):
@@ -270,6 +270,7 @@ class Runner:
         for name in (job.spec.model, *job.spec.students):
             models.prepare(name, allow_paths=not self.public)  # a download must not cost the lent card's time
         result = None
+        assert self.inline is not None
         told = self.inline(self._request(job))
         for event in told:
             if job.stopped:
@@ -306,7 +307,7 @@ class Runner:
             job.event = event
         return Result.parse(event["result"]) if "result" in event else None
 
-    def _settle(self, job: Job, result: Result | None, death: Callable[[], tuple[str, dict]]) -> None:
+    def _settle(self, job: Job, result: Result | None, death: Callable[[], tuple[Status, dict]]) -> None:
         """A run has ended: by its result, by the visitor, or by the death of its process."""
         with self._lock:
             if result is not None and not job.stopped:
@@ -332,7 +333,7 @@ class Runner:
         except OSError:
             pass  # a full disk stops no run; the store keeps it in memory
 
-    def _finish(self, job: Job, status: str, error: dict) -> None:
+    def _finish(self, job: Job, status: Status, error: dict) -> None:
         self._jobs.pop(job.id, None)
         self._put(Result(key="", spec=job.spec, status=status, error=error, id=job.id))
 

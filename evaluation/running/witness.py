@@ -29,19 +29,16 @@ if TYPE_CHECKING:
     import torch
 
     from compression.bundle import Bundle
-    from compression.texts import Text, Windows
+    from compression.texts import Role, Text, Windows
     from evaluation.measuring.measure import Baseline
     from evaluation.running.reading import Reading
     from evaluation.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
-WINDOW, CALIBRATED, EVALUATED, LETTERS = (
-    64,
-    40,
-    6,
-    16_384,
-)  # tokens of a window; windows to calibrate on, to measure; letters of each text
+WINDOW = 64  # tokens
+CALIBRATED, EVALUATED = 40, 6  # windows
+LETTERS = 16_384  # of each text
 # tokens of a window where a cache by channel is measured: its first 128 tokens are no codes yet
 LONGER = 3 * WINDOW
 WIDTH, WIDE, HEADS, KV_HEADS, WORDS, POSITIONS = 128, 256, 4, 2, 260, 512
@@ -204,6 +201,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
     import torch
 
     from compression import arch, calibrate, engine
+    from compression.recorder import Recorder
     from evaluation.measuring.measure import measure
 
     small, found, original = _small(spec), model(config, nudge), model(config, nudge)
@@ -213,6 +211,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
         metrics, baseline = _baseline(original, reading.evaluation)
         if spec.is_original:
             return _metrics(metrics)
+        assert baseline is not None
         head = copy.deepcopy(arch.head(original.module)[1])
         outcome = calibrate.compress(
             found,
@@ -222,7 +221,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
             activations=spec.activations,
             cache_bits=spec.cache_bits,
             cache_keys=spec.cache_keys,
-            seed=spec.seed,
+            recorder=Recorder(seed=spec.seed),
             training=reading.training,
         )
         numbers = _matrices(found, original) | _courses(outcome.series)
@@ -232,7 +231,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
     return numbers | (_loop() if small.training_tokens else {})
 
 
-def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Baseline]:
+def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Baseline | None]:
     """What the original gives, measured and left behind as in a run."""
     from evaluation.measuring.measure import Baseline, measure
 
@@ -263,18 +262,20 @@ def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
     """Path -> the matrix that a linear or the table stands for, in float32, its factors on inputs left
     out."""
     from compression import arch
+    from compression.packed.linear import CompressedLinear, CompressedTable
 
+    stored = (CompressedLinear, CompressedTable)
     paths = [path for path, _, _ in arch.linears(bundle.module)] + [arch.embedding(bundle.module)[0]]
     modules = [(path, bundle.module.get_submodule(path)) for path in paths]
     return {
-        path: (m.packed.dequantize() if hasattr(m, "packed") else m.weight).detach().float()
+        path: (m.packed.dequantize() if isinstance(m, stored) else m.weight).detach().float()
         for path, m in modules
     }
 
 
 def _courses(series: Mapping[str, list]) -> dict[str, float]:
     """Of each training: its mean loss, the mean of what was held out, and how often each was taken."""
-    out = {}
+    out: dict[str, float] = {}
     for name in series.keys() & {"training", "warm_up"}:
         for which, column in (("loss", 1), ("held out", 2)):
             values = [row[column] for row in series[name] if row[column] is not None]
@@ -300,7 +301,7 @@ def _loop() -> dict[str, float]:
         lambda aim: (0.1 + 3 * aim[0] ** 2) * ((place - aim) ** 2).sum(),
         iter(aims * 2),
         lambda: float(((place - 0.3) ** 2).sum()),
-        Budget(2 * len(aims), SET["train_minutes"]),
+        Budget(2 * len(aims), 60.0),
         rate=0.05,
         optimizer=adamw,
     )
@@ -344,7 +345,7 @@ def _reading(small: RunSpec, original: Bundle) -> Reading:
 
 
 @functools.cache
-def _text(name: str, role: str) -> Text:
+def _text(name: str, role: Role) -> Text:
     """The beginning of a named text."""
     from compression.texts import load_text
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from evaluation import ROOT, limits
 from evaluation.running import deaths
+from evaluation.spec import Status
 
 ENOUGH = "enough"
 GRACE_SECONDS = 2  # between asking a worker to end and killing it
@@ -74,7 +75,7 @@ class Worker(subprocess.Popen):
         except (ProcessLookupError, PermissionError):
             pass  # all of them are gone
 
-    def death(self) -> tuple[str, dict]:
+    def death(self) -> tuple[Status, dict]:
         """(status, error) of a worker that has ended without a result."""
         self._relay.join(1)
         return deaths.told(self.wait(), "".join(self._said), self._kills)

@@ -78,7 +78,7 @@ def test_an_adapter_of_some_matrices_and_what_is_refused(tmp_path):
 def test_a_saved_model_offers_its_adapter_and_says_its_base(tmp_path, base, said):
     bundle = tiny.bundle()
     method = get("qlora")
-    calibrate.compress(bundle, [(method, method.params(**TRAINED | base))], WORDS, seed=0)
+    calibrate.compress(bundle, [(method, method.params(**TRAINED | base))], WORDS)
     artifact.save(bundle, tmp_path / "model", {"label": "QLoRA"})
     manifest = json.loads((tmp_path / "model" / artifact.MANIFEST).read_text("utf-8"))
     assert export.offers(manifest) == [adapter.FORM]

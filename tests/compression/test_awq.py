@@ -22,7 +22,7 @@ from compression.quantization.awq import (
     rounded,
     search,
 )
-from compression.quantization.gptq import output_error
+from compression.second_order import output_error
 from tests import oracles, tiny
 
 

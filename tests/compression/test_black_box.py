@@ -19,6 +19,7 @@ from compression.distillation import black_box, students, tasks
 from compression.distillation.black_box import Row, part, row, step
 from compression.distillation.replies import prompt_ids, write
 from compression.distillation.teacher import OracleTeacher, Replay, TextTeacher
+from compression.recorder import Recorder
 from compression.texts import tokenizer_hash
 from tests import micro, tiny
 
@@ -220,7 +221,7 @@ def test_a_text_is_the_same_in_any_company_and_the_models_own():
 
 def test_writing_can_be_stopped_and_a_long_prompt_is_told():
     with pytest.raises(Cancelled):
-        write(tiny.bundle(), ["a"], cancelled=lambda: True)
+        write(tiny.bundle(), ["a"], recorder=Recorder(cancelled=lambda: True))
     with pytest.raises(CalibrationError) as error:
         write(tiny.bundle(), ["a" * 300])
     assert error.value.code == "prompt_too_long"

@@ -5,26 +5,26 @@ from __future__ import annotations
 import pytest
 
 import compression
-from compression import budgets
-from compression.base import BadParam
+from compression.base import BUDGET_MINUTES, BadParam, TrainingMethod
 from evaluation.commands.run import request, split
 
 TRAINING = {
     name
     for name in compression.NAMES
-    if (m := compression.get(name)).trains_on or "distill_steps" in m.params.parse({}).json()
+    if isinstance(m := compression.get(name), TrainingMethod) or "distill_steps" in m.params().json()
 }
 
 
 def test_every_method_that_trains_has_one_and_no_other():
-    assert set(budgets.FULL) == TRAINING
+    assert {name for name in compression.NAMES if compression.get(name).full} == TRAINING
 
 
-@pytest.mark.parametrize("name", budgets.FULL)
+@pytest.mark.parametrize("name", sorted(TRAINING))
 def test_a_method_takes_its_full_budget_and_it_is_the_larger_one(name):
-    params = compression.get(name).params
-    short, full = params.parse({}).json(), params.parse(budgets.full(name)).json()
-    assert {k: full[k] for k in budgets.full(name)} == budgets.full(name)
+    params, declared = compression.get(name).params, compression.get(name).full
+    short, full = params.parse({}).json(), params.parse(declared).json()
+    assert {k: full[k] for k in declared} == declared
+    assert "train_tokens" not in short or declared["train_minutes"] == BUDGET_MINUTES, "its tokens end it"
     spent = "train_tokens" if "train_tokens" in short else "distill_steps"
     assert full[spent] > 100 * short[spent]
     assert full.get("prompt_tokens", 0) + full.get("response_tokens", 0) <= 512, (

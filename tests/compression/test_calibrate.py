@@ -10,11 +10,12 @@ import torch
 
 from compression import arch, calibrate, get, inputs
 from compression.base import BadChain, CalibrationError, Cancelled, Edit, Stats, UnsupportedLayer
+from compression.grids import fit
 from compression.inputs import capture
 from compression.packed.dense import Dense
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear, TableHead
-from compression.quantization.grids import fit
+from compression.recorder import Recorder
 from tests import tiny
 
 
@@ -192,12 +193,14 @@ def test_calibration_is_demanded():
 def test_cancel_is_heard_between_linears():
     asked = iter([False] * 3 + [True] * 100)
     with pytest.raises(Cancelled):
-        calibrate.compress(tiny.bundle(), steps("rtn"), None, cancelled=lambda: next(asked))
+        calibrate.compress(
+            tiny.bundle(), steps("rtn"), None, recorder=Recorder(cancelled=lambda: next(asked))
+        )
 
 
 def test_progress_counts_the_layers():
     events = []
-    calibrate.compress(tiny.bundle(), steps("rtn"), None, emit=events.append)
+    calibrate.compress(tiny.bundle(), steps("rtn"), None, recorder=Recorder(events.append))
     assert [e["done"] for e in events if e["stage"] == "compress"] == [0, 1, 2]
 
 

@@ -12,9 +12,10 @@ from compression import arch, get, row_losses
 from compression.base import BadParam, Cancelled, Context
 from compression.bundle import Bundle
 from compression.distillation import gkd, minillm, rollouts, students, white_box
-from compression.distillation.divergences import forward_kl, reverse_kl
 from compression.distillation.rollouts import Sequences, draw, given
 from compression.distillation.white_box import token_mean
+from compression.divergences import forward_kl, reverse_kl
+from compression.recorder import QUIET, Recorder
 from tests import chain_language as language
 from tests import tiny
 from tests.tiny import seeded
@@ -23,8 +24,7 @@ NO_END = frozenset()
 
 
 def context(windows, teacher, seed=0, **more):
-    fields = {"emit": lambda event: None, "cancelled": lambda: False} | more
-    return Context(windows, seed=seed, teacher=teacher, **fields)
+    return Context(windows, Recorder(seed=seed, **more), teacher)
 
 
 def facts(edit):
@@ -64,9 +64,7 @@ def test_what_stands_behind_the_end_never_changes_a_loss(method):
 
 def lesson_of(method, student, teacher, **values):
     params = get(method).params.parse({"prompt_tokens": 4, "response_tokens": 8} | values)
-    return white_box.Lesson(
-        student, teacher, language.text(16, 2), language.text(4, 3), params, 0, lambda: False
-    )
+    return white_box.Lesson(student, teacher, language.text(16, 2), language.text(4, 3), params, QUIET)
 
 
 def test_the_mean_is_over_scored_tokens_and_chunks_change_nothing(monkeypatch):
@@ -234,6 +232,7 @@ def reverse_on_own_samples(name, **values):
     return sum(found) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, values", [("gkd", {"on_policy": 1.0, "jsd_beta": 1.0}), ("minillm", {"text_weight": 0.0})]
 )  # plain text would take tokens from samples

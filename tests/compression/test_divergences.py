@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression.distillation.divergences import between, forward_kl, jensen_shannon, reverse_kl
+from compression.divergences import between, forward_kl, jensen_shannon, reverse_kl
 from tests.tiny import seeded
 
 

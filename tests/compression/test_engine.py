@@ -51,6 +51,7 @@ def test_16_bit_weights_are_the_rounded_model(dtype):
 
 def formats():
     """A format for a linear, by name: each takes the weight [out, in]."""
+    from compression.grids import fit
     from compression.packed.binary_coded import BinaryCoded
     from compression.packed.bitmask import Bitmask
     from compression.packed.codebook import CodeBook
@@ -61,7 +62,6 @@ def formats():
     from compression.packed.outliers import Outliers
     from compression.packed.total import Sum
     from compression.packed.two_four import TwoFour
-    from compression.quantization.grids import fit
     from tests.compression.test_packed import real
 
     def ints(w, bits, group=16):

@@ -81,8 +81,7 @@ def compressed(family, recipe, base=folder, **more):
     return bundle
 
 
-# --- the independent loader: numpy, one value at a time in the descriptions' own words
-# -----------------------------
+# --- the independent loader: numpy, one value at a time in the descriptions' own words ---
 
 
 def slots(words, bits, count):

@@ -11,10 +11,11 @@ import torch
 
 from compression import get
 from compression.base import CalibrationError, Site, Stats
+from compression.grids import fit
 from compression.packed.bitmask import Bitmask
 from compression.packed.two_four import TwoFour
-from compression.quantization.gptq import GptqParams, gptq, inverse_factor, output_error
-from compression.quantization.grids import fit
+from compression.quantization.gptq import GptqParams, gptq
+from compression.second_order import inverse_factor, output_error
 from tests import oracles
 
 

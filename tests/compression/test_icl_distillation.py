@@ -157,6 +157,7 @@ def learnt(params, teacher=None, seed=0):
     return student, micro.facts(edit, "demonstrations_alike"), edit
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teachers_strings_to_read_demonstrations(tmp_path):
     """A teacher that reads them (it was trained on right labels); two students that see its texts and nothing
     else. The gain rises by 46 and 52 points (63 and 55 on one thread); on classes whose words they never met

@@ -14,16 +14,14 @@ from compression import arch, artifact, calibrate, get, structure
 from compression.base import BadChain, BadParam, Cancelled, Context, TextUnavailable
 from compression.pruning.llm_pruner import TAYLOR, LlmPrunerParams, compress, gradients, texts
 from compression.pruning.structured import by_queries, pruned_layers, reshaped, shrunk
+from compression.recorder import Recorder
 from tests import oracles, tiny
 
 ALL = {"protect_first": 0.0, "protect_last": 0.0, "samples": 3, "sample_tokens": 16}
 
 
 def context(ids=None, **more):
-    return Context(
-        **{"windows": tiny.ids(8) if ids is None else ids, "emit": lambda e: None, "cancelled": lambda: False}
-        | more
-    )
+    return Context(tiny.ids(8) if ids is None else ids, Recorder(**more))
 
 
 def edit(bundle, seed=0, **values):

@@ -13,12 +13,13 @@ import torch
 
 from compression import arch, artifact, calibrate, get, row_losses
 from compression.base import Cancelled, Context
-from compression.distillation.divergences import forward_kl
+from compression.divergences import forward_kl
 from compression.likelihood import final_states
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear
 from compression.quantization import llm_qat
 from compression.quantization.llm_qat import FakeQuant, LlmQatParams
+from compression.recorder import Recorder
 from evaluation.running.chat import Chat
 from evaluation.running.estimate import estimate
 from evaluation.running.run import run
@@ -31,12 +32,14 @@ METHOD = get("llm_qat")
 
 
 def compressed(bundle, seed=0, **values):
-    outcome = calibrate.compress(bundle, ((METHOD, METHOD.params.parse(values)),), None, seed=seed)
+    outcome = calibrate.compress(
+        bundle, ((METHOD, METHOD.params.parse(values)),), None, recorder=Recorder(seed=seed)
+    )
     return bundle, outcome
 
 
-def context(seed=0, emit=lambda event: None, cancelled=lambda: False):
-    return Context(None, emit, cancelled, seed)
+def context(seed=0, **more):
+    return Context(None, Recorder(seed=seed, **more))
 
 
 @torch.no_grad()
@@ -315,9 +318,11 @@ def test_stopping_and_having_enough():
     calls = iter(range(10_000))
     with pytest.raises(Cancelled):
         params = METHOD.params.parse(METHOD.tiny)
-        calibrate.compress(tiny.bundle(), ((METHOD, params),), None, cancelled=lambda: next(calls) > 40)
+        calibrate.compress(
+            tiny.bundle(), ((METHOD, params),), None, recorder=Recorder(cancelled=lambda: next(calls) > 40)
+        )
     bundle = tiny.bundle()
-    outcome = calibrate.compress(bundle, ((METHOD, params),), None, enough=lambda: True)
+    outcome = calibrate.compress(bundle, ((METHOD, params),), None, recorder=Recorder(enough=lambda: True))
     assert {n.code for n in outcome.notes} == {"trained", "training_enough", "training_no_gain"}
     rounded, _ = compressed(tiny.bundle(), train_tokens=0)
     assert torch.equal(logits(bundle, tiny.ids(2)), logits(rounded, tiny.ids(2))), (

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from compression import artifact, calibrate, get
-from compression.low_rank.lora import Adapted, LoraParams, adapt, release, takes_it
+from compression.adapted import Adapted, release, takes_it
+from compression.low_rank.lora import LoraParams, adapt
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum

@@ -13,6 +13,7 @@ from compression.low_rank.lora import LoraParams, adapt
 from compression.pruning import lora_prune
 from compression.pruning.lora_prune import LoraPruneParams, Pruner, hidden_share, stand_in
 from compression.pruning.structured import shrunk
+from compression.recorder import QUIET, Recorder
 from tests import oracles, tiny
 
 TEXT = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11
@@ -133,7 +134,7 @@ def test_channels_that_do_nothing_go_first():
         block.fc1.weight.data[dead] = 0
         block.fc1.bias.data[dead] = -1.0  # behind a ReLU: silent whatever comes
         block.fc2.weight.data[:, dead] = 0
-    context = Context(TEXT, lambda e: None, lambda: False)
+    context = Context(TEXT, QUIET)
     edit = lora_prune.compress(bundle, context, params(removed=0.3, learning_rate=5e-4))
     for layer in (0, 1):
         gone = set(range(96)) - set(edit.kept[layer].channels)
@@ -149,5 +150,5 @@ def test_size_alone_is_the_control_and_needs_no_gradient():
 def test_an_end_before_the_first_step_is_said():
     with pytest.raises(BadParam, match="more minutes"):
         bundle = tiny.bundle("llama")
-        context = Context(TEXT, lambda e: None, lambda: False, 0, lambda: True)
+        context = Context(TEXT, Recorder(enough=lambda: True))
         lora_prune.compress(bundle, context, params(removed=0.5))

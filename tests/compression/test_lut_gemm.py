@@ -9,10 +9,10 @@ import torch
 
 from compression import calibrate, get
 from compression.base import BadChain, Site, Stats
+from compression.grids import fit as fit_grid
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
-from compression.quantization.grids import fit as fit_grid
 from compression.quantization.lut_gemm import LutGemmParams, alternate, combinations, fit, greedy, uniform
 from kernels import cpu
 from kernels.bits import unpack

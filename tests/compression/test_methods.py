@@ -11,21 +11,35 @@ import pytest
 import torch
 
 from compression import NAMES, arch, calibrate, get
-from compression.base import STATS, BadChain, BadParam, Block, Group, Site, Stats, UnsupportedLayer
+from compression.base import (
+    STATS,
+    BadChain,
+    BadParam,
+    Block,
+    BlockMethod,
+    Group,
+    LinearMethod,
+    ModelMethod,
+    Site,
+    Stats,
+    StudentMethod,
+    UnsupportedLayer,
+)
 from compression.bundle import Geometry, LayerGeometry
 from compression.low_rank.rank import rank_for
 from compression.packed import FORMATS
 from tests import oracles, tiny
 
-LINEAR = [n for n in NAMES if n != "none" and get(n).scope != "model"]
-CUTS = [n for n in NAMES if get(n).reshaped and not get(n).student]
-STUDENTS = [n for n in NAMES if get(n).student]
+LINEAR = [n for n in NAMES if not isinstance(get(n), ModelMethod)]
+STUDENTS = [n for n in NAMES if isinstance(get(n), StudentMethod)]
+CUTS = [n for n in NAMES if n not in (*LINEAR, *STUDENTS) and get(n).reshaped]
+STORING = [n for n in NAMES if n not in LINEAR and get(n).stores]
 
 
 def on_families(names) -> list[tuple[str, str]]:
     """What sees each matrix by itself has two families: test_calibrate.py has them all. What sees a block or
     the model has every one."""
-    single = [n for n in names if get(n).scope == "linear"]
+    single = [n for n in names if isinstance(get(n), LinearMethod)]
     return [*tiny.pairs(single), *((n, f) for n in names if n not in single for f in tiny.FAMILIES)]
 
 
@@ -65,7 +79,7 @@ def run(name, here=None, x=None, **params):
 
 def compress(method, here, summed, params):
     """One linear, by itself or as the only one of a block."""
-    if method.scope == "block":
+    if isinstance(method, BlockMethod):
         return method.compress(Block(0, 1, (Group((here,), summed, None, "post_norm"),)), params)
     return method.compress(here, summed, params)
 
@@ -77,7 +91,9 @@ def compress(method, here, summed, params):
 def test_declares_what_exists(name):
     method = get(name)
     assert method.family in ("quantization", "pruning", "low_rank", "distillation", "original")
-    assert method.stats <= STATS and method.after <= set(FORMATS)
+    assert method.collects(method.params()) <= STATS and method.after | {method.stores or "dense"} <= set(
+        FORMATS
+    )
     method.params.parse(method.tiny)
     for values in (method.identity or {},):
         method.params.parse(values)
@@ -177,6 +193,29 @@ def test_a_student_is_the_same_every_time_and_follows_an_uncompressed_model_only
     rounded = tiny.bundle("llama")
     with pytest.raises(BadChain):
         calibrate.compress(rounded, ((get("rtn"), get("rtn").params()), (method, params)), tiny.ids(8))
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_is_stored_in_the_format_that_the_method_declares(name):
+    method = get(name)
+    for params in (method.params(), method.params.parse(dict(method.tiny))):
+        made = compress(method, site(32, 64), stats(inputs(64)), params).linears["block.linear"]
+        assert made.format == method.stores
+
+
+@pytest.mark.parametrize("name", STORING)
+def test_a_model_is_stored_in_the_format_that_the_method_declares(name):
+    method, bundle = get(name), tiny.bundle("llama")
+    params = method.params.parse(dict(method.tiny) | {"train_tokens": 0})
+    outcome = calibrate.compress(bundle, ((method, params),), tiny.ids(8))
+    # an adapter that wasn't trained isn't there
+    expected = "codebook" if name == "qlora" else method.stores
+    assert {row["format"] for row in outcome.layers} == {expected}
+
+
+@pytest.mark.parametrize("family", ("quantization", "pruning", "low_rank", "distillation"))
+def test_one_method_of_a_family_is_shown_first(family):
+    assert sum(get(n).shown_first for n in NAMES if get(n).family == family) == 1
 
 
 # --- rounding ---

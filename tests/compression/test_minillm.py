@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compression.distillation import minillm
-from compression.distillation.divergences import logs
+from compression.divergences import logs
 from tests.tiny import seeded
 
 

@@ -148,6 +148,7 @@ def parity(bits):
     return Question("parity", 1, "".join(map(str, bits)), ("even", "odd")[odd], way)
 
 
+@pytest.mark.slow
 def test_the_way_makes_a_task_learnable_that_answers_alone_do_not_teach():
     """Parity of 8 bits, 200 questions to learn from and the 56 others to be judged by: in explanation mode
     nearly all are right; one trained on answers alone guesses, and so does this one's answer mode (which the

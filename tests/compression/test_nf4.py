@@ -9,8 +9,8 @@ import torch
 
 from compression import get
 from compression.base import Site, Stats
-from compression.quantization.grids import minmax_sym
-from compression.quantization.nf4 import TABLES
+from compression.grids import minmax_sym
+from compression.packed.codebook import TABLES
 from kernels.bits import unpack
 from tests import oracles
 

@@ -13,10 +13,10 @@ from transformers.activations import ACT2FN
 
 from compression import arch, calibrate, engine, get, inputs, known, sample
 from compression.base import CalibrationError
+from compression.grids import fit
 from compression.packed.activations import ActivationRule
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
-from compression.quantization.grids import fit
 from compression.surgery import set_submodule
 from kernels import cpu
 from tests import odd, tiny

@@ -11,9 +11,10 @@ import torch
 
 from compression import calibrate, get
 from compression.base import Site, Stats
-from compression.quantization.gptq import GptqParams, gptq, output_error
-from compression.quantization.grids import RANGES, TUNINGS, fit, minmax_asym, minmax_sym, mse_asym, shrunk
+from compression.grids import RANGES, TUNINGS, fit, minmax_asym, minmax_sym, mse_asym, shrunk
+from compression.quantization.gptq import GptqParams, gptq
 from compression.quantization.owq import OwqParams, owq, sensitivity, share, weak_count
+from compression.second_order import output_error
 from tests import oracles, tiny
 from tests.compression.test_gptq import damped, problem
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from compression.grids import fit
 from compression.packed import FORMATS, from_config
 from compression.packed.activations import ActivationRule
 from compression.packed.affine_int import AffineInt
@@ -26,7 +27,6 @@ from compression.packed.real_grid import RealGrid, TwoLevelGrid, second_level
 from compression.packed.tensor_train import TensorTrain
 from compression.packed.total import Sum
 from compression.packed.two_four import TwoFour
-from compression.quantization.grids import fit
 from kernels import cpu
 
 OUT, IN = 19, 52  # odd on purpose: not a multiple of 8, the last group short

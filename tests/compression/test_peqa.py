@@ -18,6 +18,7 @@ from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE
 from compression.packed.linear import CompressedLinear
 from compression.quantization.peqa import PeqaParams, adapt, compress, cost, integers, release
+from compression.recorder import Recorder
 from compression.training import language_loss
 from evaluation.spec import RunSpec
 from kernels.bits import unpack
@@ -373,7 +374,9 @@ def test_the_control_trains_as_many_factors_of_unrounded_weights():
 def test_no_gain_is_told_and_leaves_plain_rounding():
     start, _ = tuned(bits=4, train_tokens=0)
     bundle = tiny.bundle()
-    outcome = calibrate.compress(bundle, steps(("peqa", TRAINED | {"bits": 4})), WORDS, enough=lambda: True)
+    outcome = calibrate.compress(
+        bundle, steps(("peqa", TRAINED | {"bits": 4})), WORDS, recorder=Recorder(enough=lambda: True)
+    )
     assert "training_no_gain" in {n.code for n in outcome.notes}
     states = (m.module.state_dict() for m in (bundle, start))
     assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
@@ -381,7 +384,7 @@ def test_no_gain_is_told_and_leaves_plain_rounding():
 
 
 def test_the_same_seed_gives_the_same_file():
-    bundle, texts = tiny.bundle(), Context(WORDS, lambda e: None, lambda: False, 3)
+    bundle, texts = tiny.bundle(), Context(WORDS, Recorder(seed=3))
     made = [compress(bundle, texts, PeqaParams(**TRAINED)).files[task_files.FILE] for _ in range(2)]
     assert made[0] == made[1]
 

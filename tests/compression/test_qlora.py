@@ -14,6 +14,7 @@ from compression.packed.low_rank import LowRank
 from compression.packed.total import Sum
 from compression.quantization import qlora
 from compression.quantization.qlora import QloraParams, adapter_params, cost, freeze
+from compression.recorder import Recorder
 from compression.training import adamw, language_loss
 from evaluation.spec import RunSpec
 from tests import chain_language, oracles, tiny
@@ -169,7 +170,9 @@ def test_the_control_is_lora_with_the_same_adapters_and_tokens():
 
 def test_no_gain_leaves_nf4_and_says_so():
     bundle = tiny.bundle()
-    outcome = calibrate.compress(bundle, steps(("qlora", TRAINED)), WORDS, enough=lambda: True)
+    outcome = calibrate.compress(
+        bundle, steps(("qlora", TRAINED)), WORDS, recorder=Recorder(enough=lambda: True)
+    )
     assert "training_no_gain" in {n.code for n in outcome.notes}
     assert all(isinstance(p, CodeBook) for p in packed_of(bundle).values()) and len(outcome.layers) == 14
 

@@ -7,8 +7,8 @@ import torch
 
 from compression.bundle import Bundle
 from compression.distillation import rollouts, students
-from compression.distillation.divergences import logs
 from compression.distillation.rollouts import Sequences, distinct, draw
+from compression.divergences import logs
 from tests import chain_language as language
 from tests import tiny
 from tests.tiny import seeded

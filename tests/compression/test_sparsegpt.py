@@ -11,9 +11,10 @@ import torch
 
 from compression import calibrate, get
 from compression.base import BadParam, Site, Stats, UnsupportedLayer
+from compression.grids import fit
 from compression.pruning.sparsegpt import SparsegptParams, lowest_of_all, sparsegpt
-from compression.quantization.gptq import GptqParams, gptq, inverse_factor, output_error
-from compression.quantization.grids import fit
+from compression.quantization.gptq import GptqParams, gptq
+from compression.second_order import inverse_factor, output_error
 from kernels import cpu
 from tests import oracles, tiny
 from tests.compression.test_gptq import damped, problem

@@ -11,8 +11,9 @@ import torch
 
 from compression import get
 from compression.base import Site, Stats
-from compression.quantization.gptq import GptqParams, gptq, inverse_factor, output_error
+from compression.quantization.gptq import GptqParams, gptq
 from compression.quantization.spqr import SpqrParams, arrange, gains, outlier_limit, spqr
+from compression.second_order import inverse_factor, output_error
 from tests import oracles
 from tests.compression.test_gptq import damped, problem
 

@@ -27,6 +27,7 @@ from compression.low_rank.tensorgpt import (
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
 from compression.packed.low_rank import LowRank
 from compression.packed.tensor_train import TensorTrain
+from compression.recorder import Recorder
 from kernels.tensor_train import contract, values_per_row
 from tests import oracles, tiny
 
@@ -43,7 +44,7 @@ def rebuilt(cores, width):
 
 
 def context(cancelled=lambda: False, events=None):
-    return Context(None, (events if events is not None else []).append, cancelled)
+    return Context(None, Recorder((events if events is not None else []).append, cancelled))
 
 
 def compressed(family, *recipe, **more):
@@ -52,7 +53,7 @@ def compressed(family, *recipe, **more):
         (get(n), get(n).params.parse(p))
         for n, p in (recipe or (("tensorgpt", {"rank": 2, "modes": "square"}),))
     )
-    outcome = calibrate.compress(bundle, steps, tiny.ids(8), emit=events.append, **more)
+    outcome = calibrate.compress(bundle, steps, tiny.ids(8), recorder=Recorder(events.append), **more)
     return bundle, outcome
 
 

@@ -161,8 +161,7 @@ def test_wikitext_offline_says_what_to_do():
     assert error.value.code == "text_unreachable"
 
 
-# --- what a file may hold
-# ------------------------------------------------------------------------------------------
+# --- what a file may hold ---
 
 
 def write(place, name, content):
@@ -214,8 +213,7 @@ def test_names_of_no_file_are_told(tmp_path, name):
     assert error.value.code in ("no_file", "text_unreadable")
 
 
-# --- tokens of every kind
-# ------------------------------------------------------------------------------------------
+# --- tokens of every kind ---
 
 CHINESE = "\u6a21\u578b\u58d3\u7e2e\u5f8c\u9084\u80fd\u8aaa\u8a71\uff0c\U0001f600 na\u00efve caf\u00e9. " * 40
 
@@ -300,8 +298,7 @@ def test_of_a_long_text_only_the_beginning_is_read(tmp_path, monkeypatch):
     assert len(cut(text, "raw").ids) == 1250, "the whole of it where it is asked for"
 
 
-# --- texts that share
-# ----------------------------------------------------------------------------------------------
+# --- texts that share ---
 
 
 def lines(start, stop):
@@ -373,8 +370,7 @@ def test_long_texts_are_compared_by_samples(monkeypatch):
     assert common / size == pytest.approx(0.5, abs=0.1)
 
 
-# --- dialogues
-# -----------------------------------------------------------------------------------------------------
+# --- dialogues ---
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
 TALK = (("user", "Is it so?"), ("assistant", "It is."))

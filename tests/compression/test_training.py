@@ -10,6 +10,7 @@ from torch import nn
 
 from compression import likelihood, row_losses, training
 from compression.base import CalibrationError, Cancelled
+from compression.recorder import Recorder
 from compression.training import Budget, from_text, hold_out, language_loss, train
 from tests import chain_language, tiny
 
@@ -44,7 +45,9 @@ def test_the_same_seed_gives_the_same_course():
         def loss(ids):
             return (p[ids[:, :8]] - w[ids[:, :8]]).square().mean()
 
-        course = train([p], loss, *from_text(WINDOWS, loss, 5), Budget(8_192, 10), rate=0.1, seed=5)
+        course = train(
+            [p], loss, *from_text(WINDOWS, loss, 5), Budget(8_192, 10), rate=0.1, recorder=Recorder(seed=5)
+        )
         return p.detach(), course.curve
 
     (a, first), (b, second) = one(), one()
@@ -86,8 +89,7 @@ def test_enough_keeps_the_best_state_and_cancel_gives_up():
         *from_text(WINDOWS, loss, 0),
         Budget(10**6, 10),
         rate=0.2,
-        emit=events.append,
-        enough=lambda: len(events) > 30,
+        recorder=Recorder(events.append, enough=lambda: len(events) > 30),
     )
     assert (
         course.ended == "enough"
@@ -100,7 +102,14 @@ def test_enough_keeps_the_best_state_and_cancel_gives_up():
         and events[-1]["facts"]["best"] <= course.before
     )
     with pytest.raises(Cancelled):
-        train([p], loss, *from_text(WINDOWS, loss, 0), Budget(10**6, 10), rate=0.2, cancelled=lambda: True)
+        train(
+            [p],
+            loss,
+            *from_text(WINDOWS, loss, 0),
+            Budget(10**6, 10),
+            rate=0.2,
+            recorder=Recorder(cancelled=lambda: True),
+        )
 
 
 def test_nothing_held_out_is_trained_on():

@@ -11,6 +11,7 @@ from compression.base import Cancelled
 from compression.inputs import Passage
 from compression.packed.linear import CompressedLinear
 from compression.quantization.zeroquant import columns_of, group_grid
+from compression.recorder import Recorder
 from tests import oracles, tiny
 
 
@@ -162,5 +163,5 @@ def test_stopping_is_heard_while_distilling():
             bundle,
             ((method, method.params.parse({"distill_steps": 1000})),),
             tiny.ids(4),
-            cancelled=cancelled,
+            recorder=Recorder(cancelled=cancelled),
         )

@@ -219,8 +219,7 @@ def test_the_systems_own_count_makes_it_certain(monkeypatch):
     )
 
 
-# --- limits
-# -------------------------------------------------------------------------------------------------------
+# --- limits ---
 
 
 @pytest.fixture

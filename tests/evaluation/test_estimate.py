@@ -7,7 +7,7 @@ import time
 import pytest
 
 from compression import NAMES, get
-from compression.base import ModelUnavailable
+from compression.base import LinearMethod, ModelUnavailable, StudentMethod
 from evaluation.running.estimate import estimate, path
 from evaluation.spec import RunSpec
 from evaluation.store import Store
@@ -21,7 +21,7 @@ def test_sizes_are_those_of_the_shipped_runs(result):
     if not result.spec.is_original:
         assert found.baseline_file_bytes == pytest.approx(result.metrics["baseline_file_bytes"], rel=0.01)
         assert found.weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
-        assert found.peak_bytes < (5e9 if any(method.trains_on for method, _ in result.spec.methods) else 3e9)
+        assert found.peak_bytes < (5e9 if result.spec.trainings else 3e9)
 
 
 @pytest.mark.alone
@@ -35,7 +35,7 @@ def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
     estimate(spec)
     assert time.process_time() - start < 0.15
     sizes = [size for _, size in stops]
-    if get(name).family == "pruning" and get(name).scope == "linear":
+    if isinstance(get(name), LinearMethod) and get(name).kept_share:
         assert sizes[1] > sizes[0], "a mask costs a bit a weight: removing 5 % makes the file larger"
         sizes = sizes[1:]
     smaller = get(name).main_param in ("removed", "sparsity")  # what the knob's right end does to the file
@@ -55,7 +55,9 @@ def test_a_cache_of_few_bits_is_told_by_the_token():
     )
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if get(n).student and get(n).teacher == "model"])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if isinstance(get(n), StudentMethod) and get(n).trains_table]
+)
 def test_a_student_is_as_large_as_its_layers_and_its_training_costs(name):
     def of(**values):
         return estimate(RunSpec("smollm2-135m-instruct-q4_1", ((name, values),), table_bits=16))

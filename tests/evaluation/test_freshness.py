@@ -11,7 +11,7 @@ import torch
 
 from compression import artifact, engine, models
 from compression.texts import load_text
-from evaluation.running import provenance
+from evaluation import program
 from evaluation.running.freshness import answers
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
@@ -35,7 +35,7 @@ def stored(tmp_path):
         "config": models.config_hash(str(place)),
         "text": load_text(str(text), "evaluation").hash,
     }
-    return place, text, Result(key="", spec=spec, status="ok", fingerprint=seen, code=provenance.code())
+    return place, text, Result(key="", spec=spec, status="ok", fingerprint=seen, code=program.code())
 
 
 def test_what_did_not_change_is_still_the_answer(stored, store):
@@ -75,7 +75,7 @@ def test_catalogue_models_that_are_not_here_stay_answered(store):
             spec=RunSpec("gpt2", (("none", {}),)),
             status="ok",
             fingerprint={"model": "a", "text": "b"},
-            code=provenance.code(),
+            code=program.code(),
         ),
         store,
     )
@@ -151,7 +151,7 @@ def test_a_saved_model_with_a_byte_changed_anywhere_is_refused(tmp_path):
 
 def test_tables_too_small_for_their_scales_are_told(tmp_path):
     from compression import calibrate
-    from evaluation.running.run import _small_scales
+    from evaluation.running.stages import _small_scales
 
     small = hostile.tensors(lambda t: [t[n].mul_(2.0**-10) for n in t if n.endswith("embed_tokens.weight")])
     for change, count in ((lambda place: None, 0), (small, 1)):

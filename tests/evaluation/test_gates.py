@@ -157,8 +157,7 @@ def test_gptq_beats_rounding(setting):
     assert gptq["file_bytes"] == pytest.approx(rounding["file_bytes"], rel=1e-3)
 
 
-# --- calibrated on a text of another kind than the one that is measured
-# -------------------------------------------
+# --- calibrated on a text of another kind than the one that is measured ---
 
 elsewhere = pytest.mark.skipif(
     "calibration" in NOT_MEASURED, reason="`python -m evaluation measure calibration`"

@@ -35,7 +35,8 @@ def test_both_sides_are_given_the_same_settings(name):
     assert {k: ours[k] for k in shared} == {k: theirs[k] for k in shared}
     assert shared or name == peers.CONTROL or (theirs["bits"], theirs["symmetric"]) == (8, True)
     assert pair.package in [
-        line.split("==")[0] for line in (peers.ROOT / "evaluation" / "peers.txt").read_text().split()
+        line.split("==")[0]
+        for line in (peers.ROOT / "evaluation" / "benches" / "peers.txt").read_text().split()
     ] or (name == peers.CONTROL)
 
 

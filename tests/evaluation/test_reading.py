@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compression import models
-from evaluation.running import run as run_module
+from evaluation.measuring import memory
 from evaluation.running.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
@@ -138,13 +138,12 @@ def test_a_short_calibration_is_used_and_said(place, store, tmp_path):
     assert "calibration_shortened" not in {n["code"] for n in original.notes}
 
 
-# --- numbers that are none
-# ------------------------------------------------------------------------------------------
+# --- numbers that are none ---
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_a_metric_that_is_not_finite_fails_the_run_by_its_name(place, store, monkeypatch, number):
-    monkeypatch.setattr(run_module.memory, "matrices", lambda *a: {"weight_bits_per_weight": number})
+    monkeypatch.setattr(memory, "matrices", lambda *a: {"weight_bits_per_weight": number})
     result = run(asked(place, tiny.folder("llama"), tokens=64), store=store, timings=False, again=True)
     assert (result.status, result.error["code"], result.error["facts"]["name"]) == (
         "failed",

@@ -12,8 +12,9 @@ import torch
 from compression import artifact, likelihood
 from evaluation.page.cards import run_card
 from evaluation.page.words import Words
-from evaluation.running import run as run_module
-from evaluation.running.run import label, run
+from evaluation.running import stages
+from evaluation.running.run import run
+from evaluation.running.stages import label
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from kernels import cpu
@@ -456,21 +457,21 @@ def test_out_of_memory_is_its_own_end(place, store, monkeypatch):
             "allocate"
         )
 
-    monkeypatch.setattr(run_module._Run, "_compressed", greedy)
+    monkeypatch.setattr(stages, "compress_and_compare", greedy)
     result = run(spec(place), store=store)
     assert (result.status, result.error["code"]) == ("oom", "out_of_memory")
 
 
 def test_a_broken_model_has_no_number(place, store, monkeypatch):
     """A perplexity that isn't finite is an error, not a point."""
-    real = run_module._Run._compressed
+    real = stages.compress_and_compare
 
-    def poisoned(self, key, source):
+    def poisoned(order, read, loaded, original):
         with torch.no_grad():
-            self.bundle.module.model.norm.weight.fill_(float("nan"))
-        return real(self, key, source)
+            loaded.bundle.module.model.norm.weight.fill_(float("nan"))
+        return real(order, read, loaded, original)
 
-    monkeypatch.setattr(run_module._Run, "_compressed", poisoned)
+    monkeypatch.setattr(stages, "compress_and_compare", poisoned)
     result = run(spec(place, ("rtn", {"bits": 4, "group_size": 16})), store=store)
     assert (result.status, result.error["code"]) == (
         "failed",

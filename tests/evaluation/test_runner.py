@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from compression import budgets
+import compression
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import records
@@ -238,7 +238,7 @@ def test_a_public_page_refuses_paths(texts, tmp_path, field):
 
 
 def test_a_public_page_refuses_days_of_work_but_not_their_answer(tmp_path, monkeypatch):
-    long = RunSpec(OFFLINE_MODEL, (("qlora", budgets.full("qlora")),))
+    long = RunSpec(OFFLINE_MODEL, (("qlora", compression.get("qlora").full),))
 
     def seconds(spec):
         return {"compress": 6000.0 if spec.recipe == long.recipe else 60.0}

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+import evaluation.spec
 from compression.base import BadParam
 from evaluation.benches import overview, shipped
-from evaluation.running import provenance
 from evaluation.spec import Result, RunSpec
 
 FINGERPRINT = {"model": "m", "text": "t", "calibration": "c", "dtype": "float32"}
@@ -108,7 +108,7 @@ def test_a_recipes_words_carry_what_the_run_says():
 
 def test_the_key_names_the_code_and_the_question_does_not(monkeypatch):
     key, question = GPTQ.key(FINGERPRINT), GPTQ.question(FINGERPRINT)
-    monkeypatch.setattr(provenance, "code", lambda: "other")
+    monkeypatch.setattr(evaluation.spec, "program_code", lambda: "other")
     assert GPTQ.key(FINGERPRINT) != key and GPTQ.question(FINGERPRINT) == question
 
 

@@ -57,14 +57,14 @@ ALTERED = {
         (RTN,),
     ),
     "damping": (
-        "compression/quantization/gptq.py",
+        "compression/second_order.py",
         "+ used * scale)",
         "+ 1.1 * used * scale)",
         (GPTQ, SPARSE),
         (RTN, WANDA, AWQ),
     ),
     "zero points": (
-        "compression/quantization/grids.py",
+        "compression/grids.py",
         "torch.round(-low / scale.float())",
         "torch.round(-1.1 * low / scale.float())",
         (RTN, GPTQ),
@@ -77,13 +77,7 @@ ALTERED = {
         (HQQ,),
         (RTN,),
     ),
-    "a value of a table": (
-        "compression/quantization/nf4.py",
-        "0.07958029955625534",
-        "0.0875",
-        (NF4,),
-        (RTN,),
-    ),
+    "a value of a table": ("compression/packed/codebook.py", "0.07958029955625534", "0.0875", (NF4,), (RTN,)),
     "a search": (
         "compression/quantization/awq.py",
         "tuple(k / 20 for k in range(20))",
@@ -183,11 +177,11 @@ def _copy(folder: Path) -> Path:
 def _renamed(folder: Path) -> None:
     """Files that moved, comments, other layout: nothing that computes."""
     (folder / "compression/row_losses.py").rename(folder / "compression/sums_over_rows.py")
-    (folder / "compression/quantization/column_loop.py").rename(folder / "compression/column_loop.py")
+    (folder / "compression/second_order.py").rename(folder / "compression/quantization/column_loop.py")
     for file in folder.glob("*/**/*.py"):
         text = file.read_text("utf-8")
         text = text.replace("compression.row_losses", "compression.sums_over_rows")
-        text = text.replace("compression.quantization.column_loop", "compression.column_loop")
+        text = text.replace("compression.second_order", "compression.quantization.column_loop")
         text = re.sub(r"(?m)^(import torch)$", r"\1  # a comment\n\n", text)
         file.write_text(text.replace("used * scale", "(used * scale)"), "utf-8")
 

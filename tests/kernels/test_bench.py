@@ -58,6 +58,7 @@ def test_an_op_that_is_none_is_told(capsys):
     assert "grouped_int" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_whole_models(monkeypatch, tmp_path, capsys):
     """Every way writes, and the step writes what transformers writes."""

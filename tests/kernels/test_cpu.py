@@ -196,6 +196,7 @@ for bits in (8, 4): step_equals_loop("qwen3", bits)"""
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_sanitizers_find_nothing(tmp_path):
     """Addresses and undefined behaviour, over every format and a decode step."""

@@ -9,10 +9,9 @@ import socket
 import threading
 from pathlib import Path
 
-from evaluation import host
+from evaluation import host, program
 from evaluation.benches.shipped import specs
 from evaluation.running import estimate as estimates
-from evaluation.running import provenance
 from evaluation.running.runner import Refused
 from evaluation.spec import Result
 from evaluation.store import Store
@@ -198,8 +197,7 @@ def store_run(server, **changes):
     name = changes.get("artifact", f"artifact-{fields['id']}")
     result = dataclasses.replace(
         shipped,
-        **{"environment": environment, "metrics": metrics, "artifact": name, "code": provenance.code()}
-        | fields,
+        **{"environment": environment, "metrics": metrics, "artifact": name, "code": program.code()} | fields,
     )
     if name:
         folder = server.store.artifact_folder(name)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compression.base import Edit, Note, Site, param
+from compression.base import param
 from compression.packed.base import Packed
 from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
@@ -150,21 +150,6 @@ def encode(previous: Packed | None, codes: Tensor, grid: Grid) -> Packed:
         if previous is not None and previous.mask() is not None
         else GroupedInt.encode(codes, grid)
     )
-
-
-def short_group_note(site: Site, group_size: int) -> tuple[Note, ...]:
-    """Tells that the last group is short, once a width."""
-    rest = site.weight.shape[1] % group_size if group_size > 0 else 0
-    if not rest:
-        return ()
-    return (
-        Note("short_group", {"in_features": site.weight.shape[1], "group_size": group_size, "last": rest}),
-    )
-
-
-def stored(site: Site, packed: Packed, notes: tuple[Note, ...] = (), **figures: float) -> Edit:
-    """An edit that replaces one linear."""
-    return Edit(linears={site.path: packed}, notes=notes, figures={site.path: figures} if figures else {})
 
 
 def grid_bytes(shape: tuple[int, int], bits: int, group_size: int, symmetric: bool) -> int:

@@ -1,0 +1,54 @@
+"""Which tests a run takes.
+
+    make test-all   every test: `pytest --all`
+    make test       without those marked `slow`; of a product of three or more parameters only as many cases
+                    as it takes for each pair of values to meet
+
+A fault that needs three parameters at once to show is rare; one that needs a pair is met by both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+
+
+def axes(item) -> dict[str, tuple]:
+    """{parameter: its value's identity} of a test's case. Parameters that stand in one list are one."""
+    params = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+    found = {}
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0] if isinstance(mark.args[0], str) else ",".join(mark.args[0])
+        found[names] = tuple(id(params.pop(name.strip())) for name in names.split(","))
+    return found | {name: (id(value),) for name, value in params.items()}
+
+
+def pairs(cases: Sequence[dict]) -> list[int]:
+    """Places of cases that together hold every pair of values that any of the cases holds, greedily: the case
+    with most pairs that no earlier one has comes next.
+
+    cases: {parameter: value} each.
+    """
+    held = [frozenset(itertools.combinations(sorted(case.items()), 2)) for case in cases]
+    missing = set().union(*held)
+    taken: list[int] = []
+    while missing:
+        best = max(range(len(cases)), key=lambda i: (len(held[i] & missing), -i))
+        taken.append(best)
+        missing -= held[best]
+    return sorted(taken)
+
+
+def left_out(items: Sequence) -> list:
+    """The items that `make test` leaves to `make test-all`."""
+    found, products = [], defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("slow"):
+            found.append(item)
+        elif len(axes(item)) > 2:
+            products[item.nodeid.partition("[")[0]].append(item)
+    for product in products.values():
+        kept = set(pairs([axes(item) for item in product]))
+        found += [item for i, item in enumerate(product) if i not in kept]
+    return found
