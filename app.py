@@ -29,6 +29,7 @@ from starlette.middleware import Middleware
 
 from evaluation import ROOT
 from evaluation.page.gate import Gate, Rules, hostnames
+from evaluation.page.markup import render
 from evaluation.page.questions import Page
 from evaluation.page.wire import Wire
 
@@ -61,7 +62,7 @@ def panel(name: str, label: str, questions: Sequence[Callable] = (), **props) ->
     script = "\n".join((ASSETS / file).read_text("utf-8") for file in ("page.js", f"{name}.js"))
     return gr.HTML(
         js_on_load=script,
-        html_template=f'<section class="panel" aria-label="{label}"></section>',
+        html_template=render("panel.html", label=label),
         elem_id=name,
         server_functions=list(questions),
         apply_default_css=False,

@@ -177,10 +177,10 @@
 
   // --- the estimate ---
   function ghost(value) {
-    const found = weighed.path.find(p => Math.abs(p[0] - value) < 1e-9);
-    ce.say('ghost', found ? {bytes: found[1], words: found[3]} : weighed.bytes ? {bytes: weighed.bytes, words: weighed.hint} : null);
+    const found = weighed.path.find(p => Math.abs(p.at - value) < 1e-9);
+    ce.say('ghost', found ? {bytes: found.bytes, words: found.hint} : weighed.bytes ? {bytes: weighed.bytes, words: weighed.hint} : null);
     const line = estimate.querySelector('.size');
-    if (found && line) { line.querySelector('b').textContent = t('estimate.size', {size: found[2].split(' · ')[0]}); line.querySelector('span').textContent = found[2].split(' · ')[1]; }
+    if (found && line) { line.querySelector('b').textContent = found.size; line.querySelector('span').textContent = found.smaller; }
     if (found) { weighed.stored = ''; button(true); }
   }
   function weigh(wait = 0) {
@@ -200,8 +200,8 @@
     }, wait); });
   }
   function ghost0(value) {  // the line only; the words beside it are the server's
-    const found = weighed.path.find(p => Math.abs(p[0] - value) < 1e-9);
-    ce.say('ghost', weighed.stored ? null : found ? {bytes: found[1], words: found[3]} : weighed.bytes ? {bytes: weighed.bytes, words: weighed.hint} : null);
+    const found = weighed.path.find(p => Math.abs(p.at - value) < 1e-9);
+    ce.say('ghost', weighed.stored ? null : found ? {bytes: found.bytes, words: found.hint} : weighed.bytes ? {bytes: weighed.bytes, words: weighed.hint} : null);
   }
   function button(moving = false) {
     const original = s.steps.every(x => x.method === 'none') && s.settings.cache_bits === 16;

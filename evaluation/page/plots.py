@@ -6,12 +6,14 @@ right in light and dark. Pure: no Plotly import, the figure is its JSON.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from markupsafe import escape
+
 from evaluation.measuring.metrics import METRICS, Row, error, value
+from evaluation.page.markup import render
 from evaluation.page.pareto import front, smallest_within
 from evaluation.page.words import NOTICEABLE, Words
 
@@ -102,16 +104,17 @@ def noteworthy(row: Row) -> list[dict]:
 
 
 def _hover(row: Row, x: str, y: str, words: Words) -> str:
-    lines = [f"<b>{html.escape(words.run(row, long=True))}</b>"]
+    """What Plotly shows over a point, which knows a few tags."""
+    lines = []
     for key in (x, y):
         spread = error(row, key)
         figure = words.figure(key, value(row, key)) + (f" ± {words.figure(key, spread, 2)}" if spread else "")
-        lines.append(f"{html.escape(words(f'metric.{key}'))}: {html.escape(figure)}")
+        lines.append(f"{words(f'metric.{key}')}: {figure}")
     if source := row.get("calibration"):
-        lines.append(html.escape(words("card.calibrated", source=source)))
-    lines += [html.escape(words("shipped_mark"))] if row.get("shipped") else []
-    lines += [html.escape(words.note(n)) for n in noteworthy(row)[:2]]
-    return "<br>".join(lines)
+        lines.append(words("card.calibrated", source=source))
+    lines += [words("shipped_mark")] if row.get("shipped") else []
+    lines += [words.note(n) for n in noteworthy(row)[:2]]
+    return render("hover.html", name=words.run(row, long=True), lines=lines)
 
 
 def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Scale:
@@ -355,7 +358,7 @@ def _layout(drawing: Drawing) -> dict:
 
     def note(text: str, x: float, y: float, **more) -> dict:
         return {
-            "text": html.escape(text),
+            "text": str(escape(text)),
             "x": x,
             "y": y,
             "xref": "paper",
@@ -373,7 +376,7 @@ def _layout(drawing: Drawing) -> dict:
     for rank, (m, text, dx, dy, anchor) in enumerate(drawing.labels):
         annotations.append(
             {
-                "text": f"<b>{html.escape(text)}</b>" if m.best else html.escape(text),
+                "text": f"<b>{escape(text)}</b>" if m.best else str(escape(text)),
                 "x": math.log10(m.x) if drawing.x.log else m.x,
                 "y": math.log10(m.y) if drawing.y.log else m.y,
                 "xref": "x",
@@ -456,55 +459,51 @@ def _directions(drawing: Drawing) -> tuple[str, str]:
 def still(drawing: Drawing) -> str:
     """The same picture as SVG: what stands there until Plotly has loaded, and what a page without it
     shows."""
-    wide, high = WIDTH - MARGIN["l"] - MARGIN["r"], HEIGHT - MARGIN["t"] - MARGIN["b"]
+    left, top, right, bottom = MARGIN["l"], MARGIN["t"], WIDTH - MARGIN["r"], HEIGHT - MARGIN["b"]
 
-    def place(m_x: float, m_y: float) -> tuple[float, float]:
-        return MARGIN["l"] + drawing.x.at(m_x) * wide, MARGIN["t"] + (1 - drawing.y.at(m_y)) * high
+    def across(x: float) -> float:
+        return left + drawing.x.at(x) * (right - left)
 
-    out = [
-        f'<svg class="still" viewBox="0 0 {WIDTH} {HEIGHT}" aria-hidden="true" preserveAspectRatio="none">'
-    ]
+    def down(y: float) -> float:
+        return top + (1 - drawing.y.at(y)) * (bottom - top)
+
+    band = None
     if drawing.band:
-        top, bottom = sorted(MARGIN["t"] + (1 - drawing.y.at(v)) * high for v in drawing.band)
-        out.append(
-            f'<rect class="band" x="{MARGIN["l"]}" y="{top:.1f}" width="{wide}" height="{bottom - top:.1f}"/>'
-        )
-    for t, text in drawing.x.ticks:
-        x = MARGIN["l"] + drawing.x.at(t) * wide
-        out.append(
-            f'<path class="grid" d="M{x:.1f} {MARGIN["t"]}v{high}"/>'
-            f'<text x="{x:.1f}" y="{HEIGHT - MARGIN["b"] + 17}" '
-            f'text-anchor="middle">{html.escape(text)}</text>'
-        )
-    for t, text in drawing.y.ticks:
-        y = MARGIN["t"] + (1 - drawing.y.at(t)) * high
-        out.append(
-            f'<path class="grid" d="M{MARGIN["l"]} {y:.1f}h{wide}"/>'
-            f'<text x="{MARGIN["l"] - 6}" y="{y + 4:.1f}" text-anchor="end">{html.escape(text)}</text>'
-        )
+        high, low = sorted(map(down, drawing.band))
+        band = {"top": high, "height": low - high}
+    marks = [
+        {
+            "x": across(m.x),
+            "y": down(m.y),
+            "kind": m.family if m.leading or m.family == "original" else "grey",
+            "leading": m.leading,
+            "best": m.best,
+        }
+        for m in drawing.marks
+    ]
+    labels = [
+        {"x": across(m.x) + dx, "y": down(m.y) + dy + 4, "anchor": anchor, "text": text}
+        for m, text, dx, dy, anchor in drawing.labels
+    ]
     x_words, y_words = _directions(drawing)
-    out.append(f'<text x="{MARGIN["l"]}" y="{HEIGHT - 10}">{html.escape(x_words)}</text>')
-    out.append(f'<text x="10" y="16">{html.escape(y_words)}</text>')
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(m.x, m.y) for m in _line(drawing.marks)))
-    out.append(f'<polyline class="front-line" points="{line}"/>')
-    for m in drawing.marks:
-        x, y = place(m.x, m.y)
-        kind = "original" if m.family == "original" else m.family if m.leading else "grey"
-        shape = (
-            f'<path d="{_STAR}" transform="translate({x:.1f} {y:.1f})"'
-            if kind == "original"
-            else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5.5 if m.leading else 4.5}"'
-        )
-        out.append(f'{shape} class="mark {kind}"/>')
-        if m.best:
-            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="10.5" class="best"/>')
-    for m, text, dx, dy, anchor in drawing.labels:
-        x, y = place(m.x, m.y)
-        out.append(
-            f'<text class="name" x="{x + dx:.1f}" y="{y + dy + 4:.1f}" '
-            f'text-anchor="{anchor}">{html.escape(text)}</text>'
-        )
-    return "".join(out) + "</svg>"
+    return render(
+        "still.svg",
+        width=WIDTH,
+        height=HEIGHT,
+        left=left,
+        top=top,
+        right=right,
+        bottom=bottom,
+        band=band,
+        x_ticks=[(across(t), text) for t, text in drawing.x.ticks],
+        y_ticks=[(down(t), text) for t, text in drawing.y.ticks],
+        x_words=x_words,
+        y_words=y_words,
+        line=[(across(m.x), down(m.y)) for m in _line(drawing.marks)],
+        marks=marks,
+        labels=labels,
+        star=_STAR,
+    )
 
 
 _STAR = (
@@ -521,8 +520,12 @@ CURVE_WIDTH, CURVE_HEIGHT = 320, 84
 
 
 def curve(rows: Sequence[Sequence], alt: str) -> str:
-    """A training as SVG: rows [tokens, loss or None, held-out loss or None]; a line for the loss, dots for
-    the held-out loss."""
+    """A training as SVG: rows [tokens, loss or None, held-out loss or None]."""
+    return render("curve.svg", curve=curve_marks(rows, alt))
+
+
+def curve_marks(rows: Sequence[Sequence], alt: str) -> dict:
+    """What templates/curve.svg draws: a line for the loss, dots for the held-out loss."""
     losses = [x for row in rows for x in row[1:] if x is not None]
     low, high, last = min(losses, default=0.0), max(losses, default=1.0), max(rows[-1][0], 1) if rows else 1
     left, wide, tall = 40, CURVE_WIDTH - 48, CURVE_HEIGHT - 16
@@ -530,19 +533,12 @@ def curve(rows: Sequence[Sequence], alt: str) -> str:
     def place(tokens: float, loss: float) -> tuple[float, float]:
         return left + wide * tokens / last, 8 + tall * (high - loss) / max(high - low, 1e-9)
 
-    line = " ".join(
-        f"{x:.1f},{y:.1f}" for x, y in (place(t, loss) for t, loss, _ in rows if loss is not None)
-    )
-    dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'
-        for x, y in (place(t, h) for t, _, h in rows if h is not None)
-    )
-    ends = "".join(
-        f'<text x="{left - 6}" y="{place(0, v)[1] + 4:.1f}" text-anchor="end">{v:.3g}</text>'
-        for v in {low, high}
-    )
-    return (
-        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(alt, quote=True)}">'
-        f'<polyline points="{line}"/>{dots}{ends}</svg>'
-    )
+    return {
+        "width": CURVE_WIDTH,
+        "height": CURVE_HEIGHT,
+        "left": left,
+        "alt": alt,
+        "line": [place(tokens, loss) for tokens, loss, _ in rows if loss is not None],
+        "dots": [place(tokens, held_out) for tokens, _, held_out in rows if held_out is not None],
+        "ends": [(place(0, loss)[1], f"{loss:.3g}") for loss in sorted({low, high})],
+    }

@@ -25,7 +25,7 @@ from compression.disk import check_room
 from evaluation import host
 from evaluation.measuring import metrics
 from evaluation.page import cards, pareto, plots, requests
-from evaluation.page.words import LANGUAGES, Words, essay, methods, table
+from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, table
 from evaluation.running import deaths
 from evaluation.running.freshness import answers
 from evaluation.running.scales import Scales
@@ -291,15 +291,16 @@ class Page:
             found = self._estimate(spec)
         except CompressionError as error:
             if error.code == "size_unknown":
-                return out | {"html": f"<p class='more'>{words('estimate.unknown')}</p>"}
+                return out | {"html": cards.estimate_line(words, None, False, self.public)}
             return out | {"error": cards.error_card(words, _failure(error)), "fits": False}
         out["path"] = [
-            [
-                v,
-                size,
-                f"{words.size(size)} · {words.smaller(found.baseline_file_bytes, size)}",
-                words("estimate.hint", size=words.size(size)),
-            ]
+            {
+                "at": v,
+                "bytes": size,
+                "size": words("estimate.size", size=words.size(size)),
+                "smaller": words.smaller(found.baseline_file_bytes, size),
+                "hint": words("estimate.hint", size=words.size(size)),
+            }
             for v, size, *_ in self._path(spec)
         ]
         out["bytes"], out["fits"], out["seconds"] = found.file_bytes, found.fits, found.seconds
@@ -470,7 +471,7 @@ class Page:
                 "title": title + (f" · {words.size(size)}" if size else ""),
                 "rate": rate,
                 "memory": memory,
-                "stored": words("chat.stored", rate=cards.digits(rate, 2)) if rate else "",
+                "stored": words("chat.stored", rate=digits(rate, 2)) if rate else "",
                 "memory_words": words("chat.memory", memory=words.size(memory)) if memory else "",
             }
 
@@ -557,7 +558,7 @@ class Page:
             side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
         if event.get("tokens_per_second"):
             side["rate"], side["rate_value"] = (
-                words("chat.rate", rate=cards.digits(event["tokens_per_second"], 2)),
+                words("chat.rate", rate=digits(event["tokens_per_second"], 2)),
                 event["tokens_per_second"],
             )
         if event.get("memory_bytes"):

@@ -17,7 +17,11 @@ from evaluation.page.cards import runs_table
 from evaluation.page.words import LANGUAGES, Words, digits, essays, grade, methods, table, untranslated
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [*(ROOT / "assets").glob("*.js"), *(ROOT / "evaluation").rglob("*.py")]
+SOURCES = [
+    *(ROOT / "assets").rglob("*.js"),
+    *(ROOT / "evaluation").rglob("*.py"),
+    *(ROOT / "evaluation" / "page" / "templates").iterdir(),
+]
 CODE = "\n".join(f.read_text("utf-8") for f in SOURCES)
 LOGIC = "\n".join(
     f.read_text("utf-8") for folder in ("compression", "evaluation") for f in (ROOT / folder).rglob("*.py")
