@@ -36,7 +36,6 @@ def chance():
 
 NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
     "gates": {
-        "gates-awq-3-group_size_64.json",
         "gates-awq-4-loss_at_module.json",
         "gates-gptq-3-group_size_row+peqa-3-train_tokens_16384-train_minutes_120.json",
         "gates-gptq-3-group_size_row-tuning_mse.json",
