@@ -32,6 +32,7 @@ TOP = {
     "LICENSE",
     "requirements.txt",
     ".ci",
+    ".clang-format",
     ".gitignore",
 }
 
