@@ -163,16 +163,11 @@ def flat(operands: tuple) -> Iterator:
 
 def launcher(op: str) -> Callable:
     """The Triton product of an op: (x, *operands) -> y."""
-    file, name = {
-        "int8": ("int8", "int8_product"),
-        "bitmask": ("sparse", op),
-        "two_four": ("sparse", op),
-        "low_rank": ("dense", op),
-        "looked_up": ("binary_coded", op),
-        "looked_up_8": ("binary_coded", "looked_up"),
-    }.get(op, (op, op))
-    found = getattr(importlib.import_module(f"kernels.gpu.{file}"), name)
-    return functools.partial(found, mu=8) if op == "looked_up_8" else found
+    if op == "int8":
+        return importlib.import_module("kernels.gpu.int8").int8_product
+    if op == "looked_up_8":
+        return functools.partial(kernels.launcher("looked_up"), mu=8)
+    return kernels.launcher(op)
 
 
 def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Work]]]:

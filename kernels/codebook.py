@@ -12,13 +12,14 @@ counted row by row, scale = map[k] * absmax[k's place // 256] + offset.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from kernels import gpu
-from kernels.bits import unpack
-from kernels.grouped_int import BLOCK, spread
+from kernels.bits import pack, unpack
+from kernels.grouped_int import BLOCK, groups_of, spread
 
 CASES = (  # (tokens, out, in, group_size)
     (1, 64, 96, 32),
@@ -86,3 +87,12 @@ def codebook(
         rows = slice(start, start + step)
         y[:, rows] = codebook_reference(x, codes[rows], scale[rows], table, group_size)
     return y
+
+
+def codebook_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    table = torch.randn(16, generator=g)
+    for dtype in (torch.float16, torch.float32):
+        codes = pack(torch.randint(0, 16, (out, n), generator=g).to(torch.uint8), 4)
+        scale = torch.rand(out, groups_of(n, 32), generator=g).to(dtype)
+        yield f"codebook, {dtype}", n, (codes, scale, table, 32)

@@ -12,7 +12,7 @@ with 4-bit codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import gpu
-from kernels.bits import unpack
+from kernels.bits import pack, unpack
 from kernels.grouped_int import spread
 
 BLOCK = 1 << 20  # weights unpacked at a time
@@ -159,3 +159,18 @@ def multiply_blocks(x: Tensor, shape: tuple[int, int], block_of: Callable[[slice
         rows = slice(start, min(start + step, out))
         y[:, rows] = x @ block_of(rows).to(x.dtype).T
     return y
+
+
+def bitmask_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    keep = torch.rand(out, n, generator=g) > 0.5
+    starts = F.pad(keep.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    yield "bitmask", n, (mask_bits(keep), torch.randn(int(keep.sum()), generator=g).half(), starts)
+
+
+def two_four_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    fours = -(-n // 4)
+    places = torch.rand(out, fours, 4, generator=g).argsort(-1)[..., :2].sort(-1).values.flatten(1)
+    values = torch.randn(out, 2 * fours, generator=g).half()
+    yield "two of four", 4 * fours, (values, pack(places.to(torch.uint8), 2))

@@ -18,7 +18,7 @@ class Bitmask(Packed):
     left out when every row keeps the same number. Bits a weight at 50 %: 9 with 16-bit values, 3 and the grid
     with 4-bit codes."""
 
-    format = op = "bitmask"
+    format = "bitmask"
 
     def __init__(
         self, shape, count: int, kept: Tensor, values: Tensor, starts: Tensor | None, grid: Grid | None = None

@@ -21,7 +21,7 @@ class CodeBook(Packed):
     was taken off; 4 + 8.125 / group size.
     """
 
-    format = op = "codebook"
+    format = "codebook"
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ class TwoFour(Packed):
     Bits a weight: 8 + 1 with 16-bit values, 2 + 1 and the grid with 4-bit codes.
     """
 
-    format = op = "two_four"
+    format = "two_four"
 
     def __init__(self, shape, values: Tensor, positions: Tensor, grid: Grid | None = None):
         super().__init__(shape)
