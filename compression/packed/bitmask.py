@@ -9,7 +9,8 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes
 from kernels.cpu import plans
-from kernels.sparse import Levels, bitmask, bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
+from kernels.grids import Levels
+from kernels.sparse import bitmask, bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
 
 
 class Bitmask(Packed):

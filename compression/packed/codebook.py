@@ -7,8 +7,9 @@ from torch import Tensor
 
 from compression.packed.base import Packed, to_storage
 from kernels.bits import pack, row_bytes
-from kernels.codebook import NESTED_BLOCK, codebook, codebook_rows, dynamic_map, nested_scale
+from kernels.codebook import codebook, codebook_rows
 from kernels.cpu import plans
+from kernels.grids import NESTED_BLOCK, dynamic_map, nested_scale
 from kernels.grouped_int import groups_of
 
 

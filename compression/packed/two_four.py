@@ -9,7 +9,8 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes, unpack
 from kernels.cpu import plans
-from kernels.sparse import Levels, mask_bits, multiply_blocks, scatter_two_four, two_four
+from kernels.grids import Levels
+from kernels.sparse import mask_bits, multiply_blocks, scatter_two_four, two_four
 
 
 class TwoFour(Packed):

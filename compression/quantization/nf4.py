@@ -32,7 +32,7 @@ from compression.base import Cost, Edit, Method, Params, Site, Stats, param
 from compression.packed.codebook import CodeBook
 from compression.quantization.grids import short_group_note, stored
 from kernels.bits import row_bytes
-from kernels.codebook import NESTED_BLOCK
+from kernels.grids import NESTED_BLOCK
 from kernels.grouped_int import groups_of
 
 _FP4 = [value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)]  # sign, two bits of exponent, one of mantissa
