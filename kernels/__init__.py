@@ -15,40 +15,83 @@ work at import, has no version, and hands names that it doesn't know to that pac
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from typing import NamedTuple
 
-OPS = {  # op -> what is multiplied, in words
-    "dense": "dense weights",
-    "grouped_int": "grouped integers",
-    "codebook": "4-bit code book",
-    "binary_coded": "binary-coded planes",
-    "looked_up": "binary-coded planes, sums looked up",
-    "bitmask": "bitmask-sparse weights",
-    "two_four": "2:4 sparse weights",
-    "low_rank": "two thin products",
-    "outliers": "sparse outliers",
-    "columns": "16-bit columns",
-    "tensor_train": "tensor trains",
+UNPACKED = "dequantise-then-multiply (PyTorch)"
+
+
+class Op(NamedTuple):
+    """A product, and all that serves it. Nothing that it names is imported before it is asked for.
+
+    `module` holds `<op>` (the PyTorch route), `<op>_reference` (the formula) and `<op>_examples`. The
+    self-test of the C library and the tests run the examples by every kernel. TILES[op] of
+    kernels/cpu/plans.py brings an example's operands into tiles.
+    """
+
+    title: str  # what is multiplied, for labels
+    module: str  # of the formula
+    kinds: tuple[str, ...]  # of tiles that C decodes (kernels/cpu/plan.h)
+    triton: str = ""  # "file.function" in kernels/gpu; "": PyTorch multiplies on a card
+    pytorch: str = UNPACKED  # the label where PyTorch multiplies
+    like: str = ""  # another op that has the same formula and examples
+
+
+OPS = {
+    "dense": Op("dense weights", "kernels.dense", ("F32", "F16", "BF16"), "dense.dense", "dense (PyTorch)"),
+    "grouped_int": Op("grouped integers", "kernels.grouped_int", ("INT",), "grouped_int.grouped_int"),
+    "codebook": Op("4-bit code book", "kernels.codebook", ("BOOK",), "codebook.codebook"),
+    "binary_coded": Op("binary-coded planes", "kernels.binary_coded", ("BITS",), "binary_coded.binary_coded"),
+    "looked_up": Op(
+        "binary-coded planes, sums looked up",
+        "kernels.binary_coded",
+        ("LOOK",),
+        "binary_coded.looked_up",
+        like="binary_coded",
+    ),
+    "bitmask": Op("bitmask-sparse weights", "kernels.sparse", ("MASK_F16", "MASK_INT"), "sparse.bitmask"),
+    "two_four": Op("2:4 sparse weights", "kernels.sparse", ("TWO_F16", "MASK_INT"), "sparse.two_four"),
+    "low_rank": Op(
+        "two thin products", "kernels.low_rank", ("LOW_RANK",), "dense.low_rank", "two products (PyTorch)"
+    ),
+    "outliers": Op("sparse outliers", "kernels.outliers", ("OUTLIERS",), "outliers.outliers"),
+    "columns": Op(
+        "16-bit columns", "kernels.columns", ("COLUMNS",), "columns.columns", "16-bit columns (PyTorch)"
+    ),
+    "tensor_train": Op(
+        "tensor trains",
+        "kernels.tensor_train",
+        ("TRAIN",),
+        pytorch="tensor trains, rebuilt a block at a time (PyTorch)",
+    ),
 }
-PYTORCH = {  # others unpack first
-    "dense": "dense (PyTorch)",
-    "low_rank": "two products (PyTorch)",
-    "columns": "16-bit columns (PyTorch)",
-    "tensor_train": "tensor trains, rebuilt a block at a time (PyTorch)",
-}
+
+
+def part(op: str, what: str = ""):
+    """An op's function in its module: `<op>`, or with `what` "reference" or "examples" the one of that
+    name."""
+    name = f"{OPS[op].like or op}_{what}" if what else op
+    return getattr(importlib.import_module(OPS[op].module), name)
+
+
+def launcher(op: str):
+    """An op's Triton product: (x, *operands) -> y."""
+    file, name = OPS[op].triton.split(".")
+    return getattr(importlib.import_module(f"kernels.gpu.{file}"), name)
 
 
 def name(op: str, by: str = "", int8: bool = False, outliers: bool = False) -> str:
     """A kernel's label, e.g. "grouped integers, int8 activations (C, AVX-512 VNNI)". by: "C, <instructions>",
     "Triton" or "" for PyTorch. outliers: large activations aren't rounded to int8."""
     if not by:
-        return PYTORCH.get(op, "dequantise-then-multiply (PyTorch)")
+        return OPS[op].pytorch
     if op == "two_four" and by == "Triton":
         from kernels.gpu import sparse_cores
 
         by = ", ".join(filter(None, (by, sparse_cores.label())))
     activations = f"int8 activations{', outliers exact' if outliers else ''}" if int8 else "exact activations"
-    return f"{OPS[op]}, {activations} ({by})"
+    return f"{OPS[op].title}, {activations} ({by})"
 
 
 def __getattr__(name: str):

@@ -26,6 +26,7 @@ from torch import Tensor
 import kernels
 from kernels import binary_coded, codebook, columns, dense, gpu, grouped_int, low_rank, outliers, sparse
 from kernels.bits import pack, unpack
+from kernels.grids import Levels
 
 SHAPES = ((576, 576), (49152, 576), (4096, 4096), (11008, 4096))  # (out, in)
 TOKENS = (1, 8, 512, 2048)
@@ -89,9 +90,9 @@ def two_of_four(out: int, n: int):
     return torch.randn(out, n // 2).half(), pack(positions.reshape(out, n // 2).to(torch.uint8), 2)
 
 
-def levels(out: int, n: int, bits: int) -> sparse.Levels:
+def levels(out: int, n: int, bits: int) -> Levels:
     scale = scales(out, n)
-    return sparse.Levels(scale, torch.randint(0, 2**bits, scale.shape).to(torch.uint8), bits, GROUP)
+    return Levels(scale, torch.randint(0, 2**bits, scale.shape).to(torch.uint8), bits, GROUP)
 
 
 def half_kept_codes(out: int, n: int):
@@ -148,8 +149,8 @@ OPS = tuple(dict.fromkeys(op for op, *_ in VARIANTS))
 
 def moved(operand, device: str):
     """An operand, or a tuple of them, on the device."""
-    if isinstance(operand, sparse.Levels):
-        return sparse.Levels(*(moved(o, device) for o in operand))
+    if isinstance(operand, Levels):
+        return Levels(*(moved(o, device) for o in operand))
     if isinstance(operand, tuple):
         return tuple(moved(o, device) for o in operand)
     return operand.to(device) if isinstance(operand, Tensor) else operand
@@ -163,16 +164,11 @@ def flat(operands: tuple) -> Iterator:
 
 def launcher(op: str) -> Callable:
     """The Triton product of an op: (x, *operands) -> y."""
-    file, name = {
-        "int8": ("int8", "int8_product"),
-        "bitmask": ("sparse", op),
-        "two_four": ("sparse", op),
-        "low_rank": ("dense", op),
-        "looked_up": ("binary_coded", op),
-        "looked_up_8": ("binary_coded", "looked_up"),
-    }.get(op, (op, op))
-    found = getattr(importlib.import_module(f"kernels.gpu.{file}"), name)
-    return functools.partial(found, mu=8) if op == "looked_up_8" else found
+    if op == "int8":
+        return importlib.import_module("kernels.gpu.int8").int8_product
+    if op == "looked_up_8":
+        return functools.partial(kernels.launcher("looked_up"), mu=8)
+    return kernels.launcher(op)
 
 
 def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Work]]]:

@@ -15,12 +15,14 @@ table holds all sums of +-x of a few inputs, and the planes' bits look theirs up
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from kernels import gpu
-from kernels.grouped_int import BLOCK, spread
-from kernels.sparse import bits_mask
+from kernels.grouped_int import BLOCK, groups_of, spread
+from kernels.sparse import bits_mask, mask_bits
 
 CASES = tuple(  # (tokens, out, in, bits, group_size)
     (m, n, k, bits, group)
@@ -67,3 +69,13 @@ def binary_coded(x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None
         part = None if offset is None else offset[rows]
         y[:, rows] = binary_coded_reference(x, planes[:, rows], alpha[:, rows], part, group_size)
     return y
+
+
+def binary_coded_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    for bits, group in ((1, 48), (3, 48), (2, 32), (4, -1)):
+        groups = groups_of(n, group)
+        planes = torch.stack([mask_bits(torch.rand(out, n, generator=g) > 0.5) for _ in range(bits)])
+        alpha = torch.rand(bits, out, groups, generator=g).half()
+        offset = torch.randn(out, groups, generator=g)
+        yield f"{bits} planes, group {group}", n, (planes, alpha, offset, group)

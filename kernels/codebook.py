@@ -5,20 +5,20 @@ x [tokens, in] float; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); sca
 table float32 [16]; g(i) = i // group_size, -1 for the whole row, the last group short. Bytes moved: half a
 byte a weight and the scales.
 
-Scales may be nested (QLoRA's double quantization, as bitsandbytes has it): uint8 codes k of an 8-bit map,
-counted row by row, scale = map[k] * absmax[k's place // 256] + offset.
+Scales may be nested (kernels/grids.py).
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from kernels import gpu
-from kernels.bits import unpack
-from kernels.grouped_int import BLOCK, spread
+from kernels.bits import pack, unpack
+from kernels.grids import nested_scale
+from kernels.grouped_int import BLOCK, groups_of, spread
 
 CASES = (  # (tokens, out, in, group_size)
     (1, 64, 96, 32),
@@ -29,28 +29,6 @@ CASES = (  # (tokens, out, in, group_size)
     (3, 50, 37, 16),
     (1, 40, 576, 64),
 )
-
-
-NESTED_BLOCK = 256  # nested scales that share a largest value
-
-
-@functools.cache
-def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
-    """The 256 values of bitsandbytes' signed dynamic data type, float32, rising: for each of seven powers of
-    ten below 1 the middles of 1, 2, 4, ... 64 equal parts of 0.1 to 1, with both signs, and 0 and 1."""
-    values = [0.0, 1.0]
-    for i in range(7):
-        edges = torch.linspace(0.1, 1, 2**i + 1)
-        middles = 10.0 ** (i - 6) * (edges[1:] + edges[:-1]) / 2
-        values += [*middles.tolist(), *(-middles).tolist()]
-    return torch.tensor(sorted(values), device=device)
-
-
-def nested_scale(codes: Tensor, absmax: Tensor, offset: Tensor) -> Tensor:
-    """codes uint8 [out, groups], absmax float32 [ceil(out groups / 256)], offset float32 [1] -> scales
-    float32 [out, groups]."""
-    largest = absmax.repeat_interleave(NESTED_BLOCK)[: codes.numel()].view(codes.shape)
-    return dynamic_map(codes.device)[codes.long()] * largest + offset
 
 
 def codebook_rows(codes: Tensor, scale: Tensor, table: Tensor, group_size: int, n: int) -> Tensor:
@@ -86,3 +64,12 @@ def codebook(
         rows = slice(start, start + step)
         y[:, rows] = codebook_reference(x, codes[rows], scale[rows], table, group_size)
     return y
+
+
+def codebook_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    table = torch.randn(16, generator=g)
+    for dtype in (torch.float16, torch.float32):
+        codes = pack(torch.randint(0, 16, (out, n), generator=g).to(torch.uint8), 4)
+        scale = torch.rand(out, groups_of(n, 32), generator=g).to(dtype)
+        yield f"codebook, {dtype}", n, (codes, scale, table, 32)

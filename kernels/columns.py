@@ -6,6 +6,8 @@ and 4 a column.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,9 @@ def columns(x: Tensor, values: Tensor, index: Tensor) -> Tensor:
 
         return triton(x.contiguous(), values, index)
     return x[:, index.long()] @ values.to(x.dtype).T
+
+
+def columns_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    index = torch.randperm(n, generator=g)[:5]
+    yield "columns", n, (torch.randn(out, len(index), generator=g).half(), index.int())

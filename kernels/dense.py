@@ -9,6 +9,7 @@ products are as exact as float32.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -52,3 +53,9 @@ def choose_float32() -> str:
         return "oneDNN"
     torch.set_float32_matmul_precision(before)
     return "default"
+
+
+def dense_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        yield f"dense {dtype}", n, (torch.randn(out, n, generator=g).to(dtype),)

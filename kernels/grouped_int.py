@@ -12,12 +12,14 @@ so that a block of codes needs only a conversion and one multiplication by its s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import gpu
-from kernels.bits import lanes, unpack
+from kernels.bits import lanes, pack, unpack
 
 BLOCK = 1 << 20  # weights unpacked at a time: 4 MB in float32
 
@@ -130,3 +132,20 @@ def _scaled(q: Tensor, scale: Tensor, per_group: int) -> Tensor:
     if groups * per_group == n:
         return q.view(rows, groups, per_group).mul_(scale[:, :, None]).view(rows, n)
     return q.mul_(scale.repeat_interleave(per_group, 1)[:, :n])
+
+
+def grouped_int_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    for bits in range(2, 9):
+        for group in (16, 64, -1):
+            codes, groups = torch.randint(0, 2**bits, (out, n), generator=g), groups_of(n, group)
+            scale = (0.01 + torch.rand(out, groups, generator=g)).half()
+            zero = torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8)
+            stored = (pack(codes.to(torch.uint8), bits), scale, zero, bits, group)
+            yield f"{bits} bits, group {group}", n, stored
+    for bits, group in ((3, 16), (4, 64), (8, -1)):
+        codes, groups = torch.randint(0, 2**bits, (out, n), generator=g), groups_of(n, group)
+        scale = (0.01 + torch.rand(out, groups, generator=g)).half()
+        zero = (2**bits * torch.rand(out, groups, generator=g)).half()
+        stored = (pack(codes.to(torch.uint8), bits), scale, zero, bits, group)
+        yield f"real zeros, {bits} bits, group {group}", n, stored

@@ -5,6 +5,9 @@ x [tokens, in]; V [rank, in], U [out, rank] stored in 16 bits. Bytes moved: 2 ra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
 
 from kernels import gpu
@@ -25,3 +28,8 @@ def low_rank(x: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
         return triton(x, u, v)
     return (x @ v.to(x.dtype).T) @ u.to(x.dtype).T
+
+
+def low_rank_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    yield "low rank", n, tuple(torch.randn(*size, generator=g).half() for size in ((out, 5), (5, n)))

@@ -6,6 +6,8 @@ x [tokens, in] float; values float16 [count], row by row; columns int16 [count],
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,10 @@ def outliers(x: Tensor, values: Tensor, columns: Tensor, starts: Tensor) -> Tens
     rows = torch.repeat_interleave(torch.arange(out, device=x.device), starts.diff().long())
     products = x[:, columns.long() & 0xFFFF] * values.to(x.dtype)
     return torch.zeros(len(x), out, dtype=x.dtype, device=x.device).index_add_(1, rows, products)
+
+
+def outliers_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    values = torch.randn(2 * out, generator=g).half()
+    columns = torch.randint(0, n, (2 * out,), generator=g).short()
+    yield "outliers", n, (values, columns, torch.arange(out + 1, dtype=torch.int32) * 2)

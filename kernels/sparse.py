@@ -12,42 +12,19 @@ with 4-bit codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import gpu
-from kernels.bits import unpack
-from kernels.grouped_int import spread
+from kernels.bits import pack, unpack
+from kernels.grids import Levels
 
 BLOCK = 1 << 20  # weights unpacked at a time
 
 CASES = ((1, 64, 96), (2, 33, 80), (17, 5, 64), (64, 130, 48), (1, 1, 16), (3, 50, 40))  # (tokens, out, in)
-
-
-class Levels(NamedTuple):
-    """The grid of kept values that are integer codes: w = scale * (code - zero) of its row and group of
-    neighbouring inputs."""
-
-    scale: Tensor  # float16 [out, groups]
-    zero: Tensor  # uint8 [out, groups]
-    bits: int
-    group_size: int  # a multiple of 16, -1: the whole row
-
-    @classmethod
-    def of(cls, grid) -> Levels:
-        """Those of a grid (compression/packed/grid.py) whose groups are runs of neighbours."""
-        return cls(grid.scale, grid.zero_points(), grid.bits, grid.group_size)
-
-    def decode(self, codes: Tensor, keep: Tensor, rows: slice = slice(None)) -> Tensor:
-        """codes, keep (bool) [rows, in] of some rows -> float32 weights, zero where none is kept."""
-        scale, zero = (
-            spread(t[rows].float(), codes.shape[1], self.group_size) for t in (self.scale, self.zero)
-        )
-        return (codes.float() - zero).mul_(scale).mul_(keep)
 
 
 def mask_bits(mask: Tensor) -> Tensor:
@@ -159,3 +136,18 @@ def multiply_blocks(x: Tensor, shape: tuple[int, int], block_of: Callable[[slice
         rows = slice(start, min(start + step, out))
         y[:, rows] = x @ block_of(rows).to(x.dtype).T
     return y
+
+
+def bitmask_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    keep = torch.rand(out, n, generator=g) > 0.5
+    starts = F.pad(keep.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+    yield "bitmask", n, (mask_bits(keep), torch.randn(int(keep.sum()), generator=g).half(), starts)
+
+
+def two_four_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    fours = -(-n // 4)
+    places = torch.rand(out, fours, 4, generator=g).argsort(-1)[..., :2].sort(-1).values.flatten(1)
+    values = torch.randn(out, 2 * fours, generator=g).half()
+    yield "two of four", 4 * fours, (values, pack(places.to(torch.uint8), 2))

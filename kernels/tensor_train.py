@@ -15,7 +15,7 @@ rows at a time, in float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -77,3 +77,11 @@ def tensor_train(x: Tensor, cores: Tensor, modes: Sequence[int], ranks: Sequence
         rows = slice(start, start + ROWS_PER_BLOCK)
         y[:, rows] = x @ tensor_train_rows(cores[rows], modes, ranks, x.shape[-1]).to(x.dtype).T
     return y
+
+
+def tensor_train_examples(out: int, n: int, g: torch.Generator) -> Iterator[tuple[str, int, tuple]]:
+    """(name, columns, operands) of small matrices, about [out, n]."""
+    half, quarter = -(-n // 8), -(-n // 12)
+    for modes, ranks in (((n,), (1, 1)), ((8, half), (1, 3, 1)), ((2, 3, quarter, 2), (1, 2, 4, 2, 1))):
+        cores = 0.5 * torch.randn(out, values_per_row(modes, ranks), generator=g).half()
+        yield f"chains of {len(modes)}", n, (cores, modes, ranks)

@@ -1,32 +1,48 @@
 """Formats: how compressed weights are stored. One format a file; a format never knows which method made it.
 
-`FORMATS` maps a format's name to its class. `from_config` rebuilds an empty format on the meta device; its
-`load_state_dict` fills it. The state_dict is the canonical layout: it is the file and the byte count.
+`FORMATS` has one entry a format: its class, and the op that multiplies it. The op's own entry (kernels.OPS)
+names the rest: formula, examples, C decode, Triton kernel and label. `from_config` rebuilds an empty format
+on the meta device; its `load_state_dict` fills it. The state_dict is the canonical layout: it is the file and
+the byte count.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import NamedTuple
 
-FORMATS = {
-    "dense": ("compression.packed.dense", "Dense"),
-    "grouped_int": ("compression.packed.grouped_int", "GroupedInt"),
-    "affine_int": ("compression.packed.affine_int", "AffineInt"),
-    "bitmask": ("compression.packed.bitmask", "Bitmask"),
-    "two_four": ("compression.packed.two_four", "TwoFour"),
-    "low_rank": ("compression.packed.low_rank", "LowRank"),
-    "codebook": ("compression.packed.codebook", "CodeBook"),
-    "binary_coded": ("compression.packed.binary_coded", "BinaryCoded"),
-    "outliers": ("compression.packed.outliers", "Outliers"),
-    "columns": ("compression.packed.columns", "Columns"),
-    "tensor_train": ("compression.packed.tensor_train", "TensorTrain"),
-    "sum": ("compression.packed.total", "Sum"),
+
+class Format(NamedTuple):
+    """Where a format's class is, and how its matrices are multiplied."""
+
+    module: str
+    name: str  # of the class
+    op: str | None  # in kernels.OPS; None: its parts are multiplied
+
+
+def _own(file: str, name: str, op: str | None) -> Format:
+    return Format(f"compression.packed.{file}", name, op)
+
+
+FORMATS = {  # as configs and files call them
+    "dense": _own("dense", "Dense", "dense"),
+    "grouped_int": _own("grouped_int", "GroupedInt", "grouped_int"),
+    "affine_int": _own("affine_int", "AffineInt", "grouped_int"),
+    "bitmask": _own("bitmask", "Bitmask", "bitmask"),
+    "two_four": _own("two_four", "TwoFour", "two_four"),
+    "low_rank": _own("low_rank", "LowRank", "low_rank"),
+    "codebook": _own("codebook", "CodeBook", "codebook"),
+    "binary_coded": _own("binary_coded", "BinaryCoded", "binary_coded"),
+    "outliers": _own("outliers", "Outliers", "outliers"),
+    "columns": _own("columns", "Columns", "columns"),
+    "tensor_train": _own("tensor_train", "TensorTrain", "tensor_train"),
+    "sum": _own("total", "Sum", None),
 }
 
 
 def format_class(name: str) -> type:
-    module, cls = FORMATS[name]
-    return getattr(importlib.import_module(module), cls)
+    entry = FORMATS[name]
+    return getattr(importlib.import_module(entry.module), entry.name)
 
 
 def from_config(config: dict):

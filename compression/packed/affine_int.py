@@ -14,7 +14,7 @@ from kernels.sparse import multiply_blocks
 class AffineInt(Packed):
     """codes uint8 [out, ceil(in/8) * bits] on a RealGrid (bits + 32 / group size) or a TwoLevelGrid."""
 
-    format, op = "affine_int", "grouped_int"
+    format = "affine_int"
 
     def __init__(self, codes: Tensor, grid: RealGrid | TwoLevelGrid):
         super().__init__(grid.shape)

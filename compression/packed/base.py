@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
+from compression.packed import FORMATS
 from compression.packed.activations import ActivationRule
 from kernels import cpu, gpu
 from kernels.cpu.plans import traced_product, traced_rows
@@ -22,11 +23,12 @@ from kernels.cpu.plans import traced_product, traced_rows
 class Packed(nn.Module):
     """A stored weight matrix. Its buffers are what is saved, counted and multiplied; nothing else exists.
 
-    Subclasses set `format` and `op` and implement `config`, `from_config`, `stored`, `product`, `tiles`.
+    Subclasses set `format` and implement `config`, `from_config`, `stored`, `product`, `tiles`.
     """
 
-    format: ClassVar[str]
-    op: ClassVar[str]  # the kernel's key in kernels.OPS
+    format: ClassVar[str]  # its key in FORMATS
+    whole_columns: Tensor | None = None  # of a format of whole columns in 16 bits: which they are, [k]
+    exact_columns: Tensor | None = None  # of a matrix: those of its columns that are stored so
     activations: ActivationRule | None = None  # part of the format: saved with it, used by every kernel
     _plan = None
     _plan_rule = ...  # the rule that the plan was made for; ...: not yet
@@ -34,6 +36,12 @@ class Packed(nn.Module):
     def __init__(self, shape: tuple[int, int]):
         super().__init__()
         self.shape = tuple(shape)
+        self.grid = None  # of a format of codes: scales and zero points (grid.py, real_grid.py)
+
+    @property
+    def op(self) -> str:
+        """The key in kernels.OPS of what multiplies it."""
+        return FORMATS[self.format].op
 
     def config(self) -> dict:
         """JSON that rebuilds the empty format: {"format": name, "shape": [out, in], ...}."""
@@ -85,18 +93,13 @@ class Packed(nn.Module):
             return (self.multiplied(x.float() * (1 / scale)) * scale).to(x.dtype)
         flat = x.reshape(-1, self.shape[1])
         exact = (flat.detach().float().abs() >= rule.threshold).any(0)
-        if (kept := self.exact_columns()) is not None:
-            exact[kept.long()] = True
+        if self.exact_columns is not None:  # a rule by column never rounds their inputs
+            exact[self.exact_columns.long()] = True
         y = self.multiplied(flat.masked_fill(exact, 0))
         if bool(exact.any()):
             ids = exact.nonzero().flatten()
             y = y + flat[:, ids] @ self.columns_of(ids).to(flat.dtype).T
         return y.view(*x.shape[:-1], self.shape[0])
-
-    def exact_columns(self) -> Tensor | None:
-        """Columns [k] that are stored in 16 bits, whose inputs a rule by column never rounds; None: there are
-        none."""
-        return None
 
     def columns_of(self, ids: Tensor) -> Tensor:
         """Columns ids [k] of the matrix as float32 [out, k]."""
@@ -123,14 +126,7 @@ class Packed(nn.Module):
     def ruled_product(self, x: Tensor) -> Tensor:
         """The same for a rule with a threshold, a fixed scale or a zero point; `rounded_product` needn't know
         of them."""
-        rule, grid = self.activations.of_the_rest, getattr(self, "grid", None)
-        a_token = self.format == "grouped_int" and rule.group is None and rule.static is None
-        if a_token and grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1 and gpu.serves(x):
-            from kernels.gpu.int8 import int8_product
-
-            operands = self.codes, grid.scale, grid.zero_points(), grid.group_size
-            return int8_product(x.contiguous(), *operands, rule.kernel.top, rule.threshold, rule.zero_point)
-        return self.product(rule(x))
+        return self.product(self.activations.of_the_rest(x))
 
     def plan(self):
         """The matrix as the C kernels read it, made at the first call; None where they don't serve."""
@@ -206,8 +202,9 @@ class Packed(nn.Module):
 
     @property
     def in_triton(self) -> bool:
-        """Whether a card's `product` is Triton's: it is PyTorch's for scattered groups."""
-        return getattr(getattr(self, "grid", None), "group_index", None) is None
+        """Whether a card's `product` is Triton's: PyTorch multiplies scattered groups, and ops without a
+        kernel."""
+        return bool(kernels.OPS[self.op].triton) and getattr(self.grid, "group_index", None) is None
 
     def full_config(self) -> dict:
         """`config()` with the activation rule: what an artifact writes."""

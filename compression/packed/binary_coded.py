@@ -18,7 +18,7 @@ class BinaryCoded(Packed):
     [out, groups] or nothing. Bits a weight = bits + 16 (bits + 1) / group size, with an offset in float32 16
     / group size more: what a uniform grid needs to be converted without an error."""
 
-    format = op = "binary_coded"
+    format = "binary_coded"
 
     def __init__(self, shape, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int):
         super().__init__(shape)

@@ -9,7 +9,8 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes
 from kernels.cpu import plans
-from kernels.sparse import Levels, bitmask, bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
+from kernels.grids import Levels
+from kernels.sparse import bitmask, bits_mask, flat_codes, mask_bits, multiply_blocks, scatter_bitmask
 
 
 class Bitmask(Packed):
@@ -18,7 +19,7 @@ class Bitmask(Packed):
     left out when every row keeps the same number. Bits a weight at 50 %: 9 with 16-bit values, 3 and the grid
     with 4-bit codes."""
 
-    format = op = "bitmask"
+    format = "bitmask"
 
     def __init__(
         self, shape, count: int, kept: Tensor, values: Tensor, starts: Tensor | None, grid: Grid | None = None

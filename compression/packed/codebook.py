@@ -7,8 +7,9 @@ from torch import Tensor
 
 from compression.packed.base import Packed, to_storage
 from kernels.bits import pack, row_bytes
-from kernels.codebook import NESTED_BLOCK, codebook, codebook_rows, dynamic_map, nested_scale
+from kernels.codebook import codebook, codebook_rows
 from kernels.cpu import plans
+from kernels.grids import NESTED_BLOCK, dynamic_map, nested_scale
 from kernels.grouped_int import groups_of
 
 _FP4 = [value / 12 for value in (0, 0.0625, 8, 12, 4, 6, 2, 3)]  # sign, two bits of exponent, one of mantissa
@@ -45,7 +46,7 @@ class CodeBook(Packed):
     was taken off; 4 + 8.125 / group size.
     """
 
-    format = op = "codebook"
+    format = "codebook"
 
     def __init__(
         self,

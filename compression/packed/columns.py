@@ -14,12 +14,16 @@ from kernels.cpu import plans
 class Columns(Packed):
     """values float16 [out, k], index int32 [k]; bits a weight = 16 k / in + 32 k / (in out)."""
 
-    format = op = "columns"
+    format = "columns"
 
     def __init__(self, shape, values: Tensor, index: Tensor):
         super().__init__(shape)
         self.register_buffer("values", values)
         self.register_buffer("index", index)
+
+    @property
+    def whole_columns(self) -> Tensor:
+        return self.index
 
     @classmethod
     def encode(cls, weight: Tensor, index: Tensor) -> Columns:

@@ -13,7 +13,7 @@ from kernels.dense import dense
 class Dense(Packed):
     """weight float16 [out, in]."""
 
-    format = op = "dense"
+    format = "dense"
 
     def __init__(self, weight: Tensor):
         super().__init__(weight.shape)

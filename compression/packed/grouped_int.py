@@ -17,7 +17,7 @@ class GroupedInt(Packed):
     """codes uint8 [out, ceil(in/8) * bits] on a Grid; bits a weight = bits + (16 + zero bits) / group
     size."""
 
-    format = op = "grouped_int"
+    format = "grouped_int"
 
     def __init__(self, codes: Tensor, grid: Grid):
         super().__init__(grid.shape)
@@ -53,22 +53,36 @@ class GroupedInt(Packed):
             return x @ self.stored().to(x.dtype).T
         return grouped_int(x, self.codes, grid.scale, grid.zero_points(), grid.bits, grid.group_size)
 
-    def columns_of(self, ids: Tensor) -> Tensor:
+    @property
+    def _eight_a_row(self) -> bool:
+        """Whether codes are of 8 bits about 128 with one scale a row, as kernels/gpu/int8.py takes them."""
         grid = self.grid
-        if self.prepared or grid.bits != 8 or grid.zero is not None or grid.scale.shape[1] != 1:
+        return grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1
+
+    def columns_of(self, ids: Tensor) -> Tensor:
+        if self.prepared or not self._eight_a_row:
             return super().columns_of(ids)
-        return (self.codes[:, ids].float() - 128) * grid.scale.float()
+        return (self.codes[:, ids].float() - 128) * self.grid.scale.float()
 
     def rounded_product(self, x: Tensor) -> Tensor:
-        rule, grid = self.activations, self.grid
-        symmetric = grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1
-        if rule is not None and rule.group is None and symmetric and gpu.serves(x):
-            from kernels.gpu.int8 import int8_product
-
-            return int8_product(
-                x.contiguous(), self.codes, grid.scale, grid.zero_points(), grid.group_size, rule.kernel[1]
-            )
+        rule = self.activations
+        if rule is not None and rule.group is None and self._eight_a_row and gpu.serves(x):
+            return self._int8_product(x, rule.kernel.top)
         return super().rounded_product(x)
+
+    def ruled_product(self, x: Tensor) -> Tensor:
+        rule = self.activations.of_the_rest
+        if rule.group is None and rule.static is None and self._eight_a_row and gpu.serves(x):
+            return self._int8_product(x, rule.kernel.top, rule.threshold, rule.zero_point)
+        return super().ruled_product(x)
+
+    def _int8_product(self, x: Tensor, *rule) -> Tensor:
+        from kernels.gpu.int8 import int8_product
+
+        grid = self.grid
+        return int8_product(
+            x.contiguous(), self.codes, grid.scale, grid.zero_points(), grid.group_size, *rule
+        )
 
     def encode_like(self, dense: Tensor) -> GroupedInt:
         return GroupedInt.encode(self.grid.round(dense), self.grid)

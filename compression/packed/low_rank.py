@@ -14,7 +14,7 @@ from kernels.low_rank import low_rank
 class LowRank(Packed):
     """u float16 [out, rank], v float16 [rank, in]; bits a weight = 16 rank (out + in) / (out in)."""
 
-    format = op = "low_rank"
+    format = "low_rank"
 
     def __init__(self, u: Tensor, v: Tensor):
         super().__init__((u.shape[0], v.shape[1]))

@@ -14,7 +14,7 @@ from kernels.outliers import outliers, outliers_matrix
 class Outliers(Packed):
     """values float16 [count], row by row; columns int16 [count] (the low 16 bits); starts int32 [out + 1]."""
 
-    format = op = "outliers"
+    format = "outliers"
 
     def __init__(self, shape, values: Tensor, columns: Tensor, starts: Tensor):
         super().__init__(shape)

@@ -20,8 +20,7 @@ class TensorTrain(Packed):
     modes: I_1 .. I_K, their product at least `in` (the rest is padding); ranks: r_0 = 1 .. r_K = 1.
     """
 
-    format = op = "tensor_train"
-    in_triton = False  # on a GPU it is PyTorch's product
+    format = "tensor_train"
 
     def __init__(self, shape: tuple[int, int], cores: Tensor, modes: Sequence[int], ranks: Sequence[int]):
         super().__init__(shape)

@@ -19,7 +19,6 @@ class Sum(Packed):
             raise ValueError(f"a sum of {first.shape} and {second.shape}; both must have one shape")
         super().__init__(first.shape)
         self.first, self.second = first, second
-        self.op = first.op
 
     def config(self) -> dict:
         return {
@@ -41,8 +40,13 @@ class Sum(Packed):
     def product(self, x: Tensor) -> Tensor:
         return self.first.product(x) + self.second.product(x)
 
+    @property
+    def op(self) -> str:
+        return self.first.op
+
+    @property
     def exact_columns(self) -> Tensor | None:
-        return self.second.index if self.second.format == "columns" else None
+        return self.second.whole_columns
 
     def columns_of(self, ids: Tensor) -> Tensor:
         return self.first.columns_of(ids) + self.second.columns_of(ids)

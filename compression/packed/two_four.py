@@ -9,7 +9,8 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import Grid
 from kernels.bits import pack, row_bytes, unpack
 from kernels.cpu import plans
-from kernels.sparse import Levels, mask_bits, multiply_blocks, scatter_two_four, two_four
+from kernels.grids import Levels
+from kernels.sparse import mask_bits, multiply_blocks, scatter_two_four, two_four
 
 
 class TwoFour(Packed):
@@ -19,7 +20,7 @@ class TwoFour(Packed):
     Bits a weight: 8 + 1 with 16-bit values, 2 + 1 and the grid with 4-bit codes.
     """
 
-    format = op = "two_four"
+    format = "two_four"
 
     def __init__(self, shape, values: Tensor, positions: Tensor, grid: Grid | None = None):
         super().__init__(shape)

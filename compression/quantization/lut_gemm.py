@@ -37,7 +37,7 @@ it is the paper's plain form. (2) Codes are chosen once more for the scales as s
 rounds work on sorted weights and their running sums: the same numbers from 2^q values a group. (4) Scales
 that can't be halved in 16 bits are refused rather than rounded. (5) The paper looks up 8 inputs at a time in
 a card's shared memory. Our tables are of 4 inputs and stand in registers, and where looking up isn't known to
-be faster the inputs are added (kernels/cpu/product.c, kernels/gpu/binary_coded.py). The product is the same.
+be faster the inputs are added (kernels/cpu/token.c, kernels/gpu/binary_coded.py). The product is the same.
 (6) The greedy fit keeps the paper's scales, but with the offset a group for which rounding is nearer takes
 rounding's; by deviation 2 its codes are the nearest, which the paper's signs need not be. The paper's greedy
 form is `fit` greedy without `offset`.

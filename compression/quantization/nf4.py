@@ -32,7 +32,7 @@ from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, para
 from compression.edits import short_group_note, stored
 from compression.packed.codebook import TABLES, CodeBook
 from kernels.bits import row_bytes
-from kernels.codebook import NESTED_BLOCK
+from kernels.grids import NESTED_BLOCK
 from kernels.grouped_int import groups_of
 
 

@@ -23,7 +23,7 @@ from kernels.bits import unpack
 from kernels.columns import columns_matrix
 from kernels.grouped_int import level_codes, levelled, spread
 from kernels.outliers import outliers_matrix
-from kernels.sparse import bits_mask, scatter_bitmask
+from kernels.sparse import bits_mask, mask_bits, scatter_bitmask, scatter_two_four
 
 PLAN_H = (cpu.HERE / "plan.h").read_text("utf-8")
 KINDS = dict(
@@ -497,6 +497,30 @@ def tensor_train(
     """cores float16 [out, P]: each row's chain, flat."""
     shape = torch.tensor([len(modes), *modes, *ranks], dtype=torch.int32)
     return Plan("tensor_train", "TRAIN", (len(cores), n), rule, values=_grid(cores), starts=shape)
+
+
+def two_four(values: Tensor, positions: Tensor, n: int, rule: Rule | None = None) -> Plan:
+    """values float16 [out, in / 2], positions packed to 2 bits."""
+    places = unpack(positions, 2, n // 2)
+    keep = scatter_two_four(torch.ones_like(places), places).bool()
+    # scattered and gathered: in the order of the columns
+    return bitmask(mask_bits(keep), scatter_two_four(values, places)[keep], n, rule, "two_four")
+
+
+# op (kernels.OPS) -> its operands, columns and rule as a plan
+TILES = {
+    "dense": lambda weight, n, rule: dense(weight, rule),
+    "grouped_int": grouped_int,
+    "codebook": codebook,
+    "binary_coded": lambda *given: binary_coded(*given, looked_up=False),
+    "looked_up": lambda *given: binary_coded(*given, looked_up=True),
+    "bitmask": lambda kept, values, starts, n, rule: bitmask(kept, values, n, rule),
+    "two_four": two_four,
+    "low_rank": lambda u, v, n, rule: low_rank(u, v, rule),
+    "outliers": outliers,
+    "columns": columns,
+    "tensor_train": tensor_train,
+}
 
 
 def to_range(weight: Tensor, dtype: torch.dtype) -> Tensor:

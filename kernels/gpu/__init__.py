@@ -12,8 +12,10 @@ import importlib.util
 import os
 from typing import Any, NamedTuple
 
-# the files
-OPS = ("dense", "grouped_int", "int8", "codebook", "binary_coded", "sparse", "outliers", "columns")
+import kernels
+
+# the files: those that ops name, and the product of int8 by int8, which is a route of grouped integers
+FILES = (*dict.fromkeys(op.triton.partition(".")[0] for op in kernels.OPS.values() if op.triton), "int8")
 
 
 class Variant(NamedTuple):

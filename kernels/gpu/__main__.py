@@ -15,22 +15,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kernels.gpu import OPS, Variant
+from kernels.gpu import FILES, Variant
 
 TARGETS = (80, 90, 120)  # Ampere (A100), Hopper (H100), Blackwell (RTX 50)
 TENSOR_CORES = re.compile(r"\b(tcgen05\.mma|wgmma\.mma_async|mma\.sync)")
 
 
 def variants() -> list[tuple[str, Variant]]:
-    """(name, variant) of every op's VARIANTS."""
+    """(name, variant) of every file's VARIANTS."""
     found = []
-    for op in OPS:
-        for variant in importlib.import_module(f"kernels.gpu.{op}").VARIANTS:
+    for file in FILES:
+        for variant in importlib.import_module(f"kernels.gpu.{file}").VARIANTS:
             kernel, pointers, keywords = variant
             sizes = " ".join(
                 f"{name}={value}" for name, value in keywords.items() if name in kernel.arg_names
             )
-            found.append((f"{op}.{kernel.__name__} {next(iter(pointers.values()))} {sizes}", variant))
+            found.append((f"{file}.{kernel.__name__} {next(iter(pointers.values()))} {sizes}", variant))
     return found
 
 

@@ -2,7 +2,7 @@
 
 x [tokens, in]; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups]; table
 float32 [16]; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes
-moved: half a byte a weight, 2 a group (1 of nested scales, kernels/codebook.py), and x and y; the tables, 1
+moved: half a byte a weight, 2 a group (1 of nested scales, kernels/grids.py), and x and y; the tables, 1
 kB at most, stay in the first cache.
 """
 
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.codebook import dynamic_map
 from kernels.gpu import Variant
 from kernels.gpu.decode import (
     FEW_TOKENS,
@@ -28,6 +27,7 @@ from kernels.gpu.decode import (
     store_y,
     tile_of_x,
 )
+from kernels.grids import dynamic_map
 
 
 @triton.jit

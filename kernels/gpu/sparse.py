@@ -10,7 +10,7 @@ two_four  of every 4 inputs 2 are kept: values [out, in/2], positions uint8 [out
           (kernels/bits.py), in a multiple of 4. Bytes moved: 9 bits a weight, 3 and the grid with 4-bit
           codes.
 
-x [tokens, in]. Values are float16, or with `levels` (kernels/sparse.py) codes packed to the bit: of a bitmask
+x [tokens, in]. Values are float16, or with `levels` (kernels/grids.py) codes packed to the bit: of a bitmask
 in one stream, of 2:4 row by row; a kept weight is scale * (code - zero) of its row and group. Where a kept
 value of a bitmask stands is the number of bits set before it: each thread counts those of its byte, `cumsum`
 adds up the threads' counts, and a count a row runs along. Few tokens are multiplied so. For many,
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from kernels.gpu import Variant, sparse_cores
 from kernels.gpu.decode import FEW_TOKENS, LAUNCH, SIZES, code_at, columns_of, grid_at, lane_of_x, store_y
-from kernels.sparse import Levels
+from kernels.grids import Levels
 
 BLOCK = 1 << 24  # weights written at a time: 32 MB in 16 bits, which stay in the second cache of a large card
 FLOATS = 16  # BITS of values that are no codes

@@ -424,7 +424,7 @@ def test_the_second_level_of_one_value_or_of_equal_ones_is_exact_to_eleven_bits(
 
 
 def test_the_dynamic_map_is_its_definition():
-    from kernels.codebook import dynamic_map
+    from kernels.grids import dynamic_map
 
     values = {0.0, 1.0}
     for i in range(7):
@@ -437,7 +437,7 @@ def test_the_dynamic_map_is_its_definition():
 
 def test_nested_scales_are_those_of_bitsandbytes():
     functional = pytest.importorskip("bitsandbytes.functional")
-    from kernels.codebook import dynamic_map
+    from kernels.grids import dynamic_map
 
     w = torch.randn(40, 640, generator=torch.Generator().manual_seed(0)) * (1 + torch.arange(40.0)[:, None])
     book = torch.linspace(-1, 1, 16)

@@ -248,6 +248,16 @@ def process(code, home, **environment):
     )
 
 
+def test_the_source_is_110_columns_wide():
+    wide = [
+        f"{file.name}:{number}"
+        for file in (*cpu.SOURCES, *cpu.HEADERS)
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if len(line) > 110
+    ]
+    assert not wide
+
+
 # --- building ---
 
 

@@ -52,7 +52,7 @@ def test_every_variant_compiles_without_spilling(apart):
     code, out, error = apart["compiled"]
     assert code == 0, error[-4000:]
     table = json.loads(out)
-    assert {line["kernel"].split(".")[0] for line in table} == set(gpu.OPS)
+    assert {line["kernel"].split(".")[0] for line in table} == set(gpu.FILES)
     assert {line["target"] for line in table} == {"sm_80", "sm_90", "sm_120"}
     assert not (spilling := [line for line in table if line["spilled_bytes"]]), spilling
     tiled = [line for line in table if ".many" in line["kernel"] or ".product" in line["kernel"]]
@@ -68,7 +68,7 @@ def test_importing_the_package_imports_no_triton():
 
 def test_every_file_is_listed():
     shared = {"__init__", "__main__", "decode", "sparse_cores"}
-    assert {file.stem for file in Path(gpu.__file__).parent.glob("*.py")} - shared == set(gpu.OPS)
+    assert {file.stem for file in Path(gpu.__file__).parent.glob("*.py")} - shared == set(gpu.FILES)
 
 
 def test_it_serves_cards_and_the_interpreter(monkeypatch):
@@ -86,10 +86,12 @@ def test_product_of_every_variant_that_the_bench_times():
         return (work(), 1e-3)[1]
 
     table = bench_gpu.rows(
-        list(bench_gpu.OPS), {"read": 1e9, "exact": 1e9}, clock, DEVICE, ((40, 128),), (1, 20)
+        list(bench_gpu.FILES), {"read": 1e9, "exact": 1e9}, clock, DEVICE, ((40, 128),), (1, 20)
     )
     ours = [row for row in table if row["op"] != "others"]
-    assert {row["op"] for row in ours} == set(bench_gpu.OPS) and not [row for row in ours if "failed" in row]
+    assert {row["op"] for row in ours} == set(bench_gpu.FILES) and not [
+        row for row in ours if "failed" in row
+    ]
     assert len([row for row in ours if row["share_of_limit"]]) == len(ours) - 1, (
         "int8 has no limit in float16 operations"
     )

@@ -7,6 +7,7 @@ import torch
 
 from kernels import binary_coded, codebook, grouped_int, sparse
 from kernels.bits import pack, unpack
+from kernels.grids import dynamic_map
 from tests.kernels.on_card import check, grid, half_of, product, scales, tokens_of
 
 WIDE = tuple(
@@ -124,10 +125,7 @@ def test_product_of_codebook_with_nested_scales(case, poisoned, small_tiles):
     nested = torch.randint(0, 256, (out, grouped_int.groups_of(n, group)), generator=g).to(torch.uint8)
     absmax, offset = torch.rand(-(-nested.numel() // 256), generator=g), torch.rand(1, generator=g)
     flat = torch.stack(
-        [
-            codebook.dynamic_map()[int(k)] * absmax[i // 256] + offset[0]
-            for i, k in enumerate(nested.flatten())
-        ]
+        [dynamic_map()[int(k)] * absmax[i // 256] + offset[0] for i, k in enumerate(nested.flatten())]
     )
     weight = table.double()[q] * grouped_int.spread(flat.view(nested.shape).double(), n, group)
     from kernels.gpu.codebook import codebook as op

@@ -8,6 +8,7 @@ import torch
 
 from kernels import grouped_int, sparse
 from kernels.bits import pack
+from kernels.grids import Levels
 from tests.kernels.on_card import DEVICE, check, half_of, on_device, product, scales, tokens_of
 
 SPARSE = (*sparse.CASES, (2, 9, 1100), (9, 3, 1100))
@@ -48,14 +49,12 @@ def levels_of(out, n, bits, group):
     """A grid of its own for every group."""
     g = torch.Generator().manual_seed(bits)
     scale = scales(out, n, group, g)
-    return sparse.Levels(
-        scale, torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), bits, group
-    )
+    return Levels(scale, torch.randint(0, 2**bits, scale.shape, generator=g).to(torch.uint8), bits, group)
 
 
 def check_levels(op, x, weight, *operands, levels, case):
     """`check` for a launcher whose last operand is a grid."""
-    there = sparse.Levels(*on_device(*levels))
+    there = Levels(*on_device(*levels))
     check(lambda x, *rest: op(x, *rest, there), x, weight, *operands, dtypes=half_of(case))
 
 

@@ -10,11 +10,12 @@ from kernels.binary_coded import CASES as BINARY_CASES
 from kernels.binary_coded import binary_coded, binary_coded_reference
 from kernels.bits import pack
 from kernels.codebook import CASES as CODEBOOK_CASES
-from kernels.codebook import codebook, codebook_reference, dynamic_map
+from kernels.codebook import codebook, codebook_reference
 from kernels.columns import CASES as COLUMN_CASES
 from kernels.columns import columns, columns_reference
 from kernels.dense import CASES as DENSE_CASES
 from kernels.dense import dense, dense_reference
+from kernels.grids import Levels, dynamic_map
 from kernels.grouped_int import (
     CASES,
     _in_pytorch,
@@ -29,7 +30,6 @@ from kernels.outliers import CASES as OUTLIER_CASES
 from kernels.outliers import outliers, outliers_reference
 from kernels.sparse import CASES as SPARSE_CASES
 from kernels.sparse import (
-    Levels,
     bitmask,
     bitmask_reference,
     bits_mask,
