@@ -96,7 +96,6 @@ class Page:
             "threads": host.threads(),
             "public": self.public,
             "read_only": self.store.read_only,
-            "chat": self.chat is not None,
         }
 
     def answer(self, question: str, ask: Any, address: str = "") -> dict:
