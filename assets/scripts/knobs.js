@@ -73,8 +73,11 @@ function modelField() {
     known ? h('p', {className: 'quiet'}, modelFacts(known)) : '');
 }
 
+// A large number as its language says it: 135M, 1.35億.
+const compact = n => new Intl.NumberFormat(ce.lang, {notation: 'compact', maximumSignificantDigits: 3}).format(n);
+
 function modelFacts(model) {
-  const facts = {size: sizeWords(2 * model.parameters), parameters: Math.round(model.parameters / 1e6)};
+  const facts = {size: sizeWords(2 * model.parameters), parameters: compact(model.parameters)};
   return [
     t('controls.model.line', facts),
     model.chat && t('controls.model.chat'),
@@ -145,9 +148,8 @@ function budget(i) {
   const step = ce.state.steps[i], {full, params} = ce.method(step.method), id = `budget-${i}`;
   if (!Object.keys(full).length) return '';
   const {all, now} = budgets(full, params, ce.values(step));
-  const compact = new Intl.NumberFormat(ce.lang, {notation: 'compact', maximumFractionDigits: 1});
   const tokens = values => values[TOKENS_OF_TRAINING]
-    ? t('controls.budget.tokens', {tokens: compact.format(values[TOKENS_OF_TRAINING])}) : '';
+    ? t('controls.budget.tokens', {tokens: compact(values[TOKENS_OF_TRAINING])}) : '';
   const names = Object.entries(all).map(([name, values]) => [name, t(`budget.${name}`) + tokens(values)]);
   const onchange = e => {
     for (const [name, value] of Object.entries(all[e.target.value])) put(step, name, value);

@@ -129,6 +129,11 @@ class Words:
     def has(self, key: str) -> bool:
         return key in self.table
 
+    def many(self, key: str, n: int, /, **facts) -> str:
+        """A string for `n` of something: where it has a form for one, that."""
+        one = f"{key}.one"
+        return self(one if n == 1 and self.has(one) else key, n=f"{n:,}", **facts)
+
     def size(self, n: float) -> str:
         """Bytes in decimal units."""
         for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):

@@ -103,6 +103,14 @@ def test_a_knobs_value(call, name, value, expected):
     assert call("controls", "shown", name, value) == expected
 
 
+@pytest.mark.parametrize(
+    "lang, n, expected",
+    [("en", 134_515_008, "135M"), ("zh-Hant", 134_515_008, "1.35億"), ("en", 32_768, "32.8K")],
+)
+def test_large_numbers_as_the_language_says_them(call, lang, n, expected):
+    assert call("controls", "(lang, n) => { ce.lang = lang; return compact(n); }", lang, n) == expected
+
+
 @pytest.mark.parametrize("text, expected", [("", 96), ("abc", 96), ("5", 8), ("40", 40), ("9999", 512)])
 def test_a_number_stays_within_its_limits(call, text, expected):
     assert call("chat", "text => within(text, 8, 512, 96)", text) == expected
