@@ -34,6 +34,8 @@ from evaluation.page.questions import Page
 from evaluation.page.wire import Wire
 
 ASSETS = ROOT / "assets"
+SCRIPTS = ASSETS / "scripts"
+SHARED = "small link page"  # scripts that every panel's begins with
 FONTS = (
     "system-ui",
     "-apple-system",
@@ -56,12 +58,12 @@ def _plotly_script() -> Path:
     return Path(importlib.util.find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
 
 
-def panel(name: str, label: str, questions: Sequence[Callable] = (), **props) -> gr.HTML:
-    """One panel: an empty section that its script fills. `questions` are what the script may ask the
-    server."""
-    script = "\n".join((ASSETS / file).read_text("utf-8") for file in ("page.js", f"{name}.js"))
+def panel(name: str, label: str, questions: Sequence[Callable] = (), parts: str = "", **props) -> gr.HTML:
+    """One panel: an empty section that its script fills. `questions` are what the script may ask the server,
+    `parts` the files that come before the panel's own in one scope with it."""
+    files = (*SHARED.split(), *parts.split(), name)
     return gr.HTML(
-        js_on_load=script,
+        js_on_load="\n".join((SCRIPTS / f"{file}.js").read_text("utf-8") for file in files),
         html_template=render("panel.html", label=label),
         elem_id=name,
         server_functions=list(questions),
@@ -80,6 +82,45 @@ def question(page: Page, name: str) -> Callable:
     return call
 
 
+def explore(page: Page) -> None:
+    """The tab of the front: a model, a way to make it smaller, and what it costs."""
+
+    def ask(*names: str) -> list[Callable]:
+        return [question(page, name) for name in names]
+
+    plotly = f"gradio_api/file={_plotly_script()}?v={importlib.metadata.version('plotly')}"
+    with gr.Row(elem_id="explore"):
+        panel("front", "Front", ask("front"), "plot", plotly=plotly)
+        asked = ask("weigh", "begin", "poll", "stop", "enough", "essay")
+        panel("controls", "Controls", asked, "declared knobs fields estimate progress")
+        panel("card", "Run", ask("card", "pack"))
+        panel("runs", "Runs", ask("runs"))
+
+
+def chat(page: Page) -> None:
+    """The tab of the chat: original and compressed, side by side."""
+    talk = panel("chat", "Chat", [question(page, name) for name in ("sides", "stop_chat")], "columns")
+
+    def converse(event: gr.EventData, request: gr.Request):
+        yield from page.converse(event._data, request.client.host)
+
+    # the chat keeps its own line of questions, which tells a visitor's place
+    talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None)
+
+
+# Each tab's name is the id of what it builds; the first is open at a first visit. A new one takes a function
+# and a line here, its script, and its words.
+TABS: dict[str, Callable[[Page], None]] = {"explore": explore, "chat": chat}
+
+
+def hiding() -> str:
+    """The style that shows one tab at a time; until a script has said which, the first."""
+    first, *others = TABS
+    rules = [f'body[data-tab]:not([data-tab="{first}"]) #{first}']
+    rules += [f'body:not([data-tab="{name}"]) #{name}' for name in others]
+    return f"{', '.join(rules)} {{ display: none; }}"
+
+
 def build_app(
     store,
     runner,
@@ -90,35 +131,14 @@ def build_app(
 ) -> gr.Blocks:
     """The whole page over a store, a runner, a chat and an estimate."""
     page = Page(store, runner, chat, estimate, path, public)
+    tabs = [name for name in TABS if name != "chat" or chat is not None]
     script = _plotly_script()
-
-    def ask(*names: str) -> list[Callable]:
-        return [question(page, name) for name in names]
-
     gr.set_static_paths([script, page.downloads()])
     with gr.Blocks(title="Compression Explorer", fill_width=True, analytics_enabled=False) as demo:
         demo.served = (str(script), f"{page.downloads()}/")  # what is served of this disk, for the gate
-        panel("top", "Compression Explorer", value=page.boot())
-        with gr.Row(elem_id="explore"):
-            panel(
-                "front",
-                "Front",
-                ask("front"),
-                plotly=f"gradio_api/file={script}?v={importlib.metadata.version('plotly')}",
-            )
-            panel("controls", "Controls", ask("weigh", "begin", "poll", "stop", "enough", "essay"))
-            panel("card", "Run", ask("card", "pack"))
-            panel("runs", "Runs", ask("runs"))
-        if chat is not None:
-            talk = panel("chat", "Chat", ask("sides", "stop_chat"))
-
-            def converse(event: gr.EventData, request: gr.Request):
-                yield from page.converse(event._data, request.client.host)
-
-            # the chat keeps its own line of questions, which tells a visitor's place
-            talk.ask(
-                converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None
-            )
+        panel("top", "Compression Explorer", value=page.boot() | {"tabs": tabs})
+        for name in tabs:
+            TABS[name](page)
     demo.queue(default_concurrency_limit=4)
     demo._queue.sleep_when_free = demo._queue.progress_update_sleep_when_free = LOOK_SECONDS
     return demo
@@ -155,7 +175,7 @@ def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
         "footer_links": [],
         "max_file_size": 1,
         # as `css` Gradio would rewrite its selectors
-        "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}</style>",
+        "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}{hiding()}</style>",
         "run_history": False,
         "ssr_mode": False,
         "favicon_path": str(ASSETS / "icon.svg"),

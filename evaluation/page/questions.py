@@ -96,7 +96,6 @@ class Page:
             "threads": host.threads(),
             "public": self.public,
             "read_only": self.store.read_only,
-            "chat": self.chat is not None,
         }
 
     def answer(self, question: str, ask: Any, address: str = "") -> dict:
@@ -153,7 +152,7 @@ class Page:
             remarks.append(words("front.time_here"))
         whole = [r for r in drawn if metrics.value(r, x) is not None and metrics.value(r, y) is not None]
         if len(whole) < len(drawn):
-            remarks.append(words("front.missing", n=len(drawn) - len(whole)))
+            remarks.append(words.many("front.missing", len(drawn) - len(whole)))
         drawing = plots.draw(whole, x, y, words)
         entry = CATALOGUE.get(model)
         if entry and entry.rounded:
@@ -171,7 +170,7 @@ class Page:
             "headline": cards.headline(group, model, words),
             "answer": sentences if group else "",
             "remarks": remarks,
-            "protocols": [[p, words("front.protocol.runs", name=p, n=n)] for p, n in known],
+            "protocols": [[p, words.many("front.protocol.runs", n, name=p)] for p, n in known],
             "protocol": protocol,
             "empty": not whole,
             "best": best["id"] if best else "",
@@ -267,7 +266,7 @@ class Page:
     def _runs(words: Words, rows: list[dict]) -> dict:
         return {
             "html": cards.runs_table(rows, words, host.processor(), host.threads()),
-            "count": words("runs.count", n=len(rows)),
+            "count": words.many("runs.count", len(rows)),
             "models": sorted({str(r["model"]) for r in rows}),
         }
 
@@ -529,7 +528,11 @@ class Page:
                     yield state
             parted, wrote = state["parted"], any(side["pieces"] for side in sides.values())
             state["status"] = (
-                words("chat.parted", n=parted) if parted is not None else words("chat.equal") if wrote else ""
+                words.many("chat.parted", parted)
+                if parted is not None
+                else words("chat.equal")
+                if wrote
+                else ""
             )
         except Exception as error:
             failure = _failure(error)
@@ -547,7 +550,7 @@ class Page:
             state["parted"] = event["diverged_at"]
         if "place" in event:
             state["status"] = (
-                words("chat.place", n=event["place"]) if event["place"] else words("chat.waiting")
+                words.many("chat.place", event["place"]) if event["place"] else words("chat.waiting")
             )
         side = state["sides"].get(event.get("side"))
         if side is None:

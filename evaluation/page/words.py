@@ -47,15 +47,16 @@ NAMED = (
     "activation_bits",
     "train_minutes",
 )
-OF_METHODS = ("method.", "param.", "value.")  # keys of strings that come with a method
+# keys of strings that come with a method or a tab
+MAY_WAIT = ("method.", "param.", "value.", "app.tab.", "tab.")
 MANY = 4.0  # times, from which a change isn't told in per cent
 SPEED_MARGIN = 0.05  # rates closer than this are called equal
 
 
 @functools.cache
 def table(language: str) -> dict[str, str]:
-    """All strings of a language by key. A method's strings that nobody has translated yet are English ones,
-    marked as such."""
+    """All strings of a language by key. A method's or a tab's strings that nobody has translated yet are
+    English ones, marked as such."""
     own = strings(language)
     return own | {key: own["untranslated"].format(text=strings("en")[key]) for key in untranslated(language)}
 
@@ -66,8 +67,8 @@ def strings(language: str) -> dict[str, str]:
 
 
 def untranslated(language: str) -> list[str]:
-    """Keys of strings of methods and their parameters that exist in English only."""
-    return [k for k in strings("en").keys() - strings(language).keys() if k.startswith(OF_METHODS)]
+    """Keys of strings of methods, their parameters and tabs that exist in English only."""
+    return [k for k in strings("en").keys() - strings(language).keys() if k.startswith(MAY_WAIT)]
 
 
 @functools.cache
@@ -127,6 +128,11 @@ class Words:
 
     def has(self, key: str) -> bool:
         return key in self.table
+
+    def many(self, key: str, n: int, /, **facts) -> str:
+        """A string for `n` of something: where it has a form for one, that."""
+        one = f"{key}.one"
+        return self(one if n == 1 and self.has(one) else key, n=f"{n:,}", **facts)
 
     def size(self, n: float) -> str:
         """Bytes in decimal units."""

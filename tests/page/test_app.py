@@ -70,7 +70,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         page.locator("#prompt").fill("hello")
         page.locator("#chat button[type=submit]").click()
         page.wait_for_function(
-            "/part after|wrote the same/.test(document.querySelector('#chat .chat-status').textContent)"
+            "/differ after|wrote the same/.test(document.querySelector('#chat .chat-status').textContent)"
         )
         assert "tokens/s" in page.locator("#chat .live").nth(1).inner_text()
         shot(page, "real-chat")

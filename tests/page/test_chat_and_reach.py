@@ -28,7 +28,7 @@ def test_chat_side_by_side(visit, server):
     )
     page.locator("#chat .chip").first.click()
     page.wait_for_function(
-        "document.querySelector('#chat .chat-status').textContent.includes('part after 3')"
+        "document.querySelector('#chat .chat-status').textContent.includes('differ after 3')"
     )
     columns = page.locator("#chat .text")
     assert (
@@ -45,7 +45,7 @@ def test_chat_side_by_side(visit, server):
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#chat .asked').textContent === 'again'")
     page.wait_for_function(
-        "document.querySelector('#chat .chat-status').textContent.includes('part after 3')"
+        "document.querySelector('#chat .chat-status').textContent.includes('differ after 3')"
     )
     phone = visit(f"?run={made.id}&tab=chat", width=390, drawn=False)
     phone.wait_for_selector("#chat .columns:visible")

@@ -105,7 +105,7 @@ def test_the_caches_bits_are_a_setting_of_the_run(visit, server):
     page.wait_for_function(
         "document.querySelector('#controls .go').textContent.includes('Compress and measure')"
     )
-    assert "cache_bits=8" in page.url and "12 KB of cache a token" in text(page, "#controls .more")
+    assert "cache_bits=8" in page.url and "12 KB of cache per token" in text(page, "#controls .more")
     page.locator("#controls .go").click()
     page.wait_for_function(
         "document.querySelector('#controls .progress .now').textContent.includes('cache in 8 bits')"

@@ -1,0 +1,40 @@
+// What a run will cost, asked for at each change, and the line that foresees it on the front.
+const estimate = h('div', {className: 'estimate'});
+let weighed = {path: [], stored: ''};
+const weighing = newest(() => ce.ask(server.ask_weigh, {choices: ce.choices()}), {again: 2500});
+
+// Ask for the estimate, after a while in which another change may come. True when this was the last change.
+async function weigh(wait = 0) {
+  if (!estimate.childElementCount) estimate.replaceChildren(h('p', {className: 'wait quiet'}, t('controls.wait')));
+  const got = await weighing(null, {after: wait});
+  if (!got) return false;
+  weighed = got;
+  estimate.innerHTML = got.error || got.html;
+  drawButton();
+  const step = lastStep(), p = mainOf(step);
+  ce.say('ghost', p && !weighed.stored ? ghostAt(weighed, ce.values(step)[p.name]) : null);
+  return true;
+}
+
+// The point of the path at a value of the main knob.
+const pointAt = (path, value) => path.find(point => Math.abs(point.at - value) < 1e-9);
+
+// Where the ghost stands at that value: on the path, else at the size that was estimated, else nowhere.
+function ghostAt({path, bytes, hint}, value) {
+  const point = pointAt(path, value);
+  if (point) return {bytes: point.bytes, words: point.hint};
+  return bytes ? {bytes, words: hint} : null;
+}
+
+// While the knob moves: the size at once, from the path; the rest comes with the next estimate.
+function foresee(value) {
+  const point = pointAt(weighed.path, value), line = estimate.querySelector('.size');
+  ce.say('ghost', ghostAt(weighed, value));
+  if (!point) return;
+  if (line) {
+    line.querySelector('b').textContent = point.size;
+    line.querySelector('span').textContent = point.smaller;
+  }
+  weighed.stored = '';
+  drawButton(true);
+}
