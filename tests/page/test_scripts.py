@@ -209,8 +209,8 @@ def test_a_link_names_nothing_that_the_page_doesnt_list(call, name):
 
 
 def test_a_path_is_a_model_only_on_ones_own_machine(call):
-    assert read(call, "model=/home/me/model")["state"]["model"] == "/home/me/model"
-    refused = read(call, "model=/home/me/model", public=True)
+    assert read(call, "model=/models/mine")["state"]["model"] == "/models/mine"
+    refused = read(call, "model=/models/mine", public=True)
     assert refused["state"]["model"] == "small" and refused["problems"][0][0] == "link_model"
 
 
