@@ -112,6 +112,11 @@ def test_every_promised_run_is_there(group):
     assert promised - there == NOT_MEASURED.get(group, set()) and there <= promised
 
 
+def test_the_app_reads_every_shipped_result():
+    files = [f for group in shipped.GROUPS for f in shipped.RESULTS.glob(f"{group}-*.json")]
+    assert len(RESULTS) == len(files)
+
+
 NOT_MEASURED_AGAIN = {  # until `make measure` has run
     "gates-gkd-0.65-train_tokens_49152-train_minutes_120": "GKD reads texts and prompts, whose reading "
     "was mended since; it carries no witness",
