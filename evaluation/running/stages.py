@@ -212,7 +212,6 @@ def measure_original(order: Order, read: Read, loaded: Loaded) -> Original:
     order.held.enter_context(place.held(folder))
     if found is None or Baseline.load(folder, head) is None:
         found = _measured_original(order, read, loaded, key, folder)
-        order.held.enter_context(place.held(folder))
     if order.spec.compresses_tables:  # beside it the original's head takes its publisher's width
         head = OriginalHead(head, _publishers_dtype(loaded.bundle))
     elif order.spec.reshapes:  # a cut may reach the head itself
@@ -233,6 +232,7 @@ def _measured_original(order: Order, read: Read, loaded: Loaded, key: str, folde
     bundle, windows = loaded.bundle, read.windows.evaluation
     with place.whole(folder) as record:
         metrics, series = measure(bundle, windows, None, record=record, recorder=order.recorder)
+    order.held.enter_context(place.held(folder))  # the folder is another than the one held before
     seconds = time.perf_counter() - start
     sizes = memory.sizes(bundle, windows.ids)
     found = Found(metrics | sizes | {"evaluate_seconds": seconds, "load_seconds": loaded.seconds}, series)

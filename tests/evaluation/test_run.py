@@ -17,7 +17,7 @@ from evaluation.running.run import run
 from evaluation.running.stages import label
 from evaluation.spec import RunSpec
 from evaluation.store import Store
-from kernels import cpu
+from kernels import cpu, home
 from tests import tiny
 
 REQUIRED = [
@@ -149,7 +149,7 @@ def test_the_original_with_a_cache_of_few_bits(place, store, bits):
     card = run_card(Words("en"), result, shipped=False, artifact=True, here=False, chat=True)
     taken = [f"{m[k]:.0f}\u00a0B" for k in ("kv_cache_bytes_per_token", "baseline_kv_cache_bytes_per_token")]
     assert (
-        f"A token of context takes {taken[0]} of cache, in {bits} bits, instead of the original's {taken[1]}."
+        f"A token of context takes {taken[0]} of cache ({bits} bits) instead of the original's {taken[1]}."
         in html.unescape(card)
     )
 
@@ -477,6 +477,19 @@ def test_a_broken_model_has_no_number(place, store, monkeypatch):
         "failed",
         "broken_model",
     ) and "perplexity" not in result.metrics
+
+
+def test_nobody_removes_the_originals_measurements_while_its_record_is_made(place, store, monkeypatch):
+    """A store that makes room between the two would leave the run without what it compares with."""
+    removed, real = [], stages.memory.sizes
+
+    def sizes(bundle, ids):
+        removed.extend(home.remove_unused(folder) for folder in (store.home / "baselines").iterdir())
+        return real(bundle, ids)
+
+    monkeypatch.setattr(stages.memory, "sizes", sizes)
+    assert run(spec(place), store=store, timings=False).status == "ok"
+    assert removed and not any(removed)
 
 
 def test_cancelling_says_so(place, store):
