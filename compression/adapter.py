@@ -97,7 +97,7 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
         "target_modules": sorted(thin),
         "rank_pattern": wide,
         "alpha_pattern": wide,
-        "fan_in_fan_out": config.model_type == "gpt2",
+        "fan_in_fan_out": arch.of_config(config).transposed,
     }
     told = {_base(p.first, bundle.source.get("id")) for p in found.values()}
     base = told.pop() if len(told) == 1 else OTHER

@@ -23,7 +23,7 @@ class LayerGeometry:
 class Geometry:
     """The model's sizes. `layers` may differ from block to block after structured pruning."""
 
-    family: str  # key of arch.FAMILIES: llama, qwen2, qwen3, opt, gpt2, gpt_neox
+    architecture: str  # key of ARCHITECTURES: llama, qwen2, qwen3, opt, gpt2, gpt_neox
     hidden: int
     vocabulary: int
     positions: int  # longest context

@@ -3,8 +3,8 @@ file, or nothing.
 
 `load` compares what the config describes with what the files' headers hold before any memory is taken, then
 reads tensor by tensor. Names are those of transformers' modules, or of the files that it maps to them itself
-(arch.Family.prefix, .renamed). Two tensors may be one only where the config says so, and then the file's two
-must agree. Tensors that follow from the config and that some published files carry (arch.Family.recomputed)
+(Architecture.prefix, .renamed). Two tensors may be one only where the config says so, and then the file's two
+must agree. Tensors that follow from the config and that some published files carry (Architecture.recomputed)
 are compared with what the model computes, and left out.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compression import arch
+from compression.architectures import ARCHITECTURES, Architecture
 from compression.base import ModelUnavailable
 from compression.configs import Described
 from compression.folder import Folder, few, shown
@@ -71,9 +72,9 @@ def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn
     Raises ModelUnavailable naming the tensors that are missing, unexpected, twice there, or of another shape
     or type.
     """
-    folder, family = headers.folder, arch.FAMILIES[described.family]
-    names = _named(headers, family)
-    _check_layers(folder, names, family, described)
+    folder, row = headers.folder, ARCHITECTURES[described.architecture]
+    names = _named(headers, row)
+    _check_layers(folder, names, row, described)
     try:
         model = build(described, dtype, "meta")
     except Exception as why:  # a combination of values that only the library knows to be wrong
@@ -86,13 +87,13 @@ def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn
             allowed="",
         ) from None
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    carried = {name: kind for name in names if (kind := _recomputed(name, family)) and name not in expected}
-    tied = (f"{family.embedding}.weight", f"{family.head}.weight") if described.geometry.tied else ()
+    carried = {name: kind for name in names if (kind := _recomputed(name, row)) and name not in expected}
+    tied = (f"{row.embedding}.weight", f"{row.head}.weight") if described.geometry.tied else ()
     check(folder, {n: e for n, e in names.items() if n not in carried}, expected, tied)
     module = build(described, dtype)
     _fill(headers, module, {n: e for n, e in names.items() if n not in carried}, tied)
     for name, kind in carried.items():
-        if not _agrees(read(headers, names[name]), kind, module, family):
+        if not _agrees(read(headers, names[name]), kind, module, row):
             raise folder.error(
                 "buffer_differs",
                 f"holds {shown(name)} with other values than its config gives; correct config.json, or "
@@ -102,26 +103,23 @@ def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn
     return module, sorted(carried)
 
 
-def _named(headers: Headers, family: arch.Family) -> dict[str, Entry]:
+def _named(headers: Headers, row: Architecture) -> dict[str, Entry]:
     """The file's tensors by the names that the model's modules have."""
     found: dict[str, Entry] = {}
     stems = {
-        path.removeprefix(family.prefix).split(".")[0]
+        path.removeprefix(row.prefix).split(".")[0]
         for path in (
-            family.blocks,
-            family.embedding,
-            family.final,
-            family.positions or family.final,
-            family.rotary or family.final,
+            row.blocks,
+            row.embedding,
+            row.final,
+            row.positions or row.final,
+            row.rotary.path if row.rotary else row.final,
         )
     }
     for name, entry in headers.entries.items():
-        ours = next(
-            (ours + name.removeprefix(theirs) for theirs, ours in family.renamed if name.startswith(theirs)),
-            name,
-        )
+        ours = arch.from_file(row, name)
         if ours.split(".")[0] in stems:
-            ours = family.prefix + ours
+            ours = row.prefix + ours
         if ours in found:
             raise headers.folder.error(
                 "tensor_twice",
@@ -134,9 +132,9 @@ def _named(headers: Headers, family: arch.Family) -> dict[str, Entry]:
 
 
 def _check_layers(
-    folder: Folder, names: Mapping[str, Entry], family: arch.Family, described: Described
+    folder: Folder, names: Mapping[str, Entry], row: Architecture, described: Described
 ) -> None:
-    pattern = re.compile(re.escape(family.blocks) + r"\.(\d{1,6})\.")
+    pattern = re.compile(re.escape(row.blocks) + r"\.(\d{1,6})\.")
     found = {int(match[1]) for name in names if (match := pattern.match(name))}
     said = len(described.geometry.layers)
     if found and found != set(range(said)):
@@ -152,8 +150,8 @@ def _check_layers(
         )
 
 
-def _recomputed(name: str, family: arch.Family) -> str:
-    return next((kind for pattern, kind in family.recomputed if re.fullmatch(pattern, name)), "")
+def _recomputed(name: str, row: Architecture) -> str:
+    return next((kind for pattern, kind in row.recomputed if re.fullmatch(pattern, name)), "")
 
 
 def check(
@@ -280,7 +278,7 @@ def check_finite(folder: Folder, name: str, tensor: Tensor) -> None:
         )
 
 
-def _agrees(tensor: Tensor, kind: str, module: nn.Module, family: arch.Family) -> bool:
+def _agrees(tensor: Tensor, kind: str, module: nn.Module, row: Architecture) -> bool:
     """Whether a tensor that follows from the config is what the model computes (in as many digits as a file
     may keep)."""
     if kind == "version":
@@ -298,7 +296,7 @@ def _agrees(tensor: Tensor, kind: str, module: nn.Module, family: arch.Family) -
             and square.shape[0] == square.shape[1]
             and torch.equal(square != 0, torch.ones_like(square).tril() != 0)
         )
-    rotary = module.get_submodule(family.rotary)
+    rotary = module.get_submodule(row.rotary.path)
     plain = rotary.compute_default_rope_parameters(module.config)[0]
     return any(
         tensor.shape == angles.shape and torch.allclose(tensor.float(), angles.float(), rtol=1e-2, atol=1e-7)

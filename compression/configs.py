@@ -1,9 +1,9 @@
 """What a config.json says, checked before anything is done with it.
 
-`TABLE` declares each family's fields: type, bounds, default, other names, and whether the field changes what
-the model computes. Only declared fields ever reach transformers. A field that asks for a feature which isn't
-handled here is refused (`NEVER`); any other is bookkeeping and is left out. No torch: the page reads configs
-too.
+The table of architectures declares the fields of each: type, bounds, default, other names, and whether the
+field changes what the model computes. Only declared fields ever reach transformers. A field that asks for a
+feature which isn't handled here is refused (`NEVER`); any other is bookkeeping and is left out. No torch: the
+page reads configs too.
 """
 
 from __future__ import annotations
@@ -14,179 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compression.architectures import ARCHITECTURES, Architecture
+from compression.architectures.declare import KINDS, LAYERS, POSITIONS, REQUIRED, WIDTH, Field, Rotary
 from compression.base import ModelUnavailable, UnsupportedModel, canonical
 from compression.bundle import Geometry, LayerGeometry
 from compression.folder import Folder, shown
 
 CONFIG = "config.json"
-REQUIRED = object()  # a default: there is none
-ACTIVATIONS = (
-    "silu",
-    "swish",
-    "relu",
-    "relu2",
-    "relu6",
-    "gelu",
-    "gelu_new",
-    "gelu_fast",
-    "gelu_python",
-    "gelu_pytorch_tanh",
-    "gelu_python_tanh",
-    "gelu_accurate",
-    "gelu_10",
-    "quick_gelu",
-    "tanh",
-    "sigmoid",
-    "mish",
-    "laplace",
-    "leaky_relu",
-    "hardswish",
-    "linear",
-    "sqrtsoftplus",
-)
-KINDS = ("full_attention", "sliding_attention")
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a config. kind: int, float, bool, word, ids, kinds. lo, hi: inclusive bounds."""
-
-    kind: str
-    default: Any = REQUIRED
-    lo: float = 0
-    hi: float = 0
-    choices: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()  # other names of the field in files
-    empty: bool = False  # null is a value of its own
-    forward: bool = True  # changes what the model computes
-
-
-def _size(hi: int, default: Any = REQUIRED, **more) -> Field:
-    return Field("int", default, 1, hi, **more)
-
-
-def _flag(default: bool, **more) -> Field:
-    return Field("bool", default, **more)
-
-
-def _share(default: float) -> Field:
-    """A probability that only training looks at."""
-    return Field("float", default, 0.0, 1.0, forward=False)
-
-
-LAYERS, WIDTH, WIDE, HEADS, WORDS, POSITIONS, MASKED = (
-    1_024,
-    65_536,
-    1_048_576,
-    4_096,
-    4_194_304,
-    100_000_000,
-    16_384,
-)
-EPS = ("float", 1e-12, 0.1)
-
-_COMMON = {
-    "vocab_size": _size(WORDS),
-    "use_cache": _flag(True, forward=False),
-    "bos_token_id": Field("ids", None, empty=True, forward=False),
-    "eos_token_id": Field("ids", None, empty=True, forward=False),
-    "pad_token_id": Field("ids", None, empty=True, forward=False),
-}
-_SIZES = _COMMON | {
-    "hidden_size": _size(WIDTH),
-    "num_hidden_layers": _size(LAYERS),
-    "num_attention_heads": _size(HEADS),
-    "initializer_range": _share(0.02),
-}
-_GATED = _SIZES | {
-    "intermediate_size": _size(WIDE),
-    "hidden_act": Field("word", "silu", choices=ACTIVATIONS),
-    "rms_norm_eps": Field("float", 1e-6, *EPS[1:]),
-    "attention_dropout": _share(0.0),
-    "tie_word_embeddings": _flag(False),
-}
-_QWEN = _GATED | {
-    "max_position_embeddings": _size(POSITIONS, 32_768),
-    "num_key_value_heads": _size(HEADS, 32, empty=True),
-    "use_sliding_window": _flag(False),
-    "sliding_window": _size(POSITIONS, 4_096, empty=True),
-    "max_window_layers": Field("int", 28, 0, POSITIONS),
-    "layer_types": Field("kinds", None, choices=KINDS, empty=True),
-}
-TABLE: dict[str, dict[str, Field]] = {
-    "llama": _GATED
-    | {
-        "max_position_embeddings": _size(POSITIONS, 2_048),
-        "num_key_value_heads": _size(HEADS, None, empty=True),
-        "head_dim": _size(WIDTH, None, empty=True),
-        "attention_bias": _flag(False),
-        "mlp_bias": _flag(False),
-        # how it was cut for training; the sums are the same
-        "pretraining_tp": Field("int", 1, 0, 1_024, empty=True, forward=False),
-        "bos_token_id": Field("ids", 1, empty=True, forward=False),
-        "eos_token_id": Field("ids", 2, empty=True, forward=False),
-    },
-    "qwen2": _QWEN | {"head_dim": _size(WIDTH, None, empty=True)},
-    "qwen3": _QWEN | {"head_dim": _size(WIDTH, 128), "attention_bias": _flag(False)},
-    "opt": _COMMON
-    | {
-        "hidden_size": _size(WIDTH),
-        "num_hidden_layers": _size(LAYERS),
-        "num_attention_heads": _size(HEADS),
-        "ffn_dim": _size(WIDE),
-        "max_position_embeddings": _size(POSITIONS, 2_048),
-        "word_embed_proj_dim": _size(WIDTH, None, empty=True),
-        "activation_function": Field("word", "relu", choices=ACTIVATIONS),
-        "do_layer_norm_before": _flag(True),
-        "_remove_final_layer_norm": _flag(False),
-        "enable_bias": _flag(True),
-        "layer_norm_elementwise_affine": _flag(True),
-        "tie_word_embeddings": _flag(True),
-        "dropout": _share(0.1),
-        "attention_dropout": _share(0.0),
-        "layerdrop": _share(0.0),
-        "init_std": _share(0.02),
-        "pad_token_id": Field("ids", 1, empty=True, forward=False),
-        "bos_token_id": Field("ids", 2, empty=True, forward=False),
-        "eos_token_id": Field("ids", 2, empty=True, forward=False),
-    },
-    "gpt2": _COMMON
-    | {
-        "n_embd": _size(WIDTH, also=("hidden_size",)),
-        "n_layer": _size(LAYERS, also=("num_hidden_layers",)),
-        "n_head": _size(HEADS, also=("num_attention_heads",)),
-        # each layer holds a mask of its square
-        "n_positions": _size(MASKED, 1_024, also=("max_position_embeddings",)),
-        "n_inner": _size(WIDE, None, empty=True),
-        "activation_function": Field("word", "gelu_new", choices=ACTIVATIONS),
-        "layer_norm_epsilon": Field("float", 1e-5, *EPS[1:]),
-        "scale_attn_weights": _flag(True),
-        "scale_attn_by_inverse_layer_idx": _flag(False),
-        "reorder_and_upcast_attn": _flag(False),
-        "tie_word_embeddings": _flag(True),
-        "resid_pdrop": _share(0.1),
-        "embd_pdrop": _share(0.1),
-        "attn_pdrop": _share(0.1),
-        "initializer_range": _share(0.02),
-        "bos_token_id": Field("ids", 50_256, empty=True, forward=False),
-        "eos_token_id": Field("ids", 50_256, empty=True, forward=False),
-    },
-    "gpt_neox": _SIZES
-    | {
-        "intermediate_size": _size(WIDE),
-        "hidden_act": Field("word", "gelu", choices=ACTIVATIONS),
-        "max_position_embeddings": _size(POSITIONS, 2_048),
-        "layer_norm_eps": Field("float", 1e-5, *EPS[1:]),
-        "use_parallel_residual": _flag(True),
-        "attention_bias": _flag(True),
-        "tie_word_embeddings": _flag(False),
-        "attention_dropout": _share(0.0),
-        "hidden_dropout": _share(0.0),
-        "classifier_dropout": _share(0.1),
-        "bos_token_id": Field("ids", 0, empty=True, forward=False),
-        "eos_token_id": Field("ids", 2, empty=True, forward=False),
-    },
-}
 NEVER = {  # field -> the values under which it asks for nothing
     "is_causal": (None, True),
     "add_cross_attention": (None, False),
@@ -196,13 +30,6 @@ NEVER = {  # field -> the values under which it asks for nothing
     "pruned_heads": (None, {}, []),
 }
 
-ROTARY = {  # family -> (top-level name of theta, of the rotated share, the share's default)
-    "llama": ("rope_theta", "partial_rotary_factor", 1.0),
-    "qwen2": ("rope_theta", "partial_rotary_factor", 1.0),
-    "qwen3": ("rope_theta", "partial_rotary_factor", 1.0),
-    "gpt_neox": ("rotary_emb_base", "rotary_pct", 0.25),
-}
-WHOLE = ("llama", "qwen2", "qwen3")  # families whose every channel is rotated
 THETA = Field("float", 10_000.0, 1.0, 1e15)
 _FACTOR = Field("float", REQUIRED, 0.01, 1e6)
 _PLAIN = Field("float", None, 0.0, 1e6, empty=True)
@@ -240,8 +67,8 @@ ROPES: dict[str, dict[str, Field]] = {
 class Described:
     """What a config says, in the table's words."""
 
-    family: str
-    values: Mapping[str, Any]  # for transformers' class of that family
+    architecture: str  # key of ARCHITECTURES
+    values: Mapping[str, Any]  # for transformers' class of that architecture
     geometry: Geometry
     forward: Mapping[str, Any]  # what changes the model's output, each thing said in one way
 
@@ -256,7 +83,7 @@ class Described:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         values = {k: dict(v) if isinstance(v, dict) else v for k, v in self.values.items()}
-        return CONFIG_MAPPING[self.family](**values)
+        return CONFIG_MAPPING[self.architecture](**values)
 
 
 def read(folder: Folder) -> Described:
@@ -268,40 +95,43 @@ def read(folder: Folder) -> Described:
 
 def describe(config: Mapping[str, Any], folder: Folder) -> Described:
     """What the JSON object `config` says; `folder` names the model in messages."""
-    family = config.get("model_type")
-    if not isinstance(family, str) or family not in TABLE:
-        got = shown(family) if isinstance(family, str) else "no type"
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        got = shown(kind) if isinstance(kind, str) else "no type"
         raise UnsupportedModel(
-            f"{folder.name} is of type {got!r}; supported: {', '.join(TABLE)}. Choose a model of one of "
-            "these families.",
+            f"{folder.name} is of type {got!r}; supported: {', '.join(ARCHITECTURES)}. Choose a model "
+            "of one of these architectures.",
             got=got,
-            allowed=", ".join(TABLE),
+            allowed=", ".join(ARCHITECTURES),
         )
     check_promises(config, folder)
-    read = {name: _take(config, name, field, folder) for name, field in TABLE[family].items()}
-    described = _sizes(family, read, folder)
+    row = ARCHITECTURES[kind]
+    read = {name: _take(config, name, field, folder) for name, field in row.fields.items()}
+    described = _sizes(row, read, folder)
     values = {
         name: read[name]
-        for name, field in TABLE[family].items()
+        for name, field in row.fields.items()
         if read[name] is not None or field.default is not None
     }
-    forward = {name: read[name] for name, field in TABLE[family].items() if field.forward}
-    if family in ROTARY:
+    forward = {name: read[name] for name, field in row.fields.items() if field.forward}
+    if row.rotary:
         size = described.layers[0].head_size
-        values["rope_parameters"] = forward["rope"] = _rope(config, family, size, described.positions, folder)
+        values["rope_parameters"] = forward["rope"] = _rope(
+            config, row.rotary, size, described.positions, folder
+        )
     _windows(forward, values)
     for name, value in (
-        ("num_key_value_heads", described.layers[0].kv_heads),
-        ("head_dim", described.layers[0].head_size),
-        ("n_inner", described.layers[0].feed_forward),
-        ("word_embed_proj_dim", described.embedding or described.hidden),
+        (row.sizes.kv_heads, described.layers[0].kv_heads),
+        (row.sizes.head_size, described.layers[0].head_size),
+        (row.sizes.feed_forward, described.layers[0].feed_forward),
+        (row.sizes.embedding, described.embedding or described.hidden),
     ):
         if name in forward:
             forward[name] = value
     pad = values.get("pad_token_id")
     values["pad_token_id"] = pad if type(pad) is int and 0 <= pad < described.vocabulary else None
     values["architectures"] = _architectures(config, folder)
-    return Described(family, values, described, forward | {"model_type": family})
+    return Described(kind, values, described, forward | {"model_type": kind})
 
 
 def check_promises(config: Mapping[str, Any], folder: Folder) -> None:
@@ -392,30 +222,18 @@ def _odd(folder: Folder, field: str, got: Any, allowed: str) -> ModelUnavailable
     )
 
 
-def _sizes(family: str, read: Mapping[str, Any], folder: Folder) -> Geometry:
+def _sizes(row: Architecture, read: Mapping[str, Any], folder: Folder) -> Geometry:
     """The sizes, after what they ask of each other."""
-    hidden, heads = (
-        read.get("hidden_size") or read["n_embd"],
-        read.get("num_attention_heads") or read["n_head"],
-    )
-    layers, positions = (
-        read.get(a) or read[b]
-        for a, b in (("num_hidden_layers", "n_layer"), ("max_position_embeddings", "n_positions"))
-    )
-    kv_heads = read.get("num_key_value_heads") or heads
+    names = row.sizes
+    hidden, heads, layers = read[names.hidden], read[names.heads], read[names.layers]
+    kv_heads = read.get(names.kv_heads) or heads
     if heads % kv_heads:
-        raise _odd(folder, "num_key_value_heads", kv_heads, f"a divisor of num_attention_heads = {heads}")
-    if hidden % heads and not (family in ("qwen2", "qwen3") and read.get("head_dim")):
-        raise _odd(
-            folder,
-            "n_head" if family == "gpt2" else "num_attention_heads",
-            heads,
-            f"a divisor of the width {hidden}",
-        )
-    head_size = read.get("head_dim") or hidden // heads
-    if family in WHOLE and head_size % 2:
-        raise _odd(folder, "head_dim", head_size, "an even number, since channels are rotated in pairs")
-    wide = read.get("ffn_dim") or read.get("intermediate_size") or read.get("n_inner") or 4 * hidden
+        raise _odd(folder, names.kv_heads, kv_heads, f"a divisor of {names.heads} = {heads}")
+    if hidden % heads and not (names.free_heads and read.get(names.head_size)):
+        raise _odd(folder, names.heads, heads, f"a divisor of the width {hidden}")
+    head_size = read.get(names.head_size) or hidden // heads
+    if row.rotary and row.rotary.whole and head_size % 2:
+        raise _odd(folder, names.head_size, head_size, "an even number, since channels are rotated in pairs")
     kinds = read.get("layer_types")
     if kinds is not None and len(kinds) != layers:
         raise _odd(folder, "layer_types", f"{len(kinds)} entries", f"{layers}, one a layer")
@@ -427,16 +245,16 @@ def _sizes(family: str, read: Mapping[str, Any], folder: Folder) -> Geometry:
             "a number of positions (with use_sliding_window = true), since layer_types names "
             "sliding_attention",
         )
-    projected = read.get("word_embed_proj_dim") or hidden
-    layer = LayerGeometry(heads, kv_heads, head_size, wide)
+    embedding = read.get(names.embedding) or hidden
+    layer = LayerGeometry(heads, kv_heads, head_size, read.get(names.feed_forward) or 4 * hidden)
     return Geometry(
-        family,
+        row.name,
         hidden,
         read["vocab_size"],
-        positions,
+        read[names.positions],
         read["tie_word_embeddings"],
         (layer,) * layers,
-        projected if projected != hidden else 0,
+        embedding if embedding != hidden else 0,
     )
 
 
@@ -457,10 +275,10 @@ def _windows(forward: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def _rope(
-    config: Mapping[str, Any], family: str, head_size: int, positions: int, folder: Folder
+    config: Mapping[str, Any], row: Rotary, head_size: int, positions: int, folder: Folder
 ) -> dict[str, Any]:
     """The rotary parameters in transformers' present form, from where files of any age keep them."""
-    theta, share, default = ROTARY[family]
+    share = row.share
     found = []
     for place in ("rope_scaling", "rope_parameters"):
         given = config.get(place)
@@ -469,10 +287,7 @@ def _rope(
         if not isinstance(given, Mapping):
             raise _odd(folder, place, given, "an object with rope_type")
         found.append((place, given))
-    both = [
-        _rope_from(given, config, f"{place}.", theta, share, default, positions, folder)
-        for place, given in found
-    ]
+    both = [_rope_from(given, config, f"{place}.", row, positions, folder) for place, given in found]
     if len(both) == 2 and both[0] != both[1]:
         raise _odd(
             folder,
@@ -480,12 +295,12 @@ def _rope(
             "other values than rope_parameters",
             "the same in both, or only one of them",
         )
-    rope = both[0] if both else _rope_from({}, config, "", theta, share, default, positions, folder)
+    rope = both[0] if both else _rope_from({}, config, "", row, positions, folder)
     turned = int(head_size * rope["partial_rotary_factor"])
-    if family in WHOLE and rope["partial_rotary_factor"] != 1.0:
+    if row.whole and rope["partial_rotary_factor"] != 1.0:
         raise folder.error(
             "model_feature",
-            f"has {share} = {rope['partial_rotary_factor']:g} in config.json, which {family} doesn't "
+            f"has {share} = {rope['partial_rotary_factor']:g} in config.json, which its architecture "
             "compute; choose another model",
             field=share,
             got=f"{rope['partial_rotary_factor']:g}",
@@ -509,20 +324,13 @@ def _rope(
         raise _odd(
             folder, "rope_scaling.high_freq_factor", rope["high_freq_factor"], "more than low_freq_factor"
         )
-    if family in WHOLE:
+    if row.whole:
         del rope["partial_rotary_factor"]
     return rope
 
 
 def _rope_from(
-    given: Mapping,
-    config: Mapping,
-    where: str,
-    theta: str,
-    share: str,
-    default: float,
-    positions: int,
-    folder: Folder,
+    given: Mapping, config: Mapping, where: str, row: Rotary, positions: int, folder: Folder
 ) -> dict[str, Any]:
     kind = given.get("rope_type", given.get("type", "default"))
     if not isinstance(kind, str) or kind not in ROPES or any(isinstance(v, Mapping) for v in given.values()):
@@ -535,8 +343,8 @@ def _rope_from(
         )
     out = {"rope_type": kind}
     tops = {
-        "rope_theta": (theta, THETA),
-        "partial_rotary_factor": (share, Field("float", default, 1e-6, 1.0)),
+        "rope_theta": (row.theta, THETA),
+        "partial_rotary_factor": (row.share, Field("float", row.default_share, 1e-6, 1.0)),
     }
     if kind not in ("default", "linear", "dynamic"):
         tops["original_max_position_embeddings"] = (

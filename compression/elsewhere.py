@@ -11,9 +11,8 @@ from pathlib import Path
 
 from torch import nn
 
-ROPE = {
-    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-}  # version 4's names where they differ
+from compression import arch
+
 NEWER = ("backend", "is_local", "local_files_only")  # what version 5 notes about its own way of loading
 TOKENIZER = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both
 
@@ -30,11 +29,11 @@ def config(module: nn.Module, dtype: str) -> dict:
         found["rope_scaling"] = {
             k: v for k, v in rope.items() if k not in ("rope_theta", "partial_rotary_factor")
         }
-    for name in ("rope_theta", "partial_rotary_factor"):
+    row = arch.of(module).rotary
+    for name, old in (("rope_theta", row.theta), ("partial_rotary_factor", row.share)) if row else ():
         if name in rope:
             found[name] = rope[name]
-            if old := ROPE.get(module.config.model_type, {}).get(name):
-                found[old] = rope[name]
+            found[old] = rope[name]  # version 4's name, which may differ
     return found
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compression import arch, known
+from compression.architectures.declare import Rotary
 from compression.bundle import Bundle
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
 from compression.surgery import instead
@@ -129,7 +130,7 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
         )
     if unknown := known.refusal(module):
         raise CannotServe(unknown)
-    family, g = arch.table(module), bundle.geometry
+    row, g = arch.of(module), bundle.geometry
     if bundle.attention:
         raise CannotServe("attention multiplies 8-bit integers, which the step doesn't do")
     if bundle.cache_bits < 16 and bundle.cache_keys == "channel":
@@ -140,25 +141,25 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
     table, head = make.table(arch.embedding(module)[1]), make.linear(arch.head(module)[1])
     blocks = arch.blocks(module)
     layers = tuple(_layer(make, module, i, block, g.layers[i]) for i, block in enumerate(blocks))
-    parent = module.get_submodule(family.final.rpartition(".")[0])
-    positions = module.get_submodule(family.positions) if family.positions else None
-    cosine, sine = _angles(module, family, g.positions) if family.rotary else (None, None)
+    into, out = arch.projections(module)
+    positions = module.get_submodule(row.positions) if row.positions else None
+    cosine, sine = _angles(module, row.rotary, g.positions) if row.rotary else (None, None)
     model = Model(
         layers,
         table,
         head,
-        make.norm(getattr(parent, family.final.rpartition(".")[2])),
+        make.norm(arch.final_norm(module)),
         hidden=g.hidden,
         vocabulary=g.vocabulary,
         limit=g.positions,
-        scaling=known.attention(blocks[0]).scaling,
-        eps=known.epsilon(known.all_norms(module)[0]),
-        rms=known.FAMILIES[g.family].norm != known.LAYER_NORM,
+        scaling=arch.attention(module, blocks[0]).scaling,
+        eps=known.epsilon(module, arch.all_norms(module)[0]),
+        rms=row.norm.rms,
         activation=known.activation(module),
-        parallel=getattr(blocks[0], "use_parallel_residual", False),
-        post_norm=not getattr(blocks[0], "do_layer_norm_before", True),
-        project_in=make.linear(getattr(parent, "project_in", None)),
-        project_out=make.linear(getattr(parent, "project_out", None)),
+        parallel=known.parallel(module, blocks[0]),
+        post_norm=not arch.norm_first(module),
+        project_in=make.linear(into),
+        project_out=make.linear(out),
         cosine=cosine,
         sine=sine,
         positions=None if positions is None else positions.weight.detach().float().contiguous(),
@@ -226,20 +227,20 @@ class _Maker:
 
 
 def _layer(make: _Maker, module: nn.Module, number: int, block: nn.Module, sizes) -> Layer:
-    family = arch.table(module)
+    row = arch.of(module)
     linears = {
         role: make.linear(module.get_submodule(path))
         for group in arch.groups(module, number)
         for path, role in group
     }
-    before = [make.norm(block.get_submodule(path)) for path in (family.norms[0], family.norms[2])]
-    heads = [make.norm(norm) for norm in known.head_norms(module, block)]
+    before = [make.norm(block.get_submodule(path)) for path in row.norms if path]
+    heads = [make.norm(norm) for norm in arch.head_norms(module, block)]
     return Layer(*before, *heads, linears, sizes.heads, sizes.kv_heads, sizes.head_size)
 
 
-def _angles(module: nn.Module, family: arch.Family, positions: int) -> tuple[Tensor, Tensor]:
+def _angles(module: nn.Module, row: Rotary, positions: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines [positions, rotary / 2] as transformers computes them, any scaling included."""
-    rotary = module.get_submodule(family.rotary)
+    rotary = module.get_submodule(row.path)
     if getattr(rotary, "rope_type", None) not in known.STEADY:
         raise CannotServe(
             f"rotary angles of the kind {getattr(rotary, 'rope_type', None)!r}, which may change with "

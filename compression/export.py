@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression import adapter, arch, artifact, beside, checkpoint, configs, elsewhere, headers
+from compression.architectures import ARCHITECTURES
 from compression.base import CannotExport, ModelUnavailable, Note
 from compression.bundle import Bundle
 from compression.folder import Folder
@@ -59,7 +60,6 @@ BITS = {"gptq_v2": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "compressed-tensors": (2,
 FORMS = (*BITS, adapter.FORM)
 DTYPE = torch.float16  # of scales and of whatever isn't compressed: what loaders of these formats compute in
 BY_TOKEN = ActivationRule(bits=8)
-RENAMED = {"gpt_neox": ("lm_head.", "embed_out.")}  # (transformers' name, the file's)
 LOADERS = {
     "gptq_v2": "a program that reads GPTQ checkpoints of version 2, such as GPTQModel",
     "gptq": "a program that reads GPTQ checkpoints, such as GPTQModel or vLLM",
@@ -104,7 +104,7 @@ def offers(manifest: dict) -> list[str]:
     if adapter.offered(manifest):
         return [adapter.FORM]
     # a head is written in 16 bits, whatever its format
-    heads = {family.head for family in arch.FAMILIES.values()}
+    heads = {row.head for row in ARCHITECTURES.values()}
     packed = [
         m["packed"]
         for path, m in manifest.get("modules", {}).items()
@@ -138,7 +138,7 @@ def write(
     if form == adapter.FORM:
         return adapter.write(bundle, folder, label)
     module, config = bundle.module, bundle.module.config
-    if form == "compressed-tensors" and config.model_type == "gpt2":
+    if form == "compressed-tensors" and arch.of(module).transposed:
         raise CannotExport(
             "GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2"
         )
@@ -236,11 +236,7 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
             }
             tensors |= {f"{part}.packed.{name}": t for name, t in packed.state_dict().items()}
             tensors |= {f"{part}.bias": layer.bias[r]} if biased else {}
-    ours, theirs = RENAMED.get(config.model_type, ("", ""))
-    tensors = {
-        ours + name.removeprefix(theirs) if theirs and name.startswith(theirs) else name: t
-        for name, t in tensors.items()
-    }
+    tensors = {arch.from_file(arch.of(module), name): t for name, t in tensors.items()}
     source = {"kind": "export", "id": folder.name, "dtype": "float16", "licence": "", "folder": str(folder)}
     return artifact.assemble(files, module, modules, tensors, folder.name, source, device)
 
@@ -261,7 +257,7 @@ def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
         for name, t in artifact.stored_tensors(bundle.module, torch.float32).items()
     }
     tensors = {name: t for name, t in stored.items() if not any(name.startswith(f"{path}.") for path in own)}
-    blocks = arch.table(bundle.module).blocks
+    blocks = arch.of(bundle.module).blocks
     tables = {path: m for path, m in own.items() if not path.startswith(f"{blocks}.")}
     if len(tables) > 1 and bundle.geometry.tied:
         raise CannotExport(
@@ -269,11 +265,8 @@ def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
         )
     for path, table in tables.items():
         tensors[f"{path}.weight"] = _narrow(table.packed.dequantize())
-    ours, theirs = RENAMED.get(bundle.module.config.model_type, ("", ""))
-    tensors = {
-        theirs + name.removeprefix(ours) if ours and name.startswith(ours) else name: t
-        for name, t in tensors.items()
-    }
+    row = arch.of(bundle.module)
+    tensors = {arch.to_file(row, name): t for name, t in tensors.items()}
     return tensors, (Note("tables_as_16_bits"),) if tables else ()
 
 
@@ -475,7 +468,8 @@ def _about_gptq(scheme: Scheme, module: nn.Module) -> dict:
 
 def _about_compressed(scheme: Scheme, module: nn.Module) -> dict:
     kept = [path for path, m in module.named_modules() if isinstance(m, nn.Linear)]
-    head, renamed = arch.head(module)[0], RENAMED.get(module.config.model_type, ("", ""))[1].removesuffix(".")
+    head = arch.head(module)[0]
+    renamed = arch.to_file(arch.of(module), f"{head}.").removesuffix(".")
     row = scheme.group_size == -1
     weights = {
         "num_bits": scheme.bits,

@@ -57,7 +57,7 @@ def load(
     if device == "cpu":
         choose_float32()
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-    words = tokenizer.load(folder, described.family, described.geometry.vocabulary)
+    words = tokenizer.load(folder, described.architecture, described.geometry.vocabulary)
     module, carried = checkpoint.load(weights, described, dtype)
     checkpoint.read_generation(folder, module)
     arch.normalise(module)
@@ -125,7 +125,7 @@ def tokenizer_of(name: str):
 
     folder = Folder(prepare(name), name)
     described = configs.read(folder)
-    return tokenizer.load(folder, described.family, described.geometry.vocabulary)
+    return tokenizer.load(folder, described.architecture, described.geometry.vocabulary)
 
 
 def check_tokenizer(teacher: Bundle, name: str) -> None:

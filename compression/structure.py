@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from compression import arch
+from compression.architectures import Architecture
 from compression.base import UnsupportedLayer
 from compression.bundle import LayerGeometry
 
@@ -32,12 +33,12 @@ AXES = {  # role -> (what its structures are, the axis of its weight [out, in] t
 }  # fmt: skip
 # role -> the axis that lies along the width
 WIDTH_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "gate": 1, "up": 1, "down": 0}
-# attribute of a transformers module in a block -> its value
+# sizes that a block's modules remember (Architecture.attributes says under which names)
 SIZES: dict[str, Callable[[LayerGeometry], int]] = {
-    "num_heads": lambda g: g.heads,  # OPT, GPT-2
-    "split_size": lambda g: g.heads * g.head_size,  # GPT-2: where the fused q, k, v is taken apart
-    "num_key_value_groups": lambda g: g.heads // g.kv_heads,
-    "intermediate_size": lambda g: g.feed_forward,
+    "heads": lambda g: g.heads,
+    "queries": lambda g: g.heads * g.head_size,
+    "served": lambda g: g.heads // g.kv_heads,  # query heads of each key-value head
+    "feed_forward": lambda g: g.feed_forward,
 }
 
 
@@ -76,6 +77,7 @@ def cut(module: nn.Module, kept: Mapping[int, Kept]) -> None:
                     axis,
                 )
         _tell(
+            arch.of(module),
             arch.blocks(module)[layer],
             LayerGeometry(len(parts.heads), len(parts.kv_heads), sizes.head_size, len(parts.channels)),
         )
@@ -88,17 +90,17 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
     """
     if not kept:
         raise UnsupportedLayer("no channel of the width would stay; at least one must")
-    index, family = torch.tensor(kept), arch.table(module)
+    index, row = torch.tensor(kept), arch.of(module)
     for path, role, _ in arch.linears(module):
         narrow(module.get_submodule(path), index, WIDTH_AXES[role])
     for norm in arch.norms(module):
         _narrow_norm(norm, index)
-    parent = module.get_submodule(family.final.rpartition(".")[0])
-    tables = [module.get_submodule(family.positions)] if family.positions else []
+    into, out = arch.projections(module)
+    tables = [module.get_submodule(row.positions)] if row.positions else []
     # the table has a width of its own, and so has the head
-    if getattr(parent, "project_in", None) is not None:
-        narrow(parent.project_in, index, 0)
-        narrow(parent.project_out, index, 1)
+    if into is not None:
+        narrow(into, index, 0)
+        narrow(out, index, 1)
     else:
         tables.append(arch.embedding(module)[1])
         if arch.head(module)[1].weight is not tables[-1].weight:
@@ -155,11 +157,11 @@ def _check(layer: int, sizes: LayerGeometry, kept: Kept) -> None:
         )
 
 
-def _tell(block: nn.Module, sizes: LayerGeometry) -> None:
+def _tell(row: Architecture, block: nn.Module, sizes: LayerGeometry) -> None:
     """The block's modules learn their new sizes."""
     for module in block.modules():
-        for name, size in SIZES.items():
+        for name, size in row.attributes:
             if hasattr(module, name):
-                setattr(module, name, size(sizes))
+                setattr(module, name, SIZES[size](sizes))
         if isinstance(module, arch.Joined) and module.heads is not None:
             module.heads = sizes.heads

@@ -77,7 +77,7 @@ def make(teacher: Bundle, params: StudentParams, same_tokenizer: bool = True) ->
 
 def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
     """A copy of the model with those blocks only."""
-    path, blocks = arch.table(teacher.module).blocks, arch.blocks(teacher.module)
+    path, blocks = arch.of(teacher.module).blocks, arch.blocks(teacher.module)
     teacher.module.set_submodule(path, nn.ModuleList(blocks[i] for i in chosen))
     try:
         module = copy.deepcopy(teacher.module)

@@ -60,7 +60,7 @@ def _tokenizer(source: Path):
 
     folder = Folder(source)
     described = configs.read(folder)
-    return tokenizer.load(folder, described.family, described.geometry.vocabulary)
+    return tokenizer.load(folder, described.architecture, described.geometry.vocabulary)
 
 
 def main(argv: list[str]) -> int:

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from compression import hub, importing, models
+from compression.architectures import ARCHITECTURES
 from compression.base import (
     CompressionError,
     Cost,
@@ -135,8 +136,8 @@ def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
     costs = [(count, *_cost(spec, *shape)) for shape, count in shapes.items()]
     weights = sum(count * o * i for (_, (o, i), _), count in shapes.items())
     norms = 2 * after.hidden * (2 * len(after.layers) + 1)
-    if after.family in ("opt", "gpt2"):
-        norms += 2 * after.positions * after.hidden  # learned positions
+    if ARCHITECTURES[after.architecture].positions:
+        norms += 2 * after.positions * after.hidden
     packed = sum(count * size for count, size, _, _, _ in costs)
     rounded = after.table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
     stored = _stored_table(spec, geometry)

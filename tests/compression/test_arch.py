@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from compression import arch, models
+from compression import arch, models, structure
+from compression.architectures import ARCHITECTURES
 from compression.base import UnsupportedLayer, UnsupportedModel
 from tests import tiny
 
@@ -84,3 +88,49 @@ def test_an_unknown_layer_is_named():
     arch.blocks(bundle.module)[0].extra = nn.Linear(4, 4)
     with pytest.raises(UnsupportedLayer, match="extra.*Linear"):
         arch.normalise(bundle.module)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "opt"])
+def test_an_unknown_norm_is_named(family):
+    """One that multiplies by 1 + w, say, would be folded into wrongly."""
+
+    class OnePlus(nn.LayerNorm):
+        pass
+
+    bundle = tiny.bundle(family)
+    row = arch.of(bundle.module)
+    for path in (row.norms[0], *(row.head_norms or ())[:1]):
+        fresh = tiny.bundle(family)
+        arch.blocks(fresh.module)[1].set_submodule(path, OnePlus(4))
+        with pytest.raises(UnsupportedLayer, match=f"OnePlus.*known: {row.norm.path}"):
+            arch.normalise(fresh.module)
+
+
+def test_only_the_table_knows_an_architecture_by_name():
+    """Loading, folding, the estimate, the decode step, export and pruning read columns; names of models stand
+    in the catalogue."""
+    root = Path(arch.__file__).parent
+    own = {*(root / "architectures").glob("*.py"), root / "catalogue.py"}
+    for file in {*root.rglob("*.py"), *(root.parent / "evaluation").rglob("*.py")} - own:
+        texts = (n.value for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.Constant))
+        found = {text for text in texts if isinstance(text, str) and text in ARCHITECTURES}
+        assert not found, f"{file.relative_to(root.parent)} names {found}"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_path_of_a_row_is_there(family):
+    """In a model as transformers makes it: a misspelt column can't wait for the method that reads it."""
+    module = tiny.original(family)
+    row, block = arch.of(module), arch.blocks(module)[0]
+    for path in (row.backbone, row.embedding, row.head, row.positions, row.rotary and row.rotary.path):
+        assert path is None or module.get_submodule(path)
+    for path in (row.attention, row.fused and row.fused.path, *row.norms, *(row.head_norms or ())):
+        assert path is None or block.get_submodule(path)
+    held = {name for part in block.modules() for name, _ in row.attributes if hasattr(part, name)}
+    assert held == {name for name, _ in row.attributes} and {s for _, s in row.attributes} <= set(
+        structure.SIZES
+    )
+    said = {row.activation, row.parallel, row.norm_first, *vars(row.sizes).values()} - {"", True, False}
+    assert said <= set(row.fields)
+    made = {arch.class_path(part) for part in module.modules()}
+    assert row.classes <= made and {arch.class_path(n) for n in arch.all_norms(module)} == {row.norm.path}

@@ -319,7 +319,9 @@ def test_a_student_may_read_text_in_another_way(tmp_path, monkeypatch):
     with pytest.raises(BadParam, match="another tokenizer"):
         students.make(bundle, students.StudentParams(student=str(folder)))
     calibrate.compress(bundle, ((method, params("icl_distillation", student=str(folder))),), None)
-    assert bundle.geometry.family == "gpt2" and tokenizer_hash(bundle.tokenizer) == tokenizer_hash(tokenizer)
+    assert bundle.geometry.architecture == "gpt2" and tokenizer_hash(bundle.tokenizer) == tokenizer_hash(
+        tokenizer
+    )
 
 
 # --- tasks ---

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from compression import arch, configs, models
+from compression.architectures import ARCHITECTURES
 from compression.base import CompressionError
 from compression.folder import Folder
 from evaluation.running.estimate import geometry_for
@@ -83,7 +84,7 @@ def test_the_table_knows_every_field_that_the_library_reads(family):
         "_attn_implementation",
         "tie_encoder_decoder",
     }
-    known = set(configs.TABLE[config.model_type]) | set(configs.NEVER) | base
+    known = set(ARCHITECTURES[config.model_type].fields) | set(configs.NEVER) | base
     fields = {f.name for f in dataclasses.fields(config) if not f.name.startswith("summary_")}
     assert fields - known <= {"output_attentions", "is_decoder"}
     described = configs.read(Folder(tiny.folder(family)))
@@ -156,7 +157,7 @@ def test_a_snapshot_of_the_hubs_cache_is_made_of_links(tmp_path):
     for i, file in enumerate(sorted(Path(tiny.folder("llama")).iterdir())):
         shutil.copy(file, blobs / str(i))
         (snapshot / file.name).symlink_to(Path("../../blobs") / str(i))
-    assert models.load(str(snapshot)).geometry.family == "llama"
+    assert models.load(str(snapshot)).geometry.architecture == "llama"
 
 
 def test_half_a_snapshot_is_not_in_the_cache(tmp_path, monkeypatch):

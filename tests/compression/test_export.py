@@ -176,7 +176,7 @@ def check(bundle, place, tolerance=2e-5):
         a, b = bundle.module.get_submodule(path).packed, again.module.get_submodule(path).packed
         assert a.full_config() == b.full_config() and a.state_dict().keys() == b.state_dict().keys()
         assert all(torch.equal(a.state_dict()[k], b.state_dict()[k]) for k in a.state_dict())
-    tokens, model = tiny.ids(2), in_transformers(place, layers, rest, bundle.geometry.family == "gpt2")
+    tokens, model = tiny.ids(2), in_transformers(place, layers, rest, bundle.geometry.architecture == "gpt2")
     with torch.no_grad():
         theirs = model(input_ids=tokens).logits
     assert (theirs - tiny.logits(bundle, tokens)).abs().max() < tolerance

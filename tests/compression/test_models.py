@@ -85,7 +85,7 @@ def test_a_local_folder_loads_ready_to_use():
     assert not bundle.module.training and not any(p.requires_grad for p in bundle.module.parameters())
     assert next(bundle.module.parameters()).dtype == torch.float32
     assert len(bundle.source["weights_hash"]) >= 32
-    assert bundle.geometry.family == "qwen2" and len(bundle.geometry.layers) == 2
+    assert bundle.geometry.architecture == "qwen2" and len(bundle.geometry.layers) == 2
 
 
 def test_a_size_is_known_before_the_download(monkeypatch):

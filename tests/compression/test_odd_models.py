@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from compression import arch, calibrate, engine, get, inputs, known, sample
+from compression import arch, calibrate, engine, get, inputs, sample
+from compression.architectures import ARCHITECTURES
 from compression.base import CalibrationError
 from compression.grids import fit
 from compression.packed.activations import ActivationRule
@@ -359,8 +360,8 @@ def test_every_activation_is_the_librarys_or_declined():
 
 @c_kernels
 def test_a_setting_of_a_later_version_is_declined_unless_it_stands_at_its_default(monkeypatch):
-    less = known.FAMILIES["llama"].settings - {"attention_bias"}
-    monkeypatch.setitem(known.FAMILIES, "llama", dataclasses.replace(known.FAMILIES["llama"], settings=less))
+    bundle, row = odd.fresh("llama", dict(attention_bias=True)).bundle, ARCHITECTURES["llama"]
+    less = {name: field for name, field in row.fields.items() if name != "attention_bias"}
+    monkeypatch.setitem(ARCHITECTURES, "llama", dataclasses.replace(row, fields=less))
     assert engine.serve(odd.fresh("llama", {}).bundle) is not None
-    bundle = odd.fresh("llama", dict(attention_bias=True)).bundle
     assert engine.serve(bundle) is None and "attention_bias = True" in bundle.refused

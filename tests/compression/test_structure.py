@@ -180,7 +180,7 @@ def masked_width(family):
     """The whole model with the removed channels zeroed wherever they are made, its norms over the channels
     that stay."""
     bundle, index = tiny.bundle(family), torch.tensor(WIDE)
-    module, table = bundle.module, arch.table(bundle.module)
+    module, table = bundle.module, arch.of(bundle.module)
     gone = torch.ones(48, dtype=torch.bool).index_fill_(0, index, False)
     for path, role, _ in arch.linears(module):
         if role in ("o", "down"):

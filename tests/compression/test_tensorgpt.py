@@ -269,7 +269,7 @@ def test_a_dense_head_is_told_and_the_file_grows(family, tmp_path):
 
 def test_learned_positions_are_left_alone():
     for family in ("opt", "gpt2"):
-        path = arch.table(tiny.bundle(family).module).positions
+        path = arch.of(tiny.bundle(family).module).positions
         bundle, _ = compressed(family)
         assert torch.equal(
             bundle.module.get_submodule(path).weight, tiny.bundle(family).module.get_submodule(path).weight
