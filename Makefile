@@ -1,9 +1,11 @@
 # make run      set up what is missing and open the app on http://localhost:7860
 # make test     set up what is missing and run the tests, browser tests included, on all cores
+# make quick    one short case of each test, without a browser or the real model (under two minutes on two cores)
 # make test-all the same with the tests of minutes and whole products instead of pairs
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make check    lint
+# make mutations  put 58 faults into copies of the program and see whether `make quick` finds them (about an hour)
 # make soak     the campaign of faults, hostile files and visitors (about two hours on two quiet cores; ARGS=... see tests/soak)
 # make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS="--authors DIR" beside the
 #                     authors' loops of OWQ and SpQR; see evaluation/benches/peers.py)
@@ -17,7 +19,7 @@ TEST_READY := $(VENV)/.test-ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: run test test-all measure docs check soak compare-peers clean
+.PHONY: run quick mutations test test-all measure docs check soak compare-peers clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -25,6 +27,12 @@ run: $(READY)
 test: $(TEST_READY)
 	$(BIN)/python -m tests.chromium
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+quick: $(TEST_READY)
+	$(BIN)/python -m pytest --quick --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+mutations: $(TEST_READY)
+	$(BIN)/python -m tests.mutations $(ARGS)
 
 test-all: $(TEST_READY)
 	$(BIN)/python -m tests.chromium

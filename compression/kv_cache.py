@@ -20,9 +20,12 @@ authors read a prompt in one piece, with all of it in 16 bits.
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -190,17 +193,22 @@ class ChannelLayer(DynamicLayer):
 LAYERS = {"token": QuantizedLayer, "channel": ChannelLayer}
 
 
-def read(backbone, ids: Tensor, cache: Cache | None) -> Tensor:
+def handed(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
+    """The arguments that give a transformers module its cache: newer versions call it `cache`, which 5.40
+    alone will take, older ones `past_key_values`."""
+    newer = "cache" in inspect.signature(module.forward).parameters
+    return {"cache" if newer else "past_key_values": cache, "use_cache": cache is not None}
+
+
+def read(backbone: nn.Module, ids: Tensor, cache: Cache | None) -> Tensor:
     """Final hidden states [b, t, hidden] of ids [b, t] behind what the cache holds, as they come when the
     text is read token by token."""
     if not isinstance(cache, QuantizedCache) or cache.keys == "token":
-        return backbone(input_ids=ids, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+        return backbone(input_ids=ids, **handed(backbone, cache)).last_hidden_state
     first = RECENT - cache.get_seq_length() % RECENT
     parts = [part for part in (ids[:, :first], *ids[:, first:].split(RECENT, 1)) if part.shape[1]]
-    return torch.cat(
-        [backbone(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state for part in parts],
-        1,
-    )
+    states = [backbone(input_ids=part, **handed(backbone, cache)).last_hidden_state for part in parts]
+    return torch.cat(states, 1)
 
 
 class QuantizedCache(DynamicCache):

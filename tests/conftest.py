@@ -59,6 +59,7 @@ def pytest_sessionstart(session):
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="slow tests and whole products too (make test-all)")
+    parser.addoption("--quick", action="store_true", help="one short case of each test (make quick)")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -67,7 +68,8 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--all"):
         return
     named = {argument.split("::")[-1].partition("[")[0] for argument in config.args if "::" in argument}
-    left = {id(item) for item in tiers.left_out(items) if item.originalname not in named}
+    leave = tiers.not_quick if config.getoption("--quick") else tiers.left_out
+    left = {id(item) for item in leave(items) if item.originalname not in named}
     if left:
         config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
         items[:] = [item for item in items if id(item) not in left]

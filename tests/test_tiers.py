@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from tests.tiers import pairs
+from tests.mutations import COPIED, MUTATIONS, ROOT
+from tests.tiers import LONG, pairs
 
 
 @pytest.mark.parametrize("sizes", [(3,), (4, 5), (3, 3, 3), (46, 10, 4), (2, 2, 2, 2, 2)])
@@ -24,3 +26,22 @@ def test_every_pair_of_a_product_is_met_by_few_cases(sizes):
 def test_cases_of_one_list_are_all_kept():
     """Parameters that stand in one list have one index: each case holds pairs that no other has."""
     assert pairs([{"a": i, "b": i, "c": i} for i in range(5)]) == [0, 1, 2, 3, 4]
+
+
+def test_the_faults_that_the_quick_tests_are_tried_on_reach_every_folder():
+    """`make mutations` tries them; here only that each can still be put in, and where."""
+    for name, old, new, test in MUTATIONS:
+        assert (ROOT / name).read_text("utf-8").count(old) == 1 and old != new, f"{name} has changed: {old!r}"
+        assert not test or (ROOT / "tests" / test).is_file()
+    folders = {str(Path(name).parent) for name, *_ in MUTATIONS}
+    code = {f for f in ROOT.rglob("*.py") if f.relative_to(ROOT).parts[0] in set(COPIED) - {"tests"}}
+    rooms = {str(f.parent.relative_to(ROOT)) for f in code}
+    assert rooms - folders <= {"evaluation/benches", "evaluation/commands"}
+    assert len(MUTATIONS) >= 50 and sum(bool(test) for *_, test in MUTATIONS) >= 40
+
+
+def test_the_long_tests_are_there():
+    """A name that no test has any more hides nothing, and should go."""
+    for name in LONG.read_text("utf-8").split():
+        file, _, function = name.partition("::")
+        assert f"def {function}(" in (ROOT / file).read_text("utf-8"), name

@@ -3,15 +3,22 @@
     make test-all   every test: `pytest --all`
     make test       without those marked `slow`; of a product of three or more parameters only as many cases
                     as it takes for each pair of values to meet
+    make quick      one case of each test: `pytest --quick`; none that needs a browser, the real model, a
+                    quiet machine or more than about a second (tests/long.txt)
 
-A fault that needs three parameters at once to show is rare; one that needs a pair is met by both.
+A fault that needs three parameters at once to show is rare; one that needs a pair is met by the first two.
 """
 
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
+
+LONG = Path(__file__).with_name("long.txt")  # tests by their names without a case, one a line
+ELSEWHERE = ("slow", "browser", "model", "alone")  # marks of what `make quick` leaves to `make test`
 
 
 def axes(item) -> dict[str, tuple]:
@@ -51,4 +58,23 @@ def left_out(items: Sequence) -> list:
     for product in products.values():
         kept = set(pairs([axes(item) for item in product]))
         found += [item for i, item in enumerate(product) if i not in kept]
+    return found
+
+
+def function(item) -> str:
+    """A test's name without its case."""
+    return item.nodeid.partition("[")[0]
+
+
+def not_quick(items: Sequence) -> list:
+    """The items that `make quick` leaves to `make test`."""
+    long = set(LONG.read_text("utf-8").split())
+    cases, found = defaultdict(list), []
+    for item in items:
+        elsewhere = function(item) in long or any(map(item.get_closest_marker, ELSEWHERE))
+        (found if elsewhere else cases[function(item)]).append(item)
+    for name, same in cases.items():
+        # tests over the same architectures take different ones
+        taken = zlib.crc32(name.encode()) % len(same)
+        found += same[:taken] + same[taken + 1 :]
     return found

@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +70,6 @@ def main(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that knows few characters
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # transformers renames this argument; all versions that requirements.txt allows take it
-    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     try:
         own, steps = split(argv)
         if own.help:

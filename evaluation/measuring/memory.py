@@ -54,7 +54,7 @@ def cache_bytes(bundle: Bundle, ids: Tensor) -> int:
     tokens = kv_cache.usual_length(ids.shape[1]) if bundle.cache_keys == "channel" else 8
     ids = ids[:1, :tokens].to(bundle.device)
     with torch.no_grad():
-        bundle.module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        bundle.module(input_ids=ids, logits_to_keep=1, **kv_cache.handed(bundle.module, cache))
     tensors = [
         t for layer in cache.layers for t in (getattr(layer, "stored", None) or (layer.keys, layer.values))
     ]

@@ -146,7 +146,7 @@ def test_read_at_once_or_token_by_token(family, bits):
         whole = likelihood.final_states(bundle, ids)
         cache, backbone = bundle.new_cache(), arch.backbone(module)
         parts = [
-            backbone(input_ids=part, past_key_values=cache, use_cache=True).last_hidden_state
+            backbone(input_ids=part, **kv_cache.handed(backbone, cache)).last_hidden_state
             for part in (ids[:, :7], *ids[:, 7:].split(1, 1))
         ]
         plain = backbone(input_ids=ids, use_cache=False).last_hidden_state
@@ -160,7 +160,7 @@ def test_bytes_a_token_are_what_the_cache_holds(bits):
     cache = bundle.new_cache()
     assert isinstance(cache, QuantizedCache)
     with torch.no_grad():
-        arch.backbone(bundle.module)(input_ids=ids, past_key_values=cache, use_cache=True)
+        arch.backbone(bundle.module)(input_ids=ids, **kv_cache.handed(bundle.module, cache))
     held = sum(t.numel() * t.element_size() for layer in cache.layers for t in layer.stored)
     assert held == 3 * 10 * bundle.geometry.kv_cache_bytes_per_token(bits)
     assert bundle.geometry.kv_cache_bytes_per_token(bits) == 2 * 2 * 2 * (12 * bits // 8 + 2), (
@@ -234,7 +234,7 @@ def test_the_sessions_cache_holds_the_loops_codes(bits):
     session, loop = engine.decoder(bundle, torch.float32).session(2, 40), bundle.new_cache()
     session.run(ids)
     with torch.no_grad():
-        arch.backbone(bundle.module)(input_ids=ids, past_key_values=loop, use_cache=True)
+        arch.backbone(bundle.module)(input_ids=ids, **kv_cache.handed(bundle.module, loop))
     for mine, layer in zip(session._caches, loop.layers, strict=True):
         room, width = 48, 32 * bits // 8  # positions, bytes of a head
         keys = mine["keys"].view(2, 2, room // 16, width, 16).transpose(3, 4).reshape(2, 2, room, width)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression import arch, artifact, calibrate, get, row_losses
+from compression import arch, artifact, calibrate, get, kv_cache, row_losses
 from compression.base import Cancelled, Context
 from compression.divergences import forward_kl
 from compression.likelihood import final_states
@@ -254,7 +254,7 @@ def test_token_by_token_is_all_at_once(kv_bits):
     with torch.no_grad():
         for t in range(ids.shape[1]):
             steps.append(
-                bundle.module(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits
+                bundle.module(input_ids=ids[:, t : t + 1], **kv_cache.handed(bundle.module, cache)).logits
             )
     assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-5)
 

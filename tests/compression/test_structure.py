@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compression import arch, artifact, engine, export, sample, structure
+from compression import arch, artifact, engine, export, kv_cache, sample, structure
 from compression.base import UnsupportedLayer
 from compression.structure import Kept
 from kernels import cpu
@@ -81,7 +81,7 @@ def test_the_cache_shrinks_and_generation_with_it_is_generation_without(family):
     bundle, ids = shrunk(family), tiny.ids(2, 12)
     cache = bundle.new_cache()
     with torch.no_grad():
-        bundle.module(input_ids=ids, past_key_values=cache, use_cache=True)
+        bundle.module(input_ids=ids, **kv_cache.handed(bundle.module, cache))
     stored = sum(t.numel() for layer in cache.layers for t in (layer.keys, layer.values)) // ids.numel()
     assert (
         2 * stored
@@ -91,7 +91,7 @@ def test_the_cache_shrinks_and_generation_with_it_is_generation_without(family):
     for _ in range(6):
         ids = torch.cat([ids, tiny.logits(bundle, ids)[:, -1:].argmax(-1)], 1)
         with torch.no_grad():
-            stepped = bundle.module(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True).logits
+            stepped = bundle.module(input_ids=ids[:, -1:], **kv_cache.handed(bundle.module, cache)).logits
         assert float((stepped[:, -1] - tiny.logits(bundle, ids)[:, -1]).abs().max()) < 1e-4
 
 
