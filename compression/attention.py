@@ -5,13 +5,12 @@ Queries, keys and values are rounded to -127 .. 127 where they are multiplied, a
 probabilities to 0 .. 127. `shared` says what shares a scale:
 
 - "tensor": all queries of a block have one fixed scale, all keys one, all values one (the authors' int8
-    attention);
-- "dynamic_tensor": the same three, from what is in the call: a token then depends on those behind it, and is
-    another one when the
-  text is read token by token;
-- "token": each token and head has its own. The sum over the tokens needs one scale, so a value's scale goes
-    into its probability
-  before that is rounded: w_t = p_t s_t, codes w_t / (max w / 127), one scale a query.
+  attention);
+- "dynamic_tensor": the same three scales, from the tokens of the call: a token's result then depends on the
+  tokens after it, and differs when the text is read token by token;
+- "token": each token and head has its own. The sum over the tokens needs one scale, so a value's scale is
+  multiplied into its probability before that is rounded: w_t = p_t s_t, codes w_t / (max w / 127), one scale
+  a query.
 
 The codes are whole numbers held in float32 and multiplied so, with the sums of the integers: exact up to
 2^24, which 1,040 codes of the largest size reach, and rounded to float32 beyond. It is no faster than floats.

@@ -1,8 +1,8 @@
 """Is one result better than another? One answer for the whole project: better, not better, or can't tell.
 
-    found = paired(ours, control)            # losses of the same windows, questions or seeds, in the same
-    order found.word                               # "better", "worse" or "unclear" found.ratio,
-    found.ratio_margin          # of perplexities: 0.89, 0.009
+    found = paired(ours, control)      # losses of the same windows, questions or seeds, in one order
+    found.word                         # "better", "worse" or "unclear"
+    found.ratio, found.ratio_margin    # of perplexities: 0.89, 0.009
 
 Two results are compared pair by pair, because a hard window is hard for both: what is left of the noise is
 the noise of the difference. The verdict is that of a 95 % interval of the mean difference (Student's t, two

@@ -12,9 +12,10 @@ That estimate is noisy and invites tricks (texts that are short or repeat themse
 so three repairs, each with its switch:
 
     single-step       the token's own part of R_t, as an exact sum over the vocabulary: grad KL(q(.|y<t) ||
-    p(.|y<t)) teacher mixing    draw from alpha p + (1 - alpha) q, and weigh each token by w = q / (that);
-    texts stay readable length norm       R_{t+1} divided by the number of tokens that it sums, so that length
-    pays nothing
+        p(.|y<t))
+    teacher mixing    draw from alpha p + (1 - alpha) q, and weigh each token by w = q / (that); texts stay
+        readable
+    length norm       R_{t+1} divided by the number of tokens that it sums, so that length pays nothing
 
 and, so that the student doesn't unlearn the language, the loss on plain text beside it (`text_weight`).
 

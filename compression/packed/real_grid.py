@@ -1,15 +1,14 @@
-"""Grids whose zero point is a real number: w = scale * (code - zero), code = clamp(round(w / scale + zero),
-0, 2^bits - 1).
+"""Grids whose zero point is a real number.
+
+    w = scale * (code - zero)        code = clamp(round(w / scale + zero), 0, 2^bits - 1)
 
 `round` comes after the zero is added, so codes differ from an integer grid's where the zero has a fraction
 (HQQ, SpQR).
 
 RealGrid      scale and zero float16 [out, groups]: 32 bits a group.
 TwoLevelGrid  SpQR's: the scales of 16 neighbouring rows in one group are themselves codes of a few bits on
-              such a grid,
-              whose own scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and 16 columns:
-              64 / 256 + 6 / 16
-              bits a weight instead of 2.
+              such a grid, whose own scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and
+              16 columns: 64 / 256 + 6 / 16 bits a weight instead of 2.
 
 A second level's step is never below 2^-11 of the largest value of its run: its zero then stays in float16's
 whole numbers. The authors put a run of equal values on [-1, 1], where a 3-bit code hits none of them; here it

@@ -10,14 +10,12 @@ bits, and the later inputs then make up for both errors: half of the weights at 
 weight.
 
 Frantar, Alistarh 2023, arXiv 2301.00774, algorithm 1, and the authors' code. With U the upper Cholesky factor
-    of the
-inverse of the damped H = X^T X,
+of the inverse of the damped H = X^T X,
     score[i, c] = w[i, c]^2 / U[c, c]^2
 and in every block of 128 inputs the lowest floor(sparsity * out * 128) of all rows' scores are removed: rows
-    may keep
-unequal numbers. n:m: where a group of m inputs begins, each row's m - n lowest. Input c is stored as w',
-    which is 0 where
-it is removed, e = (w_c - w') / U[c, c], and the inputs after it change by -e U[c, c+1:], as in GPTQ.
+may keep unequal numbers. n:m: where a group of m inputs begins, each row's m - n lowest. Input c is stored as
+w', which is 0 where it is removed, e = (w_c - w') / U[c, c], and the inputs after it change by -e U[c, c+1:],
+as in GPTQ.
 
 Deviations. (1) The authors remove all scores not above the threshold, at least one weight a block even at 0
 %; we remove an exact number, ties broken by place. (2) They set the weights of an input that never fires to

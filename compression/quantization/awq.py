@@ -8,17 +8,14 @@ go, and a small search tries twenty of them on the error of the outputs. A secon
 weights of each group where that lowers the error. Nothing is trained.
 
 Paper: Lin et al. 2023, arXiv 2306.00978. With X the inputs, s_X the mean |x| of each channel and Q rounding
-    in groups,
+in groups,
     s = s_X^a, divided by sqrt(max s * min s)                                             (eq. 5)
     a = argmin over 0, 0.05, ... 0.95 of sum over the matrices ||Q(W diag(s)) diag(s)^-1 X - W X||^2   (eq. 4)
 a = 0 is plain rounding, so the search never ends above it. Inputs come from the uncompressed model, and all
-    searches of a
-block see the block before any factor was applied, as in the authors' code. Clipping: for each row and group
-    the limit
-m = (1 - k/20) max|w|, k = 0 ... 9, with the least error of that group's outputs; the queries and keys are
-    left out.
-Quantizer: the authors', in which a group's range need not contain zero: scale = (max - min) / (2^bits - 1),
-zero = round(-min / scale) kept within 0 ... 2^bits - 1.
+searches of a block see the block before any factor was applied, as in the authors' code. Clipping: for each
+row and group the limit m = (1 - k/20) max|w|, k = 0 ... 9, with the least error of that group's outputs; the
+queries and keys are left out. Quantizer: the authors', in which a group's range need not contain zero: scale
+= (max - min) / (2^bits - 1), zero = round(-min / scale) kept within 0 ... 2^bits - 1.
 
 Deviations: the authors' code measures the error of q, k and v behind the whole attention and that of gate and
 up behind the whole feed-forward; we measure it as the paper's equation does, at the outputs of the matrices,

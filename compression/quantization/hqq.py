@@ -7,15 +7,13 @@ are often the rare large ones, and a ruler that is bent to them serves nobody el
 calibration text, and comes near the methods that do at 4 bits.
 
 Badri, Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models"
-    (mobiusml.github.io/hqq_blog). With
-W_q = clamp(round(W / s + z), 0, 2^bits - 1) and D = W - s (W_q - z), two steps in turn:
-    E = sign(D) relu(|D| - |D|^(p - 1) / beta)        what is left of the errors after shrinking (sub-problem
-                                                      1)
-    z = mean over the group of W_q - (W - E) / s      the best zero point for the rest (sub-problem 2)
+(mobiusml.github.io/hqq_blog). With W_q = clamp(round(W / s + z), 0, 2^bits - 1) and D = W - s (W_q - z), two
+steps in turn:
+    E = sign(D) relu(|D| - |D|^(p - 1) / beta)      what is left of the errors after shrinking (problem 1)
+    z = mean over the group of W_q - (W - E) / s    the best zero point for the rest (problem 2)
 and beta grows by kappa. Defaults p 0.7, beta 10, kappa 1.01, at most 20 rounds, groups of 64, as in the
-    authors' code. The first
-zero point is a whole number (`round_zero`): small weights then start out exact, which a model with a few very
-    loud inputs rewards.
+authors' code. The first zero point is a whole number (`round_zero`): small weights then start out exact,
+which a model with a few very loud inputs rewards.
 
 Deviations. (1) The authors stop a whole matrix when its mean |D| rises and keep the zero points of that last
 round; we go on with each group while its zero point moves and keep the one with the smallest sum of |D|^p, so

@@ -6,23 +6,17 @@ zero. LLM.int8() takes these values out: whatever is 6 or larger is multiplied a
 with int32 sums. That needs no calibration, because outliers are recognised while the model runs.
 
 Dettmers, Lewis, Belkada, Zettlemoyer 2022, arXiv 2208.07339, section 3: weights have one scale an output row,
-    activations
-one a token (vector-wise quantization), 127 codes on each side of zero, so that -128 never occurs. With O the
-    outlier
-features (equation 8),
+activations one a token (vector-wise quantization), 127 codes on each side of zero, so that -128 never occurs.
+With O the outlier features (equation 8),
     Y = X_O W_O + diag(c_x) (int8(X) int8(W)) diag(c_w)
 The paper takes a feature out for all tokens of a call as soon as one of them reaches the threshold there
-    (`decomposition` "column"). By
-default each token decides for itself ("token"). With one token at a time both are the same. With many, a
-    token's result depends by
-column on which others are beside it, and by token ordinary values beside an outlier are rounded where the
-    paper leaves them. The
-weights that meet outliers are read back from int8, as bitsandbytes does. By column they may stay in 16 bits
-    as in the paper
+(`decomposition` "column"). By default each token decides for itself ("token"). With one token at a time both
+are the same. With many, a token's result depends by column on which others are beside it, and by token
+ordinary values beside an outlier are rounded where the paper leaves them. The weights that meet outliers are
+read back from int8, as bitsandbytes does. By column they may stay in 16 bits as in the paper
 (`outlier_weights` 16): columns that reach the threshold anywhere in a calibration text are stored so, beside
-    the others; outliers in a
-column that did not are multiplied by its int8 weights. A threshold of 0 turns the decomposition off, as in
-    bitsandbytes.
+the others; outliers in a column that did not are multiplied by its int8 weights. A threshold of 0 turns the
+decomposition off, as in bitsandbytes.
 
 The paper has two forms of int8(X) (section 2.1, table 1). "Absmax", of equation 8, runs from -max to max;
 "zeropoint" runs from a token's least to its largest value. A token whose largest value has no counterpart of

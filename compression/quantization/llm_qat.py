@@ -10,19 +10,15 @@ the original's whole distribution over next words is the label. How far it is ro
 of weights, of inputs (activations), of keys and values.
 
 Paper: Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", arXiv
-    2305.17888. The
-quantizer (section 2.2) is symmetric min-max with nothing cut off, because outliers carry what these models
-    know:
+2305.17888. The quantizer (section 2.2) is symmetric min-max with nothing cut off, because outliers carry what
+these models know:
     a = max |x| / (2^(b-1) - 1),    x^ = a round(x / a)
 with one a for each output channel of a weight and for each token of an input. a takes no gradient, and dL/dx
-    = dL/dx^. The loss
-is the cross-entropy of the rounded model under the original's chances, here less the original's entropy,
-    which is the
-divergence KL(original || rounded) and has the same gradient. Text (section 2.1): any token of the vocabulary
-    begins; until the
-text has 3, 4 or 5 tokens the likeliest follows, from there on tokens are drawn by chance, with temperature 1.
-    Without the sure
-beginning the texts are poor; without chance they repeat themselves.
+= dL/dx^. The loss is the cross-entropy of the rounded model under the original's chances, here less the
+original's entropy, which is the divergence KL(original || rounded) and has the same gradient. Text (section
+2.1): any token of the vocabulary begins; until the text has 3, 4 or 5 tokens the likeliest follows, from
+there on tokens are drawn by chance, with temperature 1. Without the sure beginning the texts are poor;
+without chance they repeat themselves.
 
 What is stored is exactly what was trained: integers, a 16-bit scale a row, the rule for the inputs, the
 cache's bits. The seven matrices of a block are rounded and trained; tables, head, norms and biases stay as

@@ -6,8 +6,7 @@ kernel works out, once for every few inputs, all possible sums of +-x, and the b
 sum up. Two uses:
 
 After rounding, GPTQ or any other step that stored integers in plain groups, the codes are kept exactly as
-    they are and
-only written in this form: with q bits, scale s and zero point z,
+they are and only written in this form: with q bits, scale s and zero point z,
     alpha_k = s 2^(k-1) for k = 0 .. q-1,   offset = s ((2^q - 1) / 2 - z)
 (the offset takes 32 bits, which is what exactness needs). Bits, group size and quality are that step's.
 

@@ -12,14 +12,11 @@ leaves. Weak columns alone leave 0.98 of it, and both together 0.59.
 Lee, Jin, Kim, Kim, Park 2023, arXiv 2306.02272, and the authors' code. With Q the weight rounded row by row,
     sensitivity_j = H_jj ||W[:, j] - Q[:, j]||^2,    H = X^T X,
 the columns of the largest sensitivity are weak. Grid: of the ranges k / 40 of (max - min) and all their zero
-    points the
-one with the least sum of |w - w'|^2.4 (`tuning` "minmax": GPTQ's grid). Rounding: GPTQ's column loop.
-Budget: n inputs, b bits, t = b + extra_bits: k = n rho (t - b) / (16 - b) * sum(P) / sum(rho P) weak columns
-    over the
-matrices of P weights of a block; rho is 1 in attention and hidden / feed-forward size in the feed-forward
-    part, where
-the authors write .25 for OPT and .375 for LLaMA. k is rounded to nearest, so small models may get none
-    somewhere.
+points the one with the least sum of |w - w'|^2.4 (`tuning` "minmax": GPTQ's grid). Rounding: GPTQ's column
+loop. Budget: n inputs, b bits, t = b + extra_bits: k = n rho (t - b) / (16 - b) * sum(P) / sum(rho P) weak
+columns over the matrices of P weights of a block; rho is 1 in attention and hidden / feed-forward size in the
+feed-forward part, where the authors write .25 for OPT and .375 for LLaMA. k is rounded to nearest, so small
+models may get none somewhere.
 
 Deviations. (1) The authors' sum(P) / sum(rho P) is 12 over the number of matrices, which is right where k and
 v are as large as q; ours is right for grouped queries too. They round k up to an even number for their GPU

@@ -8,17 +8,15 @@ stretches the ruler of its whole group. Smaller groups help and cost space (a 16
 each).
 
 Quantizer: min-max as in GPTQ's reference code (Frantar et al. 2022, arXiv 2210.17323), zero always on the
-    grid,
+grid,
     asymmetric  scale = (max - min) / (2^bits - 1),  zero = round(-min / scale)
     symmetric   scale = 2 max|w| / (2^bits - 1),     zero = 2^(bits - 1)
     code = clamp(round(w / scale) + zero, 0, 2^bits - 1)
 `tuning` may shorten the range, so that a group's extremes are cut off and the rest gets a finer ruler:
-    "shrink" tries the whole range
-times k / 40 and takes the least sum of |w - w'|^2.4, the search of GPTQ's reference code; "mse" tries all
-    ranges and zero points, as OWQ
-does. Codes are computed with the scale as it is stored, in 16 bits. Group size -1 means one group a row ("per
-    channel").
-After a pruning step the removed weights stay exactly zero and only the kept ones are stored.
+"shrink" tries the whole range times k / 40 and takes the least sum of |w - w'|^2.4, the search of GPTQ's
+reference code; "mse" tries all ranges and zero points, as OWQ does. Codes are computed with the scale as it
+is stored, in 16 bits. Group size -1 means one group a row ("per channel"). After a pruning step the removed
+weights stay exactly zero and only the kept ones are stored.
 
 Deviation: none; there is no single paper. Cost: one pass over the weights, no calibration, no extra memory.
 """

@@ -10,9 +10,8 @@ activations as they are, 1 makes all their channels equally loud.
 Paper: Xiao et al. 2022, arXiv 2211.10438. For the matrices behind a norm (queries, keys, values; gate and up)
     s_j = max |X_j|^alpha / max |W_j|^(1 - alpha)                                          (eq. 4)
 over the calibration tokens and over all matrices that share the input. As in the authors' code the
-    attention's output matrix
-and the feed-forward's second one are rounded without being smoothed. Then symmetric 8 bits. The product is of
-    integers.
+attention's output matrix and the feed-forward's second one are rounded without being smoothed. Then symmetric
+8 bits. The product is of integers.
 
 The paper's three levels (table 2) all have one scale for a whole weight matrix (`weights` "tensor") and
 multiply in 8 bits inside attention too (`attention`). They differ in the activations' scale, max |x| / 127.

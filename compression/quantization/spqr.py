@@ -8,14 +8,13 @@ zero points would cost 2 bits a weight, so they are rounded as well: 16 rows' sc
 codes with a scale of their own. Together 3 + 6 / 16 + 64 / 256 = 3.625 bits a weight and 32 for each outlier.
 
 Dettmers, Svirschevski, Egiazarian and others 2023, arXiv 2306.03078, and the authors' code. GPTQ's column
-    loop with U
-from the damped H; where a group begins, on the weights as they are by then:
+loop with U from the damped H; where a group begins, on the weights as they are by then:
     1. gain_j = the group's sum of ((w - w') / U_cc)^2 minus the same with weight j left out of fit and sum
-    2. gain_j > T: a likely outlier; scale and real zero point are fitted with those replaced by the others'
-    mean
+    2. gain_j > T: a likely outlier; scale and real zero point are fitted with its place taken by the mean of
+       the others
     3. scales and zero points of 16 rows are rounded to 3 bits, and the loop goes on with what they then are
 and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: stored as it is by then, its code that
-    of 0.
+of 0.
 
 Deviations. (1) The authors give T = tau * mean(var(W[:, j]) / U_jj^2), with tau found by trial for a wanted
 size; one tau gives layers of one model very different shares. We give the share, and T is found for each
