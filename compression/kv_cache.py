@@ -161,8 +161,10 @@ class ChannelLayer(DynamicLayer):
         size, count = key_states.shape[-1], recent[0].shape[-2]
         seen = [x.to(key_states.dtype) for x in recent]
         if self.old:
-            keys = decode_groups(*self.old[:3], self.bits, self.get_old_length()).transpose(-1, -2)
-            values = decode_groups(*self.old[3:], self.bits, size)
+            codes, scale, least = self.old[:3]
+            keys = decode_groups(codes, scale, least, self.bits, self.get_old_length()).transpose(-1, -2)
+            codes, scale, least = self.old[3:]
+            values = decode_groups(codes, scale, least, self.bits, size)
             seen = [
                 torch.cat([x.to(key_states.dtype), y], -2) for x, y in zip((keys, values), seen, strict=True)
             ]

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from compression.base import CalibrationError
 from compression.bundle import Bundle
@@ -170,7 +170,12 @@ class Interview:
         seed: int = 0,
     ) -> list[list[str]]:
         """As `Answers.ask`."""
-        how = {"count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
+        how: dict[str, Any] = {
+            "count": count,
+            "temperature": temperature,
+            "new_tokens": new_tokens,
+            "seed": seed,
+        }
         out = self._teacher.ask(list(prompts), recorder=self._recorder, **how)
         for prompt, texts in zip(prompts, out, strict=True):
             found = row(self._name, {"prompt": prompt} | how, texts)

@@ -118,7 +118,7 @@ def review(question: Question, first: str, second: str) -> str:
 def scores_in(text: str) -> tuple[float, float] | None:
     """The two scores of a review; None where there aren't two from 1 to 10."""
     found = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", text)[:2]]
-    return tuple(found) if len(found) == 2 and all(1 <= x <= 10 for x in found) else None
+    return (found[0], found[1]) if len(found) == 2 and all(1 <= x <= 10 for x in found) else None
 
 
 def both_ways(forward: Sequence[str], backward: Sequence[str]) -> list[Score]:
@@ -413,7 +413,10 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     notes += teacher_notes(
         params, loop.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts)
     )
-    notes += (*loop.notes, *task_notes(before[0], after[0], beside and beside[0], len(judged)))
+    notes += (
+        *loop.notes,
+        *task_notes(before[0], after[0], None if beside is None else beside[0], len(judged)),
+    )
     notes += (
         Note(
             "lion_levels",

@@ -220,7 +220,8 @@ def naming(
 ) -> Naming:
     """Two of the classes `names` under two of `labels`, both drawn."""
     first, second = random.sample(list(names), 2)
-    return Naming((tuple(classes[first]), tuple(classes[second])), tuple(random.sample(list(labels), 2)))
+    label, other = random.sample(list(labels), 2)
+    return Naming((tuple(classes[first]), tuple(classes[second])), (label, other))
 
 
 def show(task: Naming, k: int, words: Sequence[str], query: str, random: Random) -> Shown:
