@@ -14,7 +14,6 @@ from compression.base import (
     BadParam,
     Method,
     ModelMethod,
-    Params,
     StudentMethod,
     TableMethod,
     TrainingMethod,
@@ -129,7 +128,7 @@ class RunSpec:
         return tuple((compression.get(n), compression.get(n).params.parse(v)) for n, v in self.recipe)
 
     @property
-    def trainings(self) -> list[tuple[TrainingMethod, Params]]:
+    def trainings(self) -> list[tuple[TrainingMethod, Any]]:
         """The steps that train."""
         return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod)]
 
