@@ -175,7 +175,8 @@ class _Maker:
     """Parts of a model as the step takes them; a tied matrix is made once."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype):
-        self.module, self.dtype, self.dense = module, dtype, {}
+        self.module, self.dtype = module, dtype
+        self.dense: dict[int, plans.Plan] = {}
 
     def matrix(self, weight: Tensor) -> plans.Plan:
         key = weight.data_ptr()

@@ -62,8 +62,9 @@ class QuantizedLayer(DynamicLayer):
 
     def __init__(self, bits: int):
         super().__init__()
+        self.bits = bits
         # [codes of keys, their scales, codes of values, their scales], each [b, heads, t, ...]
-        self.bits, self.stored = bits, []
+        self.stored: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -145,9 +146,11 @@ class ChannelLayer(DynamicLayer):
 
     def __init__(self, bits: int):
         super().__init__()
-        # old: codes, scales, least of keys [b, heads, size, t], then of values
-        self.bits, self.old, self.stored = bits, [], []
-        self.recent = []  # keys and values [b, heads, t, size] float16
+        self.bits = bits
+        # codes, scales, least of keys [b, heads, size, t], then of values
+        self.old: list[Tensor] = []
+        self.stored: list[Tensor] = []
+        self.recent: list[Tensor] = []  # keys and values [b, heads, t, size] float16
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and key_states.requires_grad:

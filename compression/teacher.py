@@ -159,7 +159,8 @@ class Interview:
 
     def __init__(self, teacher: Answers, name: str, recorder: Recorder = QUIET):
         """name: of whom, in the minutes."""
-        self._teacher, self._name, self._recorder, self._told = teacher, name, recorder, {}
+        self._teacher, self._name, self._recorder = teacher, name, recorder
+        self._told: dict[str, dict] = {}
 
     def ask(
         self,

@@ -70,7 +70,8 @@ class RunSpec:
         steps = tuple((name, dict(values)) for name, values in self.recipe)
         if not steps:
             raise BadParam("the recipe is empty; give at least one method", name="recipe")
-        parsed, before = [], {}
+        parsed = []
+        before: dict[str, Any] = {}
         for name, values in steps:
             method = compression.get(name)
             values = values | {k: before[k] for k in method.inherits if k in before}

@@ -244,7 +244,9 @@ def rows(with_llama: bool) -> list[dict]:
                 name: (begin, "int8" if "Q" in name else "bfloat16", 0)
                 for name, begin in llama_cpp(Path(folder)).items()
             }
-        times = {name: {t: ([], []) for t in PROMPTS} for name in named}
+        times: dict[str, dict[int, tuple[list[float], list[float]]]] = {
+            name: {t: ([], []) for t in PROMPTS} for name in named
+        }
         for _ in range(ROUNDS):
             for name, (begin, _, _) in named.items():
                 for tokens in PROMPTS:

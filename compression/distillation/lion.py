@@ -266,8 +266,10 @@ class Loop:
         seeds: list[Question],
     ):
         self.bundle, self.context, self.params, self.judged = bundle, context, params, judged
-        self.pool, self.random, self.notes, self.answers = list(seeds), Random(context.seed + 1), [], {}
-        self.oracle_knows = {}
+        self.pool, self.random = list(seeds), Random(context.seed + 1)
+        self.notes: list[Note] = []
+        self.answers: dict[str, str] = {}
+        self.oracle_knows: dict[str, str] = {}
         self.asked = interview(context, bundle, params, OracleTeacher(self.oracle_knows.__getitem__))
 
     def teacher(self, questions: Sequence[Question]) -> list[str]:

@@ -390,7 +390,8 @@ def draw(
 ) -> list[Question]:
     """`count` different questions, makers and levels in turn, none with a text in `without`; fewer where
     there are no more."""
-    seen, out, tries = set(without), [], 0
+    out: list[Question] = []
+    seen, tries = set(without), 0
     while len(out) < count and tries < 50 * count + 100:
         question = makers[tries % len(makers)](random, levels[tries // len(makers) % len(levels)])
         tries += 1

@@ -206,7 +206,7 @@ def _labels(found: list[Mark], xs: Scale, ys: Scale, words: Words) -> list:
         )
 
     taken = [(a - 9, b - 9, a + 9, b + 9) for a, b in map(px, found)]
-    out = []
+    out: list[tuple[Mark, str, int, int, str]] = []
     for m in wanted:
         if any(m is o[0] for o in out):
             continue
