@@ -4,7 +4,7 @@
 # make test-all the same with the tests of minutes and whole products instead of pairs
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
-# make check    lint
+# make check    lint, format and types
 # make mutations  put 58 faults into copies of the program and see whether `make quick` finds them (about an hour)
 # make soak     the campaign of faults, hostile files and visitors (about two hours on two quiet cores; ARGS=... see tests/soak)
 # make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS="--authors DIR" beside the
@@ -48,6 +48,7 @@ docs: $(READY)
 check: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy compression evaluation kernels
 
 soak: $(TEST_READY)
 	$(BIN)/python -m tests.soak $(ARGS)
@@ -76,4 +77,4 @@ $(PEERS_READY): $(READY) evaluation/benches/peers.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .pytest_cache .ruff_cache .mypy_cache

@@ -109,8 +109,8 @@ def normalise(module: nn.Module) -> None:
         if row.fused and not isinstance(fused := block.get_submodule(row.fused.path), Joined):
             weights = split(fused.weight.detach(), heads)
             biases = split(fused.bias.detach(), heads) if fused.bias is not None else [None] * 3
-            parts = [_linear(w, b) for w, b in zip(weights, biases, strict=True)]
-            block.set_submodule(row.fused.path, Joined(*parts, heads))
+            q, k, v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
+            block.set_submodule(row.fused.path, Joined(q, k, v, heads))
         known = set(row.roles.values())
         for path, child in block.named_modules():
             if isinstance(child, nn.Linear) and path not in known:
@@ -198,10 +198,11 @@ def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
     roles = architecture.roles
     path, role = architecture.groups[group][0]
     width = block.get_submodule(path).in_features
-    if architecture.norms[group] is not None:
+    norm = architecture.norms[group]
+    if norm is not None:
         if not norm_first(module):
             return None, "post_norm"
-        path, row = architecture.norms[group], torch.arange(width)
+        path, row = norm, torch.arange(width)
     elif role == "o":
         made = block.get_submodule(roles["v"]).out_features
         size = geometry(module).layers[layer].head_size
@@ -258,8 +259,9 @@ def projections(module: nn.Module) -> tuple[nn.Linear | None, nn.Linear | None]:
     paths = of(module).projections
     if paths is None:
         return None, None
-    into, out = (path.rpartition(".") for path in paths)
-    return tuple(getattr(module.get_submodule(parent), name, None) for parent, _, name in (into, out))
+    places = (path.rpartition(".") for path in paths)
+    into, out = (getattr(module.get_submodule(parent), name, None) for parent, _, name in places)
+    return into, out
 
 
 def norm_first(module: nn.Module) -> bool:

@@ -27,7 +27,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,6 +210,9 @@ class Params:
         }
 
 
+P = TypeVar("P", bound=Params)
+
+
 def _convert(name: str, value, kind: type):
     if not isinstance(value, str) or kind is str:
         return float(value) if kind is float and type(value) is int else value
@@ -367,14 +370,14 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Generic[P]):
     """What every method declares. Its record, one of those below, says what `compress` is given."""
 
     name: str  # == file name == command == key in results
     title: str
     family: str  # quantization, pruning, low_rank, distillation, original
     paper: str
-    params: type[Params]
+    params: type[P]
     compress: Callable[..., Edit]
     cost: Callable[..., Cost]  # (shape [out, in] of one linear, params, calibration tokens)
     # the format in which it stores a linear that no step stored before; "" where linears stay dense
@@ -388,19 +391,19 @@ class Method:
     tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
     essay: str = ""  # the file's docstring
 
-    def collects(self, params: Params) -> frozenset[str]:
+    def collects(self, params: P) -> frozenset[str]:
         """The statistics (of STATS) that it needs with these params."""
         return frozenset()
 
-    def needs_calibration(self, params: Params) -> bool:
+    def needs_calibration(self, params: P) -> bool:
         """Whether it reads a text."""
         return bool(self.collects(params))
 
-    def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
+    def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         """What compressing one linear [out, in] of that role costs."""
         return self.cost(shape, params, tokens)
 
-    def geometry_after(self, geometry: Geometry, params: Params) -> Geometry:
+    def geometry_after(self, geometry: Geometry, params: P) -> Geometry:
         """The sizes that it leaves of a model."""
         return geometry
 
@@ -427,19 +430,19 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearMethod(Method):
+class LinearMethod(Method[P]):
     """Compresses one linear after another: compress(site, stats, params)."""
 
-    stats: frozenset[str] | Callable[[Params], frozenset[str]] = frozenset()  # what it needs of STATS
+    stats: frozenset[str] | Callable[[P], frozenset[str]] = frozenset()  # what it needs of STATS
     # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own
     # block as it was; "original", the uncompressed model
     stream: Literal["compressed", "block", "original"] = "compressed"
     # of a method that removes weights one by one: the share of them that stays
-    kept_share: Callable[[Params], float] | None = None
+    kept_share: Callable[[P], float] | None = None
     # of a converter: `cost` where it takes over what an earlier step stored
     converted_cost: Callable[..., Cost] | None = None
 
-    def collects(self, params: Params) -> frozenset[str]:
+    def collects(self, params: P) -> frozenset[str]:
         return self.stats(params) if callable(self.stats) else self.stats
 
     @property
@@ -449,39 +452,39 @@ class LinearMethod(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockMethod(Method):
+class BlockMethod(Method[P]):
     """Compresses a decoder block at a time, whose inputs come from the uncompressed model: compress(block,
     params). Its `cost` also takes the linear's role."""
 
     stats: frozenset[str]  # what it needs of STATS
     stream: ClassVar[str] = "original"
 
-    def collects(self, params: Params) -> frozenset[str]:
+    def collects(self, params: P) -> frozenset[str]:
         return self.stats
 
-    def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
+    def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         return self.cost(shape, params, tokens, role)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelMethod(Method):
+class ModelMethod(Method[P]):
     """Changes the model as a whole: compress(bundle, context, params)."""
 
     # the sizes after a method that cuts heads, channels or blocks out
-    reshaped: Callable[[Geometry, Params], Geometry] | None = None
+    reshaped: Callable[[Geometry, P], Geometry] | None = None
     reads_windows: bool = False  # whether it needs windows of the calibration text
     # raises what `compress` would raise of windows [n, window] that are too few or too short for it
-    fits: Callable[[Params, Tensor], None] | None = None
+    fits: Callable[[P, Tensor], None] | None = None
 
-    def needs_calibration(self, params: Params) -> bool:
+    def needs_calibration(self, params: P) -> bool:
         return self.reads_windows
 
-    def geometry_after(self, geometry: Geometry, params: Params) -> Geometry:
+    def geometry_after(self, geometry: Geometry, params: P) -> Geometry:
         return self.reshaped(geometry, params) if self.reshaped else geometry
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableMethod(ModelMethod):
+class TableMethod(ModelMethod[P]):
     """Stores the token embedding and leaves linears alone."""
 
     # ((vocabulary, width), params, tied) -> Cost of all that it stores, None where the table stays as it is
@@ -489,34 +492,34 @@ class TableMethod(ModelMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingMethod(ModelMethod):
+class TrainingMethod(ModelMethod[P]):
     """Trains, for `train_tokens` and `train_minutes` of its params, on windows of the calibration text."""
 
     own_text: bool = False  # it trains on text that it makes itself instead
     compresses: bool = False  # it compresses too: `train_tokens` 0 leaves something to compare with
     # params -> (method, params) of the same training with its own idea off, None if there is no such
-    control: Callable[[Params], tuple[str, Mapping] | None] | None = None
+    control: Callable[[P], tuple[str, Mapping] | None] | None = None
     # (params, steps before) -> whether what it stores comes on top of what those stored
-    adds: Callable[[Params, tuple], bool] | None = None
-    cache_bits: Callable[[Params], int] | None = None  # of the key-value cache that it trains the model for
+    adds: Callable[[P, tuple], bool] | None = None
+    cache_bits: Callable[[P], int] | None = None  # of the key-value cache that it trains the model for
 
-    def needs_calibration(self, params: Params) -> bool:
+    def needs_calibration(self, params: P) -> bool:
         return not self.own_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentMethod(TrainingMethod):
+class StudentMethod(TrainingMethod[P]):
     """Trains a student, another model or some of this one's layers, that takes the model's place: compress
     gets it as the bundle. Its `cost` also takes the linear's role; its params name another model by
     `student`."""
 
-    student: Callable[[Bundle, Params], Bundle]  # makes it
+    student: Callable[[Bundle, P], Bundle]  # makes it
     # what the student learns from: the model itself as a Bundle (white box), or a TextTeacher, which answers
     # in strings and shows nothing else (black box)
     teacher: Literal["model", "text"]
     trains_table: bool = False  # whether `cost` of the role "table" counts the token table, trained too
 
-    def cost_of(self, shape: tuple[int, int], params: Params, tokens: int, role: str) -> Cost:
+    def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         return self.cost(shape, params, tokens, role)
 
 

@@ -41,6 +41,7 @@ from compression.base import (
     Group,
     LinearMethod,
     Method,
+    ModelMethod,
     Note,
     Params,
     Site,
@@ -156,6 +157,7 @@ class _Walk:
             self.model()
 
     def model(self) -> None:
+        assert isinstance(self.method, ModelMethod)
         if self.method.reshaped or isinstance(self.method, TrainingMethod):
             for path, _, _ in arch.linears(self.module):
                 self._previous(path)
@@ -189,6 +191,7 @@ class _Walk:
         self.recorder.progress("compress", total, total)
 
     def linears(self) -> None:
+        assert isinstance(self.method, LinearMethod)
         inputs = capture(self.bundle, self.windows) if self.stats else None
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):

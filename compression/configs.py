@@ -21,7 +21,7 @@ from compression.bundle import Geometry, LayerGeometry
 from compression.folder import Folder, shown
 
 CONFIG = "config.json"
-NEVER = {  # field -> the values under which it asks for nothing
+NEVER: dict[str, tuple] = {  # field -> the values under which it asks for nothing
     "is_causal": (None, True),
     "add_cross_attention": (None, False),
     "is_encoder_decoder": (None, False),

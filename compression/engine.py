@@ -175,7 +175,8 @@ class _Maker:
     """Parts of a model as the step takes them; a tied matrix is made once."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype):
-        self.module, self.dtype, self.dense = module, dtype, {}
+        self.module, self.dtype = module, dtype
+        self.dense: dict[int, plans.Plan] = {}
 
     def matrix(self, weight: Tensor) -> plans.Plan:
         key = weight.data_ptr()
@@ -233,9 +234,9 @@ def _layer(make: _Maker, module: nn.Module, number: int, block: nn.Module, sizes
         for group in arch.groups(module, number)
         for path, role in group
     }
-    before = [make.norm(block.get_submodule(path)) for path in row.norms if path]
-    heads = [make.norm(norm) for norm in arch.head_norms(module, block)]
-    return Layer(*before, *heads, linears, sizes.heads, sizes.kv_heads, sizes.head_size)
+    before, between = (make.norm(block.get_submodule(path)) for path in row.norms if path)
+    query, key = (make.norm(norm) for norm in arch.head_norms(module, block))
+    return Layer(before, between, query, key, linears, sizes.heads, sizes.kv_heads, sizes.head_size)
 
 
 def _angles(module: nn.Module, row: Rotary, positions: int) -> tuple[Tensor, Tensor]:
@@ -260,7 +261,7 @@ def misfit(model: Model) -> str:
     sizes."""
     h, head = model.hidden, model.head.plan.shape
     width = model.embedding.shape[1]
-    wanted = {
+    wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
         "the embedding": (
             model.embedding.shape,
             (model.vocabulary, h if model.project_in.plan is None else width),

@@ -235,7 +235,7 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
                 "input_scale": False,
             }
             tensors |= {f"{part}.packed.{name}": t for name, t in packed.state_dict().items()}
-            tensors |= {f"{part}.bias": layer.bias[r]} if biased else {}
+            tensors |= {f"{part}.bias": layer.bias[r]} if layer.bias is not None else {}
     tensors = {arch.from_file(arch.of(module), name): t for name, t in tensors.items()}
     source = {"kind": "export", "id": folder.name, "dtype": "float16", "licence": "", "folder": str(folder)}
     return artifact.assemble(files, module, modules, tensors, folder.name, source, device)
@@ -278,10 +278,11 @@ def _narrow(tensor: Tensor) -> Tensor:
 
 def _joined(path: str, linears: list[CompressedLinear], heads: int | None) -> Layer:
     """One linear, or q, k and v as the family's fused one."""
-    grids = [linear.packed.grid for linear in linears]
+    packed = [_integers(linear) for linear in linears]
+    grids = [p.grid for p in packed]
     if any(not torch.equal(_index(g), _index(grids[0])) for g in grids):
         raise CannotExport(f"{path} fuses matrices whose groups lie differently; compress with static groups")
-    codes = torch.cat([unpack(m.packed.codes, m.packed.grid.bits, m.packed.shape[1]) for m in linears])
+    codes = torch.cat([unpack(p.codes, p.grid.bits, p.shape[1]) for p in packed])
     order = torch.arange(len(codes))
     order = arch.join(list(order.chunk(3)), heads) if len(linears) > 1 else order
     scale, zero = (torch.cat(t)[order] for t in ([g.scale for g in grids], [g.zero_points() for g in grids]))
@@ -291,6 +292,12 @@ def _joined(path: str, linears: list[CompressedLinear], heads: int | None) -> La
         (len(codes), first.shape[1]), first.bits, first.group_size, scale, zero, first.group_index
     )
     return Layer(codes[order], grid, bias)
+
+
+def _integers(linear: CompressedLinear) -> GroupedInt:
+    """The stored form of a linear that `_refusal` lets through."""
+    assert isinstance(linear.packed, GroupedInt)
+    return linear.packed
 
 
 def _rows(layer: Layer, rows: Tensor | slice) -> GroupedInt:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from compression.base import ModelUnavailable
 
@@ -49,7 +50,7 @@ class Folder:
         """True if there is an entry of that name, of whatever kind."""
         return os.path.lexists(self.path / name)
 
-    def open(self, name: str, limit: int | None = None) -> BinaryIO:
+    def open(self, name: str, limit: int | None = None) -> BufferedReader:
         """The regular file `name`, for reading from its start. limit: the most bytes that it may have."""
         if not is_plain(name):
             raise self.error(

@@ -88,7 +88,8 @@ def shrunk(rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | N
     least sum of |w - w'|^2.4, from the whole one down to a fifth. The search of GPTQ's reference code (its
     `mse`), which tries k / 100."""
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    chosen, best = None, None
+    chosen: list[Tensor | None] = []
+    best: Tensor | None = None
     for k in range(RANGES, RANGES // 5 - 1, -1):
         scale, zero = (minmax_sym if symmetric else minmax_asym)(
             low * (k / RANGES), high * (k / RANGES), bits

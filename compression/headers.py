@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from compression.base import ModelUnavailable
 from compression.folder import Folder, few, is_plain, shown
@@ -242,7 +243,7 @@ def _entry(folder: Folder, file: str, name: str, given: object, offset: int) -> 
         raise _damaged(folder, file, f"its header describes {shown(name)} oddly")
     dtype, shape, span = given.get("dtype"), given.get("shape"), given.get("data_offsets")
 
-    def whole(values):
+    def whole(values: object) -> TypeGuard[list[int]]:
         return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 48 for v in values)
 
     if not isinstance(dtype, str) or dtype not in BYTES:

@@ -202,7 +202,9 @@ def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]
     Raises CalibrationError where the model's loop isn't one block after the other, each on what the one
     before gave.
     """
-    blocks, calls, states = list(arch.blocks(bundle.module)), {}, []
+    blocks = list(arch.blocks(bundle.module))
+    calls: dict[nn.Module, Call] = {}
+    states: list[Tensor] = []
 
     def stand_in(block: nn.Module) -> Callable:
         def forward(*args, **kwargs):
@@ -325,7 +327,8 @@ class _Collector:
     """Running sums over the tokens that enter one group of linears, in fp32."""
 
     def __init__(self, names: frozenset):
-        self.names, self.tokens, self.sums = names, 0, {}
+        self.names, self.tokens = names, 0
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, x: Tensor) -> None:
         x = x.detach().reshape(-1, x.shape[-1]).float()

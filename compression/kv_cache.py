@@ -65,8 +65,9 @@ class QuantizedLayer(DynamicLayer):
 
     def __init__(self, bits: int):
         super().__init__()
+        self.bits = bits
         # [codes of keys, their scales, codes of values, their scales], each [b, heads, t, ...]
-        self.bits, self.stored = bits, []
+        self.stored: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -148,9 +149,11 @@ class ChannelLayer(DynamicLayer):
 
     def __init__(self, bits: int):
         super().__init__()
-        # old: codes, scales, least of keys [b, heads, size, t], then of values
-        self.bits, self.old, self.stored = bits, [], []
-        self.recent = []  # keys and values [b, heads, t, size] float16
+        self.bits = bits
+        # codes, scales, least of keys [b, heads, size, t], then of values
+        self.old: list[Tensor] = []
+        self.stored: list[Tensor] = []
+        self.recent: list[Tensor] = []  # keys and values [b, heads, t, size] float16
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and key_states.requires_grad:
@@ -164,8 +167,10 @@ class ChannelLayer(DynamicLayer):
         size, count = key_states.shape[-1], recent[0].shape[-2]
         seen = [x.to(key_states.dtype) for x in recent]
         if self.old:
-            keys = decode_groups(*self.old[:3], self.bits, self.get_old_length()).transpose(-1, -2)
-            values = decode_groups(*self.old[3:], self.bits, size)
+            codes, scale, least = self.old[:3]
+            keys = decode_groups(codes, scale, least, self.bits, self.get_old_length()).transpose(-1, -2)
+            codes, scale, least = self.old[3:]
+            values = decode_groups(codes, scale, least, self.bits, size)
             seen = [
                 torch.cat([x.to(key_states.dtype), y], -2) for x, y in zip((keys, values), seen, strict=True)
             ]

@@ -328,6 +328,7 @@ def _save_plain(module, folder: Path) -> None:
 
 def _package_file(entry: Entry, emit: Emit) -> tuple[Path, Path | None]:
     """The GGUF file of an installed package and its licence, found without importing the package."""
+    assert entry.package is not None
     target = home() / "packages"
     if str(target) not in sys.path and target.is_dir():
         sys.path.append(str(target))
@@ -335,7 +336,8 @@ def _package_file(entry: Entry, emit: Emit) -> tuple[Path, Path | None]:
     if spec is None:
         _install(entry, target, emit)
         spec = importlib.util.find_spec(entry.package.replace("-", "_"))
-    files = list(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
+    places = spec.submodule_search_locations if spec else None
+    files = list(Path(places[0]).glob("*.gguf")) if places else []
     if not files:
         raise _missing_package(entry)
     info = importlib.metadata.distribution(entry.package)
@@ -347,6 +349,7 @@ def _install(entry: Entry, target: Path, emit: Emit) -> None:
     """Fetch the package beside our data (a Space can't install it without its dependencies, which we don't
     need)."""
     emit({"stage": "download", "done": 0, "total": 1, "facts": {"model": entry.name}})
+    assert entry.package is not None
     command = [
         sys.executable,
         "-m",

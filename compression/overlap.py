@@ -32,7 +32,7 @@ def in_common(a: str, b: str) -> tuple[int, int]:
     run = max(1, min(RUN, *map(len, solid)))
     every = max(1, max(map(len, solid)) // KEPT)
     marks = [_marks(text, run, every) for text in solid]
-    by_run = len(np.intersect1d(*marks, assume_unique=True)) * every, min(map(len, marks)) * every
+    by_run = len(np.intersect1d(marks[0], marks[1], assume_unique=True)) * every, min(map(len, marks)) * every
     by_line = sum(map(len, lines[0] & lines[1])), min(sum(map(len, own)) for own in lines)
     return max(by_run, by_line, key=lambda pair: pair[0] / max(pair[1], 1))
 

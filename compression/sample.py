@@ -27,7 +27,9 @@ def generate(
     """
     generator = torch.Generator().manual_seed(seed)
     room = min(new_tokens, bundle.geometry.positions - ids.shape[1])
-    forward = stepper(bundle, len(ids), ids.shape[1] + room) if room > 0 else None
+    if room <= 0:
+        return
+    forward = stepper(bundle, len(ids), ids.shape[1] + room)
     step = ids
     for _ in range(room):
         logits = forward(step)

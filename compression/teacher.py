@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from compression.base import CalibrationError
 from compression.bundle import Bundle
@@ -159,7 +159,8 @@ class Interview:
 
     def __init__(self, teacher: Answers, name: str, recorder: Recorder = QUIET):
         """name: of whom, in the minutes."""
-        self._teacher, self._name, self._recorder, self._told = teacher, name, recorder, {}
+        self._teacher, self._name, self._recorder = teacher, name, recorder
+        self._told: dict[str, dict] = {}
 
     def ask(
         self,
@@ -170,7 +171,12 @@ class Interview:
         seed: int = 0,
     ) -> list[list[str]]:
         """As `Answers.ask`."""
-        how = {"count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
+        how: dict[str, Any] = {
+            "count": count,
+            "temperature": temperature,
+            "new_tokens": new_tokens,
+            "seed": seed,
+        }
         out = self._teacher.ask(list(prompts), recorder=self._recorder, **how)
         for prompt, texts in zip(prompts, out, strict=True):
             found = row(self._name, {"prompt": prompt} | how, texts)

@@ -305,7 +305,7 @@ def windows(
     too few: for evaluation fewer than asked for, for the other roles not one window. A dialogue is written by
     the chat template in every protocol."""
     talk, most = isinstance(text, Dialogue), None if tokens is None else max(PART, LONG_TOKEN * tokens)
-    if talk:
+    if isinstance(text, Dialogue):
         content = dialogue.written(text.name, text.conversations, tokenizer, most)
     else:
         content = text.raw if protocol == "raw" else "\n\n".join(text.rows)

@@ -159,7 +159,8 @@ def train(
     """
     course, start = Course(), time.perf_counter()
     stepper = optimizer(parameters, rate)
-    next_judged, best = 0.0, []
+    next_judged = 0.0
+    best: list[Tensor] = []
     torch.manual_seed(recorder.seed)
 
     def take_stock(last_loss: float | None) -> None:

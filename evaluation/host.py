@@ -103,7 +103,8 @@ def learn(planned_seconds: float, actual_seconds: float) -> None:
 
 def _best(work, seconds: float = 0.25) -> float:
     """The shortest of as many tries as fit into `seconds`, at least three."""
-    times, begin = [], time.perf_counter()
+    times: list[float] = []
+    begin = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         work()

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from compression.base import CompressionError
@@ -42,37 +42,37 @@ Short = Annotated[str, Field(max_length=5_000)]
 _more = ConfigDict(extra="allow", strict=True)
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
 class _Note(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
     code: Short
     facts: dict[str, Any]
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
 class _Error(TypedDict, total=False):
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
     code: Short
     message: str
     facts: dict[str, Any]
 
 
+@with_config(_more)
 class _Machine(TypedDict, total=False):
-    __pydantic_config__ = _more
     processor: Short
     threads: int
 
 
+@with_config(_more)
 class _Limit(TypedDict, total=False):
-    __pydantic_config__ = _more
     share_of_read_bandwidth: Number | None
 
 
+@with_config(_more)
 class _Way(TypedDict):
-    __pydantic_config__ = _more
     time_per_output_token_ms: Annotated[Number, Field(gt=0)]
 
 
+@with_config(_more)
 class _Ways(TypedDict, total=False):
-    __pydantic_config__ = _more
     original: _Way
     original_float32: _Way
     compressed: _Way
@@ -86,8 +86,8 @@ class _Timing(_Ways):
     loop: Short
 
 
+@with_config(_more)
 class _Layer(TypedDict, total=False):
-    __pydantic_config__ = _more
     path: Short
     role: Short
     format: Short

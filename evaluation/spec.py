@@ -14,7 +14,6 @@ from compression.base import (
     BadParam,
     Method,
     ModelMethod,
-    Params,
     StudentMethod,
     TableMethod,
     TrainingMethod,
@@ -71,7 +70,8 @@ class RunSpec:
         steps = tuple((name, dict(values)) for name, values in self.recipe)
         if not steps:
             raise BadParam("the recipe is empty; give at least one method", name="recipe")
-        parsed, before = [], {}
+        parsed = []
+        before: dict[str, Any] = {}
         for name, values in steps:
             method = compression.get(name)
             values = values | {k: before[k] for k in method.inherits if k in before}
@@ -129,7 +129,7 @@ class RunSpec:
         return tuple((compression.get(n), compression.get(n).params.parse(v)) for n, v in self.recipe)
 
     @property
-    def trainings(self) -> list[tuple[TrainingMethod, Params]]:
+    def trainings(self) -> list[tuple[TrainingMethod, Any]]:
         """The steps that train."""
         return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod)]
 

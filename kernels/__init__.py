@@ -121,6 +121,8 @@ def _installed():
     spec = importlib.util.spec_from_file_location(
         alias, spec.origin, submodule_search_locations=spec.submodule_search_locations
     )
+    if spec is None or spec.loader is None:
+        return None
     module = importlib.util.module_from_spec(spec)
     sys.modules[alias] = module
     spec.loader.exec_module(module)

@@ -107,7 +107,11 @@ def arithmetic() -> dict[str, float]:
     found = {}
     for name, function, each in (("int8", c.limit_int8, 2 * 12 * 64), ("exact", c.limit_float, 2 * 12 * 16)):
         rounds = 2_000_000
-        found[name] = threads * rounds * each / seconds(lambda i, f=function, r=rounds: f(r, threads), 5)
+
+        def spin(i: int, f=function, r=rounds) -> object:
+            return f(r, threads)
+
+        found[name] = threads * rounds * each / seconds(spin, 5)
     return found
 
 
@@ -362,6 +366,13 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                         if tokens == 1
                         else most_per_second(plan, tokens, activations, limits) / (2 * tokens * out * n)
                     )
+                raced = {}
+                if rival:
+
+                    def of_rival(i: int, x=x, rival=rival) -> object:
+                        return rival(i, x)
+
+                    raced = {"rival": RIVALS[name], "times_rival": ratio(of_rival, works["this"])}
                 table.append(
                     {
                         "op": op,
@@ -376,14 +387,7 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                         "limit": "reading memory" if tokens == 1 else "arithmetic",
                         "share_of_limit": 1 / (this * limit) if limit else None,
                         "read_gbytes_per_second": read / 1e9 if read else None,
-                        **(
-                            {
-                                "rival": RIVALS[name],
-                                "times_rival": ratio(lambda i, x=x: rival(i, x), works["this"]),
-                            }
-                            if rival
-                            else {}
-                        ),
+                        **raced,
                         **{f"{k}_microseconds": 1e6 * v for k, v in took.items()},
                     }
                 )

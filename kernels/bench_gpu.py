@@ -125,7 +125,7 @@ def few_columns(out: int, n: int):
     return torch.randn(out, count).half(), torch.randperm(n)[:count].to(torch.int32)
 
 
-VARIANTS = (
+VARIANTS: tuple[tuple[str, str, Callable, Callable], ...] = (
     ("dense", "16 bits", whole, dense.dense_reference),
     ("low_rank", "half the parameters", half_the_parameters, low_rank.low_rank_reference),
     *(

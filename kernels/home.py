@@ -37,7 +37,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # a system without file locks: age decides
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # to mypy the name is that module alone
 
 VARIABLE = "COMPRESSION_EXPLORER_HOME"
 # what can't be locked, or was written by an older version, is left over after a day
@@ -240,7 +240,7 @@ def remove_unused(path: Path) -> bool:
     with _sole(path) as sole:
         if sole:
             shutil.rmtree(path, ignore_errors=True)
-    return sole
+    return bool(sole)
 
 
 # --- who lives ---

@@ -83,7 +83,7 @@ class GkdParams(WhiteBoxParams):
         return self.on_policy if self.objective == "on-policy" else 0.0
 
 
-def phase(lesson: Lesson) -> Phase:
+def phase(lesson: Lesson[GkdParams]) -> Phase:
     """Batches of text or of own samples, and the divergence on them."""
     params, prompt = lesson.params, lesson.params.prompt_tokens
     chance = lesson.recorder.generator(2)

@@ -246,7 +246,7 @@ def lessons(
 ) -> list[Lesson]:
     """A lesson a prompt: its right label, and the labels that the teacher's texts name by their shares. None:
     right labels alone. Prompts whose answers name no label are dropped."""
-    out = []
+    out: list[Lesson] = []
     for number, shown in enumerate(prompts):
         weights = {shown.answer: 1.0}
         if answers is not None:

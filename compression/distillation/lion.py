@@ -118,7 +118,7 @@ def review(question: Question, first: str, second: str) -> str:
 def scores_in(text: str) -> tuple[float, float] | None:
     """The two scores of a review; None where there aren't two from 1 to 10."""
     found = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", text)[:2]]
-    return tuple(found) if len(found) == 2 and all(1 <= x <= 10 for x in found) else None
+    return (found[0], found[1]) if len(found) == 2 and all(1 <= x <= 10 for x in found) else None
 
 
 def both_ways(forward: Sequence[str], backward: Sequence[str]) -> list[Score]:
@@ -266,8 +266,10 @@ class Loop:
         seeds: list[Question],
     ):
         self.bundle, self.context, self.params, self.judged = bundle, context, params, judged
-        self.pool, self.random, self.notes, self.answers = list(seeds), Random(context.seed + 1), [], {}
-        self.oracle_knows = {}
+        self.pool, self.random = list(seeds), Random(context.seed + 1)
+        self.notes: list[Note] = []
+        self.answers: dict[str, str] = {}
+        self.oracle_knows: dict[str, str] = {}
         self.asked = interview(context, bundle, params, OracleTeacher(self.oracle_knows.__getitem__))
 
     def teacher(self, questions: Sequence[Question]) -> list[str]:
@@ -413,7 +415,10 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     notes += teacher_notes(
         params, loop.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts)
     )
-    notes += (*loop.notes, *task_notes(before[0], after[0], beside and beside[0], len(judged)))
+    notes += (
+        *loop.notes,
+        *task_notes(before[0], after[0], None if beside is None else beside[0], len(judged)),
+    )
     notes += (
         Note(
             "lion_levels",

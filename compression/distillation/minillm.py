@@ -126,12 +126,13 @@ def token_loss(
     return long + reverse_kl(log_p, log_q) if single_step else long
 
 
-def phase(lesson: Lesson) -> Phase:
+def phase(lesson: Lesson[MinillmParams]) -> Phase:
     """Texts drawn from student and teacher, and the loss on them."""
     params, student, teacher = lesson.params, lesson.student, lesson.teacher
     generator = lesson.recorder.generator(3)
 
     def loss(batch: Sequences) -> Tensor:
+        assert batch.log_p is not None and batch.log_q is not None and batch.weights is not None
         mask, targets = batch.mask, batch.targets
         advantage = advantages(
             batch.log_p - batch.log_q,

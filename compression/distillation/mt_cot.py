@@ -43,6 +43,7 @@ from compression.distillation.black_box import (
     TRANSCRIPT,
     BlackBoxParams,
     Lesson,
+    Row,
     cost,
     interview,
     make,
@@ -146,12 +147,13 @@ def target(form: str, answer: str, explanation: str) -> str:
 def lessons(tokenizer, questions: Sequence[Question], why: Sequence[str] | None, form: str) -> list[Lesson]:
     """A lesson a question: the answer task, and the explanation task where there is an explanation. None:
     answers alone."""
-    out = []
+    out: list[Lesson] = []
     for number, q in enumerate(questions):
-        second = ()
+        first = (row(tokenizer, f"predict: {q.text}", q.answer),)
+        second: tuple[Row, ...] = ()
         if why is not None and why[number]:
             second = (row(tokenizer, f"explain: {q.text}", target(form, q.answer, why[number])),)
-        out.append(((row(tokenizer, f"predict: {q.text}", q.answer),), second))
+        out.append((first, second))
     return out
 
 
@@ -202,7 +204,9 @@ def distil(
     after, beside = judge(bundle, "predict"), None
     notes = course.notes("mt_cot")
     used = sum(map(bool, why or ()))
-    notes += teacher_notes(params, asked, right=told and told.right, used=used, texts=len(questions))
+    notes += teacher_notes(
+        params, asked, right=None if told is None else told.right, used=used, texts=len(questions)
+    )
     if told is not None and told.given:
         notes += (Note("explanations_given", {"given": told.given, "used": used}),)
     if control is not None and course.tokens:

@@ -220,7 +220,8 @@ def naming(
 ) -> Naming:
     """Two of the classes `names` under two of `labels`, both drawn."""
     first, second = random.sample(list(names), 2)
-    return Naming((tuple(classes[first]), tuple(classes[second])), tuple(random.sample(list(labels), 2)))
+    label, other = random.sample(list(labels), 2)
+    return Naming((tuple(classes[first]), tuple(classes[second])), (label, other))
 
 
 def show(task: Naming, k: int, words: Sequence[str], query: str, random: Random) -> Shown:
@@ -389,7 +390,8 @@ def draw(
 ) -> list[Question]:
     """`count` different questions, makers and levels in turn, none with a text in `without`; fewer where
     there are no more."""
-    seen, out, tries = set(without), [], 0
+    out: list[Question] = []
+    seen, tries = set(without), 0
     while len(out) < count and tries < 50 * count + 100:
         question = makers[tries % len(makers)](random, levels[tries // len(makers) % len(levels)])
         tries += 1

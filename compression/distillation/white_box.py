@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,8 @@ class WhiteBoxParams(StudentParams):
     response_tokens: int = param(48, "Tokens of a sample, at most.", lo=1, hi=2_048, step=1, level="advanced")
 
 
+W = TypeVar("W", bound=WhiteBoxParams)
+
 # (logits of p, of q [n, vocabulary], which of the scored tokens) -> [n]
 Value = Callable[[Tensor | None, Tensor, slice], Tensor]
 
@@ -97,14 +100,14 @@ def text_loss(student: Bundle, batch: Sequences) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Lesson(Generic[W]):
     """One distillation: who learns from whom, on what text, judged by what text."""
 
     student: Bundle
     teacher: Bundle
     taught: Tensor  # windows [n, window]
     held: Tensor  # windows kept aside
-    params: WhiteBoxParams
+    params: W
     recorder: Recorder
 
     def texts(self) -> Iterator[Tensor]:
@@ -206,8 +209,8 @@ def distil(
     method: str,
     student: Bundle,
     context: Context,
-    params: WhiteBoxParams,
-    phase: Callable[[Lesson], Phase],
+    params: W,
+    phase: Callable[[Lesson[W]], Phase],
     plain: bool = False,
 ) -> Edit:
     """Train the student: the warm-up, then the method's phase. plain: the warm-up reads text without a

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats
 from compression.low_rank.rank import cost as factors_cost
 from compression.low_rank.rank import removed_param
+from compression.low_rank.svd_llm import SvdLlmParams
 from compression.low_rank.svd_llm import compress as svd_llm
 
 
@@ -59,7 +60,7 @@ def compress(site: Site, stats: Stats, params: PcaParams) -> Edit:
     if params.removed == 0:
         return Edit()
     moved = centred(stats)
-    edit = svd_llm(site, moved, params)
+    edit = svd_llm(site, moved, SvdLlmParams(params.removed))
     weight = site.weight.double()
     lost = weight - edit.linears[site.path].dequantize().double()
     bias = lost @ stats.mean.double()

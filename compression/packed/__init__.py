@@ -9,7 +9,10 @@ the byte count.
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from compression.packed.base import Packed
 
 
 class Format(NamedTuple):
@@ -40,12 +43,12 @@ FORMATS = {  # as configs and files call them
 }
 
 
-def format_class(name: str) -> type:
+def format_class(name: str) -> type[Packed]:
     entry = FORMATS[name]
     return getattr(importlib.import_module(entry.module), entry.name)
 
 
-def from_config(config: dict):
+def from_config(config: dict) -> Packed:
     """The empty format that `config` (from `Packed.full_config()`) describes; fill it with
     load_state_dict."""
     packed = format_class(config["format"]).from_config(config)

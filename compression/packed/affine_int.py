@@ -15,6 +15,7 @@ class AffineInt(Packed):
     """codes uint8 [out, ceil(in/8) * bits] on a RealGrid (bits + 32 / group size) or a TwoLevelGrid."""
 
     format = "affine_int"
+    grid: RealGrid | TwoLevelGrid
 
     def __init__(self, codes: Tensor, grid: RealGrid | TwoLevelGrid):
         super().__init__(grid.shape)

@@ -8,7 +8,8 @@ All give rule(x) W^T.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import ClassVar
+from types import EllipsisType
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ from compression.packed.activations import ActivationRule
 from kernels import cpu, gpu
 from kernels.cpu.plans import traced_product, traced_rows
 
+if TYPE_CHECKING:
+    from compression.packed.grid import Grid
+    from compression.packed.real_grid import RealGrid, TwoLevelGrid
+
 
 class Packed(nn.Module):
     """A stored weight matrix. Its buffers are what is saved, counted and multiplied; nothing else exists.
@@ -27,21 +32,35 @@ class Packed(nn.Module):
     """
 
     format: ClassVar[str]  # its key in FORMATS
-    whole_columns: Tensor | None = None  # of a format of whole columns in 16 bits: which they are, [k]
-    exact_columns: Tensor | None = None  # of a matrix: those of its columns that are stored so
     activations: ActivationRule | None = None  # part of the format: saved with it, used by every kernel
     _plan = None
-    _plan_rule = ...  # the rule that the plan was made for; ...: not yet
+    _plan_rule: (
+        ActivationRule | EllipsisType | None
+    ) = ...  # the rule that the plan was made for; ...: not yet
 
     def __init__(self, shape: tuple[int, int]):
         super().__init__()
-        self.shape = tuple(shape)
-        self.grid = None  # of a format of codes: scales and zero points (grid.py, real_grid.py)
+        self.shape = cast(tuple[int, int], tuple(shape))
+        self.grid: Grid | RealGrid | TwoLevelGrid | None = (
+            None  # of a format of codes: scales and zero points (grid.py, real_grid.py)
+        )
 
     @property
     def op(self) -> str:
         """The key in kernels.OPS of what multiplies it."""
-        return FORMATS[self.format].op
+        op = FORMATS[self.format].op
+        assert op is not None  # a format without one overrides this
+        return op
+
+    @property
+    def whole_columns(self) -> Tensor | None:
+        """Of a format of whole columns in 16 bits: which they are, [k]."""
+        return None
+
+    @property
+    def exact_columns(self) -> Tensor | None:
+        """Of a matrix: those of its columns that are stored so."""
+        return None
 
     def config(self) -> dict:
         """JSON that rebuilds the empty format: {"format": name, "shape": [out, in], ...}."""

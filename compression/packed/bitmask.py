@@ -20,6 +20,7 @@ class Bitmask(Packed):
     with 4-bit codes."""
 
     format = "bitmask"
+    grid: Grid | None
 
     def __init__(
         self, shape, count: int, kept: Tensor, values: Tensor, starts: Tensor | None, grid: Grid | None = None

@@ -8,6 +8,8 @@ act-order without static groups). Codes are always rounded with the scale as it 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ class Grid(nn.Module):
     ):
         """zero: packed uint8 as `pack_zero` makes it, or None for a symmetric grid."""
         super().__init__()
-        self.shape, self.bits, self.group_size = tuple(shape), bits, group_size
+        self.shape, self.bits, self.group_size = cast(tuple[int, int], tuple(shape)), bits, group_size
         self.register_buffer("scale", scale)
         self.register_buffer("zero", zero)
         self.register_buffer("group_index", group_index)

@@ -18,6 +18,7 @@ class GroupedInt(Packed):
     size."""
 
     format = "grouped_int"
+    grid: Grid
 
     def __init__(self, codes: Tensor, grid: Grid):
         super().__init__(grid.shape)

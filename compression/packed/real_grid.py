@@ -18,7 +18,7 @@ grid.py.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class _Grid(nn.Module):
 
     def __init__(self, shape: tuple[int, int], bits: int, group_size: int, group_index: Tensor | None):
         super().__init__()
-        self.shape, self.bits, self.group_size = tuple(shape), bits, group_size
+        self.shape, self.bits, self.group_size = cast(tuple[int, int], tuple(shape)), bits, group_size
         self.register_buffer("group_index", group_index)
 
     def config(self) -> dict:
@@ -166,7 +166,9 @@ class TwoLevelGrid(_Grid):
         for values in (scale, zero):
             codes, stats = second_level(values, level_bits)
             stored += [pack(codes.view(1, -1), level_bits)[0], stats]
-        return cls(shape, bits, group_size, level_bits, *stored, _index(group_index))
+        scales, scale_stats, zeros, zero_stats = stored
+        index = _index(group_index)
+        return cls(shape, bits, group_size, level_bits, scales, scale_stats, zeros, zero_stats, index)
 
     @classmethod
     def empty(cls, shape, config: dict) -> TwoLevelGrid:
@@ -178,9 +180,9 @@ class TwoLevelGrid(_Grid):
                 torch.empty(row_bytes(out * groups, level_bits), dtype=torch.uint8),
                 torch.empty(-(-out // RUN), groups, 2, dtype=torch.float16),
             ]
-        return cls(
-            shape, config["bits"], config["group_size"], level_bits, *stored, _empty_index(shape, config)
-        )
+        scales, scale_stats, zeros, zero_stats = stored
+        bits, size, index = config["bits"], config["group_size"], _empty_index(shape, config)
+        return cls(shape, bits, size, level_bits, scales, scale_stats, zeros, zero_stats, index)
 
     def config(self) -> dict:
         return super().config() | {"level_bits": self.level_bits}
@@ -189,7 +191,7 @@ class TwoLevelGrid(_Grid):
         pairs = (self.scale_codes, self.scale_stats), (self.zero_codes, self.zero_stats)
         return tuple(levelled(level_codes(c, s, self.level_bits, self.shape[0]), s)[rows] for c, s in pairs)
 
-    def _levels(self) -> tuple:
+    def _levels(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], int, int, int]:
         levels, stats = (self.scale_codes, self.zero_codes), (self.scale_stats, self.zero_stats)
         return levels, stats, self.level_bits, self.bits, self.group_size
 

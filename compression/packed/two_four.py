@@ -21,6 +21,7 @@ class TwoFour(Packed):
     """
 
     format = "two_four"
+    grid: Grid | None
 
     def __init__(self, shape, values: Tensor, positions: Tensor, grid: Grid | None = None):
         super().__init__(shape)

@@ -92,6 +92,7 @@ def scores(
     if importance == "element2":
         return (f * weight.square()).sum(along)
     if importance == "mixed":
+        assert g is not None and f is not None
         return (g * weight - 0.5 * f * weight.square()).abs().sum(along)
     return weight.square().sum(along)  # l2
 

@@ -6,10 +6,12 @@ every time.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Params, Site, UnsupportedLayer, param
+from compression.base import Cost, Edit, Site, UnsupportedLayer, param
 from compression.edits import stored
 from compression.packed.bitmask import Bitmask
 from compression.packed.two_four import TwoFour
@@ -44,7 +46,17 @@ def kept_of(pattern: str) -> tuple[int, int]:
     return int(kept), int(of)
 
 
-def kept_share(params: Params) -> float:
+class Patterned(Protocol):
+    """Params with `pattern_param` and `sparsity_param`."""
+
+    @property
+    def pattern(self) -> str: ...
+
+    @property
+    def sparsity(self) -> float: ...
+
+
+def kept_share(params: Patterned) -> float:
     """LinearMethod.kept_share of a method with `pattern_param` and `sparsity_param`."""
     if params.pattern == "unstructured":
         return 1 - params.sparsity

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,6 +120,7 @@ def choose(by_role: Mapping[str, Tensor], sizes: LayerGeometry, params: Structur
         per_head[role] = by_role[role].view(-1, sizes.head_size).sum(1)
     queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)  # [key-value head, query head of it]
     serves = queries.shape[1]
+    groups: Sequence[int]
     if by_queries(sizes, params):
         groups = range(sizes.kv_heads)
         heads = [j * serves + i for j in groups for i in highest(queries[j], then.heads // then.kv_heads)]

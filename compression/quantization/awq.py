@@ -242,9 +242,9 @@ def compress(block: Block, params: AwqParams) -> Edit:
     for i, group in enumerate(block.groups):
         if i not in fixed:
             shared = group.fold.shared if group.fold is not None else (lambda s: s)
-            weights = [site.weight for site in group.sites]
+            own = [site.weight for site in group.sites]
             error = module_error(block, group, quantize) if params.loss_at == "module" else None
-            factors[i], _ = search(weights, group.stats.mean_abs, group.stats.gram, quantize, shared, error)
+            factors[i], _ = search(own, group.stats.mean_abs, group.stats.gram, quantize, shared, error)
     weights, tensors = folded(block, factors)
     notes = skipped(block, fixed)
     if not params.rounding:

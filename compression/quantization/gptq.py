@@ -117,8 +117,8 @@ def gptq(
     # [in, out]: a column of the weight is a contiguous row here
     live = weight.float()[:, order].T.contiguous()
     forbidden = None if pruned is None else pruned[:, order].T
-    grid = fit(weight, params.bits, params.group_size, params.symmetric, params.tuning) if static else None
     if static:
+        grid = fit(weight, params.bits, params.group_size, params.symmetric, params.tuning)
         scale, zero = (t[:, order].T.contiguous() for t in grid.columns())
     else:
         scale, zero = torch.empty_like(live), torch.empty_like(live)

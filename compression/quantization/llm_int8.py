@@ -113,11 +113,12 @@ def apart(weight: Tensor, outliers: Tensor) -> Packed:
 def compress(site: Site, stats: Stats, params: LlmInt8Params) -> Edit:
     """Quantize the weight [out, in] of one linear and set how its inputs are rounded while it runs."""
     by_column = params.decomposition == "column" and params.threshold > 0
-    packed = (
-        vector_wise(site.weight)
-        if not keeps_weights(params)
-        else apart(site.weight, stats.max_abs >= params.threshold)
-    )
+    packed: Packed
+    if keeps_weights(params):
+        assert stats.max_abs is not None
+        packed = apart(site.weight, stats.max_abs >= params.threshold)
+    else:
+        packed = vector_wise(site.weight)
     packed.activations = ActivationRule(
         8, threshold=params.threshold or None, zero_point=params.zero_point, by_column=by_column
     )

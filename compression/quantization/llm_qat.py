@@ -242,7 +242,8 @@ def beginnings(bundle: Bundle, count: int, seed: int) -> list[tuple[int, int]]:
         if token not in special and tokenizer.decode([token]).strip():
             out.append((token, sure))
         if len(out) == count:
-            return out
+            break
+    return out
 
 
 def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:

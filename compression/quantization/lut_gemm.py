@@ -128,7 +128,8 @@ def converted_cost(shape: tuple[int, int], params, tokens: int) -> Cost:
 
 def convert(site: Site) -> BinaryCoded:
     """The integers that an earlier step stored, as planes: the same weights, bit for bit. Raises BadChain."""
-    previous: GroupedInt = site.previous
+    previous = site.previous
+    assert isinstance(previous, GroupedInt)
     grid = previous.grid
     if grid.group_index is not None:
         raise BadChain(
@@ -212,11 +213,12 @@ def alternate(weights: Tensor, scales: Tensor, signs: Tensor, rounds: int) -> tu
         counts, sums = ends.diff(dim=1).to(weights), running.gather(1, ends).diff(dim=1)
         error = squares - 2 * (levels * sums).sum(1) + (levels.square() * counts).sum(1)
         if k == rounds:
-            return scales, error
+            break
         by_code = [torch.zeros_like(levels).scatter_(1, order, t) for t in (counts, sums)]
         scales = descend(
             (by_code[0] @ products).unflatten(1, (signs.shape[1], -1)), by_code[1] @ signs, scales
         )
+    return scales, error
 
 
 def descend(matrix: Tensor, right: Tensor, x: Tensor) -> Tensor:

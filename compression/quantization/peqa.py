@@ -204,7 +204,8 @@ def adapt(
 ) -> tuple[dict[str, Scaled], dict[str, GroupedInt], tuple[Note, ...]]:
     """Put a Scaled at every linear of the blocks, in place: path -> it, path -> its stored form at the start
     ({} where nothing is rounded), notes. `release` undoes it."""
-    scaled, stored, notes, layers = {}, {}, (), len(arch.blocks(bundle.module))
+    scaled, stored, layers = {}, {}, len(arch.blocks(bundle.module))
+    notes: tuple[Note, ...] = ()
     for path, role, layer in list(arch.linears(bundle.module)):
         base = bundle.module.get_submodule(path)
         packed = getattr(base, "packed", None)

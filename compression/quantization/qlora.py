@@ -55,6 +55,7 @@ from compression.base import (
     param,
 )
 from compression.bundle import Bundle
+from compression.packed.base import Packed
 from compression.packed.linear import CompressedLinear
 from compression.quantization import nf4
 from compression.quantization.nf4 import Nf4Params
@@ -146,7 +147,9 @@ def adapter_params(params: QloraParams) -> Params:
 
 def freeze(bundle: Bundle, params: QloraParams) -> Edit:
     """Store every linear of the blocks in 4 bits, in place, and return what was stored."""
-    linears, notes, layers = {}, (), len(arch.blocks(bundle.module))
+    linears: dict[str, Packed] = {}
+    notes: tuple[Note, ...] = ()
+    layers = len(arch.blocks(bundle.module))
     for path, role, layer in list(arch.linears(bundle.module)):
         base = bundle.module.get_submodule(path)
         packed = getattr(base, "packed", None)
@@ -154,7 +157,7 @@ def freeze(bundle: Bundle, params: QloraParams) -> Edit:
         edit = nf4.compress(
             Site(path, role, layer, layers, weight, base.bias, packed), Stats(tokens=0), base_params(params)
         )
-        linears, notes = linears | edit.linears, notes + edit.notes
+        linears, notes = {**linears, **edit.linears}, notes + edit.notes
         bias = None if base.bias is None else base.bias.detach().clone()
         stored = CompressedLinear(edit.linears[path], bias, getattr(base, "input_scale", None))
         bundle.module.set_submodule(path, stored.train(base.training))

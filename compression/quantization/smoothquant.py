@@ -53,6 +53,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -251,7 +252,11 @@ def sampled(block: Block, numbers: list[int]) -> dict[int, Tensor]:
     """About SAMPLE inputs [tokens, in] of each of those groups, evenly spaced over the calibration text."""
     every = max(1, block.groups[0].stats.tokens // SAMPLE)
     kept: dict[int, list[Tensor]] = {number: [] for number in numbers}
-    look(block, {n: lambda x, n=n: kept[n].append(x.flatten(0, -2)[::every].float()) for n in numbers}, None)
+
+    def see(number: int, x: Tensor) -> None:
+        kept[number].append(x.flatten(0, -2)[::every].float())
+
+    look(block, {number: partial(see, number) for number in numbers}, None)
     return {n: torch.cat(parts)[:SAMPLE] for n, parts in kept.items()}
 
 
@@ -285,7 +290,8 @@ def inside(block: Block, params) -> Int8Attention | None:
         counted = [Magnitudes(most) for most in largest]
         look(block, {}, see)
         largest = [c.reach(params.percentile) for c in counted]
-    return Int8Attention("tensor", tuple(max(most, 1e-30) / 127 for most in largest))
+    query, key, value = (max(most, 1e-30) / 127 for most in largest)
+    return Int8Attention("tensor", (query, key, value))
 
 
 def compress(block: Block, params: SmoothQuantParams) -> Edit:

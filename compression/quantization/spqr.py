@@ -192,16 +192,18 @@ def fit(
     if params.leave_one_out and limit < torch.inf:
         heard = gains(weight, diagonal, params.bits) <= limit
     mean = (weight * heard).sum(-1, keepdim=True) / heard.sum(-1, keepdim=True).clamp_min(1)
-    scale, zero = real_minmax(*torch.where(heard, weight, mean).aminmax(dim=-1), params.bits)
+    low, high = torch.where(heard, weight, mean).aminmax(dim=-1)
+    scale, zero = real_minmax(low, high, params.bits)
     if params.level_bits == 16:
         kept = store_scale(scale), to_storage(zero)
         return kept, *(t.float()[..., None] for t in kept)
     near, stats = zip(*(second_level(t, params.level_bits) for t in (scale, zero)), strict=True)
 
-    def stood_for(codes):
-        return [levelled(c, t)[..., None] for c, t in zip(codes, stats, strict=True)]
+    def stood_for(codes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        scale, zero = (levelled(c, t)[..., None] for c, t in zip(codes, stats, strict=True))
+        return scale, zero
 
-    least, best = torch.full_like(scale, torch.inf), near
+    least, best = torch.full_like(scale, torch.inf), list(near)
     for steps in PAIRS if params.level_search else PAIRS[:1]:
         codes = [
             (c.short() + step).clamp_(0, 2**params.level_bits - 1)
@@ -217,7 +219,8 @@ def make_grid(shape, size: int, kept: Sequence[tuple[Tensor, ...]], params: Spqr
     """The grid of the tensors that `fit` gave for each group in turn."""
     parts = [torch.cat(t, 1) for t in zip(*kept, strict=True)]
     if params.level_bits == 16:
-        return RealGrid.make(shape, params.bits, size, *parts, index)
+        scale, zero = parts
+        return RealGrid.make(shape, params.bits, size, scale, zero, index)
     codes = [pack(t.reshape(1, -1), params.level_bits)[0] for t in parts[::2]]
     index = None if index is None else index.to(torch.int16)
     return TwoLevelGrid(

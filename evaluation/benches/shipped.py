@@ -98,7 +98,8 @@ def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
 
     A flag that the method itself declares is the method's.
     """
-    steps, fields = [], {}
+    steps = []
+    fields: dict[str, Any] = {}
     for step in words.split(" + "):
         name, *flags = step.split()
         own = {f["name"] for f in compression.get(name).params.describe()}

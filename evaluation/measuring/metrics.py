@@ -77,6 +77,13 @@ def value(row: Row, key: str) -> float | None:
     return metric.original if metric and row.get("family") == "original" else None
 
 
+def present(row: Row, key: str) -> float:
+    """A figure that the row surely has."""
+    found = value(row, key)
+    assert found is not None
+    return found
+
+
 def error(row: Row, key: str) -> float | None:
     """The standard error of a row's figure, None when there is none."""
     name = METRICS[key].error

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from evaluation.measuring.metrics import METRICS, WITHIN, Row, error, value
+from evaluation.measuring.metrics import METRICS, WITHIN, Row, error, present, value
 from evaluation.page import plots
 from evaluation.page.markup import render
 from evaluation.page.pareto import best_under, smallest_within
@@ -27,7 +27,7 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
     within = under = None
     first = words("front.within_none", percent=percent)
     if best is not None:
-        size = value(best, "file_bytes")
+        size = present(best, "file_bytes")
         facts = {
             "percent": percent,
             "size": words.size(size),
@@ -39,8 +39,8 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
     compressed = [r for r in rows if r.get("family") != "original"]
     if budget_bytes and (found := best_under(compressed, budget_bytes)):
         facts = {
-            "size": words.size(value(found, "file_bytes")),
-            "ratio": words.figure("perplexity_ratio", value(found, "perplexity_ratio")),
+            "size": words.size(present(found, "file_bytes")),
+            "ratio": words.figure("perplexity_ratio", present(found, "perplexity_ratio")),
         }
         under = {"row": found, "facts": facts}
     budget = f"{budget_bytes / 1e6:.0f}" if budget_bytes else ""
@@ -56,15 +56,15 @@ def headline(rows: Sequence[Row], model: str, words: Words) -> str:
     return words(
         "app.headline",
         model=model,
-        original=words.size(value(best, "baseline_file_bytes")),
-        now=words.size(value(best, "file_bytes")),
+        original=words.size(present(best, "baseline_file_bytes")),
+        now=words.size(present(best, "file_bytes")),
         verdict=_graded(words, best),
     )
 
 
 def _graded(words: Words, row: Row) -> str:
     """How good a row's model is beside its original, in words."""
-    return words("grade." + grade(value(row, "perplexity_ratio"), error(row, "perplexity_ratio")))
+    return words("grade." + grade(present(row, "perplexity_ratio"), error(row, "perplexity_ratio")))
 
 
 # --- before a run, and when it fails ---
@@ -263,16 +263,17 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
     off = any(method.control for method, _ in result.spec.trainings)
     lines = [words("card.training.own") if samples else words("card.training")]
     own = result.metrics.get("perplexity_ratio")
-    ratio = {name: r.metrics.get("perplexity_ratio") for name, r in relatives.items() if r is not None}
-    if ratio.get("without"):
-        lines.append(words("card.without", ratio=words.figure("perplexity_ratio", ratio["without"])))
-        lines += _verdict(words, "card.training.verdict", result, relatives["without"])
+    known = {name: r for name, r in relatives.items() if r is not None}
+    ratio = {name: r.metrics.get("perplexity_ratio") for name, r in known.items()}
+    if without := ratio.get("without"):
+        lines.append(words("card.without", ratio=words.figure("perplexity_ratio", without)))
+        lines += _verdict(words, "card.training.verdict", result, known["without"])
     control_wanted = False
-    if own and ratio.get("control"):
-        shown = {"ratio": ratio["control"], "against": own / ratio["control"]}
+    if own and (control := ratio.get("control")):
+        shown = {"ratio": control, "against": own / control}
         facts = {k: words.figure("perplexity_ratio", v) for k, v in shown.items()}
         lines.append(words("card.control.off", **facts) if off else words("card.control", **facts))
-        lines += _verdict(words, "card.control.verdict", result, relatives["control"]) if off else []
+        lines += _verdict(words, "card.control.verdict", result, known["control"]) if off else []
     elif "control" in relatives:
         lines.append(words("card.control.off.none") if off else words("card.control.none"))
         control_wanted = True

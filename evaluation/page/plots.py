@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import escape
 
-from evaluation.measuring.metrics import METRICS, Row, error, value
+from evaluation.measuring.metrics import METRICS, Row, error, present, value
 from evaluation.page.markup import render
 from evaluation.page.pareto import front, smallest_within
 from evaluation.page.words import NOTICEABLE, Words
@@ -68,16 +68,16 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
     limit = WORST_RATIO * (
         1
         if y == "perplexity_ratio"
-        else next((value(r, y) for r in rows if r["family"] == "original"), math.inf)
+        else next((present(r, y) for r in rows if r["family"] == "original"), math.inf)
     )
     cut = limit if METRICS[y].log else math.inf
     out = []
     for r in rows:
-        there, seen = value(r, y), min(value(r, y), cut)
+        there, seen = present(r, y), min(present(r, y), cut)
         out.append(
             Mark(
                 id=str(r["id"]),
-                x=value(r, x),
+                x=present(r, x),
                 y=seen,
                 family=str(r["family"]),
                 label=words.run(r),
@@ -108,7 +108,9 @@ def _hover(row: Row, x: str, y: str, words: Words) -> str:
     lines = []
     for key in (x, y):
         spread = error(row, key)
-        figure = words.figure(key, value(row, key)) + (f" ± {words.figure(key, spread, 2)}" if spread else "")
+        figure = words.figure(key, present(row, key)) + (
+            f" ± {words.figure(key, spread, 2)}" if spread else ""
+        )
         lines.append(f"{words(f'metric.{key}')}: {figure}")
     if source := row.get("calibration"):
         lines.append(words("card.calibrated", source=source))
@@ -204,7 +206,7 @@ def _labels(found: list[Mark], xs: Scale, ys: Scale, words: Words) -> list:
         )
 
     taken = [(a - 9, b - 9, a + 9, b + 9) for a, b in map(px, found)]
-    out = []
+    out: list[tuple[Mark, str, int, int, str]] = []
     for m in wanted:
         if any(m is o[0] for o in out):
             continue

@@ -14,7 +14,7 @@ import threading
 import traceback
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ class Page:
         )
 
     @staticmethod
-    def _budget(rows: list[dict]) -> float | None:
+    def _budget(rows: Iterable[metrics.Row]) -> float | None:
         """A first size to ask about: a third of the original or the smallest run, up to the next 10 MB."""
         sizes = sorted(s for r in rows if (s := metrics.value(r, "file_bytes")))
         return math.ceil(max(sizes[0], sizes[-1] / 3) / 1e7) * 1e7 if sizes else None
@@ -286,12 +286,14 @@ class Page:
         out = {"html": "", "path": [], "stored": "", "fits": True, "error": ""}
         spec = self._spec(ask.choices)
         out["stored"] = self._stored(spec)
+        assert self._estimate is not None
         try:
             found = self._estimate(spec)
         except CompressionError as error:
             if error.code == "size_unknown":
                 return out | {"html": cards.estimate_line(words, None, False, self.public)}
             return out | {"error": cards.error_card(words, _failure(error)), "fits": False}
+        assert self._path is not None
         out["path"] = [
             {
                 "at": v,
@@ -497,7 +499,7 @@ class Page:
             side: {"text": "", "rate": "", "first": "", "memory": "", "cache": "", "done": False, "pieces": 0}
             for side in ("original", "compressed")
         }
-        state = {
+        state: dict[str, Any] = {
             "turn": 0,
             "sides": sides,
             "parted": None,

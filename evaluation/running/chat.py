@@ -388,7 +388,8 @@ def serve() -> None:
     """Answer questions from standard input until it closes."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    stopped, questions = threading.Event(), queue.Queue()
+    stopped = threading.Event()
+    questions: queue.Queue[dict] = queue.Queue()
 
     def tell(event: dict) -> None:
         out.write(json.dumps(event, ensure_ascii=False) + "\n")

@@ -213,7 +213,8 @@ def _cost(
     that a step of it may cut down to the shape `then`: pruning shares and bit widths multiply."""
     out, n = shape
     size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
-    kept, before = 1.0, {}
+    kept = 1.0
+    before: dict = {}
     for i, (method, params) in enumerate(spec.methods):
         if isinstance(method, TableMethod):  # linears stay as they are
             continue

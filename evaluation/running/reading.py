@@ -83,9 +83,13 @@ def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: 
             geometry = method.geometry_after(geometry, params)
         if not isinstance(method, ModelMethod):
             continue
-        trains = isinstance(method, TrainingMethod)
-        read = windows if not trains or training is None else training
-        if trains and params.train_tokens and not method.own_text and read is not None:
+        read = windows if not isinstance(method, TrainingMethod) or training is None else training
+        if (
+            isinstance(method, TrainingMethod)
+            and params.train_tokens
+            and not method.own_text
+            and read is not None
+        ):
             hold_out(read)
         if method.fits and read is not None:
             method.fits(params, read)

@@ -349,7 +349,8 @@ def _text(name: str, role: Role) -> Text:
     """The beginning of a named text."""
     from compression.texts import load_text
 
-    text, rows, letters = load_text(name, role), [], 0
+    text, letters = load_text(name, role), 0
+    rows: list[str] = []
     for row in text.rows:
         rows, letters = [*rows, row], letters + len(row)
         if letters >= LETTERS:

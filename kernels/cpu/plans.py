@@ -12,6 +12,8 @@ import ctypes
 import itertools
 import re
 import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -86,16 +88,16 @@ class Plan:
         parts: tuple[Plan, ...] = (),
         **tensors: Tensor | None,
     ):
+        out, n = shape
         self.op, self.kind, self.shape, self.rule, self.grids, self.parts = (
             op,
             kind,
-            tuple(shape),
+            (out, n),
             rule,
             grids,
             parts,
         )
         self.tensors = {name: t for name, t in tensors.items() if t is not None}
-        out, n = shape
         whole = -(-n // COLUMNS) * COLUMNS
         group = whole if group in (0, -1) else group
         columns, top, threshold, static, shifted = Rule(*(rule or (0,)))
@@ -118,7 +120,7 @@ class Plan:
             setattr(self.struct, name, tensor.data_ptr())
         for name, part in zip(("first", "second"), parts, strict=False):
             setattr(self.struct, name, part.address)
-        self.address = ctypes.addressof(self.struct)
+        self.address: int = ctypes.addressof(self.struct)
         self.handle = next(_numbers)
         _plans[self.handle] = self
 
@@ -176,7 +178,7 @@ class Plan:
 
     def matrix(self) -> Tensor:
         """Outliers or columns as a dense float32 [out, in]."""
-        values, starts, order = (self.tensors.get(name) for name in ("values", "starts", "order"))
+        values, starts, order = self.tensors["values"], self.tensors["starts"], self.tensors.get("order")
         if self.kind == "COLUMNS":
             dense = columns_matrix(
                 values.transpose(1, 2).flatten(0, 1)[: self.shape[0]], starts, self.shape[1]
@@ -279,8 +281,8 @@ def grouped_int(
 
 def two_level(
     codes: Tensor,
-    levels: tuple[Tensor, Tensor],
-    stats: tuple[Tensor, Tensor],
+    levels: Sequence[Tensor],
+    stats: Sequence[Tensor],
     level_bits: int,
     bits: int,
     group_size: int,
@@ -508,12 +510,12 @@ def two_four(values: Tensor, positions: Tensor, n: int, rule: Rule | None = None
 
 
 # op (kernels.OPS) -> its operands, columns and rule as a plan
-TILES = {
+TILES: dict[str, Callable[..., Plan]] = {
     "dense": lambda weight, n, rule: dense(weight, rule),
     "grouped_int": grouped_int,
     "codebook": codebook,
-    "binary_coded": lambda *given: binary_coded(*given, looked_up=False),
-    "looked_up": lambda *given: binary_coded(*given, looked_up=True),
+    "binary_coded": partial(binary_coded, looked_up=False),
+    "looked_up": partial(binary_coded, looked_up=True),
     "bitmask": lambda kept, values, starts, n, rule: bitmask(kept, values, n, rule),
     "two_four": two_four,
     "low_rank": lambda u, v, n, rule: low_rank(u, v, rule),

@@ -120,7 +120,8 @@ def _outliers_and_shifts(out: int, n: int, g: torch.Generator):
     from kernels.grouped_int import groups_of, spread
 
     rules = [(TOKEN, 127, threshold, *more) for threshold in (0.0, 1.5) for more in ((0.02,), (0.0, True))]
-    for rule in (*rules, (TOKEN, 127, 1.5), (32, 127, 1.5)):
+    for numbers in (*rules, (TOKEN, 127, 1.5), (32, 127, 1.5)):
+        rule = plans.Rule(*numbers)
         for group, symmetric in ((16, False), (-1, True)):
             codes, groups = _whole(256, out, n, g=g), groups_of(n, group)
             scale = torch.rand(out, groups, generator=g).half()
@@ -128,10 +129,10 @@ def _outliers_and_shifts(out: int, n: int, g: torch.Generator):
             middle = 128 if zero is None else spread(zero.float(), n, group)
             weight = spread(scale.float(), n, group) * (codes.float() - middle)
             plan = plans.grouped_int(packing.pack(codes, 8), scale, zero, 8, group, n, rule)
-            yield f"8 bits, group {group}, rule {rule}", plan, weight
+            yield f"8 bits, group {group}, rule {numbers}", plan, weight
         values = torch.randn(out, generator=g).half()
         columns = torch.randint(0, n, (out,), generator=g).short()
         sparse = plans.outliers(values, columns, torch.arange(out + 1, dtype=torch.int32), n, rule)
-        yield f"sum, 8 bits, rule {rule}", plans.total(plan, sparse), weight + sparse.matrix()
+        yield f"sum, 8 bits, rule {numbers}", plans.total(plan, sparse), weight + sparse.matrix()
         half = torch.randn(out, n, generator=g).half()
-        yield f"dense, rule {rule}", plans.dense(half, rule), half.float()
+        yield f"dense, rule {numbers}", plans.dense(half, rule), half.float()

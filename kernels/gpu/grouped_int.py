@@ -142,7 +142,7 @@ def _launch(x, codes, scale, zero, scale_stats, zero_stats, groups, bits, group_
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    operands = (x, as_words(codes, bits), scale, zero, scale_stats, zero_stats, y)
+    operands: tuple = (x, as_words(codes, bits), scale, zero, scale_stats, zero_stats, y)
     operands += (tokens, out, n, -(-n // 8), groups, columns_of(n, group_size))
     constants = {"BITS": bits, "LEVEL": level_bits}
     with torch.cuda.device_of(x):
