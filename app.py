@@ -196,8 +196,10 @@ def main() -> None:
     import threading
 
     from evaluation import host
+    from evaluation.running import provenance
     from evaluation.running.chat import Chat
     from evaluation.running.estimate import estimate, path
+    from evaluation.running.executor import Lent, Workers
     from evaluation.running.runner import Runner
     from evaluation.store import Store
     from kernels import cpu
@@ -210,7 +212,10 @@ def main() -> None:
         store = Store()
     except OSError as error:
         sys.exit(f"error: {error}")
-    runner = Runner(store, inline=lent_gpu() if os.environ.get("SPACES_ZERO_GPU") else None, public=public)
+    lent = bool(os.environ.get("SPACES_ZERO_GPU"))
+    if not lent:
+        provenance.judge_behind(store)
+    runner = Runner(store, executor=Lent(lent_gpu()) if lent else Workers(), public=public)
     chat = Chat(store, public=public)
     demo = build_app(store, runner, chat, estimate, path, public)
 

@@ -361,7 +361,7 @@ class Page:
                 facts = state["facts"]
                 out |= {
                     "curve": plots.curve(facts["curve"], words("progress.curve")),
-                    "enough": state["alone"] and not self.runner.inline,
+                    "enough": state["alone"] and self.runner.executor.ends_trainings,
                 }
             if left := state["seconds_left"]:
                 out["left"] = words("progress.left", time=words.seconds(left))

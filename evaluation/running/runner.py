@@ -1,30 +1,23 @@
-"""Runs for the page: one worker process a run, one run at a time, a spare worker that has its imports behind
-it.
+"""Runs for the page: a line of them, one at a time, each where the executor puts it (executor.py).
 
-The app's process never loads a model. A worker that is killed or runs out of memory leaves a record and the
-next run works. `submit` gives equal requests one run; `state` is what the page polls. On a Space with ZeroGPU
-the graphics card is lent to a function, not to a process of ours: there `inline` is that function
-(`worker.events`, decorated).
+The app's process never loads a model. A run that is killed or runs out of memory leaves a record and the next
+run works. `submit` gives equal requests one run; `state` is what the page polls.
 """
 
 from __future__ import annotations
 
 import collections
-import json
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
-from compression import importing
 from compression.base import CompressionError
 from evaluation import host
-from evaluation.running import deaths, provenance
+from evaluation.running import deaths
 from evaluation.running.estimate import estimate, stage_seconds
+from evaluation.running.executor import Executor, Running, Workers
 from evaluation.running.freshness import answers
 from evaluation.running.public import named_only
-from evaluation.running.worker import ENOUGH, GRACE_SECONDS, Worker
 from evaluation.spec import Result, RunSpec, Status
 from evaluation.store import Store
 
@@ -56,29 +49,18 @@ class Job:
     began: float = 0.0
     event: dict = field(default_factory=dict)
     stopped: bool = False
-    process: Worker | None = None
+    running: Running | None = None
 
 
 class Runner:
-    """The queue of runs. Threads: one that works, and one a worker that reads its events."""
+    """The line of runs, and a thread that takes one after the other."""
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        inline: Callable[[dict], Generator[dict]] | None = None,
-        public: bool = False,
-        spare: bool = True,
-    ):
-        self.store, self.inline, self.public = store, inline, public
+    def __init__(self, store: Store, *, executor: Executor | None = None, public: bool = False):
+        self.store, self.executor, self.public = store, executor or Workers(), public
         self._jobs: collections.OrderedDict[str, Job] = collections.OrderedDict()
         self._lock = threading.Condition()
         self._closed = False
-        self._keep_spare = spare and inline is None
-        self._spare: Worker | None = None
         store.mark_interrupted()
-        if self._keep_spare:
-            provenance.judge_behind(store)
         self._thread = threading.Thread(target=self._work, daemon=True, name="runner")
         self._thread.start()
 
@@ -195,21 +177,17 @@ class Runner:
                     job, "cancelled", {"code": "cancelled", "message": "stopped while waiting", "facts": {}}
                 )
                 return
-        if job.process:
-            job.process.end()
+        if job.running:
+            job.running.end()
 
     def enough(self, run_id: str, visitor: str) -> None:
         """Let a running training end now and keep its best state, where nobody but this visitor waits for it;
         nothing to end is no error."""
         with self._lock:
             job = self._jobs.get(run_id)
-            process = job.process if job is not None and job.visitors == {visitor} else None
-        if process is not None and process.poll() is None:
-            try:
-                process.stdin.write(f"{ENOUGH}\n")
-                process.stdin.flush()
-            except (BrokenPipeError, ValueError):
-                pass  # it has just ended
+            running = job.running if job is not None and job.visitors == {visitor} else None
+        if running:
+            running.enough()
 
     def busy(self) -> bool:
         """True while a run is going on."""
@@ -220,11 +198,11 @@ class Runner:
         """End all workers; what waits or runs is recorded as interrupted, and nothing half written stays."""
         with self._lock:
             self._closed = True
-            jobs, spare, self._spare = list(self._jobs.values()), self._spare, None
+            jobs = list(self._jobs.values())
             self._lock.notify_all()
-        for process in [j.process for j in jobs] + [spare]:
-            if process:
-                process.end(grace=0.2)
+        for running in [job.running for job in jobs if job.running]:
+            running.end(grace=0.2)
+        self.executor.close()
         if self._thread is not threading.current_thread():
             self._thread.join(5)
         with self._lock:
@@ -236,9 +214,8 @@ class Runner:
 
     def _work(self) -> None:
         while True:
+            self.executor.ready()
             with self._lock:
-                if self._keep_spare and self._spare is None and not self._closed:
-                    self._spare = _spare()
                 while not self._closed and not any(j.status == "queued" for j in self._jobs.values()):
                     self._lock.wait()
                 if self._closed:
@@ -247,7 +224,7 @@ class Runner:
                 job.status, job.began = "running", time.monotonic()
             self._record(job)
             try:
-                self._run_inline(job) if self.inline else self._run_in_worker(job)
+                self._run(job)
             except Exception as error:  # the queue must go on whatever happened to one run
                 with self._lock:
                     self._finish(job, deaths.status(error), deaths.describe(error))
@@ -263,42 +240,17 @@ class Runner:
             "again": job.again,
         }
 
-    def _run_inline(self, job: Job) -> None:
-        with importing:
-            from compression import models
-
-        for name in (job.spec.model, *job.spec.students):
-            models.prepare(name, allow_paths=not self.public)  # a download must not cost the lent card's time
-        result = None
-        assert self.inline is not None
-        told = self.inline(self._request(job))
-        for event in told:
-            if job.stopped:
-                told.close()
-                break
-            result = self._take(job, event) or result
-        self._settle(job, result, lambda: deaths.told(1))
-
-    def _run_in_worker(self, job: Job) -> None:
-        with self._lock:
-            worker, self._spare = self._spare, None
-        if worker is None or worker.poll() is not None:
-            worker = Worker()
-        job.process = worker
+    def _run(self, job: Job) -> None:
+        job.running = self.executor.begin(self._request(job))
+        if job.stopped or self._closed:
+            job.running.end()
         result = None
         try:
-            if job.stopped:
-                worker.end()
-            worker.stdin.write(json.dumps(self._request(job)) + "\n")
-            worker.stdin.flush()
-            for line in worker.stdout:
-                result = self._take(job, json.loads(line)) or result
-            worker.wait(GRACE_SECONDS)
-        except (BrokenPipeError, ValueError, subprocess.TimeoutExpired):
-            pass  # the worker is gone: told below by its exit code
+            for event in job.running.events():
+                result = self._take(job, event) or result
         finally:
-            worker.end()
-        self._settle(job, result, worker.death)
+            job.running.end()
+        self._settle(job, result)
 
     @staticmethod
     def _take(job: Job, event: dict) -> Result | None:
@@ -307,7 +259,7 @@ class Runner:
             job.event = event
         return Result.parse(event["result"]) if "result" in event else None
 
-    def _settle(self, job: Job, result: Result | None, death: Callable[[], tuple[Status, dict]]) -> None:
+    def _settle(self, job: Job, result: Result | None) -> None:
         """A run has ended: by its result, by the visitor, or by the death of its process."""
         with self._lock:
             if result is not None and not job.stopped:
@@ -321,7 +273,8 @@ class Runner:
                     job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}}
                 )
             else:
-                self._finish(job, *(INTERRUPTED if self._closed else death()))
+                assert job.running is not None
+                self._finish(job, *(INTERRUPTED if self._closed else job.running.death()))
 
     def _record(self, job: Job) -> None:
         """A record on disk that the run exists, so that a restart can tell what became of it."""
@@ -336,11 +289,3 @@ class Runner:
     def _finish(self, job: Job, status: Status, error: dict) -> None:
         self._jobs.pop(job.id, None)
         self._put(Result(key="", spec=job.spec, status=status, error=error, id=job.id))
-
-
-def _spare() -> Worker | None:
-    """A worker that waits with its imports behind it, None where the system has no room for one now."""
-    try:
-        return Worker()
-    except OSError:
-        return None

@@ -58,6 +58,30 @@ class Worker(subprocess.Popen):
             self._said.append(line)
             sys.stderr.write(line)
 
+    def ask(self, request: dict) -> None:
+        """Give it its one request."""
+        self._write(json.dumps(request))
+
+    def events(self) -> Iterator[dict]:
+        """What it prints, until it ends."""
+        try:
+            for line in self.stdout:
+                yield json.loads(line)
+            self.wait(GRACE_SECONDS)
+        except (ValueError, subprocess.TimeoutExpired):
+            pass  # it was cut off in the middle of a line, or hangs
+
+    def enough(self) -> None:
+        """Let it end a training and keep the best state."""
+        self._write(ENOUGH)
+
+    def _write(self, line: str) -> None:
+        try:
+            self.stdin.write(f"{line}\n")
+            self.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # it has ended: its death is told by its exit code
+
     def end(self, grace: float = GRACE_SECONDS) -> None:
         """Ask it to end, wait, kill it; with it whatever it has started (a compiler, a download)."""
         if self.poll() is None:

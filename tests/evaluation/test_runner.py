@@ -14,6 +14,7 @@ import compression
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import records
+from evaluation.running.executor import Lent, Workers
 from evaluation.running.public import named_only
 from evaluation.running.runner import WAITING, WAITING_OF_ADDRESS, Refused, Runner
 from evaluation.running.worker import events
@@ -112,7 +113,7 @@ def test_two_visitors_share_one_run_and_one_may_leave(runner, texts):
 def test_stopping_frees_the_memory_within_three_seconds(runner, texts):
     run_id = runner.submit(endless(texts), "ann")
     running(runner, run_id)
-    worker = psutil.Process(runner._jobs[run_id].process.pid)
+    worker = psutil.Process(runner._jobs[run_id].running.pid)
     start = time.time()
     runner.cancel(run_id, "ann")
     state = wait(runner, run_id)
@@ -123,7 +124,7 @@ def test_stopping_frees_the_memory_within_three_seconds(runner, texts):
 def test_a_killed_worker_is_told_and_the_next_run_works(runner, texts):
     run_id = runner.submit(endless(texts, seed=5))
     running(runner, run_id)
-    os.kill(runner._jobs[run_id].process.pid, signal.SIGKILL)
+    os.kill(runner._jobs[run_id].running.pid, signal.SIGKILL)
     state = wait(runner, run_id)
     assert (state["status"], state["error"]["code"]) == ("oom", "worker_killed")
     assert runner.store.get_id(run_id).status == "oom"
@@ -157,7 +158,7 @@ def test_the_queue_has_one_place_a_visitor(runner, texts):
 def test_the_line_and_each_address_have_limits(tmp_path, monkeypatch):
     """Nothing starts here: the line alone."""
     monkeypatch.setattr(Runner, "_work", lambda self: None)
-    runner = Runner(Store(tmp_path, shipped=None), public=True, spare=False)
+    runner = Runner(Store(tmp_path, shipped=None), public=True, executor=Workers(spare=False))
 
     def ask(n, who, where):
         return runner.submit(RunSpec(OFFLINE_MODEL, (("rtn", {}),), seed=n), who, address=where)
@@ -211,13 +212,13 @@ def test_after_the_app_was_killed_the_run_is_interrupted(texts, tmp_path):
     run_id = first.submit(endless(texts, seed=9))
     running(first, run_id)
     job = first._jobs[run_id]
-    job.process.stdin.close()  # what the worker sees when its parent dies
+    job.running.stdin.close()  # what the worker sees when its parent dies
     wait(first, run_id)  # its watcher has noted the death: an app that dies as well notes nothing
     first._closed = True
     left = dataclasses.replace(first.store.get_id(run_id), status="running", error={})
     # of a program that has died
     write(tmp_path / "runs" / f"{run_id}.json", records.content(left, owner="0" * 12))
-    again = Runner(Store(tmp_path, shipped=None), spare=False)
+    again = Runner(Store(tmp_path, shipped=None), executor=Workers(spare=False))
     assert (again.state(run_id)["status"], again.state(run_id)["error"]["code"]) == (
         "interrupted",
         "interrupted",
@@ -229,7 +230,7 @@ def test_after_the_app_was_killed_the_run_is_interrupted(texts, tmp_path):
 
 @pytest.mark.parametrize("field", ["model", "text", "calibration"])
 def test_a_public_page_refuses_paths(texts, tmp_path, field):
-    runner = Runner(Store(tmp_path, shipped=None), public=True, spare=False)
+    runner = Runner(Store(tmp_path, shipped=None), public=True, executor=Workers(spare=False))
     named = RunSpec(OFFLINE_MODEL, (("gptq", {}),))
     with pytest.raises(CompressionError) as refused:
         runner.submit(dataclasses.replace(named, **{field: str(texts / "test.txt")}))
@@ -245,7 +246,8 @@ def test_a_public_page_refuses_days_of_work_but_not_their_answer(tmp_path, monke
 
     monkeypatch.setattr("evaluation.running.runner.stage_seconds", seconds)
     public, own = (
-        Runner(Store(tmp_path / str(p), shipped=None), public=p, spare=False) for p in (True, False)
+        Runner(Store(tmp_path / str(p), shipped=None), public=p, executor=Workers(spare=False))
+        for p in (True, False)
     )
     with pytest.raises(Refused) as refused:
         public.submit(long)
@@ -261,7 +263,7 @@ def test_a_public_page_refuses_days_of_work_but_not_their_answer(tmp_path, monke
 
 def test_inline_runs_behind_the_same_interface(texts, tmp_path):
     """As on ZeroGPU, where the work is a generator and no process of ours."""
-    runner = Runner(Store(tmp_path, shipped=None), inline=events)
+    runner = Runner(Store(tmp_path, shipped=None), executor=Lent(events))
     run_id = runner.submit(spec(texts))
     assert (state := wait(runner, run_id))["status"] == "ok", state
     stopped = runner.submit(endless(texts), "ann")

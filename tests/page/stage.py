@@ -12,6 +12,7 @@ from pathlib import Path
 from evaluation import host, program
 from evaluation.benches.shipped import specs
 from evaluation.running import estimate as estimates
+from evaluation.running.executor import Workers
 from evaluation.running.runner import Refused
 from evaluation.spec import Result
 from evaluation.store import Store
@@ -24,7 +25,7 @@ GPTQ = next(s for s in specs("page") if s.recipe[0][0] == "gptq")
 class Script:
     """A runner that says what it is told to say."""
 
-    inline = None
+    executor = Workers
 
     def __init__(self, store):
         self.store = store
