@@ -151,7 +151,7 @@ class Weight:
     here: bool  # on this disk already
 
 
-def weigh(name: str) -> Weight:
+def sizes_before_download(name: str) -> Weight:
     """A model's sizes: from its folder, or from the hub by its config (fetched alone) and its list of files.
 
     Raises as `load` does for a model that is unknown, unreachable (after a few seconds), not supported or

@@ -118,7 +118,7 @@ def watched(argv: list[str]) -> int:
         signal.signal(getattr(signal, name), lambda number, frame: os.kill(child, number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells the child itself
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else _died(argv, *deaths.told(code, kills=kills))
+    return code if code >= 0 else _died(argv, *deaths.of_exit(code, kills=kills))
 
 
 def _leave_with(parent: int) -> None:

@@ -288,9 +288,9 @@ def continuations(
 
 
 def _texts(texts: list[list[int]], baseline: Baseline | None) -> dict[str, float]:
-    told = len(texts[0]) >= generation.NGRAM  # fewer tokens can't repeat anything
-    found = {"repeat_rate": sum(map(generation.repeat_rate, texts)) / len(texts)} if told else {}
-    if baseline and told:
+    long_enough = len(texts[0]) >= generation.NGRAM  # fewer tokens can't repeat anything
+    found = {"repeat_rate": sum(map(generation.repeat_rate, texts)) / len(texts)} if long_enough else {}
+    if baseline and long_enough:
         found["baseline_repeat_rate"] = sum(map(generation.repeat_rate, baseline.texts)) / len(baseline.texts)
     if baseline:
         parted = [generation.first_difference(a, b) for a, b in zip(texts, baseline.texts, strict=True)]
