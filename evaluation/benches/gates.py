@@ -1,8 +1,8 @@
-"""What is measured for the README, in blocks of like with like: declarations alone.
+"""Declares what is measured for the README, in blocks of comparable recipes.
 
 A block holds recipes that may stand side by side. Its first recipe is the control of the others: it has the
 same bits (or keeps the same share), the same groups, activations and budget, and lacks the method's idea. A
-recipe whose control is another one names it. `python -m evaluation measure gates` measures them, `python -m
+recipe with another control names it. `python -m evaluation measure gates` measures them; `python -m
 evaluation tables` writes a table of each block.
 """
 
@@ -10,22 +10,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# the short budget of the gates that train; tokens end it, not minutes
+# the short budget of the gates that train; it ends by tokens, not by minutes
 TRAINED = "--train_tokens 16384 --train_minutes 120"
 QAT = "--train_tokens 8192 --train_minutes 120"
-# a student is broken at first: half of it warms it up
+# a fresh student predicts badly at first: half of its training warms it up
 DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"
 CHANCE = "llm_pruner --removed 0.25 --importance random"
 LORA, QLORA = f"lora {TRAINED}", f"qlora {TRAINED}"
 SKEWED_QAT, EVEN_QAT = (f"llm_qat --bits 4 --kv_bits 4 {grid}{QAT}" for grid in ("--symmetric false ", ""))
-# measured more than once
+# recipes that are measured with several seeds
 SEEDS = {CHANCE: range(5)} | {taught: range(3) for taught in (LORA, QLORA, SKEWED_QAT, EVEN_QAT)}
 
 
 @dataclass(frozen=True)
 class Block:
-    """title: of the table. about: what all rows share, and what a reader must know. rows: recipe -> its
-    control, "" if it has none."""
+    """A table of recipes that may stand side by side.
+
+    title: the table's title. about: what all rows share, and what a reader must know. rows: recipe -> its
+    control; "" if it has none.
+    """
 
     title: str
     about: str
@@ -33,7 +36,7 @@ class Block:
 
 
 def block(title: str, about: str, *rows: str | tuple[str, str]) -> Block:
-    """Recipes, the first of them the control of the others; (recipe, control) where it is another."""
+    """A block: the first recipe is the control of the others; (recipe, control) names another control."""
     recipes = [row if isinstance(row, str) else row[0] for row in rows]
     controls = {row[0]: row[1] for row in rows if isinstance(row, tuple)}
     first = "" if isinstance(rows[0], tuple) else recipes[0]
@@ -266,5 +269,5 @@ BLOCKS = (
 
 
 def recipes() -> tuple[str, ...]:
-    """Every recipe of the blocks once, in their order."""
+    """Every recipe of the blocks, each once, in their order."""
     return tuple(dict.fromkeys(recipe for found in BLOCKS for recipe in found.rows))

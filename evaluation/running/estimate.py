@@ -92,9 +92,8 @@ def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int
     with importing:
         from compression.arch import linear_shapes
 
-    before, left = (
-        {(role, layer): shape for role, layer, shape in linear_shapes(g)} for g in (geometry, after)
-    )
+    before = {(role, layer): shape for role, layer, shape in linear_shapes(geometry)}
+    left = {(role, layer): shape for role, layer, shape in linear_shapes(after)}
     places = before | left  # blocks may be removed, or a student may have more of them
     return Counter((place[0], before.get(place, (0, 0)), left.get(place, (0, 0))) for place in places)
 

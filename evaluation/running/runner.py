@@ -227,7 +227,7 @@ class Runner:
             return any(j.status == "running" for j in self._jobs.values())
 
     def close(self) -> None:
-        """End all workers. Waiting and running runs are recorded as interrupted; no file stays half written."""
+        """End all workers. Waiting and running runs become interrupted; no file stays half written."""
         with self._lock:
             self._closed = True
             jobs, spare, self._spare = list(self._jobs.values()), self._spare, None

@@ -322,9 +322,8 @@ def _small(spec: RunSpec) -> RunSpec:
         values = params.json()
         values |= {name: min(values[name], most) for name, most in MOST.items() if values.get(name)}
         recipe.append((method.name, values | {name: value for name, value in SET.items() if name in values}))
-    text, calibration = (
-        name if name == UNICODE_TEXT else BUILTIN_TEXT for name in (spec.text, spec.calibration)
-    )
+    text = UNICODE_TEXT if spec.text == UNICODE_TEXT else BUILTIN_TEXT
+    calibration = UNICODE_TEXT if spec.calibration == UNICODE_TEXT else BUILTIN_TEXT
     return dataclasses.replace(
         spec,
         recipe=tuple(recipe),
