@@ -15,7 +15,7 @@ from compression.packed.base import Packed
 from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 
 # formats that take another matrix in with no rounding, unless they hold a grid
 TAKES_IT = ("dense", "bitmask", "two_four")

@@ -31,7 +31,7 @@ from compression.packed.codebook import TABLES, CodeBook
 from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from kernels.home import whole
 
 FORM = "peft"

@@ -14,11 +14,9 @@ from compression.folder import Folder
 # names of files, whatever their letters' case
 LICENCES = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 MOST_BYTES = 1_000_000  # of a licence file
-NOTICE, OURS, THEIRS = (
-    "NOTICE.txt",
-    "This folder holds a modified copy of",
-    "\nThe base model's own notice:\n\n",
-)
+NOTICE = "NOTICE.txt"
+OURS = "This folder holds a modified copy of"
+THEIRS = "\nThe base model's own notice:\n\n"
 
 
 def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:

@@ -262,11 +262,9 @@ class _Walk:
         self.bundle.cache_bits = edit.cache_bits or self.bundle.cache_bits
         if edit.bundle is not None:
             self.module = self.bundle.module = edit.bundle.module.requires_grad_(False).eval()
-            self.bundle.tokenizer, self.bundle.geometry, self.bundle.attention = (
-                edit.bundle.tokenizer,
-                edit.bundle.geometry,
-                (),
-            )
+            self.bundle.tokenizer = edit.bundle.tokenizer
+            self.bundle.geometry = edit.bundle.geometry
+            self.bundle.attention = ()
             engine.forget(self.bundle)  # a decoder of the teacher, which answered or drew texts
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}

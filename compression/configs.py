@@ -262,11 +262,9 @@ def _windows(forward: dict[str, Any], values: dict[str, Any]) -> None:
     """Say which layers look at a window in one way: by layer_types and its length, or not at all."""
     if "layer_types" not in forward:
         return
-    use, length, first = (
-        forward.pop("use_sliding_window"),
-        forward.pop("sliding_window"),
-        forward.pop("max_window_layers"),
-    )
+    use = forward.pop("use_sliding_window")
+    length = forward.pop("sliding_window")
+    first = forward.pop("max_window_layers")
     layers = values["num_hidden_layers"]
     slides = use and length is not None
     kinds = forward["layer_types"] or [KINDS[bool(slides and i >= first)] for i in range(layers)]

@@ -274,11 +274,9 @@ def misfit(model: Model) -> str:
         if part.plan is not None:
             wanted[name] = part.plan.shape, shape
     for i, layer in enumerate(model.layers):
-        q, kv, ff = (
-            layer.heads * layer.head_size,
-            layer.kv_heads * layer.head_size,
-            layer.linears["up"].plan.shape[0],
-        )
+        q = layer.heads * layer.head_size
+        kv = layer.kv_heads * layer.head_size
+        ff = layer.linears["up"].plan.shape[0]
         if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
             return f"block {i} has {layer.heads} query heads for {layer.kv_heads} of keys and values"
         shapes = {

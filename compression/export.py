@@ -481,10 +481,8 @@ def _about_compressed(scheme: Scheme, module: nn.Module) -> dict:
     }
     form, inputs = "pack-quantized", None
     if scheme.rule is not None:
-        form, inputs = (
-            "int-quantized",
-            {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"},
-        )
+        form = "int-quantized"
+        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
     unpacked = {} if scheme.symmetric or form != "pack-quantized" else {"dequantize": True}
     return {

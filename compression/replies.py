@@ -80,10 +80,8 @@ def write(
                 allowed=bundle.geometry.positions,
             )
         streams = [torch.Generator().manual_seed(_stream(prompts[p], c, seed)) for p, c, _ in now]
-        forward, step = (
-            sample.stepper(bundle, len(now), length + room),
-            torch.tensor([ids for _, _, ids in now]),
-        )
+        forward = sample.stepper(bundle, len(now), length + room)
+        step = torch.tensor([ids for _, _, ids in now])
         said: list[list[int]] = [[] for _ in now]
         open_rows = set(range(len(now)))
         for _ in range(room):

@@ -50,10 +50,8 @@ class _SumOverRows(torch.autograd.Function):
     def forward(
         ctx, differentiable: bool, head: nn.Module, step: int, value: Callable, hidden: Tensor, *trained
     ):
-        total, gradients = (
-            hidden.new_zeros((), dtype=torch.float32),
-            [torch.zeros_like(t) for t in (hidden, *trained)],
-        )
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradients = [torch.zeros_like(t) for t in (hidden, *trained)]
         for start in range(0, len(hidden), step):
             rows = slice(start, min(start + step, len(hidden)))
             states = hidden[rows].detach().requires_grad_(differentiable)

@@ -63,11 +63,9 @@ def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
     change with the text's length, all of it is read again when they do, for the keys in the cache were turned
     by the old ones.
     """
-    backbone, head, rotary = (
-        arch.backbone(bundle.module),
-        arch.head(bundle.module)[1],
-        arch.changing_angles(bundle.module),
-    )
+    backbone = arch.backbone(bundle.module)
+    head = arch.head(bundle.module)[1]
+    rotary = arch.changing_angles(bundle.module)
     cache, angles, read = new_cache(bundle), None, []
 
     @torch.no_grad()

@@ -112,10 +112,8 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
         table.embedding_dim = len(kept)
     head = arch.head(module)[1]
     if arch.geometry_of(module.config).tied:
-        head.weight, head.in_features = (
-            arch.embedding(module)[1].weight,
-            arch.embedding(module)[1].weight.shape[1],
-        )
+        head.weight = arch.embedding(module)[1].weight
+        head.in_features = arch.embedding(module)[1].weight.shape[1]
 
 
 def _narrow_norm(norm: nn.Module, index: Tensor) -> None:

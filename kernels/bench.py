@@ -169,11 +169,9 @@ def book(out: int, n: int, rule):
 
 
 def nested_book(out: int, n: int, rule):
-    codes, scale, table = (
-        pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4),
-        torch.rand(out, n // GROUP),
-        torch.randn(16),
-    )
+    codes = pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4)
+    scale = torch.rand(out, n // GROUP)
+    table = torch.randn(16)
     return plans.codebook(codes, scale, table, GROUP, n, rule), codebook_rows(codes, scale, table, GROUP, n)
 
 

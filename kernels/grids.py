@@ -62,7 +62,6 @@ class Levels(NamedTuple):
 
     def decode(self, codes: Tensor, keep: Tensor, rows: slice = slice(None)) -> Tensor:
         """codes, keep (bool) [rows, in] of some rows -> float32 weights, zero where `keep` is False."""
-        scale, zero = (
-            spread(t[rows].float(), codes.shape[1], self.group_size) for t in (self.scale, self.zero)
-        )
+        scale = spread(self.scale[rows].float(), codes.shape[1], self.group_size)
+        zero = spread(self.zero[rows].float(), codes.shape[1], self.group_size)
         return (codes.float() - zero).mul_(scale).mul_(keep)

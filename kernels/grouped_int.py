@@ -105,9 +105,9 @@ def two_level_int(
         from kernels.gpu.grouped_int import two_level_int as triton
 
         return triton(x.contiguous(), codes, levels, stats, level_bits, bits, group_size)
-    scale, zero = (
-        levelled(level_codes(c, s, level_bits, len(codes)), s) for c, s in zip(levels, stats, strict=True)
-    )
+    (scale_codes, zero_codes), (scale_stats, zero_stats) = levels, stats
+    scale = levelled(level_codes(scale_codes, scale_stats, level_bits, len(codes)), scale_stats)
+    zero = levelled(level_codes(zero_codes, zero_stats, level_bits, len(codes)), zero_stats)
     return _in_pytorch(x, codes, scale, zero, bits, group_size)
 
 

@@ -170,10 +170,8 @@ def steps(
         sum(len(r.ids) for rows, share in zip(lesson, shares, strict=True) if share for r in rows)
         for lesson in lessons
     ]
-    size, order = (
-        max(1, TOKENS_PER_STEP * len(lessons) // max(1, sum(long))),
-        torch.Generator().manual_seed(seed),
-    )
+    size = max(1, TOKENS_PER_STEP * len(lessons) // max(1, sum(long)))
+    order = torch.Generator().manual_seed(seed)
     while True:
         for chosen in torch.randperm(len(lessons), generator=order).split(size):
             yield step([lessons[i] for i in chosen.tolist()], shares, learnt)

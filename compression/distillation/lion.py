@@ -246,11 +246,9 @@ def joined(courses: Sequence[Course]) -> Course:
     )
     for course in courses:
         whole.curve += [[whole.tokens + tokens, *rest] for tokens, *rest in course.curve]
-        whole.tokens, whole.seconds, whole.steps = (
-            whole.tokens + course.tokens,
-            whole.seconds + course.seconds,
-            whole.steps + course.steps,
-        )
+        whole.tokens = whole.tokens + course.tokens
+        whole.seconds = whole.seconds + course.seconds
+        whole.steps = whole.steps + course.steps
     return whole
 
 
@@ -335,10 +333,11 @@ class Loop:
         parts = self.params.lion_rounds + 1
         budget = Budget(max(1, self.params.train_tokens // parts), self.params.train_minutes / parts)
         self.teacher(self.pool)
-        courses, say = (
-            [self.imitate(self.bundle, self.pool, lambda q: self.answers[q.text], budget)],
-            lambda q: self.answers[q.text],
-        )
+
+        def say(question: Question) -> str:
+            return self.answers[question.text]
+
+        courses = [self.imitate(self.bundle, self.pool, say, budget)]
         for number in range(1, parts):
             if courses[-1].ended == "enough":
                 break

@@ -39,7 +39,7 @@ from compression.base import BUDGET_MINUTES, Context, Cost, Edit, Note, Params, 
 from compression.bundle import Bundle
 from compression.packed.base import Packed
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from compression.training import Budget, adamw, from_text, language_loss, train
 
 TARGETS = {

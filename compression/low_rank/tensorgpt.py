@@ -218,17 +218,13 @@ def table_cost(shape: tuple[int, int], params: TensorGptParams, tied: bool) -> C
     if values >= width:
         return None
     if params.kind == "svd":
-        size, flops = (
-            2 * svd_rank(shape, values) * (vocabulary + width),
-            4.0 * vocabulary * width**2 + 20.0 * width**3,
-        )
+        size = 2 * svd_rank(shape, values) * (vocabulary + width)
+        flops = 4.0 * vocabulary * width**2 + 20.0 * width**3
         peak = 8 * 3 * width**2 + 4 * vocabulary * width
     else:
         sides = [a * m for a, m in zip(ranks, modes, strict=False)]
-        size, flops = (
-            2 * vocabulary * values,
-            vocabulary * sum(4.0 * width * s + 100.0 * s**3 for s in sides[:-1]),
-        )
+        size = 2 * vocabulary * values
+        flops = vocabulary * sum(4.0 * width * s + 100.0 * s**3 for s in sides[:-1])
         peak = 4 * vocabulary * width + 4 * 8 * TOKENS_PER_CHUNK * math.prod(modes)
     dense = 2 * vocabulary * width if tied and params.head == "dense" else 0
     return Cost(bytes=size + dense, flops=flops, peak_bytes=peak + 2 * dense)

@@ -36,7 +36,7 @@ FORMATS = {  # as configs and files call them
     "outliers": _own("outliers", "Outliers", "outliers"),
     "columns": _own("columns", "Columns", "columns"),
     "tensor_train": _own("tensor_train", "TensorTrain", "tensor_train"),
-    "sum": _own("total", "Sum", None),
+    "sum": _own("sum", "Sum", None),
 }
 
 

@@ -54,10 +54,8 @@ class BinaryCoded(Packed):
         offset = (
             torch.empty(out, groups, dtype=getattr(torch, config["offset"])) if config["offset"] else None
         )
-        planes, alpha = (
-            torch.empty(bits, out, -(-n // 8), dtype=torch.uint8),
-            torch.empty(bits, out, groups, dtype=torch.float16),
-        )
+        planes = torch.empty(bits, out, -(-n // 8), dtype=torch.uint8)
+        alpha = torch.empty(bits, out, groups, dtype=torch.float16)
         return cls((out, n), planes, alpha, offset, group_size)
 
     def stored(self) -> Tensor:

@@ -76,10 +76,8 @@ class CodeBook(Packed):
         groups = torch.nn.functional.pad(weight.float(), (0, -n % size)).view(out, -1, size)
         scale = groups.abs().amax(-1) / table.abs().max()
         if nested:
-            codes, stored = (
-                _nearest(weight, scale.clamp_min(torch.finfo(torch.float32).tiny), table, size),
-                _nested(scale),
-            )
+            codes = _nearest(weight, scale.clamp_min(torch.finfo(torch.float32).tiny), table, size)
+            stored = _nested(scale)
             return cls((out, n), codes, stored[0], table.float(), group_size, *stored[1:])
         scale = to_storage(scale).clamp_min(torch.finfo(torch.float16).smallest_normal)
         return cls((out, n), _nearest(weight, scale.float(), table, size), scale, table.float(), group_size)

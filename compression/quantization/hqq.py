@@ -141,9 +141,9 @@ def hqq(groups: Tensor, params: HqqParams) -> tuple[Tensor, Tensor]:
 def compress(site: Site, stats: Stats, params: HqqParams) -> Edit:
     """Quantize the weight [out, in] of one linear."""
     fits = [hqq(groups, params) for groups in groups_as_rows(site.weight, params.group_size)]
-    scale, zero = (
-        torch.cat([t.view(len(site.weight), -1) for t in parts], 1) for parts in zip(*fits, strict=True)
-    )
+    rows = len(site.weight)
+    scale = torch.cat([s.view(rows, -1) for s, _ in fits], 1)
+    zero = torch.cat([z.view(rows, -1) for _, z in fits], 1)
     grid = RealGrid.make(site.weight.shape, params.bits, params.group_size, scale, zero)
     packed = AffineInt.encode(grid.round(site.weight), grid)
     return stored(site, packed, short_group_note(site, params.group_size))

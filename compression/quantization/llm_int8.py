@@ -56,7 +56,7 @@ from compression.packed.base import Packed
 from compression.packed.columns import Columns
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from kernels.bits import row_bytes
 
 

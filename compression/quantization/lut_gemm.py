@@ -250,9 +250,8 @@ def fit(groups: Tensor, params: LutGemmParams) -> tuple[Tensor, Tensor, Tensor]:
         scales = torch.where((found < error)[:, None], other, scales)
     alpha = to_storage(scales[:, : params.bits].abs().sort(1, descending=True).values)
     offset = to_storage(scales[:, params.bits :].sum(1))
-    levels, order = (
-        torch.cat([alpha, offset[:, None]], 1).double() @ combinations(params.bits, True, wide).T
-    ).sort(1)
+    levels = torch.cat([alpha, offset[:, None]], 1).double() @ combinations(params.bits, True, wide).T
+    levels, order = levels.sort(1)
     codes = order.gather(1, torch.searchsorted(cuts_of(levels).contiguous(), wide, right=True))
     return codes.to(torch.uint8), alpha, offset
 

@@ -45,7 +45,7 @@ from compression.grids import PASSES, fit, grid_bytes
 from compression.packed.base import Packed, to_storage
 from compression.packed.columns import Columns
 from compression.packed.grouped_int import GroupedInt
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import row_bytes
 

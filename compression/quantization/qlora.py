@@ -194,10 +194,8 @@ def compress(bundle: Bundle, context: Context, params: QloraParams) -> Edit:
 def cost(shape: tuple[int, int], params: QloraParams, tokens: int) -> Cost:
     """What the frozen half stores, and the adapter if it is trained; forward, backward and the rebuilt
     matrices."""
-    base, adapter = (
-        nf4.cost(shape, base_params(params), tokens),
-        compression.get("lora").cost(shape, adapter_params(params), tokens),
-    )
+    base = nf4.cost(shape, base_params(params), tokens)
+    adapter = compression.get("lora").cost(shape, adapter_params(params), tokens)
     return Cost(
         bytes=base.bytes + (adapter.bytes if params.train_tokens else 0),
         flops=base.flops + adapter.flops,

@@ -50,7 +50,7 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import store_scale
 from compression.packed.outliers import Outliers
 from compression.packed.real_grid import RUN, RealGrid, TwoLevelGrid, second_level
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import pack, row_bytes
 from kernels.grouped_int import groups_of, levelled
@@ -297,11 +297,9 @@ def spqr(
         limit = outlier_limit(weight.float()[:, laid_out], diagonal[back][laid_out], params)
     # [in, out]: a column of the weight is a contiguous row here
     live = weight.float()[:, order].T.contiguous()
-    codes, beside, outlier = (
-        torch.empty_like(live),
-        torch.zeros_like(live),
-        torch.zeros_like(live, dtype=torch.bool),
-    )
+    codes = torch.empty_like(live)
+    beside = torch.zeros_like(live)
+    outlier = torch.zeros_like(live, dtype=torch.bool)
     begins, start = {}, 0  # place in the order -> (group that begins there, its length)
     for g, length in zip(
         *(t.tolist() for t in torch.unique_consecutive(group[order], return_counts=True)), strict=True

@@ -201,10 +201,8 @@ def distill(block: Block, params: ZeroQuantParams) -> tuple[dict[str, Tensor], f
     held = torch.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     if not bool(held.any()) or bool(held.all()):
         held = torch.arange(len(windows)) == len(windows) - 1
-    judges, taught = (
-        held.nonzero().flatten()[:MOST_JUDGES].tolist(),
-        (~held).nonzero().flatten().tolist() or [0],
-    )
+    judges = held.nonzero().flatten()[:MOST_JUDGES].tolist()
+    taught = (~held).nonzero().flatten().tolist() or [0]
     roles = {name_in_block(s.path, block.layer): s.role for s in block.sites}
     masters = {
         name: p.detach().float().clone().requires_grad_() for name, p in passage.block.named_parameters()

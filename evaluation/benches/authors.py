@@ -108,7 +108,7 @@ def spqr(
 
 
 def our_owq(weight, gram, params, theirs: dict):
-    from compression.packed.total import Sum
+    from compression.packed.sum import Sum
     from compression.quantization.owq import owq as ours
 
     packed, _, _ = ours(weight, gram, params, len(theirs["weak"]))
@@ -118,7 +118,7 @@ def our_owq(weight, gram, params, theirs: dict):
 def our_spqr(weight, gram, params, theirs: dict):
     import dataclasses
 
-    from compression.packed.total import Sum
+    from compression.packed.sum import Sum
     from compression.quantization.spqr import spqr as ours
 
     packed, _, _ = ours(weight, gram, dataclasses.replace(params, outliers=theirs["share"]))

@@ -13,7 +13,7 @@ from compression.bundle import Bundle, Geometry
 from compression.packed.base import Packed
 from compression.packed.linear import CompressedLinear, CompressedTable
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 
 
 def resident_bytes(module: nn.Module) -> int:

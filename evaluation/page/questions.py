@@ -578,15 +578,11 @@ class Page:
         if event.get("first_ms") is not None:
             side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
         if event.get("tokens_per_second"):
-            side["rate"], side["rate_value"] = (
-                words("chat.rate", rate=digits(event["tokens_per_second"], 2)),
-                event["tokens_per_second"],
-            )
+            side["rate"] = words("chat.rate", rate=digits(event["tokens_per_second"], 2))
+            side["rate_value"] = event["tokens_per_second"]
         if event.get("memory_bytes"):
-            side["memory"], side["memory_value"] = (
-                words("chat.memory", memory=words.size(event["memory_bytes"])),
-                event["memory_bytes"],
-            )
+            side["memory"] = words("chat.memory", memory=words.size(event["memory_bytes"]))
+            side["memory_value"] = event["memory_bytes"]
         if event.get("cache_bits", 16) < 16:
             side["cache"] = words("chat.cache", bits=event["cache_bits"])
         if event.get("done"):

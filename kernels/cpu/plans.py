@@ -85,14 +85,12 @@ class Plan:
         parts: tuple[Plan, ...] = (),
         **tensors: Tensor | None,
     ):
-        self.op, self.kind, self.shape, self.rule, self.grids, self.parts = (
-            op,
-            kind,
-            tuple(shape),
-            rule,
-            grids,
-            parts,
-        )
+        self.op = op
+        self.kind = kind
+        self.shape = tuple(shape)
+        self.rule = rule
+        self.grids = grids
+        self.parts = parts
         self.tensors = {name: t for name, t in tensors.items() if t is not None}
         out, n = shape
         whole = -(-n // COLUMNS) * COLUMNS
