@@ -1,6 +1,8 @@
-"""What goes along with a model's weights, into its artifact and every export: the tokenizer with its chat
-templates, when to stop (generation_config.json), the base model's licence files, what was changed, and a
-README."""
+"""Writes what belongs beside a model's weights, into its artifact and every export.
+
+That is the tokenizer with its chat templates, when to stop (generation_config.json), the base model's licence
+files, what was changed, and a README.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from compression.base import ModelUnavailable
 from compression.bundle import Bundle
 from compression.folder import Folder
 
-# names of files, whatever their letters' case
+# patterns of file names; upper and lower case count as the same
 LICENCES = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 MOST_BYTES = 1_000_000  # of a licence file
 NOTICE = "NOTICE.txt"

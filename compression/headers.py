@@ -1,9 +1,9 @@
-"""What the weight files of a folder hold, from their headers alone: which files, which tensors, of what type
-and shape.
+"""Lists what a folder's weight files hold, from their headers alone: tensors with their types and shapes.
 
-A model's weights are `model.safetensors`, or the shards that `model.safetensors.index.json` names. Nothing
-else is ever opened: other formats can run code. Every header is checked by itself (its length, types, shapes,
-that its tensors fill the file without holes or overlaps) and against the index. No torch.
+A model's weights are `model.safetensors`, or the shards that `model.safetensors.index.json` names. No other
+file is ever opened, because other formats can run code. Every header is checked by itself and against the
+index: its length, the types and shapes, and that its tensors fill the file without holes or overlaps. No
+torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Entry:
     file: str
     dtype: str  # as the header names it, e.g. "BF16"
     shape: tuple[int, ...]
-    start: int  # of its bytes in the file
+    start: int  # where its bytes begin in the file
     stop: int
 
 
@@ -54,7 +54,7 @@ class Headers:
 
     @property
     def dtype(self) -> str:
-        """The floating type that most bytes have, as torch names it; "float32" if there is none."""
+        """The floating type of most bytes, as torch names it; "float32" if there is none."""
         sizes: dict[str, int] = {}
         for e in self.entries.values():
             if e.dtype in FLOATS:
@@ -63,7 +63,7 @@ class Headers:
 
 
 def read(folder: Folder) -> Headers:
-    """The checked headers of a model's folder. Raises ModelUnavailable that names the file and what to do."""
+    """The checked headers of a model's folder. Raises ModelUnavailable: the file, and what to do."""
     files, places = weight_files(folder)
     entries: dict[str, Entry] = {}
     for file in files:
@@ -82,7 +82,7 @@ def read(folder: Folder) -> Headers:
 
 
 def weight_files(folder: Folder) -> tuple[tuple[str, ...], dict[str, str] | None]:
-    """(names of the files that hold the weights, tensor -> file as the index says; None without an index)."""
+    """(names of the weight files, tensor -> file as the index says; None without an index)."""
     names = folder.names()
     if "compression.json" in names:
         raise folder.error(
@@ -135,7 +135,7 @@ def weight_files(folder: Folder) -> tuple[tuple[str, ...], dict[str, str] | None
 
 
 def nothing_to_read(name: str, names: Iterable[str]) -> ModelUnavailable:
-    """The error for a folder, or a repository, that holds those files and none that is read."""
+    """The error for a folder, or a repository, with these files, none of which this program reads."""
     names = list(names)
     if any(n.lower().endswith(".gguf") for n in names):
         return ModelUnavailable(
@@ -278,7 +278,7 @@ def _cut(folder: Folder, file: str, size: int, need: int) -> ModelUnavailable:
 
 
 def stamp(folder: Folder, files: Iterable[str]) -> str:
-    """What changes when a file's content may have changed: its place, number, size and dates."""
+    """A value that changes when a file may have changed: its place, inode, size and dates."""
     found = []
     for file in files:
         with folder.open(file) as stream:
@@ -288,7 +288,7 @@ def stamp(folder: Folder, files: Iterable[str]) -> str:
 
 
 def content_hash(folder: Folder, files: Iterable[str]) -> str:
-    """Hash of the bytes of the files, one after the other."""
+    """Hash of the bytes of these files, one after the other."""
     digest = hashlib.sha256()
     for file in files:
         with folder.open(file) as stream:
