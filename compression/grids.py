@@ -129,8 +129,8 @@ def mse_asym(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     for k in range(RANGES, 0, -1):
         w, s = weight[live], store_scale(reach[live] * (k / RANGES) / top).float()
         marks = torch.round(w / s)
-        # the grid may end between the lowest and the highest rounded weight; further out, it would have values
-        # that no weight takes
+        # the grid may end between the lowest and the highest rounded weight; further out, it would have
+        # values that no weight takes
         first, last = -marks.amin(1, keepdim=True), top - marks.amax(1, keepdim=True)
         last = torch.minimum(first, last)
         least, at = torch.full_like(s, torch.inf), first

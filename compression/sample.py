@@ -21,9 +21,9 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield the next token ids [b] up to `new_tokens` times, after a prompt ids [b, t] of equal lengths.
 
-    temperature 0 takes the most likely token; else samples from softmax(logits / temperature) with its own
-    random stream, so that two models asked with one seed draw from equal randomness. Stops at the model's
-    limit.
+    temperature 0 takes the most likely token; any other samples from softmax(logits / temperature). Sampling
+    has its own random stream, so two models that get one seed draw from equal randomness. It stops at the
+    model's limit of positions.
     """
     generator = torch.Generator().manual_seed(seed)
     room = min(new_tokens, bundle.geometry.positions - ids.shape[1])
@@ -41,16 +41,20 @@ def generate(
 
 
 def fitted(positions: int, available: int, prompt: int, new_tokens: int) -> tuple[int, int]:
-    """(prompt tokens, new tokens) that a model of so many positions has room for, out of `available` tokens
-    of text. Where it hasn't room for both as they are asked for, at least half of it is for the new ones."""
+    """(prompt tokens, new tokens) that fit into a model of `positions`, from `available` tokens of text.
+
+    If both don't fit as they are asked for, at least half of the room is for the new tokens.
+    """
     new_tokens = min(new_tokens, max(positions // 2, positions - prompt))
     return min(prompt, available, positions - new_tokens), new_tokens
 
 
 def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor], Tensor]:
-    """A function that puts ids [sequences, t] behind what it has been given and returns the last tokens'
-    logits [sequences, vocabulary]: whole layers in C where they serve (compression/engine.py), else
-    transformers' loop."""
+    """A function that appends ids [sequences, t] to the text so far.
+
+    It returns the last tokens' logits [sequences, vocabulary]. It runs whole layers in C if the decode step
+    serves the model (compression/engine.py), else transformers' loop.
+    """
     if decoder := engine.serve(bundle):
         return decoder.session(sequences, positions).run
     return transformers_stepper(bundle)
@@ -59,9 +63,9 @@ def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor]
 def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
     """The same by transformers' own forward pass.
 
-    The cache keeps every token; the masks alone say which of them a block sees. Where the rotary angles
-    change with the text's length, all of it is read again when they do, for the keys in the cache were turned
-    by the old ones.
+    The cache keeps every token, and the masks alone say which of them a block sees. If the rotary angles
+    change with the text's length, the whole text is read again when they do, because the keys in the cache
+    were rotated by the old angles.
     """
     backbone = arch.backbone(bundle.module)
     head = arch.head(bundle.module)[1]
