@@ -48,8 +48,10 @@ def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
 
 
 def _licences(folder: str | None) -> dict[str, bytes]:
-    """The licence files of a model's folder by name; what is no plain file in it, or very large, stays where
-    it is."""
+    """The licence files of a model's folder, by name.
+
+    Entries that are no plain files, or very large, are left out.
+    """
     found, place = {}, Folder(folder) if folder and Path(folder).is_dir() else None
     for name in place.names() if place else ():
         if any(fnmatch(name.lower(), pattern) for pattern in LICENCES):

@@ -105,8 +105,11 @@ class PromptRefused(CompressionError, ValueError):
 
 
 def stop_ids(bundle: Bundle) -> frozenset[int]:
-    """Token ids that end an answer: the config's, the generation config's and the tokenizer's, each one id, a
-    list of them or none. What is no id of this model (-1 in some configs) stops nothing."""
+    """Token ids that end an answer, from the config, the generation config and the tokenizer.
+
+    Each of the three names one id, a list of ids, or none. An id that the model doesn't have (-1 in some
+    configs) stops nothing.
+    """
     found = set()
     for source in (bundle.module.config, getattr(bundle.module, "generation_config", None), bundle.tokenizer):
         value = getattr(source, "eos_token_id", None)
@@ -122,11 +125,10 @@ def stop_like(bundle: Bundle, other: Bundle) -> None:
 
 
 def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
-    """Messages [{"role", "content"}] as a prompt [1, t]: by the chat template, or as plain text for a base
-    model.
+    """Messages [{"role", "content"}] as a prompt [1, t].
 
-    Raises PromptRefused when the template refuses the messages, or the prompt is empty or leaves no room for
-    an answer.
+    The chat template writes it; for a base model it is plain text. Raises PromptRefused if the template
+    refuses the messages, if the prompt is empty, or if it leaves no room for an answer.
     """
     tokenizer = bundle.tokenizer
     if not tokenizer.chat_template:
