@@ -38,9 +38,8 @@ from kernels.home import whole
 FORM = "peft"
 WHOLE = "the original model in 16 bits: `AutoModelForCausalLM.from_pretrained({base!r})`"
 IN_4_BITS = (
-    "the original model in 4 bits, by bitsandbytes: "
-    "`AutoModelForCausalLM.from_pretrained({base!r}, quantization_config="
-    "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, "
+    "the original model in 4 bits, by bitsandbytes: `AutoModelForCausalLM.from_pretrained({base!r}, "
+    "quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, "
     "bnb_4bit_use_double_quant={double}))`"
 )
 OTHER = "the model as it was compressed before the training; nothing but that base gives what was measured"

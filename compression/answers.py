@@ -75,8 +75,7 @@ class Answers:
         if not len(found):
             raise CalibrationError(
                 "no answer in the calibration text: no window has a heading '### Assistant:' or '### "
-                "Response:'. Give a text of "
-                "dialogues with these headings, or count all tokens.",
+                "Response:'. Give a text of dialogues with these headings, or count all tokens.",
                 code="no_answers",
                 got=len(windows),
             )

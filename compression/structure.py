@@ -152,10 +152,9 @@ def _check(layer: int, sizes: LayerGeometry, kept: Kept) -> None:
     each, rest = divmod(len(kept.heads), max(len(kept.kv_heads), 1))
     if not kept.channels or not each or rest or served != [kv for kv in kept.kv_heads for _ in range(each)]:
         raise UnsupportedLayer(
-            f"block {layer}: query heads {kept.heads} of {sizes.heads} with key-value heads "
-            f"{kept.kv_heads} of {sizes.kv_heads} and "
-            f"{len(kept.channels)} channels; every key-value head must keep equally many of its own "
-            "query heads, and something must stay",
+            f"block {layer}: query heads {kept.heads} of {sizes.heads} with key-value heads {kept.kv_heads} "
+            f"of {sizes.kv_heads} and {len(kept.channels)} channels; every key-value head must keep equally "
+            "many of its own query heads, and something must stay",
             layer=layer,
         )
 

@@ -68,9 +68,8 @@ def load(bundle: Bundle, file: Path | str) -> None:
     file, linears = Path(file), rounded_linears(bundle)
     if any(packed.prepared for packed in linears.values()):
         raise TaskRefused(
-            f"this model serves already and keeps no codes to compare with {file.name}; load it again "
-            "and give it "
-            "the task first",
+            f"this model serves already and keeps no codes to compare with {file.name}; load it again and "
+            "give it the task first",
             code="task_served",
             name=file.name,
         )
@@ -86,9 +85,8 @@ def load(bundle: Bundle, file: Path | str) -> None:
     tuned = {path: packed for path, packed in linears.items() if path in scales}
     if set(scales) != set(tuned) or about[ABOUT] != codes_hash(tuned):
         raise TaskRefused(
-            f"{file.name} belongs to other integers: it was trained on another model, or with other "
-            "bits or groups. "
-            "Give a task of this one.",
+            f"{file.name} belongs to other integers: it was trained on another model, or with other bits or "
+            "groups. Give a task of this one.",
             name=file.name,
         )
     for path, packed in tuned.items():

@@ -202,8 +202,7 @@ def _wikitext(role: Role) -> Text:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise TextUnavailable(
             f"WikiText-2 can't be fetched from the hub now ({type(error).__name__}); check the network, "
-            "choose the "
-            f"built-in text, or give the path of a text file",
+            "choose the built-in text, or give the path of a text file",
             code="text_unreachable",
             name=WIKITEXT,
         ) from None
@@ -338,9 +337,8 @@ def windows(
         )
     if wanted == 0 or wanted > available:
         raise TextUnavailable(
-            f"{text.name} has {available * window} tokens in whole windows of {window}; {tokens} were "
-            "asked for. "
-            f"Ask for {window} to {available * window}, or give a longer text.",
+            f"{text.name} has {available * window} tokens in whole windows of {window}; {tokens} were asked "
+            f"for. Ask for {window} to {available * window}, or give a longer text.",
             code="text_too_short",
             name=text.name,
             tokens=available * window,

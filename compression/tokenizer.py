@@ -67,9 +67,8 @@ def check(folder: Folder) -> list[str]:
         if name.endswith(".json") and folder.parse(name, content).get("auto_map"):
             raise folder.error(
                 "needs_code",
-                f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and "
-                "no code "
-                "from a model's folder is ever run; choose a model that needs none",
+                f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and no "
+                "code from a model's folder is ever run; choose a model that needs none",
                 file=name,
             )
     if folder.has(TEMPLATES):
@@ -95,8 +94,7 @@ def checked(folder: Folder, tokenizer, vocabulary: int):
         raise folder.error(
             "tokenizer_beyond",
             f"has a tokenizer with {len(beyond)} tokens beyond the model's {vocabulary} "
-            f"({shown(token, 30)!r} "
-            f"is number {number}); it belongs to another model",
+            f"({shown(token, 30)!r} is number {number}); it belongs to another model",
             token=shown(token, 30),
             number=number,
             count=len(beyond),

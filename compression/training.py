@@ -86,8 +86,7 @@ def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
     if len(windows) < 2 * FEWEST:
         raise CalibrationError(
             f"{len(windows)} windows of text; training needs at least {2 * FEWEST}. Give a longer "
-            "calibration "
-            "text or a shorter window.",
+            "calibration text or a shorter window.",
             code="too_little_text",
             got=len(windows),
             allowed=f">= {2 * FEWEST}",

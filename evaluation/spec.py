@@ -111,8 +111,7 @@ class RunSpec:
         if self.cache_bits == 2 and self.cache_keys != "channel":
             raise BadParam(
                 "cache_bits = 2 with cache_keys = 'token'; 2 bits hold keys only with a scale for each "
-                "channel: "
-                "give cache_keys = channel, or 4 bits",
+                "channel: give cache_keys = channel, or 4 bits",
                 name="cache_bits",
                 got=2,
                 allowed="16, 8, 4",

@@ -108,9 +108,8 @@ def _temporary(wanted: Path, why: OSError) -> Path:
             f"set {VARIABLE} to a folder that can",
         ) from None
     log.warning(
-        "%s can't be written (%s): models and results are kept in %s and removed when this program "
-        "ends; set %s to a folder "
-        "that can be written",
+        "%s can't be written (%s): models and results are kept in %s and removed when this program ends; set "
+        "%s to a folder that can be written",
         wanted,
         why.strerror or why,
         place,

@@ -222,8 +222,7 @@ def teach(
     if len(lessons) < FEWEST_LESSONS:
         raise CalibrationError(
             f"{len(lessons)} texts to learn from; training needs at least {FEWEST_LESSONS}. Ask more "
-            "questions, or "
-            "choose a better teacher.",
+            "questions, or choose a better teacher.",
             code="too_few_texts",
             got=len(lessons),
             allowed=FEWEST_LESSONS,

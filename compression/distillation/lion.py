@@ -390,9 +390,8 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     chosen = params.effective()
     if chosen.get("inventor") == "teacher" and chosen["referee"] == "rule":
         raise BadParam(
-            "nobody knows the right answers to instructions that the teacher invents, and the "
-            "rule-based referee needs "
-            "them; set referee to teacher, or inventor to templates",
+            "nobody knows the right answers to instructions that the teacher invents, and the rule-based "
+            "referee needs them; set referee to teacher, or inventor to templates",
             name="referee",
             got="rule",
             allowed="teacher",

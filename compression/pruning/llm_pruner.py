@@ -105,9 +105,8 @@ def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
     pieces = windows[:, : windows.shape[1] // length * length].reshape(-1, length)
     if len(pieces) < count:
         raise TextUnavailable(
-            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked "
-            "for. Ask for fewer or shorter "
-            f"samples, or for more calibration tokens.",
+            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked for. "
+            "Ask for fewer or shorter samples, or for more calibration tokens.",
             code="text_too_short",
             name="calibration",
             tokens=windows.numel(),

@@ -69,9 +69,8 @@ def pruned_layers(layers: int, params: StructuredParams) -> range:
     start, end = (math.ceil(share * layers - 1e-9) for share in (params.protect_first, params.protect_last))
     if start + end >= layers:
         raise BadParam(
-            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect "
-            f"all {layers} blocks "
-            f"({start} and {end}); lower one of them",
+            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect all "
+            f"{layers} blocks ({start} and {end}); lower one of them",
             name="protect_first",
             got=params.protect_first,
             allowed=f"what leaves one of {layers} blocks",

@@ -74,9 +74,8 @@ class LlmInt8Params(Params):
     )
     decomposition: str = param(
         "token",
-        "What is too large leaves the 8 bits for its own token, or its whole column for all tokens "
-        "of the call "
-        "(the paper).",
+        "What is too large leaves the 8 bits for its own token, or its whole column for all tokens of the "
+        "call (the paper).",
         choices=("token", "column"),
         level="advanced",
     )

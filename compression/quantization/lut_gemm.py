@@ -91,9 +91,8 @@ class LutGemmParams(Params):
     offset: bool = param(True, "A constant beside the planes of each group.", level="advanced")
     fit: str = param(
         "alternating",
-        "How planes are fitted to weights: greedy, one after the other (the paper's equation 2), "
-        "or alternating, "
-        "greedy and then scales and codes in turn.",
+        "How planes are fitted to weights: greedy, one after the other (the paper's equation 2), or "
+        "alternating, greedy and then scales and codes in turn.",
         choices=("greedy", "alternating"),
         level="advanced",
     )
@@ -133,16 +132,14 @@ def convert(site: Site) -> BinaryCoded:
     grid = previous.grid
     if grid.group_index is not None:
         raise BadChain(
-            f"{site.path}: its groups are scattered over the row (act_order without static_groups), and "
-            "the planes' scales "
-            "belong to neighbouring inputs. Set static_groups in the step before.",
+            f"{site.path}: its groups are scattered over the row (act_order without static_groups), and the "
+            "planes' scales belong to neighbouring inputs. Set static_groups in the step before.",
             method="lut_gemm",
         )
     if previous.activations is not None:
         raise BadChain(
-            f"{site.path}: the step before rounds activations to {previous.activations.bits} bits for "
-            "an integer product; "
-            "LUT-GEMM adds exact activations up. Choose a step that rounds weights only.",
+            f"{site.path}: the step before rounds activations to {previous.activations.bits} bits for an "
+            "integer product; LUT-GEMM adds exact activations up. Choose a step that rounds weights only.",
             method="lut_gemm",
         )
     alpha = torch.stack([grid.scale.float() * 2.0 ** (k - 1) for k in range(grid.bits)])

@@ -169,17 +169,15 @@ def kept(path: str, packed: GroupedInt, params: PeqaParams) -> GroupedInt:
     """The form that an earlier step stored, whose scales are trained. Raises BadChain if they can't be."""
     if not params.round:
         raise BadChain(
-            f"{path} is rounded already, and with `round` off the factors of unrounded weights are "
-            "trained. Turn `round` on, or "
-            "drop the step before.",
+            f"{path} is rounded already, and with `round` off the factors of unrounded weights are trained. "
+            "Turn `round` on, or drop the step before.",
             method="peqa",
             format=packed.format,
         )
     if packed.activations is not None:
         raise BadChain(
-            f"{path}: the step before rounds activations to {packed.activations.bits} bits; the scales "
-            "are trained with exact "
-            "ones. Choose a step that rounds weights only.",
+            f"{path}: the step before rounds activations to {packed.activations.bits} bits; the scales are "
+            "trained with exact ones. Choose a step that rounds weights only.",
             method="peqa",
             format=packed.format,
         )

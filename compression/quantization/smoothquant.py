@@ -98,9 +98,8 @@ class SmoothQuantParams(Params):
     )
     activations: str = param(
         "token",
-        "What shares one activation scale: each token by itself, all tokens of a call as they "
-        "come, or all of "
-        "them, fixed beforehand.",
+        "What shares one activation scale: each token by itself, all tokens of a call as they come, or all "
+        "of them, fixed beforehand.",
         choices=("token", "dynamic_tensor", "tensor"),
         label="always",
         level="advanced",

@@ -86,9 +86,8 @@ class SpqrParams(Params):
     )
     tau: float = param(
         0.0,
-        "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a "
-        "fixed share of each "
-        "matrix.",
+        "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a fixed "
+        "share of each matrix.",
         lo=0.0,
         hi=100.0,
         suggest=(0.0, 0.1, 0.2, 0.5, 1.0),

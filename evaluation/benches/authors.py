@@ -142,14 +142,12 @@ class Loop:
 
 
 OWQ_SAME = (
-    "a scale a row, range search, columns by sensitivity, damping 0.01, 2 weak columns each; "
-    "they search 100 ranges a row and we 40, "
-    "they leave the weak columns out of the range and we count them as 0"
+    "a scale a row, range search, columns by sensitivity, damping 0.01, 2 weak columns each; they search 100 "
+    "ranges a row and we 40, they leave the weak columns out of the range and we count them as 0"
 )
 SPQR_SAME = (
-    "groups of 16 by loudness, 3-bit scales and zero points in runs of 16, leave-one-out fits, "
-    "damping 0.01; ours gets the share of "
-    "outliers that their threshold of 0.2 gave"
+    "groups of 16 by loudness, 3-bit scales and zero points in runs of 16, leave-one-out fits, damping 0.01; "
+    "ours gets the share of outliers that their threshold of 0.2 gave"
 )
 SPQR_SETTINGS = ("bits", "group_size", "level_bits", "damping", "act_order")
 

@@ -747,9 +747,8 @@ def _line(row: dict) -> str:
         return f"{row['name']:<18} failed: {row['failed']}"
     ours, theirs, error = row["ours"], row["theirs"], row["ratio_stderr"] or 0
     return (
-        f"{row['name']:<18} ours {ours['perplexity']:8.3f}  {row['package']:<14} "
-        f"{theirs['perplexity']:8.3f}  "
-        f"ratio {row['ratio']:.4f} +- {error:.4f}  seconds {ours['compress_seconds']:.1f} and "
+        f"{row['name']:<18} ours {ours['perplexity']:8.3f}  {row['package']:<14} {theirs['perplexity']:8.3f} "
+        f" ratio {row['ratio']:.4f} +- {error:.4f}  seconds {ours['compress_seconds']:.1f} and "
         f"{theirs['compress_seconds']:.1f}"
     )
 

@@ -117,9 +117,8 @@ class Runner:
                 return found.id
             if minutes > PUBLIC_MINUTES:
                 raise Refused(
-                    f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take "
-                    "the short budget, less text "
-                    "or a smaller model, or run the app on your own machine",
+                    f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the "
+                    "short budget, less text or a smaller model, or run the app on your own machine",
                     code="too_long",
                     minutes=minutes,
                     limit=PUBLIC_MINUTES,
