@@ -362,7 +362,9 @@ def _check_manifest(folder: Folder, manifest: dict) -> None:
         if not (
             isinstance(entry, dict) and entry.get("kind") in ("linear", "table", "head") and _plain(entry)
         ):
-            raise _broken(folder, f"{MANIFEST} describes {shown(path)} oddly")
+            raise _broken(
+                folder, f"{MANIFEST} has an entry for {shown(path)} that isn't a known kind of part"
+            )
 
 
 def _plain(value: object, depth: int = 0) -> bool:

@@ -54,8 +54,8 @@ class Int8Attention:
         )
         if self.shared not in SHARED or (not fixed if self.shared == "tensor" else self.static is not None):
             raise ValueError(
-                f"{self!r}; allowed: shared of {', '.join(SHARED)}, three positive scales with tensor "
-                "and none else"
+                f"{self!r}; allowed: shared = {', '.join(SHARED)}; static = three positive scales "
+                "if shared is 'tensor', else None"
             )
 
     def scales(self, *parts: Tensor) -> list[Tensor]:

@@ -198,8 +198,8 @@ def check(
         if entry.dtype not in FLOATS:
             raise folder.error(
                 "tensor_type",
-                f"holds {shown(name)} as {entry.dtype}, where floating numbers are due: compressed already, "
-                "or no model; give the original model",
+                f"holds {shown(name)} as {entry.dtype}, not as floating-point numbers: it is compressed "
+                "already, or no model; give the original model",
                 names=shown(name),
                 count=1,
                 got=entry.dtype,

@@ -237,7 +237,7 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     return artifact.assemble(files, module, modules, tensors, folder.name, source, device)
 
 
-# --- where what is ---
+# --- from our tensors to the file's, and back ---
 
 
 def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
@@ -333,11 +333,11 @@ def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
 def _refusal(path: str, linear: nn.Module, form: str) -> str:
     """Why a linear can't be written in a format; "" if it can."""
     if not isinstance(linear, CompressedLinear):
-        return f"{path} is not compressed; these files hold models whose every linear is"
+        return f"{path} is not compressed; these files need every linear of the blocks to be compressed"
     if not isinstance(linear.packed, GroupedInt):
         return (
-            f"{path} is stored as {linear.packed.format}, for which {form} has no place; what can go are "
-            "integers on a uniform grid: rtn, gptq, awq or smoothquant, without pruning before them"
+            f"{path} is stored as {linear.packed.format}, for which {form} has no place; it takes integers "
+            "on a uniform grid only: rtn, gptq, awq or smoothquant, without pruning before them"
         )
     if linear.input_scale is not None:
         return f"the inputs of {path} are multiplied by a factor at run time, which no loader of {form} does"

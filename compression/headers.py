@@ -207,14 +207,14 @@ def read_one(folder: Folder, file: str) -> dict[str, Entry]:
         folder.check_content(file, start, size)
         length = int.from_bytes(start[:8], "little")
         if size < 10 or start[8:9] != b"{" or length > HEADER_BYTES:
-            raise _damaged(folder, file, "it doesn't begin as such a file does")
+            raise _damaged(folder, file, "it doesn't begin with a header")
         if 8 + length > size:
             raise _cut(folder, file, size, 8 + length)
         stream.seek(8)
         header = _parse(folder, file, stream.read(length))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or len(header) > MAX_TENSORS:
-        raise _damaged(folder, file, "its header is odd")
+        raise _damaged(folder, file, f"its header has no valid metadata, or more than {MAX_TENSORS} tensors")
     entries = {name: _entry(folder, file, name, given, 8 + length) for name, given in header.items()}
     at = 8 + length
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
@@ -238,7 +238,7 @@ def _parse(folder: Folder, file: str, content: bytes) -> dict:
 
 def _entry(folder: Folder, file: str, name: str, given: object, offset: int) -> Entry:
     if not isinstance(given, dict) or len(name) > 500 or not name.isprintable():
-        raise _damaged(folder, file, f"its header describes {shown(name)} oddly")
+        raise _damaged(folder, file, f"its header has {shown(name)} without a valid name or description")
     dtype, shape, span = given.get("dtype"), given.get("shape"), given.get("data_offsets")
 
     def whole(values):
@@ -253,9 +253,9 @@ def _entry(folder: Folder, file: str, name: str, given: object, offset: int) -> 
                 count=1,
                 got=shown(dtype, 20),
             )
-        raise _damaged(folder, file, f"{shown(name)} has the type {shown(dtype, 20)}")
+        raise _damaged(folder, file, f"{shown(name)} has the unknown type {shown(dtype, 20)}")
     if not whole(shape) or len(shape) > MAX_AXES or not whole(span) or len(span) != 2:
-        raise _damaged(folder, file, f"its header describes {shown(name)} oddly")
+        raise _damaged(folder, file, f"its header gives {shown(name)} no valid shape or place")
     if span[1] - span[0] != math.prod(shape) * BYTES[dtype]:
         raise _damaged(folder, file, f"{shown(name)} of {dtype} {shape} can't take {span[1] - span[0]} bytes")
     return Entry(file, dtype, tuple(shape), offset + span[0], offset + span[1])

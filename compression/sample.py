@@ -92,8 +92,8 @@ def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
 def new_cache(bundle: Bundle) -> Cache:
     """An empty key-value cache that keeps every token, in the model's compute dtype or in `cache_bits` bits.
 
-    Not the one that a config asks for: it drops what a sliding window has passed, also where only the config
-    names a window (a Llama's code has none) or where the window is a single token.
+    The cache that a config asks for would drop tokens that a sliding window has passed. It would do so even
+    if only the config names a window (a Llama's code has none), or if the window is a single token.
     """
     return bundle.new_cache() if bundle.cache_bits < 16 else DynamicCache()
 

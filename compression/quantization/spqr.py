@@ -291,7 +291,7 @@ def relative_limit(weight: Tensor, diagonal: Tensor, tau: float) -> float:
 def spqr(
     weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None = None
 ) -> tuple[Packed, float, float]:
-    """(what is stored, sum of squared column errors, damping used) for weight [out, in].
+    """(the stored form, sum of squared column errors, damping used) for weight [out, in].
 
     limit: T, the scaled squared error beyond which a weight is an outlier; None: of `params.tau`, or found
     for `params.outliers`.

@@ -95,7 +95,7 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
 
 
 def error_card(words: Words, error: dict, run_id: str = "", act: str | None = None) -> str:
-    """What happened, what it means, what to do, and a button that does it where one can."""
+    """What happened, what it means, what to do, and a button that does it if there is one."""
     return render("error.html", words=words, error=_error(words, error, run_id, act))
 
 
@@ -212,7 +212,7 @@ def _lines(words: Words, result: Result, here: bool) -> list[str]:
 
 
 def _storage(words: Words, result: Result) -> list[str]:
-    """What the compressed matrices take dense and as stored.
+    """Bytes of the compressed matrices, dense and as stored.
 
     It also says whether the stored form is faster too, or only smaller.
     """

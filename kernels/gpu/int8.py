@@ -119,8 +119,11 @@ def product(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Rows [BN] of W times a block of rounded tokens [BM]; SPLIT: and times the inputs that weren't rounded,
-    in `exact`. SHIFTED: each token's integers have a zero point."""
+    """Rows [BN] of W times a block of rounded tokens [BM].
+
+    SPLIT: also times the inputs that weren't rounded, from `exact`. SHIFTED: each token's integers have a
+    zero point.
+    """
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[None, :].to(tl.int64) * columns
     acc, every = tl.zeros([BM, BN], tl.int32), tl.zeros([BN], tl.int32)
@@ -169,8 +172,10 @@ def int8_product(
     threshold: float | None = None,
     zero_point: bool = False,
 ) -> Tensor:
-    """y [tokens, out] in x's dtype; `zero` and `group_size` are those of the layout above, whatever they
-    hold."""
+    """y [tokens, out] in x's dtype.
+
+    `zero` and `group_size` are not read: the layout above fixes them.
+    """
     if scale.shape[1] != 1:
         raise ValueError(
             f"int8_product takes one group a row, got {scale.shape[1]}: multiply with grouped_int instead"
