@@ -100,8 +100,8 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
         "alpha_pattern": wide,
         "fan_in_fan_out": arch.of_config(config).transposed,
     }
-    told = {_base(p.first, bundle.source.get("id")) for p in found.values()}
-    base = told.pop() if len(told) == 1 else OTHER
+    bases = {_base(p.first, bundle.source.get("id")) for p in found.values()}
+    base = bases.pop() if len(bases) == 1 else OTHER
     with whole(folder) as temporary:
         file = temporary / "adapter_model.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})

@@ -220,7 +220,7 @@ class Store:
         """The folder to save an artifact in. It gets its name, and can be found, only after a success."""
         with place.scratch(self.home / "artifacts") as folder:
             yield folder / "model"
-            place.settle(folder / "model", self.artifact_folder(name))
+            place.put_in_place(folder / "model", self.artifact_folder(name))
 
     @contextlib.contextmanager
     def using(self, *names: str) -> Iterator[None]:

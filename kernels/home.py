@@ -147,10 +147,10 @@ def whole(target: Path | str, *, replace: bool = True) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _neighbour(target, folder=True) as temporary:
         yield temporary
-        settle(temporary, target, replace)
+        put_in_place(temporary, target, replace)
 
 
-def settle(folder: Path, target: Path, replace: bool = True) -> None:
+def put_in_place(folder: Path, target: Path, replace: bool = True) -> None:
     """Give a finished folder its name. A folder of that name is replaced, or stays without `replace`."""
     for _ in range(10):  # another process may put its own there between two steps
         aside = _hidden(target)

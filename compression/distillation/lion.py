@@ -195,9 +195,9 @@ def ask_for(
         return out
     each = -(-DRAWN * count // len(seeds))  # more than needed, since many are too much like others
     tokens = WORDS * max(len(q.text.split()) for q in seeds)
-    told = ask([invite(q, hard) for q in seeds], count=each, temperature=1.0, new_tokens=tokens, seed=seed)
+    drafts = ask([invite(q, hard) for q in seeds], count=each, temperature=1.0, new_tokens=tokens, seed=seed)
     for number in range(each):  # the first draft of every seed, then the second of every seed
-        for q, texts in zip(seeds, told, strict=True):
+        for q, texts in zip(seeds, drafts, strict=True):
             text = invented(texts[number])
             if (
                 text

@@ -180,11 +180,11 @@ def distil(
     judged: Sequence[Question],
 ) -> Edit:
     """Train the student on both tasks, and say how well it answers in both ways."""
-    asked, why, told = interview(context, bundle, params, oracle(questions)), None, None
+    asked, why, explained = interview(context, bundle, params, oracle(questions)), None, None
     if asked is not None:
         kind = params.explanations if params.teaching == "teacher" else "COTE"
-        told = explanations(asked, questions, kind, params.explanation_tokens, context.seed)
-        why = told.texts
+        explained = explanations(asked, questions, kind, params.explanation_tokens, context.seed)
+        why = explained.texts
 
     def judge(student: Bundle, mode: str) -> float:
         long = params.explanation_tokens + LEAVE if mode == "explain" else ANSWER_TOKENS
@@ -204,9 +204,11 @@ def distil(
     after, beside = judge(bundle, "predict"), None
     notes = course.notes("mt_cot")
     used = sum(map(bool, why or ()))
-    notes += teacher_notes(params, asked, right=told and told.right, used=used, texts=len(questions))
-    if told is not None and told.given:
-        notes += (Note("explanations_given", {"given": told.given, "used": used}),)
+    notes += teacher_notes(
+        params, asked, right=explained and explained.right, used=used, texts=len(questions)
+    )
+    if explained is not None and explained.given:
+        notes += (Note("explanations_given", {"given": explained.given, "used": used}),)
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control, "predict")

@@ -183,13 +183,13 @@ def optimizer_for(device: torch.device, params: QloraParams) -> tuple[Callable, 
 def compress(bundle: Bundle, context: Context, params: QloraParams) -> Edit:
     """Freeze the model in 4 bits and train adapters beside it on context.windows [n, window]."""
     frozen = freeze(bundle, params)
-    optimizer, told = optimizer_for(bundle.device, params)
+    optimizer, optimizer_notes = optimizer_for(bundle.device, params)
     trained = compression.get("lora").compress(bundle, context, adapter_params(params), optimizer)
     notes = tuple(
         Note(n.code, n.facts | {"method": "qlora"}) if "method" in n.facts else n for n in trained.notes
     )
     return dataclasses.replace(
-        trained, linears=frozen.linears | trained.linears, notes=frozen.notes + told + notes
+        trained, linears=frozen.linears | trained.linears, notes=frozen.notes + optimizer_notes + notes
     )
 
 

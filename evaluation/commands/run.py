@@ -213,12 +213,12 @@ def _method_help(method: Method) -> str:
             if f["hi"] is not None
             else f["type"]
         )
-        told = (
+        help_text = (
             f"{f['help']} Default {json.dumps(f['default'])}; "
             f"{'true or false' if f['type'] == 'bool' else allowed}."
         )
         group.add_argument(
-            "--" + f["name"].replace("_", "-"), metavar=f["type"].upper(), help=told.replace("%", "%%")
+            "--" + f["name"].replace("_", "-"), metavar=f["type"].upper(), help=help_text.replace("%", "%%")
         )
     return parser.format_help().strip()
 

@@ -247,7 +247,7 @@ class Gate:
         """Pass a request on. A server's exception becomes one line in the log and an answer in words."""
         started = False
 
-        async def told(message: dict) -> None:
+        async def send_on(message: dict) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
@@ -255,7 +255,7 @@ class Gate:
             await send(message)
 
         try:
-            await self.app(scope, receive, told)
+            await self.app(scope, receive, send_on)
         except Exception as error:
             while inner := getattr(error, "exceptions", ()):  # an exception group
                 error = inner[0]

@@ -46,12 +46,12 @@ def _failure(error: Exception) -> dict:
     An error that a visitor or this system causes goes by its code. Any other goes by its message, with a line
     in the log.
     """
-    told = deaths.describe(error)
-    if told["code"] == "error":
+    described = deaths.describe(error)
+    if described["code"] == "error":
         place = traceback.extract_tb(error.__traceback__)[-1]
         log.error("%s: %.300s (%s, line %s)", type(error).__name__, error, place.filename, place.lineno)
-        told["message"] = told["message"][:500]
-    return told
+        described["message"] = described["message"][:500]
+    return described
 
 
 class Page:
@@ -443,8 +443,8 @@ class Page:
 
         artifact_folder, place = self.store.artifact_folder(result.artifact), self.downloads()
         recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
-        told = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
-        label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")[:150]
+        name = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:150]
         file = place / f"{label}-{result.id[-6:]}.zip"
         if not file.is_file():
             with self.store.using(result.artifact), scratch(place) as other:

@@ -283,8 +283,8 @@ class Words:
             out.append(self("budget.full"))
         for p in method["params"]:
             key = p["name"]
-            told = key in NAMED or p["label"] in ("named", "title", "choice")
-            if told or key in budget or key not in values:
+            named = key in NAMED or p["label"] in ("named", "title", "choice")
+            if named or key in budget or key not in values:
                 continue
             always = (p["main"] and values.get("rounding", True)) or (
                 p["label"] == "always" and holds(p["when"])

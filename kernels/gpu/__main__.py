@@ -65,9 +65,9 @@ def resources(cubin: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        told = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
+        printed = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
     registers, stack, local = map(
-        int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", told.stdout + told.stderr).groups()
+        int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", printed.stdout + printed.stderr).groups()
     )
     return {"registers": registers, "spilled_bytes": stack + local}
 
@@ -76,8 +76,8 @@ def row(name: str, variant: Variant, target: int) -> dict:
     """One row of the table: a kernel on a target."""
     kernel = compiled(variant, target)
     cores = TENSOR_CORES.search(kernel.asm["ptx"])
-    told = {"kernel": name, "target": f"sm_{target}"} | resources(kernel.asm["cubin"])
-    return told | {"shared_bytes": kernel.metadata.shared, "tensor_cores": cores[1] if cores else "none"}
+    found = {"kernel": name, "target": f"sm_{target}"} | resources(kernel.asm["cubin"])
+    return found | {"shared_bytes": kernel.metadata.shared, "tensor_cores": cores[1] if cores else "none"}
 
 
 def main(arguments: list[str]) -> None:
