@@ -86,7 +86,7 @@ def _remembered(file: Path) -> Host | None:
 
 
 def pace() -> float:
-    """How much longer runs take on this machine than planned, 0.1 to 10; 1 before the first run."""
+    """How long runs take on this machine, as a multiple of the plan: 0.1 to 10; 1 before the first run."""
     try:
         known = float((home() / "pace.txt").read_text("utf-8"))
     except (OSError, ValueError):

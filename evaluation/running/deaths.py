@@ -153,7 +153,10 @@ def _number(error: BaseException) -> int | None:
 
 
 def _tells(error: BaseException, words: tuple[str, ...], text: str) -> bool:
-    """Whether an error of a library uses such words; a ValueError, KeyError or NameError is never one."""
+    """Whether an error of a library uses such words.
+
+    Mistakes in a program never count: a wrong value, key, type or attribute.
+    """
     return not isinstance(error, ValueError | KeyError | TypeError | AttributeError) and _any(words, text)
 
 
