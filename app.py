@@ -1,12 +1,11 @@
-"""The page. The only file that imports gradio: layout and thin callbacks; what to compute lives in
-evaluation/.
+"""The page: its layout, and thin callbacks. What they compute is in evaluation/.
 
     python app.py            opens http://localhost:7860 (GRADIO_SERVER_PORT is honoured)
 
-The page is five panels (`gr.HTML` with a script each, assets/*.js) that ask the server plain functions
-(evaluation/page/questions.py). Such calls fail quietly when the line drops, where a Gradio event would reload
-the page. Only the chat is an event, because it streams. No torch is imported here; the first answer that
-needs it imports it after the first paint.
+This is the only file that imports gradio. The page is five panels (`gr.HTML`, each with a script in assets/)
+that ask the server plain functions (evaluation/page/questions.py). If the connection drops, such a call fails
+quietly, where a Gradio event would reload the page. Only the chat is an event, because it streams. No torch
+is imported here; the first answer that needs it imports it, after the first paint.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from evaluation.page.wire import Wire
 
 ASSETS = ROOT / "assets"
 SCRIPTS = ASSETS / "scripts"
-SHARED = "small link page"  # scripts that every panel's begins with
+SHARED = "small link page"  # scripts that every panel's script begins with
 FONTS = (
     "system-ui",
     "-apple-system",
@@ -47,20 +46,26 @@ FONTS = (
     "Noto Sans CJK TC",
     "sans-serif",
 )
-# between two looks for a chat's question; Gradio looks 1,000 times a second, which takes 4 % of a core
+# seconds between two looks for a chat's question; Gradio looks 1,000 times a second, which takes 4 % of a
+# core
 LOOK_SECONDS = 0.05
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def _plotly_script() -> Path:
-    """plotly.js from the installed package, so that the page needs no network; found without importing
-    plotly."""
+    """plotly.js from the installed package, so that the page needs no network.
+
+    It is found without importing plotly.
+    """
     return Path(importlib.util.find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
 
 
 def panel(name: str, label: str, questions: Sequence[Callable] = (), parts: str = "", **props) -> gr.HTML:
-    """One panel: an empty section that its script fills. `questions` are what the script may ask the server,
-    `parts` the files that come before the panel's own in one scope with it."""
+    """One panel: an empty section that its script fills.
+
+    questions: what the script may ask the server. parts: the files that come before the panel's own script
+    and share its scope.
+    """
     files = (*SHARED.split(), *parts.split(), name)
     return gr.HTML(
         js_on_load="\n".join((SCRIPTS / f"{file}.js").read_text("utf-8") for file in files),
@@ -73,7 +78,7 @@ def panel(name: str, label: str, questions: Sequence[Callable] = (), parts: str 
 
 
 def question(page: Page, name: str) -> Callable:
-    """One of the page's questions as Gradio calls it: with what the browser sent and where it came from."""
+    """One of the page's questions, in the form that Gradio calls."""
 
     def call(ask, request: gr.Request):
         return page.answer(name, ask, request.client.host)
@@ -104,17 +109,17 @@ def chat(page: Page) -> None:
     def converse(event: gr.EventData, request: gr.Request):
         yield from page.converse(event._data, request.client.host)
 
-    # the chat keeps its own line of questions, which tells a visitor's place
+    # the chat has its own line of questions, which knows each visitor's place
     talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None)
 
 
-# Each tab's name is the id of what it builds; the first is open at a first visit. A new one takes a function
-# and a line here, its script, and its words.
+# Each tab's name is the id of the section that its function builds; the first tab is open on a first visit. A
+# new tab takes a function and a line here, its script, and its words.
 TABS: dict[str, Callable[[Page], None]] = {"explore": explore, "chat": chat}
 
 
 def hiding() -> str:
-    """The style that shows one tab at a time; until a script has said which, the first."""
+    """The style that shows one tab at a time; until a script has chosen one, the first."""
     first, *others = TABS
     rules = [f'body[data-tab]:not([data-tab="{first}"]) #{first}']
     rules += [f'body:not([data-tab="{name}"]) #{name}' for name in others]
@@ -145,7 +150,10 @@ def build_app(
 
 
 def lent_gpu() -> Callable:
-    """The run as ZeroGPU wants it: a decorated generator that asks for no more seconds than the estimate."""
+    """The run in the form that ZeroGPU wants.
+
+    It is a decorated generator that asks for no more seconds than the estimate.
+    """
     from evaluation.running.estimate import estimate
     from evaluation.running.worker import events
     from evaluation.spec import RunSpec
@@ -156,7 +164,7 @@ def lent_gpu() -> Callable:
 
 
 def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
-    """What `launch` is given, here and in the tests."""
+    """The arguments of `launch`, here and in the tests."""
     functions = {
         (id, f.__name__) for id, block in demo.blocks.items() for f in getattr(block, "server_fns", ())
     }
@@ -170,11 +178,11 @@ def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
         frames=("https://huggingface.co", "https://*.hf.space") if public else (),
     )
     return {
-        # nothing is uploaded
+        # the page uploads nothing
         "theme": gr.themes.Base(font=list(FONTS), font_mono=list(MONO)),
         "footer_links": [],
         "max_file_size": 1,
-        # as `css` Gradio would rewrite its selectors
+        # Gradio would rewrite the selectors of `css`, so the style goes into the head
         "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}{hiding()}</style>",
         "run_history": False,
         "ssr_mode": False,
@@ -205,7 +213,7 @@ def main() -> None:
     from kernels import cpu
 
     public = bool(os.environ.get("SPACE_ID"))
-    for name in ("SIGTERM", "SIGHUP"):  # whoever ends the app that way lets it clear up
+    for name in ("SIGTERM", "SIGHUP"):  # whoever ends the app this way, it still cleans up
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
@@ -219,7 +227,7 @@ def main() -> None:
     chat = Chat(store, public=public)
     demo = build_app(store, runner, chat, estimate, path, public)
 
-    def warm_up():  # one after the other: what computes beside a measurement of speed spoils it
+    def warm_up():  # one thing after the other: work beside a measurement of speed would spoil it
         host.profile()
         store.rows()  # imports torch, while the page loads
         host.profile(again=True)

@@ -1,10 +1,11 @@
-"""Compression methods, formats and the models they work on.
+"""Compression methods, the formats that they store, and the models that they work on.
 
-`NAMES` lists every method; `get(name)` imports its file on demand. A method's file is
-`compression/<family>/<name>.py` and ends with its declaration, `METHOD`, one of the records in base.py.
+`NAMES` lists every method; `get(name)` imports its file when it is asked for. A method's file is
+`compression/<family>/<name>.py`. It ends with the method's declaration, `METHOD`, one of the records in
+base.py.
 
-Python 3.14 has a standard package of the same name (gzip, bz2 and lzma import from it), so this one extends
-its search path instead of hiding it.
+Python 3.14 has a standard package of the same name, and gzip, bz2 and lzma import from it. So this package
+extends its search path with the standard one's, instead of hiding it.
 """
 
 import difflib
@@ -14,8 +15,8 @@ from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
 
-# Held while a thread of the app imports what needs torch. Two threads that import the same packages for the
-# first time at once can see them half made ("cannot import name ... from transformers").
+# Held while a thread of the app imports something that needs torch. If two threads import the same packages
+# for the first time at once, one can see them half loaded ("cannot import name ... from transformers").
 importing = threading.RLock()
 
 FAMILIES = ("quantization", "pruning", "low_rank", "distillation")
@@ -57,7 +58,7 @@ NAMES = {
 
 
 def get(name: str):
-    """The Method of that name. Raises BadParam with the nearest names when there is none."""
+    """The Method of that name. Raises BadParam with the nearest names if there is none."""
     if name not in NAMES:
         from compression.base import BadParam
 

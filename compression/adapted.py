@@ -15,16 +15,18 @@ from compression.packed.base import Packed
 from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 
-# formats that take another matrix in with no rounding, unless they hold a grid
+# formats to which another matrix can be added without rounding, unless they hold a grid
 TAKES_IT = ("dense", "bitmask", "two_four")
 
 
 class Adapted(nn.Module):
-    """A frozen linear with an adapter: y = W x + scale B A x + bias, the product under `keep` [out, in] where
-    that is given. While gradients are taken a share `dropout` of x is left out for the adapter and the rest
-    is divided by 1 - dropout."""
+    """A frozen linear with an adapter: y = W x + scale B A x + bias.
+
+    If `keep` [out, in] is given, it masks the product B A. During training, a share `dropout` of x is left
+    out for the adapter, and the rest is divided by 1 - dropout.
+    """
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class Adapted(nn.Module):
         self.base, self.scale, self.dropout = base, scale, dropout
         out, n = base.out_features, base.in_features
         device = next(iter((*base.parameters(), *base.buffers()))).device
-        bound = 1 / math.sqrt(n)  # Kaiming's for a slope of sqrt(5)
+        bound = 1 / math.sqrt(n)  # Kaiming's bound for a slope of sqrt(5)
         drawn = torch.rand(rank, n, generator=generator).mul_(2 * bound).sub_(bound)
         self.a, self.b = nn.Parameter(drawn.to(device)), nn.Parameter(torch.zeros(out, rank, device=device))
         self.packed: Packed | None = getattr(base, "packed", None)
@@ -48,7 +50,7 @@ class Adapted(nn.Module):
         self.frozen = None if mask is None else self.packed.dequantize()
 
     def delta(self) -> Tensor:
-        """What the adapter adds to the weight, [out, in] float32."""
+        """The matrix that the adapter adds to the weight, float32 [out, in]."""
         product = self.scale * (self.b @ self.a)
         return product if self.keep is None else product * self.keep
 
@@ -59,7 +61,7 @@ class Adapted(nn.Module):
         rule = self.packed.activations if self.packed is not None else None
         seen = x if rule is None else x + (rule(x) - x).detach()
         drops = self.dropout > 0 and torch.is_grad_enabled()
-        heard = F.dropout(seen, self.dropout) if drops else seen  # by the adapter
+        heard = F.dropout(seen, self.dropout) if drops else seen  # what the adapter gets
         if self.keep is not None and not drops:
             y = F.linear(seen, (self.frozen + self.delta()).to(x.dtype))
         elif self.keep is not None:
@@ -77,7 +79,7 @@ class Adapted(nn.Module):
                 if self.packed is None:
                     return self.base.weight.float() + self.delta()
                 return self.packed.encode_like(self.packed.dequantize() + self.delta())
-            # half of the scale on each side, so that neither factor leaves float16's range
+            # each factor takes half of the scale, so that neither leaves float16's range
             u, v = math.sqrt(self.scale) * self.b, math.sqrt(self.scale) * self.a
             if isinstance(self.packed, LowRank):
                 both = LowRank.encode(
@@ -91,7 +93,7 @@ class Adapted(nn.Module):
 
 
 def takes_it(linear: nn.Linear | CompressedLinear) -> bool:
-    """True where another matrix can be added to the stored one without rounding it to a grid."""
+    """Whether another matrix can be added to the stored one without rounding it to a grid."""
     packed = getattr(linear, "packed", None)
     return packed is None or (packed.format in TAKES_IT and getattr(packed, "grid", None) is None)
 
@@ -106,8 +108,10 @@ def adapt(
     masked: bool = True,
     dropout: float = 0.0,
 ) -> dict[str, Adapted]:
-    """Put an adapter at every linear of those roles (None: all), in place: path -> Adapted. masked: under the
-    mask of a format that takes the product in. `release` undoes it."""
+    """Put an adapter at every linear of those roles (None: all), in place; returns path -> Adapted.
+
+    masked: put it under the mask of a format to which the product can be added. `release` undoes it.
+    """
     generator, out = torch.Generator().manual_seed(seed), {}
     for path, role, _ in arch.linears(bundle.module):
         if roles is None or role in roles:
@@ -118,6 +122,6 @@ def adapt(
 
 
 def release(bundle: Bundle, adapters: dict[str, Adapted]) -> None:
-    """The frozen linears back in their places."""
+    """Put the frozen linears back in their places."""
     for path, adapter in adapters.items():
         bundle.module.set_submodule(path, adapter.base)

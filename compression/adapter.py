@@ -1,5 +1,6 @@
-"""An adapter that a training left beside its frozen weights (`lora` kept apart, `qlora`), as a folder that
-PEFT loads.
+"""Writes an adapter without its frozen weights, as a folder that PEFT loads.
+
+A training left it beside those weights (`lora` with merge off, or `qlora`).
 
     from peft import PeftModel
 
@@ -9,10 +10,10 @@ For each adapted linear [out, in] of the blocks, in adapter_model.safetensors, f
 
     base_model.model.<path>.lora_A.weight [r, in]    base_model.model.<path>.lora_B.weight [out, r]
 
-The adapter's scale is already inside (half of it on each side), so lora_alpha equals the rank. Where a family
-fuses q, k and v, the three adapters become one of three times the rank: their A stacked, their B side by
-side, rows in the family's own order. The base is not in the folder; its README says what the adapter was
-trained on. On another base it is another model.
+The adapter's scale is already inside, half of it in each factor, so lora_alpha equals the rank. If a family
+fuses q, k and v, their three adapters become one of three times the rank: the A stacked, the B side by side,
+with rows in the family's own order. The base is not in the folder. The folder's README says what the adapter
+was trained on; on another base the result is another model.
 """
 
 from __future__ import annotations
@@ -31,31 +32,31 @@ from compression.packed.codebook import TABLES, CodeBook
 from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from kernels.home import whole
 
 FORM = "peft"
 WHOLE = "the original model in 16 bits: `AutoModelForCausalLM.from_pretrained({base!r})`"
 IN_4_BITS = (
-    "the original model in 4 bits, by bitsandbytes: "
-    "`AutoModelForCausalLM.from_pretrained({base!r}, quantization_config="
-    "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, "
+    "the original model in 4 bits, by bitsandbytes: `AutoModelForCausalLM.from_pretrained({base!r}, "
+    "quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, "
     "bnb_4bit_use_double_quant={double}))`"
 )
 OTHER = "the model as it was compressed before the training; nothing but that base gives what was measured"
-BITSANDBYTES_GROUP = 64  # weights that share a scale there
+BITSANDBYTES_GROUP = 64  # weights that share a scale in bitsandbytes
 
 
 def offered(manifest: dict) -> bool:
-    """Whether a model with this manifest (artifact.MANIFEST) has an adapter beside every linear that it
-    compressed."""
+    """Whether a model with this manifest (artifact.MANIFEST) has an adapter at every compressed linear."""
     held = [m["packed"] for m in manifest.get("modules", {}).values() if m["kind"] == "linear"]
     return bool(held) and all(p["format"] == "sum" and p["second"]["format"] == "low_rank" for p in held)
 
 
 def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[Note, ...]]:
-    """Write the adapter to `folder`, which appears whole or not at all: (bytes of the file, no notes). Raises
-    CannotExport."""
+    """Write the adapter to `folder`, which appears whole or not at all.
+
+    Returns (bytes of the file, no notes). Raises CannotExport.
+    """
     from safetensors.torch import save_file
 
     found = {path: m.packed for path, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)}
@@ -99,8 +100,8 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
         "alpha_pattern": wide,
         "fan_in_fan_out": arch.of_config(config).transposed,
     }
-    told = {_base(p.first, bundle.source.get("id")) for p in found.values()}
-    base = told.pop() if len(told) == 1 else OTHER
+    bases = {_base(p.first, bundle.source.get("id")) for p in found.values()}
+    base = bases.pop() if len(bases) == 1 else OTHER
     with whole(folder) as temporary:
         file = temporary / "adapter_model.safetensors"
         save_file(tensors, file, metadata={"format": "pt"})
@@ -114,7 +115,7 @@ def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[No
 
 
 def _base(first: Packed, name: str | None) -> str:
-    """What a matrix was trained on, and how that is loaded."""
+    """What an adapter was trained on, and how to load it, in words."""
     if isinstance(first, Dense):
         return WHOLE.format(base=name)
     if isinstance(first, CodeBook) and first.group_size == BITSANDBYTES_GROUP:

@@ -1,10 +1,12 @@
-"""Which tokens of a text of dialogues or instructions are answers, so that a training can count those alone.
+"""Finds the answers in a text of dialogues or instructions, so that a training can count those tokens alone.
 
 Parts of a dialogue begin with a heading, as in the texts that QLoRA's authors train on: `### Human:` and `###
 Assistant:` (OpenAssistant), `### Instruction:`, `### Input:` and `### Response:` (Alpaca). An answer is what
-follows `### Assistant:` or `### Response:` up to the next heading. A window may begin within a part: what
-stands before its first heading is an answer if that heading begins a dialogue (`### Human:`, `###
-Instruction:`), and else none. A window without a heading has no answer that could be known.
+follows `### Assistant:` or `### Response:`, up to the next heading.
+
+A window may begin in the middle of a part. The text before its first heading is an answer if that heading
+begins a dialogue (`### Human:`, `### Instruction:`), and else it is none. A window without a heading has no
+answer that could be found.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from torch import Tensor
 from compression.base import CalibrationError
 
 HEADING = re.compile(r"### (Human|Instruction|Input|Assistant|Response):")
-# what answers stand under, and what follows an answer
+# headings of answers; headings of the part that follows an answer
 ANSWERS, OPENINGS = ("Assistant", "Response"), ("Human", "Instruction")
-# a token is written out behind another, since some tokenizers drop a space at the start of a text
+# a token is written out after this letter, since some tokenizers drop a space at the start of a text
 ANCHOR = "a"
 
 
 class Answers:
-    """Tells answers in windows of one tokenizer's ids; remembers how each token is written."""
+    """Finds answers in windows of one tokenizer's ids. It remembers how each token is written."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.pieces = tokenizer, {}
@@ -37,14 +39,13 @@ class Answers:
         )
 
     def piece(self, i: int) -> str:
-        """How a token is written; a part of a letter counts as one letter."""
+        """How a token is written; a part of a character counts as one character."""
         if i not in self.pieces:
             self.pieces[i] = self._written([i])[self.before :]
         return self.pieces[i]
 
     def counted(self, ids: Tensor) -> Tensor:
-        """ids [n, window] -> bool [n, window - 1]: whether the token that is predicted at each place belongs
-        to an answer."""
+        """ids [n, window] -> bool [n, window - 1]: is the token that is predicted here part of an answer?"""
         return torch.tensor([self._window(row) for row in ids.tolist()], dtype=torch.bool, device=ids.device)[
             :, 1:
         ]
@@ -59,21 +60,22 @@ class Answers:
             return [False] * len(ids)
         inside = parts[0][2] in OPENINGS
         ends = [start for start, _, _ in parts[1:]] + [at]
-        # of answers: from their heading's end to the next heading
+        # answers: from the end of their heading to the next heading
         spans = [(0, parts[0][0])] * inside + [
             (end, then) for (_, end, name), then in zip(parts, ends, strict=True) if name in ANSWERS
         ]
         return [any(first <= start < last for first, last in spans) for start in starts]
 
     def windows(self, windows: Tensor) -> Tensor:
-        """Those of windows [n, window] in which an answer is predicted. Raises CalibrationError if there are
-        none."""
+        """Those of windows [n, window] in which an answer is predicted.
+
+        Raises CalibrationError if there are none.
+        """
         found = windows[self.counted(windows).any(1)]
         if not len(found):
             raise CalibrationError(
                 "no answer in the calibration text: no window has a heading '### Assistant:' or '### "
-                "Response:'. Give a text of "
-                "dialogues with these headings, or count all tokens.",
+                "Response:'. Give a text of dialogues with these headings, or count all tokens.",
                 code="no_answers",
                 got=len(windows),
             )

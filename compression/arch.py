@@ -1,10 +1,10 @@
-"""What is where in a loaded model, read from the table of architectures (compression/architectures), and the
-normal form that every model is brought into at load.
+"""Where the parts of a loaded model are, and the normal form that every model is brought into at load.
 
-In the normal form every block holds exactly the linears q k v o (gate) up down as nn.Linear. Two
-architectures need work: GPT-2 stores [in, out] `Conv1D` layers and one fused q|k|v; GPT-NeoX fuses q, k, v
-interleaved head by head. A fused layer becomes a `Joined`, three linears whose outputs are put back in the
-order that the attention expects.
+The places come from the table of architectures (compression/architectures). In the normal form every block
+holds exactly the linears q k v o (gate) up down, each as nn.Linear. Two architectures need work for that.
+GPT-2 stores [in, out] `Conv1D` layers and one fused q|k|v; GPT-NeoX fuses q, k, v interleaved head by head. A
+fused layer becomes a `Joined`: three linears whose outputs are put back in the order that the attention
+expects.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from compression.bundle import Geometry, LayerGeometry
 
 
 class Joined(nn.Module):
-    """q, k and v as linears of their own behind the fused layer's place; forward returns what the fused layer
-    did."""
+    """Three linears q, k and v in the place of a fused layer. Forward returns what the fused layer did."""
 
     def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int | None):
         super().__init__()
         self.q, self.k, self.v = q, k, v
-        self.heads = heads  # None: [q | k | v]; else interleaved over so many heads
+        self.heads = heads  # None: outputs are [q | k | v]; else they are interleaved over this many heads
 
     def forward(self, x: Tensor) -> Tensor:
         return join([self.q(x), self.k(x), self.v(x)], self.heads)
@@ -49,8 +48,7 @@ def split(fused: Tensor, heads: int | None) -> list[Tensor]:
 
 
 def file_linears(config) -> Iterator[tuple[str, list[str]]]:
-    """(path of a block's linear as transformers names it, paths of ours that it holds: one, or q, k and
-    v)."""
+    """(path of a block's linear as transformers names it, our paths for it: one, or q, k and v)."""
     row = of_config(config)
     for layer in range(config.num_hidden_layers):
         held: dict[str, list[str]] = {}
@@ -62,7 +60,7 @@ def file_linears(config) -> Iterator[tuple[str, list[str]]]:
 
 
 def from_file(row: Architecture, name: str) -> str:
-    """A tensor's name in a file as the model's modules have it: "embed_out.weight" -> "lm_head.weight"."""
+    """A tensor's name in a file -> its name in the model: "embed_out.weight" -> "lm_head.weight"."""
     return next((ours + name.removeprefix(own) for own, ours in row.renamed if name.startswith(own)), name)
 
 
@@ -72,13 +70,13 @@ def to_file(row: Architecture, name: str) -> str:
 
 
 def fused_heads(config) -> int | None:
-    """Over how many heads the rows of fused q, k and v are interleaved; None: [q | k | v]."""
+    """Over how many heads the rows of a fused q, k and v are interleaved; None: they are [q | k | v]."""
     fused = of_config(config).fused
     return config.num_attention_heads if fused and fused.by_head else None
 
 
 def of_config(config) -> Architecture:
-    """The table's row for a transformers config. Raises UnsupportedModel naming what is supported."""
+    """The table's row for a transformers config. Raises UnsupportedModel, which names what is supported."""
     if config.model_type not in ARCHITECTURES:
         raise UnsupportedModel(
             f"architecture {config.model_type!r} ({', '.join(config.architectures or ['?'])}) is not "
@@ -98,8 +96,8 @@ def of(module: nn.Module) -> Architecture:
 def normalise(module: nn.Module) -> None:
     """Bring a transformers causal LM into the normal form, in place. Its outputs stay the same.
 
-    Raises UnsupportedModel, or UnsupportedLayer if a block holds a linear, or the model a norm, that the
-    table's row doesn't name.
+    Raises UnsupportedLayer if a block holds a linear, or the model a norm, that the table's row doesn't name;
+    UnsupportedModel if there is no row.
     """
     row, heads = of(module), fused_heads(module.config)
     for block in blocks(module):
@@ -131,7 +129,7 @@ def normalise(module: nn.Module) -> None:
 
 
 def class_path(part: nn.Module) -> str:
-    """Module and name of a part's class, as the table writes them."""
+    """Module and name of a part's class, written as in the table."""
     return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
@@ -167,31 +165,36 @@ def groups(module: nn.Module, layer: int) -> tuple[tuple[tuple[str, str], ...], 
 
 @dataclass(frozen=True)
 class Fold:
-    """Where 1/s on a group's input channels goes without changing the model: the norm or the linear that
-    makes them."""
+    """Where a factor 1/s on a group's input channels can go without changing the model.
+
+    It goes into the norm or the linear that computes these channels.
+    """
 
     path: str
-    weight: Tensor  # of a norm [in], of a linear [rows, its in], float32
+    weight: Tensor  # of a norm [in], or of a linear [rows, its in]; float32
     bias: Tensor | None
-    row: Tensor  # [in] the entry (norm) or row (linear) of `weight` that makes each channel
+    row: Tensor  # [in]: for each channel, the entry (norm) or row (linear) of `weight` that computes it
 
     def shared(self, s: Tensor) -> Tensor:
-        """s [in] float32 with one value for the channels that one row makes (grouped-query attention repeats
-        v): their mean."""
+        """s float32 [in] with one value, the mean, for all channels that the same row computes.
+
+        In grouped-query attention several query heads read one row of v.
+        """
         total = s.new_zeros(self.weight.shape[0]).index_add_(0, self.row, s)
         return (total / torch.bincount(self.row, minlength=len(total)))[self.row]
 
     def rows(self, s: Tensor) -> Tensor:
-        """The divisor of each row [rows]; s must be `shared`."""
+        """The divisor of each row [rows]; s must come from `shared`."""
         return s.new_ones(self.weight.shape[0]).index_put_((self.row,), s)
 
 
 def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
-    """(where a factor on the inputs of that group can go, "") or (None, why it can't).
+    """(where a factor on the inputs of a group can go, "") or (None, why it can't).
 
-    norm -> linears: exact where the norm feeds these linears only; in OPT-350M (norm after the sum) it feeds
-    the residual too, and where it has a weight. v -> o: attention mixes tokens, never channels. up -> down:
-    through a gate's product or a ReLU; not through GELU.
+    norm -> linears: exact if the norm has a weight and feeds only these linears. In OPT-350M, whose norm
+    stands after the sum, it feeds the residual too.
+    v -> o: exact, since attention mixes tokens and never channels.
+    up -> down: exact through a gate's product or a ReLU, not through GELU.
     """
     architecture, config = of(module), module.config
     block, prefix = blocks(module)[layer], f"{architecture.blocks}.{layer}."
@@ -228,21 +231,20 @@ def linears(module: nn.Module) -> list[tuple[str, str, int]]:
 
 
 def norms(module: nn.Module) -> list[nn.Module]:
-    """Every norm over the model's width: those of the blocks in order, then the one before the head if there
-    is one."""
+    """Every norm over the model's width: those of the blocks in order, then the one before the head."""
     found = [block.get_submodule(path) for block in blocks(module) for path in of(module).norms if path]
     last = final_norm(module)
     return found if last is None else [*found, last]
 
 
 def final_norm(module: nn.Module) -> nn.Module | None:
-    """The norm before the head, None where the config leaves it out (some of OPT)."""
+    """The norm before the head; None if the config leaves it out (some of OPT)."""
     parent, _, name = of(module).final.rpartition(".")
     return getattr(module.get_submodule(parent), name)
 
 
 def head_norms(module: nn.Module, block: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The norms over each head's queries and keys, None where the architecture has none."""
+    """The norms over each head's queries and keys; None if the architecture has none."""
     query, key = of(module).head_norms or (None, None)
     return query and block.get_submodule(query), key and block.get_submodule(key)
 
@@ -254,8 +256,7 @@ def all_norms(module: nn.Module) -> list[nn.Module]:
 
 
 def projections(module: nn.Module) -> tuple[nn.Linear | None, nn.Linear | None]:
-    """The linears into the width behind the embedding and out of it before the head, None where there are
-    none."""
+    """The linear into the width after the embedding, and the one out of it before the head, or None."""
     paths = of(module).projections
     if paths is None:
         return None, None
@@ -265,7 +266,7 @@ def projections(module: nn.Module) -> tuple[nn.Linear | None, nn.Linear | None]:
 
 
 def norm_first(module: nn.Module) -> bool:
-    """Whether norms stand before attention and feed-forward; else after the sum."""
+    """Whether norms stand before attention and feed-forward; otherwise they stand after the sum."""
     flag = of(module).norm_first
     return not flag or bool(getattr(module.config, flag))
 
@@ -276,14 +277,18 @@ def attention(module: nn.Module, block: nn.Module) -> nn.Module:
 
 
 def backbone(module: nn.Module) -> nn.Module:
-    """The part whose last_hidden_state, after the final norm (and OPT's output projection), feeds the
-    head."""
+    """The part whose last_hidden_state feeds the head.
+
+    That is after the final norm, and in OPT after the output projection.
+    """
     return module.get_submodule(of(module).backbone)
 
 
 def changing_angles(module: nn.Module) -> nn.Module | None:
-    """The rotary module where its angles depend on how long the text has become (`inv_freq` holds what it
-    gave last)."""
+    """The rotary module, if its angles depend on how long the text has become; else None.
+
+    Its `inv_freq` holds the angles of its last call.
+    """
     row = of(module).rotary
     rotary = module.get_submodule(row.path) if row else None
     return rotary if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope") else None

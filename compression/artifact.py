@@ -1,4 +1,4 @@
-"""A compressed model on disk: save it, load it without the app.
+"""Saves a compressed model to disk, and loads it again without the app.
 
     from compression import artifact, sample
 
@@ -10,14 +10,14 @@ The folder holds
     model.safetensors    every stored tensor once: packed buffers, and the rest (norms, biases, tables) in 16
                          bits
     compression.json     which module has which format, the recipe, the base model, its licence; each block's
-                         heads and
-                         channels where they aren't config.json's; the hash of every other file and its own
-    config.json, generation_config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md (beside.py); files
-    of a method's own
+                         heads and channels if they aren't config.json's; the hash of every other file and its
+                         own hash
+    config.json, generation_config.json, tokenizer files, LICENSE*, NOTICE.txt, README.md (beside.py), and
+    files of the method's own
 
-Loading builds the architecture from config.json with empty weights, puts an empty format at every path that
-compression.json names, and fills all of it from the file. Before that every file's content is compared with
-its hash.
+Loading first compares every file's content with its hash. Then it builds the architecture from config.json
+with empty weights, puts an empty format at every path that compression.json names, and fills everything from
+model.safetensors.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from kernels.dense import choose_float32
 from kernels.home import whole
 
 MANIFEST, WEIGHTS = "compression.json", "model.safetensors"
-VERSION = 2  # 2: with the hash of every file
+VERSION = 2  # 2: it has the hash of every file
 UNSEALED, MANIFEST_BYTES = "0" * 64, 32_000_000
 
 
@@ -94,8 +94,11 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
 
 
 def stored_tensors(module: nn.Module, storage: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the file holds: packed buffers as they are, other floating tensors in `storage` or the type that
-    holds them (engine.stored_as), tied tensors once."""
+    """What the file holds; tied tensors once.
+
+    Packed buffers stay as they are. Other floating tensors are in `storage`, or in the type that can hold
+    their values (engine.stored_as).
+    """
     out, seen = {}, set()
     for name, tensor in module.state_dict().items():
         if tensor.data_ptr() in seen and tensor.numel():
@@ -108,8 +111,10 @@ def stored_tensors(module: nn.Module, storage: torch.dtype) -> dict[str, torch.T
 
 
 def stored_bytes(bundle: Bundle) -> int:
-    """Bytes of what `save` would write, counted from the tensors (the file adds a header of some
-    kilobytes)."""
+    """Bytes of what `save` would write, counted from the tensors.
+
+    The file adds a header of some kilobytes.
+    """
     storage, seen, total = storage_dtype(bundle), set(), 0
     for name, tensor in bundle.module.state_dict().items():
         if tensor.data_ptr() not in seen or not tensor.numel():
@@ -121,7 +126,7 @@ def stored_bytes(bundle: Bundle) -> int:
 
 
 def _computes(name: str, tensor: torch.Tensor) -> bool:
-    """True for what the model computes with directly; a format's own tensors keep their stored dtype."""
+    """Whether the model computes with this tensor directly; a format's own tensors keep their dtype."""
     return tensor.is_floating_point() and ".packed." not in f".{name}"
 
 
@@ -153,9 +158,11 @@ print(sample.complete(bundle, "The capital of France is"))
 
 
 def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
-    """Read a folder that `save` wrote. dtype: what the model computes in. Raises ModelUnavailable for a
-    folder that is not what was saved: a byte changed anywhere, a file more or less, numbers that don't fit
-    each other."""
+    """Read a folder that `save` wrote. dtype: the type that the model computes in.
+
+    Raises ModelUnavailable for a folder that is not as it was saved: a changed byte, a missing or an extra
+    file, numbers that don't fit each other.
+    """
     files = Folder(folder)
     if not (files.path / MANIFEST).is_file() or not (files.path / WEIGHTS).is_file():
         raise ModelUnavailable(
@@ -186,7 +193,7 @@ def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
 
 
 def _attention_rules(folder: Folder, manifest: dict) -> tuple[attention.Int8Attention, ...]:
-    """How the attention of each block rounds, () where it doesn't."""
+    """How the attention of each block rounds; () if it doesn't."""
     rules, count = manifest.get("attention", []), len(configs.read(folder).geometry.layers)
     try:
         found = tuple(
@@ -202,7 +209,7 @@ def _attention_rules(folder: Folder, manifest: dict) -> tuple[attention.Int8Atte
 
 
 def _planned(described: configs.Described, manifest: dict, dtype: torch.dtype, device: str) -> nn.Module:
-    """The saved model with its blocks' own sizes and its formats in their places, all values undefined."""
+    """The saved model with its blocks' own sizes and formats in their places; all values undefined."""
     module = empty(described, dtype, manifest.get("geometry"), manifest.get("width"), device)
     with torch.device(device):
         _place(module, manifest["modules"], dtype)
@@ -216,11 +223,10 @@ def empty(
     width: int | None = None,
     device: str = "cpu",
 ) -> nn.Module:
-    """The architecture that a config describes in the normal form, its weights undefined. device "meta" takes
-    no memory.
+    """The architecture that a config describes, in the normal form, with undefined weights.
 
-    layers: the sizes of each block (LayerGeometry as JSON), width: channels of the residual stream, where
-    they aren't the config's.
+    device "meta" takes no memory. layers: the sizes of each block (LayerGeometry as JSON), and width: the
+    channels of the residual stream, if they aren't the config's.
     """
     module = checkpoint.build(described, dtype, device)
     arch.normalise(module)
@@ -243,7 +249,7 @@ def assemble(
     source: dict,
     device: str,
 ) -> Bundle:
-    """A Bundle from an empty model, the formats at their places (`_modules`) and every tensor by its name."""
+    """A Bundle from an empty model, formats with their places (`_modules`), and every tensor by its name."""
     if device == "cpu":
         choose_float32()
     dtype, geometry = module.dtype, arch.geometry(module)
@@ -271,8 +277,10 @@ def assemble(
 
 
 def _seal(folder: Path, manifest: dict) -> None:
-    """Write the manifest: with the hash of every other file, and with its own (taken with zeros in its
-    place)."""
+    """Write the manifest, with the hash of every other file and with its own hash.
+
+    Its own hash is computed with zeros in its place.
+    """
     hashes = {
         f.name: headers.content_hash(Folder(folder), [f.name])
         for f in sorted(folder.iterdir())
@@ -285,7 +293,7 @@ def _seal(folder: Path, manifest: dict) -> None:
 
 
 def read_manifest(folder: Folder) -> dict:
-    """compression.json of a saved model, after a check of every file's content. Raises ModelUnavailable."""
+    """compression.json of a saved model, after every file's content was checked. Raises ModelUnavailable."""
     raw = folder.read(MANIFEST, MANIFEST_BYTES)
     manifest = folder.parse(MANIFEST, raw)
     version, sealed = manifest.get("version"), manifest.get("sha256")
@@ -310,7 +318,7 @@ def read_manifest(folder: Folder) -> dict:
 
 
 def _check_manifest(folder: Folder, manifest: dict) -> None:
-    """Types and bounds of all that is used, before it is used."""
+    """Check types and bounds of everything that is used, before it is used."""
     manifest.setdefault("cache_bits", 16)
     for name, kind in (
         ("base", str),
@@ -354,12 +362,16 @@ def _check_manifest(folder: Folder, manifest: dict) -> None:
         if not (
             isinstance(entry, dict) and entry.get("kind") in ("linear", "table", "head") and _plain(entry)
         ):
-            raise _broken(folder, f"{MANIFEST} describes {shown(path)} oddly")
+            raise _broken(
+                folder, f"{MANIFEST} has an entry for {shown(path)} that isn't a known kind of part"
+            )
 
 
 def _plain(value: object, depth: int = 0) -> bool:
-    """True for JSON of little depth with whole numbers that fit 31 bits and short texts: what formats are
-    described by."""
+    """Whether a value is plain JSON, as the descriptions of formats are.
+
+    It must not be nested deeply; its numbers must be whole and fit 31 bits, and its texts must be short.
+    """
     if isinstance(value, dict):
         return depth < 8 and len(value) < 64 and all(_plain(v, depth + 1) for v in value.values())
     if isinstance(value, list):
@@ -374,7 +386,7 @@ def _plain(value: object, depth: int = 0) -> bool:
 
 
 def _check_fit(folder: Folder, entries: Mapping[str, headers.Entry], module: nn.Module, tied: bool) -> None:
-    """Compare the file's header with the model as planned (on "meta"), before anything takes memory."""
+    """Compare the file's header with the planned model (on "meta"), before anything takes memory."""
     head, expected = arch.head(module)[0] + ".weight", dict(module.named_parameters(remove_duplicate=False))
     for path, part in module.named_modules():  # what state_dict gives, which formats refuse on "meta"
         own = part.named_buffers(path, recurse=False)
@@ -415,7 +427,7 @@ def _changed(folder: Folder, file: str) -> ModelUnavailable:
 
 
 def _place(module: nn.Module, modules: dict[str, dict], dtype: torch.dtype) -> None:
-    """Put the empty formats where the manifest says."""
+    """Put empty formats at the places that the manifest names."""
     for path, entry in modules.items():
         if entry["kind"] == "linear":
             packed, plain = from_config(entry["packed"]), module.get_submodule(path)

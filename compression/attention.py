@@ -1,20 +1,19 @@
-"""The two products inside attention as products of 8-bit integers (SmoothQuant, Xiao et al. 2022, arXiv
-2211.10438, section 4).
+"""Computes the two products inside attention with 8-bit integers (SmoothQuant, Xiao et al. 2022).
 
-Queries, keys and values are rounded to -127 .. 127 where they are multiplied, after the rotary positions;
-probabilities to 0 .. 127. `shared` says what shares a scale:
+arXiv 2211.10438, section 4. Queries, keys and values are rounded to -127 .. 127 where they are multiplied,
+after the rotary positions; probabilities are rounded to 0 .. 127. `shared` says what shares a scale:
 
-- "tensor": all queries of a block have one fixed scale, all keys one, all values one (the authors' int8
+- "tensor": all queries of a block have one fixed scale, all keys one, and all values one (the authors' int8
   attention);
-- "dynamic_tensor": the same three scales, from the tokens of the call: a token's result then depends on the
-  tokens after it, and differs when the text is read token by token;
+- "dynamic_tensor": the same three, computed from what is in the call. So a token depends on the tokens after
+  it, and comes out differently when the text is read token by token;
 - "token": each token and head has its own. The sum over the tokens needs one scale, so a value's scale is
   multiplied into its probability before that is rounded: w_t = p_t s_t, codes w_t / (max w / 127), one scale
-  a query.
+  for each query.
 
-The codes are whole numbers held in float32 and multiplied so, with the sums of the integers: exact up to
-2^24, which 1,040 codes of the largest size reach, and rounded to float32 beyond. It is no faster than floats.
-transformers calls this by its name.
+The codes are whole numbers in float32, and are multiplied and summed as such. That is exact up to 2^24, which
+1,040 codes of the largest size reach, and rounded to float32 beyond. It is no faster than attention in
+floats. transformers calls this attention by its name.
 """
 
 from __future__ import annotations
@@ -33,14 +32,16 @@ from compression import arch
 
 SHARED = ("token", "dynamic_tensor", "tensor")
 TOP = 127
-SCORES = 1 << 24  # that are held at a time
+SCORES = 1 << 24  # scores that are held at a time
 _NAME, _WATCHED = "int8_products", "watched_"
 
 
 @dataclass(frozen=True)
 class Int8Attention:
-    """How one block's attention rounds. static: the scales of queries, keys and values where `shared` is
-    "tensor"."""
+    """How one block's attention rounds.
+
+    static: the scales of queries, keys and values, if `shared` is "tensor".
+    """
 
     shared: str
     static: tuple[float, float, float] | None = None
@@ -53,8 +54,8 @@ class Int8Attention:
         )
         if self.shared not in SHARED or (not fixed if self.shared == "tensor" else self.static is not None):
             raise ValueError(
-                f"{self!r}; allowed: shared of {', '.join(SHARED)}, three positive scales with tensor "
-                "and none else"
+                f"{self!r}; allowed: shared = {', '.join(SHARED)}; static = three positive scales "
+                "if shared is 'tensor', else None"
             )
 
     def scales(self, *parts: Tensor) -> list[Tensor]:
@@ -104,7 +105,7 @@ def products(
 
 
 def install(module: nn.Module, rules: Sequence[Int8Attention]) -> None:
-    """Let the attention of each block round by its rule, in place; no rules: it stays as it is."""
+    """Make the attention of each block round by its rule, in place. Without rules nothing changes."""
     if not rules:
         return
     for block, rule in zip(arch.blocks(module), rules, strict=True):
@@ -114,8 +115,10 @@ def install(module: nn.Module, rules: Sequence[Int8Attention]) -> None:
 
 @contextmanager
 def watched(block: nn.Module, see: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
-    """While it lasts, `see` is shown query, key and value [b, heads, t, size] of every call of the block's
-    attention."""
+    """As long as it lasts, `see` is called with query, key and value of the block's attention.
+
+    They are [b, heads, t, size], at every call.
+    """
     part = _attention(block)
     before = part.config._attn_implementation
     part.watcher, part.config._attn_implementation = see, _WATCHED + before
@@ -139,7 +142,7 @@ def _int8(module, query, key, value, attention_mask, scaling=None, **kwargs) -> 
 
 def _watching(name: str) -> Callable:
     def forward(module, query, key, value, *args, **kwargs):
-        if see := getattr(module, "watcher", None):  # the other blocks have the same config
+        if see := getattr(module, "watcher", None):  # other blocks share this config and aren't watched
             see(query, key, value)
         return ALL_ATTENTION_FUNCTIONS[name](module, query, key, value, *args, **kwargs)
 

@@ -1,8 +1,9 @@
-"""The words every method speaks: parameters, methods, sites, statistics, edits, costs, notes and errors.
+"""What every method is made of: parameters, methods, sites, statistics, edits, costs, notes and errors.
 
-A method is a frozen record (`LinearMethod` and the others) whose `compress` function chooses numbers. It
-receives a `Site` (one linear layer) with the `Stats` of that layer's inputs, or a `Block` of them, and
-returns an `Edit` that the driver applies. It never walks a model, never multiplies and never measures.
+A method is a frozen record (`LinearMethod` and the others) whose `compress` function computes new weights. It
+gets a `Site` (one linear layer) with the `Stats` of that layer's inputs, or a `Block` of them, and returns an
+`Edit` that the driver applies. A method never walks a model, never multiplies stored weights and never
+measures.
 
 The error tree, each class with a stable `code` that the page translates:
 
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 
 
 class CompressionError(Exception):
-    """Base of all errors that a visitor may cause. `code` is stable, `facts` are the numbers and names in
-    it."""
+    """Base of all errors that a visitor may cause.
+
+    `code` is stable; `facts` are the numbers and names in the message.
+    """
 
     code = "error"
 
@@ -79,7 +82,7 @@ class CalibrationError(CompressionError):
 
 
 class CannotExport(CompressionError):
-    """The model, or a layer of it, has no place in the format."""
+    """The model, or a layer of it, can't be written in the format."""
 
     code = "cannot_export"
 
@@ -90,8 +93,10 @@ class Cancelled(CompressionError):
 
 @dataclass(frozen=True)
 class Note:
-    """Something the reader must know about a result, as a stable code and its numbers (translated by the
-    page)."""
+    """Something that a reader must know about a result: a stable code and its numbers.
+
+    The page translates it.
+    """
 
     code: str
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -116,20 +121,23 @@ def param(
     level: Literal["basic", "advanced"] = "basic",
     when: Mapping[str, Any] | None = None,
 ):
-    """Declare one parameter: widget, flag, check, help text and cache key are generated from this line.
+    """Declare one parameter. Its widget, flag, check, help text and cache key are generated from this line.
 
-    lo, hi: inclusive bounds; lo = -1 means that -1 stands for the whole (a whole row), and 0 is no value
-    then. step: values are lo + k * step (numbers counted from 0 when lo is negative). choices: the only
-    values. suggest: values that a menu offers; others within the bounds are allowed too. ends: words for the
-    two ends of the main knob. main: the method's large knob (one per method).
+    lo, hi: inclusive bounds. lo = -1 means that -1 stands for the whole (e.g. a whole row); 0 is then not
+    allowed. step: values are lo + k * step (counted from 0 when lo is negative). choices: the only values.
+    suggest: values that a menu offers; others within the bounds are allowed too. ends: words for the two ends
+    of the main knob. main: this is the method's large knob (one per method).
 
-    label: how a run's name tells the value. "": the full name does where it isn't the default. "always": the
-    full name does, because two runs that differ in it are not alike (groups, activations, budget). "choice":
-    the short name does too where it isn't the default. "title": the method goes by the choice's name.
-    "named": the page has words for it (evaluation/page/words.py).
+    label: how a run's name shows the value.
+      ""        the full name shows it unless it is the default.
+      "always"  the full name always shows it, because runs that differ in it are not comparable (groups,
+                activations, budget).
+      "choice"  the short name shows it too, unless it is the default.
+      "title"   the method goes by the choice's name.
+      "named"   the page has words for it (evaluation/page/words.py).
 
-    when: other parameter -> value; the parameter has no effect, and is left out of the key, unless all hold.
-    A parameter that the method doesn't have counts as holding.
+    when: other parameter -> value. Unless all these parameters have their value, this one has no effect and
+    is left out of the key. A parameter that the method doesn't have is ignored here.
     """
     meta = dict(
         help=help,
@@ -150,7 +158,7 @@ def param(
 
 @dataclass(frozen=True)
 class Params:
-    """Base of every method's parameters: a frozen dataclass whose fields are made by `param`."""
+    """The base class of every method's parameters: a frozen dataclass whose fields are made by `param`."""
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -173,8 +181,10 @@ class Params:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Params:
-        """Build from strings or JSON values, with the field's type. Raises BadParam for unknown or ill-typed
-        values."""
+        """Build from strings or JSON values, converted to each field's type.
+
+        Raises BadParam for a name that is unknown or a value that can't be converted.
+        """
         known = {f.name: f for f in dataclasses.fields(cls)}
         out = {}
         for name, value in values.items():
@@ -186,7 +196,7 @@ class Params:
 
     @classmethod
     def describe(cls) -> list[dict]:
-        """The declarations as JSON: name, type, default and everything given to `param`."""
+        """The declarations as JSON: name, type, default and everything that `param` was given."""
         return [
             {
                 "name": f.name,
@@ -201,7 +211,7 @@ class Params:
         return dataclasses.asdict(self)
 
     def effective(self) -> dict:
-        """The parameters that have an effect (those whose `when` holds), for the cache key."""
+        """The parameters that have an effect, because their `when` is met; they go into the cache key."""
         values = self.json()
         return {
             f.name: values[f.name]
@@ -257,8 +267,10 @@ def _check(owner: str, f: dataclasses.Field, value, kind: type) -> None:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the driver collected about the inputs X [tokens, in] of one linear (fp32 sums; padding never
-    counts)."""
+    """What the driver collected about the inputs X [tokens, in] of one linear.
+
+    The sums are in float32, and padding never counts.
+    """
 
     tokens: int
     gram: Tensor | None = None  # X^T X [in, in], raw sum
@@ -268,11 +280,12 @@ class Stats:
     mean: Tensor | None = None  # mean x [in]
 
 
-# Minutes of a full budget, a week: its tokens end it. A method's defaults are its short budget: minutes on a
-# processor, enough to see what the method does and not what it can do. The full one has the authors' tokens,
-# step sizes, ranks and lengths as far as they are known and our bounds allow; where the authors trained with
-# data that we can't bring along, their number of tokens is taken from the calibration text. A step takes
-# 1,024 tokens, so that there are more and smaller ones than theirs. Methods that don't train have none.
+# A method's default parameters are its short budget: minutes on a processor, enough to see what the method
+# does, not the best that it can do. The full budget has the authors' tokens, step sizes, ranks and lengths,
+# as far as they are known and our bounds allow. If the authors trained with data that we can't ship, the same
+# number of tokens is taken from the calibration text. One of our steps takes 1,024 tokens, so there are more
+# and smaller steps than the authors'. Methods that don't train have no full budget. A full budget ends by its
+# tokens; its minutes are a week.
 BUDGET_MINUTES = 10_000.0
 
 STATS = frozenset({"gram", "sum_sq", "mean_abs", "max_abs", "mean"})
@@ -289,7 +302,7 @@ class Site:
     weight: Tensor  # [out, in] float32, a copy
     bias: Tensor | None
     previous: Packed | None  # the format that an earlier step of the chain stored, None for a fresh linear
-    # role -> (out, in) of its block's linears, {} if unknown
+    # role -> (out, in) of the linears in its block, {} if unknown
     block: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -299,18 +312,18 @@ class Group:
 
     sites: tuple[Site, ...]
     stats: Stats
-    fold: Any = None  # arch.Fold: where a factor on the input's channels can go; None if nowhere
-    unfoldable: str = ""  # why there is none: "post_norm", "activation", "no_weight"
+    fold: Any = None  # arch.Fold: where a factor on the input's channels can be folded into; None if nowhere
+    unfoldable: str = ""  # why there is no such place: "post_norm", "activation", "no_weight"
 
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block as a method of scope "block" sees it, its groups in data-flow order."""
+    """One decoder block as a method of scope "block" sees it. Its groups are in data-flow order."""
 
     layer: int
     layers: int
     groups: tuple[Group, ...]
-    # for methods that train, else None: the inputs.Passage of the uncompressed block, and who watches
+    # for methods that train: the inputs.Passage of the uncompressed block, and who watches; else None
     inputs: Any = None
     recorder: Recorder | None = None
 
@@ -321,10 +334,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Cost:
-    """What compressing one linear costs, before doing it."""
+    """What compressing one linear costs; known before it is done."""
 
     bytes: int  # stored bytes of the result
-    flops: float  # of the method itself, forward passes not counted
+    flops: float  # of the method itself, without forward passes
     peak_bytes: int = 0  # temporary memory beyond weights and activations
     train_steps: int = 0
 
@@ -333,12 +346,12 @@ class Cost:
 class Edit:
     """What a method returns. The driver alone applies it."""
 
-    # path -> format that replaces the linear's weight
+    # path -> the format that replaces the linear's weight
     linears: Mapping[str, Packed] = field(default_factory=dict)
     # changed norms, biases (new ones too), "<path>.input_scale"
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    bundle: Bundle | None = None  # takes the model's place: a student
-    # layer -> the heads and channels that stay; the rest is cut out
+    bundle: Bundle | None = None  # a student that takes the model's place
+    # layer -> the heads and channels that stay; the others are cut out
     kept: Mapping[int, Kept] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
@@ -348,10 +361,10 @@ class Edit:
     head: Packed | None = None  # replaces the head's weight
     # name -> content, saved beside the model (texts, task files)
     files: Mapping[str, bytes] = field(default_factory=dict)
-    # channels of the residual stream that stay, () for all; the rest is cut out of the whole model
+    # channels of the residual stream that stay, () if all do; the others are cut out of the whole model
     width: tuple[int, ...] = ()
     cache_bits: int | None = None  # the key-value cache that the model was made for
-    # of scope "block": the attention.Int8Attention by which the block's attention rounds
+    # from a method of scope "block": the attention.Int8Attention that rounds in the block's attention
     attention: Any = None
 
 
@@ -359,7 +372,7 @@ class Edit:
 class Context:
     """What a model-scoped method is given beside the bundle."""
 
-    # [n, window] token ids: the text to train on or to calibrate on, None where the method reads none
+    # token ids [n, window] to train on or to calibrate on; None if the method reads none
     windows: Tensor | None
     recorder: Recorder
     teacher: Any = None  # as StudentMethod.teacher says
@@ -371,7 +384,7 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(Generic[P]):
-    """What every method declares. Its record, one of those below, says what `compress` is given."""
+    """What every method declares. The subclasses below say what `compress` is given."""
 
     name: str  # == file name == command == key in results
     title: str
@@ -380,19 +393,19 @@ class Method(Generic[P]):
     params: type[P]
     compress: Callable[..., Edit]
     cost: Callable[..., Cost]  # (shape [out, in] of one linear, params, calibration tokens)
-    # the format in which it stores a linear that no step stored before; "" where linears stay dense
+    # the format in which it stores a linear that no step stored before; "" if linears stay dense
     stores: str = ""
     after: frozenset[str] = frozenset()  # formats of an earlier step that it accepts
-    # names of its params that an earlier step decides which stored integers, for the method keeps these
+    # the names of its parameters that an earlier step decides, if it keeps the integers of that step
     inherits: tuple[str, ...] = ()
-    shown_first: bool = False  # of its family, on the page
+    shown_first: bool = False  # the page shows it first of its family
     full: Mapping[str, Any] = field(default_factory=dict)  # params of the full budget, see `BUDGET_MINUTES`
-    identity: Mapping | None = None  # params under which nothing changes
-    tiny: Mapping = field(default_factory=dict)  # params for seconds on a random model
-    essay: str = ""  # the file's docstring
+    identity: Mapping | None = None  # params with which nothing changes
+    tiny: Mapping = field(default_factory=dict)  # params with which it takes seconds on a random model
+    essay: str = ""  # the file's docstring, which the page shows
 
     def collects(self, params: P) -> frozenset[str]:
-        """The statistics (of STATS) that it needs with these params."""
+        """The statistics (names in STATS) that it needs with these params."""
         return frozenset()
 
     def needs_calibration(self, params: P) -> bool:
@@ -400,11 +413,11 @@ class Method(Generic[P]):
         return bool(self.collects(params))
 
     def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
-        """What compressing one linear [out, in] of that role costs."""
+        """What compressing one linear [out, in] of a role costs."""
         return self.cost(shape, params, tokens)
 
     def geometry_after(self, geometry: Geometry, params: P) -> Geometry:
-        """The sizes that it leaves of a model."""
+        """The sizes that a model has after it."""
         return geometry
 
     @property
@@ -433,13 +446,13 @@ class Method(Generic[P]):
 class LinearMethod(Method[P]):
     """Compresses one linear after another: compress(site, stats, params)."""
 
-    stats: frozenset[str] | Callable[[P], frozenset[str]] = frozenset()  # what it needs of STATS
-    # whose inputs it sees: "compressed", all before its group compressed; "block", the blocks before, its own
-    # block as it was; "original", the uncompressed model
+    stats: frozenset[str] | Callable[[P], frozenset[str]] = frozenset()  # the statistics that it needs
+    # the model that its inputs come from. "compressed": every group before this one is compressed. "block":
+    # only the blocks before this one are. "original": nothing is.
     stream: Literal["compressed", "block", "original"] = "compressed"
-    # of a method that removes weights one by one: the share of them that stays
+    # for a method that removes single weights: the share of them that stays
     kept_share: Callable[[P], float] | None = None
-    # of a converter: `cost` where it takes over what an earlier step stored
+    # for a converter: the `cost` if it takes over what an earlier step stored
     converted_cost: Callable[..., Cost] | None = None
 
     def collects(self, params: P) -> frozenset[str]:
@@ -447,16 +460,18 @@ class LinearMethod(Method[P]):
 
     @property
     def rounds_what_stays(self) -> bool:
-        """Whether it rounds the weights that a pruning step left and keeps that step's mask."""
+        """Whether it keeps the mask of an earlier pruning step, and rounds only the weights that stayed."""
         return "bitmask" in self.after
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockMethod(Method[P]):
-    """Compresses a decoder block at a time, whose inputs come from the uncompressed model: compress(block,
-    params). Its `cost` also takes the linear's role."""
+    """Compresses one decoder block at a time: compress(block, params).
 
-    stats: frozenset[str]  # what it needs of STATS
+    The block's inputs come from the uncompressed model. Its `cost` also takes the linear's role.
+    """
+
+    stats: frozenset[str]  # the statistics (names in STATS) that it needs
     stream: ClassVar[str] = "original"
 
     def collects(self, params: P) -> frozenset[str]:
@@ -470,10 +485,10 @@ class BlockMethod(Method[P]):
 class ModelMethod(Method[P]):
     """Changes the model as a whole: compress(bundle, context, params)."""
 
-    # the sizes after a method that cuts heads, channels or blocks out
+    # for a method that cuts out heads, channels or blocks: the sizes afterwards
     reshaped: Callable[[Geometry, P], Geometry] | None = None
     reads_windows: bool = False  # whether it needs windows of the calibration text
-    # raises what `compress` would raise of windows [n, window] that are too few or too short for it
+    # raises what `compress` would raise for windows [n, window] that are too few or too short
     fits: Callable[[P, Tensor], None] | None = None
 
     def needs_calibration(self, params: P) -> bool:
@@ -487,7 +502,7 @@ class ModelMethod(Method[P]):
 class TableMethod(ModelMethod[P]):
     """Stores the token embedding and leaves linears alone."""
 
-    # ((vocabulary, width), params, tied) -> Cost of all that it stores, None where the table stays as it is
+    # ((vocabulary, width), params, tied) -> Cost of all that it stores; None if the table stays as it is
     table_cost: Callable[..., Cost | None]
 
 
@@ -495,11 +510,11 @@ class TableMethod(ModelMethod[P]):
 class TrainingMethod(ModelMethod[P]):
     """Trains, for `train_tokens` and `train_minutes` of its params, on windows of the calibration text."""
 
-    own_text: bool = False  # it trains on text that it makes itself instead
-    compresses: bool = False  # it compresses too: `train_tokens` 0 leaves something to compare with
-    # params -> (method, params) of the same training with its own idea off, None if there is no such
+    own_text: bool = False  # it trains on text that it makes itself, not on the calibration text
+    compresses: bool = False  # it compresses too, so a run with `train_tokens` 0 is worth comparing with
+    # params -> (method, params) of the same training without its own idea; None if there is no such training
     control: Callable[[P], tuple[str, Mapping] | None] | None = None
-    # (params, steps before) -> whether what it stores comes on top of what those stored
+    # (params, earlier steps) -> whether it stores something on top of what those steps stored
     adds: Callable[[P, tuple], bool] | None = None
     cache_bits: Callable[[P], int] | None = None  # of the key-value cache that it trains the model for
 
@@ -509,23 +524,27 @@ class TrainingMethod(ModelMethod[P]):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentMethod(TrainingMethod[P]):
-    """Trains a student, another model or some of this one's layers, that takes the model's place: compress
-    gets it as the bundle. Its `cost` also takes the linear's role; its params name another model by
-    `student`."""
+    """Trains a student that takes the model's place; `compress` gets the student as the bundle.
 
-    student: Callable[[Bundle, P], Bundle]  # makes it
-    # what the student learns from: the model itself as a Bundle (white box), or a TextTeacher, which answers
-    # in strings and shows nothing else (black box)
+    The student is another model, or some of this model's layers. The method's `cost` also takes the linear's
+    role. Its params name another model by `student`.
+    """
+
+    student: Callable[[Bundle, P], Bundle]  # makes the student
+    # what the student learns from. "model": this model as a Bundle (white box). "text": a TextTeacher, which
+    # answers in strings and shows nothing else (black box).
     teacher: Literal["model", "text"]
-    trains_table: bool = False  # whether `cost` of the role "table" counts the token table, trained too
+    trains_table: bool = False  # whether it trains the token table; `cost` of the role "table" counts it
 
     def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         return self.cost(shape, params, tokens, role)
 
 
 def handed_on(params: Params) -> dict:
-    """What a step decides for a next one that keeps its integers: its parameters that have an effect, none
-    where it rounds nothing."""
+    """The parameters with which a step decides for a later step that keeps its integers.
+
+    They are its parameters that have an effect; {} if it rounds nothing.
+    """
     values = params.effective()
     return {} if values.get("rounding") is False else values
 

@@ -1,6 +1,8 @@
-"""What goes along with a model's weights, into its artifact and every export: the tokenizer with its chat
-templates, when to stop (generation_config.json), the base model's licence files, what was changed, and a
-README."""
+"""Writes what belongs beside a model's weights, into its artifact and every export.
+
+That is the tokenizer with its chat templates, when to stop (generation_config.json), the base model's licence
+files, what was changed, and a README.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,12 @@ from compression.base import ModelUnavailable
 from compression.bundle import Bundle
 from compression.folder import Folder
 
-# names of files, whatever their letters' case
+# patterns of file names; upper and lower case count as the same
 LICENCES = ("license*", "licence*", "notice*", "use_policy*", "copying*")
 MOST_BYTES = 1_000_000  # of a licence file
-NOTICE, OURS, THEIRS = (
-    "NOTICE.txt",
-    "This folder holds a modified copy of",
-    "\nThe base model's own notice:\n\n",
-)
+NOTICE = "NOTICE.txt"
+OURS = "This folder holds a modified copy of"
+THEIRS = "\nThe base model's own notice:\n\n"
 
 
 def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
@@ -48,8 +48,10 @@ def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
 
 
 def _licences(folder: str | None) -> dict[str, bytes]:
-    """The licence files of a model's folder by name; what is no plain file in it, or very large, stays where
-    it is."""
+    """The licence files of a model's folder, by name.
+
+    Entries that are no plain files, or very large, are left out.
+    """
     found, place = {}, Folder(folder) if folder and Path(folder).is_dir() else None
     for name in place.names() if place else ():
         if any(fnmatch(name.lower(), pattern) for pattern in LICENCES):

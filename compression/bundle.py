@@ -1,4 +1,4 @@
-"""A model ready for work: module, tokenizer and what the rest needs to know about both."""
+"""A model ready for work: its module, its tokenizer, and what the rest must know about both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LayerGeometry:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The model's sizes. `layers` may differ from block to block after structured pruning."""
+    """The model's sizes. After structured pruning, `layers` may differ from block to block."""
 
     architecture: str  # key of ARCHITECTURES: llama, qwen2, qwen3, opt, gpt2, gpt_neox
     hidden: int
@@ -29,7 +29,7 @@ class Geometry:
     positions: int  # longest context
     tied: bool  # embedding and head share one table
     layers: tuple[LayerGeometry, ...]
-    embedding: int = 0  # width of the token embedding where it isn't `hidden` (OPT-350M projects it), else 0
+    embedding: int = 0  # width of the token embedding if it isn't `hidden` (OPT-350M projects it), else 0
 
     @property
     def table(self) -> int:
@@ -37,9 +37,11 @@ class Geometry:
         return self.vocabulary * (self.embedding or self.hidden)
 
     def kv_cache_bytes_per_token(self, bits: int = 16, keys: str = "token", window: int = 512) -> int:
-        """Keys and values of one token over all blocks, a cache of few bits with its scales
-        (compression/kv_cache.py). keys "channel": on average over a text about as long as the window, since
-        the latest tokens wait in 16 bits."""
+        """Bytes of keys and values of one token over all blocks, with the scales of a quantized cache.
+
+        keys "channel": the average over a text about as long as the window, since the latest tokens wait in
+        16 bits (compression/kv_cache.py).
+        """
         if keys == "channel" and bits < 16:
             from compression.kv_cache import channel_bytes, usual_length
 
@@ -50,8 +52,7 @@ class Geometry:
 
 @dataclass
 class Bundle:
-    """A loaded model. `module` is a transformers causal LM whose blocks hold only q k v o (gate) up down
-    linears."""
+    """A loaded model. `module` is a transformers causal LM in the normal form (arch.py)."""
 
     module: nn.Module
     tokenizer: Any
@@ -61,10 +62,10 @@ class Bundle:
     # source: {"kind": hub|folder|package|artifact, "id", "revision", "licence", "weights_hash", "folder",
     #          "publisher_bytes", "rounded": None | "Q4_1", "chat": bool}
     decoder: Any = None  # made by engine.serve from the module as it is
-    refused: str = ""  # why there is none
+    refused: str = ""  # why there is no decoder
     cache_bits: int = 16  # of the key-value cache: 16, 8, 4 or, with keys by channel, 2
-    cache_keys: str = "token"  # what shares a scale among its keys: kv_cache.KEYS
-    attention: tuple = ()  # of each block an attention.Int8Attention, () where attention multiplies floats
+    cache_keys: str = "token"  # which of its keys share a scale: kv_cache.KEYS
+    attention: tuple = ()  # an attention.Int8Attention for each block; () if attention multiplies floats
 
     @property
     def device(self):

@@ -1,22 +1,27 @@
-"""The one driver: walks the blocks, feeds them calibration inputs, collects statistics, calls the method,
-applies its edit.
+"""The one driver: it walks a model's blocks, collects statistics, calls the method and applies its edit.
 
-One step of a recipe runs over the whole model before the next, which calibrates on its result. Within a step
-and `stream="compressed"`, the groups of a block (linears that share an input) are visited in the order of the
-data flow: the block runs only as far as the group's input, the group is compressed, and the run for the next
-group passes through it (GPTQ's "true sequential"). What linears that are done give is remembered, and so is a
-part that has no others (attention), so that all partial runs of a block cost little more than a forward pass.
-With `stream="block"` all groups of a block are observed in one pass before any is compressed, and the next
-block still sees the compressed one. With `stream="original"` every input comes from the uncompressed model in
-one pass.
+One step of a recipe runs over the whole model before the next step, which then calibrates on its result. How
+the inputs are collected within a step depends on the method's `stream`:
 
-Memory: what enters a block and what its attention gives, for all windows, at most `inputs.ROOM` bytes of what
-its linears give, and the sums of one group (a Gram matrix takes 4 * in^2 bytes).
+compressed  The groups of a block (linears that share an input) are visited in the order of the data flow. The
+            block runs only as far as the group's input, and the group is compressed. The run for the next
+            group passes through the compressed group (GPTQ's "true sequential").
+block       All groups of a block are observed in one pass before any of them is compressed. The next block
+            still gets the output of the compressed block.
+original    Every input comes from the uncompressed model, in one pass.
 
-A method of scope "block" gets all groups of a block at once, their inputs from the uncompressed model, and
-where a factor on them can be folded; it returns one edit for the block. Windows are full, so padding never
-enters a sum. Every block is called as the model itself calls it (inputs.py), which is checked before anything
-is compressed.
+With "compressed" a block runs once for each group, but only the new part is computed. The outputs of linears
+that are already compressed are kept, and so is the output of a part whose linears are all compressed. For
+example, once q, k, v and o are done, the attention's output is kept and answers the later runs. So all runs
+of a block together cost little more than one forward pass.
+
+Memory: for all windows, each block's input, its attention's output, and at most `inputs.ROOM` bytes of its
+linears' outputs; and the sums of one group (a Gram matrix takes 4 * in^2 bytes).
+
+A method of scope "block" gets all groups of a block at once, with inputs from the uncompressed model, and
+with the places where a factor on the inputs can be folded. It returns one edit for the block. Windows are
+full, so padding never enters a sum. Every block is called as the model itself calls it; inputs.py checks that
+before anything is compressed.
 """
 
 from __future__ import annotations
@@ -59,13 +64,14 @@ from compression.recorder import QUIET, Recorder
 from compression.surgery import compress_tables, put_tables, set_submodule
 from compression.teacher import TextTeacher
 
-SMALLEST, LARGEST = 2.0**-6, 2.0**13  # of a matrix's largest magnitude, for it to be stored as it is
-ACTIVATION_GROUP = 32  # inputs that share a scale where a run asks for int8 activations
+# a matrix whose largest magnitude lies between these is stored as it is (`unit_of`)
+SMALLEST, LARGEST = 2.0**-6, 2.0**13
+ACTIVATION_GROUP = 32  # inputs that share a scale if a run asks for int8 activations
 
 
 @dataclass
 class Outcome:
-    """What compressing did: notes for the reader, one row a linear, seconds."""
+    """What compressing did: notes for the reader, one row for each linear, seconds."""
 
     notes: list[Note] = field(default_factory=list)
     layers: list[dict] = field(default_factory=list)
@@ -86,10 +92,10 @@ def compress(
     recorder: Recorder = QUIET,
     training: Tensor | None = None,
 ) -> Outcome:
-    """Compress `bundle.module` in place. windows: calibration token ids [n, window], None if no method needs
-    them.
+    """Compress `bundle.module` in place.
 
-    training: the token ids that a method which trains reads (default: `windows`).
+    windows: calibration token ids [n, window], None if no method needs them. training: the token ids that a
+    training method reads (default: `windows`).
 
     Raises BadChain, UnsupportedLayer, CalibrationError from the methods, and Cancelled.
     """
@@ -185,7 +191,7 @@ class _Walk:
             edit = self.method.compress(whole, self.params)
             self._apply(edit)
             rules += [edit.attention] if edit.attention else []
-        if rules:  # not before: the blocks' calls hold the masks of the attention that they had
+        if rules:  # not earlier: the recorded calls hold the masks of the attention that the blocks had
             self.bundle.attention = tuple(rules)
             attention.install(self.module, rules)
         self.recorder.progress("compress", total, total)
@@ -216,10 +222,10 @@ class _Walk:
                         layer, group, inputs.until(block, self._first(group), self.stats, self._check)
                     )
                     done |= {self.module.get_submodule(path) for path, _ in group}
-                    inputs.settle(block, done)
+                    inputs.keep_outputs(block, done)
                 if not last:
                     inputs.advance(block, self._check)
-                inputs.unsettle()
+                inputs.drop_outputs()
         self.recorder.progress("compress", total, total)
 
     def _first(self, group) -> nn.Module:
@@ -257,20 +263,20 @@ class _Walk:
             )
 
     def _apply(self, edit: Edit, unit: float = 1.0) -> None:
-        """Put an edit into the model. unit: what one stands for in its linears and their new biases
-        (`unit_of`)."""
+        """Put an edit into the model.
+
+        unit: the number by which its linears and their new biases were divided (`unit_of`).
+        """
         self.outcome.notes.extend(edit.notes)
         self.outcome.series |= edit.series
         self.outcome.files |= edit.files
         self.bundle.cache_bits = edit.cache_bits or self.bundle.cache_bits
         if edit.bundle is not None:
             self.module = self.bundle.module = edit.bundle.module.requires_grad_(False).eval()
-            self.bundle.tokenizer, self.bundle.geometry, self.bundle.attention = (
-                edit.bundle.tokenizer,
-                edit.bundle.geometry,
-                (),
-            )
-            engine.forget(self.bundle)  # a decoder of the teacher, which answered or drew texts
+            self.bundle.tokenizer = edit.bundle.tokenizer
+            self.bundle.geometry = edit.bundle.geometry
+            self.bundle.attention = ()
+            engine.forget(self.bundle)  # the teacher's decoder, which answered questions or drew texts
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
@@ -312,7 +318,7 @@ class _Walk:
             self._cut(edit)
 
     def _cut(self, edit: Edit) -> None:
-        """Heads and channels leave the model; its sizes follow."""
+        """Cut heads and channels out of the model, and update the model's sizes."""
         touched = [
             (path, role, layer)
             for path, role, layer in arch.linears(self.module)
@@ -328,7 +334,7 @@ class _Walk:
             self._record(edit, path, bits, layer=layer, role=role, format="cut")
 
     def _record(self, edit: Edit, path: str, bits: float, **place) -> None:
-        """One row of the outcome: a matrix, what it takes now, and the method's own figures."""
+        """Add a row to the outcome: a matrix, the bits that it takes now, and the method's own figures."""
         row = {"path": path, "method": self.method.name, "bits_per_weight": bits}
         self.outcome.layers.append(row | place | dict(edit.figures.get(path, {})))
 
@@ -344,15 +350,17 @@ def site_of(module: nn.Module, path: str, role: str, layer: int) -> Site:
 
 
 def unit_of(weight: Tensor) -> float:
-    """The power of two in which a matrix is stored: 1, or about its largest magnitude where 16-bit scales and
-    factors, which end at 0.00006 and 65,504, couldn't hold it. Multiplying by a power of two rounds
-    nothing."""
+    """The power of two by which a matrix is divided before it is stored, usually 1.
+
+    Scales and factors in 16 bits hold 0.00006 to 65,504. A matrix whose largest magnitude lies far outside is
+    divided by about that magnitude. Dividing by a power of two rounds nothing.
+    """
     largest = float(weight.abs().amax()) if weight.numel() else 0.0
     return 1.0 if largest == 0 or SMALLEST <= largest <= LARGEST else 2.0 ** math.floor(math.log2(largest))
 
 
 def in_units(site: Site, unit: float) -> Site:
-    """The site with its weight and bias counted in `unit`."""
+    """The site with its weight and bias divided by `unit`."""
     if unit == 1.0:
         return site
     return dataclasses.replace(

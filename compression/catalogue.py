@@ -24,7 +24,7 @@ class Entry:
     gated: bool = False
     package: str | None = None  # a Python package that carries the weights
     rounded: str | None = None  # the publisher's own rounding, e.g. "Q4_1"
-    publisher_bytes: int | None = None  # size of the publisher's file, where it isn't 16-bit safetensors
+    publisher_bytes: int | None = None  # size of the publisher's file, if it isn't 16-bit safetensors
 
     def describe(self) -> dict:
         """JSON for the page."""
@@ -154,7 +154,7 @@ OFFLINE_MODEL = "smollm2-135m-instruct-q4_1"
 
 
 def unknown(name: str) -> ModelUnavailable:
-    """The error for a name that is neither in the catalogue nor a hub id nor a folder."""
+    """The error for a name that is neither in the catalogue, nor a hub id, nor a folder."""
     import difflib
 
     name = name[:200]

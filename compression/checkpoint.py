@@ -1,11 +1,13 @@
-"""The weights of a checkpoint, into a model: every tensor of the file used once, every parameter from the
-file, or nothing.
+"""Reads a checkpoint's weights into a model, completely or not at all.
 
-`load` compares what the config describes with what the files' headers hold before any memory is taken, then
-reads tensor by tensor. Names are those of transformers' modules, or of the files that it maps to them itself
-(Architecture.prefix, .renamed). Two tensors may be one only where the config says so, and then the file's two
-must agree. Tensors that follow from the config and that some published files carry (Architecture.recomputed)
-are compared with what the model computes, and left out.
+Every tensor of the files is used once, and every parameter gets its values from the files. `load` compares
+what the config describes with what the files' headers hold before it takes any memory, and then reads tensor
+by tensor. Names are those of transformers' modules, or names in files that it maps to them itself
+(Architecture.prefix, .renamed).
+
+Two tensors may be one only if the config says so, and then the files' two must agree. Some published files
+carry tensors that follow from the config (Architecture.recomputed). These are compared with what the model
+computes, and left out.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.uint8,
 }
-FOREIGN = {  # a part of a name -> what a checkpoint with such tensors is
+FOREIGN = {  # a part of a tensor's name -> what kind of checkpoint has such tensors
     "lora_": "an adapter",
     "base_model.": "an adapter",
     "qweight": "compressed already (GPTQ or AWQ)",
@@ -54,8 +56,10 @@ FOREIGN = {  # a part of a name -> what a checkpoint with such tensors is
 
 
 def build(described: Described, dtype: torch.dtype, device: str = "cpu") -> nn.Module:
-    """The transformers model that a config describes, its weights undefined. device "meta" takes no
-    memory."""
+    """The transformers model that a config describes, with undefined weights.
+
+    device "meta" takes no memory.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
@@ -77,7 +81,7 @@ def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn
     _check_layers(folder, names, row, described)
     try:
         model = build(described, dtype, "meta")
-    except Exception as why:  # a combination of values that only the library knows to be wrong
+    except Exception as why:  # values whose combination only the library knows to be wrong
         raise folder.error(
             "bad_config",
             f"has a config.json that no model can be built from: {shown(why, 200)}. Correct the file, or "
@@ -104,7 +108,7 @@ def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn
 
 
 def _named(headers: Headers, row: Architecture) -> dict[str, Entry]:
-    """The file's tensors by the names that the model's modules have."""
+    """The files' tensors by the names that the model's modules have."""
     found: dict[str, Entry] = {}
     stems = {
         path.removeprefix(row.prefix).split(".")[0]
@@ -142,9 +146,8 @@ def _check_layers(
         what = f"{have} layers" if len(found) == have else f"{len(found)} of {have} layers"
         raise folder.error(
             "layers_differ",
-            f"has {said} layers by its config.json and {what} in its files; correct the one or fetch "
-            "the other "
-            "again",
+            f"has {said} layers by its config.json and {what} in its files; correct the one or fetch the "
+            "other again",
             said=said,
             found=len(found),
         )
@@ -160,7 +163,7 @@ def check(
     expected: Mapping[str, tuple[int, ...]],
     tied: tuple[str, ...] = (),
 ) -> None:
-    """Compare the file's tensors with the model's (name -> shape). tied: names of which one may be absent."""
+    """Compare the files' tensors with the model's (name -> shape). tied: names of which one may be absent."""
     missing = [n for n in expected if n not in found and not (n in tied and any(t in found for t in tied))]
     unexpected = [n for n in found if n not in expected]
     if unexpected:
@@ -195,9 +198,8 @@ def check(
         if entry.dtype not in FLOATS:
             raise folder.error(
                 "tensor_type",
-                f"holds {shown(name)} as {entry.dtype}, where floating numbers are due: compressed "
-                "already, or "
-                "no model; give the original model",
+                f"holds {shown(name)} as {entry.dtype}, not as floating-point numbers: it is compressed "
+                "already, or no model; give the original model",
                 names=shown(name),
                 count=1,
                 got=entry.dtype,
@@ -205,8 +207,10 @@ def check(
 
 
 def read(headers: Headers, entry: Entry, into: Tensor | None = None) -> Tensor:
-    """The tensor of an entry as the file has it (booleans as bytes); `into`: read there, of the same type and
-    size."""
+    """The tensor of an entry as the file has it (booleans as bytes).
+
+    into: a tensor of the same type and size that it is read into.
+    """
     tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype]) if into is None else into
     if not tensor.numel():
         return tensor
@@ -232,7 +236,7 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
     folder, places = headers.folder, dict(module.named_parameters(remove_duplicate=False))
     first = next((n for n in tied if n in names), "")
     filled = set()
-    # a second of two comes last
+    # the second of two tied tensors comes last
     for name, entry in sorted(names.items(), key=lambda item: item[0] in tied and item[0] != first):
         place = places[tied[0] if name in tied else name].data
         if name in tied and name != first:
@@ -243,8 +247,7 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
                 raise folder.error(
                     "heads_differ",
                     f"has a head of its own in {shown(name)}, and its config.json says that it is "
-                    f"{shown(first)} "
-                    "(tie_word_embeddings); correct config.json",
+                    f"{shown(first)} (tie_word_embeddings); correct config.json",
                     names=shown(name),
                 )
             continue
@@ -265,7 +268,7 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
 
 
 def check_finite(folder: Folder, name: str, tensor: Tensor) -> None:
-    """Raises ModelUnavailable for a tensor that holds an infinity or no number."""
+    """Raises ModelUnavailable for a tensor that holds infinity or NaN."""
     if (
         tensor.is_floating_point()
         and tensor.numel()
@@ -279,8 +282,10 @@ def check_finite(folder: Folder, name: str, tensor: Tensor) -> None:
 
 
 def _agrees(tensor: Tensor, kind: str, module: nn.Module, row: Architecture) -> bool:
-    """Whether a tensor that follows from the config is what the model computes (in as many digits as a file
-    may keep)."""
+    """Whether a tensor that follows from the config equals what the model computes.
+
+    It is compared in as many digits as a file may keep.
+    """
     if kind == "version":
         return tensor.numel() == 1
     if kind == "floor":
@@ -305,7 +310,7 @@ def _agrees(tensor: Tensor, kind: str, module: nn.Module, row: Architecture) -> 
 
 
 def read_generation(folder: Folder, module: nn.Module) -> None:
-    """Give the module what generation_config.json says, if there is one (when to stop, above all)."""
+    """Give the module what generation_config.json says, if there is one; above all, when to stop."""
     from transformers import GenerationConfig
 
     file = "generation_config.json"
@@ -321,7 +326,7 @@ def read_generation(folder: Folder, module: nn.Module) -> None:
             ):
                 raise ValueError(f"{name} = {given[name]!r} is no token's number")
         module.generation_config = GenerationConfig.from_dict({k: v for k, v in given.items() if k in known})
-    except Exception as why:  # whatever the library finds wrong
+    except Exception as why:  # the library may find anything wrong with it
         raise folder.error(
             "bad_config",
             f"has a {file} that can't be read: {shown(why, 200)}. Correct the file, or fetch it again.",

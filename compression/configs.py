@@ -1,9 +1,9 @@
-"""What a config.json says, checked before anything is done with it.
+"""Reads a model's config.json, and checks it before anything is done with it.
 
 The table of architectures declares the fields of each: type, bounds, default, other names, and whether the
 field changes what the model computes. Only declared fields ever reach transformers. A field that asks for a
-feature which isn't handled here is refused (`NEVER`); any other is bookkeeping and is left out. No torch: the
-page reads configs too.
+feature which isn't handled here is refused (`NEVER`). All other fields are bookkeeping and are left out. No
+torch: the page reads configs too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from compression.bundle import Geometry, LayerGeometry
 from compression.folder import Folder, shown
 
 CONFIG = "config.json"
-NEVER: dict[str, tuple] = {  # field -> the values under which it asks for nothing
+NEVER: dict[str, tuple] = {  # field -> the values with which it asks for nothing
     "is_causal": (None, True),
     "add_cross_attention": (None, False),
     "is_encoder_decoder": (None, False),
@@ -65,21 +65,23 @@ ROPES: dict[str, dict[str, Field]] = {
 
 @dataclass(frozen=True)
 class Described:
-    """What a config says, in the table's words."""
+    """What a config says, in the names of the table of architectures."""
 
     architecture: str  # key of ARCHITECTURES
     values: Mapping[str, Any]  # for transformers' class of that architecture
     geometry: Geometry
-    forward: Mapping[str, Any]  # what changes the model's output, each thing said in one way
+    forward: Mapping[str, Any]  # what changes the model's output, each thing in one way only
 
     @property
     def hash(self) -> str:
-        """Equal for two configs exactly if they describe the same computation."""
+        """Equal for two configs if and only if they describe the same computation."""
         return hashlib.sha256(canonical(self.forward).encode()).hexdigest()
 
     def config(self):
-        """The transformers config. Raises ModelUnavailable for a combination that the library itself
-        refuses."""
+        """The transformers config.
+
+        Raises ModelUnavailable for a combination of values that the library itself refuses.
+        """
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         values = {k: dict(v) if isinstance(v, dict) else v for k, v in self.values.items()}
@@ -94,7 +96,7 @@ def read(folder: Folder) -> Described:
 
 
 def describe(config: Mapping[str, Any], folder: Folder) -> Described:
-    """What the JSON object `config` says; `folder` names the model in messages."""
+    """What the JSON object `config` says. `folder` names the model in messages."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         got = shown(kind) if isinstance(kind, str) else "no type"
@@ -135,8 +137,10 @@ def describe(config: Mapping[str, Any], folder: Folder) -> Described:
 
 
 def check_promises(config: Mapping[str, Any], folder: Folder) -> None:
-    """Refuse what a config says the model is and this program doesn't read: rounded weights, code of its own,
-    odd features."""
+    """Refuse a config that says the model is something that this program doesn't read.
+
+    E.g. compressed weights, code of its own, unknown features.
+    """
     if config.get("quantization_config"):
         about = config["quantization_config"]
         method = shown(about.get("quant_method", "unknown") if isinstance(about, Mapping) else about, 40)
@@ -166,8 +170,10 @@ def check_promises(config: Mapping[str, Any], folder: Folder) -> None:
 
 
 def _take(config: Mapping[str, Any], name: str, field: Field, folder: Folder, where: str = "") -> Any:
-    """The value of a field, or its default. Raises ModelUnavailable for another type or a value beyond the
-    bounds."""
+    """The value of a field, or its default.
+
+    Raises ModelUnavailable for a value of another type or beyond the bounds.
+    """
     given = [n for n in (name, *field.also) if n in config]
     if not given or (config[given[0]] is None and not field.empty):
         if field.default is REQUIRED:
@@ -223,7 +229,7 @@ def _odd(folder: Folder, field: str, got: Any, allowed: str) -> ModelUnavailable
 
 
 def _sizes(row: Architecture, read: Mapping[str, Any], folder: Folder) -> Geometry:
-    """The sizes, after what they ask of each other."""
+    """The model's sizes, after a check that they fit each other."""
     names = row.sizes
     hidden, heads, layers = read[names.hidden], read[names.heads], read[names.layers]
     kv_heads = read.get(names.kv_heads) or heads
@@ -259,14 +265,12 @@ def _sizes(row: Architecture, read: Mapping[str, Any], folder: Folder) -> Geomet
 
 
 def _windows(forward: dict[str, Any], values: dict[str, Any]) -> None:
-    """Say which layers look at a window in one way: by layer_types and its length, or not at all."""
+    """Bring the sliding windows into one form: layer_types and the window's length, or neither."""
     if "layer_types" not in forward:
         return
-    use, length, first = (
-        forward.pop("use_sliding_window"),
-        forward.pop("sliding_window"),
-        forward.pop("max_window_layers"),
-    )
+    use = forward.pop("use_sliding_window")
+    length = forward.pop("sliding_window")
+    first = forward.pop("max_window_layers")
     layers = values["num_hidden_layers"]
     slides = use and length is not None
     kinds = forward["layer_types"] or [KINDS[bool(slides and i >= first)] for i in range(layers)]
@@ -277,7 +281,7 @@ def _windows(forward: dict[str, Any], values: dict[str, Any]) -> None:
 def _rope(
     config: Mapping[str, Any], row: Rotary, head_size: int, positions: int, folder: Folder
 ) -> dict[str, Any]:
-    """The rotary parameters in transformers' present form, from where files of any age keep them."""
+    """The rotary parameters in transformers' present form. Files of any age keep them in several places."""
     share = row.share
     found = []
     for place in ("rope_scaling", "rope_parameters"):
@@ -301,7 +305,7 @@ def _rope(
         raise folder.error(
             "model_feature",
             f"has {share} = {rope['partial_rotary_factor']:g} in config.json, which its architecture "
-            "compute; choose another model",
+            "doesn't compute; choose another model",
             field=share,
             got=f"{rope['partial_rotary_factor']:g}",
         )

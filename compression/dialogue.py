@@ -1,12 +1,13 @@
-"""Conversations as a calibration text: read from JSON, a line each, and written the way the model itself
-reads them.
+"""Conversations as a calibration text: read from JSON lines, and written the way the model itself reads them.
 
-    {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello! What can I do
-    for you?"}]}
+Each line is one conversation:
 
-A model that was tuned for chat meets special tokens, a system's words and short turns, none of which stand in
-plain text. Its own chat template puts them there, so that what is calibrated on is what the model meets in
-use. The conversations follow each other as the template ends them; nothing else is put between.
+    {"messages": [{"role": "user", "content": "Hello"},
+                  {"role": "assistant", "content": "Hello! What can I do for you?"}]}
+
+A model that was tuned for chat meets special tokens, a system message and short turns. Plain text has none of
+them. The model's own chat template writes them, so that it is calibrated on what it meets in use. The
+conversations follow each other as the template ends them, with nothing in between.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from collections.abc import Sequence
 
 from compression.base import TextUnavailable
 
-Conversation = tuple[dict[str, str], ...]  # its messages {"role", "content"} in order
+Conversation = tuple[dict[str, str], ...]  # its messages {"role", "content"}, in order
 ROLES = ("system", "user", "assistant")
 FORM = '{"messages": [{"role": "user", "content": "..."}, ...]}'
 
 
 def parse(content: str, name: str) -> tuple[Conversation, ...]:
-    """The conversations of a file in JSON lines; blank lines are skipped. Raises TextUnavailable with the
-    line that is none."""
+    """The conversations of a file in JSON lines; blank lines are skipped.
+
+    Raises TextUnavailable with the number of a line that is no conversation.
+    """
     found = []
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -65,17 +68,16 @@ def _no_dialogue(name: str, line: int, reason: str) -> TextUnavailable:
 
 
 def written(name: str, conversations: Sequence[Conversation], tokenizer, enough: int | None = None) -> str:
-    """The conversations one after the other as the tokenizer's chat template writes them, until there are
-    `enough` characters.
+    """The conversations one after the other, as the tokenizer's chat template writes them.
 
-    Raises TextUnavailable where there is no template, where it refuses a conversation, and where a message
-    holds the letters of a special token, with which it could end itself or speak for somebody else.
+    It stops when there are `enough` characters. Raises TextUnavailable if there is no template, if it refuses
+    a conversation, or if a message holds the letters of a special token. With these a message could end
+    itself or speak for somebody else.
     """
     if not tokenizer.chat_template:
         raise TextUnavailable(
-            f"{name} is a dialogue, and this model has no chat template, which says how it reads one; "
-            "choose a model that is "
-            "tuned for chat, or a plain text",
+            f"{name} is a dialogue, and this model has no chat template, which says how it reads one; choose "
+            "a model that is tuned for chat, or a plain text",
             code="no_chat_template",
             name=name,
         )
@@ -87,9 +89,8 @@ def written(name: str, conversations: Sequence[Conversation], tokenizer, enough:
     for number, messages in enumerate(conversations, 1):
         if spelled := next((s for m in messages for s in special if s in m["content"]), ""):
             raise TextUnavailable(
-                f"conversation {number} of {name} holds the letters of the special token {spelled!r}, "
-                "which would end a message "
-                "or change who speaks; take them out",
+                f"conversation {number} of {name} holds the letters of the special token {spelled!r}, which "
+                "would end a message or change who speaks; take them out",
                 code="special_in_dialogue",
                 name=name,
                 number=number,
@@ -100,9 +101,8 @@ def written(name: str, conversations: Sequence[Conversation], tokenizer, enough:
         except Exception as error:  # a template is a program that came with the model: it may raise anything
             reason = f"{type(error).__name__}: {error}"[:300]
             raise TextUnavailable(
-                f"the model's chat template refuses conversation {number} of {name} ({reason}); leave "
-                "it out, or let user and "
-                "assistant take turns",
+                f"the model's chat template refuses conversation {number} of {name} ({reason}); leave it "
+                "out, or let user and assistant take turns",
                 code="dialogue_refused",
                 name=name,
                 number=number,

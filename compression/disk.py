@@ -1,4 +1,4 @@
-"""Room on the disk: asked before much is written, and told the same way wherever it ends."""
+"""Checks that the disk has room before much is written. A full disk always gives the same error."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from compression.base import CompressionError
 
 
 class DiskFull(CompressionError):
-    """Facts: free_bytes, and need_bytes where it is known."""
+    """Facts: free_bytes, and need_bytes if it is known."""
 
     code = "disk_full"
 
 
 def free_bytes(place: Path | str) -> int:
-    """Bytes that this user may still write where `place` is, or will be."""
+    """Bytes that this user may still write on the disk of `place`, which need not exist yet."""
     place = Path(place).absolute()
     while not place.exists():
         place = place.parent

@@ -1,12 +1,11 @@
-"""How far a student's next-token distribution q is from its teacher's p: forward and reverse KL, and all
-between them.
+"""How far a student's next-token distribution q is from its teacher's p: forward KL, reverse KL, and between.
 
-Forward KL(p || q) punishes a student that leaves out what the teacher says (it covers everything); reverse
-KL(q || p) punishes one that says what the teacher wouldn't (it seeks the modes). The generalised
-Jensen-Shannon divergence of Agarwal et al. 2023 (arXiv 2306.13649) lies between: JSD_beta = beta KL(p || m) +
-(1 - beta) KL(q || m), m = beta p + (1 - beta) q. It goes to zero at both ends as beta KL(p || q) and (1 -
-beta) KL(q || p) do; `between` divides by beta (1 - beta), so that it is the forward KL at 0, the reverse KL
-at 1, and of one scale in between.
+Forward KL(p || q) is large if the student leaves out what the teacher says, so the student covers everything.
+Reverse KL(q || p) is large if the student says what the teacher wouldn't, so it seeks the modes. The
+generalised Jensen-Shannon divergence of Agarwal et al. 2023 (arXiv 2306.13649) lies between: JSD_beta = beta
+KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q. Towards both ends it goes to zero, like beta
+KL(p || q) and (1 - beta) KL(q || p). `between` divides it by beta (1 - beta). So it is the forward KL at beta
+0, the reverse KL at 1, and has the same scale in between.
 
 All take log-probabilities or logits [..., vocabulary] of p and q, in that order, and give nats [...] in
 float32 (float64 stays).

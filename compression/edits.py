@@ -1,4 +1,4 @@
-"""Edits and notes that methods of several families make in the same way."""
+"""Edits and notes that methods of several families build in the same way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def stored(site: Site, packed: Packed, notes: tuple[Note, ...] = (), **figures: 
 
 
 def short_group_note(site: Site, group_size: int) -> tuple[Note, ...]:
-    """Tells that the last group is short, once a width."""
+    """A note that the last group of each row is short; once for each width."""
     rest = site.weight.shape[1] % group_size if group_size > 0 else 0
     if not rest:
         return ()
@@ -22,7 +22,7 @@ def short_group_note(site: Site, group_size: int) -> tuple[Note, ...]:
 
 
 def damping_note(site: Site, asked: float, used: float) -> tuple[Note, ...]:
-    """Tells that H was damped more than asked (`second_order.inverse_factor`)."""
+    """A note that H was damped more than asked (`second_order.inverse_factor`)."""
     if used == asked:
         return ()
     return (Note("damping_raised", {"layer": site.path, "from": asked, "to": used}),)

@@ -1,7 +1,8 @@
-"""A config and a tokenizer that the last two major versions of transformers read alike.
+"""Writes a config and a tokenizer that transformers 4 and 5 read alike.
 
-Version 5 writes some settings in new places that version 4 doesn't look at, and takes its defaults instead:
-another rope_theta is another model. So these files say it in both places; each version reads its own.
+Version 5 writes some settings in new places. Version 4 doesn't look there and takes its defaults instead, and
+with e.g. another rope_theta it is another model. So these files hold such settings in both places, and each
+version reads its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import nn
 
 from compression import arch
 
-NEWER = ("backend", "is_local", "local_files_only")  # what version 5 notes about its own way of loading
+NEWER = ("backend", "is_local", "local_files_only")  # what version 5 writes about its own way of loading
 TOKENIZER = "PreTrainedTokenizerFast"  # reads tokenizer.json as it is, in both
 
 
@@ -51,7 +52,7 @@ def tokenizer(folder: Path) -> None:
 
 
 def write(file: Path, content: dict) -> None:
-    """A JSON file. Raises ValueError for numbers that aren't finite, which JSON hasn't."""
+    """Write a JSON file. Raises ValueError for infinity and NaN, which JSON doesn't have."""
     file.write_text(
         json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
     )

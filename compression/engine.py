@@ -1,10 +1,12 @@
-"""From a model to the flat description that the one-call decode step reads (kernels/cpu/step.py).
+"""Turns a model into the flat description that the one-call decode step reads (kernels/cpu/step.py).
 
-Every linear goes in with the format it has; one that isn't compressed goes in as 16-bit weights (the type
-that its publisher used, float16 where that was 32 bits), as the saved file would hold it, or in the type that
-is asked for. What the step doesn't know (known.py) is refused with the reason, and the model then runs
-through transformers' own loop. So is a model for which the step, once made, doesn't give the logits of the
-model's own forward pass on a few tokens.
+Every linear goes in with the format that it has. One that isn't compressed goes in as 16-bit weights, as the
+saved file would hold it (the type that its publisher used, or float16 if that was 32 bits), or in the type
+that is asked for.
+
+A model that the step doesn't know (known.py) is refused with the reason, and then runs through transformers'
+own loop. So does a model whose decoder is tried on a few tokens and doesn't give the logits of the model's
+own forward pass.
 """
 
 from __future__ import annotations
@@ -26,18 +28,18 @@ from kernels import cpu
 from kernels.cpu import plans
 from kernels.cpu.step import Decoder, Layer, Linear, Model, Norm, Session
 
-# tokens that a new decoder is tried on; so many of them in one call, the others one by one
+# a new decoder is tried on TRIED tokens: AT_ONCE of them in one call, the others one by one
 TRIED, AT_ONCE = 8, 5
-# By how much its logits may differ from the model's: the root mean square of the differences by that of the
-# logits about their mean. Float32 sums of another order leave 1e-6 to 1e-5; a wrong epsilon, scale, angle or
-# activation 1e-3 and more.
+# The most by which its logits may differ from the model's: the root mean square of the differences, divided
+# by that of the logits about their mean. Float32 sums in another order give 1e-6 to 1e-5; a wrong epsilon,
+# scale, angle or activation gives 1e-3 and more.
 EXACT = 3e-4
-# Where activations are rounded, a value at a tie goes the other way and all that follow differ by their own
-# rounding: so much a block (30 blocks of 8-bit activations were seen to leave 0.13), and never as much as two
-# models without a likeness, 1 and more.
+# With rounded activations, a value at a tie may be rounded the other way, and all values that follow differ
+# by their own rounding. ROUNDED is allowed for each block (30 blocks of 8-bit activations gave 0.13), and
+# never more than MOST: two models that have nothing in common give 1 and more.
 ROUNDED, MOST = 0.05, 0.7
-ANGLES_AT_ONCE = 1 << 14  # positions
-HALF_ERROR = 2.0**-11  # what rounding to float16 costs at most, relative to the value
+ANGLES_AT_ONCE = 1 << 14  # positions whose angles are computed at once
+HALF_ERROR = 2.0**-11  # the error of rounding to float16, relative to the value
 NORMAL = 2.0**-14  # the smallest value that float16 holds with all its digits
 _one_at_a_time = threading.Lock()
 
@@ -47,12 +49,11 @@ class CannotServe(Exception):
 
 
 def serve(bundle: Bundle) -> Decoder | None:
-    """The bundle's decoder, made and tried at the first call; None where the step can't run it
-    (`bundle.refused` says why).
+    """The bundle's decoder, made and tried at the first call; None if the step can't run the model.
 
-    Whoever changes the module's weights calls `forget` first.
+    `bundle.refused` then says why. Call `forget` before changing the module's weights.
     """
-    with _one_at_a_time:  # a trial stands in for parts of the module
+    with _one_at_a_time:  # the trial replaces parts of the module for a moment
         if bundle.decoder is None and not bundle.refused:
             try:
                 bundle.decoder = _tried(bundle)
@@ -62,8 +63,10 @@ def serve(bundle: Bundle) -> Decoder | None:
 
 
 def serve_alone(bundle: Bundle) -> Decoder | None:
-    """`serve`, and then give up the module's own weights: from here on the bundle can only be asked for
-    tokens."""
+    """`serve`, and then give up the module's own weights.
+
+    From here on the bundle can only be asked for tokens.
+    """
     found = serve(bundle)
     if found is not None:
         bundle.module.to("meta")
@@ -71,23 +74,22 @@ def serve_alone(bundle: Bundle) -> Decoder | None:
 
 
 def forget(bundle: Bundle) -> None:
-    """The module changes: what was made from it is of no use any more."""
+    """The module is about to change: drop everything that was made from it."""
     bundle.decoder, bundle.refused = None, ""
 
 
 def storage_dtype(bundle: Bundle) -> torch.dtype:
-    """The 16-bit type of whatever isn't compressed: bfloat16 where the publisher used it, else float16."""
+    """The 16-bit type of what isn't compressed: bfloat16 if the publisher used it, else float16."""
     return torch.bfloat16 if bundle.source.get("dtype") == "bfloat16" else torch.float16
 
 
 def stored_as(tensor: Tensor, storage: torch.dtype) -> torch.dtype:
-    """The type that a tensor is stored in where `storage` is wished for: float32 where float16 can't hold its
-    values.
+    """The type that a tensor is stored in: `storage`, or float32 if float16 can't hold its values.
 
-    That is so where one lies beyond 65504, or where many rows consist of values below 2^-14, for which
-    float16 has few digits: more than one row in a hundred loses more than what rounding to float16 costs
-    anywhere. A single such row (a token that no text has, moved a little by a training) doesn't double a
-    table's size.
+    Float16 can't if a value lies beyond 65504, or if many rows consist of values below 2^-14, for which
+    float16 has few digits. "Many" means that more than one row in a hundred loses more than rounding to
+    float16 costs elsewhere. A single such row, e.g. of a token that no text has and that training moved a
+    little, doesn't double a table's size.
     """
     if storage is not torch.float16 or not tensor.numel():
         return storage
@@ -100,7 +102,7 @@ def stored_as(tensor: Tensor, storage: torch.dtype) -> torch.dtype:
     size = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
     small = rows[
         size < NORMAL * rows.shape[1] ** 0.5
-    ].float()  # in any other row what lies below float16's normal values is lost in it
+    ].float()  # in any other row, values below float16's normal range don't matter
     unit = small.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     lost, whole = (((part / unit) ** 2).sum(1) for part in (small - small.half().float(), small))
     poor = int((lost > HALF_ERROR**2 * whole).sum())
@@ -108,15 +110,17 @@ def stored_as(tensor: Tensor, storage: torch.dtype) -> torch.dtype:
 
 
 def prepare(bundle: Bundle) -> None:
-    """Keep only the tiles of every compressed matrix (a saved model that will be served, not changed)."""
+    """Keep only the tiles of every compressed matrix, for a saved model that is run and not changed."""
     for module in bundle.module.modules():
         if isinstance(module, (CompressedLinear, CompressedTable)):
             module.packed.prepare()
 
 
 def decoder(bundle: Bundle, dtype: torch.dtype | None = None) -> Decoder:
-    """A decoder for the model as it is now, not tried. dtype: of the matrices that aren't compressed. Raises
-    CannotServe."""
+    """A decoder for the model as it is now; it isn't tried.
+
+    dtype: the type of matrices that aren't compressed. Raises CannotServe.
+    """
     return _made(bundle, _Maker(bundle.module, dtype or storage_dtype(bundle)))
 
 
@@ -137,7 +141,7 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
         raise CannotServe("the key-value cache has scales by channel, which the step doesn't keep")
     if bundle.cache_bits == 4 and (odd := [sizes.head_size for sizes in g.layers if sizes.head_size % 2]):
         raise CannotServe(f"a key-value cache in 4 bits holds two neighbours a byte; a head has {odd[0]}")
-    # the largest first, while little else takes memory
+    # the largest matrices first, while little else takes memory
     table, head = make.table(arch.embedding(module)[1]), make.linear(arch.head(module)[1])
     blocks = arch.blocks(module)
     layers = tuple(_layer(make, module, i, block, g.layers[i]) for i, block in enumerate(blocks))
@@ -172,7 +176,7 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
 
 
 class _Maker:
-    """Parts of a model as the step takes them; a tied matrix is made once."""
+    """Makes the parts of a model as the step takes them; a tied matrix is made once."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype):
         self.module, self.dtype = module, dtype
@@ -257,8 +261,10 @@ def _angles(module: nn.Module, row: Rotary, positions: int) -> tuple[Tensor, Ten
 
 
 def misfit(model: Model) -> str:
-    """The first part whose size isn't the model's, in words, "" if all fit: the step reads memory by these
-    sizes."""
+    """The first part whose size isn't the model's, in words; "" if all fit.
+
+    This must be checked, because the step reads memory by these sizes.
+    """
     h, head = model.hidden, model.head.plan.shape
     width = model.embedding.shape[1]
     wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -275,11 +281,9 @@ def misfit(model: Model) -> str:
         if part.plan is not None:
             wanted[name] = part.plan.shape, shape
     for i, layer in enumerate(model.layers):
-        q, kv, ff = (
-            layer.heads * layer.head_size,
-            layer.kv_heads * layer.head_size,
-            layer.linears["up"].plan.shape[0],
-        )
+        q = layer.heads * layer.head_size
+        kv = layer.kv_heads * layer.head_size
+        ff = layer.linears["up"].plan.shape[0]
         if layer.kv_heads < 1 or layer.heads % layer.kv_heads:
             return f"block {i} has {layer.heads} query heads for {layer.kv_heads} of keys and values"
         shapes = {
@@ -322,11 +326,11 @@ def misfit(model: Model) -> str:
 
 @torch.no_grad()
 def _tried(bundle: Bundle) -> Decoder:
-    """A decoder whose logits on a few tokens are those of the model's own forward pass. Raises CannotServe.
+    """A decoder whose logits on a few tokens agree with the model's own forward pass. Raises CannotServe.
 
-    Both multiply by the decoder's matrices and keep float32 keys and values: nothing but an error of the step
-    makes a difference. A cache of few bits would: a value at a tie goes the other way, and all that follow
-    differ by its rounding.
+    Both use the decoder's matrices and keep keys and values in float32, so that only an error of the step
+    makes a difference. With a quantized cache there would be others: a value at a tie may be rounded the
+    other way, and all values that follow differ by their rounding.
     """
     make = _Maker(bundle.module, storage_dtype(bundle))
     made = _made(bundle, make)
@@ -339,7 +343,7 @@ def _tried(bundle: Bundle) -> Decoder:
         [session.run(part) for part in (ids[:, :prompt], *ids[:, prompt:].split(1, 1)) if part.numel()]
     )
     off, bound = deviation(found, expected), _allowed(bundle)
-    if not off <= bound:  # nor where it isn't a number
+    if not off <= bound:  # written this way so that NaN is refused too
         raise CannotServe(
             f"on {count} tokens its logits differ from the model's by {off:.2g} of their spread; "
             f"allowed: {bound:.2g}"
@@ -348,8 +352,7 @@ def _tried(bundle: Bundle) -> Decoder:
 
 
 def _own_logits(bundle: Bundle, make: _Maker, ids: Tensor) -> Tensor:
-    """The model's logits [t, vocabulary] for ids [1, t], its dense matrices multiplied as the decoder holds
-    them."""
+    """The model's logits [t, vocabulary] for ids [1, t], with dense matrices as the decoder holds them."""
     table = arch.embedding(bundle.module)[1]
     with ExitStack() as stack:
         for part in bundle.module.modules():
@@ -375,14 +378,16 @@ def _product_by(plan: plans.Plan, bias: Tensor | None) -> Callable[[Tensor], Ten
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """How far logits [tokens, vocabulary] are from those expected: the worst token's root mean square
-    difference, by that of its expected logits about their mean."""
+    """How far logits [tokens, vocabulary] are from the expected ones, for the worst token.
+
+    It is the root mean square of the differences, divided by that of the expected logits about their mean.
+    """
     spread = (expected - expected.mean(-1, keepdim=True)).square().mean(-1).sqrt()
     return float(((found - expected).square().mean(-1).sqrt() / spread.clamp_min(1e-30)).max())
 
 
 def _allowed(bundle: Bundle) -> float:
-    """The largest `deviation` of a right decoder."""
+    """The largest `deviation` that a correct decoder may have."""
     packed = [m.packed for m in bundle.module.modules() if isinstance(m, (CompressedLinear, CompressedTable))]
     rounds = any(p.activations is not None for p in packed)
     return min(MOST, ROUNDED * len(bundle.geometry.layers)) if rounds else EXACT

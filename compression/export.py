@@ -1,22 +1,22 @@
-"""A compressed model in the formats that other programs load, and back.
+"""Writes a compressed model in formats that other programs load, and reads it back.
 
     from compression import artifact, export
 
     export.write(artifact.load("my-model-4-bits"), "my-model-gptq", "gptq_v2")
     bundle = export.read("my-model-gptq")
 
-What can go: every linear of the blocks as integers on a uniform grid, w = scale * (code - zero), with
-whole-number zero points (the format GroupedInt: from rounding, GPTQ, AWQ or SmoothQuant). Sparse, low-rank,
-code-book and mixed formats have no place in these files; they are refused with the reason, as is whatever a
-loader would read wrongly. All else is float16, or float32 where float16 can't hold a value. Configs and
-tokenizers are written for transformers 4 and 5 alike (elsewhere.py).
+A model can be exported if every linear of its blocks has integers on a uniform grid, w = scale * (code -
+zero), with whole-number zero points. That is the format GroupedInt, as rounding, GPTQ, AWQ or SmoothQuant
+store it. Sparse, low-rank, code-book and mixed formats have no place in these files. They are refused with
+the reason, and so is everything that a loader would read wrongly. All other tensors are float16, or float32
+if float16 can't hold a value. Configs and tokenizers are written for transformers 4 and 5 alike
+(elsewhere.py).
 
     gptq_v2, gptq        a GPTQ checkpoint (GPTQModel, vLLM, AutoGPTQ). For each linear [out, in]
                            qweight int32 [in * bits / 32, out]    qzeros int32 [groups, out * bits / 32]
                            scales float16 [groups, out]           g_idx int32 [in]
                          Version 2 stores zero points as they are. Version 1 stores zero - 1 and has no place
-                         for 0;
-                         GPTQModel takes asymmetric ones from itself only.
+                         for 0; GPTQModel takes its asymmetric files only if it wrote them itself.
     compressed-tensors   (vLLM, transformers) pack-quantized:
                            weight_packed int32 [out, in * bits / 32]    weight_scale float16 [out, groups]
                            weight_shape int64 [2]
@@ -24,14 +24,14 @@ tokenizers are written for transformers 4 and 5 alike (elsewhere.py).
                          and int-quantized where inputs are rounded to 8 bits token by token: weight int8,
                          weight_scale.
 
-All pack as kernels/bits.py does (value k at bits [b k, b k + b) of a little-endian stream), in words of 32
-bits along `in` for codes and along `out` for zero points. compressed-tensors has packed 3 bits in two ways,
-so it gets none, and gave up groups that are scattered over the inputs (act-order without static groups) in
-version 0.19. An adapter that stands beside its frozen weights goes alone, for PEFT (adapter.py).
+All of them pack as kernels/bits.py does (value k at bits [b k, b k + b) of a little-endian stream), in words
+of 32 bits: along `in` for codes and along `out` for zero points. compressed-tensors has packed 3 bits in two
+ways, so 3 bits aren't exported to it. Its version 0.19 gave up groups that are scattered over the inputs
+(act-order without static groups). An adapter beside frozen weights is exported alone, for PEFT (adapter.py).
 
-Where a family fuses q, k and v, the file has the fused layer: rows are independent, so rows of codes, scales
-and zero points are put together in the family's own order. GPT-2's layers are Conv1D: a GPTQ checkpoint
-stores them as if they were linears, compressed-tensors knows linears only.
+If a family fuses q, k and v, the file has the fused layer. Rows are independent, so rows of codes, scales and
+zero points are put together in the family's own order. GPT-2's layers are Conv1D. A GPTQ checkpoint stores
+them as if they were linears; compressed-tensors knows only linears.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from kernels.home import whole
 
 BITS = {"gptq_v2": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "compressed-tensors": (2, 4, 8)}
 FORMS = (*BITS, adapter.FORM)
-DTYPE = torch.float16  # of scales and of whatever isn't compressed: what loaders of these formats compute in
+DTYPE = torch.float16  # of scales and uncompressed tensors: loaders of these formats compute in it
 BY_TOKEN = ActivationRule(bits=8)
 LOADERS = {
     "gptq_v2": "a program that reads GPTQ checkpoints of version 2, such as GPTQModel",
@@ -66,24 +66,23 @@ LOADERS = {
     "compressed-tensors": "transformers and the package compressed-tensors, or with vLLM",
 }
 
-# transformers makes room for a layer's zero points as if they weren't packed, and refuses the file; so it is
-# told to dequantise on loading
+# transformers expects a layer's zero points unpacked and refuses the file, so its config asks for dequantised
+# weights on loading
 UNPACKED = (
-    "Its zero points are asymmetric: transformers 5 with compressed-tensors 0.19 or newer "
-    "opens it and dequantises it on loading; "
-    "transformers 4 can't. For that take symmetric weights, or gptq_v2."
+    "Its zero points are asymmetric: transformers 5 with compressed-tensors 0.19 or newer opens it and "
+    "dequantises it on loading; transformers 4 can't. For that take symmetric weights, or gptq_v2."
 )
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What all layers of a file share."""
+    """The settings that all layers of a file share."""
 
     form: str
     bits: int
     group_size: int
     symmetric: bool
-    scattered: bool  # groups that are no runs of neighbouring inputs
+    scattered: bool  # groups are not runs of neighbouring inputs
     rule: ActivationRule | None = None
 
 
@@ -97,9 +96,8 @@ class Layer:
 
 
 def offers(manifest: dict) -> list[str]:
-    """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, from its formats
-    alone."""
-    if "geometry" in manifest or "width" in manifest:  # blocks that the config doesn't describe
+    """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, by its own formats."""
+    if "geometry" in manifest or "width" in manifest:  # its blocks differ from what the config describes
         return []
     if adapter.offered(manifest):
         return [adapter.FORM]
@@ -125,11 +123,10 @@ def offers(manifest: dict) -> list[str]:
 def write(
     bundle: Bundle, folder: Path | str, form: str = "gptq_v2", label: str = "compressed"
 ) -> tuple[int, tuple[Note, ...]]:
-    """Write `bundle` to `folder`, which appears whole or not at all: (bytes of model.safetensors, notes for
-    the reader).
+    """Write `bundle` to `folder`, which appears whole or not at all.
 
-    form: one of FORMS. label: what was done to the model, for its README. Raises CannotExport with the
-    reason.
+    Returns (bytes of model.safetensors, notes for the reader). form: one of FORMS. label: what was done to
+    the model, for its README. Raises CannotExport with the reason.
     """
     from safetensors.torch import save_file
 
@@ -145,9 +142,8 @@ def write(
     described = arch.geometry_of(config)
     if (bundle.geometry.hidden, bundle.geometry.layers) != (described.hidden, described.layers):
         raise CannotExport(
-            "heads or channels were cut out of some blocks, and these formats describe all blocks by "
-            "one config; "
-            "keep the model in its own format"
+            "heads or channels were cut out of some blocks, and these formats describe all blocks by one "
+            "config; keep the model in its own format"
         )
     if bundle.attention:
         raise CannotExport(
@@ -201,7 +197,7 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     """The model in a folder that `write` made, its linears as GroupedInt again. Raises ModelUnavailable."""
     files, folder = Folder(folder), Path(folder)
     said = files.json(configs.CONFIG) if files.has(configs.CONFIG) else {}
-    # what is read is no longer in that format
+    # the model that is read is no longer in that format
     scheme = _read_scheme(folder, said.pop("quantization_config", None) or {})
     weights = headers.read(files)
     module = artifact.empty(configs.describe(said, files), dtype)
@@ -241,12 +237,14 @@ def read(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.flo
     return artifact.assemble(files, module, modules, tensors, folder.name, source, device)
 
 
-# --- where what is ---
+# --- from our tensors to the file's, and back ---
 
 
 def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
-    """Every tensor outside the blocks' linears in float16, or wider if need be (tied ones once); a rounded
-    table is written back as 16 bits."""
+    """Every tensor outside the blocks' linears, tied ones once.
+
+    They are in float16, or in float32 if they must be. A rounded table is written back in 16 bits.
+    """
     own = {
         path: m
         for path, m in bundle.module.named_modules()
@@ -271,13 +269,13 @@ def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
 
 
 def _narrow(tensor: Tensor) -> Tensor:
-    """In float16, or in float32 where that doesn't hold a value."""
+    """A tensor in float16, or in float32 if float16 can't hold one of its values."""
     half = tensor.to(DTYPE)
     return half if bool(torch.isfinite(half).all()) else tensor.float()
 
 
 def _joined(path: str, linears: list[CompressedLinear], heads: int | None) -> Layer:
-    """One linear, or q, k and v as the family's fused one."""
+    """One linear; or q, k and v, fused as the family fuses them."""
     packed = [_integers(linear) for linear in linears]
     grids = [p.grid for p in packed]
     if any(not torch.equal(_index(g), _index(grids[0])) for g in grids):
@@ -301,7 +299,7 @@ def _integers(linear: CompressedLinear) -> GroupedInt:
 
 
 def _rows(layer: Layer, rows: Tensor | slice) -> GroupedInt:
-    """Some rows of a layer as a format of our own."""
+    """Some rows of a layer in our own format."""
     g, codes = layer.grid, layer.codes[rows]
     zero = None if g.zero is None else g.zero_points()[rows]
     return GroupedInt.encode(
@@ -318,11 +316,11 @@ def _index(grid: Grid) -> Tensor:
     return runs if grid.group_index is None else grid.group_index.int()
 
 
-# --- what can go ---
+# --- what can be exported ---
 
 
 def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
-    """What all linears share, or CannotExport."""
+    """The settings that all linears share. Raises CannotExport if they differ."""
     for path, linear in linears:
         if why := _refusal(path, linear, form):
             raise CannotExport(why)
@@ -340,14 +338,13 @@ def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
 
 
 def _refusal(path: str, linear: nn.Module, form: str) -> str:
-    """Why a linear can't go into that format, "" if it can."""
+    """Why a linear can't be written in a format; "" if it can."""
     if not isinstance(linear, CompressedLinear):
-        return f"{path} is not compressed; these files hold models whose every linear is"
+        return f"{path} is not compressed; these files need every linear of the blocks to be compressed"
     if not isinstance(linear.packed, GroupedInt):
         return (
-            f"{path} is stored as {linear.packed.format}, for which {form} has no place; what can go "
-            "are integers on a "
-            "uniform grid: rtn, gptq, awq or smoothquant, without pruning before them"
+            f"{path} is stored as {linear.packed.format}, for which {form} has no place; it takes integers "
+            "on a uniform grid only: rtn, gptq, awq or smoothquant, without pruning before them"
         )
     if linear.input_scale is not None:
         return f"the inputs of {path} are multiplied by a factor at run time, which no loader of {form} does"
@@ -449,7 +446,7 @@ def _layer(
     bias: Tensor | None,
     scheme: Scheme,
 ) -> Layer:
-    """From what a file holds; a symmetric grid's zero point is 2^(bits-1) whatever the file says."""
+    """A layer from a file's tensors. A symmetric grid's zero point is 2^(bits-1), whatever the file says."""
     zero = None if scheme.symmetric else zero
     if zero is not None and int(zero.max()) >= 1 << scheme.bits:
         raise ValueError(f"a zero point of {int(zero.max())} takes more than {scheme.bits} bits")
@@ -488,10 +485,8 @@ def _about_compressed(scheme: Scheme, module: nn.Module) -> dict:
     }
     form, inputs = "pack-quantized", None
     if scheme.rule is not None:
-        form, inputs = (
-            "int-quantized",
-            {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"},
-        )
+        form = "int-quantized"
+        inputs = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": True, "strategy": "token"}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
     unpacked = {} if scheme.symmetric or form != "pack-quantized" else {"dequantize": True}
     return {
@@ -504,7 +499,7 @@ def _about_compressed(scheme: Scheme, module: nn.Module) -> dict:
 
 
 def _read_scheme(folder: Path, about: dict) -> Scheme:
-    """The inverse of the two above. Raises ModelUnavailable for what `read` doesn't know."""
+    """The inverse of the two functions above. Raises ModelUnavailable for settings that aren't known."""
     if about.get("quant_method") == "gptq":
         form = about.get("checkpoint_format") or about.get("format", "gptq")
         if form in BITS and about["bits"] in BITS[form]:

@@ -1,9 +1,9 @@
-"""A folder of files that somebody else wrote, read with care.
+"""Reads a folder of files that somebody else wrote, with care.
 
-Whatever a name in it turns out to be (a pipe, a device, a link to somewhere else, a file of a hundred
-gigabytes, no JSON), `Folder` says so in words and never waits. Files are read by their plain names; a link
-may stay inside the folder, or lead from a snapshot of the hub's cache to that cache's own blobs, and nowhere
-else.
+A name in it may turn out to be a pipe, a device, a link to somewhere else, a file of a hundred gigabytes or
+no JSON. `Folder` then raises an error that says so, and never waits. Files are read by their plain names. A
+link may stay inside the folder, or lead from a snapshot of the hub's cache to that cache's own blobs; no
+other link is followed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POINTERS = {
 
 
 class Folder:
-    """A model's folder. `name` is what messages call it."""
+    """A model's folder. `name` is what error messages call it."""
 
     def __init__(self, path: Path | str, name: str = ""):
         self.path = Path(path)
@@ -47,7 +47,7 @@ class Folder:
         return sorted(names)
 
     def has(self, name: str) -> bool:
-        """True if there is an entry of that name, of whatever kind."""
+        """True if there is an entry of that name, whatever its kind."""
         return os.path.lexists(self.path / name)
 
     def open(self, name: str, limit: int | None = None) -> BufferedReader:
@@ -97,8 +97,10 @@ class Folder:
 
     @staticmethod
     def _blobs(home: Path) -> list[Path]:
-        """Where the files of a snapshot in the hub's cache lie: models--owner--name/snapshots/revision ->
-        .../blobs."""
+        """Where the files of a snapshot in the hub's cache are.
+
+        models--owner--name/snapshots/revision -> models--owner--name/blobs.
+        """
         return [home.parent.parent / "blobs"] if home.parent.name == "snapshots" else []
 
     def read(self, name: str, limit: int = JSON_BYTES) -> bytes:
@@ -109,8 +111,10 @@ class Folder:
         return content
 
     def json(self, name: str, limit: int = JSON_BYTES) -> dict[str, Any]:
-        """The JSON object in a file. Twice the same key, another value than an object, or no JSON at all are
-        refused."""
+        """The JSON object in a file.
+
+        Refused are a key that stands twice, a value that is no object, and text that is no JSON.
+        """
         return self.parse(name, self.read(name, limit))
 
     def parse(self, name: str, content: bytes) -> dict[str, Any]:
@@ -134,8 +138,10 @@ class Folder:
         return found
 
     def check_content(self, name: str, start: bytes, size: int) -> None:
-        """Say what stands in a file's place: nothing, a pointer to the file, a web page. start: its first
-        bytes."""
+        """Refuse a file that isn't itself: nothing, a pointer to the file, or a web page.
+
+        start: its first bytes.
+        """
         if size == 0:
             raise self.error(
                 "cut_file", f"has an empty {shown(name)}; fetch the file again", file=shown(name), bytes=0
@@ -171,7 +177,7 @@ def is_plain(name: str) -> bool:
 
 
 def shown(text: object, limit: int = 80) -> str:
-    """A name as it stands in a message: one line, cut."""
+    """A name as a message shows it: on one line, and cut if it is long."""
     text = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -1,5 +1,8 @@
-"""How integer grids are fitted to weights. The field has several min-max quantizers that differ in small
-ways; each that is in use has its own named function (sources: GPTQ's reference code, 2210.17323)."""
+"""Fits integer grids to weights.
+
+The field has several min-max quantizers that differ in small ways. Each one that is used here has its own
+named function (sources: GPTQ's reference code, 2210.17323).
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,21 @@ from compression.packed.grid import Grid, store_scale
 from compression.packed.grouped_int import GroupedInt
 from kernels.grouped_int import groups_of
 
-# How a group's range is chosen: all of it; the best of it times a factor; the best of all ranges and zero
+# How a group's range is chosen: its whole range; the best multiple of it; the best of all ranges and zero
 # points.
 TUNINGS = ("minmax", "shrink", "mse")
-RANGES = 40  # that are tried for each group, evenly from the whole one down
+RANGES = 40  # ranges that are tried for each group, evenly from the whole one down
 POWER = 2.4
-GIVE_UP = 1.5  # times its best sum of errors: a row's shorter ranges are not tried
+GIVE_UP = 1.5  # a row is given up when a range's error sum reaches this multiple of the row's best
 CHUNK = 1 << 18  # weights searched at a time, so that a pass stays in the processor's cache
-PASSES = {"minmax": 2, "shrink": 100, "mse": 160}  # over the weights, about
+PASSES = {"minmax": 2, "shrink": 100, "mse": 160}  # passes over the weights, about
 
 
 def minmax_asym(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(scale, integer zero) from each group's minimum and maximum; zero is always on the grid, an all-zero
-    group gets [-1, 1]."""
+    """(scale, integer zero) from each group's minimum and maximum.
+
+    Zero is always on the grid. A group of zeros gets [-1, 1].
+    """
     low, high = low.clamp_max(0), high.clamp_min(0)
     empty = (low == 0) & (high == 0)
     low, high = low.masked_fill(empty, -1), high.masked_fill(empty, 1)
@@ -35,14 +40,14 @@ def minmax_asym(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def minmax_sym(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, None]:
-    """(scale, None): the grid spans -m to m for m = max |w|, its zero point is 2^(bits-1)."""
+    """(scale, None): the grid spans -m to m with m = max |w|, and its zero point is 2^(bits-1)."""
     largest = torch.maximum(low.abs(), high.abs())
     largest = largest.masked_fill(largest == 0, 1)
     return store_scale(2 * largest / (2**bits - 1)), None
 
 
 def tuning_param():
-    """The knob that both ways of rounding on this grid share."""
+    """The knob of all methods that round on this grid."""
     return param(
         "minmax",
         "minmax: the ruler spans all weights; shrink and mse: it may cut off extremes to serve the "
@@ -53,10 +58,10 @@ def tuning_param():
 
 
 def fit(weight: Tensor, bits: int, group_size: int, symmetric: bool, tuning: str = "minmax") -> Grid:
-    """The grid of weight [out, in] whose ranges are chosen as `tuning` says (TUNINGS)."""
+    """The grid of weight [out, in], with ranges chosen by `tuning` (one of TUNINGS)."""
     out, n = weight.shape
     size, groups = n if group_size == -1 else group_size, groups_of(n, group_size)
-    # a short last group gets zeros, which every grid holds anyway
+    # a short last group is filled with zeros, which every grid holds anyway
     rows = F.pad(weight, (0, groups * size - n)).view(-1, size)
     scale, zero = range_of(rows, bits, symmetric, tuning)
     return Grid.make(
@@ -84,9 +89,11 @@ def range_of(rows: Tensor, bits: int, symmetric: bool, tuning: str) -> tuple[Ten
 
 
 def shrunk(rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
-    """(scale, integer zero or None) [n, 1] of rows [n, size]: the min-max range times the k / 40 with the
-    least sum of |w - w'|^2.4, from the whole one down to a fifth. The search of GPTQ's reference code (its
-    `mse`), which tries k / 100."""
+    """(scale, integer zero or None) [n, 1] of rows [n, size]: the best multiple of each min-max range.
+
+    The multiples are k / 40, from the whole range down to a fifth. The best has the least sum of |w -
+    w'|^2.4. This is the search of GPTQ's reference code (its `mse`), which tries k / 100.
+    """
     low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
     chosen: list[Tensor | None] = []
     best: Tensor | None = None
@@ -110,19 +117,21 @@ def shrunk(rows: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | N
 
 
 def mse_asym(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(scale, integer zero) [rows, 1] of weight [rows, size]: of all ranges and zero points the least sum of
-    |w - w'|^2.4."""
+    """(scale, integer zero) [rows, 1] of weight [rows, size]: the best of all ranges and zero points.
+
+    The best has the least sum of |w - w'|^2.4.
+    """
     top = 2**bits - 1
     reach = weight.amax(1, keepdim=True).clamp_min(0) - weight.amin(1, keepdim=True).clamp_max(0)
     reach.masked_fill_(reach == 0, 2.0)  # a row of zeros
     scale, zero, best = torch.zeros_like(reach), torch.zeros_like(reach), torch.full_like(reach, torch.inf)
-    # the rows for which shorter ranges are still worth a try
+    # the rows for which shorter ranges may still be better
     live = torch.arange(len(weight), device=weight.device)
     for k in range(RANGES, 0, -1):
         w, s = weight[live], store_scale(reach[live] * (k / RANGES) / top).float()
         marks = torch.round(w / s)
-        # the grid's ends may lie between the lowest and the highest mark; beyond them it would have marks
-        # that nobody uses
+        # the grid may end between the lowest and the highest rounded weight; further out, it would have
+        # values that no weight takes
         first, last = -marks.amin(1, keepdim=True), top - marks.amax(1, keepdim=True)
         last = torch.minimum(first, last)
         least, at = torch.full_like(s, torch.inf), first
@@ -145,7 +154,7 @@ def mse_asym(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def encode(previous: Packed | None, codes: Tensor, grid: Grid) -> Packed:
-    """Codes on a grid: sparse with an earlier step's mask if that step pruned, else dense."""
+    """The format for codes on a grid: sparse with an earlier step's mask if that step pruned, else dense."""
     return (
         previous.with_codes(codes, grid)
         if previous is not None and previous.mask() is not None

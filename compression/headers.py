@@ -1,9 +1,9 @@
-"""What the weight files of a folder hold, from their headers alone: which files, which tensors, of what type
-and shape.
+"""Lists what a folder's weight files hold, from their headers alone: tensors with their types and shapes.
 
-A model's weights are `model.safetensors`, or the shards that `model.safetensors.index.json` names. Nothing
-else is ever opened: other formats can run code. Every header is checked by itself (its length, types, shapes,
-that its tensors fill the file without holes or overlaps) and against the index. No torch.
+A model's weights are `model.safetensors`, or the shards that `model.safetensors.index.json` names. No other
+file is ever opened, because other formats can run code. Every header is checked by itself and against the
+index: its length, the types and shapes, and that its tensors fill the file without holes or overlaps. No
+torch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Entry:
     file: str
     dtype: str  # as the header names it, e.g. "BF16"
     shape: tuple[int, ...]
-    start: int  # of its bytes in the file
+    start: int  # where its bytes begin in the file
     stop: int
 
 
@@ -55,7 +55,7 @@ class Headers:
 
     @property
     def dtype(self) -> str:
-        """The floating type that most bytes have, as torch names it; "float32" if there is none."""
+        """The floating type of most bytes, as torch names it; "float32" if there is none."""
         sizes: dict[str, int] = {}
         for e in self.entries.values():
             if e.dtype in FLOATS:
@@ -64,7 +64,7 @@ class Headers:
 
 
 def read(folder: Folder) -> Headers:
-    """The checked headers of a model's folder. Raises ModelUnavailable that names the file and what to do."""
+    """The checked headers of a model's folder. Raises ModelUnavailable: the file, and what to do."""
     files, places = weight_files(folder)
     entries: dict[str, Entry] = {}
     for file in files:
@@ -83,7 +83,7 @@ def read(folder: Folder) -> Headers:
 
 
 def weight_files(folder: Folder) -> tuple[tuple[str, ...], dict[str, str] | None]:
-    """(names of the files that hold the weights, tensor -> file as the index says; None without an index)."""
+    """(names of the weight files, tensor -> file as the index says; None without an index)."""
     names = folder.names()
     if "compression.json" in names:
         raise folder.error(
@@ -136,13 +136,12 @@ def weight_files(folder: Folder) -> tuple[tuple[str, ...], dict[str, str] | None
 
 
 def nothing_to_read(name: str, names: Iterable[str]) -> ModelUnavailable:
-    """The error for a folder, or a repository, that holds those files and none that is read."""
+    """The error for a folder, or a repository, with these files, none of which this program reads."""
     names = list(names)
     if any(n.lower().endswith(".gguf") for n in names):
         return ModelUnavailable(
-            f"{name} holds a GGUF file only, whose weights are compressed already; give the original "
-            "model in "
-            "safetensors",
+            f"{name} holds a GGUF file only, whose weights are compressed already; give the original model "
+            "in safetensors",
             code="gguf_only",
             name=name,
         )
@@ -209,14 +208,14 @@ def read_one(folder: Folder, file: str) -> dict[str, Entry]:
         folder.check_content(file, start, size)
         length = int.from_bytes(start[:8], "little")
         if size < 10 or start[8:9] != b"{" or length > HEADER_BYTES:
-            raise _damaged(folder, file, "it doesn't begin as such a file does")
+            raise _damaged(folder, file, "it doesn't begin with a header")
         if 8 + length > size:
             raise _cut(folder, file, size, 8 + length)
         stream.seek(8)
         header = _parse(folder, file, stream.read(length))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or len(header) > MAX_TENSORS:
-        raise _damaged(folder, file, "its header is odd")
+        raise _damaged(folder, file, f"its header has no valid metadata, or more than {MAX_TENSORS} tensors")
     entries = {name: _entry(folder, file, name, given, 8 + length) for name, given in header.items()}
     at = 8 + length
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
@@ -240,7 +239,7 @@ def _parse(folder: Folder, file: str, content: bytes) -> dict:
 
 def _entry(folder: Folder, file: str, name: str, given: object, offset: int) -> Entry:
     if not isinstance(given, dict) or len(name) > 500 or not name.isprintable():
-        raise _damaged(folder, file, f"its header describes {shown(name)} oddly")
+        raise _damaged(folder, file, f"its header has {shown(name)} without a valid name or description")
     dtype, shape, span = given.get("dtype"), given.get("shape"), given.get("data_offsets")
 
     def whole(values: object) -> TypeGuard[list[int]]:
@@ -255,9 +254,9 @@ def _entry(folder: Folder, file: str, name: str, given: object, offset: int) -> 
                 count=1,
                 got=shown(dtype, 20),
             )
-        raise _damaged(folder, file, f"{shown(name)} has the type {shown(dtype, 20)}")
+        raise _damaged(folder, file, f"{shown(name)} has the unknown type {shown(dtype, 20)}")
     if not whole(shape) or len(shape) > MAX_AXES or not whole(span) or len(span) != 2:
-        raise _damaged(folder, file, f"its header describes {shown(name)} oddly")
+        raise _damaged(folder, file, f"its header gives {shown(name)} no valid shape or place")
     if span[1] - span[0] != math.prod(shape) * BYTES[dtype]:
         raise _damaged(folder, file, f"{shown(name)} of {dtype} {shape} can't take {span[1] - span[0]} bytes")
     return Entry(file, dtype, tuple(shape), offset + span[0], offset + span[1])
@@ -279,7 +278,7 @@ def _cut(folder: Folder, file: str, size: int, need: int) -> ModelUnavailable:
 
 
 def stamp(folder: Folder, files: Iterable[str]) -> str:
-    """What changes when a file's content may have changed: its place, number, size and dates."""
+    """A value that changes when a file may have changed: its place, inode, size and dates."""
     found = []
     for file in files:
         with folder.open(file) as stream:
@@ -289,7 +288,7 @@ def stamp(folder: Folder, files: Iterable[str]) -> str:
 
 
 def content_hash(folder: Folder, files: Iterable[str]) -> str:
-    """Hash of the bytes of the files, one after the other."""
+    """Hash of the bytes of these files, one after the other."""
     digest = hashlib.sha256()
     for file in files:
         with folder.open(file) as stream:

@@ -1,8 +1,7 @@
-"""Models from the hub: weighed by their list of files and their config first, then fetched into the hub's own
-cache.
+"""Downloads models from the hub into the hub's own cache.
 
-Only what `load` reads is fetched: the config, the tokenizer, the licence, and safetensors named model*. No
-torch.
+Before anything large is downloaded, the list of files and the config give the model's sizes. Only files that
+`load` reads are downloaded: the config, the tokenizer, the licence, and safetensors named model*. No torch.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ KEEP = (
     "NOTICE*",
     "USE_POLICY*",
 )
-READERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is there once a tokenizer is
+READERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # a folder with a tokenizer has one of them
 
 Emit = Callable[[dict], None]
 
@@ -46,7 +45,7 @@ class Offer:
     """What the hub has of a model."""
 
     revision: str
-    files: dict[str, int]  # name -> bytes, of what would be fetched
+    files: dict[str, int]  # name -> bytes, of the files that would be downloaded
     geometry: Geometry
 
 
@@ -63,15 +62,17 @@ def is_id(name: str) -> bool:
 
 
 def offline() -> bool:
-    """True where the hub must not be asked."""
+    """Whether the hub must not be asked."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def fetch(repo: str, emit: Emit) -> Path:
-    """The folder of a model in the hub's cache, downloaded if need be. Raises ModelUnavailable or
-    UnsupportedModel."""
+    """The folder of a model in the hub's cache; it is downloaded if it isn't there.
+
+    Raises ModelUnavailable or UnsupportedModel.
+    """
     if folder := cached(repo):
         return folder
     offer = ask(repo)
@@ -81,8 +82,10 @@ def fetch(repo: str, emit: Emit) -> Path:
 
 
 def ask(repo: str) -> Offer:
-    """What the hub has of a model, by its list of files and its config. Raises ModelUnavailable or
-    UnsupportedModel."""
+    """What the hub has of a model, from its list of files and its config.
+
+    Raises ModelUnavailable or UnsupportedModel.
+    """
     return _told(repo, lambda: _ask(repo))
 
 
@@ -112,8 +115,10 @@ def _ask(repo: str) -> Offer:
 
 
 def _geometry(api, repo: str, revision: str, listed: dict[str, int]) -> Geometry:
-    """The sizes that the repository's config describes; an unsupported or odd one is refused before anything
-    else is fetched."""
+    """The sizes that the repository's config describes.
+
+    An unsupported or odd config is refused before anything else is downloaded.
+    """
     if configs.CONFIG not in listed:
         raise ModelUnavailable(
             f"{repo} has no config.json, so its architecture is unknown", code="no_config", name=repo
@@ -132,7 +137,7 @@ def _geometry(api, repo: str, revision: str, listed: dict[str, int]) -> Geometry
 
 
 def _told(repo: str, do: Callable):
-    """do(), its errors in our words."""
+    """do(), with its errors in our words."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
@@ -156,8 +161,10 @@ def _told(repo: str, do: Callable):
 
 
 def _wanted(file: str, whole: bool) -> bool:
-    """Whether a repository's file is fetched. whole: one file holds all weights, so shards of the same are
-    left."""
+    """Whether a repository's file is downloaded.
+
+    whole: one file holds all weights, so the shards that hold the same weights are left out.
+    """
     if "/" in file:
         return False
     weights = (
@@ -167,8 +174,10 @@ def _wanted(file: str, whole: bool) -> bool:
 
 
 def cached(repo: str) -> Path | None:
-    """The newest complete snapshot in the hub's cache, or None: config, tokenizer, and every file that holds
-    weights."""
+    """The newest complete snapshot in the hub's cache, or None.
+
+    It has the config, the tokenizer, and every file that holds weights.
+    """
     from huggingface_hub import constants
 
     snapshots = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "snapshots"
@@ -183,7 +192,7 @@ def cached(repo: str) -> Path | None:
             ):
                 return path
         except (ModelUnavailable, OSError):
-            continue  # half a download
+            continue  # a download that didn't finish
     return None
 
 
@@ -228,7 +237,7 @@ def _check_room(repo: str, size: int) -> None:
 
 
 def _download(repo: str, revision: str, files: dict[str, int], emit: Emit) -> Path:
-    """Fetch `files` (name -> bytes) of one revision, telling how far it is twice a second."""
+    """Download `files` (name -> bytes) of one revision, and report the progress twice a second."""
     from huggingface_hub import constants, snapshot_download
 
     blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
@@ -256,7 +265,7 @@ def _bytes_in(folder: Path) -> int:
     for file in folder.glob("*"):
         try:
             total += file.stat().st_size
-        except FileNotFoundError:  # renamed between listing and looking
+        except FileNotFoundError:  # it was renamed after it was listed
             time.sleep(0)
     return total
 

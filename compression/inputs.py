@@ -1,13 +1,13 @@
-"""What enters the linears of a block: hidden states carried from block to block, and sums over them.
+"""Collects what enters the linears of a block: hidden states go from block to block and are summed up.
 
-Nothing here knows a method. The driver (calibrate.py) asks for the statistics of one group at a time and
-moves on.
+Nothing here knows a method. The driver (calibrate.py) asks for the statistics of one group of linears at a
+time and moves on.
 
-Blocks differ in what the model gives them: one looks at a sliding window, its neighbour at all tokens. So
-every block is replayed with its own masks, angles and positions, of every batch. They are taken from the
-model's own loop, whose blocks are stood in for meanwhile: each notes its arguments and passes its input on,
-so that this costs almost nothing. Before anything else one window goes through the model itself and through
-the replay, and the two must agree.
+A model calls its blocks with different arguments. For example, one block looks at a sliding window and its
+neighbour at all tokens, so their masks differ. So each block is replayed with its own masks, angles and
+positions, for every batch. They are recorded while the model's own loop runs over stand-ins for its blocks: a
+stand-in notes its arguments and passes its input on, which costs almost nothing. Before anything else, one
+window goes through the model itself and through the replay, and the two must agree.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from compression.packed.linear import CompressedLinear
 from compression.surgery import instead
 
 TOKENS_PER_BATCH = 2_048
-# bytes of outputs remembered within a block, beside as much again as what enters it; the rest is computed
-# again
+# bytes of a block's outputs that are kept, beside as much again as the block's inputs take; outputs that
+# don't fit are computed again
 ROOM = 1 << 30
-STRIPS = 4  # a Gram matrix is symmetric: it is multiplied strip by strip, each from the diagonal on
-AGREES = 1e-4  # by so much of its largest value may a replayed hidden state differ from the model's own
+STRIPS = 4  # a Gram matrix is symmetric: it is computed in this many strips, each up to the diagonal
+AGREES = 1e-4  # a replayed hidden state may differ from the model's own by this share of the largest value
 
 
 class _Reached(Exception):
-    """The run came as far as it has to; no failure."""
+    """The run has come as far as it has to. This is no failure."""
 
 
 class Call(NamedTuple):
@@ -46,61 +46,59 @@ class Call(NamedTuple):
 
 
 class BlockInputs:
-    """The hidden states that enter the current block, in batches, and how the model calls each block for each
-    batch."""
+    """The hidden states that enter the current block, in batches, and how the model calls each block."""
 
     def __init__(self, batches: list[Tensor], calls: list[dict[nn.Module, Call]]):
         self.batches = batches  # [b, window, hidden] each
-        self.calls = calls  # of each batch: block -> its call
-        # what won't change in the block -> its outputs by batch, from the first on
-        self.settled: dict[nn.Module, list] = {}
-        self.room = 0  # bytes that may still be remembered
+        self.calls = calls  # for each batch: block -> its call
+        # part of the block whose output won't change -> its kept outputs, one for each batch
+        self.kept: dict[nn.Module, list] = {}
+        self.room = 0  # bytes of outputs that may still be kept
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
-        """The block's output for a batch; what is settled runs once and answers from memory after that."""
+        """The block's output for a batch. A part in `kept` runs once; after that its kept output answers."""
         hidden = self.batches[batch]
         call = self.calls[batch][block]
         with ExitStack() as stack:
-            for part, outputs in self.settled.items():
+            for part, outputs in self.kept.items():
                 if batch < len(outputs):
                     stack.enter_context(instead(part, lambda *args, kept=outputs[batch], **kwargs: kept))
                 else:
-                    handle = part.register_forward_hook(
-                        lambda part, args, out: self._remember(part, batch, out)
-                    )
+                    handle = part.register_forward_hook(lambda part, args, out: self._keep(part, batch, out))
                     stack.callback(handle.remove)
             return _states(block(hidden, *call.args, **call.kwargs))
 
-    def settle(self, block: nn.Module, done: set[nn.Module]) -> None:
-        """From now on the linears in `done`, and the parts of the block that have no others, give what they
-        give now."""
-        if not self.settled:
+    def keep_outputs(self, block: nn.Module, done: set[nn.Module]) -> None:
+        """Keep the outputs of all parts of the block whose linears are all in `done`, from the next run on.
+
+        Of any other part, keep the outputs of its linears in `done`. For example, with q, k and v done, these
+        three are kept; once o is done too, the attention's output is kept instead.
+        """
+        if not self.kept:
             self.room = ROOM + sum(map(_bytes, self.batches))
         for part in block.children():
             own = _linears(part)
-            for settled in (
-                [part] if own and done.issuperset(own) else [linear for linear in own if linear in done]
-            ):
-                self.settled.setdefault(settled, [])
+            whole = own and done.issuperset(own)
+            for finished in [part] if whole else [linear for linear in own if linear in done]:
+                self.kept.setdefault(finished, [])
 
-    def unsettle(self) -> None:
-        self.settled.clear()
+    def drop_outputs(self) -> None:
+        self.kept.clear()
 
-    def _remember(self, part: nn.Module, batch: int, out) -> None:
-        """Keep a part's output for a batch if there is room; what is inside the part will not be asked
-        again."""
-        if len(self.settled[part]) != batch or _bytes(out) > self.room:
+    def _keep(self, part: nn.Module, batch: int, out) -> None:
+        """Keep a part's output for a batch if there is room. Linears inside the part give their room back."""
+        if len(self.kept[part]) != batch or _bytes(out) > self.room:
             return
-        self.settled[part].append(out)
+        self.kept[part].append(out)
         self.room -= _bytes(out)
         for inside in _linears(part):
-            outputs = self.settled.get(inside, [])
+            outputs = self.kept.get(inside, [])
             if inside is not part and batch < len(outputs):
                 self.room += _bytes(outputs[batch])
                 outputs[batch] = None
 
     def until(self, block: nn.Module, linear: nn.Module, names: frozenset, check: Callable) -> Stats:
-        """Statistics of what enters `linear`; each run of the block ends there."""
+        """Statistics of what enters `linear`. Each run of the block stops there."""
         collector = _Collector(names)
 
         def hook(module, args):
@@ -125,7 +123,7 @@ class BlockInputs:
     def observe(
         self, block: nn.Module, linears: list[nn.Module], names: frozenset, check: Callable
     ) -> list[Stats]:
-        """Statistics of what enters each of `linears` in one pass; then stands at the next block's inputs."""
+        """Statistics of what enters each of `linears`, in one pass. The block's outputs become the inputs."""
         collectors = [_Collector(names) for _ in linears]
         handles = [
             linear.register_forward_pre_hook(lambda module, args, c=c: c.add(args[0]))
@@ -139,7 +137,7 @@ class BlockInputs:
         return [c.stats() for c in collectors]
 
     def advance(self, block: nn.Module, check: Callable = lambda: None) -> None:
-        """Replace the inputs by the block's outputs."""
+        """Replace the hidden states by the block's outputs."""
         for batch in range(len(self.batches)):
             check()
             self.batches[batch] = self.run(block, batch)
@@ -147,19 +145,21 @@ class BlockInputs:
 
 @dataclass(frozen=True)
 class Passage:
-    """An uncompressed block with what enters and what leaves it, for methods that train a block to do as it
-    did."""
+    """An uncompressed block with its inputs and outputs.
+
+    A method that trains a block uses it, so that the trained block gives the same outputs.
+    """
 
     block: nn.Module
     inputs: list[Tensor]  # [b, window, hidden] each
     targets: list[Tensor]
-    call: Call  # of this block for a single window
+    call: Call  # how the model calls this block for a single window
 
     def run(self, hidden: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-        """The block's output with these parameters for hidden states [b, window, hidden] of any number of
-        whole windows.
+        """The block's output with these parameters for hidden states [b, window, hidden].
 
-        A single window's masks and angles have a first axis of 1, and so hold for all.
+        b may be any number of whole windows: a single window's masks and angles have a first axis of 1, which
+        holds for all of them.
         """
         arguments = (hidden, *self.call.args)
         return _states(torch.func.functional_call(self.block, parameters, arguments, dict(self.call.kwargs)))
@@ -167,9 +167,10 @@ class Passage:
 
 @torch.no_grad()
 def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
-    """What enters the first block for windows [n, window] of token ids, and how the model calls every block.
+    """The hidden states that enter the first block for windows [n, window] of token ids.
 
-    Raises CalibrationError without windows, and where a replay doesn't give what the model itself gives.
+    Raises CalibrationError without windows, and if the replay of the blocks doesn't give what the model
+    itself gives.
     """
     if not len(windows):
         raise CalibrationError(
@@ -181,7 +182,7 @@ def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
     latest: dict[int, dict[nn.Module, Call]] = {}  # batch size -> the calls of the last batch of that size
     for ids in split(windows):
         hidden, new = _called(bundle, ids)
-        known = latest.get(len(ids))  # equal ones are kept once
+        known = latest.get(len(ids))  # equal calls are kept once
         latest[len(ids)] = new = (
             known if known is not None and _same(list(known.values()), list(new.values())) else new
         )
@@ -191,16 +192,16 @@ def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
 
 
 def single_calls(bundle: Bundle, windows: Tensor) -> dict[nn.Module, Call]:
-    """How the model calls each block for one window as long as those of windows [n, window]."""
+    """How the model calls each block for a single window of the length of these windows [n, window]."""
     return _called(bundle, windows[:1])[1]
 
 
 @torch.no_grad()
 def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]:
-    """(what enters the first block [b, window, hidden], block -> how the model calls it) for ids [b, window].
+    """What the first block gets for ids [b, window], and how the model calls every block.
 
-    Raises CalibrationError where the model's loop isn't one block after the other, each on what the one
-    before gave.
+    They are the hidden states [b, window, hidden] and block -> its call. Raises CalibrationError if the
+    model's loop isn't one block after the other, each on the output of the block before.
     """
     blocks = list(arch.blocks(bundle.module))
     calls: dict[nn.Module, Call] = {}
@@ -237,8 +238,7 @@ def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]
 
 
 def _check_replay(bundle: Bundle, ids: Tensor) -> None:
-    """Raises CalibrationError where ids [1, window] don't leave the replayed blocks as they leave the model's
-    own."""
+    """Raises CalibrationError if a replay on ids [1, window] doesn't give the model's own output."""
     blocks, own = list(arch.blocks(bundle.module)), []
     handle = blocks[-1].register_forward_hook(lambda block, args, out: own.append(_states(out)))
     try:
@@ -250,7 +250,7 @@ def _check_replay(bundle: Bundle, ids: Tensor) -> None:
     for block in blocks:
         replay.advance(block)
     expected, found = own[0].float(), replay.batches[0].float()
-    room = AGREES * float(expected.nan_to_num().abs().max())  # what is not a number is for others to find
+    room = AGREES * float(expected.nan_to_num().abs().max())  # finding NaN is not this function's task
     if not torch.allclose(found, expected, rtol=0, atol=room, equal_nan=True):
         raise _differs(
             f"the last block's output differs by up to {float((found - expected).abs().max()):.3g}"
@@ -274,7 +274,7 @@ def _differs(what: str) -> CalibrationError:
 
 
 def _split_call(args: tuple, kwargs: dict) -> tuple[Tensor, Call]:
-    """(hidden states, the rest) of what a block was called with."""
+    """(hidden states, the other arguments) of a call of a block."""
     if args:
         return args[0], Call(args[1:], kwargs)
     return kwargs["hidden_states"], Call(
@@ -283,12 +283,12 @@ def _split_call(args: tuple, kwargs: dict) -> tuple[Tensor, Call]:
 
 
 def _states(out) -> Tensor:
-    """The hidden states of what a block returned."""
+    """The hidden states in what a block returned."""
     return out[0] if isinstance(out, tuple) else out
 
 
 def _same(a, b) -> bool:
-    """Whether two arguments are equal, tensors within tuples, lists and dicts included."""
+    """Whether two arguments are equal; tensors inside tuples, lists and dicts are compared too."""
     if a is b:
         return True
     if isinstance(a, Tensor):
@@ -305,12 +305,12 @@ def _linears(part: nn.Module) -> list[nn.Module]:
 
 
 def _bytes(out) -> int:
-    """Of a tensor, or of those in a tuple."""
+    """Bytes of a tensor, or of the tensors in a tuple."""
     return sum(t.nbytes for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor))
 
 
 def gram(x: Tensor) -> Tensor:
-    """X^T X [in, in] of x [tokens, in] on and below the diagonal, what is above may be missing."""
+    """X^T X [in, in] of x [tokens, in], on and below the diagonal. Entries above it may be missing."""
     n = x.shape[1]
     out, edge = x.new_zeros(n, n), -(-n // STRIPS)
     for start in range(0, n, edge):

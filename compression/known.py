@@ -1,8 +1,8 @@
-"""What the decode step knows: it runs a model of these parts and settings, and no other.
+"""Says whether the decode step knows a model: it runs models of the parts and settings listed here.
 
-The step is written for the code of six families. A part of another class, or a setting that came with a later
-version of that code, may compute anything; so what isn't listed here is declined, and the model runs through
-transformers' own loop.
+The step is written for the code of six families. A part of another class may compute anything, and so may a
+setting that came with a later version of that code. So a model with anything that isn't listed here is
+declined, and runs through transformers' own loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from compression import arch
 
-ACTIVATIONS = {  # class -> the step's name (kernels/cpu/step.py)
+ACTIVATIONS = {  # class of the activation -> the step's name for it (kernels/cpu/step.py)
     "torch.nn.modules.activation.SiLU": "silu",
     "transformers.activations.SiLUActivation": "silu",
     "torch.nn.modules.activation.ReLU": "relu",
@@ -32,19 +32,19 @@ ANYWHERE = {
     "compression.arch.Joined",
     *ACTIVATIONS,
 }
-# rotary angles that don't depend on the text's length
+# kinds of rotary angles that don't depend on the text's length
 STEADY = ("default", "linear", "yarn", "llama3", "proportional")
-GENERAL = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig))  # of every config
+GENERAL = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig))  # fields of every config
 
 
 def refusal(module: nn.Module) -> str:
-    """What of the model the step doesn't know, in words; "" if it knows all of it."""
+    """What the step doesn't know about the model, in words; "" if it knows all of it."""
     row, config, blocks = arch.of(module), module.config, arch.blocks(module)
     classes = ANYWHERE | row.classes | {row.norm.path}
     settings = row.fields.keys() | row.idle | GENERAL | ({"rope_parameters"} if row.rotary else set())
     for name, part in module.named_modules():
         path = arch.class_path(part)
-        # formats answer for themselves
+        # formats aren't checked here: each says itself whether a C kernel takes it
         if path not in classes and not path.startswith("compression.packed."):
             return f"{name or 'the model'} is of the class {type(part).__name__}, which the step doesn't know"
         if "forward" in vars(part):
@@ -74,7 +74,7 @@ def _default(field: dataclasses.Field):
 
 
 def _of_all_blocks(module: nn.Module) -> dict[str, set]:
-    """What the step holds once for all layers -> the values that the layers have."""
+    """Settings that the step keeps once for all layers -> the values that the model's layers have."""
     blocks = arch.blocks(module)
     return {
         "the scale of their attention": {arch.attention(module, block).scaling for block in blocks},
@@ -93,17 +93,17 @@ def _of_all_blocks(module: nn.Module) -> dict[str, set]:
 
 
 def parallel(module: nn.Module, block: nn.Module) -> bool:
-    """Whether a block's attention and feed-forward stand side by side."""
+    """Whether a block's attention and feed-forward read the same input."""
     return _flag(block, arch.of(module).parallel, False)
 
 
 def _flag(block: nn.Module, name: str, otherwise: bool) -> bool:
-    """What the block, which runs by it, holds of a config's flag."""
+    """The value of a config's flag as the block holds it, since the block runs by its own value."""
     return bool(getattr(block, name)) if name else otherwise
 
 
 def epsilon(module: nn.Module, norm: nn.Module) -> float:
-    """What a norm adds to the variance."""
+    """The number that a norm adds to the variance."""
     return getattr(norm, arch.of(module).norm.epsilon)
 
 

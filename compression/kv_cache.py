@@ -1,21 +1,25 @@
-"""The key-value cache in few bits: what attention remembers of the text so far.
+"""The quantized key-value cache: what attention keeps of the text so far, in few bits.
 
-Keys and values of one token and one head are rounded together as they enter the cache, to 2^bits - 1 levels
-symmetric about zero: scale = max|x| / (2^(bits - 1) - 1), kept in 16 bits (LLM-QAT, Liu et al. 2023, arXiv
-2305.17888, section 2.2, rounds before the rotary positions with one scale over all heads of a token; here it
-is after them and head by head, which is what a cache holds). No token's codes depend on another token, so
-text that is read at once and text that is read token by token leave the same cache, and a pass without one
-can be made to see exactly what a cache would have given (`round_trip`).
+There are two forms. In the first, the numbers of one token and one head share a scale. They are rounded as
+they enter the cache, to 2^bits - 1 levels symmetric about zero: scale = max|x| / (2^(bits - 1) - 1), kept in
+16 bits. (LLM-QAT, Liu et al. 2023, arXiv 2305.17888, section 2.2, rounds before the rotary positions, with
+one scale over all heads of a token. Here it is after them and head by head, which is what a cache holds.) No
+token's codes depend on another token. So text that is read at once and text that is read token by token leave
+the same cache, and a pass without a cache can be made to see exactly what a cache would have given
+(`round_trip`).
 
-The other form is that of KIVI (Liu et al. 2024, arXiv 2402.02750, section 3, algorithm 1): some channels of
-the keys are loud for every token, so 32 neighbouring tokens share a scale in each channel of a key, while 32
-neighbouring channels share one in each token of a value. Codes run from a group's least to its largest value,
-q = round((x - least) / scale), scale = (largest - least) / (2^bits - 1), scale and least in 16 bits. A group
-must be full before it is rounded, so the latest tokens wait in 16 bits; when they are 128, all become codes.
-The authors let values leave one by one so that always the last 128 are whole; here they leave together with
-the keys. A token sees what came with it, or after the last such move, in 16 bits: a text that is read in
-pieces which end at multiples of 128 (`read`) therefore gives what reading it token by token gives. The
-authors read a prompt in one piece, with all of it in 16 bits.
+The second form is that of KIVI (Liu et al. 2024, arXiv 2402.02750, section 3, algorithm 1). Some channels of
+the keys are large for every token. So in a key, 32 neighbouring tokens share a scale in each channel; in a
+value, 32 neighbouring channels share a scale in each token. Codes run from a group's least to its largest
+value: q = round((x - least) / scale), scale = (largest - least) / (2^bits - 1), with scale and least in 16
+bits.
+
+In this form a group must be full before it is rounded, so the latest tokens wait in 16 bits. When 128 are
+waiting, all of them become codes. (The authors let values leave one by one, so that the last 128 are always
+in 16 bits; here they leave together with the keys.) A token sees in 16 bits the tokens that were read with
+it, and those that came after the last such move. So a text that is read in pieces which end at multiples of
+128 (`read`) gives what reading it token by token gives. The authors read a prompt in one piece, all of it in
+16 bits.
 """
 
 from __future__ import annotations
@@ -29,16 +33,18 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-BITS = (16, 8, 4)  # of a cache with a scale for each token and head
-KEYS = ("token", "channel")  # what shares a scale among the keys: "channel" is KIVI's form
+BITS = (16, 8, 4)  # allowed for a cache with a scale for each token and head
+KEYS = ("token", "channel")  # which keys share a scale; "channel" is KIVI's form
 CHANNEL_BITS = (8, 4, 2)
-GROUP, RECENT = 32, 128  # tokens or channels that share a scale; tokens that wait in 16 bits, at most
-LARGEST = 65_504.0  # in 16 bits
+GROUP, RECENT = 32, 128  # tokens or channels that share a scale; the most tokens that wait in 16 bits
+LARGEST = 65_504.0  # the largest number that float16 holds
 
 
 def encode(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """x [..., size] -> (codes, scale [..., 1] float16); codes are int8 [..., size], of 4 bits two a byte,
-    uint8 [..., size / 2]."""
+    """x [..., size] -> (codes, scale [..., 1] float16).
+
+    Codes of 8 bits are int8 [..., size]. Codes of 4 bits share a byte in pairs: uint8 [..., size / 2].
+    """
     top = 2 ** (bits - 1) - 1
     scale = (x.detach().float().abs().amax(-1, keepdim=True) / top).half()
     codes = (x.detach().float() / torch.where(scale == 0, 1, scale).float()).round().clamp(-top, top)
@@ -49,19 +55,19 @@ def encode(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def decode(codes: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
-    """The values [..., size] of codes and scale in `dtype`."""
+    """The values [..., size] that codes and scale stand for, in `dtype`."""
     if bits == 4:
         codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2).to(torch.int8) - 8
     return (codes.float() * scale.float()).to(dtype)
 
 
 def round_trip(x: Tensor, bits: int) -> Tensor:
-    """x [..., size] as a cache of so many bits gives it back; its gradient passes straight through."""
+    """x [..., size] as a cache of `bits` gives it back. Its gradient passes straight through."""
     return x + (decode(*encode(x, bits), bits, x.dtype) - x).detach()
 
 
 class QuantizedLayer(DynamicLayer):
-    """One block's keys and values, stored as codes; `update` returns what was stored, never what came in."""
+    """One block's keys and values, stored as codes. `update` returns what was stored, never what came in."""
 
     def __init__(self, bits: int):
         super().__init__()
@@ -72,7 +78,7 @@ class QuantizedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        # a training pass: all of the text at once, nothing to keep
+        # a training pass reads all of the text at once and keeps nothing
         if torch.is_grad_enabled() and key_states.requires_grad:
             return round_trip(key_states, self.bits), round_trip(value_states, self.bits)
         new = [*encode(key_states, self.bits), *encode(value_states, self.bits)]
@@ -89,8 +95,10 @@ class QuantizedLayer(DynamicLayer):
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Whole numbers [..., n] of 8, 4 or 2 bits as uint8 [..., ceil(n bits / 8)], the first one lowest in its
-    byte."""
+    """Whole numbers [..., n] of 8, 4 or 2 bits as uint8 [..., ceil(n bits / 8)].
+
+    The first number is in the lowest bits of its byte.
+    """
     each = 8 // bits
     codes = F.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % each)).unflatten(-1, (-1, each))
     out = codes[..., 0].clone()
@@ -106,8 +114,11 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def encode_groups(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x [..., n] -> (packed codes, scale, least), the last two float16 [..., ceil(n / GROUP)]: of each run of
-    GROUP its least value and the step from there to its largest, in 2^bits - 1 steps."""
+    """x [..., n] -> (packed codes, scale, least), the last two float16 [..., ceil(n / GROUP)].
+
+    Each run of GROUP has its least value, and the step that divides the range to its largest value into
+    2^bits - 1 parts.
+    """
     n, short = x.shape[-1], -x.shape[-1] % GROUP
     x = x.detach().float().clamp(-LARGEST, LARGEST)
     runs = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], short)], -1).unflatten(
@@ -130,22 +141,28 @@ def decode_groups(codes: Tensor, scale: Tensor, least: Tensor, bits: int, n: int
 
 
 def channel_bytes(size: int, tokens: int, bits: int) -> int:
-    """Bytes of one head's keys and values of `size` channels after so many tokens in KIVI's form, those in 16
-    bits included."""
+    """Bytes of one head's keys and values of `size` channels after `tokens` tokens in KIVI's form.
+
+    The tokens that wait in 16 bits are included.
+    """
     old, row = tokens - tokens % RECENT, -(-size * bits // 8)
     keys, values = size * (old * bits // 8 + 4 * old // GROUP), old * (row + 4 * -(-size // GROUP))
     return keys + values + 2 * 2 * size * (tokens - old)
 
 
 def usual_length(window: int) -> int:
-    """The length of text at which a cache by channel is weighed: the window's, with as many tokens waiting in
-    16 bits as on average."""
+    """The length of text at which the bytes of a cache by channel are counted.
+
+    It is the window's, with as many tokens waiting in 16 bits as on average.
+    """
     return max(1, window - window % RECENT - RECENT // 2) if window > RECENT else window
 
 
 class ChannelLayer(DynamicLayer):
-    """One block's keys and values in KIVI's form; `update` returns what was stored before, and what is new in
-    16 bits."""
+    """One block's keys and values in KIVI's form.
+
+    `update` returns earlier tokens as they were stored, and new ones in 16 bits.
+    """
 
     def __init__(self, bits: int):
         super().__init__()
@@ -177,7 +194,7 @@ class ChannelLayer(DynamicLayer):
         if full := count - count % RECENT:
             keys, values = (x[..., :full, :] for x in recent)
             moved = [*encode_groups(keys.transpose(-1, -2), self.bits), *encode_groups(values, self.bits)]
-            along = (-1, -1, -1, -2, -2, -2)  # the tokens
+            along = (-1, -1, -1, -2, -2, -2)  # the axis of the tokens
             self.old = (
                 [torch.cat([a, b], d) for a, b, d in zip(self.old, moved, along, strict=True)]
                 if self.old
@@ -188,7 +205,7 @@ class ChannelLayer(DynamicLayer):
         return seen[0], seen[1]
 
     def get_old_length(self) -> int:
-        """Tokens that are codes."""
+        """How many tokens are stored as codes."""
         return self.old[3].shape[-2] if self.old else 0
 
     def get_seq_length(self) -> int:
@@ -206,8 +223,10 @@ def handed(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
 
 
 def read(backbone: nn.Module, ids: Tensor, cache: Cache | None) -> Tensor:
-    """Final hidden states [b, t, hidden] of ids [b, t] behind what the cache holds, as they come when the
-    text is read token by token."""
+    """Final hidden states [b, t, hidden] of ids [b, t] that follow the text in the cache.
+
+    They are the same as if the text had been read token by token.
+    """
     if not isinstance(cache, QuantizedCache) or cache.keys == "token":
         return backbone(input_ids=ids, **handed(backbone, cache)).last_hidden_state
     first = RECENT - cache.get_seq_length() % RECENT

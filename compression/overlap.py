@@ -1,10 +1,9 @@
-"""How much two texts have in common, however it is laid out: other line ends, white space, letter case, order
-of lines.
+"""Measures how much two texts have in common, however they are laid out.
 
-Two texts share a passage where RUN characters in a row are equal, white space left out, and they share a line
-where a whole line of at least LINE characters is equal, wherever it stands. Both are counted in characters of
-the distinct passages or lines, so that a text that repeats itself counts once. A few common short lines
-(headings, "Yes.") count nothing.
+Line ends, white space, letter case and the order of lines don't matter. Two texts share a passage if RUN
+characters in a row are equal, without white space. They share a line if a whole line of at least LINE
+characters is equal, wherever it stands. Both are counted in characters of the distinct passages or lines, so
+a text that repeats itself counts once. Common short lines (headings, "Yes.") don't count.
 """
 
 from __future__ import annotations
@@ -16,16 +15,18 @@ import numpy as np
 
 RUN, LINE = 100, 40  # characters without white space
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-# soft hyphens, zero widths, marks of direction and of byte order
+# soft hyphens, zero-width characters, marks of direction and of byte order
 INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
-# passages of a text that are compared; of a longer text every so many, chosen by their own content
+# how many passages of a text are compared; of a longer text only some are, chosen by their own content
 KEPT = 250_000
 BLOCK = 1 << 20  # characters hashed at a time
 
 
 def in_common(a: str, b: str) -> tuple[int, int]:
-    """(characters that both texts hold, characters of the text that has fewer), of distinct passages or
-    lines, whichever is more."""
+    """(characters that both texts hold, characters of the text that has fewer).
+
+    They are counted over distinct passages or over distinct lines, whichever gives more.
+    """
     plain = [INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold() for text in (a, b)]
     lines = [_lines(text) for text in plain]
     solid = ["".join(text.split()) for text in plain]
@@ -38,14 +39,15 @@ def in_common(a: str, b: str) -> tuple[int, int]:
 
 
 def _lines(text: str) -> set[str]:
-    """Distinct lines of at least LINE characters, white space left out."""
+    """Distinct lines of at least LINE characters, without white space."""
     solid = ("".join(line.split()) for line in text.splitlines())
     return {line for line in solid if len(line) >= LINE}
 
 
 def _marks(text: str, run: int, every: int) -> np.ndarray:
-    """Hashes uint64 [n], distinct and sorted, of all passages of `run` characters whose own hash divides by
-    `every`.
+    """Hashes uint64 [n], distinct and sorted, of passages of `run` characters.
+
+    Only passages whose hash is a multiple of `every` are kept.
 
     A passage from i on is sum_j c[i + j] f^j modulo 2^64: a difference of two running sums over c[k] f^k,
     divided by f^i.
@@ -59,10 +61,10 @@ def _marks(text: str, run: int, every: int) -> np.ndarray:
             part = codes[start : start + BLOCK + run - 1].astype(np.uint64) + np.uint64(1)
             sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(part * powers[: len(part)])])
             hashes = (sums[run:] - sums[:-run]) * inverse[: len(sums) - run]
-            hashes ^= hashes >> np.uint64(31)  # the low bits of a product know little of the high ones
+            hashes ^= hashes >> np.uint64(31)  # mixes the high bits of a product into its low bits
             hashes *= np.uint64(0xBF58476D1CE4E5B9)
             hashes ^= hashes >> np.uint64(29)
             found.append(hashes[hashes % np.uint64(every) == 0])
     marks = np.sort(np.concatenate(found)) if found else np.zeros(0, np.uint64)
-    # np.unique takes ten times as long
+    # np.unique would take ten times as long
     return marks[np.concatenate([np.ones(1, bool), marks[1:] != marks[:-1]])[: len(marks)]]

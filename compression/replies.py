@@ -1,7 +1,7 @@
-"""What a model writes after many prompts at once.
+"""Lets a model answer many prompts at once.
 
-Prompts of one length go through the model together. Every text draws from a random stream of its own, so that
-it doesn't depend on the company it is in.
+Prompts of one length go through the model together. Every answer draws from a random stream of its own, so
+that it doesn't depend on the answers that are written beside it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from compression.base import CalibrationError
 from compression.bundle import Bundle
 from compression.recorder import QUIET, Recorder
 
-TOGETHER = 16  # texts that are written side by side
+TOGETHER = 16  # answers that are written side by side
 
 
 @dataclass(frozen=True)
 class Written:
-    """One text and how many tokens the model wrote for it, the stop left out."""
+    """One answer, and how many tokens the model wrote for it, without the stop token."""
 
     text: str
     tokens: int
 
 
 def prompt_text(tokenizer, prompt: str) -> str:
-    """The prompt as the model reads it: a user's turn in its own chat template, or plain text where it has
-    none."""
+    """The prompt as the model reads it.
+
+    It is a user's turn in the model's chat template, or plain text if the model has no template.
+    """
     if not tokenizer.chat_template:
         return prompt
     return tokenizer.apply_chat_template(
@@ -39,8 +41,10 @@ def prompt_text(tokenizer, prompt: str) -> str:
 
 
 def prompt_ids(tokenizer, prompt: str) -> list[int]:
-    """Token ids of `prompt_text`; a template brings its own special tokens, and a plain text gets the
-    tokenizer's."""
+    """Token ids of `prompt_text`.
+
+    A template brings its own special tokens. A plain text gets those that the tokenizer adds.
+    """
     return tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=not tokenizer.chat_template)[
         "input_ids"
     ]
@@ -56,8 +60,9 @@ def write(
     seed: int = 0,
     recorder: Recorder = QUIET,
 ) -> list[list[Written]]:
-    """`count` texts of at most `new_tokens` tokens after each prompt; temperature 0 takes the likeliest
-    token.
+    """`count` texts of at most `new_tokens` tokens after each prompt.
+
+    temperature 0 takes the likeliest token.
 
     Raises Cancelled, and CalibrationError for a prompt that leaves no room.
     """
@@ -80,10 +85,8 @@ def write(
                 allowed=bundle.geometry.positions,
             )
         streams = [torch.Generator().manual_seed(_stream(prompts[p], c, seed)) for p, c, _ in now]
-        forward, step = (
-            sample.stepper(bundle, len(now), length + room),
-            torch.tensor([ids for _, _, ids in now]),
-        )
+        forward = sample.stepper(bundle, len(now), length + room)
+        step = torch.tensor([ids for _, _, ids in now])
         said: list[list[int]] = [[] for _ in now]
         open_rows = set(range(len(now)))
         for _ in range(room):

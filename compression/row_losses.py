@@ -1,11 +1,11 @@
-"""Losses of next-token logits for training, without ever holding all logits: a few rows' are made, and their
-gradient at once.
+"""Losses of next-token logits for training, without ever holding all logits.
 
-What a row's logits lose doesn't depend on the other rows, so its gradient can go back through the head as
-soon as the row's loss is known, while its logits lie in the cache. What waits for the backward pass is the
-gradient of the hidden states (and of the head, where that is trained): 2.4 MB for 1,024 tokens of
-SmolLM2-135M, whose logits would take 200 MB several times over. The idea is that of Wijmans et al. 2024, "Cut
-Your Losses in Large-Vocabulary Language Models", arXiv 2411.09009, section 4.
+The logits of a few rows are computed at a time, and their gradient at once. A row's loss doesn't depend on
+the other rows. So its gradient can go back through the head as soon as the loss is known, while the row's
+logits are still in the cache. Only the gradient of the hidden states waits for the backward pass (and that of
+the head, if the head is trained). For 1,024 tokens of SmolLM2-135M that is 2.4 MB, where the logits would
+take 200 MB several times over. The idea is that of Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary
+Language Models", arXiv 2411.09009, section 4.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGITS_BYTES = 48_000_000  # of the rows that are made at a time, in float32; a loss holds a few such
+LOGITS_BYTES = 48_000_000  # float32 logits that are computed at a time; a loss holds a few such copies
 
 
 def sum_over_rows(
     head: nn.Module, vocabulary: int, hidden: Tensor, value: Callable[[Tensor, slice], Tensor]
 ) -> Tensor:
-    """Sum of `value` over the rows of hidden [n, width], float32; differentiable, once, by hidden and by the
-    head's parameters.
+    """Sum of `value` over the rows of hidden [n, width], float32.
+
+    It can be differentiated once, by hidden and by the head's parameters.
 
     head: [m, width] -> logits [m, vocabulary]. value(logits of some rows, which rows) -> their losses [m].
     """
@@ -35,8 +36,10 @@ def sum_over_rows(
 def next_token_loss(
     head: nn.Module, vocabulary: int, hidden: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Sum over rows of weight times negative log-likelihood in nats. targets: token ids [n]; weights [n] or
-    None: each counts 1."""
+    """Sum over rows of weight times negative log-likelihood, in nats.
+
+    targets: token ids [n]. weights: [n], or None if each row counts 1.
+    """
 
     def value(logits: Tensor, rows: slice) -> Tensor:
         lost = F.cross_entropy(logits.float(), targets[rows], reduction="none")
@@ -50,10 +53,8 @@ class _SumOverRows(torch.autograd.Function):
     def forward(
         ctx, differentiable: bool, head: nn.Module, step: int, value: Callable, hidden: Tensor, *trained
     ):
-        total, gradients = (
-            hidden.new_zeros((), dtype=torch.float32),
-            [torch.zeros_like(t) for t in (hidden, *trained)],
-        )
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradients = [torch.zeros_like(t) for t in (hidden, *trained)]
         for start in range(0, len(hidden), step):
             rows = slice(start, min(start + step, len(hidden)))
             states = hidden[rows].detach().requires_grad_(differentiable)

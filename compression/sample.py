@@ -21,9 +21,9 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield the next token ids [b] up to `new_tokens` times, after a prompt ids [b, t] of equal lengths.
 
-    temperature 0 takes the most likely token; else samples from softmax(logits / temperature) with its own
-    random stream, so that two models asked with one seed draw from equal randomness. Stops at the model's
-    limit.
+    temperature 0 takes the most likely token; any other samples from softmax(logits / temperature). Sampling
+    has its own random stream, so two models that get one seed draw from equal randomness. It stops at the
+    model's limit of positions.
     """
     generator = torch.Generator().manual_seed(seed)
     room = min(new_tokens, bundle.geometry.positions - ids.shape[1])
@@ -43,16 +43,20 @@ def generate(
 
 
 def fitted(positions: int, available: int, prompt: int, new_tokens: int) -> tuple[int, int]:
-    """(prompt tokens, new tokens) that a model of so many positions has room for, out of `available` tokens
-    of text. Where it hasn't room for both as they are asked for, at least half of it is for the new ones."""
+    """(prompt tokens, new tokens) that fit into a model of `positions`, from `available` tokens of text.
+
+    If both don't fit as they are asked for, at least half of the room is for the new tokens.
+    """
     new_tokens = min(new_tokens, max(positions // 2, positions - prompt))
     return min(prompt, available, positions - new_tokens), new_tokens
 
 
 def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor], Tensor]:
-    """A function that puts ids [sequences, t] behind what it has been given and returns the last tokens'
-    logits [sequences, vocabulary]: whole layers in C where they serve (compression/engine.py), else
-    transformers' loop."""
+    """A function that appends ids [sequences, t] to the text so far.
+
+    It returns the last tokens' logits [sequences, vocabulary]. It runs whole layers in C if the decode step
+    serves the model (compression/engine.py), else transformers' loop.
+    """
     if decoder := engine.serve(bundle):
         return decoder.session(sequences, positions).run
     return transformers_stepper(bundle)
@@ -61,15 +65,13 @@ def stepper(bundle: Bundle, sequences: int, positions: int) -> Callable[[Tensor]
 def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
     """The same by transformers' own forward pass.
 
-    The cache keeps every token; the masks alone say which of them a block sees. Where the rotary angles
-    change with the text's length, all of it is read again when they do, for the keys in the cache were turned
-    by the old ones.
+    The cache keeps every token, and the masks alone say which of them a block sees. If the rotary angles
+    change with the text's length, the whole text is read again when they do, because the keys in the cache
+    were rotated by the old angles.
     """
-    backbone, head, rotary = (
-        arch.backbone(bundle.module),
-        arch.head(bundle.module)[1],
-        arch.changing_angles(bundle.module),
-    )
+    backbone = arch.backbone(bundle.module)
+    head = arch.head(bundle.module)[1]
+    rotary = arch.changing_angles(bundle.module)
     cache, angles, read = new_cache(bundle), None, []
 
     @torch.no_grad()
@@ -92,8 +94,8 @@ def transformers_stepper(bundle: Bundle) -> Callable[[Tensor], Tensor]:
 def new_cache(bundle: Bundle) -> Cache:
     """An empty key-value cache that keeps every token, in the model's compute dtype or in `cache_bits` bits.
 
-    Not the one that a config asks for: it drops what a sliding window has passed, also where only the config
-    names a window (a Llama's code has none) or where the window is a single token.
+    The cache that a config asks for would drop tokens that a sliding window has passed. It would do so even
+    if only the config names a window (a Llama's code has none), or if the window is a single token.
     """
     return bundle.new_cache() if bundle.cache_bits < 16 else DynamicCache()
 
@@ -105,8 +107,11 @@ class PromptRefused(CompressionError, ValueError):
 
 
 def stop_ids(bundle: Bundle) -> frozenset[int]:
-    """Token ids that end an answer: the config's, the generation config's and the tokenizer's, each one id, a
-    list of them or none. What is no id of this model (-1 in some configs) stops nothing."""
+    """Token ids that end an answer, from the config, the generation config and the tokenizer.
+
+    Each of the three names one id, a list of ids, or none. An id that the model doesn't have (-1 in some
+    configs) stops nothing.
+    """
     found = set()
     for source in (bundle.module.config, getattr(bundle.module, "generation_config", None), bundle.tokenizer):
         value = getattr(source, "eos_token_id", None)
@@ -122,11 +127,10 @@ def stop_like(bundle: Bundle, other: Bundle) -> None:
 
 
 def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
-    """Messages [{"role", "content"}] as a prompt [1, t]: by the chat template, or as plain text for a base
-    model.
+    """Messages [{"role", "content"}] as a prompt [1, t].
 
-    Raises PromptRefused when the template refuses the messages, or the prompt is empty or leaves no room for
-    an answer.
+    The chat template writes it; for a base model it is plain text. Raises PromptRefused if the template
+    refuses the messages, if the prompt is empty, or if it leaves no room for an answer.
     """
     tokenizer = bundle.tokenizer
     if not tokenizer.chat_template:
@@ -137,9 +141,8 @@ def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
     except Exception as error:  # a template is a program that came with the model: it may raise anything
         reason = f"{type(error).__name__}: {error}"[:300]
         raise PromptRefused(
-            f"the model's chat template refuses this conversation ({reason}); begin a new one, or leave "
-            "out the system "
-            "message",
+            f"the model's chat template refuses this conversation ({reason}); begin a new one, or leave out "
+            "the system message",
             code="chat_template",
             reason=reason,
         ) from None

@@ -1,10 +1,11 @@
-"""Mathematics of methods that change a layer's weights by what its inputs are: H = X^T X, and what it tells.
+"""Mathematics of methods that change a layer's weights by means of H = X^T X, where X are the layer's inputs.
 
-GPTQ and its descendants store one input after another and let those to come make up for each error. With U
-the upper Cholesky factor of the inverse of the damped H, storing input c as w' leaves the scaled error e =
-(w_c - w') / U[c, c], and the inputs after it change by -e U[c, c+1:] (Frantar et al. 2022, 2210.17323,
-equations 2 and 3). What w' is, a method decides: a mark of a grid, a 16-bit value, either. Whatever it is,
-the sum of all e^2 equals tr(D H D^T) for the final difference D.
+GPTQ and its descendants store the weights of one input after another, and let the inputs that come later make
+up for each error. Let U be the upper Cholesky factor of the inverse of the damped H. Storing the weights w_c
+of input c as w' leaves the scaled error e = (w_c - w') / U[c, c], and the weights of later inputs change by
+-e U[c, c+1:] (Frantar et al. 2022, 2210.17323, equations 2 and 3). A method decides what w' is: a value of a
+grid, a 16-bit value, or either. In any case, the sum of all e^2 equals tr(D H D^T) for the final difference
+D.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from compression.base import CalibrationError
 def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     """(U, damping used): upper Cholesky factor of (H + damping * mean(diag H) I)^-1, float64 [in, in].
 
-    gram [in, in]: any positive multiple of X^T X; inputs that never fire get a diagonal of 1. Damping rises
-    tenfold, up to 1, while the matrix is not positive definite. Raises CalibrationError beyond that or if H
-    is not finite.
+    gram [in, in]: any positive multiple of X^T X; inputs that are always zero get a diagonal of 1. While the
+    matrix is not positive definite, the damping rises tenfold, up to 1. Raises CalibrationError if even that
+    fails, or if H is not finite.
     """
     hessian = gram.double()
     if not bool(torch.isfinite(hessian).all()):
@@ -36,8 +37,8 @@ def inverse_factor(gram: Tensor, damping: float) -> tuple[Tensor, float]:
     used = damping
     while used <= 1.0:
         damped = hessian + torch.diag(torch.where(diagonal == 0, scale, 0.0) + used * scale)
-        # with J the reversal, H = J L L^T J gives H^-1 = U^T U for U = J L^-1 J: one factor, one triangular
-        # inverse
+        # let J reverse the order: H = J L L^T J gives H^-1 = U^T U with U = J L^-1 J, so that one factor and
+        # one triangular inverse are enough
         factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
             identity = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
@@ -54,10 +55,10 @@ def compensate(
 ) -> float:
     """Replace the inputs of live [in, out] in turn by what `choose` stores for them; returns the sum of e^2.
 
-    factor: U, float32 upper [in, in]. starts: where each block of inputs begins; updates of later blocks wait
-    until a block is through. choose(c, errors) -> [out]: at c's turn `live` holds what c and all inputs after
-    it in its block should be by then; errors [c - start, out] are those of the block's inputs before c, which
-    later blocks have not seen yet.
+    factor: U, float32 upper [in, in]. starts: where each block of inputs begins. Later blocks are updated
+    once a block is through. choose(c, errors) -> [out]: when it is c's turn, `live` holds the values that c
+    and the later inputs of its block should have by then. errors [c - start, out]: those of the block's
+    inputs before c, which later blocks have not been updated for yet.
     """
     n, total = len(live), 0.0
     for start, stop in zip(starts, [*starts[1:], n], strict=True):
@@ -76,6 +77,6 @@ def compensate(
 
 
 def output_error(weight: Tensor, new: Tensor, gram: Tensor) -> float:
-    """||(W - W') X||^2 / ||W X||^2 from the Gram matrix of X."""
+    """||(W - W') X||^2 / ||W X||^2, computed from the Gram matrix of X."""
     difference = weight - new
     return float(((difference @ gram) * difference).sum() / ((weight @ gram) * weight).sum().clamp_min(1e-30))

@@ -1,17 +1,16 @@
-"""Cutting heads and feed-forward channels out of a block, or channels out of the whole model's width, so that
-matrices really shrink.
+"""Cuts heads and feed-forward channels out of blocks, or channels out of the whole model's width.
 
-A head is its rows of q, k, v and its columns of o; a channel of the feed-forward is its rows of gate and up
-and its column of down. Rows take their bias along. Attention asks for whole groups: every key-value head that
-stays serves equally many query heads, and they stand in its order. The size of a head never changes (rotary
-positions and per-head norms belong to it).
+The matrices really shrink. A head is its rows of q, k, v and its columns of o. A channel of the feed-forward
+is its rows of gate and up and its column of down. Rows take their bias along. Attention needs whole groups:
+every key-value head that stays serves the same number of query heads, which stand in the order of the
+key-value heads. The size of a head never changes, because rotary positions and per-head norms depend on it.
 
-A channel of the width (the residual stream) is an entry of the embedding, of every norm, and a row or column
-of every matrix. What is left of a norm is a norm over fewer channels; nothing makes up for that, as in the
-authors' code.
+A channel of the width (the residual stream) is an entry of the embedding and of every norm, and a row or
+column of every matrix. A norm then simply has fewer channels, and nothing makes up for the missing ones, as
+in the authors' code.
 
-A block's sizes are read from its matrices (arch.geometry), so that a cache, the decode step and a saved file
-follow.
+A block's sizes are read from its matrices (arch.geometry). So the cache, the decode step and the saved file
+follow by themselves.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ AXES = {  # role -> (what its structures are, the axis of its weight [out, in] t
     "q": ("heads", 0), "k": ("kv_heads", 0), "v": ("kv_heads", 0), "o": ("heads", 1),
     "gate": ("channels", 0), "up": ("channels", 0), "down": ("channels", 1),
 }  # fmt: skip
-# role -> the axis that lies along the width
+# role -> the axis of its weight that lies along the width
 WIDTH_AXES = {"q": 1, "k": 1, "v": 1, "o": 0, "gate": 1, "up": 1, "down": 0}
-# sizes that a block's modules remember (Architecture.attributes says under which names)
+# sizes that a block's modules hold as attributes (Architecture.attributes has their names)
 SIZES: dict[str, Callable[[LayerGeometry], int]] = {
     "heads": lambda g: g.heads,
     "queries": lambda g: g.heads * g.head_size,
@@ -44,8 +43,10 @@ SIZES: dict[str, Callable[[LayerGeometry], int]] = {
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of one block: numbers of query heads, key-value heads and channels as they are now, in
-    rising order."""
+    """What stays of one block.
+
+    It has the numbers of the query heads, key-value heads and channels that stay, in rising order.
+    """
 
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
@@ -53,16 +54,20 @@ class Kept:
 
 
 def first(now: LayerGeometry, then: LayerGeometry) -> Kept:
-    """So many of each that sizes `now` become `then`: with it, undefined weights get the shapes of a cut
-    model."""
+    """Keep the first heads and channels, so that sizes `now` become `then`.
+
+    Undefined weights get the shapes of a cut model this way.
+    """
     serves, each = now.heads // now.kv_heads, then.heads // then.kv_heads
     heads = tuple(kv * serves + i for kv in range(then.kv_heads) for i in range(each))
     return Kept(heads, tuple(range(then.kv_heads)), tuple(range(then.feed_forward)))
 
 
 def cut(module: nn.Module, kept: Mapping[int, Kept]) -> None:
-    """Keep only that much of each block (layer -> Kept), in place. Raises UnsupportedLayer for what attention
-    can't run."""
+    """Keep only these parts of each block (layer -> Kept), in place.
+
+    Raises UnsupportedLayer if attention couldn't run with them.
+    """
     geometry = arch.geometry(module)
     for layer, parts in kept.items():
         sizes = geometry.layers[layer]
@@ -84,9 +89,9 @@ def cut(module: nn.Module, kept: Mapping[int, Kept]) -> None:
 
 
 def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
-    """Keep only those channels of the residual stream, numbers in rising order, in place.
+    """Keep only these channels of the residual stream (numbers in rising order), in place.
 
-    Raises UnsupportedLayer where nothing would stay.
+    Raises UnsupportedLayer if nothing would stay.
     """
     if not kept:
         raise UnsupportedLayer("no channel of the width would stay; at least one must")
@@ -112,10 +117,8 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
         table.embedding_dim = len(kept)
     head = arch.head(module)[1]
     if arch.geometry_of(module.config).tied:
-        head.weight, head.in_features = (
-            arch.embedding(module)[1].weight,
-            arch.embedding(module)[1].weight.shape[1],
-        )
+        head.weight = arch.embedding(module)[1].weight
+        head.in_features = arch.embedding(module)[1].weight.shape[1]
 
 
 def _narrow_norm(norm: nn.Module, index: Tensor) -> None:
@@ -136,7 +139,7 @@ def lanes(heads: Tensor, size: int) -> Tensor:
 
 
 def narrow(linear: nn.Linear, index: Tensor, axis: int) -> None:
-    """Keep the rows (axis 0, their biases too) or columns (axis 1) `index` of a linear, in place."""
+    """Keep the rows (axis 0, with their biases) or columns (axis 1) `index` of a linear, in place."""
     index = index.to(linear.weight.device)
     linear.weight = nn.Parameter(linear.weight.detach().index_select(axis, index), requires_grad=False)
     linear.out_features, linear.in_features = linear.weight.shape
@@ -149,10 +152,9 @@ def _check(layer: int, sizes: LayerGeometry, kept: Kept) -> None:
     each, rest = divmod(len(kept.heads), max(len(kept.kv_heads), 1))
     if not kept.channels or not each or rest or served != [kv for kv in kept.kv_heads for _ in range(each)]:
         raise UnsupportedLayer(
-            f"block {layer}: query heads {kept.heads} of {sizes.heads} with key-value heads "
-            f"{kept.kv_heads} of {sizes.kv_heads} and "
-            f"{len(kept.channels)} channels; every key-value head must keep equally many of its own "
-            "query heads, and something must stay",
+            f"block {layer}: query heads {kept.heads} of {sizes.heads} with key-value heads {kept.kv_heads} "
+            f"of {sizes.kv_heads} and {len(kept.channels)} channels; every key-value head must keep equally "
+            "many of its own query heads, and something must stay",
             layer=layer,
         )
 

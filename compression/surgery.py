@@ -1,5 +1,7 @@
-"""Put formats in the place of a model's linears, its token embedding and its head; and a part's answers for a
-while."""
+"""Puts formats in the places of a model's linears, its token embedding and its head.
+
+It can also replace a part's forward function for a while.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,9 @@ TABLE_GROUP = 64
 
 
 def compress_tables(bundle: Bundle, bits: int) -> list[Note]:
-    """Store the embedding and the head in `bits` bits, per row in groups of 64; a tied pair once.
+    """Store the embedding and the head in `bits` bits, per row in groups of 64; a tied pair is stored once.
 
-    What a method has stored already stays as it is, and a note says so.
+    A table that a method has stored already stays as it is, and a note says so.
     """
     table, head = arch.embedding(bundle.module)[1], arch.head(bundle.module)[1]
     fresh = isinstance(table, nn.Embedding)
@@ -36,8 +38,10 @@ def compress_tables(bundle: Bundle, bits: int) -> list[Note]:
 
 
 def put_tables(bundle: Bundle, table: Packed | None, head: Packed | None) -> None:
-    """Put these formats in the place of the embedding and the head; a tied head without one of its own reads
-    the table."""
+    """Put these formats in the places of the embedding and the head.
+
+    A tied head without a format of its own reads the table.
+    """
     module = bundle.module
     (table_path, old_table), (head_path, old_head) = arch.embedding(module), arch.head(module)
     if table is not None:
@@ -63,7 +67,7 @@ def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
 
 @contextmanager
 def instead(part: nn.Module, forward: Callable) -> Iterator[None]:
-    """`forward` answers in the part's place for a while."""
+    """For a while, `forward` is called in place of the part's own forward function."""
     before = vars(part).get("forward")
     part.forward = forward
     try:

@@ -1,4 +1,4 @@
-"""Task files: the scales of a rounded model by themselves, swapped in place while its integers stay.
+"""Task files: the scales of a rounded model, swapped in place while the model's integers stay.
 
     from compression import artifact, sample, task_files
 
@@ -6,9 +6,9 @@
     task_files.load(bundle, "another-folder/task.safetensors")
     print(sample.complete(bundle, "..."))
 
-The file is safetensors: under the path of each linear its scales, float16 [out, groups], and in the metadata
-the hash of the codes and zero points that they were trained on. Other scales on other codes would be a broken
-model, so a file with another hash is refused.
+The file is safetensors. Under the path of each linear it has the linear's scales, float16 [out, groups]. Its
+metadata has the hash of the codes and zero points that the scales were trained on. Scales on other codes
+would give a broken model, so a file with another hash is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from compression.bundle import Bundle
 from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
 
-FILE, ABOUT = "task.safetensors", "codes"  # one key of metadata: safetensors writes several in any order
+# the metadata has a single key, since safetensors writes several in any order
+FILE, ABOUT = "task.safetensors", "codes"
 
 
 class TaskRefused(CompressionError):
@@ -60,14 +61,15 @@ def rounded_linears(bundle: Bundle) -> dict[str, GroupedInt]:
 
 
 def load(bundle: Bundle, file: Path | str) -> None:
-    """Put a task's scales into the model, in place. Raises TaskRefused for a file of other codes, or none;
-    the model is then as it was."""
+    """Put a task's scales into the model, in place.
+
+    Raises TaskRefused if the file belongs to other codes, or is no task file; the model is then unchanged.
+    """
     file, linears = Path(file), rounded_linears(bundle)
     if any(packed.prepared for packed in linears.values()):
         raise TaskRefused(
-            f"this model serves already and keeps no codes to compare with {file.name}; load it again "
-            "and give it "
-            "the task first",
+            f"this model serves already and keeps no codes to compare with {file.name}; load it again and "
+            "give it the task first",
             code="task_served",
             name=file.name,
         )
@@ -83,12 +85,11 @@ def load(bundle: Bundle, file: Path | str) -> None:
     tuned = {path: packed for path, packed in linears.items() if path in scales}
     if set(scales) != set(tuned) or about[ABOUT] != codes_hash(tuned):
         raise TaskRefused(
-            f"{file.name} belongs to other integers: it was trained on another model, or with other "
-            "bits or groups. "
-            "Give a task of this one.",
+            f"{file.name} belongs to other integers: it was trained on another model, or with other bits or "
+            "groups. Give a task of this one.",
             name=file.name,
         )
     for path, packed in tuned.items():
-        # in place; tiles made from the old ones go
+        # copied in place; tiles that were made from the old scales are dropped
         packed.load_state_dict({"grid.scale": scales[path]}, strict=False)
     engine.forget(bundle)

@@ -1,9 +1,9 @@
-"""A teacher that only answers in words: what black-box distillation sees of a model.
+"""A teacher that only answers in words, as black-box distillation sees a model.
 
-`ask` is all there is beside three counters: strings in, strings out; no logits, no hidden states, no
-tokenizer. Answers are kept by what was asked and of whom, so that a question is paid for once. What was asked
-in a training is saved beside the student (`teacher_cache.jsonl`), and a `Replay` of that file trains the same
-student without the teacher.
+`ask` takes strings and gives strings: no logits, no hidden states, no tokenizer. Beside it there are only
+three counters. Answers are kept by the question and the teacher, so that a question is answered only once.
+The questions and answers of a training are saved beside the student (`teacher_cache.jsonl`). A `Replay` of
+that file trains the same student without the teacher.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ORACLE = "oracle text teacher"
 
 
 class Answers(Protocol):
-    """What a black-box method may use of its teacher."""
+    """What a black-box method can use of its teacher."""
 
-    calls: int  # prompts that somebody had to answer
-    tokens: int  # that were written for them
-    hits: int  # prompts whose answer was known
+    calls: int  # prompts that were answered anew
+    tokens: int  # tokens that were written for them
+    hits: int  # prompts whose answer was known already
 
     def ask(
         self,
@@ -42,8 +42,10 @@ class Answers(Protocol):
 
 
 def row(name: str, asked: Mapping, texts: Sequence[str]) -> dict:
-    """One line of a transcript: of whom, what was asked (prompt, count, temperature, new_tokens, seed), and
-    the answers."""
+    """One line of a transcript.
+
+    It has the teacher's name, the question (prompt, count, temperature, new_tokens, seed) and the answers.
+    """
     return {"key": key(asked), "teacher": name} | dict(asked) | {"texts": list(texts)}
 
 
@@ -53,7 +55,7 @@ def key(asked: Mapping) -> str:
 
 
 class _Known:
-    """A teacher that looks among known answers first; `_answer` writes the others."""
+    """A teacher that first looks among known answers; `_answer` writes the missing ones."""
 
     def __init__(self):
         self._rows: dict[str, dict] = {}
@@ -62,10 +64,10 @@ class _Known:
     def ask(
         self, prompts, count=1, temperature=0.0, new_tokens=64, seed=0, recorder=QUIET
     ) -> list[list[str]]:
-        """`count` answers of at most `new_tokens` tokens to each prompt, in their order. temperature 0: the
-        likeliest.
+        """`count` answers of at most `new_tokens` tokens to each prompt, in the prompts' order.
 
-        Raises Cancelled, and CalibrationError for a prompt too long or an answer that isn't there.
+        temperature 0: the likeliest. Raises Cancelled, and CalibrationError for a prompt that is too long or
+        an answer that isn't there.
         """
         how = {"count": count, "temperature": temperature, "new_tokens": new_tokens, "seed": seed}
         questions = [{"prompt": prompt} | how for prompt in prompts]
@@ -80,7 +82,7 @@ class _Known:
 
 
 class TextTeacher(_Known):
-    """A model that answers. Its answers are kept in a file of its own under the program's home."""
+    """A model that answers. Its answers are kept in a file under the program's home."""
 
     def __init__(self, bundle: Bundle, store: Path | None = None):
         """store: the file of kept answers; default: one for these weights."""
@@ -96,10 +98,10 @@ class TextTeacher(_Known):
         from compression.replies import TOGETHER, write
 
         how = {name: value for name, value in questions[0].items() if name != "prompt"}
-        # such of equal length are answered together
+        # prompts of equal length are answered together
         questions = sorted(questions, key=lambda q: len(q["prompt"]))
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        for start in range(0, len(questions), 4 * TOGETHER):  # kept as they come, so that a stop loses little
+        for start in range(0, len(questions), 4 * TOGETHER):  # written at once, so that stopping loses little
             some = questions[start : start + 4 * TOGETHER]
             for question, texts in zip(
                 some, write(self._bundle, [q["prompt"] for q in some], recorder=recorder, **how), strict=True
@@ -107,13 +109,13 @@ class TextTeacher(_Known):
                 self.calls, self.tokens = self.calls + 1, self.tokens + sum(t.tokens for t in texts)
                 found = row(self._name, question, [t.text for t in texts])
                 self._rows[found["key"]] = found
-                # in one write: another program may add to it too
+                # one write, since another program may add to the file too
                 with self._file.open("ab", buffering=0) as file:
                     file.write(json.dumps(found, ensure_ascii=False).encode() + b"\n")
 
 
 def _lines(kept: bytes) -> list[dict]:
-    """The answers in a file; what a process that was killed left of its last line is none."""
+    """The answers in a file. An unfinished last line, left by a process that was killed, is skipped."""
     found = []
     for line in kept.splitlines():
         try:
@@ -126,8 +128,10 @@ def _lines(kept: bytes) -> list[dict]:
 
 
 class OracleTeacher(_Known):
-    """The oracle text teacher: a program that knows the right answers, and no model. `tokens` counts its
-    words."""
+    """A text teacher that is a program which knows the right answers, not a model.
+
+    `tokens` counts its words.
+    """
 
     def __init__(self, answer: Callable[[str], str]):
         """answer: prompt -> text."""
@@ -155,10 +159,10 @@ class Replay(_Known):
 
 
 class Interview:
-    """A teacher and the minutes of what it was asked: all that a black-box method holds of it."""
+    """A teacher and the record of what it was asked: all that a black-box method gets of it."""
 
     def __init__(self, teacher: Answers, name: str, recorder: Recorder = QUIET):
-        """name: of whom, in the minutes."""
+        """name: the teacher's name in the record."""
         self._teacher, self._name, self._recorder = teacher, name, recorder
         self._told: dict[str, dict] = {}
 
@@ -188,5 +192,5 @@ class Interview:
         return {name: getattr(self._teacher, name) for name in ("calls", "tokens", "hits")}
 
     def transcript(self) -> bytes:
-        """What was asked and what was answered, one JSON a line, in the order of the questions."""
+        """Questions and answers in the order of the questions, one JSON object on each line."""
         return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._told.values()).encode()

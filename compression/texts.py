@@ -1,23 +1,23 @@
-"""Texts for measuring and for calibrating, and the token windows cut from them.
+"""Texts for measuring and for calibrating, and the token windows that are cut from them.
 
-Two protocols. `raw` tokenises the file as it is. `paper` joins the text's rows with blank lines and tokenises
-once, as the papers do with WikiText-2: in the hub's rows a blank line is the empty string and any other line
-keeps its newline. Windows don't overlap; the tail that fills no window is dropped. No token is added but what
-the tokenizer adds once at the very start; an end token that it would add is left out. The letters of a
-special token that stand in a text (`<|im_end|>`) are letters, as in llama.cpp's perplexity: a text can't end
-itself or change who speaks.
+There are two protocols. `raw` tokenises the file as it is. `paper` joins the text's rows with blank lines and
+tokenises once, as the papers do with WikiText-2: in the hub's rows a blank line is the empty string, and any
+other line keeps its newline. Windows don't overlap; the tail that fills no window is dropped. The only token
+that is added is the one that the tokenizer puts at the very start; an end token is left out. If the letters
+of a special token (`<|im_end|>`) stand in a text, they are read as letters, as in llama.cpp's perplexity. So
+a text can't end itself or change who speaks.
 
-Evaluation takes the first windows in order, exactly as many as are asked for. Calibration takes windows
-chosen by the seed, and so does training, from the calibration text: as many as are asked for or as there are,
-and a note says how many. Where few tokens of a text over PART characters are asked for, only its beginning is
-read. Evaluation never shares text with the other two: the named texts have a split for each, and files are
-compared (overlap.py).
+Evaluation takes the first windows in order, exactly as many as are asked for. Calibration and training take
+windows of the calibration text, chosen by the seed: as many as are asked for, or all if there are fewer, and
+a note says how many. If few tokens are asked for of a text of more than PART characters, only its beginning
+is read. Evaluation never shares text with calibration or training: the named texts have a split for each, and
+files are compared (overlap.py).
 
-`unicode` is a domain to fine-tune to: a table whose form and vocabulary a language model hardly knows, on
-every machine alike.
+`unicode` is a domain for fine-tuning: a table whose form and vocabulary a language model hardly knows. It is
+the same on every machine.
 
 A dialogue (`dialogue`, or a file in JSON lines, dialogue.py) goes through the model's own chat template,
-whose special tokens are tokens. It is for calibration and training; nothing is measured on it.
+whose special tokens are read as tokens. It is for calibration and training; nothing is measured on it.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from compression.overlap import in_common
 
 Role = Literal["evaluation", "calibration", "training"]
 MAX_FILE_BYTES = 50_000_000
-# characters of a long text that are read, at least so many for each token asked for
+# characters of a long text that are read, and the least number of them for each token that is asked for
 PART, LONG_TOKEN = 4_000_000, 32
-SHARED_CHARACTERS, SHARED_PART = 200, 0.01  # what two texts may have in common: a heading, a quotation
+SHARED_CHARACTERS, SHARED_PART = 200, 0.01  # the most that two texts may share: a heading, a quotation
 MARKS = {
     b"\xff\xfe": "UTF-16 or UTF-32",
     b"\xfe\xff": "UTF-16",
     b"\x00\x00\xfe\xff": "UTF-32",
-}  # of byte order, at a file's start
-RUN = 16  # rows of `unicode` that go to one role together
+}  # byte order marks at the start of a file
+RUN = 16  # neighbouring rows of `unicode` that go to the same role
 BUILTIN, WIKITEXT, UNICODE, DIALOGUE = "builtin", "wikitext-2", "unicode", "dialogue"
 DIALOGUE_FILE = Path(__file__).parent.parent / "assets" / "dialogue.jsonl"
 DIALOGUE_SUFFIX = ".jsonl"
@@ -60,7 +60,7 @@ class Text:
 
     name: str
     rows: tuple[str, ...]
-    source: str  # where it came from, without paths
+    source: str  # where it came from; no paths
 
     @property
     def raw(self) -> str:
@@ -73,7 +73,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Dialogue(Text):
-    """Conversations; its rows are their messages' contents."""
+    """Conversations. Its rows are the contents of their messages."""
 
     conversations: tuple[dialogue.Conversation, ...] = ()
 
@@ -87,8 +87,8 @@ class Windows:
     """Token windows of one text in one protocol."""
 
     ids: Tensor  # [n, window] int64
-    protocol_id: str  # names everything that decides the numbers; two different ids never share an axis
-    text_hash: str  # of a dialogue: of what the chat template made of it
+    protocol_id: str  # names everything that decides the numbers; results of two ids are never compared
+    text_hash: str  # for a dialogue: the hash of the text that the chat template made of it
     scored_bytes: int  # UTF-8 bytes of the tokens that are predicted (all but each window's first)
     notes: tuple[Note, ...] = ()  # what a reader must know about how the text was read
 
@@ -125,7 +125,7 @@ def _file(name: str, role: Role) -> Text:
                 limit=MAX_FILE_BYTES,
             )
         data = path.read_bytes()
-    # no permission, no such user, a name that no file can have
+    # no permission, no such user, or a name that no file can have
     except (OSError, RuntimeError, ValueError) as error:
         raise TextUnavailable(
             f"the file {Path(name).name!r} can't be read: {error}; check its name and who may read it",
@@ -140,7 +140,7 @@ def _file(name: str, role: Role) -> Text:
             encoding=encoding,
         )
     try:
-        content = data.decode("utf-8").lstrip("\ufeff")  # a mark of byte order is no part of the text
+        content = data.decode("utf-8").lstrip("\ufeff")  # a byte order mark is not part of the text
     except UnicodeDecodeError:
         content = "\0"
     if "\0" in content:
@@ -174,9 +174,10 @@ class _FileText(Text):
 
 
 def _builtin(role: Role) -> Text:
-    """The help topics of Python's standard library: sorted, the even ones to evaluate, the odd ones to
-    calibrate. Topics quote each other, so calibration leaves out every line that stands in the evaluated
-    half."""
+    """The help topics of Python's standard library, sorted: even ones to evaluate, odd ones to calibrate.
+
+    Topics quote each other. So calibration leaves out every line that also stands in the evaluated half.
+    """
     from pydoc_data.topics import topics
 
     names = sorted(topics)
@@ -201,8 +202,7 @@ def _wikitext(role: Role) -> Text:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise TextUnavailable(
             f"WikiText-2 can't be fetched from the hub now ({type(error).__name__}); check the network, "
-            "choose the "
-            f"built-in text, or give the path of a text file",
+            "choose the built-in text, or give the path of a text file",
             code="text_unreachable",
             name=WIKITEXT,
         ) from None
@@ -213,15 +213,18 @@ def _wikitext(role: Role) -> Text:
 
 
 def _unicode(role: Role) -> Text:
-    """The characters of Unicode 3.2 that have a name of their own, a row each as in UnicodeData.txt (fields
-    that Python's table lacks stay empty). Every eighth run of RUN rows evaluates, the others calibrate."""
+    """The characters of Unicode 3.2 that have a name of their own, one a row as in UnicodeData.txt.
+
+    Fields that Python's table lacks stay empty. Every eighth run of RUN rows is for evaluation, the others
+    are for calibration.
+    """
     from unicodedata import ucd_3_2_0 as table  # the one version that every Python has
 
     rows = []
     for code in range(sys.maxunicode + 1):
         sign = chr(code)
         name = table.name(sign, "")
-        # named by a rule, ten thousands of them
+        # characters that are named by a rule, tens of thousands of them, are left out
         if name and not name.startswith(("CJK ", "HANGUL SYLLABLE ")):
             number = table.numeric(sign, None)
             fields = (
@@ -248,8 +251,10 @@ def _unicode(role: Role) -> Text:
 
 
 def _dialogue(role: Role) -> Text:
-    """Conversations that were written for this: questions of every day, facts, code, lists and small talk, a
-    few in Chinese."""
+    """Conversations that were written for this program: questions, facts, code, lists and small talk.
+
+    A few of them are in Chinese.
+    """
     return _talk(
         DIALOGUE, DIALOGUE_FILE.read_text("utf-8"), "short conversations, through the chat template", role
     )
@@ -277,8 +282,10 @@ NAMED: dict[str, Callable[[Role], Text]] = {
 
 
 def check_disjoint(evaluation: Text, calibration: Text) -> None:
-    """Raises TextUnavailable when both roles would read the same text, or much of it. A named text's splits
-    have nothing in common."""
+    """Raises TextUnavailable if both roles would read the same text, or much of it.
+
+    The splits of a named text have nothing in common.
+    """
     shared = 1.0
     if evaluation.hash != calibration.hash:
         if evaluation.name == calibration.name and evaluation.name in NAMED:
@@ -301,9 +308,11 @@ def check_disjoint(evaluation: Text, calibration: Text) -> None:
 def windows(
     text: Text, tokenizer, protocol: str, window: int, tokens: int | None, role: Role, seed: int = 0
 ) -> Windows:
-    """Cut `tokens` tokens (None: all there are) into windows [n, window]. Raises TextUnavailable if there are
-    too few: for evaluation fewer than asked for, for the other roles not one window. A dialogue is written by
-    the chat template in every protocol."""
+    """Cut `tokens` tokens (None: all there are) into windows [n, window].
+
+    Raises TextUnavailable if there are too few: for evaluation, fewer than asked for; for the other roles,
+    not even one window. A dialogue is written by the chat template in every protocol.
+    """
     talk, most = isinstance(text, Dialogue), None if tokens is None else max(PART, LONG_TOKEN * tokens)
     if isinstance(text, Dialogue):
         content = dialogue.written(text.name, text.conversations, tokenizer, most)
@@ -328,9 +337,8 @@ def windows(
         )
     if wanted == 0 or wanted > available:
         raise TextUnavailable(
-            f"{text.name} has {available * window} tokens in whole windows of {window}; {tokens} were "
-            "asked for. "
-            f"Ask for {window} to {available * window}, or give a longer text.",
+            f"{text.name} has {available * window} tokens in whole windows of {window}; {tokens} were asked "
+            f"for. Ask for {window} to {available * window}, or give a longer text.",
             code="text_too_short",
             name=text.name,
             tokens=available * window,
@@ -367,7 +375,7 @@ def windows(
 
 
 def _added(tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer puts (before, behind) a text by itself."""
+    """The ids that a tokenizer adds by itself (before, after) a text."""
     found = tokenizer("a", return_special_tokens_mask=True)
     ids, mask = found["input_ids"], found["special_tokens_mask"]
     first = next((i for i, added in enumerate(mask) if not added), len(mask))
@@ -376,8 +384,10 @@ def _added(tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _encode(tokenizer, content: str, before: list[int], split: bool) -> Tensor:
-    """Token ids int64 [n] of a text behind what stands before every text; split: a special token's letters
-    are letters."""
+    """Token ids int64 [n] of a text, after the ids that come before every text.
+
+    split: the letters of a special token are read as letters.
+    """
     found = tokenizer(content, add_special_tokens=False, split_special_tokens=split, verbose=False)[
         "input_ids"
     ]
@@ -392,15 +402,15 @@ def _special(tokenizer) -> set[str]:
 
 
 def _scored_bytes(tokenizer, cut: Tensor, chosen: Tensor, content: str, before: int) -> int:
-    """UTF-8 bytes of what is predicted in windows [n, window], the `chosen` ones of a text: all of a window
-    but its first token.
+    """UTF-8 bytes of what is predicted: all tokens but the first of each window [n, window].
 
-    Where tokens are bytes, or letters with bytes for what isn't in the table, each token has its own number:
-    a character that is cut in two belongs to both sides. Else tokens say from where to where in the text they
-    stand. A tokenizer in Python that knows neither writes them out again.
+    `chosen` says which windows of the text these are. If a token always stands for the same bytes, its length
+    is known: a character that is cut in two then belongs to both sides. Otherwise the tokenizer says which
+    characters of the text a token covers. If a tokenizer in Python knows neither, its tokens are written out
+    again.
     """
     lengths, text = _lengths(tokenizer), torch.ones_like(cut, dtype=torch.bool)
-    text.view(-1)[:before] = bool(chosen[0] > 0)  # a start token is no text
+    text.view(-1)[:before] = bool(chosen[0] > 0)  # a start token stands for no text
     text[:, 0] = False
     unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     if lengths is not None and not bool((cut[text] == unknown).any()):
@@ -423,7 +433,7 @@ def _scored_bytes(tokenizer, cut: Tensor, chosen: Tensor, content: str, before: 
 
 
 def _lengths(tokenizer) -> Tensor | None:
-    """UTF-8 bytes of each id's text, int64 [largest id + 1]; None where an id alone doesn't tell."""
+    """UTF-8 bytes of each id's text, int64 [largest id + 1]; None if an id alone doesn't determine them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
         return None
@@ -431,7 +441,7 @@ def _lengths(tokenizer) -> Tensor | None:
     kinds = {part["type"] for part in decoder.get("decoders", [decoder])}
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items()}
     if "ByteLevel" in kinds:
-        size = len  # a letter a byte
+        size = len  # each letter stands for a byte
     elif "ByteFallback" in kinds:
 
         def size(piece):
@@ -447,7 +457,7 @@ def _lengths(tokenizer) -> Tensor | None:
 
 
 def tokenizer_hash(tokenizer) -> str:
-    """Hash of the vocabulary and how it is applied, so that only equal tokenizers share a protocol."""
+    """Hash of the vocabulary and of how it is applied; only equal tokenizers share a protocol."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(described.encode()).hexdigest()

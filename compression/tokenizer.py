@@ -1,7 +1,8 @@
-"""The one place where a tokenizer is loaded: from plain files of a folder, with no code of that folder.
+"""Loads a tokenizer from the plain files of a folder, without running code of that folder.
 
-Each file that could be read is looked at first (a plain file of a sane size; JSON where JSON is due), and
-afterwards the vocabulary: every token must have a row in the model's table.
+No other file loads tokenizers. Each file that could be read is checked first: it must be a plain file of a
+sane size, and hold JSON if its name says so. Afterwards the vocabulary is checked: every token must have a
+row in the model's table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from compression.base import ModelUnavailable
 from compression.folder import Folder, shown
 
 CONFIG = "tokenizer_config.json"
-LIMITS = {  # pattern of a name -> the most bytes that are read; the first that fits
+LIMITS = {  # pattern of a name -> the most bytes that are read; the first pattern that fits counts
     CONFIG: 20_000_000,
     "special_tokens_map.json": 1_000_000,
     "added_tokens.json": 20_000_000,
@@ -28,14 +29,16 @@ LIMITS = {  # pattern of a name -> the most bytes that are read; the first that 
     "preprocessor_config.json": 1_000_000,
 }
 TEMPLATES = "additional_chat_templates"  # a folder
-ANY_OF = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # what the library reads by itself
+ANY_OF = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # files that the library reads without packages
 # pattern of a name -> the package that reads it
 PACKAGES = {"*.model": "sentencepiece", "*.tiktoken": "tiktoken"}
 
 
 def load(folder: Folder, family: str, vocabulary: int):
-    """The tokenizer of a model's folder. family: the model's type; vocabulary: rows of its table. Raises
-    ModelUnavailable."""
+    """The tokenizer of a model's folder. Raises ModelUnavailable.
+
+    family: the model's type. vocabulary: the number of rows of its table.
+    """
     names = check(folder)
     from transformers import AutoTokenizer
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -45,10 +48,10 @@ def load(folder: Folder, family: str, vocabulary: int):
         tokenizer = AutoTokenizer.from_pretrained(
             folder.path, config=config, local_files_only=True, trust_remote_code=False
         )
-        tokenizer("a few words")  # settings of a wrong type show only here
+        tokenizer("a few words")  # a setting of a wrong type shows only when the tokenizer is used
         if not isinstance(tokenizer.chat_template, str | dict | None):
             raise TypeError(f"the chat template is a {type(tokenizer.chat_template).__name__}")
-    # the library's own errors are of many kinds, those of its Rust part no Exceptions at all
+    # the library raises many kinds of errors; those of its Rust part are not even Exceptions
     except BaseException as why:
         if isinstance(why, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
@@ -57,16 +60,15 @@ def load(folder: Folder, family: str, vocabulary: int):
 
 
 def check(folder: Folder) -> list[str]:
-    """The names of the tokenizer's files, after a look at each of them. Raises ModelUnavailable."""
+    """The names of the tokenizer's files, each of which has been checked. Raises ModelUnavailable."""
     names = [n for n in folder.names() if _limit(n) and not (folder.path / n).is_dir()]
     for name in names:
         content = folder.read(name, _limit(name))
         if name.endswith(".json") and folder.parse(name, content).get("auto_map"):
             raise folder.error(
                 "needs_code",
-                f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and "
-                "no code "
-                "from a model's folder is ever run; choose a model that needs none",
+                f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and no "
+                "code from a model's folder is ever run; choose a model that needs none",
                 file=name,
             )
     if folder.has(TEMPLATES):
@@ -83,7 +85,7 @@ def check(folder: Folder) -> list[str]:
 
 
 def checked(folder: Folder, tokenizer, vocabulary: int):
-    """The tokenizer itself, if every token of it has a row in a table of `vocabulary` rows."""
+    """The tokenizer unchanged, if every token of it has a row in a table of `vocabulary` rows."""
     beyond = sorted(
         (number, token) for token, number in tokenizer.get_vocab().items() if not 0 <= number < vocabulary
     )
@@ -92,8 +94,7 @@ def checked(folder: Folder, tokenizer, vocabulary: int):
         raise folder.error(
             "tokenizer_beyond",
             f"has a tokenizer with {len(beyond)} tokens beyond the model's {vocabulary} "
-            f"({shown(token, 30)!r} "
-            f"is number {number}); it belongs to another model",
+            f"({shown(token, 30)!r} is number {number}); it belongs to another model",
             token=shown(token, 30),
             number=number,
             count=len(beyond),

@@ -1,11 +1,13 @@
-"""The one training loop: a budget, a curve, the best state so far. What is trained, on what batches and by
-what loss, a method decides.
+"""The one training loop: a budget, a curve, the best state so far.
 
-A budget has tokens and minutes; whichever ends first ends the training. The rate rises over the first tenth
-of the tokens and falls linearly to nothing at their end, so a run that its tokens end is the same on every
-machine; one that its minutes end says so. Every eighth of the budget the held-out loss is taken, and what is
-kept in the end is the best state seen, which may be the untrained one. Whoever watches may end the training
-early, which keeps the best state, or give the whole run up (`Recorder`).
+A method decides what is trained, on what batches and by what loss.
+
+A budget has tokens and minutes, and the training ends when either is used up. The learning rate rises over
+the first tenth of the tokens and then falls linearly to zero at their end. So a run that ends by its tokens
+is the same on every machine; a run that ends by its minutes says so. The held-out loss is measured after
+every eighth of the budget. What is kept in the end is the best state that was seen, which may be the
+untrained one. Whoever watches may end the training early, which keeps the best state, or cancel the whole run
+(`Recorder`).
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from compression.likelihood import final_states
 from compression.recorder import QUIET, Recorder
 from compression.row_losses import next_token_loss
 
-WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements beside the first
+WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements after the first one
 CLIP = 1.0
-HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # one window in so many is held out; at most, at least
+HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # every eighth window is held out, at most 8 and at least 2
 TOKENS_PER_STEP = 1_024
 
 
@@ -35,7 +37,7 @@ class Batch(Protocol):
     """What one step trains on: token ids [b, window], or a record that holds them and more."""
 
     def numel(self) -> int:
-        """Tokens in it, which count against the budget."""
+        """How many tokens it has; they count against the budget."""
 
 
 B = TypeVar("B", bound=Batch)
@@ -43,7 +45,7 @@ B = TypeVar("B", bound=Batch)
 
 @dataclass(frozen=True)
 class Budget:
-    """What a training may take."""
+    """How long a training may take."""
 
     tokens: int
     minutes: float
@@ -62,7 +64,7 @@ class Course:
     ended: str = "tokens"  # tokens, minutes, enough
 
     def notes(self, method: str) -> tuple[Note, ...]:
-        """What a reader must know about it."""
+        """What a reader must know about this training."""
         facts = {
             "method": method,
             "tokens": self.tokens,
@@ -77,13 +79,14 @@ class Course:
 
 
 def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """(windows to train on, windows to judge by) of [n, window]: every eighth is held out. Raises
-    CalibrationError."""
+    """(windows to train on, windows to judge by) of [n, window]: every eighth is held out.
+
+    Raises CalibrationError.
+    """
     if len(windows) < 2 * FEWEST:
         raise CalibrationError(
             f"{len(windows)} windows of text; training needs at least {2 * FEWEST}. Give a longer "
-            "calibration "
-            "text or a shorter window.",
+            "calibration text or a shorter window.",
             code="too_little_text",
             got=len(windows),
             allowed=f">= {2 * FEWEST}",
@@ -95,7 +98,7 @@ def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batches(windows: Tensor, seed: int, tokens: int = TOKENS_PER_STEP) -> Iterator[Tensor]:
-    """Windows [b, window] of about so many tokens, in a fresh random order every epoch, for ever."""
+    """Windows [b, window] of about `tokens` tokens, in a new random order every epoch, for ever."""
     size, order = max(1, tokens // windows.shape[1]), torch.Generator().manual_seed(seed)
     while True:
         for part in torch.randperm(len(windows), generator=order).split(size):
@@ -103,8 +106,10 @@ def batches(windows: Tensor, seed: int, tokens: int = TOKENS_PER_STEP) -> Iterat
 
 
 def language_loss(bundle: Bundle, ids: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean negative log-likelihood in nats of windows [b, window]; differentiable. counted: bool [b, window -
-    1], which of the predicted tokens the mean is over, None for all."""
+    """Mean negative log-likelihood in nats of windows [b, window]; differentiable.
+
+    counted: bool [b, window - 1], the predicted tokens that the mean is over; None for all.
+    """
     ids = ids.to(bundle.device)
     hidden, targets = final_states(bundle, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
     weights = None if counted is None else counted.to(hidden).flatten()
@@ -115,15 +120,19 @@ def language_loss(bundle: Bundle, ids: Tensor, counted: Tensor | None = None) ->
 def from_text(
     windows: Tensor, loss: Callable[[Tensor], Tensor], seed: int
 ) -> tuple[Iterator[Tensor], Callable[[], float]]:
-    """(batches to train on, held-out judge) of a text, windows [n, window]: the judge is the mean loss over
-    what is held out."""
+    """(batches to train on, held-out judge) of a text, windows [n, window].
+
+    The judge gives the mean loss over the held-out windows.
+    """
     taught, held = hold_out(windows)
     return batches(taught, seed), lambda: mean_loss(held, loss)
 
 
 def mean_loss(windows: Tensor, loss: Callable[[Tensor], Tensor]) -> float:
-    """Mean of `loss`, itself a mean over windows, over windows [n, window], about TOKENS_PER_STEP tokens at a
-    time."""
+    """Mean of `loss` over windows [n, window], about TOKENS_PER_STEP tokens at a time.
+
+    `loss` is itself a mean over the windows that it is given.
+    """
     parts = windows.split(max(1, TOKENS_PER_STEP // windows.shape[1]))
     return sum(loss(part).item() * len(part) for part in parts) / len(windows)
 
@@ -146,16 +155,19 @@ def train(
     settle: Callable[[], bool] = lambda: False,
     recorder: Recorder = QUIET,
 ) -> Course:
-    """Train `parameters` in place on loss(batch) for the batches of `supply`; they end as the state that
-    `judge` liked best.
+    """Train `parameters` in place on loss(batch) for the batches of `supply`.
 
-    supply: batches for ever. One that depends on the model's state (its own samples) draws when it is asked;
-    it and `judge` run without gradients. judge(): what is to fall, on what isn't trained on. `from_text`
-    makes both of a plain text. optimizer(parameters, rate): what makes the steps; its rate is set anew at
-    each. before_step(share of the budget done): called with the step's gradients in place, for measures and
-    schedules of the method's own. settle(): called at the end; true if it changed what the parameters work
-    in, and no earlier state counts any more. Raises CalibrationError (too little text, a loss that is not
-    finite) and Cancelled.
+    They end in the state with the lowest `judge`. `from_text` makes supply and judge of a plain text. Both
+    run without gradients.
+
+    supply: batches for ever. If they depend on the model's state (its own samples), they are drawn when they
+    are asked for. judge(): the loss that should fall, on data that isn't trained on. optimizer(parameters,
+    rate): makes the optimizer; its learning rate is set anew at each step. before_step(share of the budget
+    done): called with the step's gradients in place, for measures and schedules of the method's own.
+    settle(): called at the end; true if it changed the model around the parameters, so that no earlier state
+    counts.
+
+    Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
     """
     course, start = Course(), time.perf_counter()
     stepper = optimizer(parameters, rate)

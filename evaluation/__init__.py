@@ -1,11 +1,14 @@
-"""Measuring, recording and comparing, in rooms:
+"""Measures models, keeps the results and compares them.
 
-spec records store host limits verdict    what a run is, where its result is kept, this machine, whether one
-result is better measuring/   what is measured: perplexity, divergence, generation, latency, memory;
-metrics.py declares every figure running/     a run from request to result: estimate, worker, runner, chat;
-witness, whether a stored answer still holds page/        what the browser asks and gets benches/     what is
-measured for the README, and public programs beside ours commands/    python -m evaluation run | export |
-task-files | measure | tables | layers | peers
+spec, records, store, host, limits, verdict
+                what a run is, where its result is kept, what this machine is, which of two results is better
+measuring/      what is measured: perplexity, divergence, generation, latency, memory; metrics.py declares
+                every figure
+running/        a run from request to result: estimate, worker, runner, chat; witness: whether a stored answer
+                still holds
+page/           what the browser asks and gets
+benches/        what is measured for the README, and public programs beside ours
+commands/       python -m evaluation run | export | task-files | measure | tables | layers | peers
 """
 
 from pathlib import Path

@@ -47,8 +47,11 @@ def available_bytes() -> int:
 
 
 def profile(again: bool = False) -> Host:
-    """This machine's speed, measured in under a second and remembered; `again` measures anew and keeps the
-    better figures (a measurement while something else computes is too slow, never too fast)."""
+    """This machine's speed, measured in under a second and remembered.
+
+    `again` measures anew and keeps the better figures: a measurement while something else computes is too
+    slow, never too fast.
+    """
     with _measuring:
         return _profile(again)
 
@@ -73,7 +76,7 @@ def _profile(again: bool) -> Host:
 
 
 def _remembered(file: Path) -> Host | None:
-    """What an earlier measurement left, None if that is no such thing."""
+    """What an earlier measurement left in a file; None if the file holds nothing of that kind."""
     try:
         host = Host(**json.loads(file.read_text("utf-8")))
         numbers = host.gflops, host.gbytes_per_second, host.memory_bytes
@@ -83,7 +86,7 @@ def _remembered(file: Path) -> Host | None:
 
 
 def pace() -> float:
-    """How much longer runs have taken on this machine than planned, 0.1 to 10; 1 before the first run."""
+    """How long runs take on this machine, as a multiple of the plan: 0.1 to 10; 1 before the first run."""
     try:
         known = float((home() / "pace.txt").read_text("utf-8"))
     except (OSError, ValueError):
@@ -92,17 +95,17 @@ def pace() -> float:
 
 
 def learn(planned_seconds: float, actual_seconds: float) -> None:
-    """Correct the pace by a run that has ended: half way to what it showed."""
+    """Move the pace half way to what a run that has ended showed."""
     known = pace()
     shown = known * actual_seconds / planned_seconds
     try:
         write(home() / "pace.txt", f"{min(max(math.sqrt(known * shown), 0.1), 10):.3f}".encode())
     except OSError:
-        pass  # a full disk learns nothing
+        pass  # the disk is full: the pace stays as it was
 
 
 def _best(work, seconds: float = 0.25) -> float:
-    """The shortest of as many tries as fit into `seconds`, at least three."""
+    """The shortest time of as many tries as fit into `seconds`, at least three."""
     times: list[float] = []
     begin = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - begin < seconds:
@@ -145,8 +148,10 @@ def environment() -> dict:
 
 @contextmanager
 def timing_lock(wait_seconds: float = LATENCY_WAIT_SECONDS):
-    """Hold the machine for a timing; yields False if somebody else still computes after the wait, or nobody
-    can tell."""
+    """Hold the machine for a timing.
+
+    Yields False if somebody else still computes after the wait, or if nobody can tell.
+    """
     lock = _acquired(wait_seconds)
     try:
         yield lock is not None
@@ -156,8 +161,11 @@ def timing_lock(wait_seconds: float = LATENCY_WAIT_SECONDS):
 
 
 def _acquired(wait_seconds: float):
-    """The lock that all timings of this home share. Where it can't be had (a full disk, a file system without
-    locks), that of the temporary folder; None if somebody else holds it, or there is neither."""
+    """The lock that all timings of this home share; None if somebody else holds it, or if there is none.
+
+    If the home has no such lock (a full disk, a file system without locks), it is one in the temporary
+    folder.
+    """
     from filelock import FileLock, Timeout
 
     for file in (

@@ -1,10 +1,10 @@
-"""How much memory and how many processors this process may really use: control groups (containers), resource
-limits, the machine.
+"""How much memory and how many processors this process may really use.
 
-A control group limits its members and all groups below it, so the least of all groups above this process
-counts. Version 2 keeps them in one tree (memory.max, memory.current, cpu.max), version 1 in one a controller
-(memory.limit_in_bytes, cpu.cfs_quota_us). Inside of a container the tree often begins at the container's own
-group, whatever /proc/self/cgroup calls it.
+Control groups (containers), resource limits and the machine itself set limits, and the least of them counts.
+A control group limits its members and all groups below it, so every group above this process is read. Version
+2 of control groups keeps them in one tree (memory.max, memory.current, cpu.max). Version 1 has one tree for
+each controller (memory.limit_in_bytes, cpu.cfs_quota_us). Inside a container the tree often begins at the
+container's own group, whatever /proc/self/cgroup calls that group.
 """
 
 from __future__ import annotations
@@ -42,15 +42,19 @@ def available_bytes() -> int:
 
 
 def processors() -> int:
-    """Processors that this process may use: those it may run on, or as many as its groups' share of time is
-    worth."""
+    """Processors that this process may use.
+
+    They are those it may run on, or as many as its groups' share of time is worth, if that is less.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(share) for share in _shares())]))
 
 
 def oom_kills() -> int | None:
-    """How many processes the system has ended for want of memory, in this process's groups or anywhere; None
-    where it doesn't say."""
+    """How many processes the system has ended because memory ran out; None where it doesn't say.
+
+    It counts those of this process's groups, or else of the whole machine.
+    """
     files = [
         folder / file for folder in _groups("memory") for file in ("memory.events", "memory.oom_control")
     ]
@@ -59,8 +63,10 @@ def oom_kills() -> int | None:
 
 
 def _memory() -> Iterator[tuple[int, int]]:
-    """(limit, used) of every group above this process that has one; files that the system only keeps at hand
-    don't count as used."""
+    """(limit, used) of every group above this process that limits memory.
+
+    Files that the system only keeps in memory for later don't count as used.
+    """
     for folder in _groups("memory"):
         for limit_file, used_file, cached in (
             ("memory.max", "memory.current", "inactive_file"),
@@ -72,7 +78,7 @@ def _memory() -> Iterator[tuple[int, int]]:
 
 
 def _shares() -> Iterator[float]:
-    """Processors' worth of time of every group above this process that has such a limit."""
+    """How many processors every group above this process is worth, where it limits their time."""
     for folder in _groups("cpu"):
         quota, _, period = _text(folder / "cpu.max").partition(" ")
         if not quota:
@@ -82,7 +88,7 @@ def _shares() -> Iterator[float]:
 
 
 def _address_space() -> list[int]:
-    """Limits of a process's own (ulimit -v, ulimit -d)."""
+    """The limits of this process alone (ulimit -v, ulimit -d)."""
     try:
         import resource
     except ImportError:
@@ -92,8 +98,10 @@ def _address_space() -> list[int]:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """The folders of the groups that this process is in, from its own up to the tree's root, in both
-    versions."""
+    """The folders of the groups that this process is in, in both versions.
+
+    They begin with its own group and go up to the tree's root.
+    """
     seen: set[Path] = set()
     for line in _text(PROC / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

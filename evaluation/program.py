@@ -14,7 +14,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 
 @functools.cache
 def code() -> str:
-    """Hash of all sources, wherever they stand in them, and of the versions of the libraries that compute."""
+    """Hash of all source files, whatever their paths, and of the versions of the libraries that compute."""
     files = sorted(f for folder in FOLDERS for f in (ROOT / folder).rglob("*") if f.suffix in ENDINGS)
     found = hashlib.sha256(
         "".join(f"{name} {importlib.metadata.version(name)}\n" for name in LIBRARIES).encode()

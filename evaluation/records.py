@@ -1,8 +1,8 @@
-"""A result as a file: one JSON object that says its version, checked from end to end before anybody sees it.
+"""Reads and writes a result as a file: one JSON object that says its version.
 
-A record of an older version is brought up step by step (`STEPS`). One of a newer version, or of any other
-shape, raises OddRecord with the reason in one line: what the page draws may rely on every type, and no number
-is infinite or none.
+It is checked from end to end before anybody sees it. So what draws the page may rely on every type, and no
+number is infinite or NaN. A record of an older version is brought up to date step by step (`STEPS`). A record
+of a newer version, or of any other shape, raises OddRecord with the reason in one line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing_extensions import TypedDict
 from compression.base import CompressionError
 from evaluation.spec import Result, RunSpec, Status
 
-# 2: says its version; a running or waiting run says whose it is. 3: says what code gave it, with a witness
+# 2: it says its version; a running or waiting run says which program it belongs to. 3: it says what code gave
+# it, with a witness
 VERSION = 3
 LARGEST_FILE_BYTES = 64_000_000
 LARGEST_NUMBER = 1e18
@@ -31,7 +32,7 @@ class OddRecord(ValueError):
 
 
 class NotFinite(CompressionError):
-    """A figure that is no number. Facts: name."""
+    """A figure of a result is NaN or infinite. Facts: name."""
 
     code = "figure_not_finite"
 
@@ -94,7 +95,7 @@ class _Layer(TypedDict, total=False):
 
 
 class _Record(BaseModel):
-    """The shape of a record of this version, its spec apart (RunSpec checks that)."""
+    """The shape of a record of this version, except its spec, which RunSpec checks."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     version: Literal[3]
@@ -130,8 +131,11 @@ _Curve = TypeAdapter(list[tuple[Number, Number | None, Number | None]], config=C
 
 
 def _from_1(values: dict) -> dict:
-    """Version 1 said neither its version nor whose a run is, might lack fields that had a default or hold
-    some that are no more, and its first timings had neither a limit nor a loop."""
+    """Version 1 to 2.
+
+    Version 1 said neither its version nor which program a run belongs to. Fields that had a default could be
+    missing, and it could hold fields that no longer exist. Its first timings had neither a limit nor a loop.
+    """
     names = {f.name for f in dataclasses.fields(Result)}
     known = _EMPTY | {"created": 0.0} | {k: v for k, v in values.items() if k in names}
     timings = [{"limit": {}, "loop": "transformers"} | timing for timing in known["timings"]]
@@ -139,16 +143,16 @@ def _from_1(values: dict) -> dict:
 
 
 def _from_2(values: dict) -> dict:
-    """Version 2 didn't say what code gave a result: such an answer is shown, and not given again."""
+    """Version 2 to 3. Version 2 didn't say what code gave a result: it is shown, and never given again."""
     return {"code": "", "witness": {}} | values | {"version": 3}
 
 
-# version -> what brings its records to the next one
+# version -> the function that brings a record of it to the next version
 STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1, 2: _from_2}
 
 
 def content(result: Result, owner: str = "") -> bytes:
-    """A record's file. Raises NotFinite for a figure that is no number, naming it."""
+    """A record's file. Raises NotFinite, with the figure's name, if a figure is NaN or infinite."""
     values = result.json() | {"version": VERSION, "owner": owner}
     for name, x in _numbers(values):
         if not math.isfinite(x):
@@ -157,7 +161,7 @@ def content(result: Result, owner: str = "") -> bytes:
 
 
 def _numbers(x: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """(where it stands, number) of every float in a JSON value."""
+    """Every float in a JSON value: (its path, the number)."""
     if isinstance(x, float):
         yield name, x
     elif isinstance(x, dict | list | tuple):
@@ -166,12 +170,12 @@ def _numbers(x: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def parse(data: bytes) -> tuple[Result, str]:
-    """(result, whose it is while it runs) of a record's file. Raises OddRecord."""
+    """(result, the program that it belongs to while it runs) from a record's file. Raises OddRecord."""
     try:
         values = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_int=_whole, parse_float=_real)
         if not isinstance(values, dict):
             raise OddRecord(f"a record is an object, and this is a {type(values).__name__}")
-        # half a character breaks every page that shows it
+        # half of a surrogate pair is no character, and breaks every page that shows it
         json.dumps(values, ensure_ascii=False).encode("utf-8")
         values = _brought_up(values)
         _Record.model_validate(values)
@@ -201,7 +205,7 @@ def _brought_up(values: dict) -> dict:
 
 
 def _check(result: Result) -> None:
-    """What types alone don't say: figures that the page divides by, and those that it shows together."""
+    """What types alone don't say: figures that the page divides by, and figures that it shows together."""
     m = result.metrics
     for name, x in m.items():
         if x <= 0 and name.endswith(

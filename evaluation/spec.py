@@ -22,14 +22,14 @@ from compression.base import (
 )
 from evaluation.program import code as program_code
 
-METRICS_VERSION = 1  # 1: first definition of every metric
+METRICS_VERSION = 1  # 1: the first definition of every metric
 
 PRESETS: dict[str, dict[str, Any]] = {  # tokens for calibration and evaluation; None: the whole text
     "quick": {"calibration_tokens": 8_192, "tokens": 8_192, "window": 512, "table_bits": 8},
     "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 8},
     "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},
 }
-# those of compression/texts.py
+# the named texts of compression/texts.py
 TEXTS = BUILTIN_TEXT, WIKITEXT, UNICODE_TEXT = "builtin", "wikitext-2", "unicode"
 # what a method may read: also conversations, through the model's chat template
 CALIBRATIONS = (*TEXTS, "dialogue")
@@ -46,7 +46,7 @@ Status = Literal["ok", "failed", "oom", "cancelled", "interrupted", "running", "
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides a run's numbers, timings apart."""
+    """Everything that decides a run's numbers, except timings."""
 
     model: str
     # (method, params) in order; (("none", {}),) leaves the weights as they are
@@ -62,7 +62,7 @@ class RunSpec:
     activations: Literal["exact", "int8"] = "exact"
     table_bits: Literal[16, 8, 4] = 8
     cache_bits: Literal[16, 8, 4, 2] = 16  # of the key-value cache; 16: what the model computes in
-    # what shares a scale among its keys (compression/kv_cache.py)
+    # which keys share a scale (compression/kv_cache.py)
     cache_keys: Literal["token", "channel"] = "token"
     preset: str = "quick"  # where the defaults came from; no part of the key
 
@@ -111,8 +111,7 @@ class RunSpec:
         if self.cache_bits == 2 and self.cache_keys != "channel":
             raise BadParam(
                 "cache_bits = 2 with cache_keys = 'token'; 2 bits hold keys only with a scale for each "
-                "channel: "
-                "give cache_keys = channel, or 4 bits",
+                "channel: give cache_keys = channel, or 4 bits",
                 name="cache_bits",
                 got=2,
                 allowed="16, 8, 4",
@@ -139,12 +138,12 @@ class RunSpec:
 
     @property
     def is_original(self) -> bool:
-        """Whether nothing is done to the model: neither to its weights nor to its cache."""
+        """Whether nothing is done to the model, neither to its weights nor to its cache."""
         return self.keeps_weights and self.cache_bits == 16
 
     @property
     def stored_cache_bits(self) -> int:
-        """Bits of the key-value cache of what comes out: the run's own, or those that a method trains for."""
+        """Bits of the compressed model's key-value cache: the run's own, or those a method trains for."""
         trained = [m.cache_bits(p) for m, p in self.trainings if m.cache_bits]
         return self.cache_bits if self.cache_bits < 16 else (trained or [16])[-1]
 
@@ -154,29 +153,31 @@ class RunSpec:
 
     @property
     def students(self) -> tuple[str, ...]:
-        """Other models that the recipe trains in this one's place."""
+        """The other models that the recipe trains in place of this one."""
         return tuple(p.student for m, p in self.methods if isinstance(m, StudentMethod) and p.student)
 
     @property
     def reshapes(self) -> bool:
-        """Whether a step may leave the model other sizes."""
+        """Whether a step may change the model's sizes."""
         return any(isinstance(m, ModelMethod) and m.reshaped for m, _ in self.methods)
 
     @property
     def compresses_tables(self) -> bool:
-        """Whether the embedding or the head may be stored otherwise than in 16 bits."""
+        """Whether the embedding or the head may be stored in another format than 16 bits."""
         return self.table_bits < 16 or any(isinstance(m, TableMethod) for m, _ in self.methods)
 
     @property
     def training_tokens(self) -> int:
-        """The tokens of text that the recipe's training takes, what is held out of them included; 0 if
-        nothing trains."""
+        """Tokens of text that the recipe's training takes, held-out tokens included; 0 without training."""
         taken = max((p.train_tokens for m, p in self.trainings if not m.own_text), default=0)
         return taken + max(self.window * 4, taken // 7) if taken else 0
 
     def control(self) -> RunSpec | None:
-        """The same training where nothing had been lost: the recipe's training steps with their method off,
-        or alone, and without steps whose integers they would keep. None where that is no other run."""
+        """The control: the same training of a model that lost nothing; None if that is the same run.
+
+        It has the recipe's training steps with their method off, or alone, and without the steps whose
+        integers they would keep.
+        """
         if any(m.control for m, _ in self.trainings):
             after = (*self.methods[1:], (None, None))
             swapped = tuple(
@@ -189,7 +190,7 @@ class RunSpec:
         return self._part(trains=True)
 
     def without_training(self) -> RunSpec | None:
-        """The recipe without its training; None where nothing trains or nothing else is done."""
+        """The recipe without its training; None if nothing trains, or if nothing else is done."""
         if any(m.compresses for m, _ in self.trainings):
             swapped = tuple(
                 (m.name, p.json() | ({"train_tokens": 0} if _both(m) else {})) for m, p in self.methods
@@ -207,8 +208,10 @@ class RunSpec:
         return dataclasses.replace(self, recipe=steps) if 0 < len(steps) < len(self.recipe) else None
 
     def original(self) -> RunSpec:
-        """The run that measures the uncompressed model in this run's protocol (the seed draws calibration
-        windows only)."""
+        """The run that measures the uncompressed model in this run's protocol.
+
+        Its seed doesn't matter: it only draws calibration windows.
+        """
         return dataclasses.replace(self, recipe=(("none", {}),), cache_bits=16, cache_keys="token", seed=0)
 
     def json(self) -> dict:
@@ -222,8 +225,10 @@ class RunSpec:
         return cls(**values | {"recipe": tuple((n, v) for n, v in values["recipe"])})
 
     def identity(self) -> str:
-        """Hash of what the visitor asked, known before model and texts are read: two equal requests share one
-        run."""
+        """Hash of what the visitor asked, known before model and texts are read.
+
+        Two equal requests share one run by it.
+        """
         return self._identity
 
     @functools.cached_property
@@ -231,13 +236,12 @@ class RunSpec:
         return _digest(self._essence())
 
     def question(self, fingerprint: dict) -> str:
-        """Hash of the run with the content of what it reads: two runs with the same one ask for the same
-        numbers.
+        """Hash of the run with the content of what it reads.
 
-        fingerprint: {"model": weights' hash, "text": hash, "calibration": hash or "", "dtype": compute dtype,
-        ...}.
+        Two runs with the same hash ask for the same numbers. fingerprint: {"model": hash of the weights,
+        "text": hash, "calibration": hash or "", "dtype": compute dtype, ...}.
         """
-        named = {"model", "text", "calibration"}  # a file's place doesn't matter, its content does
+        named = {"model", "text", "calibration"}  # not the path of a file but its content matters
         essence = {k: v for k, v in self._essence().items() if k not in named}
         return _digest(essence | {"fingerprint": fingerprint, "metrics": METRICS_VERSION})
 
@@ -265,12 +269,12 @@ def _has_control(method: Method | None) -> bool:
 
 
 def _both(method: Method) -> bool:
-    """Whether it trains and compresses."""
+    """Whether a method both trains and compresses."""
     return isinstance(method, TrainingMethod) and method.compresses
 
 
 def _check_name(name: str, value: Any) -> None:
-    """Raises BadParam for what can be no name of a model, a text or a file."""
+    """Raises BadParam for a value that can't be the name of a model, a text or a file."""
     try:
         if (
             isinstance(value, str)
@@ -280,7 +284,7 @@ def _check_name(name: str, value: Any) -> None:
         ):
             return
     except UnicodeEncodeError:
-        pass  # half a character, or a file's name in another encoding
+        pass  # half of a surrogate pair, or a file's name in another encoding
     raise BadParam(
         f"{name} = {value!r:.100}; allowed: whole characters, at most {LONGEST_NAME}",
         name=name,
@@ -313,14 +317,14 @@ class Result:
     series: dict[str, list] = field(default_factory=dict)  # curves
     layers: list[dict] = field(default_factory=list)  # per-layer figures
     error: dict = field(default_factory=dict)  # {"code", "message", "facts"} of a run that isn't ok
-    protocol_id: str = ""  # two protocols never share an axis
+    protocol_id: str = ""  # results of two protocols are never compared on one axis
     environment: dict = field(default_factory=dict)
     fingerprint: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)  # Bundle.source, for the card
-    artifact: str = ""  # folder's name under the store's artifacts, "" when there is none
+    artifact: str = ""  # the name of its folder under the store's artifacts; "" if there is none
     control_key: str = ""
-    code: str = ""  # of the program that gave it (program.code)
-    # how to tell whether later code still gives it (evaluation/running/witness.py)
+    code: str = ""  # the program that gave it (program.code)
+    # numbers that tell whether later code still gives this result (evaluation/running/witness.py)
     witness: dict = field(default_factory=dict)
     id: str = ""  # the run's id, given by the runner (a key may have failed runs before its ok one)
     created: float = field(default_factory=time.time)

@@ -1,13 +1,15 @@
-"""Where results live: one JSON a run, written whole or not at all, and the folders that belong to it.
+"""Where results live: a JSON file for each run, and the folders that belong to it.
 
-    home/runs/<id>.json          every run, whatever its end (evaluation/records.py says what is in it)
-    home/artifacts/<key>/        compressed models, the oldest go when they pass a byte budget
+A file is written whole or not at all.
+
+    home/runs/<id>.json          every run, however it ended (evaluation/records.py says what is in it)
+    home/artifacts/<key>/        compressed models; the oldest go when all together pass a byte budget
     home/baselines/<hash>/       what measuring an original left behind
     home/live/<name>             a process that has runs waiting or going on
 
-Several programs may share a home: none marks as interrupted what another is running, none removes what
-another holds. Results that ship with the app are read from assets/results and never written. A home that
-can't be written gives way to a temporary one, which ends with the program (`read_only`). No torch here: the
+Several programs may share a home. None marks as interrupted what another is running, and none removes what
+another holds. Results that ship with the app are read from assets/results and never written. If the home
+can't be written, a temporary one takes its place, and ends with the program (`read_only`). No torch here: the
 page reads the store at start.
 """
 
@@ -40,14 +42,16 @@ class Store:
     """All results that this app knows: its own and the shipped ones."""
 
     def __init__(self, home: Path | None = None, shipped: Path | None = SHIPPED):
-        """home: default the program's own; made if need be. Raises OSError if neither it nor a temporary one
-        can be written."""
+        """home: the program's own by default; made if it doesn't exist.
+
+        Raises OSError if neither this folder nor a temporary one can be written.
+        """
         self.home = place.usable(Path(home).expanduser().absolute()) if home else place.home()
         self.read_only = bool(place.why_temporary(self.home))
         self._shipped = shipped
-        self._memory: dict[str, Result] = {}  # results that couldn't be written: the disk is full
-        self._kept: dict[Path, dict[str, tuple]] = {}  # folder -> {file: (its stamp, what it holds)}
-        self._changes = 0  # of the results in memory
+        self._memory: dict[str, Result] = {}  # results that couldn't be written because the disk is full
+        self._kept: dict[Path, dict[str, tuple]] = {}  # folder -> {file: (its stamp, its result)}
+        self._changes = 0  # counts the changes of `_memory`
         self.sweep()
 
     def new_id(self) -> str:
@@ -55,10 +59,10 @@ class Store:
         return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
 
     def put(self, result: Result) -> Result:
-        """Write a result (its id is made if it has none) and return it.
+        """Write a result, which gets an id if it has none, and return it.
 
-        Raises OSError for a full disk (the result is kept in memory then) and records.NotFinite for a figure
-        that is no number.
+        Raises OSError if the disk is full (the result is kept in memory then), and records.NotFinite if a
+        figure is NaN or infinite.
         """
         if not result.id:
             result = dataclasses.replace(result, id=self.new_id())
@@ -80,7 +84,7 @@ class Store:
         return self.home / "runs" / f"{run_id}.json"
 
     def _read(self, folder: Path | None) -> dict[str, tuple]:
-        """{file's name: (its stamp, its result)} of a folder, by name."""
+        """The results in a folder, by name: {file's name: (its stamp, its result)}."""
         if folder is None:
             return {}
         try:
@@ -93,8 +97,10 @@ class Store:
         return found
 
     def _one(self, folder: Path, name: str) -> tuple | None:
-        """(a file's stamp, its result), read again when the stamp changes. A result of None, told by one line
-        in the log, can't be used."""
+        """(a file's stamp, its result), read again when the stamp changes.
+
+        The result is None if the record can't be used; one line in the log says why.
+        """
         known, result = self._kept.get(folder, {}).get(name), None
         stamp: tuple[int, ...] = ()
         try:
@@ -103,11 +109,11 @@ class Store:
             if known and known[0] == stamp:
                 return known
             if not stat.S_ISREG(about.st_mode) or about.st_size > records.LARGEST_FILE_BYTES:
-                raise records.OddRecord(f"it is no file of at most {records.LARGEST_FILE_BYTES:,} bytes")
+                raise records.OddRecord(f"it is no file, or larger than {records.LARGEST_FILE_BYTES:,} bytes")
             result, _ = records.parse((folder / name).read_bytes())
             if folder != self._shipped and f"{result.id}.json" != name:
                 result = None
-                raise records.OddRecord("it calls itself otherwise")
+                raise records.OddRecord("the id in it is not the file's name")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, records.OddRecord) as error:  # such a record must never take the app down
@@ -125,8 +131,10 @@ class Store:
         return [r for _, r in self._read(self._shipped).values() if r]
 
     def stamp(self) -> tuple:
-        """It changes whenever a result or the presence of an artifact does: what was made of the store may be
-        kept by it."""
+        """A value that changes whenever a result changes, or an artifact comes or goes.
+
+        Whatever was computed from the store can be kept as long as the stamp stays the same.
+        """
         files = [
             (name, stamp)
             for folder in (self._shipped, self.home / "runs")
@@ -148,21 +156,23 @@ class Store:
         return own or next((r for r in self.shipped() if r.id == run_id), None)
 
     def get(self, key: str) -> Result | None:
-        """The newest `ok` result for a key, an own one before a shipped one."""
+        """The newest `ok` result for a key; an own result comes before a shipped one."""
         own = [r for r in self.own() if r.key == key and r.status == "ok"]
         return (
             own[-1] if own else next((r for r in self.shipped() if r.key == key and r.status == "ok"), None)
         )
 
     def find(self, identity: str) -> Result | None:
-        """The newest own `ok` result that answers the same request (its content is checked by the run
-        itself)."""
+        """The newest own `ok` result that answers the same request.
+
+        Only the request is compared here; the run itself compares the contents of what it reads.
+        """
         return next(
             (r for r in reversed(self.own()) if r.status == "ok" and r.spec.identity() == identity), None
         )
 
     def delete(self, run_id: str) -> None:
-        """Forget a run and its artifact."""
+        """Delete a run and its artifact."""
         result = self.get_id(run_id)
         if result and result.artifact:
             place.remove_unused(self.artifact_folder(result.artifact))
@@ -172,8 +182,10 @@ class Store:
             self._file(run_id).unlink(missing_ok=True)
 
     def mark_interrupted(self) -> int:
-        """Runs that wait or go on by their record, and whose program has ended, are interrupted. Returns how
-        many."""
+        """Mark runs as interrupted that should be waiting or going on, but whose program has ended.
+
+        Returns how many there are.
+        """
         stale = [r for r in self.own() if r.status in ("running", "queued") and not self._runs(r.id)]
         for r in stale:
             error = {
@@ -181,12 +193,12 @@ class Store:
                 "message": "the app ended while this run was going on",
                 "facts": {},
             }
-            with contextlib.suppress(OSError):  # a full disk: it is in memory
+            with contextlib.suppress(OSError):  # the disk is full: the record is in memory
                 self.put(dataclasses.replace(r, status="interrupted", error=error))
         return len(stale)
 
     def _runs(self, run_id: str) -> bool:
-        """Whether the program that a waiting or running record belongs to still lives."""
+        """Whether the program of a waiting or running record is still alive."""
         try:
             _, owner = records.parse(self._file(run_id).read_bytes())
         except (OSError, records.OddRecord):
@@ -194,7 +206,7 @@ class Store:
         return run_id in self._memory or place.alive(self.home, owner)
 
     def sweep(self) -> list[str]:
-        """Remove what programs that died left in this home. Returns the removed names."""
+        """Remove what dead programs left in this home. Returns the removed names."""
         return place.sweep(self.home)
 
     def artifact_folder(self, name: str) -> Path:
@@ -205,14 +217,14 @@ class Store:
 
     @contextlib.contextmanager
     def making(self, name: str) -> Iterator[Path]:
-        """Where to save an artifact; it gets its name, and is found, if all went well until the end."""
+        """The folder to save an artifact in. It gets its name, and can be found, only after a success."""
         with place.scratch(self.home / "artifacts") as folder:
             yield folder / "model"
-            place.settle(folder / "model", self.artifact_folder(name))
+            place.put_in_place(folder / "model", self.artifact_folder(name))
 
     @contextlib.contextmanager
     def using(self, *names: str) -> Iterator[None]:
-        """While it lasts no program removes these artifacts to make room."""
+        """As long as this lasts, no program removes these artifacts to make room."""
         with contextlib.ExitStack() as stack:
             for name in filter(None, names):
                 stack.enter_context(place.held(self.artifact_folder(name)))
@@ -225,21 +237,23 @@ class Store:
         )
 
     def manifest(self, result: Result) -> dict:
-        """What the compressed model's folder says of itself (compression.artifact)."""
+        """What the folder of a compressed model says about it (compression.artifact)."""
         return json.loads((self.artifact_folder(result.artifact) / "compression.json").read_text("utf-8"))
 
     def keep_within_budget(self, newest: str, budget: int = ARTIFACT_BYTES) -> list[str]:
-        """Remove the oldest artifacts until all fit; the newest and those in use stay. Returns the removed
-        names."""
+        """Remove the oldest artifacts until all fit; the newest and those in use stay.
+
+        Returns the removed names.
+        """
         return _trim(self.home / "artifacts", newest, budget)
 
     def baseline_folder(self, name: str) -> Path:
-        """Where the original's measurements in one protocol lie; the oldest of others make room."""
+        """The folder of the original's measurements in one protocol; the oldest folders make room for it."""
         _trim(self.home / "baselines", name, BASELINE_BYTES)
         return self.home / "baselines" / name
 
     def rows(self) -> list[dict]:
-        """One row a run: every metric that it has, and what the page filters and labels by."""
+        """One row for each run: every metric that it has, and what the page filters and labels by."""
         return [self._row(r, shipped=True) for r in self.shipped()] + [
             self._row(r, shipped=False) for r in self.own()
         ]
@@ -278,8 +292,10 @@ class Store:
 
 
 def _trim(folder: Path, newest: str, budget: int) -> list[str]:
-    """Remove the oldest folders until all fit into `budget` bytes; `newest` and what is in use stay. Returns
-    the removed names."""
+    """Remove the oldest folders until all fit into `budget` bytes.
+
+    `newest` and the folders in use stay. Returns the removed names.
+    """
     found = sorted((_size(f), f) for f in folder.glob("[!.]*") if f.is_dir() and not f.is_symlink())
     found.sort(key=lambda entry: (entry[1].name != newest, -entry[0][0]))
     total, removed = 0, []
@@ -292,7 +308,7 @@ def _trim(folder: Path, newest: str, budget: int) -> list[str]:
 
 
 def _size(folder: Path) -> tuple[float, int]:
-    """(when it was written, bytes of its files); of what vanishes meanwhile nothing."""
+    """(when a folder was written, bytes of its files); a file that vanishes meanwhile doesn't count."""
     written, total = 0.0, 0
     with contextlib.suppress(OSError):
         written = folder.stat().st_mtime

@@ -4,14 +4,14 @@
     found.word                         # "better", "worse" or "unclear"
     found.ratio, found.ratio_margin    # of perplexities: 0.89, 0.009
 
-Two results are compared pair by pair, because a hard window is hard for both: what is left of the noise is
-the noise of the difference. The verdict is that of a 95 % interval of the mean difference (Student's t, two
-sides). Pairs that belong together, for example the questions on one text, count as one: their sums are
-compared (the cluster-robust error of Liang and Zeger 1986, with the factor c / (c - 1) for c clusters).
+Two results are compared pair by pair, because a hard window is hard for both. Only the noise of the
+difference remains. The verdict follows from a 95 % interval of the mean difference (Student's t, two sides).
+Pairs that belong together, for example the questions on one text, count as one: their sums are compared (the
+cluster-robust error of Liang and Zeger 1986, with the factor c / (c - 1) for c clusters).
 
-Pairs of windows hold the noise of the text alone. Two runs that differ by chance in themselves (a seed, a
-rounding that breaks ties otherwise) can differ by more than such an interval says; where that matters, the
-pairs are seeds.
+Pairs of windows hold only the noise of the text. Two runs may also differ by chance in themselves, by another
+seed or by a rounding that breaks ties otherwise. They can then differ by more than such an interval says.
+Where that matters, the pairs are seeds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LEVEL = 0.95
 class Difference:
     """The mean of (ours - control) over pairs. Lower is better.
 
-    stderr: its standard error, nan where there is only one pair or cluster. margin: half of the interval's
-    width. freedom: degrees of freedom of its t distribution.
+    stderr: its standard error; nan if there is only one pair or cluster. margin: half the width of the
+    interval. freedom: degrees of freedom of its t distribution.
     """
 
     mean: float
@@ -38,14 +38,14 @@ class Difference:
 
     @property
     def word(self) -> str:
-        """ "better", "worse", or "unclear" where the interval holds zero or can't be had."""
+        """ "better", "worse", or "unclear" if the interval holds zero or there is none."""
         if not abs(self.mean) > self.margin:
             return "unclear"
         return "better" if self.mean < 0 else "worse"
 
     @property
     def ratio(self) -> float:
-        """Of two perplexities, where the pairs are losses in nats."""
+        """Our perplexity divided by the control's, if the pairs are losses in nats."""
         return math.exp(self.mean)
 
     @property
@@ -60,10 +60,10 @@ def paired(
     clusters: Sequence[Hashable] | None = None,
     higher_is_better: bool = False,
 ) -> Difference:
-    """The difference of two lists of equal length, whose places belong together.
+    """The difference of two lists of equal length; equal places belong together.
 
-    clusters: a name for each pair; pairs of one name count as one. Raises ValueError for lists that can't be
-    paired and for numbers that aren't finite.
+    clusters: a name for each pair; pairs with the same name count as one. Raises ValueError if the lists
+    can't be paired, or if a number isn't finite.
     """
     n = len(ours)
     if n != len(control) or (clusters is not None and n != len(clusters)) or not n:
@@ -86,8 +86,10 @@ def paired(
 
 
 def share_below(t: float, freedom: int) -> float:
-    """Student's distribution with a whole number of degrees of freedom, at t >= 0 (Abramowitz and Stegun,
-    26.7.3 and 26.7.4)."""
+    """The share of Student's distribution below t >= 0, for whole degrees of freedom.
+
+    Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
     angle = math.atan(t / math.sqrt(freedom))
     cosine, odd = math.cos(angle), freedom % 2
     term = cosine if odd else 1.0
@@ -100,7 +102,7 @@ def share_below(t: float, freedom: int) -> float:
 
 
 def quantile(share: float, freedom: int) -> float:
-    """t >= 0 below which that share (0.5 or more) of Student's distribution lies."""
+    """The t >= 0 below which `share` (0.5 or more) of Student's distribution lies."""
     low, high = 0.0, 1.0
     while share_below(high, freedom) < share:
         high *= 2

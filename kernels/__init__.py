@@ -1,16 +1,19 @@
-"""Kernels: how stored formats are multiplied. One op a file, each with its plain PyTorch reference and its
-CASES.
+"""Kernels multiply an input by weights that are stored in a compressed format.
+
+An op is one such product, e.g. "grouped_int" for weights in integers with a scale for each group. Each op has
+one file, with its plain PyTorch reference and its CASES (the shapes that the tests run).
 
     kernels/<op>.py     the formula, the operands' layout, the reference, the PyTorch route
     kernels/cpu/        C for processors: every op from one tile layout, and whole decoder layers in one call
-    kernels/gpu/        Triton, one file an op
-    kernels/bench.py    verifies, then times
+    kernels/gpu/        Triton for graphics cards, one file an op
+    kernels/bench.py    checks every kernel against its reference, then times it
 
-`name(op, ...)` says what serves an op, for labels. Where neither C nor Triton serves, PyTorch unpacks a block
-of rows into floats and multiplies it; a whole dense copy never exists.
+`name(op, ...)` gives the label that the page shows for the kernel of an op. Where neither C nor Triton
+serves, PyTorch unpacks a block of rows into floats and multiplies it; a whole dense copy never exists.
 
-Hugging Face publishes a package of the same name, and transformers looks names up in it. This module does no
-work at import, has no version, and hands names that it doesn't know to that package if one is installed.
+Hugging Face publishes a package that is also called `kernels`, and transformers looks names up in it. So this
+module does no work at import and has no version. It passes names that it doesn't know on to that package, if
+that package is installed.
 """
 
 from __future__ import annotations
@@ -23,16 +26,16 @@ UNPACKED = "dequantise-then-multiply (PyTorch)"
 
 
 class Op(NamedTuple):
-    """A product, and all that serves it. Nothing that it names is imported before it is asked for.
+    """A product, and everything that computes it. Nothing that it names is imported before it is asked for.
 
     `module` holds `<op>` (the PyTorch route), `<op>_reference` (the formula) and `<op>_examples`. The
-    self-test of the C library and the tests run the examples by every kernel. TILES[op] of
+    self-test of the C library and the tests run the examples with every kernel. TILES[op] of
     kernels/cpu/plans.py brings an example's operands into tiles.
     """
 
     title: str  # what is multiplied, for labels
-    module: str  # of the formula
-    kinds: tuple[str, ...]  # of tiles that C decodes (kernels/cpu/plan.h)
+    module: str  # the module that holds the formula
+    kinds: tuple[str, ...]  # the kinds of tiles that C decodes for it (kernels/cpu/plan.h)
     triton: str = ""  # "file.function" in kernels/gpu; "": PyTorch multiplies on a card
     pytorch: str = UNPACKED  # the label where PyTorch multiplies
     like: str = ""  # another op that has the same formula and examples
@@ -62,28 +65,33 @@ OPS = {
     "tensor_train": Op(
         "tensor trains",
         "kernels.tensor_train",
-        ("TRAIN",),
+        ("TENSOR_TRAIN",),
         pytorch="tensor trains, rebuilt a block at a time (PyTorch)",
     ),
 }
 
 
 def part(op: str, what: str = ""):
-    """An op's function in its module: `<op>`, or with `what` "reference" or "examples" the one of that
-    name."""
+    """A function of an op's module: `<op>`, or `<op>_<what>`.
+
+    part("dense") is `dense`, part("dense", "reference") is `dense_reference`; `what` may also be "examples".
+    """
     name = f"{OPS[op].like or op}_{what}" if what else op
     return getattr(importlib.import_module(OPS[op].module), name)
 
 
 def launcher(op: str):
-    """An op's Triton product: (x, *operands) -> y."""
+    """The function that multiplies an op with Triton: (x, *operands) -> y."""
     file, name = OPS[op].triton.split(".")
     return getattr(importlib.import_module(f"kernels.gpu.{file}"), name)
 
 
 def name(op: str, by: str = "", int8: bool = False, outliers: bool = False) -> str:
-    """A kernel's label, e.g. "grouped integers, int8 activations (C, AVX-512 VNNI)". by: "C, <instructions>",
-    "Triton" or "" for PyTorch. outliers: large activations aren't rounded to int8."""
+    """A kernel's label, e.g. "grouped integers, int8 activations (C, AVX-512 VNNI)".
+
+    `by` is "C, <instructions>", "Triton", or "" for PyTorch. With `outliers`, large activations stay exact
+    instead of being rounded to int8.
+    """
     if not by:
         return OPS[op].pytorch
     if op == "two_four" and by == "Triton":
@@ -104,8 +112,10 @@ def __getattr__(name: str):
 
 
 def _installed():
-    """The package `kernels` that stands elsewhere on the search path, or None. Loaded under a name of its
-    own."""
+    """The installed package `kernels`, from elsewhere on the search path; None if there is none.
+
+    It is loaded under a name of its own, `_installed_kernels`.
+    """
     import sys
     from importlib.machinery import PathFinder
     from pathlib import Path

@@ -1,18 +1,30 @@
-"""How fast the kernels are here: verifies each one, then times it beside others in the same process.
+"""Times the kernels on this machine, each beside other ways to compute the same product.
 
-    python -m kernels.bench [op ...] [--json FILE]              products python -m kernels.bench --model
-    [--llama-cpp] [--json FILE] [--figure FILE]   whole models (kernels/bench_model.py) python -m
-    kernels.bench --gpu [op ...] [--json FILE]        products on a graphics card (kernels/bench_gpu.py)
+    python -m kernels.bench [op ...] [--json FILE]
+        products on the processor
+    python -m kernels.bench --model [--llama-cpp] [--json FILE] [--figure FILE]
+        whole models (kernels/bench_model.py)
+    python -m kernels.bench --gpu [op ...] [--json FILE]
+        products on a graphics card (kernels/bench_gpu.py)
 
-A product of one token rotates over more weights than the caches hold; every case warms up right before timing
-and gives medians. Beside each stand PyTorch's dense float32 product as it comes and by the library that this
-program takes (kernels/dense.py), our own float32 and bfloat16 kernels and the limit: the bandwidth of memory
-for one token, the arithmetic of registers for many. All of a row are timed in turns, a few calls each,
-because a shared machine's bandwidth changes within minutes and a ratio of two moments says nothing. Where two
-kernels serve one format (RIVALS), the row of the second has the median of the ratios of neighbouring calls;
-more than 1: the second is faster. PyTorch's and bitsandbytes' low-bit kernels have rows of their own.
-"activations" says what was multiplied: exact float32, or int8 with a scale for 32 of them (for a token where
-large ones stay exact). No speed is printed for an op that differs from its reference.
+Every kernel is checked against its reference first. No speed is printed for one that differs from it.
+
+How it is timed. A product of one token rotates over more weights than the caches hold, because a model's
+weights don't fit there either. Every case warms up right before it is timed, and the median is given. The
+calls of one row are timed in turns, a few of each, because a shared machine's bandwidth changes within
+minutes: a ratio of two times from different moments says nothing.
+
+What stands beside a kernel:
+- PyTorch's dense float32 product, by its default library and by the library that this program chooses
+  (kernels/dense.py);
+- our own float32 and bfloat16 kernels;
+- the limit: the bandwidth of memory for one token, the arithmetic of registers for many;
+- PyTorch's and bitsandbytes' low-bit kernels, in rows of their own.
+
+Where two of our kernels serve one format (RIVALS), the row of the second also has a ratio: the median over
+neighbouring calls of the first one's time divided by the second one's. More than 1 means that the second is
+faster. "activations" says what the weights were multiplied with: exact float32, or int8 with a scale for
+every 32 values (in a token with outliers, the large values stay exact).
 """
 
 from __future__ import annotations
@@ -45,14 +57,15 @@ from kernels.tensor_train import tensor_train_rows, values_per_row
 SHAPES = ((576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096))  # (out, in)
 TOKENS = (1, 8, 512)
 ROTATED_BYTES = 160_000_000
-# of one token and eight; of many, whose products take long and are limited by arithmetic
+# rounds for one and eight tokens; rounds for many tokens, whose products take long and are limited by
+# arithmetic
 ROUNDS, MANY_ROUNDS = 21, 3
 INT8 = (32, 127)
 GROUP = 64
 
 
 def seconds(work: Callable[[int], object], rounds: int | None = None) -> float:
-    """Median seconds of work(i), i counting up, after three calls to warm up."""
+    """Median seconds of work(i), where i counts up, after three calls to warm up."""
     for i in range(3):
         work(i)
     times = []
@@ -64,7 +77,7 @@ def seconds(work: Callable[[int], object], rounds: int | None = None) -> float:
 
 
 def in_turns(works: dict[str, Callable[[int], object]], rounds: int | None = None) -> dict[str, float]:
-    """Median seconds of each work(i): in every round each is called once to warm up and twice timed."""
+    """Median seconds of each work(i). In every round, each is called once to warm up and twice timed."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for i in range(rounds or max(1, ROUNDS // 2)):
         for name, work in works.items():
@@ -79,8 +92,10 @@ def in_turns(works: dict[str, Callable[[int], object]], rounds: int | None = Non
 def ratio(
     first: Callable[[int], object], second: Callable[[int], object], rounds: int | None = None
 ) -> float:
-    """Median of how often as long `first` takes as `second`, each pair of calls one right after the other, in
-    both orders in turn."""
+    """Median of (time of `first`) / (time of `second`), over pairs of calls that follow each other.
+
+    The order within a pair alternates. 2.0 means that `second` is twice as fast.
+    """
     found = []
     for i in range(rounds or ROUNDS):
         took = {}
@@ -94,13 +109,13 @@ def ratio(
 
 
 def read_bandwidth() -> float:
-    """Bytes a second that all threads together read from memory."""
+    """Bytes a second that all threads together can read from memory."""
     block = torch.ones(64_000_000)
     return block.numel() * 4 / seconds(lambda i: block.sum(), 7)
 
 
 def arithmetic() -> dict[str, float]:
-    """Multiplications and additions a second of registers, by activations; {} without the C kernels."""
+    """Multiplications and additions a second that registers allow, by activations; {} without C kernels."""
     c, threads = cpu.wait(), torch.get_num_threads()
     if c is None:
         return {}
@@ -158,11 +173,9 @@ def book(out: int, n: int, rule):
 
 
 def nested_book(out: int, n: int, rule):
-    codes, scale, table = (
-        pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4),
-        torch.rand(out, n // GROUP),
-        torch.randn(16),
-    )
+    codes = pack(torch.randint(0, 16, (out, n)).to(torch.uint8), 4)
+    scale = torch.rand(out, n // GROUP)
+    table = torch.randn(16)
     return plans.codebook(codes, scale, table, GROUP, n, rule), codebook_rows(codes, scale, table, GROUP, n)
 
 
@@ -261,13 +274,15 @@ VARIANTS = (  # (op, name, maker, activations)
     ("outliers", "3 bits + 1 % outliers", with_outliers, BOTH),
     ("columns", "3 bits + 1 % columns", with_columns, BOTH),
 )
-# variant -> the one before it that it is held against
+# variant -> the variant before it that it is compared with
 RIVALS = {"3 planes, looked up, group 64": "3 planes, added, group 64"}
 
 
 def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Others' low-bit kernels on this shape, by name; what isn't installed or doesn't take the shape is left
-    out."""
+    """Other programs' low-bit kernels on this shape, by name.
+
+    A kernel that isn't installed or doesn't take the shape is left out.
+    """
     found: dict[str, Callable[[Tensor], Tensor]] = {}
     q = torch.randint(0, 16, (out, n), dtype=torch.int32)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
@@ -293,8 +308,10 @@ def peers(out: int, n: int) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def dense_works(out: int, n: int) -> dict[str, Callable[[Tensor], Callable[[int], object]]]:
-    """name -> (input -> work(i)) of PyTorch's float32 product by each of its two libraries and of our own
-    dense kernels."""
+    """The dense products: name -> (input -> work(i)).
+
+    They are PyTorch's float32 product by each of its two libraries, and our own dense kernels.
+    """
     weights = [torch.randn(out, n) for _ in range(max(2, min(60, ROTATED_BYTES // (4 * out * n))))]
     chosen = torch.get_float32_matmul_precision()
 
@@ -328,8 +345,10 @@ def verify(op: str, name: str, plan: plans.Plan, weight: Tensor) -> None:
 
 
 def most_per_second(plan: plans.Plan, tokens: int, activations: str, limits: dict[str, float]) -> float:
-    """Operations a second of registers, for many tokens: an exact product by the matrix unit is three of
-    int8."""
+    """Operations a second that registers allow for many tokens.
+
+    An exact product by the matrix unit counts as three int8 products.
+    """
     return (
         limits.get("int8", 0) / 3
         if activations == "exact" and cpu.takes_matrix(plan, tokens)
@@ -338,8 +357,10 @@ def most_per_second(plan: plans.Plan, tokens: int, activations: str, limits: dic
 
 
 def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
-    """One row an op, variant, activations, shape and number of tokens. limits: "int8", "exact": operations
-    per second."""
+    """One row for each op, variant, activations, shape and number of tokens.
+
+    limits: operations a second, under "int8" and "exact".
+    """
     table, block = [], torch.ones(16_000_000)
     for out, n in SHAPES:
         inputs = {tokens: torch.randn(tokens, n) for tokens in TOKENS}
@@ -357,7 +378,7 @@ def rows(ops: list[str], limits: dict[str, float]) -> list[dict]:
                 if tokens == 1:
                     works["read"] = lambda i: block.sum()
                 took = in_turns(works, None if tokens <= 8 else MANY_ROUNDS)
-                # per second; of others' kernels neither bytes nor arithmetic are known
+                # operations per second; of other programs' kernels we know neither bytes nor arithmetic
                 this, limit = took.pop("this"), 0.0
                 read = 4 * block.numel() / took.pop("read") if tokens == 1 else 0.0
                 if plan is not None:

@@ -1,13 +1,14 @@
-"""How fast the Triton kernels are on this machine's graphics card: each is verified by its reference, then
-timed.
+"""Times the Triton kernels on this machine's graphics card, after checking each against its reference.
 
     python -m kernels.bench --gpu [op ...] [--json FILE]
 
-x is float16. Beside each stand PyTorch's product of a dense float16 weight and the limit, both measured in
-this run: the card's memory for one token, its tensor cores for many. Others' kernels have rows of their own;
-one that doesn't take a shape says why. `triton.testing.do_bench` clears the second cache before every call
-and gives medians. Among others' is PyTorch's cuSPARSELt with the weights already in its layout, a second copy
-beside what is stored; ours brings them into it at every call.
+x is float16. Beside each kernel stand PyTorch's product of a dense float16 weight and the limit, both
+measured in this run. The limit is the card's memory for one token, and its tensor cores for many. Other
+programs' kernels have rows of their own; if one doesn't take a shape, its row says why.
+`triton.testing.do_bench` clears the second-level cache before every call and gives medians.
+
+One of those rows is PyTorch's cuSPARSELt with the weights already in its own layout. That layout is a second
+copy beside the stored weights. Our kernel keeps no such copy: it converts the stored weights at every call.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from kernels.grids import Levels
 SHAPES = ((576, 576), (49152, 576), (4096, 4096), (11008, 4096))  # (out, in)
 TOKENS = (1, 8, 512, 2048)
 GROUP = 64
-TOLERANCE = 4e-3  # of the largest entry of y, which is float16
+TOLERANCE = 4e-3  # relative to the largest entry of y, which is float16
 Work = Callable[[Tensor], Tensor]
 
 
-# --- what is timed: (op, variant, (out, in) -> operands, reference); the launcher has the op's name and takes
-# the same operands
+# --- what is timed: (op, variant, (out, in) -> operands, reference); the launcher is called like the op and
+# takes the same operands
 
 
 def scales(out: int, n: int) -> Tensor:
@@ -63,7 +64,7 @@ def eight_a_row(out: int, n: int):
 
 
 def rounded_tokens(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, group_size: int) -> Tensor:
-    """The product of x rounded to int8, a scale a token."""
+    """The product with x rounded to int8, with one scale for each token."""
     step = x.float().abs().amax(1, keepdim=True) / 127
     return grouped_int.grouped_int_reference(
         (x.float() / step).round() * step, codes, scale, zero, 8, group_size
@@ -157,7 +158,7 @@ def moved(operand, device: str):
 
 
 def flat(operands: tuple) -> Iterator:
-    """Operands, and what those that are tuples hold."""
+    """The operands one by one; an operand that is a tuple gives its members."""
     for o in operands:
         yield from flat(o) if isinstance(o, tuple) else (o,)
 
@@ -172,8 +173,10 @@ def launcher(op: str) -> Callable:
 
 
 def others(out: int, n: int, device: str) -> Iterator[tuple[str, Callable[[], Work]]]:
-    """(name, its weights made ready -> the product) of others' kernels; either may raise for a shape, or for
-    want of a package."""
+    """Other programs' kernels: (name, a function that prepares the weights and returns the product).
+
+    The function may raise for a shape that the kernel doesn't take, or if its package is missing.
+    """
 
     def cusparselt() -> Work:
         from torch.sparse import to_sparse_semi_structured
@@ -229,10 +232,8 @@ def verify(op: str, name: str, operands: tuple, reference: Callable, n: int) -> 
 
 def limits(clock: Callable[[Callable], float], device: str) -> dict[str, float]:
     """Bytes a second read from the card's memory, and float16 operations a second of its tensor cores."""
-    block, square = (
-        torch.ones(1 << 28, device=device),
-        torch.ones(8192, 8192, dtype=torch.float16, device=device),
-    )
+    block = torch.ones(1 << 28, device=device)
+    square = torch.ones(8192, 8192, dtype=torch.float16, device=device)
     return {
         "read": 4 * block.numel() / clock(lambda: block.sum()),
         "exact": 2 * 8192**3 / clock(lambda: square @ square),
@@ -240,7 +241,7 @@ def limits(clock: Callable[[Callable], float], device: str) -> dict[str, float]:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Median seconds of a call on the card, the cache cleared before each."""
+    """Median seconds of a call on the card, with the cache cleared before each call."""
     import triton.testing
 
     return triton.testing.do_bench(work, return_mode="median") / 1e3
@@ -249,8 +250,10 @@ def seconds(work: Callable[[], object]) -> float:
 def rows(
     ops: list[str], limit: dict[str, float], clock=seconds, device: str = "cuda", shapes=SHAPES, tokens=TOKENS
 ) -> list[dict]:
-    """One row an op, variant, shape and number of tokens; of others' kernels too where all ops are asked
-    for."""
+    """One row for each op, variant, shape and number of tokens.
+
+    Other programs' kernels are timed too if all ops were asked for.
+    """
     table = []
     for out, n in shapes:
         inputs = {m: torch.randn(m, n, device=device).half() for m in tokens}
@@ -334,7 +337,7 @@ def about(limit: dict[str, float]) -> dict:
 
 
 def missing() -> str:
-    """Why nothing can be timed here; "" if it can."""
+    """Why nothing can be timed on this machine; "" if kernels can be timed."""
     if not torch.cuda.is_available():
         return "PyTorch sees no graphics card here"
     return (
@@ -363,7 +366,7 @@ def show(head: dict, table: list[dict]) -> None:
 
 
 def main(ops: list[str], file: Path | None) -> int:
-    """Print the table of `ops` (all if empty), and write it; exit code 1 where there is no card to time."""
+    """Print the table of `ops` (all if empty), and write it; exit code 1 if there is no card."""
     if why := missing():
         print(f"error: {why}", file=sys.stderr)
         return 1

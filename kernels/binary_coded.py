@@ -1,16 +1,23 @@
-"""y = x W^T for binary-coded weights: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)], b_k =
--1 or +1.
+"""y = x W^T for binary-coded weights, the format of LUT-GEMM (Park et al. 2022, eq. 1 and 3).
 
-The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3; the offset makes it hold any uniform grid exactly). x
-[tokens, in] float; planes uint8 [bits, out, ceil(in/8)], bit i % 8 of byte i // 8 set where b_k = +1; alpha
-float16 [bits, out, groups]; offset float16 [out, groups] or None. Bytes moved: bits/8 a weight, and (bits +
-1) scales a group.
+    W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)],  each b_k[o, i] is -1 or +1
 
-    y[t, o] = sum_k sum_g alpha[k, o, g] (2 * (sum of x[t, i] over i in g with b_k = +1) - S[t, g]) +
-    offset[o, g] S[t, g]
+The offset is what lets the format hold any uniform grid exactly.
 
-with S[t, g] the sum of x[t, i] over group g, so that a kernel needs additions only. Or a
-table holds all sums of +-x of a few inputs, and the planes' bits look theirs up.
+x       [tokens, in] float
+planes  uint8 [bits, out, ceil(in/8)]; bit i % 8 of byte i // 8 is set where b_k = +1
+alpha   float16 [bits, out, groups]
+offset  float16 [out, groups] or None
+
+Bytes moved: bits/8 a weight, and (bits + 1) scales a group.
+
+A kernel needs only additions. With S[t, g] the sum of x[t, i] over the inputs i of group g,
+
+    y[t, o] = sum_k sum_g alpha[k, o, g] (2 * (sum of x[t, i] over i in g with b_k = +1) - S[t, g])
+              + sum_g offset[o, g] S[t, g].
+
+Another kernel ("looked_up") first fills a table with all sums of +-x of a few neighbouring inputs. A few bits
+of a plane are then the index of their sum in that table.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Integers packed to the bit: value k of a row occupies bits [b k, b k + b) of the row's little-endian bit
-stream.
+"""Packs integers of b bits without gaps, and unpacks them.
 
-A row of n values takes ceil(n / 8) * b bytes (n is padded to a multiple of 8 with zeros). Unpacking works by
-lanes: values k, k + L, k + 2L, ... of a row are found at the same shift in bytes of equal stride, so one
-strided slice and one shift (two when a value crosses a byte) give a whole lane, [rows, n / L].
+Value k of a row occupies bits [b k, b k + b) of the row's little-endian bit stream. A row of n values takes
+ceil(n / 8) * b bytes; n is padded to a multiple of 8 with zeros.
+
+Unpacking works by lanes. Values k, k + L, k + 2L, ... of a row stand at the same shift, in bytes of equal
+distance. So one strided slice and one shift (two where a value crosses a byte) give a whole lane [rows, n /
+L].
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LANES = {1: 8, 2: 4, 4: 2, 8: 1}  # values that repeat the same byte pattern; 8 for widths that cross bytes
+# values until the pattern of bits within bytes repeats; 8 for the other widths, whose values may cross bytes
+LANES = {1: 8, 2: 4, 4: 2, 8: 1}
 
 
 def row_bytes(n: int, bits: int) -> int:
@@ -32,7 +35,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def lanes(packed: Tensor, bits: int) -> Iterator[tuple[int, int, Tensor]]:
-    """(first value, stride, uint8 values [rows, ...]) of every lane of packed uint8 [rows, bytes]."""
+    """Every lane of packed uint8 [rows, bytes]: (first value, stride, uint8 values [rows, ...])."""
     count = LANES.get(bits, 8)
     stride = bits * count // 8  # bytes until the pattern repeats
     mask = (1 << bits) - 1

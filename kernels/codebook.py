@@ -1,11 +1,14 @@
-"""y = x W^T for 4-bit codes into a table of 16 values: W[o, i] = scale[o, g(i)] * table[q[o, i]] (NF4, FP4,
-any other).
+"""y = x W^T for 4-bit codes into a table of 16 values, such as NF4 or FP4.
 
-x [tokens, in] float; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups];
-table float32 [16]; g(i) = i // group_size, -1 for the whole row, the last group short. Bytes moved: half a
-byte a weight and the scales.
+    W[o, i] = scale[o, g(i)] * table[q[o, i]],  g(i) = i // group_size
 
-Scales may be nested (kernels/grids.py).
+x      [tokens, in] float
+codes  uint8 [out, row_bytes(in, 4)] (kernels/bits.py)
+scale  float16 [out, groups], or nested (kernels/grids.py)
+table  float32 [16]
+
+group_size -1 makes the whole row one group; the last group of a row may be shorter. Bytes moved: half a byte
+a weight, and the scales.
 """
 
 from __future__ import annotations
@@ -50,8 +53,10 @@ def codebook(
     absmax: Tensor | None = None,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """y [tokens, out] in x's dtype, from the stored tensors (nested scales with their absmax and offset): by
-    Triton on a GPU, else by PyTorch."""
+    """y [tokens, out] in x's dtype, from the stored tensors: by Triton on a GPU, else by PyTorch.
+
+    Nested scales come with their absmax and offset.
+    """
     if gpu.serves(x):
         from kernels.gpu.codebook import codebook as triton
 

@@ -1,7 +1,7 @@
 """y = x W^T for a few whole columns of W, to be added to another product (OWQ's weak columns).
 
-x [tokens, in] float; values float16 [out, k]; index int32 [k], the columns, each once. Bytes moved: 2 a value
-and 4 a column.
+x [tokens, in] float; values float16 [out, k]; index int32 [k], the numbers of the columns, each once. Bytes
+moved: 2 a value and 4 a column.
 """
 
 from __future__ import annotations

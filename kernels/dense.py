@@ -1,9 +1,9 @@
-"""y = x W^T for weights in 16 bits; and which of PyTorch's two libraries multiplies float32 on a processor.
+"""y = x W^T for weights in 16 bits. Also chooses which library multiplies float32 on a processor.
 
-MKL serves float32 by default and uses half the vector width on processors that are not its maker's. oneDNN
-uses all of it and is reached by allowing a lower precision; whether it then really computes in less than
-float32 depends on the processor (with AMX it rounds to bfloat16). So it is tried, and taken only where its
-products are as exact as float32.
+PyTorch has two. MKL serves float32 by default, and uses half the vector width on processors that are not its
+maker's. oneDNN uses all of it, and PyTorch takes it when a lower precision is allowed. Whether oneDNN then
+really computes in less than float32 depends on the processor (with AMX it rounds to bfloat16). So
+`choose_float32` tries it, and keeps it only where its products are as exact as float32.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ EXACT = 4e-6
 
 
 def dense_reference(x: Tensor, weight: Tensor) -> Tensor:
-    """The formula."""
+    """The formula: x W^T."""
     return x @ weight.to(x.dtype).T
 
 
 def dense(x: Tensor, weight: Tensor) -> Tensor:
-    """y [tokens, out] in x's dtype for x [tokens, in], weight float16 [out, in]: few tokens on a GPU by
-    Triton, else by PyTorch."""
+    """y [tokens, out] in x's dtype for x [tokens, in], weight float16 [out, in].
+
+    Triton multiplies few tokens on a GPU; PyTorch does everything else.
+    """
     if gpu.serves(x):
         from kernels.gpu.dense import dense as triton
 
@@ -39,7 +41,7 @@ def dense(x: Tensor, weight: Tensor) -> Tensor:
 
 @functools.cache
 def choose_float32() -> str:
-    """Set the process's library for float32 products once; returns its name, "oneDNN" or "default"."""
+    """Choose this process's library for float32 products, once. Returns its name: "oneDNN" or "default"."""
     before = torch.get_float32_matmul_precision()
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, 512, generator=generator) for n in (64, 96))

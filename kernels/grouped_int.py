@@ -1,13 +1,18 @@
 """y = x W^T for grouped integers: W[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)]).
 
-x [tokens, in] float; codes uint8 [out, ceil(in/8) * bits] (kernels/bits.py); scale [out, groups]; zero [out,
-groups] (the grid's integer zero points); g(i) = i // group_size, the last group short. Bytes moved: bits/8 a
-weight and the scales. zero may be a real number as well. It is taken out of the sum,
+x      [tokens, in] float
+codes  uint8 [out, ceil(in/8) * bits] (kernels/bits.py), the integers q
+scale  [out, groups]
+zero   [out, groups]: the grid's integer zero points; they may be real numbers as well
 
-    y[t, o] = sum_i scale[o, g(i)] q[o, i] x[t, i]  -  sum_g scale[o, g] zero[o, g] * (sum of x[t, i] over
-    group g),
+g(i) = i // group_size; the last group of a row may be shorter. Bytes moved: bits/8 a weight, and the scales.
 
-so that a block of codes needs only a conversion and one multiplication by its scales.
+The zero point is taken out of the sum,
+
+    y[t, o] = sum_i scale[o, g(i)] q[o, i] x[t, i]  -  sum_g scale[o, g] zero[o, g] S[t, g]
+
+with S[t, g] the sum of x[t, i] over group g. So a block of codes needs only a conversion to floats and one
+multiplication by its scales.
 """
 
 from __future__ import annotations
@@ -49,14 +54,16 @@ def spread(per_group: Tensor, in_features: int, group_size: int) -> Tensor:
 
 
 def level_codes(packed: Tensor, stats: Tensor, level_bits: int, out: int) -> Tensor:
-    """Codes of scales or zero points, packed row by row -> uint8 [out, groups]."""
+    """Unpack the codes of scales or zero points, packed row by row -> uint8 [out, groups]."""
     groups = stats.shape[1]
     return unpack(packed[None], level_bits, out * groups).view(out, groups)
 
 
 def levelled(codes: Tensor, stats: Tensor) -> Tensor:
-    """Codes [out, groups] of 16 rows each on grids of their own, stats [runs, groups, 2] -> what they stand
-    for, float32."""
+    """The float32 scales or zero points that codes [out, groups] stand for.
+
+    Each run of 16 rows has a grid of its own for every group: stats [runs, groups, 2], its scale and zero.
+    """
     scale, zero = stats.float().repeat_interleave(16, 0)[: len(codes)].unbind(-1)
     return scale * (codes.float() - zero)
 
@@ -89,20 +96,23 @@ def two_level_int(
     bits: int,
     group_size: int,
 ) -> Tensor:
-    """The same with scales and zero points that are codes: levels, of each uint8 packed to `level_bits` row
-    by row; stats, of each float16 [runs of 16 rows, groups, 2], scale and zero of the codes."""
+    """The product with scales and zero points that are integer codes themselves.
+
+    levels: the codes of the scales and of the zero points, each uint8, packed to `level_bits` row by row.
+    stats: the grids of these codes, each float16 [runs of 16 rows, groups, 2], a scale and a zero point.
+    """
     if gpu.serves(x):
         from kernels.gpu.grouped_int import two_level_int as triton
 
         return triton(x.contiguous(), codes, levels, stats, level_bits, bits, group_size)
-    scale, zero = (
-        levelled(level_codes(c, s, level_bits, len(codes)), s) for c, s in zip(levels, stats, strict=True)
-    )
+    (scale_codes, zero_codes), (scale_stats, zero_stats) = levels, stats
+    scale = levelled(level_codes(scale_codes, scale_stats, level_bits, len(codes)), scale_stats)
+    zero = levelled(level_codes(zero_codes, zero_stats, level_bits, len(codes)), zero_stats)
     return _in_pytorch(x, codes, scale, zero, bits, group_size)
 
 
 def _in_pytorch(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
-    """A block of rows at a time."""
+    """Multiply a block of rows at a time."""
     tokens, n = x.shape
     size = n if group_size == -1 else group_size
     groups = scale.shape[1]
@@ -123,8 +133,10 @@ def _in_pytorch(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int
 
 
 def _scaled(q: Tensor, scale: Tensor, per_group: int) -> Tensor:
-    """q [rows, n] times its group's scale [rows, groups], `per_group` columns a group, the last group
-    short."""
+    """q [rows, n] times its group's scale [rows, groups].
+
+    A group has `per_group` columns; the last may have fewer.
+    """
     rows, n = q.shape
     groups = scale.shape[1]
     if groups == 1:

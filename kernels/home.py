@@ -1,20 +1,19 @@
-"""The program's folder on this disk: where it is, how things are written there, and what the dead left
-behind.
+"""The program's folder on this disk: where it is, how files are written there, and how leftovers are removed.
 
-    with whole(folder) as temporary:      # a neighbour `.name~1a2b3c4d`, which becomes `folder` if all went
-                                          well
-        ...
+    with whole(folder) as temporary:      # a neighbour folder `.name~1a2b3c4d`
+        ...                               # after a success it is renamed to `folder`
     write(file, b"...")                   # the same for one file
-    with held(folder): ...                # in use: whoever makes room leaves it alone
-    sweep(home())                         # what nobody holds any more
+    with held(folder): ...                # in use: nobody removes it to make room
+    sweep(home())                         # removes what dead processes left
 
-Whoever writes or reads holds the file lock (flock) of that very folder or file. The system frees it when a
-process ends, however that comes about: what is hidden and not locked is left over. Where a file system has no
-such locks, age decides (a day).
+A process that writes or reads a folder or file holds a file lock (flock) on it. The system frees the lock
+when the process ends, however it ends. So a hidden neighbour that nobody has locked is a leftover. Where a
+file system has no such locks, age decides: a hidden neighbour that is older than a day is a leftover.
 
-A home that can't be written gives way to a temporary one (`why_temporary` says why), which begins with what
-the other one has and ends with this process. It stands here, on the lowest floor, because the kernels are
-built there too. No import of anything slow.
+If the home can't be written, a temporary one takes its place (`why_temporary` says why). It starts with the
+contents of the home that can only be read, and ends with this process.
+
+This file stands on the lowest floor because the kernels are built in the home too. It imports nothing slow.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ except ImportError:  # a system without file locks: age decides
     fcntl = None  # type: ignore[assignment]  # to mypy the name is that module alone
 
 VARIABLE = "COMPRESSION_EXPLORER_HOME"
-# what can't be locked, or was written by an older version, is left over after a day
+# seconds after which something counts as left over, if it can't be locked or an older version wrote it
 LEFT_OVER_SECONDS = 86_400
-WAIT_SECONDS = 2  # for a lock
-OURS = "compression-explorer-home-"  # how temporary homes are called
+WAIT_SECONDS = 2  # how long to wait for a lock
+OURS = "compression-explorer-home-"  # what the names of temporary homes begin with
 PROBE_BYTES = 65_536  # a home with less room than this can't be used
-# of a home that can only be read: used where they are
+# folders of a read-only home that are used where they are
 SHARED = ("models", "artifacts", "kernels", "packages")
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ _MARK = re.compile(r"\..*~[0-9a-f]{8}")
 _OLD_MARKS = {
     "": r"\.(.+\.[0-9a-f]{8}|probe\..+|build-.+)",
     "downloads": r".+\.part|tmp\w{8}",
-}  # folder ("": any) -> names of older versions
+}  # folder ("": any) -> patterns of names that older versions used
 _replaced: dict[Path, str] = {}  # temporary home -> why
 _claims: dict[Path, tuple[str, int | None]] = {}  # home -> (this process's name there, the open file)
 _claiming = threading.Lock()
@@ -63,9 +62,11 @@ _claiming = threading.Lock()
 
 
 def home() -> Path:
-    """Where models, results, artifacts and kernels live: $COMPRESSION_EXPLORER_HOME or
-    ~/.cache/compression-explorer, or a temporary folder where that can't be written. Processes that this one
-    starts find the same. Raises OSError if there is no place at all."""
+    """The folder where models, results, artifacts and kernels live.
+
+    It is $COMPRESSION_EXPLORER_HOME or ~/.cache/compression-explorer; or a temporary folder if that can't be
+    written. Processes that this one starts find the same folder. Raises OSError if no folder can be written.
+    """
     try:
         wanted = (
             Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "compression-explorer")
@@ -82,7 +83,7 @@ def home() -> Path:
 
 @functools.cache
 def usable(wanted: Path) -> Path:
-    """`wanted`, made if need be, or a temporary folder if it can't be written."""
+    """`wanted`, which is made if it doesn't exist; or a temporary folder if it can't be written."""
     try:
         wanted.mkdir(parents=True, exist_ok=True)
         with _neighbour(wanted / "probe", folder=False) as probe:
@@ -93,7 +94,7 @@ def usable(wanted: Path) -> Path:
 
 
 def why_temporary(folder: Path) -> str:
-    """Why a home is a temporary one ("Read-only file system"), "" for an ordinary one."""
+    """Why a home is a temporary one, e.g. "Read-only file system"; "" for an ordinary home."""
     return _replaced.get(Path(folder), "")
 
 
@@ -107,9 +108,8 @@ def _temporary(wanted: Path, why: OSError) -> Path:
             f"set {VARIABLE} to a folder that can",
         ) from None
     log.warning(
-        "%s can't be written (%s): models and results are kept in %s and removed when this program "
-        "ends; set %s to a folder "
-        "that can be written",
+        "%s can't be written (%s): models and results are kept in %s and removed when this program ends; set "
+        "%s to a folder that can be written",
         wanted,
         why.strerror or why,
         place,
@@ -139,17 +139,19 @@ def _remove(place: Path, lock: int | None, owner: int) -> None:
 
 @contextlib.contextmanager
 def whole(target: Path | str, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary neighbour folder to write to, which becomes `target` if all went well; in place of what was
-    there, or, without `replace`, only if nothing is there."""
+    """A temporary neighbour folder to write to, which becomes `target` if all went well.
+
+    It takes the place of what was there. With replace=False, what was there stays instead.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _neighbour(target, folder=True) as temporary:
         yield temporary
-        settle(temporary, target, replace)
+        put_in_place(temporary, target, replace)
 
 
-def settle(folder: Path, target: Path, replace: bool = True) -> None:
-    """Give a finished folder its name; what was there goes, or, without `replace`, stays."""
+def put_in_place(folder: Path, target: Path, replace: bool = True) -> None:
+    """Give a finished folder its name. A folder of that name is replaced, or stays without `replace`."""
     for _ in range(10):  # another process may put its own there between two steps
         aside = _hidden(target)
         with contextlib.suppress(FileNotFoundError):
@@ -169,7 +171,7 @@ def settle(folder: Path, target: Path, replace: bool = True) -> None:
 
 @contextlib.contextmanager
 def whole_file(target: Path | str) -> Iterator[Path]:
-    """The same for a file: a temporary neighbour, which takes the place of `target` if all went well."""
+    """The same for a file: a temporary neighbour, which replaces `target` if all went well."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _neighbour(target, folder=False) as temporary:
@@ -178,14 +180,14 @@ def whole_file(target: Path | str) -> Iterator[Path]:
 
 
 def write(target: Path | str, content: bytes) -> None:
-    """A file's new content, whole or not at all. Raises OSError."""
+    """Write a file's new content, whole or not at all. Raises OSError."""
     with whole_file(target) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
 def scratch(place: Path | str) -> Iterator[Path]:
-    """A folder in `place` for what is needed on the way; it is gone afterwards."""
+    """A folder in `place` for intermediate files; it is removed afterwards."""
     place = Path(place)
     place.mkdir(parents=True, exist_ok=True)
     with _neighbour(place / "scratch", folder=True) as folder:
@@ -215,8 +217,10 @@ def _hidden(target: Path) -> Path:
 
 
 def _owned(make: Callable[[], Path]) -> tuple[Path, int | None]:
-    """A new folder or file and its lock; made again if somebody took it for left over before it was
-    locked."""
+    """A new folder or file and its lock.
+
+    Before it is locked, another process may remove it as a leftover; then it is made again.
+    """
     while True:
         path = make()
         lock = _locked(path)
@@ -227,7 +231,7 @@ def _owned(make: Callable[[], Path]) -> tuple[Path, int | None]:
 
 @contextlib.contextmanager
 def held(path: Path | str) -> Iterator[None]:
-    """While it lasts nobody makes room by removing this folder. It need not exist."""
+    """As long as this lasts, nobody removes this folder to make room. It need not exist."""
     lock = _locked(path, shared=True)
     try:
         yield
@@ -247,7 +251,7 @@ def remove_unused(path: Path) -> bool:
 
 
 def claim(place: Path) -> str:
-    """The name under which this process lives in a home; `alive` tells others as long as it does."""
+    """Give this process a name in a home; `alive` tells other processes whether it still runs."""
     with _claiming:
         if place not in _claims:
             folder = place / "live"
@@ -274,7 +278,7 @@ def alive(place: Path, name: str) -> bool:
     with _sole(file, by_age=False) as sole:
         if sole is not None:
             return not sole
-    try:  # no locks here: the process's number and the moment of its start
+    try:  # no locks here: compare the process's number and the moment of its start
         number, started = file.read_text("utf-8").split()
         return _started(int(number)) == started
     except (OSError, ValueError):
@@ -282,7 +286,7 @@ def alive(place: Path, name: str) -> bool:
 
 
 def _started(process: int) -> str:
-    """When a process started, as the system counts; "" if there is none."""
+    """When a process started, as the system counts; "" if there is no such process."""
     import psutil
 
     try:
@@ -317,12 +321,12 @@ def sweep(place: Path) -> list[str]:
 
 
 def _unfinished(path: Path) -> bool:
-    """A baseline without its index, as older versions left them."""
+    """Whether this is a baseline without its index, as older versions left them."""
     return path.parent.name == "baselines" and path.is_dir() and not (path / "index.json").is_file()
 
 
 def _left_over(path: Path) -> bool:
-    """True if nobody held it: then it is gone now."""
+    """Whether it was a leftover. If nobody holds it, it is removed now, and the answer is True."""
     with _sole(path) as sole:
         if sole:
             with contextlib.suppress(OSError):
@@ -348,8 +352,10 @@ def _age(path: Path) -> float:
 
 
 def _locked(path: Path | str, shared: bool = False) -> int | None:
-    """An open file that holds the lock of a folder or file until it is closed; None where there are no locks
-    (or no such file)."""
+    """An open file that holds the lock of a folder or file until it is closed.
+
+    None if there are no locks, or no such file.
+    """
     if fcntl is None:
         return None
     try:
@@ -365,13 +371,15 @@ def _locked(path: Path | str, shared: bool = False) -> int | None:
             if error.errno not in _TAKEN or time.monotonic() > end:
                 os.close(opened)
                 return None
-            time.sleep(0.01)  # whoever looks whether it is left over lets go at once
+            time.sleep(0.01)  # a process that only checks for leftovers lets go at once
 
 
 @contextlib.contextmanager
 def _sole(path: Path, by_age: bool = True) -> Iterator[bool | None]:
-    """True if nobody else holds `path`, and nobody can take it meanwhile. Where locks can't tell: by age, or
-    None."""
+    """True if nobody else holds `path`; nobody can take it meanwhile.
+
+    Where locks can't tell, age decides; or, without `by_age`, the answer is None.
+    """
     unknown = _age(path) > LEFT_OVER_SECONDS if by_age else None
     if fcntl is None:
         yield unknown

@@ -1,7 +1,11 @@
 """y = x W^T for a very sparse W, to be added to a dense product (SpQR's outliers).
 
-x [tokens, in] float; values float16 [count], row by row; columns int16 [count], the column's low 16 bits (in
-<= 65,536); starts int32 [out + 1], where each row's values begin. Bytes moved: 4 an outlier and 4 a row.
+x        [tokens, in] float
+values   float16 [count], row by row
+columns  int16 [count], the low 16 bits of each value's column (in <= 65,536)
+starts   int32 [out + 1], where each row's values begin
+
+Bytes moved: 4 an outlier and 4 a row.
 """
 
 from __future__ import annotations

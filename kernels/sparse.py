@@ -1,13 +1,12 @@
 """y = x W^T for sparse weights in two layouts, values in 16 bits or as integer codes of a grid.
 
-bitmask   mask uint8 [out, ceil(in/8)], bit i of a row set where the weight is kept; the kept values follow
-          row by row
-          in one flat stream. `starts` [out + 1] says where each row begins.
+bitmask   mask uint8 [out, ceil(in/8)]: bit i of a row is set where the weight is kept. The kept values follow
+          row by row in one flat stream; `starts` [out + 1] says where each row begins.
 two_four  of every 4 inputs exactly 2 are kept: values [out, in/2] and their 2-bit positions, packed.
 
-`scatter_*` put a block's values at their places in a zero matrix [rows, in]; the block is then scaled if the
-values are codes, and multiplied. Bytes moved at 50 %: 9 bits a weight with 16-bit values, 3 and the scales
-with 4-bit codes.
+`scatter_*` put a block's values at their places in a matrix of zeros [rows, in]. The block is then scaled if
+the values are codes, and multiplied. Bytes moved if half of the weights are kept: 9 bits a weight with 16-bit
+values; 3 bits a weight and the scales with 4-bit codes.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ CASES = ((1, 64, 96), (2, 33, 80), (17, 5, 64), (64, 130, 48), (1, 1, 16), (3, 5
 
 
 def mask_bits(mask: Tensor) -> Tensor:
-    """bool [out, in] -> uint8 [out, ceil(in/8)], bit i of byte j is column 8 j + i."""
+    """bool [out, in] -> uint8 [out, ceil(in/8)]; bit i of byte j is column 8 j + i."""
     mask = F.pad(mask.to(torch.uint8), (0, -mask.shape[1] % 8)).view(mask.shape[0], -1, 8)
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
     return (mask * weights).sum(-1, dtype=torch.uint8)
@@ -46,7 +45,7 @@ def scatter_bitmask(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def scatter_two_four(values: Tensor, positions: Tensor) -> Tensor:
-    """values, positions (0..3) [rows, in/2] -> [rows, in]."""
+    """Values at their positions (0..3) in each four: two [rows, in/2] -> [rows, in], zero elsewhere."""
     rows, half = values.shape
     base = torch.arange(half, device=values.device) // 2 * 4
     out = torch.zeros(rows, half * 2, dtype=values.dtype, device=values.device)
@@ -63,8 +62,10 @@ def flat_codes(stream: Tensor, bits: int, start: int, stop: int) -> Tensor:
 def bitmask_reference(
     x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None = None, levels: Levels | None = None
 ) -> Tensor:
-    """The formula on the whole dense matrix; values float16 in row order, or codes of `levels` in one packed
-    stream."""
+    """The formula on the whole dense matrix.
+
+    values: float16 in row order, or codes of `levels` in one packed stream.
+    """
     keep = bits_mask(kept, x.shape[-1])
     if levels is None:
         return x @ scatter_bitmask(values.to(x.dtype), keep).T
@@ -75,8 +76,10 @@ def bitmask_reference(
 def bitmask(
     x: Tensor, kept: Tensor, values: Tensor, starts: Tensor | None, levels: Levels | None = None
 ) -> Tensor:
-    """y [tokens, out] in x's dtype from 16-bit values or codes of `levels`, starts [out + 1] or None where
-    every row keeps as many: by Triton on a GPU, else by PyTorch."""
+    """y [tokens, out] in x's dtype: by Triton on a GPU, else by PyTorch.
+
+    values: 16-bit, or codes of `levels`. starts: [out + 1], or None if every row keeps the same number.
+    """
     out, n = len(kept), x.shape[1]
     if starts is None:
         per_row = bits_mask(kept[:1], n).sum(dtype=torch.int32)
@@ -96,13 +99,15 @@ def bitmask(
 
 
 def two_four_reference(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None = None) -> Tensor:
-    """The formula on the whole dense matrix; positions packed to 2 bits."""
+    """The formula on the whole dense matrix; positions are packed to 2 bits."""
     return x @ _two_four_rows(values, positions, levels, x.shape[1], slice(0, len(values)), x.dtype).T
 
 
 def two_four(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None = None) -> Tensor:
-    """y [tokens, out] in x's dtype from 16-bit values [out, in/2] or codes of `levels` packed row by row: by
-    Triton on a GPU, else by PyTorch."""
+    """y [tokens, out] in x's dtype: by Triton on a GPU, else by PyTorch.
+
+    values: 16-bit [out, in/2], or codes of `levels`, packed row by row.
+    """
     if gpu.serves(x):
         from kernels.gpu.sparse import two_four as triton
 
@@ -116,7 +121,7 @@ def two_four(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None
 def _two_four_rows(
     values: Tensor, positions: Tensor, levels: Levels | None, n: int, rows: slice, dtype: torch.dtype
 ) -> Tensor:
-    """Some rows [rows, n] of a 2:4 weight in `dtype`."""
+    """Some rows [rows, in] of a 2:4 weight in `dtype`, with their zeros."""
     places = unpack(positions[rows], 2, n // 2)
     if levels is None:
         return scatter_two_four(values[rows].to(dtype), places)
@@ -127,8 +132,10 @@ def _two_four_rows(
 
 
 def multiply_blocks(x: Tensor, shape: tuple[int, int], block_of: Callable[[slice], Tensor]) -> Tensor:
-    """x [tokens, in] times the transpose of a weight [out, in] whose rows `block_of(slice)` rebuilds, block
-    by block."""
+    """x [tokens, in] times the transpose of a weight [out, in], a block of rows at a time.
+
+    `block_of(slice)` rebuilds these rows of the weight.
+    """
     out, n = shape
     y = torch.empty(x.shape[0], out, dtype=x.dtype, device=x.device)
     step = max(1, BLOCK // n)

@@ -1,15 +1,16 @@
-"""y = x W^T where every row of W [out, in] is a tensor train of its own: a chain of small cores, contracted
-into the row.
+"""y = x W^T where every row of W [out, in] is a tensor train: a chain of small cores.
+
+Contracting (multiplying out) the chain of row v gives the row:
 
     W[v, (i_1 ... i_K)] = G_1[v][:, i_1, :] G_2[v][:, i_2, :] ... G_K[v][:, i_K, :]
 
-x [tokens, in]; cores float16 [out, P], of each row the cores G_k [r_{k-1}, I_k, r_k] one after the other,
-flat; modes I_1 .. I_K and ranks r_0 = 1, r_1 .. r_K = 1 are the same for every row; the product of the modes
-is at least `in` and what is beyond is dropped. Bytes moved: 2 P a row.
+x [tokens, in]; cores float16 [out, P]: the cores G_k [r_{k-1}, I_k, r_k] of each row, flattened, one after
+the other. The modes I_1 .. I_K and the ranks r_0 = 1, r_1 .. r_K = 1 are the same for every row. The product
+of the modes is at least `in`; columns beyond `in` are dropped. Bytes moved: 2 P a row.
 
-A chain is contracted by halves: the two halves of a row of d numbers have about sqrt(d) rank numbers each,
-and putting them together takes d rank multiplications, where going from the left takes d rank^2. A block of
-rows at a time, in float32.
+A chain is contracted by halves. Each half of a row of d numbers has about sqrt(d) rank numbers, and joining
+the halves takes d rank multiplications; contracting from the left would take d rank^2. A block of rows is
+contracted at a time, in float32.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def split(cores: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> list[Ten
 
 
 def contract(parts: Sequence[Tensor]) -> Tensor:
-    """Neighbouring cores [n, r, I, r'] as one [n, r_first, product of the modes, r_last]."""
+    """Contract neighbouring cores [n, r, I, r'] to one [n, r_first, product of the modes, r_last]."""
     if len(parts) == 1:
         return parts[0]
     middle = len(parts) // 2
@@ -58,7 +59,7 @@ def contract(parts: Sequence[Tensor]) -> Tensor:
 
 
 def tensor_train_rows(cores: Tensor, modes: Sequence[int], ranks: Sequence[int], n: int) -> Tensor:
-    """The rows [len(cores), n] float32 that the chains stand for."""
+    """The rows float32 [len(cores), n] that the chains stand for."""
     return contract(split(cores, modes, ranks)).flatten(1)[:, :n]
 
 

@@ -1,7 +1,7 @@
-"""The table of architectures: a file each, whose columns declare.py explains.
+"""The table of architectures: one file for each, whose columns declare.py explains.
 
-A new one is its file, its line here, and a small configuration in tests/tiny.py, which every test of
-architectures then runs.
+A new architecture needs its file, its line here, and a small configuration in tests/tiny.py. Every test of
+architectures then runs it.
 """
 
 from __future__ import annotations

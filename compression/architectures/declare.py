@@ -1,6 +1,6 @@
-"""The columns of the table of architectures. Each file beside this one fills them for one architecture.
+"""Declares the columns of the table of architectures. Each file beside this one fills them for one of them.
 
-Loading, folding, the estimate, the decode step, export and structured pruning read these columns, and nothing
+Loading, folding, the estimate, the decode step, export and structured pruning read these columns; nothing
 else knows an architecture by its name. An example of a column: `norms` says which norm's output enters which
 linears, so that SmoothQuant and AWQ know where a factor on those inputs can go.
 
@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-REQUIRED = object()  # a default: there is none
+REQUIRED = object()  # as a default: there is no default, and a value must be given
 
-# upper bounds of a config's numbers: beyond every published model, and far below what would exhaust a machine
+# upper bounds for a config's numbers: above every published model, and far below what would fill a machine
 LAYERS = 1_024
 WIDTH = 65_536
 WIDE = 1_048_576
 HEADS = 4_096
 WORDS = 4_194_304
 POSITIONS = 100_000_000
-MASKED = 16_384  # positions, where each block holds a mask of their square
+MASKED = 16_384  # positions, for architectures whose blocks hold a mask of that number squared
 
 ACTIVATIONS = (
     "silu",
@@ -61,7 +61,7 @@ class Field:
     hi: float = 0
     choices: tuple[str, ...] = ()
     also: tuple[str, ...] = ()  # other names of the field in files
-    empty: bool = False  # null is a value of its own
+    empty: bool = False  # null is allowed and means something
     forward: bool = True  # changes what the model computes
 
 
@@ -76,12 +76,12 @@ def flag(default: bool, **more) -> Field:
 
 
 def trained(default: float) -> Field:
-    """A share, such as a dropout, that only training looks at."""
+    """A share that only training uses, such as a dropout."""
     return Field("float", default, 0.0, 1.0, forward=False)
 
 
 def epsilon(default: float) -> Field:
-    """What a norm adds to the variance."""
+    """The number that a norm adds to the variance."""
     return Field("float", default, 1e-12, 0.1)
 
 
@@ -91,14 +91,17 @@ def token(default: Any, **more) -> Field:
 
 
 def activation(default: str) -> Field:
-    """The feed-forward's activation by transformers' name."""
+    """The feed-forward's activation, by its name in transformers."""
     return Field("word", default, choices=ACTIVATIONS)
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A class of norms. path: module and class name. rms: divides by the root mean square alone, and has no
-    bias; else the mean is subtracted too. epsilon: the attribute that holds it."""
+    """A class of norms.
+
+    path: module and class name. rms: it divides by the root mean square and has no bias; else it subtracts
+    the mean too. epsilon: the attribute that holds its epsilon.
+    """
 
     path: str
     rms: bool
@@ -110,19 +113,22 @@ LAYER_NORM = Norm("torch.nn.modules.normalization.LayerNorm", rms=False, epsilon
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions. path: the module that gives cosines and sines. theta, share: the top-level names that
-    files of any age use for the base of the angles and for the rotated share of a head's channels."""
+    """Rotary positions.
+
+    path: the module that gives cosines and sines. theta, share: the top-level names in files of any age for
+    the base of the angles, and for the rotated share of a head's channels.
+    """
 
     path: str
     theta: str = "rope_theta"
     share: str = "partial_rotary_factor"
     default_share: float = 1.0
-    whole: bool = True  # every channel is rotated, and a config that says another share is refused
+    whole: bool = True  # every channel is rotated, and a config with another share is refused
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the config calls each size; "" where the architecture has no such field."""
+    """The config's name for each size; "" if the architecture has no such field."""
 
     hidden: str = "hidden_size"
     layers: str = "num_hidden_layers"
@@ -131,13 +137,13 @@ class Sizes:
     positions: str = "max_position_embeddings"
     kv_heads: str = ""  # none: as many as heads
     head_size: str = ""  # none: hidden / heads
-    embedding: str = ""  # the token embedding's width where it may differ from hidden
-    free_heads: bool = False  # hidden needn't be a multiple of heads where head_size is given
+    embedding: str = ""  # the width of the token embedding, if it may differ from hidden
+    free_heads: bool = False  # hidden needn't be a multiple of heads if head_size is given
 
 
 @dataclass(frozen=True)
 class Fused:
-    """One layer that gives q, k and v. by_head: its rows are [head][q, k, v][head_size], else [q | k | v]."""
+    """One layer that gives q, k and v. by_head: its rows are [head][q, k, v][head_size]; else [q | k | v]."""
 
     path: str
     by_head: bool = False
@@ -145,8 +151,11 @@ class Fused:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the table. Paths in `groups`, `norms`, `head_norms`, `attention` and `fused` are relative to
-    a block; the other paths start at the model."""
+    """One row of the table.
+
+    Paths in `groups`, `norms`, `head_norms`, `attention` and `fused` are relative to a block; the other paths
+    start at the model.
+    """
 
     name: str  # config.json's model_type, and transformers' folder
     # --- where its parts are ---
@@ -157,34 +166,34 @@ class Architecture:
     final: str  # the norm before the head
     # ((path, role), ...) for each shared input, in data-flow order
     groups: tuple[tuple[tuple[str, str], ...], ...]
-    # of each group the norm whose output is exactly that group's input, None if there is none
+    # for each group, the norm whose output is exactly that group's input; None if there is none
     norms: tuple[str | None, ...]
     attention: str  # the module that multiplies queries and keys, and holds `scaling`
     classes: frozenset[str]  # the classes of its modules, norms and torch's own left out
     # --- what they compute ---
     norm: Norm
-    fields: Mapping[str, Field]  # of its config; any other field is refused or left out (configs.py)
+    fields: Mapping[str, Field]  # of its config; all other fields are refused or left out (configs.py)
     sizes: Sizes = Sizes()
     head_norms: tuple[str, str] | None = None  # norms over each head's queries and keys
     rotary: Rotary | None = None
     positions: str | None = None  # the table of learned positions
-    # into the width behind the embedding, and out of it before the head
+    # the linear into the width after the embedding, and the one out of it before the head
     projections: tuple[str, str] | None = None
     activation: str = "hidden_act"  # the config's name for the feed-forward's activation
-    # the config's flag for attention and feed-forward side by side; "": one after the other
+    # the config's flag for attention and feed-forward on the same input; "": one after the other
     parallel: str = ""
     norm_first: str = ""  # the config's flag for norms before attention and feed-forward; "": always
     idle: frozenset[str] = frozenset()  # fields of transformers' class that change no forward pass
     # --- how it is stored ---
     fused: Fused | None = None
     transposed: bool = False  # its linears are `Conv1D`, stored [in, out]
-    prefix: str = "model."  # what the names in a file of the backbone alone leave out
-    renamed: tuple[tuple[str, str], ...] = ()  # (a name's start in files, what it stands for)
-    # (pattern of a whole name, what it is) of tensors that some published files carry and that follow from
-    # the config: "mask" of past and future, "floor" that a mask writes, "angles" per position, "version" of
-    # the program that wrote it
+    prefix: str = "model."  # missing from the names in a file that holds the backbone alone
+    renamed: tuple[tuple[str, str], ...] = ()  # (the start of a name in files, the start that replaces it)
+    # (pattern of a whole name, what it is): tensors that some published files carry and that follow from the
+    # config. They are "mask" of past and future, "floor" that a mask writes, "angles" for each position, and
+    # "version" of the program that wrote the file.
     recomputed: tuple[tuple[str, str], ...] = ()
-    # --- what is told when heads or channels are cut out of a block (structure.py) ---
+    # --- what must be updated when heads or channels are cut out of a block (structure.py) ---
     # (attribute of a module in the block, which size it holds: a key of structure.SIZES)
     attributes: tuple[tuple[str, str], ...] = ()
 
@@ -195,7 +204,7 @@ class Architecture:
 
 
 def own_classes(name: str, classes: str) -> frozenset[str]:
-    """Full names of classes (separated by blanks) of transformers' file for that architecture."""
+    """Full names of classes, given separated by blanks, in transformers' file for that architecture."""
     return frozenset(f"transformers.models.{name}.modeling_{name}.{own}" for own in classes.split())
 
 

@@ -1,7 +1,7 @@
-"""GPT-NeoX (Pythia): q, k and v in one layer, head by head; layer norms; a quarter of each head's channels
-rotated; attention and feed-forward side by side.
+"""GPT-NeoX (Pythia): q, k and v in one layer, head by head; layer norms.
 
-Its files call the head `embed_out`.
+Attention and feed-forward are in parallel. A quarter of each head's channels is rotated. Its files call the
+head `embed_out`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Llama, and what follows its plan: Qwen 2 and 3 differ in columns only.
+"""Llama, and the models that follow its plan: Qwen 2 and 3 differ only in some columns.
 
 RMS norms first, rotary positions on every channel, grouped queries, a gated feed-forward, no fused layers.
 """
@@ -40,13 +40,13 @@ GATED = COMMON | {
 
 
 def classes(name: str, prefix: str) -> frozenset[str]:
-    """ "qwen2", "Qwen2" -> the classes of that file, its norm left out."""
+    """ "qwen2", "Qwen2" -> the classes in that file, without its norm."""
     kinds = ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RotaryEmbedding")
     return own_classes(name, " ".join(prefix + kind for kind in kinds))
 
 
 def rms_norm(name: str, prefix: str) -> Norm:
-    """The norm of that file."""
+    """The norm in that file."""
     (path,) = own_classes(name, f"{prefix}RMSNorm")
     return Norm(path, rms=True, epsilon="variance_epsilon")
 
@@ -75,7 +75,7 @@ LLAMA = Architecture(
         "head_dim": size(WIDTH, None, empty=True),
         "attention_bias": flag(False),
         "mlp_bias": flag(False),
-        # how it was cut for training; the sums are the same
+        # how training was cut into parts; the sums are the same
         "pretraining_tp": Field("int", 1, 0, 1_024, empty=True, forward=False),
         "bos_token_id": token(1),
         "eos_token_id": token(2),

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: Llama's plan with biases on q, k and v, and windows that some blocks look through."""
+"""Qwen 2 and 2.5: Llama's plan, with biases on q, k and v, and with sliding windows in some blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen 3: Qwen 2 without those biases, with norms over each head's queries and keys."""
+"""Qwen 3: Qwen 2 without the biases on q, k and v, and with norms over each head's queries and keys."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Distillation: a smaller student learns from the model, one method a file."""
+"""Distillation: a smaller student learns from the model. Each method has one file."""

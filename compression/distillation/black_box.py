@@ -1,10 +1,10 @@
-"""What the black-box methods share: texts become lessons, lessons become steps of one loop, and a student is
-judged by what it writes.
+"""What the black-box methods share: making lessons of texts, training on them, and judging the student.
 
-A lesson is what one question teaches: for each task a few (prompt, target) pairs. The loss is on the target
-and the stop after it; where it lies follows from lengths, never from which ids are padding, because a model
-may use its stop as padding. Padding stands on the right, where a causal model can't see it. Each task of a
-step has its own mean over tokens, so that a long explanation weighs no more than a short answer.
+A lesson is what one question teaches: for each task, a few (prompt, target) pairs. The loss is taken on the
+target and on the stop token after it. Where the target stands follows from lengths, never from which ids are
+padding, because a model may use its stop token as padding. Padding is on the right, where a causal model
+can't see it. Each task of a step has its own mean over tokens, so that a long explanation weighs no more than
+a short answer. The student is judged by what it writes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budge
 
 TRANSCRIPT = "teacher_cache.jsonl"
 FEWEST_LESSONS = 8
-SURE = 80.0  # percent of right answers below which a teacher's errors are part of what is learnt
+SURE = 80.0  # percent of right answers; a teacher with fewer also teaches its errors
 
 
 @dataclass(frozen=True)
 class BlackBoxParams(StudentParams):
-    """The student, who writes for it, and its training. Base of the black-box methods' parameters."""
+    """The student, who writes its texts, and its training. Base of the black-box methods' parameters."""
 
     student: str = param(
         "",
@@ -77,7 +77,7 @@ class Row:
     """A prompt with its target, as the student reads it."""
 
     ids: tuple[int, ...]
-    start: int  # where the target begins; it ends with the stop
+    start: int  # where the target begins; it ends with the stop token
     weight: float = 1.0
     span: tuple[int, int] = (0, 0)  # tokens of the prompt that are learnt too (demonstrations)
 
@@ -87,8 +87,10 @@ Lesson = tuple[tuple[Row, ...], ...]  # task -> its rows; a task may have none
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one task, padded on the right: ids [b, window], and what the loss at each token counts [b,
-    window]."""
+    """Rows of one task, padded on the right.
+
+    ids [b, window], and the weight of each token's loss [b, window].
+    """
 
     ids: Tensor
     weights: Tensor
@@ -102,13 +104,16 @@ class Step:
     parts: tuple[Part, ...]
 
     def numel(self) -> int:
-        """Tokens in it, padding left out."""
+        """Tokens in it, without padding."""
         return sum(part.tokens for part in self.parts)
 
 
 def row(tokenizer, prompt: str, target: str, weight: float = 1.0, learnt: str = "") -> Row:
-    """Encode a pair. learnt: a piece of the prompt that is learnt too. The prompt goes through the student's
-    own chat template; after a plain prompt the target stands behind a space."""
+    """Encode a pair as the student reads it.
+
+    The prompt goes through the student's own chat template; after a plain prompt comes a space, then the
+    target. learnt: a piece of the prompt that is learnt too.
+    """
     shown, plain = prompt_text(tokenizer, prompt), not tokenizer.chat_template
     found = tokenizer(shown, add_special_tokens=plain, return_offsets_mapping=bool(learnt))
     before, span = list(found["input_ids"]), (0, 0)
@@ -126,8 +131,11 @@ def row(tokenizer, prompt: str, target: str, weight: float = 1.0, learnt: str = 
 
 
 def part(rows: Sequence[Row], share: float, learnt: float = 0.0) -> Part:
-    """Rows as one batch whose weights are the loss: `share` times the weighted mean over target tokens, plus
-    `learnt` times the mean over the tokens of the prompts' spans."""
+    """Rows as one batch whose weights make up the loss.
+
+    The loss is `share` times the weighted mean over target tokens, plus `learnt` times the mean over the
+    tokens of the prompts' spans.
+    """
     window = max(len(r.ids) for r in rows)
     ids, weights = torch.zeros(len(rows), window, dtype=torch.long), torch.zeros(len(rows), window)
     total = sum(r.weight * (len(r.ids) - r.start) for r in rows)
@@ -141,7 +149,7 @@ def part(rows: Sequence[Row], share: float, learnt: float = 0.0) -> Part:
 
 
 def step(lessons: Sequence[Lesson], shares: Sequence[float], learnt: float = 0.0) -> Step:
-    """Lessons as one step; a task with no share or no rows in them is left out."""
+    """Lessons as one step. A task that has no share, or no rows in these lessons, is left out."""
     tasks = [
         [r for lesson in lessons for r in lesson[task]] if share else [] for task, share in enumerate(shares)
     ]
@@ -149,8 +157,10 @@ def step(lessons: Sequence[Lesson], shares: Sequence[float], learnt: float = 0.0
 
 
 def loss(bundle: Bundle, batch: Step) -> Tensor:
-    """Sum over tokens of weight times negative log-likelihood, in nats; logits are made where there is a
-    weight only."""
+    """Sum over tokens of weight times negative log-likelihood, in nats.
+
+    Logits are computed only for tokens with a weight.
+    """
     head, out = arch.head(bundle.module)[1], torch.zeros((), device=bundle.device)
     for piece in batch.parts:
         ids, weights = piece.ids.to(bundle.device), piece.weights.to(bundle.device)[:, 1:]
@@ -165,15 +175,13 @@ def loss(bundle: Bundle, batch: Step) -> Tensor:
 def steps(
     lessons: Sequence[Lesson], shares: Sequence[float], seed: int, learnt: float = 0.0
 ) -> Iterator[Step]:
-    """Steps of about TOKENS_PER_STEP tokens, the lessons in a fresh random order every epoch, for ever."""
+    """Steps of about TOKENS_PER_STEP tokens; the lessons come in a new random order every epoch, for ever."""
     long = [
         sum(len(r.ids) for rows, share in zip(lesson, shares, strict=True) if share for r in rows)
         for lesson in lessons
     ]
-    size, order = (
-        max(1, TOKENS_PER_STEP * len(lessons) // max(1, sum(long))),
-        torch.Generator().manual_seed(seed),
-    )
+    size = max(1, TOKENS_PER_STEP * len(lessons) // max(1, sum(long)))
+    order = torch.Generator().manual_seed(seed)
     while True:
         for chosen in torch.randperm(len(lessons), generator=order).split(size):
             yield step([lessons[i] for i in chosen.tolist()], shares, learnt)
@@ -181,7 +189,7 @@ def steps(
 
 @torch.no_grad()
 def costs(bundle: Bundle, rows: Sequence[Row], recorder: Recorder = QUIET) -> list[float]:
-    """Negative log-likelihood in nats of each row's target, its stop with it, summed over tokens."""
+    """Negative log-likelihood in nats of each row's target with its stop token, summed over tokens."""
     head, out = arch.head(bundle.module)[1], []
     for start in range(0, len(rows), TOGETHER):
         recorder.check("the student is judged")
@@ -205,16 +213,16 @@ def teach(
     learnt: float = 0.0,
     quiet: bool = False,
 ) -> Course:
-    """Train all weights of the student on lessons, in place; every eighth is held out and judges. quiet: no
-    events, no early end.
+    """Train all weights of the student on lessons, in place. Every eighth lesson is held out to judge by.
+
+    quiet: it reports no events and can't be ended early.
 
     Raises CalibrationError for too few lessons, and Cancelled.
     """
     if len(lessons) < FEWEST_LESSONS:
         raise CalibrationError(
             f"{len(lessons)} texts to learn from; training needs at least {FEWEST_LESSONS}. Ask more "
-            "questions, or "
-            "choose a better teacher.",
+            "questions, or choose a better teacher.",
             code="too_few_texts",
             got=len(lessons),
             allowed=FEWEST_LESSONS,
@@ -239,14 +247,14 @@ def teach(
 
 
 def twin(bundle: Bundle) -> Bundle:
-    """The student as it is now, with weights of its own: where its control starts."""
+    """A copy of the student with weights of its own, from which its control starts."""
     return Bundle(
         copy.deepcopy(bundle.module), bundle.tokenizer, bundle.geometry, bundle.name, dict(bundle.source)
     )
 
 
 def replies(bundle: Bundle, prompts: Sequence[str], new_tokens: int, recorder: Recorder = QUIET) -> list[str]:
-    """What the student writes after each prompt, the likeliest."""
+    """What the student writes after each prompt, taking the likeliest tokens."""
     engine.forget(bundle)
     try:
         return [texts[0].text for texts in write(bundle, prompts, new_tokens=new_tokens, recorder=recorder)]
@@ -255,7 +263,7 @@ def replies(bundle: Bundle, prompts: Sequence[str], new_tokens: int, recorder: R
 
 
 def interview(context: Context, bundle: Bundle, params: BlackBoxParams, oracle: Answers) -> Interview | None:
-    """Whoever writes the texts, by `params.teaching`; None for nobody."""
+    """The teacher that writes the texts, chosen by `params.teaching`; None if nobody does."""
     if params.teaching == "answers":
         return None
     if params.teaching == "oracle":
@@ -271,8 +279,10 @@ def percent(hits: int, of: int) -> float:
 def teacher_notes(
     params: BlackBoxParams, asked: Interview | None, *, right: int | None, used: int, texts: int
 ) -> tuple[Note, ...]:
-    """Who wrote how much, how much of it was right (None: it wasn't asked for answers), and how much was
-    used."""
+    """Notes on who wrote how much, how much of it was right, and how much was used.
+
+    right: None if the teacher wasn't asked for answers.
+    """
     if asked is None:
         return (Note("no_teacher", {"texts": texts}),)
     facts = asked.counts() | {"texts": texts, "used": percent(used, texts)}
@@ -287,27 +297,32 @@ def teacher_notes(
 
 
 def task_notes(before: float, after: float, control: float | None, questions: int) -> tuple[Note, ...]:
-    """Exact match in percent on unseen questions: the student before, after, and the control where one was
-    trained."""
+    """Notes on exact match in percent on unseen questions.
+
+    before, after: the student's. control: the control's, None if none was trained.
+    """
     notes = (Note("tasks_learnt", {"before": before, "after": after, "questions": questions}),)
     return notes if control is None else (*notes, Note("tasks_control", {"after": after, "control": control}))
 
 
 def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
-    """TrainingMethod.control: the right answers alone, by the same questions, start, tokens and seed."""
+    """TrainingMethod.control: right answers alone, with the same questions, start, tokens and seed."""
     return lambda params: (
         None if params.teaching == "answers" else (name, params.json() | {"teaching": "answers"})
     )
 
 
 def make(teacher: Bundle, params: BlackBoxParams) -> Bundle:
-    """StudentMethod.student: the teacher's own layers, or another model that may read text in another way."""
+    """StudentMethod.student: some of the teacher's own layers, or another model with any tokenizer."""
     return students.make(teacher, params, same_tokenizer=False)
 
 
 def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up") -> Cost:
-    """A 16-bit matrix; forward and backward of the student and its control; weights, gradient, two moments,
-    best state and control."""
+    """The cost of a 16-bit matrix.
+
+    Forward and backward passes of the student and its control; in memory the weights, their gradient, two
+    moments, the best state and the control.
+    """
     out, n = shape
     passes = 2 if params.compare and params.teaching == "teacher" else 1
     return Cost(

@@ -57,7 +57,7 @@ OBJECTIVES = ("on-policy", "supervised", "text")
 
 @dataclass(frozen=True)
 class GkdParams(WhiteBoxParams):
-    """The student, its budget, on what it learns and by which divergence."""
+    """The student, its budget, the texts that it learns on, and the divergence."""
 
     objective: str = param(
         "on-policy",
@@ -79,12 +79,12 @@ class GkdParams(WhiteBoxParams):
 
     @property
     def share(self) -> float:
-        """Lambda, 0 for the controls."""
+        """Lambda; 0 for the controls."""
         return self.on_policy if self.objective == "on-policy" else 0.0
 
 
 def phase(lesson: Lesson[GkdParams]) -> Phase:
-    """Batches of text or of own samples, and the divergence on them."""
+    """Batches of text or of the student's own samples, and the divergence on them."""
     params, prompt = lesson.params, lesson.params.prompt_tokens
     chance = lesson.recorder.generator(2)
     generator = lesson.recorder.generator(3)
@@ -122,7 +122,7 @@ def cost(shape: tuple[int, int], params: GkdParams, tokens: int, role: str) -> C
 
 
 def control(params: GkdParams) -> tuple[str, dict] | None:
-    """The usual distillation; of that, plain fine-tuning; of that, nothing."""
+    """The control of GKD is the usual distillation; of that, plain fine-tuning; of that, nothing."""
     if params.train_tokens == 0 or params.objective == "text":
         return None
     if params.objective == "on-policy" and params.share > 0:

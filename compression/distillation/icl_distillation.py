@@ -109,12 +109,12 @@ class IclParams(BlackBoxParams):
 
 @dataclass(frozen=True)
 class World:
-    """Where tasks come from: the words of each class, the classes kept for unseen tasks, the label words."""
+    """Where tasks come from: the words of each class, the label words, and the classes for unseen tasks."""
 
     classes: Mapping[str, Sequence[str]]
     unseen: tuple[str, ...]
     labels: tuple[str, ...]
-    # the last third of each class's words is only ever judged; else a model meets all words in training
+    # the last third of each class's words is only used to judge; else a model meets all words in training
     apart: bool = True
 
     def naming(self, unseen: bool, random: Random) -> Naming:
@@ -129,7 +129,7 @@ WORLD = World(tasks.CLASSES, tasks.UNSEEN, tasks.LABELS)
 
 @dataclass(frozen=True)
 class Case:
-    """A judged query: the same after several draws of demonstrations, and after none."""
+    """A query that is judged: after several draws of demonstrations, and after none."""
 
     shown: tuple[Shown, ...]
     bare: Shown
@@ -137,8 +137,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads demonstrations: right labels in percent and the loss of the right label, with them
-    and without."""
+    """How a model uses demonstrations.
+
+    It has the right labels in percent and the loss of the right label, with and without demonstrations.
+    """
 
     right: float
     right_bare: float
@@ -152,13 +154,13 @@ class Reading:
 
     @property
     def loss_gain(self) -> float:
-        """Nats that they save."""
+        """Nats of loss that the demonstrations save."""
         return self.loss_bare - self.loss
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is learnt, and what is judged: tasks like those learnt from, and others."""
+    """What is learnt and what is judged: tasks like those in training, and other tasks."""
 
     prompts: tuple[Shown, ...]
     alike: tuple[Case, ...]
@@ -166,8 +168,10 @@ class Plan:
 
 
 def halves(task: Naming, apart: bool) -> tuple[list[str], list[str]]:
-    """(words to learn from and to demonstrate, words that are only ever judged, the last third of each
-    class); all twice if not apart."""
+    """(words to learn from and to demonstrate, words that are only used to judge).
+
+    The second are the last third of each class. If not apart, both are all words.
+    """
     if not apart:
         return list(task.all_words), list(task.all_words)
     kept = [w for side in task.words for w in side[: -(-2 * len(side) // 3)]]
@@ -175,8 +179,7 @@ def halves(task: Naming, apart: bool) -> tuple[list[str], list[str]]:
 
 
 def plan(params: IclParams, world: World, seed: int) -> Plan:
-    """Prompts and cases; a query is never among its demonstrations, and no judged word is ever learnt
-    from."""
+    """Prompts and cases. A query is never among its demonstrations, and no judged word is learnt from."""
     random, multi = Random(seed), params.setting == "multitask"
     targets = [world.naming(True, random) for _ in range(TARGETS)]
 
@@ -204,14 +207,17 @@ def plan(params: IclParams, world: World, seed: int) -> Plan:
 
 
 def vote(labels: Sequence[str]) -> str:
-    """The most frequent; the first of equals."""
+    """The most frequent label; of equally frequent ones the first."""
     return Counter(labels).most_common(1)[0][0]
 
 
 def read(bundle: Bundle, cases: Sequence[Case], recorder: Recorder) -> Reading:
-    """Judge a model: the label of two that it finds likelier, several draws by vote; and the right label's
-    loss between the two in nats (ln 2 where it can't tell), which the habit of answering with a label at all
-    doesn't change."""
+    """Judge a model on cases.
+
+    Its answer is the one of two labels that it finds likelier; several draws vote. The loss is that of the
+    right label between the two, in nats: ln 2 if the model can't tell. It doesn't depend on the model's habit
+    of answering with a label at all.
+    """
 
     prompts = [s for case in cases for s in (*case.shown, case.bare)]
     found = iter(
@@ -244,8 +250,11 @@ def read(bundle: Bundle, cases: Sequence[Case], recorder: Recorder) -> Reading:
 def lessons(
     tokenizer, prompts: Sequence[Shown], answers: Sequence[Sequence[str]] | None, params: IclParams
 ) -> list[Lesson]:
-    """A lesson a prompt: its right label, and the labels that the teacher's texts name by their shares. None:
-    right labels alone. Prompts whose answers name no label are dropped."""
+    """One lesson for each prompt: its right label, and the labels that the teacher's texts name.
+
+    Those labels count by their shares. answers None: right labels alone. A prompt is dropped if its answers
+    name no label.
+    """
     out: list[Lesson] = []
     for number, shown in enumerate(prompts):
         weights = {shown.answer: 1.0}
@@ -263,7 +272,7 @@ def lessons(
 
 
 def distil(bundle: Bundle, context: Context, params: IclParams, world: World) -> Edit:
-    """Train the student on prompts with demonstrations and say what they bring it."""
+    """Train the student on prompts with demonstrations, and say how much the demonstrations help it."""
     chosen = plan(params, world, context.seed)
     asked = interview(
         context, bundle, params, OracleTeacher({s.prompt: s.answer for s in chosen.prompts}.__getitem__)
@@ -343,7 +352,7 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
 
 
 def compress(bundle: Bundle, context: Context, params: IclParams) -> Edit:
-    """The student after its training; as it is where there are no tokens to train on."""
+    """The student after its training; unchanged if there are no tokens to train on."""
     return distil(bundle, context, params, WORLD) if params.train_tokens else Edit(bundle=bundle)
 
 

@@ -61,16 +61,17 @@ from compression.teacher import OracleTeacher
 from compression.training import Budget, Course
 
 ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
-LEAD = 1.0  # of 10 points, from which an instruction is hard
-ALIKE = 0.7  # ROUGE-L above which an instruction is no new one
+LEAD = 1.0  # an instruction is hard if the teacher leads by this many of 10 points
+ALIKE = 0.7  # an instruction isn't new if its ROUGE-L with a known one is above this
 TRIES = 40  # draws from a template for one new instruction
-# of a model: drafts for one, tokens for a word of its seed, what ends a whole line
+# if a model writes instructions: drafts for each, tokens for each word of its seed, characters that end a
+# line
 DRAWN, WORDS, ENDS = 4, 4, ".?!:)\"'"
 
 
 @dataclass(frozen=True)
 class LionParams(BlackBoxParams):
-    """The loop."""
+    """The parameters of the loop."""
 
     lion_rounds: int = param(2, "Rounds of discrimination and generation.", lo=0, hi=10, step=1)
     generated: int = param(
@@ -92,7 +93,7 @@ class LionParams(BlackBoxParams):
     )
 
 
-Score = tuple[float, float] | None  # (teacher's, student's) of 1 to 10; None: no review could be read
+Score = tuple[float, float] | None  # (teacher's, student's), each 1 to 10; None: no review could be read
 MAKERS = {maker(Random(0), 1).kind: maker for maker in INSTRUCTIONS}
 
 
@@ -102,8 +103,10 @@ def request(question: Question) -> str:
 
 
 def by_rule(question: Question, text: str) -> float:
-    """The rule-based referee: 10 for the right answer, capitals and punctuation apart, else 1 + 9 ROUGE-L
-    with it."""
+    """The score of the rule-based referee: 10 for the right answer, else 1 + 9 times its ROUGE-L.
+
+    Capitals and punctuation don't matter.
+    """
     return 1 + 9 * tasks.overlap(question.answer, tasks.answer_in(text))
 
 
@@ -116,14 +119,16 @@ def review(question: Question, first: str, second: str) -> str:
 
 
 def scores_in(text: str) -> tuple[float, float] | None:
-    """The two scores of a review; None where there aren't two from 1 to 10."""
+    """The two scores in a review; None if it doesn't hold two from 1 to 10."""
     found = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", text)[:2]]
     return (found[0], found[1]) if len(found) == 2 and all(1 <= x <= 10 for x in found) else None
 
 
 def both_ways(forward: Sequence[str], backward: Sequence[str]) -> list[Score]:
-    """(teacher's, student's) scores from reviews that name the teacher first and reviews that name it second,
-    averaged."""
+    """(teacher's, student's) scores, averaged over the two orders.
+
+    forward: reviews that name the teacher first. backward: reviews that name it second.
+    """
     out = []
     for one, other in zip(map(scores_in, forward), map(scores_in, backward), strict=True):
         out.append(((one[0] + other[1]) / 2, (one[1] + other[0]) / 2) if one and other else None)
@@ -131,7 +136,7 @@ def both_ways(forward: Sequence[str], backward: Sequence[str]) -> list[Score]:
 
 
 def discriminate(scores: Sequence[Score]) -> tuple[list[int], list[int]]:
-    """(hard, easy) places of the pool; what has no score is in neither."""
+    """(hard, easy) places in the pool. An instruction without a score is in neither list."""
     hard = [i for i, s in enumerate(scores) if s is not None and s[0] - s[1] >= LEAD]
     return hard, [i for i, s in enumerate(scores) if s is not None and i not in set(hard)]
 
@@ -139,8 +144,10 @@ def discriminate(scores: Sequence[Score]) -> tuple[list[int], list[int]]:
 def generate(
     seeds: Sequence[Question], count: int, harder: bool, known: list[Question], random: Random
 ) -> list[Question]:
-    """Up to `count` new instructions of the kinds of the seeds, a level harder or as hard; none like a known
-    one."""
+    """Up to `count` new instructions of the kinds of the seeds; none is like a known one.
+
+    They are a level harder than the seeds, or as hard.
+    """
     out: list[Question] = []
     for number in range(count if seeds else 0):
         seed = seeds[number % len(seeds)]
@@ -154,7 +161,7 @@ def generate(
 
 
 def invite(seed: Question, hard: bool) -> str:
-    """The prompt by which a model writes a new instruction from a hard or an easy seed."""
+    """The prompt that asks a model for a new instruction like a hard or an easy seed."""
     wanted = (
         "the same domain and the same type of task, similar in length and difficulty"
         if hard
@@ -167,8 +174,10 @@ def invite(seed: Question, hard: bool) -> str:
 
 
 def invented(text: str) -> str | None:
-    """The instruction that a model wrote, None for what is none: cut off, of three words or fewer, about
-    instructions, or foreign."""
+    """The instruction that a model wrote; None if the text is no instruction.
+
+    That is so if it is cut off, has three words or fewer, speaks about instructions, or is in another script.
+    """
     line, *more = [part.strip() for part in text.strip().splitlines() if part.strip()] or [""]
     whole = bool(more) or line[-1:] in ENDS
     fits = (
@@ -180,15 +189,15 @@ def invented(text: str) -> str | None:
 def ask_for(
     ask: Callable, seeds: Sequence[Question], count: int, hard: bool, known: list[Question], seed: int
 ) -> list[Question]:
-    """`generate` by a model: `ask` is an interview's. Their right answers are unknown."""
+    """`generate`, done by a model. `ask` is an interview's. Their right answers are unknown."""
     out: list[Question] = []
     if not seeds:
         return out
-    each = -(-DRAWN * count // len(seeds))  # many are too much like others
+    each = -(-DRAWN * count // len(seeds))  # more than needed, since many are too much like others
     tokens = WORDS * max(len(q.text.split()) for q in seeds)
-    told = ask([invite(q, hard) for q in seeds], count=each, temperature=1.0, new_tokens=tokens, seed=seed)
-    for number in range(each):  # one of each seed before a second
-        for q, texts in zip(seeds, told, strict=True):
+    drafts = ask([invite(q, hard) for q in seeds], count=each, temperature=1.0, new_tokens=tokens, seed=seed)
+    for number in range(each):  # the first draft of every seed, then the second of every seed
+        for q, texts in zip(seeds, drafts, strict=True):
             text = invented(texts[number])
             if (
                 text
@@ -199,7 +208,7 @@ def ask_for(
     return out
 
 
-# (seeds, count, from hard ones, known) -> new
+# (seeds, count, whether the seeds are hard, known instructions) -> new instructions
 Maker = Callable[[Sequence[Question], int, bool, list[Question]], list[Question]]
 
 
@@ -211,7 +220,7 @@ def grow(
     random: Random,
     make: Maker,
 ) -> tuple[list[Question], list[Question]]:
-    """(new from hard, new from easy) instructions, as many of one as of the other, at most `count` each."""
+    """New instructions (from hard seeds, from easy seeds): the same number of each, at most `count`."""
     hard, easy = discriminate(scores)
     for places in (hard, easy):
         random.shuffle(places)
@@ -229,7 +238,7 @@ def distinct(
     levels: Sequence[int] = LEVELS,
     known: Sequence[Question] = (),
 ) -> list[Question]:
-    """Up to `count` instructions, none like another or a known one."""
+    """Up to `count` instructions, none of them like another or like a known one."""
     out: list[Question] = []
     for question in tasks.draw(makers, 4 * count, random, levels, {q.text for q in known}):
         if len(out) < count and all(
@@ -240,22 +249,23 @@ def distinct(
 
 
 def joined(courses: Sequence[Course]) -> Course:
-    """Trainings one after another as one: their curves end to end, the first's start and the last's best."""
+    """Several trainings in a row as one.
+
+    Their curves are joined; it starts where the first started and has the last one's best.
+    """
     whole = replace(
         courses[0], curve=[], tokens=0, seconds=0.0, steps=0, best=courses[-1].best, ended=courses[-1].ended
     )
     for course in courses:
         whole.curve += [[whole.tokens + tokens, *rest] for tokens, *rest in course.curve]
-        whole.tokens, whole.seconds, whole.steps = (
-            whole.tokens + course.tokens,
-            whole.seconds + course.seconds,
-            whole.steps + course.steps,
-        )
+        whole.tokens = whole.tokens + course.tokens
+        whole.seconds = whole.seconds + course.seconds
+        whole.steps = whole.steps + course.steps
     return whole
 
 
 class Loop:
-    """One run: the student, its pool, and what its teacher said."""
+    """One run: the student, its pool of instructions, and the teacher's answers."""
 
     def __init__(
         self,
@@ -273,7 +283,7 @@ class Loop:
         self.asked = interview(context, bundle, params, OracleTeacher(self.oracle_knows.__getitem__))
 
     def teacher(self, questions: Sequence[Question]) -> list[str]:
-        """The teacher's answers, which are remembered."""
+        """The teacher's answers; they are remembered."""
         self.oracle_knows |= {request(q): q.answer for q in questions}
         texts = [
             t[0]
@@ -295,12 +305,12 @@ class Loop:
         budget: Budget,
         quiet=False,
     ) -> Course:
-        """Train on what `say` answers; an empty answer teaches nothing."""
+        """Train on the answers of `say`. A question with an empty answer teaches nothing."""
         taught = [((row(bundle.tokenizer, request(q), text),),) for q in questions if (text := say(q))]
         return teach(bundle, taught, (1.0,), self.context, budget, self.params.learning_rate, quiet=quiet)
 
     def scores(self) -> list[Score]:
-        """The referee's scores of the whole pool."""
+        """The referee's scores for the whole pool."""
         taught, learnt = [self.answers[q.text] for q in self.pool], self.student(self.bundle, self.pool)
         rows = list(zip(self.pool, taught, learnt, strict=True))
         if self.params.referee == "rule" or self.params.teaching == "oracle":
@@ -316,13 +326,13 @@ class Loop:
     def invent(
         self, seeds: Sequence[Question], count: int, hard: bool, known: list[Question]
     ) -> list[Question]:
-        """New instructions by whoever makes them."""
+        """New instructions, from templates or from the teacher."""
         if self.params.effective().get("inventor") == "teacher":
             return ask_for(self.asked.ask, seeds, count, hard, known, self.context.seed + len(self.pool))
         return generate(seeds, count, hard, known, self.random)
 
     def right(self, bundle: Bundle) -> dict[int, float]:
-        """Exact match in percent by level on what is judged; level 0: all of it."""
+        """Exact match in percent on the judged questions, by level; level 0: all of them."""
         hits = [
             (q.level, tasks.right(q, text))
             for q, text in zip(self.judged, self.student(bundle, self.judged), strict=True)
@@ -333,14 +343,15 @@ class Loop:
         }
 
     def adversarial(self) -> list[Course]:
-        """Imitate, then rounds of discriminating, generating and imitating what is new."""
+        """Imitate first; then rounds of discriminating, generating, and imitating what is new."""
         parts = self.params.lion_rounds + 1
         budget = Budget(max(1, self.params.train_tokens // parts), self.params.train_minutes / parts)
         self.teacher(self.pool)
-        courses, say = (
-            [self.imitate(self.bundle, self.pool, lambda q: self.answers[q.text], budget)],
-            lambda q: self.answers[q.text],
-        )
+
+        def say(question: Question) -> str:
+            return self.answers[question.text]
+
+        courses = [self.imitate(self.bundle, self.pool, say, budget)]
         for number in range(1, parts):
             if courses[-1].ended == "enough":
                 break
@@ -358,7 +369,7 @@ class Loop:
             }
             self.notes.append(Note("lion_round", facts))
             fresh = harder + others
-            # too few hard or easy ones: the round has less to teach, or nothing
+            # too few hard or easy instructions: this round teaches less, or nothing
             if len(fresh) < 2 * self.params.generated:
                 self.notes.append(
                     Note("lion_few", {"round": number, "new": len(fresh), "asked": 2 * self.params.generated})
@@ -374,14 +385,15 @@ class Loop:
 
 
 def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
-    """Run the loop, or the control's plain training, and say what the student can do then. Raises
-    BadParam."""
+    """Run the loop, or the control's plain training, and say what the student can do then.
+
+    Raises BadParam.
+    """
     chosen = params.effective()
     if chosen.get("inventor") == "teacher" and chosen["referee"] == "rule":
         raise BadParam(
-            "nobody knows the right answers to instructions that the teacher invents, and the "
-            "rule-based referee needs "
-            "them; set referee to teacher, or inventor to templates",
+            "nobody knows the right answers to instructions that the teacher invents, and the rule-based "
+            "referee needs them; set referee to teacher, or inventor to templates",
             name="referee",
             got="rule",
             allowed="teacher",
@@ -411,7 +423,7 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     notes, texts = course.notes("lion"), list(loop.pool) if loop.asked else seeds
     said = [loop.answers.get(q.text, "") for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
-    known = all(q.answer for q in texts)  # what a teacher invents has no right answer that we know
+    known = all(q.answer for q in texts)  # for instructions that a teacher invents, we know no right answer
     notes += teacher_notes(
         params, loop.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts)
     )
@@ -434,7 +446,7 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
 
 
 def compress(bundle: Bundle, context: Context, params: LionParams) -> Edit:
-    """The student after the loop; as it is where there are no tokens to train on."""
+    """The student after the loop; unchanged if there are no tokens to train on."""
     return distil(bundle, context, params) if params.train_tokens else Edit(bundle=bundle)
 
 

@@ -63,7 +63,7 @@ from compression.distillation.white_box import Lesson, Phase, WhiteBoxParams, di
 from compression.divergences import logs, reverse_kl
 
 CLIP = 0.2
-TEXT_SHARE = 4  # one piece of plain text to so many samples
+TEXT_SHARE = 4  # there is one piece of plain text for this many samples
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class MinillmParams(WhiteBoxParams):
 def advantages(
     rewards: Tensor, mask: Tensor, *, single_step: bool, length_norm: bool, whiten: bool
 ) -> Tensor:
-    """What multiplies grad log q(y_t), [b, T], from rewards r_t [b, T] where `mask` [b, T] holds; 0
-    elsewhere.
+    """The factor of grad log q(y_t), [b, T], from rewards r_t [b, T] where `mask` [b, T] holds; 0 elsewhere.
 
-    single_step: R_{t+1}, what comes after the token (its own part is exact); else R_t - 1. length_norm: R
-    divided by its number of terms less one, at least 1. whiten: over the tokens that have a return.
+    single_step: R_{t+1}, the return after the token (the token's own part is computed exactly); else R_t - 1.
+    length_norm: R divided by its number of terms less one, at least 1. whiten: over the tokens that have a
+    return.
     """
     rewards = torch.where(mask, rewards, 0)
     to_go = rewards.flip(1).cumsum(1).flip(1)
@@ -118,8 +118,8 @@ def token_loss(
 ) -> Tensor:
     """The loss of each token [n] whose gradient is that of the sequence's reverse KL.
 
-    log_p, log_q [n, vocabulary]; targets [n] drawn; advantage, old (log q when it was drawn), weights (q / q~
-    then) [n].
+    log_p, log_q: [n, vocabulary]. targets [n]: the drawn tokens. advantage, old (log q when the token was
+    drawn) and weights (q / q~ at that time): [n].
     """
     ratio = (log_q.gather(1, targets[:, None])[:, 0] - old).exp() * weights
     long = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP))
@@ -127,7 +127,7 @@ def token_loss(
 
 
 def phase(lesson: Lesson[MinillmParams]) -> Phase:
-    """Texts drawn from student and teacher, and the loss on them."""
+    """Texts that are drawn from student and teacher, and the loss on them."""
     params, student, teacher = lesson.params, lesson.student, lesson.teacher
     generator = lesson.recorder.generator(3)
 

@@ -62,8 +62,8 @@ from compression.teacher import Interview, OracleTeacher
 from compression.training import Budget
 
 ANSWER_TOKENS = 12  # of the student's answer
-LEAVE = 24  # tokens more than an explanation's, for the answer after it
-FORMS = {  # of the second task's target
+LEAVE = 24  # tokens beyond an explanation's, for the answer after it
+FORMS = {  # the second task's target
     "MT-Re": "{explanation}",
     "MT-Ra": f"{MARK} {{answer}}. {{explanation}}",
     "MT-CoT": f"{{explanation}} {MARK} {{answer}}",
@@ -105,17 +105,17 @@ def explain(question: Question) -> str:
 
 
 def accepted(question: Question, text: str) -> str:
-    """COTE's filter: the explanation before a right answer, "" if there is none or the answer is wrong."""
+    """COTE's filter: the explanation before a right answer; "" if the answer is wrong or there is none."""
     return text.rsplit(MARK, 1)[0].strip() if MARK in text and tasks.right(question, text) else ""
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Explanations of questions, "" where there is none, and how they came."""
+    """Explanations of questions ("" for a question without one), and how they came about."""
 
     texts: list[str]
-    right: int | None  # questions that the teacher itself answered right; None if it wasn't asked to
-    given: int  # explanations written to a given answer, which nothing checks
+    right: int | None  # questions that the teacher itself answered right; None if it wasn't asked to answer
+    given: int  # explanations that were written to a given answer; nothing checks these
 
 
 def explanations(
@@ -145,8 +145,10 @@ def target(form: str, answer: str, explanation: str) -> str:
 
 
 def lessons(tokenizer, questions: Sequence[Question], why: Sequence[str] | None, form: str) -> list[Lesson]:
-    """A lesson a question: the answer task, and the explanation task where there is an explanation. None:
-    answers alone."""
+    """One lesson for each question: the answer task, and the explanation task if there is an explanation.
+
+    why None: answers alone.
+    """
     out: list[Lesson] = []
     for number, q in enumerate(questions):
         first = (row(tokenizer, f"predict: {q.text}", q.answer),)
@@ -158,14 +160,14 @@ def lessons(tokenizer, questions: Sequence[Question], why: Sequence[str] | None,
 
 
 def by_form(form: str, text: str) -> str:
-    """The answer in an explanation task's text, in `tasks.right`'s terms."""
+    """The answer in the text of an explanation task, in the form that `tasks.right` reads."""
     if form == "MT-Ra":
         return text.split(MARK, 1)[-1].split(".", 1)[0]
     return text if MARK in text else ""
 
 
 def oracle(questions: Sequence[Question]) -> OracleTeacher:
-    """A program that thinks right."""
+    """A program that gives right explanations."""
     known = {think(q): f"{q.worked} {MARK} {q.answer}" for q in questions} | {
         explain(q): q.worked for q in questions
     }
@@ -179,12 +181,12 @@ def distil(
     questions: Sequence[Question],
     judged: Sequence[Question],
 ) -> Edit:
-    """Train the student on both tasks and say how it answers in both ways."""
-    asked, why, told = interview(context, bundle, params, oracle(questions)), None, None
+    """Train the student on both tasks, and say how well it answers in both ways."""
+    asked, why, explained = interview(context, bundle, params, oracle(questions)), None, None
     if asked is not None:
         kind = params.explanations if params.teaching == "teacher" else "COTE"
-        told = explanations(asked, questions, kind, params.explanation_tokens, context.seed)
-        why = told.texts
+        explained = explanations(asked, questions, kind, params.explanation_tokens, context.seed)
+        why = explained.texts
 
     def judge(student: Bundle, mode: str) -> float:
         long = params.explanation_tokens + LEAVE if mode == "explain" else ANSWER_TOKENS
@@ -205,10 +207,10 @@ def distil(
     notes = course.notes("mt_cot")
     used = sum(map(bool, why or ()))
     notes += teacher_notes(
-        params, asked, right=None if told is None else told.right, used=used, texts=len(questions)
+        params, asked, right=None if explained is None else explained.right, used=used, texts=len(questions)
     )
-    if told is not None and told.given:
-        notes += (Note("explanations_given", {"given": told.given, "used": used}),)
+    if explained is not None and explained.given:
+        notes += (Note("explanations_given", {"given": explained.given, "used": used}),)
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control, "predict")
@@ -229,7 +231,7 @@ def distil(
 
 
 def compress(bundle: Bundle, context: Context, params: MtCotParams) -> Edit:
-    """The student after its training; as it is where there are no tokens to train on."""
+    """The student after its training; unchanged if there are no tokens to train on."""
     if not params.train_tokens:
         return Edit(bundle=bundle)
     random = Random(context.seed)

@@ -1,11 +1,11 @@
 """What a student is trained on: pieces of text, or its own continuations of their beginnings (rollouts).
 
-A rollout continues a prompt token by token at temperature 1, without any filter (where a filter removes a
-token its log-probability would be minus infinity), each model with its key-value cache. It is drawn from q,
-or from the mixture q~ = alpha p + (1 - alpha) q of student and teacher, mixed as probabilities; the weight of
-each token is w = q / q~, at most 1 / (1 - alpha). It ends at the first token that ends a text; that token
-still counts, what stands behind it never does. Which tokens count follows from lengths, never from a padding
-id: models exist whose padding and end are one token.
+A rollout continues a prompt token by token at temperature 1; each model has its key-value cache. There is no
+filter such as top-p, because a token that a filter removes would have a log-probability of minus infinity. A
+rollout is drawn from the student's q, or from the mixture q~ = alpha p + (1 - alpha) q of teacher and
+student, mixed as probabilities. Each token then has the weight w = q / q~, at most 1 / (1 - alpha). A rollout
+ends at the first token that ends a text; that token still counts, and the ids after it never do. Which tokens
+count follows from lengths, never from a padding id, because some models have one token for padding and end.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from compression.sample import transformers_stepper
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids [b, t]: a prompt of `prompt` tokens, then a response of lengths [b]; behind it the ids mean
-    nothing."""
+    """Token ids [b, t]: a prompt of `prompt` tokens, then a response of lengths [b].
+
+    The ids after the response mean nothing.
+    """
 
     ids: Tensor
     prompt: int
     lengths: Tensor
     log_q: Tensor | None = None  # [b, t - prompt] of the drawn tokens, by the student that drew them
-    log_p: Tensor | None = None  # by the teacher
+    log_p: Tensor | None = None  # the same by the teacher
     weights: Tensor | None = None  # w = q / q~
-    text: Tensor | None = None  # plain text [b, n] to train on beside it
-    # the teacher's final hidden states of the tokens that count, where they are wanted again
-    told: Tensor | None = None
+    text: Tensor | None = None  # plain text [b, n] that is trained on too
+    # the teacher's final hidden states of the tokens that count, if they are needed more than once
+    teacher_states: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
-        """[b, t - prompt] whether a response token counts."""
+        """[b, t - prompt]: whether a response token counts."""
         places = torch.arange(self.ids.shape[1] - self.prompt, device=self.ids.device)
         return places < self.lengths[:, None]
 
     @property
     def scored(self) -> Tensor:
-        """[b, t - 1] whether the token after each place counts."""
+        """[b, t - 1]: whether the token after this place counts."""
         before = torch.zeros(len(self.ids), self.prompt - 1, dtype=torch.bool, device=self.ids.device)
         return torch.cat([before, self.mask], 1)
 
@@ -54,7 +56,7 @@ class Sequences:
         return self.ids[:, 1:][self.scored]
 
     def numel(self) -> int:
-        """Tokens that a step trains on: prompts, responses, and the text beside them."""
+        """Tokens that a step trains on: prompts, responses, and the plain text."""
         return (
             len(self.ids) * self.prompt
             + int(self.lengths.sum())
@@ -63,12 +65,12 @@ class Sequences:
 
 
 def given(ids: Tensor, prompt: int) -> Sequences:
-    """Pieces of text [b, t] whose tokens behind the first `prompt` count."""
+    """Pieces of text [b, t] whose tokens after the first `prompt` count."""
     return Sequences(ids, prompt, torch.full((len(ids),), ids.shape[1] - prompt, device=ids.device))
 
 
 def pieces(windows: Tensor, size: int) -> Tensor:
-    """Windows [n, window] cut into pieces [n * k, size]; a rest is dropped."""
+    """Windows [n, window] cut into pieces [n * k, size]; a remainder is dropped."""
     return windows.unfold(1, size, size).flatten(0, 1).contiguous()
 
 
@@ -83,10 +85,10 @@ def draw(
     generator: torch.Generator,
     recorder: Recorder = QUIET,
 ) -> Sequences:
-    """Continuations of prompts [b, n] by at most `new_tokens` tokens. teacher None: by the student alone,
-    without `log_p`.
+    """Continuations of prompts [b, n] by at most `new_tokens` tokens.
 
-    generator: the randomness, on the processor. Raises Cancelled.
+    teacher None: the student alone draws, and there is no `log_p`. generator: the source of randomness, on
+    the processor. Raises Cancelled.
     """
     steppers = [transformers_stepper(b) for b in (student, teacher) if b is not None]
     width = min(b.geometry.vocabulary for b in (student, teacher) if b is not None)
@@ -115,8 +117,10 @@ def draw(
 
 
 def distinct(sequences: Sequences, n: int = 4) -> float:
-    """Share of the responses' n-grams that differ from one another: near 1 varied, near 0 the same over and
-    over."""
+    """Share of the responses' n-grams that are distinct.
+
+    Near 1 the responses are varied; near 0 they are the same over and over.
+    """
     rows = [
         r[:k].tolist()
         for r, k in zip(sequences.ids[:, sequences.prompt :], sequences.lengths.tolist(), strict=True)

@@ -1,8 +1,8 @@
 """Students: smaller models that distillation trains.
 
 A student keeps some of its teacher's decoder blocks, evenly spaced with the first and the last among them,
-and all of its embedding, final norm and head. It is broken at first, and really smaller and faster. Or it is
-another model with the same tokenizer.
+and all of its embedding, final norm and head. At first it predicts badly, but it really is smaller and
+faster. A student may also be another model with the same tokenizer.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ class StudentParams(Params):
 
 
 def spaced(total: int, kept: int) -> list[int]:
-    """Numbers of `kept` of `total` blocks, evenly spaced, first and last included: round(linspace(0, total -
-    1, kept))."""
+    """The numbers of `kept` of `total` blocks, evenly spaced, with the first and the last.
+
+    They are round(linspace(0, total - 1, kept)).
+    """
     return [0] if kept == 1 else [round(i * (total - 1) / (kept - 1)) for i in range(kept)]
 
 
@@ -66,9 +68,11 @@ def reshaped(geometry: Geometry, params: StudentParams) -> Geometry:
 
 
 def make(teacher: Bundle, params: StudentParams, same_tokenizer: bool = True) -> Bundle:
-    """A student of that teacher, with weights of its own. Raises BadParam for another model with another
-    tokenizer, unless that is allowed: where only texts pass between the two, each reads them in its own
-    way."""
+    """A student of that teacher, with weights of its own.
+
+    Raises BadParam for another model with another tokenizer, unless `same_tokenizer` is False. If only texts
+    pass between the two models, each can read them in its own way.
+    """
     if params.student:
         return _other(teacher, params.student, same_tokenizer)
     total = len(arch.blocks(teacher.module))
@@ -76,7 +80,7 @@ def make(teacher: Bundle, params: StudentParams, same_tokenizer: bool = True) ->
 
 
 def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
-    """A copy of the model with those blocks only."""
+    """A copy of the model with only these blocks."""
     path, blocks = arch.of(teacher.module).blocks, arch.blocks(teacher.module)
     teacher.module.set_submodule(path, nn.ModuleList(blocks[i] for i in chosen))
     try:

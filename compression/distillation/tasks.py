@@ -1,10 +1,10 @@
-"""Tasks that a program can make and check: what the black-box methods teach and are judged on, with no data
-set.
+"""Tasks that a program makes and checks. The black-box methods teach and judge with them, without a data set.
 
-Three kinds. Namings: words of two classes get label words that are drawn anew for every task, so that only
-the demonstrations tell which label belongs to which class. Reasoning questions: parity, letter counts and
-comparisons in two steps, each with its steps written out. Instructions: short jobs on lists of words or
-numbers, easy to hard. Every question carries its right answer, and `right` checks a text against it.
+There are three kinds. Namings: the words of two classes get label words that are drawn anew for every task,
+so that only the demonstrations tell which label belongs to which class. Reasoning questions: parity, letter
+counts and comparisons in two steps, each with its steps written out. Instructions: short jobs on lists of
+words or numbers, from easy to hard. Every question has its right answer, and `right` checks a text against
+it.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ LABELS = (
     "true",
     "false",
 )
-HEADER = "Label the last word.\n"  # of a prompt with demonstrations
+HEADER = "Label the last word.\n"  # the first line of a prompt with demonstrations
 
 
 @dataclass(frozen=True)
@@ -218,15 +218,17 @@ class Shown:
 def naming(
     classes: Mapping[str, Sequence[str]], names: Sequence[str], labels: Sequence[str], random: Random
 ) -> Naming:
-    """Two of the classes `names` under two of `labels`, both drawn."""
+    """Two of the classes `names` with two of `labels`, both drawn at random."""
     first, second = random.sample(list(names), 2)
     label, other = random.sample(list(labels), 2)
     return Naming((tuple(classes[first]), tuple(classes[second])), (label, other))
 
 
 def show(task: Naming, k: int, words: Sequence[str], query: str, random: Random) -> Shown:
-    """`query` after k demonstrations drawn from `words` without it, as many of one label as of the other (one
-    more for an odd k)."""
+    """`query` after k demonstrations, which are drawn from `words` without the query.
+
+    Both labels have the same number of demonstrations (one has one more if k is odd).
+    """
     sides = [[w for w in words if w != query and task.label(w) == label] for label in task.labels]
     random.shuffle(sides)
     chosen = random.sample(sides[0], k - k // 2) + random.sample(sides[1], k // 2)
@@ -235,13 +237,13 @@ def show(task: Naming, k: int, words: Sequence[str], query: str, random: Random)
 
 
 def label_in(text: str, labels: Collection[str]) -> str | None:
-    """The one label that a text names first; None if it names none."""
+    """The label that a text names first; None if it names none."""
     return next((w for w in re.findall(r"\w+", text) if w in labels), None)
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its right answer; `worked`: the steps to it, where there are any."""
+    """A question with its right answer. worked: the steps to the answer, if there are any."""
 
     kind: str
     level: int
@@ -254,17 +256,17 @@ MARK = "Answer:"  # what stands between an explanation and the answer
 
 
 def answer_in(text: str) -> str:
-    """The answer of a text: what follows its last `MARK`, or all of it; never evaluated, only read."""
+    """The answer in a text: what follows its last `MARK`, or all of it. It is read, never evaluated."""
     return text.rsplit(MARK, 1)[-1].strip()
 
 
 def bare(text: str) -> str:
-    """Words and numbers of a text in lower case, one space between."""
+    """Words and numbers of a text in lower case, with one space between."""
     return " ".join(re.findall(r"-?\d+|[a-z]+", text.lower()))
 
 
 def right(question: Question, text: str) -> bool:
-    """Exact match of a text's answer, capitals and punctuation apart."""
+    """Whether a text's answer is exactly right; capitals and punctuation don't matter."""
     return bare(answer_in(text)) == bare(question.answer)
 
 
@@ -388,8 +390,10 @@ def draw(
     levels: Sequence[int] = LEVELS,
     without: Collection[str] = (),
 ) -> list[Question]:
-    """`count` different questions, makers and levels in turn, none with a text in `without`; fewer where
-    there are no more."""
+    """`count` different questions, makers and levels in turn, none with a text in `without`.
+
+    There are fewer if the makers have no more.
+    """
     out: list[Question] = []
     seen, tries = set(without), 0
     while len(out) < count and tries < 50 * count + 100:
@@ -402,8 +406,10 @@ def draw(
 
 
 def overlap(a: str, b: str) -> float:
-    """ROUGE-L F1 of two texts: twice the longest common subsequence of words over the words of both; 0 for an
-    empty text."""
+    """ROUGE-L F1 of two texts: twice their longest common subsequence of words over the words of both.
+
+    0 for an empty text.
+    """
     first, second = bare(a).split(), bare(b).split()
     if not first or not second or not (Counter(first) & Counter(second)):
         return 0.0

@@ -1,9 +1,9 @@
 """What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
 
-A student of some of its teacher's layers is broken at first and its samples are noise, so a share of the
-budget goes to a warm-up: supervised forward KL to the teacher on text. Then the method's own phase begins, on
-the student's own samples. Each phase keeps its best state by what it lowers, measured on text (or samples
-that continue text) kept aside.
+A student of some of its teacher's layers predicts badly at first, and its samples are noise. So a share of
+the budget goes to a warm-up: supervised forward KL to the teacher on text. Then the method's own phase
+begins, on the student's own samples. Each phase keeps the state with the lowest value of its own loss,
+measured on held-out text (or on samples that continue held-out text).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from compression.row_losses import sum_over_rows
 from compression.sample import stop_ids
 from compression.training import JUDGED, Budget, Course, batches, hold_out, train
 
-TEXT_TOKENS, SAMPLES = 2_048, 32  # text (at least two windows) and continuations by which states are judged
-DECODED = 5  # forward passes that a token costs when it is drawn one at a time
-STATE_BYTES = 20  # of a trained number: itself, its gradient, two moments, the best so far
+TEXT_TOKENS, SAMPLES = 2_048, 32  # text (at least two windows) and continuations that judge a state
+DECODED = 5  # drawing one token at a time costs as much as this many forward passes for it
+STATE_BYTES = 20  # for a trained number: itself, its gradient, two moments, the best value so far
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,26 @@ class WhiteBoxParams(StudentParams):
 
 W = TypeVar("W", bound=WhiteBoxParams)
 
-# (logits of p, of q [n, vocabulary], which of the scored tokens) -> [n]
+# (logits of p, logits of q [n, vocabulary], which of the scored tokens) -> a value for each token [n]
 Value = Callable[[Tensor | None, Tensor, slice], Tensor]
 
 
 def token_mean(student: Bundle, teacher: Bundle | None, batch: Sequences, value: Value) -> Tensor:
     """Mean over a batch's scored tokens of `value`; differentiable in the student alone.
 
-    Logits of two widths (padded heads of one vocabulary) are both cut to the smaller one.
+    If the two heads have different widths (padding of one vocabulary), both are cut to the smaller width.
     """
     states = scored_states(student, batch)
-    width, told = student.geometry.vocabulary, None
+    width, taught = student.geometry.vocabulary, None
     if teacher is not None:
         with torch.no_grad():
-            told = scored_states(teacher, batch) if batch.told is None else batch.told
+            taught = batch.teacher_states
+            if taught is None:
+                taught = scored_states(teacher, batch)
         width = min(width, teacher.geometry.vocabulary)
 
     def lost(logits: Tensor, rows: slice) -> Tensor:
-        p = None if told is None else arch.head(teacher.module)[1](told[rows])[:, :width]
+        p = None if taught is None else arch.head(teacher.module)[1](taught[rows])[:, :width]
         return value(p, logits[:, :width], rows)
 
     head = arch.head(student.module)[1]
@@ -101,12 +103,12 @@ def text_loss(student: Bundle, batch: Sequences) -> Tensor:
 
 @dataclass(frozen=True)
 class Lesson(Generic[W]):
-    """One distillation: who learns from whom, on what text, judged by what text."""
+    """One distillation: who learns from whom, on which text, judged by which text."""
 
     student: Bundle
     teacher: Bundle
     taught: Tensor  # windows [n, window]
-    held: Tensor  # windows kept aside
+    held: Tensor  # windows that are held out
     params: W
     recorder: Recorder
 
@@ -126,17 +128,17 @@ class Lesson(Generic[W]):
         )
 
     def own(self) -> Sequences:
-        """The student's continuations of what is kept aside, with the same randomness every time."""
+        """The student's continuations of held-out text, with the same randomness every time."""
         cut = rollouts.pieces(self.held, self.params.prompt_tokens + self.params.response_tokens)
         prompts = cut[:, : self.params.prompt_tokens].repeat(-(-SAMPLES // len(cut)), 1)[:SAMPLES]
         return self.sample(prompts, self.recorder.generator(1))
 
     @functools.cached_property
     def aside(self) -> Sequences:
-        """The windows kept aside, every token scored; what the teacher makes of them is kept too."""
+        """The held-out windows with every token scored; the teacher's states for them are kept."""
         batch = given(self.held.to(self.student.device), 1)
         with torch.no_grad():
-            return dataclasses.replace(batch, told=scored_states(self.teacher, batch))
+            return dataclasses.replace(batch, teacher_states=scored_states(self.teacher, batch))
 
     def divergences(self, batch: Sequences) -> tuple[float, float]:
         """(forward, reverse) KL of a batch's scored tokens in nats, both from one pass."""
@@ -151,8 +153,10 @@ class Lesson(Generic[W]):
 
     @torch.no_grad()
     def measured(self) -> dict[str, float]:
-        """Both divergences from the teacher in nats a token, on text kept aside and on own samples, and what
-        these are like."""
+        """Both divergences from the teacher in nats a token, on held-out text and on own samples.
+
+        It also says how varied these samples are.
+        """
         own, out = self.own(), {}
         for where, batch in (("text", self.aside), ("own", own)):
             out[f"{where}_forward"], out[f"{where}_reverse"] = self.divergences(batch)
@@ -161,7 +165,7 @@ class Lesson(Generic[W]):
 
 @dataclass(frozen=True)
 class Phase:
-    """What a method trains by: a loss of the batches of `supply`, and what judges a state."""
+    """What a method trains with: a loss on the batches of `supply`, and a judge of states."""
 
     loss: Callable[[Sequences], Tensor]
     supply: Iterator[Sequences]
@@ -169,8 +173,10 @@ class Phase:
 
 
 def warm_up(lesson: Lesson, plain: bool) -> Phase:
-    """Forward KL to the teacher on whole windows of text; plain: the text's own next tokens, without a
-    teacher."""
+    """Forward KL to the teacher on whole windows of text.
+
+    plain: the loss of the text's own next tokens instead, without a teacher.
+    """
 
     def loss(batch):
         return _supervised(lesson, batch, plain)
@@ -186,8 +192,7 @@ def _supervised(lesson: Lesson, batch: Sequences, plain: bool) -> Tensor:
 
 
 def check_lengths(params: WhiteBoxParams, window: int) -> None:
-    """Raises BadParam if a prompt and what the student writes behind it don't fit into a window of the
-    text."""
+    """Raises BadParam if a prompt and its continuation don't fit into a window of the text."""
     longest = params.prompt_tokens + params.response_tokens
     if longest > window:
         raise BadParam(
@@ -200,7 +205,7 @@ def check_lengths(params: WhiteBoxParams, window: int) -> None:
 
 
 def check_windows(params: WhiteBoxParams, windows: Tensor) -> None:
-    """ModelMethod.fits."""
+    """ModelMethod.fits of these methods."""
     if params.train_tokens:
         check_lengths(params, windows.shape[1])
 
@@ -213,11 +218,10 @@ def distil(
     phase: Callable[[Lesson[W]], Phase],
     plain: bool = False,
 ) -> Edit:
-    """Train the student: the warm-up, then the method's phase. plain: the warm-up reads text without a
-    teacher.
+    """Train the student: first the warm-up, then the method's phase.
 
-    Raises BadParam when prompt and response don't fit a window, CalibrationError and Cancelled as training
-    does.
+    plain: the warm-up reads text without a teacher. Raises BadParam if prompt and response don't fit into a
+    window; CalibrationError and Cancelled as training does.
     """
     total = len(context.teacher.geometry.layers)
     facts = {"layers": len(student.geometry.layers), "of": total}
@@ -283,7 +287,7 @@ def distil(
             },
         ),
     ]
-    notes += course.notes(method)[1:]  # whether minutes or somebody ended it
+    notes += course.notes(method)[1:]  # whether the minutes or a visitor ended it
     if course.best >= course.before:
         notes.append(Note("distilled_no_gain", {"method": method}))
     curves = {"training": course.curve} | ({"warm_up": first.curve} if first.curve else {})
@@ -291,7 +295,7 @@ def distil(
 
 
 def _train(lesson: Lesson, phase: Phase, budget: Budget, span: tuple[float, float], done: int) -> Course:
-    """One phase, told as the part `span` of the whole; `done` tokens came before it."""
+    """One phase, reported as the part `span` of the whole; `done` tokens came before it."""
     start, end = span
 
     def of_the_whole(event: dict) -> dict:
@@ -313,10 +317,12 @@ def _train(lesson: Lesson, phase: Phase, budget: Budget, span: tuple[float, floa
 def cost(
     shape: tuple[int, int], params: WhiteBoxParams, *, samples: float, teacher_steps: bool, role: str
 ) -> Cost:
-    """Of a matrix of the teacher [out, in]: bytes of its share of the student; both models' passes over the
-    tokens trained on, over samples as they are drawn (`samples`: their share of the tokens behind the
-    warm-up) and over what judges. role "table": the token table, which the student has whole and trains
-    too."""
+    """The cost of a matrix of the teacher [out, in].
+
+    Bytes of the student's share of it. Both models' passes over the tokens that are trained on, over samples
+    as they are drawn (`samples`: their share of the tokens after the warm-up) and over what judges. role
+    "table": the token table, which the student has whole and trains too.
+    """
     weights = shape[0] * shape[1]
     share = 1.0 if role == "table" or params.student else params.kept
     length = params.prompt_tokens + params.response_tokens

@@ -1,1 +1,1 @@
-"""Low-rank methods, one a file."""
+"""Low-rank methods, one in each file."""

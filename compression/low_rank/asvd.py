@@ -30,7 +30,7 @@ from compression.base import CalibrationError, Edit, LinearMethod, Params, Site,
 from compression.low_rank.rank import cost, project, rank_for, removed_param
 from compression.low_rank.svd_llm import output_basis
 
-FLOOR = 1e-6  # added to S, so that a silent input keeps a say
+FLOOR = 1e-6  # added to S, so that an input that is always 0 still counts a little
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AsvdParams(Params):
 
 
 def loudness(mean_abs: Tensor, alpha: float) -> Tensor:
-    """The diagonal of S [in] from mean |x| [in]."""
+    """The diagonal of S [in], from mean |x| [in]."""
     return mean_abs.double() ** alpha + FLOOR
 
 

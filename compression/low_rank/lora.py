@@ -39,7 +39,7 @@ from compression.base import BUDGET_MINUTES, Context, Cost, Edit, Note, Params, 
 from compression.bundle import Bundle
 from compression.packed.base import Packed
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from compression.training import Budget, adamw, from_text, language_loss, train
 
 TARGETS = {
@@ -51,7 +51,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class LoraParams(Params):
-    """The adapter, its training, and where it ends."""
+    """The adapter, its training, and where the adapter ends up."""
 
     rank: int = param(
         8,
@@ -106,8 +106,11 @@ def adapt(bundle: Bundle, params: LoraParams, seed: int) -> dict[str, Adapted]:
 
 
 def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Callable = adamw) -> Edit:
-    """Train adapters on context.windows [n, window] by `optimizer` (training.py) and return the model's
-    linears with them. Raises CalibrationError where only answers count and there are none."""
+    """Train adapters on context.windows [n, window]; return the model's linears with them.
+
+    optimizer: makes the optimizer (training.py). Raises CalibrationError if only answers count and there are
+    none.
+    """
     if params.train_tokens == 0:
         return Edit()
     answers = Answers(bundle.tokenizer) if params.answers_only else None
@@ -130,7 +133,7 @@ def compress(bundle: Bundle, context: Context, params: LoraParams, optimizer: Ca
     finally:
         release(bundle, adapters)
     notes = course.notes("lora")
-    if course.best >= course.before:  # the start was best: the model stays as it is
+    if course.best >= course.before:  # the untrained state was best: the model stays as it is
         notes += (Note("training_no_gain", {"method": "lora"}),)
         return Edit(notes=notes, series={"training": course.curve})
     results = {path: adapter.stored(params.merge) for path, adapter in adapters.items()}
@@ -157,7 +160,7 @@ def cost(shape: tuple[int, int], params: LoraParams, tokens: int) -> Cost:
 
 
 def stays_apart(params: LoraParams, before: tuple) -> bool:
-    """Whether the adapter's bytes come on top of what the steps before, [(Method, Params), ...], stored."""
+    """Whether the adapter's bytes come on top of what the earlier steps, [(Method, Params), ...], stored."""
     loose = all(
         method.family in ("original", "pruning") and "bits" not in chosen.effective()
         for method, chosen in before

@@ -38,7 +38,7 @@ from compression.edits import stored
 from compression.low_rank.rank import rank_for, removed_param
 from compression.packed.low_rank import LowRank
 
-TINY = 1e-12  # instead of a squared length of 0: a part that is all zero stays so
+TINY = 1e-12  # replaces a squared length of 0, so that a row of zeros stays zero
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class NmfParams(Params):
 
 
 def sweep(factor: Tensor, target: Tensor, gram: Tensor, low: float) -> None:
-    """Improve the rows of `factor` [rank, n] in turn, in place: the best row >= low while the others stand
-    still.
+    """Improve the rows of `factor` [rank, n] in turn, in place.
+
+    Each becomes the best row >= low while the others stay fixed.
 
     target = other^T W [rank, n]; gram = other^T other [rank, rank].
     """
@@ -83,7 +84,7 @@ def factorise(
         sweep(v, u @ weight, u @ u.T, 0.0)
         sweep(u, v @ weight.T, v @ v.T, -torch.inf if signed else 0.0)
     share = (v.norm(dim=1, keepdim=True).clamp_min(TINY) / u.norm(dim=1, keepdim=True).clamp_min(TINY)).sqrt()
-    return (u * share).T, v / share  # equal lengths, for the sake of 16 bits
+    return (u * share).T, v / share  # with equal lengths, so that both fit 16 bits well
 
 
 def compress(site: Site, stats: Stats, params: NmfParams) -> Edit:
@@ -105,7 +106,7 @@ def compress(site: Site, stats: Stats, params: NmfParams) -> Edit:
 
 
 def cost(shape: tuple[int, int], params: NmfParams, tokens: int) -> Cost:
-    """Bytes of both factors in 16 bits; the products of the rounds."""
+    """Bytes of both factors in 16 bits; the products of all rounds."""
     out, n = shape
     if params.removed == 0:
         return Cost(bytes=2 * out * n, flops=0.0)

@@ -55,8 +55,7 @@ def centred(stats: Stats) -> Stats:
 
 
 def compress(site: Site, stats: Stats, params: PcaParams) -> Edit:
-    """Factorise the weight [out, in] of one linear for the inputs that `stats` describes, and correct its
-    bias."""
+    """Factorise the weight [out, in] of one linear for the inputs in `stats`, and correct its bias."""
     if params.removed == 0:
         return Edit()
     moved = centred(stats)
@@ -73,7 +72,7 @@ def compress(site: Site, stats: Stats, params: PcaParams) -> Edit:
 
 
 def cost(shape: tuple[int, int], params: PcaParams, tokens: int) -> Cost:
-    """SVD-LLM's, and a bias."""
+    """The cost of SVD-LLM, and a bias."""
     plain = factors_cost(shape, params, tokens)
     return dataclasses.replace(plain, bytes=plain.bytes + 2 * shape[0]) if params.removed else plain
 

@@ -11,7 +11,7 @@ from compression.packed.low_rank import LowRank
 
 
 def removed_param():
-    """The main knob: how many of a matrix's parameters go."""
+    """The main knob: the share of a matrix's parameters that is removed."""
     return param(
         0.2,
         "Share of each matrix's parameters that is removed.",
@@ -24,8 +24,10 @@ def removed_param():
 
 
 def rank_for(shape: tuple[int, int], removed: float) -> int:
-    """floor((1 - removed) out in / (out + in)), at least 1: two factors of that rank hold that many
-    parameters."""
+    """The rank whose two factors hold (1 - removed) of the matrix's parameters.
+
+    floor((1 - removed) out in / (out + in)), at least 1.
+    """
     out, n = shape
     return max(1, int((1 - removed) * out * n / (out + n)))
 
@@ -42,7 +44,7 @@ def project(site: Site, basis: Tensor, **figures: float) -> Edit:
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of both factors in 16 bits; an eigenproblem of the smaller side and the products around it."""
+    """Bytes of both factors in 16 bits; an eigenproblem of the smaller side, and the products around it."""
     out, n = shape
     if params.removed == 0:
         return Cost(bytes=2 * out * n, flops=0.0)

@@ -41,8 +41,10 @@ class SvdLlmParams(Params):
 
 
 def output_basis(weight: Tensor, gram: Tensor, rank: int) -> Tensor:
-    """Orthonormal [out, rank] that spans the top eigenvectors of W G W^T; weight [out, in], gram [in, in],
-    float64."""
+    """An orthonormal basis [out, rank] of the top eigenvectors of W G W^T.
+
+    weight [out, in], gram [in, in], float64.
+    """
     out, n = weight.shape
     if out <= n:
         return top_eigenvectors(weight @ gram @ weight.T, rank)

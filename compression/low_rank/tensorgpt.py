@@ -59,7 +59,7 @@ TOKENS_PER_CHUNK = 2_048
 
 @dataclass(frozen=True)
 class TensorGptParams(Params):
-    """How thick the chains are, and what is chained."""
+    """How large the chains are, and which tables are stored as chains."""
 
     rank: int = param(
         4,
@@ -94,7 +94,7 @@ class TensorGptParams(Params):
 
 
 def prime_factors(n: int) -> tuple[int, ...]:
-    """2 <= p_1 <= p_2 <= ... whose product is n."""
+    """The prime factors 2 <= p_1 <= p_2 <= ... whose product is n."""
     found, p = [], 2
     while p * p <= n:
         while n % p == 0:
@@ -105,12 +105,12 @@ def prime_factors(n: int) -> tuple[int, ...]:
 
 
 def padded(width: int) -> tuple[int, ...]:
-    """Twos whose product is the next power of two."""
+    """As many twos as it takes for their product to be the next power of two."""
     return (2,) * max(1, (width - 1).bit_length())
 
 
 def square(width: int) -> tuple[int, ...]:
-    """Two factors as equal as possible, the smaller first."""
+    """Two factors of width that are as equal as possible, the smaller first."""
     small = max(a for a in range(1, math.isqrt(width) + 1) if width % a == 0)
     return (small, width // small)
 
@@ -129,26 +129,25 @@ def ranks_of(modes: Sequence[int], rank: int) -> tuple[int, ...]:
 
 
 def shape_of(width: int, params: TensorGptParams) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """(modes, ranks, numbers a token P) of a table with that many columns."""
+    """(modes, ranks, numbers for each token P) of a table with `width` columns."""
     modes = MODES[params.modes](width)
     ranks = ranks_of(modes, params.rank)
     return modes, ranks, values_per_row(modes, ranks)
 
 
 def svd_rank(shape: tuple[int, int], values: int) -> int:
-    """The rank of a whole table [vocabulary, width] whose factors hold no more numbers than `values` a
-    token."""
+    """The rank of a table [vocabulary, width] whose two factors hold at most `values` numbers a token."""
     vocabulary, width = shape
     return vocabulary * values // (vocabulary + width)
 
 
 def tt_svd(vectors: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Cores [n, r_(k-1), I_k, r_k] float64 of each row of vectors [n, width], and the squared error of each
-    row [n].
+    """The cores of each row of vectors [n, width] as a tensor train, and each row's squared error [n].
 
-    Sequential TT-SVD. The strongest left singular vectors of the folded rest C are the top eigenvectors of C
-    C^T, a matrix of at most 2 rank rows where sides are 2; what they leave is U^T C. All cores but the last
-    have orthonormal columns.
+    The cores are [n, r_(k-1), I_k, r_k] float64. This is sequential TT-SVD. What is left of a row is folded
+    into a matrix C. Its strongest left singular vectors U are the top eigenvectors of C C^T, a matrix of at
+    most 2 rank rows if all modes are 2. They become a core, and U^T C is left. All cores but the last have
+    orthonormal columns.
     """
     rest = F.pad(vectors.double(), (0, math.prod(modes) - vectors.shape[1]))
     cores, error = [], rest.new_zeros(len(rest))
@@ -163,7 +162,7 @@ def tt_svd(vectors: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> tuple
 
 
 def trains(table: Tensor, modes: Sequence[int], ranks: Sequence[int], context: Context) -> TensorTrain:
-    """table [vocabulary, width] with a chain for every row, some thousand rows at a time."""
+    """table [vocabulary, width] with a chain for every row; some thousand rows are factorised at a time."""
     chunks = table.split(TOKENS_PER_CHUNK)
     stored = []
     for done, chunk in enumerate(chunks):
@@ -181,14 +180,14 @@ def factors(table: Tensor, rank: int) -> LowRank:
 
 
 def relative_error(table: Tensor, packed: Packed) -> float:
-    """||E - E'|| / ||E|| of what is stored."""
+    """||E - E'|| / ||E||, where E' is the table as stored."""
     ids = torch.arange(len(table), device=table.device).split(TOKENS_PER_CHUNK)
     lost = sum((table[rows] - packed.rows(rows).to(table.device)).double().square().sum() for rows in ids)
     return float((lost / table.double().square().sum().clamp_min(1e-30)).sqrt())
 
 
 def compress(bundle, context: Context, params: TensorGptParams) -> Edit:
-    """Store the token embedding, and with it the head that shares it."""
+    """Store the token embedding, and with it a head that shares it."""
     embedding = bundle.module.get_input_embeddings()
     table = embedding.weight.detach().float()
     modes, ranks, values = shape_of(table.shape[1], params)
@@ -211,24 +210,22 @@ def compress(bundle, context: Context, params: TensorGptParams) -> Edit:
 
 
 def table_cost(shape: tuple[int, int], params: TensorGptParams, tied: bool) -> Cost | None:
-    """Of a table [vocabulary, width] and of what is stored for a head that shares it; None where it is left
-    as it is."""
+    """The cost of a table [vocabulary, width], with a head that shares it.
+
+    None if the table stays as it is.
+    """
     vocabulary, width = shape
     modes, ranks, values = shape_of(width, params)
     if values >= width:
         return None
     if params.kind == "svd":
-        size, flops = (
-            2 * svd_rank(shape, values) * (vocabulary + width),
-            4.0 * vocabulary * width**2 + 20.0 * width**3,
-        )
+        size = 2 * svd_rank(shape, values) * (vocabulary + width)
+        flops = 4.0 * vocabulary * width**2 + 20.0 * width**3
         peak = 8 * 3 * width**2 + 4 * vocabulary * width
     else:
         sides = [a * m for a, m in zip(ranks, modes, strict=False)]
-        size, flops = (
-            2 * vocabulary * values,
-            vocabulary * sum(4.0 * width * s + 100.0 * s**3 for s in sides[:-1]),
-        )
+        size = 2 * vocabulary * values
+        flops = vocabulary * sum(4.0 * width * s + 100.0 * s**3 for s in sides[:-1])
         peak = 4 * vocabulary * width + 4 * 8 * TOKENS_PER_CHUNK * math.prod(modes)
     dense = 2 * vocabulary * width if tied and params.head == "dense" else 0
     return Cost(bytes=size + dense, flops=flops, peak_bytes=peak + 2 * dense)
@@ -243,7 +240,7 @@ METHOD = TableMethod(
     compress=compress,
     cost=lambda shape, params, tokens: Cost(bytes=2 * shape[0] * shape[1], flops=0.0),
     table_cost=table_cost,
-    after=frozenset(FORMATS) - {"dense", "tensor_train"},  # of linears, which stay as they are
+    after=frozenset(FORMATS) - {"dense", "tensor_train"},  # formats of linears, which stay as they are
     identity={"rank": 32},
     tiny={"rank": 2, "modes": "square"},
     essay=__doc__,

@@ -1,9 +1,11 @@
-"""Formats: how compressed weights are stored. One format a file; a format never knows which method made it.
+"""Formats: how compressed weights are stored. Each format has one file.
 
-`FORMATS` has one entry a format: its class, and the op that multiplies it. The op's own entry (kernels.OPS)
-names the rest: formula, examples, C decode, Triton kernel and label. `from_config` rebuilds an empty format
-on the meta device; its `load_state_dict` fills it. The state_dict is the canonical layout: it is the file and
-the byte count.
+A format doesn't know which method made it. `FORMATS` has one entry for each format: its class, and the op
+that multiplies it. The op's own entry (kernels.OPS) names the rest: formula, examples, C decode, Triton
+kernel and label.
+
+A format's state_dict is its canonical layout: it is what the file holds, and its bytes are counted.
+`from_config` makes an empty format on the meta device, and `load_state_dict` fills it.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """Where a format's class is, and how its matrices are multiplied."""
+    """Where a format's class is, and what multiplies its matrices."""
 
     module: str
     name: str  # of the class
-    op: str | None  # in kernels.OPS; None: its parts are multiplied
+    op: str | None  # its key in kernels.OPS; None: the ops of its parts multiply it
 
 
 def _own(file: str, name: str, op: str | None) -> Format:
     return Format(f"compression.packed.{file}", name, op)
 
 
-FORMATS = {  # as configs and files call them
+FORMATS = {  # the keys are the names in configs and files
     "dense": _own("dense", "Dense", "dense"),
     "grouped_int": _own("grouped_int", "GroupedInt", "grouped_int"),
     "affine_int": _own("affine_int", "AffineInt", "grouped_int"),
@@ -39,7 +41,7 @@ FORMATS = {  # as configs and files call them
     "outliers": _own("outliers", "Outliers", "outliers"),
     "columns": _own("columns", "Columns", "columns"),
     "tensor_train": _own("tensor_train", "TensorTrain", "tensor_train"),
-    "sum": _own("total", "Sum", None),
+    "sum": _own("sum", "Sum", None),
 }
 
 
@@ -49,8 +51,10 @@ def format_class(name: str) -> type[Packed]:
 
 
 def from_config(config: dict) -> Packed:
-    """The empty format that `config` (from `Packed.full_config()`) describes; fill it with
-    load_state_dict."""
+    """The empty format that `config` (from `Packed.full_config()`) describes.
+
+    `load_state_dict` fills it.
+    """
     packed = format_class(config["format"]).from_config(config)
     if config.get("activations"):
         from compression.packed.activations import ActivationRule

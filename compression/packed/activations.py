@@ -1,4 +1,4 @@
-"""How inputs are rounded before they are multiplied: a part of a format, saved with it."""
+"""How a matrix's inputs are rounded before they are multiplied. The rule is saved with the format."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from kernels.cpu import plans
 
 @dataclass(frozen=True)
 class ActivationRule:
-    """How a format rounds its input before multiplying: symmetric, scale = max|x| / (2^(bits-1) - 1), one
-    scale a token or one for every `group` neighbouring inputs of a token (a multiple of 32). With a threshold
-    (LLM.int8()) inputs of that size or larger stay as they are and don't count for the scale. static: one
-    fixed scale for all tokens instead; what lies beyond the largest code is cut. zero_point: the codes of a
-    token run from its least to its largest input, 0 among them, scale = (max - min) / (2^bits - 2), with a
-    whole number z that stands for 0.
+    """How a format rounds its inputs before it multiplies them.
 
-    Two rules look at all tokens that are multiplied in one call, so that a token's result depends on which
-    others are beside it; with one token at a time both are the rule of that token. per_tensor: one scale for
-    the whole call (dynamic, per tensor). by_column: with a threshold, an input stays as it is for all tokens
-    as soon as one of them reaches the threshold there (LLM.int8(), eq. 8)."""
+    The rounding is symmetric: scale = max|x| / (2^(bits-1) - 1). There is one scale for each token, or one
+    for every `group` neighbouring inputs of a token (a multiple of 32).
+
+    threshold (LLM.int8()): inputs of that size or larger stay as they are and don't count for the scale.
+    static: one fixed scale for all tokens instead; values beyond the largest code are clipped.
+    zero_point: a token's codes run from its least to its largest input (0 is among them), with scale = (max -
+    min) / (2^bits - 2) and a whole number z that stands for 0.
+
+    Two rules look at all tokens of one call, so a token's result depends on the tokens beside it. With one
+    token at a time both are the rule of that token.
+    per_tensor: one scale for the whole call (dynamic, per tensor).
+    by_column: with a threshold; as soon as one token's input reaches it, this input stays as it is for all
+    tokens (LLM.int8(), eq. 8).
+    """
 
     bits: int = 8
     group: int | None = None
@@ -52,7 +57,7 @@ class ActivationRule:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [..., in] -> the same values on the integer grid, in x's dtype."""
+        """x [..., in] -> the same values rounded to the integer grid, in x's dtype."""
         if self.threshold is not None:
             exact = x.float().abs() >= self.threshold
             if self.by_column:
@@ -80,26 +85,27 @@ class ActivationRule:
 
     @property
     def looks_at_call(self) -> bool:
-        """Whether a token's rounding depends on the others in the call."""
+        """Whether a token's rounding depends on the other tokens of the call."""
         return self.per_tensor or self.by_column
 
     @property
     def of_the_rest(self) -> ActivationRule:
-        """The rule, token by token, that is left once the call was looked at: with per_tensor for inputs
-        divided by the scale of the call, with by_column for the columns that no token makes an outlier; else
-        itself."""
+        """The rule that remains for each token alone, after the call as a whole was looked at.
+
+        With per_tensor it is for inputs that were divided by the call's scale; with by_column, for the
+        columns in which no token has an outlier. Any other rule is returned unchanged.
+        """
         if self.per_tensor:
             return replace(self, per_tensor=False, static=1.0)
         return replace(self, by_column=False, threshold=None) if self.by_column else self
 
     def scale_of(self, x: Tensor) -> Tensor:
-        """The one scale of a call x [..., in] with per_tensor, a float32 number: max|x| / (2^(bits-1) -
-        1)."""
+        """The one scale of a call x [..., in] with per_tensor, float32: max|x| / (2^(bits-1) - 1)."""
         return x.detach().float().abs().amax().clamp_min(1e-30) / (2 ** (self.bits - 1) - 1)
 
     @property
     def kernel(self) -> plans.Rule:
-        """`of_the_rest` as kernels/cpu/plans.py takes it."""
+        """`of_the_rest` in the form that kernels/cpu/plans.py takes."""
         rule = self.of_the_rest
         top = 2 ** (rule.bits - 1) - 1
         return plans.Rule(

@@ -24,7 +24,7 @@ class AffineInt(Packed):
 
     @classmethod
     def encode(cls, codes: Tensor, grid: RealGrid | TwoLevelGrid) -> AffineInt:
-        """codes uint8 [out, in], one a byte, packed."""
+        """Pack codes uint8 [out, in], one in each byte."""
         return cls(pack(codes, grid.bits), grid)
 
     def config(self) -> dict:
@@ -43,7 +43,7 @@ class AffineInt(Packed):
         grid = self.grid
         if grid.group_index is None:
             return grid.product(x, self.codes)
-        # scattered groups: the kernels read runs of neighbouring inputs only
+        # PyTorch multiplies scattered groups, since the kernels read only runs of neighbouring inputs
         return multiply_blocks(
             x, self.shape, lambda rows: grid.decode(unpack(self.codes[rows], grid.bits, self.shape[1]), rows)
         )
@@ -54,5 +54,6 @@ class AffineInt(Packed):
     def tiles(self, rule):
         grid = self.grid
         if grid.group_index is not None and rule is not None and rule[0] < self.shape[1]:
-            return None  # the tiles hold the columns in another order, in which neighbours share no scale
+            # the tiles reorder the columns, and then neighbouring inputs share no activation scale
+            return None
         return grid.tiles(self.codes, rule)

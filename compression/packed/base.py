@@ -1,8 +1,8 @@
 """What every format offers. Shapes are (out_features, in_features); x is [..., in], y is [..., out].
 
 How a format is multiplied: on a processor by the C kernels, from tiles that are made once (`plan`); on a GPU
-by Triton, from the stored tensors; otherwise by PyTorch, a block of rows at a time (`product` is these two).
-All give rule(x) W^T.
+by Triton, from the stored tensors; otherwise by PyTorch, a block of rows at a time. `product` is the last
+two. All of them give rule(x) W^T.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Packed(nn.Module):
-    """A stored weight matrix. Its buffers are what is saved, counted and multiplied; nothing else exists.
+    """A stored weight matrix. Its buffers are what is saved, counted and multiplied; there is no other copy.
 
     Subclasses set `format` and implement `config`, `from_config`, `stored`, `product`, `tiles`.
     """
@@ -34,36 +34,34 @@ class Packed(nn.Module):
     format: ClassVar[str]  # its key in FORMATS
     activations: ActivationRule | None = None  # part of the format: saved with it, used by every kernel
     _plan = None
-    _plan_rule: (
-        ActivationRule | EllipsisType | None
-    ) = ...  # the rule that the plan was made for; ...: not yet
+    # the rule that the plan was made for; ...: there is no plan yet
+    _plan_rule: ActivationRule | EllipsisType | None = ...
 
     def __init__(self, shape: tuple[int, int]):
         super().__init__()
         self.shape = cast(tuple[int, int], tuple(shape))
-        self.grid: Grid | RealGrid | TwoLevelGrid | None = (
-            None  # of a format of codes: scales and zero points (grid.py, real_grid.py)
-        )
+        # for a format of codes: scales and zero points (grid.py, real_grid.py)
+        self.grid: Grid | RealGrid | TwoLevelGrid | None = None
 
     @property
     def op(self) -> str:
-        """The key in kernels.OPS of what multiplies it."""
+        """The key in kernels.OPS of the op that multiplies it."""
         op = FORMATS[self.format].op
         assert op is not None  # a format without one overrides this
         return op
 
     @property
     def whole_columns(self) -> Tensor | None:
-        """Of a format of whole columns in 16 bits: which they are, [k]."""
+        """For a format of whole 16-bit columns: their numbers, [k]."""
         return None
 
     @property
     def exact_columns(self) -> Tensor | None:
-        """Of a matrix: those of its columns that are stored so."""
+        """For any matrix: the numbers of its columns that are stored that way."""
         return None
 
     def config(self) -> dict:
-        """JSON that rebuilds the empty format: {"format": name, "shape": [out, in], ...}."""
+        """The JSON from which the empty format is made: {"format": name, "shape": [out, in], ...}."""
         raise NotImplementedError
 
     @classmethod
@@ -72,20 +70,22 @@ class Packed(nn.Module):
         raise NotImplementedError
 
     def stored(self) -> Tensor:
-        """The weight that the stored tensors stand for, [out, in] float32."""
+        """The weight that the stored tensors stand for, float32 [out, in]."""
         raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
-        """x [tokens, in] -> x @ dequantize().T [tokens, out] in x's dtype, from the stored tensors (Triton or
-        PyTorch)."""
+        """x [tokens, in] -> x @ dequantize().T [tokens, out] in x's dtype, by Triton or PyTorch.
+
+        It is computed from the stored tensors.
+        """
         raise NotImplementedError
 
     def tiles(self, rule):
-        """The matrix for the C kernels (kernels/cpu/plans.py), None where they don't take it."""
+        """The matrix for the C kernels (kernels/cpu/plans.py); None if they can't multiply it."""
         raise NotImplementedError
 
     def dequantize(self) -> Tensor:
-        """The weight that this format stands for, [out, in] float32."""
+        """The weight that this format stands for, float32 [out, in]."""
         return self._from_tiles() if self.prepared else self.stored()
 
     def _from_tiles(self) -> Tensor:
@@ -103,7 +103,7 @@ class Packed(nn.Module):
         )
 
     def matmul(self, x: Tensor) -> Tensor:
-        """rule(x) @ dequantize().T [..., out], where the rule is `activations` (None: x as it is)."""
+        """rule(x) @ dequantize().T [..., out]; the rule is `activations`, and None leaves x as it is."""
         rule = self.activations
         if rule is None or not rule.looks_at_call or not x.numel():
             return self.multiplied(x)
@@ -112,7 +112,7 @@ class Packed(nn.Module):
             return (self.multiplied(x.float() * (1 / scale)) * scale).to(x.dtype)
         flat = x.reshape(-1, self.shape[1])
         exact = (flat.detach().float().abs() >= rule.threshold).any(0)
-        if self.exact_columns is not None:  # a rule by column never rounds their inputs
+        if self.exact_columns is not None:  # a rule by column never rounds the inputs of these columns
             exact[self.exact_columns.long()] = True
         y = self.multiplied(flat.masked_fill(exact, 0))
         if bool(exact.any()):
@@ -125,7 +125,7 @@ class Packed(nn.Module):
         return self.dequantize()[:, ids]
 
     def multiplied(self, x: Tensor) -> Tensor:
-        """`matmul` by the part of the rule that looks at each token alone (`of_the_rest`)."""
+        """`matmul` with the part of the rule that looks at each token alone (`of_the_rest`)."""
         if torch.compiler.is_compiling() and self._plan is not None and x.device.type == "cpu":
             return traced_product(x, self._plan.handle, self.shape[0])
         if torch.is_grad_enabled() and x.requires_grad:
@@ -139,16 +139,18 @@ class Packed(nn.Module):
         return y.view(*x.shape[:-1], self.shape[0])
 
     def rounded_product(self, x: Tensor) -> Tensor:
-        """`product` of rule(x); a format whose kernel multiplies integers overrides this."""
+        """`product` of rule(x). A format whose kernel multiplies integers overrides this."""
         return self.product(self.activations.of_the_rest(x) if self.activations else x)
 
     def ruled_product(self, x: Tensor) -> Tensor:
-        """The same for a rule with a threshold, a fixed scale or a zero point; `rounded_product` needn't know
-        of them."""
+        """The same for a rule with a threshold, a fixed scale or a zero point.
+
+        `rounded_product` is never given such a rule.
+        """
         return self.product(self.activations.of_the_rest(x))
 
     def plan(self):
-        """The matrix as the C kernels read it, made at the first call; None where they don't serve."""
+        """The matrix as the C kernels read it, made at the first call; None if they can't serve it."""
         if self._plan_rule == self.activations:
             return self._plan
         if (
@@ -164,8 +166,10 @@ class Packed(nn.Module):
         return self._plan
 
     def prepare(self) -> bool:
-        """Keep only the tiles: the stored tensors are given up, so saving is over. False where C doesn't
-        serve, and for a rule by column, which reads single columns."""
+        """Keep only the tiles and give up the stored tensors, so that it can't be saved any more.
+
+        Returns False if C can't serve the matrix, and for a rule by column, which reads single columns.
+        """
         if self.plan() is None or (self.activations is not None and self.activations.by_column):
             return False
         kept = {id(t) for t in self._plan.all_tensors()}
@@ -200,18 +204,19 @@ class Packed(nn.Module):
         return super()._save_to_state_dict(*args, **kwargs)
 
     def mask(self) -> Tensor | None:
-        """Pruned positions [out, in] bool (True: always zero), or None for a format that prunes nothing."""
+        """Pruned positions [out, in] bool (True: always zero); None for a format that prunes nothing."""
         return None
 
     def encode_like(self, dense: Tensor) -> Packed:
-        """`dense` [out, in] stored with the same mask and the same grid. Raises BadChain if the format
-        can't."""
+        """`dense` [out, in] stored with the same mask and the same grid. Raises BadChain if that can't be."""
         raise NotImplementedError
 
     @property
     def kernel(self) -> str:
-        """The name of the kernel that serves `matmul` here, e.g. "grouped integers, exact activations (C,
-        AVX2)"."""
+        """The label of the kernel that serves `matmul` here.
+
+        E.g. "grouped integers, exact activations (C, AVX2)".
+        """
         by = f"C, {cpu.instructions()}" if self.plan() is not None else ""
         if not by and self.in_triton and gpu.serves(next(self.buffers())):
             by = "Triton"
@@ -221,19 +226,21 @@ class Packed(nn.Module):
 
     @property
     def in_triton(self) -> bool:
-        """Whether a card's `product` is Triton's: PyTorch multiplies scattered groups, and ops without a
-        kernel."""
+        """Whether Triton computes `product` on a card.
+
+        PyTorch multiplies scattered groups, and ops without a Triton kernel.
+        """
         return bool(kernels.OPS[self.op].triton) and getattr(self.grid, "group_index", None) is None
 
     def full_config(self) -> dict:
-        """`config()` with the activation rule: what an artifact writes."""
+        """`config()` with the activation rule, as an artifact holds it."""
         rule = asdict(self.activations) if self.activations else {}
         return self.config() | {
             "activations": {k: v for k, v in rule.items() if v not in (None, False)} or None
         }
 
     def stored_bytes(self) -> int:
-        """Bytes of the canonical layout: what the file holds for this matrix."""
+        """Bytes of the canonical layout, which are what the file holds for this matrix."""
         return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
 
     def bits_per_weight(self) -> float:
@@ -244,27 +251,26 @@ class Packed(nn.Module):
 
 
 class _Differentiable(torch.autograd.Function):
-    """A product by a kernel whose gradient goes to x: the weight is rebuilt for the way back, never kept."""
+    """A kernel's product whose gradient goes to x. The weight is rebuilt for the way back, never kept."""
 
     @staticmethod
     def forward(ctx, x: Tensor, packed: Packed) -> Tensor:
         ctx.packed = packed
         with torch.no_grad():
             if x.dtype == torch.bfloat16 and packed.activations is None and packed.plan() is not None:
-                # many tokens: PyTorch's bfloat16 product is the faster one
+                # for many tokens, PyTorch's bfloat16 product is faster
                 return x @ packed._from_tiles().to(x.dtype).T
             return packed.multiplied(x.detach())
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         packed = ctx.packed
-        # the tiles are read eight times faster
+        # reading the weight from the tiles is eight times faster
         weight = packed.stored() if packed._plan is None else packed._from_tiles()
         return grad @ weight.to(grad.dtype), None
 
 
 def to_storage(t: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Cast to the 16-bit storage dtype, clamped to its finite range (a float16 overflow would be
-    infinite)."""
+    """Cast to the 16-bit storage dtype, clamped to its finite range: overflow would give infinity."""
     limit = torch.finfo(dtype).max
     return t.clamp(-limit, limit).to(dtype).contiguous()

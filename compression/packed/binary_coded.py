@@ -14,9 +14,11 @@ from kernels.sparse import mask_bits
 
 
 class BinaryCoded(Packed):
-    """planes uint8 [bits, out, ceil(in/8)], alpha float16 [bits, out, groups], offset float16 or float32
-    [out, groups] or nothing. Bits a weight = bits + 16 (bits + 1) / group size, with an offset in float32 16
-    / group size more: what a uniform grid needs to be converted without an error."""
+    """planes uint8 [bits, out, ceil(in/8)], alpha float16 [bits, out, groups], offset [out, groups] or None.
+
+    The offset is float16 or float32. Bits a weight = bits + 16 (bits + 1) / group size. A float32 offset
+    takes 16 / group size more; a uniform grid needs it to be converted without an error.
+    """
 
     format = "binary_coded"
 
@@ -31,8 +33,10 @@ class BinaryCoded(Packed):
     def encode(
         cls, signs: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, exact_offset: bool = False
     ) -> BinaryCoded:
-        """signs bool [bits, out, in] (True: +1); alpha [bits, out, groups]; offset [out, groups] or None,
-        stored in float32 if `exact_offset`."""
+        """signs bool [bits, out, in] (True: +1); alpha [bits, out, groups]; offset [out, groups] or None.
+
+        The offset is stored in float32 if `exact_offset`.
+        """
         planes = torch.stack([mask_bits(plane) for plane in signs])
         if offset is not None:
             offset = offset.float().contiguous() if exact_offset else to_storage(offset)
@@ -54,10 +58,8 @@ class BinaryCoded(Packed):
         offset = (
             torch.empty(out, groups, dtype=getattr(torch, config["offset"])) if config["offset"] else None
         )
-        planes, alpha = (
-            torch.empty(bits, out, -(-n // 8), dtype=torch.uint8),
-            torch.empty(bits, out, groups, dtype=torch.float16),
-        )
+        planes = torch.empty(bits, out, -(-n // 8), dtype=torch.uint8)
+        alpha = torch.empty(bits, out, groups, dtype=torch.float16)
         return cls((out, n), planes, alpha, offset, group_size)
 
     def stored(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sparse weights as one bit a place and the kept values, in 16 bits or as integer codes on a grid."""
+"""Sparse weights: one bit for each place, and the kept values in 16 bits or as integer codes on a grid."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from kernels.sparse import bitmask, bits_mask, flat_codes, mask_bits, multiply_b
 
 
 class Bitmask(Packed):
-    """kept uint8 [out, ceil(in/8)]: bit set where the weight is kept. values: float16 [kept], row by row, or
-    with a grid the packed codes of the kept places. starts int32 [out + 1]: where each row's values begin;
-    left out when every row keeps the same number. Bits a weight at 50 %: 9 with 16-bit values, 3 and the grid
-    with 4-bit codes."""
+    """kept uint8 [out, ceil(in/8)]: a bit is set where the weight is kept.
+
+    values: float16 [kept], row by row; with a grid, the packed codes of the kept places. starts int32 [out +
+    1]: where each row's values begin; left out if every row keeps the same number. Bits a weight if half are
+    kept: 9 with 16-bit values, 3 and the grid with 4-bit codes.
+    """
 
     format = "bitmask"
     grid: Grid | None
@@ -39,7 +41,7 @@ class Bitmask(Packed):
         return cls(weight.shape, int(keep.sum()), mask_bits(keep), to_storage(weight[keep]), _starts(keep))
 
     def with_codes(self, codes: Tensor, grid: Grid) -> Bitmask:
-        """The same mask, the values as codes uint8 [out, in] on a grid."""
+        """The same mask, with the values as codes uint8 [out, in] on a grid."""
         keep = ~self.mask()
         stream = pack(codes[keep][None], grid.bits)[0]
         return Bitmask(self.shape, self.count, self.kept.clone(), stream, self.starts, grid)

@@ -1,4 +1,4 @@
-"""A code book: 4-bit places in a table of 16 values, times a scale a group (NF4, FP4)."""
+"""A code book: each weight is one of 16 values of a table, times its group's scale (NF4, FP4)."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ TABLES = {  # the tables that have a name
 
 
 class CodeBook(Packed):
-    """codes uint8 [out, ceil(in/8) * 4], scale float16 [out, groups], table float32 [16]; bits a weight = 4 +
-    16 / group size.
+    """codes uint8 [out, ceil(in/8) * 4], scale float16 [out, groups], table float32 [16].
 
-    With nested scales (QLoRA's double quantization) scale is uint8 [out, groups], codes of an 8-bit map,
-    whose largest value absmax float32 [ceil(out groups / 256)] tells, after offset float32 [1], their mean,
-    was taken off; 4 + 8.125 / group size.
+    Bits a weight = 4 + 16 / group size.
+
+    With nested scales (QLoRA's double quantization) scale is uint8 [out, groups]: codes of an 8-bit map.
+    offset float32 [1] is the scales' mean, which is subtracted first. absmax float32 [ceil(out groups / 256)]
+    is the largest remaining value of each run of 256 scales. Bits a weight = 4 + 8.125 / group size.
     """
 
     format = "codebook"
@@ -68,18 +69,19 @@ class CodeBook(Packed):
 
     @classmethod
     def encode(cls, weight: Tensor, table: Tensor, group_size: int, nested: bool = False) -> CodeBook:
-        """weight [out, in] to the nearest entry of `table` [16] times its group's scale, the largest |weight|
-        over the table's: the scale as it is stored, a nested one before it becomes a code (as in
-        bitsandbytes)."""
+        """weight [out, in] rounded to the nearest entry of `table` [16] times its group's scale.
+
+        The scale is the group's largest |weight| divided by the table's largest. Weights are rounded with the
+        scale as it is stored; if scales are nested, with the scale before it becomes a code (as in
+        bitsandbytes).
+        """
         out, n = weight.shape
         size = n if group_size == -1 else group_size
         groups = torch.nn.functional.pad(weight.float(), (0, -n % size)).view(out, -1, size)
         scale = groups.abs().amax(-1) / table.abs().max()
         if nested:
-            codes, stored = (
-                _nearest(weight, scale.clamp_min(torch.finfo(torch.float32).tiny), table, size),
-                _nested(scale),
-            )
+            codes = _nearest(weight, scale.clamp_min(torch.finfo(torch.float32).tiny), table, size)
+            stored = _nested(scale)
             return cls((out, n), codes, stored[0], table.float(), group_size, *stored[1:])
         scale = to_storage(scale).clamp_min(torch.finfo(torch.float16).smallest_normal)
         return cls((out, n), _nearest(weight, scale.float(), table, size), scale, table.float(), group_size)
@@ -102,7 +104,7 @@ class CodeBook(Packed):
         return cls((out, n), codes, scale, torch.empty(16), group_size, *more)
 
     def scales(self) -> Tensor:
-        """What the stored scales stand for, float32 [out, groups]."""
+        """The scales float32 [out, groups] that the stored ones stand for."""
         return (
             self.scale.float() if self.absmax is None else nested_scale(self.scale, self.absmax, self.offset)
         )
@@ -125,8 +127,10 @@ class CodeBook(Packed):
 
 
 def _nested(scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """scale [out, groups] -> (codes uint8 [out, groups], absmax float32 [blocks], offset float32 [1]), as
-    bitsandbytes does."""
+    """scale [out, groups] -> (codes uint8 [out, groups], absmax float32 [blocks], offset float32 [1]).
+
+    It does the same as bitsandbytes.
+    """
     offset = scale.mean().view(1)
     flat = (scale - offset).flatten()
     blocks = torch.nn.functional.pad(flat, (0, -len(flat) % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
@@ -138,7 +142,7 @@ def _nested(scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _nearest(weight: Tensor, scale: Tensor, table: Tensor, size: int) -> Tensor:
-    """Packed codes of the nearest entries; a tie takes the smaller one."""
+    """Packed codes of the nearest entries; of two equally near entries it takes the smaller one."""
     values, order = table.float().sort()
     middles = (values[1:] + values[:-1]) / 2
     ratio = weight.float() / scale.repeat_interleave(size, 1)[:, : weight.shape[1]]

@@ -1,4 +1,4 @@
-"""A few whole input columns in 16 bits, to be added to another format."""
+"""A few whole input columns in 16 bits. Another format holds the other columns, and `Sum` adds the two."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class Columns(Packed):
 
     @classmethod
     def encode(cls, weight: Tensor, index: Tensor) -> Columns:
-        """weight [out, in], index [k]: the columns that are stored. Raises ValueError for a column named
-        twice or out of reach."""
+        """Store the columns `index` [k] of weight [out, in].
+
+        Raises ValueError if a column is named twice or doesn't exist.
+        """
         n = weight.shape[1]
         if len(index.unique()) != len(index) or (
             len(index) and not 0 <= int(index.min()) <= int(index.max()) < n

@@ -1,9 +1,11 @@
-"""The grid that integer codes stand on: w = scale * (code - zero), one scale and zero point a group of
-inputs.
+"""The grid that integer codes stand on: w = scale * (code - zero), for each group of inputs.
 
-scale float16 [out, groups]; zero: integer zero points packed to the bit, or nothing for a symmetric grid
-(then 2^(bits-1)); group_index int16 [in] only where groups are not runs of neighbouring inputs (GPTQ's
-act-order without static groups). Codes are always rounded with the scale as it is stored.
+scale        float16 [out, groups]
+zero         integer zero points packed to the bit; none for a symmetric grid (then it is 2^(bits-1))
+group_index  int16 [in], only if groups are not runs of neighbouring inputs (GPTQ's act-order without static
+             groups)
+
+Codes are always computed with the scale as it is stored.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Grid(nn.Module):
         }
 
     def zero_points(self) -> Tensor:
-        """Integer zero points as uint8 [out, groups]; kept after the first call."""
+        """Integer zero points as uint8 [out, groups]; kept in memory after the first call."""
         if self.zero is None:
             return torch.full(
                 self.scale.shape, 2 ** (self.bits - 1), dtype=torch.uint8, device=self.scale.device
@@ -81,7 +83,7 @@ class Grid(nn.Module):
         return self._zeros[1]
 
     def columns(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
-        """(scale, zero) of every weight of some rows, float32 [rows, in]."""
+        """(scale, zero) for every weight of some rows, float32 [rows, in]."""
         scale, zero = self.scale[rows].float(), self.zero_points()[rows].float()
         if self.group_index is not None:
             index = self.group_index.long()
@@ -89,7 +91,7 @@ class Grid(nn.Module):
         return spread(scale, self.shape[1], self.group_size), spread(zero, self.shape[1], self.group_size)
 
     def masked_tiles(self, keep: Tensor, codes: Tensor, rule, op: str):
-        """Kept codes [out, in] on this grid for the C kernels; None where groups are no runs."""
+        """Kept codes [out, in] on this grid for the C kernels; None if groups are not runs of inputs."""
         if self.group_index is not None:
             return None
         zero = None if self.zero is None else self.zero_points()
@@ -107,5 +109,5 @@ class Grid(nn.Module):
 
 
 def store_scale(scale: Tensor) -> Tensor:
-    """float16, never zero (a scale that underflows would lose its group)."""
+    """Round to float16, and never to zero: a scale of zero would lose its group."""
     return to_storage(scale.clamp_min(torch.finfo(torch.float16).smallest_normal))

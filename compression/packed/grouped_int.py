@@ -14,8 +14,10 @@ from kernels.grouped_int import grouped_int
 
 
 class GroupedInt(Packed):
-    """codes uint8 [out, ceil(in/8) * bits] on a Grid; bits a weight = bits + (16 + zero bits) / group
-    size."""
+    """codes uint8 [out, ceil(in/8) * bits] on a Grid.
+
+    Bits a weight = bits + (16 + zero bits) / group size.
+    """
 
     format = "grouped_int"
     grid: Grid
@@ -27,7 +29,7 @@ class GroupedInt(Packed):
 
     @classmethod
     def encode(cls, codes: Tensor, grid: Grid) -> GroupedInt:
-        """codes uint8 [out, in], one a byte, packed."""
+        """Pack codes uint8 [out, in], one in each byte."""
         return cls(pack(codes, grid.bits), grid)
 
     def config(self) -> dict:
@@ -49,14 +51,14 @@ class GroupedInt(Packed):
 
     def product(self, x: Tensor) -> Tensor:
         grid = self.grid
-        # scattered groups: the block kernel reads runs of neighbouring inputs only
+        # PyTorch multiplies scattered groups, since the kernel reads only runs of neighbouring inputs
         if grid.group_index is not None:
             return x @ self.stored().to(x.dtype).T
         return grouped_int(x, self.codes, grid.scale, grid.zero_points(), grid.bits, grid.group_size)
 
     @property
     def _eight_a_row(self) -> bool:
-        """Whether codes are of 8 bits about 128 with one scale a row, as kernels/gpu/int8.py takes them."""
+        """Whether codes have 8 bits about 128 and one scale a row, as kernels/gpu/int8.py takes them."""
         grid = self.grid
         return grid.bits == 8 and grid.zero is None and grid.scale.shape[1] == 1
 
@@ -91,7 +93,8 @@ class GroupedInt(Packed):
     def tiles(self, rule):
         grid = self.grid
         if grid.group_index is not None and rule is not None and rule[0] < self.shape[1]:
-            return None  # the tiles hold the columns in another order, in which neighbours share no scale
+            # the tiles reorder the columns, and then neighbouring inputs share no activation scale
+            return None
         zero = None if grid.zero is None else grid.zero_points()
         return plans.grouped_int(
             self.codes, grid.scale, zero, grid.bits, grid.group_size, self.shape[1], rule, grid.group_index

@@ -1,7 +1,6 @@
-"""Modules that carry a format inside a model: CompressedLinear for nn.Linear, CompressedTable for the
-embedding.
+"""Modules that carry a format inside a model: CompressedLinear for a linear, CompressedTable for a table.
 
-A tied table is stored once: the model's embedding holds it and `TableHead` reads the same object.
+A tied table is stored once: the model's embedding holds it, and `TableHead` reads the same object.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ class CompressedLinear(nn.Module):
 
 
 class CompressedTable(nn.Module):
-    """A token embedding [vocabulary, width] in a row-wise format; also the head when the model ties them."""
+    """A token embedding [vocabulary, width] in a row-wise format; also the head if the model ties the two."""
 
     def __init__(self, packed: Packed, dtype: torch.dtype):
         super().__init__()
         self.packed = packed
-        self.dtype = dtype  # what the model computes in
+        self.dtype = dtype  # the type that the model computes in
 
     def rows(self, ids: Tensor) -> Tensor:
         """ids [...] -> their vectors [..., width]."""
@@ -57,7 +56,7 @@ class CompressedTable(nn.Module):
 
 
 class TableHead(nn.Module):
-    """The output head of a model whose embedding is a CompressedTable: same storage, no bytes of its own."""
+    """The output head of a model whose embedding is a CompressedTable; it shares the table's storage."""
 
     def __init__(self, table: CompressedTable):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A few 16-bit values at their places, to be added to another format."""
+"""A few 16-bit values and their places. Another format holds the other weights, and `Sum` adds the two."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ class Outliers(Packed):
 
     @classmethod
     def encode(cls, weight: Tensor, where: Tensor) -> Outliers:
-        """weight [out, in], where bool [out, in]: the places that are stored. Raises ValueError beyond 65,536
-        columns."""
+        """Store weight [out, in] at the places where bool `where` [out, in] is True.
+
+        Raises ValueError if there are more than 65,536 columns.
+        """
         if weight.shape[1] > 1 << 16:
-            raise ValueError(f"{weight.shape[1]} columns; a column's place has 16 bits, so at most {1 << 16}")
+            raise ValueError(f"got {weight.shape[1]} columns; at most {1 << 16}: their numbers have 16 bits")
         counts = where.sum(1)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
         return cls(weight.shape, to_storage(weight[where]), where.nonzero()[:, 1].to(torch.int16), starts)

@@ -2,18 +2,19 @@
 
     w = scale * (code - zero)        code = clamp(round(w / scale + zero), 0, 2^bits - 1)
 
-`round` comes after the zero is added, so codes differ from an integer grid's where the zero has a fraction
-(HQQ, SpQR).
+The zero is added before rounding, so codes differ from an integer grid's if the zero has a fraction (HQQ,
+SpQR).
 
 RealGrid      scale and zero float16 [out, groups]: 32 bits a group.
-TwoLevelGrid  SpQR's: the scales of 16 neighbouring rows in one group are themselves codes of a few bits on
-              such a grid, whose own scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and
-              16 columns: 64 / 256 + 6 / 16 bits a weight instead of 2.
+TwoLevelGrid  SpQR's. The scales of 16 neighbouring rows in one group are codes of a few bits on a RealGrid of
+              their own, whose scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and 16
+              columns that is 64 / 256 + 6 / 16 bits a weight instead of 2.
 
-A second level's step is never below 2^-11 of the largest value of its run: its zero then stays in float16's
-whole numbers. The authors put a run of equal values on [-1, 1], where a 3-bit code hits none of them; here it
-is met to 11 bits. group_index int16 [in] only where groups are not runs of neighbouring inputs, as in
-grid.py.
+The step of a second level is never below 2^-11 of the largest value of its run. Its zero then stays among the
+whole numbers that float16 holds. The authors put a run of equal values on [-1, 1], where no 3-bit code hits
+them; here they are hit to 11 bits.
+
+group_index int16 [in] is there only if groups are not runs of neighbouring inputs, as in grid.py.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RUN = 16  # rows whose scales share a second level
 
 
 class _Grid(nn.Module):
-    """What both kinds share."""
+    """What both kinds of grid share."""
 
     kind: ClassVar[str]
 
@@ -55,7 +56,7 @@ class _Grid(nn.Module):
         raise NotImplementedError
 
     def product(self, x: Tensor, codes: Tensor) -> Tensor:
-        """x [tokens, in] times the weight that packed codes on this grid stand for; groups must be runs."""
+        """x [tokens, in] times the weight of packed codes on this grid; groups must be runs of inputs."""
         raise NotImplementedError
 
     def tiles(self, codes: Tensor, rule):
@@ -63,7 +64,7 @@ class _Grid(nn.Module):
         raise NotImplementedError
 
     def columns(self, rows: slice | Tensor = slice(None)) -> tuple[Tensor, Tensor]:
-        """(scale, zero) of every weight of some rows, float32 [rows, in]."""
+        """(scale, zero) for every weight of some rows, float32 [rows, in]."""
         scale, zero = self.of_groups(rows)
         if self.group_index is not None:
             index = self.group_index.long()
@@ -126,8 +127,11 @@ class RealGrid(_Grid):
 
 
 class TwoLevelGrid(_Grid):
-    """scale_codes, zero_codes uint8 [row_bytes(out groups, level_bits)], packed to the bit row by row;
-    scale_stats, zero_stats float16 [runs, groups, 2], scale and zero of the second level."""
+    """A grid whose scales and zeros are codes themselves.
+
+    scale_codes, zero_codes: uint8 [row_bytes(out groups, level_bits)], packed to the bit row by row.
+    scale_stats, zero_stats: float16 [runs, groups, 2], scale and zero of the second level.
+    """
 
     kind = "two_level"
 
@@ -161,7 +165,7 @@ class TwoLevelGrid(_Grid):
         level_bits: int = 3,
         group_index: Tensor | None = None,
     ) -> TwoLevelGrid:
-        """From scale and zero [out, groups] float; `columns()` tells what became of them."""
+        """Make it from scale and zero [out, groups] float; `columns()` gives their rounded values."""
         stored = []
         for values in (scale, zero):
             codes, stats = second_level(values, level_bits)
@@ -206,8 +210,10 @@ GRIDS = {grid.kind: grid for grid in (RealGrid, TwoLevelGrid)}
 
 
 def second_level(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """values [out, groups], 16 rows of a group together -> (codes uint8 [out, groups], stats float16 [runs,
-    groups, 2])."""
+    """values [out, groups] on a second level, which 16 rows of a group share.
+
+    Returns (codes uint8 [out, groups], stats float16 [runs, groups, 2]).
+    """
     out, top = len(values), 2**bits - 1
     # [runs, 16, groups]
     runs = torch.cat([values.float(), values[-1:].float().expand(-out % RUN, -1)]).unflatten(0, (-1, RUN))

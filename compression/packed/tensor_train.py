@@ -1,4 +1,4 @@
-"""Tensor train: every row of a matrix as a chain of small cores of its own."""
+"""Tensor train: every row of a matrix is a chain of small cores, whose product is the row."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TensorTrain(Packed):
     def encode(cls, shape: tuple[int, int], parts: Sequence[Tensor]) -> TensorTrain:
         """parts: the K cores [out, r_{k-1}, I_k, r_k] of every row, rounded to float16.
 
-        A factor of one core may stand in any other: the cores of a row get equal root mean squares first, so
-        that none leaves the range of float16.
+        A factor may be moved from one core to another without changing their product. So the cores of a row
+        first get equal root mean squares, and none leaves the range of float16.
         """
         modes, ranks = [p.shape[2] for p in parts], [1, *(p.shape[3] for p in parts)]
         return cls(shape, to_storage(balanced(parts)), modes, ranks)
@@ -79,10 +79,12 @@ class TensorTrain(Packed):
 
 
 def balanced(parts: Sequence[Tensor]) -> Tensor:
-    """Cores [n, r, I, r'] as one flat [n, P] of the same products, each core of a row with the same root mean
-    square."""
+    """Cores [n, r, I, r'] of the same products, flattened to one [n, P].
+
+    All cores of a row get the same root mean square.
+    """
     flat = [part.flatten(1) for part in parts]
     sizes = torch.stack([part.square().mean(1).sqrt() for part in flat], 1)  # [n, K]
-    sizes = torch.where((sizes > 0).all(1, keepdim=True), sizes, 1.0)  # a row of zeros stays one
+    sizes = torch.where((sizes > 0).all(1, keepdim=True), sizes, 1.0)  # a row of zeros stays zero
     wanted = sizes.log().mean(1, keepdim=True).exp()
     return torch.cat([part * (wanted / sizes)[:, k : k + 1] for k, part in enumerate(flat)], 1)

@@ -14,10 +14,10 @@ from kernels.sparse import mask_bits, multiply_blocks, scatter_two_four, two_fou
 
 
 class TwoFour(Packed):
-    """values float16 [out, in/2] (or packed codes with a grid), positions: the 2-bit place of each value in
-    its four.
+    """values float16 [out, in/2] (or packed codes with a grid), and their positions.
 
-    Bits a weight: 8 + 1 with 16-bit values, 2 + 1 and the grid with 4-bit codes.
+    A position is the 2-bit place of a value among its four. Bits a weight: 8 + 1 with 16-bit values, 2 + 1
+    and the grid with 4-bit codes.
     """
 
     format = "two_four"
@@ -43,7 +43,7 @@ class TwoFour(Packed):
         return cls(weight.shape, values, pack(positions.to(torch.uint8), 2))
 
     def with_codes(self, codes: Tensor, grid: Grid) -> TwoFour:
-        """The same mask, the values as codes uint8 [out, in] on a grid."""
+        """The same mask, with the values as codes uint8 [out, in] on a grid."""
         kept = codes[~self.mask()].view(self.shape[0], -1)
         return TwoFour(self.shape, pack(kept, grid.bits), self.positions.clone(), grid)
 
@@ -94,7 +94,7 @@ class TwoFour(Packed):
 
     def tiles(self, rule):
         places = self._places(slice(None))
-        # two bits a four: as many as the positions take
+        # ones at the kept places: two of every four, as many as there are positions
         keep = scatter_two_four(torch.ones_like(places), places).bool()
         if self.grid is None:
             values = self.stored().half()[keep]  # in the order of the columns

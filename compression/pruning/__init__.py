@@ -1,1 +1,1 @@
-"""Pruning methods, one a file."""
+"""Pruning methods, one in each file."""

@@ -46,10 +46,10 @@ from compression import arch
 from compression.base import CalibrationError, Context, Cost, Edit, ModelMethod, Note, TextUnavailable, param
 from compression.bundle import Bundle, Geometry
 from compression.pruning import structured
-from compression.pruning.structured import StructuredParams, choose, highest, told
+from compression.pruning.structured import StructuredParams, choose, highest, note_of_cut
 from compression.structure import AXES, WIDTH_AXES
 
-# which need the gradient, which its square
+# measures that need the gradient; measures that need its square
 FIRST, SECOND = ("vector", "element1", "mixed"), ("element2", "mixed")
 TAYLOR = ("vector", "element1", "element2", "mixed")
 
@@ -101,15 +101,13 @@ def scores(
 
 
 def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
-    """`samples` pieces of `sample_tokens` tokens [samples, sample_tokens], evenly spread over windows [n,
-    window]."""
+    """`samples` pieces [samples, sample_tokens], evenly spread over windows [n, window]."""
     count, length = params.samples, params.sample_tokens
     pieces = windows[:, : windows.shape[1] // length * length].reshape(-1, length)
     if len(pieces) < count:
         raise TextUnavailable(
-            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked "
-            "for. Ask for fewer or shorter "
-            f"samples, or for more calibration tokens.",
+            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked for. "
+            "Ask for fewer or shorter samples, or for more calibration tokens.",
             code="text_too_short",
             name="calibration",
             tokens=windows.numel(),
@@ -119,14 +117,16 @@ def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
 
 
 def check_windows(params: LlmPrunerParams, windows: Tensor) -> None:
-    """ModelMethod.fits."""
+    """ModelMethod.fits of this method."""
     if params.importance in TAYLOR:
         texts(windows, params)
 
 
 class Gradients:
-    """Sums over the texts of the gradient (`first`) and of the squared gradient (`second`), by path, float32
-    [out, in]."""
+    """Sums over the texts of the gradient (`first`) and of the squared gradient (`second`).
+
+    Both are by path, float32 [out, in].
+    """
 
     def __init__(self, importance: str):
         self.wanted = {"first": importance in FIRST, "second": importance in SECOND}
@@ -134,7 +134,7 @@ class Gradients:
         self.second: dict[str, Tensor] = {}
 
     def take(self, path: str, weight: Tensor) -> None:
-        """Add what the backward pass left at a weight, and free it there."""
+        """Add the gradient that the backward pass left at a weight, and free it there."""
         gradient, weight.grad = weight.grad.float(), None
         for name, value in (("first", lambda: gradient), ("second", gradient.square)):
             if self.wanted[name]:
@@ -145,8 +145,10 @@ class Gradients:
 def gradients(
     bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerParams, context: Context
 ) -> Gradients:
-    """Gradients of the loss on each text of ids [n, length] with itself as its label, for the weights at
-    `paths`; means."""
+    """Mean gradients of the loss over the texts of ids [n, length], for the weights at `paths`.
+
+    Each text is its own label.
+    """
     found, module = Gradients(params.importance), bundle.module
     weights = {path: module.get_submodule(path).weight for path in paths}
     handles = []
@@ -184,15 +186,17 @@ def gradients(
 
 
 def reshaped(geometry: Geometry, params: LlmPrunerParams) -> Geometry:
-    """The model's sizes after pruning; of channels of the width floor((1 - removed) width) stay, at least
-    one."""
+    """The model's sizes after pruning.
+
+    Of the channels of the width, floor((1 - removed) width) stay, at least one.
+    """
     if params.granularity == "channel":
         return replace(geometry, hidden=max(1, math.floor(geometry.hidden * (1 - params.removed) + 1e-9)))
     return structured.reshaped(geometry, params)
 
 
 def compress(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
-    """Which heads and channels of which blocks stay, or which channels of the whole width."""
+    """Choose which heads and channels of which blocks stay, or which channels of the whole width."""
     if params.granularity == "channel":
         return narrowed(bundle, context, params)
     geometry = bundle.geometry
@@ -212,16 +216,16 @@ def compress(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
     for layer, paths_of in roles.items():
         by_role = {role: score(path, AXES[role][1]) for role, path in paths_of.items()}
         kept[layer] = choose(by_role, geometry.layers[layer], params)
-    return Edit(kept=kept, notes=(told(geometry, after, layers),))
+    return Edit(kept=kept, notes=(note_of_cut(geometry, after, layers),))
 
 
 def narrowed(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
-    """Which channels of the residual stream stay: one ranking over all matrices that they lie in."""
+    """Choose the channels of the residual stream that stay, by one ranking over all their matrices."""
     now, then = bundle.geometry.hidden, reshaped(bundle.geometry, params).hidden
     if now == then:
         return Edit()
     axes = {path: WIDTH_AXES[role] for path, role, _ in arch.linears(bundle.module)}
-    if not bundle.geometry.embedding:  # else the table has a width of its own
+    if not bundle.geometry.embedding:  # otherwise the table has a width of its own
         tables = (
             arch.embedding(bundle.module)[0],
             *(() if bundle.geometry.tied else (arch.head(bundle.module)[0],)),
@@ -240,8 +244,10 @@ def narrowed(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
 def scorer(
     bundle: Bundle, found: Gradients | None, params: LlmPrunerParams, seed: int
 ) -> Callable[[str, int], Tensor]:
-    """A function from (path, axis) to the scores of that weight's rows or columns; gradients are freed as
-    they are used."""
+    """A function from (path, axis) to the scores of that weight's rows or columns.
+
+    It frees gradients as they are used.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def score(path: str, axis: int) -> Tensor:
@@ -255,8 +261,10 @@ def scorer(
 
 
 def cost(shape: tuple[int, int], params: LlmPrunerParams, tokens: int) -> Cost:
-    """Of one matrix before pruning: its gradients, and forward and backward passes over the texts; stored in
-    16 bits."""
+    """The cost of one matrix before pruning.
+
+    Its gradients, and forward and backward passes over the texts; stored in 16 bits.
+    """
     out, n = shape
     if params.removed == 0 or params.importance not in TAYLOR:
         return Cost(bytes=2 * out * n, flops=0.0)

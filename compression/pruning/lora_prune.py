@@ -40,12 +40,12 @@ from compression import arch
 from compression.adapted import Adapted, adapt, release
 from compression.base import BUDGET_MINUTES, BadParam, Context, Cost, Edit, TrainingMethod, param
 from compression.bundle import Bundle
-from compression.pruning.structured import StructuredParams, choose, pruned_layers, reshaped, told
+from compression.pruning.structured import StructuredParams, choose, note_of_cut, pruned_layers, reshaped
 from compression.structure import AXES, Kept, lanes
 from compression.training import Budget, from_text, language_loss, train
 
-MEMORY = 0.9  # of the importance from step to step
-WARM_UP, COOL_DOWN = 0.1, 0.1  # shares of the training before the first mask and after the last
+MEMORY = 0.9  # share of the old importance that is kept at each step
+WARM_UP, COOL_DOWN = 0.1, 0.1  # shares of the training before the first mask and after the last one
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,16 @@ def stand_in(a: Tensor, b: Tensor, da: Tensor, db: Tensor) -> Tensor:
 
 
 def hidden_share(share: float, removed: float) -> float:
-    """How much is hidden when `share` of the training is done: 0 until the warm-up's end, `removed` from the
-    cool-down on."""
+    """How much is hidden when `share` of the training is done.
+
+    It is 0 until the warm-up's end, and `removed` from the cool-down on.
+    """
     through = (share - WARM_UP) / (1 - WARM_UP - COOL_DOWN)
     return removed * (1 - (1 - min(max(through, 0.0), 1.0)) ** 3)
 
 
 class Pruner:
-    """Watches the adapters of the blocks that may be cut: importance by step, masks that only grow."""
+    """Watches the adapters of the blocks that may be cut. It keeps importances, and masks that only grow."""
 
     def __init__(self, bundle: Bundle, adapters: dict[str, Adapted], params: LoraPruneParams):
         self.bundle, self.params, self.steps = bundle, params, 0
@@ -125,7 +127,7 @@ class Pruner:
             handle.remove()
 
     def watch(self, share: float) -> None:
-        """Called before each step of the training: measure, and hide what it is time to hide."""
+        """Called before each step of the training: measure importance, and hide what is due."""
         for layer in self.layers:
             for role, adapter in self.adapters[layer].items():
                 new = self._measure(layer, role, adapter)
@@ -137,7 +139,7 @@ class Pruner:
             self.hide(removed)
 
     def settle(self) -> bool:
-        """The asked share is hidden, whenever the training ended."""
+        """Hide the full share, whenever the training ended. Returns True if anything can be hidden."""
         if self.layers and not self.steps:
             raise BadParam(
                 "no step was trained, so nothing tells what to remove; give the training more minutes",
@@ -160,7 +162,7 @@ class Pruner:
         return score / score.view(-1, size).sum(1).norm().clamp_min(1e-30)
 
     def hide(self, removed: float) -> None:
-        """Hide that share of every block's structures; what is hidden already goes first."""
+        """Hide this share of every block's structures. Those that are hidden already stay hidden."""
         for layer in self.layers:
             sizes = self.bundle.geometry.layers[layer]
             scores = dict(self.scores[layer])
@@ -181,8 +183,10 @@ class Pruner:
 
 
 def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
-    """Train adapters on context.windows [n, window] while heads and channels fade out; the merged weights and
-    what stays."""
+    """Train adapters on context.windows [n, window] while heads and channels fade out.
+
+    Returns the merged weights and what stays.
+    """
     adapters = adapt(bundle, params.rank, params.lora_alpha / params.rank, context.seed)
     pruner = Pruner(bundle, adapters, params)
 
@@ -205,13 +209,13 @@ def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
         release(bundle, adapters)
     notes = course.notes("lora_prune")
     if pruner.kept:
-        notes += (told(bundle.geometry, reshaped(bundle.geometry, params), pruner.layers),)
+        notes += (note_of_cut(bundle.geometry, reshaped(bundle.geometry, params), pruner.layers),)
     merged = {f"{path}.weight": adapter.stored(merge=True) for path, adapter in adapters.items()}
     return Edit(tensors=merged, kept=pruner.kept, notes=notes, series={"training": course.curve})
 
 
 def cost(shape: tuple[int, int], params: LoraPruneParams, tokens: int) -> Cost:
-    """Of one matrix before pruning: forward and backward passes, the thin products; stored in 16 bits."""
+    """The cost of one matrix before pruning: the passes and the thin products; stored in 16 bits."""
     out, n = shape
     return Cost(
         bytes=2 * out * n, flops=6.0 * params.train_tokens * out * n, peak_bytes=16 * params.rank * (out + n)

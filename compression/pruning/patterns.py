@@ -1,7 +1,7 @@
-"""Which places a score removes, shared by the pruning methods, and how the result is stored.
+"""Chooses the places that a score removes, and stores the result. The pruning methods share it.
 
-Patterns n:m keep n of every m neighbouring inputs. Ties go to the earlier place, so that a mask is the same
-every time.
+A pattern n:m keeps n of every m neighbouring inputs. Of equal scores the earlier place is removed, so that a
+mask is the same every time.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def sparsity_param():
 
 
 def pattern_param():
-    """Free places, or n kept of every m."""
+    """The knob for the pattern: free places, or n kept of every m."""
     return param(
         "unstructured", "Free places, or n kept of every m neighbours.", choices=PATTERNS, level="advanced"
     )
 
 
 def kept_of(pattern: str) -> tuple[int, int]:
-    """ "2:4" -> (2, 4): kept, of."""
+    """ "2:4" -> (2, 4): 2 kept of every 4."""
     kept, of = pattern.split(":")
     return int(kept), int(of)
 
@@ -65,14 +65,16 @@ def kept_share(params: Patterned) -> float:
 
 
 def lowest(score: Tensor, count: int) -> Tensor:
-    """bool, True at the `count` lowest scores of each row of [rows, n], exactly."""
+    """bool [rows, n], True at exactly the `count` lowest scores of each row."""
     order = torch.argsort(score, dim=1, stable=True)[:, :count]
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True)
 
 
 def lowest_in_groups(score: Tensor, pattern: str, path: str = "") -> Tensor:
-    """bool [out, in], True at the m - n lowest scores of every m neighbouring inputs. Raises
-    UnsupportedLayer."""
+    """bool [out, in], True at the m - n lowest scores of every m neighbouring inputs.
+
+    Raises UnsupportedLayer.
+    """
     kept, of = kept_of(pattern)
     out, n = score.shape
     if n % of:
@@ -87,7 +89,7 @@ def lowest_in_groups(score: Tensor, pattern: str, path: str = "") -> Tensor:
 
 
 def store(site: Site, pruned: Tensor, **figures: float) -> Edit:
-    """Keep the weights where `pruned` is False: packed 2:4 where the mask has that form, else a bit mask."""
+    """Keep the weights where `pruned` is False: packed as 2:4 if the mask has that form, else a bitmask."""
     if not bool(pruned.any()):
         return Edit()
     n = pruned.shape[1]

@@ -56,12 +56,12 @@ from compression.pruning.patterns import (
 from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import row_bytes
 
-BLOCK = 128  # inputs whose updates of later blocks wait, where the pattern sets no block
+BLOCK = 128  # columns whose updates of later blocks wait, if the pattern doesn't set the block's size
 
 
 @dataclass(frozen=True)
 class SparsegptParams(Params):
-    """How much is removed, in which pattern, and how what stays is stored."""
+    """How much is removed, in which pattern, and how the kept weights are stored."""
 
     sparsity: float = sparsity_param()
     pattern: str = pattern_param()
@@ -96,13 +96,15 @@ class SparsegptParams(Params):
 
 
 def nothing_to_remove(params: SparsegptParams) -> bool:
-    """True where every weight stays."""
+    """Whether every weight stays."""
     return params.pattern == "unstructured" and params.sparsity == 0
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of the mask, the rows' starts and the kept values or codes; GPTQ's operations and the choice of
-    the mask."""
+    """Bytes of the mask, the rows' starts and the kept values or codes.
+
+    Operations of GPTQ, and of the choice of the mask.
+    """
     out, n = shape
     plain = patterns.cost(shape, params, tokens)
     flops, peak = 2.0 * tokens * n * n + 2.0 * n**3 + 2.0 * out * n * n, 24 * n * n + 16 * out * n
@@ -120,8 +122,7 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
 
 
 def lowest_of_all(score: Tensor, count: int) -> Tensor:
-    """bool, True at the `count` lowest of all scores, exactly; of equal ones those that come first. Quicker
-    than sorting."""
+    """bool, True at exactly the `count` lowest scores; of equal scores the first. Faster than sorting."""
     if not count:
         return torch.zeros_like(score, dtype=torch.bool)
     flat = score.flatten()
@@ -135,10 +136,10 @@ def lowest_of_all(score: Tensor, count: int) -> Tensor:
 def sparsegpt(
     weight: Tensor, gram: Tensor, params: SparsegptParams, pruned: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Grid | None, float, float]:
-    """(weight as it is by the end [out, in], removed places bool [out, in], grid, sum of e^2, damping used).
+    """(the final weight [out, in], removed places bool [out, in], grid, sum of e^2, damping used).
 
-    pruned bool [out, in]: the places to remove, instead of choosing them. The sum equals tr(D H D^T) of the
-    final difference D under the damped H. The grid, if weights are rounded, holds every number of the result.
+    pruned: bool [out, in], the places to remove; None: it chooses them. The sum equals tr(D H D^T) for the
+    final difference D and the damped H. If weights are rounded, the grid holds every number of the result.
     """
     n = weight.shape[1]
     free, fixed = params.pattern == "unstructured", pruned is not None
@@ -174,12 +175,12 @@ def sparsegpt(
 
 
 def compress(site: Site, stats: Stats, params: SparsegptParams) -> Edit:
-    """Prune the weight [out, in] of one linear, and round what stays if asked, with the Gram matrix of its
-    inputs."""
+    """Prune the weight [out, in] of one linear by its inputs' Gram matrix; round what stays if asked."""
     if nothing_to_remove(params) and not params.quantize:
         return Edit()
     if params.pattern != "unstructured":
-        lowest_in_groups(site.weight[:1], params.pattern, site.path)  # refuses a width without whole groups
+        # raises if the width isn't a whole number of groups
+        lowest_in_groups(site.weight[:1], params.pattern, site.path)
     new, pruned, grid, _, damping = sparsegpt(site.weight, stats.gram, params)
     error = output_error(site.weight, new, stats.gram)
     edit = store(dataclasses.replace(site, weight=new), pruned, output_error=error)

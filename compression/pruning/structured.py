@@ -1,9 +1,7 @@
-"""Which heads and channels leave a model, shared by the structured pruning methods: how many, and by whose
-scores.
+"""Chooses how many and which heads and channels leave a model. The structured pruning methods share it.
 
 A block loses whole attention heads and whole feed-forward channels (compression/structure.py cuts them out).
-The methods differ in how a structure is scored; counting, ranking and the blocks that are protected are the
-same.
+The methods differ only in how they score a structure. Counting, ranking and protecting blocks are the same.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from compression.base import BadParam, Note, Params, param
 from compression.bundle import Geometry, LayerGeometry
 from compression.structure import Kept
 
-FEW_GROUPS = 3  # key-value heads up to which they all stay
+FEW_GROUPS = 3  # up to this many key-value heads, all of them stay
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,8 @@ def pruned_layers(layers: int, params: StructuredParams) -> range:
     start, end = (math.ceil(share * layers - 1e-9) for share in (params.protect_first, params.protect_last))
     if start + end >= layers:
         raise BadParam(
-            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect "
-            f"all {layers} blocks "
-            f"({start} and {end}); lower one of them",
+            f"protect_first = {params.protect_first} and protect_last = {params.protect_last} protect all "
+            f"{layers} blocks ({start} and {end}); lower one of them",
             name="protect_first",
             got=params.protect_first,
             allowed=f"what leaves one of {layers} blocks",
@@ -82,15 +79,17 @@ def pruned_layers(layers: int, params: StructuredParams) -> range:
 
 
 def by_queries(sizes: LayerGeometry, params: StructuredParams) -> bool:
-    """True where query heads go and every key-value head stays."""
+    """Whether only query heads are removed and every key-value head stays."""
     if sizes.heads == sizes.kv_heads:
         return False
     return params.heads == "queries" or (params.heads == "auto" and sizes.kv_heads <= FEW_GROUPS)
 
 
 def shrunk(sizes: LayerGeometry, params: StructuredParams) -> LayerGeometry:
-    """A block's sizes after pruning: whole heads to the nearest, floor((1 - removed) channels), at least one
-    of each."""
+    """A block's sizes after pruning.
+
+    Heads are rounded to the nearest whole number; floor((1 - removed) channels) stay; at least one of each.
+    """
     serves = sizes.heads // sizes.kv_heads
 
     def stay(n):
@@ -113,12 +112,14 @@ def reshaped(geometry: Geometry, params: StructuredParams) -> Geometry:
 
 
 def choose(by_role: Mapping[str, Tensor], sizes: LayerGeometry, params: StructuredParams) -> Kept:
-    """What stays of a block. by_role: role -> score of each of its rows or columns that belong to a
-    structure."""
+    """What stays of a block.
+
+    by_role: role -> the score of each of its rows or columns that belongs to a structure.
+    """
     then, per_head = shrunk(sizes, params), {}
     for role in ("q", "k", "v", "o"):
         per_head[role] = by_role[role].view(-1, sizes.head_size).sum(1)
-    queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)  # [key-value head, query head of it]
+    queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)  # [key-value head, its query heads]
     serves = queries.shape[1]
     groups: Sequence[int]
     if by_queries(sizes, params):
@@ -132,12 +133,12 @@ def choose(by_role: Mapping[str, Tensor], sizes: LayerGeometry, params: Structur
 
 
 def highest(score: Tensor, count: int) -> list[int]:
-    """The places of the `count` highest scores in rising order; of equal ones the earlier stay."""
+    """The places of the `count` highest scores, in rising order; of equal scores the earlier stay."""
     return sorted(torch.argsort(score, descending=True, stable=True)[:count].tolist())
 
 
-def told(geometry: Geometry, after: Geometry, layers: list[int]) -> Note:
-    """What went, in numbers; the first pruned block stands for all."""
+def note_of_cut(geometry: Geometry, after: Geometry, layers: list[int]) -> Note:
+    """What was removed, in numbers. The first pruned block stands for all."""
 
     def count(g):
         return sum(math.prod(shape) for _, _, shape in arch.linear_shapes(g))

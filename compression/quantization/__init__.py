@@ -1,1 +1,1 @@
-"""Quantization methods, one a file."""
+"""Quantization methods, one in each file."""

@@ -51,13 +51,13 @@ from kernels.bits import row_bytes
 EXPONENTS = tuple(k / 20 for k in range(20))
 LIMITS = tuple(1 - k / 20 for k in range(10))
 UNCLIPPED = ("q", "k")
-WINDOWS = 8  # of the calibration, evenly spaced, on which the error behind a module is measured
-WINDOW = 512  # tokens of one, for the estimate
+WINDOWS = 8  # calibration windows, evenly spaced, on which the error of a module's outputs is measured
+WINDOW = 512  # tokens in a window, for the estimate
 
 
 @dataclass(frozen=True)
 class AwqParams(Params):
-    """How fine the ruler is, and what is searched."""
+    """The grid, and what is searched for."""
 
     bits: int = param(
         4,
@@ -137,12 +137,13 @@ def loss(weights: list[Tensor], s: Tensor, gram: Tensor, quantize: Callable[[Ten
 def module_error(
     block: Block, group: Group, quantize: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], float] | None:
-    """s [in] -> mean squared difference of what the module around the group's matrices gives with Q(W s) / s
-    in their place, on WINDOWS windows: the authors' loss. None where no module but the block itself holds
-    several of them.
+    """The authors' loss of factors s, on WINDOWS windows.
+
+    It is a function s [in] -> the mean squared difference in the outputs of the module around the group's
+    matrices, when Q(W s) / s takes their place. None if no module but the block itself holds several of them.
     """
     passage, names = block.inputs, [site.path.split(f".{block.layer}.", 1)[1] for site in group.sites]
-    around = {name.split(".")[0] for name in names}  # the block's own part: attention or feed-forward
+    around = {name.split(".")[0] for name in names}  # the part of the block: attention or feed-forward
     if len(names) == 1 or len(around) > 1:
         return None
     part = around.pop()
@@ -179,7 +180,7 @@ def module_error(
 
 
 def _first(out) -> Tensor:
-    """The states of what a module returned."""
+    """The hidden states in what a module returned."""
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -191,10 +192,10 @@ def search(
     shared: Callable[[Tensor], Tensor] = lambda s: s,
     error: Callable[[Tensor], float] | None = None,
 ) -> tuple[Tensor, list[float]]:
-    """(s [in], loss of each exponent): the factors with the least loss; at equal losses the smaller exponent.
+    """(s [in], the loss of each exponent): the factors with the least loss.
 
-    shared: brings channels that can't differ to one value (arch.Fold.shared). error: s -> loss, None for eq.
-    4.
+    Of equal losses the smaller exponent wins. shared: gives channels that can't differ one value
+    (arch.Fold.shared). error: s -> loss; None for eq. 4.
     """
     best, losses = torch.ones_like(mean_abs), []
     for a in EXPONENTS:
@@ -207,8 +208,10 @@ def search(
 
 
 def clipped(weight: Tensor, gram: Tensor, bits: int, group_size: int) -> Tensor:
-    """weight [out, in] with each group of each row cut to the limit of LIMITS that errs least on the group's
-    own outputs."""
+    """weight [out, in], each group of each row clipped to the best limit of LIMITS.
+
+    The best has the least error in the group's own outputs.
+    """
     n = weight.shape[1]
     size = n if group_size == -1 else group_size
     result = weight.clone()

@@ -1,7 +1,7 @@
-"""Moving a factor from activations to weights without changing the model: what AWQ and SmoothQuant share.
+"""Moves a factor from activations to weights without changing the model. AWQ and SmoothQuant share it.
 
-A linear computes X W^T. For any positive s [in] it is (X / s)(W diag(s))^T, and where arch.fold names the
-norm or the linear that makes X, 1/s goes into that one's weights and costs nothing at run time.
+A linear computes X W^T. For any positive s [in] that equals (X / s)(W diag(s))^T. If arch.fold names the norm
+or the linear that computes X, 1/s is multiplied into its weights and costs nothing at run time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from compression.base import Block, Note
 def folded(block: Block, factors: Mapping[int, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(weights, tensors) of a block whose group i had its inputs divided by factors[i] [in].
 
-    weights: path -> [out, in] float32 of every linear; tensors: changed norms and biases, and
-    "<path>.input_scale" of linears whose input nothing can divide before (GELU). Factors of repeated channels
-    must be `Fold.shared`.
+    weights: path -> float32 [out, in] of every linear. tensors: changed norms and biases, and
+    "<path>.input_scale" for linears whose input can't be divided earlier (after GELU). If channels repeat,
+    the factors must come from `Fold.shared`.
     """
     weights = {site.path: site.weight for site in block.sites}
     tensors: dict[str, Tensor] = {}
@@ -40,7 +40,7 @@ def folded(block: Block, factors: Mapping[int, Tensor]) -> tuple[dict[str, Tenso
 
 
 def skipped(block: Block, numbers: list[int]) -> tuple[Note, ...]:
-    """Tells which groups could not be folded and why, once a model."""
+    """A note on the groups that could not be folded and why; once for a model."""
     groups = [block.groups[i] for i in numbers]
     if not groups or block.layer:
         return ()

@@ -43,7 +43,7 @@ from kernels.grouped_int import groups_of
 
 @dataclass(frozen=True)
 class GptqParams(Params):
-    """How fine the ruler is, and in which order columns are rounded."""
+    """The grid, and the order in which columns are rounded."""
 
     bits: int = param(
         4,
@@ -126,8 +126,10 @@ def gptq(
     codes, top = torch.empty_like(live), 2**params.bits - 1
 
     def begin_group(c: int, errors: Tensor) -> None:
-        """Fit the ruler of the group that begins at c. What lies in later blocks hasn't seen this block's
-        errors yet, and is brought up to date on a copy."""
+        """Fit the grid of the group that begins at c.
+
+        Its columns in later blocks have not been updated for this block's errors yet, so a copy is updated.
+        """
         start, end = c - len(errors), min(c + size, n)
         stop = min(start + params.block_size, n)
         group = live[c:end].clone()

@@ -1,4 +1,4 @@
-"""A matrix cut into its groups, for methods that fit numbers to each group alone."""
+"""Cuts a matrix into its groups, for methods that fit numbers to each group alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from torch import Tensor
 
 
 def groups_as_rows(weight: Tensor, group_size: int) -> list[Tensor]:
-    """The groups of weight [out, in] as [out * groups, size]: first all whole ones, then, if it is short, the
-    last of every row."""
+    """The groups of weight [out, in] as [out * groups, size].
+
+    First come all whole groups, then, if it is short, the last group of every row.
+    """
     n = weight.shape[1]
     size = n if group_size == -1 else group_size
     whole = n - n % size

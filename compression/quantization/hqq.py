@@ -46,12 +46,12 @@ from compression.quantization.groups import groups_as_rows
 from kernels.bits import row_bytes
 from kernels.grouped_int import groups_of
 
-LARGEST_ZERO = 2.0**15  # float16 ends at 65,504
+LARGEST_ZERO = 2.0**15  # the largest zero point; float16 ends at 65,504
 
 
 @dataclass(frozen=True)
 class HqqParams(Params):
-    """How fine the ruler is, and how its zero point is looked for."""
+    """The grid, and how its zero point is searched for."""
 
     bits: int = param(
         4,
@@ -95,17 +95,19 @@ class HqqParams(Params):
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of codes, scales and zero points; half of the groups have settled after three rounds."""
+    """Bytes of codes, scales and zero points. Half of the groups stop changing after three rounds."""
     out, n = shape
     size = out * row_bytes(n, params.bits) + 4 * out * groups_of(n, params.group_size)
     rounds = min(params.iterations + 1, 4)
-    # in products of matrices that take as long
+    # counted as the operations of matrix products that take as long
     return Cost(bytes=size, flops=400.0 * rounds * out * n, peak_bytes=32 * out * n)
 
 
 def first_grid(groups: Tensor, bits: int, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """(scale, zero) [n] of groups [n, size] from their smallest and largest weight, as 16 bits store them;
-    whole: zero rounded."""
+    """(scale, zero) [n] of groups [n, size] from their smallest and largest weight, as 16 bits store them.
+
+    whole: the zero is rounded to a whole number.
+    """
     low, high = groups.amin(1), groups.amax(1)
     scale = store_scale(
         torch.maximum((high - low) / (2**bits - 1), groups.abs().amax(1) / LARGEST_ZERO)
@@ -115,10 +117,10 @@ def first_grid(groups: Tensor, bits: int, whole: bool = False) -> tuple[Tensor, 
 
 
 def hqq(groups: Tensor, params: HqqParams) -> tuple[Tensor, Tensor]:
-    """(scale, zero) [n] of groups [n, size], the zero points moved as the half-quadratic steps say."""
+    """(scale, zero) [n] of groups [n, size]; the half-quadratic steps have moved the zero points."""
     scale, zero = first_grid(groups, params.bits, params.round_zero)
     lowest = torch.full_like(zero, torch.inf)
-    # groups that still move, and what they try
+    # groups that still change, and the zero points that they try
     live, trial = torch.arange(len(groups), device=groups.device), zero.clone()
     for k in range(params.iterations + 1):
         w, s, z = groups[live], scale[live, None], trial[:, None]
@@ -139,9 +141,9 @@ def hqq(groups: Tensor, params: HqqParams) -> tuple[Tensor, Tensor]:
 def compress(site: Site, stats: Stats, params: HqqParams) -> Edit:
     """Quantize the weight [out, in] of one linear."""
     fits = [hqq(groups, params) for groups in groups_as_rows(site.weight, params.group_size)]
-    scale, zero = (
-        torch.cat([t.view(len(site.weight), -1) for t in parts], 1) for parts in zip(*fits, strict=True)
-    )
+    rows = len(site.weight)
+    scale = torch.cat([s.view(rows, -1) for s, _ in fits], 1)
+    zero = torch.cat([z.view(rows, -1) for _, z in fits], 1)
     grid = RealGrid.make(site.weight.shape, params.bits, params.group_size, scale, zero)
     packed = AffineInt.encode(grid.round(site.weight), grid)
     return stored(site, packed, short_group_note(site, params.group_size))

@@ -50,13 +50,13 @@ from compression.packed.base import Packed
 from compression.packed.columns import Columns
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from kernels.bits import row_bytes
 
 
 @dataclass(frozen=True)
 class LlmInt8Params(Params):
-    """What counts as too large."""
+    """Which inputs count as too large."""
 
     threshold: float = param(
         6.0, "Activations of this size or larger are multiplied as they are; 0: none are.", lo=0.0, hi=1e6
@@ -68,9 +68,8 @@ class LlmInt8Params(Params):
     )
     decomposition: str = param(
         "token",
-        "What is too large leaves the 8 bits for its own token, or its whole column for all tokens "
-        "of the call "
-        "(the paper).",
+        "What is too large leaves the 8 bits for its own token, or its whole column for all tokens of the "
+        "call (the paper).",
         choices=("token", "column"),
         level="advanced",
     )
@@ -86,14 +85,16 @@ class LlmInt8Params(Params):
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of codes and row scales; a few operations a weight. Columns in 16 bits aren't counted: only
-    calibration tells how many."""
+    """Bytes of codes and row scales; a few operations a weight.
+
+    Columns in 16 bits aren't counted, because only calibration tells how many there are.
+    """
     out, n = shape
     return Cost(bytes=out * row_bytes(n, 8) + 2 * out, flops=8.0 * out * n, peak_bytes=12 * out * n)
 
 
 def vector_wise(weight: Tensor) -> GroupedInt:
-    """weight [out, in] in int8, one scale a row: largest |weight| / 127."""
+    """weight [out, in] in int8 with one scale a row: largest |weight| / 127."""
     grid = Grid.make(weight.shape, 8, -1, weight.abs().amax(1, keepdim=True) / 127, None)
     return GroupedInt.encode(grid.round(weight), grid)
 
@@ -104,14 +105,16 @@ def keeps_weights(params: LlmInt8Params) -> bool:
 
 
 def apart(weight: Tensor, outliers: Tensor) -> Packed:
-    """weight [out, in] with the columns `outliers` bool [in] in 16 bits and the others in int8, whose scales
-    don't count those."""
+    """weight [out, in] with the columns `outliers` bool [in] in 16 bits and the others in int8.
+
+    The scales of the others don't count the outlier columns.
+    """
     rest = vector_wise(weight.masked_fill(outliers, 0))
     return Sum(rest, Columns.encode(weight, outliers.nonzero().flatten())) if bool(outliers.any()) else rest
 
 
 def compress(site: Site, stats: Stats, params: LlmInt8Params) -> Edit:
-    """Quantize the weight [out, in] of one linear and set how its inputs are rounded while it runs."""
+    """Quantize the weight [out, in] of one linear, and set how its inputs are rounded while it runs."""
     by_column = params.decomposition == "column" and params.threshold > 0
     packed: Packed
     if keeps_weights(params):

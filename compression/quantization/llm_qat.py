@@ -62,15 +62,15 @@ from compression.row_losses import sum_over_rows
 from compression.training import Budget, batches, mean_loss, train
 from kernels.bits import row_bytes
 
-SURE = (3, 4, 5)  # tokens at which a text's sure beginning ends
-KEPT_ASIDE = 8  # texts that the training is judged by
+SURE = (3, 4, 5)  # how many of a text's first tokens are the likeliest ones; the others are drawn
+KEPT_ASIDE = 8  # texts that are held out to judge the training
 TOKENS_PER_STEP = 256
-WRITTEN_AT_ONCE = 32  # texts
+WRITTEN_AT_ONCE = 32  # texts that are written at once
 
 
 @dataclass(frozen=True)
 class LlmQatParams(Params):
-    """W-A-KV, and the training."""
+    """The bits of weights, activations and key-value cache, and the training."""
 
     bits: int = param(
         4,
@@ -107,15 +107,17 @@ class LlmQatParams(Params):
 
 
 def row_grid(weight: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor | None]:
-    """(scale [out, 1] float16, integer zero point [out, 1] or None) of weight [out, in] float32: eq. 2 of the
-    paper, or from the least to the largest of each row."""
+    """(scale [out, 1] float16, integer zero point [out, 1] or None) of weight [out, in] float32.
+
+    Symmetric: eq. 2 of the paper. Otherwise the range is from the least to the largest weight of each row.
+    """
     if symmetric:
         return store_scale(weight.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)), None
     return minmax_asym(weight.amin(1, keepdim=True), weight.amax(1, keepdim=True), bits)
 
 
 def row_codes(weight: Tensor, bits: int, scale: Tensor, zero: Tensor | None) -> Tensor:
-    """Codes [out, in], whole floats counted from the zero point."""
+    """Codes [out, in] as whole floats, counted from the zero point."""
     codes = torch.round(weight / scale.float())
     return codes if zero is None else torch.maximum(torch.minimum(codes, 2**bits - 1 - zero), -zero)
 
@@ -127,7 +129,7 @@ def rounded(weight: Tensor, bits: int, symmetric: bool = True) -> Tensor:
 
 
 def store(weight: Tensor, bits: int, rule: ActivationRule | None, symmetric: bool = True) -> GroupedInt:
-    """weight [out, in] float32 in integers, one scale a row, and one zero point unless symmetric."""
+    """weight [out, in] float32 as integers, with one scale a row, and one zero point unless symmetric."""
     scale, zero = row_grid(weight, bits, symmetric)
     codes = row_codes(weight, bits, scale, zero) + (2 ** (bits - 1) if zero is None else zero)
     packed = GroupedInt.encode(codes.to(torch.uint8), Grid.make(weight.shape, bits, -1, scale, zero))
@@ -136,8 +138,10 @@ def store(weight: Tensor, bits: int, rule: ActivationRule | None, symmetric: boo
 
 
 class _StraightThrough(torch.autograd.Function):
-    """rule(x) rounded(W)^T, whose gradients are those of a plain product at the rounded values; these are
-    made anew on the way back."""
+    """rule(x) rounded(W)^T with the gradients of a plain product at the rounded values.
+
+    The rounded values are computed anew on the way back.
+    """
 
     @staticmethod
     def forward(
@@ -162,14 +166,13 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class FakeQuant(nn.Module):
-    """A linear in training: the original `base`, and float32 weights that are rounded wherever they are
-    used."""
+    """A linear in training: the original `base`, and float32 weights that are rounded at every use."""
 
     def __init__(self, base: nn.Linear, bits: int, rule: ActivationRule | None, symmetric: bool = True):
         super().__init__()
         self.base, self.bits, self.symmetric, self.rule = base, bits, symmetric, rule
         self.latent = nn.Parameter(base.weight.detach().float().clone())
-        self.original = False  # true: multiply as the original does
+        self.original = False  # True: multiply as the original linear does
 
     def forward(self, x: Tensor) -> Tensor:
         if self.original:
@@ -178,14 +181,16 @@ class FakeQuant(nn.Module):
         return y if self.base.bias is None else y + self.base.bias
 
     def stored(self) -> GroupedInt:
-        """The weights as they are saved."""
+        """The weights in the form that is saved."""
         return store(self.latent.detach(), self.bits, self.rule, self.symmetric)
 
 
 @contextmanager
 def fake_quantised(bundle: Bundle, params: LlmQatParams) -> Iterator[dict[str, FakeQuant]]:
-    """Inside, the model computes as it will when it is stored, and its FakeQuants, path -> module, can be
-    trained."""
+    """Inside, the model computes as its stored form will, and its FakeQuants can be trained.
+
+    Gives path -> FakeQuant.
+    """
     rule, layers, cache_bits = rule_of(params), {}, bundle.cache_bits
     try:
         for path, _, _ in arch.linears(bundle.module):
@@ -201,7 +206,7 @@ def fake_quantised(bundle: Bundle, params: LlmQatParams) -> Iterator[dict[str, F
 
 @contextmanager
 def as_original(bundle: Bundle, layers: dict[str, FakeQuant]) -> Iterator[None]:
-    """Inside, the model computes as it did before it was rounded: the teacher."""
+    """Inside, the model computes as it did before it was rounded, so it is the teacher."""
     cache_bits, bundle.cache_bits = bundle.cache_bits, 16
     for layer in layers.values():
         layer.original = True
@@ -214,12 +219,12 @@ def as_original(bundle: Bundle, layers: dict[str, FakeQuant]) -> Iterator[None]:
 
 
 def rule_of(params: LlmQatParams) -> ActivationRule | None:
-    """How inputs are rounded, None where they are not."""
+    """How inputs are rounded; None if they aren't."""
     return ActivationRule(params.activation_bits) if params.activation_bits < 16 else None
 
 
 def distillation_loss(bundle: Bundle, layers: dict[str, FakeQuant], ids: Tensor) -> Tensor:
-    """Mean KL(original || rounded) a token of texts [b, length]; differentiable."""
+    """Mean KL(original || rounded) for each token of texts [b, length]; differentiable."""
     ids, head = ids.to(bundle.device), arch.head(bundle.module)[1]
     with torch.no_grad(), as_original(bundle, layers):
         taught = final_states(bundle, ids).flatten(0, 1)
@@ -232,8 +237,11 @@ def distillation_loss(bundle: Bundle, layers: dict[str, FakeQuant], ids: Tensor)
 
 
 def beginnings(bundle: Bundle, count: int, seed: int) -> list[tuple[int, int]]:
-    """(first token, tokens of the sure beginning) of `count` texts: drawn without repetition from every token
-    that is text and every length, and again once all of these are used."""
+    """(first token, how many tokens are the likeliest ones) for `count` texts.
+
+    They are drawn without repetition from all tokens that are text and all such numbers; when all are used,
+    it starts over.
+    """
     vocabulary, tokenizer, out = bundle.geometry.vocabulary, bundle.tokenizer, []
     known, special = min(vocabulary, len(tokenizer)), set(tokenizer.all_special_ids)
     order = torch.randperm(known * len(SURE), generator=torch.Generator().manual_seed(seed))
@@ -267,7 +275,7 @@ def write(bundle: Bundle, count: int, length: int, context: Context) -> Tensor:
                 context.recorder.progress("write", done, count * (length - 1))
             ids = torch.cat([ids, torch.stack(steps, 1)], 1)
         texts[rows] = ids
-    engine.forget(bundle)  # what wrote is of the weights as they were
+    engine.forget(bundle)  # the decoder that wrote the texts has the weights before training
     return texts
 
 
@@ -308,8 +316,11 @@ def compress(bundle: Bundle, context: Context, params: LlmQatParams) -> Edit:
 
 
 def cost(shape: tuple[int, int], params: LlmQatParams, tokens: int) -> Cost:
-    """Bytes of codes and row scales; the writing, and a forward pass of the teacher, one of the student and
-    its way back. Held in training: weights, gradients, two moments and the best state."""
+    """Bytes of codes and row scales.
+
+    Operations: writing the texts, the teacher's forward pass, the student's forward and backward pass. In
+    memory: weights, gradients, two moments and the best state.
+    """
     out, n = shape
     return Cost(
         bytes=out * row_bytes(n, params.bits) + grid_bytes(shape, params.bits, -1, params.symmetric),

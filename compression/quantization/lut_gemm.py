@@ -62,12 +62,12 @@ from compression.quantization.groups import groups_as_rows
 from kernels.bits import unpack
 from kernels.grouped_int import groups_of
 
-AT_A_TIME = 1 << 21  # weights, or levels of groups, that a part of the matrix has: bounds the memory
+AT_A_TIME = 1 << 21  # weights, or levels of groups, that are fitted at a time; this bounds the memory
 
 
 @dataclass(frozen=True)
 class LutGemmParams(Params):
-    """How many planes, and how they are fitted; after another quantization step that step decides."""
+    """How many planes, and how they are fitted. After another quantization step, that step decides both."""
 
     bits: int = param(
         3,
@@ -90,9 +90,8 @@ class LutGemmParams(Params):
     offset: bool = param(True, "A constant beside the planes of each group.", level="advanced")
     fit: str = param(
         "alternating",
-        "How planes are fitted to weights: greedy, one after the other (the paper's equation 2), "
-        "or alternating, "
-        "greedy and then scales and codes in turn.",
+        "How planes are fitted to weights: greedy, one after the other (the paper's equation 2), or "
+        "alternating, greedy and then scales and codes in turn.",
         choices=("greedy", "alternating"),
         level="advanced",
     )
@@ -102,7 +101,7 @@ class LutGemmParams(Params):
 
     @property
     def turns(self) -> int:
-        """Rounds after the greedy start."""
+        """Rounds that follow the greedy start."""
         return self.rounds if self.fit == "alternating" else 0
 
 
@@ -111,19 +110,19 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     out, n = shape
     groups = out * groups_of(n, params.group_size)
     size = params.bits * out * -(-n // 8) + 2 * groups * (params.bits + params.offset)
-    # in products of matrices that take as long
+    # counted as the operations of matrix products that take as long
     flops = 3e3 * out * n + 2e3 * params.turns * groups * 2**params.bits
     return Cost(bytes=size, flops=flops, peak_bytes=16 * out * n + 80 * min(out * n, AT_A_TIME))
 
 
 def converted_cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """The same after a step that stored integers: nothing is fitted, the offset takes 32 bits."""
+    """The same after a step that stored integers: nothing is fitted, and the offset takes 32 bits."""
     out, n = shape
     size = params.bits * out * -(-n // 8) + out * groups_of(n, params.group_size) * (2 * params.bits + 4)
     return Cost(bytes=size, flops=50.0 * out * n, peak_bytes=16 * out * n)
 
 
-# --- exactly, from integers on a grid ---
+# --- converted exactly, from integers on a grid ---
 
 
 def convert(site: Site) -> BinaryCoded:
@@ -133,16 +132,14 @@ def convert(site: Site) -> BinaryCoded:
     grid = previous.grid
     if grid.group_index is not None:
         raise BadChain(
-            f"{site.path}: its groups are scattered over the row (act_order without static_groups), and "
-            "the planes' scales "
-            "belong to neighbouring inputs. Set static_groups in the step before.",
+            f"{site.path}: its groups are scattered over the row (act_order without static_groups), and the "
+            "planes' scales belong to neighbouring inputs. Set static_groups in the step before.",
             method="lut_gemm",
         )
     if previous.activations is not None:
         raise BadChain(
-            f"{site.path}: the step before rounds activations to {previous.activations.bits} bits for "
-            "an integer product; "
-            "LUT-GEMM adds exact activations up. Choose a step that rounds weights only.",
+            f"{site.path}: the step before rounds activations to {previous.activations.bits} bits for an "
+            "integer product; LUT-GEMM adds exact activations up. Choose a step that rounds weights only.",
             method="lut_gemm",
         )
     alpha = torch.stack([grid.scale.float() * 2.0 ** (k - 1) for k in range(grid.bits)])
@@ -160,7 +157,7 @@ def convert(site: Site) -> BinaryCoded:
 
 
 def planes_of(codes: Tensor, bits: int) -> Tensor:
-    """bool [bits, ...]: bit k of every code."""
+    """bool [bits, ...]: bit k of every code is in plane k."""
     return torch.stack([(codes >> k & 1).bool() for k in range(bits)])
 
 
@@ -190,18 +187,20 @@ def combinations(bits: int, offset: bool, like: Tensor) -> Tensor:
 
 
 def cuts_of(levels: Tensor) -> Tensor:
-    """Middles between neighbouring sorted levels [n, 2^bits]: from there on a weight goes up, so sign(0) is
-    +1."""
+    """The middles between neighbouring sorted levels [n, 2^bits].
+
+    A weight exactly in the middle goes up, so that sign(0) is +1.
+    """
     return (levels[:, 1:] + levels[:, :-1]) / 2
 
 
 def alternate(weights: Tensor, scales: Tensor, signs: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """(scales, squared errors [n]) after `rounds` of: nearest codes for the scales, best scales for the
-    codes.
+    """(scales, squared errors [n]) after `rounds` of two steps.
 
-    weights [n, size], sorted, scales [n, planes (+ offset)] to start from, float64; signs from
-    `combinations`. In a sorted group the weights nearest to a level are neighbours, and their number and sum
-    are differences of running sums.
+    A round takes the nearest codes for the scales, then the best scales for the codes. weights [n, size] are
+    sorted; scales [n, planes (+ offset)] are the start; both float64; signs come from `combinations`. In a
+    sorted group the weights nearest to a level are neighbours, so their number and sum are differences of
+    running sums.
     """
     running = F.pad(weights.cumsum(1), (1, 0))
     squares = weights.square().sum(1)
@@ -222,9 +221,11 @@ def alternate(weights: Tensor, scales: Tensor, signs: Tensor, rounds: int) -> tu
 
 
 def descend(matrix: Tensor, right: Tensor, x: Tensor) -> Tensor:
-    """The solution of matrix [n, k, k] x = right [n, k] by k conjugate-gradient steps from x, as the authors
-    do: exact where the matrix is regular, and never worse than x where it is not (two planes alike, an unused
-    code)."""
+    """Solve matrix [n, k, k] x = right [n, k] by k conjugate-gradient steps from x, as the authors do.
+
+    The solution is exact if the matrix is regular. It is never worse than the start if it isn't, e.g. if two
+    planes are alike or a code is unused.
+    """
     residual = right - (matrix @ x[:, :, None])[:, :, 0]
     direction, square = residual, residual.square().sum(1)
     floor = 1e-28 * right.square().sum(1)
@@ -251,9 +252,8 @@ def fit(groups: Tensor, params: LutGemmParams) -> tuple[Tensor, Tensor, Tensor]:
         scales = torch.where((found < error)[:, None], other, scales)
     alpha = to_storage(scales[:, : params.bits].abs().sort(1, descending=True).values)
     offset = to_storage(scales[:, params.bits :].sum(1))
-    levels, order = (
-        torch.cat([alpha, offset[:, None]], 1).double() @ combinations(params.bits, True, wide).T
-    ).sort(1)
+    levels = torch.cat([alpha, offset[:, None]], 1).double() @ combinations(params.bits, True, wide).T
+    levels, order = levels.sort(1)
     codes = order.gather(1, torch.searchsorted(cuts_of(levels).contiguous(), wide, right=True))
     return codes.to(torch.uint8), alpha, offset
 
@@ -276,7 +276,7 @@ def encode(weight: Tensor, params: LutGemmParams) -> BinaryCoded:
 
 
 def compress(site: Site, stats: Stats, params: LutGemmParams) -> Edit:
-    """Write an earlier step's integers as planes, or fit planes to the weight [out, in]."""
+    """Convert an earlier step's integers to planes, or fit planes to the weight [out, in]."""
     if isinstance(site.previous, GroupedInt):
         return stored(site, convert(site))
     return stored(site, encode(site.weight, params), short_group_note(site, params.group_size))

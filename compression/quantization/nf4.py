@@ -58,7 +58,7 @@ class Nf4Params(Params):
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of codes, scales and the table; a search among 16 values a weight."""
+    """Bytes of codes, scales and the table; a search among 16 values for each weight."""
     out, n = shape
     groups = out * groups_of(n, params.group_size)
     scales = groups + 4 * -(-groups // NESTED_BLOCK) + 4 if params.double else 2 * groups

@@ -42,7 +42,7 @@ from compression.grids import PASSES, fit, grid_bytes
 from compression.packed.base import Packed, to_storage
 from compression.packed.columns import Columns
 from compression.packed.grouped_int import GroupedInt
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import row_bytes
 
@@ -51,7 +51,7 @@ ATTENTION = frozenset("qkvo")
 
 @dataclass(frozen=True)
 class OwqParams(Params):
-    """How fine the ruler is, and what is spent on weak columns."""
+    """The grid, and how many bits are spent on weak columns."""
 
     bits: int = param(
         3,
@@ -98,12 +98,12 @@ class OwqParams(Params):
 
 
 def weak_count(n: int, params, share: float = 1.0) -> int:
-    """How many of n inputs are weak; share: this matrix's part, 1 for the average."""
+    """How many of n inputs are weak. share: this matrix's part; 1 is the average."""
     return min(n, round(n * share * params.extra_bits / (16 - params.bits)))
 
 
 def share(site: Site) -> float:
-    """Weak columns of this matrix relative to an even spread over the block: rho * sum(P) / sum(rho P)."""
+    """This matrix's weak columns relative to an even spread over the block: rho * sum(P) / sum(rho P)."""
     if not site.block:
         return 1.0
     feed_forward, hidden = site.block["up"]
@@ -124,26 +124,28 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
 
 
 def sensitivity(weight: Tensor, gram: Tensor, params) -> Tensor:
-    """H_jj ||W[:, j] - Q(W)[:, j]||^2 of every input [in], Q row by row."""
+    """H_jj ||W[:, j] - Q(W)[:, j]||^2 for every input j [in]; Q rounds row by row."""
     grid = fit(weight, params.bits, -1, False, params.tuning)
     return gram.diagonal() * (weight - grid.decode(grid.round(weight))).square().sum(0)
 
 
 def owq(weight: Tensor, gram: Tensor, params: OwqParams, count: int) -> tuple[Packed, float, float]:
-    """(what is stored, sum of squared column errors, damping used) for weight [out, in] with `count` weak
-    columns."""
+    """(the stored form, sum of squared column errors, damping used) for weight [out, in].
+
+    count: the number of weak columns.
+    """
     n, top = weight.shape[1], 2**params.bits - 1
     score = sensitivity(weight, gram, params) if count else gram.diagonal()
     by_score = torch.argsort(score, descending=True, stable=True)
     weak, rest = by_score[:count], by_score[count:]
     order = torch.cat([rest if params.act_order else rest.sort().values, weak])
     factor, damping = inverse_factor(gram[order][:, order], params.damping)
-    # zeros cost nothing
+    # the grid is fitted with weak columns at zero, which cost it nothing
     grid = fit(weight.index_fill(1, weak, 0.0), params.bits, params.group_size, False, params.tuning)
     scale, zero = (t[:, order].T.contiguous() for t in grid.columns())
     # [in, out]: a column of the weight is a contiguous row here
     live = weight.float()[:, order].T.contiguous()
-    codes = zero.clone()  # a weak column's codes stand for exactly 0
+    codes = zero.clone()  # the codes of a weak column stand for exactly 0
 
     def choose(c: int, errors: Tensor) -> Tensor:
         if c >= n - count:

@@ -68,8 +68,7 @@ from kernels.grouped_int import groups_of, spread
 
 @dataclass(frozen=True)
 class PeqaParams(Params):
-    """The grid, and the training of its scales; after another quantization step that step decides the
-    grid."""
+    """The grid, and the training of its scales. After another quantization step, it decides the grid."""
 
     bits: int = param(
         4,
@@ -105,12 +104,11 @@ class PeqaParams(Params):
 
 
 class Scaled(nn.Module):
-    """A linear whose frozen matrix [out, in] is trained by a factor for each group alone: y = (s exp(d) *
-    frozen) x + bias.
+    """A linear whose matrix [out, in] is frozen, and trained only by a factor for each group.
 
-    frozen: what the factors multiply, float32: codes less their zero points with the scales `start` [out,
-    groups], or the weight itself with no scales. index [in]: the group of each column, where groups are not
-    runs of `group_size` columns.
+    y = (s exp(d) * frozen) x + bias. frozen: the matrix that the factors multiply, float32. It is codes less
+    their zero points, with the scales `start` [out, groups]; or the weight itself, without scales. index
+    [in]: the group of each column, if groups are not runs of `group_size` columns.
     """
 
     def __init__(
@@ -130,8 +128,10 @@ class Scaled(nn.Module):
         self.log_factor = nn.Parameter(torch.zeros(sizes, device=frozen.device))
 
     def scales(self) -> Tensor:
-        """What the frozen matrix is multiplied by, [out, groups]: as it is stored, with the gradient of the
-        exact product."""
+        """The factors of the frozen matrix, [out, groups].
+
+        They are rounded as they are stored, with the gradient of the exact product.
+        """
         factor = self.log_factor.exp()
         if self.start is None:
             return factor
@@ -160,26 +160,24 @@ class Scaled(nn.Module):
 
 
 def rounded(weight: Tensor, params: PeqaParams) -> GroupedInt:
-    """The matrix [out, in] on the grid of plain rounding: what is frozen, and where its scales start."""
+    """The matrix [out, in] on the grid of plain rounding. It is frozen, and its scales are the start."""
     grid = fit(weight, params.bits, params.group_size, symmetric=False)
     return GroupedInt.encode(grid.round(weight), grid)
 
 
 def kept(path: str, packed: GroupedInt, params: PeqaParams) -> GroupedInt:
-    """What an earlier step stored, for its scales to be trained. Raises BadChain where that can't be."""
+    """The form that an earlier step stored, whose scales are trained. Raises BadChain if they can't be."""
     if not params.round:
         raise BadChain(
-            f"{path} is rounded already, and with `round` off the factors of unrounded weights are "
-            "trained. Turn `round` on, or "
-            "drop the step before.",
+            f"{path} is rounded already, and with `round` off the factors of unrounded weights are trained. "
+            "Turn `round` on, or drop the step before.",
             method="peqa",
             format=packed.format,
         )
     if packed.activations is not None:
         raise BadChain(
-            f"{path}: the step before rounds activations to {packed.activations.bits} bits; the scales "
-            "are trained with exact "
-            "ones. Choose a step that rounds weights only.",
+            f"{path}: the step before rounds activations to {packed.activations.bits} bits; the scales are "
+            "trained with exact ones. Choose a step that rounds weights only.",
             method="peqa",
             format=packed.format,
         )
@@ -202,8 +200,10 @@ def with_scales(packed: GroupedInt, scale: Tensor) -> GroupedInt:
 def adapt(
     bundle: Bundle, params: PeqaParams
 ) -> tuple[dict[str, Scaled], dict[str, GroupedInt], tuple[Note, ...]]:
-    """Put a Scaled at every linear of the blocks, in place: path -> it, path -> its stored form at the start
-    ({} where nothing is rounded), notes. `release` undoes it."""
+    """Put a Scaled at every linear of the blocks, in place. `release` undoes it.
+
+    Gives path -> Scaled, path -> its stored form at the start ({} if nothing is rounded), and notes.
+    """
     scaled, stored, layers = {}, {}, len(arch.blocks(bundle.module))
     notes: tuple[Note, ...] = ()
     for path, role, layer in list(arch.linears(bundle.module)):
@@ -227,14 +227,16 @@ def adapt(
 
 
 def release(bundle: Bundle, scaled: dict[str, Scaled]) -> None:
-    """The linears as they were, back in their places."""
+    """Put the linears back in their places, unchanged."""
     for path, layer in scaled.items():
         bundle.module.set_submodule(path, layer.base)
 
 
 def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
-    """Round every linear that no earlier step rounded, train the scales on context.windows [n, window], and
-    return the same integers with them. Raises BadChain."""
+    """Round every linear that no earlier step rounded, and train the scales.
+
+    They are trained on context.windows [n, window]; the integers stay the same. Raises BadChain.
+    """
     if not params.round and params.train_tokens == 0:
         return Edit()
     scaled, stored, notes = adapt(bundle, params)
@@ -268,13 +270,15 @@ def compress(bundle: Bundle, context: Context, params: PeqaParams) -> Edit:
 
 
 def _multiplied(scaled: dict[str, Scaled]) -> dict[str, Tensor]:
-    """The control's weights with their factors in them."""
+    """The control's weights, multiplied by their factors."""
     return {f"{path}.weight": s.dense() for path, s in scaled.items()}
 
 
 def cost(shape: tuple[int, int], params: PeqaParams, tokens: int) -> Cost:
-    """Bytes of codes and grid, or of the dense matrix; two products a step and one more where groups need a
-    dense gradient."""
+    """Bytes of codes and grid, or of the dense matrix.
+
+    Two products a step, and one more if groups need a dense gradient.
+    """
     out, n = shape
     a_row = groups_of(n, params.group_size) == 1
     size = (
@@ -287,7 +291,7 @@ def cost(shape: tuple[int, int], params: PeqaParams, tokens: int) -> Cost:
 
 
 def control(params: PeqaParams) -> tuple[str, dict]:
-    """The same training of the same factors where nothing was rounded."""
+    """The same training of the same factors, on a model that wasn't rounded."""
     return "peqa", params.json() | {"round": False}
 
 

@@ -127,13 +127,13 @@ class QloraParams(Params):
 
 @functools.lru_cache(256)
 def base_params(params: QloraParams) -> Nf4Params:
-    """The frozen half's."""
+    """The parameters of the frozen half."""
     return Nf4Params(table=params.table, group_size=params.group_size, double=params.double)
 
 
 @functools.lru_cache(256)
 def adapter_params(params: QloraParams) -> Params:
-    """The trained half's: every linear, kept apart where the base is rounded."""
+    """The parameters of the trained half: every linear, kept apart if the base is rounded."""
     return compression.get("lora").params(
         rank=params.rank,
         lora_alpha=params.lora_alpha,
@@ -165,15 +165,17 @@ def freeze(bundle: Bundle, params: QloraParams) -> Edit:
 
 
 def paged_adamw(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """AdamW whose moments lie in unified memory of card and host (section 3, "paged optimizers"). Raises
-    ImportError."""
+    """AdamW whose moments are in unified memory of card and host (section 3, "paged optimizers").
+
+    Raises ImportError.
+    """
     from bitsandbytes.optim import PagedAdamW32bit
 
     return PagedAdamW32bit(parameters, lr=rate, weight_decay=0.0)
 
 
 def optimizer_for(device: torch.device, params: QloraParams) -> tuple[Callable, tuple[Note, ...]]:
-    """(what makes the steps, what a reader must know about it): pages are a graphics card's."""
+    """(a function that makes the optimizer, notes): only a graphics card has pages."""
     if not params.paged or device.type != "cuda":
         return adamw, ()
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -184,23 +186,23 @@ def optimizer_for(device: torch.device, params: QloraParams) -> tuple[Callable, 
 def compress(bundle: Bundle, context: Context, params: QloraParams) -> Edit:
     """Freeze the model in 4 bits and train adapters beside it on context.windows [n, window]."""
     frozen = freeze(bundle, params)
-    optimizer, told = optimizer_for(bundle.device, params)
+    optimizer, optimizer_notes = optimizer_for(bundle.device, params)
     trained = compression.get("lora").compress(bundle, context, adapter_params(params), optimizer)
     notes = tuple(
         Note(n.code, n.facts | {"method": "qlora"}) if "method" in n.facts else n for n in trained.notes
     )
     return dataclasses.replace(
-        trained, linears=frozen.linears | trained.linears, notes=frozen.notes + told + notes
+        trained, linears=frozen.linears | trained.linears, notes=frozen.notes + optimizer_notes + notes
     )
 
 
 def cost(shape: tuple[int, int], params: QloraParams, tokens: int) -> Cost:
-    """What the frozen half stores, and the adapter if it is trained; forward, backward and the rebuilt
-    matrices."""
-    base, adapter = (
-        nf4.cost(shape, base_params(params), tokens),
-        compression.get("lora").cost(shape, adapter_params(params), tokens),
-    )
+    """Bytes of the frozen half, and of the adapter if it is trained.
+
+    Forward, backward and the rebuilt matrices.
+    """
+    base = nf4.cost(shape, base_params(params), tokens)
+    adapter = compression.get("lora").cost(shape, adapter_params(params), tokens)
     return Cost(
         bytes=base.bytes + (adapter.bytes if params.train_tokens else 0),
         flops=base.flops + adapter.flops,

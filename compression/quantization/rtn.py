@@ -32,7 +32,7 @@ from compression.grids import PASSES, encode, fit, grid_bytes, tuning_param
 
 @dataclass(frozen=True)
 class RtnParams(Params):
-    """How fine the ruler is."""
+    """The grid."""
 
     bits: int = param(
         4,

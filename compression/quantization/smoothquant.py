@@ -70,9 +70,9 @@ from kernels.bits import row_bytes
 
 SMOOTHED = ("q", "k", "v", "gate", "up")
 LEAST = 1e-5
-ALPHAS = tuple(k / 10 for k in range(11))  # that a search tries
-SAMPLE = 2_048  # tokens on which it judges them, at most
-BINS = 1 << 16  # between 0 and the largest value, for a percentile
+ALPHAS = tuple(k / 10 for k in range(11))  # the values that a search tries
+SAMPLE = 2_048  # the most tokens on which it compares them
+BINS = 1 << 16  # bins between 0 and the largest magnitude, for a percentile
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,8 @@ class SmoothQuantParams(Params):
     )
     activations: str = param(
         "token",
-        "What shares one activation scale: each token by itself, all tokens of a call as they "
-        "come, or all of "
-        "them, fixed beforehand.",
+        "What shares one activation scale: each token by itself, all tokens of a call as they come, or all "
+        "of them, fixed beforehand.",
         choices=("token", "dynamic_tensor", "tensor"),
         label="always",
         level="advanced",
@@ -135,8 +134,10 @@ class SmoothQuantParams(Params):
 
 
 def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
-    """Bytes of 8-bit codes and a scale a row; a few operations a weight, and two products of the sample for
-    each alpha tried."""
+    """Bytes of 8-bit codes and a scale a row.
+
+    A few operations a weight, and two products of the sample for each alpha that is tried.
+    """
     out, n = shape
     size = out * row_bytes(n, 8) + 2 * out
     tried = 2 * 2.0 * min(tokens, SAMPLE) * len(ALPHAS) if params.search and params.smooth else 0.0
@@ -152,8 +153,10 @@ def smoothing(max_abs: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
 
 
 def int8(weight: Tensor, shared: str = "row") -> GroupedInt:
-    """weight [out, in] in symmetric 8 bits with scale max |w| / 127 a row, or of the whole matrix (shared
-    "tensor"), stored in each row."""
+    """weight [out, in] in symmetric 8 bits.
+
+    The scale is max |w| / 127 of each row; or, with shared "tensor", of the whole matrix, stored in each row.
+    """
     largest = weight.abs().amax(1, keepdim=True)
     scale = store_scale((largest if shared == "row" else largest.amax().expand_as(largest)) / 127)
     codes = torch.round(weight / scale.float()).clamp_(-127, 127) + 128
@@ -161,7 +164,7 @@ def int8(weight: Tensor, shared: str = "row") -> GroupedInt:
 
 
 def rule_of(activations: str, reach: float) -> ActivationRule:
-    """How inputs are rounded; reach: the magnitude that a fixed scale reaches to."""
+    """How inputs are rounded. reach: the largest magnitude that a fixed scale holds."""
     return ActivationRule(
         8,
         static=max(reach, 1e-30) / 127 if activations == "tensor" else None,
@@ -172,11 +175,11 @@ def rule_of(activations: str, reach: float) -> ActivationRule:
 def best_alpha(
     x: Tensor, max_abs: Tensor, weights: list[Tensor], activations: str, percentile: float, shared: str
 ) -> float:
-    """The alpha of ALPHAS, the smallest at a tie, with the least sum over the matrices W of ||x W^T - r(x /
-    s) r(W s)^T||^2.
+    """The alpha of ALPHAS with the least error; of equal ones the smallest.
 
-    x [tokens, in]: a sample of the inputs, max_abs [in] their maxima over all tokens; weights [out, in] each;
-    r rounds as the model will.
+    The error is the sum over the matrices W of ||x W^T - r(x / s) r(W s)^T||^2, where r rounds as the model
+    will. x [tokens, in]: a sample of the inputs. max_abs [in]: their maxima over all tokens. weights: [out,
+    in] each.
     """
     exact, errors = [x @ w.T for w in weights], []
     for alpha in ALPHAS:
@@ -195,8 +198,7 @@ def best_alpha(
 
 @dataclass
 class Magnitudes:
-    """How often each magnitude occurs, in 65,536 equal steps from 0 to `largest`, beyond which there must be
-    none."""
+    """How often each magnitude occurs, in 65,536 equal bins from 0 to `largest`; none may be larger."""
 
     largest: float
     counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
@@ -213,7 +215,7 @@ class Magnitudes:
             self.counts += torch.histc(x.detach().float().abs(), BINS, 0, self.largest).cpu().double()
 
     def reach(self, percentile: float) -> float:
-        """The least end of a step below which at least so many percent of the magnitudes lie."""
+        """The least upper end of a bin below which at least `percentile` percent of the magnitudes lie."""
         if percentile == 100 or self.largest == 0:
             return self.largest
         below = self.counts.cumsum(0)
@@ -225,9 +227,11 @@ def look(
     inputs: Mapping[int, Callable[[Tensor], None]],
     heads: Callable[[Tensor, Tensor, Tensor], None] | None,
 ) -> None:
-    """Run the uncompressed block over its calibration inputs once more; `inputs` is shown what enters those
-    groups, `heads` what enters the products inside attention. Raises CalibrationError for a block that comes
-    without its inputs."""
+    """Run the uncompressed block over its calibration inputs once more.
+
+    The functions in `inputs` are called with what enters these groups, and `heads` with what enters the
+    products inside attention. Raises CalibrationError for a block that comes without its inputs.
+    """
     passage = block.inputs
     if passage is None:
         raise CalibrationError(
@@ -249,7 +253,7 @@ def look(
 
 
 def sampled(block: Block, numbers: list[int]) -> dict[int, Tensor]:
-    """About SAMPLE inputs [tokens, in] of each of those groups, evenly spaced over the calibration text."""
+    """About SAMPLE inputs [tokens, in] of each of these groups, evenly spaced over the calibration text."""
     every = max(1, block.groups[0].stats.tokens // SAMPLE)
     kept: dict[int, list[Tensor]] = {number: [] for number in numbers}
 
@@ -261,7 +265,7 @@ def sampled(block: Block, numbers: list[int]) -> dict[int, Tensor]:
 
 
 def reaches(block: Block, largest: list[float], factors: Mapping[int, Tensor], params) -> list[float]:
-    """The magnitude that each group's fixed scale reaches to, from the `largest` of each."""
+    """The magnitude that each group's fixed scale holds. largest: each group's largest magnitude."""
     if params.activations != "tensor" or params.percentile == 100:
         return largest
     counted = [Magnitudes(most * (1 + 1e-6)) for most in largest]
@@ -271,7 +275,7 @@ def reaches(block: Block, largest: list[float], factors: Mapping[int, Tensor], p
 
 
 def inside(block: Block, params) -> Int8Attention | None:
-    """How the block's attention rounds; None where it multiplies floats."""
+    """How the block's attention rounds; None if it multiplies floats."""
     if not params.attention:
         return None
     if params.activations != "tensor":

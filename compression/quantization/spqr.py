@@ -49,21 +49,21 @@ from compression.packed.base import Packed, to_storage
 from compression.packed.grid import store_scale
 from compression.packed.outliers import Outliers
 from compression.packed.real_grid import RUN, RealGrid, TwoLevelGrid, second_level
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import pack, row_bytes
 from kernels.grouped_int import groups_of, levelled
 
 BLOCK = 128  # columns whose updates of later blocks wait
-# steps from the nearest codes
+# offsets that are tried for two codes, from the nearest codes
 PAIRS = tuple(sorted(itertools.product((0, -1, 1), repeat=2), key=lambda p: p != (0, 0)))
-LARGEST_ZERO = 1024  # so that 16 bits hold a zero point to half a step
-SAMPLED_RUNS = 16  # runs of 16 rows on which the limit for outliers is found
+LARGEST_ZERO = 1024  # the largest zero point, so that 16 bits hold one to half a step
+SAMPLED_RUNS = 16  # runs of 16 rows that are sampled to find the limit for outliers
 
 
 @dataclass(frozen=True)
 class SpqrParams(Params):
-    """How fine the rulers are, and how many weights do without one."""
+    """The grids, and how many weights are kept as outliers."""
 
     bits: int = param(
         3,
@@ -85,9 +85,8 @@ class SpqrParams(Params):
     )
     tau: float = param(
         0.0,
-        "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a "
-        "fixed share of each "
-        "matrix.",
+        "One threshold for outliers in the whole model, as the authors' (they take 0.1 to 1); 0: a fixed "
+        "share of each matrix.",
         lo=0.0,
         hi=100.0,
         suggest=(0.0, 0.1, 0.2, 0.5, 1.0),
@@ -122,8 +121,10 @@ class SpqrParams(Params):
 
 
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """Bytes of codes, both levels of the grid, outliers and the groups' index; GPTQ's operations and the
-    fits'."""
+    """Bytes of codes, both levels of the grid, outliers and the groups' index.
+
+    Operations of GPTQ and of the fits.
+    """
     out, n = shape
     groups, kept = groups_of(n, params.group_size), round(params.outliers * out * n)
     size = out * row_bytes(n, params.bits) + (4 * kept + 4 * (out + 1) if kept else 0)
@@ -141,8 +142,10 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
 
 
 def real_minmax(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """(scale, real zero) from each group's smallest and largest weight; the range of equal weights is drawn
-    out to 0."""
+    """(scale, real zero) from each group's smallest and largest weight.
+
+    If all weights are equal, the range is extended to 0.
+    """
     equal = low == high
     low, high = torch.where(equal, low.clamp_max(0), low), torch.where(equal, high.clamp_min(0), high)
     smallest = torch.maximum(-low, high) / LARGEST_ZERO
@@ -153,19 +156,23 @@ def real_minmax(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def nearest(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """The codes of weight on a grid with a real zero."""
+    """The nearest codes of weight on a grid with a real zero."""
     return torch.round(weight / scale + zero).clamp_(0, 2**bits - 1)
 
 
 def squares(weight: Tensor, scale: Tensor, zero: Tensor, diagonal: Tensor, bits: int) -> Tensor:
-    """((w - w') / U_cc)^2 of weight [..., size] rounded on scale and zero [..., 1]; diagonal U_cc [...,
-    size]."""
+    """((w - w') / U_cc)^2 of weight [..., size], rounded with scale and zero [..., 1].
+
+    diagonal: U_cc [..., size].
+    """
     return ((weight - (nearest(weight, scale, zero, bits) - zero) * scale) / diagonal).square()
 
 
 def gains(weight: Tensor, diagonal: Tensor, bits: int) -> Tensor:
-    """How much the sum of squares of its group falls when a weight is left out of fit and sum, for weight
-    [..., size]."""
+    """For each weight [..., size]: how much its group's sum of squares falls when the weight is left out.
+
+    It is left out of both the fit and the sum.
+    """
     size = weight.shape[-1]
     low, high = weight.min(-1, keepdim=True), weight.max(-1, keepdim=True)
     full = squares(weight, *real_minmax(low.values, high.values, bits), diagonal, bits)
@@ -183,10 +190,10 @@ def gains(weight: Tensor, diagonal: Tensor, bits: int) -> Tensor:
 def fit(
     weight: Tensor, diagonal: Tensor, limit: float, params: SpqrParams
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """(tensors to store [.., groups, ..], scale, zero [out, groups, 1] as they are stored) for weight [out,
-    groups, size].
+    """Fit a grid to each group of weight [out, groups, size].
 
-    diagonal U_cc [groups, size]. Likely outliers, those whose gain exceeds the limit, have no say.
+    Returns (tensors to store [.., groups, ..], scale, zero [out, groups, 1] as they are stored). diagonal:
+    U_cc [groups, size]. Likely outliers, whose gain exceeds the limit, don't count in the fit.
     """
     heard = torch.ones_like(weight, dtype=torch.bool)
     if params.leave_one_out and limit < torch.inf:
@@ -216,7 +223,7 @@ def fit(
 
 
 def make_grid(shape, size: int, kept: Sequence[tuple[Tensor, ...]], params: SpqrParams, index: Tensor | None):
-    """The grid of the tensors that `fit` gave for each group in turn."""
+    """The grid of the tensors that `fit` gave for each group, in turn."""
     parts = [torch.cat(t, 1) for t in zip(*kept, strict=True)]
     if params.level_bits == 16:
         scale, zero = parts
@@ -229,8 +236,10 @@ def make_grid(shape, size: int, kept: Sequence[tuple[Tensor, ...]], params: Spqr
 
 
 def arrange(loudness: Tensor, params: SpqrParams) -> tuple[Tensor, Tensor]:
-    """(order in which the inputs are rounded [in], group of each input [in]); the inputs of a group follow
-    each other."""
+    """(order in which the inputs are rounded [in], group of each input [in]).
+
+    The inputs of a group follow each other.
+    """
     n = len(loudness)
     place = torch.arange(n, device=loudness.device)
     group = place // params.group_size
@@ -239,16 +248,16 @@ def arrange(loudness: Tensor, params: SpqrParams) -> tuple[Tensor, Tensor]:
     loudest = torch.argsort(loudness, descending=True, stable=True)
     if not params.neighbours:
         return loudest, torch.empty_like(group).index_copy_(0, loudest, group)
-    # rank of each group's loudest input
+    # the rank of each group's loudest input
     first = torch.full_like(place, n).scatter_reduce(0, group[loudest], place, "amin")
     return loudest[torch.argsort(first[group[loudest]], stable=True)], group
 
 
 def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float:
-    """T for which `params.outliers` of the weights would be outliers if none moved before its turn.
+    """The limit T with which `params.outliers` of the weights would be outliers, if no weight moved before.
 
-    weight [out, in] with the inputs group by group, diagonal U_cc [in] in the same order. Rows are sampled, a
-    short last group is left aside.
+    weight [out, in] has its inputs group by group; diagonal: U_cc [in] in the same order. Rows are sampled,
+    and a short last group is left out.
     """
     if not params.outliers:
         return torch.inf
@@ -266,15 +275,17 @@ def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float
 
     high = float(gains(groups, diagonal, params.bits).max())
     low = high * 1e-9
-    for _ in range(14):  # halvings of the ratio: to 0.13 %
+    for _ in range(14):  # each time the interval of the ratio is halved: to 0.13 %
         middle = (low * high) ** 0.5
         low, high = (middle, high) if share(middle) > params.outliers else (low, middle)
     return high
 
 
 def relative_limit(weight: Tensor, diagonal: Tensor, tau: float) -> float:
-    """The authors' T = tau * mean(var(W[:, j]) / U_jj^2) of weight [out, in], diagonal U_cc [in] in the same
-    order."""
+    """The authors' T = tau * mean(var(W[:, j]) / U_jj^2).
+
+    weight [out, in], diagonal: U_cc [in] in the same order.
+    """
     variance = weight.var(0) if len(weight) > 1 else torch.zeros_like(weight[0])
     return tau * float((variance / diagonal.square()).mean())
 
@@ -282,7 +293,7 @@ def relative_limit(weight: Tensor, diagonal: Tensor, tau: float) -> float:
 def spqr(
     weight: Tensor, gram: Tensor, params: SpqrParams, limit: float | None = None
 ) -> tuple[Packed, float, float]:
-    """(what is stored, sum of squared column errors, damping used) for weight [out, in].
+    """(the stored form, sum of squared column errors, damping used) for weight [out, in].
 
     limit: T, the scaled squared error beyond which a weight is an outlier; None: of `params.tau`, or found
     for `params.outliers`.
@@ -299,18 +310,16 @@ def spqr(
         limit = outlier_limit(weight.float()[:, laid_out], diagonal[back][laid_out], params)
     # [in, out]: a column of the weight is a contiguous row here
     live = weight.float()[:, order].T.contiguous()
-    codes, beside, outlier = (
-        torch.empty_like(live),
-        torch.zeros_like(live),
-        torch.zeros_like(live, dtype=torch.bool),
-    )
-    begins, start = {}, 0  # place in the order -> (group that begins there, its length)
+    codes = torch.empty_like(live)
+    beside = torch.zeros_like(live)
+    outlier = torch.zeros_like(live, dtype=torch.bool)
+    begins, start = {}, 0  # place in the order -> (the group that begins there, its length)
     for g, length in zip(
         *(t.tolist() for t in torch.unique_consecutive(group[order], return_counts=True)), strict=True
     ):
         begins[start] = g, length
         start += length
-    kept: list = [None] * len(begins)  # what is stored of each group's ruler
+    kept: list = [None] * len(begins)  # the tensors to store of each group's grid
     scale = zero = live.new_empty(0)
 
     def choose(c: int, errors: Tensor) -> Tensor:

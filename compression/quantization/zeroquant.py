@@ -45,7 +45,7 @@ from compression.second_order import output_error
 from kernels.bits import row_bytes
 
 ATTENTION, QKV = ("q", "k", "v", "o"), ("q", "k", "v")
-HELD_OUT, MOST_JUDGES = 4, 8  # every fourth window judges and is not trained on, eight at most
+HELD_OUT, MOST_JUDGES = 4, 8  # every fourth window is held out to judge, eight at most
 WINDOW = 512  # tokens of a training step, for the estimate
 
 
@@ -126,7 +126,7 @@ class ZeroQuantParams(Params):
 
 
 def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
-    """Bytes of codes and scales; the figures' Gram matrix and the distillation in operations."""
+    """Bytes of codes and scales; operations of the figures' Gram matrix and of the distillation."""
     out, n = shape
     bits = bits_of(role, params)
     size = out * row_bytes(n, bits) + grid_bytes(
@@ -147,27 +147,31 @@ def bits_of(role: str, params: ZeroQuantParams) -> int:
 
 
 def columns_of(shape: tuple[int, int], groups: int) -> int:
-    """Columns that share a scale when [out, in] is cut row by row into `groups` parts; -1 where a part is a
-    row or more."""
+    """Columns that share a scale if [out, in] is cut row by row into `groups` parts.
+
+    -1 if a part is a row or more.
+    """
     out, n = shape
     return -1 if groups <= out else min(n, max(16, -(-n * out // groups) // 16 * 16))
 
 
 def rule_of(role: str, params: ZeroQuantParams) -> ActivationRule | None:
-    """How the inputs of a matrix are rounded; None: they are not."""
+    """How the inputs of a matrix are rounded; None if they aren't."""
     exact = params.activations == "exact" or (role in QKV and params.qkv_inputs == "exact")
     return None if exact else ActivationRule(bits=8)
 
 
 def group_grid(weight: Tensor, bits: int, groups: int, symmetric: bool = True) -> Grid:
-    """The grid of weight [out, in] in each of `groups` parts, 0: in each row. Symmetric: scale = 2 max|w| /
-    2^bits; else scale = (max - min) / 2^bits, zero = round(-min / scale), with 0 within the range
-    (DeepSpeed's quantizers)."""
+    """The grid of weight [out, in] in each of `groups` parts; 0: in each row.
+
+    Symmetric: scale = 2 max|w| / 2^bits. Otherwise scale = (max - min) / 2^bits and zero = round(-min /
+    scale), with 0 within the range. These are DeepSpeed's quantizers.
+    """
     out, n = weight.shape
     columns = columns_of((out, n), groups)
     size = n if columns == -1 else columns
 
-    def most(values: Tensor) -> Tensor:  # the largest of each part and 0, [out, groups of columns]
+    def most(values: Tensor) -> Tensor:  # the largest of 0 and each part, [out, groups of columns]
         largest = nn.functional.pad(values, (0, -n % size)).view(out, -1, size).amax(-1).clamp_min(0)
         if 0 < groups < out:
             rows = -(-out // groups)
@@ -185,26 +189,23 @@ def group_grid(weight: Tensor, bits: int, groups: int, symmetric: bool = True) -
 
 
 def straight_through(exact: Tensor, rounded: Tensor) -> Tensor:
-    """`rounded`, with the gradient of `exact`."""
+    """The value of `rounded` with the gradient of `exact`."""
     return exact + (rounded - exact).detach()
 
 
 def distill(block: Block, params: ZeroQuantParams) -> tuple[dict[str, Tensor], float, float]:
-    """(tensors of the block by their names in it, error before, error after): the state that errs least on
-    held-out windows.
+    """(tensors of the block by their names in it, error before, error after).
 
-    The error is the mean squared difference of the block's outputs divided by the mean square of the
-    original's.
+    They are the state with the least error on held-out windows. The error is the mean squared difference of
+    the block's outputs, divided by the mean square of the original's.
     """
     passage = block.inputs
     windows, targets = (torch.cat(list(part)) for part in (passage.inputs, passage.targets))
     held = torch.arange(len(windows)) % HELD_OUT == HELD_OUT - 1
     if not bool(held.any()) or bool(held.all()):
         held = torch.arange(len(windows)) == len(windows) - 1
-    judges, taught = (
-        held.nonzero().flatten()[:MOST_JUDGES].tolist(),
-        (~held).nonzero().flatten().tolist() or [0],
-    )
+    judges = held.nonzero().flatten()[:MOST_JUDGES].tolist()
+    taught = (~held).nonzero().flatten().tolist() or [0]
     roles = {name_in_block(s.path, block.layer): s.role for s in block.sites}
     masters = {
         name: p.detach().float().clone().requires_grad_() for name, p in passage.block.named_parameters()

@@ -1,16 +1,18 @@
-"""OWQ and SpQR beside their authors' own loops, one matrix at a time:
+"""Compares OWQ and SpQR with their authors' own code, one matrix at a time.
 
     python -m evaluation peers --authors DIR [--only owq-3 ...] [--calibration FILE --calibration-tokens N]
 
 DIR holds clones of the authors' repositories (REPOSITORIES); none of their code is part of this project. Both
-sides get the same float32 matrix of the model and the same Gram matrix of its inputs, from the uncompressed
-model on a calibration text, and the same settings; what else is alike and what isn't stands in `same`. Their
-loop runs in a process of its own, on a processor: calls that only wait for a graphics card do nothing where
-there is none. Compared is the error that is left in the layer's outputs, ||(W - W') X||^2 / ||W X||^2, and
-what both kept: the weak columns, the share of outliers.
+sides get the same float32 matrix of the model, the same Gram matrix of its inputs (from the uncompressed
+model on a calibration text) and the same settings. `same` says what else is alike and what isn't. Their code
+runs in a process of its own, on a processor: where there is no graphics card, calls that only wait for one do
+nothing.
 
-The rows go into peers.json, under `authors`. A repository that is missing or doesn't run is told and leaves
-the others alone.
+Two things are compared: the error that is left in the layer's outputs, ||(W - W') X||^2 / ||W X||^2, and what
+both kept exactly: the weak columns, or the share of outliers.
+
+The rows go into peers.json, under `authors`. A repository that is missing or doesn't run is reported, and the
+others run all the same.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ from statistics import geometric_mean
 
 from evaluation import ROOT
 
-# block, role: small and large matrices, plain and gated inputs
+# (block, role) of the compared matrices: small and large ones, plain and gated inputs
 PLACES = ((2, "k"), (2, "v"), (15, "o"), (15, "down"))
 WEAK = 2  # columns that OWQ keeps on both sides; the authors' code takes even numbers
-# SpQR's outlier threshold, the authors' for most models; the share that it gives is what ours is asked for
+# SpQR's outlier threshold, the authors' value for most models; ours is asked for the share that it gives
 THRESHOLD = 0.2
 TIMEOUT_SECONDS = 1_800
 REPOSITORIES = {
@@ -40,18 +42,18 @@ REPOSITORIES = {
 }
 
 
-# --- theirs: weight [out, in], gram [in, in], settings -> (weight as rounded, what was kept) ---
+# --- their side: weight [out, in], gram [in, in], settings -> (the rounded weight, what was kept) ---
 
 
 def owq(weight, gram, *, bits: int, damping: float, act_order: bool, weak: int = WEAK):
-    """The steps of the authors' main.py for one linear, with H = X^T X as we have it. {"weak": the
-    columns}."""
+    """The steps of the authors' main.py for one linear, with our H = X^T X.
+
+    Also gives {"weak": the columns that were kept}.
+    """
     from torch import nn
 
-    loop, quant = (
-        importlib.import_module("owq.recon").GPTQ_OWQ,
-        importlib.import_module("owq.quant").Quantizer,
-    )
+    loop = importlib.import_module("owq.recon").GPTQ_OWQ
+    quant = importlib.import_module("owq.quant").Quantizer
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight.data = weight.clone()
     found = loop(layer, n_out=weak)
@@ -77,7 +79,7 @@ def spqr(
     act_order: bool,
     threshold: float = THRESHOLD,
 ):
-    """The authors' SPQRUtil on one linear. {"share": of outliers}."""
+    """The authors' SPQRUtil on one linear. Also gives {"share": share of outliers}."""
     from torch import nn
 
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -102,11 +104,11 @@ def spqr(
     return found.weight, {"share": float(found.unstructured_outlier_mask.float().mean())}
 
 
-# --- ours: the same, given what theirs kept ---
+# --- our side: the same, given what their side kept ---
 
 
 def our_owq(weight, gram, params, theirs: dict):
-    from compression.packed.total import Sum
+    from compression.packed.sum import Sum
     from compression.quantization.owq import owq as ours
 
     packed, _, _ = ours(weight, gram, params, len(theirs["weak"]))
@@ -116,7 +118,7 @@ def our_owq(weight, gram, params, theirs: dict):
 def our_spqr(weight, gram, params, theirs: dict):
     import dataclasses
 
-    from compression.packed.total import Sum
+    from compression.packed.sum import Sum
     from compression.quantization.spqr import spqr as ours
 
     packed, _, _ = ours(weight, gram, dataclasses.replace(params, outliers=theirs["share"]))
@@ -126,26 +128,26 @@ def our_spqr(weight, gram, params, theirs: dict):
 
 @dataclass(frozen=True)
 class Loop:
-    """One comparison: our recipe, the clone with theirs, both functions, their settings by our parameters'
-    names."""
+    """One comparison: our recipe, the clone with their code, a function for each side, and their settings.
+
+    The settings go by our parameters' names.
+    """
 
     ours: str
     folder: str
     our: Callable
     their: Callable
-    settings: tuple[str, ...]  # parameters of ours that are handed to theirs as they are
+    settings: tuple[str, ...]  # our parameters whose values their code gets unchanged
     same: str
 
 
 OWQ_SAME = (
-    "a scale a row, range search, columns by sensitivity, damping 0.01, 2 weak columns each; "
-    "they search 100 ranges a row and we 40, "
-    "they leave the weak columns out of the range and we count them as 0"
+    "a scale a row, range search, columns by sensitivity, damping 0.01, 2 weak columns each; they search 100 "
+    "ranges a row and we 40, they leave the weak columns out of the range and we count them as 0"
 )
 SPQR_SAME = (
-    "groups of 16 by loudness, 3-bit scales and zero points in runs of 16, leave-one-out fits, "
-    "damping 0.01; ours gets the share of "
-    "outliers that their threshold of 0.2 gave"
+    "groups of 16 by loudness, 3-bit scales and zero points in runs of 16, leave-one-out fits, damping 0.01; "
+    "ours gets the share of outliers that their threshold of 0.2 gave"
 )
 SPQR_SETTINGS = ("bits", "group_size", "level_bits", "damping", "act_order")
 
@@ -169,7 +171,7 @@ def params_of(name: str):
 
 
 def settings(name: str) -> dict:
-    """What theirs is given: the values that our recipe has."""
+    """What their side is given: the values of our recipe."""
     params = params_of(name).json()
     return {key: params[key] for key in LOOPS[name].settings}
 
@@ -178,8 +180,10 @@ def settings(name: str) -> dict:
 
 
 def matrices(bundle, windows) -> dict:
-    """path -> (weight [out, in], gram [in, in]) of PLACES, with the inputs of the uncompressed model; a
-    shorter model's last block stands in for one that it hasn't. The bundle stays as it is."""
+    """path -> (weight [out, in], gram [in, in]) of PLACES, with the inputs of the uncompressed model.
+
+    If a model has no such block, its last block takes the place. The bundle isn't changed.
+    """
     import torch
 
     from compression import arch, calibrate
@@ -220,8 +224,10 @@ def save(given: dict, job: Path) -> None:
 
 
 def theirs(name: str, job: Path, folder: Path) -> None:
-    """Their side of a comparison, in this process: reads matrices.safetensors, writes <name>.safetensors and
-    <name>.json."""
+    """Run their side of a comparison, in this process.
+
+    It reads matrices.safetensors, and writes <name>.safetensors and <name>.json.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -240,7 +246,7 @@ def theirs(name: str, job: Path, folder: Path) -> None:
 
 
 def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
-    """A row: what both sides leave in each matrix; with `failed` (words) where theirs didn't run."""
+    """A row: the error that both sides leave in each matrix. `failed` says in words why theirs didn't run."""
     from safetensors.torch import load_file
 
     from compression.second_order import output_error
@@ -271,11 +277,9 @@ def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
         return row | {"failed": f"no result after {TIMEOUT_SECONDS} s"}
     if done.returncode:
         return row | {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
-    rounded, kept, found = (
-        load_file(job / f"{name}.safetensors"),
-        json.loads((job / f"{name}.json").read_text("utf-8")),
-        {},
-    )
+    rounded = load_file(job / f"{name}.safetensors")
+    kept = json.loads((job / f"{name}.json").read_text("utf-8"))
+    found = {}
     for path, (weight, gram) in given.items():
         new, own = loop.our(weight, gram, params, kept[path])
         ours, other = output_error(weight, new, gram), output_error(weight, rounded[path], gram)
@@ -289,7 +293,7 @@ def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
 
 
 def _kept(ours: dict, theirs: dict) -> dict:
-    """How far both kept the same: weak columns in common and in all, or both shares of outliers."""
+    """How much of what both kept is the same: weak columns in common and in all, or both outlier shares."""
     if "weak" in ours:
         return {
             "weak_columns": len(theirs["weak"]),
@@ -299,7 +303,7 @@ def _kept(ours: dict, theirs: dict) -> dict:
 
 
 def _commit(folder: Path) -> str:
-    """The clone's commit, "" if it is no clone."""
+    """The clone's commit; "" if the folder is no clone."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=60
@@ -310,14 +314,14 @@ def _commit(folder: Path) -> str:
 
 
 def merged(old: dict, about: dict, rows: list[dict]) -> dict:
-    """The rows that came out, beside the old ones of the same weights and text, in the order of LOOPS."""
+    """The new rows beside the old ones of the same weights and text, in the order of LOOPS."""
     kept = old.get("rows", []) if all(old.get(key) == value for key, value in about.items()) else []
     by_name = {row["name"]: row for row in (*kept, *(row for row in rows if "failed" not in row))}
     return about | {"rows": [by_name[name] for name in LOOPS if name in by_name]}
 
 
 def line(row: dict) -> str:
-    """A row on the screen."""
+    """A row as a line for the screen."""
     if "failed" in row:
         return f"{row['name']:<14} failed: {row['failed']}"
     each = ", ".join(

@@ -1,8 +1,8 @@
-"""What is measured for the README, in blocks of like with like: declarations alone.
+"""Declares what is measured for the README, in blocks of comparable recipes.
 
 A block holds recipes that may stand side by side. Its first recipe is the control of the others: it has the
 same bits (or keeps the same share), the same groups, activations and budget, and lacks the method's idea. A
-recipe whose control is another one names it. `python -m evaluation measure gates` measures them, `python -m
+recipe with another control names it. `python -m evaluation measure gates` measures them; `python -m
 evaluation tables` writes a table of each block.
 """
 
@@ -10,22 +10,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# the short budget of the gates that train; tokens end it, not minutes
+# the short budget of the gates that train; it ends by tokens, not by minutes
 TRAINED = "--train_tokens 16384 --train_minutes 120"
 QAT = "--train_tokens 8192 --train_minutes 120"
-# a student is broken at first: half of it warms it up
+# a fresh student predicts badly at first: half of its training warms it up
 DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"
 CHANCE = "llm_pruner --removed 0.25 --importance random"
 LORA, QLORA = f"lora {TRAINED}", f"qlora {TRAINED}"
 SKEWED_QAT, EVEN_QAT = (f"llm_qat --bits 4 --kv_bits 4 {grid}{QAT}" for grid in ("--symmetric false ", ""))
-# measured more than once
+# recipes that are measured with several seeds
 SEEDS = {CHANCE: range(5)} | {taught: range(3) for taught in (LORA, QLORA, SKEWED_QAT, EVEN_QAT)}
 
 
 @dataclass(frozen=True)
 class Block:
-    """title: of the table. about: what all rows share, and what a reader must know. rows: recipe -> its
-    control, "" if it has none."""
+    """A table of recipes that may stand side by side.
+
+    title: the table's title. about: what all rows share, and what a reader must know. rows: recipe -> its
+    control; "" if it has none.
+    """
 
     title: str
     about: str
@@ -33,7 +36,7 @@ class Block:
 
 
 def block(title: str, about: str, *rows: str | tuple[str, str]) -> Block:
-    """Recipes, the first of them the control of the others; (recipe, control) where it is another."""
+    """A block: the first recipe is the control of the others; (recipe, control) names another control."""
     recipes = [row if isinstance(row, str) else row[0] for row in rows]
     controls = {row[0]: row[1] for row in rows if isinstance(row, tuple)}
     first = "" if isinstance(rows[0], tuple) else recipes[0]
@@ -71,9 +74,8 @@ BLOCKS = (
     ),
     block(
         "4 bits, groups of 128",
-        "Exact activations. AWQ judges its scales by the error behind each matrix, or, as its "
-        "authors' code does, behind the whole "
-        "attention or feed-forward (`loss at` module).",
+        "Exact activations. AWQ judges its scales by the error behind each matrix, or, as its authors' code "
+        "does, behind the whole attention or feed-forward (`loss at` module).",
         "rtn --bits 4 --group_size 128",
         "awq --bits 4",
         ("awq --bits 4 --loss_at module", "awq --bits 4"),
@@ -87,10 +89,9 @@ BLOCKS = (
     ),
     block(
         "4 bits, a scale a row",
-        "Exact activations. OWQ has two parts: the search of each row's range (`tuning` mse) and "
-        "the weak columns in 16 bits, 0.01 bits a "
-        "weight. GPTQ with the same search is the control of the weak columns; OWQ without the "
-        "search stands beside GPTQ without it.",
+        "Exact activations. OWQ has two parts: the search of each row's range (`tuning` mse) and the weak "
+        "columns in 16 bits, 0.01 bits a weight. GPTQ with the same search is the control of the weak "
+        "columns; OWQ without the search stands beside GPTQ without it.",
         "rtn --bits 4 --group_size -1",
         "rtn --bits 4 --group_size -1 --tuning mse",
         "gptq --bits 4 --group_size -1",
@@ -120,11 +121,10 @@ BLOCKS = (
     ),
     block(
         "LUT-GEMM's format",
-        "Exact activations. Planes of plus and minus one: fitted to the weights in groups of 128 "
-        "(binary coding), or GPTQ's integers as they "
-        "are. Each plane has a 16-bit scale a group, so that the same bits are larger here than as "
-        "integers: a fit of 3 planes takes 3.50 "
-        "bits a weight, as much as HQQ's 3 bits in groups of 64.",
+        "Exact activations. Planes of plus and minus one: fitted to the weights in groups of 128 (binary "
+        "coding), or GPTQ's integers as they are. Each plane has a 16-bit scale a group, so that the same "
+        "bits are larger here than as integers: a fit of 3 planes takes 3.50 bits a weight, as much as HQQ's "
+        "3 bits in groups of 64.",
         ("gptq --bits 4 + lut_gemm", "gptq --bits 4"),
         ("lut_gemm --bits 4", "rtn --bits 4 --group_size 128"),
         ("lut_gemm --bits 3", "rtn --bits 3 --group_size 128"),
@@ -163,9 +163,8 @@ BLOCKS = (
     ),
     block(
         "SmoothQuant's O1, O2 and O3",
-        "8-bit weights, one scale a matrix. O1 rounds activations token by token, O2 by one scale "
-        "that each input is measured for, O3 by one "
-        "fixed scale. Each is beside the same rounding without smoothing.",
+        "8-bit weights, one scale a matrix. O1 rounds activations token by token, O2 by one scale that each "
+        "input is measured for, O3 by one fixed scale. Each is beside the same rounding without smoothing.",
         *(
             (
                 f"smoothquant --weights tensor{level}{off}",
@@ -231,9 +230,8 @@ BLOCKS = (
     ),
     block(
         "Trained, or cut while training",
-        "The text is WikiText-2's validation part, so that a training also learns the text: the "
-        "first row is the original trained. LoRAPrune "
-        "takes 65,536 tokens, four times what the others take.",
+        "The text is WikiText-2's validation part, so that a training also learns the text: the first row is "
+        "the original trained. LoRAPrune takes 65,536 tokens, four times what the others take.",
         (LORA, "none"),
         (f"wanda --sparsity 0.5 + lora {TRAINED}", "wanda --sparsity 0.5"),
         (f"llm_pruner --removed 0.25 + lora {TRAINED}", "llm_pruner --removed 0.25 --importance element1"),
@@ -246,9 +244,8 @@ BLOCKS = (
     ),
     block(
         "LLM-QAT: weights 4 bits a row, activations 8, cache 4",
-        "The rows without training are plain rounding with the same activations and cache: on the "
-        "paper's symmetric grid, and with a zero "
-        "point a row, which is the better control.",
+        "The rows without training are plain rounding with the same activations and cache: on the paper's "
+        "symmetric grid, and with a zero point a row, which is the better control.",
         "llm_qat --bits 4 --kv_bits 4 --symmetric false --train_tokens 0",
         SKEWED_QAT,
         "llm_qat --bits 4 --kv_bits 4 --train_tokens 0",
@@ -256,9 +253,8 @@ BLOCKS = (
     ),
     block(
         "Students of 20 of the 30 layers, 49,152 tokens",
-        "The first learns from the text with its teacher (forward KL), GKD from its own samples "
-        "(divergence between the two). They differ in "
-        "both, so that neither is the other's control.",
+        "The first learns from the text with its teacher (forward KL), GKD from its own samples (divergence "
+        "between the two). They differ in both, so that neither is the other's control.",
         f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
         (f"gkd {DISTILLED}", ""),
     ),
@@ -266,5 +262,5 @@ BLOCKS = (
 
 
 def recipes() -> tuple[str, ...]:
-    """Every recipe of the blocks once, in their order."""
+    """Every recipe of the blocks, each once, in their order."""
     return tuple(dict.fromkeys(recipe for found in BLOCKS for recipe in found.rows))

@@ -1,12 +1,13 @@
-"""The error that each method leaves in each layer's outputs, on one set of inputs: `python -m evaluation
-layers`.
+"""Measures the error that each method leaves in each layer's outputs: `python -m evaluation layers`.
 
     ||(W - W') X||^2 / ||W X||^2
 
-for the linears of every tenth block of the offline model, with X what enters it in the uncompressed model on
-the calibration text. All methods see the same X, so their orders are free of the noise that a perplexity has.
-Written to assets/results/bench/layers.json with a witness of each recipe (witness.py); what still belongs to
-the code isn't measured again. Tests hold the orders that the papers claim.
+for the linears of every tenth block of the offline model. X is what enters the linear in the uncompressed
+model on the calibration text. All methods see the same X, so their order is free of the noise that a
+perplexity has.
+
+The errors are written to assets/results/bench/layers.json, with a witness of each recipe (witness.py). A row
+that the code still gives isn't measured again. Tests check the orders that the papers claim.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from evaluation.benches import shipped
 from evaluation.running import witness
 from evaluation.spec import WIKITEXT, RunSpec
 
-EVERY = 10  # blocks
+EVERY = 10  # every tenth block is measured
 FILE = ROOT / "assets" / "results" / "bench" / "layers.json"
 RECIPES = (
     "rtn --bits 3 --group_size -1",
@@ -65,7 +66,7 @@ RECIPES = (
 def layer_errors(
     bundle: Bundle, windows: torch.Tensor, steps: Sequence[tuple[str, Method, Params]]
 ) -> dict[str, dict]:
-    """name -> {"errors": {path: error}, "bits_per_weight": mean over weights}; the bundle stays as it is."""
+    """name -> {"errors": {path: error}, "bits_per_weight": mean over weights}; the bundle isn't changed."""
     names = frozenset({"gram"}).union(*(method.collects(params) for _, method, params in steps))
     inputs, blocks = capture(bundle, windows), arch.blocks(bundle.module)
     found: dict[str, Any] = {name: {"errors": {}, "bits": 0.0} for name, _, _ in steps}
@@ -104,14 +105,14 @@ def layer_errors(
 
 
 def numbers(recipe: str, config: Mapping, nudge: int) -> dict[str, float]:
-    """What the code gives for a row on a small model (witness.py)."""
+    """The numbers that the code gives for a row on a small model (witness.py)."""
     steps = [(recipe, *spec_of(recipe).methods[0])]
     row = layer_errors(witness.model(config, nudge), witness.windows(witness.CALIBRATED), steps)
     return row[recipe]["errors"] | {"bits": row[recipe]["bits_per_weight"]}
 
 
 def why_stale(recipe: str, rows: Mapping[str, dict]) -> list[str]:
-    """What the code gives otherwise than the stored row says; nothing if the row is fresh."""
+    """Where the code differs from the stored row, a line for each difference; [] if the row is fresh."""
     return witness.differences(partial(numbers, recipe), rows.get(recipe, {}).get("witness", {}))
 
 

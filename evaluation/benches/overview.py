@@ -1,18 +1,23 @@
-"""The README's tables of methods, from stored results:
+"""Writes the README's tables of methods, from stored results.
 
-    python -m evaluation tables             write the tables into README.md python -m evaluation tables
-    --rates     first time every method's decode step here, side by side with the original python -m
-    evaluation tables --rates "wanda --pattern 2:4" ...     these alone; the others of this machine stay
+    python -m evaluation tables
+        write the tables into README.md
+    python -m evaluation tables --rates
+        first time every method's decode step here, side by side with the original
+    python -m evaluation tables --rates "wanda --pattern 2:4" ...
+        time only these recipes; the other rates of this machine stay
 
-Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`). Decode
-rates come from assets/results/bench/rates.json, timed on the machines that it names, with the bytes that a
-step reads; each table shows those of the first machine that has all of its rows. A speed depends on the
-format and not on the numbers in it, so each model is compressed with few calibration and training tokens for
-that. The methods stand in blocks of like with like (gates.py), each row beside its control (verdict.py,
-paired over windows, or over seeds where the control has several). Another table sets each method that was
-calibrated on a text of the kind that it is measured on beside itself, calibrated on a text of another kind
-(calibration-*.json); the last ones set public implementations beside ours (peers.json there, `make
-compare-peers`).
+Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`).
+
+Decode rates come from assets/results/bench/rates.json, with the bytes that a step reads. They were timed on
+the machines that the file names; each table shows those of the first machine that has all of its rows. A
+speed depends on the format and not on the numbers in it. So for timing, each model is compressed with few
+calibration and training tokens.
+
+The methods stand in blocks of comparable recipes (gates.py), each row beside its control (verdict.py, paired
+over windows, or over seeds if the control has several). Another table shows methods that were calibrated on
+two texts: one like the text that they are measured on, and one of another kind (calibration-*.json). The last
+tables compare public implementations with ours (peers.json in the same folder, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -62,7 +67,7 @@ TEXTS_HEAD = (
     "help beside WikiText-2",
 )
 NO_TEXTS = "Not measured yet: `python -m evaluation measure calibration`.\n"
-QUIET = 0.1  # cores busy with other work up to which seconds are shown
+QUIET = 0.1  # seconds are shown if at most this many cores were busy with other work
 HEAD = (
     "method",
     "weights, bits each",
@@ -73,9 +78,9 @@ HEAD = (
     "same top",
 )
 BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
-SAME_BITS = 0.03  # a weight, up to which a size isn't told beside a verdict
-TOKENS = {"calibration": 2_048, "train_tokens": 512}  # where only speed counts
-FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the gates
+SAME_BITS = 0.03  # bits a weight: a verdict doesn't mention a difference in size up to this
+TOKENS = {"calibration": 2_048, "train_tokens": 512}  # enough tokens where only the speed counts
+FEWER_BYTES = (  # recipes that promise speed because they read fewer bytes; timed beside the gates
     "llm_pruner --removed 0.25 --importance element1",
     "svd_llm --removed 0.5",
     "wanda --pattern 2:4",
@@ -85,8 +90,10 @@ FEWER_BYTES = (  # recipes that promise speed with their bytes; timed beside the
 
 
 def results(group: str = "gates", folder: Path | None = None) -> dict[str, list[Result]]:
-    """The measured runs of a group by recipe, one a seed, in the order in which `shipped` names them; those
-    that only tests read too. folder: where the files lie, default assets/results."""
+    """The measured runs of a group by recipe, one for each seed, in the order of `shipped`.
+
+    Runs that only tests read are among them. folder: where the files are, default assets/results.
+    """
     found: dict[str, list[Result]] = {}
     for words, spec in shipped.named(group):
         file = (folder or shipped.RESULTS) / shipped.file_name(spec, group)
@@ -118,8 +125,11 @@ def row(result: Result) -> list[str]:
 
 
 def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
-    """The difference of two recipes, each measured with one or more seeds: paired over windows, or over the
-    seeds where a side has several (a side with one seed is the same in every pair)."""
+    """The difference of two recipes, each measured with one or more seeds.
+
+    It is paired over windows, or over seeds if a side has several. A side with one seed is the same in every
+    pair.
+    """
     if len(ours) == len(control) == 1:
         return paired(ours[0].series["window_losses"], control[0].series["window_losses"])
     count = max(len(ours), len(control))
@@ -129,17 +139,16 @@ def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
 
 
 def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> str:
-    """Markdown of recipes and their controls. measured: the results of a recipe, one a seed. The rates are
-    those of the first machine that has them all; without one there is no such column, since one with holes
-    tells little."""
+    """Markdown of recipes and their controls. measured: a recipe's results, one for each seed.
+
+    The rates are those of the first machine that has them all. If there is none, the column is left out,
+    since a column with holes tells little.
+    """
     shown = {words: measured[words] for words in rows if words in measured}
     names = {words: timed_as(words) for words in shown}
     machine = next((m for m in machines() if m["rates"].keys() >= set(names.values())), None)
-    rates, where = (
-        (machine["rates"], machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor"))
-        if machine
-        else ({}, "")
-    )
+    rates = machine["rates"] if machine else {}
+    where = machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor") if machine else ""
     controls = any(rows.values())
     first = next(iter(rows))
     lines = [[*HEAD, *([BESIDE] if controls else []), *([FASTER.format(where)] if rates else [])]]
@@ -164,8 +173,10 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
 
 
 def blocks() -> str:
-    """The tables of all blocks in Markdown, each with its title, what its rows share and what isn't measured
-    yet."""
+    """The tables of all blocks in Markdown.
+
+    Each has its title, what its rows share, and what isn't measured yet.
+    """
     measured = results()
     parts = []
     for found in gates.BLOCKS:
@@ -175,21 +186,23 @@ def blocks() -> str:
 
 
 def domain() -> str:
-    """The table of the fine-tuning to a domain in Markdown, and what of it isn't measured yet."""
+    """The table of the fine-tuning to a domain in Markdown, and which of its runs aren't measured yet."""
     plain, nf4, lora, qlora = shipped.DOMAIN
     rows, measured = {plain: "", nf4: plain, lora: plain, qlora: lora}, results("domain")
     return table(rows, measured) + _missing(rows, measured)
 
 
 def _missing(rows: Iterable[str], measured: Mapping[str, Sequence[Result]]) -> str:
-    """A line that names the recipes without a result, "" if there are none."""
+    """A line that names the recipes without a result; "" if there are none."""
     names = [f"`{words}`" for words in rows if words not in measured]
     return f"\nNot measured yet: {', '.join(names)}.\n" if names else ""
 
 
 def same_but_text(a: Result, b: Result) -> bool:
-    """Whether two runs are one recipe on the same weights, measured on the same windows, and read other
-    calibration texts."""
+    """Whether two runs differ in nothing but their calibration text.
+
+    They have the same recipe, weights and windows, and read different calibration texts.
+    """
     asked = [dataclasses.replace(r.spec, calibration="", text="", preset="quick") for r in (a, b)]
     return (
         asked[0] == asked[1]
@@ -200,8 +213,10 @@ def same_but_text(a: Result, b: Result) -> bool:
 
 
 def texts_table(folder: Path | None = None) -> str:
-    """Each recipe of shipped.ELSEWHERE calibrated on both texts, in Markdown; one that lacks a side is left
-    out. Raises ValueError where something else than the calibration text differs."""
+    """Each recipe of shipped.ELSEWHERE calibrated on both texts, in Markdown.
+
+    A recipe that lacks a side is left out. Raises ValueError if anything but the calibration text differs.
+    """
     usual, lines, words = results("gates", folder), [TEXTS_HEAD, ["---"] * len(TEXTS_HEAD)], Words("en")
     for name, (other,) in results("calibration", folder).items():
         if name not in usual:
@@ -219,17 +234,17 @@ def texts_table(folder: Path | None = None) -> str:
             )
             for r in sides
         ]
-        bits, change = (
-            f"{other.metrics['weight_bits_per_weight']:.2f}",
-            words.verdict(beside([other], usual[name])),
-        )
+        bits = f"{other.metrics['weight_bits_per_weight']:.2f}"
+        change = words.verdict(beside([other], usual[name]))
         lines.append([label(other.spec), bits, *figures[0], *figures[1], change])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_TEXTS
 
 
 def peers_table() -> str:
-    """Public implementations beside ours, in Markdown; seconds only where the machine had nothing else to
-    do."""
+    """Public implementations beside ours, in Markdown.
+
+    Seconds are shown only if the machine had nothing else to do.
+    """
     lines = [PEERS_HEAD, ["---"] * len(PEERS_HEAD)]
     for row in json.loads(peers.TABLE.read_text("utf-8"))["rows"] if peers.TABLE.is_file() else ():
         if "ratio" not in row:
@@ -258,13 +273,15 @@ def peers_table() -> str:
 
 
 def _alike(name: str) -> str:
-    """What the settings of a stored pair mean, "" for one that is no longer compared."""
+    """What is alike in a stored pair, in words; "" for a pair that is no longer compared."""
     return peers.PAIRS[name].same if name in peers.PAIRS else ""
 
 
 def authors_table(file: Path | None = None) -> str:
-    """The authors' own loops beside ours, a row a recipe over all matrices, in Markdown. file: default
-    peers.json."""
+    """The authors' own code beside ours, in Markdown: a row for each recipe, over all matrices.
+
+    file: default peers.json.
+    """
     file = file or peers.TABLE
     found = json.loads(file.read_text("utf-8")).get("authors", {}).get("rows", ()) if file.is_file() else ()
     lines = [AUTHORS_HEAD, ["---"] * len(AUTHORS_HEAD)]
@@ -301,7 +318,7 @@ TABLES = {
     "domain": domain,
     "peers": peers_table,
     "authors": authors_table,
-}  # name of a pair of marks in the README -> what stands between them
+}  # name of a pair of marks in the README -> the function that writes what stands between them
 
 
 def written(readme: str) -> str:
@@ -314,24 +331,27 @@ def written(readme: str) -> str:
 
 
 def timed_as(words: str) -> str:
-    """The recipe's name among the rates: without its training budget, which moves no byte."""
+    """A recipe's name among the rates: without its training budget, which changes no byte that is read."""
     return re.sub(r" --train_(tokens (?!0\b)\d+|minutes \d+)", "", words)
 
 
 def rated(words: str) -> RunSpec:
-    """A recipe as it is timed."""
+    """A recipe as it is timed, with few tokens."""
     steps, fields = shipped.asked(words)
     return RunSpec(shipped.OFFLINE_MODEL, steps, **{"table_bits": 16} | fields)
 
 
 def machines() -> list[dict]:
-    """The stored rates, an entry a processor: host, prompt_tokens, rates by recipe."""
+    """The stored rates, one entry for each processor: host, prompt_tokens, rates by recipe."""
     return json.loads(RATES.read_text("utf-8")) if RATES.is_file() else []
 
 
 def rates(asked: Sequence[str] = ()) -> list[dict]:
-    """The stored entries and this machine's with the decode rates of these recipes (default: every gate),
-    each next to the original in one process, and the bytes that a step reads."""
+    """The stored entries, and this machine's with the decode rates of these recipes (default: every gate).
+
+    Each recipe is timed next to the original in one process. Beside its rate stand the bytes that a step
+    reads.
+    """
     from compression import calibrate, engine, models, texts
     from evaluation import host
     from evaluation.measuring import latency
@@ -383,10 +403,8 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
         print(name, found[name], flush=True)
     about = {"host": host.environment(), "prompt_tokens": prompt.shape[1]}
     name = about["host"]["processor"]
-    others, here = (
-        [m for m in machines() if m["host"]["processor"] != name],
-        [m for m in machines() if m["host"]["processor"] == name],
-    )
+    others = [m for m in machines() if m["host"]["processor"] != name]
+    here = [m for m in machines() if m["host"]["processor"] == name]
     kept = here[0]["rates"] if asked and here and all(here[0][k] == v for k, v in about.items()) else {}
     return [*others, about | {"rates": kept | found}]
 

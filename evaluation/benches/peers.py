@@ -1,20 +1,24 @@
-"""Our methods beside the best-kept public implementations: `make compare-peers`, or
+"""Compares our methods with the best-kept public implementations: `make compare-peers`, or
 
-    python -m evaluation peers --peers .venv-peers/bin/python [--text FILE --calibration FILE] [--only gptq-4
-    nf4 ...] python -m evaluation peers --authors DIR [--only owq-3 ...]
+    python -m evaluation peers --peers .venv-peers/bin/python [--text FILE --calibration FILE]
+                               [--only gptq-4 nf4 ...]
+    python -m evaluation peers --authors DIR [--only owq-3 ...]
 
-Each pair compresses the same weights with the same settings, in float32, from the same calibration windows;
-theirs runs in an environment of its own (evaluation/benches/peers.txt), each side in a process of its own,
-one after the other, with the same threads. Both models are then measured natively by the same code on the
-same windows, so that the ratio of two perplexities has a paired standard error. The first pair compresses
-nothing: its ratio must be 1, or the two sides don't measure the same. Where the calibration itself decides by
-chance, a pair is drawn several times and the mean counts. What is alike on both sides and what isn't stands
-in `Pair.same`. With --authors OWQ and SpQR are compared instead, matrix by matrix, with their authors' loops
-in that folder (authors.py).
+The two sides of a pair compress the same weights with the same settings, in float32, from the same
+calibration windows. Theirs runs in an environment of its own (evaluation/benches/peers.txt). Each side has a
+process of its own; they run one after the other, with the same threads. The same code then measures both
+models on the same windows, each in its own library's form, so that the ratio of two perplexities has a paired
+standard error. `Pair.same` says what is alike on both sides and what isn't.
 
-Writes assets/results/bench/peers.json; with --only, those rows of it. A row has its machine and how many of
-its cores were busy with other work: seconds that were taken beside much of that say little. Exit code 1 if a
-perplexity of ours is more than 2 % above theirs or a side failed.
+The first pair compresses nothing: its ratio must be 1, or the two sides don't measure the same. Where the
+result depends on chance in the calibration, a pair is drawn several times and the mean counts.
+
+With --authors, OWQ and SpQR are compared instead, matrix by matrix, with their authors' code in that folder
+(authors.py).
+
+It writes assets/results/bench/peers.json; with --only, those rows of it. A row names its machine and how many
+of its cores were busy with other work; seconds that were taken beside much other work say little. Exit code 1
+if a perplexity of ours is more than 2 % above theirs, or if a side failed.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from statistics import geometric_mean, stdev
 from evaluation import ROOT
 
 TABLE = ROOT / "assets" / "results" / "bench" / "peers.json"
-WORST = 1.02  # ours over theirs
+WORST = 1.02  # the largest ratio of our perplexity to theirs that is accepted
 CONTROL, CONTROL_ERROR = "original", 1e-3
 TIMEOUT_SECONDS = 3_600
 
@@ -47,7 +51,7 @@ NOT_COMPARED = {
 }
 
 
-# --- theirs: (model, calibration ids [n, window], settings) -> model, each importing its own package ---
+# --- their side: (model, calibration ids [n, window], settings) -> model; each imports its own package ---
 
 
 def unchanged(model, ids):
@@ -67,7 +71,7 @@ def llm_compressor(
     alpha: float | None = None,
     int8_inputs: bool = False,
 ):
-    """Rounding, GPTQ, AWQ or SmoothQuant, with the package's own defaults for all that isn't named here."""
+    """Rounding, GPTQ, AWQ or SmoothQuant; settings that aren't named here stay at the package's defaults."""
     import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -75,7 +79,7 @@ def llm_compressor(
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
     if not torch.accelerator.is_available():
-        # its AWQ pins memory for a GPU, which fails where there is none
+        # its AWQ pins memory for a GPU, which fails if there is none
         torch.Tensor.pin_memory = lambda tensor: tensor
     weights = {
         "num_bits": bits,
@@ -113,8 +117,10 @@ def llm_compressor_pruning(
     mask_block: int = 128,
     damping: float = 0.01,
 ):
-    """SparseGPT, or Wanda where the weights that stay aren't updated. The package counts the removed of m in
-    "n:m"."""
+    """SparseGPT, or Wanda if the remaining weights aren't updated.
+
+    In "n:m" the package counts the weights that are removed of every m.
+    """
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
     kept, of = (0, 0) if pattern == "unstructured" else map(int, pattern.split(":"))
@@ -199,7 +205,7 @@ def hqq(model, ids, *, bits: int, group_size: int = 64):
 
 
 def _replaced(model, convert: Callable):
-    """Every linear of the blocks converted."""
+    """The model with every linear of the blocks converted."""
     from torch import nn
 
     from compression import arch
@@ -216,24 +222,21 @@ def _replaced(model, convert: Callable):
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison: a recipe of ours, as the command line takes it, and a function above with its
-    settings."""
+    """One comparison: a recipe of ours, as the command line takes it, and a function of theirs above."""
 
     ours: str
     package: str
     theirs: Callable
     settings: dict = field(default_factory=dict)
-    windows: int | None = None  # of the calibration text for both sides; None: all
+    windows: int | None = None  # calibration windows for both sides; None: all
     draws: int = 1  # how often both calibrate: on all windows, then on all but the last, and so on
     same: str = ""  # what is alike on both sides, and what isn't
 
 
-DRAWS = (
-    # where a model is so broken that a last digit in it decides which of 2 % of its weights go, and that 4 %
-    # of its perplexity
-    4
-)
-FEW = 8  # llm-compressor's AWQ runs a block 60 times over its windows: with 64 of them hours on a processor
+# this model is so broken that a last digit in it decides which 2 % of its weights are removed, and with them
+# 4 % of its perplexity
+DRAWS = 4
+FEW = 8  # llm-compressor's AWQ runs a block 60 times over its windows: 64 windows take hours on a processor
 
 ROW8 = {"bits": 8, "symmetric": True, "int8_inputs": True}
 
@@ -403,18 +406,19 @@ PAIRS = {
 
 
 def side(which: str, name: str, job: Path, draw: int) -> None:
-    """Compress the job's model one way and measure it: writes <name>.<which>.safetensors (losses) and .json
-    into `job`. draw: so many of the last calibration windows are left out."""
+    """Compress the job's model one way and measure it.
+
+    It writes <name>.<which>.safetensors (losses) and .json into `job`. draw: how many of the last calibration
+    windows are left out.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
     from compression.likelihood import losses
 
-    asked, windows, pair = (
-        json.loads((job / "job.json").read_text("utf-8")),
-        load_file(job / "windows.safetensors"),
-        PAIRS[name],
-    )
+    asked = json.loads((job / "job.json").read_text("utf-8"))
+    windows = load_file(job / "windows.safetensors")
+    pair = PAIRS[name]
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
     bundle = (_our_model if which == "ours" else _their_model)(asked["model"])
@@ -442,7 +446,7 @@ def _our_model(folder: str):
 
 
 def _their_model(folder: str):
-    """The same folder as transformers gives it; a Bundle only so that the same code can measure it."""
+    """The same folder as transformers loads it; a Bundle only so that the same code can measure it."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -468,8 +472,10 @@ def _ours(pair: Pair, bundle, calibration) -> float:
 
 
 def _theirs(pair: Pair, bundle, calibration) -> float:
-    """Measured as a model that answers: bitsandbytes' 8-bit layer doesn't round its inputs while it is in
-    training mode."""
+    """Compress with their package, and return the seconds that it took.
+
+    The model is in evaluation mode: bitsandbytes' 8-bit layer doesn't round its inputs in training mode.
+    """
     start = time.perf_counter()
     bundle.module = pair.theirs(bundle.module, calibration, **pair.settings).eval()
     return time.perf_counter() - start
@@ -479,8 +485,10 @@ def _theirs(pair: Pair, bundle, calibration) -> float:
 
 
 def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict:
-    """Both sides of a pair one after the other: a row of the table, with `failed` (side -> last words) if one
-    did."""
+    """Both sides of a pair, one after the other: a row of the table.
+
+    If a side failed, the row has `failed` (side -> its last words).
+    """
     pair, start, others = PAIRS[name], time.perf_counter(), _work_of_others()
     drawn = [_draw(name, job, pythons, threads, draw) for draw in range(pair.draws)]
     beside = (_work_of_others() - others) / (time.perf_counter() - start)
@@ -496,8 +504,10 @@ def compare(name: str, job: Path, pythons: dict[str, str], threads: int) -> dict
 
 
 def joined(drawn: list[dict]) -> dict:
-    """Several draws of a pair as one: geometric means, whose standard error is that of the draws; times of
-    the first."""
+    """Several draws of a pair as one row: geometric means, with the standard error over the draws.
+
+    The times are those of the first draw.
+    """
     if failed := next((found for found in drawn if "failed" in found), None):
         return failed
     ratios = [found["ratio"] for found in drawn]
@@ -514,8 +524,10 @@ def joined(drawn: list[dict]) -> dict:
 
 
 def _draw(name: str, job: Path, pythons: dict[str, str], threads: int, draw: int) -> dict:
-    """What both sides make of one draw of calibration windows: their figures and the ratio, or what
-    failed."""
+    """What both sides make of one draw of calibration windows.
+
+    It has their figures and the ratio, or what failed.
+    """
     from safetensors.torch import load_file
 
     from evaluation.measuring.perplexity import perplexity, ratio
@@ -568,8 +580,10 @@ def _draw(name: str, job: Path, pythons: dict[str, str], threads: int, draw: int
 
 
 def _work_of_others() -> float:
-    """Seconds that this machine's cores have worked for others than this process and its children that have
-    ended."""
+    """Seconds that this machine's cores have worked for other processes.
+
+    This process and its children that have ended don't count.
+    """
     import psutil
 
     all_work, own = psutil.cpu_times(), os.times()
@@ -577,7 +591,7 @@ def _work_of_others() -> float:
 
 
 def verdict(rows: list[dict]) -> list[str]:
-    """What is wrong with the table, one line each; nothing if all is well."""
+    """What is wrong with the table, one line for each problem; [] if all is well."""
     wrong = [
         f"{row['name']}, {which}: {words}" for row in rows for which, words in row.get("failed", {}).items()
     ]
@@ -595,17 +609,15 @@ def verdict(rows: list[dict]) -> list[str]:
 
 
 def prepare(job: Path, own: argparse.Namespace, threads: int) -> dict:
-    """Model and windows for both sides; what the table says about them."""
+    """Prepare model and windows for both sides; returns what the table says about them."""
     from safetensors.torch import save_file
 
     from compression import models, texts
 
     folder = models.prepare(own.model)
     tokenizer = models.tokenizer_of(own.model)
-    evaluated, calibration = (
-        texts.load_text(own.text, "evaluation"),
-        texts.load_text(own.calibration, "calibration"),
-    )
+    evaluated = texts.load_text(own.text, "evaluation")
+    calibration = texts.load_text(own.calibration, "calibration")
     texts.check_disjoint(evaluated, calibration)
     cut = {
         "evaluation": texts.windows(evaluated, tokenizer, "raw", own.window, own.tokens, "evaluation"),
@@ -667,13 +679,13 @@ def main(argv: list[str]) -> int:
     threads, rows, out = host.threads(), [], own.out or TABLE
     with tempfile.TemporaryDirectory(prefix="peers-") as place, host.timing_lock() as alone:
         about, here = prepare(Path(place), own, threads), {"environment": host.environment(), "alone": alone}
-        # the sides run in a folder of their own
+        # the sides run in a folder of their own, so paths must be absolute
         pythons = {"ours": sys.executable, "theirs": os.path.abspath(own.peers)}
         for name in own.only or PAIRS:
             rows.append(compare(name, Path(place), pythons, threads) | here)
             print(_line(rows[-1]), flush=True)
             table = merged(out, about, rows) | {"worst": WORST, "not_compared": NOT_COMPARED}
-            # hours: none is lost
+            # written after every pair, since all of them take hours
             out.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
     wrong = verdict(rows)
     print("\n".join(wrong), file=sys.stderr)
@@ -681,8 +693,10 @@ def main(argv: list[str]) -> int:
 
 
 def beside_authors(own: argparse.Namespace) -> int:
-    """OWQ and SpQR beside their authors' loops: the rows go into the table; exit code 1 if a loop failed or
-    ours leaves more error."""
+    """Compare OWQ and SpQR with their authors' code, and write the rows into the table.
+
+    Exit code 1 if their code failed, or if ours leaves more error.
+    """
     from compression import models, texts
     from evaluation.benches import authors
 
@@ -716,12 +730,14 @@ def beside_authors(own: argparse.Namespace) -> int:
 
 
 def merged(file: Path, about: dict, rows: list[dict]) -> dict:
-    """The table with these rows beside those in `file` that were measured on the same weights and texts, in
-    the order of PAIRS."""
+    """The table with these rows, in the order of PAIRS.
+
+    Rows in `file` stay if they were measured on the same weights and texts.
+    """
     old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     same = all(old.get(k) == about[k] for k in ("weights_hash", "protocol", "calibration"))
     by_name = {row["name"]: row for row in (old["rows"] if same else [])} | {row["name"]: row for row in rows}
-    # another comparison's, which has its own texts
+    # the rows of the other comparison, which has its own texts
     beside = {"authors": old["authors"]} if "authors" in old else {}
     return about | {"rows": [by_name[name] for name in PAIRS if name in by_name]} | beside
 
@@ -731,9 +747,8 @@ def _line(row: dict) -> str:
         return f"{row['name']:<18} failed: {row['failed']}"
     ours, theirs, error = row["ours"], row["theirs"], row["ratio_stderr"] or 0
     return (
-        f"{row['name']:<18} ours {ours['perplexity']:8.3f}  {row['package']:<14} "
-        f"{theirs['perplexity']:8.3f}  "
-        f"ratio {row['ratio']:.4f} +- {error:.4f}  seconds {ours['compress_seconds']:.1f} and "
+        f"{row['name']:<18} ours {ours['perplexity']:8.3f}  {row['package']:<14} {theirs['perplexity']:8.3f} "
+        f" ratio {row['ratio']:.4f} +- {error:.4f}  seconds {ours['compress_seconds']:.1f} and "
         f"{theirs['compress_seconds']:.1f}"
     )
 

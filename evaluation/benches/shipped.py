@@ -1,13 +1,16 @@
-"""Measure the results that ship in assets/results: `make measure`, or
+"""Measures the results that ship in assets/results: `make measure`, or
 
     python -m evaluation measure [page|gates|domain|calibration] [--text FILE --calibration FILE]
 
-`page` fills the first screen: the offline model in exactly the page's default protocol. `gates` holds the
-orderings that the tests check on 32k tokens of WikiText-2; without a network give the test file (raw) and a
-calibration text by path. `domain` fine-tunes to a text that the model hardly knows, over four bits and over
-sixteen. `calibration` is some of the gates once more, calibrated on a text of another kind than the one that
-they are measured on. None is timed: a time belongs to the machine that looks at it. A run whose stored result
-the code still gives (evaluation/running/witness.py) is skipped.
+page         fills the first screen: the offline model in exactly the page's default protocol.
+gates        the orderings that the tests check on 32k tokens of WikiText-2. Without a network, give the raw
+             test file and a calibration text by path.
+domain       fine-tunes four-bit and 16-bit weights to a text that the model hardly knows.
+calibration  some of the gates once more, calibrated on a text of another kind than the one that they are
+             measured on.
+
+None is timed, because a time belongs to the machine that it was taken on. A run is skipped if the code still
+gives its stored result (evaluation/running/witness.py).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from evaluation.store import Store
 
 RESULTS = ROOT / "assets" / "results"
 GROUPS = ("page", "gates", "domain", "calibration")
-UNKNOWN = 180.0  # seconds of a run that was never measured
+UNKNOWN = 180.0  # seconds that are assumed for a run that was never measured
 
 PAGE = (
     "none",
@@ -49,7 +52,8 @@ PAGE = (
     "magnitude --sparsity 0.5",
 )
 
-# gates for the order of the widths alone: at 8 bits nothing is lost, at 2 nothing is left of so small a model
+# gates that only show the order of the widths: at 8 bits nothing is lost, at 2 bits this small model is
+# broken
 LADDER = (
     "rtn --bits 2",
     "gptq --bits 8",
@@ -63,7 +67,7 @@ LADDER = (
     "zeroquant --bits 3",
 )
 
-# ten minutes on two slow cores
+# it takes ten minutes on two slow cores
 TAUGHT = "--rank 16 --learning_rate 0.002 --train_tokens 32768 --train_minutes 120"
 
 DOMAIN = {
@@ -71,9 +75,9 @@ DOMAIN = {
     "nf4 --double true": (0,),
     f"lora {TAUGHT}": range(3),
     f"qlora {TAUGHT}": range(3),
-}  # its seeds; on UNICODE_TEXT
+}  # recipe -> its seeds; measured on UNICODE_TEXT
 
-ELSEWHERE = (  # gates that read a text, measured on the gates' text and calibrated on BUILTIN_TEXT
+ELSEWHERE = (  # gates that read a text; here they are measured on the gates' text, calibrated on BUILTIN_TEXT
     "gptq --bits 4", "gptq --bits 3", "awq --bits 4", "owq --bits 4", "owq --bits 3", "spqr --bits 4",
     "smoothquant --activations tensor", "smoothquant --activations tensor --smooth false",
 )  # fmt: skip
@@ -83,20 +87,22 @@ RUN_FIELDS = {
     "cache_keys": str,
     "table_bits": int,
     "activations": str,
-}  # of a run, that a recipe's words may carry
+}  # fields of a run that a recipe's words may set
 
 
 def recipe(words: str) -> tuple[tuple[str, dict], ...]:
-    """ "wanda --sparsity 0.5 + gptq --bits 4" -> (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits":
-    "4"}))."""
+    """The recipe that words describe.
+
+    "wanda --sparsity 0.5 + gptq --bits 4" -> (("wanda", {"sparsity": "0.5"}), ("gptq", {"bits": "4"})).
+    """
     return asked(words)[0]
 
 
 def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
-    """(recipe, fields of the run that the words name): "none --cache_bits 8" -> ((("none", {}),),
-    {"cache_bits": 8}).
+    """(recipe, fields of the run) that words describe.
 
-    A flag that the method itself declares is the method's.
+    "none --cache_bits 8" -> ((("none", {}),), {"cache_bits": 8}). A flag belongs to the method if the method
+    declares it.
     """
     steps = []
     fields: dict[str, Any] = {}
@@ -110,8 +116,10 @@ def asked(words: str) -> tuple[tuple[tuple[str, dict], ...], dict]:
 
 
 def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list[tuple[str, RunSpec]]:
-    """(recipe in words, run) of a group, the original first; a recipe with several seeds is there once a
-    seed."""
+    """(recipe in words, run) of a group, the original first.
+
+    A recipe with several seeds is listed once for each seed.
+    """
     if group == "page":
         return [(w, _spec(w, text=BUILTIN_TEXT, **_fields("quick"))) for w in PAGE]
     fields = _fields("standard") | {"table_bits": 16}
@@ -143,9 +151,12 @@ def _fields(preset: str) -> dict[str, Any]:
 
 
 def file_name(spec: RunSpec, group: str) -> str:
-    """ "gates-gptq-4-group_size_64.json": the group, then each step with its main parameters, and by name
-    those others that differ from their defaults; then a cache in few bits, and a seed but 0. Two runs of a
-    group never share a name."""
+    """A result's file name, e.g. "gates-gptq-4-group_size_64.json".
+
+    It has the group, then each step with its main parameters and, by name, the others that differ from their
+    defaults; then the bits of a quantized cache, and a seed other than 0. Two runs of a group never share a
+    name.
+    """
     steps = []
     for method, params in spec.methods:
         values = params.json()
@@ -165,12 +176,12 @@ def file_name(spec: RunSpec, group: str) -> str:
 
 
 def _named(name: str, value) -> str:
-    """ "clip" or "no_clip" of a switch, else "group_size_64"."""
+    """ "clip" or "no_clip" for a switch, else e.g. "group_size_64"."""
     return {True: name, False: f"no_{name}"}[value] if isinstance(value, bool) else f"{name}_{_plain(value)}"
 
 
 def _plain(value) -> str:
-    """A value as file names may have it: "2of4", "0.5", "row"."""
+    """A value as it may stand in a file name: "2of4", "0.5", "row"."""
     return (
         "row"
         if value == -1
@@ -181,27 +192,28 @@ def _plain(value) -> str:
 
 
 def stored(file: Path) -> Result | None:
-    """The result in a file of this folder, None if there is none."""
+    """The result in a file of this folder; None if there is none."""
     return Result.parse(json.loads(file.read_text("utf-8"))) if file.is_file() else None
 
 
 def why_stale(result: Result | None) -> list[str]:
-    """What the code gives otherwise than when the result was measured, a line each; nothing if it gives the
-    same."""
+    """Where today's code differs from the code that measured a result, a line each; [] if it agrees."""
     if result is None or result.status != "ok":
         return ["not measured yet"]
     return witness.differences(partial(witness.of_run, result.spec), result.witness)
 
 
 def seconds(result: Result | None) -> float:
-    """How long a run took when it was measured last; UNKNOWN if it never was."""
+    """How long a run took when it was last measured; UNKNOWN if it never was."""
     parts = ("load_seconds", "compress_seconds", "evaluate_seconds")
     return sum(result.metrics.get(part, 0.0) for part in parts) if result else UNKNOWN
 
 
 def due(specs: Iterable[tuple[str, RunSpec]]) -> list[tuple[str, RunSpec, float]]:
-    """(group, run, seconds that it takes) of those whose result is missing or stale; what is different is
-    printed."""
+    """(group, run, seconds that it takes) of the runs whose result is missing or stale.
+
+    What differs is printed.
+    """
     found = []
     for group, spec in specs:
         result = stored(RESULTS / file_name(spec, group))
@@ -215,7 +227,7 @@ def due(specs: Iterable[tuple[str, RunSpec]]) -> list[tuple[str, RunSpec, float]
 
 
 def publish(result: Result, group: str) -> Path:
-    """Write a result for shipping: without an artifact, texts named by their files."""
+    """Write a result for shipping: without an artifact, and with texts named by their files."""
     spec = dataclasses.replace(
         result.spec, text=Path(result.spec.text).name, calibration=Path(result.spec.calibration).name
     )
@@ -231,8 +243,10 @@ def publish(result: Result, group: str) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Measure what is missing or stale; exit code 1 if a run failed. Stopped and begun again, it goes on
-    where it was."""
+    """Measure what is missing or stale; exit code 1 if a run failed.
+
+    If it is stopped and started again, it goes on where it was.
+    """
     from evaluation.running.run import run
 
     parser = argparse.ArgumentParser(prog="python -m evaluation measure", description=__doc__.split("\n")[0])

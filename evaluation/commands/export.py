@@ -2,10 +2,10 @@
 
     python -m evaluation export ARTIFACT OUT --format gptq_v2
 
-ARTIFACT is a folder that a run saved, or its name in the store (`artifact` in the run's result). One JSON
-object on standard output: the file's bytes, notes, and both perplexities (of an adapter for PEFT none: its
-base is not in the folder). Exit code 0; 1 if the model can't be exported or what is read back doesn't predict
-the same; 2 for a bad argument.
+ARTIFACT is a folder that a run saved, or its name in the store (`artifact` in the run's result). It prints
+one JSON object: the file's bytes, notes, and both perplexities. (An adapter for PEFT has none, because its
+base is not in the folder.) Exit code 0; 1 if the model can't be exported, or if what is read back doesn't
+predict the same; 2 for a bad argument.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from evaluation.measuring.perplexity import perplexity, ratio
 from evaluation.spec import BUILTIN_TEXT, TEXT_CHOICES
 from evaluation.store import Store
 
-SAME = 1e-3  # relative difference of two perplexities: tables written back in 16 bits, another order of sums
+# relative difference of two perplexities that still counts as the same: tables are written back in 16 bits,
+# and sums are taken in another order
+SAME = 1e-3
 
 
 def export_and_measure(source: Path, out: Path, form: str, windows: Windows | None) -> dict:
-    """Export the artifact in `source` to `out`; with windows, the perplexity before and of what was read
-    back."""
+    """Export the artifact in `source` to `out`.
+
+    With windows, also give the perplexity before, and that of the model that was read back.
+    """
     label = json.loads((source / artifact.MANIFEST).read_text("utf-8"))["about"].get("label", "compressed")
     bundle = artifact.load(source)
     size, notes = export.write(bundle, out, form, label)

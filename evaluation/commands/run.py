@@ -1,9 +1,9 @@
-"""The command line of `python -m evaluation run`; flags of a method come from its declared parameters.
+"""The command line of `python -m evaluation run`; a method's flags come from its declared parameters.
 
-METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags] [--json]
+    METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags] [--json]
 
-A flag that the method before it declares is the method's, any other the run's. `METHOD --help` lists a
-method's own.
+A flag belongs to the method before it if that method declares it, else to the run. `METHOD --help` lists the
+flags of a method.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ EPILOG = (
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0 for status ok, 2 for bad arguments, 1 for anything else."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that knows few characters
+    """Do a run. Returns the exit code: 0 for status ok, 2 for bad arguments, 1 for anything else."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal whose encoding has few characters
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -98,8 +98,10 @@ def main(argv: list[str]) -> int:
 
 
 def watched(argv: list[str]) -> int:
-    """`main` in a process of its own, so that somebody is left to tell how it ended; its exit code, 1 if it
-    was killed."""
+    """`main` in a process of its own, so that this one can say how it ended.
+
+    Returns its exit code, 1 if it was killed.
+    """
     if not hasattr(os, "fork") or not argv or {"--help", "-h", "--list"} & set(argv):
         return main(argv)
     kills, parent = limits.oom_kills(), os.getpid()
@@ -113,11 +115,11 @@ def watched(argv: list[str]) -> int:
         signal.signal(getattr(signal, name), lambda number, frame: os.kill(child, number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells the child itself
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else _died(argv, *deaths.told(code, kills=kills))
+    return code if code >= 0 else _died(argv, *deaths.of_exit(code, kills=kills))
 
 
 def _leave_with(parent: int) -> None:
-    """Be killed when the parent is (Linux)."""
+    """Ask the system to kill this process when its parent ends (Linux)."""
     try:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
     except (OSError, AttributeError):
@@ -127,7 +129,7 @@ def _leave_with(parent: int) -> None:
 
 
 def _died(argv: list[str], status: Status, error: dict) -> int:
-    """What a run that was killed leaves: its record, and its end on the screen."""
+    """Write the record of a run that was killed, and print how it ended."""
     own, steps = split(argv)
     result = Result(
         key="", spec=request(own, steps), status=status, error=error, environment=host.environment()
@@ -137,12 +139,12 @@ def _died(argv: list[str], status: Status, error: dict) -> int:
         store.sweep()
         result = store.put(result)
     except OSError:
-        pass  # then it is only printed
+        pass  # the record can't be written: the end is only printed
     return _print(own, result)
 
 
 def _store(own: argparse.Namespace) -> Store:
-    """Where the results go. Raises OSError if the folder that was asked for can't be written."""
+    """The store where results go. Raises OSError if the folder that was asked for can't be written."""
     store = Store(Path(own.out) if own.out else None)
     if own.out and store.read_only:
         raise OSError(f"--out {own.out} can't be written: {why_temporary(store.home)}")
@@ -150,7 +152,7 @@ def _store(own: argparse.Namespace) -> Store:
 
 
 def _json(x, **how) -> str:
-    """JSON as the terminal can show it."""
+    """JSON in characters that the terminal can show."""
     return json.dumps(
         x,
         ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf"),
@@ -161,7 +163,7 @@ def _json(x, **how) -> str:
 
 
 def _print(own: argparse.Namespace, result: Result) -> int:
-    """A result on the screen; its exit code."""
+    """Print a result; returns its exit code."""
     try:
         print(_json(result.json()) if own.json else _summary(result), flush=True)
     except OSError as error:
@@ -173,14 +175,14 @@ def _print(own: argparse.Namespace, result: Result) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors as exceptions, so that the exit code and the wording are ours."""
+    """Raises errors as exceptions, so that the exit code and the wording are ours."""
 
     def error(self, message: str):
         raise BadParam(message)
 
 
 def _parser() -> _Parser:
-    """Of the run's own flags."""
+    """The parser of the run's own flags."""
     parser = _Parser(
         prog="python -m evaluation run",
         usage="%(prog)s METHOD [--PARAM VALUE ...] [+ METHOD ...] [run flags]",
@@ -208,12 +210,12 @@ def _method_help(method: Method) -> str:
             if f["hi"] is not None
             else f["type"]
         )
-        told = (
+        help_text = (
             f"{f['help']} Default {json.dumps(f['default'])}; "
             f"{'true or false' if f['type'] == 'bool' else allowed}."
         )
         group.add_argument(
-            "--" + f["name"].replace("_", "-"), metavar=f["type"].upper(), help=told.replace("%", "%%")
+            "--" + f["name"].replace("_", "-"), metavar=f["type"].upper(), help=help_text.replace("%", "%%")
         )
     return parser.format_help().strip()
 
@@ -223,7 +225,7 @@ def split(argv: list[str]) -> tuple[argparse.Namespace, list[tuple[str, dict[str
     ours, switches = {flag for flag, _, _ in RUN_FLAGS}, {flag for flag, _ in SWITCHES}
     steps: list[tuple[str, dict[str, str]]] = []
     rest, declared, fresh = [], set(), True
-    missing = "\0"  # no argument of a command can be that
+    missing = "\0"  # a value that no argument of a command can have
     words = iter("--help" if word == "-h" else word for word in argv)
     for word in words:
         flag, equals, value = word.removeprefix("--").partition("=")

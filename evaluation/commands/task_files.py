@@ -1,11 +1,11 @@
-"""One model, several tasks: swap task files into a compressed model and see what each makes of it.
+"""Swaps task files into one compressed model, and compares what each of them makes of it.
 
     python -m evaluation task-files FOLDER a/task.safetensors b/task.safetensors --text a.txt --prompt "The"
 
-FOLDER is what a run of `peqa` saved, or its name in the store. The model is loaded once; then, for the scales
-that it came with and for each file in turn, one row: the milliseconds of the swap, the perplexity on the text
-and how the prompt goes on. One JSON object on standard output. Exit code 0; 1 for a file of other integers; 2
-for a bad argument.
+FOLDER is what a run of `peqa` saved, or its name in the store. The model is loaded once. There is one row for
+the scales that it came with, and one for each file in turn: the milliseconds of the swap, the perplexity on
+the text, and how the prompt goes on. It prints one JSON object. Exit code 0; 1 if a file belongs to other
+integers; 2 for a bad argument.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from evaluation.store import Store
 def compare(
     bundle: Bundle, files: list[Path], windows: Windows | None, prompt: str = "", new_tokens: int = 32
 ) -> list[dict]:
-    """A row for the model as it is (file None) and for each task file, swapped in in that order. Raises
-    TaskRefused."""
+    """A row for the model as it is (file None), then one for each task file, swapped in in this order.
+
+    Raises TaskRefused.
+    """
     rows = []
     for file in (None, *files):
         row: dict[str, Any] = {"file": file and str(file)}

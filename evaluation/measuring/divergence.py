@@ -7,10 +7,9 @@ from torch import Tensor
 
 
 def kl_divergence(original: Tensor, compressed: Tensor) -> Tensor:
-    """KL(original || compressed) in nats for each row of float32 logits [n, vocabulary]: [n], never below
-    0."""
+    """KL(original || compressed) in nats for each row of float32 logits [n, vocabulary]: [n], at least 0."""
     log_p, log_q = torch.log_softmax(original, -1), torch.log_softmax(compressed, -1)
-    # in place: a fresh page for every logit costs more than the arithmetic
+    # in place: allocating a new tensor of this size costs more than the arithmetic
     difference = log_q.neg_().add_(log_p)
     return log_p.exp_().mul_(difference).sum(-1).clamp_min(0)
 

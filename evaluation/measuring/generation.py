@@ -14,7 +14,7 @@ def repeat_rate(tokens: Sequence[int], n: int = NGRAM) -> float:
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two continuations share before they part (their length if they never do)."""
+    """How many tokens two continuations share before they differ (their length if they never do)."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

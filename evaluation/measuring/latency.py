@@ -1,7 +1,7 @@
-"""How fast a model answers, batch 1: the compressed model and the original, in one process, each by its best
-path and the original by transformers' own loop too.
+"""Times how fast the compressed model and the original answer, at batch 1 and in one process.
 
-Rounds alternate between them, so that a slow phase of the machine hits all. Medians over rounds and steps.
+Each runs by its best path, and the original by transformers' own loop too. Rounds alternate between them, so
+that a slow phase of the machine hits all. The figures are medians over rounds and steps.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from kernels.bench import read_bandwidth
 
 PROMPT_TOKENS, NEW_TOKENS, WARM_UPS, ROUNDS = 128, 17, 2, 3
 
-# starts a text: a function from ids to the last token's logits
+# a function that starts a text: it returns a function from ids to the last token's logits
 Begin = Callable[[], Callable[[Tensor], Tensor]]
 
 
 def lengths(positions: int, available: int) -> tuple[int, int]:
-    """(prompt tokens, new tokens) that are timed on a model of so many positions; (0, 0) where it can't be: a
-    second token must fit behind the first."""
+    """(prompt tokens, new tokens) that are timed on a model of `positions` positions.
+
+    (0, 0) if it can't be timed: a second new token must fit after the first.
+    """
     prompt, new = fitted(positions, available, PROMPT_TOKENS, NEW_TOKENS)
     return (prompt, new) if new >= WARM_UPS else (0, 0)
 
 
 def left_out(positions: int, available: int) -> list[Note]:
-    """What of the timing differs from its definition."""
+    """Notes on where the timing differs from its definition."""
     prompt, new = lengths(positions, available)
     if (prompt, new) == (PROMPT_TOKENS, NEW_TOKENS):
         return []
@@ -49,13 +51,15 @@ def left_out(positions: int, available: int) -> list[Note]:
 def ways(
     compressed: Bundle | None, original: Bundle, room: int = PROMPT_TOKENS + NEW_TOKENS
 ) -> dict[str, Begin]:
-    """What is timed over `room` tokens, by name: "compressed", "original" (16-bit weights),
-    "original_float32" (if memory allows) and "transformers" (float32, its own loop); where the decode step
-    serves nobody, the compressed model and the original by transformers' loop."""
+    """What is timed over `room` tokens, by name.
+
+    "compressed", "original" (16-bit weights), "original_float32" (if memory allows) and "transformers"
+    (float32, its own loop). Where the decode step serves neither model, both run by transformers' loop.
+    """
     found = {} if compressed is None else {"compressed": lambda: stepper(compressed, 1, room)}
     found["original"] = lambda: stepper(original, 1, room)
     if engine.serve(original):
-        if available_bytes() > 1.5 * resident_bytes(original.module):  # its tiles take as much again
+        if available_bytes() > 1.5 * resident_bytes(original.module):  # its tiles take as much memory again
             wide = engine.decoder(original, torch.float32)
             found["original_float32"] = lambda: wide.session(1, room).run
         found["transformers"] = lambda: transformers_stepper(original)
@@ -76,7 +80,7 @@ def one_round(begin: Begin, prompt: Tensor, new_tokens: int = NEW_TOKENS) -> tup
 def compare(
     named: dict[str, Begin], prompt: Tensor, rounds: int = ROUNDS, new_tokens: int = NEW_TOKENS
 ) -> dict[str, dict[str, float]]:
-    """Timings of each, measured side by side after `WARM_UPS` tokens each."""
+    """The timings of each, measured in turns after `WARM_UPS` tokens each."""
     first: dict[str, list[float]] = {name: [] for name in named}
     later: dict[str, list[float]] = {name: [] for name in named}
     for begin in named.values():
@@ -90,9 +94,9 @@ def compare(
 
 
 def share_of_limit(bundle: Bundle, seconds: float) -> dict[str, float]:
-    """How much of this machine's memory bandwidth a step of `seconds` used, {} where no decode step serves.
+    """The share of this machine's memory bandwidth that a step of `seconds` used; {} without a decode step.
 
-    Small models stand partly in the processor's cache, so their share can pass 1.
+    Parts of a small model stay in the processor's cache, so its share can be more than 1.
     """
     if not (decoder := engine.serve(bundle)):
         return {}
@@ -106,7 +110,7 @@ def share_of_limit(bundle: Bundle, seconds: float) -> dict[str, float]:
 
 
 def summary(first: list[float], later: list[float], prompt_tokens: int) -> dict[str, float]:
-    """Metrics from seconds to the first token and seconds per later token."""
+    """Metrics from the seconds to the first token and the seconds of each later token."""
     begin, step = statistics.median(first), statistics.median(later)
     return {
         "time_to_first_token_ms": 1e3 * begin,

@@ -1,8 +1,8 @@
-"""One pass over the windows feeds every metric of likelihood and divergence.
+"""Measures a model: one pass over the windows feeds every metric of likelihood and divergence.
 
-The original is measured once a protocol and leaves behind, in the store's baseline folder: its final hidden
-states (float32, from which its logits are rebuilt a few rows at a time, so that nothing of vocabulary size is
-kept), its token losses, its short-context states and its greedy continuations.
+The original is measured once in each protocol, and leaves in the store's baseline folder: its final hidden
+states, its token losses, its short-context states and its greedy continuations. The hidden states are
+float32; its logits are rebuilt from them a few rows at a time, so that nothing of vocabulary size is kept.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ class Baseline:
 
     hidden: Tensor  # [n, window, hidden] float32, mapped from disk
     losses: Tensor  # [n, window - 1]
-    short_hidden: Tensor  # [windows, 32, hidden]; no windows where the model or the text is shorter
+    short_hidden: Tensor  # [windows, 32, hidden]; no windows if the model or the text is shorter than 32
     texts: list[list[int]]  # greedy continuations
     head: nn.Module  # the original's own head
 
     @classmethod
     def load(cls, folder: Path, head: nn.Module) -> Baseline | None:
-        """Read what a run of the original left in `folder`, None if it isn't there."""
+        """Read what a run of the original left in `folder`; None if it isn't there."""
         from safetensors.torch import load_file
 
         if not (folder / INDEX).is_file():
             return None
         index = json.loads((folder / INDEX).read_text("utf-8"))
         if (folder / "hidden.f32").stat().st_size != 4 * math.prod(index["shape"]):
-            return None  # cut short: reading what isn't there would end the process
+            return None  # the file was cut short: reading a mapped file beyond its end would kill the process
         small = load_file(folder / "small.safetensors")
         hidden = _mapped(folder / "hidden.f32", index["shape"])
         return cls(hidden, small["losses"], small["short_hidden"], index["texts"], head)
@@ -67,8 +67,10 @@ def _mapped(file: Path, shape: list[int]) -> Tensor:
 
 
 def _reserved(file: Path, size: int) -> Path:
-    """An empty file that has its room on the disk: a mapped one that finds none while it is written ends the
-    process."""
+    """An empty file whose room on the disk is reserved.
+
+    If a mapped file found no room while it is written, the process would be killed.
+    """
     check_room(file, size)
     with file.open("wb") as opened:
         if hasattr(os, "posix_fallocate"):
@@ -86,8 +88,10 @@ def _leave(folder: Path, shape, losses: Tensor, short_hidden: Tensor, texts: lis
 
 
 class OriginalHead(nn.Module):
-    """The original's head beside a compressed model: 16-bit weights, widened a block of the vocabulary at a
-    time."""
+    """The original's head, used beside a compressed model.
+
+    It keeps 16-bit weights, and widens a block of the vocabulary at a time.
+    """
 
     BLOCK = 8_192
 
@@ -102,8 +106,10 @@ class OriginalHead(nn.Module):
 
 
 def left_out(positions: int, windows: Windows) -> list[Note]:
-    """What `measure` can't measure, or only in part, of a model that reads so many positions, over these
-    windows."""
+    """Notes on what `measure` can't measure over these windows, or only in part.
+
+    positions: how many tokens the model can read.
+    """
     notes = []
     if _short_windows(positions, windows) == 0:
         notes.append(Note("no_short_context", {"need": SHORT_CONTEXT}))
@@ -121,10 +127,10 @@ def measure(
     record: Path | None = None,
     recorder: Recorder = QUIET,
 ) -> tuple[dict[str, float], dict[str, list]]:
-    """(metrics, series) of a model over windows. With a baseline also everything that compares with the
-    original.
+    """(metrics, series) of a model over windows.
 
-    record: the folder to leave a baseline in (for a run of the original).
+    With a baseline they also have everything that compares with the original. record: the folder to leave a
+    baseline in, for a run of the original.
     """
 
     def check():
@@ -180,8 +186,10 @@ def _width(bundle: Bundle) -> int:
 
 
 def _window(bundle: Bundle, hidden: Tensor, ids: Tensor, reference) -> tuple[Tensor, Tensor | None, int, int]:
-    """(losses, kl, right next tokens, tokens on which both agree) over one window's final states [window,
-    hidden]."""
+    """One window's figures from its final states [window, hidden].
+
+    They are (losses, kl, right next tokens, tokens on which both models agree).
+    """
     head, vocabulary, targets = head_of(bundle), vocabulary_of(bundle), ids[1:].to(hidden.device)
     losses = torch.empty(len(targets))
     kl = torch.empty(len(targets)) if reference else None
@@ -212,8 +220,10 @@ def _likelihood(losses: Tensor, hits: int, windows: Windows) -> dict[str, float]
 
 
 def _known(found: dict[str, float]) -> dict[str, float]:
-    """Without the errors that one window doesn't tell. Any other number that isn't finite stays, and the run
-    fails by it."""
+    """The metrics without standard errors that a single window can't give.
+
+    Any other number that isn't finite stays, and the run fails by it.
+    """
     return {k: v for k, v in found.items() if not (k.endswith("_stderr") and math.isnan(v))}
 
 
@@ -231,13 +241,15 @@ def _comparison(losses: Tensor, kl: Tensor, same: int, baseline: Baseline) -> di
 
 
 def _short_windows(positions: int, windows: Windows) -> int:
-    """How many contexts of 32 tokens are measured."""
+    """How many contexts of 32 tokens are measured in these windows."""
     return min(SHORT_WINDOWS, windows.ids.numel() // SHORT_CONTEXT) if positions >= SHORT_CONTEXT else 0
 
 
 def _short(bundle: Bundle, windows: Windows, baseline: Baseline | None) -> tuple[Tensor, dict[str, float]]:
-    """Final states on contexts of 32 tokens, and how far they are from the original's; none where there is no
-    such context."""
+    """Final states on contexts of 32 tokens, and how far they are from the original's.
+
+    Both are empty if there is no such context.
+    """
     count = _short_windows(bundle.geometry.positions, windows)
     if count == 0:
         return torch.empty(0, SHORT_CONTEXT, _width(bundle)), {}
@@ -263,8 +275,10 @@ def _short(bundle: Bundle, windows: Windows, baseline: Baseline | None) -> tuple
 def continuations(
     bundle: Bundle, windows: Windows, check: Callable[[], None] = lambda: None
 ) -> list[list[int]]:
-    """Greedy continuations of prompts cut from the evaluation text, all in one batch; shorter ones where the
-    model has no room."""
+    """Greedy continuations of prompts cut from the evaluation text, all in one batch.
+
+    They are shorter if the model can't read that many tokens.
+    """
     prompt, new = fitted(bundle.geometry.positions, windows.ids.shape[1], PROMPT_TOKENS, NEW_TOKENS)
     steps = []
     for token in generate(bundle, windows.ids[:PROMPTS, :prompt], new):
@@ -274,9 +288,9 @@ def continuations(
 
 
 def _texts(texts: list[list[int]], baseline: Baseline | None) -> dict[str, float]:
-    told = len(texts[0]) >= generation.NGRAM  # fewer tokens can't repeat anything
-    found = {"repeat_rate": sum(map(generation.repeat_rate, texts)) / len(texts)} if told else {}
-    if baseline and told:
+    long_enough = len(texts[0]) >= generation.NGRAM  # fewer tokens can't repeat anything
+    found = {"repeat_rate": sum(map(generation.repeat_rate, texts)) / len(texts)} if long_enough else {}
+    if baseline and long_enough:
         found["baseline_repeat_rate"] = sum(map(generation.repeat_rate, baseline.texts)) / len(baseline.texts)
     if baseline:
         parted = [generation.first_difference(a, b) for a, b in zip(texts, baseline.texts, strict=True)]

@@ -1,4 +1,4 @@
-"""Sizes and memory, counted from tensors and read from the system; never from a formula."""
+"""Counts a model's sizes from its tensors, and reads its memory from the system; never from a formula."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from compression.bundle import Bundle, Geometry
 from compression.packed.base import Packed
 from compression.packed.linear import CompressedLinear, CompressedTable
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 
 
 def resident_bytes(module: nn.Module) -> int:
-    """Bytes of all live tensors of a model, the tiles that the kernels read included, shared storage once."""
+    """Bytes of all live tensors of a model, with the tiles that kernels read; shared storage counts once."""
     tiles = [
         t
         for m in module.modules()
@@ -33,8 +33,10 @@ def resident_bytes(module: nn.Module) -> int:
 
 
 def sizes(bundle: Bundle, ids: Tensor) -> dict[str, float]:
-    """Bytes as stored, parameters, bytes in memory, bytes of the key-value cache a token. ids: some tokens
-    [n, length] int64 that the model can read."""
+    """Bytes as stored, parameters, bytes in memory, and bytes of the key-value cache for each token.
+
+    ids: some tokens [n, length] int64 that the model can read.
+    """
     from compression import artifact
 
     return {
@@ -46,8 +48,10 @@ def sizes(bundle: Bundle, ids: Tensor) -> dict[str, float]:
 
 
 def cache_bytes(bundle: Bundle, ids: Tensor) -> int:
-    """Bytes that one token adds to the key-value cache, read from a real cache; with keys by channel on
-    average over a usual length."""
+    """Bytes that one token adds to the key-value cache, read from a real cache.
+
+    If keys share a scale by channel, it is the average over a usual length.
+    """
     from compression import kv_cache, sample
 
     cache = sample.new_cache(bundle)
@@ -62,12 +66,13 @@ def cache_bytes(bundle: Bundle, ids: Tensor) -> int:
 
 
 def matrices(module: nn.Module, original: Geometry) -> dict[str, float]:
-    """What the blocks' matrices take: bytes as stored, bytes of the original's in 16 bits, numbers left of
-    the original's (those that aren't in removed places; of two thin factors their own), and stored bits per
-    weight.
+    """What the blocks' matrices take.
 
-    Bits divide by the original matrices' counts, whatever was cut out since; what isn't compressed has 16
-    bits.
+    Bytes as stored; bytes of the original's in 16 bits; how many numbers are left of the original's; stored
+    bits per weight. Numbers in removed places are not left; two thin factors count their own numbers.
+
+    Bits divide by the count of the original matrices, whatever was cut out since. A matrix that isn't
+    compressed has 16 bits.
     """
     linears = [module.get_submodule(path) for path, _, _ in arch.linears(module)]
     packed = [m.packed for m in linears if isinstance(m, CompressedLinear)]
@@ -84,8 +89,10 @@ def matrices(module: nn.Module, original: Geometry) -> dict[str, float]:
 
 
 def kept_weights(packed: Packed) -> int:
-    """How many numbers a format holds of a matrix: those outside of its mask; of two thin factors their
-    own."""
+    """How many numbers a format holds of a matrix.
+
+    Places that its mask removes don't count. Two thin factors count their own numbers.
+    """
     if isinstance(packed, LowRank):
         return packed.u.numel() + packed.v.numel()
     if isinstance(packed, Sum):
@@ -95,8 +102,7 @@ def kept_weights(packed: Packed) -> int:
 
 
 def kernels_used(module: nn.Module) -> list[str]:
-    """Names of the kernels that serve a model's compressed matrices, most used first; none if all are
-    plain."""
+    """Names of the kernels that serve a model's compressed matrices, most used first; [] if none is."""
     packed = [m.packed for m in module.modules() if isinstance(m, (CompressedLinear, CompressedTable))]
     names = [p.kernel for p in packed]
     return sorted(set(names), key=lambda n: -names.count(n))
@@ -108,7 +114,7 @@ def has_plain(module: nn.Module) -> bool:
 
 
 def peak_bytes() -> int | None:
-    """The process's resident high-water mark since it started or since `reset_peak`, None where unknown."""
+    """The most memory that the process has held since `reset_peak` or its start; None where unknown."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -122,8 +128,10 @@ def peak_bytes() -> int | None:
 
 
 def reset_peak() -> bool:
-    """Start the high-water mark anew; False where the system doesn't allow it (then it counts from the
-    start)."""
+    """Start the peak anew.
+
+    False where the system doesn't allow it; the peak then still counts from the process's start.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return True

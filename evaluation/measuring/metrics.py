@@ -1,7 +1,6 @@
-"""The figures that a result has, one declaration each: unit, direction, where its error stands. Pure and
-without torch.
+"""Declares the figures that a result has: for each its unit, its direction, and where its error stands.
 
-Rows are dicts as `Store.rows()` gives them.
+Pure, and without torch. Rows are dicts as `Store.rows()` gives them.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ WITHIN = 1.05  # "about as good": at most this times the original's perplexity
 
 
 def value(row: Row, key: str) -> float | None:
-    """A row's figure, None when it is missing. The original's comparisons with itself hold by definition."""
+    """A row's figure; None if it is missing. The original's comparison with itself is known by definition."""
     found = row.get(key)
     if isinstance(found, (int, float)) and not isinstance(found, bool) and math.isfinite(found):
         return float(found)
@@ -85,7 +84,7 @@ def present(row: Row, key: str) -> float:
 
 
 def error(row: Row, key: str) -> float | None:
-    """The standard error of a row's figure, None when there is none."""
+    """The standard error of a row's figure; None if there is none."""
     name = METRICS[key].error
     return value(row, name) if name else None
 

@@ -1,5 +1,7 @@
-"""Perplexity and what else follows from token losses. Pure functions; losses are nats, [windows, window -
-1]."""
+"""Perplexity and other figures that follow from token losses.
+
+Pure functions; losses are in nats, [windows, window - 1].
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,23 @@ from torch import Tensor
 def perplexity(losses: Tensor) -> tuple[float, float]:
     """(perplexity, standard error): exp of the mean of the windows' mean losses (the GPTQ papers' protocol).
 
-    The error is that of the mean over windows, carried through exp (delta method); nan with a single window.
+    The error is that of the mean over windows, carried through exp (delta method); nan for a single window.
     """
     mean, error = mean_and_error(losses.double().mean(1))
     return _exp(mean), _exp(mean) * error
 
 
 def ratio(losses: Tensor, baseline: Tensor) -> tuple[float, float]:
-    """(perplexity ratio to the original, standard error) from paired windows: far tighter than two separate
-    errors."""
+    """(perplexity divided by the original's, standard error), from paired windows.
+
+    The error is much smaller than that of two separate perplexities.
+    """
     mean, error = mean_and_error((losses.double() - baseline.double()).mean(1))
     return _exp(mean), _exp(mean) * error
 
 
 def _exp(x: float) -> float:
-    """e^x, infinite where no float holds it."""
+    """e^x; infinite if no float holds it."""
     return math.inf if x > 709 else math.exp(x)
 
 

@@ -1,7 +1,6 @@
-"""What the pieces of the page show: the card of a run, the error card, the estimate, the answer, the table of
-runs.
+"""What the pieces of the page show: cards of runs and errors, the estimate, the answer, the table of runs.
 
-This file chooses and puts into words; the templates (templates/) make it markup.
+This file chooses what is shown and puts it into words; the templates (templates/) make it markup.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def headline(rows: Sequence[Row], model: str, words: Words) -> str:
 
 
 def _graded(words: Words, row: Row) -> str:
-    """How good a row's model is beside its original, in words."""
+    """How good a row's model is compared with its original, in words."""
     return words("grade." + grade(present(row, "perplexity_ratio"), error(row, "perplexity_ratio")))
 
 
@@ -71,7 +70,7 @@ def _graded(words: Words, row: Row) -> str:
 
 
 def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
-    """What a run will cost; `estimate` is None where nobody knows before the run has begun."""
+    """What a run will cost; `estimate` is None if that is known only after the run has begun."""
     if estimate is None:
         return render("estimate.html", words=words, found=None)
     more = [
@@ -96,7 +95,7 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
 
 
 def error_card(words: Words, error: dict, run_id: str = "", act: str | None = None) -> str:
-    """What happened, what it means, what to do, and a button that does it where one can."""
+    """What happened, what it means, what to do, and a button that does it if there is one."""
     return render("error.html", words=words, error=_error(words, error, run_id, act))
 
 
@@ -128,11 +127,11 @@ def run_card(
     exports: Sequence[str] = (),
     relatives: Mapping[str, Result | None] | None = None,
 ) -> str:
-    """A run in plain words first, its figures one look further.
+    """The card of a run: first what it did in plain words, below that its figures.
 
-    here: it was timed on this machine. seconds: the estimate for making it again. chat: the page can chat.
-    exports: formats of other programs that its model can be had in. relatives: of a run with training, the
-    runs "without" it and its "control", None where they aren't measured yet.
+    here: it was timed on this machine. seconds: the estimate for running it again. chat: the page can chat.
+    exports: formats of other programs that its model can be exported to. relatives: for a run with training,
+    the runs "without" it and its "control"; None for a run that isn't measured yet.
     """
     spec = result.spec
     waiting = failed = run = None
@@ -187,7 +186,7 @@ def _facts(words: Words, result: Result, here: bool) -> list[dict]:
 
 
 def _lines(words: Words, result: Result, here: bool) -> list[str]:
-    """Sizes, what is expected of every result of the kind, and how it was multiplied."""
+    """Sizes, the notes that every result of its kind has, and how its matrices were multiplied."""
     m, lines = result.metrics, []
     if m.get("baseline_file_bytes"):
         sizes = {"now": words.size(m["file_bytes"]), "original": words.size(m["baseline_file_bytes"])}
@@ -213,12 +212,14 @@ def _lines(words: Words, result: Result, here: bool) -> list[str]:
 
 
 def _storage(words: Words, result: Result) -> list[str]:
-    """What the compressed matrices take dense and as they are stored, and whether that is faster too or only
-    smaller."""
+    """Bytes of the compressed matrices, dense and as stored.
+
+    It also says whether the stored form is faster too, or only smaller.
+    """
     m, formats = result.metrics, [row["format"] for row in result.layers if "format" in row]
     if not formats or "kept_weights" not in m:
         return []
-    told = "table" if result.layers[-1].get("role") == "embedding" else formats[-1]  # of the last step
+    stored = "table" if result.layers[-1].get("role") == "embedding" else formats[-1]  # of the last step
     lines = []
     if m["kept_weights"] < m["matrix_weights"]:
         lines.append(
@@ -230,12 +231,14 @@ def _storage(words: Words, result: Result) -> list[str]:
                 stored=words.size(m["matrix_bytes"]),
             )
         )
-    return lines + ([words(f"stored.{told}")] if words.has(f"stored.{told}") else [])
+    return lines + ([words(f"stored.{stored}")] if words.has(f"stored.{stored}") else [])
 
 
 def _against_limits(words: Words, timing: dict) -> str:
-    """How near the step is to what memory delivers, and what the original takes by the same route and by
-    transformers."""
+    """How near a step is to the limit that memory sets.
+
+    Beside it, what the original takes by the same route and by transformers.
+    """
     share, parts = timing.get("limit", {}).get("share_of_read_bandwidth"), []
     if share is not None:
         parts.append(words("card.limit", share=words.share(share)))
@@ -251,15 +254,17 @@ def _against_limits(words: Words, timing: dict) -> str:
 
 
 def _training(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> dict | None:
-    """The curve of a training, and what it is worth: beside the run without it, and beside the same training
-    alone."""
+    """The curve of a training and what the training is worth.
+
+    It is compared with the run without training, and with the same training alone.
+    """
     rows = result.series.get("training")
     if not rows:
         return None
     seen = [row[2] for row in rows if row[2] is not None]
     alt = words("card.training.alt", **words.facts({"first": seen[0], "last": seen[-1]}))
     samples = any(note.get("code") == "distilled" for note in result.notes)
-    # the control is no training of the original
+    # without such a method, the control would be a training of the original, which nobody runs
     off = any(method.control for method, _ in result.spec.trainings)
     lines = [words("card.training.own") if samples else words("card.training")]
     own = result.metrics.get("perplexity_ratio")
@@ -281,8 +286,10 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
 
 
 def _verdict(words: Words, key: str, result: Result, other: Result) -> list[str]:
-    """Whether a result is better than another of the same protocol, window by window; nothing where windows
-    can't be paired."""
+    """Whether a result is better than another of the same protocol, window by window.
+
+    [] if their windows can't be paired.
+    """
     ours, theirs = (r.series.get("window_losses", []) for r in (result, other))
     same = result.protocol_id == other.protocol_id and len(ours) == len(theirs) > 1
     return [words(key, verdict=words.verdict(paired(ours, theirs)))] if same else []
@@ -313,13 +320,13 @@ def _buttons(
 
 
 def _heads(words: Words, original: bool) -> list[str]:
-    """Titles of the table of figures; the original has nothing beside it."""
+    """Titles of the table of figures; the original's table has nothing to compare with."""
     own = words("original") if original else words("card.compressed")
     return [words("card.figure"), own, "" if original else words("card.original")]
 
 
 def _groups(words: Words, m: Mapping, here: bool) -> list[dict]:
-    """All figures by kind, each with its error and the original's; times only of this machine."""
+    """All figures by kind, each with its error and the original's; times only if taken on this machine."""
     groups = []
     for kind in ("quality", "size", "time"):
         figures = [
@@ -345,7 +352,7 @@ def _figure(words: Words, key: str, m: Mapping) -> dict:
 
 
 def _foot(words: Words, result: Result, here: bool, shipped: bool) -> list[str]:
-    """Under the figures: how and when they were measured."""
+    """The lines under the figures: how and when they were measured."""
     foot = [words("card.protocol", protocol=result.protocol_id)]
     if source := result.model.get("calibration"):
         foot.append(words("card.calibrated", source=source))
@@ -367,13 +374,13 @@ def _foot(words: Words, result: Result, here: bool, shipped: bool) -> list[str]:
 
 # --- the table of runs ---
 
-TIMES = (  # figures that hold for the machine on which they were taken
+TIMES = (  # figures that hold only for the machine on which they were taken
     "time_to_first_token_ms",
     "time_per_output_token_ms",
     "prefill_tokens_per_second",
     "decode_tokens_per_second",
 )
-COLUMNS = {  # of figures: the column's name -> its metric
+COLUMNS = {  # columns of figures: the column's name -> its metric
     "size": "file_bytes",
     "ratio": "perplexity_ratio",
     "same": "same_top_token_rate",
@@ -383,7 +390,7 @@ SIDES = {"model": "model", "text": "model", "when": "when"}  # columns that a na
 
 
 def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) -> str:
-    """All runs, newest first: the figure's twin. The page sorts and filters its rows."""
+    """The table of all runs, newest first: the figure's data as text. The page sorts and filters its rows."""
     here = (processor, threads)
     shown = [_run(words, row, here) for row in sorted(rows, key=lambda r: -float(r["created"]))]
     columns = ("method", "model", "text", *COLUMNS, "when")
@@ -413,7 +420,7 @@ def _run(words: Words, row: Row, here: tuple[str, int]) -> dict:
 
 
 def _cell(words: Words, row: Row, key: str, timed_here: bool) -> dict:
-    """A figure, and its number to sort by; the column's head names the unit of a rate."""
+    """A figure, and the number to sort it by. The unit of a rate stands in the column's head."""
     x = value(row, key) if timed_here or key not in TIMES else None
     if x is None:
         return {"value": "", "told": ""}

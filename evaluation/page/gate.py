@@ -1,12 +1,12 @@
-"""What stands before the web server: who may ask, which paths exist, how much and how often. Plain ASGI, no
-framework.
+"""What stands before the web server: it decides who may ask, for which paths, how much and how often.
 
     gate = Gate(server, Rules(functions={(3, "ask_front")}, event=0, files=("/data/downloads/",),
-    hosts=frozenset({"localhost"})))
+                              hosts=frozenset({"localhost"})))
 
-A request passes in this order: its host and the site that it comes from, its path, its address' share, its
-size and shape. What the page doesn't use isn't there: everything else is answered by 404. A body that isn't
-the page's own is answered by 400 and never reaches the server, so that nobody can make it fail.
+Plain ASGI, no framework. A request is checked in this order: its host and the site that it comes from, its
+path, the share of its address, its size and shape. A path that the page doesn't use is answered by 404. A
+body that isn't the page's own is answered by 400 and never reaches the server, so that nobody can make the
+server fail.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 import anyio
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
-BODY_BYTES = 300_000  # a chat of the allowed length, every character escaped
-BODY_SECONDS = 20  # for a body to arrive
-DEPTH = 16  # of lists and objects in a body
+BODY_BYTES = 300_000  # a chat of the allowed length, with every character escaped
+BODY_SECONDS = 20  # within which a body must arrive
+DEPTH = 16  # how deep lists and objects in a body may be nested
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 API = "/gradio_api"
 EXACT = frozenset(
@@ -38,7 +38,7 @@ STATIC = ("/assets/", "/static/")
 FILE = f"{API}/file="
 FUNCTION, JOIN = f"{API}/component_server", f"{API}/queue/join"
 
-BURST, PER_SECOND = 400.0, 25.0  # of an address: what it may ask at once, and how fast that fills again
+BURST, PER_SECOND = 400.0, 25.0  # an address may spend the first at once; the second is added every second
 PRICES = {
     "/": 1.0,
     "/config": 3.0,
@@ -46,11 +46,11 @@ PRICES = {
     "ask_pack": 20.0,
     "ask_begin": 10.0,
     JOIN: 15.0,
-}  # by what it costs the server
-USUAL = 3.0  # of any other function; files are free
-AT_ONCE = 12  # functions of one address that are being answered; the server has 40 threads
-STREAMS = 100  # open streams of one address
-ADDRESSES = 10_000  # remembered
+}  # price of a function, by what it costs the server
+USUAL = 3.0  # price of any other function; files are free
+AT_ONCE = 12  # functions that may run at once for one address; the server has 40 threads
+STREAMS = 100  # streams that one address may have open
+ADDRESSES = 10_000  # addresses that are remembered
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,11 @@ class Rules:
     """What a page lets through.
 
     functions: (component, name) of each server function. event: the number of the one queued event, None if
-    there is none. files: what a served file's path may begin with. hosts: names that the page may be asked
-    under, beside this machine's own. public: on a Space, where a proxy says who asks and every address has a
-    share; else only this machine's own visitors have none. frames: sites that may show the page in a frame.
+    there is none. files: what the path of a served file may begin with. hosts: names that the page may be
+    asked under, beside this machine's own. frames: sites that may show the page in a frame.
+
+    public: True on a Space. There a proxy says who asks, and every address has a share. Elsewhere visitors on
+    this machine have no limit, and others have a share.
     """
 
     functions: frozenset[tuple[int, str]]
@@ -93,7 +95,7 @@ class _Body(BaseModel):
 
 
 class _Function(_Body):
-    """A server function's call; `data` is the question, which evaluation/page/requests.py reads."""
+    """The call of a server function. `data` is the question, which evaluation/page/requests.py reads."""
 
     data: Any = None
     component_id: int
@@ -145,13 +147,15 @@ class Gate:
     # --- who ---
 
     def _check_origin(self, method: str, headers: Mapping[str, str]) -> None:
-        """Against another site that makes a visitor's browser ask, also under a name of its own for this
-        machine."""
+        """Refuse requests that another site makes a visitor's browser send.
+
+        The other site may even use a name of its own for this machine.
+        """
         host, origin = headers.get("host", ""), headers.get("origin")
         site = "" if origin is None else origin.partition("://")[2].lower()
-        own = _name(site) in self.rules.hosts - LOOPBACK  # whatever a proxy makes of the host's name
+        own = _name(site) in self.rules.hosts - LOOPBACK  # whatever a proxy changed in the host's name
         known = _name(host) in self.rules.hosts | LOOPBACK
-        # what watches a Space asks by address; a name of somebody's own gains nothing by only looking
+        # monitors of a Space ask by address; another name gains nothing, since it may only look
         if self.rules.public:
             known = known or own or method in ("GET", "HEAD") or _ip(_name(host)) is not None
         if not known:
@@ -166,9 +170,11 @@ class Gate:
             raise Refusal(403, "requests from another site are not taken; open the page itself")
 
     def _address(self, scope: Scope, headers: Mapping[str, str]) -> str:
-        """The visitor's network: an address, or the first half of a long one. On a Space it is the last
-        address that the proxies wrote and that isn't theirs; what stands before it is the visitor's own
-        claim."""
+        """The visitor's network: an address, or the first half of an IPv6 address.
+
+        On a Space it is the last address that the proxies wrote and that isn't a proxy's own. Addresses
+        before it are only the visitor's claim.
+        """
         peer = (scope.get("client") or ("",))[0]
         said = headers.get("x-forwarded-for", "").split(",") if self.rules.public else []
         found = next((a for text in reversed(said) if (a := _ip(text)) and a.is_global), _ip(peer))
@@ -204,7 +210,7 @@ class Gate:
             raise Refusal(414, "the address is too long")
 
     async def _body(self, path: str, headers: Mapping[str, str], receive: Receive) -> tuple[float, Receive]:
-        """What a request costs, and its body as it was, once it is known to be one of the page's."""
+        """The price of a request, and its body unchanged, once it is known to be one of the page's."""
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "a question is JSON (content-type: application/json)")
         raw = await _read(headers, receive)
@@ -238,10 +244,10 @@ class Gate:
     # --- the answer ---
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on; an exception of the server is one line in the log and an answer in words."""
+        """Pass a request on. A server's exception becomes one line in the log and an answer in words."""
         started = False
 
-        async def told(message: dict) -> None:
+        async def send_on(message: dict) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
@@ -249,9 +255,9 @@ class Gate:
             await send(message)
 
         try:
-            await self.app(scope, receive, told)
+            await self.app(scope, receive, send_on)
         except Exception as error:
-            while inner := getattr(error, "exceptions", ()):  # a group of them
+            while inner := getattr(error, "exceptions", ()):  # an exception group
                 error = inner[0]
             place = (traceback.extract_tb(error.__traceback__) or [None])[-1]
             log.error(
@@ -277,7 +283,7 @@ class Gate:
 
 
 class _Share:
-    """What one address has left."""
+    """What one address may still spend."""
 
     def __init__(self, left: float = BURST):
         self.left, self.seen = left, time.monotonic()
@@ -298,7 +304,7 @@ class _Share:
 
 @dataclass
 class _Taking:
-    """One request among those that an address has open."""
+    """One of the requests that an address has open."""
 
     open: collections.Counter
     kind: str
@@ -311,13 +317,15 @@ class _Taking:
 
 
 def hostnames(text: str) -> frozenset[str]:
-    """The names in a list with commas, ports and brackets left out: "tea.local, 192.168.1.5:7860" ->
-    {"tea.local", "192.168.1.5"}."""
+    """The names in a list with commas; ports and brackets are left out.
+
+    "tea.local, 192.168.1.5:7860" -> {"tea.local", "192.168.1.5"}.
+    """
     return frozenset(filter(None, (_name(part.strip()) for part in text.split(","))))
 
 
 def _name(host: str) -> str:
-    """A host without its port, in small letters: "[::1]:7860" -> "::1"."""
+    """A host's name without its port, in small letters: "[::1]:7860" -> "::1"."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -332,7 +340,7 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 async def _read(headers: Mapping[str, str], receive: Receive) -> bytes:
-    """A request's body, of a bounded size and within a bounded time."""
+    """A request's body; its size and the time that it takes are limited."""
     too_large = Refusal(413, f"a question has at most {BODY_BYTES:,} bytes")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or len(length) > 9 or int(length) > BODY_BYTES:

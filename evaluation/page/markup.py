@@ -2,8 +2,8 @@
 
     render("error.html", words=words, error={"what": "The disk is full.", ...})
 
-Whatever a template is given is escaped: names, paths, messages and models' text can't become markup. A
-template that names something it wasn't given raises.
+All data that a template is given is escaped: names, paths, messages and a model's text can't become markup. A
+template that uses a name that it wasn't given raises an error.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _ENVIRONMENT = Environment(
 
 
 def render(template: str, **facts) -> str:
-    """A template of the page as text."""
+    """The text of a template of the page, filled in."""
     return _ENVIRONMENT.get_template(template).render(facts)
 
 
 @pass_context
 def _sentence(context: Context, key: str, **facts) -> Markup:
-    """A string of the page whose {facts} may be markup, as a name that is a button."""
+    """A string of the page whose {facts} may be markup, e.g. a name that is a button."""
     return escape(context["words"].table[key]).format(**facts)
 
 

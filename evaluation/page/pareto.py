@@ -1,4 +1,7 @@
-"""Which of the measured runs are drawn together, and which of them no other beats. Pure and without torch."""
+"""Chooses the measured runs that are drawn together, and those of them that no other run beats.
+
+Pure, and without torch.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from evaluation.measuring.metrics import METRICS, WITHIN, Row, better, value
 
 
 def front(rows: Iterable[Row], x: str, y: str) -> list[str]:
-    """Ids of the rows that no other row beats, by x. A row is beaten by one that is no worse in both and
-    better in one."""
+    """Ids of the rows that no other row beats, ordered by x.
+
+    A row is beaten by a row that is no worse in x and y, and better in one of them.
+    """
     known = [(r, a, b) for r in rows if (a := value(r, x)) is not None and (b := value(r, y)) is not None]
 
     def beaten(a: float, b: float) -> bool:
@@ -24,8 +29,10 @@ def front(rows: Iterable[Row], x: str, y: str) -> list[str]:
 
 
 def smallest_within(rows: Iterable[Row], limit: float = WITHIN) -> Row | None:
-    """The smallest compressed model whose perplexity is at most `limit` times the original's, errors not
-    counted."""
+    """The smallest compressed model whose perplexity is at most `limit` times the original's.
+
+    Standard errors are not taken into account.
+    """
     sizes = [
         (size, r)
         for r in rows
@@ -48,8 +55,10 @@ def best_under(rows: Iterable[Row], budget_bytes: float) -> Row | None:
 
 
 def comparable(rows: Iterable[Row], model: str, protocol: str) -> list[Row]:
-    """The `ok` rows of one model in one protocol, one a key (the newest): two protocols never share an
-    axis."""
+    """The `ok` rows of one model in one protocol, the newest for each key.
+
+    Results of two protocols are never compared on one axis.
+    """
     newest: dict[str, Row] = {}
     for r in rows:
         if r.get("status") == "ok" and r.get("model") == model and r.get("protocol_id") == protocol:
@@ -71,8 +80,11 @@ def protocols(rows: Iterable[Row], model: str) -> list[tuple[str, int]]:
 
 
 def on_this_machine(rows: Iterable[Row], processor: str, threads: int) -> list[Row]:
-    """The compressed models timed here, for times of two machines never share an axis, and the original with
-    the times that the newest of these runs measured beside its own."""
+    """The compressed models that were timed here, and the original.
+
+    Times of two machines are never compared on one axis. The original has the times that the newest of these
+    runs measured beside its own.
+    """
     rows = list(rows)
     here = [
         r

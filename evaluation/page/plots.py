@@ -1,7 +1,7 @@
-"""The front as a figure: one set of marks, drawn twice, as a still SVG for the first paint and for Plotly.
+"""Draws the front: the same marks as a still SVG for the first paint, and as a figure for Plotly.
 
 Colours are tokens ("var:quantization") that the page turns into the theme's colours, so that a figure is
-right in light and dark. Pure: no Plotly import, the figure is its JSON.
+right in light and dark. Pure: it doesn't import Plotly, and the figure is Plotly's JSON.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from evaluation.page.markup import render
 from evaluation.page.pareto import front, smallest_within
 from evaluation.page.words import NOTICEABLE, Words
 
-WIDTH, HEIGHT = 760, 400  # the still's own coordinates, and the size that labels are placed for
+WIDTH, HEIGHT = 760, 400  # the still's coordinates; labels are placed for this size
 MARGIN = {"l": 58, "r": 22, "t": 30, "b": 50}
 LOG_TICKS = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-# perplexity beyond this multiple is drawn at the edge: a broken model must not squash the rest
+# larger multiples of the original's perplexity are drawn at the edge: a broken model must not squash the
+# others
 WORST_RATIO = 10.0
 SIZES = {"star": 17, "best": 13, "plain": 11, "grey": 9}
 SYMBOLS = {"quantization": "circle", "pruning": "square", "low_rank": "diamond", "distillation": "pentagon"}
@@ -28,7 +29,7 @@ SYMBOLS = {"quantization": "circle", "pruning": "square", "low_rank": "diamond",
 
 @dataclass
 class Mark:
-    """One run as it is drawn."""
+    """One run as a point of the figure."""
 
     id: str
     x: float
@@ -38,14 +39,14 @@ class Mark:
     hover: str
     leading: bool  # no other run beats it
     best: bool = False
-    clipped: bool = False  # drawn at the edge, its true value is in the hover
+    clipped: bool = False  # drawn at the edge; the hover text has its true value
     error: float | None = None
     notes: int = 0
 
 
 @dataclass
 class Scale:
-    """One axis: its range in drawn coordinates (decades where it is logarithmic), best end and ticks."""
+    """One axis: its range in drawn coordinates (decades if it is logarithmic), its best end and its ticks."""
 
     key: str
     low: float
@@ -55,7 +56,7 @@ class Scale:
     ticks: list[tuple[float, str]] = field(default_factory=list)
 
     def at(self, v: float) -> float:
-        """Place of a value, 0 at the low end of the drawing and 1 at the high end."""
+        """Where a value is drawn: 0 at the low end of the drawing, 1 at the high end."""
         v = math.log10(v) if self.log else v
         part = (v - self.low) / (self.high - self.low)
         return 1 - part if self.flip else part
@@ -92,7 +93,7 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
     return out
 
 
-# said of every result of a kind, so not drawn on points
+# notes that every result of a kind has; they aren't drawn on points
 EXPECTED_NOTES = frozenset(
     {"already_rounded", "structures_removed", "width_removed", "student_layers", "student_other"}
 )
@@ -104,7 +105,7 @@ def noteworthy(row: Row) -> list[dict]:
 
 
 def _hover(row: Row, x: str, y: str, words: Words) -> str:
-    """What Plotly shows over a point, which knows a few tags."""
+    """What Plotly shows over a point; Plotly knows a few tags."""
     lines = []
     for key in (x, y):
         spread = error(row, key)
@@ -120,7 +121,7 @@ def _hover(row: Row, x: str, y: str, words: Words) -> str:
 
 
 def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Scale:
-    """An axis that holds all values with room at both ends, better up when vertical."""
+    """An axis that holds all values, with room at both ends; a vertical axis has better values at the top."""
     metric = METRICS[key]
     flip = vertical and metric.better == "low"
     if not values:
@@ -150,7 +151,7 @@ def scale(key: str, values: Sequence[float], words: Words, vertical: bool) -> Sc
 
 
 def _decades(axis: Scale) -> list[float]:
-    """Multipliers that bring LOG_TICKS (1 to 1000) over the whole range."""
+    """The powers of ten that spread LOG_TICKS (1 to 1000) over the whole range."""
     start = math.floor(axis.low / 3)
     return [10.0 ** (3 * k) for k in range(start, math.floor(axis.high / 3) + 1)]
 
@@ -170,18 +171,18 @@ def _nice(step: float) -> float:
 
 @dataclass
 class Drawing:
-    """Everything both pictures need."""
+    """Everything that both pictures need."""
 
     marks: list[Mark]
     x: Scale
     y: Scale
     words: Words
     labels: list[tuple[Mark, str, float, float, str]]  # mark, text, offset in pixels, anchor
-    band: tuple[float, float] | None  # y values that nobody can tell from the original
+    band: tuple[float, float] | None  # range of y that can't be told from the original
 
 
 def draw(rows: Sequence[Row], x: str, y: str, words: Words) -> Drawing:
-    """Place everything."""
+    """Choose the axes and place points and labels."""
     found = marks(rows, x, y, words)
     xs, ys = scale(x, [m.x for m in found], words, False), scale(y, [m.y for m in found], words, True)
     band = None
@@ -244,7 +245,7 @@ def _overlap(a: tuple, b: tuple) -> bool:
 
 
 def summary(drawing: Drawing, names: str) -> str:
-    """The picture in one sentence, for those who can't see it."""
+    """The picture in one sentence, for people who can't see it."""
     words, lead = drawing.words, [m for m in drawing.marks if m.leading]
     return words(
         "front.alt",
@@ -257,8 +258,10 @@ def summary(drawing: Drawing, names: str) -> str:
 
 
 def figure(drawing: Drawing) -> dict:
-    """The Plotly figure. Points carry the run's id as customdata; the trace named "ring" marks what is
-    selected."""
+    """The Plotly figure.
+
+    Points carry the run's id as customdata. The trace named "ring" marks the selected point.
+    """
     found = drawing.marks
     line = _line(found)
     data = [
@@ -302,7 +305,7 @@ def figure(drawing: Drawing) -> dict:
 
 
 def _line(found: list[Mark]) -> list[Mark]:
-    """What the front's line joins, from left to right."""
+    """The points that the front's line joins, from left to right."""
     return sorted((m for m in found if m.leading and not m.clipped), key=lambda m: m.x)
 
 
@@ -459,8 +462,10 @@ def _directions(drawing: Drawing) -> tuple[str, str]:
 
 
 def still(drawing: Drawing) -> str:
-    """The same picture as SVG: what stands there until Plotly has loaded, and what a page without it
-    shows."""
+    """The same picture as SVG.
+
+    It stands there until Plotly has loaded, and a page without Plotly keeps it.
+    """
     left, top, right, bottom = MARGIN["l"], MARGIN["t"], WIDTH - MARGIN["r"], HEIGHT - MARGIN["b"]
 
     def across(x: float) -> float:

@@ -1,7 +1,7 @@
-"""What the page asks its server, as plain functions from JSON to JSON; app.py hands them to the browser.
+"""Answers what the page asks its server, as plain functions from JSON to JSON; app.py connects them.
 
-Nothing here knows the UI's framework. Every answer is built in the language that the request names, and every
-answer that can fail for a visitor's reason comes back as an error card, never as an exception.
+Nothing here knows the UI's framework. Every answer is built in the language that the request names. An answer
+that can fail for a visitor's reason comes back as an error card, never as an exception.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ log = logging.getLogger(__name__)
 
 
 def _failure(error: Exception) -> dict:
-    """An exception as the page's error: what a visitor or this system causes by its code, anything else by
-    its message and with a line in the log."""
-    told = deaths.describe(error)
-    if told["code"] == "error":
+    """An exception as the page's error.
+
+    An error that a visitor or this system causes goes by its code. Any other goes by its message, with a line
+    in the log.
+    """
+    described = deaths.describe(error)
+    if described["code"] == "error":
         place = traceback.extract_tb(error.__traceback__)[-1]
         log.error("%s: %.300s (%s, line %s)", type(error).__name__, error, place.filename, place.lineno)
-        told["message"] = told["message"][:500]
-    return told
+        described["message"] = described["message"][:500]
+    return described
 
 
 class Page:
@@ -68,12 +71,14 @@ class Page:
         self.methods = [{k: v for k, v in m.items() if k != "essay"} for m in methods().values()]
         self._scales = Scales()
         self._packing, self._keeping = threading.Lock(), threading.Lock()
-        # answers, the one that was asked for last at the end
+        # remembered answers; the one that was asked for last is at the end
         self._kept: OrderedDict[tuple, Any] = OrderedDict()
 
     def boot(self) -> dict:
-        """Everything that doesn't change while the page is open: words in both languages, methods, models,
-        machine."""
+        """Everything that stays the same while the page is open.
+
+        Words in both languages, methods, models, and this machine.
+        """
         models = [
             {
                 k: entry.describe()[k]
@@ -99,8 +104,10 @@ class Page:
         }
 
     def answer(self, question: str, ask: Any, address: str = "") -> dict:
-        """The answer to one of requests.QUESTIONS; whatever goes wrong is its "error", a card in words. Never
-        raises."""
+        """The answer to one of requests.QUESTIONS. Never raises.
+
+        If something goes wrong, "error" in the answer is a card in words.
+        """
         words = Words(requests.language(ask))
         try:
             return getattr(self, question)(requests.take(question, ask, address))
@@ -111,8 +118,10 @@ class Page:
     # --- reading ---
 
     def _keep(self, key: tuple, make: Callable):
-        """What `make` gives, kept while the store stays as it is: `key` says everything else that it depends
-        on."""
+        """The result of `make`, kept while the store stays as it is.
+
+        `key` holds everything else that the result depends on.
+        """
         key = (key, host.threads(), self.store.stamp())
         with self._keeping:
             if key in self._kept:
@@ -126,8 +135,10 @@ class Page:
         return made
 
     def rows(self) -> list[dict]:
-        """All runs; those whose record says waiting or running included. Several answers read them: they
-        aren't changed."""
+        """All runs, with those that wait or run according to their record.
+
+        Several answers read this list, and none may change it.
+        """
         return self._keep(("rows",), self.store.rows)
 
     def front(self, ask: requests.Front) -> dict:
@@ -136,9 +147,8 @@ class Page:
 
     def _front(self, ask: requests.Front) -> dict:
         words, rows, model = Words(ask.lang), self.rows(), ask.model
-        x, y = (
-            a if a in metrics.AXES else d for a, d in ((ask.x, metrics.DEFAULT_X), (ask.y, metrics.DEFAULT_Y))
-        )
+        x = ask.x if ask.x in metrics.AXES else metrics.DEFAULT_X
+        y = ask.y if ask.y in metrics.AXES else metrics.DEFAULT_Y
         chosen = next((r for r in rows if r["id"] == ask.selected and r["status"] == "ok"), None)
         known = pareto.protocols(rows, model)
         names = [p for p, _ in known]
@@ -181,7 +191,7 @@ class Page:
 
     @staticmethod
     def _usual(rows: list[dict], names: list[str], model: str, settings: requests.Settings) -> str:
-        """The protocol in which a run with these settings would be measured, "" if none is stored."""
+        """The protocol in which a run with these settings would be measured; "" if none is stored."""
         wanted = [settings.text, settings.protocol, settings.tokens, settings.window]
         return next(
             (
@@ -205,7 +215,7 @@ class Page:
         words, result = Words(ask.lang), self.store.get_id(ask.id)
         if result is None:
             return {"html": cards.error_card(words, {"code": "run_gone"}), "spec": None, "status": "unknown"}
-        seconds = self._seconds(result.spec)  # of a machine that may have become slower
+        seconds = self._seconds(result.spec)  # estimated anew, since this machine may have become slower
         return self._keep(("card", ask.lang, ask.id, seconds), lambda: self._card(words, result, seconds))
 
     def _card(self, words: Words, result: Result, seconds: float | None) -> dict:
@@ -240,15 +250,17 @@ class Page:
         }
 
     def _relatives(self, spec: RunSpec) -> dict[str, Result | None]:
-        """Of a run with training: the stored runs without it ("without") and of the same training alone
-        ("control")."""
+        """For a run with training, the stored runs that it is compared with.
+
+        "without": the run without training. "control": the same training alone.
+        """
         asked = {"without": spec.without_training(), "control": spec.control()}
         return {name: self.store.get_id(self._stored(s)) for name, s in asked.items() if s is not None}
 
     def _exports(self, result: Result) -> list[str]:
-        """Formats of other programs that the run's model can be had in."""
+        """Formats of other programs that the run's model can be exported to."""
         with importing:
-            from compression import export  # imports torch, which the first paint doesn't wait for
+            from compression import export  # it imports torch; the page's first paint must not wait for that
 
         return export.offers(self.store.manifest(result))
 
@@ -310,7 +322,7 @@ class Page:
         return out
 
     def _stored(self, spec: RunSpec) -> str:
-        """Id of the newest answer to the same request, own before shipped, "" if there is none."""
+        """Id of the newest answer to the same request, own before shipped; "" if there is none."""
         wanted = spec.identity()
         own = self.store.find(wanted)
         found = (own if own and answers(own, self.store) else None) or next(
@@ -323,16 +335,20 @@ class Page:
         return {"id": self.runner.submit(self._spec(ask.choices), ask.owner, ask.again, ask.address)}
 
     def _spec(self, choices: requests.Choices) -> RunSpec:
-        """The run that the knobs say; on a public page its models are weighed before anything reads or
-        fetches them."""
+        """The run that the knobs describe.
+
+        On a public page the sizes of its models are asked for before anything reads or downloads them.
+        """
         spec = requests.spec_of(choices, self.public)
         for name in (spec.model, *spec.students) if self.public else ():
             self._scales.weigh(name)
         return spec
 
     def poll(self, ask: requests.OfOwnRun) -> dict:
-        """How far a run is, in words; its training's curve, and whether it may be ended ("mine"), for its
-        owner alone."""
+        """How far a run is, in words, with the curve of its training.
+
+        "mine" tells whether it may be ended, for its owner alone.
+        """
         words, state = Words(ask.lang), self.runner.state(ask.id, ask.owner)
         out = {
             "status": state["status"],
@@ -388,8 +404,10 @@ class Page:
         return words("comma").join(filter(None, [words(key), step]))
 
     def stop(self, ask: requests.OfOwnRun) -> dict:
-        """Stop the visitor's own run, or leave it if others wait for it too. "left": a sentence, "" if it
-        stopped."""
+        """Stop the visitor's own run, or only leave it if others wait for it too.
+
+        "left": a sentence if others wait; "" if the run was stopped.
+        """
         words = Words(ask.lang)
         self.runner.cancel(ask.id, ask.owner)
         going_on = self.runner.state(ask.id)["status"] in ("queued", "running")
@@ -413,7 +431,7 @@ class Page:
             return {"error": cards.error_card(words, {"code": "artifact_missing"}, ask.id)}
         if form and form not in self._exports(result):
             return {"error": cards.error_card(words, {"code": "cannot_export"}, act="dismiss")}
-        # a waiting request would hold a thread that others need
+        # a request that waits here would hold a thread that others need
         if not self._packing.acquire(blocking=False):
             return {"error": cards.error_card(words, {"code": "packing"}, act="dismiss")}
         try:
@@ -427,8 +445,8 @@ class Page:
 
         artifact_folder, place = self.store.artifact_folder(result.artifact), self.downloads()
         recipe = Words("en").recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
-        told = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
-        label = re.sub(r"[^A-Za-z0-9._]+", "-", told).strip("-")[:150]
+        name = f"{Path(result.spec.model).name}-{recipe}{f'-{form}' if form else ''}"
+        label = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-")[:150]
         file = place / f"{label}-{result.id[-6:]}.zip"
         if not file.is_file():
             with self.store.using(result.artifact), scratch(place) as other:
@@ -444,8 +462,10 @@ class Page:
         return {"file": str(file), "name": file.name}
 
     def sides(self, ask: requests.OfRun) -> dict:
-        """The chat's heads: what each side is, its stored speed and memory. An empty id gives the choice
-        alone."""
+        """The heads of the chat's columns: what each side is, its stored speed and its memory.
+
+        An empty id gives only the choice of runs.
+        """
         return self._keep(("sides", ask.lang, ask.id), lambda: self._sides(ask)) | {
             "busy": bool(self.runner.busy())
         }
@@ -464,10 +484,8 @@ class Page:
 
         def side(title: str, prefix: str) -> dict:
             rate = metrics.value(row, f"{prefix}decode_tokens_per_second") if here else None
-            memory, size = (
-                metrics.value(row, f"{prefix}resident_weight_bytes"),
-                metrics.value(row, f"{prefix}file_bytes"),
-            )
+            memory = metrics.value(row, f"{prefix}resident_weight_bytes")
+            size = metrics.value(row, f"{prefix}file_bytes")
             return {
                 "title": title + (f" · {words.size(size)}" if size else ""),
                 "rate": rate,
@@ -488,7 +506,7 @@ class Page:
         }
 
     def stop_chat(self, ask: requests.Owned) -> dict:
-        """End the visitor's own question, also one that waits for its turn."""
+        """End the visitor's own question, even if it still waits for its turn."""
         self.chat.stop(ask.owner)
         return {}
 
@@ -510,7 +528,7 @@ class Page:
         }
         if isinstance(ask, dict) and isinstance(
             ask.get("turn"), int
-        ):  # the page waits for an answer to this turn, refused or not
+        ):  # the page waits for an answer to this question, even if it is refused
             state["turn"] = ask["turn"] if abs(ask["turn"]) <= requests.WHOLE else 0
         try:
             ask = requests.take("converse", ask, address)
@@ -562,15 +580,11 @@ class Page:
         if event.get("first_ms") is not None:
             side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
         if event.get("tokens_per_second"):
-            side["rate"], side["rate_value"] = (
-                words("chat.rate", rate=digits(event["tokens_per_second"], 2)),
-                event["tokens_per_second"],
-            )
+            side["rate"] = words("chat.rate", rate=digits(event["tokens_per_second"], 2))
+            side["rate_value"] = event["tokens_per_second"]
         if event.get("memory_bytes"):
-            side["memory"], side["memory_value"] = (
-                words("chat.memory", memory=words.size(event["memory_bytes"])),
-                event["memory_bytes"],
-            )
+            side["memory"] = words("chat.memory", memory=words.size(event["memory_bytes"]))
+            side["memory_value"] = event["memory_bytes"]
         if event.get("cache_bits", 16) < 16:
             side["cache"] = words("chat.cache", bits=event["cache_bits"])
         if event.get("done"):
@@ -581,12 +595,12 @@ class Page:
 
 
 def _zip(folder: Path, file: Path) -> None:
-    """All of `folder` in one archive, which appears whole or not at all."""
+    """Put all of `folder` into one archive, which appears whole or not at all."""
     files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
     check_room(file, sum(f.stat().st_size for f in files))
     with (
         whole_file(file) as temporary,
-        # packed bits don't deflate
+        # packed bits can't be compressed any further
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive,
     ):
         for f in files:

@@ -1,10 +1,10 @@
-"""What the page may ask its server: one schema a question, all in one table.
+"""What the page may ask its server: one schema for each question, all in one table.
 
     ask = take("front", {"lang": "en", "model": "gpt2", "x": "file_bytes"})
 
-Whatever a browser sends goes through `take` before anything reads it: types, ranges, lengths, no unknown
-names, text that is Unicode, numbers that are finite. A wrong request raises BadRequest, whose words the page
-shows.
+Whatever a browser sends goes through `take` before anything reads it. `take` checks types, ranges and
+lengths, allows no unknown names, and wants text that is Unicode and numbers that are finite. A wrong request
+raises BadRequest, whose words the page shows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MESSAGES = 32
 
 
 class BadRequest(CompressionError):
-    """A request that is no question of the page, or has a value beyond its limits."""
+    """A request that isn't a question of the page, or that has a value beyond its limits."""
 
     code = "bad_request"
 
@@ -51,9 +51,9 @@ Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 
 
 def _plain(value: Any) -> Any:
-    """A parameter's value as it came: what its method allows is checked by the method's own declaration."""
+    """A parameter's value, unchanged. Its method's own declaration checks which values are allowed."""
     short = isinstance(value, str) and len(value) <= 1024 and value.isprintable()
-    small = isinstance(value, int | float) and abs(value) <= WHOLE  # so that it is finite too
+    small = isinstance(value, int | float) and abs(value) <= WHOLE  # this makes it finite too
     if not (value is None or short or small):
         raise ValueError("a parameter is a short text, a number of usual size, true or false")
     return value
@@ -68,31 +68,33 @@ class _Strict(BaseModel):
 
 
 class Ask(_Strict):
-    """What every question names: the language of its answer."""
+    """What every question has: the language of its answer."""
 
     lang: Literal["en", "zh-Hant"] = "en"
     _address: str = PrivateAttr("")
 
     @property
     def address(self) -> str:
-        """Where the question came from, as the server sees it; never from the request's own words."""
+        """Where the question came from, as the server sees it; a request can't set it."""
         return self._address
 
 
 class Owned(Ask):
-    """A question that a visitor's token may go with. The token itself is read nowhere else."""
+    """A question that may carry a visitor's token. The token itself is read nowhere else."""
 
     visitor: Token | None = None
 
     @property
     def owner(self) -> str:
-        """A hash of the visitor's token, "" where none was given."""
+        """A hash of the visitor's token; "" if none was given."""
         return hashlib.sha256(self.visitor.encode()).hexdigest()[:32] if self.visitor else ""
 
 
 class Settings(_Strict):
-    """How a run is measured; what isn't given takes RunSpec's default. Lower bounds and choices are
-    RunSpec's."""
+    """How a run is measured. A missing value takes RunSpec's default.
+
+    RunSpec also checks lower bounds and choices.
+    """
 
     calibration: Name = "builtin"
     calibration_tokens: Annotated[int, Field(le=10_000_000)] = 8_192
@@ -110,15 +112,17 @@ class Settings(_Strict):
 
 
 class Choices(Settings):
-    """A run as the knobs say it."""
+    """A run as the knobs describe it."""
 
     model: Name
     recipe: Annotated[list[Step], Field(min_length=1, max_length=STEPS)]
 
 
 class Front(Ask):
-    """protocol "": that of the selected run, else of the settings, else the one with the most runs. budget:
-    bytes."""
+    """The figure of one model. budget: bytes.
+
+    protocol "": the protocol of the selected run, else of the settings, else the one with the most runs.
+    """
 
     model: Name
     x: Line | None = None
@@ -152,7 +156,7 @@ class Begin(Owned):
 
 
 class Pack(OfRun):
-    """form: a format of other programs, "" for our own."""
+    """A download of a compressed model. form: a format of other programs; "" for our own."""
 
     form: Line = ""
 
@@ -186,13 +190,13 @@ class Converse(Owned):
 
 @dataclass(frozen=True)
 class Question:
-    """A question's schema, and what its answer holds beside "error" when it is refused."""
+    """A question's schema, and what its answer holds beside "error" if it is refused."""
 
     schema: type[Ask]
     empty: dict = field(default_factory=dict)
 
 
-QUESTIONS = {  # named as the methods of evaluation.page.questions.Page that answer them
+QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Page that answers it
     "front": Question(Front),
     "card": Question(OfRun, {"html": "", "spec": None, "status": "unknown"}),
     "runs": Question(Ask),
@@ -210,7 +214,7 @@ QUESTIONS = {  # named as the methods of evaluation.page.questions.Page that ans
 
 
 def take(question: str, ask: Any, address: str = "") -> Ask:
-    """The request as its schema has it. Raises BadRequest, which names the first wrong place."""
+    """The request, checked against its schema. Raises BadRequest, which names the first wrong value."""
     try:
         taken = QUESTIONS[question].schema.model_validate(ask)
     except ValidationError as error:
@@ -242,13 +246,13 @@ _BOUNDS = {"ge": "≥", "le": "≤", "min_length": "≥", "max_length": "≤"}
 
 
 def language(ask: Any) -> str:
-    """The language that a request names, even a wrong request."""
+    """The language that a request names, even if the request is wrong."""
     said = ask.get("lang") if isinstance(ask, dict) else None
     return said if isinstance(said, str) else ""
 
 
 def spec_of(choices: Choices, public: bool) -> RunSpec:
-    """The run that the knobs say. Raises BadParam, and on a public page what `named_only` raises."""
+    """The run that the knobs describe. Raises BadParam; on a public page also what `named_only` raises."""
     spec = RunSpec.parse(choices.model_dump())
     if public:
         named_only(spec)

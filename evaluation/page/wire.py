@@ -1,9 +1,9 @@
-"""How answers travel: compressed once, and not at all where the browser has them.
+"""Sends answers compressed, and not at all if the browser has them already.
 
-`Wire` is ASGI middleware; it knows nothing of the page. Text (pages, JSON, scripts, styles, drawings) of a
-kilobyte or more goes out in brotli, or in gzip for who can't read that. A stream of events and a file in
-pieces pass as they are. What a GET asks for has an ETag, so that a browser that has it gets 304. What has a
-version in its name is kept by browsers for a year.
+`Wire` is ASGI middleware that knows nothing of the page. Text (pages, JSON, scripts, styles, drawings) of a
+kilobyte or more goes out in brotli, or in gzip if the browser can't read brotli. Event streams and files in
+pieces pass unchanged. The answer to a GET has an ETag, so that a browser that has it already gets 304.
+Browsers keep a file for a year if a version is part of its name.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TEXT = frozenset(
         "image/svg+xml",
     }
 )
-# bytes of a body that is worth compressing, and that is held in memory for it
+# bytes of a body: the smallest that is worth compressing, and the largest that is held in memory for it
 SMALLEST, LARGEST = 1_024, 16_000_000
 LONG = 100_000
-KEPT = 64  # compressed bodies
-QUALITY = 5  # of brotli: the page in 10 ms
+KEPT = 64  # compressed bodies that are kept
+QUALITY = 5  # brotli's quality: it compresses the page in 10 ms
 FOR_EVER = "public, max-age=31536000, immutable"
 
 
@@ -43,7 +43,7 @@ class Wire:
 
     def __init__(self, app):
         self.app = app
-        # (hash of the body, encoding) -> what is sent
+        # (hash of the body, encoding) -> the compressed body
         self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -53,7 +53,7 @@ class Wire:
         await self.app(scope, receive, _Answer(self, scope, send).take)
 
     def compressed(self, body: bytes, digest: str, encoding: str) -> bytes:
-        """The body in that encoding; the newest ones are kept."""
+        """The body in an encoding; the newest compressed bodies are kept."""
         key = (digest, encoding)
         with self._lock:
             if key in self._kept:
@@ -70,7 +70,7 @@ class Wire:
 
 
 class _Answer:
-    """One answer on its way: held until its body is whole, unless it passes as it is."""
+    """One answer on its way out. It is held until its body is complete, unless it passes unchanged."""
 
     def __init__(self, wire: Wire, scope, send):
         self.wire, self.scope, self.send = wire, scope, send
@@ -78,7 +78,7 @@ class _Answer:
         self.parts: list[bytes] = []
 
     async def take(self, message) -> None:
-        """What the app sends, one message after the other."""
+        """Take one message of the app; called for one after the other."""
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=message["headers"])
             if self.scope["method"] == "GET" and message["status"] == 200:
@@ -114,7 +114,7 @@ class _Answer:
             headers.add_vary_header("Accept-Encoding")
             if encoding:
                 work = partial(self.wire.compressed, body, digest, encoding)
-                # nobody waits for long ones
+                # compressed in a thread if it is long, so that nobody else waits
                 body = await run_in_threadpool(work) if len(body) >= LONG else work()
                 headers["Content-Encoding"], headers["Content-Length"] = encoding, str(len(body))
                 del headers["accept-ranges"]
@@ -123,7 +123,7 @@ class _Answer:
 
 
 def _encoding(accepted: str) -> str:
-    """The better of the encodings that a browser accepts, "" for none."""
+    """The best encoding that a browser accepts; "" if it accepts none of ours."""
     names = {
         name.strip()
         for name, _, weight in (part.partition(";") for part in accepted.lower().split(","))
@@ -133,8 +133,10 @@ def _encoding(accepted: str) -> str:
 
 
 def _versioned(scope) -> bool:
-    """Whether the address changes with the content: Gradio's files with a hash in their name, scripts and
-    styles with ?v=."""
+    """Whether the path changes with the content.
+
+    Such paths are Gradio's files with a hash in their name, and scripts and styles with ?v=.
+    """
     path = scope["path"]
     named = path.endswith((".js", ".css")) and "v" in parse_qs(scope["query_string"].decode("latin-1"))
     return named or path.removeprefix(scope.get("root_path", "")).startswith("/assets/")

@@ -1,7 +1,7 @@
-"""Figures become words: sizes, ratios, times, grades and verdicts, in the language of the page.
+"""Turns figures into words: sizes, ratios, times, grades and verdicts, in the language of the page.
 
-Every sentence stands in assets/i18n/<language>.json; this file holds only thresholds and the way figures are
-cut to two or three digits.
+Every sentence stands in assets/i18n/<language>.json. This file holds only thresholds, and the way figures are
+rounded to two or three digits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from evaluation.verdict import Difference
 LANGUAGES = ("en", "zh-Hant")
 I18N, METHODS = ROOT / "assets" / "i18n", ROOT / "assets" / "methods.json"
 
-# perplexity as a multiple of the original's, up to which a grade holds
+# a grade holds up to this multiple of the original's perplexity
 GRADES = (
     (1.01, "same"),
     (1.05, "about"),
@@ -29,8 +29,8 @@ GRADES = (
     (math.inf, "broken"),
 )
 NOTICEABLE = 1.01  # below this multiple nobody notices a difference
-# Parameters that a step's name has words for whatever the method, or that only end a training. A method
-# declares its own others (`label` of compression/base.py, param).
+# Parameters that need no words of their own: a step's name has words for them whatever the method, or they
+# only end a training. A method declares further ones itself (`label` of compression/base.py, param).
 NAMED = (
     "bits",
     "sparsity",
@@ -47,44 +47,48 @@ NAMED = (
     "activation_bits",
     "train_minutes",
 )
-# keys of strings that come with a method or a tab
+# prefixes of strings that come with a method or a tab, and may wait for their translation
 MAY_WAIT = ("method.", "param.", "value.", "app.tab.", "tab.")
-MANY = 4.0  # times, from which a change isn't told in per cent
-SPEED_MARGIN = 0.05  # rates closer than this are called equal
+MANY = 4.0  # a larger change is told as a multiple, not in per cent
+SPEED_MARGIN = 0.05  # rates that differ by less are called equal
 
 
 @functools.cache
 def table(language: str) -> dict[str, str]:
-    """All strings of a language by key. A method's or a tab's strings that nobody has translated yet are
-    English ones, marked as such."""
+    """All strings of a language, by key.
+
+    A method's or a tab's strings that nobody has translated yet are in English, and marked as such.
+    """
     own = strings(language)
     return own | {key: own["untranslated"].format(text=strings("en")[key]) for key in untranslated(language)}
 
 
 def strings(language: str) -> dict[str, str]:
-    """What stands in a language's file."""
+    """The strings of a language's own file."""
     return json.loads((I18N / f"{language}.json").read_text("utf-8"))
 
 
 def untranslated(language: str) -> list[str]:
-    """Keys of strings of methods, their parameters and tabs that exist in English only."""
+    """Keys of the strings of methods, parameters and tabs that exist in English only."""
     return [k for k in strings("en").keys() - strings(language).keys() if k.startswith(MAY_WAIT)]
 
 
 @functools.cache
 def methods() -> dict[str, dict]:
-    """Every method's description by name, from methods.json: no method's code is read for it."""
+    """Every method's description by name. It is read from methods.json, without importing any method."""
     return {m["name"]: m for m in json.loads(METHODS.read_text("utf-8"))}
 
 
 def described(name: str) -> dict:
-    """A method's description; empty where a stored run has outlived its method."""
+    """A method's description; {} if a stored run's method no longer exists."""
     return methods().get(name, {"full": {}, "params": ()})
 
 
 def essay(name: str, language: str) -> str:
-    """A method's essay; the English one, which is the method's own docstring, marked where it isn't
-    translated."""
+    """A method's essay.
+
+    The English one is the method's own docstring. It is shown, with a mark, if there is no translation.
+    """
     english = methods()[name]["essay"]
     if language == "en":
         return english
@@ -93,7 +97,7 @@ def essay(name: str, language: str) -> str:
 
 @functools.cache
 def essays(language: str) -> dict[str, str]:
-    """The essays that are translated."""
+    """The translated essays of a language."""
     return json.loads((I18N / f"essays.{language}.json").read_text("utf-8"))
 
 
@@ -106,17 +110,18 @@ def digits(number: float, n: int = 3) -> str:
 
 
 def grade(ratio: float, stderr: float | None = None) -> str:
-    """The code of how good a compressed model is beside its original. A difference within twice its standard
-    error can't be told from none.
+    """The code that says how good a compressed model is compared with its original.
 
-    Whether one compressed model is better than another is a verdict (verdict.py)."""
+    A difference within twice its standard error counts as none. Whether one compressed model is better than
+    another is a verdict (verdict.py).
+    """
     if stderr and abs(ratio - 1) <= 2 * stderr and ratio < GRADES[1][0]:
         return "same"
     return next(code for limit, code in GRADES if ratio <= limit)
 
 
 class Words:
-    """The page's voice in one language."""
+    """All words of the page in one language."""
 
     def __init__(self, language: str):
         self.language = language if language in LANGUAGES else LANGUAGES[0]
@@ -130,7 +135,7 @@ class Words:
         return key in self.table
 
     def many(self, key: str, n: int, /, **facts) -> str:
-        """A string for `n` of something: where it has a form for one, that."""
+        """A string for `n` things: the form for one if n is 1 and the language has such a form."""
         one = f"{key}.one"
         return self(one if n == 1 and self.has(one) else key, n=f"{n:,}", **facts)
 
@@ -142,7 +147,7 @@ class Words:
         return f"{n:.0f}\u00a0B"
 
     def millions(self, n: float) -> str:
-        """How many, in millions."""
+        """A count in millions."""
         return self("unit.million", n=digits(n / 1e6, 3))
 
     def smaller(self, original: float, now: float) -> str:
@@ -168,8 +173,10 @@ class Words:
         return f"{digits(shown, 3 if 99 < shown < 100 else 2)} %" if 0 < shown < 100 else f"{shown:.0f} %"
 
     def verdict(self, found: Difference) -> str:
-        """ "better: −24 ± 1.6 %": the word and the change of perplexity with its 95 % interval; changes of
-        many times as "× 6.2"."""
+        """ "better: −24 ± 1.6 %": the verdict, and the change of perplexity with its 95 % interval.
+
+        Changes of many times are written as "× 6.2".
+        """
         ratio, margin = found.ratio, found.ratio_margin
         if 1 / MANY < ratio < MANY:
             change = f"{'+' if ratio >= 1 else '−'}{digits(100 * abs(ratio - 1), 2)}"
@@ -210,16 +217,18 @@ class Words:
         return self(f"value.{name}", v=x) if self.has(f"value.{name}") else f"{name} {x}"
 
     def groups(self, n: int) -> str:
-        """How many parts of a matrix share a scale: 0, one a row."""
+        """How many parts of a matrix share a scale; 0: each row has one scale."""
         return (
             self("value.row") if n == 0 else self("value.parts.one" if n == 1 else "value.parts", v=f"{n:,}")
         )
 
     def step(self, name: str, values: Mapping, long: bool = False) -> str:
-        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64". A plain code book
-        goes by its table's name."""
+        """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64".
+
+        A plain code book goes by the name of its table.
+        """
         values = dict(values)
-        # what would be rounded stays in 16 bits
+        # such a step rounds nothing: weights stay in 16 bits
         if values.get("quantize") is False or values.get("round") is False:
             values = {k: v for k, v in values.items() if k not in ("bits", "group_size")}
         parts = []
@@ -232,11 +241,12 @@ class Words:
         parts += [
             self.knob(k, values[k]) for k in ("sparsity", "removed", "kept", "rank", "bits") if k in values
         ]
-        if "kv_bits" in values:  # weights, inputs and cache together
+        if "kv_bits" in values:  # one string for the bits of weights, inputs and cache
             parts = [
                 self("value.w_a_kv", w=values["bits"], a=values["activation_bits"], kv=values["kv_bits"])
             ]
-        if "attention_bits" in values:  # weights of feed-forward and attention, inputs of all and of q, k, v
+        # one string for the bits of feed-forward and attention weights, of all inputs, and of q, k, v
+        if "attention_bits" in values:
             weights = dict.fromkeys((values["bits"], values["attention_bits"]))
             rounded = values.get("activations") != "exact"
             inputs = ("8/16" if values.get("qkv_inputs") == "exact" else "8") if rounded else "16"
@@ -258,8 +268,11 @@ class Words:
         return (self("comma") if long else " ").join([title, self("comma").join(parts)] if parts else [title])
 
     def settings(self, name: str, values: Mapping) -> list[str]:
-        """What a step's name leaves out: its main knob where that is told nowhere, every parameter that isn't
-        at its default, and those that are always told. A full budget goes by that name."""
+        """The settings that a step's name leaves out.
+
+        They are its main knob if no string names it, every parameter that isn't at its default, and
+        parameters that are always named. A full budget goes by that name.
+        """
         method, out = described(name), []
 
         def holds(when):
@@ -270,8 +283,8 @@ class Words:
             out.append(self("budget.full"))
         for p in method["params"]:
             key = p["name"]
-            told = key in NAMED or p["label"] in ("named", "title", "choice")
-            if told or key in budget or key not in values:
+            named = key in NAMED or p["label"] in ("named", "title", "choice")
+            if named or key in budget or key not in values:
                 continue
             always = (p["main"] and values.get("rounding", True)) or (
                 p["label"] == "always" and holds(p["when"])
@@ -289,8 +302,10 @@ class Words:
         return self(f"value.{value}") if self.has(f"value.{value}") else str(value)
 
     def recipe(self, recipe, long: bool = False, cache_bits: int = 16, cache_keys: str = "token") -> str:
-        """A chain in words, and the bits of its key-value cache where they are few; long: with every
-        setting."""
+        """A chain of methods in words, with the bits of its key-value cache if it is quantized.
+
+        long: with every setting.
+        """
         cache = self(f"recipe.cache.{cache_keys}", bits=cache_bits)
         if cache_bits < 16 and all(name == "none" for name, _ in recipe):
             return self("recipe.cache.original", cache=cache)
@@ -306,12 +321,14 @@ class Words:
         return self.recipe(row["recipe"], long, row.get("cache_bits", 16), row.get("cache_keys", "token"))
 
     def note(self, note: Mapping) -> str:
-        """A note's sentence; an unknown code is shown as it is rather than hidden."""
+        """A note's sentence. A note with an unknown code is shown as it is, not hidden."""
         return self._coded("note", note.get("code", ""), note.get("facts", {}), note.get("code", ""))
 
     def error(self, error: Mapping) -> dict[str, str]:
-        """What happened, what it means, what to do, which button: an unknown code falls back to its own
-        message."""
+        """What happened, what it means, what to do, and which button does it.
+
+        An error with an unknown code shows its own message.
+        """
         code = error.get("code") or "error"
         known = code if self.has(f"error.{code}.what") else "error"
         facts = self.facts(error.get("facts") or {}) | {"message": error.get("message", "")}
@@ -329,8 +346,10 @@ class Words:
         return self(key, **self.facts(facts)) if self.has(key) else otherwise
 
     def facts(self, facts: Mapping) -> dict:
-        """Facts ready for a sentence: byte counts as sizes, methods and parameters by their names, numbers
-        cut."""
+        """Facts ready for a sentence.
+
+        Byte counts become sizes, methods and parameters get their names, numbers are rounded.
+        """
         out = {}
         for name, x in facts.items():
             if name.endswith("bytes") and isinstance(x, (int, float)):

@@ -1,13 +1,12 @@
-"""Side by side: one worker process owns the original and a compressed model and gives a token of each in
-turn.
+"""Side by side: one worker process owns the original and a compressed model, and both answer a question.
 
     chat = Chat(store)
     for event in chat.ask(result_id, [{"role": "user", "content": "Hello"}]):
         print(event["side"], event["text"])
 
-Both sides get the same prompt and the same random stream. A side's rate is one over the median of its own
-steps, so that waiting for the other side doesn't count; each step holds the machine's timing lock. Where the
-answers part is told by token ids.
+The models take turns, one token each. Both get the same prompt and the same random numbers. A side's rate is
+one over the median of its own steps, so that waiting for the other side doesn't count. Each step holds the
+machine's timing lock. Where the answers begin to differ is found by token ids.
 """
 
 from __future__ import annotations
@@ -34,26 +33,28 @@ from evaluation.store import Store
 
 SIDES = ("original", "compressed")
 COMMAND = (sys.executable, "-m", "evaluation.running.chat")
-WAITING = 8  # questions in the line, beside the one that is answered
-WAITING_OF_ADDRESS = 3  # those of one address on a public page
-# seconds that each stage may take
+WAITING = 8  # questions that may wait, beside the one that is answered
+WAITING_OF_ADDRESS = 3  # of these, how many one network address may have on a public page
+# seconds that each stage of an answer may take
 PATIENCE = {"load": 1800.0, "prompt": 20.0, "token": 600.0, "answer": 86_400.0}
 PUBLIC_PATIENCE = {"load": 300.0, "prompt": 20.0, "token": 120.0, "answer": 300.0}
 STOP_SECONDS = 2.0  # between asking the worker to end an answer and killing it
-TICK_SECONDS = 0.25  # a stream that has nothing to say says so this often: so it can be closed
-PROMPT_BYTES = 2**31  # of memory that a chat template and the tokenizer may take
+TICK_SECONDS = 0.25  # how often a stream without news gives an empty event, so that it can be closed
+PROMPT_BYTES = 2**31  # memory that a chat template and the tokenizer may take
 
 
 class ChatError(CompressionError):
-    """A question that can't be answered: artifact_missing, chat_died, chat_slow, chat_full, template_slow,
-    prompt_too_long, unknown_run."""
+    """A question that can't be answered.
+
+    Its codes: artifact_missing, chat_died, chat_slow, chat_full, template_slow, prompt_too_long, unknown_run.
+    """
 
     code = "chat"
 
 
 @dataclass(eq=False)
 class _Turn:
-    """A question in the line."""
+    """A question that waits or is being answered."""
 
     owner: str
     address: str
@@ -61,8 +62,10 @@ class _Turn:
 
 
 class _Worker:
-    """The process, and what it has said and nobody has read yet: a dictionary an event, None when it has
-    ended."""
+    """The worker process, and its events that nobody has read yet.
+
+    An event is a dictionary; None means that the process has ended.
+    """
 
     def __init__(self, home: Path):
         self.process = subprocess.Popen(
@@ -96,7 +99,7 @@ class _Worker:
                 self.process.stdin.write(json.dumps(message) + "\n")
                 self.process.stdin.flush()
         except OSError:
-            pass  # it has ended, which `said` tells
+            pass  # it has ended, which the last event (None) says
 
     def kill(self) -> None:
         self.process.kill()
@@ -106,20 +109,22 @@ class _Worker:
 class Chat:
     """The page's end of the chat worker. One question is answered at a time, the others wait in a line.
 
-    A question has a deadline for each of its stages, and can be stopped at any of them: a worker that doesn't
-    listen is killed, and the next question gets a new one.
+    Each stage of a question has a deadline, and a question can be stopped at any stage. A worker that doesn't
+    react is killed, and the next question gets a new one.
     """
 
     def __init__(self, store: Store, *, public: bool = False):
         self.store, self.public = store, public
         self.patience = dict(PUBLIC_PATIENCE if public else PATIENCE)
         self._worker: _Worker | None = None
-        self._line: list[_Turn] = []  # the first is being answered
+        self._line: list[_Turn] = []  # the first of them is being answered
         self._lock = threading.Condition()
 
     def request(self, result_id: str) -> dict:
-        """What the worker must load for a result. Raises ChatError when the compressed model isn't on this
-        disk."""
+        """What the worker must load for a result.
+
+        Raises ChatError if the compressed model isn't on this disk.
+        """
         result = self.store.get_id(result_id)
         if result is None:
             raise ChatError("this run is not in the store any more", code="unknown_run")
@@ -134,7 +139,7 @@ class Chat:
         return {"model": result.spec.model, "artifact": str(self.store.artifact_folder(result.artifact))}
 
     def ask(self, result_id: str, messages: list[dict], **options) -> Iterator[dict]:
-        """Events of both sides as they come; see `answer` for their fields. Raises ChatError."""
+        """Both sides' events as they come; `answer` lists their fields. Raises ChatError."""
         return (event for event in self.stream(result_id, messages, **options) if "side" in event)
 
     def stream(
@@ -148,11 +153,13 @@ class Chat:
         owner: str = "",
         address: str = "",
     ) -> Iterator[dict]:
-        """The same, with {"place": questions that come first} before them, and {} again and again where there
-        is nothing new: so the generator can be closed at any time, which frees the line. Raises ChatError.
+        """The same events, preceded by {"place": number of questions that come first}.
 
-        owner: a hash of the secret by which a visitor may stop the question, "" for nobody. A new question
-        ends the same visitor's last one. address: the network's.
+        While nothing is new it gives {} again and again. So the generator can be closed at any time, which
+        frees the line. Raises ChatError.
+
+        owner: a hash of the secret by which a visitor may stop the question; "" for nobody. A new question
+        ends the same visitor's last one. address: the visitor's network address.
         """
         question = self.request(result_id) | {
             "messages": messages,
@@ -180,8 +187,10 @@ class Chat:
             threading.Thread(target=self._leave, args=(turn, None if ended else worker), daemon=True).start()
 
     def _answer(self, worker: _Worker, turn: _Turn) -> Generator[dict, None, bool]:
-        """What the worker says to a question; whether it has ended by itself. Raises ChatError, by then the
-        worker is ready or dead."""
+        """Give the worker's events on a question; returns whether the answer ended by itself.
+
+        Raises ChatError; the worker is ready or dead by then.
+        """
         stage, since, writes = "load", time.monotonic(), None
         while True:
             now = time.monotonic()
@@ -219,7 +228,7 @@ class Chat:
             yield event
 
     def stop(self, owner: str) -> None:
-        """End a visitor's own question, also one that waits."""
+        """End a visitor's own question, even if it still waits."""
         with self._lock:
             for turn in self._line:
                 if owner and turn.owner == owner:
@@ -264,8 +273,10 @@ class Chat:
             return self._worker
 
     def _leave(self, turn: _Turn, worker: _Worker | None) -> None:
-        """Give up a place in the line; a worker that is still answering is made to end first, so that the
-        next question is clean."""
+        """Give up a place in the line.
+
+        A worker that is still answering is made to end first, so that the next question starts clean.
+        """
         if worker is not None and worker.alive():
             worker.tell({"stop": True})
             until = time.monotonic() + STOP_SECONDS
@@ -298,7 +309,7 @@ class Side:
         from compression.sample import chat_ids, generate, stop_ids
 
         self.stops = stop_ids(self.bundle)
-        with bounded_memory(PROMPT_BYTES):  # a template is somebody's program
+        with bounded_memory(PROMPT_BYTES):  # a chat template is a program that somebody else wrote
             ids = chat_ids(self.bundle, messages)
         self.steps = generate(self.bundle, ids, max_tokens, temperature, seed)
         self.tokens: list[int] = []
@@ -306,7 +317,7 @@ class Side:
         self.shown, self.done = "", False
 
     def step(self) -> dict:
-        """Give one token: its event."""
+        """Compute one token and return its event."""
         from evaluation.host import timing_lock
 
         with timing_lock():
@@ -317,7 +328,7 @@ class Side:
         if token is not None and not self.done:
             self.tokens.append(int(token))
         text = self.bundle.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        if text.endswith("\ufffd") and not self.done:  # half a character: wait for the rest
+        if text.endswith("\ufffd") and not self.done:  # half a character: wait for its other bytes
             text = self.shown
         new, self.shown = text[len(self.shown) :], text
         later = self.times[1:]
@@ -336,8 +347,10 @@ class Side:
 
 @contextlib.contextmanager
 def bounded_memory(more: int) -> Iterator[None]:
-    """Within it this process may take `more` bytes of memory beyond what it has; MemoryError after that. No
-    bound where the system has none to give."""
+    """Within it, this process may take at most `more` bytes of memory beyond what it has.
+
+    More than that raises MemoryError. Where the system can't set such a limit, there is none.
+    """
     try:
         import resource
     except ImportError:
@@ -356,9 +369,12 @@ def bounded_memory(more: int) -> Iterator[None]:
 
 
 def answer(sides: list[Side], question: dict, stopped: threading.Event) -> Iterator[dict]:
-    """{"stage": "token"} once the prompts are made, then events {"side", "text": what is new, "token", "ms",
-    "first_ms", "done", "memory_bytes", "cache_bits", "tokens_per_second", "diverged_at": index of the first
-    token on which the sides differ, None while they agree}."""
+    """The events of an answer: {"stage": "token"} once the prompts are made, then a token each.
+
+    Their fields: "side"; "text": what is new; "token", "ms", "first_ms", "done", "memory_bytes",
+    "cache_bits", "tokens_per_second"; "diverged_at": index of the first token on which the sides differ, None
+    while they agree.
+    """
     for side in sides:
         side.start(question["messages"], question["max_tokens"], question["temperature"], question["seed"])
     yield {"stage": "token"}
@@ -400,7 +416,7 @@ def serve() -> None:
             if "stop" in message:
                 stopped.set()
             else:
-                # here, in the order of the messages: a question may be stopped before it is looked at
+                # done here, in the order of the messages: a question may be stopped before it is read
                 stopped.clear()
                 questions.put(message["ask"])
         os._exit(0)
@@ -423,7 +439,7 @@ def serve() -> None:
 
 
 def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:
-    """The sides that a question is for; what is no longer needed is freed first."""
+    """The models that a question is for; models that it doesn't need are freed first."""
     from compression import artifact, models
     from kernels.home import held
 
@@ -433,7 +449,7 @@ def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:
             del loaded[name]
     for name in SIDES:
         if wanted[name] and name not in loaded:
-            with held(question["artifact"] or "."):  # no run makes room by removing it meanwhile
+            with held(question["artifact"] or "."):  # so that no run removes it meanwhile to make room
                 bundle = (
                     models.load(wanted[name]) if name == "original" else artifact.load(Path(wanted[name]))
                 )

@@ -1,5 +1,7 @@
-"""How long a run still takes: the estimate's seconds for each stage, corrected by how fast the stage really
-goes."""
+"""How long a run will still take.
+
+It takes the estimate's seconds for each stage, and corrects them by how fast the stage really goes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from collections.abc import Callable
 from evaluation import host
 from evaluation.spec import RunSpec
 
-_STAGE_OF = {"generate": "evaluate", "tables": "compress"}  # events that belong to a stage of another name
+# an event's stage -> the name that this stage has in the estimate
+_STAGE_OF = {"generate": "evaluate", "tables": "compress"}
 
 
 class Clock:
@@ -34,8 +37,10 @@ class Clock:
         self.emit({"stage": name, "done": 0, "total": 1})
 
     def end(self) -> None:
-        """The run has its result: let the machine's pace follow what the stages took (loading may have been a
-        download)."""
+        """The run has its result: adapt the machine's pace to what the stages took.
+
+        Loading doesn't count, because it may have been a download.
+        """
         self._spent[self._current] = time.perf_counter() - self._began
         stages = [s for s in self._spent if s in self._planned and s != "load"]
         planned = sum(self._planned[s] for s in stages)

@@ -1,8 +1,8 @@
-"""How a process ended and what that means: out of memory, a full disk under a mapped file, a processor
-without an instruction.
+"""Why a process ended, in words for the visitor: out of memory, a full disk, a missing instruction.
 
-`told` speaks for a worker that left no result, `describe` for an exception inside of a run. Both give
-{"code", "message", "facts"}, whose words stand in assets/i18n.
+`of_exit` speaks for a worker that left no result, `describe` for an exception inside a run. Both give
+{"code", "message", "facts"}; the words for these codes stand in assets/i18n. A full disk can kill a process
+without an exception, if a file that is mapped into memory finds no room.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evaluation.spec import Status
 
 Error = dict  # {"code", "message", "facts"}
 
-MEMORY_WORDS = (  # what the libraries say, in small letters; C++'s own word; the system's own (error 12)
+MEMORY_WORDS = (  # what libraries, C++ and the system (error 12) say when memory runs out, in small letters
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
@@ -34,7 +34,7 @@ MEMORY_WORDS = (  # what the libraries say, in small letters; C++'s own word; th
 )
 DISK_WORDS = ("no space left on device", "not enough free disk space", "disk quota exceeded")
 
-# signal's name -> (status, code, message): what the system or somebody else sends, and what it means here
+# signal's name -> (status, code, message): the signals that the system or a person sends, and what they mean
 SIGNALS: dict[str, tuple[Status, str, str]] = {
     "SIGKILL": ("oom", "worker_killed", "the system ended the run, most likely because memory ran out"),
     "SIGBUS": (
@@ -60,7 +60,7 @@ SIGNALS: dict[str, tuple[Status, str, str]] = {
     "SIGHUP": ("failed", "worker_ended", "the run's terminal was closed"),
     "SIGXCPU": ("failed", "worker_ended", "the run used up the processor time that this system allows"),
 }
-ERRNOS = {  # of an OSError -> code, message
+ERRNOS = {  # errno of an OSError -> code, message
     errno.EROFS: ("not_writable", "a folder that the program writes to is read-only"),
     errno.EACCES: ("not_writable", "the program may not write to or read from a folder that it needs"),
     errno.EPERM: ("not_writable", "the program may not write to or read from a folder that it needs"),
@@ -72,11 +72,11 @@ ERRNOS = {  # of an OSError -> code, message
 }
 
 
-def told(code: int, said: str = "", kills: int | None = None) -> tuple[Status, Error]:
+def of_exit(code: int, said: str = "", kills: int | None = None) -> tuple[Status, Error]:
     """(status, error) of a process that ended without a result.
 
-    code: as subprocess gives it (minus the signal's number) or as a shell does (128 plus that). said: the
-    last it wrote to its standard error. kills: what `limits.oom_kills` counted before it began.
+    code: as subprocess gives it (minus the signal's number) or as a shell does (128 plus that number). said:
+    the last that it wrote to its standard error. kills: what `limits.oom_kills` counted before it began.
     """
     number = -code if code < 0 else code - 128 if 128 < code < 192 else 0
     name = signal.Signals(number).name if number in {int(s) for s in signal.Signals} else ""
@@ -99,7 +99,7 @@ def told(code: int, said: str = "", kills: int | None = None) -> tuple[Status, E
 
 
 def status(error: BaseException) -> Status:
-    """How a run ends by an exception."""
+    """The status of a run that ended by an exception."""
     return (
         "cancelled"
         if isinstance(error, Cancelled)
@@ -110,10 +110,10 @@ def status(error: BaseException) -> Status:
 
 
 def describe(error: BaseException, place: Path | None = None) -> Error:
-    """An exception as the record and the page tell it. place: what was written to, where the error doesn't
-    say.
+    """An exception as the record and the page show it.
 
-    Libraries wrap what the system said: what stands behind an error counts too.
+    Libraries wrap what the system said, so the exceptions behind this one count too. place: the file that was
+    written, where the error doesn't name it.
     """
     if isinstance(error, CompressionError):
         return {"code": error.code, "message": str(error), "facts": error.facts}
@@ -137,7 +137,7 @@ def describe(error: BaseException, place: Path | None = None) -> Error:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those that it came from, the outermost first."""
+    """An exception, then those that it was raised from or during, the outermost first."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
@@ -147,13 +147,16 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 
 def _number(error: BaseException) -> int | None:
-    """The system's number of an error; libraries in Rust tell it in words."""
+    """The errno of an exception; libraries in Rust give it only in their message."""
     found = re.search(r"\(os error (\d+)\)", str(error))
     return error.errno if isinstance(error, OSError) else int(found[1]) if found else None
 
 
 def _tells(error: BaseException, words: tuple[str, ...], text: str) -> bool:
-    """Whether an error of a library (no mistake in a value, a key or a name) speaks in such words."""
+    """Whether an error of a library uses such words.
+
+    Mistakes in a program never count: a wrong value, key, type or attribute.
+    """
     return not isinstance(error, ValueError | KeyError | TypeError | AttributeError) and _any(words, text)
 
 

@@ -1,8 +1,8 @@
 """What a run will cost, before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
 
-Sizes come from each method's `cost` over the shapes of the model's linears; seconds from this machine's speed
-(`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor of
-about two.
+Sizes come from each method's `cost` over the shapes of the model's linears. Seconds come from this machine's
+speed (`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor
+of about two.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from compression.catalogue import CATALOGUE, unknown
 from evaluation import host as machine
 from evaluation.spec import RunSpec
 
-PROCESS_BYTES = 450_000_000  # Python with torch and transformers, before a model
-# over the calibration tokens, by the stream of a method's inputs
+PROCESS_BYTES = 450_000_000  # memory of Python with torch and transformers, before a model is loaded
+# forward passes over the calibration tokens, by what a method's inputs are taken from
 PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2}
-EFFICIENCY = 0.75  # of the measured matrix product that a whole forward pass reaches
+EFFICIENCY = 0.75  # the share of the measured matrix product's speed that a forward pass reaches
 GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
-# of transformers' own loop in float32 that the latency stage takes as long as; the other ways add little
+# the latency stage takes as long as this many steps of transformers' own loop in float32
 LATENCY_STEPS = 80
-PACKING_BYTES_PER_SECOND = 4e8  # matrices brought into the kernels' tiles
+PACKING_BYTES_PER_SECOND = 4e8  # speed of bringing matrices into the kernels' tiles
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,31 @@ class Estimate:
     peak_bytes: int
     seconds: float
     fits: bool
-    reason: str = ""  # code, "" if it fits
+    reason: str = ""  # why it doesn't fit, as a code; "" if it fits
     available_bytes: int = 0
-    # of a key-value cache in few bits; 0 where it holds what the model computes in
+    # bytes of a quantized key-value cache; 0 if the cache holds the type that the model computes in
     cache_bytes_per_token: int = 0
 
 
-_weighed: dict[str, Geometry] = {}  # of hub models that are on no disk yet
+_asked: dict[str, Geometry] = {}  # sizes of hub models that are on no disk yet, as the hub gave them
 
 
 def remember(model: str, geometry: Geometry) -> None:
-    """Let the estimate know a hub model that has been weighed (evaluation/running/scales.py)."""
-    if len(_weighed) >= 256:
-        _weighed.pop(next(iter(_weighed)))
-    _weighed[model] = geometry
+    """Let the estimate know the sizes of a hub model that isn't downloaded (evaluation/running/scales.py)."""
+    if len(_asked) >= 256:
+        _asked.pop(next(iter(_asked)))
+    _asked[model] = geometry
 
 
 def geometry_for(model: str) -> Geometry:
-    """A model's sizes from the catalogue or its config on this disk. Raises ModelUnavailable if neither has
-    them, or if the model's folder can't be loaded as it is; UnsupportedModel for another architecture."""
+    """A model's sizes, from the catalogue or its config on this disk.
+
+    Raises ModelUnavailable if neither has them, or if the model's folder can't be loaded as it is;
+    UnsupportedModel for an architecture that isn't supported.
+    """
     if model in CATALOGUE:
         return CATALOGUE[model].geometry
-    found = models.geometry(model) or _weighed.get(model)
+    found = models.geometry(model) or _asked.get(model)
     if found is None:
         if not hub.is_id(model):
             raise unknown(model)
@@ -85,19 +88,18 @@ def geometry_for(model: str) -> Geometry:
 
 @functools.lru_cache(256)
 def _shapes(geometry: Geometry, after: Geometry) -> Counter[tuple[str, tuple[int, int], tuple[int, int]]]:
-    """How many linears of each (role, (out, in), the same once structures are cut out) the blocks hold."""
+    """How many of the blocks' linears there are of each (role, shape (out, in), shape after pruning)."""
     with importing:
         from compression.arch import linear_shapes
 
-    before, left = (
-        {(role, layer): shape for role, layer, shape in linear_shapes(g)} for g in (geometry, after)
-    )
-    places = before | left  # blocks may go, or a student may have more of them
+    before = {(role, layer): shape for role, layer, shape in linear_shapes(geometry)}
+    left = {(role, layer): shape for role, layer, shape in linear_shapes(after)}
+    places = before | left  # blocks may be removed, or a student may have more of them
     return Counter((place[0], before.get(place, (0, 0)), left.get(place, (0, 0))) for place in places)
 
 
 def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
-    """The sizes that a recipe leaves."""
+    """The model's sizes after a recipe."""
     for method, params in spec.methods:
         if isinstance(method, StudentMethod) and params.student:
             geometry = geometry_for(params.student)
@@ -108,20 +110,22 @@ def _after(spec: RunSpec, geometry: Geometry) -> Geometry:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What a recipe stores of a model, in bytes, and what the parts cost."""
+    """What a recipe stores of a model, in bytes, and what its parts cost."""
 
     costs: list  # (count, *_cost) of each kind of matrix
-    weights: int  # in the linears of the original
-    matrices: int  # those and the tables
-    packed: float  # bytes of the linears
+    weights: int  # number of weights in the original's linears
+    matrices: int  # the same and the tables' (embedding and head)
+    packed: float  # bytes of the linears as stored
     original: float  # bytes of the original's file
     file: float
-    table: Cost | None  # of a table that a method stores
+    table: Cost | None  # cost of a token table that a method stores
 
 
 def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
-    """Bytes of what a calibration keeps: what enters a block, what its attention gives, and what its linears
-    give while there is room."""
+    """Bytes of what a calibration keeps.
+
+    That is every block's input, its attention's output, and its linears' outputs while there is room.
+    """
     with importing:
         from compression.inputs import ROOM
 
@@ -149,15 +153,16 @@ def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
 
 
 def estimate(spec: RunSpec) -> Estimate:
-    """The cost of a run on this machine. Raises ModelUnavailable when the model's sizes aren't known."""
+    """The cost of a run on this machine. Raises ModelUnavailable if the model's sizes aren't known."""
     geometry = geometry_for(spec.model)
     after = _after(spec, geometry)
-    # float32 on a processor
-    sizes, tables, wide = _sizes(spec, geometry, after), 1 if geometry.tied else 2, 4
-    # the original's 16-bit tiles and the compressed model, while both are timed
+    wide = 4  # bytes of a number: a processor computes in float32
+    sizes = _sizes(spec, geometry, after)
+    tables = 1 if geometry.tied else 2
+    # both are in memory while they are timed: the original's 16-bit tiles and the compressed model
     beside = 2 * sizes.matrices + sizes.file
     states = _states(spec, geometry, wide)
-    # by methods that work on the whole model at once
+    # memory that methods hold which work on the whole model at once
     held = (
         sum(count * peak for count, _, _, _, peak in sizes.costs)
         + tables * _trained_table(spec, geometry).peak_bytes
@@ -185,7 +190,7 @@ def estimate(spec: RunSpec) -> Estimate:
 
 
 def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
-    """What a method that stores the token embedding makes of it, None if no step does."""
+    """The cost of a token table that a step of the recipe stores; None if no step does."""
     shape = geometry.vocabulary, geometry.table // geometry.vocabulary
     costs = [
         method.table_cost(shape, params, geometry.tied)
@@ -196,7 +201,7 @@ def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
 
 
 def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
-    """What training a student's token table takes, as that of a matrix; nothing if no step does."""
+    """The cost of training a student's token table, as that of a matrix; nothing if no step trains it."""
     shape = geometry.vocabulary, geometry.table // geometry.vocabulary
     costs = [
         m.cost_of(shape, p, spec.calibration_tokens, "table")
@@ -209,14 +214,17 @@ def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
 def _cost(
     spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]
 ) -> tuple[float, int, float, int]:
-    """(stored bytes, peak bytes, operations, bytes held for the whole model at once) of a chain on one matrix
-    that a step of it may cut down to the shape `then`: pruning shares and bit widths multiply."""
+    """What a chain of steps costs on one matrix.
+
+    (stored bytes, peak bytes, operations, bytes held for the whole model at once). A step may cut the matrix
+    down to the shape `then`. Pruning shares and bit widths multiply.
+    """
     out, n = shape
     size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
     kept = 1.0
     before: dict = {}
     for i, (method, params) in enumerate(spec.methods):
-        if isinstance(method, TableMethod):  # linears stay as they are
+        if isinstance(method, TableMethod):  # it leaves linears as they are
             continue
         if isinstance(method, ModelMethod):
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
@@ -238,7 +246,7 @@ def _cost(
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         before = handed_on(params)
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
-        # places are removed; what is stored of the others may be codes already
+        # this step removes places; the values at the other places may be codes already
         if linear and method.kept_share:
             kept, size = method.kept_share(params), cost.bytes
         elif linear and kept < 1.0 and method.rounds_what_stays:
@@ -251,7 +259,7 @@ def _cost(
 
 
 def stage_seconds(spec: RunSpec) -> dict[str, float]:
-    """Seconds of each stage on this machine; empty when the model's sizes aren't known."""
+    """Seconds of each stage on this machine; {} if the model's sizes aren't known."""
     try:
         geometry = geometry_for(spec.model)
         after = _after(spec, geometry)
@@ -263,7 +271,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     weights, table = sum(n * o * i for (_, (o, i), _), n in shapes.items()), geometry.table
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second
-    decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)  # transformers, float32
+    decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)  # a step of transformers in float32
     packing = 2 * (weights + table) / PACKING_BYTES_PER_SECOND
     loading = 1.0 + 4 * (weights + table) / 1e9
     texts = packing + GENERATED_STEPS * decode * 0.3
@@ -288,7 +296,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
 
 
 def path(spec: RunSpec) -> list[tuple[float, int]]:
-    """(value, file bytes) for the stops of the last method's main knob: where the ghost line goes."""
+    """(value, file bytes) at each stop of the last method's main knob, for the page's ghost line."""
     import dataclasses
 
     method, params = spec.methods[-1]

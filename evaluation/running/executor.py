@@ -125,4 +125,4 @@ class _Here:
         self._ended = True  # the thread that reads the events closes them
 
     def death(self) -> tuple[Status, dict]:
-        return deaths.told(1)
+        return deaths.of_exit(1)

@@ -1,9 +1,9 @@
 """Whether a stored answer still answers its own request.
 
-A request names a model and texts by their places; what lies there may have been changed since. A run compares
-contents itself (RunSpec.key); this is the look beforehand, where nothing is read but files' dates, configs
-and texts. Nothing is hashed anew: weights whose hash isn't remembered count as changed, and the run then
-finds out.
+A request names a model and texts by their paths or names, and the files there may have changed since. A run
+compares contents itself (RunSpec.key). This is the quick look beforehand: it reads only files' dates, configs
+and texts, and hashes nothing anew. Weights whose hash isn't remembered count as changed; the run then finds
+out whether they are.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 def answers(result: Result, store: Store) -> bool:
-    """True if the program still gives this result, as far as somebody has found out (provenance.py), and the
-    model, the students and the files of text of its request are on this disk as the run read them."""
+    """Whether the program would still give this result to the same request.
+
+    The code must give it, as far as that is known (provenance.py). The model, the students and the texts of
+    the request must be on this disk as the run read them.
+    """
     spec, seen = result.spec, result.fingerprint
     if not provenance.known(result, store):
         return False
@@ -36,7 +39,7 @@ def answers(result: Result, store: Store) -> bool:
         return not spec.needs_calibration or _is_text(
             spec.calibration, "calibration", seen.get("calibration")
         )
-    except (CompressionError, OSError):  # no longer there, or no longer whole
+    except (CompressionError, OSError):  # something is no longer there, or no longer whole
         return False
 
 
@@ -44,7 +47,7 @@ def _is_model(name: str, weights: str | None, config: str | None) -> bool:
     found = models.remembered(name)
     if models.is_path(name):
         return found == (weights, config)
-    # of the hub or the catalogue; an older record of such a model names no config
+    # a model of the hub or the catalogue; an older record of such a model names no config
     return found is None or weights is None or (found[0] == weights and config in (None, found[1]))
 
 
@@ -53,7 +56,7 @@ def _is_student(name: str, hashes) -> bool:
 
 
 def _is_text(name: str, role: Role, hash: str | None) -> bool:
-    """True for a named text, which the program itself has."""
+    """True for a named text, which the program brings itself, or a file whose content is the same."""
     with importing:
         from compression.texts import load_text
 

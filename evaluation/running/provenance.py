@@ -1,13 +1,13 @@
 """Whether a stored answer is still the answer of this program.
 
-`code()` names the program (evaluation/program.py). An answer of the same
-program holds. One of another program holds if its witness comes out again (witness.py), which takes a second
-or two. That is found out once for a program and a processor, by the command below, which the app runs in the
-background at its start, or by the run that needs the answer:
+`code()` names the program (evaluation/program.py). An answer that the same program gave holds. An answer of
+another program holds if its witness is the same today (witness.py); taking one lasts a second or two. That is
+done once for each program and processor: by the run that needs the answer, or by this command, which the app
+runs in the background at its start:
 
     python -m evaluation.running.provenance     judge all of the home's answers that another program gave
 
-No torch here unless a witness is taken: the page asks too.
+Nothing here imports torch unless a witness is taken, because the page asks too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def known(result: Result, store: Store) -> bool | None:
-    """Whether an answer still holds; None: nobody has found out yet."""
+    """Whether an answer still holds; None if nobody has found out yet."""
     if result.code == code():
         return True
     if not result.witness:
@@ -40,7 +40,7 @@ def known(result: Result, store: Store) -> bool | None:
 
 
 def holds(result: Result, store: Store) -> bool:
-    """Whether an answer still holds; taking its witness if nobody has yet, which is remembered."""
+    """Whether an answer still holds. If nobody knows, its witness is taken and the verdict remembered."""
     from evaluation.running import witness
 
     found = known(result, store)
@@ -51,12 +51,12 @@ def holds(result: Result, store: Store) -> bool:
 
 
 def unjudged(store: Store) -> list[Result]:
-    """The home's answers that another program gave and nobody has judged."""
+    """The home's answers that another program gave and that nobody has judged."""
     return [r for r in store.own() if r.status == "ok" and known(r, store) is None]
 
 
 def judge_behind(store: Store) -> None:
-    """Let a process of low priority judge what nobody has, if there is anything."""
+    """If there are unjudged answers, start a process of low priority that judges them."""
     if unjudged(store):
         subprocess.Popen(
             [sys.executable, "-m", "evaluation.running.provenance"],
@@ -89,16 +89,16 @@ def _remember(store: Store, verdicts: dict[str, bool]) -> None:
         _file(store).parent.mkdir(parents=True, exist_ok=True)
         place.write(_file(store), json.dumps(_verdicts(store) | verdicts).encode())
     except OSError:
-        pass  # a full disk: it is found out again
+        pass  # the disk is full: it is found out again next time
 
 
 def main() -> int:
-    """Judge what nobody has judged; exit code 0."""
+    """Judge all answers that nobody has judged. Returns the exit code 0."""
     import torch
 
     from evaluation.store import Store
 
-    torch.set_num_threads(1)  # it works beside whoever uses the app
+    torch.set_num_threads(1)  # somebody may be using the app meanwhile
     if hasattr(os, "nice"):
         os.nice(10)
     store = Store()

@@ -10,8 +10,10 @@ from evaluation.spec import CALIBRATIONS, TEXTS, RunSpec
 
 
 def named_only(spec: RunSpec) -> None:
-    """Raises where a run reads a file of the server: on a public page models come from the catalogue or the
-    hub, and texts by name."""
+    """Raises if a run reads a file of the server.
+
+    On a public page models come from the catalogue or the hub, and texts are given by name.
+    """
     free = [getattr(params, name) for method, params in spec.methods for name in free_texts(method)]
     for model in filter(None, (spec.model, *free)):
         if model in CATALOGUE:
@@ -29,7 +31,7 @@ def named_only(spec: RunSpec) -> None:
 
 
 def free_texts(method) -> tuple[str, ...]:
-    """Parameters of a method that take any text: names of models or files."""
+    """The parameters of a method whose value may be any text: names of models or files."""
     return tuple(f["name"] for f in method.params.describe() if f["type"] == "str" and not f["choices"])
 
 

@@ -1,5 +1,8 @@
-"""What a run reads, and whether that is enough for it: all that spec, config and texts tell, before a weight
-is loaded."""
+"""Reads the texts of a run, and checks whether they are long enough for it.
+
+It needs only the spec, the model's config and the texts. So a run that can't work fails before its weights
+are loaded.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from evaluation.spec import RunSpec
 
 @dataclass(frozen=True)
 class Reading:
-    """The windows of each role, and what a reader must know about them."""
+    """The windows of each role, and what their reader must know about them."""
 
     evaluation: Windows
     calibration: Tensor | None  # ids [n, window] int64
     training: Tensor | None
     notes: tuple[Note, ...]
-    template: str = ""  # hash of what the model's chat template made of a dialogue
+    template: str = ""  # hash of the text that the model's chat template made of a dialogue
 
 
 def read(
@@ -34,10 +37,10 @@ def read(
     calibration: Text | None,
     timings: bool,
 ) -> Reading:
-    """Cut the texts for a model of those sizes, whose recipe reads at most `positions` tokens at a time.
+    """Cut the texts for a model of these sizes; its recipe reads at most `positions` tokens at a time.
 
-    Raises TextUnavailable, BadParam or CalibrationError where the text, or a window of it, is too short for
-    the recipe.
+    Raises TextUnavailable, BadParam or CalibrationError if the text, or a window of it, is too short for the
+    recipe.
     """
     from evaluation.measuring import latency, measure
 
@@ -75,7 +78,7 @@ def read(
 
 
 def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: Tensor | None) -> None:
-    """Raises what a method of the recipe would raise, once the model is loaded and the original measured."""
+    """Raises early what a method would raise after the model is loaded and the original measured."""
     from compression.training import hold_out
 
     for method, params in spec.methods:

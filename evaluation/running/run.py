@@ -1,8 +1,8 @@
 """A run from request to result.
 
 `run(spec)` is the one way that the command line, the page's worker and `make measure` take. It never raises
-for what a visitor can cause: the Result says how it ended. The stages stand in stages.py; `_answer` below
-calls them in their order.
+for what a visitor can cause; the Result says how the run ended. The stages stand in stages.py, and `_answer`
+below calls them in their order.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def run(
     """Do a run and return its Result, which is also put into the store.
 
     again: run even if the store has the answer. timings: False leaves out the latency stage. run_id: the id
-    that the record gets. enough: turns true when a training should end and keep its best state. nudges: of
-    its witness.
+    that the record gets. enough: becomes true when a training should end and keep its best state. nudges: the
+    seeds of its witness (witness.py).
     """
     store = store or Store()
     started = time.time()
@@ -61,7 +61,7 @@ def run(
 
 
 def _answer(order: stages.Order) -> Result:
-    """The stages from the click to the point. Raises what ends the run."""
+    """All stages of a run, from the request to its result. Raises whatever ends the run."""
     read = stages.read_texts(order)
     loaded = stages.load(order, read)
     if not order.again and (found := order.answered(order.spec, loaded.fingerprint)):
@@ -73,7 +73,7 @@ def _answer(order: stages.Order) -> Result:
 
 
 def _failed(spec: RunSpec, store: Store, error: Exception, **fields) -> Result:
-    """The result of a run that an error ended."""
+    """The result of a run that ended by an error."""
     return Result(
         key="",
         spec=spec,
@@ -85,8 +85,10 @@ def _failed(spec: RunSpec, store: Store, error: Exception, **fields) -> Result:
 
 
 def _unkept(store: Store, result: Result, why: Exception) -> Result:
-    """What becomes of a result that can't be written: its artifact goes, unless an earlier run of the same
-    key has it too."""
+    """The result of a run whose record can't be written.
+
+    Its artifact is removed, unless an earlier run of the same key has it too.
+    """
     others = [r for r in store.own() if r.id != result.id and r.status == "ok"]
     if result.artifact and all(r.artifact != result.artifact for r in others):
         shutil.rmtree(store.artifact_folder(result.artifact), ignore_errors=True)

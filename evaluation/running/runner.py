@@ -22,8 +22,8 @@ from evaluation.spec import Result, RunSpec, Status
 from evaluation.store import Store
 
 PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
-WAITING = 20  # runs in the line
-WAITING_OF_ADDRESS = 8  # those of one address, where many visitors may sit behind it
+WAITING = 20  # runs that may wait
+WAITING_OF_ADDRESS = 8  # of these, how many one network address may have; many visitors may share an address
 INTERRUPTED: tuple[Status, dict] = (
     "interrupted",
     {"code": "interrupted", "message": "the app ended while this run was going on", "facts": {}},
@@ -42,9 +42,9 @@ class Job:
 
     id: str
     spec: RunSpec
-    visitors: set[str]  # hashes of the tokens of those who wait for it
+    visitors: set[str]  # hashes of the tokens of the visitors who wait for it
     again: bool
-    address: str = ""  # of the visitor who asked first
+    address: str = ""  # network address of the visitor who asked first
     status: Status = "queued"
     began: float = 0.0
     event: dict = field(default_factory=dict)
@@ -67,12 +67,14 @@ class Runner:
     # --- what the page calls ---
 
     def submit(self, spec: RunSpec, visitor: str = "", again: bool = False, address: str = "") -> str:
-        """Queue a run and return its id. An equal run in flight is shared; a stored answer is returned at
-        once.
+        """Queue a run and return its id.
 
-        visitor: a hash of the secret by which its owner may stop it; "" for nobody. address: the network's.
-        Raises Refused: a full line, a second waiting run of one visitor, too many of one address; on a public
-        Space also a file of the server, and a very long run or one that can't fit.
+        An equal run that waits or runs is shared; a stored answer is returned at once. visitor: a hash of the
+        secret by which its owner may stop it; "" for nobody. address: the visitor's network address.
+
+        Raises Refused if the line is full, if the visitor has a waiting run already, or if the address has
+        too many. On a public Space it also refuses files of the server, very long runs, and runs that can't
+        fit.
         """
         minutes = 0
         if self.public:
@@ -96,9 +98,8 @@ class Runner:
                 return found.id
             if minutes > PUBLIC_MINUTES:
                 raise Refused(
-                    f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take "
-                    "the short budget, less text "
-                    "or a smaller model, or run the app on your own machine",
+                    f"about {minutes} minutes, where a public page gives a run {PUBLIC_MINUTES}; take the "
+                    "short budget, less text or a smaller model, or run the app on your own machine",
                     code="too_long",
                     minutes=minutes,
                     limit=PUBLIC_MINUTES,
@@ -128,9 +129,12 @@ class Runner:
         return (result.spec.is_original or self.store.has_artifact(result)) and answers(result, self.store)
 
     def state(self, run_id: str, visitor: str = "") -> dict:
-        """What the page shows of a run: status, stage, done, total, seconds_left, elapsed (seconds since it
-        began), place in line, shared (more than one visitor waits for it), mine (this visitor does), alone
-        (nobody else does), facts, result_id, error."""
+        """What the page shows of a run.
+
+        Fields: status, stage, done, total, seconds_left, elapsed (seconds since it began), place in line,
+        shared (more than one visitor waits for it), mine (this visitor does), alone (nobody else does),
+        facts, result_id, error.
+        """
         with self._lock:
             job = self._jobs.get(run_id)
             if job:
@@ -151,7 +155,7 @@ class Runner:
                 }
         result = self.store.get_id(run_id)
         if result is not None and result.status in ("running", "queued") and self.store.mark_interrupted():
-            result = self.store.get_id(run_id)  # it was another program's, which has died
+            result = self.store.get_id(run_id)  # it belonged to another program, which has died
         if result is None:
             return {
                 "id": run_id,
@@ -162,8 +166,10 @@ class Runner:
         return {"id": run_id, "status": result.status, "result_id": result.id, "error": result.error}
 
     def cancel(self, run_id: str, visitor: str) -> None:
-        """Stop a waiting or running run of this visitor; memory is free again within three seconds. One who
-        shares it with others only leaves it; one who doesn't wait for it changes nothing."""
+        """Stop this visitor's waiting or running run; its memory is free again within three seconds.
+
+        A visitor who shares the run with others only leaves it. One who doesn't wait for it changes nothing.
+        """
         with self._lock:
             job = self._jobs.get(run_id)
             if job is None or visitor not in job.visitors:
@@ -181,8 +187,10 @@ class Runner:
             job.running.end()
 
     def enough(self, run_id: str, visitor: str) -> None:
-        """Let a running training end now and keep its best state, where nobody but this visitor waits for it;
-        nothing to end is no error."""
+        """Let a running training end now and keep its best state.
+
+        Only if nobody but this visitor waits for it. It is no error if there is nothing to end.
+        """
         with self._lock:
             job = self._jobs.get(run_id)
             running = job.running if job is not None and job.visitors == {visitor} else None
@@ -195,7 +203,7 @@ class Runner:
             return any(j.status == "running" for j in self._jobs.values())
 
     def close(self) -> None:
-        """End all workers; what waits or runs is recorded as interrupted, and nothing half written stays."""
+        """End all workers. Waiting and running runs become interrupted; no file stays half written."""
         with self._lock:
             self._closed = True
             jobs = list(self._jobs.values())
@@ -254,7 +262,7 @@ class Runner:
 
     @staticmethod
     def _take(job: Job, event: dict) -> Result | None:
-        """Note an event of a run; the result if it is the last one."""
+        """Take note of an event; returns the run's result if this is the last event."""
         if "stage" in event:
             job.event = event
         return Result.parse(event["result"]) if "result" in event else None
@@ -277,14 +285,14 @@ class Runner:
                 self._finish(job, *(INTERRUPTED if self._closed else job.running.death()))
 
     def _record(self, job: Job) -> None:
-        """A record on disk that the run exists, so that a restart can tell what became of it."""
+        """Write a record that the run exists, so that it isn't lost when the app restarts."""
         self._put(Result(key="", spec=job.spec, status=job.status, id=job.id))
 
     def _put(self, result: Result) -> None:
         try:
             self.store.put(result)
         except OSError:
-            pass  # a full disk stops no run; the store keeps it in memory
+            pass  # a full disk stops no run: the store keeps the record in memory
 
     def _finish(self, job: Job, status: Status, error: dict) -> None:
         self._jobs.pop(job.id, None)

@@ -1,8 +1,10 @@
-"""Models of the hub, weighed for a public page before a byte of their weights is fetched, while other
-visitors go on.
+"""Asks the hub how large a model is, for a public page, before a byte of its weights is fetched.
 
-scales = Scales() scales.weigh("owner/name")      # a few seconds at most; raises ModelUnavailable where it is
-too large or can't be known now
+    scales = Scales()
+    scales.weigh("owner/name")      # a few seconds at most
+
+`weigh` raises ModelUnavailable if the model is too large, or if its size can't be known now. Other visitors
+aren't held up meanwhile.
 """
 
 from __future__ import annotations
@@ -19,22 +21,25 @@ from evaluation.running import estimate
 
 BYTES = 8_000_000_000  # the largest model that a public page fetches
 WAIT_SECONDS = 10  # for the hub's answer
-AT_ONCE, IN_LINE = 3, 8  # questions to the hub
-KEPT, KEPT_SECONDS = 256, 600  # answers that are remembered, refusals included
+AT_ONCE, IN_LINE = 3, 8  # questions that the hub is asked at once; questions that may wait
+KEPT, KEPT_SECONDS = 256, 600  # how many answers are remembered, refusals included, and for how long
 
 
 class Scales:
-    """Asks the hub in threads of its own, so that nobody waits behind a slow answer to somebody else."""
+    """Asks the hub in threads of its own, so that a slow answer to one visitor holds up nobody else."""
 
-    def __init__(self, weigh: Callable = models.weigh):
+    def __init__(self, weigh: Callable = models.sizes_before_download):
         self._weigh = weigh
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="scales")
         self._asked: collections.OrderedDict[str, tuple[float, Future]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def weigh(self, name: str) -> None:
-        """Make a model's sizes known to the estimate. Raises what models.weigh does, and ModelUnavailable for
-        a model that is too large (too_large_here) or a hub that is slow or asked too much (hub_slow)."""
+        """Let the estimate know a model's sizes. Raises what models.sizes_before_download raises.
+
+        Raises ModelUnavailable too if the model is too large (too_large_here), or if the hub is slow or has
+        been asked too much (hub_slow).
+        """
         try:
             found = self._answer(name).result(WAIT_SECONDS)
         except TimeoutError:

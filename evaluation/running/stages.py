@@ -1,4 +1,4 @@
-"""The stages of a run, in their order. Each takes what was asked for and what earlier stages gave.
+"""The stages of a run, in their order. Each takes the request and what earlier stages gave.
 
 read_texts            texts are found and cut into windows     -> Read
 load                  weights are read                         -> Loaded
@@ -51,9 +51,10 @@ NOTES_OF_THE_ORIGINAL = frozenset(
 
 @dataclass(frozen=True)
 class Order:
-    """What was asked for, and how to go about it; the same for every stage.
+    """The request, and how to carry it out; the same for every stage.
 
-    held: what nobody may remove until the record is written. nudges: of the witness.
+    held: locks on folders that nobody may remove until the record is written. nudges: the seeds of the
+    witness (witness.py).
     """
 
     spec: RunSpec
@@ -67,7 +68,7 @@ class Order:
     nudges: tuple[int, ...]
 
     def answered(self, spec: RunSpec, fingerprint: dict) -> Result | None:
-        """The newest answer of the store to the same question that this program would give too."""
+        """The newest stored answer to the same question that this program would give too."""
         question = spec.question(fingerprint)
         for r in reversed(self.store.own()):
             usable = r.status == "ok" and (r.spec.is_original or self.store.has_artifact(r))
@@ -87,9 +88,9 @@ class Read:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model, which the compressing stage changes in place, and what was true of it before.
+    """The loaded model, and what was true of it before compression. Compressing changes it in place.
 
-    fingerprint: hashes of all that the numbers depend on.
+    fingerprint: hashes of everything that the numbers depend on.
     """
 
     bundle: Bundle
@@ -102,13 +103,13 @@ class Loaded:
 
     @property
     def original_fingerprint(self) -> dict:
-        """What the original's measurement depends on: no text that a method reads."""
+        """What the original's measurement depends on. No text that a method reads is part of it."""
         return {k: v for k, v in self.fingerprint.items() if k != "template"} | {"calibration": ""}
 
 
 @dataclass
 class Original:
-    """The original's result. baseline: what the compressed model is compared with; None once that is done."""
+    """The original's result. baseline: what the compressed model is compared with, None after that."""
 
     result: Result
     baseline: Baseline | None
@@ -116,7 +117,7 @@ class Original:
 
 @dataclass
 class Found:
-    """What the compressed model turned out to be; every stage after compressing adds to it."""
+    """What is known of the compressed model. Every stage after compressing adds to it."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     series: dict[str, list] = field(default_factory=dict)
@@ -126,8 +127,10 @@ class Found:
 
 
 def read_texts(order: Order) -> Read:
-    """Find what the run reads, before a weight is loaded. Raises where a name is unknown, a file is no text,
-    or a text is too short."""
+    """Find what the run reads, before a weight is loaded.
+
+    Raises if a name is unknown, a file is no text, or a text is too short.
+    """
     from compression import models
 
     spec, paths = order.spec, order.allow_paths
@@ -149,13 +152,13 @@ def read_texts(order: Order) -> Read:
 
 
 def load(order: Order, read: Read) -> Loaded:
-    """Read the weights, while the kernels are built if need be."""
+    """Read the weights. Meanwhile the C kernels are built, if they aren't yet."""
     import torch
 
     from compression import models
 
     spec, device = order.spec, _device(order.spec.device)
-    # more threads than a container's share only wait
+    # threads beyond a container's share of processors only wait
     torch.set_num_threads(min(torch.get_num_threads(), host.threads()))
     cpu.library()
     host.profile(again=True)
@@ -163,7 +166,7 @@ def load(order: Order, read: Read) -> Loaded:
     bundle = models.load(spec.model, device, emit=order.recorder.emit, allow_paths=order.allow_paths)
     dtype = str(next(bundle.module.parameters()).dtype).removeprefix("torch.")
     seconds = time.perf_counter() - start
-    cpu.wait()  # one run, one set of kernels
+    cpu.wait()  # so that one set of kernels serves the whole run
     source, notes = bundle.source, []
     if source.get("rounded"):
         facts = {"format": source["rounded"], "bytes": source["publisher_bytes"]}
@@ -188,7 +191,7 @@ def load(order: Order, read: Read) -> Loaded:
 
 
 def _device(asked: str) -> str:
-    """ "cpu" or "cuda". Raises CompressionError where a card is asked for and there is none."""
+    """ "cpu" or "cuda". Raises CompressionError if a card is asked for and there is none."""
     import torch
 
     card = torch.cuda.is_available()
@@ -200,7 +203,7 @@ def _device(asked: str) -> str:
 
 
 def measure_original(order: Order, read: Read, loaded: Loaded) -> Original:
-    """The original's result in this protocol, measured now if the store hasn't it."""
+    """The original's result in this protocol; it is measured now if the store doesn't have it."""
     from compression import arch
     from evaluation.measuring.measure import Baseline, OriginalHead
 
@@ -212,9 +215,9 @@ def measure_original(order: Order, read: Read, loaded: Loaded) -> Original:
     order.held.enter_context(place.held(folder))
     if found is None or Baseline.load(folder, head) is None:
         found = _measured_original(order, read, loaded, key, folder)
-    if order.spec.compresses_tables:  # beside it the original's head takes its publisher's width
+    if order.spec.compresses_tables:  # the original's head keeps its published type beside such a table
         head = OriginalHead(head, _publishers_dtype(loaded.bundle))
-    elif order.spec.reshapes:  # a cut may reach the head itself
+    elif order.spec.reshapes:  # pruning may change the head itself
         head = OriginalHead(head, head.weight.dtype)
     baseline = Baseline.load(folder, head)
     if baseline is None:
@@ -223,7 +226,7 @@ def measure_original(order: Order, read: Read, loaded: Loaded) -> Original:
 
 
 def _measured_original(order: Order, read: Read, loaded: Loaded, key: str, folder) -> Result:
-    """Measure the original, keep what compressed models are compared with, and put its result away."""
+    """Measure the original, keep what compressed models are compared with, and store its result."""
     from compression import artifact
     from evaluation.measuring.measure import measure
 
@@ -232,7 +235,7 @@ def _measured_original(order: Order, read: Read, loaded: Loaded, key: str, folde
     bundle, windows = loaded.bundle, read.windows.evaluation
     with place.whole(folder) as record:
         metrics, series = measure(bundle, windows, None, record=record, recorder=order.recorder)
-    order.held.enter_context(place.held(folder))  # the folder is another than the one held before
+    order.held.enter_context(place.held(folder))  # this folder is a new one, not the one held before
     seconds = time.perf_counter() - start
     sizes = memory.sizes(bundle, windows.ids)
     found = Found(metrics | sizes | {"evaluate_seconds": seconds, "load_seconds": loaded.seconds}, series)
@@ -312,7 +315,7 @@ def _compare(order: Order, read: Read, loaded: Loaded, original: Original, geome
 
     bundle, before, windows = loaded.bundle, original.result.metrics, read.windows.evaluation
     sizes, held = memory.sizes(bundle, windows.ids), memory.matrices(bundle.module, geometry)
-    engine.prepare(bundle)  # it is saved: from here on it is only multiplied
+    engine.prepare(bundle)  # it has been saved: from here on it is only run
     start = time.perf_counter()
     order.clock.stage("evaluate")
     metrics, found.series = measure(bundle, windows, original.baseline, recorder=order.recorder)
@@ -330,7 +333,7 @@ def _compare(order: Order, read: Read, loaded: Loaded, original: Original, geome
     if peak:
         found.metrics["peak_memory_bytes"] = peak
     plain = [name for name in memory.kernels_used(bundle.module) if name.endswith("(PyTorch)")]
-    if plain:  # no C kernel and no Triton
+    if plain:  # matrices that neither the C kernels nor Triton multiply
         found.notes.append(Note("plain_kernel", {"kernel": plain[0]}))
 
 
@@ -339,7 +342,7 @@ def _time(order: Order, read: Read, loaded: Loaded, original: Original, found: F
     from compression import models
 
     order.clock.stage("latency")
-    original.baseline = None  # its memory is needed for the original itself
+    original.baseline = None  # its memory is needed to load the original itself
     beside = models.load(order.spec.model, loaded.device, allow_paths=order.allow_paths)
     found.timings, notes = timing.timed(loaded.bundle, beside, read.windows.evaluation.ids.flatten())
     found.notes += notes
@@ -351,10 +354,10 @@ def _time(order: Order, read: Read, loaded: Loaded, original: Original, found: F
 def _result(
     order: Order, read: Read, loaded: Loaded, key: str, found: Found, original: bool = False
 ) -> Result:
-    """The record of a run that went well. original: of the original, whoever asked for it."""
+    """The record of a run that succeeded. original: it measured the original, whoever asked for it."""
     spec = order.spec.original() if original else order.spec
-    told = [n.json() for n in (*read.windows.notes, *loaded.notes, *found.notes)]
-    notes = list({repr(n): n for n in told}.values())
+    notes = [n.json() for n in (*read.windows.notes, *loaded.notes, *found.notes)]
+    notes = list({repr(n): n for n in notes}.values())
     if original:
         text = read.text.name
         notes = [
@@ -380,8 +383,10 @@ def _result(
 
 
 def _small_scales(module) -> int:
-    """How many matrices have weights so small that more than one in twenty of their steps is float16's
-    smallest (codes lose digits)."""
+    """How many matrices have weights too small for float16 scales.
+
+    Such a matrix has its smallest possible scale in more than one of twenty places, so codes lose digits.
+    """
     import torch
 
     floor = torch.finfo(torch.float16).smallest_normal

@@ -1,5 +1,7 @@
-"""The latency stage: a compressed model beside the original, in one process, while nothing else of ours
-computes."""
+"""The latency stage: times a compressed model beside the original, in one process.
+
+Nothing else of ours computes meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from evaluation.measuring import memory
 
 
 def timed(compressed: Bundle | None, original: Bundle, ids: Tensor) -> tuple[list[dict], list[Note]]:
-    """(entries of `Result.timings`, notes). An entry says which machine, how it was timed and each way's
-    figures; there is none for a model that reads too little.
+    """(entries of `Result.timings`, notes).
 
-    compressed: None times the original alone. ids: tokens [n] int64 that the models read.
+    An entry says which machine it was, how it was timed, and the figures of each model. There is no entry for
+    a model that can read too few tokens. compressed: None times the original alone. ids: tokens [n] int64
+    that the models read.
     """
     from compression import engine
     from evaluation.measuring import latency

@@ -1,15 +1,15 @@
-"""Whether the code still gives a stored result's numbers: its recipe once more, on a model of seconds.
+"""Whether today's code still gives a stored result's numbers: it runs the recipe again on a tiny model.
 
 A *witness* is a few dozen numbers of a recipe that was run on a small model with weights from a seed: the
-losses that measuring finds, of every matrix its error and its size, of every training its course. A result
+losses that measuring finds, the error and size of every matrix, the course of every training. A result
 carries the witness that the code gave when the result was measured. The result is fresh as long as today's
-code gives the same witness. So a moved file, a new name or a comment changes nothing, and another damping,
-grid, schedule or sum is seen, wherever in the code it stands.
+code gives the same witness. So moving a file, renaming a function or writing a comment changes nothing.
+Another damping, grid, schedule or sum is noticed, wherever in the code it stands.
 
-Two processors round float32 sums in different ways, and a weight that lies between two codes may take the
-other one. How much a number moves by that is measured with the witness itself: the small model is tried again
-with weights that differ in their last digits (`NUDGES`). The tolerance is `ROOM` times the largest move that
-was seen, and never below `LEAST`.
+Two processors round float32 sums in different ways, and a weight that lies between two codes may get the
+other one. How much that changes a number is measured together with the witness: the small model is run again
+with weights that differ in their last digits (`NUDGES`). The tolerance is `ROOM` times the largest change
+that was seen, and never below `LEAST`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 WINDOW = 64  # tokens
 CALIBRATED, EVALUATED = 40, 6  # windows
-LETTERS = 16_384  # of each text
-# tokens of a window where a cache by channel is measured: its first 128 tokens are no codes yet
+LETTERS = 16_384  # letters that are taken of each text
+# window in tokens if the cache's keys share scales by channel: its first 128 tokens are not quantized yet
 LONGER = 3 * WINDOW
 WIDTH, WIDE, HEADS, KV_HEADS, WORDS, POSITIONS = 128, 256, 4, 2, 260, 512
-BLOCKS, MORE_BLOCKS = 2, 3  # of a recipe that protects the first and the last, or leaves blocks out
-SIZES = {  # a family's own name for a size -> the size of its small model; what a config hasn't isn't set
+BLOCKS, MORE_BLOCKS = 2, 3  # more for a recipe that protects the first and the last block, or leaves some out
+SIZES = {  # the name of a size in a family's config -> its value in the small model; missing names stay unset
     "hidden_size": WIDTH,
     "n_embd": WIDTH,
     "word_embed_proj_dim": WIDTH,
@@ -71,7 +71,7 @@ DROPPED = (
     "max_window_layers",
     "use_sliding_window",
     "attn_implementation",
-)  # of a config
+)  # keys of a config
 MOST = {  # a parameter's name -> its largest value on the small model
     "rank": 2,
     "train_tokens": 8_192,
@@ -89,9 +89,10 @@ MOST = {  # a parameter's name -> its largest value on the small model
     "lion_rounds": 1,
     "votes": 2,
 }
-SET = {"train_minutes": 60.0, "student": ""}  # tokens end a small training, never minutes
-NUDGES = (1, 2, 3, 4)  # seeds of the last digits
-NUDGE = 2.0**-19  # of a weight: sixteen of float32's last digits, more than sums in another order make
+SET = {"train_minutes": 60.0, "student": ""}  # a small training ends by its tokens, never by minutes
+NUDGES = (1, 2, 3, 4)  # seeds of the changes in the last digits
+# relative change of a weight: sixteen of float32's last digits, more than sums in another order cause
+NUDGE = 2.0**-19
 ROOM = 4.0
 # The least tolerances, as shares of a number. A search that two processors decide differently once moves a
 # divergence by about 1 %.
@@ -101,30 +102,28 @@ Numbers = Callable[[Mapping[str, Any], int], dict[str, float]]  # (small config,
 
 
 def witness(numbers: Numbers, small: Mapping[str, Any], nudges: Sequence[int] = NUDGES) -> dict[str, Any]:
-    """{"config", "numbers": name -> [value, tolerance]}, or {} where the small model doesn't bear what is
-    done.
+    """{"config", "numbers": name -> [value, tolerance]}; {} if the small model can't run the recipe.
 
-    numbers: what is done to it, e.g. `partial(of_run, spec)`. small: its config (`small_config`). nudges:
-    none for an answer that never leaves its machine, where equal sums round equally.
+    numbers: what is done to the model, e.g. `partial(of_run, spec)`. small: its config (`small_config`).
+    nudges: none for an answer that never leaves its machine, where equal sums round equally.
     """
     try:
         found, moved = numbers(small, 0), [numbers(small, seed) for seed in nudges]
-    except Exception as error:  # the run itself went well: it must not be lost
+    except Exception as error:  # the run itself went well: its result must not be lost
         log.warning("no witness: %s: %s", type(error).__name__, error)
         return {}
     kept = {
         name: [_short(v), _tolerance(name, v, [m.get(name, math.inf) for m in moved])]
         for name, v in found.items()
     }
-    if not all(math.isfinite(x) for pair in kept.values() for x in pair):  # no record holds such a number
+    if not all(math.isfinite(x) for pair in kept.values() for x in pair):  # a record can't hold such a number
         log.warning("no witness: a number of it is not finite")
         return {}
     return {"config": dict(small), "numbers": kept}
 
 
 def differences(numbers: Numbers, stored: Mapping[str, Any]) -> list[str]:
-    """What today's code gives otherwise than a stored witness says, a line each; nothing if it gives the
-    same."""
+    """Where today's code differs from a stored witness, a line for each difference; [] if it agrees."""
     if not stored:
         return ["it carries no witness"]
     try:
@@ -150,15 +149,17 @@ def _apart(found: Mapping[str, float], expected: Mapping[str, Sequence[float]]) 
 
 
 def _is_small(config: Mapping[str, Any]) -> bool:
-    """True if a config read from a record names every size that matters and none above those of
-    `small_config`."""
+    """Whether a config from a record is that of a small model.
+
+    It must name every size that matters, and none may be above the sizes of `small_config`.
+    """
     most = SIZES | {"num_key_value_heads": HEADS} | dict.fromkeys(BLOCK_NAMES, MORE_BLOCKS)
     named = [name for name in most if name in config]
-    told = all(
+    complete = all(
         any(name in config for name in names)
         for names in (("hidden_size", "n_embd"), BLOCK_NAMES, ("vocab_size",))
     )
-    return told and all(type(config[name]) is int and 0 < config[name] <= most[name] for name in named)
+    return complete and all(type(config[name]) is int and 0 < config[name] <= most[name] for name in named)
 
 
 def _tolerance(name: str, value: float, moved: list[float]) -> float:
@@ -173,8 +174,10 @@ def _short(value: float) -> float:
 
 
 def small_config(config: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
-    """The config of a small model of the same family with the same traits: activation, biases, ties,
-    norms."""
+    """The config of a small model of the same family with the same traits.
+
+    The traits are activation, biases, tied tables and norms.
+    """
     kept = {
         k: v
         for k, v in config.items()
@@ -192,11 +195,10 @@ def small_config(config: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
 
 
 def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str, float]:
-    """The numbers that the code gives for a run's recipe on the small model of `config` (from
-    `small_config`).
+    """The numbers that the code gives for a run's recipe on a small model.
 
-    nudge: seed of a change in the weights' last digits, 0 for none. Raises CompressionError where the recipe
-    can't be run on it.
+    config: that of the small model (`small_config`). nudge: seed of a change in the weights' last digits, 0
+    for none. Raises CompressionError if the recipe can't be run on it.
     """
     import torch
 
@@ -232,7 +234,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
 
 
 def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Baseline | None]:
-    """What the original gives, measured and left behind as in a run."""
+    """The original's numbers, and the baseline that a run would leave behind."""
     from evaluation.measuring.measure import Baseline, measure
 
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +243,7 @@ def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Bas
 
 
 def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What measuring found, without what is counted in whole tokens (it jumps) and errors of estimates."""
+    """What measuring found, without counts of whole tokens, which jump, and errors of estimates."""
     names = ("kl_divergence_mean", "short_context_kl_divergence_mean")
     return {"loss": math.log(metrics["perplexity"])} | {
         name: metrics[name] for name in names if name in metrics
@@ -249,7 +251,7 @@ def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _matrices(found: Bundle, original: Bundle) -> dict[str, float]:
-    """Of every matrix: its mean magnitude, and its relative error where it has the original's shape."""
+    """For every matrix: its mean magnitude, and its relative error if it has the original's shape."""
     out, before, after = {}, _weights(original), _weights(found)
     for path, weight in after.items():
         out[f"{path} size"] = float(weight.abs().mean())
@@ -259,8 +261,7 @@ def _matrices(found: Bundle, original: Bundle) -> dict[str, float]:
 
 
 def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
-    """Path -> the matrix that a linear or the table stands for, in float32, its factors on inputs left
-    out."""
+    """Path -> the float32 matrix that a linear or the table stands for, without its factors on inputs."""
     from compression import arch
     from compression.packed.linear import CompressedLinear, CompressedTable
 
@@ -274,7 +275,7 @@ def _weights(bundle: Bundle) -> dict[str, torch.Tensor]:
 
 
 def _courses(series: Mapping[str, list]) -> dict[str, float]:
-    """Of each training: its mean loss, the mean of what was held out, and how often each was taken."""
+    """For each training: its mean loss, the mean held-out loss, and how often each was taken."""
     out: dict[str, float] = {}
     for name in series.keys() & {"training", "warm_up"}:
         for which, column in (("loss", 1), ("held out", 2)):
@@ -288,8 +289,10 @@ def _courses(series: Mapping[str, list]) -> dict[str, float]:
 
 @functools.cache
 def _loop() -> dict[str, float]:
-    """What the training loop makes of two numbers whose gradients are now far below, now far above the length
-    at which they are cut."""
+    """What the training loop makes of two numbers.
+
+    Their gradients are now far below, now far above the norm at which gradients are clipped.
+    """
     import torch
 
     from compression.training import Budget, adamw, train
@@ -319,9 +322,8 @@ def _small(spec: RunSpec) -> RunSpec:
         values = params.json()
         values |= {name: min(values[name], most) for name, most in MOST.items() if values.get(name)}
         recipe.append((method.name, values | {name: value for name, value in SET.items() if name in values}))
-    text, calibration = (
-        name if name == UNICODE_TEXT else BUILTIN_TEXT for name in (spec.text, spec.calibration)
-    )
+    text = UNICODE_TEXT if spec.text == UNICODE_TEXT else BUILTIN_TEXT
+    calibration = UNICODE_TEXT if spec.calibration == UNICODE_TEXT else BUILTIN_TEXT
     return dataclasses.replace(
         spec,
         recipe=tuple(recipe),
@@ -367,8 +369,11 @@ def windows(count: int) -> torch.Tensor:
 
 
 def model(config: Mapping[str, Any], nudge: int = 0) -> Bundle:
-    """A fresh small model. Its weights have long tails and its norms a few large channels, so that what
-    treats outliers has some."""
+    """A fresh small model.
+
+    Its weights have long tails and its norms have a few large channels, so that a method that treats outliers
+    finds some.
+    """
     return copy.deepcopy(_seeded(tuple(sorted(config.items())), nudge))
 
 
@@ -415,10 +420,10 @@ def _seeded(config: tuple, nudge: int) -> Bundle:
 
 
 def _drawn(shape: Sequence[int], draw: torch.Generator) -> torch.Tensor:
-    """Numbers about 0 with long tails, made of whole numbers, so that every processor draws the same."""
+    """Numbers about 0 with long tails. They are made of integers, so that every processor draws the same."""
     import torch
 
-    # spread 1
+    # a sum of four uniform numbers, scaled to a spread of 1
     bell = sum(torch.randint(-1_024, 1_025, shape, generator=draw) for _ in range(4)).double() / 1_182
     tail = torch.randint(0, 1_025, shape, generator=draw).double() / 1_024
     return (bell * (0.75 + tail**8)).float()
@@ -426,14 +431,12 @@ def _drawn(shape: Sequence[int], draw: torch.Generator) -> torch.Tensor:
 
 @functools.cache
 def _tokenizer():
-    """One token a byte, and an end."""
+    """A tokenizer with one token for each byte, and one for the end."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=letters | {"<s>": 256, "</s>": 257}, merges=[]))
-    backend.pre_tokenizer, backend.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")

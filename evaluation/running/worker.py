@@ -1,11 +1,11 @@
-"""The process that does one run: reads a request as one JSON line, prints events as JSON lines, the result
-last.
+"""The process that does one run: it reads a request as one JSON line, and prints events as JSON lines.
 
     in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}, later perhaps
     "enough" out   {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
 
-A line "enough" ends a training early, with its best state. It imports what is slow before the request comes,
-so that a waiting worker starts at once, and it ends when its parent does: standard input closes.
+The result is the last event. A line "enough" ends a training early, with its best state. The process imports
+what is slow before the request comes, so that a waiting worker starts at once. It ends when its parent does,
+because its standard input closes then.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ GRACE_SECONDS = 2  # between asking a worker to end and killing it
 
 
 class Worker(subprocess.Popen):
-    """A worker process, seen from the one that starts it: what it writes to standard error is passed on, its
-    end is told in words."""
+    """A worker process, seen from the process that starts it.
+
+    What it writes to standard error is passed on. `death` says in words how it ended.
+    """
 
     def __init__(self):
-        """Raises OSError where the system has no room for another process."""
+        """Raises OSError if the system has no room for another process."""
         super().__init__(
             [sys.executable, "-m", "evaluation.running.worker"],
             cwd=ROOT,
@@ -83,7 +85,7 @@ class Worker(subprocess.Popen):
             pass  # it has ended: its death is told by its exit code
 
     def end(self, grace: float = GRACE_SECONDS) -> None:
-        """Ask it to end, wait, kill it; with it whatever it has started (a compiler, a download)."""
+        """Ask it to end, wait, then kill it with everything that it started (a compiler, a download)."""
         if self.poll() is None:
             self._signal(signal.SIGTERM)
             try:
@@ -97,12 +99,12 @@ class Worker(subprocess.Popen):
         try:
             os.killpg(self.pid, number) if hasattr(os, "killpg") else self.send_signal(number)
         except (ProcessLookupError, PermissionError):
-            pass  # all of them are gone
+            pass  # all of them have ended already
 
     def death(self) -> tuple[Status, dict]:
         """(status, error) of a worker that has ended without a result."""
         self._relay.join(1)
-        return deaths.told(self.wait(), "".join(self._said), self._kills)
+        return deaths.of_exit(self.wait(), "".join(self._said), self._kills)
 
 
 def serve() -> int:
@@ -116,7 +118,7 @@ def serve() -> int:
     import evaluation.running.run  # noqa: F401
 
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("evaluation.store").setLevel(logging.ERROR)  # the app has told what it skips
+    logging.getLogger("evaluation.store").setLevel(logging.ERROR)  # the app has already logged what it skips
     line = sys.stdin.readline()
     if not line.strip():
         return 0
@@ -131,8 +133,10 @@ def serve() -> int:
 
 
 def events(request: dict, enough: threading.Event | None = None) -> Iterator[dict]:
-    """Do the run of a request and yield its events, {"result": ...} last. Leaving the loop early stops the
-    run; `enough` ends a training."""
+    """Do the run of a request and yield its events; {"result": ...} is the last.
+
+    Leaving the loop early stops the run. `enough` ends a training.
+    """
     from evaluation.running.run import run
     from evaluation.spec import RunSpec
     from evaluation.store import Store
@@ -169,12 +173,12 @@ def _say(out, event: dict) -> None:
 
 
 def _listen(enough: threading.Event) -> None:
-    """Take the parent's words; leave with it."""
+    """Read the parent's messages; end when the parent does."""
     while line := sys.stdin.readline():
         if line.strip() == ENOUGH:
             enough.set()
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)  # with whatever it has started
+        os.killpg(os.getpid(), signal.SIGKILL)  # this process and everything that it has started
     os._exit(3)
 
 

@@ -4,20 +4,23 @@ plan.h        what a stored matrix is to all of these files; plans.py makes it f
 vectors.h     16 lanes for three kinds of processor: AVX-512, AVX2, plain C
 matrix.h      the matrix unit of some processors (AMX)
 formats.h     how each kind of matrix is decoded; chain.h: tensor trains
-loops.h       what the stages of a product tell each other
-  input.c     activations are made ready
-  token.c     one token
-  panel.c     many tokens; matrix.c: by the matrix unit
-  product.c   whole matrices: chooses and adds up
+loops.h       what the stages of a product hand to each other
+  input.c     prepares the activations
+  token.c     multiplies one token
+  panel.c     multiplies many tokens; matrix.c: by the matrix unit
+  product.c   whole matrices: chooses a way for each and adds up the parts
 step.c        whole decoder layers in one call
 team.c        the threads
 
-`library()` gives the loaded library or None; the first call begins to build it in the background, and until
-it is there PyTorch serves under its own name. `wait()` waits for it: whoever measures does. `status()` says
-in words what serves and why. Nothing is built at import. The cache's key is the source, the compiler and the
-processor's flags; a library that can't be built, loaded or that fails its self-test is never used, and one
-that passed isn't tested again. COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx512,
-avx2_vnni, avx2 or portable forces that path. $CFLAGS come after our flags.
+`library()` gives the loaded library or None. The first call begins to build it in the background; until it is
+ready, PyTorch serves, and the label says so. `wait()` waits for the build, and so whoever measures calls it.
+`status()` says in words what serves and why. Nothing is built at import.
+
+The cache's key is the source, the compiler and the processor's flags. A library that can't be built or
+loaded, or that fails its self-test, is never used. One that passed isn't tested again.
+
+COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx512, avx2_vnni, avx2 or portable
+forces that path. $CFLAGS come after our flags.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ SOURCES = sorted(HERE.glob("*.c"))
 HEADERS = sorted(HERE.glob("*.h"))
 COMMON = ("-O3", "-fno-math-errno", "-ffp-contract=fast", "-fPIC", "-std=gnu11")
 NATIVE = ("-march=native", "-mprefer-vector-width=512")
-FLAGS = {  # what $COMPRESSION_EXPLORER_KERNELS says -> sets of flags, the first that works
+FLAGS = {  # value of $COMPRESSION_EXPLORER_KERNELS -> sets of compiler flags; the first that works is taken
     "": (
         (*NATIVE, "-fopenmp"),
         ("-march=native", "-fopenmp"),
@@ -61,7 +64,7 @@ _reason = "not built yet"
 
 
 def cache() -> Path:
-    """Where built libraries lie: in the home, or in a temporary folder where only these can't be written."""
+    """The folder of built libraries: in the home, or a temporary one if this folder can't be written."""
     return usable(home() / "kernels")
 
 
@@ -78,7 +81,7 @@ def compiler() -> str | None:
 
 
 def _told(*names: str) -> str:
-    """What the system says of the processor under the first of these names that it has, "" if under none."""
+    """What the system says of the processor, under the first of these names that it has; "" if none."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
@@ -113,14 +116,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def wait() -> ctypes.CDLL | None:
-    """The same, after the build has ended."""
+    """The C kernels, ready and tested, or None; waits until the build has ended."""
     library()
     _built_in.join()
     return _library
 
 
 def forget() -> None:
-    """Begin anew: the next call builds or loads again (after a change of the environment)."""
+    """Start over: the next call builds or loads again. Needed after a change of the environment."""
     global _built_in, _library, _reason
     if _built_in is not None:
         _built_in.join()
@@ -128,7 +131,7 @@ def forget() -> None:
 
 
 def status() -> str:
-    """Why the C kernels serve or don't."""
+    """Why the C kernels serve, or why they don't."""
     return "being built" if _built_in is not None and _built_in.is_alive() else _reason
 
 
@@ -136,13 +139,13 @@ def _build() -> None:
     global _library, _reason
     try:
         loaded, _reason = _tested(os.environ.get("COMPRESSION_EXPLORER_KERNELS", "").lower())
-    except Exception as error:  # whatever happens here, PyTorch serves and the reason is told
+    except Exception as error:  # whatever happens here: PyTorch serves, and `status` gives the reason
         loaded, _reason = None, f"{type(error).__name__}: {error}"
     _library = loaded
 
 
 def _tested(path: str) -> tuple[ctypes.CDLL | None, str]:
-    """(library or None, why)."""
+    """(the library in a file, or None; why)."""
     if path == "pytorch":
         return None, "switched off by COMPRESSION_EXPLORER_KERNELS"
     if path not in FLAGS:
@@ -162,14 +165,14 @@ def _tested(path: str) -> tuple[ctypes.CDLL | None, str]:
             file.unlink(missing_ok=True)
             return None, f"self-test failed: {wrong}"
         try:
-            passed.write_text(digest, "utf-8")  # this very file needn't be tested again
+            passed.write_text(digest, "utf-8")  # this file needn't be tested again
         except OSError:
             pass
     return loaded, f"built for {loaded.instructions().decode()}"
 
 
 def _loaded(file: Path) -> ctypes.CDLL | None:
-    """The library in a file; a file that isn't one is removed."""
+    """Load the library in a file. A file that is no library is removed."""
     try:
         found = ctypes.CDLL(str(file))
         found.instructions.restype = ctypes.c_char_p
@@ -216,8 +219,10 @@ def _file(path: str) -> Path:
 
 
 def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> None:
-    """Compile the sources side by side and link them into `file`. Raises OSError if the compiler refuses
-    every choice."""
+    """Compile the sources side by side and link them into `file`.
+
+    `choices` are sets of flags, tried in turn. Raises OSError if the compiler refuses all of them.
+    """
     with scratch(file.parent) as folder:  # two processes may build: each its own
         for extra in choices:
             objects = [folder / f"{source.stem}.o" for source in SOURCES]
@@ -241,7 +246,7 @@ def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> Non
 
 
 def _openmp() -> list[str]:
-    """PyTorch's own thread library, so that both share one team; [] where it brings none."""
+    """The flags for PyTorch's own thread library, so that both share one team; [] if PyTorch has none."""
     import torch
 
     folder = Path(torch.__file__).parent
@@ -250,7 +255,7 @@ def _openmp() -> list[str]:
 
 
 def product(plan, x, threads: int | None = None):
-    """x [..., in] times the transpose of a plan's matrix -> [..., out] in x's dtype; in float32 within."""
+    """x [..., in] times the transpose of a plan's matrix -> [..., out] in x's dtype; computed in float32."""
     import torch
 
     out, n = plan.shape
@@ -267,12 +272,12 @@ def product(plan, x, threads: int | None = None):
 
 
 def look_up_pays() -> bool:
-    """Whether a token's sums over binary-coded planes are faster looked up than added here (vectors.h)."""
+    """Whether looking up a token's sums over binary-coded planes is faster here than adding (vectors.h)."""
     return _library is not None and bool(_library.look_up_pays())
 
 
 def takes_matrix(plan, tokens: int) -> bool:
-    """Whether the processor's matrix unit multiplies so many tokens of a plan."""
+    """Whether the processor's matrix unit multiplies `tokens` tokens by a plan's matrix."""
     return bool(_library.takes_matrix(plan.address, tokens))
 
 
@@ -282,7 +287,7 @@ def rows(plan, ids):
 
     ids = ids.reshape(-1).to(torch.int64).contiguous()
     if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < plan.shape[0]):
-        raise IndexError(f"rows {int(ids.min())} to {int(ids.max())} of a matrix with {plan.shape[0]}")
+        raise IndexError(f"got rows {int(ids.min())} to {int(ids.max())}; the matrix has {plan.shape[0]}")
     if plan.kind == "LOW_RANK":
         v, u = plan.parts
         return rows(u, ids) @ rows(v, torch.arange(v.shape[0]))

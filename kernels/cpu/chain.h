@@ -1,8 +1,8 @@
-/* How tensor trains become rows: 16 rows at a time, one a lane.
+/* How tensor trains become rows: 16 rows at a time, one row in each lane.
 
    A chain is cut in the middle. Its left half is contracted from the left end and its right half from the
-   right end; both then have about the square root of the row's columns. Putting the halves together takes
-   as many multiplications a column as the rank between them. */
+   right end. Each half then has about the square root of the row's columns. Putting the halves together
+   takes as many multiplications for each column as the rank between them. */
 
 #ifndef CHAIN_H
 #define CHAIN_H
@@ -25,7 +25,7 @@ INLINE int64_t core_size(const chain *c, int64_t k)
     return (int64_t)c->ranks[k] * c->modes[k] * c->ranks[k + 1];
 }
 
-/* Values of the widest half on its way, for one row. */
+/* The most values that a half takes while it is contracted, for one row. */
 INLINE int64_t widest_half(const chain *c)
 {
     int64_t most = 1, columns = 1;

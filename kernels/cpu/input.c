@@ -3,8 +3,8 @@
 #include "loops.h"
 #include "matrix.h"
 
-#define MATRIX_INT8 12 /* from so many tokens on the matrix unit is the faster way for int8 codes */
-#define MATRIX_EXACT 3 /* and from so many on for exact activations */
+#define MATRIX_INT8 12 /* from this many tokens on, the matrix unit is the faster way for int8 codes */
+#define MATRIX_EXACT 3 /* and from this many on for exact activations */
 
 int multiplies_integers(const plan *p)
 {
@@ -17,7 +17,7 @@ int looks_up(const plan *p)
     return p->kind == SUM ? looks_up(p->first) || looks_up(p->second) : p->kind == LOOK;
 }
 
-/* Whether a part of p reads codes; or reads codes and can't let the matrix unit read them. */
+/* Whether a part of p reads codes; with but_no_matrix, only parts whose codes the matrix unit can't read. */
 static int reads_codes(const plan *p, int but_no_matrix)
 {
     if (p->kind == SUM) return reads_codes(p->first, but_no_matrix) || reads_codes(p->second, but_no_matrix);
@@ -46,7 +46,7 @@ static uint8_t *room_for(uint8_t **room, int64_t bytes)
     return here;
 }
 
-/* What is made of one token. */
+/* Where the prepared activations of one token go. */
 typedef struct {
     float *x;      /* [ld] */
     int8_t *q;     /* codes: 64 of them stand together */

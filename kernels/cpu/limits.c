@@ -1,4 +1,4 @@
-/* What this processor can do at most, to hold the kernels against: products of registers only. */
+/* The most that this processor can multiply, to compare the kernels with: products of registers only. */
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -26,7 +26,7 @@ int64_t limit_int8(int64_t rounds, int threads)
     return out;
 }
 
-/* The same with 12 x 16 of float32. */
+/* The same with `rounds` x 12 x 16 multiplications and additions of float32. */
 int64_t limit_float(int64_t rounds, int threads)
 {
     int64_t out = 0;

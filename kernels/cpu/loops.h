@@ -1,17 +1,17 @@
-/* What the stages of a product tell each other. input.c prepares the activations. token.c multiplies one
-   token straight from the stored bits. For many tokens panel.c decodes a tile's columns once and
+/* What the stages of a product hand to each other. input.c prepares the activations. token.c multiplies
+   one token straight from the stored bits. For many tokens panel.c decodes a tile's columns once and
    multiplies them by up to TOKENS tokens; where the processor has a matrix unit, matrix.c multiplies the
-   decoded codes. product.c walks a matrix's tiles and chooses between them. formats.h decodes each format
-   and lists the loops that are compiled for it. */
+   decoded codes. product.c walks a matrix's tiles and chooses between these ways. formats.h decodes each
+   format and lists the loops that are compiled for it. */
 
 #ifndef LOOPS_H
 #define LOOPS_H
 
 #include "formats.h"
 
-#define TOKENS 128               /* that share one decoding of a tile */
+#define TOKENS 128               /* tokens that share one decoding of a tile */
 #define PANEL (512 / TILES)      /* columns of a tile that are decoded at once: 32 kB as floats */
-#define PANEL_BYTES (16 * PANEL) /* the same as codes */
+#define PANEL_BYTES (16 * PANEL) /* bytes of a panel of codes */
 #define DIGITS_UNIT 64           /* columns of exact activations that share a unit: a line of codes */
 
 /* Sums of one digit each, put together, the lower two exactly: over 64 columns they stay below 64 x 255 x

@@ -42,7 +42,7 @@ void cut_columns(const plan *p, const input *in, int64_t token, int64_t m, const
     }
 }
 
-/* A piece that has been multiplied, and what its sums are worth. */
+/* The sums of a piece that has been multiplied, and the factors that turn them into a product. */
 typedef struct {
     const int32_t *dots; /* [span][digits][16 tokens][16 rows] */
     const float *scale;  /* of the rows; PANEL / 2 further the same times what is left of the zero point */
@@ -77,7 +77,7 @@ INLINE void add_piece(vf *acc, const product_of_piece d, const known k)
 INLINE void pieces_times(const job j, const uint8_t *codes, const float *scale, float *sum, const cut *c,
                          const known k)
 {
-    /* the two don't share their places in the cache */
+    /* the two arrays don't fall into the same places of the cache */
     int32_t dots[2][PANEL / 32 * 3 * 256 + 256] __attribute__((aligned(64)));
     const int64_t apart = j.in->rows * j.in->ld, span = k.span ? k.span : c->span;
     for (int64_t i = 0; i < j.m; i += 16, sum += 256) {
@@ -111,11 +111,11 @@ INLINE void pieces_times(const job j, const uint8_t *codes, const float *scale, 
     }
 }
 
-/* The codes are made signed first: less the zero point, where that is a whole number and the difference is
-   a byte, or else less half their range. */
+/* The codes are made signed first. If the zero point is a whole number and the difference is a byte, it is
+   subtracted; else half of the codes' range is. */
 void matrix_times(const job *at, uint8_t *codes, float *sum, const cut *c)
 {
-    if (!matrix_ready()) return; /* so that nothing of it is compiled where there is no such unit */
+    if (!matrix_ready()) return; /* so that none of this is compiled where there is no such unit */
     const job j = *at;
     const plan *p = j.p;
     const int centred = p->grids == WHOLE && (!p->zero || p->bits < 8);

@@ -1,18 +1,19 @@
 /* What a stored matrix W [out, n] is to the kernels, and the inputs that it is multiplied by.
 
-   Rows stand in tiles of 16, one row a lane. Columns stand in blocks of 32. A tile is one stream of bytes
-   that one thread reads from its beginning to its end. Rows beyond `out` and columns beyond `n` hold
+   Rows stand in tiles of 16, one row in each lane. Columns stand in blocks of 32. A tile is one stream of
+   bytes that one thread reads from its beginning to its end. Rows beyond `out` and columns beyond `n` hold
    zeros. kernels/cpu/plans.py makes the streams, and these are their layouts:
 
      F32, F16, BF16  [tile][column][16]. BF16 has its columns in pairs: one word holds a lane's two values.
-     INT             A block is `bits` x 64 bytes: a plane of 4 bits (4 x 64 bytes), then one of 2 bits (2
-                     x 64), then one of 1 bit (64). A width has the planes that add up to it; 5 bits have
-                     those of 4 and of 1. Within a plane's word the byte is column % 4. Codes of 8 bits
-                     take 8 x 64 bytes. Of 3 bits two codes take the low six bits of each of 3 x 64 bytes,
-                     and the codes of the last eight columns take the two bits above.
-     BOOK            As INT of 4 bits. The code is a place in `table`. `offset` holds the table's entries
-                     as whole numbers plus 32768, all low bytes and then all high bytes; table[16] is what
-                     1 of them is worth.
+     INT             A block is `bits` x 64 bytes, cut into planes. A plane of 4 bits takes 4 x 64 bytes, one
+                     of 2 bits 2 x 64, one of 1 bit 64, in this order. A width has the planes that add up to
+                     it: 5 bits have a plane of 4 and a plane of 1. Within a plane's word the byte is column
+                     % 4. Codes of 8 bits take 8 x 64 bytes. Codes of 3 bits have no planes: the low six bits
+                     of each of 3 x 64 bytes hold two codes, and the two bits above hold the codes of the
+                     last eight columns.
+     BOOK            As INT of 4 bits. A code is a place in `table`. `offset` holds the table's entries as
+                     whole numbers plus 32768, first all low bytes and then all high bytes; multiplied by
+                     table[16], such a whole number is its entry.
      BITS            A block is `bits` planes of 1 bit. scale [tile][group][bits][16], offset float
                      [tile][group][16].
      LOOK            The same planes, laid out so that sums are looked up: a block is `bits` x 64 bytes
@@ -30,8 +31,8 @@
      SUM             W x = first x + second x.
      OUTLIERS        values half and mask, their columns as uint16, row by row. starts: int32 [out + 1].
      COLUMNS         values half [tile][k][16]. starts: int32 [k], which columns they are. groups: k.
-     TRAIN           Each row is a chain of cores (chain.h): values half [tile][values of a row][16], one
-                     core after the other. starts: int32, first how many cores, then their modes, then
+     TENSOR_TRAIN    Each row is a chain of cores (chain.h): values half [tile][values of a row][16], one
+                     core after the other. starts: int32, the number of cores, then their modes, then
                      their ranks (one more).
 
    Scales and zero points are [tile][group][16], and `grids` says how they are stored:
@@ -48,20 +49,21 @@
 
 #include "vectors.h"
 
-/* Every kind and how it is multiplied. plans.py reads this list and the next from here.
+/* Every kind of matrix, and how it is multiplied. plans.py reads this list and GRIDS from here.
 
      BY_FLOATS    the weights are floats
      BY_INTEGERS  the weights are codes, and exact activations become integers too, of 24 bits
-     BY_ENTRIES   codes stand for floats: they are multiplied as integers under a rule, as floats without one
-     BY_PARTS     `first` and `second` are multiplied
-     BY_ADDING    few weights, whose products are added to what is there
-     BY_CHAINS    rows are rebuilt first */
+     BY_ENTRIES   the weights are codes that stand for floats: under a rule they are multiplied as integers,
+                  without one as floats
+     BY_PARTS     the products of `first` and `second` are combined
+     BY_ADDING    there are few weights, and their products are added to what is there
+     BY_CHAINS    the rows are rebuilt first, then multiplied */
 #define KINDS(KIND) \
     KIND(F32, BY_FLOATS) KIND(F16, BY_FLOATS) KIND(BF16, BY_FLOATS) \
     KIND(INT, BY_INTEGERS) KIND(BOOK, BY_ENTRIES) KIND(BITS, BY_INTEGERS) \
     KIND(MASK_F16, BY_FLOATS) KIND(TWO_F16, BY_FLOATS) KIND(MASK_INT, BY_INTEGERS) \
     KIND(LOW_RANK, BY_PARTS) KIND(SUM, BY_PARTS) KIND(OUTLIERS, BY_ADDING) KIND(COLUMNS, BY_ADDING) \
-    KIND(TRAIN, BY_CHAINS) KIND(LOOK, BY_INTEGERS)
+    KIND(TENSOR_TRAIN, BY_CHAINS) KIND(LOOK, BY_INTEGERS)
 #define GRIDS(GRID) GRID(WHOLE) GRID(REAL) GRID(LEVELS) GRID(FLOATS)
 
 #define NAME_OF(name, ...) name,
@@ -74,20 +76,20 @@ typedef struct plan plan;
 struct plan {
     int64_t out, n;
     int64_t groups, group; /* group: how many columns share a scale, a multiple of 16 */
-    /* How activations are rounded. rule 0: not at all. Else to int8 codes, and `rule` columns (a multiple
-       of 32) share a unit, which is what one step of their codes is worth. top: the largest code. fixed:
-       the unit of every token; 0: each unit follows from the largest of its activations. shifted: codes
-       run from a token's least activation to its largest; else from -top to top, symmetric about zero.
-       threshold: activations of that size or larger stay as they are; 0: all are rounded. Among codes only
-       INT of 8 bits takes a shifted rule or a threshold. Shifted, `offset` is the sum of each row of W,
-       float [tile][16]. */
+    /* How activations are rounded. rule 0: they are not. Else they become int8 codes, and `rule` columns (a
+       multiple of 32) share a unit: the difference that one step of their codes makes. top: the largest
+       code. fixed: the unit of every token; 0: each unit follows from the largest of its activations.
+       shifted: codes run from a token's least activation to its largest; else from -top to top, symmetric
+       about zero. threshold: activations of that size or larger stay as they are; 0: all are rounded. Among
+       codes only INT of 8 bits takes a shifted rule or a threshold. Under a shifted rule, `offset` is the
+       sum of each row of W, float [tile][16]. */
     int64_t rule;
     int32_t kind, bits, top, grids;
     int32_t shifted;
     double threshold, fixed;
     const void *values, *mask, *starts, *scale, *zero, *offset;
     const float *table;
-    const int32_t *order; /* column k of the tiles is column order[k] of W; NULL: they have one order */
+    const int32_t *order; /* column k of the tiles is column order[k] of W; NULL: column k of W */
     const plan *first, *second;
 };
 
@@ -119,14 +121,14 @@ typedef struct {
 typedef struct {
     const float *x;    /* [m][ld]: as they are, or on their int8 grid */
     const int8_t *q;   /* [digits][rows][ld]: int8 codes, or three digits to base 256, the highest first */
-    const float *sums; /* [m][ld / 16]: of 16 columns of q each, digits put together */
-    const float *unit; /* [m][ld / 32]: what 1 of a code, or of a last digit, is worth */
+    const float *sums; /* [m][ld / 16]: sums of 16 columns of q each, with the digits put together */
+    const float *unit; /* [m][ld / 32]: what a code of 1, or a last digit of 1, stands for */
     int64_t m, rows, ld;
     int digits;            /* 1: q holds the codes of a rule. 3: q holds exact activations. 0: q is empty */
     int tiled;             /* q is laid out for the matrix unit: [digits][rows / 16][ld / 64][16][64] */
     const large *large;    /* [m][ld]: activations that the rule's threshold keeps out of q; NULL: none */
     const int64_t *larges; /* [m]: how many of them */
-    const float *shift;    /* [m]: what each activation is more than its code is worth; NULL: nothing */
+    const float *shift;    /* [m]: an activation is its code times its unit, plus this; NULL: plus nothing */
     const uint8_t *tables; /* [ld / 16][2 or 4][column / 4 % 4][16]: make_tables; NULL: none */
 } input;
 
@@ -135,7 +137,7 @@ typedef struct {
     int id, count;
     struct barrier *barrier;
     uint8_t *own, *shared; /* scratch: own_bytes for this thread alone, the rest for all */
-    uint8_t *middle[2];    /* for low-rank products in turns: when one is written, nobody reads it any more */
+    uint8_t *middle[2];    /* for low-rank products, used in turns: nobody reads one while it is written */
     int turn;
 } member;
 
@@ -149,15 +151,15 @@ int multiplies_integers(const plan *p);         /* whether a single exact token 
 int looks_up(const plan *p);                    /* whether a single token's sums come from tables */
 int takes_matrix(const plan *p, int64_t m);     /* whether the matrix unit multiplies m tokens of it */
 int64_t own_bytes(const plan *p);               /* scratch of one thread for multiply */
-int64_t shared_bytes(const plan *p, int64_t m); /* scratch of all for multiply */
-int64_t middle_bytes(const plan *p, int64_t m); /* of each middle for multiply */
+int64_t shared_bytes(const plan *p, int64_t m); /* scratch that all threads share for multiply */
+int64_t middle_bytes(const plan *p, int64_t m); /* size of each middle for multiply */
 int64_t input_bytes(int64_t n, int64_t m);      /* room for a prepared input */
 /* Prepare the tokens [first, last) of `from` for p. room: input_bytes. */
 void prepare_input(input *in, const plan *p, const source *from, int64_t first, int64_t last, uint8_t *room);
 /* y[m][ld] = x W^T. Every member calls it and computes its share of the rows. */
 void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld);
-/* A low-rank product in two parts. Several on one input run all their first parts, wait once, then all
-   their second parts. */
+/* A low-rank product in two parts. Several products on one input run all their first parts, wait once,
+   then run all their second parts. */
 uint8_t *next_middle(member *me);
 void low_rank_first(member *me, const plan *p, const input *in, float *middle);
 void low_rank_second(member *me, const plan *p, const float *middle, int64_t m, float *y, int64_t ld);

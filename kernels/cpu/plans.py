@@ -1,9 +1,8 @@
-"""Stored matrices as the C kernels read them: tiles of 16 rows, each one stream (plan.h describes every
-layout).
+"""Brings stored matrices into the form that the C kernels read: a `Plan`, tiles of 16 rows each.
 
-Each function takes a format's canonical tensors (kernels/<op>.py) and returns a `Plan`. Bringing them into
-tiles is a permutation: nothing is rounded. `rule` is a Rule or the numbers of one, None for exact
-activations.
+A tile is one stream of bytes; plan.h describes every layout. Each function here takes a format's canonical
+tensors (kernels/<op>.py) and returns a `Plan`. It only permutes them: nothing is rounded. `rule` is a Rule or
+its numbers; None means exact activations.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ KINDS = dict(
 )  # name -> how it is multiplied; C numbers them in this order
 GRIDS = tuple(re.findall(r"\bGRID\((\w+)\)", PLAN_H))
 CODES = tuple(kind for kind, how in KINDS.items() if how in ("BY_INTEGERS", "BY_ENTRIES"))  # int8 times int8
-ROWS, COLUMNS = 16, 32  # of a tile, of a block
+ROWS, COLUMNS = 16, 32  # rows of a tile, columns of a block
 SLACK = 64  # bytes that a kernel may read beyond the last value
 
 
 class Rule(NamedTuple):
     """How activations are rounded to int8."""
 
-    columns: int  # that share a scale, a multiple of 32
+    columns: int  # how many columns share a scale, a multiple of 32
     top: int = 127  # the largest code
-    threshold: float = 0.0  # activations of that size or larger stay as they are; 0: none
-    static: float = 0.0  # a scale for all tokens; 0: as the largest of the columns says
+    threshold: float = 0.0  # activations of that size or larger stay as they are; 0: all are rounded
+    static: float = 0.0  # one scale for all tokens; 0: each scale follows from the largest of its activations
     shifted: bool = False  # codes run from a token's least activation to its largest (columns: all)
 
 
@@ -73,7 +72,7 @@ class _Struct(ctypes.Structure):
 
 
 class Plan:
-    """A matrix [out, n] in tiles; keeps its tensors alive. `op` and `rule` name the kernel that serves it."""
+    """A matrix [out, n] in tiles. It keeps its tensors alive; `op` and `rule` name its kernel."""
 
     def __init__(
         self,
@@ -88,15 +87,13 @@ class Plan:
         parts: tuple[Plan, ...] = (),
         **tensors: Tensor | None,
     ):
+        self.op = op
+        self.kind = kind
         out, n = shape
-        self.op, self.kind, self.shape, self.rule, self.grids, self.parts = (
-            op,
-            kind,
-            (out, n),
-            rule,
-            grids,
-            parts,
-        )
+        self.shape = (out, n)
+        self.rule = rule
+        self.grids = grids
+        self.parts = parts
         self.tensors = {name: t for name, t in tensors.items() if t is not None}
         whole = -(-n // COLUMNS) * COLUMNS
         group = whole if group in (0, -1) else group
@@ -141,17 +138,17 @@ class Plan:
         )
 
     def serves(self, op: str) -> str:
-        """The key in kernels.OPS of what multiplies a token here: `op`, unless sums are looked up."""
+        """The key in kernels.OPS of the op that multiplies a token here: `op`, or "looked_up"."""
         return "looked_up" if self.kind == "LOOK" else op
 
     @property
     def adds(self) -> bool:
-        """True for a few weights, whose products are added to another matrix's."""
+        """True for a matrix of a few weights, whose products are added to another matrix's."""
         return KINDS[self.kind] == "BY_ADDING"
 
     @property
     def in_int8(self) -> bool:
-        """True if activations are multiplied as integers; float weights take them rounded, as floats."""
+        """True if activations are multiplied as integers. Float weights take rounded ones as floats."""
         return self.rule is not None and (self.kind in CODES or any(p.in_int8 for p in self.parts))
 
     @property
@@ -161,7 +158,10 @@ class Plan:
 
     @property
     def obeys(self) -> bool:
-        """False if the rule has a threshold or a zero point, which only codes of 8 bits and floats take."""
+        """Whether this matrix can follow its rule.
+
+        A rule with a threshold or a zero point needs codes of 8 bits, or floats.
+        """
         if not (self.outliers_exact or self.struct.shifted):
             return True
         codes = (
@@ -172,7 +172,7 @@ class Plan:
         return all(p.obeys for p in self.parts) and (self.kind not in CODES or codes)
 
     def all_tensors(self) -> list[Tensor]:
-        """Each tensor once."""
+        """Each tensor of the plan, once."""
         found = [*self.tensors.values(), *(t for part in self.parts for t in part.all_tensors())]
         return list({id(t): t for t in found}.values())
 
@@ -192,7 +192,7 @@ class Plan:
     def ordered(self, order: Tensor) -> Plan:
         """Outliers or columns for an input whose column k is column order[k] of W."""
         name = "starts" if self.kind == "COLUMNS" else "mask"
-        columns = self.tensors[name]  # what stands in the slack: some column
+        columns = self.tensors[name]  # the slack behind them holds any column
         places = order.argsort()[
             columns.long() & 0xFFFF if columns.dtype is torch.int16 else columns.long()
         ].to(columns.dtype)
@@ -212,8 +212,10 @@ _plans: weakref.WeakValueDictionary[int, Plan] = weakref.WeakValueDictionary()
 
 @torch.library.custom_op("compression_explorer::product", mutates_args=())
 def traced_product(x: Tensor, plan: int, out: int) -> Tensor:
-    """`cpu.product` as an operator that torch.compile puts into its graph; plan: its handle, out: its
-    rows."""
+    """`cpu.product` as an operator that torch.compile can put into its graph.
+
+    plan: the plan's handle; out: its number of rows.
+    """
     return cpu.product(_plans[plan], x)
 
 
@@ -224,7 +226,7 @@ def _(x, plan, out):
 
 @torch.library.custom_op("compression_explorer::rows", mutates_args=())
 def traced_rows(ids: Tensor, plan: int, n: int) -> Tensor:
-    """`cpu.rows` likewise; n: columns."""
+    """`cpu.rows` as such an operator; n: the number of columns."""
     return cpu.rows(_plans[plan], ids)
 
 
@@ -254,11 +256,13 @@ def grouped_int(
     rule: Rule | None = None,
     group_index: Tensor | None = None,
 ) -> Plan:
-    """codes packed to the bit [out, bytes]; scale [out, groups]; zero uint8 [out, groups] or None (the
-    middle), or a real number: float16, or float32 with scales in float32.
+    """Grouped integers. codes packed to the bit [out, bytes]; scale [out, groups].
 
-    group_index [in]: each column's group where groups are no runs; columns are then brought together by
-    group.
+    zero: uint8 [out, groups]; or None, which means the middle of the range; or real numbers in float16, or in
+    float32 if the scales are float32 too.
+
+    group_index [in]: each column's group, if groups are not runs of neighbours. The columns are then
+    reordered so that each group is a run.
     """
     grids = (
         "WHOLE"
@@ -290,8 +294,11 @@ def two_level(
     rule: Rule | None = None,
     group_index: Tensor | None = None,
 ) -> Plan:
-    """Scales and zero points as codes themselves: levels, of each packed to `level_bits` row by row; stats,
-    of each float16 [runs of 16 rows, groups, 2], the scale and zero of the codes."""
+    """Grouped integers with scales and zero points that are integer codes themselves.
+
+    levels: the codes of the scales and of the zero points, each packed to `level_bits` row by row. stats: the
+    grids of these codes, each float16 [runs of 16 rows, groups, 2], a scale and a zero.
+    """
     levels = [level_codes(c, s, level_bits, len(codes)) for c, s in zip(levels, stats, strict=True)]
     if level_bits > 4:  # two don't go into a byte
         scale, zero = (levelled(c, s) for c, s in zip(levels, stats, strict=True))
@@ -362,9 +369,11 @@ def binary_coded(
     rule: Rule | None = None,
     looked_up: bool | None = None,
 ) -> Plan:
-    """planes [bits, out, bytes], alpha [bits, out, groups], offset [out, groups] or None. looked_up: whether
-    a single token's sums come from tables or are added bit by bit; None: as is faster on this processor
-    (`cpu.look_up_pays`)."""
+    """planes [bits, out, bytes], alpha [bits, out, groups], offset [out, groups] or None.
+
+    looked_up: True if a single token's sums come from tables, False if they are added bit by bit, None for
+    the way that is faster on this processor (`cpu.look_up_pays`).
+    """
     bits, out = planes.shape[:2]
     looked_up = cpu.look_up_pays() if looked_up is None else looked_up
     signs = [bits_mask(plane, n).to(torch.uint8) for plane in planes]
@@ -384,7 +393,7 @@ def binary_coded(
 
 
 def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule | None = None, op: str = "bitmask") -> Plan:
-    """kept bits [out, bytes], values float16 of the kept places, row by row."""
+    """kept: bits [out, bytes]; values: float16 at the kept places, row by row."""
     mask = bits_mask(kept, n)
     weight, shape = scatter_bitmask(values.half(), mask), (len(kept), n)
     if n % 4 == 0 and bool((mask.view(-1, 4).sum(1) == 2).all()):
@@ -399,8 +408,10 @@ def bitmask(kept: Tensor, values: Tensor, n: int, rule: Rule | None = None, op: 
 
 
 def _two_of_four(weight: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Two of every four columns without a mask to follow: the kept values, and the two bits of each that say
-    its column."""
+    """Two of every four columns, stored without a mask.
+
+    They are the kept values, and two bits for each value that give its column.
+    """
 
     def fours(t):
         return _padded(t).unflatten(2, (-1, 4)).transpose(1, 2)
@@ -466,7 +477,7 @@ def low_rank(u: Tensor, v: Tensor, rule: Rule | None = None) -> Plan:
 
 
 def total(first: Plan, second: Plan) -> Plan | None:
-    """The sum of two matrices of one shape; None where their columns stand in different orders."""
+    """The sum of two matrices of one shape; None if their columns are in different orders."""
     order = first.tensors.get("order")
     if order is not None and second.adds:
         second = second.ordered(order)
@@ -498,18 +509,18 @@ def tensor_train(
 ) -> Plan:
     """cores float16 [out, P]: each row's chain, flat."""
     shape = torch.tensor([len(modes), *modes, *ranks], dtype=torch.int32)
-    return Plan("tensor_train", "TRAIN", (len(cores), n), rule, values=_grid(cores), starts=shape)
+    return Plan("tensor_train", "TENSOR_TRAIN", (len(cores), n), rule, values=_grid(cores), starts=shape)
 
 
 def two_four(values: Tensor, positions: Tensor, n: int, rule: Rule | None = None) -> Plan:
     """values float16 [out, in / 2], positions packed to 2 bits."""
     places = unpack(positions, 2, n // 2)
     keep = scatter_two_four(torch.ones_like(places), places).bool()
-    # scattered and gathered: in the order of the columns
+    # scattered, then gathered, so that the values are in the order of the columns
     return bitmask(mask_bits(keep), scatter_two_four(values, places)[keep], n, rule, "two_four")
 
 
-# op (kernels.OPS) -> its operands, columns and rule as a plan
+# op (a key of kernels.OPS) -> a function of its operands, columns and rule that makes the plan
 TILES: dict[str, Callable[..., Plan]] = {
     "dense": lambda weight, n, rule: dense(weight, rule),
     "grouped_int": grouped_int,
@@ -526,7 +537,7 @@ TILES: dict[str, Callable[..., Plan]] = {
 
 
 def to_range(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast, clamped to the type's finite range."""
+    """Cast a weight to a type, after clamping it to the type's finite range."""
     limit = torch.finfo(dtype).max
     return weight.to(dtype, copy=True).clamp_(-limit, limit)
 
@@ -544,8 +555,10 @@ def _quads(matrix: Tensor) -> Tensor:
 
 
 def _planes(codes: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """Codes [out, in] -> the words of plan.h: uint8 [tiles, blocks, words, 16, 4], a plane of each width, low
-    bits first."""
+    """Codes [out, in] -> the words of plan.h: uint8 [tiles, blocks, words, 16, 4].
+
+    They are a plane for each of the widths, low bits first.
+    """
     quads, at, words = _quads(codes), 0, []
     for width in widths:
         # [tiles, blocks, words, codes in a byte, 16, 4]
@@ -557,16 +570,20 @@ def _planes(codes: Tensor, widths: tuple[int, ...]) -> Tensor:
 
 
 def _nibbles(signs: Tensor) -> Tensor:
-    """Bits uint8 [out, in] -> uint8 [tiles, blocks, 1, 4, 16]: of four columns in a nibble, the block's first
-    16 columns in the low ones."""
+    """Bits uint8 [out, in] -> uint8 [tiles, blocks, 1, 4, 16].
+
+    A nibble holds the bits of four columns. The low nibbles hold the block's first 16 columns.
+    """
     quads = _quads(signs)
     four = sum(quads[..., k] << k for k in range(4))  # [tiles, blocks, 8, 16]
     return (four[:, :, :4] | four[:, :, 4:] << 4).unsqueeze(2)
 
 
 def _threes(codes: Tensor) -> Tensor:
-    """Codes of 3 bits -> uint8 [tiles, blocks, 3, 16, 4]: two in six bits, and a third of the last two in the
-    bits above."""
+    """Codes of 3 bits -> uint8 [tiles, blocks, 3, 16, 4].
+
+    Each byte holds two codes in its low six bits. Its upper two bits hold a part of the last columns' codes.
+    """
     c = _quads(codes)
     last = c[:, :, 6] | c[:, :, 7] << 3
     return torch.stack(
@@ -603,7 +620,7 @@ def _row_sums(
 
 
 def _begins(sizes: Tensor) -> Tensor:
-    """Where each of the runs of these sizes begins, flat."""
+    """Where each run begins, for runs of these sizes that follow each other; flat."""
     return sizes.flatten().cumsum(0) - sizes.flatten()
 
 
@@ -619,8 +636,10 @@ def _bytes(mask: Tensor) -> Tensor:
 
 
 def _slack(values: Tensor) -> Tensor:
-    """A flat contiguous copy with room to read beyond the end; the only copy, since the largest matrix
-    decides the peak."""
+    """A flat contiguous copy with room to read beyond the end.
+
+    It is the only copy that is made: the largest matrix decides how much memory loading takes at most.
+    """
     flat = values.new_zeros(values.numel() + SLACK // values.element_size())
     flat[: values.numel()].view(values.shape).copy_(values)
     return flat

@@ -15,8 +15,8 @@
 
 /* ---- tiles ---- */
 
-/* sum + what a token's codes leave out: its shift times the sum of each row, and the activations that a
-   threshold keeps apart, each times its column. For INT weights of 8 bits. */
+/* sum + what a token's codes leave out: its shift times the sum of each row, and each activation that a
+   threshold keeps apart times its column. For INT weights of 8 bits. */
 static vf with_rest(const plan *p, int64_t tile, const input *in, int64_t token, vf sum)
 {
     const float *row_sums = (const float *)p->offset + 16 * tile;
@@ -136,8 +136,8 @@ static void tokens_times_tiles(member *me, const plan *p, const input *in, float
 
 /* ---- other kinds ---- */
 
-/* From four tokens on, sixteen go at a time, one a lane; their activations are transposed once to
-   [column][16]. */
+/* From four tokens on, sixteen are multiplied at a time, one in each lane. Their activations are transposed
+   once to [column][16]. */
 static void add_outliers(member *me, const plan *p, const input *in, float *y, int64_t ld)
 {
     const uint16_t *values = p->values, *columns = p->mask;
@@ -237,7 +237,7 @@ int64_t own_bytes(const plan *p)
     int64_t most = 64 * TILES * (TOKENS + PANEL) + (matrix_ready() ? cut_bytes(p) : 0);
     const int64_t tokens = p->kind == OUTLIERS ? 16 : 1, columns = 4 * tokens * 32 * blocks_of(p);
     if (columns > most) most = columns;
-    if (p->kind == TRAIN && 4 * chain_room(p) > most) most = 4 * chain_room(p);
+    if (p->kind == TENSOR_TRAIN && 4 * chain_room(p) > most) most = 4 * chain_room(p);
     const int64_t first = p->first ? own_bytes(p->first) : 0, second = p->second ? own_bytes(p->second) : 0;
     if (first > most) most = first;
     return second > most ? second : most;
@@ -311,7 +311,7 @@ void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
         for (int64_t i = 0; i < in->m; i++)
             for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++) y[i * ld + o] = 0;
         add(me, p, in, y, ld);
-    } else if (p->kind == TRAIN)
+    } else if (p->kind == TENSOR_TRAIN)
         multiply_chains(me, p, in, y, ld);
     else if (in->m == 1)
         token_times_tiles(me, p, in, y);
@@ -321,7 +321,7 @@ void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
 
 int64_t panel_bytes(const plan *p)
 {
-    if (p->kind == TRAIN) return 4 * chain_room(p);
+    if (p->kind == TENSOR_TRAIN) return 4 * chain_room(p);
     if (p->kind != LOW_RANK) return 2048 * blocks_of(p);
     const int64_t a = panel_bytes(p->first), b = panel_bytes(p->second);
     return 64 * tiles_of(p->first) + (a > b ? a : b);
@@ -330,7 +330,7 @@ int64_t panel_bytes(const plan *p)
 /* The rows of a tile as floats [column][16], in the order of the tiles' columns. */
 static void decode_tile(const plan *p, int64_t tile, float *panel)
 {
-    if (p->kind == TRAIN) {
+    if (p->kind == TENSOR_TRAIN) {
         contract(p, tile, panel);
         return;
     }

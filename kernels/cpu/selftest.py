@@ -1,4 +1,4 @@
-"""What a freshly loaded library must get right before it is used; small, some 50 ms."""
+"""The test that a freshly loaded C library must pass before it is used. It takes some 50 ms."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 
 import torch
 
-# of the largest sum of |x w|, what float sums and 16-bit code books are good to; the same in tests
+# relative to the largest sum of |x w|: the accuracy of float sums and 16-bit code books; tests use it too
 TOLERANCE = 5e-5
-TOKEN = 1 << 30  # columns that share a scale: all of a token
+TOKEN = 1 << 30  # columns that share a scale: all of a token's
 RULES = (None, (32, 127), (TOKEN, 127))
 
 
 def failure(library: ctypes.CDLL) -> str:
-    """The first case that differs from its formula, "" if none does."""
+    """The name of the first case that differs from its formula; "" if all agree."""
     from kernels.cpu.plans import _Struct
 
     if library.plan_bytes() != ctypes.sizeof(_Struct):
@@ -51,8 +51,11 @@ def rounded(x: torch.Tensor, rule) -> torch.Tensor:
 
 
 def cases(out: int = 35, n: int = 75):
-    """(name, plan, dense float32 weight), small and odd: every example of every op under every way to round
-    activations, then what no op has alone."""
+    """Small, odd matrices: (name, plan, dense float32 weight).
+
+    They are every example of every op under every way to round activations, then matrices that no op has
+    alone.
+    """
     import kernels
     from kernels.cpu import plans
 
@@ -72,7 +75,7 @@ def _whole(top: int, *shape: int, g: torch.Generator) -> torch.Tensor:
 
 
 def _grids(out: int, n: int, rule, g: torch.Generator):
-    """Masked codes, and scales that are codes themselves."""
+    """Matrices of masked codes, and matrices whose scales are codes themselves."""
     from kernels import bits as packing
     from kernels.cpu import plans
     from kernels.grouped_int import groups_of, levelled, spread
@@ -99,7 +102,7 @@ def _grids(out: int, n: int, rule, g: torch.Generator):
 
 
 def _sums(out: int, n: int, rule, g: torch.Generator):
-    """Codes with outliers, and with whole columns."""
+    """Matrices of codes with outliers, and with whole columns."""
     from kernels import bits as packing
     from kernels import part
     from kernels.cpu import plans
@@ -114,7 +117,7 @@ def _sums(out: int, n: int, rule, g: torch.Generator):
 
 
 def _outliers_and_shifts(out: int, n: int, g: torch.Generator):
-    """8 bits under rules with a threshold, a fixed scale or a zero point."""
+    """Matrices of 8 bits under rules with a threshold, a fixed scale or a zero point."""
     from kernels import bits as packing
     from kernels.cpu import plans
     from kernels.grouped_int import groups_of, spread

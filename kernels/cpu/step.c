@@ -6,15 +6,15 @@
    activation, and in whether attention and feed-forward stand one after the other or side by side. Every
    linear has the format it has.
 
-   keys    [sequence][kv head][position / 16][head size][16]     16 scores at once, without a sum over
-   lanes values  [sequence][kv head][position][head size]              head size rounded up to 16, zeros
-   beyond scales  [sequence][kv head][position]                         16 bits each, of keys and of values
+   keys    [sequence][kv head][position / 16][head size][16]    16 scores at once, without a sum over lanes
+   values  [sequence][kv head][position][head size]             head size rounded up to 16 with zeros
+   scales  [sequence][kv head][position]                        16 bits each, for keys and for values
 
-   A cache of 8 or 4 bits holds codes (compression/kv_cache.py says which): a byte each, or two neighbours
-   of a head a byte, the first in the low half, and the head size is rounded up to 32 then. Codes become
-   floats in registers; a position's scale multiplies its score, or its share of the sum.
+   A cache of 8 or 4 bits holds codes (compression/kv_cache.py says which). A code of 8 bits takes a byte. Of
+   4 bits, two neighbours of a head share a byte, the first in the low half, and the head size is rounded up
+   to 32. Codes become floats in registers; a position's scale multiplies its score, or its share of the sum.
 
-   All members run the same code; a barrier stands wherever one reads what another has written. A single
+   All members run the same code. A barrier stands wherever one reads what another has written. A single
    token's norm and int8 codes are made by every member for itself, which costs less than waiting. */
 
 #ifdef _OPENMP

@@ -1,9 +1,11 @@
-"""Whole decoder layers in one call (step.c): what a model looks like to it, and sessions that hold a
-key-value cache.
+"""Runs whole decoder layers in one call (step.c), with a key-value cache.
 
-decoder = Decoder(model)
-session = decoder.session(sequences=1, positions=200)
-logits = session.run(ids)            # ids int64 [1, t]: a prompt, then one token after the other
+`Model` describes a decoder to step.c, `Decoder` holds it ready to run, and a `Session` holds the key-value
+cache of some texts.
+
+    decoder = Decoder(model)
+    session = decoder.session(sequences=1, positions=200)
+    logits = session.run(ids)            # ids int64 [1, t]: a prompt, then one token after the other
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from kernels.cpu.plans import Plan
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
-CHUNK = 256  # tokens of a prompt that go in together
+CHUNK = 256  # tokens of a prompt that are run together
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """RMS or layer norm, as the model says; no weight: no norm."""
+    """RMS or layer norm, as the model says. Without a weight there is no norm."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
@@ -68,7 +70,7 @@ class Model:
     eps: float
     rms: bool
     activation: str  # one of ACTIVATIONS
-    parallel: bool = False  # attention and feed-forward side by side
+    parallel: bool = False  # attention and feed-forward both read the block's input
     post_norm: bool = False
     project_in: Linear = Linear()
     project_out: Linear = Linear()
@@ -79,7 +81,7 @@ class Model:
     cache_bits: int = 16  # 8 or 4: the key-value cache holds codes; 16: float32
 
     def plans(self) -> list[Plan]:
-        """Every matrix, a shared one once."""
+        """Every matrix; one that is used twice is listed once."""
         linears = [x for layer in self.layers for x in layer.linears.values()]
         found = [
             self.embedding,
@@ -165,7 +167,7 @@ class Decoder:
 
     @property
     def bytes_per_token(self) -> int:
-        """Weights that a step of one token reads: all but the embedding's other rows."""
+        """Bytes of weights that a step of one token reads: all but the embedding's other rows."""
         model = self.model
         return sum(p.bytes for p in model.plans() if p is not model.embedding or p is model.head.plan)
 
@@ -175,8 +177,10 @@ class Decoder:
 
 
 def _cache(places: int, head_size: int, bits: int) -> dict[str, Tensor]:
-    """Keys and values of `places` positions, of all heads and sequences: float32, or codes and their
-    scales."""
+    """Keys and values of `places` positions, for all heads and sequences.
+
+    They are float32, or codes and their scales.
+    """
     if bits == 16:
         size = places * (-(-head_size // 16) * 16)
         return {"keys": torch.zeros(size), "values": torch.zeros(size)}
@@ -187,8 +191,10 @@ def _cache(places: int, head_size: int, bits: int) -> dict[str, Tensor]:
 
 
 class Session:
-    """A key-value cache (float32, or codes of `Model.cache_bits` with float16 scales) and how far each
-    sequence is."""
+    """A key-value cache, and how many positions of it each sequence has filled.
+
+    It holds float32, or codes of `Model.cache_bits` with float16 scales.
+    """
 
     def __init__(self, model: Model, sequences: int, positions: int):
         self.model, self.sequences, self.limit = model, sequences, min(positions, model.limit)
@@ -236,21 +242,21 @@ class Session:
 
     @property
     def bytes(self) -> int:
-        """Memory of the cache."""
+        """Bytes of the cache."""
         return sum(t.numel() * t.element_size() for layer in self._caches for t in layer.values())
 
     def run(self, ids: Tensor, threads: int | None = None) -> Tensor:
-        """Put ids [sequences, t] behind what is there; the logits of each sequence's last token, float32
-        [sequences, vocabulary].
+        """Append ids [sequences, t] to the texts; returns the logits of each sequence's last token.
 
-        Raises ValueError when the session is full, or an id is none of the vocabulary.
+        The logits are float32 [sequences, vocabulary]. Raises ValueError if the session is full, or if an id
+        is not in the vocabulary.
         """
         count, t = ids.shape
         if count != self.sequences or t < 1:
             raise ValueError(f"ids of shape {count} x {t}; this session takes {self.sequences} x 1 or more")
         if self.length + t > self.limit:
             raise ValueError(f"{self.length} + {t} tokens; this session holds {self.limit}")
-        rows = ids.tolist()  # tensors of a few numbers cost more than the numbers
+        rows = ids.tolist()  # handling tensors of a few numbers costs more than handling the numbers
         lowest, highest = min(map(min, rows)), max(map(max, rows))
         if not (lowest >= 0 and highest < self.model.embedding.shape[0]):
             raise ValueError(

@@ -1,5 +1,5 @@
-/* Threads that work together: OpenMP's team (PyTorch's own, where both use one library), one call at a
-   time, with a barrier that spins briefly and then gives the processor away. */
+/* Threads that work together: OpenMP's team, which is PyTorch's own where both use one library. One call runs
+   at a time. The barrier spins briefly, then gives the processor away. */
 
 #include <sched.h>
 #include <stdatomic.h>

@@ -3,13 +3,13 @@
 
    vi   16 x int32, or 64 bytes      vf   16 x float
 
-   Everything above this file is written once, in these words. `dot` is the heart of the int8 products: to
-   every lane it adds the sum of four products, unsigned bytes of `u`, which have `bits` bits, by the four
-   signed bytes of `x`. SEVEN_PAY says that bytes of at most seven bits are cheaper. LOOK_UP_PAYS says that
-   sums of planes of one bit come faster from tables than from `dot`: measured (`python -m kernels.bench
-   binary_coded`) where dot takes three instructions, and 0 where that wasn't.
+   The other files are written once, in these words. `dot` is the heart of the int8 products. To every lane it
+   adds the sum of four products: four unsigned bytes of `u`, which have `bits` bits, by four signed bytes of
+   `x`. SEVEN_PAY says that bytes of at most seven bits are cheaper. LOOK_UP_PAYS says that sums over planes
+   of one bit come faster from tables than from `dot`. It was measured (`python -m kernels.bench
+   binary_coded`) where dot takes three instructions, and is 0 where nobody has measured it.
 
-   Many tokens are multiplied by TILES tiles at once, the sums of TOGETHER of them in registers. */
+   Many tokens are multiplied by TILES tiles at once, with the sums of TOGETHER of them in registers. */
 
 #ifndef VECTORS_H
 #define VECTORS_H
@@ -89,8 +89,9 @@ INLINE vi vi_look(const uint8_t *four, vi index)
 {
     return _mm512_shuffle_epi8(_mm512_loadu_si512(four), index);
 }
-/* acc, of 16 bits, + the bytes of low and high put together: of the lower 8 of every 16 bytes, and of the
-   upper 8. */
+/* acc, numbers of 16 bits, plus the numbers whose low and high bytes are in low and high: the lower 8 of
+every
+   16 bytes; vi_add_last adds the upper 8. */
 INLINE vi vi_add_first(vi acc, vi low, vi high)
 {
     return _mm512_add_epi16(acc, _mm512_unpacklo_epi8(low, high));

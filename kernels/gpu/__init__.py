@@ -1,9 +1,10 @@
-"""Kernels for graphics cards, in Triton: one op a file, the operands as the references in kernels/ lay them
-out.
+"""Kernels for graphics cards, in Triton. Each op has one file.
 
-A launcher takes tensors that lie on the device already and returns y [tokens, out] in x's dtype (float16,
-bfloat16 or float32). Every op sums in float32. Importing this package imports no Triton; `python -m
-kernels.gpu` compiles what `VARIANTS` lists, which needs no graphics card, and prints what came of it.
+The operands are laid out as the references in kernels/ say. A launcher takes tensors that lie on the device
+already, and returns y [tokens, out] in x's dtype (float16, bfloat16 or float32). Every op sums in float32.
+
+Importing this package imports no Triton. `python -m kernels.gpu` compiles every entry of VARIANTS, which
+needs no graphics card, and prints the registers and memory that each takes.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any, NamedTuple
 
 import kernels
 
-# the files: those that ops name, and the product of int8 by int8, which is a route of grouped integers
+# the files that ops name, and int8.py (int8 times int8), which is a second route of grouped integers
 FILES = (*dict.fromkeys(op.triton.partition(".")[0] for op in kernels.OPS.values() if op.triton), "int8")
 
 
 class Variant(NamedTuple):
-    """A kernel compiled ahead of time: the types of its pointers (its other arguments are int32) and the
-    launch's keywords."""
+    """A kernel that is compiled ahead of time.
+
+    It has the types of the kernel's pointers (the other arguments are int32) and the launch's keywords.
+    """
 
     kernel: Any
     pointers: dict[str, str]
@@ -28,8 +31,11 @@ class Variant(NamedTuple):
 
 
 def serves(x) -> bool:
-    """Whether these kernels can multiply x: it lies on a card that they are compiled for (sm_80 and later)
-    and Triton is there, or Triton interprets."""
+    """Whether these kernels can multiply x.
+
+    x must lie on a card that they are compiled for (sm_80 and later) with Triton installed; or Triton runs in
+    its interpreter.
+    """
     if os.environ.get("TRITON_INTERPRET") == "1":
         return True
     if not x.is_cuda or importlib.util.find_spec("triton") is None:

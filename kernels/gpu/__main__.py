@@ -1,7 +1,6 @@
-"""`python -m kernels.gpu [--json]`: compile every variant for each generation of cards and tell what came of
-it.
+"""`python -m kernels.gpu [--json]`: compile every variant for each generation of cards, and print a table.
 
-A row is a kernel on a target: registers a thread, bytes spilled to memory, shared memory, the tensor core
+A row is a kernel on a target: registers a thread, bytes spilled to memory, shared memory, and the tensor core
 instruction that it uses. Triton brings NVIDIA's assembler and disassembler; no graphics card is needed.
 """
 
@@ -35,8 +34,10 @@ def variants() -> list[tuple[str, Variant]]:
 
 
 def compiled(variant: Variant, target: int):
-    """The kernel compiled for compute capability `target`; sizes that it specialises are taken as multiples
-    of 16."""
+    """The kernel compiled for compute capability `target`.
+
+    Sizes that Triton specialises are taken as multiples of 16.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -64,19 +65,19 @@ def resources(cubin: bytes) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        told = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
+        printed = subprocess.run([tool, "-res-usage", file], capture_output=True, text=True, check=True)
     registers, stack, local = map(
-        int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", told.stdout + told.stderr).groups()
+        int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", printed.stdout + printed.stderr).groups()
     )
     return {"registers": registers, "spilled_bytes": stack + local}
 
 
 def row(name: str, variant: Variant, target: int) -> dict:
-    """One row of the table."""
+    """One row of the table: a kernel on a target."""
     kernel = compiled(variant, target)
     cores = TENSOR_CORES.search(kernel.asm["ptx"])
-    told = {"kernel": name, "target": f"sm_{target}"} | resources(kernel.asm["cubin"])
-    return told | {"shared_bytes": kernel.metadata.shared, "tensor_cores": cores[1] if cores else "none"}
+    found = {"kernel": name, "target": f"sm_{target}"} | resources(kernel.asm["cubin"])
+    return found | {"shared_bytes": kernel.metadata.shared, "tensor_cores": cores[1] if cores else "none"}
 
 
 def main(arguments: list[str]) -> None:

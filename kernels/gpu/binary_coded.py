@@ -1,19 +1,28 @@
-"""y = x W^T for binary-coded weights on a graphics card: W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] +
-offset[o, g(i)].
+"""y = x W^T for binary-coded weights on a graphics card, the format of LUT-GEMM (Park et al. 2022).
 
-The format of LUT-GEMM (Park et al. 2022, eq. 1 and 3). x [tokens, in]; planes uint8 [bits, out, ceil(in/8)],
-bit i % 8 of byte i // 8 set where b_k = +1, else -1; alpha float16 [bits, out, groups]; offset float16 or
-float32 [out, groups] or None; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last
-group short. Bytes moved: bits/8 a weight, 2 (bits + 1) a group, and x and y.
+    W[o, i] = sum_k alpha[k, o, g(i)] * b_k[o, i] + offset[o, g(i)]        (eq. 1 and 3)
 
-Few tokens have two kernels. `few` adds: per plane twice the sum of x over the set bits, less the sum of x, by
-selections and additions, one multiplication a word and plane. `looked` is LUT-GEMM's own (section 3.2): for
-every MU neighbouring inputs all 2^MU sums of +-x are worked out once a block of rows, and MU bits of a plane
-look theirs up. The paper has MU = 8 and tables in shared memory, one a byte. Triton leaves no choice of the
+x       [tokens, in]
+planes  uint8 [bits, out, ceil(in/8)], bit i % 8 of byte i // 8 set where b_k = +1, else -1
+alpha   float16 [bits, out, groups]
+offset  float16 or float32 [out, groups], or None
+
+g(i) = i // group_size; group_size is a multiple of 16, or -1 for the whole row; the last group may be
+shorter. Bytes moved: bits/8 a weight, 2 (bits + 1) a group, and x and y.
+
+Few tokens have two kernels.
+- `few` adds. For each plane it takes twice the sum of x over the set bits, less the sum of x. This needs
+  selections and additions, and one multiplication for each word and plane.
+- `looked` is LUT-GEMM's own way (section 3.2). For every MU neighbouring inputs it computes all 2^MU sums of
+  +-x once for a block of rows; then MU bits of a plane are the index of their sum.
+
+The paper has MU = 8 and keeps its tables in shared memory, one for each byte. Triton leaves no choice of the
 memory: it keeps a table in the registers of a warp and reads it from the other threads by shuffles. A table
-of 16 sums (MU = 4) by 16 rows takes one shuffle a look-up, one of 256 takes eight, as many operations as
-adding eight inputs. Which is faster a card must say (kernels/bench_gpu.py times all three); until one has,
-`few` serves. Many tokens: a tile of W is decoded to x's dtype and multiplied on the tensor cores.
+of 16 sums (MU = 4) for 16 rows takes one shuffle for each look-up. A table of 256 takes eight, which are as
+many operations as adding eight inputs. Which way is faster, a card must say (kernels/bench_gpu.py times all
+three). Until one has, `few` serves.
+
+For many tokens a tile of W is decoded to x's dtype and multiplied on the tensor cores.
 """
 
 from __future__ import annotations
@@ -188,17 +197,17 @@ def look_tiles(mu: int) -> dict:
 def looked_up(
     x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = MU
 ) -> Tensor:
-    """`binary_coded` whose few tokens look sums of `mu` inputs up: 4 or 8."""
+    """`binary_coded` where few tokens look up the sums of `mu` inputs; `mu` is 4 or 8."""
     return binary_coded(x, planes, alpha, offset, group_size, mu)
 
 
 def binary_coded(
     x: Tensor, planes: Tensor, alpha: Tensor, offset: Tensor | None, group_size: int, mu: int = 0
 ) -> Tensor:
-    """y [tokens, out] in x's dtype. mu: few tokens look sums of so many inputs up; 0: they are added."""
+    """y [tokens, out] in x's dtype. mu: few tokens look up the sums of `mu` inputs; 0: they add."""
     if mu and mu not in LOOK_TILES:
         raise ValueError(
-            f"tables of {mu} inputs; a table is of 4 or 8, which divide a byte, and 0 is without tables"
+            f"got tables of {mu} inputs; a table takes 4 or 8 inputs, which divide a byte, or 0 for no tables"
         )
     x, (tokens, n), (bits, out, words) = x.contiguous(), x.shape, planes.shape
     y = torch.empty(tokens, out, dtype=x.dtype, device=x.device)

@@ -1,9 +1,9 @@
 """y = x W^T for 4-bit codes into a table on a graphics card: W[o, i] = scale[o, g(i)] * table[q[o, i]].
 
 x [tokens, in]; codes uint8 [out, row_bytes(in, 4)] (kernels/bits.py); scale float16 [out, groups]; table
-float32 [16]; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last group short. Bytes
-moved: half a byte a weight, 2 a group (1 of nested scales, kernels/grids.py), and x and y; the tables, 1
-kB at most, stay in the first cache.
+float32 [16]. g(i) = i // group_size; group_size is a multiple of 16, or -1 for the whole row; the last group
+may be shorter. Bytes moved: half a byte a weight, 2 a group (1 if scales are nested, kernels/grids.py), and x
+and y. The tables take 1 kB at most and stay in the first-level cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from kernels.grids import dynamic_map
 
 @triton.jit
 def scale_at(scale, map, absmax, offset, place, inside, NESTED: tl.constexpr):
-    """Scales at their places, counted row by row, float32."""
+    """The scales at `place`, which counts them row by row; float32."""
     s = tl.load(scale + place, inside, 0)
     if NESTED:
         largest = tl.load(absmax + place // 256, inside, 0.0)
@@ -133,7 +133,7 @@ def codebook(
         x,
         as_words(codes, 4),
         scale,
-        # without: pointers go unused
+        # without nested scales the kernel reads none of these pointers; they may be any
         *((table, table, table) if absmax is None else (dynamic_map(x.device), absmax, offset)),
         table.float(),
         y,

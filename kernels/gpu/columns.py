@@ -1,8 +1,7 @@
-"""y = x W^T for a few whole columns of W on a graphics card, to be added to another product (OWQ's weak
-columns).
+"""y = x W^T for a few whole columns of W on a graphics card. OWQ adds it to another product.
 
-x [tokens, in]; values float16 [out, k]; index int32 [k], the columns. Bytes moved: 2 a value, 4 a column, k
-of each token's inputs, and y.
+x [tokens, in]; values float16 [out, k]; index int32 [k], the numbers of the columns. Bytes moved: 2 a value,
+4 a column, k of each token's inputs, and y.
 """
 
 from __future__ import annotations

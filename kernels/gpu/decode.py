@@ -1,12 +1,13 @@
-"""What the kernels share: packed codes (kernels/bits.py) read eight at a time, and the sizes of their tiles.
+"""What the Triton kernels share: reading packed codes (kernels/bits.py), and the sizes of tiles.
 
-Eight codes of b bits are b whole bytes, so a row is a sequence of words of 8 codes, and no code crosses a
-word. Where a word has 2, 4 or 8 bytes it is read as one integer (`as_words`; rows are whole words, so it is
-aligned); else byte by byte.
+Eight codes of b bits fill b whole bytes. So a row is a sequence of words of 8 codes, and no code crosses a
+word. A word of 2, 4 or 8 bytes is read as one integer (`as_words`; rows are whole words, so it is aligned);
+any other word is read byte by byte.
 
-A kernel for few tokens walks the words of a row with one thread a word and takes lane j = 0..7 of all of them
-at a time. Its integer arguments are not specialised: told that a row is a multiple of 16 words, Triton would
-read four words a thread, and then shuffle every lane of x through shared memory to meet them.
+A kernel for few tokens gives each thread one word of a row. All threads decode lane j (code j of their word)
+at once, for j = 0 .. 7. The kernel's integer arguments are not specialised: if Triton knew that a row is a
+multiple of 16 words, each thread would read four words, and every lane of x would be shuffled through shared
+memory to meet them.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from torch import Tensor
 
 FEW_TOKENS = 8  # up to here a product is bound by the weights' bytes and needs no tensor cores
 SIZES = ["tokens", "out", "n", "words", "groups", "group"]  # a kernel's integers
-# those of them that are often no multiple of 16; the others tell how x is aligned
+# the integers among SIZES that are often no multiple of 16; the others tell Triton how x is aligned
 ODD = ["tokens", "out", "words", "groups"]
-# a product and its sum round once; Triton's default is about to change
+# a product and the addition after it round once; Triton's default is about to change
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def as_words(codes: Tensor, bits: int) -> Tensor:
-    """uint8 [out, words * bits] -> [out, words] integers of 8 codes where the width is an integer's, else as
-    it is."""
+    """uint8 [out, words * bits] -> [out, words] integers of 8 codes each.
+
+    If no integer type has the width of a word, the codes are returned as they are.
+    """
     return codes.view(WORDS[bits]) if bits in WORDS else codes
 
 
@@ -37,18 +40,20 @@ def columns_of(n: int, group_size: int) -> int:
 
 
 def few_tiles(tokens: int) -> dict:
-    """Tile of a kernel for few tokens: all of them, BN rows, BW words; and how it is launched."""
+    """The tile of a kernel for few tokens (all of them, BN rows, BW words) and how it is launched."""
     return {"BM": triton.next_power_of_2(tokens), "BN": 8 if tokens <= 2 else 4, "BW": 128} | LAUNCH
 
 
 def many_tiles(tokens: int, dtype: torch.dtype) -> dict:
-    """Tile of a kernel for many tokens. Float32 is multiplied exactly, without tensor cores, in small
-    tiles."""
+    """The tile of a kernel for many tokens, and how it is launched.
+
+    Float32 is multiplied exactly, without tensor cores, in small tiles.
+    """
     if dtype == torch.float32:
         return {"BM": 16, "BN": 32, "BK": 32} | LAUNCH
     if tokens <= 16:
         return {"BM": 16, "BN": 64, "BK": 64} | LAUNCH
-    # with 4, decoding bit planes spills registers
+    # with 4 warps, decoding bit planes spills registers
     return {"BM": 64, "BN": 64, "BK": 64} | LAUNCH | {"num_warps": 8}
 
 
@@ -68,11 +73,11 @@ def eight_codes(codes, at, inside, BITS: tl.constexpr):
 
 @triton.jit
 def lane(word, J: tl.constexpr, BITS: tl.constexpr):
-    """Code J of each word as float32, times 2 ** (BITS * J % 16), which the caller takes back by dividing x.
+    """Code J of each word as float32, times 2 ** (BITS * J % 16). The caller divides x by the same factor.
 
-    The code is put into the mantissa of 2^23 where it stands and 2^23 is subtracted, which is exact and takes
-    one logical operation and one addition, where shifting, masking and converting would take three of which
-    one is slow.
+    The code's bits are put into the mantissa of 2^23 where they stand, and 2^23 is subtracted. This is exact
+    and takes one logical operation and one addition. Shifting, masking and converting would take three, and
+    one of them is slow.
     """
     part = (word >> (BITS * J // 16 * 16)).to(tl.int32)
     code = (part & (((1 << BITS) - 1) << (BITS * J % 16))) | 0x4B000000
@@ -81,7 +86,7 @@ def lane(word, J: tl.constexpr, BITS: tl.constexpr):
 
 @triton.jit
 def code_at(codes, place, inside, BITS: tl.constexpr):
-    """Code number `place` (int64) of a stream packed to BITS, read where `inside`: int32."""
+    """Code number `place` (int64) of a stream packed to BITS, as int32; read only where `inside`."""
     byte, shift = place * BITS // 8, (place * BITS % 8).to(tl.int32)
     word = tl.load(codes + byte, inside, 0).to(tl.int32)
     if 8 % BITS != 0:  # a code may go on in the next byte
@@ -91,8 +96,10 @@ def code_at(codes, place, inside, BITS: tl.constexpr):
 
 @triton.jit
 def level_at(codes, stats, row, group, groups, inside, BITS: tl.constexpr):
-    """A scale or zero point that is a code itself: codes packed to BITS row by row, stats float16 [runs of 16
-    rows, groups, 2]."""
+    """A scale or zero point that is a code itself.
+
+    codes: packed to BITS row by row; stats: float16 [runs of 16 rows, groups, 2], their scale and zero.
+    """
     code = code_at(codes, row * groups + group, inside, BITS)
     at = (row // 16 * groups + group) * 2
     zero = tl.load(stats + at + 1, inside, 0.0).to(tl.float32)
@@ -101,8 +108,10 @@ def level_at(codes, stats, row, group, groups, inside, BITS: tl.constexpr):
 
 @triton.jit
 def grid_at(scale, zero, scale_stats, zero_stats, row, group, groups, inside, LEVEL: tl.constexpr):
-    """(scale, zero point) of row [BN, 1] (int64) and group [1, words], float32; LEVEL: bits of their own
-    codes, 0 without."""
+    """(scale, zero point) of row [BN, 1] (int64) and group [1, words], float32.
+
+    LEVEL: the bits of their own codes; 0 if they are stored as numbers.
+    """
     if LEVEL:
         s = level_at(scale, scale_stats, row, group, groups, inside, LEVEL)
         z = level_at(zero, zero_stats, row, group, groups, inside, LEVEL)

@@ -1,9 +1,11 @@
-"""y = x W^T for weights in 16 bits on a graphics card, whole or as two thin ones: W = U V.
+"""y = x W^T for weights in 16 bits on a graphics card: a whole W, or two thin factors W = U V.
 
 x [tokens, in] float16, bfloat16 or float32; weight float16 [out, in]; u float16 [out, rank], v float16 [rank,
-in]. Bytes moved: 2 a stored weight. Few tokens: each program walks some rows of W as they are stored and sums
-in float32, whatever type x has, where PyTorch's product would first copy a weight of another type. Many:
-PyTorch's product. What stands between the thin ones is float32.
+in]. Bytes moved: 2 a stored weight.
+
+Few tokens: each program walks some rows of W as they are stored and sums in float32, whatever type x has.
+PyTorch's product would first copy a weight that has another type than x. Many tokens: PyTorch's product. The
+result of x V^T, between the two thin products, is float32.
 """
 
 from __future__ import annotations

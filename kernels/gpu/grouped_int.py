@@ -1,13 +1,17 @@
 """y = x W^T for grouped integers on a graphics card: W[o, i] = scale[o, g(i)] * (q[o, i] - zero[o, g(i)]).
 
-x [tokens, in]; codes uint8 [out, row_bytes(in, bits)] (kernels/bits.py), 2 to 8 bits; scale float16 and zero
-uint8 or float16 [out, groups]; g(i) = i // group_size, a multiple of 16 or -1 for the whole row, the last
-group short. Bytes moved: bits/8 a weight, 3 or 4 a group, and x and y. `two_level_int`: both are codes
-themselves, read as they are stored.
+x      [tokens, in]
+codes  uint8 [out, row_bytes(in, bits)] (kernels/bits.py), 2 to 8 bits
+scale  float16 [out, groups]
+zero   uint8 or float16 [out, groups]
+
+g(i) = i // group_size; group_size is a multiple of 16, or -1 for the whole row; the last group may be
+shorter. Bytes moved: bits/8 a weight, 3 or 4 a group, and x and y. In `two_level_int` scales and zero points
+are codes themselves, and are read as they are stored.
 
 Few tokens: each program walks some rows of W, takes the zero point out of the sums (kernels/grouped_int.py)
-and keeps partial sums in each thread until the end. Many: a tile of W is decoded to x's dtype and multiplied
-on the tensor cores.
+and keeps partial sums in each thread until the end. Many tokens: a tile of W is decoded to x's dtype and
+multiplied on the tensor cores.
 """
 
 from __future__ import annotations
@@ -119,7 +123,7 @@ def many(
 
 def grouped_int(x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, group_size: int) -> Tensor:
     """y [tokens, out] in x's dtype."""
-    # statistics' pointers go unused
+    # the two pointers to statistics are not read; scale and zero stand in for them
     return _launch(x, codes, scale, zero, scale, zero, scale.shape[1], bits, group_size, 0)
 
 
@@ -132,8 +136,11 @@ def two_level_int(
     bits: int,
     group_size: int,
 ) -> Tensor:
-    """The same with scales and zero points as codes: levels, of each uint8 packed to `level_bits` row by row;
-    stats, of each float16 [runs of 16 rows, groups, 2], scale and zero of the codes."""
+    """The product with scales and zero points that are integer codes themselves.
+
+    levels: the codes of the scales and of the zero points, each uint8, packed to `level_bits` row by row.
+    stats: the grids of these codes, each float16 [runs of 16 rows, groups, 2], a scale and a zero point.
+    """
     return _launch(x, codes, *levels, *stats, stats[0].shape[1], bits, group_size, level_bits)
 
 
@@ -160,8 +167,7 @@ def _launch(x, codes, scale, zero, scale_stats, zero_stats, groups, bits, group_
 def _variant(
     kernel, bits: int, dtype: torch.dtype, tokens: int, zero: str = "u8", level_bits: int = 0
 ) -> Variant:
-    """`kernel` for codes of `bits`, x in `dtype`, tiled for so many tokens; zero: the type of the zero
-    points."""
+    """`kernel` for codes of `bits` and x in `dtype`, tiled for `tokens`; zero: the zero points' type."""
     tiles = few_tiles(tokens) if kernel is few else many_tiles(tokens, dtype)
     word = {2: "i16", 4: "i32", 8: "i64"}.get(bits, "u8")
     of_x = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]

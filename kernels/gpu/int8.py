@@ -1,22 +1,27 @@
-"""y = x' W^T with x' = x rounded to int8, a scale a token, on a graphics card: both factors are whole
-numbers.
+"""y = x' W^T on a graphics card, where x' is x rounded to int8 with one scale for each token.
 
-W[o, i] = scale[o] * (q[o, i] - 128). x [tokens, in]; codes uint8 [out, ceil(in/8) * 8]; scale float16 [out,
-1]; zero uint8 [out, 1], 128 everywhere; one group a row. With s[t] = max_i |x[t, i]| / top and r = round(x /
-s), ties to even,
+So both factors are whole numbers. W[o, i] = scale[o] * (q[o, i] - 128).
+
+x      [tokens, in]
+codes  uint8 [out, ceil(in/8) * 8], the integers q
+scale  float16 [out, 1]
+zero   uint8 [out, 1], 128 everywhere; one group a row
+
+With s[t] = max_i |x[t, i]| / top and r = round(x / s), ties to even,
 
     y[t, o] = s[t] * scale[o] * sum_i r[t, i] * (q[o, i] - 128),
 
-the sum exact in int32 (in < 130,000). Bytes moved: 1 a weight; x once to round it, a byte of it to multiply.
-Rounding x makes it another product than that of grouped_int.py, and a run says so.
+where the sum is exact in int32 (in < 130,000). Bytes moved: 1 a weight; x once to round it, and a byte of it
+to multiply. Because x is rounded, the product differs from that of grouped_int.py, and a run says so.
 
-With a threshold (LLM.int8()) inputs of its size or larger neither count for s nor are rounded: their places
-are listed token by token, and after the integers' sum each is multiplied by its column of W. Nothing waits
-for the host to count them.
+With a threshold (LLM.int8()), inputs of at least its size neither count for s nor are rounded. Their places
+are listed token by token. After the integers' sum, each such input is multiplied by its column of W. Nothing
+waits for the host to count them.
 
-With a zero point the integers run from a token's least to its largest input (0 among them): s = (max - min) /
-(2 top), z = round(-top - min / s), r = round(x / s) + z, and y[t, o] has scale[o] s[t] (sum_i r (q - 128) -
-z[t] sum_i (q - 128)).
+With a zero point, the integers run from a token's least to its largest input (0 is among them): s = (max -
+min) / (2 top), z = round(-top - min / s), r = round(x / s) + z. Then
+
+    y[t, o] = scale[o] * s[t] * (sum_i r (q - 128) - z[t] sum_i (q - 128)).
 """
 
 from __future__ import annotations
@@ -46,16 +51,16 @@ def round_tokens(
     SHIFTED: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """One token: its step float32 [tokens] and its integers int8 [tokens, in]. Inputs of at least THRESHOLD
-    (0: none) are left out; their places int32 [tokens, in] and number int32 [tokens] are told. SHIFTED: the
-    integers have a zero point, float32 [tokens]."""
+    """Round one token: its step float32 [tokens] and its integers int8 [tokens, in].
+
+    Inputs of at least THRESHOLD (0: none) are left out; their places int32 [tokens, in] and their number
+    int32 [tokens] are written. SHIFTED: the integers have a zero point, float32 [tokens].
+    """
     token = tl.program_id(0)
     line = token.to(tl.int64) * n
-    largest, least, spoiled = (
-        tl.zeros([BK], tl.float32),
-        tl.zeros([BK], tl.float32),
-        tl.zeros([BK], tl.float32),
-    )
+    largest = tl.zeros([BK], tl.float32)
+    least = tl.zeros([BK], tl.float32)
+    spoiled = tl.zeros([BK], tl.float32)
     for start in range(0, n, BK):
         column = start + tl.arange(0, BK)
         v = tl.load(x + line + column, column < n, 0.0).to(tl.float32)
@@ -114,8 +119,11 @@ def product(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Rows [BN] of W times a block of rounded tokens [BM]; SPLIT: and times the inputs that weren't rounded,
-    in `exact`. SHIFTED: each token's integers have a zero point."""
+    """Rows [BN] of W times a block of rounded tokens [BM].
+
+    SPLIT: also times the inputs that weren't rounded, from `exact`. SHIFTED: each token's integers have a
+    zero point.
+    """
     token, row = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[None, :].to(tl.int64) * columns
     acc, every = tl.zeros([BM, BN], tl.int32), tl.zeros([BN], tl.int32)
@@ -164,8 +172,10 @@ def int8_product(
     threshold: float | None = None,
     zero_point: bool = False,
 ) -> Tensor:
-    """y [tokens, out] in x's dtype; `zero` and `group_size` are those of the layout above, whatever they
-    hold."""
+    """y [tokens, out] in x's dtype.
+
+    `zero` and `group_size` are not read: the layout above fixes them.
+    """
     if scale.shape[1] != 1:
         raise ValueError(
             f"int8_product takes one group a row, got {scale.shape[1]}: multiply with grouped_int instead"
@@ -178,9 +188,8 @@ def int8_product(
     step, zeros = (torch.empty(tokens, dtype=torch.float32, device=x.device) for _ in range(2))
     split = threshold is not None
     tiles = _tiles(tokens, split, zero_point)
-    places, counts = (
-        torch.empty(size if split else 1, dtype=torch.int32, device=x.device) for size in (tokens * n, tokens)
-    )
+    places = torch.empty(tokens * n if split else 1, dtype=torch.int32, device=x.device)
+    counts = torch.empty(tokens if split else 1, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
         rule = {"TOP": top, "THRESHOLD": threshold or 0.0, "SHIFTED": zero_point}
         round_tokens[(tokens,)](x, rounded, step, zeros, places, counts, n, **rule, **ROUND)

@@ -1,21 +1,23 @@
-"""y = x W^T for sparse weights on a graphics card, in two layouts, values in 16 bits or as integer codes of a
-grid.
+"""y = x W^T for sparse weights in two layouts on a graphics card.
 
-bitmask   kept uint8 [out, ceil(in/8)], bit i % 8 of byte i // 8 set where W[o, i] is kept; values row by row;
-          starts int32
-          [out + 1], where each row's values begin. Bytes moved at 50 %: 9 bits a weight, 3 and the grid with
-          4-bit codes.
-two_four  of every 4 inputs 2 are kept: values [out, in/2], positions uint8 [out, row_bytes(in/2, 2)]: 2 bits
-          each
-          (kernels/bits.py), in a multiple of 4. Bytes moved: 9 bits a weight, 3 and the grid with 4-bit
-          codes.
+The values are float16, or integer codes of a grid.
 
-x [tokens, in]. Values are float16, or with `levels` (kernels/grids.py) codes packed to the bit: of a bitmask
-in one stream, of 2:4 row by row; a kept weight is scale * (code - zero) of its row and group. Where a kept
-value of a bitmask stands is the number of bits set before it: each thread counts those of its byte, `cumsum`
-adds up the threads' counts, and a count a row runs along. Few tokens are multiplied so. For many,
-`bitmask_rows` and `two_four_rows` write a block of rows with their zeros, which PyTorch multiplies; 2:4 rows
-on the card's sparse tensor cores where it has them (sparse_cores.py).
+bitmask   kept uint8 [out, ceil(in/8)]: bit i % 8 of byte i // 8 is set where W[o, i] is kept. The values
+follow
+          row by row; starts int32 [out + 1] says where each row's values begin.
+two_four  of every 4 inputs 2 are kept: values [out, in/2], and positions uint8 [out, row_bytes(in/2, 2)] of 2
+          bits each (kernels/bits.py). `in` is a multiple of 4.
+
+Bytes moved if half of the weights are kept, in both layouts: 9 bits a weight; with 4-bit codes, 3 bits a
+weight and the grid.
+
+x [tokens, in]. With `levels` (kernels/grids.py) the values are codes packed to the bit: one stream for a
+bitmask, row by row for 2:4. A kept weight is then scale * (code - zero) of its row and group.
+
+The place of a kept value of a bitmask is the number of bits set before it. Each thread counts the bits of its
+byte, `cumsum` adds up the threads' counts, and each row carries its count along. This is how few tokens are
+multiplied. For many tokens, `bitmask_rows` and `two_four_rows` write a block of rows with their zeros, which
+PyTorch multiplies. Where the card has sparse tensor cores, these multiply 2:4 rows (sparse_cores.py).
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ FLOATS = 16  # BITS of values that are no codes
 
 @triton.jit
 def kept_at(values, at, kept, scale, zero, BITS: tl.constexpr):
-    """Kept values number `at`, float32, zero where not `kept`; scale and zero point are those of the
-    codes."""
+    """The kept values number `at` as float32, zero where not `kept`.
+
+    scale and zero are the grid's, if the values are codes.
+    """
     if BITS == 16:
         value = tl.load(values + at, kept, 0.0).to(tl.float32)
     else:
@@ -48,7 +52,7 @@ def kept_at(values, at, kept, scale, zero, BITS: tl.constexpr):
 
 @triton.jit
 def levels_at(scale, zero, line, column, groups, group, inside, BITS: tl.constexpr):
-    """(scale, zero point) of row `line` (int64) and column; of values in 16 bits nothing is read."""
+    """(scale, zero point) of row `line` (int64) and column; nothing is read if values have 16 bits."""
     s, z = 1.0, 0.0
     if BITS < 16:
         s, z = grid_at(scale, zero, scale, zero, line, column // group, groups, inside, 0)
@@ -156,8 +160,10 @@ def two_four_few(
     BN: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """Rows [BN] of W times all tokens [BM]; a row has `words` bytes of positions and room for `width`
-    values."""
+    """Rows [BN] of W times all tokens [BM].
+
+    A row has `words` bytes of positions, and room for `width` values.
+    """
     token, row = tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
     acc = tl.zeros([BM, BN, BW], tl.float32)
@@ -191,7 +197,7 @@ def two_four_dense(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Writes W [out, n]; a row has `words` bytes of positions and room for `width` values."""
+    """Writes W [out, n]; a row has `words` bytes of positions, and room for `width` values."""
     row = tl.program_id(0) * BN + tl.arange(0, BN)
     line = row[:, None].to(tl.int64)
     column = tl.program_id(1) * BK + tl.arange(0, BK)[None, :]
@@ -205,18 +211,20 @@ def two_four_dense(
     tl.store(rows + line * n + column, value.to(rows.dtype.element_ty), inside)
 
 
-_MASK = {"BN": 8, "BW": 32} | LAUNCH  # 32 words of a row are a warp's, which adds their counts up by itself
+_MASK = {"BN": 8, "BW": 32} | LAUNCH  # one warp takes 32 words of a row, and adds their counts by itself
 _DENSE = {"BN": 4, "BK": 256} | LAUNCH
 
 
 def _pair(tokens: int) -> dict:
-    """Tile of `two_four_few`: half as wide for several tokens, whose sums would spill."""
+    """The tile of `two_four_few`: half as wide for several tokens, whose sums would spill otherwise."""
     return {"BN": 4, "BW": 256 if tokens <= 2 else 128} | LAUNCH
 
 
 def _levels(values: Tensor, levels: Levels | None, n: int, first: int = 0) -> tuple[tuple, tuple, dict]:
-    """(scale and zero points of the rows from `first`, their counts of groups and columns, BITS) as the
-    kernels take them."""
+    """A grid as the kernels take it, for the rows from `first` on.
+
+    It is (scale and zero points, their counts of groups and columns, BITS).
+    """
     if levels is None:
         return (values, values), (1, 8), {"BITS": FLOATS}
     scale, zero, bits, group_size = levels
@@ -329,7 +337,7 @@ def two_four(x: Tensor, values: Tensor, positions: Tensor, levels: Levels | None
 
 
 def _by_blocks(x: Tensor, out: int, rows_of, product=F.linear) -> Tensor:
-    """x times the transpose of W [out, in], whose rows [first, last) `rows_of` writes, a block at a time."""
+    """x times the transpose of W [out, in], a block at a time; `rows_of` writes rows [first, last)."""
     y = torch.empty(len(x), out, dtype=x.dtype, device=x.device)
     step = max(1, BLOCK // x.shape[1])
     if step > sparse_cores.ROWS:
@@ -341,7 +349,7 @@ def _by_blocks(x: Tensor, out: int, rows_of, product=F.linear) -> Tensor:
 
 
 def _variant(kernel, bits: int, of_x: str, tiles: dict) -> Variant:
-    """`kernel` for values of `bits`, x or the rows that it writes in `of_x`."""
+    """`kernel` for values of `bits`; `of_x` is the type of x, or of the rows that it writes."""
     pointers = {"x": of_x, "rows": of_x, "y": of_x, "kept": "u8", "positions": "u8", "starts": "i32"}
     grid = (
         {"values": "fp16", "scale": "fp16", "zero": "fp16"}

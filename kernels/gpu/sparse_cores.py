@@ -1,10 +1,12 @@
-"""2:4 products of many tokens on a card's sparse tensor cores, by PyTorch's cuSPARSELt.
+"""Multiplies many tokens by 2:4 weights on a card's sparse tensor cores, by PyTorch's cuSPARSELt.
 
 cuSPARSELt wants the weights in a layout of its own, 9 bits a weight beside the 9 that are stored. No second
-copy is kept: a block of rows is brought into that layout when it is needed, which costs about 3 bytes of
-memory traffic a weight and saves up to half of the tensor cores' work. On an A100 that is even at about 500
-tokens, on an H100 at 700, by their data sheets; from `MANY` on it is used. A card, library or type that
-doesn't multiply a small matrix right is never used, and PyTorch's dense product of the same blocks serves.
+copy is kept. A block of rows is brought into that layout when it is needed; this costs about 3 bytes of
+memory traffic a weight, and saves up to half of the tensor cores' work. By their data sheets the two are even
+at about 500 tokens on an A100, and at 700 on an H100; from `MANY` tokens on the sparse cores are used.
+
+Before it is used, a card, library and type must multiply a small matrix right. If they don't, PyTorch's dense
+product of the same blocks serves.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MANY = 1024  # tokens
-ROWS, COLUMNS = 32, 64  # that a block must be multiples of
+ROWS, COLUMNS = 32, 64  # a block's rows and columns must be multiples of these
 TOLERANCE = 2e-2  # relative to y's largest entry: bfloat16
 
 
 def serve(x: Tensor, out: int) -> bool:
-    """Whether x [tokens, in] is multiplied so by a weight [out, in]."""
+    """Whether x [tokens, in] is multiplied by a weight [out, in] on the sparse cores."""
     fits = (
         len(x) >= MANY
         and x.dtype in (torch.float16, torch.bfloat16)
@@ -33,8 +35,10 @@ def serve(x: Tensor, out: int) -> bool:
 
 @functools.cache
 def why_not(device: torch.device, dtype: torch.dtype) -> str:
-    """Why the sparse cores of a device aren't used, "" if they are: availability, then a product against the
-    dense one."""
+    """Why the sparse cores of a device aren't used; "" if they are.
+
+    They must be there, and their product must equal the dense one.
+    """
     if device.type != "cuda" or not torch.backends.cusparselt.is_available():
         return "PyTorch has no cuSPARSELt here"
     kept = torch.tensor([1, 0, 0, 1, 0, 1, 1, 0], device=device).repeat(2 * ROWS, 2 * COLUMNS // 8)
@@ -62,7 +66,7 @@ def product(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def label() -> str:
-    """What a kernel's name says of them, "" where they aren't used."""
+    """What a kernel's label says of the sparse cores; "" where they aren't used."""
     used = torch.cuda.is_available() and not why_not(
         torch.device("cuda", torch.cuda.current_device()), torch.float16
     )

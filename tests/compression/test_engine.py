@@ -60,7 +60,7 @@ def formats():
     from compression.packed.grouped_int import GroupedInt
     from compression.packed.low_rank import LowRank
     from compression.packed.outliers import Outliers
-    from compression.packed.total import Sum
+    from compression.packed.sum import Sum
     from compression.packed.two_four import TwoFour
     from tests.compression.test_packed import real
 

@@ -12,7 +12,7 @@ from compression.adapted import Adapted, release, takes_it
 from compression.low_rank.lora import LoraParams, adapt
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from tests import oracles, tiny
 
 BEFORE = {  # a step whose format the adapter meets, and where it ends

@@ -24,8 +24,8 @@ from compression.packed.grouped_int import GroupedInt
 from compression.packed.low_rank import LowRank
 from compression.packed.outliers import Outliers
 from compression.packed.real_grid import RealGrid, TwoLevelGrid, second_level
+from compression.packed.sum import Sum
 from compression.packed.tensor_train import TensorTrain
-from compression.packed.total import Sum
 from compression.packed.two_four import TwoFour
 from kernels import cpu
 

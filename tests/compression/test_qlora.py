@@ -11,7 +11,7 @@ from compression.low_rank import lora
 from compression.packed.codebook import CodeBook
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
-from compression.packed.total import Sum
+from compression.packed.sum import Sum
 from compression.quantization import qlora
 from compression.quantization.qlora import QloraParams, adapter_params, cost, freeze
 from compression.recorder import Recorder

@@ -171,7 +171,7 @@ def test_nothing_else_is_taken_for_it(error, code):
 def test_each_death_has_its_own_words_in_every_language(name, status, code):
     number = int(signal.Signals[name])
     for shown in (-number, 128 + number):  # as Python gives it, and as a shell does
-        found, error = deaths.told(shown)
+        found, error = deaths.of_exit(shown)
         assert (found, error["code"]) == (status, code)
         for language in LANGUAGES:
             words = Words(language).error(error)
@@ -203,19 +203,19 @@ def test_each_death_has_its_own_words_in_every_language(name, status, code):
     ],
 )
 def test_what_it_said_last_counts(code, said, expected):
-    status, error = deaths.told(code, said)
+    status, error = deaths.of_exit(code, said)
     assert (status, error["code"]) == expected
 
 
 def test_the_systems_own_count_makes_it_certain(monkeypatch):
     monkeypatch.setattr(limits, "oom_kills", lambda: 4)
     assert (
-        deaths.told(-9, kills=3)[1]["code"] == "out_of_memory"
-        and deaths.told(137, kills=3)[1]["code"] == "out_of_memory"
+        deaths.of_exit(-9, kills=3)[1]["code"] == "out_of_memory"
+        and deaths.of_exit(137, kills=3)[1]["code"] == "out_of_memory"
     )
     assert (
-        deaths.told(-9, kills=4)[1]["code"] == "worker_killed"
-        and deaths.told(-9, kills=None)[1]["code"] == "worker_killed"
+        deaths.of_exit(-9, kills=4)[1]["code"] == "worker_killed"
+        and deaths.of_exit(-9, kills=None)[1]["code"] == "worker_killed"
     )
 
 

@@ -10,7 +10,7 @@ from kernels.cpu import plans
 
 
 class Sum(Packed):
-    """first + second, stored as both are."""
+    """first + second; each is stored in its own format."""
 
     format = "sum"
 
