@@ -59,7 +59,7 @@ def pytest_sessionstart(session):
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="slow tests and whole products too (make test-all)")
-    parser.addoption("--quick", action="store_true", help="one short case of each test (make quick)")
+    parser.addoption("--quick", action="store_true", help="a few short cases of each test (make quick)")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -96,7 +96,7 @@ def seen(number: int, folder: Path) -> bool:
     file.write_text(text.replace(old, new), "utf-8")
     try:
         tests = [f"tests/{test}"] if test else ["tests"]
-        command = [sys.executable, "-m", "pytest", "--quick", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "--quick", "-x", "-q", *tests]
         home = os.environ | {"PYTHONPATH": str(folder)}
         return subprocess.run(command, cwd=folder, env=home, capture_output=True).returncode == 1
     finally:

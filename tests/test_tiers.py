@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutations import COPIED, MUTATIONS, ROOT
-from tests.tiers import LONG, pairs
+from tests.tiers import limits, pairs
 
 
 @pytest.mark.parametrize("sizes", [(3,), (4, 5), (3, 3, 3), (46, 10, 4), (2, 2, 2, 2, 2)])
@@ -42,6 +42,6 @@ def test_the_faults_that_the_quick_tests_are_tried_on_reach_every_folder():
 
 def test_the_long_tests_are_there():
     """A name that no test has any more hides nothing, and should go."""
-    for name in LONG.read_text("utf-8").split():
+    for name in limits():
         file, _, function = name.partition("::")
         assert f"def {function}(" in (ROOT / file).read_text("utf-8"), name

@@ -3,8 +3,9 @@
     make test-all   every test: `pytest --all`
     make test       without those marked `slow`; of a product of three or more parameters only as many cases
                     as it takes for each pair of values to meet
-    make quick      one case of each test: `pytest --quick`; none that needs a browser, the real model, a
-                    quiet machine or more than about a second (tests/long.txt)
+    make quick      up to a dozen cases of each test: `pytest --quick`; one of a test that takes a fifth of a
+                    second, and none that takes seconds (tests/long.txt) or needs a browser, the real model or
+                    a quiet machine
 
 A fault that needs three parameters at once to show is rare; one that needs a pair is met by the first two.
 """
@@ -17,7 +18,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-LONG = Path(__file__).with_name("long.txt")  # tests by their names without a case, one a line
+# "0 name" or "1 name" of a test: how many of its cases the quick tier takes
+LONG = Path(__file__).with_name("long.txt")
+CASES = 12  # of any other test
 ELSEWHERE = ("slow", "browser", "model", "alone")  # marks of what `make quick` leaves to `make test`
 
 
@@ -66,15 +69,22 @@ def function(item) -> str:
     return item.nodeid.partition("[")[0]
 
 
+def limits() -> dict[str, int]:
+    """Test -> how many of its cases `make quick` takes, for those that take long."""
+    lines = (line.split() for line in LONG.read_text("utf-8").splitlines())
+    return {name: int(count) for count, name in lines}
+
+
 def not_quick(items: Sequence) -> list:
     """The items that `make quick` leaves to `make test`."""
-    long = set(LONG.read_text("utf-8").split())
+    most = limits()
     cases, found = defaultdict(list), []
     for item in items:
-        elsewhere = function(item) in long or any(map(item.get_closest_marker, ELSEWHERE))
-        (found if elsewhere else cases[function(item)]).append(item)
+        (found if any(map(item.get_closest_marker, ELSEWHERE)) else cases[function(item)]).append(item)
     for name, same in cases.items():
-        # tests over the same architectures take different ones
-        taken = zlib.crc32(name.encode()) % len(same)
-        found += same[:taken] + same[taken + 1 :]
+        count = min(len(same), most.get(name, CASES))
+        # evenly spread; tests over the same architectures begin at different ones
+        first = zlib.crc32(name.encode())
+        taken = {(first + i * len(same) // count) % len(same) for i in range(count)}
+        found += [item for i, item in enumerate(same) if i not in taken]
     return found
