@@ -396,7 +396,8 @@ class Method(Generic[P]):
     # the format in which it stores a linear that no step stored before; "" if linears stay dense
     stores: str = ""
     after: frozenset[str] = frozenset()  # formats of an earlier step that it accepts
-    # the names of its parameters that an earlier step decides, if it keeps the integers of that step
+    # for a method that keeps the integer codes of an earlier step: its parameters that this step decides, for
+    # example "bits"
     inherits: tuple[str, ...] = ()
     shown_first: bool = False  # the page shows it first of its family
     full: Mapping[str, Any] = field(default_factory=dict)  # params of the full budget, see `BUDGET_MINUTES`
@@ -512,11 +513,13 @@ class TrainingMethod(ModelMethod[P]):
 
     own_text: bool = False  # it trains on text that it makes itself, not on the calibration text
     compresses: bool = False  # it compresses too, so a run with `train_tokens` 0 is worth comparing with
-    # params -> (method, params) of the same training without its own idea; None if there is no such training
+    # params -> (method, params) of the control, which trains alike without what is special to this method, for
+    # example plain fine-tuning beside distillation; None: there is no control
     control: Callable[[P], tuple[str, Mapping] | None] | None = None
     # (params, earlier steps) -> whether it stores something on top of what those steps stored
     adds: Callable[[P, tuple], bool] | None = None
-    cache_bits: Callable[[P], int] | None = None  # of the key-value cache that it trains the model for
+    # params -> bits of the key-value cache that the model is trained for
+    cache_bits: Callable[[P], int] | None = None
 
     def needs_calibration(self, params: P) -> bool:
         return not self.own_text

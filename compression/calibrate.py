@@ -15,13 +15,14 @@ that are already compressed are kept, and so is the output of a part whose linea
 example, once q, k, v and o are done, the attention's output is kept and answers the later runs. So all runs
 of a block together cost little more than one forward pass.
 
-Memory: for all windows, each block's input, its attention's output, and at most `inputs.ROOM` bytes of its
-linears' outputs; and the sums of one group (a Gram matrix takes 4 * in^2 bytes).
+Memory, for all windows: the input of the current block, the output of its attention, and at most
+`inputs.ROOM` bytes of outputs of its linears. On top come the sums of the groups that are observed together:
+one group with "compressed", a block's groups with the others. A Gram matrix takes 4 * in^2 bytes.
 
-A method of scope "block" gets all groups of a block at once, with inputs from the uncompressed model, and
-with the places where a factor on the inputs can be folded. It returns one edit for the block. Windows are
-full, so padding never enters a sum. Every block is called as the model itself calls it; inputs.py checks that
-before anything is compressed.
+A method of scope "block" gets all groups of a block at once. Their inputs come from the uncompressed model.
+It also learns where a factor on the inputs can be folded, for example into the norm before q, k and v. It
+returns one edit for the block. Windows are full, so padding never enters a sum. Every block is called as the
+model itself calls it; inputs.py checks that before anything is compressed.
 """
 
 from __future__ import annotations

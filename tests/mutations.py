@@ -23,7 +23,7 @@ COPIED = ("app.py", "pyproject.toml", "compression", "kernels", "evaluation", "a
 MUTATIONS = (
     # --- compression: shared mathematics ---
     ("compression/grids.py", "store_scale((high - low) / (2**bits - 1))", "store_scale((high - low) / 2**bits)", "compression/test_gptq.py"),
-    ("compression/grids.py", "return store_scale(2 * largest", "return store_scale(largest", "compression/test_gptq.py"),
+    ("compression/grids.py", "return store_scale(2 * largest", "return store_scale(largest", "compression/test_methods.py"),
     ("compression/second_order.py", "div_(factor[c, c])", "mul_(factor[c, c])", "compression/test_gptq.py"),
     ("compression/second_order.py", "0.0) + used * scale)", "0.0) + 1.1 * used * scale)", "compression/test_gptq.py"),
     ("compression/divergences.py", "beta * _kl(p, m) + (1 - beta) * _kl(q, m)", "beta * _kl(q, m) + (1 - beta) * _kl(p, m)", "compression/test_divergences.py"),
@@ -41,7 +41,7 @@ MUTATIONS = (
     ("compression/sample.py", "logits.float().cpu() / temperature", "logits.float().cpu() * temperature", "compression/test_sample.py"),
     ("compression/texts.py", "available = len(ids) // window", "available = len(ids) // window - 1", "compression/test_texts.py"),
     # --- compression: formats ---
-    ("compression/packed/grid.py", "(torch.round(weight.float() / scale) + zero)", "(torch.floor(weight.float() / scale) + zero)", "compression/test_packed.py"),
+    ("compression/packed/grid.py", "(torch.round(weight.float() / scale) + zero)", "(torch.floor(weight.float() / scale) + zero)", "compression/test_methods.py"),
     ("compression/packed/codebook.py", "(0, 0.0625, 8, 12, 4, 6, 2, 3)", "(0, 0.0625, 8, 12, 4, 6, 3, 2)", "compression/test_nf4.py"),
     ("compression/packed/activations.py", "top = 2 ** (self.bits - 1) - 1", "top = 2 ** (self.bits - 1)", "compression/test_packed.py"),
     # --- compression: methods ---

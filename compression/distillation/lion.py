@@ -1,5 +1,5 @@
-"""Lion: an adversarial loop around a teacher of words, which finds what the student can't do and teaches more
-of that.
+"""Lion: a loop that finds the instructions at which a student is worse than its teacher, and teaches more of
+that kind. The teacher shows its texts and nothing else.
 
 Three stages, over and over. Imitation: the teacher answers the instructions of the pool, the student learns
 its answers. Discrimination: both answer a growing pool, a referee scores both, and an instruction is hard
@@ -16,17 +16,17 @@ right answer, in three levels. The rule-based referee gives 1 + 9 ROUGE-L with t
 an exact answer has 10; `referee` = teacher asks the model itself, and a review that can't be read counts for
 nothing (in the authors' code it counts as easy). New instructions come from templates of the seed's own kind:
 one level harder for a hard seed, of the same level for an easy one; `inventor` = teacher asks the model
-itself for them, as the paper does, which takes a large one. What it invents has no known answer, so it has to
-be the referee as well. The new ones alone are learnt in the next round. The share of hard instructions is
-told a round.
+itself for them, as the paper does, which takes a large one. Nobody knows a right answer to what it invents,
+so `inventor` = teacher needs `referee` = teacher. The next round trains on the new instructions alone. Each
+round reports its share of hard ones.
 
 What is measured: exact match on other instructions, by level, for the student before, after, and a control
 that learns the right answers to as many instructions drawn at random, by the same tokens. A short run shows
 the loop at work; whether it gains anything over random instructions, the control tells. A teacher that fails
 a kind of job has no lead there, so what it can't do is never found hard.
 
-Cost: a text of the teacher an instruction, one of the student an instruction and round; training in rounds +
-1 equal parts.
+Cost: the teacher writes one text for each instruction. The student writes one for each instruction in each
+round. The training is divided into rounds + 1 equal parts.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Executor(Protocol):
 
 
 class Workers:
-    """A process for each run. spare: one more waits with its imports behind it."""
+    """One process for each run. spare: one more process waits, its imports done."""
 
     ends_trainings = True
 
@@ -83,8 +83,8 @@ class Workers:
 
 
 class Lent:
-    """In this process. On a Space with ZeroGPU the card is lent to a function, not to a process of ours:
-    events is that function (`worker.events`, decorated)."""
+    """Runs in this process. A Space with ZeroGPU lends its card to a decorated function, never to a process
+    that we start. events: that function, `worker.events` decorated."""
 
     ends_trainings = False
 

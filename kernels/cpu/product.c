@@ -1,5 +1,6 @@
-/* y = x W^T for every kind: walks a matrix's tiles, adds the few weights that other kinds leave out, puts
-   matrices together, and is what Python calls. loops.h says how the work is divided. */
+/* y = x W^T for every kind of matrix. It walks the tiles, adds the few weights of OUTLIERS and COLUMNS, and
+   combines the two matrices of LOW_RANK and SUM. Python calls the functions at the end. loops.h says how the
+   work is divided. */
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -83,7 +84,7 @@ static desk begin_desk(const plan *p, const input *in, uint8_t *own)
     return (desk){sum, panel, decode, tiled, as_bytes, tiled ? begin_cut(p, in, rest) : (cut){0}};
 }
 
-/* d's sums = `tiles` tiles from j's on times j's tokens. */
+/* Multiply the tokens of job j by `tiles` tiles, beginning at j's tile; the products are written to d->sum. */
 static void sum_tiles(const desk *d, job j, int tiles)
 {
     const int64_t blocks = blocks_of(j.p), first_tile = j.tile;
