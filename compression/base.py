@@ -513,8 +513,8 @@ class TrainingMethod(ModelMethod[P]):
 
     own_text: bool = False  # it trains on text that it makes itself, not on the calibration text
     compresses: bool = False  # it compresses too, so a run with `train_tokens` 0 is worth comparing with
-    # params -> (method, params) of the control, which trains alike without what is special to this method, for
-    # example plain fine-tuning beside distillation; None: there is no control
+    # params -> (method, params) of the control: it trains alike, without what is special to this method. For
+    # example, plain fine-tuning beside distillation. None: there is no control
     control: Callable[[P], tuple[str, Mapping] | None] | None = None
     # (params, earlier steps) -> whether it stores something on top of what those steps stored
     adds: Callable[[P, tuple], bool] | None = None
