@@ -125,12 +125,14 @@ def run_card(
     dominated: bool = False,
     seconds: float | None = None,
     exports: Sequence[str] = (),
+    unchecked: bool = False,
     relatives: Mapping[str, Result | None] | None = None,
 ) -> str:
     """The card of a run: first what it did in plain words, below that its figures.
 
     here: it was timed on this machine. seconds: the estimate for running it again. chat: the page can chat.
-    exports: formats of other programs that its model can be exported to. relatives: for a run with training,
+    exports: formats of other programs that its model can be exported to. unchecked: its model was saved
+    without hashes, so nobody can tell whether its files are as they were. relatives: for a run with training,
     the runs "without" it and its "control"; None for a run that isn't measured yet.
     """
     spec = result.spec
@@ -145,7 +147,10 @@ def run_card(
             "facts": _facts(words, result, here),
             "lines": _lines(words, result, here),
             "dominated": dominated and not spec.is_original,
-            "notes": [words.note(n) for n in plots.noteworthy({"notes": result.notes})],
+            "notes": [
+                *(words.note(n) for n in plots.noteworthy({"notes": result.notes})),
+                *([words("note.unchecked")] if unchecked else []),
+            ],
             "training": _training(words, result, relatives or {}),
             "buttons": _buttons(words, result, artifact, chat, seconds, exports),
             "heads": _heads(words, spec.is_original),

@@ -220,6 +220,7 @@ class Page:
 
     def _card(self, words: Words, result: Result, seconds: float | None) -> dict:
         own = self.store.has_artifact(result)
+        manifest = self.store.manifest(result) if own else None
         rows = self.rows()
         row = next((r for r in rows if r["id"] == result.id), {})
         group = pareto.comparable(rows, result.spec.model, result.protocol_id)
@@ -234,7 +235,8 @@ class Page:
             chat=self.chat is not None,
             dominated=result.status == "ok" and result.id not in lead,
             seconds=seconds,
-            exports=self._exports(result) if own else (),
+            exports=self._exports(manifest) if manifest else (),
+            unchecked=manifest is not None and "sha256" not in manifest,
             relatives=self._relatives(result.spec),
         )
         title = words.recipe(result.spec.recipe, True, result.spec.cache_bits, result.spec.cache_keys)
@@ -257,12 +259,13 @@ class Page:
         asked = {"without": spec.without_training(), "control": spec.control()}
         return {name: self.store.get_id(self._stored(s)) for name, s in asked.items() if s is not None}
 
-    def _exports(self, result: Result) -> list[str]:
+    @staticmethod
+    def _exports(manifest: dict) -> list[str]:
         """Formats of other programs that the run's model can be exported to."""
         with importing:
             from compression import export  # it imports torch; the page's first paint must not wait for that
 
-        return export.offers(self.store.manifest(result))
+        return export.offers(manifest)
 
     def _seconds(self, spec: RunSpec) -> float | None:
         try:

@@ -226,6 +226,21 @@ def test_any_valid_record_can_be_shown(store):
     assert requests.QUESTIONS
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_the_card_says_that_a_model_of_an_older_version_has_no_hashes(store, sealed):
+    from evaluation.page import requests
+    from evaluation.page.questions import Page
+    from evaluation.page.words import Words
+
+    made = store.put(result(artifact="made", metrics={"perplexity": 2.0}))
+    folder = store.artifact_folder("made")
+    folder.mkdir(parents=True)
+    about = {"version": 2, "sha256": "0" * 64} if sealed else {"version": 1}
+    (folder / "compression.json").write_text(json.dumps(about | {"modules": {}}))
+    card = Page(store, None).card(requests.OfRun(lang="en", id=made.id))["html"]
+    assert (Words("en")("note.unchecked") in card) is not sealed
+
+
 def test_a_figure_that_is_no_number_is_never_written(store):
     for bad in (float("nan"), float("inf")):
         with pytest.raises(records.NotFinite, match=r"metrics\.perplexity") as error:
