@@ -78,6 +78,7 @@ HEAD = (
     "same top",
 )
 BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
+BROKEN = 10_000  # perplexity from which a model is only called broken
 SAME_BITS = 0.03  # bits a weight: a verdict doesn't mention a difference in size up to this
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # enough tokens where only the speed counts
 FEWER_BYTES = (  # recipes that promise speed because they read fewer bytes; timed beside the gates
@@ -118,7 +119,9 @@ def row(result: Result) -> list[str]:
         f"{m['weight_bits_per_weight']:.2f}",
         f"{m['model_bits_per_parameter']:.2f}",
         words.size(m["file_bytes"]),
-        f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}" if m["perplexity"] < 1e4 else "> 10,000",
+        f"{m['perplexity']:.4g} ± {m['perplexity_stderr']:.2g}"
+        if m["perplexity"] < BROKEN
+        else f"> {BROKEN:,}",
         "" if original else f"{m['kl_divergence_mean']:.3f}",
         "" if original else words.share(m["same_top_token_rate"]),
     ]
@@ -157,7 +160,9 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
         control = rows[words]
         verdict = ""
         if control in measured:
-            verdict = Words("en").verdict(beside(found, measured[control]))
+            both = [r.metrics["perplexity"] for r in (found[0], measured[control][0])]
+            broken = min(both) > BROKEN  # which of two models says less is no comparison of methods
+            verdict = "both broken" if broken else Words("en").verdict(beside(found, measured[control]))
             more = (
                 found[0].metrics["weight_bits_per_weight"]
                 - measured[control][0].metrics["weight_bits_per_weight"]

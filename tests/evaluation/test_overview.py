@@ -89,6 +89,17 @@ def test_a_row_stands_beside_its_control_in_words():
     assert "can't tell: +0 ± 0 %, +0.25 bits (than GPTQ, 4 bits, group 64)" in lines[4]
 
 
+def test_two_broken_models_are_not_compared():
+    """Half the perplexity of a model that knows nothing is no merit of a method."""
+    rows = {"rtn --bits 2": "", "gptq --bits 2": "rtn --bits 2"}
+    for low, said in ((9.3, "both broken"), (9.0, "better: ")):  # e^9.2 = 10,000
+        measured = {
+            "rtn --bits 2": [result("rtn --bits 2", [13.0, 13.1, 13.2])],
+            "gptq --bits 2": [result("gptq --bits 2", [low, low + 0.11, low + 0.19])],
+        }
+        assert said in overview.table(rows, measured).splitlines()[-1]
+
+
 def test_a_control_of_several_seeds_is_paired_seed_by_seed():
     ours = [result("llm_pruner --removed 0.25", [4.0, 4.2])]
     draws = [result(gates.CHANCE, [5.0 + 0.1 * i, 5.2 + 0.1 * i], seed=i) for i in range(5)]
