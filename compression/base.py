@@ -350,6 +350,7 @@ class Edit:
     files: Mapping[str, bytes] = field(default_factory=dict)
     # channels of the residual stream that stay, () for all; the rest is cut out of the whole model
     width: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()  # numbers of the decoder blocks that stay, () for all; the rest is cut out
     cache_bits: int | None = None  # the key-value cache that the model was made for
     # of scope "block": the attention.Int8Attention by which the block's attention rounds
     attention: Any = None
@@ -513,11 +514,16 @@ class StudentMethod(TrainingMethod[P]):
     gets it as the bundle. Its `cost` also takes the linear's role; its params name another model by
     `student`."""
 
-    student: Callable[[Bundle, P], Bundle]  # makes it
+    # makes it: student(model, context, params) gives an Edit with it as the bundle, and notes on it
+    student: Callable[[Bundle, Context, P], Edit]
+    measures: Callable[[P], bool]  # whether making it needs windows of a text
     # what the student learns from: the model itself as a Bundle (white box), or a TextTeacher, which answers
     # in strings and shows nothing else (black box)
     teacher: Literal["model", "text"]
     trains_table: bool = False  # whether `cost` of the role "table" counts the token table, trained too
+
+    def needs_calibration(self, params: P) -> bool:
+        return super().needs_calibration(params) or self.measures(params)
 
     def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         return self.cost(shape, params, tokens, role)

@@ -1,5 +1,5 @@
-"""Cutting heads and feed-forward channels out of a block, or channels out of the whole model's width, so that
-matrices really shrink.
+"""Cutting heads and feed-forward channels out of a block, channels out of the whole model's width, or whole
+blocks out of its depth, so that matrices really shrink or go.
 
 A head is its rows of q, k, v and its columns of o; a channel of the feed-forward is its rows of gate and up
 and its column of down. Rows take their bias along. Attention asks for whole groups: every key-value head that
@@ -9,6 +9,8 @@ positions and per-head norms belong to it).
 A channel of the width (the residual stream) is an entry of the embedding, of every norm, and a row or column
 of every matrix. What is left of a norm is a norm over fewer channels; nothing makes up for that, as in the
 authors' code.
+
+A block that moves up learns its new number: by it attention finds its keys and values in the cache.
 
 A block's sizes are read from its matrices (arch.geometry), so that a cache, the decode step and a saved file
 follow.
@@ -116,6 +118,42 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
             arch.embedding(module)[1].weight,
             arch.embedding(module)[1].weight.shape[1],
         )
+
+
+def cut_depth(module: nn.Module, kept: Sequence[int]) -> None:
+    """Keep only those decoder blocks, numbers in rising order, in place; the config follows.
+
+    Raises UnsupportedLayer where nothing would stay.
+    """
+    if not kept:
+        raise UnsupportedLayer("no block would stay; at least one must")
+    blocks = arch.blocks(module)
+    module.set_submodule(arch.of(module).blocks, nn.ModuleList(blocks[i] for i in kept))
+    renumber(module, kept)
+
+
+def renumber(module: nn.Module, before: Sequence[int]) -> None:
+    """Tell a model whose blocks are those of the numbers `before` in a deeper one; each computes what it
+    did."""
+    config, row = module.config, arch.of(module)
+    config.num_hidden_layers = len(before)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in before]
+    for number, (old, block) in enumerate(zip(before, arch.blocks(module), strict=True)):
+        for part in block.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = number
+        if row.by_depth and getattr(config, row.by_depth):
+            _at_depth(module, block, old, number)
+
+
+def _at_depth(module: nn.Module, block: nn.Module, old: int, number: int) -> None:
+    """Where scores are divided by the block's number, queries make up for the new one."""
+    query, moved = block.get_submodule(arch.of(module).roles["q"]), (number + 1) / (old + 1)
+    arch.attention(module, block).scaling /= moved
+    query.weight = nn.Parameter(query.weight.detach() * moved, requires_grad=False)
+    if query.bias is not None:
+        query.bias = nn.Parameter(query.bias.detach() * moved, requires_grad=False)
 
 
 def _narrow_norm(norm: nn.Module, index: Tensor) -> None:

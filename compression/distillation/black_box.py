@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compression import arch, engine
-from compression.base import CalibrationError, Context, Cost, Note, param
+from compression.base import CalibrationError, Context, Cost, Edit, Note, param
 from compression.bundle import Bundle
 from compression.distillation import students
 from compression.distillation.students import StudentParams
@@ -300,16 +300,15 @@ def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
     )
 
 
-def make(teacher: Bundle, params: BlackBoxParams) -> Bundle:
+def make(teacher: Bundle, context: Context, params: BlackBoxParams) -> Edit:
     """StudentMethod.student: the teacher's own layers, or another model that may read text in another way."""
-    return students.make(teacher, params, same_tokenizer=False)
+    return students.make(teacher, context, params, same_tokenizer=False)
 
 
 def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up") -> Cost:
-    """A 16-bit matrix; forward and backward of the student and its control; weights, gradient, two moments,
-    best state and control."""
+    """A 16-bit matrix; forward and backward of the student and its control, and a pass over what the layers
+    are measured on; weights, gradient, two moments, best state and control."""
     out, n = shape
     passes = 2 if params.compare and params.teaching == "teacher" else 1
-    return Cost(
-        bytes=2 * out * n, flops=6.0 * passes * params.train_tokens * out * n, peak_bytes=24 * out * n
-    )
+    tokens = 3 * passes * params.train_tokens + students.measured(params, tokens)
+    return Cost(bytes=2 * out * n, flops=2.0 * tokens * out * n, peak_bytes=24 * out * n)
