@@ -215,6 +215,14 @@ BLOCKS = (
         ("llm_pruner --removed 0.2 --granularity channel", ""),
     ),
     block(
+        "Whole blocks removed, a fifth",
+        "6 of the 30 blocks. They are those that change the hidden states least, each by itself (ShortGPT), "
+        "or the run of neighbours over which the states change least. Without repair, and with LoRA after.",
+        "shortgpt --removed 0.2 --order contiguous",
+        "shortgpt --removed 0.2",
+        (f"shortgpt --removed 0.2 + lora {TRAINED}", "shortgpt --removed 0.2"),
+    ),
+    block(
         "Thin factors, a fifth of the weights removed",
         "",
         "svd --removed 0.2",
