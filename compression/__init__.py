@@ -42,6 +42,7 @@ NAMES = {
     "sparsegpt": "compression.pruning.sparsegpt",
     "llm_pruner": "compression.pruning.llm_pruner",
     "lora_prune": "compression.pruning.lora_prune",
+    "shortgpt": "compression.pruning.shortgpt",
     "svd": "compression.low_rank.svd",
     "asvd": "compression.low_rank.asvd",
     "svd_llm": "compression.low_rank.svd_llm",

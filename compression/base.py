@@ -363,6 +363,7 @@ class Edit:
     files: Mapping[str, bytes] = field(default_factory=dict)
     # channels of the residual stream that stay, () if all do; the others are cut out of the whole model
     width: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()  # numbers of the decoder blocks that stay, () for all; the rest is cut out
     cache_bits: int | None = None  # the key-value cache that the model was made for
     # from a method of scope "block": the attention.Int8Attention that rounds in the block's attention
     attention: Any = None
@@ -533,11 +534,16 @@ class StudentMethod(TrainingMethod[P]):
     role. Its params name another model by `student`.
     """
 
-    student: Callable[[Bundle, P], Bundle]  # makes the student
+    # makes it: student(model, context, params) gives an Edit with the student as the bundle, and notes on it
+    student: Callable[[Bundle, Context, P], Edit]
+    measures: Callable[[P], bool]  # whether making it needs windows of a text
     # what the student learns from. "model": this model as a Bundle (white box). "text": a TextTeacher, which
     # answers in strings and shows nothing else (black box).
     teacher: Literal["model", "text"]
     trains_table: bool = False  # whether it trains the token table; `cost` of the role "table" counts it
+
+    def needs_calibration(self, params: P) -> bool:
+        return super().needs_calibration(params) or self.measures(params)
 
     def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         return self.cost(shape, params, tokens, role)

@@ -168,11 +168,14 @@ class _Walk:
         if self.method.reshaped or isinstance(self.method, TrainingMethod):
             for path, _, _ in arch.linears(self.module):
                 self._previous(path)
-        bundle, teacher = self.bundle, None
+        bundle, context = self.bundle, Context(self.windows, self.recorder)
         if isinstance(self.method, StudentMethod):
-            bundle = self.method.student(self.bundle, self.params)
+            made = self.method.student(self.bundle, context, self.params)
+            assert made.bundle is not None
+            bundle = made.bundle
+            self.outcome.notes.extend(made.notes)
             teacher = self.bundle if self.method.teacher == "model" else TextTeacher(self.bundle)
-        context = Context(self.windows, self.recorder, teacher)
+            context = Context(self.windows, self.recorder, teacher)
         self._apply(self.method.compress(bundle, context, self.params))
 
     def block_by_block(self) -> None:
@@ -317,6 +320,16 @@ class _Walk:
             self._record(edit, path, edit.table.bits_per_weight(), role="embedding", format=edit.table.format)
         if edit.kept or edit.width:
             self._cut(edit)
+        if edit.blocks:
+            self._cut_blocks(edit)
+
+    def _cut_blocks(self, edit: Edit) -> None:
+        """Whole blocks leave the model; nothing is stored of their matrices."""
+        gone = [row for row in arch.linears(self.module) if row[2] not in edit.blocks]
+        structure.cut_depth(self.module, edit.blocks)
+        self.bundle.geometry = arch.geometry(self.module)
+        for path, role, layer in gone:
+            self._record(edit, path, 0.0, layer=layer, role=role, format="cut")
 
     def _cut(self, edit: Edit) -> None:
         """Cut heads and channels out of the model, and update the model's sizes."""

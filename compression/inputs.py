@@ -191,6 +191,23 @@ def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
     return BlockInputs(batches, calls)
 
 
+def follow(bundle: Bundle, ids: Tensor, seen: Callable[[int, Tensor], None]) -> None:
+    """Run ids [b, window] through the model's own blocks. seen(i, [b, window, hidden]) is told what enters
+    block i, block by block, and at last what leaves the last block, as number `blocks`."""
+    blocks = list(arch.blocks(bundle.module))
+
+    def entering(number: int) -> Callable:
+        return lambda block, args, kwargs: seen(number, _split_call(args, kwargs)[0])
+
+    with ExitStack() as stack, torch.no_grad():
+        for number, block in enumerate(blocks):
+            hook = block.register_forward_pre_hook(entering(number), with_kwargs=True)
+            stack.callback(hook.remove)
+        last = blocks[-1].register_forward_hook(lambda block, args, out: seen(len(blocks), _states(out)))
+        stack.callback(last.remove)
+        _run_backbone(bundle, ids)
+
+
 def single_calls(bundle: Bundle, windows: Tensor) -> dict[nn.Module, Call]:
     """How the model calls each block for a single window of the length of these windows [n, window]."""
     return _called(bundle, windows[:1])[1]

@@ -1,4 +1,4 @@
-"""Cuts heads and feed-forward channels out of blocks, or channels out of the whole model's width.
+"""Cuts heads and channels out of blocks, channels out of the whole model's width, or whole blocks out of it.
 
 The matrices really shrink. A head is its rows of q, k, v and its columns of o. A channel of the feed-forward
 is its rows of gate and up and its column of down. Rows take their bias along. Attention needs whole groups:
@@ -8,6 +8,8 @@ key-value heads. The size of a head never changes, because rotary positions and 
 A channel of the width (the residual stream) is an entry of the embedding and of every norm, and a row or
 column of every matrix. A norm then simply has fewer channels, and nothing makes up for the missing ones, as
 in the authors' code.
+
+A block that moves up learns its new number, by which attention finds its keys and values in the cache.
 
 A block's sizes are read from its matrices (arch.geometry). So the cache, the decode step and the saved file
 follow by themselves.
@@ -119,6 +121,42 @@ def cut_width(module: nn.Module, kept: Sequence[int]) -> None:
     if arch.geometry_of(module.config).tied:
         head.weight = arch.embedding(module)[1].weight
         head.in_features = arch.embedding(module)[1].weight.shape[1]
+
+
+def cut_depth(module: nn.Module, kept: Sequence[int]) -> None:
+    """Keep only those decoder blocks, numbers in rising order, in place; the config follows.
+
+    Raises UnsupportedLayer where nothing would stay.
+    """
+    if not kept:
+        raise UnsupportedLayer("no block would stay; at least one must")
+    blocks = arch.blocks(module)
+    module.set_submodule(arch.of(module).blocks, nn.ModuleList(blocks[i] for i in kept))
+    renumber(module, kept)
+
+
+def renumber(module: nn.Module, before: Sequence[int]) -> None:
+    """Tell a model whose blocks are those of the numbers `before` in a deeper one; each computes what it
+    did."""
+    config, row = module.config, arch.of(module)
+    config.num_hidden_layers = len(before)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in before]
+    for number, (old, block) in enumerate(zip(before, arch.blocks(module), strict=True)):
+        for part in block.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = number
+        if row.by_depth and getattr(config, row.by_depth):
+            _at_depth(module, block, old, number)
+
+
+def _at_depth(module: nn.Module, block: nn.Module, old: int, number: int) -> None:
+    """Where scores are divided by the block's number, queries make up for the new one."""
+    query, moved = block.get_submodule(arch.of(module).roles["q"]), (number + 1) / (old + 1)
+    arch.attention(module, block).scaling /= moved
+    query.weight = nn.Parameter(query.weight.detach() * moved, requires_grad=False)
+    if query.bias is not None:
+        query.bias = nn.Parameter(query.bias.detach() * moved, requires_grad=False)
 
 
 def _narrow_norm(norm: nn.Module, index: Tensor) -> None:

@@ -24,7 +24,7 @@ from evaluation.spec import Result, RunSpec, Status
 VERSION = 3
 LARGEST_FILE_BYTES = 64_000_000
 LARGEST_NUMBER = 1e18
-NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,98}"  # of a run or an artifact: never a path, never hidden
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}"  # of a run or an artifact: never a path, never hidden
 
 
 class OddRecord(ValueError):

@@ -182,6 +182,8 @@ class Architecture:
     activation: str = "hidden_act"  # the config's name for the feed-forward's activation
     # the config's flag for attention and feed-forward on the same input; "": one after the other
     parallel: str = ""
+    # the config's flag for scores divided by the block's number, the first being 1; "": they never are
+    by_depth: str = ""
     norm_first: str = ""  # the config's flag for norms before attention and feed-forward; "": always
     idle: frozenset[str] = frozenset()  # fields of transformers' class that change no forward pass
     # --- how it is stored ---

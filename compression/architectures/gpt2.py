@@ -64,6 +64,7 @@ GPT2 = Architecture(
     ),
     positions="transformer.wpe",
     activation="activation_function",
+    by_depth="scale_attn_by_inverse_layer_idx",
     idle=frozenset(
         (
             "summary_type",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compression import arch, engine
-from compression.base import CalibrationError, Context, Cost, Note, param
+from compression.base import CalibrationError, Context, Cost, Edit, Note, param
 from compression.bundle import Bundle
 from compression.distillation import students
 from compression.distillation.students import StudentParams
@@ -312,19 +312,18 @@ def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
     )
 
 
-def make(teacher: Bundle, params: BlackBoxParams) -> Bundle:
+def make(teacher: Bundle, context: Context, params: BlackBoxParams) -> Edit:
     """StudentMethod.student: some of the teacher's own layers, or another model with any tokenizer."""
-    return students.make(teacher, params, same_tokenizer=False)
+    return students.make(teacher, context, params, same_tokenizer=False)
 
 
 def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up") -> Cost:
     """The cost of a 16-bit matrix.
 
-    Forward and backward passes of the student and its control; in memory the weights, their gradient, two
-    moments, the best state and the control.
+    Forward and backward passes of the student and its control, and a pass over the text that the layers are
+    measured on; in memory the weights, their gradient, two moments, the best state and the control.
     """
     out, n = shape
     passes = 2 if params.compare and params.teaching == "teacher" else 1
-    return Cost(
-        bytes=2 * out * n, flops=6.0 * passes * params.train_tokens * out * n, peak_bytes=24 * out * n
-    )
+    tokens = 3 * passes * params.train_tokens + students.measured(params, tokens)
+    return Cost(bytes=2 * out * n, flops=2.0 * tokens * out * n, peak_bytes=24 * out * n)

@@ -118,7 +118,7 @@ def compress(bundle: Bundle, context: Context, params: GkdParams) -> Edit:
 
 def cost(shape: tuple[int, int], params: GkdParams, tokens: int, role: str) -> Cost:
     """Bytes of the student; the passes of both models."""
-    return shared.cost(shape, params, samples=params.share, teacher_steps=False, role=role)
+    return shared.cost(shape, params, tokens, samples=params.share, teacher_steps=False, role=role)
 
 
 def control(params: GkdParams) -> tuple[str, dict] | None:
@@ -141,6 +141,7 @@ METHOD = StudentMethod(
     shown_first=True,
     trains_table=True,
     student=students.make,
+    measures=students.measures,
     teacher="model",
     fits=shared.check_windows,
     reshaped=students.reshaped,

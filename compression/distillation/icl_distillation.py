@@ -54,7 +54,7 @@ from compression.distillation.black_box import (
     teacher_notes,
     twin,
 )
-from compression.distillation.students import reshaped
+from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import Naming, Shown
 from compression.recorder import Recorder
 from compression.teacher import OracleTeacher
@@ -367,6 +367,7 @@ METHOD = StudentMethod(
     own_text=True,
     reshaped=reshaped,
     student=make,
+    measures=measures,
     teacher="text",
     control=off("icl_distillation"),
     compresses=True,

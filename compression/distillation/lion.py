@@ -55,7 +55,7 @@ from compression.distillation.black_box import (
     teacher_notes,
     twin,
 )
-from compression.distillation.students import reshaped
+from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
 from compression.teacher import OracleTeacher
 from compression.training import Budget, Course
@@ -461,6 +461,7 @@ METHOD = StudentMethod(
     own_text=True,
     reshaped=reshaped,
     student=make,
+    measures=measures,
     teacher="text",
     control=off("lion"),
     compresses=True,

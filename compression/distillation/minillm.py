@@ -175,7 +175,7 @@ def compress(bundle: Bundle, context: Context, params: MinillmParams) -> Edit:
 def cost(shape: tuple[int, int], params: MinillmParams, tokens: int, role: str) -> Cost:
     """Bytes of the student; the passes of both models. Plain text takes its part of the tokens."""
     own = (TEXT_SHARE / (TEXT_SHARE + 1) if params.text_weight else 1.0) / params.inner_epochs
-    return shared.cost(shape, params, samples=own, teacher_steps=True, role=role)
+    return shared.cost(shape, params, tokens, samples=own, teacher_steps=True, role=role)
 
 
 def control(params: MinillmParams) -> tuple[str, dict] | None:
@@ -194,6 +194,7 @@ METHOD = StudentMethod(
     cost=cost,
     trains_table=True,
     student=students.make,
+    measures=students.measures,
     teacher="model",
     fits=shared.check_windows,
     reshaped=students.reshaped,

@@ -56,7 +56,7 @@ from compression.distillation.black_box import (
     teacher_notes,
     twin,
 )
-from compression.distillation.students import reshaped
+from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import MARK, Question
 from compression.teacher import Interview, OracleTeacher
 from compression.training import Budget
@@ -251,6 +251,7 @@ METHOD = StudentMethod(
     own_text=True,
     reshaped=reshaped,
     student=make,
+    measures=measures,
     teacher="text",
     control=off("mt_cot"),
     compresses=True,

@@ -1,19 +1,21 @@
 """Students: smaller models that distillation trains.
 
-A student keeps some of its teacher's decoder blocks, evenly spaced with the first and the last among them,
-and all of its embedding, final norm and head. At first it predicts badly, but it really is smaller and
-faster. A student may also be another model with the same tokenizer.
+A student keeps some of its teacher's decoder blocks, and all of its embedding, final norm and head. Which
+blocks stay decides how broken it is at first, so they are measured on the run's text (compression/depth.py):
+those that change the hidden states least go. Or the student is another model with the same tokenizer.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
-from compression import arch
-from compression.base import Params, param
+from compression import arch, depth, structure
+from compression.base import Context, Edit, Note, Params, param
 from compression.bundle import Bundle, Geometry
 from compression.sample import stop_like
 
@@ -31,6 +33,15 @@ class StudentParams(Params):
         main=True,
         ends=("small student", "as large as its teacher"),
         when={"student": ""},
+    )
+    layers: str = param(
+        "influence",
+        "Which layers stay: all but those that turn the hidden states least, all but the run of "
+        "neighbours over which the states turn least, or evenly spaced ones.",
+        choices=(*depth.ORDERS, "even"),
+        label="choice",
+        when={"student": ""},
+        level="advanced",
     )
     student: str = param(
         "",
@@ -53,8 +64,19 @@ def count(total: int, share: float) -> int:
     return max(1, round(total * share))
 
 
+def measures(params: StudentParams) -> bool:
+    """StudentMethod.measures: whether the layers are chosen by what they do to a text."""
+    return not params.student and params.layers != "even" and params.kept < 1.0
+
+
+def measured(params: StudentParams, tokens: int) -> int:
+    """Tokens that the layers are measured on, of a text of so many."""
+    return min(tokens, depth.MEASURED) if measures(params) else 0
+
+
 def reshaped(geometry: Geometry, params: StudentParams) -> Geometry:
-    """The student's sizes."""
+    """The student's sizes. Which layers stay is known in the run only; where an earlier step left layers of
+    several sizes, these are the sizes of evenly spaced ones."""
     if params.student:
         from compression.catalogue import CATALOGUE
 
@@ -67,19 +89,28 @@ def reshaped(geometry: Geometry, params: StudentParams) -> Geometry:
     )
 
 
-def make(teacher: Bundle, params: StudentParams, same_tokenizer: bool = True) -> Bundle:
-    """A student of that teacher, with weights of its own.
+def make(teacher: Bundle, context: Context, params: StudentParams, same_tokenizer: bool = True) -> Edit:
+    """A student of that teacher, with weights of its own, as the Edit's bundle.
 
     Raises BadParam for another model with another tokenizer, unless `same_tokenizer` is False. If only texts
-    pass between the two models, each can read them in its own way.
+    pass between the two models, each can read them in its own way. Raises CalibrationError for windows that
+    the layers can't be measured on.
     """
+    total = len(teacher.geometry.layers)
     if params.student:
-        return _other(teacher, params.student, same_tokenizer)
-    total = len(arch.blocks(teacher.module))
-    return keep_blocks(teacher, spaced(total, count(total, params.kept)))
+        student = _other(teacher, params.student, same_tokenizer)
+        facts = {"layers": len(student.geometry.layers), "of": total, "name": Path(params.student).name}
+        return Edit(bundle=student, notes=(Note("student_other", facts),))
+    kept = count(total, params.kept)
+    told = (Note("student_layers", {"layers": kept, "of": total}),)
+    if kept == total or not measures(params):
+        return Edit(bundle=keep_blocks(teacher, spaced(total, kept)), notes=told)
+    assert context.windows is not None, "StudentMethod.measures asks for them"
+    found = depth.choose(teacher, context.windows, total - kept, params.layers, context.recorder)
+    return Edit(bundle=keep_blocks(teacher, found.kept), notes=(*told, found.note()))
 
 
-def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
+def keep_blocks(teacher: Bundle, chosen: Sequence[int]) -> Bundle:
     """A copy of the model with only these blocks."""
     path, blocks = arch.of(teacher.module).blocks, arch.blocks(teacher.module)
     teacher.module.set_submodule(path, nn.ModuleList(blocks[i] for i in chosen))
@@ -87,14 +118,7 @@ def keep_blocks(teacher: Bundle, chosen: list[int]) -> Bundle:
         module = copy.deepcopy(teacher.module)
     finally:
         teacher.module.set_submodule(path, blocks)
-    config = module.config
-    config.num_hidden_layers = len(chosen)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[i] for i in chosen]
-    for number, block in enumerate(arch.blocks(module)):
-        for part in block.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = number
+    structure.renumber(module, chosen)
     return Bundle(module, teacher.tokenizer, arch.geometry(module), teacher.name, dict(teacher.source))
 
 

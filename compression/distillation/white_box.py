@@ -12,7 +12,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -24,7 +23,7 @@ from compression.base import BadParam, Context, Cost, Edit, Note, param
 from compression.bundle import Bundle
 from compression.distillation import rollouts
 from compression.distillation.rollouts import Sequences, given
-from compression.distillation.students import StudentParams
+from compression.distillation.students import StudentParams, measured
 from compression.divergences import forward_kl, reverse_kl
 from compression.likelihood import final_states
 from compression.recorder import Recorder
@@ -223,15 +222,8 @@ def distil(
     plain: the warm-up reads text without a teacher. Raises BadParam if prompt and response don't fit into a
     window; CalibrationError and Cancelled as training does.
     """
-    total = len(context.teacher.geometry.layers)
-    facts = {"layers": len(student.geometry.layers), "of": total}
-    notes = [
-        Note("student_other", facts | {"name": Path(params.student).name})
-        if params.student
-        else Note("student_layers", facts)
-    ]
     if params.train_tokens == 0:
-        return Edit(bundle=student, notes=tuple(notes))
+        return Edit(bundle=student)
     taught, held = hold_out(context.windows)
     check_lengths(params, taught.shape[1])
     dtype = student.module.dtype
@@ -253,7 +245,7 @@ def distil(
     course = _train(lesson, phase(lesson), late, (params.warm_up, 1.0), first.tokens)
     after = lesson.measured()
     student.module.to(dtype).requires_grad_(False)
-    notes += [
+    notes = [
         Note(
             "distilled",
             {
@@ -315,13 +307,20 @@ def _train(lesson: Lesson, phase: Phase, budget: Budget, span: tuple[float, floa
 
 
 def cost(
-    shape: tuple[int, int], params: WhiteBoxParams, *, samples: float, teacher_steps: bool, role: str
+    shape: tuple[int, int],
+    params: WhiteBoxParams,
+    tokens: int,
+    *,
+    samples: float,
+    teacher_steps: bool,
+    role: str,
 ) -> Cost:
     """The cost of a matrix of the teacher [out, in].
 
-    Bytes of the student's share of it. Both models' passes over the tokens that are trained on, over samples
-    as they are drawn (`samples`: their share of the tokens after the warm-up) and over what judges. role
-    "table": the token table, which the student has whole and trains too.
+    Bytes of the student's share of it. The teacher's pass over the tokens that its layers are measured on.
+    Both models' passes over the tokens that are trained on, over samples as they are drawn (`samples`: their
+    share of the tokens after the warm-up) and over what judges. role "table": the token table, which the
+    student has whole and trains too.
     """
     weights = shape[0] * shape[1]
     share = 1.0 if role == "table" or params.student else params.kept
@@ -337,6 +336,7 @@ def cost(
         params.train_tokens * (1 + 3 * share)
         + DECODED * drawn * (share + teacher_steps)
         + judged * (1 + share)
+        + measured(params, tokens) * (role != "table")
     )
     held = STATE_BYTES * share * weights if params.train_tokens else 4 * share * weights
     return Cost(bytes=int(2 * share * weights), flops=2.0 * weights * passes, peak_bytes=int(held))

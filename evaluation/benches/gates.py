@@ -15,6 +15,7 @@ TRAINED = "--train_tokens 16384 --train_minutes 120"
 QAT = "--train_tokens 8192 --train_minutes 120"
 # a fresh student predicts badly at first: half of its training warms it up
 DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"
+SUPERVISED = "gkd --objective supervised --jsd_beta 0.0"
 CHANCE = "llm_pruner --removed 0.25 --importance random"
 LORA, QLORA = f"lora {TRAINED}", f"qlora {TRAINED}"
 SKEWED_QAT, EVEN_QAT = (f"llm_qat --bits 4 --kv_bits 4 {grid}{QAT}" for grid in ("--symmetric false ", ""))
@@ -213,6 +214,14 @@ BLOCKS = (
         ("llm_pruner --removed 0.2 --granularity channel", ""),
     ),
     block(
+        "Whole blocks removed, a fifth",
+        "6 of the 30 blocks. They are those that change the hidden states least, each by itself (ShortGPT), "
+        "or the run of neighbours over which the states change least. Without repair, and with LoRA after.",
+        "shortgpt --removed 0.2 --order contiguous",
+        "shortgpt --removed 0.2",
+        (f"shortgpt --removed 0.2 + lora {TRAINED}", "shortgpt --removed 0.2"),
+    ),
+    block(
         "Thin factors, a fifth of the weights removed",
         "",
         "svd --removed 0.2",
@@ -253,10 +262,13 @@ BLOCKS = (
     ),
     block(
         "Students of 20 of the 30 layers, 49,152 tokens",
-        "The first learns from the text with its teacher (forward KL), GKD from its own samples (divergence "
-        "between the two). They differ in both, so that neither is the other's control.",
-        f"gkd --objective supervised --jsd_beta 0.0 {DISTILLED}",
-        (f"gkd {DISTILLED}", ""),
+        "The text's students learn from the text with their teacher (forward KL), GKD's from their own "
+        "samples (divergence between the two). They differ in both, so that neither is the other's control. "
+        "Layers are chosen by their influence on the text, or, as the control of that, evenly spaced.",
+        (f"{SUPERVISED} --layers even {DISTILLED}", ""),
+        (f"{SUPERVISED} {DISTILLED}", f"{SUPERVISED} --layers even {DISTILLED}"),
+        (f"gkd --layers even {DISTILLED}", ""),
+        (f"gkd {DISTILLED}", f"gkd --layers even {DISTILLED}"),
     ),
 )
 

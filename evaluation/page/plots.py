@@ -95,7 +95,15 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
 
 # notes that every result of a kind has; they aren't drawn on points
 EXPECTED_NOTES = frozenset(
-    {"already_rounded", "structures_removed", "width_removed", "student_layers", "student_other"}
+    {
+        "already_rounded",
+        "structures_removed",
+        "width_removed",
+        "student_layers",
+        "student_other",
+        "blocks_by_influence",
+        "blocks_contiguous",
+    }
 )
 
 

@@ -232,6 +232,8 @@ def _cost(
             out, n = shape = then if method.reshaped else shape
             if method.reshaped:
                 size = 2.0 * out * n
+                if not size:  # its block is gone, so later steps never see it
+                    break
             elif method.stores and not (
                 method.inherits and before.keys() >= set(method.inherits)
             ):  # else it keeps what is stored

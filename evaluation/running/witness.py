@@ -190,7 +190,7 @@ def small_config(config: Mapping[str, Any], spec: RunSpec) -> dict[str, Any]:
     ):
         kept["num_key_value_heads"] = HEADS
     fields = {name for _, values in spec.recipe for name in values}
-    blocks = MORE_BLOCKS if fields & {"protect_first", "kept"} else BLOCKS
+    blocks = MORE_BLOCKS if fields & {"protect_first", "kept", "order"} else BLOCKS
     return kept | {name: blocks for name in BLOCK_NAMES if name in config}
 
 

@@ -256,7 +256,7 @@ def test_a_training_is_replayed_from_its_transcript_without_the_teacher(name):
 def test_the_driver_gives_a_smaller_student_that_loads(name, tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESSION_EXPLORER_HOME", str(tmp_path / "home"))
     bundle, method = tiny.bundle(), get(name)
-    outcome = calibrate.compress(bundle, ((method, params(name)),), None)
+    outcome = calibrate.compress(bundle, ((method, params(name)),), tiny.ids(4))
     assert len(bundle.geometry.layers) == 1 and outcome.series["training"]
     artifact.save(bundle, tmp_path / "m", {"label": name}, outcome.files)
     loaded = artifact.load(tmp_path / "m")
@@ -317,7 +317,7 @@ def test_a_student_may_read_text_in_another_way(tmp_path, monkeypatch):
     tokenizer.save_pretrained(folder)
     method, bundle = get("icl_distillation"), tiny.bundle()
     with pytest.raises(BadParam, match="another tokenizer"):
-        students.make(bundle, students.StudentParams(student=str(folder)))
+        students.make(bundle, micro.context(), students.StudentParams(student=str(folder)))
     calibrate.compress(bundle, ((method, params("icl_distillation", student=str(folder))),), None)
     assert bundle.geometry.architecture == "gpt2" and tokenizer_hash(bundle.tokenizer) == tokenizer_hash(
         tokenizer

@@ -35,14 +35,15 @@ def test_layers_that_stay_are_evenly_spaced_with_both_ends():
     assert students.spaced(30, 10) == [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
     assert students.spaced(2, 1) == [0] and students.spaced(5, 5) == [0, 1, 2, 3, 4]
     teacher = language.model(layers=4)
-    student = students.make(teacher, gkd.GkdParams(kept=0.5))
+    even = gkd.GkdParams(kept=0.5, layers="even")
+    student = students.make(teacher, context(None, None), even).bundle
     assert [block.self_attn.layer_idx for block in arch.blocks(student.module)] == [0, 1]
     for kept, own in zip((0, 3), arch.blocks(student.module), strict=True):
         pairs = zip(arch.blocks(teacher.module)[kept].parameters(), own.parameters(), strict=True)
         assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
     assert (
         len(arch.blocks(teacher.module)) == 4
-        and students.reshaped(teacher.geometry, gkd.GkdParams(kept=0.5)) == student.geometry
+        and students.reshaped(teacher.geometry, even) == student.geometry
     )
 
 

@@ -42,6 +42,18 @@ def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
     assert sizes == sorted(sizes, reverse=smaller) and len(stops) >= 6
 
 
+@pytest.mark.parametrize("step", ["svd", "gptq", "owq", "wanda", "llm_pruner"])
+@pytest.mark.parametrize("cut", [("shortgpt", {"removed": 0.2}), ("gkd", {"kept": 0.8})], ids=lambda s: s[0])
+def test_what_follows_a_cut_in_depth_costs_nothing_in_the_blocks_that_are_gone(cut, step):
+    """24 of 30 blocks are left: four fifths of the bytes of the same step on all of them."""
+    model = "smollm2-135m-instruct-q4_1"
+    after, alone = (
+        estimate(RunSpec(model, recipe, table_bits=16)) for recipe in ((cut, (step, {})), ((step, {}),))
+    )
+    rel = 0.05 if step == "llm_pruner" else 1e-6  # its protected blocks are shares of the depth
+    assert after.weight_bits == pytest.approx(0.8 * alone.weight_bits, rel=rel)
+
+
 def test_a_cache_of_few_bits_is_told_by_the_token():
     """SmolLM2-135M: 30 blocks, keys and values of three heads of 64, each with a scale of two bytes."""
 
