@@ -69,7 +69,7 @@ MUTATIONS = (
     # --- kernels ---
     ("kernels/bits.py", "    return -(-n // 8) * bits\n", "    return n // 8 * bits\n", "kernels/test_bits.py"),
     ("kernels/grids.py", "10.0 ** (i - 6)", "10.0 ** (i - 7)", "compression/test_nf4.py"),
-    ("kernels/grouped_int.py", "return scale * (codes.float() - zero)", "return scale * codes.float() - zero", "kernels/test_ops.py"),
+    ("kernels/grouped_int.py", "return scale * (codes.float() - zero)", "return scale * codes.float() - zero", "compression/test_packed.py"),
     ("kernels/cpu/step.c", "1 / sqrtf(s2 / n + eps)", "1 / sqrtf(s2 / n)", "compression/test_engine.py"),
     ("kernels/cpu/token.c", "moved_half(r.raw[g], k)", "moved_half(r.raw[g], 1 - k)", "kernels/test_cpu.py"),
     ("kernels/gpu/grouped_int.py", "(dot - z[None, :, :] * total[:, None, :])", "(dot + z[None, :, :] * total[:, None, :])", ""),
