@@ -2,10 +2,13 @@
 what loss, a method decides.
 
 A budget has tokens and minutes; whichever ends first ends the training. The rate rises over the first tenth
-of the tokens and falls linearly to nothing at their end, so a run that its tokens end is the same on every
-machine; one that its minutes end says so. Every eighth of the budget the held-out loss is taken, and what is
-kept in the end is the best state seen, which may be the untrained one. Whoever watches may end the training
-early, which keeps the best state, or give the whole run up (`Recorder`).
+of the run and falls linearly to nothing at its end. How much of the run is over is told by the tokens, or by
+the minutes where these are ahead by more than a tenth at the start (`over`). So a run that its tokens end
+well within its minutes is the same on every machine; one whose rate followed the minutes says so.
+
+Every eighth of the budget the held-out loss is taken, and what is kept in the end is the best state seen,
+which may be the untrained one. Whoever watches may end the training early, which keeps the best state, or
+give the whole run up (`Recorder`).
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from compression.likelihood import final_states
 from compression.recorder import QUIET, Recorder
 from compression.row_losses import next_token_loss
 
-WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements beside the first
+WARM_UP, JUDGED = 0.1, 8  # share of the run; held-out measurements beside the first
+HEAD_START = 0.1  # share of the minutes that isn't counted: the first measurement takes time and no token
 CLIP = 1.0
 HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # one window in so many is held out; at most, at least
 TOKENS_PER_STEP = 1_024
@@ -60,6 +64,7 @@ class Course:
     before: float = 0.0  # held-out loss at the start
     best: float = 0.0
     ended: str = "tokens"  # tokens, minutes, enough
+    hurried: bool = False  # whether the rate followed the minutes at some step
 
     def notes(self, method: str) -> tuple[Note, ...]:
         """What a reader must know about it."""
@@ -73,7 +78,20 @@ class Course:
         out = [Note("trained", facts)]
         if self.ended != "tokens":
             out.append(Note(f"training_{self.ended}", {"tokens": self.tokens}))
+        elif self.hurried:
+            out.append(Note("training_hurried"))
         return tuple(out)
+
+
+def over(tokens: float, minutes: float) -> float:
+    """The share of a run that is over, from the shares of its tokens and its minutes that are used. The
+    minutes' own share counts from HEAD_START on; both reach 1 at their end."""
+    return max(tokens, (minutes - HEAD_START) / (1 - HEAD_START))
+
+
+def height(done: float) -> float:
+    """The rate as a share of its highest, where `done` of the run is over."""
+    return max(0.0, min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0))
 
 
 def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,8 +219,10 @@ def train(
                 break
             with torch.no_grad():
                 batch = next(supply)
-            done = course.tokens / budget.tokens
-            stepper.param_groups[0]["lr"] = rate * min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0)
+            used = course.tokens / budget.tokens
+            done = over(used, course.seconds / (60 * budget.minutes))
+            course.hurried |= done > used
+            stepper.param_groups[0]["lr"] = rate * height(done)
             value = loss(batch)
             if not bool(torch.isfinite(value)):
                 raise CalibrationError(
