@@ -3,11 +3,13 @@
 A method decides what is trained, on what batches and by what loss.
 
 A budget has tokens and minutes, and the training ends when either is used up. The learning rate rises over
-the first tenth of the tokens and then falls linearly to zero at their end. So a run that ends by its tokens
-is the same on every machine; a run that ends by its minutes says so. The held-out loss is measured after
-every eighth of the budget. What is kept in the end is the best state that was seen, which may be the
-untrained one. Whoever watches may end the training early, which keeps the best state, or cancel the whole run
-(`Recorder`).
+the first tenth of the run and then falls linearly to zero at its end. The tokens say how much of the run is
+over, or the minutes where these are ahead (`over`). So a run that its tokens end well within its minutes is
+the same on every machine; a run whose rate followed the minutes says so.
+
+The held-out loss is measured after every eighth of the budget. What is kept in the end is the best state that
+was seen, which may be the untrained one. Whoever watches may end the training early, which keeps the best
+state, or cancel the whole run (`Recorder`).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from compression.likelihood import final_states
 from compression.recorder import QUIET, Recorder
 from compression.row_losses import next_token_loss
 
-WARM_UP, JUDGED = 0.1, 8  # share of the tokens; held-out measurements after the first one
+WARM_UP, JUDGED = 0.1, 8  # share of the run; held-out measurements after the first one
+HEAD_START = 0.1  # share of the minutes that isn't counted: the first measurement takes time and no token
 CLIP = 1.0
 HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # every eighth window is held out, at most 8 and at least 2
 TOKENS_PER_STEP = 1_024
@@ -62,6 +65,7 @@ class Course:
     before: float = 0.0  # held-out loss at the start
     best: float = 0.0
     ended: str = "tokens"  # tokens, minutes, enough
+    hurried: bool = False  # whether the rate followed the minutes at some step
 
     def notes(self, method: str) -> tuple[Note, ...]:
         """What a reader must know about this training."""
@@ -75,7 +79,20 @@ class Course:
         out = [Note("trained", facts)]
         if self.ended != "tokens":
             out.append(Note(f"training_{self.ended}", {"tokens": self.tokens}))
+        elif self.hurried:
+            out.append(Note("training_hurried"))
         return tuple(out)
+
+
+def over(tokens: float, minutes: float) -> float:
+    """The share of a run that is over, from the shares of its tokens and its minutes that are used. The
+    minutes' own share counts from HEAD_START on; both reach 1 at their end."""
+    return max(tokens, (minutes - HEAD_START) / (1 - HEAD_START))
+
+
+def height(done: float) -> float:
+    """The rate as a share of its highest, where `done` of the run is over."""
+    return max(0.0, min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0))
 
 
 def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,8 +230,10 @@ def train(
                 break
             with torch.no_grad():
                 batch = next(supply)
-            done = course.tokens / budget.tokens
-            stepper.param_groups[0]["lr"] = rate * min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0)
+            used = course.tokens / budget.tokens
+            done = over(used, course.seconds / (60 * budget.minutes))
+            course.hurried |= done > used
+            stepper.param_groups[0]["lr"] = rate * height(done)
             value = loss(batch)
             if not bool(torch.isfinite(value)):
                 raise CalibrationError(

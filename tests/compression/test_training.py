@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +80,52 @@ def test_minutes_end_it_too_and_say_so():
     course = train([p], loss, *from_text(WINDOWS, loss, 0), Budget(10**9, 1e-4), rate=0.1)
     assert course.ended == "minutes" and course.tokens < 10**8
     assert "training_minutes" in {n.code for n in course.notes("x")}
+
+
+@pytest.mark.parametrize(
+    "tokens, minutes, done",
+    [(0, 0, 0), (0, 0.1, 0), (0.5, 0.5, 0.5), (0.5, 0.55, 0.5), (0.2, 0.55, 0.5), (0.2, 1, 1), (1, 0, 1)],
+)
+def test_a_run_is_as_far_as_what_ends_it(tokens, minutes, done):
+    assert training.over(tokens, minutes) == pytest.approx(done)
+
+
+def rates_of(monkeypatch, seconds_a_step, minutes):
+    """(rates of all steps, course) of a training whose clock goes on by so much with every look at it."""
+    ticks = itertools.count(0.0, seconds_a_step)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    seen, (p, loss) = [], quadratic()
+
+    def watched(parameters, rate):
+        stepper = training.adamw(parameters, rate)
+        stepper.register_step_pre_hook(lambda own, *_: seen.append(own.param_groups[0]["lr"]))
+        return stepper
+
+    budget = Budget(40 * 1_024, minutes)
+    course = train([p], loss, *from_text(WINDOWS, loss, 0), budget, rate=1.0, optimizer=watched)
+    return seen, course
+
+
+def test_the_rate_falls_to_nothing_by_whichever_ends_the_run(monkeypatch):
+    """A second a step: 61 steps by tokens, 20 by minutes."""
+    by_tokens, course = rates_of(monkeypatch, 1.0, 10)
+    taken = [row[0] for row in course.curve if row[1] is not None and row[2] is None]
+    shares = [tokens / (40 * 1_024) for tokens in (0, *taken[:-1])]
+    expected = [min(share / 0.1 + 0.01, (1 - share) / 0.9, 1) for share in shares]
+    assert by_tokens == pytest.approx(expected) and course.ended == "tokens" and not course.hurried
+    again, _ = rates_of(monkeypatch, 8.0, 10)
+    assert again == by_tokens, "a slower machine, whose minutes still suffice, takes the same steps"
+    by_minutes, course = rates_of(monkeypatch, 1.0, 20 / 60)
+    assert course.ended == "minutes" and course.hurried and len(by_minutes) <= 20
+    assert max(by_minutes) > 0.8 and by_minutes[-1] < 0.07
+    assert "training_minutes" in {n.code for n in course.notes("x")}
+    late, course = rates_of(monkeypatch, 1.0, 65 / 60)
+    assert course.ended == "tokens" and not course.hurried and late == by_tokens
+
+
+def test_a_run_whose_rate_followed_the_minutes_says_so():
+    course = training.Course(hurried=True)
+    assert [n.code for n in course.notes("x")] == ["trained", "training_hurried"]
 
 
 def test_enough_keeps_the_best_state_and_cancel_gives_up():
