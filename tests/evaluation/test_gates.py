@@ -49,7 +49,6 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed2.json",
         "gates-lut_gemm-3-fit_greedy.json",
         "gates-none-cache2-channel.json",
-        "gates-none-cache4-channel.json",
         "gates-none-cache8.json",
         "gates-owq-4-tuning_minmax.json",
         "gates-qlora-8-train_tokens_16384-train_minutes_120-seed1.json",
@@ -469,6 +468,13 @@ def test_smoothing_pays_in_the_default():
     """Xiao et al. 2022: the same rounding, token by token, with and without the factors."""
     ours, control = gate("smoothquant"), gate("smoothquant --smooth false")
     assert overview.beside([ours], [control]).word == "better"
+
+
+def test_keys_by_channel_make_a_cache_of_four_bits_nearly_free():
+    """Liu et al. 2024 (KIVI), section 3: keys have large channels, which a scale a token spreads over all."""
+    by_channel, by_token = gate("none --cache_bits 4 --cache_keys channel"), gate("none --cache_bits 4")
+    assert overview.beside([by_channel], [by_token]).word == "better"
+    assert by_channel.metrics["perplexity"] < 1.01 * perplexity("none") < by_token.metrics["perplexity"]
 
 
 def test_nothing_is_left_of_so_small_a_model_at_two_bits():
