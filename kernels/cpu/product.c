@@ -84,7 +84,7 @@ static desk begin_desk(const plan *p, const input *in, uint8_t *own)
     return (desk){sum, panel, decode, tiled, as_bytes, tiled ? begin_cut(p, in, rest) : (cut){0}};
 }
 
-/* Multiply the tokens of job j by `tiles` tiles, beginning at j's tile; the products are written to d->sum. */
+/* Multiply the tokens of job j by `tiles` tiles, beginning at j's tile; the products go to d->sum. */
 static void sum_tiles(const desk *d, job j, int tiles)
 {
     const int64_t blocks = blocks_of(j.p), first_tile = j.tile;
