@@ -3,9 +3,9 @@
     make test-all   every test: `pytest --all`
     make test       without those marked `slow`; of a product of three or more parameters only as many cases
                     as it takes for each pair of values to meet
-    make quick      up to a dozen cases of each test: `pytest --quick`; one of a test that takes a fifth of a
-                    second, and none that takes seconds (tests/long.txt) or needs a browser, the real model or
-                    a quiet machine
+    make quick      up to a dozen cases of each short test: `pytest --quick`; one case of a longer one, and
+                    none of those that take about a second (tests/long.txt) or need a browser, the real model
+                    or a quiet machine
 
 A fault that needs three parameters at once to show is rare; one that needs a pair is met by the first two.
 """
