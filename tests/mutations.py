@@ -23,7 +23,7 @@ COPIED = ("app.py", "pyproject.toml", "compression", "kernels", "evaluation", "a
 MUTATIONS = (
     # --- compression: shared mathematics ---
     ("compression/grids.py", "store_scale((high - low) / (2**bits - 1))", "store_scale((high - low) / 2**bits)", "compression/test_gptq.py"),
-    ("compression/grids.py", "return store_scale(2 * largest", "return store_scale(largest", "compression/test_methods.py"),
+    ("compression/grids.py", "return store_scale(2 * largest", "return store_scale(largest", ""),
     ("compression/second_order.py", "div_(factor[c, c])", "mul_(factor[c, c])", "compression/test_gptq.py"),
     ("compression/second_order.py", "0.0) + used * scale)", "0.0) + 1.1 * used * scale)", "compression/test_gptq.py"),
     ("compression/divergences.py", "beta * _kl(p, m) + (1 - beta) * _kl(q, m)", "beta * _kl(q, m) + (1 - beta) * _kl(p, m)", "compression/test_divergences.py"),
@@ -32,13 +32,13 @@ MUTATIONS = (
     # --- compression: models ---
     ("compression/arch.py", "torch.stack(by_head, -2)", "torch.stack(by_head, -3)", "compression/test_arch.py"),
     ("compression/arch.py", ".repeat_interleave(width // made, 0).flatten()", ".repeat(width // made, 1).flatten()", "compression/test_folding.py"),
-    ("compression/architectures/gpt_neox.py", 'default_share=0.25', 'default_share=0.5', "compression/test_checkpoint.py"),
-    ("compression/architectures/opt.py", 'norm_first="do_layer_norm_before"', 'norm_first=""', "compression/test_folding.py"),
-    ("compression/configs.py", "if heads % kv_heads:", "if kv_heads > heads:", "compression/test_checkpoint.py"),
-    ("compression/checkpoint.py", "    if unexpected:\n", "    if False:\n", "compression/test_checkpoint.py"),
+    ("compression/architectures/gpt_neox.py", 'default_share=0.25', 'default_share=0.5', ""),
+    ("compression/architectures/opt.py", 'norm_first="do_layer_norm_before"', 'norm_first=""', ""),
+    ("compression/configs.py", "if heads % kv_heads:", "if kv_heads > heads:", ""),
+    ("compression/checkpoint.py", "    if unexpected:\n", "    if False:\n", ""),
     ("compression/inputs.py", "self.sums[name] += new", "self.sums[name] = new", "compression/test_calibrate.py"),
     ("compression/kv_cache.py", "x.detach().float() / torch.where(scale == 0, 1, scale).float()).round()", "x.detach().float() / torch.where(scale == 0, 1, scale).float()).floor()", "compression/test_kv_cache.py"),
-    ("compression/sample.py", "logits.float().cpu() / temperature", "logits.float().cpu() * temperature", "compression/test_sample.py"),
+    ("compression/sample.py", "logits.float().cpu() / temperature", "logits.float().cpu() * temperature", ""),
     ("compression/texts.py", "available = len(ids) // window", "available = len(ids) // window - 1", "compression/test_texts.py"),
     # --- compression: formats ---
     ("compression/packed/grid.py", "(torch.round(weight.float() / scale) + zero)", "(torch.floor(weight.float() / scale) + zero)", "compression/test_methods.py"),
@@ -75,7 +75,7 @@ MUTATIONS = (
     ("kernels/gpu/grouped_int.py", "(dot - z[None, :, :] * total[:, None, :])", "(dot + z[None, :, :] * total[:, None, :])", ""),
     # --- evaluation ---
     ("evaluation/verdict.py", "math.sqrt(count / (count - 1) * math.fsum", "math.sqrt(math.fsum", "evaluation/test_verdict.py"),
-    ("evaluation/limits.py", "NO_LIMIT = 1 << 60", "NO_LIMIT = 1 << 70", "evaluation/test_run.py"),
+    ("evaluation/limits.py", "NO_LIMIT = 1 << 60", "NO_LIMIT = 1 << 70", ""),
     ("evaluation/records.py", "if version > VERSION:", "if version > VERSION + 1:", "evaluation/test_store.py"),
     ("evaluation/measuring/perplexity.py", "/ math.sqrt(len(values)) if", "if", "evaluation/test_likelihood.py"),
     ("evaluation/measuring/divergence.py", "log_p.exp_().mul_(difference)", "log_p.mul_(difference)", "evaluation/test_likelihood.py"),
