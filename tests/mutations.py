@@ -95,7 +95,8 @@ def seen(number: int, folder: Path) -> bool:
     text = file.read_text("utf-8")
     file.write_text(text.replace(old, new), "utf-8")
     try:
-        tests = [f"tests/{test}"] if test else ["tests"]
+        # test_tiers.py asks for the unchanged text, so it would see every fault
+        tests = [f"tests/{test}"] if test else ["tests", "--ignore=tests/test_tiers.py"]
         command = [sys.executable, "-m", "pytest", "--quick", "-x", "-q", *tests]
         home = os.environ | {"PYTHONPATH": str(folder)}
         return subprocess.run(command, cwd=folder, env=home, capture_output=True).returncode == 1
