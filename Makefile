@@ -1,6 +1,6 @@
 # make run      set up what is missing and open the app on http://localhost:7860
 # make test     set up what is missing and run the tests, browser tests included, on all cores
-# make quick    a few short cases of each test, without a browser or the real model (under two minutes on two cores)
+# make quick    a few short cases of each test, without a browser or the real model (two to three minutes on two slow cores)
 # make test-all the same with the tests of minutes and whole products instead of pairs
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from compression.architectures import ARCHITECTURES, Architecture
 from compression.base import UnsupportedLayer, UnsupportedModel
-from compression.bundle import Geometry, LayerGeometry
+from compression.bundle import Geometry
 
 
 class Joined(nn.Module):
@@ -322,29 +322,7 @@ def geometry(module: nn.Module) -> Geometry:
 
 def geometry_of(config) -> Geometry:
     """The sizes that a transformers config describes."""
-    row = of_config(config)
-    names = row.sizes
-
-    def said(name: str):
-        return getattr(config, name, None) if name else None
-
-    hidden, heads = said(names.hidden), said(names.heads)
-    layer = LayerGeometry(
-        heads=heads,
-        kv_heads=said(names.kv_heads) or heads,
-        head_size=said(names.head_size) or hidden // heads,
-        feed_forward=said(names.feed_forward) or 4 * hidden,
-    )
-    embedding = said(names.embedding) or hidden
-    return Geometry(
-        row.name,
-        hidden,
-        config.vocab_size,
-        said(names.positions),
-        bool(config.tie_word_embeddings),
-        (layer,) * said(names.layers),
-        embedding if embedding != hidden else 0,
-    )
+    return of_config(config).geometry(lambda name: getattr(config, name, None) if name else None)
 
 
 def linear_shapes(geometry: Geometry) -> list[tuple[str, int, tuple[int, int]]]:

@@ -17,7 +17,7 @@ from typing import Any
 from compression.architectures import ARCHITECTURES, Architecture
 from compression.architectures.declare import KINDS, LAYERS, POSITIONS, REQUIRED, WIDTH, Field, Rotary
 from compression.base import ModelUnavailable, UnsupportedModel, canonical
-from compression.bundle import Geometry, LayerGeometry
+from compression.bundle import Geometry
 from compression.folder import Folder, shown
 
 CONFIG = "config.json"
@@ -251,17 +251,7 @@ def _sizes(row: Architecture, read: Mapping[str, Any], folder: Folder) -> Geomet
             "a number of positions (with use_sliding_window = true), since layer_types names "
             "sliding_attention",
         )
-    embedding = read.get(names.embedding) or hidden
-    layer = LayerGeometry(heads, kv_heads, head_size, read.get(names.feed_forward) or 4 * hidden)
-    return Geometry(
-        row.name,
-        hidden,
-        read["vocab_size"],
-        read[names.positions],
-        read["tie_word_embeddings"],
-        (layer,) * layers,
-        embedding if embedding != hidden else 0,
-    )
+    return row.geometry(read.get)
 
 
 def _windows(forward: dict[str, Any], values: dict[str, Any]) -> None:

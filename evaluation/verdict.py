@@ -21,6 +21,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
+BROKEN = 10_000  # perplexity above which a model knows next to nothing
+
+
+def both_broken(perplexity: float, control: float) -> bool:
+    """Whether neither model is worth a verdict: which of two broken models is less so says nothing of the
+    methods."""
+    return min(perplexity, control) > BROKEN
 
 
 @dataclass(frozen=True)

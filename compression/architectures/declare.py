@@ -9,9 +9,11 @@ No torch here: the page reads configs too, and draws itself before torch is impo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from compression.bundle import Geometry, LayerGeometry
 
 REQUIRED = object()  # as a default: there is no default, and a value must be given
 
@@ -198,6 +200,27 @@ class Architecture:
     # --- what must be updated when heads or channels are cut out of a block (structure.py) ---
     # (attribute of a module in the block, which size it holds: a key of structure.SIZES)
     attributes: tuple[tuple[str, str], ...] = ()
+
+    def geometry(self, value: Callable[[str], Any]) -> Geometry:
+        """The sizes that a config describes. value: a field's name -> its value, None if it has none."""
+        names = self.sizes
+        hidden, heads = value(names.hidden), value(names.heads)
+        layer = LayerGeometry(
+            heads=heads,
+            kv_heads=value(names.kv_heads) or heads,
+            head_size=value(names.head_size) or hidden // heads,
+            feed_forward=value(names.feed_forward) or 4 * hidden,
+        )
+        embedding = value(names.embedding) or hidden
+        return Geometry(
+            self.name,
+            hidden,
+            value("vocab_size"),
+            value(names.positions),
+            bool(value("tie_word_embeddings")),
+            (layer,) * value(names.layers),
+            embedding if embedding != hidden else 0,
+        )
 
     @property
     def roles(self) -> dict[str, str]:

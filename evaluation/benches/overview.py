@@ -35,7 +35,7 @@ from evaluation import ROOT
 from evaluation.benches import gates, peers, shipped
 from evaluation.page.words import Words
 from evaluation.spec import Result, RunSpec
-from evaluation.verdict import Difference, paired
+from evaluation.verdict import BROKEN, Difference, both_broken, paired
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
 PEERS_HEAD = (
@@ -78,7 +78,6 @@ HEAD = (
     "same top",
 )
 BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
-BROKEN = 10_000  # perplexity from which a model is only called broken
 SAME_BITS = 0.03  # bits a weight: a verdict doesn't mention a difference in size up to this
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # enough tokens where only the speed counts
 FEWER_BYTES = (  # recipes that promise speed because they read fewer bytes; timed beside the gates
@@ -141,6 +140,12 @@ def beside(ours: Sequence[Result], control: Sequence[Result]) -> Difference:
     return paired(a, b)
 
 
+def _verdict(words: Words, ours: Sequence[Result], control: Sequence[Result]) -> str:
+    if both_broken(*(side[0].metrics["perplexity"] for side in (ours, control))):
+        return words("verdict.broken")
+    return words.verdict(beside(ours, control))
+
+
 def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> str:
     """Markdown of recipes and their controls. measured: a recipe's results, one for each seed.
 
@@ -160,9 +165,7 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
         control = rows[words]
         verdict = ""
         if control in measured:
-            both = [r.metrics["perplexity"] for r in (found[0], measured[control][0])]
-            broken = min(both) > BROKEN  # which of two models says less is no comparison of methods
-            verdict = "both broken" if broken else Words("en").verdict(beside(found, measured[control]))
+            verdict = _verdict(Words("en"), found, measured[control])
             more = (
                 found[0].metrics["weight_bits_per_weight"]
                 - measured[control][0].metrics["weight_bits_per_weight"]
@@ -240,7 +243,7 @@ def texts_table(folder: Path | None = None) -> str:
             for r in sides
         ]
         bits = f"{other.metrics['weight_bits_per_weight']:.2f}"
-        change = words.verdict(beside([other], usual[name]))
+        change = _verdict(words, [other], usual[name])
         lines.append([label(other.spec), bits, *figures[0], *figures[1], change])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_TEXTS
 

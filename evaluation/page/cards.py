@@ -15,7 +15,7 @@ from evaluation.page.markup import render
 from evaluation.page.pareto import best_under, smallest_within
 from evaluation.page.words import Words, digits, grade
 from evaluation.spec import Result
-from evaluation.verdict import paired
+from evaluation.verdict import both_broken, paired
 
 # --- the front's sentences ---
 
@@ -297,7 +297,11 @@ def _verdict(words: Words, key: str, result: Result, other: Result) -> list[str]
     """
     ours, theirs = (r.series.get("window_losses", []) for r in (result, other))
     same = result.protocol_id == other.protocol_id and len(ours) == len(theirs) > 1
-    return [words(key, verdict=words.verdict(paired(ours, theirs)))] if same else []
+    if not same:
+        return []
+    if both_broken(*(r.metrics.get("perplexity", 0.0) for r in (result, other))):
+        return [words(key, verdict=words("verdict.broken"))]
+    return [words(key, verdict=words.verdict(paired(ours, theirs)))]
 
 
 def _buttons(

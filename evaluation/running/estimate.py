@@ -124,7 +124,7 @@ class _Sizes:
 def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
     """Bytes of what a calibration keeps.
 
-    That is every block's input, its attention's output, and its linears' outputs while there is room.
+    That is the current block's input, its attention's output, and its linears' outputs while there is room.
     """
     with importing:
         from compression.inputs import ROOM

@@ -8,6 +8,7 @@ import pytest
 
 from compression import NAMES, get
 from compression.base import LinearMethod, ModelUnavailable, StudentMethod
+from compression.quantization import llm_int8
 from evaluation.running.estimate import estimate, path
 from evaluation.spec import RunSpec
 from evaluation.store import Store
@@ -17,16 +18,19 @@ from tests import tiny
 @pytest.mark.parametrize("result", Store().shipped(), ids=lambda r: r.id)
 def test_sizes_are_those_of_the_shipped_runs(result):
     found = estimate(result.spec)
-    if any(
-        method.name == "llm_int8" and params.outlier_weights == 16 for method, params in result.spec.methods
-    ):
-        # only the calibration text tells how many columns stay in 16 bits
-        assert 0.9 * result.metrics["file_bytes"] < found.file_bytes < result.metrics["file_bytes"]
-        return
-    assert found.file_bytes == pytest.approx(result.metrics["file_bytes"], rel=0.02)
+    open_ended = any(m.name == "llm_int8" and llm_int8.keeps_weights(p) for m, p in result.spec.methods)
+    if open_ended:  # how many columns stay in 16 bits, only calibration tells: the estimate leaves them out
+        for said, is_ in (
+            (found.file_bytes, result.metrics["file_bytes"]),
+            (found.weight_bits, result.metrics["weight_bits_per_weight"]),
+        ):
+            assert 0.85 * is_ < said < is_
+    else:
+        assert found.file_bytes == pytest.approx(result.metrics["file_bytes"], rel=0.02)
     if not result.spec.is_original:
         assert found.baseline_file_bytes == pytest.approx(result.metrics["baseline_file_bytes"], rel=0.01)
-        assert found.weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
+        if not open_ended:
+            assert found.weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
         assert found.peak_bytes < (5e9 if result.spec.trainings else 3e9)
 
 

@@ -147,6 +147,15 @@ def test_the_card_of_a_training_says_whether_it_pays():
         "other windows can't be paired"
     )
 
+    worst, bad = (
+        result("wanda --sparsity 0.9", [12.0, 12.1]),
+        result("wanda --sparsity 0.9 + lora", [9.4, 9.5]),
+    )
+    bad.series.update(curve)
+    worst.metrics["perplexity_ratio"] = 5000.0
+    card = run_card(Words("en"), bad, relatives={"without": worst}, **SEEN)
+    assert "window by window: both broken" in card, "e^9.21 = 10,000: neither says anything of the training"
+
     student, supervised = result("gkd", before), result("gkd --objective supervised", after)
     student.series.update(curve)
     for each in (student, supervised):
