@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression import arch, depth, get, inputs, structure
+from compression import arch, depth, get, inputs, kv_cache, structure
 from compression.base import CalibrationError, Cancelled, Context, UnsupportedLayer
 from compression.distillation import students
 from compression.distillation.students import StudentParams
@@ -131,7 +131,7 @@ def test_a_cut_model_is_the_one_that_is_built_without_those_blocks(family):
     cache = student.new_cache()
     with torch.no_grad():
         parts = [
-            student.module(input_ids=part, past_key_values=cache, use_cache=True).logits
+            student.module(input_ids=part, **kv_cache.handed(student.module, cache)).logits
             for part in (ids[:, :20], ids[:, 20:])
         ]
     assert torch.allclose(torch.cat(parts, 1), expected, atol=1e-4)

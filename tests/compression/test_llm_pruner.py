@@ -12,6 +12,7 @@ import torch
 
 from compression import arch, artifact, calibrate, get, structure
 from compression.base import BadChain, BadParam, Cancelled, Context, TextUnavailable
+from compression.bundle import LayerGeometry
 from compression.pruning.llm_pruner import TAYLOR, LlmPrunerParams, compress, gradients, texts
 from compression.pruning.structured import by_queries, pruned_layers, reshaped, shrunk
 from compression.recorder import Recorder
@@ -118,16 +119,16 @@ def test_parameters_of_published_models(name):
 
 def test_whole_groups_go_unless_there_are_few():
     """Section 4(f): SmolLM2-135M has 3 key-value heads with 3 queries each, Qwen2.5-7B 4 with 7."""
-    smol = arch.LayerGeometry(9, 3, 64, 1536)
+    smol = LayerGeometry(9, 3, 64, 1536)
     params = LlmPrunerParams(removed=0.25)
-    assert shrunk(smol, params) == arch.LayerGeometry(6, 3, 64, 1152) and by_queries(smol, params)
-    assert shrunk(smol, dataclasses.replace(params, heads="groups")) == arch.LayerGeometry(6, 2, 64, 1152)
-    assert shrunk(arch.LayerGeometry(28, 4, 128, 18944), params) == arch.LayerGeometry(21, 3, 128, 14208)
-    assert shrunk(arch.LayerGeometry(14, 2, 64, 4864), params).heads == 10
-    assert shrunk(arch.LayerGeometry(12, 12, 64, 3072), params) == arch.LayerGeometry(9, 9, 64, 2304)
-    assert shrunk(arch.LayerGeometry(2, 2, 8, 3), LlmPrunerParams(removed=0.8)) == arch.LayerGeometry(
-        1, 1, 8, 1
-    ), "something stays"
+    assert shrunk(smol, params) == LayerGeometry(6, 3, 64, 1152) and by_queries(smol, params)
+    assert shrunk(smol, dataclasses.replace(params, heads="groups")) == LayerGeometry(6, 2, 64, 1152)
+    assert shrunk(LayerGeometry(28, 4, 128, 18944), params) == LayerGeometry(21, 3, 128, 14208)
+    assert shrunk(LayerGeometry(14, 2, 64, 4864), params).heads == 10
+    assert shrunk(LayerGeometry(12, 12, 64, 3072), params) == LayerGeometry(9, 9, 64, 2304)
+    assert shrunk(LayerGeometry(2, 2, 8, 3), LlmPrunerParams(removed=0.8)) == LayerGeometry(1, 1, 8, 1), (
+        "something stays"
+    )
 
 
 def test_first_and_last_blocks_are_protected():
