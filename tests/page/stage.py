@@ -7,6 +7,7 @@ import dataclasses
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 from evaluation import host, program
@@ -183,6 +184,14 @@ def shot(page, name):
 
 def text(page, selector):
     return page.locator(selector).first.inner_text().replace("\u00a0", " ")
+
+
+def until(page, holds, seconds=10):
+    """Wait until holds() is true of the server: what a click asks for arrives after the page has changed."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        page.wait_for_timeout(20)  # the page goes on meanwhile; time.sleep would stop its requests
 
 
 def no_sideways_scroll(page):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from compression.catalogue import OFFLINE_MODEL
-from tests.page.stage import no_sideways_scroll, shot, text
+from tests.page.stage import no_sideways_scroll, shot, text, until
 
 pytestmark = pytest.mark.browser
 
@@ -110,6 +110,7 @@ def test_the_caches_bits_are_a_setting_of_the_run(visit, server):
     page.wait_for_function(
         "document.querySelector('#controls .progress .now').textContent.includes('cache in 8 bits')"
     )
+    until(page, lambda: server.runner.submitted)
     assert server.runner.submitted[-1].cache_bits == 8 and not server.runner.submitted[-1].is_original
     page = visit("?method=gptq&cache_bits=4")
     assert page.locator("#s-cache_bits").input_value() == "4"

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from compression.catalogue import OFFLINE_MODEL
-from tests.page.stage import GPTQ, shot, store_run, text
+from tests.page.stage import GPTQ, shot, store_run, text, until
 
 pytestmark = pytest.mark.browser
 
@@ -170,6 +170,7 @@ def test_a_training_shows_its_loss_as_it_falls_and_can_be_ended(visit, server):
     page.wait_for_function(
         "[...document.querySelectorAll('#controls .progress button')].some(b => b.disabled)"
     )
+    until(page, lambda: server.runner.ended_early)
     assert server.runner.ended_early == ["run-1"] and not server.runner.cancelled
 
 
@@ -189,7 +190,7 @@ def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
     page.wait_for_selector("#card svg.curve")
     assert "Without the training: " in text(page, "#card") and "Not known yet" in text(page, "#card")
     page.get_by_role("button", name="Measure the control").click()
-    page.wait_for_selector("#controls .progress:visible")
+    until(page, lambda: server.runner.submitted)
     assert [name for name, _ in server.runner.submitted[-1].recipe] == ["lora"]
     server.runner.reset()
     store_run(
@@ -273,5 +274,5 @@ def test_four_points_run_one_after_the_other(visit, server):
     page = visit("?method=rtn&bits=4&group_size=32")
     server.runner.answer = {"status": "ok", "result_id": None}
     page.locator("#controls .four").click()
-    page.wait_for_timeout(4_000)
+    until(page, lambda: len(server.runner.submitted) == 4)
     assert [s.methods[0][1].bits for s in server.runner.submitted] == [8, 4, 3, 2]
