@@ -113,9 +113,14 @@ def chat(page: Page) -> None:
     talk.ask(converse, None, talk, show_progress="hidden", api_visibility="private", concurrency_limit=None)
 
 
+def plan(page: Page) -> None:
+    """The tab that says what fits into a memory, before anything is run."""
+    panel("plan", "Plan", [question(page, "plan")])
+
+
 # Each tab's name is the id of the section that its function builds; the first tab is open on a first visit. A
 # new tab takes a function and a line here, its script, and its words.
-TABS: dict[str, Callable[[Page], None]] = {"explore": explore, "chat": chat}
+TABS: dict[str, Callable[[Page], None]] = {"explore": explore, "chat": chat, "plan": plan}
 
 
 def hiding() -> str:

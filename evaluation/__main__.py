@@ -5,6 +5,7 @@ import sys
 
 VERBS = {
     "run": ("evaluation.commands.run", "watched", "compress a model, measure it, keep the result"),
+    "plan": ("evaluation.commands.plan", "main", "what fits into a memory, before anything runs"),
     "export": ("evaluation.commands.export", "main", "write a compressed model for another program"),
     "task-files": ("evaluation.commands.task_files", "main", "one compressed model, several tasks"),
     "measure": ("evaluation.benches.shipped", "main", "measure what ships in assets/results"),

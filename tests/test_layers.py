@@ -69,7 +69,15 @@ def test_imports_point_one_way(floor):
         assert not imported(file) & above, f"{file.relative_to(ROOT)} imports from a floor above it"
 
 
-ROOMS = ("", "measuring", "running", "page", "benches", "commands")  # of evaluation/, as the floors
+ROOMS = (
+    "",
+    "measuring",
+    "running",
+    "choosing",
+    "page",
+    "benches",
+    "commands",
+)  # of evaluation/, as the floors
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -57,13 +57,13 @@ function chooseModel(name) {
 
 function modelField() {
   const {state, data} = ce, known = ce.model(state.model), custom = !known || form.dataset.custom === 'yes';
-  const names = [...data.models].sort((a, b) => b.offline - a.offline).map(m => [m.name, m.name]);
   const pick = h('select', {id: 'model', onchange: e => {
     form.dataset.custom = e.target.value ? '' : 'yes';
     chooseModel(e.target.value);
     drawKnobs();
     if (!e.target.value) form.querySelector('#custom')?.focus();
-  }}, optionList([...names, ['', t('controls.model.other')]], custom ? '' : state.model));
+  }}, modelOptions(data.models, custom ? '' : state.model),
+    optionList([['', t('controls.model.other')]], custom ? '' : state.model));
   const box = custom ? h('input', {
     ...plainText, id: 'custom', value: known ? '' : state.model, placeholder: pathHint(),
     'aria-label': t('controls.model.custom'), onchange: e => chooseModel(e.target.value.trim()),

@@ -25,6 +25,13 @@ const tip = (text, help) =>
 const optionList = (pairs, chosen) =>
   pairs.map(([value, name]) => h('option', {value, selected: value === chosen}, name));
 
+// The same for models, in groups by their series.
+function modelOptions(models, chosen) {
+  const series = [...new Set(models.map(m => m.series))];
+  return series.map(label => h('optgroup', {label},
+    optionList(models.filter(m => m.series === label).map(m => [m.name, m.title]), chosen)));
+}
+
 const sleep = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 
 // Only the newest of several askings is answered, and it is asked again until the line is back: `ask` gives null

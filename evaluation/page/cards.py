@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from compression.bundle import Geometry
+from compression.catalogue import CATALOGUE, OFFLINE_MODEL
+from evaluation.choosing import planner
 from evaluation.measuring.metrics import METRICS, WITHIN, Row, error, present, value
 from evaluation.page import plots
 from evaluation.page.markup import render
 from evaluation.page.pareto import best_under, smallest_within
-from evaluation.page.words import Words, digits, grade
+from evaluation.page.words import Words, digits, grade, methods
 from evaluation.spec import Result
 from evaluation.verdict import both_broken, paired
 
@@ -49,12 +52,14 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
 
 def headline(rows: Sequence[Row], model: str, words: Words) -> str:
     """The computed sentence of the first screen, as text."""
+    entry = CATALOGUE.get(model)
+    title = entry.title if entry else model
     best = smallest_within(rows)
     if best is None or not value(best, "baseline_file_bytes"):
-        return words("app.headline_none", model=model) if rows else words("app.headline_empty")
+        return words("app.headline_none", model=title) if rows else words("app.headline_empty")
     return words(
         "app.headline",
-        model=model,
+        model=title,
         original=words.size(present(best, "baseline_file_bytes")),
         now=words.size(present(best, "file_bytes")),
         verdict=_graded(words, best),
@@ -64,6 +69,91 @@ def headline(rows: Sequence[Row], model: str, words: Words) -> str:
 def _graded(words: Words, row: Row) -> str:
     """How good a row's model is compared with its original, in words."""
     return words("grade." + grade(present(row, "perplexity_ratio"), error(row, "perplexity_ratio")))
+
+
+# --- what fits ---
+
+
+def plan(
+    words: Words,
+    model: str,
+    geometry: Geometry,
+    need: planner.Need,
+    options: Sequence[planner.Option],
+    others: Sequence[tuple[str, planner.Option]],
+) -> str:
+    """The table of ways to store a model, with the answer as its first sentence.
+
+    model: its name; "" for one of typed sizes. others: the largest models of the catalogue that fit.
+    """
+    entry = CATALOGUE.get(model)
+    title = entry.title if entry else model or words("tab.plan.this_model")
+    best = options[0]
+    smallest = min(options, key=lambda option: option.need_bytes)
+    facts = {"model": title, "memory": words.size(need.memory_bytes), "context": f"{need.context:,}"}
+    if best.fits:
+        facts |= {"name": words.recipe(best.recipe, True), "need": words.size(best.need_bytes)}
+        first = words(f"tab.plan.best.{best.known.kind if best.known else 'unknown'}", **facts)
+    else:
+        facts |= {"name": words.recipe(smallest.recipe, True), "need": words.size(smallest.need_bytes)}
+        first = words("tab.plan.none", **facts)
+    if need.context > geometry.positions:
+        first += words("tab.plan.too_long", positions=f"{geometry.positions:,}")
+    return render(
+        "plan.html",
+        words=words,
+        first=first,
+        cache=words.size(best.cache_bytes),
+        program=words.size(planner.PROCESS_BYTES),
+        can_use=bool(model),
+        rows=[_way(words, need, option) for option in options],
+        others=[
+            {
+                "model": name,
+                "title": CATALOGUE[name].title,
+                "need": words(
+                    "tab.plan.other",
+                    name=words.recipe(option.recipe, True),
+                    need=words.size(option.need_bytes),
+                ),
+            }
+            for name, option in others
+            if name != model
+        ],
+    )
+
+
+def _way(words: Words, need: planner.Need, option: planner.Option) -> dict:
+    """One row of the plan's table."""
+    known = option.known
+    row = {
+        "name": words.recipe(option.recipe, True),
+        "family": methods()[option.recipe[-1][0]]["family"],
+        "file": words.size(option.file_bytes),
+        "bits": words("tab.plan.bits", bits=digits(option.weight_bits, 2)),
+        "need": words.size(option.need_bytes),
+        "fits": option.fits,
+        "share": round(100 * min(1.0, option.need_bytes / need.memory_bytes)),
+        "over": words("tab.plan.over", size=words.size(max(0, option.need_bytes - need.memory_bytes))),
+        "speed": words("tab.plan.rate", rate=digits(option.tokens_per_second, 2))
+        if option.tokens_per_second
+        else "",
+        "quality": "",
+        "source": "",
+        "url": known.url if known else "",
+        "run": known.run if known else "",
+    }
+    if known and known.kind == "original":
+        row["quality"] = words("tab.plan.original")
+    elif known:
+        graded = words("grade." + grade(known.ratio, known.stderr or None))
+        row["quality"] = words("tab.plan.graded", grade=graded, ratio=f"{known.ratio:.2f}")
+        row["source"] = words(f"tab.plan.from.{known.kind}", source=known.source, where=known.where)
+    elif option.elsewhere:
+        facts = {"model": CATALOGUE[OFFLINE_MODEL].title, "ratio": f"{option.elsewhere.ratio:.2f}"}
+        row["source"] = words("tab.plan.elsewhere", **facts)
+        row["run"] = option.elsewhere.run
+    return row
 
 
 # --- before a run, and when it fails ---

@@ -7,6 +7,7 @@ that can fail for a visitor's reason comes back as an error card, never as an ex
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import re
@@ -19,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from compression import importing
-from compression.base import CompressionError
+from compression.architectures import ARCHITECTURES
+from compression.base import CompressionError, ModelUnavailable
+from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from compression.disk import check_room
 from evaluation import host
+from evaluation.choosing import planner
 from evaluation.measuring import metrics
 from evaluation.page import cards, pareto, plots, requests
 from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, table
 from evaluation.running import deaths
+from evaluation.running.estimate import geometry_for
 from evaluation.running.freshness import answers
+from evaluation.running.public import named_only
 from evaluation.running.scales import Scales
 from evaluation.spec import CALIBRATIONS, PRESETS, TEXTS, Result, RunSpec
 from kernels.home import scratch, whole_file
@@ -35,6 +41,7 @@ from kernels.home import scratch, whole_file
 KEPT_DOWNLOADS = 3
 KEPT_ANSWERS = 64
 FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
+PLANNED = {"model": "llama-3.1-8b-instruct", "machine": "m2"}  # what the plan shows on a first visit
 
 
 log = logging.getLogger(__name__)
@@ -82,7 +89,17 @@ class Page:
         models = [
             {
                 k: entry.describe()[k]
-                for k in ("name", "hub_id", "parameters", "chat", "gated", "offline", "rounded")
+                for k in (
+                    "name",
+                    "title",
+                    "series",
+                    "hub_id",
+                    "parameters",
+                    "chat",
+                    "gated",
+                    "offline",
+                    "rounded",
+                )
             }
             for entry in CATALOGUE.values()
         ]
@@ -95,6 +112,9 @@ class Page:
             "texts": list(TEXTS),
             "calibrations": list(CALIBRATIONS),
             "axes": list(metrics.AXES),
+            "machines": [dataclasses.asdict(machine) for machine in planner.MACHINES],
+            "architectures": list(ARCHITECTURES),
+            "plan": PLANNED,
             "view": {"x": metrics.DEFAULT_X, "y": metrics.DEFAULT_Y},
             "first": {"model": OFFLINE_MODEL, "method": FIRST[0], "values": FIRST[1]},
             "processor": host.processor(),
@@ -292,6 +312,47 @@ class Page:
                 f"no method {ask.method!r}; allowed: {', '.join(methods())}", where="method"
             )
         return {"text": essay(ask.method, ask.lang)}
+
+    # --- before anything runs ---
+
+    def plan(self, ask: requests.Plan) -> dict:
+        """Which ways to make a model smaller fit into a memory, and what is known of each.
+
+        "options": the recipes in the order of the table, which the page can take over.
+        """
+        words = Words(ask.lang)
+        geometry = self._planned(ask)
+        need = planner.Need(ask.memory_bytes, ask.context, ask.cache_bits, ask.bandwidth)
+        name = "" if ask.sizes else ask.model
+        found = planner.plan(geometry, need, name, [*self.store.shipped(), *self.store.own()])
+        others = planner.largest(need)
+        return {
+            "html": cards.plan(words, name, geometry, need, found, others),
+            "options": [option.recipe for option in found],
+        }
+
+    def _planned(self, ask: requests.Plan) -> Geometry:
+        """The sizes of the model that is asked about: typed, from the catalogue, this disk, or the hub."""
+        if ask.sizes:
+            given = ask.sizes
+            layer = LayerGeometry(given.heads, given.kv_heads, given.head_size, given.feed_forward)
+            positions = ask.context
+            return Geometry(
+                given.architecture,
+                given.hidden,
+                given.vocabulary,
+                positions,
+                given.tied,
+                (layer,) * given.layers,
+            )
+        if self.public:
+            named_only(RunSpec(ask.model, (("none", {}),)))
+        try:
+            return geometry_for(ask.model)
+        except ModelUnavailable as error:
+            if error.code != "size_unknown":
+                raise
+            return self._scales.ask(ask.model).geometry
 
     # --- before and while running ---
 

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from compression.architectures import ARCHITECTURES
 from compression.base import CompressionError
 from evaluation.running.public import named_only
 from evaluation.spec import RunSpec
@@ -161,6 +162,40 @@ class Pack(OfRun):
     form: Line = ""
 
 
+def _architecture(name: str) -> str:
+    if name not in ARCHITECTURES:
+        raise ValueError(f"an architecture is one of {', '.join(ARCHITECTURES)}")
+    return name
+
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Sizes(_Strict):
+    """The sizes of a model that has no name here; every layer is alike."""
+
+    architecture: Annotated[Line, AfterValidator(_architecture)]
+    layers: Annotated[int, Field(ge=1, le=1_000)]
+    hidden: Count
+    heads: Annotated[int, Field(ge=1, le=1_024)]
+    kv_heads: Annotated[int, Field(ge=1, le=1_024)]
+    head_size: Annotated[int, Field(ge=1, le=4_096)]
+    feed_forward: Count
+    vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
+    tied: bool = False
+
+
+class Plan(Ask):
+    """What fits: a model by name, or by its sizes; bytes of memory; tokens of context; bytes a second."""
+
+    model: Name = ""
+    sizes: Sizes | None = None
+    memory_bytes: Annotated[float, Field(ge=1e6, le=1e15)]
+    context: Annotated[int, Field(ge=1, le=10_000_000)] = 4_096
+    cache_bits: Literal[16, 8, 4] = 16
+    bandwidth: Annotated[float, Field(ge=0, le=1e15)] = 0.0
+
+
 class Message(_Strict):
     role: Literal["system", "user", "assistant"]
     content: Annotated[str, StringConstraints(max_length=PROMPT_CHARACTERS)]
@@ -201,6 +236,7 @@ QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Pa
     "card": Question(OfRun, {"html": "", "spec": None, "status": "unknown"}),
     "runs": Question(Ask),
     "essay": Question(Essay, {"text": ""}),
+    "plan": Question(Plan, {"html": "", "options": []}),
     "weigh": Question(Weigh, {"html": "", "path": [], "stored": "", "fits": False}),
     "begin": Question(Begin),
     "poll": Question(OfOwnRun, {"status": "unknown", "result": ""}),

@@ -189,6 +189,16 @@ def estimate(spec: RunSpec) -> Estimate:
     )
 
 
+def stored(spec: RunSpec, geometry: Geometry) -> tuple[int, float, Geometry]:
+    """What a recipe stores of a model of these sizes, whatever its name.
+
+    (bytes of the file, bits per weight of the original's linears, the model's sizes after the recipe).
+    """
+    after = _after(spec, geometry)
+    sizes = _sizes(spec, geometry, after)
+    return int(sizes.file), 8 * sizes.packed / sizes.weights, after
+
+
 def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
     """The cost of a token table that a step of the recipe stores; None if no step does."""
     shape = geometry.vocabulary, geometry.table // geometry.vocabulary

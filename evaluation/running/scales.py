@@ -40,12 +40,7 @@ class Scales:
         Raises ModelUnavailable too if the model is too large (too_large_here), or if the hub is slow or has
         been asked too much (hub_slow).
         """
-        try:
-            found = self._answer(name).result(WAIT_SECONDS)
-        except TimeoutError:
-            raise ModelUnavailable(
-                f"the hub says nothing about {name} yet; try again in a moment", code="hub_slow", name=name
-            ) from None
+        found = self.ask(name)
         if found.bytes > BYTES and not found.here:
             raise ModelUnavailable(
                 f"{name} has {found.bytes / 1e9:.1f} GB; this page fetches models up to {BYTES / 1e9:.0f} GB",
@@ -55,6 +50,15 @@ class Scales:
                 limit_bytes=BYTES,
             )
         estimate.remember(name, found.geometry)
+
+    def ask(self, name: str) -> models.Weight:
+        """A model's sizes, however large it is. Raises as `weigh` does, but never too_large_here."""
+        try:
+            return self._answer(name).result(WAIT_SECONDS)
+        except TimeoutError:
+            raise ModelUnavailable(
+                f"the hub says nothing about {name} yet; try again in a moment", code="hub_slow", name=name
+            ) from None
 
     def _answer(self, name: str) -> Future:
         now = time.monotonic()

@@ -91,6 +91,23 @@ def samples(s: str) -> dict[str, dict]:
         "measured.html": {"run": run},
         "panel.html": {"label": s},
         "pieces.html": {},
+        "plan.html": {
+            **dict.fromkeys(("first", "cache", "program"), s),
+            "can_use": True,
+            "rows": [
+                {
+                    **dict.fromkeys(
+                        ("name", "family", "file", "bits", "need", "over", "speed", "quality"), s
+                    ),
+                    **dict.fromkeys(("source", "share"), s),
+                    "fits": fits,
+                    "run": run,
+                    "url": url,
+                }
+                for fits, run, url in ((True, s, ""), (False, "", s), (True, "", ""))
+            ],
+            "others": [{"model": s, "title": s, "need": s}],
+        },
         "runs.html": {"rows": [row], "heads": [{"label": s, "side": s}]},
         "still.svg": still,
     }

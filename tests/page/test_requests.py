@@ -33,6 +33,7 @@ RIGHT = {  # a right request to each question
     "card": {"id": "mine"},
     "runs": {},
     "essay": {"method": "gptq"},
+    "plan": {"model": OFFLINE_MODEL, "memory_bytes": 8e9, "context": 4096},
     "weigh": {"choices": CHOICES},
     "begin": {"visitor": TOKEN, "choices": CHOICES, "again": True},
     "poll": {"id": "run-1", "visitor": TOKEN},

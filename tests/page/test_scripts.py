@@ -17,6 +17,7 @@ PANELS = {  # what a panel's files find there, without a server behind it
     "runs": "small link runs",
     "chat": "small link columns chat",
     "top": "small link",
+    "plan": "small plan",
 }
 AROUND = """
   const root = document.createElement('section'), props = {}, server = {}, watch = () => {}, t = key => key;

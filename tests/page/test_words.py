@@ -48,6 +48,7 @@ BUILT = (
     "card.group.",
     "card.export.",
     "app.tab.",
+    "tab.",
     "front.",
     "runs.",
     "recipe.cache.",

@@ -1,0 +1,1 @@
+"""Choosing: which way to make a model smaller, before anything is run."""
