@@ -31,6 +31,7 @@ from evaluation.page.gate import Gate, Rules, hostnames
 from evaluation.page.markup import render
 from evaluation.page.questions import Page
 from evaluation.page.wire import Wire
+from evaluation.program import in_utf8
 
 ASSETS = ROOT / "assets"
 SCRIPTS = ASSETS / "scripts"
@@ -252,4 +253,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    in_utf8()
     main()

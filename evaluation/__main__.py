@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from evaluation.program import in_utf8
+
 VERBS = {
     "run": ("evaluation.commands.run", "watched", "compress a model, measure it, keep the result"),
     "plan": ("evaluation.commands.plan", "main", "what fits into a memory, before anything runs"),
@@ -32,4 +34,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    in_utf8()
     sys.exit(main(sys.argv[1:]))

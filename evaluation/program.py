@@ -1,10 +1,12 @@
-"""The name of this program: a hash of its sources and of the libraries that compute."""
+"""This program: its name, a hash of its sources and of the libraries that compute; and its start."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib.metadata
+import os
+import sys
 
 from evaluation import ROOT
 
@@ -22,3 +24,14 @@ def code() -> str:
     for content in sorted(f.read_bytes() for f in files):  # a file that moved counts as the same
         found.update(hashlib.sha256(content).digest())
     return found.hexdigest()[:20]
+
+
+def in_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode, if names of files aren't read as UTF-8.
+
+    In another encoding a name may hold surrogates, which the libraries that write files refuse. The first
+    thing that an entrance calls; the processes that it starts inherit the mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

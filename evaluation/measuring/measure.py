@@ -13,7 +13,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,16 +56,20 @@ class Baseline:
         if (folder / "hidden.f32").stat().st_size != 4 * math.prod(index["shape"]):
             return None  # the file was cut short: reading a mapped file beyond its end would kill the process
         small = load_file(folder / "small.safetensors")
-        hidden = _mapped(folder / "hidden.f32", index["shape"])
+        # "c": what is written to it would stay in memory, so that a file that may only be read can be mapped
+        hidden = _mapped(folder / "hidden.f32", index["shape"], "c")
         return cls(hidden, small["losses"], small["short_hidden"], index["texts"], head)
 
 
 INDEX = "index.json"  # written last: a folder with it is complete
 
 
-def _mapped(file: Path, shape: list[int]) -> Tensor:
-    """A float32 tensor that lives in a file, so that a long text's states don't fill the memory."""
-    return torch.from_file(str(file), shared=True, size=math.prod(shape), dtype=torch.float32).view(shape)
+def _mapped(file: Path, shape: list[int], mode: Literal["c", "r+"]) -> Tensor:
+    """A float32 tensor that lives in a file, so that a long text's states don't fill the memory.
+
+    numpy maps it, because torch.from_file takes no name that the locale can't write.
+    """
+    return torch.from_numpy(np.memmap(file, np.float32, mode, shape=tuple(shape)))
 
 
 def _reserved(file: Path, size: int) -> Path:
@@ -142,7 +148,7 @@ def measure(
     if record:
         record.mkdir(parents=True, exist_ok=True)
         shape = [n, window, _width(bundle)]
-        states = _mapped(_reserved(record / "hidden.f32", 4 * math.prod(shape)), shape)
+        states = _mapped(_reserved(record / "hidden.f32", 4 * math.prod(shape)), shape, "r+")
     losses, hits, same, kl = torch.empty(n, window - 1), 0, 0, torch.empty(n, window - 1)
     for start, hidden in hidden_states(bundle, windows.ids):
         for i, one in enumerate(hidden, start):

@@ -19,13 +19,13 @@ from tests import tiny
 ROOT = Path(__file__).parents[2]
 
 
-def command(*words, home):
+def command(*words, home, **environment):
     return subprocess.run(
         [sys.executable, "-m", "evaluation.run", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(home)},
+        env=dict(os.environ) | {"COMPRESSION_EXPLORER_HOME": str(home)} | environment,
     )
 
 
@@ -60,6 +60,26 @@ def test_the_command_prints_one_json_object(place, tmp_path):
     assert (
         found["status"] == "ok" and found["spec"]["recipe"][0][0] == "wanda" and "compress 1/2" in done.stderr
     )
+
+
+def test_a_home_whose_name_the_locale_cannot_write(place, tmp_path):
+    """Python then holds the name's bytes as surrogates, which some libraries refuse."""
+    texts = ("--text", str(place / "test.txt"), "--calibration", str(place / "valid.txt"))
+    done = command(
+        *("gptq", "--bits", "4", "--group-size=16", "--model", tiny.folder("llama"), *texts),
+        *("--window", "64", "--tokens", "512", "--calibration-tokens", "512", "--no-timings", "--json"),
+        home=tmp_path / "home-é",
+        LC_ALL="C",
+        LANG="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+        PYTHONIOENCODING="ascii",
+        COMPRESSION_EXPLORER_KERNELS="pytorch",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["status"] == "ok" and found["metrics"]["kl_divergence_mean"] > 0
+    assert list((tmp_path / "home-é" / "artifacts").glob("*/*.safetensors"))
 
 
 @pytest.mark.parametrize(
