@@ -8,6 +8,7 @@ from evaluation.program import in_utf8
 VERBS = {
     "run": ("evaluation.commands.run", "watched", "compress a model, measure it, keep the result"),
     "plan": ("evaluation.commands.plan", "main", "what fits into a memory, before anything runs"),
+    "results": ("evaluation.commands.results", "main", "results as files, to merge several machines'"),
     "export": ("evaluation.commands.export", "main", "write a compressed model for another program"),
     "task-files": ("evaluation.commands.task_files", "main", "one compressed model, several tasks"),
     "measure": ("evaluation.benches.shipped", "main", "measure what ships in assets/results"),

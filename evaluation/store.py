@@ -78,6 +78,20 @@ class Store:
         self._memory.pop(result.id, None)
         return result
 
+    def add(self, data: bytes) -> Result:
+        """Keep a result that another program has written, and return it.
+
+        Its figures and its machine stay as they are. Its compressed model isn't here, so it has none. A
+        result that is here already stays as it is. Raises records.OddRecord if `data` is no finished result.
+        """
+        if len(data) > records.LARGEST_FILE_BYTES:
+            raise records.OddRecord(f"it is larger than {records.LARGEST_FILE_BYTES:,} bytes")
+        result, _ = records.parse(data)
+        if result.status != "ok":
+            raise records.OddRecord(f"it is a run that is {result.status}, and has no result")
+        known = self.get_id(result.id)
+        return known or self.put(dataclasses.replace(result, artifact=""))
+
     def _file(self, run_id: str) -> Path:
         if not _ID.fullmatch(run_id):
             raise ValueError(f"{run_id!r} is no run id")

@@ -92,6 +92,30 @@ const ACTS = {
     try { await navigator.clipboard.writeText(u.href); } catch { prompt(t('card.link'), u.href); }
     said(button, t('card.copied'));
   },
+  async record(button, id) {
+    const got = await ce.ask(server.ask_record, {id});
+    if (got?.error) root.insertAdjacentHTML('beforeend', got.error);
+    if (!got?.text) return;
+    const href = URL.createObjectURL(new Blob([got.text], {type: 'application/json'}));
+    h('a', {href, download: got.name}).click();
+    setTimeout(() => URL.revokeObjectURL(href), 10000);
+  },
+  // The first click asks, the second deletes.
+  async delete(button, id) {
+    if (!button.classList.contains('sure')) {
+      button.classList.add('sure');
+      button.textContent = t('card.delete.sure');
+      return;
+    }
+    const got = await ce.ask(server.ask_delete, {id, visitor: ce.visitor});
+    if (got?.error) return root.insertAdjacentHTML('beforeend', got.error);
+    if (!got) return;
+    Object.assign(ce.state, {run: ''});
+    shown = '';
+    ce.write();
+    empty();
+    ce.say('results');
+  },
   async download(button, id) {
     said(button, t('card.preparing'));
     const got = await ce.ask(server.ask_pack, {id, form: button.dataset.form ?? ''});

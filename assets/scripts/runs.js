@@ -1,5 +1,6 @@
 // All runs as a table: the front's twin. It sorts and filters the rows that the server wrote.
 let column = -1, down = true, filter = '', table = null;
+const trouble = h('div');
 const fold = h('details', {className: 'runs-fold', open: false});
 const runs = newest(() => ce.ask(server.ask_runs));
 
@@ -19,10 +20,33 @@ function draw({html, count, models}) {
   fold.replaceChildren(
     h('summary', {}, h('span', {className: 'h2'}, t('runs.title')), h('span', {className: 'quiet'}, count)),
     h('div', {className: 'runs-head'},
-      h('label', {}, t('runs.filter'), pick), h('span', {className: 'quiet'}, t('runs.compared'))),
-    body);
+      h('label', {}, t('runs.filter'), pick), h('span', {className: 'quiet'}, t('runs.compared')),
+      ce.data.public ? '' : adding()),
+    trouble, body);
   mark();
   apply();
+}
+
+// Results that were measured elsewhere, from the files that a card gives out.
+function adding() {
+  const file = h('input', {
+    type: 'file', accept: '.json', multiple: true, className: 'sr', id: 'add-results', onchange: () => add(file),
+  });
+  return h('label', {className: 'add', htmlFor: 'add-results'}, file, t('runs.add'));
+}
+
+async function add(input) {
+  let last = '';
+  trouble.replaceChildren();
+  for (const file of input.files) {
+    const got = await ce.ask(server.ask_add, {text: await file.text()});
+    if (got?.id) last = got.id;
+    else trouble.insertAdjacentHTML('beforeend', got?.error ?? '');
+  }
+  input.value = '';
+  if (!last) return;
+  ce.say('results');
+  ce.select(last, 'table');
 }
 
 // The order of two cells: numbers as numbers, words as words; what was not measured stands last.

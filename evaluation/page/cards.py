@@ -213,6 +213,7 @@ def run_card(
     here: bool,
     chat: bool,
     dominated: bool = False,
+    deletable: bool = False,
     seconds: float | None = None,
     exports: Sequence[str] = (),
     unchecked: bool = False,
@@ -242,7 +243,7 @@ def run_card(
                 *([words("note.unchecked")] if unchecked else []),
             ],
             "training": _training(words, result, relatives or {}),
-            "buttons": _buttons(words, result, artifact, chat, seconds, exports),
+            "buttons": _buttons(words, result, artifact, chat, seconds, exports, deletable),
             "heads": _heads(words, spec.is_original),
             "groups": _groups(words, result.metrics, here),
             "foot": _foot(words, result, here, shipped),
@@ -395,7 +396,13 @@ def _verdict(words: Words, key: str, result: Result, other: Result) -> list[str]
 
 
 def _buttons(
-    words: Words, result: Result, artifact: bool, chat: bool, seconds: float | None, exports: Sequence[str]
+    words: Words,
+    result: Result,
+    artifact: bool,
+    chat: bool,
+    seconds: float | None,
+    exports: Sequence[str],
+    deletable: bool,
 ) -> list[dict]:
     def button(act: str, text: str, primary: bool = False, form: str = "", help: str = "") -> dict:
         return {"act": act, "text": text, "primary": primary, "form": form, "help": help}
@@ -415,7 +422,9 @@ def _buttons(
         out.append(button("make", making, primary=True))
     else:
         out.append(button("again", words("card.again")))
-    return [*out, button("link", words("card.link")), button("use", words("card.use"))]
+    out += [button("link", words("card.link")), button("use", words("card.use"))]
+    out.append(button("record", words("card.record")))
+    return [*out, button("delete", words("card.delete"))] if deletable else out
 
 
 def _heads(words: Words, original: bool) -> list[str]:
@@ -467,7 +476,9 @@ def _foot(words: Words, result: Result, here: bool, shipped: bool) -> list[str]:
             )
         )
     day = time.strftime("%Y-%m-%d", time.localtime(result.created))
-    foot.append(words("card.measured", date=day) + (f" · {words('shipped_mark')}" if shipped else ""))
+    machine = result.environment.get("processor")
+    measured = words("card.measured_on" if machine else "card.measured", date=day, processor=machine)
+    foot.append(measured + (f" · {words('shipped_mark')}" if shipped else ""))
     return foot + [words.note(n) for n in result.notes if n.get("code") == "plain_kernel"]
 
 

@@ -25,7 +25,7 @@ from compression.base import CompressionError, ModelUnavailable
 from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from compression.disk import check_room
-from evaluation import host
+from evaluation import host, records
 from evaluation.choosing import planner
 from evaluation.measuring import metrics
 from evaluation.page import cards, pareto, plots, requests
@@ -253,6 +253,7 @@ class Page:
             artifact=own,
             here=here,
             chat=self.chat is not None,
+            deletable=not self.public and not row.get("shipped"),
             dominated=result.status == "ok" and result.id not in lead,
             seconds=seconds,
             exports=self._exports(manifest) if manifest else (),
@@ -304,6 +305,39 @@ class Page:
             "count": words.many("runs.count", len(rows)),
             "models": sorted({str(r["model"]) for r in rows}),
         }
+
+    # --- results as files ---
+
+    def record(self, ask: requests.OfRun) -> dict:
+        """A run's record as a file, which another installation can add."""
+        result = self.store.get_id(ask.id)
+        if result is None:
+            return {"error": cards.error_card(Words(ask.lang), {"code": "run_gone"}, act="dismiss")}
+        return {"name": f"{result.id}.json", "text": records.content(result).decode()}
+
+    def add(self, ask: requests.Add) -> dict:
+        """Add a result that was measured elsewhere; its card and its row name the machine."""
+        self._of_this_machine()
+        try:
+            return {"id": self.store.add(ask.text.encode()).id}
+        except records.OddRecord as error:
+            raise CompressionError(str(error), code="odd_result") from error
+
+    def delete(self, ask: requests.OfOwnRun) -> dict:
+        """Delete a finished run of this machine with its compressed model. A shipped result stays."""
+        self._of_this_machine()
+        result = self.store.get_id(ask.id)
+        if result is None or result not in self.store.own():
+            raise CompressionError("no run of this machine has this id", code="run_gone")
+        if result.status in ("queued", "running"):
+            raise CompressionError("the run is going on; stop it first", code="run_going_on")
+        self.store.delete(ask.id)
+        return {}
+
+    def _of_this_machine(self) -> None:
+        """Raises on a public page, where visitors share one store."""
+        if self.public:
+            raise CompressionError("visitors of a public page can't change its results", code="not_public")
 
     def essay(self, ask: requests.Essay) -> dict:
         """What a method does, in a page of text."""

@@ -142,6 +142,12 @@ class OfOwnRun(Owned):
     id: Line
 
 
+class Add(Ask):
+    """A result's file, as a card gives it out."""
+
+    text: Annotated[str, StringConstraints(max_length=280_000)]
+
+
 class Weigh(Ask):
     choices: Choices
 
@@ -235,6 +241,9 @@ QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Pa
     "front": Question(Front),
     "card": Question(OfRun, {"html": "", "spec": None, "status": "unknown"}),
     "runs": Question(Ask),
+    "record": Question(OfRun, {"name": "", "text": ""}),
+    "add": Question(Add, {"id": ""}),
+    "delete": Question(OfOwnRun),
     "essay": Question(Essay, {"text": ""}),
     "plan": Question(Plan, {"html": "", "options": []}),
     "weigh": Question(Weigh, {"html": "", "path": [], "stored": "", "fits": False}),

@@ -15,7 +15,7 @@ from evaluation.page.questions import Page
 from evaluation.page.requests import QUESTIONS, Begin, Converse, take
 from evaluation.page.words import Words
 from evaluation.running import estimate
-from evaluation.store import Store
+from evaluation.store import SHIPPED, Store
 from tests.page.stage import Script, Talk, store_run
 
 TOKEN = "a" * 48
@@ -32,6 +32,9 @@ RIGHT = {  # a right request to each question
     },
     "card": {"id": "mine"},
     "runs": {},
+    "record": {"id": "mine"},
+    "add": {"text": (SHIPPED / "gates-none.json").read_text("utf-8")},
+    "delete": {"id": "spare"},
     "essay": {"method": "gptq"},
     "plan": {"model": OFFLINE_MODEL, "memory_bytes": 8e9, "context": 4096},
     "weigh": {"choices": CHOICES},
@@ -93,7 +96,8 @@ def page(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("home"))
     page = Page(store, Script(store), Talk(), estimate.estimate, estimate.path)
     page.server = typing.cast(typing.Any, type("S", (), {"store": store}))
-    store_run(page.server, id="mine", key="mine")
+    for name in ("mine", "spare"):
+        store_run(page.server, id=name, key=name)
     return page
 
 

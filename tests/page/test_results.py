@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from compression.catalogue import OFFLINE_MODEL
-from tests.page.stage import GPTQ, Server, Visitor, no_sideways_scroll, shot, store_run, text
+from tests.page.stage import GPTQ, Server, Visitor, no_sideways_scroll, shot, store_run, text, until
 
 pytestmark = pytest.mark.browser
 
@@ -156,3 +156,25 @@ def test_a_public_page_offers_no_paths(browser, tmp_path):
     assert page.locator("#custom").get_attribute("placeholder") == "owner/name"
     visitor.contexts[0].close()
     server.demo.close()
+
+
+def test_a_result_file_leaves_and_enters_by_the_page(visit, server, tmp_path):
+    store_run(server, id="mine", key="mine", metrics={"perplexity_ratio": 1.021})
+    page = visit("?run=mine")
+    with page.expect_download() as started:
+        page.locator("#card [data-act=record]").click()
+    file = tmp_path / started.value.suggested_filename
+    started.value.save_as(file)
+    page.locator("#card [data-act=delete]").click()
+    assert server.store.get_id("mine"), "the first click asks"
+    page.locator("#card [data-act=delete]").click()
+    page.wait_for_selector("#card .quiet, #card .facts")
+    until(page, lambda: server.store.get_id("mine") is None)
+    page.locator("#runs summary").click()
+    page.locator("#add-results").set_input_files(str(file))
+    until(page, lambda: server.store.get_id("mine"))
+    page.wait_for_function("location.search.includes('run=mine')")
+    (tmp_path / "odd.json").write_text("{}", "utf-8")
+    page.locator("#add-results").set_input_files(str(tmp_path / "odd.json"))
+    page.wait_for_selector("#runs .error")
+    server.store.delete("mine")
