@@ -47,12 +47,13 @@ def _entry(hub_id: str, title: str, series: str, licence: str, parameters: int, 
     return Entry(more.pop("name", name), title, series, hub_id, licence, parameters, chat, geometry, **more)
 
 
-def _pair(hub_id: str, title: str, *facts) -> tuple[Entry, Entry]:
+def _pair(
+    hub_id: str, title: str, series: str, licence: str, parameters: int, geometry: Geometry
+) -> tuple[Entry, Entry]:
     """A base model and its instruction-tuned sibling. They have the same matrices.
 
     The sibling's config declares at most 32,768 positions (Qwen2.5's, where the base has 131,072).
     """
-    *others, geometry = facts
     tuned = replace(geometry, positions=min(geometry.positions, 32768))
     return (_entry(hub_id, title, *facts), _entry(f"{hub_id}-Instruct", f"{title} Instruct", *others, tuned))
 
