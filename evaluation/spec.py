@@ -130,7 +130,7 @@ class RunSpec:
     @property
     def trainings(self) -> list[tuple[TrainingMethod, Any]]:
         """The steps that train."""
-        return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod)]
+        return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod) and m.trains(p)]
 
     @property
     def keeps_weights(self) -> bool:
@@ -201,9 +201,7 @@ class RunSpec:
 
     def _part(self, trains: bool) -> RunSpec | None:
         steps = tuple(
-            step
-            for step, (m, _) in zip(self.recipe, self.methods, strict=True)
-            if isinstance(m, TrainingMethod) is trains
+            step for step, (m, p) in zip(self.recipe, self.methods, strict=True) if m.trains(p) is trains
         )
         return dataclasses.replace(self, recipe=steps) if 0 < len(steps) < len(self.recipe) else None
 

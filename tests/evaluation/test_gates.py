@@ -570,7 +570,7 @@ def test_a_lossless_converter_loses_nothing():
 def test_thicker_chains_are_never_worse():
     """Xu et al. 2023 at 3.0, 2.0 and 1.09 times smaller; without training even the last is far from the
     original."""
-    chains = [f"tensorgpt --rank {rank} --modes square" for rank in (11, 6, 4)]
+    chains = [f"tensorgpt{rank} --head cores" for rank in (" --rank 11", "", " --rank 4")]
     ladder = [perplexity(words) for words in ("none", *chains)]
     assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False))
     sizes = [gate(words).metrics["file_bytes"] for words in chains]
@@ -579,7 +579,7 @@ def test_thicker_chains_are_never_worse():
 
 def test_an_svd_of_the_table_beats_chains_at_equal_bytes():
     """Expected where half of the table is left; both are far from the original."""
-    svd, chains = (gate(f"tensorgpt --rank 6 --modes square{kind}").metrics for kind in (" --kind svd", ""))
+    svd, chains = (gate(f"tensorgpt{kind} --head cores").metrics for kind in (" --kind svd", ""))
     assert svd["perplexity"] < chains["perplexity"] and svd["file_bytes"] <= chains["file_bytes"] + 1_000
 
 
