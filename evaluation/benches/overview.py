@@ -1,7 +1,7 @@
 """Writes the README's tables of methods, from stored results.
 
     python -m evaluation tables
-        write the tables into README.md
+        write the tables into README.md, and the points of the first screen into assets/points.json
     python -m evaluation tables --rates
         first time every method's decode step here, side by side with the original
     python -m evaluation tables --rates "wanda --pattern 2:4" ...
@@ -32,7 +32,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation import ROOT
-from evaluation.benches import gates, peers, shipped
+from evaluation.benches import gates, peers, points, shipped
+from evaluation.page import points as opening
 from evaluation.page.words import Words
 from evaluation.spec import Result, RunSpec
 from evaluation.verdict import BROKEN, Difference, both_broken, paired
@@ -320,6 +321,15 @@ def authors_table(file: Path | None = None) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_AUTHORS
 
 
+def first_points(folder: Path | None = None) -> list[str]:
+    """Ids of the stored runs that the first screen opens with, in the order of points.POINTS.
+
+    folder: where the files are, default assets/results.
+    """
+    measured = results("gates", folder)
+    return [measured[words][0].id for words in points.POINTS if words in measured]
+
+
 TABLES = {
     "methods": blocks,
     "texts": texts_table,
@@ -429,6 +439,7 @@ def main(argv: list[str]) -> int:
     if asked is not None:
         RATES.write_text(json.dumps(rates(asked), indent=1) + "\n", "utf-8")
     README.write_text(written(README.read_text("utf-8")), "utf-8")
+    opening.FILE.write_text(json.dumps(first_points(), indent=1) + "\n", "utf-8")
     return 0
 
 

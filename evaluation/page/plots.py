@@ -123,6 +123,8 @@ def _hover(row: Row, x: str, y: str, words: Words) -> str:
         lines.append(f"{words(f'metric.{key}')}: {figure}")
     if source := row.get("calibration"):
         lines.append(words("card.calibrated", source=source))
+    if (bits := row.get("table_bits")) and row.get("family") != "original":
+        lines.append(words("front.table", bits=bits))
     lines += [words("shipped_mark")] if row.get("shipped") else []
     lines += [words.note(n) for n in noteworthy(row)[:2]]
     return render("hover.html", name=words.run(row, long=True), lines=lines)

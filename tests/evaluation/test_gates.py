@@ -8,7 +8,10 @@ import statistics
 
 import pytest
 
-from evaluation.benches import authors, gates, layers, overview, peers, shipped
+from compression import NAMES
+from evaluation.benches import authors, gates, layers, overview, peers, points, shipped
+from evaluation.page import points as opening
+from evaluation.spec import FIRST
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -39,8 +42,12 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-awq-4-loss_at_module.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120-objective_supervised-jsd_beta_0.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120.json",
+        "gates-gkd-0.85-train_tokens_49152-train_minutes_120.json",
         "gates-gptq-3-group_size_row+peqa-3-train_tokens_16384-train_minutes_120.json",
         "gates-gptq-4-group_size_row-tuning_mse.json",
+        "gates-icl_distillation-0.85-train_tokens_49152-train_minutes_120.json",
+        "gates-lion-0.85-train_tokens_49152-train_minutes_120.json",
+        "gates-llm_pruner-0.25+lora-8-train_tokens_65536-train_minutes_120.json",
         "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
         "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed2.json",
         "gates-llm_qat-4-no_symmetric-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
@@ -48,6 +55,8 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed1.json",
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed2.json",
         "gates-lut_gemm-3-fit_greedy.json",
+        "gates-minillm-0.85-train_tokens_49152-train_minutes_120.json",
+        "gates-mt_cot-0.85-train_tokens_49152-train_minutes_120.json",
         "gates-none-cache2-channel.json",
         "gates-none-cache8.json",
         "gates-owq-4-tuning_minmax.json",
@@ -69,9 +78,21 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-smoothquant-0.5-search.json",
         "gates-smoothquant-0.5-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-weights_tensor.json",
+        "gates-sparsegpt-0.5-pattern_2of4+lora-8-train_tokens_16384-train_minutes_120.json",
         "gates-spqr-3-no_level_search.json",
         "gates-spqr-3-outliers_0.json",
         "gates-spqr-3-tau_0.2.json",
+        "gates-svd_llm-0.1+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-svd_llm-0.1.json",
+        "gates-svd_llm-0.2+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-tensorgpt-6-kind_svd-head_cores-weighted_both.json",
+        "gates-tensorgpt-6-kind_svd-head_cores-weighted_frequency.json",
+        "gates-tensorgpt-6-kind_svd-head_cores-weighted_states.json",
+        "gates-tensorgpt-6-kind_svd-train_tokens_16384-train_minutes_120.json",
+        "gates-tensorgpt-6-kind_svd-weighted_frequency.json",
+        "gates-tensorgpt-6-kind_svd.json",
+        "gates-tensorgpt-6-train_tokens_16384-train_minutes_120.json",
+        "gates-tensorgpt-6.json",
         "gates-zeroquant-4-distill_steps_100.json",
         "gates-zeroquant-4-no_symmetric.json",
         "gates-zeroquant-4-qkv_inputs_exact.json",
@@ -736,6 +757,25 @@ def test_fewer_bytes_are_faster_steps(processor, words):
     rate = machine["rates"][overview.timed_as(words)]
     faster = rate["tokens_per_second"] / rate["original_tokens_per_second"]
     assert faster >= 0.85 * rate["original_bytes_per_token"] / rate["bytes_per_token"]
+
+
+def test_the_first_screen_opens_with_every_system():
+    """Each system at least once, in the gates' protocol, in the order of points.POINTS."""
+    used = {name for words in points.POINTS for name, _ in shipped.recipe(words)}
+    assert used == set(NAMES) and len(points.POINTS) == len(set(points.POINTS)) <= 55
+    assert all(name.startswith("shipped-gates-") for name in opening.names())
+
+
+def test_the_page_has_the_names_of_the_points_that_are_stored():
+    """`python -m evaluation tables`."""
+    assert json.loads(opening.FILE.read_text("utf-8")) == overview.first_points()
+
+
+def test_a_new_run_is_measured_as_the_points_are():
+    """Of the page's usual settings: the same text, window, tokens and table's bits, so they share a figure."""
+    for found in (GATES[words][0] for words in points.POINTS if words in GATES):
+        spec = found.spec
+        assert {k: getattr(spec, k) for k in FIRST} == FIRST, found.id
 
 
 def test_the_readme_shows_the_stored_results():
