@@ -16,7 +16,7 @@ def test_points_rows_and_links_select(visit):
     page = visit()
     page.locator("#runs summary").click()
     # of the front's own protocol
-    row = page.locator("#runs tbody tr", has_text="Wanda").filter(has_text="builtin").first
+    row = page.locator("#runs tbody tr", has_text="Wanda").filter(has_text="wiki").first
     row.locator("button").click()
     page.wait_for_function("document.querySelector('#card h2').textContent.includes('Wanda')")
     assert "run=" in page.url and row.get_attribute("aria-current") == "true"
@@ -30,7 +30,7 @@ def test_points_rows_and_links_select(visit):
     page.mouse.click(box[0], box[1])
     page.wait_for_function(f"location.search.includes('{box[2].replace('+', '%2B')}')")
     page.locator("#front .answer button").first.click()
-    page.wait_for_function("document.querySelector('#card h2').textContent.includes('GPTQ, 5 bits')")
+    page.wait_for_function("document.querySelector('#card h2').textContent.includes('SpQR, 4 bits')")
 
 
 def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
