@@ -22,9 +22,13 @@ def test_points_rows_and_links_select(visit):
     assert "run=" in page.url and row.get_attribute("aria-current") == "true"
     page.locator("#front").scroll_into_view_if_needed()
     page.evaluate("scrollTo(0, 0)")
+    page.wait_for_function(
+        "document.querySelector('#front .plot').data.find(t => t.name === 'ring').x.length"
+    )
+    # a point that lies apart from the others
     box = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
-      const a = p._fullLayout, r = p.getBoundingClientRect();
-      return [r.x + a._size.l + a.xaxis.d2p(t.x[0]), r.y + a._size.t + a.yaxis.d2p(t.y[0]), t.customdata[0]]; }""")
+      const a = p._fullLayout, r = p.getBoundingClientRect(), i = t.customdata.findIndex(id => id.endsWith('owq-3'));
+      return [r.x + a._size.l + a.xaxis.d2p(t.x[i]), r.y + a._size.t + a.yaxis.d2p(t.y[i]), t.customdata[i]]; }""")
     page.mouse.move(box[0], box[1])
     page.wait_for_timeout(200)
     page.mouse.click(box[0], box[1])
