@@ -36,8 +36,8 @@ the final hidden states see of it, (e - e') M (e - e')^T with M the mean of h h^
 reads the table. Both are closed forms: the strongest directions of the weighted table.
 
 Training (`train_tokens`): the numbers of the chains, or of the two thin matrices, are trained on the
-calibration text. The loss is the divergence of the model from the original, KL(original || model), a token;
-all other weights are frozen. A chain learns only from texts with its own token in them, so that the chains of
+calibration text. The loss is KL(before || after), a token: how far the model is from what it was before this
+step. All other weights are frozen. A chain learns only from texts with its own token in them, so that the chains of
 rare tokens stay as they were; with a shared head every token learns. The best state on held-out windows is
 kept. The control is the SVD in the same bytes, trained alike.
 
@@ -316,7 +316,7 @@ class TaughtHead(nn.Module):
 
 
 def distillation_loss(bundle: Bundle, table: TaughtTable, shared: bool, ids: Tensor) -> Tensor:
-    """Mean KL(original || model with the stored table) for each token of ids [b, window]; differentiable.
+    """Mean KL(bundle's model || the same with the stored table) a token of ids [b, window]; differentiable.
 
     shared: whether the head reads the stored table too.
     """

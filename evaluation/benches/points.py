@@ -46,6 +46,7 @@ POINTS = (
     # pruning
     "magnitude --sparsity 0.5",
     "wanda --sparsity 0.5",
+    "wanda --sparsity 0.5 + gptq --bits 4",
     f"wanda --sparsity 0.5 + lora {TRAINED}",
     "sparsegpt --sparsity 0.5",
     "sparsegpt --sparsity 0.5 --quantize true",

@@ -511,6 +511,16 @@ def test_training_lowers_the_divergence_and_keeps_the_form(family, kind, head, t
     ).abs().max()
 
 
+@pytest.mark.parametrize(
+    "first", [("gptq", {"bits": 4, "group_size": 16}), ("sparsegpt", {"pattern": "2:4"}), ("svd", {})]
+)
+def test_a_table_is_trained_through_whatever_stores_the_linears(first):
+    """The teacher is the model that the step before left, so the table makes up for nothing but itself."""
+    _, outcome = compressed("llama", first, ("tensorgpt", SHORT), make=loud)
+    held_out = [row[2] for row in outcome.series["training"] if row[2] is not None]
+    assert min(held_out) < 0.99 * held_out[0]
+
+
 def test_a_training_that_gains_nothing_leaves_the_table_and_says_so(monkeypatch):
     def spoil(parameters, *args, **options):
         for p in parameters:

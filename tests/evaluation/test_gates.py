@@ -93,6 +93,7 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-tensorgpt-6-kind_svd.json",
         "gates-tensorgpt-6-train_tokens_16384-train_minutes_120.json",
         "gates-tensorgpt-6.json",
+        "gates-wanda-0.5+gptq-4.json",
         "gates-zeroquant-4-distill_steps_100.json",
         "gates-zeroquant-4-no_symmetric.json",
         "gates-zeroquant-4-qkv_inputs_exact.json",
