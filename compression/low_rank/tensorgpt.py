@@ -37,9 +37,9 @@ reads the table. Both are closed forms: the strongest directions of the weighted
 
 Training (`train_tokens`): the numbers of the chains, or of the two thin matrices, are trained on the
 calibration text. The loss is KL(before || after), a token: how far the model is from what it was before this
-step. All other weights are frozen. A chain learns only from texts with its own token in them, so that the chains of
-rare tokens stay as they were; with a shared head every token learns. The best state on held-out windows is
-kept. The control is the SVD in the same bytes, trained alike.
+step. All other weights are frozen. A chain learns only from texts with its own token in them, so that the
+chains of rare tokens stay as they were; with a shared head every token learns. The best state on held-out
+windows is kept. The control is the SVD in the same bytes, trained alike.
 
 Deviations: no code of the authors is public, so shapes and ranks are inferred from their ratios; two sides as
 equal as possible are the default, because they keep more at the same size; "factors" are the width's prime
