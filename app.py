@@ -215,6 +215,7 @@ def main() -> None:
     from evaluation.running.estimate import estimate, path
     from evaluation.running.executor import Lent, Workers
     from evaluation.running.runner import Runner
+    from evaluation.spec import WIKITEXT
     from evaluation.store import Store
     from kernels import cpu
 
@@ -236,8 +237,13 @@ def main() -> None:
     def warm_up():  # one thing after the other: work beside a measurement of speed would spoil it
         host.profile()
         store.rows()  # imports torch, while the page loads
+        from compression import texts
+
         host.profile(again=True)
         cpu.library()  # begins to build the kernels
+        texts.fetch(
+            WIKITEXT
+        )  # the text that a run reads unless told otherwise; the page says if it can't be had
 
     threading.Thread(target=warm_up, daemon=True).start()
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))

@@ -418,6 +418,10 @@ class Method(Generic[P]):
         """What compressing one linear [out, in] of a role costs."""
         return self.cost(shape, params, tokens)
 
+    def trains(self, params: P) -> bool:
+        """Whether it trains with these params."""
+        return False
+
     def geometry_after(self, geometry: Geometry, params: P) -> Geometry:
         """The sizes that a model has after it."""
         return geometry
@@ -522,8 +526,24 @@ class TrainingMethod(ModelMethod[P]):
     # params -> bits of the key-value cache that the model is trained for
     cache_bits: Callable[[P], int] | None = None
 
+    def trains(self, params: P) -> bool:
+        return True
+
     def needs_calibration(self, params: P) -> bool:
         return not self.own_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTableMethod(TableMethod[P], TrainingMethod[P]):
+    """Stores the token embedding, and trains what it stored if its params have `train_tokens`."""
+
+    reads: Callable[[P], bool]  # whether it reads a text, to train on or to weigh tokens by
+
+    def trains(self, params: P) -> bool:
+        return params.train_tokens > 0  # type: ignore[attr-defined]
+
+    def needs_calibration(self, params: P) -> bool:
+        return self.reads(params)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def compress(
         def with_step(event, facts=facts):
             return event | {"facts": facts | event.get("facts", {})}
 
-        trains = training is not None and isinstance(method, TrainingMethod)
+        trains = training is not None and method.trains(params)
         read = training if trains else windows
         walk = _Walk(bundle, method, params, read, outcome, recorder.telling(with_step))
         with torch.no_grad():

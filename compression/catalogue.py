@@ -55,7 +55,10 @@ def _pair(
     The sibling's config declares at most 32,768 positions (Qwen2.5's, where the base has 131,072).
     """
     tuned = replace(geometry, positions=min(geometry.positions, 32768))
-    return (_entry(hub_id, title, *facts), _entry(f"{hub_id}-Instruct", f"{title} Instruct", *others, tuned))
+    return (
+        _entry(hub_id, title, series, licence, parameters, geometry),
+        _entry(f"{hub_id}-Instruct", f"{title} Instruct", series, licence, parameters, tuned),
+    )
 
 
 _SMOL135 = _sizes("llama", 576, 49152, 8192, True, 30, 9, 3, 64, 1536)

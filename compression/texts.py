@@ -22,6 +22,7 @@ whose special tokens are read as tokens. It is for calibration and training; not
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -69,6 +70,11 @@ class Text:
     @property
     def hash(self) -> str:
         return hashlib.sha256(self.raw.encode()).hexdigest()
+
+    @property
+    def listed(self) -> str:
+        """The name by which the raw protocol lists it."""
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -196,10 +202,12 @@ def _wikitext(role: Role) -> Text:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     split = "test" if role == "evaluation" else "validation"
+    _refused.discard(WIKITEXT)
     where = ("Salesforce/wikitext", f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet")
     try:
         path = hf_hub_download(*where, repo_type="dataset", etag_timeout=5)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        _refused.add(WIKITEXT)
         raise TextUnavailable(
             f"WikiText-2 can't be fetched from the hub now ({type(error).__name__}); check the network, "
             "choose the built-in text, or give the path of a text file",
@@ -209,7 +217,49 @@ def _wikitext(role: Role) -> Text:
     import pandas
 
     rows = tuple(pandas.read_parquet(path, columns=["text"])["text"])
-    return Text(WIKITEXT, rows, f"WikiText-2 raw, {split} split")
+    return _WikiText(WIKITEXT, rows, f"WikiText-2 raw, {split} split", f"wiki.{split[:5]}.raw")
+
+
+@dataclass(frozen=True)
+class _WikiText(Text):
+    """WikiText-2 from the hub, which in the raw protocol is the file of its publishers, letter for letter.
+
+    The file has a blank in each empty line, and the hub's rows have lost it. `file` is the file's name, by
+    which that protocol lists it: what was measured on the file may stand beside what is measured on the rows.
+    """
+
+    file: str = ""
+
+    @property
+    def raw(self) -> str:
+        return "".join(row or " \n" for row in self.rows)
+
+    @property
+    def listed(self) -> str:
+        return self.file
+
+
+_refused: set[str] = set()  # named texts that the hub didn't give when they were asked for last
+
+
+def refused(name: str) -> bool:
+    """Whether a named text was asked for in this process in vain, and isn't on this disk since."""
+    if name not in _refused:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    files = (f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet" for split in ("test", "validation"))
+    return not all(
+        isinstance(try_to_load_from_cache("Salesforce/wikitext", file, repo_type="dataset"), str)
+        for file in files
+    )
+
+
+def fetch(name: str) -> None:
+    """Bring a named text onto this disk if it can be had; `refused` tells whether it could."""
+    for role in ("evaluation", "calibration"):
+        with contextlib.suppress(TextUnavailable):
+            load_text(name, role)  # type: ignore[arg-type]
 
 
 def _unicode(role: Role) -> Text:
@@ -362,8 +412,9 @@ def windows(
             Note(f"{role}_shortened", {"name": text.name, "asked": asked * window, "used": wanted * window})
         )
     form = "chat template" if talk else protocol
+    listed = text.listed if form == "raw" else text.name
     protocol_id = (
-        f"{text.name} {text.hash[:8]} · {form} · window {window} · {cut.numel()} tokens · {start} · "
+        f"{listed} {text.hash[:8]} · {form} · window {window} · {cut.numel()} tokens · {start} · "
         f"{'special tokens as text · ' if spelled else ''}tokenizer {tokenizer_hash(tokenizer)[:8]}"
     )
     if talk:  # nothing is measured on it

@@ -25,14 +25,22 @@ from evaluation.program import code as program_code
 METRICS_VERSION = 1  # 1: the first definition of every metric
 
 PRESETS: dict[str, dict[str, Any]] = {  # tokens for calibration and evaluation; None: the whole text
-    "quick": {"calibration_tokens": 8_192, "tokens": 8_192, "window": 512, "table_bits": 8},
-    "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 8},
+    "quick": {"calibration_tokens": 8_192, "tokens": 8_192, "window": 512, "table_bits": 16},
+    "standard": {"calibration_tokens": 32_768, "tokens": 32_768, "window": 512, "table_bits": 16},
     "paper": {"calibration_tokens": 128 * 2_048, "tokens": None, "window": 2_048, "table_bits": 16},
 }
 # the named texts of compression/texts.py
 TEXTS = BUILTIN_TEXT, WIKITEXT, UNICODE_TEXT = "builtin", "wikitext-2", "unicode"
 # what a method may read: also conversations, through the model's chat template
 CALIBRATIONS = (*TEXTS, "dialogue")
+# how the page measures a new run unless told otherwise, and how the shipped results were measured
+FIRST: dict[str, Any] = {
+    **PRESETS["standard"],
+    "preset": "standard",
+    "text": WIKITEXT,
+    "calibration": WIKITEXT,
+    "protocol": "raw",
+}
 TEXT_CHOICES = f"{', '.join(TEXTS)} or a file"
 CALIBRATION_CHOICES = (
     f"{', '.join(CALIBRATIONS)} (for models with a chat template), a text file, or "
@@ -130,7 +138,7 @@ class RunSpec:
     @property
     def trainings(self) -> list[tuple[TrainingMethod, Any]]:
         """The steps that train."""
-        return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod)]
+        return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod) and m.trains(p)]
 
     @property
     def keeps_weights(self) -> bool:
@@ -201,9 +209,7 @@ class RunSpec:
 
     def _part(self, trains: bool) -> RunSpec | None:
         steps = tuple(
-            step
-            for step, (m, _) in zip(self.recipe, self.methods, strict=True)
-            if isinstance(m, TrainingMethod) is trains
+            step for step, (m, p) in zip(self.recipe, self.methods, strict=True) if m.trains(p) is trains
         )
         return dataclasses.replace(self, recipe=steps) if 0 < len(steps) < len(self.recipe) else None
 

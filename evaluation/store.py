@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation import ROOT, records
-from evaluation.spec import Result
+from evaluation.spec import Result, RunSpec
 from kernels import home as place
 
 ARTIFACT_BYTES = int(os.environ.get("COMPRESSION_EXPLORER_ARTIFACT_BYTES", 10_000_000_000))
@@ -274,11 +274,7 @@ class Store:
 
     def _row(self, r: Result, shipped: bool) -> dict:
         family = (
-            "original"
-            if r.spec.is_original
-            else "quantization"
-            if r.spec.keeps_weights
-            else r.spec.methods[-1][0].family
+            "original" if r.spec.is_original else "quantization" if r.spec.keeps_weights else _family(r.spec)
         )
         return dict(r.metrics) | {
             "id": r.id,
@@ -293,6 +289,7 @@ class Store:
             "text": r.spec.text,
             "protocol": r.spec.protocol,
             "tokens": r.spec.tokens,
+            "table_bits": r.spec.table_bits,
             "window": r.spec.window,
             "calibration": r.model.get("calibration", ""),
             "shipped": shipped,
@@ -303,6 +300,13 @@ class Store:
             "host": r.environment.get("processor", ""),
             "threads": r.environment.get("threads", 0),
         }
+
+
+def _family(spec: RunSpec) -> str:
+    """The family of what compresses: that of the last step, or of the one that an adapter repairs."""
+    steps = [method for method, _ in spec.methods]
+    compress = [m for m in steps if not getattr(m, "adds", None) and m.family != "original"]
+    return (compress or steps)[-1].family
 
 
 def _trim(folder: Path, newest: str, budget: int) -> list[str]:

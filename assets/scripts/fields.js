@@ -133,7 +133,7 @@ function textField(key, names) {
     const pairs = names.map(v => [v, v]), onchange = e => putSetting(key, e.target.value);
     return settingField(key, h('select', {id, onchange}, optionList(pairs, value)));
   }
-  const onchange = e => putSetting(key, e.target.value.trim() || 'builtin');
+  const onchange = e => putSetting(key, e.target.value.trim() || settingsAtFirst(ce.data)[key]);
   const box = h('input', {id, type: 'text', list: `ce-named-${key}`, spellcheck: false, value, onchange});
   return settingField(key, h('span', {}, box));
 }

@@ -1,8 +1,7 @@
 // The address and the state of the page, each from the other. `data` is what the server tells once (Page.boot).
 
 const settingsAtFirst = data => ({
-  ...data.presets.quick, preset: 'quick', text: 'builtin', calibration: 'builtin', protocol: 'raw', seed: 0,
-  activations: 'exact', cache_bits: 16, cache_keys: 'token',
+  ...data.first.settings, seed: 0, activations: 'exact', cache_bits: 16, cache_keys: 'token',
 });
 
 // A method's values: what was chosen, and the defaults of the rest.

@@ -1,7 +1,8 @@
 """Writes the README's tables of methods, from stored results.
 
     python -m evaluation tables
-        write the tables into README.md
+        write the tables into README.md, the names of the first screen's points into assets/points.json, and
+        the README's picture of them, assets/front.svg
     python -m evaluation tables --rates
         first time every method's decode step here, side by side with the original
     python -m evaluation tables --rates "wanda --pattern 2:4" ...
@@ -32,9 +33,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation import ROOT
-from evaluation.benches import gates, peers, shipped
+from evaluation.benches import gates, peers, points, shipped
+from evaluation.page import picture
+from evaluation.page import points as opening
 from evaluation.page.words import Words
 from evaluation.spec import Result, RunSpec
+from evaluation.store import Store
 from evaluation.verdict import BROKEN, Difference, both_broken, paired
 
 README, RATES = ROOT / "README.md", ROOT / "assets" / "results" / "bench" / "rates.json"
@@ -320,6 +324,21 @@ def authors_table(file: Path | None = None) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else NO_AUTHORS
 
 
+def first_points(folder: Path | None = None) -> list[str]:
+    """Ids of the stored runs that the first screen opens with, in the order of points.POINTS.
+
+    folder: where the files are, default assets/results.
+    """
+    measured = results("gates", folder)
+    return [measured[words][0].id for words in points.POINTS if words in measured]
+
+
+def front_picture() -> str:
+    """The README's picture of the first screen's points, as SVG."""
+    rows = {row["id"]: row for row in Store().rows() if row["shipped"]}
+    return picture.drawn([rows[name] for name in first_points()], picture.STYLE.read_text("utf-8"))
+
+
 TABLES = {
     "methods": blocks,
     "texts": texts_table,
@@ -429,6 +448,8 @@ def main(argv: list[str]) -> int:
     if asked is not None:
         RATES.write_text(json.dumps(rates(asked), indent=1) + "\n", "utf-8")
     README.write_text(written(README.read_text("utf-8")), "utf-8")
+    opening.FILE.write_text(json.dumps(first_points(), indent=1) + "\n", "utf-8")
+    picture.FILE.write_text(front_picture(), "utf-8")
     return 0
 
 

@@ -1,10 +1,11 @@
 """Measures the results that ship in assets/results: `make measure`, or
 
-    python -m evaluation measure [page|gates|domain|calibration] [--text FILE --calibration FILE]
+    python -m evaluation measure [gates|domain|calibration] [--text FILE --calibration FILE]
 
-page         fills the first screen: the offline model in exactly the page's default protocol.
-gates        the orderings that the tests check on 32k tokens of WikiText-2. Without a network, give the raw
-             test file and a calibration text by path.
+gates        the points of the first screen (points.py) and the orderings that the tests check (gates.py), on
+             32k tokens of WikiText-2: as the page measures a new run. Without a network, give the raw test
+             file and a calibration text by path. They stand for WikiText-2, and a result is published under
+             that name; its protocol and its source name the files.
 domain       fine-tunes four-bit and 16-bit weights to a text that the model hardly knows.
 calibration  some of the gates once more, calibrated on a text of another kind than the one that they are
              measured on.
@@ -29,28 +30,14 @@ from typing import Any
 import compression
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import ROOT
-from evaluation.benches import gates
+from evaluation.benches import gates, points
 from evaluation.running import witness
-from evaluation.spec import BUILTIN_TEXT, PRESETS, UNICODE_TEXT, WIKITEXT, Result, RunSpec
+from evaluation.spec import BUILTIN_TEXT, CALIBRATIONS, FIRST, UNICODE_TEXT, WIKITEXT, Result, RunSpec
 from evaluation.store import Store
 
 RESULTS = ROOT / "assets" / "results"
-GROUPS = ("page", "gates", "domain", "calibration")
+GROUPS = ("gates", "domain", "calibration")
 UNKNOWN = 180.0  # seconds that are assumed for a run that was never measured
-
-PAGE = (
-    "none",
-    "rtn --bits 4",
-    "gptq --bits 4",
-    "rtn --bits 3",
-    "wanda --sparsity 0.5",
-    "svd_llm --removed 0.2",
-    "rtn --bits 8",
-    "gptq --bits 3",
-    "gptq --bits 5",
-    "wanda --sparsity 0.5 + gptq --bits 4",
-    "magnitude --sparsity 0.5",
-)
 
 # gates that only show the order of the widths: at 8 bits nothing is lost, at 2 bits this small model is
 # broken
@@ -120,9 +107,7 @@ def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list
 
     A recipe with several seeds is listed once for each seed.
     """
-    if group == "page":
-        return [(w, _spec(w, text=BUILTIN_TEXT, **_fields("quick"))) for w in PAGE]
-    fields = _fields("standard") | {"table_bits": 16}
+    fields: dict[str, Any] = dict(FIRST)
     if group == "domain":
         fields |= {"window": 128, "text": UNICODE_TEXT, "calibration": UNICODE_TEXT}
         return [(w, _spec(w, **fields, seed=seed)) for w, seeds in DOMAIN.items() for seed in seeds]
@@ -131,7 +116,7 @@ def named(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list
         return [(w, _spec(w, **fields)) for w in ELSEWHERE]
     return [
         (w, _spec(w, **fields, seed=seed))
-        for w in (*gates.recipes(), *LADDER)
+        for w in dict.fromkeys((*gates.recipes(), *points.POINTS, *LADDER))
         for seed in gates.SEEDS.get(w, (0,))
     ]
 
@@ -144,10 +129,6 @@ def specs(group: str, text: str = WIKITEXT, calibration: str = WIKITEXT) -> list
 def _spec(words: str, **fields) -> RunSpec:
     steps, named = asked(words)
     return RunSpec(OFFLINE_MODEL, steps, **fields | named)
-
-
-def _fields(preset: str) -> dict[str, Any]:
-    return {**PRESETS[preset], "preset": preset}
 
 
 def file_name(spec: RunSpec, group: str) -> str:
@@ -227,10 +208,11 @@ def due(specs: Iterable[tuple[str, RunSpec]]) -> list[tuple[str, RunSpec, float]
 
 
 def publish(result: Result, group: str) -> Path:
-    """Write a result for shipping: without an artifact, and with texts named by their files."""
-    spec = dataclasses.replace(
-        result.spec, text=Path(result.spec.text).name, calibration=Path(result.spec.calibration).name
+    """Write a result for shipping, without an artifact. A file among its texts stands for WikiText-2."""
+    text, calibration = (
+        name if name in CALIBRATIONS else WIKITEXT for name in (result.spec.text, result.spec.calibration)
     )
+    spec = dataclasses.replace(result.spec, text=text, calibration=calibration)
     file = RESULTS / file_name(spec, group)
     shown = dataclasses.replace(result, spec=spec, artifact="", id=f"shipped-{file.stem}".replace("+", "."))
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ Pure, and without torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from operator import itemgetter
 
 from evaluation.measuring.metrics import METRICS, WITHIN, Row, better, value
@@ -66,6 +66,16 @@ def comparable(rows: Iterable[Row], model: str, protocol: str) -> list[Row]:
             if known is None or r["created"] >= known["created"]:
                 newest[str(r["key"])] = r
     return list(newest.values())
+
+
+def opening(rows: list[Row], first: Collection[str], selected: str = "") -> list[Row]:
+    """The rows of one protocol that are drawn: own runs, and of the shipped ones those that `first` names.
+
+    The selected run is always among them. If `first` names no shipped row of this protocol, all are drawn.
+    """
+    if not any(r.get("shipped") and r["id"] in first for r in rows):
+        return rows
+    return [r for r in rows if not r.get("shipped") or r["id"] in first or r["id"] == selected]
 
 
 def protocols(rows: Iterable[Row], model: str) -> list[tuple[str, int]]:

@@ -123,6 +123,8 @@ def _hover(row: Row, x: str, y: str, words: Words) -> str:
         lines.append(f"{words(f'metric.{key}')}: {figure}")
     if source := row.get("calibration"):
         lines.append(words("card.calibrated", source=source))
+    if (bits := row.get("table_bits")) and row.get("family") != "original":
+        lines.append(words("front.table", bits=bits))
     lines += [words("shipped_mark")] if row.get("shipped") else []
     lines += [words.note(n) for n in noteworthy(row)[:2]]
     return render("hover.html", name=words.run(row, long=True), lines=lines)
@@ -241,14 +243,15 @@ def _labels(found: list[Mark], xs: Scale, ys: Scale, words: Words) -> list:
             )
             inside = inside and box[3] <= HEIGHT - MARGIN["t"] - MARGIN["b"]
             own = (a - 9, b - 9, a + 9, b + 9)
-            if inside and not any(_overlap(box, other) for other in taken if other != own):
+            if inside and not any(overlap(box, other) for other in taken if other != own):
                 out.append((m, text, dx, dy, anchor))
                 taken.append(box)
                 break
     return out
 
 
-def _overlap(a: tuple, b: tuple) -> bool:
+def overlap(a: tuple, b: tuple) -> bool:
+    """Whether two boxes (left, top, right, bottom) share a point."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
@@ -271,7 +274,7 @@ def figure(drawing: Drawing) -> dict:
     Points carry the run's id as customdata. The trace named "ring" marks the selected point.
     """
     found = drawing.marks
-    line = _line(found)
+    line = joined(found)
     data = [
         {
             "type": "scatter",
@@ -312,7 +315,7 @@ def figure(drawing: Drawing) -> dict:
     return {"data": [t for t in data if t["x"] or t["name"] == "ring"], "layout": _layout(drawing)}
 
 
-def _line(found: list[Mark]) -> list[Mark]:
+def joined(found: list[Mark]) -> list[Mark]:
     """The points that the front's line joins, from left to right."""
     return sorted((m for m in found if m.leading and not m.clipped), key=lambda m: m.x)
 
@@ -380,7 +383,7 @@ def _layout(drawing: Drawing) -> dict:
             "font": {"color": "var:subdued", "size": 12},
         } | more
 
-    x_words, y_words = _directions(drawing)
+    x_words, y_words = directions(drawing)
     annotations = [
         note(y_words, 0, 1, xanchor="left", yanchor="bottom", xshift=-48, yshift=8, name="axis"),
         note(x_words, 0, 0, xanchor="left", yanchor="top", yshift=-26, name="axis"),
@@ -455,7 +458,7 @@ def _layout(drawing: Drawing) -> dict:
     }
 
 
-def _directions(drawing: Drawing) -> tuple[str, str]:
+def directions(drawing: Drawing) -> tuple[str, str]:
     """The axes' names, each with an arrow to its better end."""
     words = drawing.words
     x, y = METRICS[drawing.x.key], METRICS[drawing.y.key]
@@ -500,7 +503,7 @@ def still(drawing: Drawing) -> str:
         {"x": across(m.x) + dx, "y": down(m.y) + dy + 4, "anchor": anchor, "text": text}
         for m, text, dx, dy, anchor in drawing.labels
     ]
-    x_words, y_words = _directions(drawing)
+    x_words, y_words = directions(drawing)
     return render(
         "still.svg",
         width=WIDTH,
@@ -514,14 +517,14 @@ def still(drawing: Drawing) -> str:
         y_ticks=[(down(t), text) for t, text in drawing.y.ticks],
         x_words=x_words,
         y_words=y_words,
-        line=[(across(m.x), down(m.y)) for m in _line(drawing.marks)],
+        line=[(across(m.x), down(m.y)) for m in joined(drawing.marks)],
         marks=marks,
         labels=labels,
-        star=_STAR,
+        star=STAR,
     )
 
 
-_STAR = (
+STAR = (
     "M"
     + "L".join(
         f"{r * math.sin(math.pi * k / 5):.1f} {-r * math.cos(math.pi * k / 5):.1f}"

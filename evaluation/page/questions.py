@@ -28,7 +28,7 @@ from compression.disk import check_room
 from evaluation import host, records
 from evaluation.choosing import planner
 from evaluation.measuring import metrics
-from evaluation.page import cards, pareto, plots, requests
+from evaluation.page import cards, pareto, plots, points, requests
 from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, table
 from evaluation.running import deaths
 from evaluation.running.estimate import geometry_for
@@ -36,6 +36,7 @@ from evaluation.running.freshness import answers
 from evaluation.running.public import named_only
 from evaluation.running.scales import Scales
 from evaluation.spec import CALIBRATIONS, PRESETS, TEXTS, Result, RunSpec
+from evaluation.spec import FIRST as FIRST_SETTINGS
 from kernels.home import scratch, whole_file
 
 KEPT_DOWNLOADS = 3
@@ -116,7 +117,12 @@ class Page:
             "architectures": list(ARCHITECTURES),
             "plan": PLANNED,
             "view": {"x": metrics.DEFAULT_X, "y": metrics.DEFAULT_Y},
-            "first": {"model": OFFLINE_MODEL, "method": FIRST[0], "values": FIRST[1]},
+            "first": {
+                "model": OFFLINE_MODEL,
+                "method": FIRST[0],
+                "values": FIRST[1],
+                "settings": FIRST_SETTINGS,
+            },
             "processor": host.processor(),
             "threads": host.threads(),
             "public": self.public,
@@ -175,8 +181,13 @@ class Page:
         protocol = ask.protocol or (chosen["protocol_id"] if chosen and chosen["model"] == model else "")
         if protocol not in names:
             protocol = self._usual(rows, names, model, ask.settings) or (names[0] if names else "")
-        group = pareto.comparable(rows, model, protocol)
+        measured = pareto.comparable(rows, model, protocol)
+        group = pareto.opening(measured, points.names(), ask.selected)
         drawn, remarks = group, []
+        if names and protocol != names[0]:  # the protocol of most runs is another
+            remarks.append(words.many("front.elsewhere", known[0][1], name=names[0]))
+        if len(group) < len(measured):
+            remarks.append(words.many("front.others", len(measured) - len(group)))
         if any(metrics.METRICS[k].kind == "time" for k in (x, y)):
             drawn = pareto.on_this_machine(group, host.processor(), host.threads())
             remarks.append(words("front.time_here"))
@@ -396,6 +407,9 @@ class Page:
         out = {"html": "", "path": [], "stored": "", "fits": True, "error": ""}
         spec = self._spec(ask.choices)
         out["stored"] = self._stored(spec)
+        if not out["stored"] and (missing := self._refused(spec)):
+            error = {"code": "text_unreachable", "facts": {"name": missing}}
+            return out | {"error": cards.error_card(words, error), "fits": False}
         assert self._estimate is not None
         try:
             found = self._estimate(spec)
@@ -418,6 +432,15 @@ class Page:
         out["hint"] = words("estimate.hint", size=words.size(found.file_bytes))
         out["html"] = cards.estimate_line(words, found, bool(out["stored"]), self.public)
         return out
+
+    @staticmethod
+    def _refused(spec: RunSpec) -> str:
+        """A named text of the run that the hub refused and that isn't on this disk; "" if there is none."""
+        with importing:
+            from compression import texts
+
+        read = (spec.text, *([spec.calibration] if spec.needs_calibration else []))
+        return next((name for name in read if texts.refused(name)), "")
 
     def _stored(self, spec: RunSpec) -> str:
         """Id of the newest answer to the same request, own before shipped; "" if there is none."""

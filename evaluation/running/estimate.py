@@ -234,7 +234,8 @@ def _cost(
     kept = 1.0
     before: dict = {}
     for i, (method, params) in enumerate(spec.methods):
-        if isinstance(method, TableMethod):  # it leaves linears as they are
+        if isinstance(method, TableMethod):  # it leaves linears as they are, and may run the model on a text
+            flops += method.cost_of(shape, params, spec.calibration_tokens, role).flops
             continue
         if isinstance(method, ModelMethod):
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)

@@ -188,7 +188,7 @@ def test_compressed_tables_and_input_scales():
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_tables_of_chains_and_of_thin_products(family, kind, rule):
     bundle, ids = tiny.bundle(family), tiny.ids(3, 20)
-    params = get("tensorgpt").params(rank=2, modes="square", kind=kind)
+    params = get("tensorgpt").params(rank=2, head="cores", kind=kind)
     calibrate.compress(bundle, ((get("tensorgpt"), params),), None)
     arch.embedding(bundle.module)[1].packed.activations = rule
     expected, session = tiny.logits(bundle, ids), engine.decoder(bundle, torch.float32).session(1, 20)

@@ -161,6 +161,34 @@ def test_wikitext_offline_says_what_to_do():
     assert error.value.code == "text_unreachable"
 
 
+def test_a_text_that_the_hub_refuses_is_known_until_it_is_there(monkeypatch):
+    import huggingface_hub
+
+    assert not texts.refused("builtin")
+    texts.fetch("builtin")
+    texts.fetch("wikitext-2")
+    assert texts.refused("wikitext-2") and not texts.refused("builtin")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: "somewhere")
+    assert not texts.refused("wikitext-2"), "another process has fetched it meanwhile"
+
+
+def test_the_hubs_rows_are_the_publishers_file(monkeypatch, tmp_path):
+    """In the raw protocol they are one text with one name; joined by blank lines they aren't."""
+    import huggingface_hub
+    import pandas
+
+    content = " \n = Title = \n \n First row . \n Second row . \n \n"
+    rows = ["", " = Title = \n", "", " First row . \n", " Second row . \n", ""]
+    pandas.DataFrame({"text": rows}).to_parquet(tmp_path / "rows.parquet")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: str(tmp_path / "rows.parquet"))
+    (tmp_path / "wiki.test.raw").write_text(content)
+    hub, own = (texts.load_text(n, "evaluation") for n in ("wikitext-2", str(tmp_path / "wiki.test.raw")))
+    assert hub.raw == content and hub.rows == tuple(rows)
+    assert cut(hub, "raw").protocol_id == cut(own, "raw").protocol_id
+    assert cut(hub, "paper").protocol_id != cut(own, "paper").protocol_id
+    assert texts.load_text("wikitext-2", "training").listed == "wiki.valid.raw"
+
+
 # --- what a file may hold ---
 
 

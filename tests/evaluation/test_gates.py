@@ -8,7 +8,10 @@ import statistics
 
 import pytest
 
-from evaluation.benches import authors, gates, layers, overview, peers, shipped
+from compression import NAMES
+from evaluation.benches import authors, gates, layers, overview, peers, points, shipped
+from evaluation.page import points as opening
+from evaluation.spec import FIRST
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -39,8 +42,12 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-awq-4-loss_at_module.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120-objective_supervised-jsd_beta_0.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120.json",
+        "gates-gkd-0.85-train_tokens_49152-train_minutes_120.json",
         "gates-gptq-3-group_size_row+peqa-3-train_tokens_16384-train_minutes_120.json",
         "gates-gptq-4-group_size_row-tuning_mse.json",
+        "gates-icl_distillation-0.85-train_tokens_49152-train_minutes_120.json",
+        "gates-lion-0.85-train_tokens_49152-train_minutes_120.json",
+        "gates-llm_pruner-0.25+lora-8-train_tokens_65536-train_minutes_120.json",
         "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
         "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed2.json",
         "gates-llm_qat-4-no_symmetric-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
@@ -48,6 +55,8 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed1.json",
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed2.json",
         "gates-lut_gemm-3-fit_greedy.json",
+        "gates-minillm-0.85-train_tokens_49152-train_minutes_120.json",
+        "gates-mt_cot-0.85-train_tokens_49152-train_minutes_120.json",
         "gates-none-cache2-channel.json",
         "gates-none-cache8.json",
         "gates-owq-4-tuning_minmax.json",
@@ -69,9 +78,22 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-smoothquant-0.5-search.json",
         "gates-smoothquant-0.5-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-weights_tensor.json",
+        "gates-sparsegpt-0.5-pattern_2of4+lora-8-train_tokens_16384-train_minutes_120.json",
         "gates-spqr-3-no_level_search.json",
         "gates-spqr-3-outliers_0.json",
         "gates-spqr-3-tau_0.2.json",
+        "gates-svd_llm-0.1+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-svd_llm-0.1.json",
+        "gates-svd_llm-0.2+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-tensorgpt-6-kind_svd-head_cores-weighted_both.json",
+        "gates-tensorgpt-6-kind_svd-head_cores-weighted_frequency.json",
+        "gates-tensorgpt-6-kind_svd-head_cores-weighted_states.json",
+        "gates-tensorgpt-6-kind_svd-train_tokens_16384-train_minutes_120.json",
+        "gates-tensorgpt-6-kind_svd-weighted_frequency.json",
+        "gates-tensorgpt-6-kind_svd.json",
+        "gates-tensorgpt-6-train_tokens_16384-train_minutes_120.json",
+        "gates-tensorgpt-6.json",
+        "gates-wanda-0.5+gptq-4.json",
         "gates-zeroquant-4-distill_steps_100.json",
         "gates-zeroquant-4-no_symmetric.json",
         "gates-zeroquant-4-qkv_inputs_exact.json",
@@ -570,7 +592,7 @@ def test_a_lossless_converter_loses_nothing():
 def test_thicker_chains_are_never_worse():
     """Xu et al. 2023 at 3.0, 2.0 and 1.09 times smaller; without training even the last is far from the
     original."""
-    chains = [f"tensorgpt --rank {rank} --modes square" for rank in (11, 6, 4)]
+    chains = [f"tensorgpt{rank} --head cores" for rank in (" --rank 11", "", " --rank 4")]
     ladder = [perplexity(words) for words in ("none", *chains)]
     assert all(a <= 1.01 * b for a, b in zip(ladder, ladder[1:], strict=False))
     sizes = [gate(words).metrics["file_bytes"] for words in chains]
@@ -579,7 +601,7 @@ def test_thicker_chains_are_never_worse():
 
 def test_an_svd_of_the_table_beats_chains_at_equal_bytes():
     """Expected where half of the table is left; both are far from the original."""
-    svd, chains = (gate(f"tensorgpt --rank 6 --modes square{kind}").metrics for kind in (" --kind svd", ""))
+    svd, chains = (gate(f"tensorgpt{kind} --head cores").metrics for kind in (" --kind svd", ""))
     assert svd["perplexity"] < chains["perplexity"] and svd["file_bytes"] <= chains["file_bytes"] + 1_000
 
 
@@ -736,6 +758,25 @@ def test_fewer_bytes_are_faster_steps(processor, words):
     rate = machine["rates"][overview.timed_as(words)]
     faster = rate["tokens_per_second"] / rate["original_tokens_per_second"]
     assert faster >= 0.85 * rate["original_bytes_per_token"] / rate["bytes_per_token"]
+
+
+def test_the_first_screen_opens_with_every_system():
+    """Each system at least once, in the gates' protocol, in the order of points.POINTS."""
+    used = {name for words in points.POINTS for name, _ in shipped.recipe(words)}
+    assert used == set(NAMES) and len(points.POINTS) == len(set(points.POINTS)) <= 55
+    assert all(name.startswith("shipped-gates-") for name in opening.names())
+
+
+def test_the_page_has_the_names_of_the_points_that_are_stored():
+    """`python -m evaluation tables`."""
+    assert json.loads(opening.FILE.read_text("utf-8")) == overview.first_points()
+
+
+def test_a_new_run_is_measured_as_the_points_are():
+    """Of the page's usual settings: the same text, window, tokens and table's bits, so they share a figure."""
+    for found in (GATES[words][0] for words in points.POINTS if words in GATES):
+        spec = found.spec
+        assert {k: getattr(spec, k) for k in FIRST} == FIRST, found.id
 
 
 def test_the_readme_shows_the_stored_results():

@@ -348,7 +348,7 @@ def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypat
 def test_a_table_of_chains_is_measured_like_any_other(place, store, monkeypatch):
     """No calibration; rounding tables doesn't apply to it; without the C kernels the result says what
     serves."""
-    asked = spec(place, ("tensorgpt", {"rank": 2, "modes": "square"}))
+    asked = spec(place, ("tensorgpt", {"rank": 2, "head": "cores"}))
     result = run(asked, store=store)
     assert result.status == "ok", result.error
     assert not [k for k in REQUIRED if k not in result.metrics]

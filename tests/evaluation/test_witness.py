@@ -45,7 +45,7 @@ SVD, LORA, QAT, NONE = (
     "gates-llm_qat-4-kv_bits_4-train_tokens_0.json",
     "gates-none.json",
 )
-PRUNER, CORES = "gates-llm_pruner-0.25.json", "gates-tensorgpt-4-modes_square.json"
+PRUNER, CORES = "gates-llm_pruner-0.25.json", "gates-tensorgpt-4-head_cores.json"
 
 # what: (file, its text, what stands there instead, results that must go stale, results that must stay fresh)
 ALTERED = {

@@ -90,3 +90,12 @@ def entries(cores):
             chain = chain @ core[:, i, :]
         found.append(chain[0, 0])
     return np.array(found)
+
+
+def weighted_svd(table, rank, rows, columns):
+    """The matrix of `rank` that minimises sum of rows[t] (e_t - e'_t) columns (e_t - e'_t)^T: a truncated SVD
+    of diag(rows)^(1/2) E L, where columns = L L^T by Cholesky, and both factors undone again."""
+    left, right = np.diag(np.sqrt(rows)), np.linalg.cholesky(columns)
+    u, s, vt = np.linalg.svd(left @ table @ right, full_matrices=False)
+    best = (u[:, :rank] * s[:rank]) @ vt[:rank]
+    return np.linalg.inv(left) @ best @ np.linalg.inv(right)

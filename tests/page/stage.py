@@ -20,7 +20,7 @@ from evaluation.store import Store
 
 ROOT = Path(__file__).parents[2]
 SHOTS = os.environ.get("SCREENSHOTS")
-GPTQ = next(s for s in specs("page") if s.recipe[0][0] == "gptq")
+GPTQ = next(s for s in specs("gates") if s.recipe[0][0] == "gptq")  # 4 bits: the knobs of a first visit
 
 
 class Script:

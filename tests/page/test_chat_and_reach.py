@@ -20,7 +20,7 @@ def test_chat_side_by_side(visit, server):
     page = visit(f"?run={made.id}")
     page.locator("#card [data-act=chat]").click()
     page.wait_for_selector("#chat .columns:visible")
-    assert "GPTQ, 4 bits, group 64 · 87 MB" in text(page, "#chat .columns") and "Original · 269 MB" in text(
+    assert "GPTQ, 4 bits, group 64 · 114 MB" in text(page, "#chat .columns") and "Original · 269 MB" in text(
         page, "#chat .columns"
     )
     assert "the chat is slower now" in text(page, "#chat") and "already rounded to 4 bits (Q4_1)" in text(

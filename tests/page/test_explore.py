@@ -89,7 +89,9 @@ def test_families_methods_and_chains(visit):
     assert text(page, "#controls .knob .big") == "50 %"
     page.locator("#controls .add").click()
     assert page.locator("#then").input_value() == "gptq"
-    page.wait_for_function("document.querySelector('#controls .go').textContent.includes('Show result')")
+    page.wait_for_function(
+        "document.querySelector('#controls .go').textContent.includes('Compress and measure')"
+    )
     page.locator("#controls details[data-k=advanced] summary").click()
     page.locator("#p-wanda-pattern").select_option("2:4")
     assert "has no effect" in text(page, "#controls .knob.off")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compression import texts
+from compression.catalogue import OFFLINE_MODEL
+from evaluation.benches.shipped import asked
 from evaluation.measuring import metrics
-from evaluation.page import cards, pareto, plots
+from evaluation.page import cards, pareto, plots, points, requests
+from evaluation.page.questions import Page
 from evaluation.page.words import Words
+from evaluation.running import estimate as estimates
+from evaluation.spec import Result, RunSpec
+from evaluation.store import Store
 
 EN = Words("en")
 
@@ -67,6 +75,83 @@ def test_two_protocols_and_two_models_never_share_a_figure():
     ]
     assert {r["id"] for r in pareto.comparable(rows, "m", "p")} == {"o", "a", "b", "c", "d"}
     assert pareto.protocols(rows, "m") == [("p", 4), ("q", 1)]
+
+
+def test_the_first_screen_opens_with_the_points_that_are_declared():
+    """Own runs stay, and the run that is selected; a protocol without a declared run shows all of its runs."""
+    stored = [r | {"shipped": True} for r in ROWS]
+    rows = [*stored, row("own", 1, 1.0)]
+    assert [r["id"] for r in pareto.opening(rows, {"o", "b"})] == ["o", "b", "own"]
+    assert [r["id"] for r in pareto.opening(rows, {"o", "b"}, "d")] == ["o", "b", "d", "own"]
+    assert pareto.opening(rows, {"another"}) == rows and pareto.opening(rows[-1:], {"own"}) == rows[-1:]
+
+
+def front(store, **more):
+    page = Page(store, None)
+    settings = page.boot()["first"]["settings"] | more.pop("settings", {})
+    return page.front(requests.Front(model=OFFLINE_MODEL, settings=requests.Settings(**settings), **more))
+
+
+def test_a_first_visit_sees_the_points_and_what_else_is_stored_is_told(tmp_path):
+    found = front(Store(tmp_path))
+    assert set(found["ids"]) == points.names() and found["protocol"].startswith("wiki.test.raw")
+    assert any("more stored runs are in the table" in said for said in found["remarks"])
+    other = next(r.id for r in Store(tmp_path).shipped() if "gates-rtn-2" in r.id)
+    assert set(front(Store(tmp_path), selected=other)["ids"]) == points.names() | {other}
+
+
+def test_runs_measured_otherwise_never_stand_beside_the_points_and_say_so(tmp_path):
+    """A quick run of the built-in text: alone on its figure, with a word on where the others are."""
+    store = Store(tmp_path)
+    shipped = next(r for r in store.shipped() if r.id == "shipped-gates-rtn-4")
+    protocol = "builtin 00000000 · raw · window 512 · 8192 tokens"
+    spec = dataclasses.replace(shipped.spec, text="builtin", calibration="builtin", tokens=8_192)
+    store.put(dataclasses.replace(shipped, id="quick", key="quick", spec=spec, protocol_id=protocol))
+    found = front(store, selected="quick")
+    assert found["ids"] == ["quick"] and found["protocol"] == protocol
+    assert any("measured otherwise (wiki.test.raw" in said for said in found["remarks"])
+    assert not any("measured otherwise" in said for said in front(store)["remarks"])
+
+
+def test_a_new_run_of_the_first_knobs_is_stored_and_one_beside_it_shares_its_figure(tmp_path):
+    page = Page(Store(tmp_path), None)
+    choices = page.boot()["first"]["settings"] | {"model": OFFLINE_MODEL, "recipe": [("gptq", {"bits": 4})]}
+    spec = requests.spec_of(requests.Choices(**choices), public=False)
+    assert page._stored(spec) == "shipped-gates-gptq-4" and spec.table_bits == 16
+
+
+def test_a_text_that_can_not_be_had_is_told_before_the_run(tmp_path, monkeypatch):
+    """Not where the answer is stored, and not for another text."""
+    monkeypatch.setattr(texts, "refused", lambda name: name == "wikitext-2")
+    page = Page(Store(tmp_path), None, estimate=estimates.estimate, path=estimates.path)
+    settings = page.boot()["first"]["settings"] | {"model": OFFLINE_MODEL}
+
+    def weigh(bits, **more):
+        return page.weigh(
+            requests.Weigh(choices=requests.Choices(**settings | more, recipe=[("rtn", {"bits": bits})]))
+        )
+
+    told = weigh(5)
+    assert not told["fits"] and "wikitext-2" in told["error"] and 'data-act="builtin"' in told["error"]
+    assert weigh(4)["stored"] and not weigh(4)["error"]
+    assert not weigh(5, text="builtin")["error"]
+
+
+@pytest.mark.parametrize(
+    "words, family",
+    [
+        ("wanda --sparsity 0.5 + lora", "pruning"),
+        ("svd_llm + lora", "low_rank"),
+        ("lora", "low_rank"),
+        ("wanda --sparsity 0.5 + gptq --bits 4", "quantization"),
+        ("gptq --bits 4 + lora", "quantization"),
+        ("none --cache_bits 4", "quantization"),
+    ],
+)
+def test_a_repaired_model_belongs_to_the_family_of_what_was_repaired(words, family, tmp_path):
+    steps, fields = asked(words)
+    spec = RunSpec(OFFLINE_MODEL, steps, **fields)
+    assert Store(tmp_path)._row(Result("k", spec, "ok"), shipped=False)["family"] == family
 
 
 def test_the_newest_of_equal_runs_is_drawn():

@@ -109,6 +109,20 @@ def samples(s: str) -> dict[str, dict]:
             "others": [{"model": s, "title": s, "need": s}],
         },
         "runs.html": {"rows": [row], "heads": [{"label": s, "side": s}]},
+        "picture.svg": still
+        | {
+            "light": [(s, s)],
+            "dark": [(s, s)],
+            "title": s,
+            "about": s,
+            "foot": s,
+            "alt": s,
+            "families": [{"key": s, "path": s, "x": 1.0, "name": s}],
+            "marks": [
+                {"x": 1.0, "y": 1.0, "family": s, "path": s, "far": (1.0, 1.0)}
+                | {"label": {"x": 1.0, "y": 1.0, "anchor": s, "text": s}}
+            ],
+        },
         "still.svg": still,
     }
 

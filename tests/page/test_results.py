@@ -16,21 +16,25 @@ def test_points_rows_and_links_select(visit):
     page = visit()
     page.locator("#runs summary").click()
     # of the front's own protocol
-    row = page.locator("#runs tbody tr", has_text="Wanda").filter(has_text="builtin").first
+    row = page.locator("#runs tbody tr", has_text="Wanda").filter(has_text="wiki").first
     row.locator("button").click()
     page.wait_for_function("document.querySelector('#card h2').textContent.includes('Wanda')")
     assert "run=" in page.url and row.get_attribute("aria-current") == "true"
     page.locator("#front").scroll_into_view_if_needed()
     page.evaluate("scrollTo(0, 0)")
+    page.wait_for_function(
+        "document.querySelector('#front .plot').data.find(t => t.name === 'ring').x.length"
+    )
+    # a point that lies apart from the others
     box = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
-      const a = p._fullLayout, r = p.getBoundingClientRect();
-      return [r.x + a._size.l + a.xaxis.d2p(t.x[0]), r.y + a._size.t + a.yaxis.d2p(t.y[0]), t.customdata[0]]; }""")
+      const a = p._fullLayout, r = p.getBoundingClientRect(), i = t.customdata.findIndex(id => id.endsWith('owq-3'));
+      return [r.x + a._size.l + a.xaxis.d2p(t.x[i]), r.y + a._size.t + a.yaxis.d2p(t.y[i]), t.customdata[i]]; }""")
     page.mouse.move(box[0], box[1])
     page.wait_for_timeout(200)
     page.mouse.click(box[0], box[1])
     page.wait_for_function(f"location.search.includes('{box[2].replace('+', '%2B')}')")
     page.locator("#front .answer button").first.click()
-    page.wait_for_function("document.querySelector('#card h2').textContent.includes('GPTQ, 5 bits')")
+    page.wait_for_function("document.querySelector('#card h2').textContent.includes('SpQR, 4 bits')")
 
 
 def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):

@@ -26,6 +26,7 @@ AROUND = """
 BITS = {"name": "bits", "type": "int", "default": 4, "lo": 2, "hi": 8, "choices": None, "main": True}
 ORDER = {"name": "order", "type": "bool", "default": True, "lo": None, "hi": None, "choices": None}
 TABLE = {"name": "table", "type": "str", "default": "nf4", "lo": None, "hi": None, "choices": ["nf4", "fp4"]}
+QUICK = {"tokens": 8192, "calibration_tokens": 8192, "window": 512, "table_bits": 8}
 DATA = {  # as Page.boot has it
     "words": {
         "en": {"param.bits": "Bits", "param.order": "Order", "setting.window": "Window"},
@@ -39,12 +40,18 @@ DATA = {  # as Page.boot has it
         {"name": "nf4", "params": [TABLE]},
     ],
     "presets": {
-        "quick": {"tokens": 8192, "calibration_tokens": 8192, "window": 512, "table_bits": 8},
+        "quick": QUICK,
         "paper": {"tokens": None, "calibration_tokens": 8192, "window": 2048, "table_bits": 16},
     },
     "axes": ["file_bytes", "perplexity_ratio"],
     "view": {"x": "file_bytes", "y": "perplexity_ratio"},
-    "first": {"model": "small", "method": "gptq", "values": {"bits": 4}},
+    "first": {
+        "model": "small",
+        "method": "gptq",
+        "values": {"bits": 4},
+        "settings": QUICK
+        | {"preset": "quick", "text": "builtin", "calibration": "builtin", "protocol": "raw"},
+    },
     "public": False,
 }
 
