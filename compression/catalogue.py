@@ -82,7 +82,7 @@ _APACHE = "apache-2.0"
 _ENTRIES = (
     _entry(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "SmolLM2 135M Instruct, 4-bit file",
+        "SmolLM2 135M Instruct (offline)",
         "SmolLM2",
         _APACHE,
         134_515_008,

@@ -41,6 +41,14 @@ FIRST: dict[str, Any] = {
     "calibration": WIKITEXT,
     "protocol": "raw",
 }
+# the same where the hub can't be reached and has never been
+OFFLINE: dict[str, Any] = {
+    **PRESETS["quick"],
+    "preset": "quick",
+    "text": BUILTIN_TEXT,
+    "calibration": BUILTIN_TEXT,
+    "protocol": "raw",
+}
 TEXT_CHOICES = f"{', '.join(TEXTS)} or a file"
 CALIBRATION_CHOICES = (
     f"{', '.join(CALIBRATIONS)} (for models with a chat template), a text file, or "

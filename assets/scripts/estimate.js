@@ -1,6 +1,7 @@
 // What a run will cost, asked for at each change, and the line that foresees it on the front.
 const estimate = h('div', {className: 'estimate'});
 let weighed = {path: [], stored: ''};
+let told = '';  // Why new runs are measured otherwise than the shipped ones, where they are.
 const weighing = newest(() => ce.ask(server.ask_weigh, {choices: ce.choices()}), {again: 2500});
 
 // Ask for the estimate, after a while in which another change may come. True when this was the last change.
@@ -8,8 +9,15 @@ async function weigh(wait = 0) {
   if (!estimate.childElementCount) estimate.replaceChildren(h('p', {className: 'wait quiet'}, t('controls.wait')));
   const got = await weighing(null, {after: wait});
   if (!got) return false;
+  if (got.instead) {
+    ({told} = got);
+    Object.assign(ce.state.settings, got.instead);
+    changed();
+    return weigh();
+  }
   weighed = got;
   estimate.innerHTML = got.error || got.html;
+  if (told && ce.state.settings.text === 'builtin') estimate.append(h('p', {className: 'more told'}, told));
   drawButton();
   const step = lastStep(), p = mainOf(step);
   ce.say('ghost', p && !weighed.stored ? ghostAt(weighed, ce.values(step)[p.name]) : null);

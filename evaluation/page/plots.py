@@ -23,7 +23,8 @@ LOG_TICKS = (1, 1.02, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1
 # larger multiples of the original's perplexity are drawn at the edge: a broken model must not squash the
 # others
 WORST_RATIO = 10.0
-SIZES = {"star": 17, "best": 13, "plain": 11, "grey": 9}
+SIZES = {"star": 17, "best": 13, "plain": 11, "beaten": 9}
+PALE = 0.45  # opacity of a run that another beats; it keeps its family's colour
 SYMBOLS = {"quantization": "circle", "pruning": "square", "low_rank": "diamond", "distillation": "pentagon"}
 
 
@@ -309,9 +310,9 @@ def figure(drawing: Drawing) -> dict:
             "marker": {"size": 21, "color": "rgba(0,0,0,0)", "line": {"color": "var:accent", "width": 1.5}},
         }
     ]
-    data += [_trace(found, "grey", lambda m: not m.leading and m.family != "original")]
-    data += [_trace(found, f, lambda m, f=f: m.leading and m.family == f) for f in SYMBOLS]
-    data += [_trace(found, "original", lambda m: m.family == "original")]
+    for leading in (False, True):
+        data += [_trace(found, f, leading) for f in SYMBOLS]
+    data += [_trace(found, "original", None)]
     return {"data": [t for t in data if t["x"] or t["name"] == "ring"], "layout": _layout(drawing)}
 
 
@@ -320,10 +321,11 @@ def joined(found: list[Mark]) -> list[Mark]:
     return sorted((m for m in found if m.leading and not m.clipped), key=lambda m: m.x)
 
 
-def _trace(found: list[Mark], family: str, wanted) -> dict:
-    chosen = [m for m in found if wanted(m)]
+def _trace(found: list[Mark], family: str, leading: bool | None) -> dict:
+    """The marks of a family: those that no other run beats, or the others; None: all."""
+    chosen = [m for m in found if m.family == family and leading in (None, m.leading)]
     symbol = {"original": "star"}.get(family)
-    size = SIZES["star" if family == "original" else "grey" if family == "grey" else "plain"]
+    size = SIZES["star" if family == "original" else "beaten" if leading is False else "plain"]
     symbols = ["triangle-down" if m.clipped else symbol or SYMBOLS.get(m.family, "circle") for m in chosen]
     noted = [
         f"{s}-open-dot" if m.notes and not m.clipped else s for s, m in zip(symbols, chosen, strict=True)
@@ -331,7 +333,8 @@ def _trace(found: list[Mark], family: str, wanted) -> dict:
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": family,
+        "name": f"{family} beaten" if leading is False else family,
+        "opacity": PALE if leading is False else 1.0,
         "x": [m.x for m in chosen],
         "y": [m.y for m in chosen],
         "customdata": [m.id for m in chosen],
@@ -490,13 +493,7 @@ def still(drawing: Drawing) -> str:
         high, low = sorted(map(down, drawing.band))
         band = {"top": high, "height": low - high}
     marks = [
-        {
-            "x": across(m.x),
-            "y": down(m.y),
-            "kind": m.family if m.leading or m.family == "original" else "grey",
-            "leading": m.leading,
-            "best": m.best,
-        }
+        {"x": across(m.x), "y": down(m.y), "kind": m.family, "leading": m.leading, "best": m.best}
         for m in drawing.marks
     ]
     labels = [

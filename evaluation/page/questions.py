@@ -35,7 +35,7 @@ from evaluation.running.estimate import geometry_for
 from evaluation.running.freshness import answers
 from evaluation.running.public import named_only
 from evaluation.running.scales import Scales
-from evaluation.spec import CALIBRATIONS, PRESETS, TEXTS, Result, RunSpec
+from evaluation.spec import CALIBRATIONS, OFFLINE, PRESETS, TEXTS, Result, RunSpec
 from evaluation.spec import FIRST as FIRST_SETTINGS
 from kernels.home import scratch, whole_file
 
@@ -409,7 +409,12 @@ class Page:
         out["stored"] = self._stored(spec)
         if not out["stored"] and (missing := self._refused(spec)):
             error = {"code": "text_unreachable", "facts": {"name": missing}}
-            return out | {"error": cards.error_card(words, error), "fits": False}
+            out |= {"error": cards.error_card(words, error), "fits": False}
+            first = all(getattr(ask.choices, name) == value for name, value in FIRST_SETTINGS.items())
+            if first:  # nobody chose this text, so the page may take another one and say so
+                tokens = f"{OFFLINE['tokens']:,}"
+                out |= {"instead": OFFLINE, "told": words("estimate.instead", tokens=tokens)}
+            return out
         assert self._estimate is not None
         try:
             found = self._estimate(spec)
@@ -550,7 +555,7 @@ class Page:
         words, result, form = Words(ask.lang), self.store.get_id(ask.id), ask.form
         if result is None or not self.store.has_artifact(result):
             return {"error": cards.error_card(words, {"code": "artifact_missing"}, ask.id)}
-        if form and form not in self._exports(result):
+        if form and form not in self._exports(self.store.manifest(result)):
             return {"error": cards.error_card(words, {"code": "cannot_export"}, act="dismiss")}
         # a request that waits here would hold a thread that others need
         if not self._packing.acquire(blocking=False):

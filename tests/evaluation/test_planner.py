@@ -8,7 +8,6 @@ import dataclasses
 import pytest
 
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
-from evaluation.benches.shipped import RESULTS
 from evaluation.choosing import planner
 from evaluation.choosing.planner import Need, largest, plan
 from evaluation.commands import plan as command
@@ -28,8 +27,8 @@ def way(options, *recipe) -> planner.Option:
 
 
 @pytest.fixture(scope="module")
-def results() -> list[Result]:
-    return [r for r in Store(RESULTS.parent / "nowhere").shipped()]
+def results(tmp_path_factory) -> list[Result]:
+    return Store(tmp_path_factory.mktemp("home")).shipped()
 
 
 def test_the_originals_bytes_are_those_that_publishers_state():

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from compression import texts
 from tests.page.stage import no_sideways_scroll, shot, text, until
 
 pytestmark = pytest.mark.browser
@@ -16,7 +17,7 @@ def test_first_visit_understood_in_ten_seconds(visit):
     page = visit()
     shot(page, "first")
     assert re.fullmatch(
-        r"SmolLM2 135M Instruct, 4-bit file shrinks from 269 MB to \d+ MB and stays .+\.",
+        r"SmolLM2 135M Instruct \(offline\) shrinks from 269 MB to \d+ MB and stays .+\.",
         text(page, "#headline"),
     )
     labels = page.locator("#front .annotation-text").all_text_contents()
@@ -202,3 +203,21 @@ def test_a_training_has_a_short_and_a_full_budget(visit):
     budget.select_option("short")
     page.wait_for_function("document.querySelector('#knob-0').value == '8'")
     assert "train_tokens" not in page.url
+
+
+def test_without_the_hub_new_runs_read_the_built_in_text_and_the_page_says_so(visit, server, monkeypatch):
+    monkeypatch.setattr(texts, "refused", lambda name: name == "wikitext-2")
+    page = visit()
+    page.locator("#knob-0").fill("6")  # at 4 bits the answer is stored
+    page.wait_for_selector("#controls .told")
+    assert "WikiText-2 can't be fetched here" in text(page, "#controls .told")
+    assert page.locator("#controls .go").is_enabled() and "text=builtin" in page.url
+    page.locator("#controls .go").click()
+    until(page, lambda: server.runner.submitted)
+    asked = server.runner.submitted[-1]
+    assert (asked.text, asked.calibration, asked.tokens, asked.table_bits) == (
+        "builtin",
+        "builtin",
+        8_192,
+        16,
+    )

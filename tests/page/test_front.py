@@ -135,6 +135,9 @@ def test_a_text_that_can_not_be_had_is_told_before_the_run(tmp_path, monkeypatch
     assert not told["fits"] and "wikitext-2" in told["error"] and 'data-act="builtin"' in told["error"]
     assert weigh(4)["stored"] and not weigh(4)["error"]
     assert not weigh(5, text="builtin")["error"]
+    assert told["instead"]["text"] == "builtin" and "8,192" in told["told"]
+    assert "instead" not in weigh(5, tokens=16_384), "a visitor's own choice stays"
+    assert not weigh(5, **told["instead"])["error"]
 
 
 @pytest.mark.parametrize(
