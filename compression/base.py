@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compression.bundle import Bundle, Geometry
+    from compression.judged import Judged
     from compression.packed.base import Packed
     from compression.recorder import Recorder
     from compression.structure import Kept
@@ -356,6 +357,7 @@ class Edit:
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
     series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
+    judged: tuple[Judged, ...] = ()  # by what the method optimises, one for each measure
     # replaces the token embedding, and a head that shares it unless `head` is given
     table: Packed | None = None
     head: Packed | None = None  # replaces the head's weight

@@ -316,6 +316,8 @@ class Result:
     notes: list[dict] = field(default_factory=list)  # {"code", "facts"}
     series: dict[str, list] = field(default_factory=dict)  # curves
     layers: list[dict] = field(default_factory=list)  # per-layer figures
+    # by what its method optimises, a dict for each measure (compression.judged.Judged as JSON)
+    judged: list[dict] = field(default_factory=list)
     error: dict = field(default_factory=dict)  # {"code", "message", "facts"} of a run that isn't ok
     protocol_id: str = ""  # results of two protocols are never compared on one axis
     environment: dict = field(default_factory=dict)

@@ -31,6 +31,7 @@ its weights.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,6 @@ from compression.distillation.black_box import (
     interview,
     make,
     off,
-    percent,
     row,
     teach,
     teacher_notes,
@@ -56,6 +56,7 @@ from compression.distillation.black_box import (
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import Naming, Shown
+from compression.judged import Judged, questions_id
 from compression.recorder import Recorder
 from compression.teacher import OracleTeacher
 from compression.training import Budget
@@ -129,28 +130,33 @@ WORLD = World(tasks.CLASSES, tasks.UNSEEN, tasks.LABELS)
 
 @dataclass(frozen=True)
 class Case:
-    """A query that is judged: after several draws of demonstrations, and after none."""
+    """A query that is judged: after several draws of demonstrations, and after none.
+
+    task: the number of its task; queries of one task belong together.
+    """
 
     shown: tuple[Shown, ...]
     bare: Shown
+    task: int
 
 
 @dataclass(frozen=True)
 class Reading:
     """How a model uses demonstrations.
 
-    It has the right labels in percent and the loss of the right label, with and without demonstrations.
+    It has, for each case, whether the label is right with demonstrations and without (1 or 0), and the mean
+    loss of the right label with them and without.
     """
 
-    right: float
-    right_bare: float
+    right: tuple[float, ...]
+    right_bare: tuple[float, ...]
     loss: float
     loss_bare: float
 
     @property
-    def gain(self) -> float:
-        """Percentage points that the demonstrations bring."""
-        return self.right - self.right_bare
+    def gains(self) -> tuple[float, ...]:
+        """What the demonstrations bring, for each case: 1, 0 or -1 right label."""
+        return tuple(a - b for a, b in zip(self.right, self.right_bare, strict=True))
 
     @property
     def loss_gain(self) -> float:
@@ -199,7 +205,8 @@ def plan(params: IclParams, world: World, seed: int) -> Plan:
             tasks.show(task, params.demonstrations, words, query, random)
             for _ in range(params.votes if multi else 1)
         )
-        return Case(tuple(shown), tasks.show(task, 0, words, query, random))
+        bare = tasks.show(task, 0, words, query, random)
+        return Case(tuple(shown), bare, number % TARGETS if fixed else number)
 
     prompts = tuple(prompt(i) for i in range(params.questions))
     alike = tuple(case(multi, False, i) for i in range(params.judged))
@@ -235,13 +242,10 @@ def read(bundle: Bundle, cases: Sequence[Case], recorder: Recorder) -> Reading:
     seen, without = [one for one, _ in looks], [bare for _, bare in looks]
     answers = [case.bare.answer for case in cases]
     return Reading(
-        right=percent(
-            sum(vote([label for label, _ in one]) == a for one, a in zip(seen, answers, strict=True)),
-            len(cases),
+        right=tuple(
+            float(vote([label for label, _ in one]) == a) for one, a in zip(seen, answers, strict=True)
         ),
-        right_bare=percent(
-            sum(label == a for (label, _), a in zip(without, answers, strict=True)), len(cases)
-        ),
+        right_bare=tuple(float(label == a) for (label, _), a in zip(without, answers, strict=True)),
         loss=sum(c for one in seen for _, c in one) / sum(map(len, seen)),
         loss_bare=sum(c for _, c in without) / len(cases),
     )
@@ -322,31 +326,40 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     notes += (
         Note(
             "labels_learnt",
-            {"before": before[0].right, "after": after[0].right, "questions": len(chosen.alike)},
+            {
+                "before": 100 * statistics.fmean(before[0].right),
+                "after": 100 * statistics.fmean(after[0].right),
+                "questions": len(chosen.alike),
+            },
+        ),
+        Note(
+            "demonstrations_loss",
+            {
+                "k": params.demonstrations,
+                "alike_before": before[0].loss_gain,
+                "alike": after[0].loss_gain,
+                "others_before": before[1].loss_gain,
+                "others": after[1].loss_gain,
+            },
         ),
     )
-    gains = [
-        {
-            "k": params.demonstrations,
-            "before": was.gain,
-            "after": now.gain,
-            "loss_before": was.loss_gain,
-            "loss_after": now.loss_gain,
-        }
-        for was, now in zip(before, after, strict=True)
-    ]
-    notes += (Note("demonstrations_alike", gains[0]), Note("demonstrations_others", gains[1]))
-    if beside is not None:
-        notes += (
-            Note(
-                "labels_control",
-                {"control": beside[0].right, "alike": beside[0].gain, "others": beside[1].gain},
-            ),
+    judged = tuple(
+        Judged(
+            f"demonstration_gain_{tasks_of}",
+            questions_id([[*(s.prompt for s in case.shown), case.bare.prompt] for case in cases]),
+            before[i].gains,
+            after[i].gains,
+            beside[i].gains if beside else (),
+            tuple(case.task for case in cases),
+            chance=0.0,
         )
+        for i, (tasks_of, cases) in enumerate((("alike", chosen.alike), ("others", chosen.others)))
+    )
     return Edit(
         bundle=bundle,
         notes=notes,
         series={"training": course.curve},
+        judged=judged,
         files={TRANSCRIPT: asked.transcript()} if asked else {},
     )
 

@@ -50,13 +50,13 @@ from compression.distillation.black_box import (
     percent,
     replies,
     row,
-    task_notes,
     teach,
     teacher_notes,
     twin,
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
+from compression.judged import Judged, questions_id
 from compression.teacher import OracleTeacher
 from compression.training import Budget, Course
 
@@ -331,16 +331,38 @@ class Loop:
             return ask_for(self.asked.ask, seeds, count, hard, known, self.context.seed + len(self.pool))
         return generate(seeds, count, hard, known, self.random)
 
-    def right(self, bundle: Bundle) -> dict[int, float]:
-        """Exact match in percent on the judged questions, by level; level 0: all of them."""
-        hits = [
-            (q.level, tasks.right(q, text))
-            for q, text in zip(self.judged, self.student(bundle, self.judged), strict=True)
-        ]
+    def right(self, texts: Sequence[str]) -> dict[int, float]:
+        """Exact match of a student's answers to the judged questions in percent, by level."""
+        hits = [(q.level, tasks.right(q, text)) for q, text in zip(self.judged, texts, strict=True)]
         return {
-            level: percent(sum(h for n, h in hits if level in (0, n)), sum(level in (0, n) for n, _ in hits))
-            for level in (0, *LEVELS)
+            level: percent(sum(h for n, h in hits if level == n), sum(level == n for n, _ in hits))
+            for level in LEVELS
         }
+
+    def judge(self, before: Sequence[str], after: Sequence[str], control: Sequence[str]) -> list[Judged]:
+        """ROUGE-L of answers to the judged questions: with the right answer, and with what a model as the
+        teacher says.
+
+        control: its answers, [] if there is none.
+        """
+        measures = {"instructions_overlap": [q.answer for q in self.judged]}
+        if self.params.teaching == "teacher":
+            measures["teacher_agreement"] = self.teacher(self.judged)
+
+        def overlaps(said: Sequence[str], wanted: Sequence[str]) -> tuple[float, ...]:
+            pairs = zip(said, wanted, strict=True) if said else ()
+            return tuple(tasks.overlap(tasks.answer_in(a), tasks.answer_in(b)) for a, b in pairs)
+
+        return [
+            Judged(
+                name,
+                questions_id([q.text for q in self.judged], wanted),
+                overlaps(before, wanted),
+                overlaps(after, wanted),
+                overlaps(control, wanted),
+            )
+            for name, wanted in measures.items()
+        ]
 
     def adversarial(self) -> list[Course]:
         """Imitate first; then rounds of discriminating, generating, and imitating what is new."""
@@ -402,7 +424,7 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     judged = distinct(INSTRUCTIONS, params.judged, random)
     seeds = distinct(INSTRUCTIONS, params.questions, random, known=judged)
     loop = Loop(bundle, context, params, judged, seeds)
-    before = loop.right(bundle)
+    before = loop.student(bundle, judged)
     control = twin(bundle) if params.compare and params.teaching == "teacher" else None
 
     def answers_alone(student: Bundle, count: int, budget: Budget, quiet: bool = False) -> Course:
@@ -416,10 +438,10 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
         course = answers_alone(bundle, 2 * params.lion_rounds * params.generated, whole)
     else:
         course = joined(loop.adversarial())
-    after, beside = loop.right(bundle), None
+    after, beside = loop.student(bundle, judged), list[str]()
     if control is not None and course.tokens:
         answers_alone(control, len(loop.pool) - len(seeds), Budget(course.tokens, float("inf")), quiet=True)
-        beside = loop.right(control)
+        beside = loop.student(control, judged)
     notes, texts = course.notes("lion"), list(loop.pool) if loop.asked else seeds
     said = [loop.answers.get(q.text, "") for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
@@ -429,20 +451,20 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     )
     notes += (
         *loop.notes,
-        *task_notes(before[0], after[0], None if beside is None else beside[0], len(judged)),
-    )
-    notes += (
         Note(
             "lion_levels",
             {
-                f"{when}_{n}": found[n]
-                for when, found in (("before", before), ("after", after))
-                for n in LEVELS
+                f"{when}_{level}": share
+                for when, said in (("before", before), ("after", after))
+                for level, share in loop.right(said).items()
             },
         ),
     )
+    judged_by = loop.judge(before, after, beside)
     files = {TRANSCRIPT: loop.asked.transcript()} if loop.asked else {}
-    return Edit(bundle=bundle, notes=notes, series={"training": course.curve}, files=files)
+    return Edit(
+        bundle=bundle, notes=notes, series={"training": course.curve}, judged=tuple(judged_by), files=files
+    )
 
 
 def compress(bundle: Bundle, context: Context, params: LionParams) -> Edit:

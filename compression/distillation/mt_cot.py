@@ -48,16 +48,15 @@ from compression.distillation.black_box import (
     interview,
     make,
     off,
-    percent,
     replies,
     row,
-    task_notes,
     teach,
     teacher_notes,
     twin,
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import MARK, Question
+from compression.judged import Judged, best_guess, questions_id
 from compression.teacher import Interview, OracleTeacher
 from compression.training import Budget
 
@@ -188,11 +187,11 @@ def distil(
         explained = explanations(asked, questions, kind, params.explanation_tokens, context.seed)
         why = explained.texts
 
-    def judge(student: Bundle, mode: str) -> float:
+    def judge(student: Bundle, mode: str) -> tuple[float, ...]:
         long = params.explanation_tokens + LEAVE if mode == "explain" else ANSWER_TOKENS
         texts = replies(student, [f"{mode}: {q.text}" for q in judged], long, context.recorder)
         said = [by_form(params.form, t) for t in texts] if mode == "explain" else texts
-        return percent(sum(tasks.right(q, t) for q, t in zip(judged, said, strict=True)), len(judged))
+        return tuple(float(tasks.right(q, t)) for q, t in zip(judged, said, strict=True))
 
     def trained(student: Bundle, why, budget: Budget, quiet: bool = False):
         shares = (1.0, 0.0) if why is None else (params.answer_share, 1 - params.answer_share)
@@ -200,10 +199,11 @@ def distil(
         return teach(student, taught, shares, context, budget, params.learning_rate, quiet=quiet)
 
     explains = asked is not None and params.form != "MT-Re"
-    before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else None
+    before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else ()
     control = twin(bundle) if params.compare and params.teaching == "teacher" else None
     course = trained(bundle, why, Budget(params.train_tokens, params.train_minutes))
-    after, beside = judge(bundle, "predict"), None
+    after, after_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else ()
+    beside: tuple[float, ...] = ()
     notes = course.notes("mt_cot")
     used = sum(map(bool, why or ()))
     notes += teacher_notes(
@@ -214,17 +214,14 @@ def distil(
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control, "predict")
-    notes += task_notes(before, after, beside, len(judged))
-    if explains:
-        notes += (
-            Note(
-                "explanation_mode",
-                {"before": before_why, "after": judge(bundle, "explain"), "questions": len(judged)},
-            ),
-        )
+    ways = [("answers_right", before, after)]
+    ways += [("explained_right", before_why, after_why)] if explains else []
+    name = questions_id([q.text for q in judged])
+    chance = best_guess([q.kind for q in judged], [q.answer for q in judged])
     return Edit(
         bundle=bundle,
         notes=notes,
+        judged=tuple(Judged(way, name, was, now, beside, chance=chance) for way, was, now in ways),
         series={"training": course.curve},
         files={TRANSCRIPT: asked.transcript()} if asked else {},
     )

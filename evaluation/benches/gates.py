@@ -28,21 +28,23 @@ class Block:
     """A table of recipes that may stand side by side.
 
     title: the table's title. about: what all rows share, and what a reader must know. rows: recipe -> its
-    control; "" if it has none.
+    control; "" if it has none. measure: what the methods optimise (compression/judged.py), told beside
+    perplexity; "" if that is perplexity itself.
     """
 
     title: str
     about: str
     rows: dict[str, str]
+    measure: str = ""
 
 
-def block(title: str, about: str, *rows: str | tuple[str, str]) -> Block:
+def block(title: str, about: str, *rows: str | tuple[str, str], measure: str = "") -> Block:
     """A block: the first recipe is the control of the others; (recipe, control) names another control."""
     recipes = [row if isinstance(row, str) else row[0] for row in rows]
     controls = {row[0]: row[1] for row in rows if isinstance(row, tuple)}
     first = "" if isinstance(rows[0], tuple) else recipes[0]
     usual = {recipe: "" if recipe == first else first for recipe in recipes}
-    return Block(title, about, usual | controls)
+    return Block(title, about, usual | controls, measure)
 
 
 BLOCKS = (
