@@ -8,6 +8,7 @@ import torch
 from compression import arch
 from compression.base import Context
 from compression.bundle import Bundle
+from compression.judged import Judged
 from compression.recorder import QUIET, Recorder
 from tests import tiny
 
@@ -68,6 +69,11 @@ def tokenizer_of(words):
 def context(teacher=None, seed: int = 0, **more) -> Context:
     """Nothing to read, nobody to tell."""
     return Context(None, Recorder(seed=seed, **more), teacher)
+
+
+def judged(edit, measure: str) -> Judged:
+    """By what an edit's method was judged in this measure."""
+    return next(one for one in edit.judged if one.measure == measure)
 
 
 def facts(edit, code: str) -> dict:

@@ -442,6 +442,7 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     if control is not None and course.tokens:
         answers_alone(control, len(loop.pool) - len(seeds), Budget(course.tokens, float("inf")), quiet=True)
         beside = loop.student(control, judged)
+    judged_by = loop.judge(before, after, beside)
     notes, texts = course.notes("lion"), list(loop.pool) if loop.asked else seeds
     said = [loop.answers.get(q.text, "") for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
@@ -460,7 +461,6 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
             },
         ),
     )
-    judged_by = loop.judge(before, after, beside)
     files = {TRANSCRIPT: loop.asked.transcript()} if loop.asked else {}
     return Edit(
         bundle=bundle, notes=notes, series={"training": course.curve}, judged=tuple(judged_by), files=files
@@ -502,7 +502,7 @@ METHOD = StudentMethod(
     # round
     full={
         "questions": 1_000,
-        "judged": 100,
+        "judged": 200,
         "lion_rounds": 3,
         "generated": 1_000,
         "referee": "teacher",

@@ -141,7 +141,9 @@ def test_lambda_one_never_reads_the_texts_responses(monkeypatch):
 def test_plain_fine_tuning_needs_no_teacher(monkeypatch):
     """Neither its loss nor its judge: the teacher is there to be measured against, and what it makes of the
     text is kept for that."""
-    monkeypatch.setattr(white_box.Lesson, "measured", lambda self: {"length": 0.0, "distinct": 0.0})
+    monkeypatch.setattr(
+        white_box.Lesson, "measured", lambda self: ({"length": 0.0, "distinct": 0.0}, [0.0] * 200)
+    )
     monkeypatch.setattr(white_box.Lesson, "aside", property(lambda self: given(self.held, 1)))
     student, method = language.model(16, 1), get("gkd")
     deaf = Bundle(None, None, language.model().geometry, "nobody")

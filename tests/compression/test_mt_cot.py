@@ -4,6 +4,7 @@ task learnable."""
 from __future__ import annotations
 
 import itertools
+import statistics
 from random import Random
 
 import pytest
@@ -169,7 +170,6 @@ def test_the_way_makes_a_task_learnable_that_answers_alone_do_not_teach():
             edit = mt_cot.distil(
                 micro.model(seed=seed), micro.context(seed=seed), params, every[:200], every[200:]
             )
-            modes.append(
-                micro.facts(edit, "explanation_mode" if teaching == "oracle" else "tasks_learnt")["after"]
-            )
-    assert min(reached["oracle"]) > 90 and max(reached["answers"]) < 75
+            way = "explained_right" if teaching == "oracle" else "answers_right"
+            modes.append(statistics.fmean(micro.judged(edit, way).after))
+    assert min(reached["oracle"]) > 0.9 and max(reached["answers"]) < 0.75
