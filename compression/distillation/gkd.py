@@ -17,8 +17,10 @@ Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from S
 filters, up to the first end token, which is scored too.
 
 A student trained by reverse KL gives up what it can't afford and so often has a higher perplexity than one
-trained by forward KL, while what it writes looks likelier to its teacher. So it is judged by both
-divergences, on text and on its own samples, before and after; perplexity alone would turn the order around.
+trained by forward KL, while what it writes looks likelier to its teacher. So it is judged by the reverse KL
+on its own samples, in nats a token: 200 samples after the warm-up, 200 at the end, and, sample by sample,
+those of the control, which continue the same prompts. Perplexity stands beside it; alone it would turn the
+order around. Both divergences on text are told too.
 
 Deviations. The divergence is divided by beta (1 - beta), because the paper's own goes to zero at both ends
 and the step size would have to follow. lambda is drawn for a batch. The student is here the teacher with

@@ -25,9 +25,10 @@ the text, times w, is clipped to 1 +- 0.2 as in PPO. The divisor of the length n
 at least 1; behind the last token nothing is left, and its return is 0.
 
 By reverse KL a student gives up what it can't afford: its perplexity on text is often higher than that of the
-usual distillation, while what it writes looks likelier to its teacher. So it is judged by both divergences,
-on text and on its own samples, before and after, and by how long and how varied its samples are; perplexity
-alone would turn the order around.
+usual distillation, while what it writes looks likelier to its teacher. So it is judged by the reverse KL on
+its own samples, in nats a token: 200 samples after the warm-up, 200 at the end, and, sample by sample, those
+of the control, which continue the same prompts. How long and how varied the samples are is told too, and both
+divergences on text. Perplexity stands beside it; alone it would turn the order around.
 
 Deviations. Returns are whitened over the batch as the authors' code does (not in the paper; a switch), over
 the tokens that have a return; rewards are not scaled or clipped. The single-step part isn't weighted by w:

@@ -18,8 +18,10 @@ Answers are the right ones; only explanations are the teacher's. A small teacher
 its own right answers and the share of its explanations that were used are told, and an explanation that it
 wrote to a given answer (RP) isn't checked. `teaching` = oracle has a program write the steps, and says so.
 
-What is measured: exact match on other questions, in answer mode and, where the second task gives an answer,
-in explanation mode. The control is trained on answers alone.
+What is measured: exact match on 200 other questions, in answer mode and, where the second task gives an
+answer, in explanation mode. The control is trained on answers alone, and its answers stand beside both modes,
+question by question. The chance level is the share that one constant guess for each kind of question gets
+right, if it is the best guess for that kind: about 40 percent, because parity has two answers.
 
 What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions
 gets nearly all others right when it writes the way there, and guesses when it answers at once, whichever way

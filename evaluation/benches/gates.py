@@ -264,13 +264,17 @@ BLOCKS = (
     ),
     block(
         "Students of 20 of the 30 layers, 49,152 tokens",
-        "The text's students learn from the text with their teacher (forward KL), GKD's from their own "
-        "samples (divergence between the two). They differ in both, so that neither is the other's control. "
-        "Layers are chosen by their influence on the text, or, as the control of that, evenly spaced.",
+        "The text's students learn from the text with their teacher (forward KL), the others from their own "
+        "samples: by the same divergence (0.0), by GKD's between the two, or as MiniLLM does. All are judged "
+        "by the reverse KL to the teacher on 200 samples of their own, in nats a token, pair by pair. Layers "
+        "are chosen by their influence on the text, or, as the control of that, evenly spaced.",
         (f"{SUPERVISED} --layers even {DISTILLED}", ""),
         (f"{SUPERVISED} {DISTILLED}", f"{SUPERVISED} --layers even {DISTILLED}"),
         (f"gkd --layers even {DISTILLED}", ""),
-        (f"gkd {DISTILLED}", f"gkd --layers even {DISTILLED}"),
+        (f"gkd --jsd_beta 0.0 {DISTILLED}", f"{SUPERVISED} {DISTILLED}"),
+        (f"gkd {DISTILLED}", f"gkd --jsd_beta 0.0 {DISTILLED}"),
+        (f"minillm {DISTILLED}", f"{SUPERVISED} {DISTILLED}"),
+        measure="own_reverse_kl",
     ),
 )
 

@@ -9,6 +9,7 @@ import statistics
 import pytest
 
 from evaluation.benches import authors, gates, layers, overview, peers, shipped
+from evaluation.measuring import judging
 from evaluation.store import Store
 
 RESULTS = {r.id.removeprefix("shipped-"): r for r in Store().shipped()}
@@ -37,6 +38,7 @@ def chance():
 NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
     "gates": {
         "gates-awq-4-loss_at_module.json",
+        "gates-gkd-0.65-train_tokens_49152-train_minutes_120-jsd_beta_0.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120-objective_supervised-jsd_beta_0.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120.json",
         "gates-gptq-3-group_size_row+peqa-3-train_tokens_16384-train_minutes_120.json",
@@ -48,6 +50,7 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed1.json",
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed2.json",
         "gates-lut_gemm-3-fit_greedy.json",
+        "gates-minillm-0.65-train_tokens_49152-train_minutes_120.json",
         "gates-none-cache2-channel.json",
         "gates-none-cache8.json",
         "gates-owq-4-tuning_minmax.json",
@@ -393,6 +396,15 @@ def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by_and_learns_the
     assert closed >= 0.5 * asked > 0
     size = gate(f"gkd{layers} {gates.DISTILLED}").metrics["file_bytes"]
     assert size == pytest.approx(2 * (49_152 * 576 + 20 * 3_538_944), rel=0.01)
+
+
+def test_own_samples_bring_a_student_nearer_to_its_teacher_on_what_it_writes():
+    """Agarwal et al. 2023: the same divergence on own samples instead of the text, beside the same prompts."""
+    ours, control = (
+        gate(f"{taught} {gates.DISTILLED}") for taught in ("gkd --jsd_beta 0.0", gates.SUPERVISED)
+    )
+    assert len(judging.of(ours)["own_reverse_kl"].after) >= 200
+    assert judging.beside("own_reverse_kl", [ours], [control]).word == "better"
 
 
 def test_training_under_rounding_beats_the_better_of_two_roundings():
