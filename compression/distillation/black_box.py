@@ -30,6 +30,7 @@ from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budge
 
 TRANSCRIPT = "teacher_cache.jsonl"
 FEWEST_LESSONS = 8
+READ = 50  # tokens of a question that a student is judged on, in the offline model's chat template
 SURE = 80.0  # percent of right answers; a teacher with fewer also teaches its errors
 
 
@@ -71,6 +72,11 @@ class BlackBoxParams(StudentParams):
     )
     train_minutes: float = param(5.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+
+    @property
+    def judging(self) -> int:
+        """About how many tokens a student reads and writes when it is judged once."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -312,10 +318,12 @@ def make(teacher: Bundle, context: Context, params: BlackBoxParams) -> Edit:
 def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up") -> Cost:
     """The cost of a 16-bit matrix.
 
-    Forward and backward passes of the student and its control, and a pass over the text that the layers are
-    measured on; in memory the weights, their gradient, two moments, the best state and the control.
+    Forward and backward passes of the student and its control, what both read and write when they are judged
+    (the student twice), and a pass over the text that the layers are measured on; in memory the weights,
+    their gradient, two moments, the best state and the control.
     """
     out, n = shape
     passes = 2 if params.compare and params.teaching == "teacher" else 1
-    tokens = 3 * passes * params.train_tokens + students.measured(params, tokens)
+    judged = (1 + passes) * params.judging * (params.train_tokens > 0)
+    tokens = 3 * passes * params.train_tokens + judged + students.measured(params, tokens)
     return Cost(bytes=2 * out * n, flops=2.0 * tokens * out * n, peak_bytes=24 * out * n)

@@ -43,6 +43,7 @@ from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod,
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
+    READ,
     TRANSCRIPT,
     BlackBoxParams,
     Lesson,
@@ -65,6 +66,7 @@ from compression.training import Budget
 
 ANSWER_TOKENS = 8  # of the teacher's label
 TARGETS = 4  # tasks of Multitask-ICT
+DEMONSTRATION_TOKENS = 5  # of one demonstration in a prompt
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,12 @@ class IclParams(BlackBoxParams):
         level="advanced",
         when={"setting": "multitask"},
     )
+
+    @property
+    def judging(self) -> int:
+        draws = self.votes if self.setting == "multitask" else 1
+        shown = READ + DEMONSTRATION_TOKENS * self.demonstrations
+        return 2 * self.judged * 2 * (draws * shown + READ)  # both kinds of tasks, both labels
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
     FEWEST_LESSONS,
+    READ,
     TRANSCRIPT,
     BlackBoxParams,
     cost,
@@ -93,6 +94,10 @@ class LionParams(BlackBoxParams):
         when={"teaching": "teacher"},
         level="advanced",
     )
+
+    @property
+    def judging(self) -> int:
+        return self.judged * (READ + ANSWER_TOKENS)
 
 
 Score = tuple[float, float] | None  # (teacher's, student's), each 1 to 10; None: no review could be read

@@ -42,6 +42,7 @@ from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod,
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
+    READ,
     TRANSCRIPT,
     BlackBoxParams,
     Lesson,
@@ -93,6 +94,16 @@ class MtCotParams(BlackBoxParams):
     explanation_tokens: int = param(
         64, "Longest explanation.", lo=8, hi=1024, step=1, unit="tokens", level="advanced"
     )
+
+    @property
+    def explains(self) -> bool:
+        """Whether the second task gives an answer that can be judged."""
+        return self.teaching != "answers" and self.form != "MT-Re"
+
+    @property
+    def judging(self) -> int:
+        explained = READ + self.explanation_tokens + LEAVE if self.explains else 0
+        return self.judged * (READ + ANSWER_TOKENS + explained)
 
 
 def think(question: Question) -> str:
@@ -200,11 +211,10 @@ def distil(
         taught = lessons(student.tokenizer, questions, why, params.form)
         return teach(student, taught, shares, context, budget, params.learning_rate, quiet=quiet)
 
-    explains = asked is not None and params.form != "MT-Re"
-    before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else ()
+    before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if params.explains else ()
     control = twin(bundle) if params.compare and params.teaching == "teacher" else None
     course = trained(bundle, why, Budget(params.train_tokens, params.train_minutes))
-    after, after_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else ()
+    after, after_why = judge(bundle, "predict"), judge(bundle, "explain") if params.explains else ()
     beside: tuple[float, ...] = ()
     notes = course.notes("mt_cot")
     used = sum(map(bool, why or ()))
@@ -217,7 +227,7 @@ def distil(
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control, "predict")
     ways = [("answers_right", before, after)]
-    ways += [("explained_right", before_why, after_why)] if explains else []
+    ways += [("explained_right", before_why, after_why)] if params.explains else []
     name = questions_id([q.text for q in judged])
     chance = best_guess([q.kind for q in judged], [q.answer for q in judged])
     return Edit(

@@ -16,6 +16,7 @@ from compression.distillation.rollouts import Sequences, draw, given
 from compression.distillation.white_box import token_mean
 from compression.divergences import forward_kl, reverse_kl
 from compression.recorder import QUIET, Recorder
+from evaluation.verdict import paired
 from tests import chain_language as language
 from tests import tiny
 from tests.tiny import seeded
@@ -213,9 +214,9 @@ def fluent(seed):
 
 @functools.cache
 def reverse_on_own_samples(name, **values):
-    """KL(q || p) in nats on fresh samples of the student after the same number of tokens, mean of two
-    seeds."""
-    method, teacher, found = get(name), language.teacher(), []
+    """(KL(q || p) in nats on fresh samples of the student after the same number of tokens, mean of two seeds;
+    what the method says that it is judged by, for each seed)."""
+    method, teacher, found, judged = get(name), language.teacher(), [], []
     base = {
         "train_tokens": 60_000,
         "learning_rate": 3e-3,
@@ -226,13 +227,14 @@ def reverse_on_own_samples(name, **values):
     for seed in (0, 1):
         start = fluent(seed)
         student = Bundle(copy.deepcopy(start.module), start.tokenizer, start.geometry, start.name)
-        method.compress(
+        edit = method.compress(
             student, context(language.text(512, 5 + seed), teacher, seed), method.params.parse(base | values)
         )
+        judged += edit.judged
         drawn = draw(student, None, language.text(1024, 77)[:, :4], 12, 0.0, NO_END, seeded(3))
         with torch.no_grad():
             found.append(float(token_mean(student, teacher, drawn, lambda p, q, _: reverse_kl(p, q))))
-    return sum(found) / 2
+    return sum(found) / 2, judged
 
 
 @pytest.mark.slow
@@ -243,10 +245,13 @@ def test_own_samples_and_reverse_kl_beat_text_at_as_many_tokens(name, values, mo
     """From a student that knows the language, in seconds; forward KL on text is no worse than plain text
     within 0.3 %."""
     monkeypatch.setattr(white_box, "SAMPLES", 256)
-    supervised = reverse_on_own_samples("gkd", objective="supervised", jsd_beta=0.0)
-    plain = reverse_on_own_samples("gkd", objective="text")
-    own = reverse_on_own_samples(name, **values)
+    supervised, control = reverse_on_own_samples("gkd", objective="supervised", jsd_beta=0.0)
+    plain, _ = reverse_on_own_samples("gkd", objective="text")
+    own, judged = reverse_on_own_samples(name, **values)
     assert own < supervised <= 1.003 * plain
+    for ours, theirs in zip(judged, control, strict=True):
+        assert ours.asked == theirs.asked and ours.clusters == theirs.clusters
+        assert paired(ours.after, theirs.after, ours.clusters).word == "better", "the run itself says so"
 
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])

@@ -238,3 +238,17 @@ def test_lion_is_judged_by_the_right_answers_and_by_its_teachers(monkeypatch):
     assert [one.measure for one in lion.distil(micro.model(), micro.context(), oracle).judged] == [
         "instructions_overlap"
     ]
+
+
+@pytest.mark.parametrize("name, tokens", [("mt_cot", 62 + 138), ("lion", 82), ("icl_distillation", 4 * 120)])
+def test_the_estimate_counts_what_judging_reads_and_writes(name, tokens):
+    """Of the student before and after, and of the control; a question has 50 tokens on the offline model."""
+    method = get(name)
+
+    def flops(**values):
+        return method.cost((8, 16), method.params(teaching="oracle", **values), 0).flops / (2 * 8 * 16)
+
+    assert flops(judged=300) - flops(judged=200) == pytest.approx(2 * 100 * tokens)
+    with_control = [method.cost((8, 16), method.params(judged=n), 0).flops / (2 * 8 * 16) for n in (200, 300)]
+    assert with_control[1] - with_control[0] == pytest.approx(3 * 100 * tokens)
+    assert flops(judged=300, train_tokens=0) == flops(judged=200, train_tokens=0)
