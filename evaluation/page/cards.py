@@ -5,13 +5,10 @@ This file chooses what is shown and puts it into words; the templates (templates
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from compression.judged import MEASURES
-from evaluation.measuring import judging
 from evaluation.measuring.metrics import METRICS, WITHIN, Row, error, present, value
 from evaluation.page import plots
 from evaluation.page.markup import render
@@ -148,7 +145,7 @@ def run_card(
         run = {
             "id": result.id,
             "facts": _facts(words, result, here),
-            "judged": _judged(words, result, (relatives or {}).get("control")),
+            "judged": words.judged(result, (relatives or {}).get("control")),
             "lines": _lines(words, result, here),
             "dominated": dominated and not spec.is_original,
             "notes": [
@@ -191,33 +188,6 @@ def _facts(words: Words, result: Result, here: bool) -> list[dict]:
         out.append(fact(words("card.same_top", share=words.share(rate))))
     if here and m.get("baseline_decode_tokens_per_second"):
         out.append(fact(words.speed(m["baseline_decode_tokens_per_second"], m["decode_tokens_per_second"])))
-    return out
-
-
-def _judged(words: Words, result: Result, control: Result | None) -> list[list[str]]:
-    """By what the method optimises, sentences for each measure: the figure, its control, the chance level.
-
-    The control was trained in the same run, or is a run of its own that was asked the same.
-    """
-    out = []
-    for measure, one in judging.of(result).items():
-        facts = {
-            "name": words(f"metric.{measure}"),
-            "after": words.with_error(measure, judging.figures([one])),
-            "before": words.figure(measure, statistics.fmean(one.before)),
-            "asked": words.many(f"unit.{MEASURES[measure].asks}", len(one.after)),
-        }
-        parts = [words("card.judged", **facts)]
-        found = judging.within(measure, [result])
-        if found is None and control is not None:
-            found = judging.beside(measure, [result], [control])
-        if found is not None:
-            parts.append(words("card.judged.control", verdict=words.verdict(found, measure)))
-        if one.chance is not None:
-            beside = words.verdict(judging.against(one, one.chance), measure)
-            chance = words.figure(measure, one.chance)
-            parts.append(words("card.judged.chance", chance=chance, verdict=beside))
-        out.append(parts)
     return out
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
 from compression.judged import MEASURES, Measure
 from evaluation import ROOT
+from evaluation.measuring import judging
 from evaluation.measuring.metrics import METRICS
+from evaluation.spec import Result
 from evaluation.verdict import Difference
 
 LANGUAGES = ("en", "zh-Hant")
@@ -199,6 +202,32 @@ class Words:
             change = f"{'+' if ratio >= 1 else '−'}{digits(100 * abs(ratio - 1), 2)}"
             return change + (f" ± {digits(100 * margin, 2)} %" if math.isfinite(margin) else " %")
         return f"{'×' if ratio > 1 else '÷'} {digits(max(ratio, 1 / ratio), 2)}"
+
+    def judged(self, result: Result, control: Result | None = None) -> list[list[str]]:
+        """By what a run's method optimises, sentences for each measure: figure, control, chance level.
+
+        The control was trained in the same run, or is the run `control`, if that was asked the same.
+        """
+        out = []
+        for measure, one in judging.of(result).items():
+            facts = {
+                "name": self(f"metric.{measure}"),
+                "after": self.with_error(measure, judging.figures([one])),
+                "before": self.figure(measure, statistics.fmean(one.before)),
+                "asked": self.many(f"unit.{MEASURES[measure].asks}", len(one.after)),
+            }
+            parts = [self("card.judged", **facts)]
+            found = judging.within(measure, [result])
+            if found is None and control is not None:
+                found = judging.beside(measure, [result], [control])
+            if found is not None:
+                parts.append(self("card.judged.control", verdict=self.verdict(found, measure)))
+            if one.chance is not None:
+                beside = self.verdict(judging.against(one, one.chance), measure)
+                chance = self.figure(measure, one.chance)
+                parts.append(self("card.judged.chance", chance=chance, verdict=beside))
+            out.append(parts)
+        return out
 
     def seconds(self, s: float) -> str:
         """ "41 s", "3 min", "2 h"."""
