@@ -166,8 +166,8 @@ def test_the_card_tells_the_measure_its_verdict_and_its_chance_beside_perplexity
 def test_the_card_of_a_white_box_student_takes_the_control_that_was_asked_the_same():
     student = run("gkd", samples([0.9, 1.0, 1.1] * 20))
     control = run("gkd --objective supervised", samples([1.2, 1.31, 1.39] * 20), perplexity=40.0)
-    card = run_card(Words("en"), student, relatives={"control": control}, **SEEN)
-    assert "1.00 ± 0.011 after the training, 2.00 before (60 samples)" in card
+    card = html.unescape(run_card(Words("en"), student, relatives={"control": control}, **SEEN))
+    assert "1.00 ± 0.011 at the end, 2.00 before the method's own training (60 samples)" in card
     assert "Beside its control, pair by pair: better: −0.30 ± " in card
     assert "Beside the control, window by window: not better: +25 ± " in card, (
         "by perplexity it is the other way"
@@ -220,7 +220,8 @@ def test_a_run_that_was_never_judged_has_no_place_on_the_axis_and_the_original_h
 def test_the_command_tells_it_too():
     found = run("mt_cot --teaching oracle", answers([1.0, 1.0, 1.0, 0.0] * 50, [0.0, 1.0] * 100))
     assert (
-        "What the method optimises, right answers: 75 % ± 3.1 % after the training, 0 % before (200 questions). "
+        "What the method optimises, right answers: 75 % ± 3.1 % at the end, 0 % before the method's own training "
+        "(200 questions). "
         "Beside its control, pair by pair: better: +25 ± "
     ) in _summary(found)
 
