@@ -33,7 +33,7 @@ its weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod, param
@@ -234,10 +234,13 @@ def compress(bundle: Bundle, context: Context, params: MtCotParams) -> Edit:
     """The student after its training; unchanged if there are no tokens to train on."""
     if not params.train_tokens:
         return Edit(bundle=bundle)
-    random = Random(context.seed)
-    judged = tasks.draw(tasks.REASONING, params.judged, random)
-    questions = tasks.draw(tasks.REASONING, params.questions, random, without={q.text for q in judged})
-    return distil(bundle, context, params, questions, judged)
+    drawn = tasks.apart(tasks.REASONING, params.questions, params.judged, Random(context.seed))
+    edit = distil(bundle, context, params, drawn.taught, drawn.judged)
+    scarce = [
+        Note("kind_scarce", {"kind": kind, "asked": asked, "found": found})
+        for kind, asked, found in drawn.scarce
+    ]
+    return replace(edit, notes=(*edit.notes, *scarce))
 
 
 METHOD = StudentMethod(

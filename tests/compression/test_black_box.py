@@ -342,7 +342,7 @@ def test_questions_have_the_right_answer(maker, level):
 def solve(kind: str, text: str) -> str:
     listed = text.split(": ")[-1].split(", ")
     if kind == "parity":
-        return "odd" if text.split("?")[1].count("1") % 2 else "even"
+        return "odd" if text.split("?")[1].count(text.split()[4][0]) % 2 else "even"
     if kind == "letter count":
         return str(text.split(" are in ")[1].count(text.split()[2]))
     if kind == "comparison":
@@ -378,6 +378,34 @@ def test_draws_are_different_questions_and_never_known_ones():
     drawn = tasks.draw(tasks.REASONING, 60, Random(1), without=known)
     texts = [q.text for q in drawn]
     assert len(set(texts)) == len(texts) == 60 and not known & set(texts)
+
+
+def digits(random, level):
+    """A kind of ten questions at each level."""
+    n = random.randrange(10)
+    return tasks.Question("digits", level, f"{level}: {n}", str(n))
+
+
+@pytest.mark.parametrize("taught, judged", [(10_000, 500), (160, 200), (16, 32)])
+def test_no_kind_starves_and_no_question_is_in_both_sets(taught, judged):
+    """Every kind has a third of either set, in the full budget too, whichever set is drawn first."""
+    found = tasks.apart(tasks.REASONING, taught, judged, Random(0))
+    texts = [q.text for q in (*found.taught, *found.judged)]
+    assert len(set(texts)) == len(texts) == taught + judged and not found.scarce
+    for questions, size in ((found.taught, taught), (found.judged, judged)):
+        kinds = [q.kind for q in questions]
+        shares = [kinds.count(kind) for kind in ("parity", "letter count", "comparison")]
+        assert sum(shares) == size and max(shares) - min(shares) <= 1
+        assert kinds != sorted(kinds), "mixed, so that every part of the set holds all kinds"
+
+
+@pytest.mark.parametrize("asked, given", [(20, 10), (60, 15)])
+def test_a_kind_that_runs_out_is_shared_and_told(asked, given):
+    """Thirty questions where 50 are asked for, and 90: the judged have theirs, up to half."""
+    found = tasks.apart((digits, tasks.comparison), 60 if asked == 20 else 30, asked, Random(0))
+    of = [sum(q.kind == "digits" for q in some) for some in (found.judged, found.taught)]
+    assert of == [given, 30 - given] and len({q.text for q in found.judged} & {q.text for q in found.taught}) == 0
+    assert found.scarce == (("digits", 40 if asked == 20 else 45, 30),)
 
 
 def test_answers_are_read_never_run():
