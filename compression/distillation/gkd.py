@@ -148,7 +148,14 @@ METHOD = StudentMethod(
     control=control,
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
-    tiny={"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_tokens": 8, "learning_rate": 0.001},
+    tiny={
+        "kept": 0.5,
+        "train_tokens": 512,
+        "prompt_tokens": 4,
+        "response_tokens": 8,
+        "learning_rate": 0.001,
+        "warm_up_rate": 0.001,
+    },
     # the paper's 40,000 steps, every batch the student's own; the step size is ours, theirs being Adafactor's
     full={
         "prompt_tokens": 256,
@@ -156,6 +163,7 @@ METHOD = StudentMethod(
         "on_policy": 1.0,
         "learning_rate": 1e-5,
         "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "train_tokens": 40_960_000,
         "train_minutes": BUDGET_MINUTES,
     },

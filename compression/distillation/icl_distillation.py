@@ -36,23 +36,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod, param
+from torch import Tensor
+
+from compression.base import BUDGET_MINUTES, Context, Cost, Edit, Note, StudentMethod, param
 from compression.bundle import Bundle
-from compression.distillation import tasks
+from compression.distillation import soft_labels, students, tasks
 from compression.distillation.black_box import (
     TRANSCRIPT,
     BlackBoxParams,
     Lesson,
+    Step,
     cost,
     costs,
     interview,
-    make,
     off,
     percent,
     row,
     teach,
     teacher_notes,
+    text_tokens,
     twin,
+    warm_up,
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import Naming, Shown
@@ -62,6 +66,7 @@ from compression.training import Budget
 
 ANSWER_TOKENS = 8  # of the teacher's label
 TARGETS = 4  # tasks of Multitask-ICT
+LOOKED_AT = 200  # prompts on which the share of right labels of a teacher that shows all is taken
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,13 @@ class IclParams(BlackBoxParams):
         label="choice",
     )
     demonstrations: int = param(4, "Labelled examples in a prompt.", lo=2, hi=14, step=2)
+    labels: str = param(
+        "distribution",
+        "What the teacher shows: its whole distribution, which takes the same tokenizer, or its texts alone.",
+        choices=("distribution", "text"),
+        label="choice",
+        when={"teaching": "teacher"},
+    )
     gold_share: float = param(
         0.5,
         "Share of the right label in the loss; the rest is the teacher's.",
@@ -85,7 +97,11 @@ class IclParams(BlackBoxParams):
         when={"teaching": "teacher"},
     )
     read_weight: float = param(
-        0.0, "Weight of the loss on the demonstrations' own tokens.", lo=0.0, hi=4.0, level="advanced"
+        1.0,
+        "Weight of the language-modelling loss, on the demonstrations' own tokens; 0: only the label counts.",
+        lo=0.0,
+        hi=4.0,
+        level="advanced",
     )
     asks: int = param(
         1,
@@ -94,7 +110,7 @@ class IclParams(BlackBoxParams):
         hi=32,
         step=1,
         level="advanced",
-        when={"teaching": "teacher"},
+        when={"teaching": "teacher", "labels": "text"},
     )
     votes: int = param(
         5,
@@ -105,6 +121,16 @@ class IclParams(BlackBoxParams):
         level="advanced",
         when={"setting": "multitask"},
     )
+
+    @property
+    def controlled(self) -> bool:
+        """A program that knows the answers gives the right labels, which is what the control has."""
+        return self.teaching == "teacher"
+
+    @property
+    def shows(self) -> bool:
+        """Whether the teacher shows its distribution. A program that knows the answers has none."""
+        return self.teaching == "teacher" and self.labels == "distribution"
 
 
 @dataclass(frozen=True)
@@ -247,6 +273,16 @@ def read(bundle: Bundle, cases: Sequence[Case], recorder: Recorder) -> Reading:
     )
 
 
+def likelier(teacher: Bundle, tokenizer, prompts: Sequence[Shown], recorder: Recorder) -> dict[str, float]:
+    """{"texts", "right"}: on how many prompts the teacher was looked at (the first `LOOKED_AT`), and on how
+    many percent of them it finds the right label likelier than the other."""
+    some = prompts[:LOOKED_AT]
+    pairs = [row(tokenizer, s.prompt, label) for s in some for label in s.labels]
+    found = costs(teacher, pairs, recorder)
+    hits = sum(s.labels[found[2 * i + 1] < found[2 * i]] == s.answer for i, s in enumerate(some))
+    return {"texts": len(some), "right": percent(hits, len(some))}
+
+
 def lessons(
     tokenizer, prompts: Sequence[Shown], answers: Sequence[Sequence[str]] | None, params: IclParams
 ) -> list[Lesson]:
@@ -274,10 +310,10 @@ def lessons(
 def distil(bundle: Bundle, context: Context, params: IclParams, world: World) -> Edit:
     """Train the student on prompts with demonstrations, and say how much the demonstrations help it."""
     chosen = plan(params, world, context.seed)
-    asked = interview(
-        context, bundle, params, OracleTeacher({s.prompt: s.answer for s in chosen.prompts}.__getitem__)
-    )
+    known = OracleTeacher({s.prompt: s.answer for s in chosen.prompts}.__getitem__)
+    asked = None if params.shows else interview(context, bundle, params, known)
     answers, right, used = None, 0, len(chosen.prompts)
+    warmed = warm_up(bundle, context, params)
     if asked is not None:
         temperature = 1.0 if params.asks > 1 else 0.0
         answers = asked.ask(
@@ -296,29 +332,40 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     def judge(student: Bundle) -> tuple[Reading, Reading]:
         return read(student, chosen.alike, context.recorder), read(student, chosen.others, context.recorder)
 
+    def shown(student: Bundle, batch: Step) -> Tensor:
+        return soft_labels.loss(student, context.teacher, batch, params.gold_share)
+
     def trained(student: Bundle, answers, budget: Budget, quiet: bool = False):
         taught = lessons(student.tokenizer, chosen.prompts, answers, params)
         return teach(
             student,
             taught,
             (1.0,),
-            context,
+            warmed.context,
             budget,
             params.learning_rate,
             learnt=params.read_weight,
             quiet=quiet,
+            score=shown if params.shows and not quiet else None,
         )
 
     before = judge(bundle)
-    control = twin(bundle) if params.compare and params.teaching == "teacher" else None
-    course = trained(bundle, answers, Budget(params.train_tokens, params.train_minutes))
+    control = twin(bundle) if params.compares else None
+    course = trained(bundle, answers, warmed.left)
     after = judge(bundle)
     beside = None
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control)
-    notes = course.notes("icl_distillation")
-    notes += teacher_notes(params, asked, right=right, used=used, texts=len(chosen.prompts))
+    notes = warmed.notes + course.notes("icl_distillation")
+    if params.shows:
+        notes += (
+            Note(
+                "teacher_shows", likelier(context.teacher, bundle.tokenizer, chosen.prompts, context.recorder)
+            ),
+        )
+    else:
+        notes += teacher_notes(params, asked, right=right, used=used, texts=len(chosen.prompts))
     notes += (
         Note(
             "labels_learnt",
@@ -346,7 +393,7 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     return Edit(
         bundle=bundle,
         notes=notes,
-        series={"training": course.curve},
+        series=warmed.series | {"training": course.curve},
         files={TRANSCRIPT: asked.transcript()} if asked else {},
     )
 
@@ -356,6 +403,16 @@ def compress(bundle: Bundle, context: Context, params: IclParams) -> Edit:
     return distil(bundle, context, params, WORLD) if params.train_tokens else Edit(bundle=bundle)
 
 
+def make(teacher: Bundle, context: Context, params: IclParams) -> Edit:
+    """StudentMethod.student: with the teacher's tokenizer if it learns the teacher's distribution."""
+    return students.make(teacher, context, params, same_tokenizer=params.shows)
+
+
+def cost_of(shape: tuple[int, int], params: IclParams, tokens: int, role: str = "up") -> Cost:
+    """The black-box cost; a teacher that shows its distribution reads every lesson once."""
+    return cost(shape, params, tokens, role, shown=params.shows)
+
+
 METHOD = StudentMethod(
     name="icl_distillation",
     title="In-context learning distillation",
@@ -363,12 +420,13 @@ METHOD = StudentMethod(
     paper="https://arxiv.org/abs/2212.10670",
     params=IclParams,
     compress=compress,
-    cost=cost,
-    own_text=True,
+    cost=cost_of,
+    text_tokens=text_tokens,
+    trains_table=True,
     reshaped=reshaped,
     student=make,
     measures=measures,
-    teacher="text",
+    teacher=lambda params: "model" if params.shows else "text",
     control=off("icl_distillation"),
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
@@ -377,16 +435,18 @@ METHOD = StudentMethod(
         "teaching": "oracle",
         "questions": 16,
         "judged": 8,
-        "train_tokens": 512,
+        "compare": False,
+        "train_tokens": 768,
+        "warm_up": 0.25,
         "learning_rate": 1e-3,
     },
-    # ours, as far as our bounds allow: many demonstrations, the teacher's chances from 16 answers to each
-    # question
+    # ours, as far as our bounds allow: many demonstrations
     full={
         "demonstrations": 14,
-        "asks": 16,
         "questions": 10_000,
         "judged": 500,
+        "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "learning_rate": 1e-5,
         "train_tokens": 10_240_000,
         "train_minutes": BUDGET_MINUTES,

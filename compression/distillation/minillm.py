@@ -210,6 +210,7 @@ METHOD = StudentMethod(
         "inner_epochs": 4,
         "text_weight": 1.0,
         "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "train_tokens": 40_960_000,
         "train_minutes": BUDGET_MINUTES,
     },

@@ -54,7 +54,9 @@ from compression.distillation.black_box import (
     task_notes,
     teach,
     teacher_notes,
+    text_tokens,
     twin,
+    warm_up,
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import MARK, Question
@@ -197,14 +199,15 @@ def distil(
     def trained(student: Bundle, why, budget: Budget, quiet: bool = False):
         shares = (1.0, 0.0) if why is None else (params.answer_share, 1 - params.answer_share)
         taught = lessons(student.tokenizer, questions, why, params.form)
-        return teach(student, taught, shares, context, budget, params.learning_rate, quiet=quiet)
+        return teach(student, taught, shares, warmed.context, budget, params.learning_rate, quiet=quiet)
 
+    warmed = warm_up(bundle, context, params)
     explains = asked is not None and params.form != "MT-Re"
     before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else None
-    control = twin(bundle) if params.compare and params.teaching == "teacher" else None
-    course = trained(bundle, why, Budget(params.train_tokens, params.train_minutes))
+    control = twin(bundle) if params.compares else None
+    course = trained(bundle, why, warmed.left)
     after, beside = judge(bundle, "predict"), None
-    notes = course.notes("mt_cot")
+    notes = warmed.notes + course.notes("mt_cot")
     used = sum(map(bool, why or ()))
     notes += teacher_notes(
         params, asked, right=None if explained is None else explained.right, used=used, texts=len(questions)
@@ -225,7 +228,7 @@ def distil(
     return Edit(
         bundle=bundle,
         notes=notes,
-        series={"training": course.curve},
+        series=warmed.series | {"training": course.curve},
         files={TRANSCRIPT: asked.transcript()} if asked else {},
     )
 
@@ -251,7 +254,8 @@ METHOD = StudentMethod(
     params=MtCotParams,
     compress=compress,
     cost=cost,
-    own_text=True,
+    text_tokens=text_tokens,
+    trains_table=True,
     reshaped=reshaped,
     student=make,
     measures=measures,
@@ -264,7 +268,9 @@ METHOD = StudentMethod(
         "teaching": "oracle",
         "questions": 16,
         "judged": 8,
-        "train_tokens": 512,
+        "compare": False,
+        "train_tokens": 768,
+        "warm_up": 0.25,
         "learning_rate": 1e-3,
         "explanation_tokens": 8,
     },
@@ -273,6 +279,8 @@ METHOD = StudentMethod(
         "questions": 10_000,
         "judged": 500,
         "explanation_tokens": 256,
+        "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "learning_rate": 5e-5,
         "train_tokens": 10_240_000,
         "train_minutes": BUDGET_MINUTES,

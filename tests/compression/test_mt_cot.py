@@ -121,7 +121,9 @@ def test_training_and_judged_questions_are_apart_and_a_kind_that_runs_out_is_tol
     def drawn(questions, judged):
         seen = {}
         monkeypatch.setattr(
-            mt_cot, "distil", lambda bundle, context, params, q, j: seen.update(q=q, j=j) or Edit(bundle=bundle)
+            mt_cot,
+            "distil",
+            lambda bundle, context, params, q, j: seen.update(q=q, j=j) or Edit(bundle=bundle),
         )
         params = mt_cot.MtCotParams(questions=questions, judged=judged)
         edit = mt_cot.compress(micro.model(), micro.context(), params)
@@ -138,7 +140,9 @@ def test_training_and_judged_questions_are_apart_and_a_kind_that_runs_out_is_tol
 
 
 def test_an_unchecked_explanation_and_the_teachers_own_answers_are_told():
-    params = mt_cot.MtCotParams(teaching="teacher", compare=False, train_tokens=500, explanation_tokens=8)
+    params = mt_cot.MtCotParams(
+        teaching="teacher", compare=False, train_tokens=500, warm_up=0.0, explanation_tokens=8
+    )
     edit = mt_cot.distil(
         micro.model(), micro.context(micro.Stub(lambda p: f"So. {MARK} 4")), params, QUESTIONS, QUESTIONS[:8]
     )
@@ -172,6 +176,8 @@ def test_the_way_makes_a_task_learnable_that_answers_alone_do_not_teach():
                 teaching=teaching,
                 train_tokens=tokens[teaching],
                 train_minutes=60.0,
+                warm_up=0.0,
+                compare=False,
                 learning_rate=2e-3,
                 explanation_tokens=16,
             )
