@@ -83,7 +83,7 @@ class IclParams(BlackBoxParams):
     labels: str = param(
         "distribution",
         "What the teacher shows: its whole distribution, which takes the same tokenizer, or its texts alone.",
-        choices=("distribution", "text"),
+        choices=("distribution", "texts"),
         label="choice",
         when={"teaching": "teacher"},
     )
@@ -110,7 +110,7 @@ class IclParams(BlackBoxParams):
         hi=32,
         step=1,
         level="advanced",
-        when={"teaching": "teacher", "labels": "text"},
+        when={"teaching": "teacher", "labels": "texts"},
     )
     votes: int = param(
         5,

@@ -35,7 +35,7 @@ def params(name, **changes):
     return method.params.parse(dict(method.tiny) | {"judged": 8, "warm_up": 0.0} | changes)
 
 
-TEXTS = {"icl_distillation": {"labels": "text"}}  # the teacher shows its texts alone
+TEXTS = {"icl_distillation": {"labels": "texts"}}  # the teacher shows its texts alone
 
 
 def oracle_loss(bundle, rows, share=1.0, learnt=0.0):
@@ -299,7 +299,7 @@ def test_the_control_within_a_run_leaves_the_student_as_it_is_without_it(name):
     """It stands beside the student in a note."""
     method, made = get(name), []
     for compare in (True, False):
-        teaching = {"teaching": "teacher", "labels": "text"} if name == "icl_distillation" else {}
+        teaching = {"teaching": "teacher", "labels": "texts"} if name == "icl_distillation" else {}
         stub = micro.Stub(lambda prompt: prompt.split("\n")[1].split()[-1])
         chosen = params(name, compare=compare, **teaching)
         made.append(method.compress(micro.model(), micro.context(stub), chosen))
@@ -328,7 +328,7 @@ def test_student_and_control_start_from_the_same_warmed_student_and_share_one_bu
         return real(bundle, *args, **how)
 
     monkeypatch.setattr(home, "teach", teach)
-    teaching = {"teaching": "teacher", "labels": "text"} if name == "icl_distillation" else {}
+    teaching = {"teaching": "teacher", "labels": "texts"} if name == "icl_distillation" else {}
     chosen = params(name, compare=True, train_tokens=6_000, warm_up=0.5, **teaching)
     stub = micro.Stub(lambda prompt: prompt.split("\n")[1].split()[-1])
     student = micro.model()

@@ -179,7 +179,7 @@ def test_what_the_teacher_shows_is_a_choice_that_decides_what_it_is():
     method = get("icl_distillation")
     for values, kind in (
         ({}, "model"),
-        ({"labels": "text"}, "text"),
+        ({"labels": "texts"}, "text"),
         ({"teaching": "oracle"}, "text"),
         ({"teaching": "answers"}, "text"),
     ):
@@ -210,7 +210,7 @@ def test_the_teachers_share_of_right_labels_and_of_texts_used_is_told():
         return "hm" if p in order[:4] else wrong[p] if p in order[4:8] else right[p]
 
     params = icl.IclParams(
-        questions=16, judged=8, labels="text", compare=False, train_tokens=500, warm_up=0.0
+        questions=16, judged=8, labels="texts", compare=False, train_tokens=500, warm_up=0.0
     )
     edit = icl.distil(micro.model(), micro.context(micro.Stub(answer)), params, icl.WORLD)
     assert micro.facts(edit, "teacher_right")["right"] == 50.0 == micro.facts(edit, "teacher_unsure")["right"]
@@ -257,7 +257,7 @@ def test_a_student_learns_from_a_teachers_strings_to_read_demonstrations(tmp_pat
     assert reads["after"] > 35
     for seed in (1, 2):
         strings = TextTeacher(teacher, tmp_path / "answers.jsonl")
-        _, alike, edit = learnt(icl.IclParams(labels="text", gold_share=0.0, **each), strings, seed)
+        _, alike, edit = learnt(icl.IclParams(labels="texts", gold_share=0.0, **each), strings, seed)
         assert micro.facts(edit, "teacher_right")["right"] > 95
         assert abs(alike["before"]) < 15 and alike["after"] > alike["before"] + 30, alike
         assert alike["loss_after"] > 0.5 > abs(alike["loss_before"]) + 0.4, "nats of ln 2"
