@@ -5,6 +5,9 @@ target and on the stop token after it. Where the target stands follows from leng
 padding, because a model may use its stop token as padding. Padding is on the right, where a causal model
 can't see it. Each task of a step has its own mean over tokens, so that a long explanation weighs no more than
 a short answer. The student is judged by what it writes.
+
+A student that lost layers writes noise at first. So a share of the budget goes to a warm-up on plain text,
+without the teacher, and its control starts from the same warmed-up student.
 """
 
 from __future__ import annotations

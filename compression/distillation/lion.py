@@ -9,24 +9,39 @@ the easy ones, so that the easy isn't forgotten.
 Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870.
 There one large model plays teacher, referee and generator. d = teacher's score - student's score, both the
 mean of two reviews with the answers in either order, hard if d >= 1.0 of 10; new instructions must have a
-ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1.
+ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1. The authors ask their generator for
+instructions of similar length and difficulty: of the same kind of task as a hard seed, or rarer ones of the
+domain of an easy seed.
 
 Deviations. A small model can neither referee nor invent. Instructions are eight kinds of short jobs with a
 right answer, in three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only
 an exact answer has 10; `referee` = teacher asks the model itself, and a review that can't be read counts for
-nothing (in the authors' code it counts as easy). New instructions come from templates of the seed's own kind:
-one level harder for a hard seed, of the same level for an easy one; `inventor` = teacher asks the model
-itself for them, as the paper does, which takes a large one. Nobody knows a right answer to what it invents,
-so `inventor` = teacher needs `referee` = teacher. The next round trains on the new instructions alone. Each
-round reports its share of hard ones.
+nothing (in the authors' code it counts as easy). New instructions come from templates of the seed's own kind
+and level, for hard and for easy seeds, since a template has nothing rarer to offer. `harder` raises those of
+hard seeds by levels, which the authors don't do. `inventor` = teacher asks the model itself for them by the
+authors' wishes, which takes a large one. Nobody knows a right answer to what it invents, so `inventor` =
+teacher needs `referee` = teacher. The next round trains on the new instructions alone, or on the whole pool
+if too few are new. Each round reports its share of hard ones. The student is here the teacher with fewer
+layers (or another model). It first reads plain text for a share of the budget until it writes readable text
+(`warm_up`, with a step size of its own).
 
-What is measured: exact match on other instructions, by level, for the student before, after, and a control
-that learns the right answers to as many instructions drawn at random, by the same tokens. A short run shows
-the loop at work; whether it gains anything over random instructions, the control tells. A teacher that fails
-a kind of job has no lead there, so what it can't do is never found hard.
+What is measured: exact match on other instructions, by level, for the student before and after, and for a
+control. The control starts from the same warmed-up student and repeats the same rounds: the same teacher's
+answers to as many new instructions by as many tokens, made in the same way. Only the seeds differ: chance
+parts the pool in two where the referee told hard from easy. So it tells what finding the hard ones is worth.
+It is there for `teaching` = oracle too, and `instructions` = random is the control as a run of its own. A
+teacher that fails a kind of job has no lead there, so what it can't do is never found hard.
+
+Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
+(block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
+evenly spaced ones.
+
+What was measured: that the loop finds what a student can't do and asks for more of it, in the tests. Whether
+a student is better for it than its control was not measured yet, on a small model or a pretrained one.
 
 Cost: the teacher writes one text for each instruction. The student writes one for each instruction in each
-round. The training is divided into rounds + 1 equal parts.
+round. The training after the warm-up is divided into rounds + 1 equal parts. The warm-up is paid once, the
+lessons twice, for student and control, and the teacher answers the control's instructions too.
 """
 
 from __future__ import annotations

@@ -14,20 +14,29 @@ task's target is the explanation (MT-Re), the answer with its explanation after 
 and then the answer (MT-CoT).
 
 Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels.
-Answers are the right ones; only explanations are the teacher's. A small teacher is often wrong: the share of
-its own right answers and the share of its explanations that were used are told, and an explanation that it
-wrote to a given answer (RP) isn't checked. `teaching` = oracle has a program write the steps, and says so.
+A third of the training questions and a third of the judged ones are of each kind, and no question is in both.
+A kind that has too few different questions is told. Answers are the right ones; only explanations are the
+teacher's. A small teacher is often wrong: the share of its own right answers and the share of its
+explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked.
+`teaching` = oracle has a program write the steps, and says so. The student is here the teacher with fewer
+layers (or another model), where the papers begin with whole models. It first reads plain text for a share of
+the budget until it writes readable text (`warm_up`, with a step size of its own).
 
 What is measured: exact match on other questions, in answer mode and, where the second task gives an answer,
-in explanation mode. The control is trained on answers alone.
+in explanation mode. The control starts from the same warmed-up student and learns the same questions by as
+many tokens, with their answers alone, so it reads each question more often.
+
+Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
+(block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
+evenly spaced ones.
 
 What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions
 gets nearly all others right when it writes the way there, and guesses when it answers at once, whichever way
 it was trained: here the written way helps, not the second task by itself. The papers promise more of the
-answers too, from models ten thousand times as large.
+answers too, from models ten thousand times as large. A pretrained model was not measured yet.
 
 Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all
-its weights.
+its weights. The warm-up is paid once, the lessons twice, for student and control.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
 
 A student of some of its teacher's layers predicts badly at first, and its samples are noise. So a share of
-the budget goes to a warm-up: supervised forward KL to the teacher on text. Then the method's own phase
-begins, on the student's own samples. Each phase keeps the state with the lowest value of its own loss,
-measured on held-out text (or on samples that continue held-out text).
+the budget goes to a warm-up, which has a step size of its own: supervised forward KL to the teacher on text.
+Then the method's own phase begins, on the student's own samples. Each phase keeps the state with the lowest
+value of its own loss, measured on held-out text (or on samples that continue held-out text).
 """
 
 from __future__ import annotations
