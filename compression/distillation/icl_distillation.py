@@ -351,7 +351,7 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     def shown(student: Bundle, batch: Step) -> Tensor:
         return soft_labels.loss(student, context.teacher, batch, params.gold_share)
 
-    def trained(student: Bundle, answers, budget: Budget, quiet: bool = False):
+    def trained(student: Bundle, answers, budget: Budget, score=None, quiet: bool = False):
         taught = lessons(student.tokenizer, chosen.prompts, answers, params)
         return teach(
             student,
@@ -362,12 +362,12 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
             params.learning_rate,
             learnt=params.read_weight,
             quiet=quiet,
-            score=shown if params.shows and not quiet else None,
+            score=score,
         )
 
     before = judge(bundle)
     control = twin(bundle) if params.compares else None
-    course = trained(bundle, answers, warmed.left)
+    course = trained(bundle, answers, warmed.left, shown if params.shows else None)
     after = judge(bundle)
     beside = None
     if control is not None and course.tokens:

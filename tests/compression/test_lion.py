@@ -81,6 +81,19 @@ def test_new_instructions_are_new_as_many_hard_as_easy_and_as_hard_as_their_seed
     assert grow([(10.0, 1.0)] * len(POOL)) == ([], []), "none easy: none new"
 
 
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_new_instructions_are_as_hard_as_the_authors_ask_unless_harder_ones_are_wanted(levels):
+    """Like an easy seed, never harder."""
+    params = lion.LionParams(teaching="oracle", harder=levels)
+    assert lion.LionParams().harder == 0
+    loop = lion.Loop(None, micro.context(), params, (), POOL, None, hunts=True)
+    seeds = [q for q in POOL if q.level == 1]
+    for hard, level in ((True, 1 + levels), (False, 1)):
+        new = loop.invent(seeds, 8, hard, list(POOL))
+        assert len(new) == 8 and {q.level for q in new} == {level}
+        assert {q.kind for q in new} <= {q.kind for q in seeds}
+
+
 def oracle_run(seed=0, **changes):
     params = lion.LionParams(
         **{
