@@ -181,7 +181,8 @@ class _Walk:
             assert made.bundle is not None
             bundle = made.bundle
             self.outcome.notes.extend(made.notes)
-            teacher = self.bundle if self.method.teacher == "model" else TextTeacher(self.bundle)
+            whole = self.method.learns_from(self.params) == "model"
+            teacher = self.bundle if whole else TextTeacher(self.bundle)
             context = Context(self.windows, self.recorder, teacher)
         self._apply(self.method.compress(bundle, context, self.params))
 

@@ -169,7 +169,7 @@ class RunSpec:
     @property
     def training_tokens(self) -> int:
         """Tokens of text that the recipe's training takes, held-out tokens included; 0 without training."""
-        taken = max((p.train_tokens for m, p in self.trainings if not m.own_text), default=0)
+        taken = max((m.reads_tokens(p) for m, p in self.trainings), default=0)
         return taken + max(self.window * 4, taken // 7) if taken else 0
 
     def control(self) -> RunSpec | None:

@@ -66,9 +66,9 @@ def tokenizer_of(words):
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
-def context(teacher=None, seed: int = 0, **more) -> Context:
-    """Nothing to read, nobody to tell."""
-    return Context(None, Recorder(seed=seed, **more), teacher)
+def context(teacher=None, seed: int = 0, windows=None, **more) -> Context:
+    """Nothing to read unless windows [n, window] are given, and nobody to tell."""
+    return Context(windows, Recorder(seed=seed, **more), teacher)
 
 
 def judged(edit, measure: str) -> Judged:

@@ -14,28 +14,37 @@ task's target is the explanation (MT-Re), the answer with its explanation after 
 and then the answer (MT-CoT).
 
 Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels.
-Answers are the right ones; only explanations are the teacher's. A small teacher is often wrong: the share of
-its own right answers and the share of its explanations that were used are told, and an explanation that it
-wrote to a given answer (RP) isn't checked. `teaching` = oracle has a program write the steps, and says so.
+A third of the training questions and a third of the judged ones are of each kind, and no question is in both.
+A kind that has too few different questions is told. Answers are the right ones; only explanations are the
+teacher's. A small teacher is often wrong: the share of its own right answers and the share of its
+explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked.
+`teaching` = oracle has a program write the steps, and says so. The student is here the teacher with fewer
+layers (or another model), where the papers begin with whole models. It first reads plain text for a share of
+the budget until it writes readable text (`warm_up`, with a step size of its own).
 
 What is measured: exact match on 200 other questions, in answer mode and, where the second task gives an
-answer, in explanation mode. The control is trained on answers alone, and its answers stand beside both modes,
-question by question. The chance level is the share that one constant guess for each kind of question gets
-right, if it is the best guess for that kind: about 40 percent, because parity has two answers.
+answer, in explanation mode. The control starts from the same warmed-up student and learns the same questions
+by as many tokens, with their answers alone, so it reads each question more often. Its answers stand beside
+both modes, question by question. The chance level is the share that one constant guess for each kind of
+question gets right, if it is the best guess for that kind: about 40 percent, because parity has two answers.
+
+Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
+(block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
+evenly spaced ones.
 
 What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions
 gets nearly all others right when it writes the way there, and guesses when it answers at once, whichever way
 it was trained: here the written way helps, not the second task by itself. The papers promise more of the
-answers too, from models ten thousand times as large.
+answers too, from models ten thousand times as large. A pretrained model was not measured yet.
 
 Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all
-its weights.
+its weights. The warm-up is paid once, the lessons twice, for student and control.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod, param
@@ -55,7 +64,9 @@ from compression.distillation.black_box import (
     row,
     teach,
     teacher_notes,
+    text_tokens,
     twin,
+    warm_up,
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import MARK, Question
@@ -209,14 +220,15 @@ def distil(
     def trained(student: Bundle, why, budget: Budget, quiet: bool = False):
         shares = (1.0, 0.0) if why is None else (params.answer_share, 1 - params.answer_share)
         taught = lessons(student.tokenizer, questions, why, params.form)
-        return teach(student, taught, shares, context, budget, params.learning_rate, quiet=quiet)
+        return teach(student, taught, shares, warmed.context, budget, params.learning_rate, quiet=quiet)
 
+    warmed = warm_up(bundle, context, params)
     before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if params.explains else ()
-    control = twin(bundle) if params.compare and params.teaching == "teacher" else None
-    course = trained(bundle, why, Budget(params.train_tokens, params.train_minutes))
+    control = twin(bundle) if params.compares else None
+    course = trained(bundle, why, warmed.left)
     after, after_why = judge(bundle, "predict"), judge(bundle, "explain") if params.explains else ()
     beside: tuple[float, ...] = ()
-    notes = course.notes("mt_cot")
+    notes = warmed.notes + course.notes("mt_cot")
     used = sum(map(bool, why or ()))
     notes += teacher_notes(
         params, asked, right=None if explained is None else explained.right, used=used, texts=len(questions)
@@ -234,7 +246,7 @@ def distil(
         bundle=bundle,
         notes=notes,
         judged=tuple(Judged(way, name, was, now, beside, chance=chance) for way, was, now in ways),
-        series={"training": course.curve},
+        series=warmed.series | {"training": course.curve},
         files={TRANSCRIPT: asked.transcript()} if asked else {},
     )
 
@@ -243,10 +255,13 @@ def compress(bundle: Bundle, context: Context, params: MtCotParams) -> Edit:
     """The student after its training; unchanged if there are no tokens to train on."""
     if not params.train_tokens:
         return Edit(bundle=bundle)
-    random = Random(context.seed)
-    judged = tasks.draw(tasks.REASONING, params.judged, random)
-    questions = tasks.draw(tasks.REASONING, params.questions, random, without={q.text for q in judged})
-    return distil(bundle, context, params, questions, judged)
+    drawn = tasks.apart(tasks.REASONING, params.questions, params.judged, Random(context.seed))
+    edit = distil(bundle, context, params, drawn.taught, drawn.judged)
+    scarce = [
+        Note("kind_scarce", {"kind": kind, "asked": asked, "found": found})
+        for kind, asked, found in drawn.scarce
+    ]
+    return replace(edit, notes=(*edit.notes, *scarce))
 
 
 METHOD = StudentMethod(
@@ -257,7 +272,8 @@ METHOD = StudentMethod(
     params=MtCotParams,
     compress=compress,
     cost=cost,
-    own_text=True,
+    text_tokens=text_tokens,
+    trains_table=True,
     reshaped=reshaped,
     student=make,
     measures=measures,
@@ -270,7 +286,9 @@ METHOD = StudentMethod(
         "teaching": "oracle",
         "questions": 16,
         "judged": 8,
-        "train_tokens": 512,
+        "compare": False,
+        "train_tokens": 768,
+        "warm_up": 0.25,
         "learning_rate": 1e-3,
         "explanation_tokens": 8,
     },
@@ -279,6 +297,8 @@ METHOD = StudentMethod(
         "questions": 10_000,
         "judged": 500,
         "explanation_tokens": 256,
+        "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "learning_rate": 5e-5,
         "train_tokens": 10_240_000,
         "train_minutes": BUDGET_MINUTES,

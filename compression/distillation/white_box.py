@@ -1,9 +1,9 @@
 """What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
 
 A student of some of its teacher's layers predicts badly at first, and its samples are noise. So a share of
-the budget goes to a warm-up: supervised forward KL to the teacher on text. Then the method's own phase
-begins, on the student's own samples. Each phase keeps the state with the lowest value of its own loss,
-measured on held-out text (or on samples that continue held-out text).
+the budget goes to a warm-up, which has a step size of its own: supervised forward KL to the teacher on text.
+Then the method's own phase begins, on the student's own samples. Each phase keeps the state with the lowest
+value of its own loss, measured on held-out text (or on samples that continue held-out text).
 
 A student is judged by the reverse KL to its teacher on its own samples, in nats a token: a value for each
 sample, so that two students that continue the same prompts can be compared in pairs.
@@ -33,12 +33,11 @@ from compression.likelihood import final_states
 from compression.recorder import Recorder
 from compression.row_losses import sum_over_rows
 from compression.sample import stop_ids
-from compression.training import JUDGED, Budget, Course, batches, hold_out, train
+from compression.training import JUDGED, STATE_BYTES, Budget, Course, batches, hold_out, part_of, train
 
 TEXT_TOKENS, SAMPLES = 2_048, 32  # text (at least two windows) and continuations that judge a state
 JUDGED_SAMPLES = 200  # continuations that judge the student, before the method's phase and after it
 DECODED = 5  # drawing one token at a time costs as much as this many forward passes for it
-STATE_BYTES = 20  # for a trained number: itself, its gradient, two moments, the best value so far
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,10 @@ class WhiteBoxParams(StudentParams):
         lo=0.0,
         hi=0.95,
     )
-    learning_rate: float = param(2e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+    warm_up_rate: float = param(2e-4, "Highest step size of the warm-up.", lo=1e-7, hi=1.0, level="advanced")
+    learning_rate: float = param(
+        2e-4, "Highest step size of AdamW after the warm-up.", lo=1e-7, hi=1.0, level="advanced"
+    )
     prompt_tokens: int = param(
         32, "Tokens of text that a sample continues.", lo=1, hi=2_048, step=1, level="advanced"
     )
@@ -278,10 +280,11 @@ def distil(
     first = Course()
     if params.warm_up:
         early = Budget(round(params.warm_up * params.train_tokens), params.warm_up * params.train_minutes)
-        first = _train(lesson, warm_up(lesson, plain), early, (0.0, params.warm_up), 0)
+        span = (0.0, params.warm_up)
+        first = _train(lesson, warm_up(lesson, plain), early, params.warm_up_rate, span, 0)
     before, samples_before = lesson.measured()
     late = Budget(params.train_tokens - first.tokens, max(params.train_minutes - first.seconds / 60, 1e-3))
-    course = _train(lesson, phase(lesson), late, (params.warm_up, 1.0), first.tokens)
+    course = _train(lesson, phase(lesson), late, params.learning_rate, (params.warm_up, 1.0), first.tokens)
     after, samples_after = lesson.measured()
     student.module.to(dtype).requires_grad_(False)
     notes = [
@@ -332,23 +335,18 @@ def distil(
     return Edit(bundle=student, notes=tuple(notes), series=curves, judged=(judged,))
 
 
-def _train(lesson: Lesson, phase: Phase, budget: Budget, span: tuple[float, float], done: int) -> Course:
+def _train(
+    lesson: Lesson, phase: Phase, budget: Budget, rate: float, span: tuple[float, float], done: int
+) -> Course:
     """One phase, reported as the part `span` of the whole; `done` tokens came before it."""
-    start, end = span
-
-    def of_the_whole(event: dict) -> dict:
-        facts = event["facts"]
-        facts |= {"tokens": done + facts["tokens"], "budget": lesson.params.train_tokens}
-        return event | {"done": start + (end - start) * min(event["done"], 1.0), "facts": facts}
-
     return train(
         list(lesson.student.module.parameters()),
         phase.loss,
         phase.supply,
         phase.judge,
         budget,
-        rate=lesson.params.learning_rate,
-        recorder=lesson.recorder.telling(of_the_whole),
+        rate=rate,
+        recorder=part_of(lesson.recorder, span, done, lesson.params.train_tokens),
     )
 
 

@@ -75,7 +75,7 @@ DROPPED = (
 MOST = {  # a parameter's name -> its largest value on the small model
     "rank": 2,
     "train_tokens": 8_192,
-    "distill_steps": 4,
+    "distill_steps": 10,
     "samples": 4,
     "sample_tokens": 32,
     "own_texts": 8,
@@ -87,7 +87,7 @@ MOST = {  # a parameter's name -> its largest value on the small model
     "explanation_tokens": 8,
     "generated": 4,
     "lion_rounds": 1,
-    "votes": 2,
+    "votes": 1,
 }
 SET = {"train_minutes": 60.0, "student": ""}  # a small training ends by its tokens, never by minutes
 NUDGES = (1, 2, 3, 4)  # seeds of the changes in the last digits

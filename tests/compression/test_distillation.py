@@ -174,6 +174,23 @@ def test_the_same_run_twice_is_the_same_student_and_its_teacher_is_untouched(nam
     assert edit.series["warm_up"][0][2] > edit.series["warm_up"][-1][2]
 
 
+@pytest.mark.parametrize("name", ["gkd", "minillm"])
+def test_the_warm_up_has_a_step_size_of_its_own(name, monkeypatch):
+    """Each phase trains by its own; the control's are the same."""
+    rates, real = [], white_box.train
+
+    def train(*args, rate, **how):
+        rates.append(rate)
+        return real(*args, rate=rate, **how)
+
+    monkeypatch.setattr(white_box, "train", train)
+    train_short(name, warm_up_rate=0.003, learning_rate=1e-5)
+    assert rates == [0.003, 1e-5]
+    method = get(name)
+    _, values = method.control(method.params.parse({"warm_up_rate": 0.003, "learning_rate": 1e-5}))
+    assert (values["warm_up_rate"], values["learning_rate"]) == (0.003, 1e-5)
+
+
 @pytest.mark.parametrize(
     "values",
     [

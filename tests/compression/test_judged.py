@@ -186,7 +186,7 @@ def test_queries_of_one_task_belong_together(setting, clusters):
 
 
 def test_in_context_distillation_is_judged_by_gains_on_both_kinds_of_tasks():
-    params = icl.IclParams(questions=16, judged=12, teaching="oracle", train_tokens=300)
+    params = icl.IclParams(questions=16, judged=12, teaching="oracle", warm_up=0.0, train_tokens=300)
     edit = icl.distil(micro.model(), micro.context(), params, icl.WORLD)
     assert [one.measure for one in edit.judged] == ["demonstration_gain_alike", "demonstration_gain_others"]
     assert all(len(one.after) == 12 and one.chance == 0.0 and not one.control for one in edit.judged)
@@ -212,7 +212,9 @@ def test_mt_cot_is_judged_in_both_modes_with_the_chance_level(monkeypatch):
         return f"Steps. {tasks.MARK} {q.answer}" if mode == "explain" and q.kind == "parity" else "even"
 
     says(monkeypatch, mt_cot, answer)
-    params = mt_cot.MtCotParams(teaching="oracle", train_tokens=300, explanation_tokens=8)
+    params = mt_cot.MtCotParams(
+        teaching="oracle", compare=False, warm_up=0.0, train_tokens=300, explanation_tokens=8
+    )
     edit = mt_cot.distil(micro.model(), micro.context(), params, questions[:30], questions[30:])
     right, explained = edit.judged
     assert right.after == tuple(float(q.answer == "even") for q in questions[30:])
@@ -228,7 +230,7 @@ def test_lion_is_judged_by_the_right_answers_and_by_its_teachers(monkeypatch):
     the right answers."""
     says(monkeypatch, lion, lambda prompt: "apple pear")
     params = lion.LionParams(
-        questions=16, judged=12, train_tokens=300, generated=2, lion_rounds=0, compare=False
+        questions=16, judged=12, warm_up=0.0, train_tokens=300, generated=2, lion_rounds=0, compare=False
     )
     edit = lion.distil(micro.model(), micro.context(micro.Stub(lambda prompt: "apple plum")), params)
     overlap, agreement = edit.judged
@@ -245,10 +247,12 @@ def test_the_estimate_counts_what_judging_reads_and_writes(name, tokens):
     """Of the student before and after, and of the control; a question has 50 tokens on the offline model."""
     method = get(name)
 
-    def flops(**values):
-        return method.cost((8, 16), method.params(teaching="oracle", **values), 0).flops / (2 * 8 * 16)
+    def passes(**values):
+        """Over the whole of a student of half the layers."""
+        chosen = method.params(kept=0.5, teaching="oracle", **values)
+        return method.cost_of((8, 16), chosen, 0, "up").flops / (2 * 8 * 16) / 0.5
 
-    assert flops(judged=300) - flops(judged=200) == pytest.approx(2 * 100 * tokens)
-    with_control = [method.cost((8, 16), method.params(judged=n), 0).flops / (2 * 8 * 16) for n in (200, 300)]
-    assert with_control[1] - with_control[0] == pytest.approx(3 * 100 * tokens)
-    assert flops(judged=300, train_tokens=0) == flops(judged=200, train_tokens=0)
+    for compare, judged_times in ((False, 2), (True, 2 if name == "icl_distillation" else 3)):
+        more = passes(judged=300, compare=compare) - passes(judged=200, compare=compare)
+        assert more == pytest.approx(judged_times * 100 * tokens)
+    assert passes(judged=300, train_tokens=0) == passes(judged=200, train_tokens=0)
