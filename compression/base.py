@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compression.bundle import Bundle, Geometry
+    from compression.judged import Judged
     from compression.packed.base import Packed
     from compression.recorder import Recorder
     from compression.structure import Kept
@@ -221,6 +222,7 @@ class Params:
 
 
 P = TypeVar("P", bound=Params)
+Teacher = Literal["model", "text"]
 
 
 def _convert(name: str, value, kind: type):
@@ -356,6 +358,7 @@ class Edit:
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
     series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
+    judged: tuple[Judged, ...] = ()  # by what the method optimises, one for each measure
     # replaces the token embedding, and a head that shares it unless `head` is given
     table: Packed | None = None
     head: Packed | None = None  # replaces the head's weight
@@ -376,7 +379,7 @@ class Context:
     # token ids [n, window] to train on or to calibrate on; None if the method reads none
     windows: Tensor | None
     recorder: Recorder
-    teacher: Any = None  # as StudentMethod.teacher says
+    teacher: Any = None  # as StudentMethod.learns_from says
 
     @property
     def seed(self) -> int:
@@ -516,7 +519,9 @@ class TableMethod(ModelMethod[P]):
 class TrainingMethod(ModelMethod[P]):
     """Trains, for `train_tokens` and `train_minutes` of its params, on windows of the calibration text."""
 
-    own_text: bool = False  # it trains on text that it makes itself, not on the calibration text
+    # params -> tokens of the calibration text that its training takes; 0 if it makes its text itself.
+    # None: as many as it trains on
+    text_tokens: Callable[[P], int] | None = None
     compresses: bool = False  # it compresses too, so a run with `train_tokens` 0 is worth comparing with
     # params -> (method, params) of the control: it trains alike, without what is special to this method. For
     # example, plain fine-tuning beside distillation. None: there is no control
@@ -529,8 +534,12 @@ class TrainingMethod(ModelMethod[P]):
     def trains(self, params: P) -> bool:
         return True
 
+    def reads_tokens(self, params: Any) -> int:
+        """Tokens of the calibration text that its training takes with these params."""
+        return self.text_tokens(params) if self.text_tokens else params.train_tokens
+
     def needs_calibration(self, params: P) -> bool:
-        return not self.own_text
+        return self.text_tokens is None or self.text_tokens(params) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -557,13 +566,17 @@ class StudentMethod(TrainingMethod[P]):
     # makes it: student(model, context, params) gives an Edit with the student as the bundle, and notes on it
     student: Callable[[Bundle, Context, P], Edit]
     measures: Callable[[P], bool]  # whether making it needs windows of a text
-    # what the student learns from. "model": this model as a Bundle (white box). "text": a TextTeacher, which
-    # answers in strings and shows nothing else (black box).
-    teacher: Literal["model", "text"]
+    # what the student learns from, or params -> it. "model": this model as a Bundle (white box). "text": a
+    # TextTeacher, which answers in strings and shows nothing else (black box).
+    teacher: Teacher | Callable[[P], Teacher]
     trains_table: bool = False  # whether it trains the token table; `cost` of the role "table" counts it
 
     def needs_calibration(self, params: P) -> bool:
         return super().needs_calibration(params) or self.measures(params)
+
+    def learns_from(self, params: P) -> Teacher:
+        """What the student learns from with these params."""
+        return self.teacher(params) if callable(self.teacher) else self.teacher
 
     def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         return self.cost(shape, params, tokens, role)

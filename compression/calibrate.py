@@ -59,6 +59,7 @@ from compression.base import (
 )
 from compression.bundle import Bundle
 from compression.inputs import Passage, capture, single_calls
+from compression.judged import Judged
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear, CompressedTable
 from compression.recorder import QUIET, Recorder
@@ -72,12 +73,17 @@ ACTIVATION_GROUP = 32  # inputs that share a scale if a run asks for int8 activa
 
 @dataclass
 class Outcome:
-    """What compressing did: notes for the reader, one row for each linear, seconds."""
+    """What compressing did: notes for the reader, one row for each linear, seconds.
+
+    judged: by what the last step optimises. A step changes the model, so what an earlier step was judged by
+    no longer holds.
+    """
 
     notes: list[Note] = field(default_factory=list)
     layers: list[dict] = field(default_factory=list)
     seconds: float = 0.0
     series: dict[str, list] = field(default_factory=dict)  # curves, e.g. "training"
+    judged: list[Judged] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)  # what is saved beside the model
 
 
@@ -116,6 +122,7 @@ def compress(
 
         trains = training is not None and method.trains(params)
         read = training if trains else windows
+        outcome.judged = []
         walk = _Walk(bundle, method, params, read, outcome, recorder.telling(with_step))
         with torch.no_grad():
             walk.walk()
@@ -174,7 +181,8 @@ class _Walk:
             assert made.bundle is not None
             bundle = made.bundle
             self.outcome.notes.extend(made.notes)
-            teacher = self.bundle if self.method.teacher == "model" else TextTeacher(self.bundle)
+            whole = self.method.learns_from(self.params) == "model"
+            teacher = self.bundle if whole else TextTeacher(self.bundle)
             context = Context(self.windows, self.recorder, teacher)
         self._apply(self.method.compress(bundle, context, self.params))
 
@@ -273,6 +281,7 @@ class _Walk:
         """
         self.outcome.notes.extend(edit.notes)
         self.outcome.series |= edit.series
+        self.outcome.judged.extend(edit.judged)
         self.outcome.files |= edit.files
         self.bundle.cache_bits = edit.cache_bits or self.bundle.cache_bits
         if edit.bundle is not None:

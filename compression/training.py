@@ -34,6 +34,7 @@ HEAD_START = 0.1  # share of the minutes that isn't counted: the first measureme
 CLIP = 1.0
 HELD_OUT, MOST_HELD_OUT, FEWEST = 8, 8, 2  # every eighth window is held out, at most 8 and at least 2
 TOKENS_PER_STEP = 1_024
+STATE_BYTES = 20  # of a number trained in 32 bits: itself, its gradient, two moments, the best value so far
 
 
 class Batch(Protocol):
@@ -93,6 +94,23 @@ def over(tokens: float, minutes: float) -> float:
 def height(done: float) -> float:
     """The rate as a share of its highest, where `done` of the run is over."""
     return max(0.0, min(done / WARM_UP + 0.01, (1 - done) / (1 - WARM_UP), 1.0))
+
+
+def part_of(recorder: Recorder, span: tuple[float, float], done: int, budget: int) -> Recorder:
+    """The recorder of one of several trainings in a row: its progress is told as the part `span` of them all.
+
+    span: shares of the whole at which it starts and ends. done: tokens of the trainings before it. budget:
+    tokens of them all.
+    """
+    start, end = span
+
+    def of_the_whole(event: dict) -> dict:
+        if event["stage"] != "train":
+            return event
+        facts = event["facts"] | {"tokens": done + event["facts"]["tokens"], "budget": budget}
+        return event | {"done": start + (end - start) * min(event["done"], 1.0), "facts": facts}
+
+    return recorder.telling(of_the_whole)
 
 
 def hold_out(windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from typing_extensions import TypedDict
 
 from compression.base import CompressionError
+from compression.judged import Judged
 from evaluation.spec import Result, RunSpec, Status
 
 # 2: it says its version; a running or waiting run says which program it belongs to. 3: it says what code gave
-# it, with a witness
-VERSION = 3
+# it, with a witness. 4: it says how its method was judged by what the method optimises
+VERSION = 4
 LARGEST_FILE_BYTES = 64_000_000
 LARGEST_NUMBER = 1e18
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}"  # of a run or an artifact: never a path, never hidden
@@ -94,11 +95,22 @@ class _Layer(TypedDict, total=False):
     format: Short
 
 
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Judged(TypedDict):
+    measure: Short
+    asked: Short
+    before: list[Number]
+    after: list[Number]
+    control: list[Number]
+    clusters: list[int]
+    chance: Number | None
+
+
 class _Record(BaseModel):
     """The shape of a record of this version, except its spec, which RunSpec checks."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    version: Literal[3]
+    version: Literal[4]
     owner: str
     id: Name
     key: Short
@@ -110,6 +122,7 @@ class _Record(BaseModel):
     notes: list[_Note]
     series: dict[str, list]
     layers: list[_Layer]
+    judged: list[_Judged]
     error: _Error
     protocol_id: Short
     environment: _Machine
@@ -147,8 +160,13 @@ def _from_2(values: dict) -> dict:
     return {"code": "", "witness": {}} | values | {"version": 3}
 
 
+def _from_3(values: dict) -> dict:
+    """Version 3 to 4. Version 3 knew only figures that every model has."""
+    return {"judged": []} | values | {"version": 4}
+
+
 # version -> the function that brings a record of it to the next version
-STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1, 2: _from_2}
+STEPS: dict[int, Callable[[dict], dict]] = {1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def content(result: Result, owner: str = "") -> bytes:
@@ -217,6 +235,9 @@ def _check(result: Result) -> None:
     parts = [name in m for name in ("kept_weights", "matrix_weights", "dense_matrix_bytes", "matrix_bytes")]
     if any(parts) and not all(parts):
         raise OddRecord("metrics has not all of the matrices' figures")
+    measures = [Judged.parse(found).measure for found in result.judged]
+    if len(set(measures)) < len(measures):
+        raise OddRecord(f"judged twice by one of {measures}")
     for name in ("training", "warm_up"):
         rows = _Curve.validate_python(result.series.get(name, []))
         if rows and all(held_out is None for _, _, held_out in rows):

@@ -185,7 +185,7 @@ class RunSpec:
     @property
     def training_tokens(self) -> int:
         """Tokens of text that the recipe's training takes, held-out tokens included; 0 without training."""
-        taken = max((p.train_tokens for m, p in self.trainings if not m.own_text), default=0)
+        taken = max((m.reads_tokens(p) for m, p in self.trainings), default=0)
         return taken + max(self.window * 4, taken // 7) if taken else 0
 
     def control(self) -> RunSpec | None:
@@ -330,6 +330,8 @@ class Result:
     notes: list[dict] = field(default_factory=list)  # {"code", "facts"}
     series: dict[str, list] = field(default_factory=dict)  # curves
     layers: list[dict] = field(default_factory=list)  # per-layer figures
+    # by what its method optimises, a dict for each measure (compression.judged.Judged as JSON)
+    judged: list[dict] = field(default_factory=list)
     error: dict = field(default_factory=dict)  # {"code", "message", "facts"} of a run that isn't ok
     protocol_id: str = ""  # results of two protocols are never compared on one axis
     environment: dict = field(default_factory=dict)

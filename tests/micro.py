@@ -8,6 +8,7 @@ import torch
 from compression import arch
 from compression.base import Context
 from compression.bundle import Bundle
+from compression.judged import Judged
 from compression.recorder import QUIET, Recorder
 from tests import tiny
 
@@ -65,9 +66,14 @@ def tokenizer_of(words):
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
-def context(teacher=None, seed: int = 0, **more) -> Context:
-    """Nothing to read, nobody to tell."""
-    return Context(None, Recorder(seed=seed, **more), teacher)
+def context(teacher=None, seed: int = 0, windows=None, **more) -> Context:
+    """Nothing to read unless windows [n, window] are given, and nobody to tell."""
+    return Context(windows, Recorder(seed=seed, **more), teacher)
+
+
+def judged(edit, measure: str) -> Judged:
+    """By what an edit's method was judged in this measure."""
+    return next(one for one in edit.judged if one.measure == measure)
 
 
 def facts(edit, code: str) -> dict:

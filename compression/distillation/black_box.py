@@ -5,16 +5,21 @@ target and on the stop token after it. Where the target stands follows from leng
 padding, because a model may use its stop token as padding. Padding is on the right, where a causal model
 can't see it. Each task of a step has its own mean over tokens, so that a long explanation weighs no more than
 a short answer. The student is judged by what it writes.
+
+A student that lost layers writes noise at first. So a share of the budget goes to a warm-up on plain text,
+without the teacher, and its control starts from the same warmed-up student.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compression import arch, engine
 from compression.base import CalibrationError, Context, Cost, Edit, Note, param
@@ -26,10 +31,22 @@ from compression.recorder import QUIET, Recorder
 from compression.replies import TOGETHER, prompt_text, write
 from compression.row_losses import next_token_loss
 from compression.teacher import ORACLE, Answers, Interview
-from compression.training import HELD_OUT, MOST_HELD_OUT, TOKENS_PER_STEP, Budget, Course, train
+from compression.training import (
+    HELD_OUT,
+    MOST_HELD_OUT,
+    STATE_BYTES,
+    TOKENS_PER_STEP,
+    Budget,
+    Course,
+    from_text,
+    language_loss,
+    part_of,
+    train,
+)
 
 TRANSCRIPT = "teacher_cache.jsonl"
 FEWEST_LESSONS = 8
+READ = 50  # tokens of a question that a student is judged on, in the offline model's chat template
 SURE = 80.0  # percent of right answers; a teacher with fewer also teaches its errors
 
 
@@ -52,8 +69,9 @@ class BlackBoxParams(StudentParams):
     )
     questions: int = param(160, "Generated questions to train on.", lo=16, hi=100_000, step=1)
     judged: int = param(
-        32,
-        "Other generated questions that the student is judged on.",
+        200,
+        "Other generated questions that the student is judged on. With 200, a share of right answers is "
+        "known to ± 7 points (95 %), with 800 to ± 3.5.",
         lo=8,
         hi=10_000,
         step=1,
@@ -61,15 +79,54 @@ class BlackBoxParams(StudentParams):
     )
     compare: bool = param(
         True,
-        "Train a control too: the same start and tokens, right answers alone. Takes as long again.",
-        when={"teaching": "teacher"},
+        "Train a control too: the same start and tokens, without what is special to the method. Takes as "
+        "long again.",
         level="advanced",
     )
     train_tokens: int = param(
-        16_384, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
     )
-    train_minutes: float = param(5.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0)
-    learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+    train_minutes: float = param(
+        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+    )
+    warm_up: float = param(
+        0.5,
+        "Share of the budget that the student first learns on plain text, until it writes readable text. "
+        "A student that has all layers needs none.",
+        lo=0.0,
+        hi=0.95,
+        when={"student": ""},
+    )
+    warm_up_rate: float = param(
+        2e-4, "Highest step size of the warm-up.", lo=1e-7, hi=1.0, level="advanced", when={"student": ""}
+    )
+    learning_rate: float = param(
+        1e-4, "Highest step size of AdamW after the warm-up.", lo=1e-7, hi=1.0, level="advanced"
+    )
+
+    @property
+    def controlled(self) -> bool:
+        """Whether there is a control that differs; what nobody teaches is a control itself."""
+        return self.teaching != "answers"
+
+    @property
+    def compares(self) -> bool:
+        """Whether the run trains its control too."""
+        return self.compare and self.controlled
+
+    @property
+    def warm_tokens(self) -> int:
+        """Tokens of plain text in the warm-up, before whole steps are counted.
+
+        A student that has all of its teacher's layers, or is another model, writes readable text already.
+        """
+        broken = not self.student and self.kept < 1.0
+        return round(self.warm_up * self.train_tokens) if broken else 0
+
+    @property
+    def judging(self) -> int:
+        """About how many tokens a student reads and writes when it is judged once."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -202,6 +259,63 @@ def costs(bundle: Bundle, rows: Sequence[Row], recorder: Recorder = QUIET) -> li
     return out
 
 
+@contextmanager
+def trainable(bundle: Bundle) -> Iterator[list[nn.Parameter]]:
+    """All weights of the student, which have gradients meanwhile."""
+    bundle.module.requires_grad_(True)
+    try:
+        yield list(bundle.module.parameters())
+    finally:
+        bundle.module.requires_grad_(False)
+        engine.forget(bundle)
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What a warm-up leaves to the method: a budget, and a context that reports the rest of the course."""
+
+    left: Budget
+    context: Context
+    notes: tuple[Note, ...] = ()
+    series: dict[str, list] = field(default_factory=dict)
+
+
+def warm_up(bundle: Bundle, context: Context, params: BlackBoxParams) -> Warmed:
+    """Train all weights of the student on the text's next tokens, in place, for its share of the budget.
+
+    A student that lost layers writes noise at first, and learns little from a few hundred lessons. Its
+    control is a copy made after this. Raises CalibrationError for too little text, and Cancelled.
+    """
+    tokens, minutes = params.warm_tokens, params.train_minutes
+    if not tokens:
+        return Warmed(Budget(params.train_tokens, minutes), context)
+    assert context.windows is not None, "TrainingMethod.text_tokens asks for them"
+
+    def lost(ids: Tensor) -> Tensor:
+        return language_loss(bundle, ids)
+
+    supply, judge = from_text(context.windows, lost, context.seed)
+    share, recorder = params.warm_up, context.recorder
+    with trainable(bundle) as weights:
+        course = train(
+            weights,
+            lost,
+            supply,
+            judge,
+            Budget(tokens, share * minutes),
+            rate=params.warm_up_rate,
+            recorder=part_of(recorder, (0.0, share), 0, params.train_tokens),
+        )
+    left = Budget(max(0, params.train_tokens - course.tokens), max(minutes - course.seconds / 60, 1e-3))
+    rest = part_of(recorder, (share, 1.0), course.tokens, params.train_tokens)
+    facts = {"tokens": course.tokens, "seconds": round(course.seconds)} | {
+        name: math.exp(min(nats, 700.0)) for name, nats in (("before", course.before), ("after", course.best))
+    }
+    return Warmed(
+        left, replace(context, recorder=rest), (Note("warmed_up", facts),), {"warm_up": course.curve}
+    )
+
+
 def teach(
     bundle: Bundle,
     lessons: Sequence[Lesson],
@@ -212,10 +326,11 @@ def teach(
     *,
     learnt: float = 0.0,
     quiet: bool = False,
+    score: Callable[[Bundle, Step], Tensor] | None = None,
 ) -> Course:
     """Train all weights of the student on lessons, in place. Every eighth lesson is held out to judge by.
 
-    quiet: it reports no events and can't be ended early.
+    quiet: it reports no events and can't be ended early. score: the loss of a step; `loss` if none is given.
 
     Raises CalibrationError for too few lessons, and Cancelled.
     """
@@ -230,20 +345,17 @@ def teach(
     held = [step([lesson], shares, learnt) for lesson in lessons[HELD_OUT - 1 :: HELD_OUT]][:MOST_HELD_OUT]
     taught = [lesson for i, lesson in enumerate(lessons) if i % HELD_OUT != HELD_OUT - 1]
     quietly = Recorder(cancelled=context.recorder.cancelled, seed=context.seed)
-    bundle.module.requires_grad_(True)
-    try:
+    score = score or loss
+    with trainable(bundle) as weights:
         return train(
-            list(bundle.module.parameters()),
-            lambda batch: loss(bundle, batch),
+            weights,
+            lambda batch: score(bundle, batch),
             steps(taught, shares, context.seed, learnt),
-            lambda: sum(float(loss(bundle, batch)) for batch in held) / len(held),
+            lambda: sum(float(score(bundle, batch)) for batch in held) / len(held),
             budget,
             rate=rate,
             recorder=quietly if quiet else context.recorder,
         )
-    finally:
-        bundle.module.requires_grad_(False)
-        engine.forget(bundle)
 
 
 def twin(bundle: Bundle) -> Bundle:
@@ -296,20 +408,14 @@ def teacher_notes(
     return tuple(notes)
 
 
-def task_notes(before: float, after: float, control: float | None, questions: int) -> tuple[Note, ...]:
-    """Notes on exact match in percent on unseen questions.
-
-    before, after: the student's. control: the control's, None if none was trained.
-    """
-    notes = (Note("tasks_learnt", {"before": before, "after": after, "questions": questions}),)
-    return notes if control is None else (*notes, Note("tasks_control", {"after": after, "control": control}))
-
-
 def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
     """TrainingMethod.control: right answers alone, with the same questions, start, tokens and seed."""
-    return lambda params: (
-        None if params.teaching == "answers" else (name, params.json() | {"teaching": "answers"})
-    )
+    return lambda params: (name, params.json() | {"teaching": "answers"}) if params.controlled else None
+
+
+def text_tokens(params: BlackBoxParams) -> int:
+    """TrainingMethod.text_tokens: those of the warm-up."""
+    return params.warm_tokens
 
 
 def make(teacher: Bundle, context: Context, params: BlackBoxParams) -> Edit:
@@ -317,13 +423,23 @@ def make(teacher: Bundle, context: Context, params: BlackBoxParams) -> Edit:
     return students.make(teacher, context, params, same_tokenizer=False)
 
 
-def cost(shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up") -> Cost:
-    """The cost of a 16-bit matrix.
+def cost(
+    shape: tuple[int, int], params: BlackBoxParams, tokens: int, role: str = "up", *, shown: bool = False
+) -> Cost:
+    """The cost of a matrix of the teacher [out, in].
 
-    Forward and backward passes of the student and its control, and a pass over the text that the layers are
-    measured on; in memory the weights, their gradient, two moments, the best state and the control.
+    Bytes of the student's share of it. Forward and backward passes over the warm-up and the lessons, and over
+    the lessons again for a control; what both read and write when they are judged (the student twice); a pass
+    of the teacher over the text that the layers are measured on. In memory the weights, their gradient, two
+    moments, the best state and the control. What the teacher writes is not counted. shown: the teacher reads
+    the lessons too. role "table": the token table, which the student has whole and trains too.
     """
-    out, n = shape
-    passes = 2 if params.compare and params.teaching == "teacher" else 1
-    tokens = 3 * passes * params.train_tokens + students.measured(params, tokens)
-    return Cost(bytes=2 * out * n, flops=2.0 * tokens * out * n, peak_bytes=24 * out * n)
+    weights = shape[0] * shape[1]
+    share = 1.0 if role == "table" or params.student else params.kept
+    warm, twice = params.warm_tokens, params.compares
+    lessons = params.train_tokens - warm
+    passes = 3 * share * (warm + (1 + twice) * lessons) + lessons * shown
+    passes += share * (2 + twice) * params.judging * (params.train_tokens > 0)
+    passes += students.measured(params, tokens) * (role != "table")
+    held = (STATE_BYTES + 4 * twice if params.train_tokens else 4) * share * weights
+    return Cost(bytes=int(2 * share * weights), flops=2.0 * weights * passes, peak_bytes=int(held))

@@ -17,20 +17,32 @@ Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from S
 filters, up to the first end token, which is scored too.
 
 A student trained by reverse KL gives up what it can't afford and so often has a higher perplexity than one
-trained by forward KL, while what it writes looks likelier to its teacher. So it is judged by both
-divergences, on text and on its own samples, before and after; perplexity alone would turn the order around.
+trained by forward KL, while what it writes looks likelier to its teacher. So it is judged by the reverse KL
+on its own samples, in nats a token: 200 samples after the warm-up, 200 at the end, and, sample by sample,
+those of the control, which continue the same prompts. Perplexity stands beside it; alone it would turn the
+order around. Both divergences on text are told too.
 
 Deviations. The divergence is divided by beta (1 - beta), because the paper's own goes to zero at both ends
 and the step size would have to follow. lambda is drawn for a batch. The student is here the teacher with
-fewer layers (or another model with the same tokenizer); half of the budget warms it up by supervised forward
-KL, where the paper begins with a student that was fine-tuned before. Prompts are beginnings of the
-calibration text, not instructions. The budget is minutes on a processor where the paper's is tens of
-thousands of steps: the numbers are this run's, not the paper's. Half of the batches are own samples, and the
-divergence lies in the middle (lambda and beta 0.5, which TRL's trainer has too): with lambda and beta 1 so
-short a training gives up on text.
+fewer layers (or another model with the same tokenizer), and half of the budget warms it up by supervised
+forward KL, where the paper begins with a student that was fine-tuned before. The warm-up has a step size of
+its own, because a student that lost layers needs larger steps than one that knows the language. Prompts are
+beginnings of the calibration text, not instructions. The budget is minutes on a processor where the paper's
+is tens of thousands of steps: the numbers are this run's, not the paper's. Half of the batches are own
+samples, and the divergence lies in the middle (lambda and beta 0.5, which TRL's trainer has too): with lambda
+and beta 1 so short a training gives up on text.
 
-Controls: the same student, tokens and seed with `objective` "supervised" (forward KL on the text alone) or
-"text" (plain fine-tuning, no teacher at all).
+Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
+(block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
+evenly spaced ones.
+
+Controls: the same student, warm-up, tokens and seed with `objective` "supervised" (forward KL on the text
+alone) or "text" (plain fine-tuning, no teacher at all).
+
+What was measured: SmolLM2-135M-Instruct with 20 of its 30 layers, evenly spaced, 49,152 tokens, one seed.
+From one warmed-up student the reverse KL on own samples fell from 1.31 nats a token to 0.96 by GKD and to
+1.25 by supervised training; the perplexity was then 185 and 147 (the original's is 29). Not measured yet:
+students whose layers are chosen by influence, and more than one seed.
 
 Cost: a token of text costs a pass of the teacher and three of the student; a token that the student writes is
 drawn one at a time first. The student's weights, gradients and moments are held in 32 bits: about 20 bytes a
@@ -148,7 +160,14 @@ METHOD = StudentMethod(
     control=control,
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
-    tiny={"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_tokens": 8, "learning_rate": 0.001},
+    tiny={
+        "kept": 0.5,
+        "train_tokens": 512,
+        "prompt_tokens": 4,
+        "response_tokens": 8,
+        "learning_rate": 0.001,
+        "warm_up_rate": 0.001,
+    },
     # the paper's 40,000 steps, every batch the student's own; the step size is ours, theirs being Adafactor's
     full={
         "prompt_tokens": 256,
@@ -156,6 +175,7 @@ METHOD = StudentMethod(
         "on_policy": 1.0,
         "learning_rate": 1e-5,
         "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "train_tokens": 40_960_000,
         "train_minutes": BUDGET_MINUTES,
     },

@@ -9,24 +9,42 @@ the easy ones, so that the easy isn't forgotten.
 Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870.
 There one large model plays teacher, referee and generator. d = teacher's score - student's score, both the
 mean of two reviews with the answers in either order, hard if d >= 1.0 of 10; new instructions must have a
-ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1.
+ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1. The authors ask their generator for
+instructions of similar length and difficulty: of the same kind of task as a hard seed, or rarer ones of the
+domain of an easy seed.
 
 Deviations. A small model can neither referee nor invent. Instructions are eight kinds of short jobs with a
 right answer, in three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only
 an exact answer has 10; `referee` = teacher asks the model itself, and a review that can't be read counts for
-nothing (in the authors' code it counts as easy). New instructions come from templates of the seed's own kind:
-one level harder for a hard seed, of the same level for an easy one; `inventor` = teacher asks the model
-itself for them, as the paper does, which takes a large one. Nobody knows a right answer to what it invents,
-so `inventor` = teacher needs `referee` = teacher. The next round trains on the new instructions alone. Each
-round reports its share of hard ones.
+nothing (in the authors' code it counts as easy). New instructions come from templates of the seed's own kind
+and level, for hard and for easy seeds, since a template has nothing rarer to offer. `harder` raises those of
+hard seeds by levels, which the authors don't do. `inventor` = teacher asks the model itself for them by the
+authors' wishes, which takes a large one. Nobody knows a right answer to what it invents, so `inventor` =
+teacher needs `referee` = teacher. The next round trains on the new instructions alone, or on the whole pool
+if too few are new. Each round reports its share of hard ones. The student is here the teacher with fewer
+layers (or another model). It first reads plain text for a share of the budget until it writes readable text
+(`warm_up`, with a step size of its own).
 
-What is measured: exact match on other instructions, by level, for the student before, after, and a control
-that learns the right answers to as many instructions drawn at random, by the same tokens. A short run shows
-the loop at work; whether it gains anything over random instructions, the control tells. A teacher that fails
-a kind of job has no lead there, so what it can't do is never found hard.
+What is measured, on 200 kept-aside instructions: ROUGE-L with the right answers, and, where the teacher is a
+model, with that teacher's own answers, which are what the student imitates. Both are taken before and after,
+and instruction by instruction beside a control; exact match by level is told too. The control starts from the
+same warmed-up student and repeats the same rounds: the same teacher's answers to as many new instructions by
+as many tokens, made in the same way. Only the seeds differ: chance parts the pool in two where the referee
+told hard from easy. So it tells what finding the hard ones is worth. It is there for `teaching` = oracle too,
+and `instructions` = random is the control as a run of its own. A teacher that fails a kind of job has no lead
+there, so what it can't do is never found hard.
 
-Cost: the teacher writes one text for each instruction. The student writes one for each instruction in each
-round. The training is divided into rounds + 1 equal parts.
+Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
+(block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
+evenly spaced ones.
+
+What was measured: that the loop finds what a student can't do and asks for more of it, in the tests. Whether
+a student is better for it than its control was not measured yet, on a small model or a pretrained one.
+
+Cost: the teacher writes one text for each instruction, the kept-aside ones too. The student writes one for
+each instruction in each round. The training after the warm-up is divided into rounds + 1 equal parts. The
+warm-up is paid once, the lessons twice, for student and control, and the teacher answers the control's
+instructions too.
 """
 
 from __future__ import annotations
@@ -41,24 +59,26 @@ from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
     FEWEST_LESSONS,
+    READ,
     TRANSCRIPT,
     BlackBoxParams,
     cost,
     interview,
     make,
-    off,
     percent,
     replies,
     row,
-    task_notes,
     teach,
     teacher_notes,
+    text_tokens,
     twin,
+    warm_up,
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import INSTRUCTIONS, LEVELS, Question
+from compression.judged import Judged, questions_id
 from compression.teacher import OracleTeacher
-from compression.training import Budget, Course
+from compression.training import Budget, Course, part_of
 
 ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
 LEAD = 1.0  # an instruction is hard if the teacher leads by this many of 10 points
@@ -73,15 +93,31 @@ DRAWN, WORDS, ENDS = 4, 4, ".?!:)\"'"
 class LionParams(BlackBoxParams):
     """The parameters of the loop."""
 
+    instructions: str = param(
+        "hard",
+        "Which instructions new ones are like: hard and easy ones, told apart by the referee, or any, told "
+        "apart by chance (control).",
+        choices=("hard", "random"),
+        label="choice",
+    )
     lion_rounds: int = param(2, "Rounds of discrimination and generation.", lo=0, hi=10, step=1)
     generated: int = param(
         24, "New instructions a round for each of the two kinds, hard and easy.", lo=1, hi=10_000, step=1
+    )
+    harder: int = param(
+        0,
+        "Levels by which a new instruction is harder than its hard seed. The authors ask for as hard a one.",
+        lo=0,
+        hi=2,
+        step=1,
+        when={"inventor": "templates"},
+        level="advanced",
     )
     referee: str = param(
         "rule",
         "Who scores: a rule that knows the right answers, or the teacher itself.",
         choices=("rule", "teacher"),
-        when={"teaching": "teacher"},
+        when={"teaching": "teacher", "instructions": "hard"},
         level="advanced",
     )
     inventor: str = param(
@@ -91,6 +127,19 @@ class LionParams(BlackBoxParams):
         when={"teaching": "teacher"},
         level="advanced",
     )
+
+    @property
+    def judging(self) -> int:
+        return self.judged * (READ + ANSWER_TOKENS)
+
+    @property
+    def hunts(self) -> bool:
+        """Whether a referee looks for hard instructions. Where nobody teaches, nobody leads."""
+        return self.instructions == "hard" and self.teaching != "answers"
+
+    @property
+    def controlled(self) -> bool:
+        return self.hunts
 
 
 Score = tuple[float, float] | None  # (teacher's, student's), each 1 to 10; None: no review could be read
@@ -142,11 +191,11 @@ def discriminate(scores: Sequence[Score]) -> tuple[list[int], list[int]]:
 
 
 def generate(
-    seeds: Sequence[Question], count: int, harder: bool, known: list[Question], random: Random
+    seeds: Sequence[Question], count: int, harder: int, known: list[Question], random: Random
 ) -> list[Question]:
     """Up to `count` new instructions of the kinds of the seeds; none is like a known one.
 
-    They are a level harder than the seeds, or as hard.
+    They are so many levels harder than their seeds, up to the last level; with 0 as hard.
     """
     out: list[Question] = []
     for number in range(count if seeds else 0):
@@ -162,14 +211,10 @@ def generate(
 
 def invite(seed: Question, hard: bool) -> str:
     """The prompt that asks a model for a new instruction like a hard or an easy seed."""
-    wanted = (
-        "the same domain and the same type of task, similar in length and difficulty"
-        if hard
-        else "the same domain, but a rarer one"
-    )
+    wanted = "the same domain and the same type of task" if hard else "the same domain, but a rarer one"
     return (
-        f"Instruction: {seed.text}\nWrite one new instruction of {wanted}. Reply with the new "
-        "instruction only."
+        f"Instruction: {seed.text}\nWrite one new instruction of {wanted}, similar in length and difficulty. "
+        "Reply with the new instruction only."
     )
 
 
@@ -212,23 +257,31 @@ def ask_for(
 Maker = Callable[[Sequence[Question], int, bool, list[Question]], list[Question]]
 
 
+def by_chance(count: int, random: Random) -> tuple[list[int], list[int]]:
+    """Places in a pool of `count`, parted into halves by chance: what the control has for hard and easy."""
+    places = random.sample(range(count), count)
+    return places[: count // 2], places[count // 2 :]
+
+
 def grow(
     pool: Sequence[Question],
-    scores: Sequence[Score],
+    hard: Sequence[int],
+    easy: Sequence[int],
     count: int,
     judged: Sequence[Question],
     random: Random,
     make: Maker,
-) -> tuple[list[Question], list[Question]]:
-    """New instructions (from hard seeds, from easy seeds): the same number of each, at most `count`."""
-    hard, easy = discriminate(scores)
-    for places in (hard, easy):
-        random.shuffle(places)
+) -> list[Question]:
+    """New instructions from the seeds at the places `hard`, then as many from those at `easy`.
+
+    At most `count` of each.
+    """
+    seeds = [[pool[i] for i in random.sample(places, len(places))] for places in (hard, easy)]
     known = [*pool, *judged]
-    harder = make([pool[i] for i in hard], count, True, known)
-    others = make([pool[i] for i in easy], count, False, [*known, *harder])
+    harder = make(seeds[0], count, True, known)
+    others = make(seeds[1], count, False, [*known, *harder])
     most = min(len(harder), len(others))
-    return harder[:most], others[:most]
+    return harder[:most] + others[:most]
 
 
 def distinct(
@@ -264,8 +317,34 @@ def joined(courses: Sequence[Course]) -> Course:
     return whole
 
 
+class Answerer:
+    """Who answers instructions: the teacher, a program, or nobody, in whose place the right answers stand."""
+
+    def __init__(self, bundle: Bundle, context: Context, params: LionParams):
+        self.seed, self.answers = context.seed, dict[str, str]()
+        self._right: dict[str, str] = {}
+        self.asked = interview(context, bundle, params, OracleTeacher(self._right.__getitem__))
+
+    def answer(self, questions: Sequence[Question]) -> None:
+        """Answer instructions; `answers` holds them by the instruction's text."""
+        if self.asked is None:
+            self.answers |= {q.text: q.answer for q in questions}
+            return
+        self._right |= {request(q): q.answer for q in questions}
+        said = self.asked.ask([request(q) for q in questions], new_tokens=ANSWER_TOKENS, seed=self.seed)
+        self.answers |= {q.text: texts[0] for q, texts in zip(questions, said, strict=True)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a training: new instructions of each of two kinds, then imitation within a budget."""
+
+    new: int
+    budget: Budget
+
+
 class Loop:
-    """One run: the student, its pool of instructions, and the teacher's answers."""
+    """One student, its pool of instructions, and what it learnt."""
 
     def __init__(
         self,
@@ -273,51 +352,44 @@ class Loop:
         context: Context,
         params: LionParams,
         judged: Sequence[Question],
-        seeds: list[Question],
+        seeds: Sequence[Question],
+        answerer: Answerer,
+        hunts: bool,
     ):
+        """hunts: seeds are parted by the referee; else by chance, which is the control."""
         self.bundle, self.context, self.params, self.judged = bundle, context, params, judged
-        self.pool, self.random = list(seeds), Random(context.seed + 1)
+        self.pool, self.answerer, self.hunts = list(seeds), answerer, hunts
+        self.random = Random(context.seed + (1 if hunts else 2))
         self.notes: list[Note] = []
-        self.answers: dict[str, str] = {}
-        self.oracle_knows: dict[str, str] = {}
-        self.asked = interview(context, bundle, params, OracleTeacher(self.oracle_knows.__getitem__))
-
-    def teacher(self, questions: Sequence[Question]) -> list[str]:
-        """The teacher's answers; they are remembered."""
-        self.oracle_knows |= {request(q): q.answer for q in questions}
-        texts = [
-            t[0]
-            for t in self.asked.ask(
-                [request(q) for q in questions], new_tokens=ANSWER_TOKENS, seed=self.context.seed
-            )
-        ]
-        self.answers |= {q.text: text for q, text in zip(questions, texts, strict=True)}
-        return texts
+        self.done: list[Part] = []  # what the same training by chance has to repeat
 
     def student(self, bundle: Bundle, questions: Sequence[Question]) -> list[str]:
         return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.recorder)
 
     def imitate(
-        self,
-        bundle: Bundle,
-        questions: Sequence[Question],
-        say: Callable[[Question], str],
-        budget: Budget,
-        quiet=False,
+        self, questions: Sequence[Question], part: Part, span: tuple[float, float], quiet: bool
     ) -> Course:
-        """Train on the answers of `say`. A question with an empty answer teaches nothing."""
-        taught = [((row(bundle.tokenizer, request(q), text),),) for q in questions if (text := say(q))]
-        return teach(bundle, taught, (1.0,), self.context, budget, self.params.learning_rate, quiet=quiet)
+        """Train on the teacher's answers. A question with an empty answer teaches nothing."""
+        said = self.answerer.answers
+        taught = [
+            ((row(self.bundle.tokenizer, request(q), said[q.text]),),) for q in questions if said[q.text]
+        ]
+        before = sum(done.budget.tokens for done in self.done)
+        told = part_of(self.context.recorder, span, before, self.params.train_tokens)
+        context = replace(self.context, recorder=told)
+        rate = self.params.learning_rate
+        return teach(self.bundle, taught, (1.0,), context, part.budget, rate, quiet=quiet)
 
     def scores(self) -> list[Score]:
         """The referee's scores for the whole pool."""
-        taught, learnt = [self.answers[q.text] for q in self.pool], self.student(self.bundle, self.pool)
-        rows = list(zip(self.pool, taught, learnt, strict=True))
+        taught = [self.answerer.answers[q.text] for q in self.pool]
+        rows = list(zip(self.pool, taught, self.student(self.bundle, self.pool), strict=True))
         if self.params.referee == "rule" or self.params.teaching == "oracle":
             return [(by_rule(q, t), by_rule(q, s)) for q, t, s in rows]
 
         def ask(prompts):
-            return [t[0] for t in self.asked.ask(prompts, new_tokens=REVIEW_TOKENS, seed=self.context.seed)]
+            texts = self.answerer.asked.ask(prompts, new_tokens=REVIEW_TOKENS, seed=self.context.seed)
+            return [t[0] for t in texts]
 
         return both_ways(
             ask([review(q, t, s) for q, t, s in rows]), ask([review(q, s, t) for q, t, s in rows])
@@ -328,69 +400,89 @@ class Loop:
     ) -> list[Question]:
         """New instructions, from templates or from the teacher."""
         if self.params.effective().get("inventor") == "teacher":
-            return ask_for(self.asked.ask, seeds, count, hard, known, self.context.seed + len(self.pool))
-        return generate(seeds, count, hard, known, self.random)
+            seed = self.context.seed + len(self.pool)
+            return ask_for(self.answerer.asked.ask, seeds, count, hard, known, seed)
+        return generate(seeds, count, self.params.harder if hard else 0, known, self.random)
 
-    def right(self, bundle: Bundle) -> dict[int, float]:
-        """Exact match in percent on the judged questions, by level; level 0: all of them."""
-        hits = [
-            (q.level, tasks.right(q, text))
-            for q, text in zip(self.judged, self.student(bundle, self.judged), strict=True)
-        ]
+    def fresh(self, number: int, count: int) -> list[Question]:
+        """The new instructions of a round: as many like the hard ones as like the easy ones."""
+        if not self.hunts:
+            hard, easy = by_chance(len(self.pool), self.random)
+            return grow(self.pool, hard, easy, count, self.judged, self.random, self.invent)
+        scores = self.scores()
+        hard, easy = discriminate(scores)
+        new = grow(self.pool, hard, easy, count, self.judged, self.random, self.invent)
+        facts = {
+            "round": number,
+            "hard": percent(len(hard), len(hard) + len(easy)),
+            "unread": len(scores) - len(hard) - len(easy),
+            "pool": len(self.pool),
+            "new": len(new),
+        }
+        self.notes.append(Note("lion_round", facts))
+        # too few hard or easy instructions: this round teaches less, or nothing
+        if len(new) < 2 * count:
+            self.notes.append(Note("lion_few", {"round": number, "new": len(new), "asked": 2 * count}))
+        return new
+
+    def right(self, texts: Sequence[str]) -> dict[int, float]:
+        """Exact match of a student's answers to the judged questions in percent, by level."""
+        hits = [(q.level, tasks.right(q, text)) for q, text in zip(self.judged, texts, strict=True)]
         return {
-            level: percent(sum(h for n, h in hits if level in (0, n)), sum(level in (0, n) for n, _ in hits))
-            for level in (0, *LEVELS)
+            level: percent(sum(h for n, h in hits if level == n), sum(level == n for n, _ in hits))
+            for level in LEVELS
         }
 
-    def adversarial(self) -> list[Course]:
+    def run(self, parts: Sequence[Part], quiet: bool = False) -> Course:
         """Imitate first; then rounds of discriminating, generating, and imitating what is new."""
-        parts = self.params.lion_rounds + 1
-        budget = Budget(max(1, self.params.train_tokens // parts), self.params.train_minutes / parts)
-        self.teacher(self.pool)
+        courses: list[Course] = []
+        fresh: list[Question] = self.pool
+        for number, part in enumerate(parts):
+            if number:
+                if courses[-1].ended == "enough":
+                    break
+                fresh = self.fresh(number, part.new)
+                self.pool += fresh
+            self.answerer.answer(fresh)
+            enough = not number or len(fresh) >= max(2 * self.params.generated, FEWEST_LESSONS)
+            span = (number / len(parts), (number + 1) / len(parts))
+            courses.append(self.imitate(fresh if enough else self.pool, part, span, quiet))
+            new = len(fresh) // 2 if number else 0
+            self.done.append(Part(new, Budget(courses[-1].tokens, float("inf"))))
+        return joined(courses)
 
-        def say(question: Question) -> str:
-            return self.answers[question.text]
 
-        courses = [self.imitate(self.bundle, self.pool, say, budget)]
-        for number in range(1, parts):
-            if courses[-1].ended == "enough":
-                break
-            scores = self.scores()
-            hard, easy = discriminate(scores)
-            harder, others = grow(
-                self.pool, scores, self.params.generated, self.judged, self.random, self.invent
-            )
-            facts = {
-                "round": number,
-                "hard": percent(len(hard), len(hard) + len(easy)),
-                "unread": len(scores) - len(hard) - len(easy),
-                "pool": len(self.pool),
-                "new": len(harder) + len(others),
-            }
-            self.notes.append(Note("lion_round", facts))
-            fresh = harder + others
-            # too few hard or easy instructions: this round teaches less, or nothing
-            if len(fresh) < 2 * self.params.generated:
-                self.notes.append(
-                    Note("lion_few", {"round": number, "new": len(fresh), "asked": 2 * self.params.generated})
-                )
-            if not fresh:
-                break
-            self.teacher(fresh)
-            self.pool += fresh
-            enough = len(fresh) >= max(2 * self.params.generated, FEWEST_LESSONS)
-            learnt = fresh if enough else self.pool
-            courses.append(self.imitate(self.bundle, learnt, say, budget))
-        return courses
+def judge(
+    answerer: Answerer, params: LionParams, judged: Sequence[Question], sides: Sequence[Sequence[str]]
+) -> tuple[Judged, ...]:
+    """ROUGE-L of answers to the judged questions: with the right answer, and with what a model as the teacher
+    says.
+
+    sides: the student's answers before and after, and the control's, [] if there is none.
+    """
+    measures = {"instructions_overlap": [q.answer for q in judged]}
+    if params.teaching == "teacher":
+        answerer.answer(judged)
+        measures["teacher_agreement"] = [answerer.answers[q.text] for q in judged]
+
+    def overlaps(said: Sequence[str], wanted: Sequence[str]) -> tuple[float, ...]:
+        pairs = zip(said, wanted, strict=True) if said else ()
+        return tuple(tasks.overlap(tasks.answer_in(a), tasks.answer_in(b)) for a, b in pairs)
+
+    texts, found = [q.text for q in judged], []
+    for name, wanted in measures.items():
+        before, after, control = (overlaps(said, wanted) for said in sides)
+        found.append(Judged(name, questions_id(texts, wanted), before, after, control))
+    return tuple(found)
 
 
 def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
-    """Run the loop, or the control's plain training, and say what the student can do then.
+    """Run the loop, or its control, and say what the student can do then.
 
     Raises BadParam.
     """
     chosen = params.effective()
-    if chosen.get("inventor") == "teacher" and chosen["referee"] == "rule":
+    if chosen.get("inventor") == "teacher" and chosen.get("referee") == "rule":
         raise BadParam(
             "nobody knows the right answers to instructions that the teacher invents, and the rule-based "
             "referee needs them; set referee to teacher, or inventor to templates",
@@ -401,48 +493,52 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     random = Random(context.seed)
     judged = distinct(INSTRUCTIONS, params.judged, random)
     seeds = distinct(INSTRUCTIONS, params.questions, random, known=judged)
-    loop = Loop(bundle, context, params, judged, seeds)
-    before = loop.right(bundle)
-    control = twin(bundle) if params.compare and params.teaching == "teacher" else None
-
-    def answers_alone(student: Bundle, count: int, budget: Budget, quiet: bool = False) -> Course:
-        more = (
-            distinct(INSTRUCTIONS, count, Random(context.seed + 2), known=[*judged, *seeds]) if count else []
-        )
-        return loop.imitate(student, [*seeds, *more], lambda q: q.answer, budget, quiet)
-
-    whole = Budget(params.train_tokens, params.train_minutes)
-    if loop.asked is None:
-        course = answers_alone(bundle, 2 * params.lion_rounds * params.generated, whole)
-    else:
-        course = joined(loop.adversarial())
-    after, beside = loop.right(bundle), None
-    if control is not None and course.tokens:
-        answers_alone(control, len(loop.pool) - len(seeds), Budget(course.tokens, float("inf")), quiet=True)
-        beside = loop.right(control)
-    notes, texts = course.notes("lion"), list(loop.pool) if loop.asked else seeds
-    said = [loop.answers.get(q.text, "") for q in texts]
+    warmed = warm_up(bundle, context, params)
+    answerer = Answerer(bundle, context, params)
+    loop = Loop(bundle, warmed.context, params, judged, seeds, answerer, params.hunts)
+    before = loop.student(bundle, judged)
+    control = twin(bundle) if params.compares else None
+    parts = params.lion_rounds + 1
+    each = Budget(max(1, warmed.left.tokens // parts), warmed.left.minutes / parts)
+    course = loop.run([Part(0, each)] + [Part(params.generated, each)] * params.lion_rounds)
+    after, beside = loop.student(bundle, judged), list[str]()
+    notes, texts = warmed.notes + course.notes("lion"), loop.pool
+    said = [answerer.answers[q.text] for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
     known = all(q.answer for q in texts)  # for instructions that a teacher invents, we know no right answer
+    if control is not None and course.tokens:
+        other = Loop(control, warmed.context, params, judged, seeds, answerer, hunts=False)
+        other.run(loop.done, quiet=True)
+        beside = loop.student(control, judged)
+        loop.notes.append(Note("lion_control", {"own": len(loop.pool), "texts": len(other.pool)}))
+    judged_by = judge(answerer, params, judged, (before, after, beside))
     notes += teacher_notes(
-        params, loop.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts)
+        params, answerer.asked, right=hits if known else None, used=sum(map(bool, said)), texts=len(texts)
     )
     notes += (
         *loop.notes,
-        *task_notes(before[0], after[0], None if beside is None else beside[0], len(judged)),
-    )
-    notes += (
         Note(
             "lion_levels",
             {
-                f"{when}_{n}": found[n]
-                for when, found in (("before", before), ("after", after))
-                for n in LEVELS
+                f"{when}_{level}": share
+                for when, said in (("before", before), ("after", after))
+                for level, share in loop.right(said).items()
             },
         ),
     )
-    files = {TRANSCRIPT: loop.asked.transcript()} if loop.asked else {}
-    return Edit(bundle=bundle, notes=notes, series={"training": course.curve}, files=files)
+    files = {TRANSCRIPT: answerer.asked.transcript()} if answerer.asked else {}
+    return Edit(
+        bundle=bundle,
+        notes=notes,
+        series=warmed.series | {"training": course.curve},
+        judged=judged_by,
+        files=files,
+    )
+
+
+def control(params: LionParams) -> tuple[str, dict] | None:
+    """TrainingMethod.control: the same loop, teacher and numbers, with seeds that are chosen by chance."""
+    return ("lion", params.json() | {"instructions": "random"}) if params.controlled else None
 
 
 def compress(bundle: Bundle, context: Context, params: LionParams) -> Edit:
@@ -458,12 +554,13 @@ METHOD = StudentMethod(
     params=LionParams,
     compress=compress,
     cost=cost,
-    own_text=True,
+    text_tokens=text_tokens,
+    trains_table=True,
     reshaped=reshaped,
     student=make,
     measures=measures,
     teacher="text",
-    control=off("lion"),
+    control=control,
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny={
@@ -471,7 +568,9 @@ METHOD = StudentMethod(
         "teaching": "oracle",
         "questions": 16,
         "judged": 8,
-        "train_tokens": 1_024,
+        "compare": False,
+        "train_tokens": 1_280,
+        "warm_up": 0.2,
         "learning_rate": 1e-3,
         "lion_rounds": 1,
         "generated": 4,
@@ -480,11 +579,13 @@ METHOD = StudentMethod(
     # round
     full={
         "questions": 1_000,
-        "judged": 100,
+        "judged": 200,
         "lion_rounds": 3,
         "generated": 1_000,
         "referee": "teacher",
         "inventor": "teacher",
+        "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "learning_rate": 2e-5,
         "train_tokens": 10_240_000,
         "train_minutes": BUDGET_MINUTES,

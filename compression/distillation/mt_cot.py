@@ -14,32 +14,44 @@ task's target is the explanation (MT-Re), the answer with its explanation after 
 and then the answer (MT-CoT).
 
 Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels.
-Answers are the right ones; only explanations are the teacher's. A small teacher is often wrong: the share of
-its own right answers and the share of its explanations that were used are told, and an explanation that it
-wrote to a given answer (RP) isn't checked. `teaching` = oracle has a program write the steps, and says so.
+A third of the training questions and a third of the judged ones are of each kind, and no question is in both.
+A kind that has too few different questions is told. Answers are the right ones; only explanations are the
+teacher's. A small teacher is often wrong: the share of its own right answers and the share of its
+explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked.
+`teaching` = oracle has a program write the steps, and says so. The student is here the teacher with fewer
+layers (or another model), where the papers begin with whole models. It first reads plain text for a share of
+the budget until it writes readable text (`warm_up`, with a step size of its own).
 
-What is measured: exact match on other questions, in answer mode and, where the second task gives an answer,
-in explanation mode. The control is trained on answers alone.
+What is measured: exact match on 200 other questions, in answer mode and, where the second task gives an
+answer, in explanation mode. The control starts from the same warmed-up student and learns the same questions
+by as many tokens, with their answers alone, so it reads each question more often. Its answers stand beside
+both modes, question by question. The chance level is the share that one constant guess for each kind of
+question gets right, if it is the best guess for that kind: about 40 percent, because parity has two answers.
+
+Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
+(block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
+evenly spaced ones.
 
 What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions
 gets nearly all others right when it writes the way there, and guesses when it answers at once, whichever way
 it was trained: here the written way helps, not the second task by itself. The papers promise more of the
-answers too, from models ten thousand times as large.
+answers too, from models ten thousand times as large. A pretrained model was not measured yet.
 
 Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all
-its weights.
+its weights. The warm-up is paid once, the lessons twice, for student and control.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from compression.base import BUDGET_MINUTES, Context, Edit, Note, StudentMethod, param
 from compression.bundle import Bundle
 from compression.distillation import tasks
 from compression.distillation.black_box import (
+    READ,
     TRANSCRIPT,
     BlackBoxParams,
     Lesson,
@@ -48,16 +60,17 @@ from compression.distillation.black_box import (
     interview,
     make,
     off,
-    percent,
     replies,
     row,
-    task_notes,
     teach,
     teacher_notes,
+    text_tokens,
     twin,
+    warm_up,
 )
 from compression.distillation.students import measures, reshaped
 from compression.distillation.tasks import MARK, Question
+from compression.judged import Judged, best_guess, questions_id
 from compression.teacher import Interview, OracleTeacher
 from compression.training import Budget
 
@@ -92,6 +105,16 @@ class MtCotParams(BlackBoxParams):
     explanation_tokens: int = param(
         64, "Longest explanation.", lo=8, hi=1024, step=1, unit="tokens", level="advanced"
     )
+
+    @property
+    def explains(self) -> bool:
+        """Whether the second task gives an answer that can be judged."""
+        return self.teaching != "answers" and self.form != "MT-Re"
+
+    @property
+    def judging(self) -> int:
+        explained = READ + self.explanation_tokens + LEAVE if self.explains else 0
+        return self.judged * (READ + ANSWER_TOKENS + explained)
 
 
 def think(question: Question) -> str:
@@ -188,23 +211,24 @@ def distil(
         explained = explanations(asked, questions, kind, params.explanation_tokens, context.seed)
         why = explained.texts
 
-    def judge(student: Bundle, mode: str) -> float:
+    def judge(student: Bundle, mode: str) -> tuple[float, ...]:
         long = params.explanation_tokens + LEAVE if mode == "explain" else ANSWER_TOKENS
         texts = replies(student, [f"{mode}: {q.text}" for q in judged], long, context.recorder)
         said = [by_form(params.form, t) for t in texts] if mode == "explain" else texts
-        return percent(sum(tasks.right(q, t) for q, t in zip(judged, said, strict=True)), len(judged))
+        return tuple(float(tasks.right(q, t)) for q, t in zip(judged, said, strict=True))
 
     def trained(student: Bundle, why, budget: Budget, quiet: bool = False):
         shares = (1.0, 0.0) if why is None else (params.answer_share, 1 - params.answer_share)
         taught = lessons(student.tokenizer, questions, why, params.form)
-        return teach(student, taught, shares, context, budget, params.learning_rate, quiet=quiet)
+        return teach(student, taught, shares, warmed.context, budget, params.learning_rate, quiet=quiet)
 
-    explains = asked is not None and params.form != "MT-Re"
-    before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if explains else None
-    control = twin(bundle) if params.compare and params.teaching == "teacher" else None
-    course = trained(bundle, why, Budget(params.train_tokens, params.train_minutes))
-    after, beside = judge(bundle, "predict"), None
-    notes = course.notes("mt_cot")
+    warmed = warm_up(bundle, context, params)
+    before, before_why = judge(bundle, "predict"), judge(bundle, "explain") if params.explains else ()
+    control = twin(bundle) if params.compares else None
+    course = trained(bundle, why, warmed.left)
+    after, after_why = judge(bundle, "predict"), judge(bundle, "explain") if params.explains else ()
+    beside: tuple[float, ...] = ()
+    notes = warmed.notes + course.notes("mt_cot")
     used = sum(map(bool, why or ()))
     notes += teacher_notes(
         params, asked, right=None if explained is None else explained.right, used=used, texts=len(questions)
@@ -214,18 +238,15 @@ def distil(
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control, "predict")
-    notes += task_notes(before, after, beside, len(judged))
-    if explains:
-        notes += (
-            Note(
-                "explanation_mode",
-                {"before": before_why, "after": judge(bundle, "explain"), "questions": len(judged)},
-            ),
-        )
+    ways = [("answers_right", before, after)]
+    ways += [("explained_right", before_why, after_why)] if params.explains else []
+    name = questions_id([q.text for q in judged])
+    chance = best_guess([q.kind for q in judged], [q.answer for q in judged])
     return Edit(
         bundle=bundle,
         notes=notes,
-        series={"training": course.curve},
+        judged=tuple(Judged(way, name, was, now, beside, chance=chance) for way, was, now in ways),
+        series=warmed.series | {"training": course.curve},
         files={TRANSCRIPT: asked.transcript()} if asked else {},
     )
 
@@ -234,10 +255,13 @@ def compress(bundle: Bundle, context: Context, params: MtCotParams) -> Edit:
     """The student after its training; unchanged if there are no tokens to train on."""
     if not params.train_tokens:
         return Edit(bundle=bundle)
-    random = Random(context.seed)
-    judged = tasks.draw(tasks.REASONING, params.judged, random)
-    questions = tasks.draw(tasks.REASONING, params.questions, random, without={q.text for q in judged})
-    return distil(bundle, context, params, questions, judged)
+    drawn = tasks.apart(tasks.REASONING, params.questions, params.judged, Random(context.seed))
+    edit = distil(bundle, context, params, drawn.taught, drawn.judged)
+    scarce = [
+        Note("kind_scarce", {"kind": kind, "asked": asked, "found": found})
+        for kind, asked, found in drawn.scarce
+    ]
+    return replace(edit, notes=(*edit.notes, *scarce))
 
 
 METHOD = StudentMethod(
@@ -248,7 +272,8 @@ METHOD = StudentMethod(
     params=MtCotParams,
     compress=compress,
     cost=cost,
-    own_text=True,
+    text_tokens=text_tokens,
+    trains_table=True,
     reshaped=reshaped,
     student=make,
     measures=measures,
@@ -261,7 +286,9 @@ METHOD = StudentMethod(
         "teaching": "oracle",
         "questions": 16,
         "judged": 8,
-        "train_tokens": 512,
+        "compare": False,
+        "train_tokens": 768,
+        "warm_up": 0.25,
         "learning_rate": 1e-3,
         "explanation_tokens": 8,
     },
@@ -270,6 +297,8 @@ METHOD = StudentMethod(
         "questions": 10_000,
         "judged": 500,
         "explanation_tokens": 256,
+        "warm_up": 0.2,
+        "warm_up_rate": 2e-4,
         "learning_rate": 5e-5,
         "train_tokens": 10_240_000,
         "train_minutes": BUDGET_MINUTES,

@@ -271,16 +271,20 @@ def right(question: Question, text: str) -> bool:
 
 
 def parity(random: Random, level: int) -> Question:
-    """Is the number of ones even or odd: 3, 5 or 7 bits."""
-    bits = [random.randint(0, 1) for _ in range(2 * level + 1)]
+    """Is the number of a digit even or odd, among 3, 5 or 7 digits of two kinds.
+
+    Which digit is drawn too, so that there are thousands of such questions and not 168.
+    """
+    asked, other = random.sample(range(10), 2)
+    digits = [random.choice((asked, other)) for _ in range(2 * level + 1)]
     names, odd, steps = ("even", "odd"), 0, []
-    for bit in bits:
-        odd ^= bit
-        steps.append(f"{bit} {names[odd]}")
+    for digit in digits:
+        odd ^= digit == asked
+        steps.append(f"{digit} {names[odd]}")
     return Question(
         "parity",
         level,
-        f"Is the number of ones even or odd? {' '.join(map(str, bits))}",
+        f"Is the number of {asked}s even or odd? {' '.join(map(str, digits))}",
         names[odd],
         ", ".join(steps) + ".",
     )
@@ -403,6 +407,41 @@ def draw(
             seen.add(question.text)
             out.append(question)
     return out
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Questions to learn from and questions to judge by, none in both."""
+
+    taught: list[Question]
+    judged: list[Question]
+    scarce: tuple[tuple[str, int, int], ...]  # (kind, questions asked for, questions that there are)
+
+
+def apart(
+    makers: Sequence[Maker], taught: int, judged: int, random: Random, levels: Sequence[int] = LEVELS
+) -> Apart:
+    """Two sets of different questions, each with as many of every maker, in random order.
+
+    What a maker has is drawn once and then dealt out, so neither set can take a whole kind from the other. If
+    a maker has fewer than both sets ask for, the judged questions get theirs, up to half of them, and the
+    training has fewer of that kind (`scarce`).
+    """
+    learnt: list[Question] = []
+    aside: list[Question] = []
+    scarce = []
+    for place, maker in enumerate(makers):
+        own, other = (n // len(makers) + (place < n % len(makers)) for n in (taught, judged))
+        found = draw([maker], own + other, random, levels)
+        random.shuffle(found)
+        if len(found) < own + other:
+            scarce.append((maker(random, levels[0]).kind, own + other, len(found)))
+            other = min(other, len(found) // 2)
+        aside += found[:other]
+        learnt += found[other:]
+    for questions in (learnt, aside):
+        random.shuffle(questions)
+    return Apart(learnt, aside, tuple(scarce))
 
 
 def overlap(a: str, b: str) -> float:

@@ -1,9 +1,12 @@
 """What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
 
 A student of some of its teacher's layers predicts badly at first, and its samples are noise. So a share of
-the budget goes to a warm-up: supervised forward KL to the teacher on text. Then the method's own phase
-begins, on the student's own samples. Each phase keeps the state with the lowest value of its own loss,
-measured on held-out text (or on samples that continue held-out text).
+the budget goes to a warm-up, which has a step size of its own: supervised forward KL to the teacher on text.
+Then the method's own phase begins, on the student's own samples. Each phase keeps the state with the lowest
+value of its own loss, measured on held-out text (or on samples that continue held-out text).
+
+A student is judged by the reverse KL to its teacher on its own samples, in nats a token: a value for each
+sample, so that two students that continue the same prompts can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -25,15 +28,16 @@ from compression.distillation import rollouts
 from compression.distillation.rollouts import Sequences, given
 from compression.distillation.students import StudentParams, measured
 from compression.divergences import forward_kl, reverse_kl
+from compression.judged import Judged, questions_id
 from compression.likelihood import final_states
 from compression.recorder import Recorder
 from compression.row_losses import sum_over_rows
 from compression.sample import stop_ids
-from compression.training import JUDGED, Budget, Course, batches, hold_out, train
+from compression.training import JUDGED, STATE_BYTES, Budget, Course, batches, hold_out, part_of, train
 
 TEXT_TOKENS, SAMPLES = 2_048, 32  # text (at least two windows) and continuations that judge a state
+JUDGED_SAMPLES = 200  # continuations that judge the student, before the method's phase and after it
 DECODED = 5  # drawing one token at a time costs as much as this many forward passes for it
-STATE_BYTES = 20  # for a trained number: itself, its gradient, two moments, the best value so far
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class WhiteBoxParams(StudentParams):
         lo=0.0,
         hi=0.95,
     )
-    learning_rate: float = param(2e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
+    warm_up_rate: float = param(2e-4, "Highest step size of the warm-up.", lo=1e-7, hi=1.0, level="advanced")
+    learning_rate: float = param(
+        2e-4, "Highest step size of AdamW after the warm-up.", lo=1e-7, hi=1.0, level="advanced"
+    )
     prompt_tokens: int = param(
         32, "Tokens of text that a sample continues.", lo=1, hi=2_048, step=1, level="advanced"
     )
@@ -139,27 +146,61 @@ class Lesson(Generic[W]):
         with torch.no_grad():
             return dataclasses.replace(batch, teacher_states=scored_states(self.teacher, batch))
 
-    def divergences(self, batch: Sequences) -> tuple[float, float]:
-        """(forward, reverse) KL of a batch's scored tokens in nats, both from one pass."""
-        backward = []
+    @functools.cached_property
+    def prompts(self) -> Tensor:
+        """Different beginnings [m, prompt] of held-out text, at most JUDGED_SAMPLES; the student is judged by
+        how it continues them."""
+        return rollouts.pieces(self.held, self.params.prompt_tokens)[:JUDGED_SAMPLES]
+
+    @property
+    def clusters(self) -> list[int]:
+        """The prompt of each judged sample. All prompts come in turn, until there are enough samples."""
+        return [i % len(self.prompts) for i in range(JUDGED_SAMPLES)]
+
+    @property
+    def asked(self) -> str:
+        """A name for what the student is judged on: equal for two students whose samples can be paired."""
+        source = self.teacher.source
+        teacher = source.get("weights_hash") or self.teacher.name
+        return questions_id(
+            teacher, self.prompts.tolist(), JUDGED_SAMPLES, self.params.response_tokens, self.recorder.seed
+        )
+
+    def divergences(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """(forward, reverse) KL to the teacher in nats, for each of a batch's sequences [b].
+
+        Each is the mean over the sequence's scored tokens.
+        """
+        found: tuple[list[Tensor], list[Tensor]] = [], []
 
         def value(p: Tensor, q: Tensor, _: slice) -> Tensor:
-            backward.append(reverse_kl(p, q))
-            return forward_kl(p, q)
+            for values, divergence in zip(found, (forward_kl, reverse_kl), strict=True):
+                values.append(divergence(p, q))
+            return values[-1]
 
-        forward = float(token_mean(self.student, self.teacher, batch, value))
-        return forward, float(torch.cat(backward).mean())
+        token_mean(self.student, self.teacher, batch, value)
+        lengths = batch.mask.sum(1).tolist()
+        forward, reverse = (
+            torch.stack([one.mean() for one in torch.cat(values).split(lengths)]) for values in found
+        )
+        return forward, reverse
 
     @torch.no_grad()
-    def measured(self) -> dict[str, float]:
-        """Both divergences from the teacher in nats a token, on held-out text and on own samples.
+    def measured(self) -> tuple[dict[str, float], list[float]]:
+        """How far the student is from its teacher, and the reverse KL of each judged sample.
 
-        It also says how varied these samples are.
+        The first has both divergences in nats a token, on held-out text and on the student's own samples, and
+        how long and how varied the samples are.
         """
-        own, out = self.own(), {}
-        for where, batch in (("text", self.aside), ("own", own)):
-            out[f"{where}_forward"], out[f"{where}_reverse"] = self.divergences(batch)
-        return out | {"length": float(own.lengths.float().mean()), "distinct": rollouts.distinct(own)}
+        own = self.sample(self.prompts[self.clusters], self.recorder.generator(1))
+        text, judged = self.divergences(self.aside), self.divergences(own)
+        found = {
+            f"{where}_{which}": float(values.mean())
+            for where, both in (("text", text), ("own", judged))
+            for which, values in zip(("forward", "reverse"), both, strict=True)
+        }
+        varied = {"length": float(own.lengths.float().mean()), "distinct": rollouts.distinct(own)}
+        return found | varied, judged[1].tolist()
 
 
 @dataclass(frozen=True)
@@ -239,11 +280,12 @@ def distil(
     first = Course()
     if params.warm_up:
         early = Budget(round(params.warm_up * params.train_tokens), params.warm_up * params.train_minutes)
-        first = _train(lesson, warm_up(lesson, plain), early, (0.0, params.warm_up), 0)
-    before = lesson.measured()
+        span = (0.0, params.warm_up)
+        first = _train(lesson, warm_up(lesson, plain), early, params.warm_up_rate, span, 0)
+    before, samples_before = lesson.measured()
     late = Budget(params.train_tokens - first.tokens, max(params.train_minutes - first.seconds / 60, 1e-3))
-    course = _train(lesson, phase(lesson), late, (params.warm_up, 1.0), first.tokens)
-    after = lesson.measured()
+    course = _train(lesson, phase(lesson), late, params.learning_rate, (params.warm_up, 1.0), first.tokens)
+    after, samples_after = lesson.measured()
     student.module.to(dtype).requires_grad_(False)
     notes = [
         Note(
@@ -270,7 +312,7 @@ def distil(
         Note(
             "samples",
             {
-                "count": SAMPLES,
+                "count": JUDGED_SAMPLES,
                 "most": params.response_tokens,
                 "length_before": before["length"],
                 "length": after["length"],
@@ -283,26 +325,28 @@ def distil(
     if course.best >= course.before:
         notes.append(Note("distilled_no_gain", {"method": method}))
     curves = {"training": course.curve} | ({"warm_up": first.curve} if first.curve else {})
-    return Edit(bundle=student, notes=tuple(notes), series=curves)
+    judged = Judged(
+        "own_reverse_kl",
+        lesson.asked,
+        tuple(samples_before),
+        tuple(samples_after),
+        clusters=tuple(lesson.clusters),
+    )
+    return Edit(bundle=student, notes=tuple(notes), series=curves, judged=(judged,))
 
 
-def _train(lesson: Lesson, phase: Phase, budget: Budget, span: tuple[float, float], done: int) -> Course:
+def _train(
+    lesson: Lesson, phase: Phase, budget: Budget, rate: float, span: tuple[float, float], done: int
+) -> Course:
     """One phase, reported as the part `span` of the whole; `done` tokens came before it."""
-    start, end = span
-
-    def of_the_whole(event: dict) -> dict:
-        facts = event["facts"]
-        facts |= {"tokens": done + facts["tokens"], "budget": lesson.params.train_tokens}
-        return event | {"done": start + (end - start) * min(event["done"], 1.0), "facts": facts}
-
     return train(
         list(lesson.student.module.parameters()),
         phase.loss,
         phase.supply,
         phase.judge,
         budget,
-        rate=lesson.params.learning_rate,
-        recorder=lesson.recorder.telling(of_the_whole),
+        rate=rate,
+        recorder=part_of(lesson.recorder, span, done, lesson.params.train_tokens),
     )
 
 
@@ -326,12 +370,10 @@ def cost(
     share = 1.0 if role == "table" or params.student else params.kept
     length = params.prompt_tokens + params.response_tokens
     drawn = samples * (1 - params.warm_up) * params.train_tokens * params.response_tokens / length
-    judged = (
-        2
-        * (JUDGED + 1)
-        * (TEXT_TOKENS + SAMPLES * (length + DECODED * params.response_tokens))
-        * (params.train_tokens > 0)
-    )
+    sample = length + DECODED * params.response_tokens
+    states = 2 * (JUDGED + 1) * (TEXT_TOKENS + SAMPLES * sample)
+    students = 2 * (TEXT_TOKENS + JUDGED_SAMPLES * sample)
+    judged = (states + students) * (params.train_tokens > 0)
     passes = (
         params.train_tokens * (1 + 3 * share)
         + DECODED * drawn * (share + teacher_steps)

@@ -339,7 +339,7 @@ METHOD = TrainingMethod(
     cost=cost,
     stores="grouped_int",
     cache_bits=lambda params: params.kv_bits,
-    own_text=True,
+    text_tokens=lambda params: 0,
     compresses=True,
     tiny={"train_tokens": 128, "own_texts": 4, "own_tokens": 16, "learning_rate": 1e-3},
     # one pass over 96,000 texts of 2,048 tokens that the model writes itself

@@ -16,9 +16,11 @@ speed depends on the format and not on the numbers in it. So for timing, each mo
 calibration and training tokens.
 
 The methods stand in blocks of comparable recipes (gates.py), each row beside its control (verdict.py, paired
-over windows, or over seeds if the control has several). Another table shows methods that were calibrated on
-two texts: one like the text that they are measured on, and one of another kind (calibration-*.json). The last
-tables compare public implementations with ours (peers.json in the same folder, `make compare-peers`).
+over windows, or over seeds if the control has several). A block whose methods optimise something else than
+perplexity tells that first, with a verdict of its own (measuring/judging.py). Another table shows methods
+that were calibrated on two texts: one like the text that they are measured on, and one of another kind
+(calibration-*.json). The last tables compare public implementations with ours (peers.json in the same folder,
+`make compare-peers`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from pathlib import Path
 
 from evaluation import ROOT
 from evaluation.benches import gates, peers, points, shipped
+from evaluation.measuring import judging
 from evaluation.page import picture
 from evaluation.page import points as opening
 from evaluation.page.words import Words
@@ -82,6 +85,8 @@ HEAD = (
     "same top",
 )
 BESIDE, FASTER = "perplexity beside its control", "tokens a second, times the original's ({})"
+JUDGED = "{} beside its control"  # of a measure that methods optimise
+SIZES = 4  # columns of HEAD before the first figure of quality
 SAME_BITS = 0.03  # bits a weight: a verdict doesn't mention a difference in size up to this
 TOKENS = {"calibration": 2_048, "train_tokens": 512}  # enough tokens where only the speed counts
 FEWER_BYTES = (  # recipes that promise speed because they read fewer bytes; timed beside the gates
@@ -150,8 +155,29 @@ def _verdict(words: Words, ours: Sequence[Result], control: Sequence[Result]) ->
     return words.verdict(beside(ours, control))
 
 
-def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> str:
+def _judged(result: Result, measure: str) -> str:
+    """A run's figure of a measure with its standard error."""
+    if measure in result.metrics:
+        return Words("en").with_error(measure, result.metrics)
+    return "" if result.spec.is_original else "not measured"
+
+
+def _judged_beside(measure: str, ours: Sequence[Result], control: Sequence[Result], than: str) -> str:
+    """The verdict by a measure, beside the recipe's control or else the one that was trained in its run.
+
+    than: what names the recipe's control.
+    """
+    words = Words("en")
+    if found := judging.beside(measure, ours, control):
+        return words.verdict(found, measure) + than
+    found = judging.within(measure, ours)
+    return f"{words.verdict(found, measure)} (than the control trained with it)" if found else ""
+
+
+def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]], measure: str = "") -> str:
     """Markdown of recipes and their controls. measured: a recipe's results, one for each seed.
+
+    measure: what the recipes optimise beside perplexity; its figure and its verdict come first.
 
     The rates are those of the first machine that has them all. If there is none, the column is left out,
     since a column with holes tells little.
@@ -163,11 +189,14 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
     where = machine["host"]["processor"].replace("(R)", "").removesuffix(" Processor") if machine else ""
     controls = any(rows.values())
     first = next(iter(rows))
-    lines = [[*HEAD, *([BESIDE] if controls else []), *([FASTER.format(where)] if rates else [])]]
+    name = Words("en")(f"metric.{measure}") if measure else ""
+    judged = [name, JUDGED.format(name)] if measure else []
+    head = [*HEAD[:SIZES], *judged, *HEAD[SIZES:]]
+    lines = [[*head, *([BESIDE] if controls else []), *([FASTER.format(where)] if rates else [])]]
     lines.append(["---"] * len(lines[0]))
     for words, found in shown.items():
         control = rows[words]
-        verdict = ""
+        verdict = than = ""
         if control in measured:
             verdict = _verdict(Words("en"), found, measured[control])
             more = (
@@ -175,12 +204,16 @@ def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]]) -> 
                 - measured[control][0].metrics["weight_bits_per_weight"]
             )
             verdict += f", {more:+.2f} bits".replace("-", "−") if abs(more) > SAME_BITS else ""
-            verdict += "" if control == first else f" (than {label(measured[control][0].spec)})"
+            than = "" if control == first else f" (than {label(measured[control][0].spec)})"
+            verdict += than
+        by_measure = _judged_beside(measure, found, measured.get(control, ()), than) if measure else ""
         for i, result in enumerate(found):
             rate = rates.get(names[words])
             end = [verdict if i == 0 else ""] if controls else []
             end += [f"{rate['tokens_per_second'] / rate['original_tokens_per_second']:.2f}"] if rate else []
-            lines.append([*row(result), *end])
+            own = row(result)
+            judged = [_judged(result, measure), by_measure if i == 0 else ""] if measure else []
+            lines.append([*own[:SIZES], *judged, *own[SIZES:], *end])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -192,7 +225,7 @@ def blocks() -> str:
     measured = results()
     parts = []
     for found in gates.BLOCKS:
-        shown = table(found.rows, measured) + _missing(found.rows, measured)
+        shown = table(found.rows, measured, found.measure) + _missing(found.rows, measured)
         parts.append(f"**{found.title}.** {found.about}\n\n{shown}")
     return "\n".join(parts)
 

@@ -22,6 +22,7 @@ import compression
 from compression.base import BadParam, Method
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import host, limits
+from evaluation.page.words import Words
 from evaluation.running import deaths
 from evaluation.spec import BUILTIN_TEXT, CALIBRATION_CHOICES, PRESETS, TEXT_CHOICES, Result, RunSpec, Status
 from evaluation.store import Store
@@ -303,6 +304,7 @@ def _summary(result: Result) -> str:
     lines = [f"{result.status}  {result.spec.model}  {result.protocol_id}"]
     for name, value in sorted(result.metrics.items()):
         lines.append(f"  {name:<40} {value:,.6g}")
+    lines += [f"  {' '.join(sentences)}" for sentences in Words("en").judged(result)]
     for timing in result.timings[-1:]:
         lines.append(f"  multiplied by {', '.join(timing['kernel'])}; {timing['loop']}")
         if share := timing["limit"].get("share_of_read_bandwidth"):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from compression.judged import MEASURES
+
 Row = Mapping[str, Any]
 
 
@@ -19,7 +21,7 @@ class Metric:
 
     key: str
     kind: Literal["quality", "size", "time"]
-    unit: Literal["bytes", "bits", "ratio", "share", "ms", "seconds", "rate", "tokens", "nats", ""]
+    unit: Literal["bytes", "bits", "ratio", "share", "ms", "seconds", "rate", "tokens", "nats", "points", ""]
     better: Literal["low", "high"]
     axis: bool = False  # offered as an axis of the front
     log: bool = False
@@ -44,6 +46,12 @@ METRICS: dict[str, Metric] = {
         Metric("kl_divergence_max", "quality", "nats", "low", original=0.0),
         Metric("short_context_kl_divergence_mean", "quality", "nats", "low", original=0.0),
         Metric("short_context_same_top_token_rate", "quality", "share", "high", original=1.0),
+        *(
+            Metric(
+                m.key, "quality", m.unit, m.better, m.axis, error=f"{m.key}_stderr", original=m.original
+            )  # what methods optimise
+            for m in MEASURES.values()
+        ),
         Metric("repeat_rate", "quality", "share", "low"),
         Metric("first_difference_tokens", "quality", "tokens", "high"),
         Metric("file_bytes", "size", "bytes", "low", True),

@@ -236,6 +236,7 @@ def run_card(
         run = {
             "id": result.id,
             "facts": _facts(words, result, here),
+            "judged": words.judged(result, (relatives or {}).get("control")),
             "lines": _lines(words, result, here),
             "dominated": dominated and not spec.is_original,
             "notes": [
@@ -448,13 +449,11 @@ def _groups(words: Words, m: Mapping, here: bool) -> list[dict]:
 
 
 def _figure(words: Words, key: str, m: Mapping) -> dict:
-    own, spread, original = words.figure(key, m[key]), m.get(METRICS[key].error), m.get(f"baseline_{key}")
-    if spread:
-        own += " " + words("card.error", x=words.figure(key, spread, 2))
+    original = m.get(f"baseline_{key}")
     return {
         "name": words(f"metric.{key}"),
         "help": words(f"metric.{key}.help"),
-        "own": own,
+        "own": words.with_error(key, m),
         "original": "" if original is None else words.figure(key, original),
     }
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 import functools
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from compression.judged import MEASURES, Measure
 from evaluation import ROOT
+from evaluation.measuring import judging
 from evaluation.measuring.metrics import METRICS
+from evaluation.spec import Result
 from evaluation.verdict import Difference
 
 LANGUAGES = ("en", "zh-Hant")
@@ -172,18 +176,58 @@ class Words:
         shown = min(percent, 99.9) if percent < 100 else percent
         return f"{digits(shown, 3 if 99 < shown < 100 else 2)} %" if 0 < shown < 100 else f"{shown:.0f} %"
 
-    def verdict(self, found: Difference) -> str:
+    def verdict(self, found: Difference, measure: str = "") -> str:
         """ "better: −24 ± 1.6 %": the verdict, and the change of perplexity with its 95 % interval.
 
-        Changes of many times are written as "× 6.2".
+        Changes of many times are written as "× 6.2". With a measure of compression/judged.py the change is
+        one of that measure: "better: +12 ± 6.1 points".
         """
+        change = self._moved(found, MEASURES[measure]) if measure else self._times(found)
+        return self("verdict.told", verdict=self(f"verdict.{found.word}"), change=change)
+
+    def _moved(self, found: Difference, measure: Measure) -> str:
+        """A change of a measure with its interval. Shares change by points."""
+        scale = 1 if measure.unit == "nats" else 100
+        mean = scale * (found.mean if measure.better == "low" else -found.mean)
+        n = f"{'−' if mean < 0 else '+'}{digits(abs(mean), 2)}"
+        if math.isfinite(found.margin):
+            n += f" ± {digits(scale * found.margin, 2)}"
+        return self("unit.nats" if measure.unit == "nats" else "unit.points", n=n)
+
+    @staticmethod
+    def _times(found: Difference) -> str:
+        """A change of perplexity in per cent with its interval, or as a multiple."""
         ratio, margin = found.ratio, found.ratio_margin
         if 1 / MANY < ratio < MANY:
             change = f"{'+' if ratio >= 1 else '−'}{digits(100 * abs(ratio - 1), 2)}"
-            change += f" ± {digits(100 * margin, 2)} %" if math.isfinite(margin) else " %"
-        else:
-            change = f"{'×' if ratio > 1 else '÷'} {digits(max(ratio, 1 / ratio), 2)}"
-        return self("verdict.told", verdict=self(f"verdict.{found.word}"), change=change)
+            return change + (f" ± {digits(100 * margin, 2)} %" if math.isfinite(margin) else " %")
+        return f"{'×' if ratio > 1 else '÷'} {digits(max(ratio, 1 / ratio), 2)}"
+
+    def judged(self, result: Result, control: Result | None = None) -> list[list[str]]:
+        """By what a run's method optimises, sentences for each measure: figure, control, chance level.
+
+        The control was trained in the same run, or is the run `control`, if that was asked the same.
+        """
+        out = []
+        for measure, one in judging.of(result).items():
+            facts = {
+                "name": self(f"metric.{measure}"),
+                "after": self.with_error(measure, judging.figures([one])),
+                "before": self.figure(measure, statistics.fmean(one.before)),
+                "asked": self.many(f"unit.{MEASURES[measure].asks}", len(one.after)),
+            }
+            parts = [self("card.judged", **facts)]
+            found = judging.within(measure, [result])
+            if found is None and control is not None:
+                found = judging.beside(measure, [result], [control])
+            if found is not None:
+                parts.append(self("card.judged.control", verdict=self.verdict(found, measure)))
+            if one.chance is not None:
+                beside = self.verdict(judging.against(one, one.chance), measure)
+                chance = self.figure(measure, one.chance)
+                parts.append(self("card.judged.chance", chance=chance, verdict=beside))
+            out.append(parts)
+        return out
 
     def seconds(self, s: float) -> str:
         """ "41 s", "3 min", "2 h"."""
@@ -198,12 +242,19 @@ class Words:
             return self.size(x)
         if unit == "share":
             return self.share(x)
+        if unit == "points":
+            return self("unit.points", n=digits(100 * x, n).replace("-", "−"))
         if unit == "seconds":
             return self.seconds(x)
         forms = {"ratio": "×", "ms": " ms", "nats": "", "": ""}
         if unit in forms:
             return f"{digits(x, n)}{forms[unit]}"
         return self(f"unit.{unit}", n=f"{x:,.0f}" if unit == "tokens" and x >= 100 else digits(x, n))
+
+    def with_error(self, key: str, m: Mapping) -> str:
+        """A metric's value among `m` with its standard error, if there is one: "29.4 ± 1.2"."""
+        own, spread = self.figure(key, m[key]), m.get(METRICS[key].error)
+        return f"{own} {self('card.error', x=self.figure(key, spread, 2))}" if spread else own
 
     def method(self, name: str) -> str:
         return self(f"method.{name}") if self.has(f"method.{name}") else name

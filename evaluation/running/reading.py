@@ -87,12 +87,7 @@ def _check(spec: RunSpec, geometry: Geometry, windows: Tensor | None, training: 
         if not isinstance(method, ModelMethod):
             continue
         read = windows if not isinstance(method, TrainingMethod) or training is None else training
-        if (
-            isinstance(method, TrainingMethod)
-            and params.train_tokens
-            and not method.own_text
-            and read is not None
-        ):
+        if isinstance(method, TrainingMethod) and method.reads_tokens(params) and read is not None:
             hold_out(read)
         if method.fits and read is not None:
             method.fits(params, read)

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from compression import texts
 from compression.base import CompressionError, Note, StudentMethod
 from compression.bundle import Bundle
+from compression.judged import Judged
 from compression.recorder import Recorder
 from evaluation import host
-from evaluation.measuring import memory
+from evaluation.measuring import judging, memory
 from evaluation.running import provenance, timing, witness
 from evaluation.running.clock import Clock
 from evaluation.running.reading import Reading, read
@@ -124,6 +125,7 @@ class Found:
     timings: list[dict] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     layers: list[dict] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
 
 
 def read_texts(order: Order) -> Read:
@@ -282,7 +284,7 @@ def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Ori
         recorder=order.recorder,
         training=read.windows.training,
     )
-    found = Found(notes=list(outcome.notes), layers=outcome.layers)
+    found = Found(notes=list(outcome.notes), layers=outcome.layers, judged=outcome.judged)
     if small := _small_scales(bundle.module):
         found.notes.append(Note("small_scales", {"count": small}))
     order.clock.stage("save")
@@ -295,7 +297,7 @@ def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Ori
             "load_seconds": loaded.seconds,
             "file_bytes": file_bytes,
             "compress_seconds": outcome.seconds,
-        }
+        } | judging.figures(outcome.judged)
         _compare(order, read, loaded, original, geometry, found)
         if order.timings:
             _time(order, read, loaded, original, found)
@@ -373,6 +375,7 @@ def _result(
         notes=notes,
         series=found.series,
         layers=list(found.layers),
+        judged=[one.json() for one in found.judged],
         protocol_id=f"{read.windows.evaluation.protocol_id} · {loaded.dtype}",
         fingerprint=loaded.original_fingerprint if original else loaded.fingerprint,
         environment=host.environment(),

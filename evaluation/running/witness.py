@@ -1,10 +1,10 @@
 """Whether today's code still gives a stored result's numbers: it runs the recipe again on a tiny model.
 
 A *witness* is a few dozen numbers of a recipe that was run on a small model with weights from a seed: the
-losses that measuring finds, the error and size of every matrix, the course of every training. A result
-carries the witness that the code gave when the result was measured. The result is fresh as long as today's
-code gives the same witness. So moving a file, renaming a function or writing a comment changes nothing.
-Another damping, grid, schedule or sum is noticed, wherever in the code it stands.
+losses that measuring finds, the error and size of every matrix, the course of every training, what a method
+is judged by. A result carries the witness that the code gave when the result was measured. The result is
+fresh as long as today's code gives the same witness. So moving a file, renaming a function or writing a
+comment changes nothing. Another damping, grid, schedule or sum is noticed, wherever in the code it stands.
 
 Two processors round float32 sums in different ways, and a weight that lies between two codes may get the
 other one. How much that changes a number is measured together with the witness: the small model is run again
@@ -75,7 +75,7 @@ DROPPED = (
 MOST = {  # a parameter's name -> its largest value on the small model
     "rank": 2,
     "train_tokens": 8_192,
-    "distill_steps": 4,
+    "distill_steps": 10,
     "samples": 4,
     "sample_tokens": 32,
     "own_texts": 8,
@@ -87,7 +87,7 @@ MOST = {  # a parameter's name -> its largest value on the small model
     "explanation_tokens": 8,
     "generated": 4,
     "lion_rounds": 1,
-    "votes": 2,
+    "votes": 1,
 }
 SET = {"train_minutes": 60.0, "student": ""}  # a small training ends by its tokens, never by minutes
 NUDGES = (1, 2, 3, 4)  # seeds of the changes in the last digits
@@ -227,6 +227,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
             training=reading.training,
         )
         numbers = _matrices(found, original) | _courses(outcome.series)
+        numbers |= {f"judged {one.measure}": statistics.fmean(one.after) for one in outcome.judged}
         engine.prepare(found)
         metrics, series = measure(found, reading.evaluation, dataclasses.replace(baseline, head=head))
     numbers |= _metrics(metrics) | {f"loss {i}": value for i, value in enumerate(series["window_losses"])}

@@ -4,8 +4,10 @@ tasks with right answers."""
 from __future__ import annotations
 
 import ast
+import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from random import Random
 
@@ -21,6 +23,7 @@ from compression.recorder import Recorder
 from compression.replies import prompt_ids, write
 from compression.teacher import OracleTeacher, Replay, TextTeacher
 from compression.texts import tokenizer_hash
+from evaluation.spec import RunSpec
 from tests import micro, tiny
 
 METHODS = ("icl_distillation", "mt_cot", "lion")
@@ -30,7 +33,10 @@ TEMPLATE = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if add_gen
 
 def params(name, **changes):
     method = get(name)
-    return method.params.parse(dict(method.tiny) | {"judged": 8} | changes)
+    return method.params.parse(dict(method.tiny) | {"judged": 8, "warm_up": 0.0} | changes)
+
+
+TEXTS = {"icl_distillation": {"labels": "texts"}}  # the teacher shows its texts alone
 
 
 def oracle_loss(bundle, rows, share=1.0, learnt=0.0):
@@ -150,7 +156,7 @@ def test_nothing_but_strings_comes_from_the_teacher(name):
     method = get(name)
     stub = micro.Stub(lambda prompt: f"so it is. {tasks.MARK} even one yes")
     chosen = params(
-        name, teaching="teacher", compare=False, **({"referee": "teacher"} if name == "lion" else {})
+        name, teaching="teacher", **TEXTS.get(name, {}), **({"referee": "teacher"} if name == "lion" else {})
     )
     if name == "icl_distillation":
         stub.answer = lambda prompt: prompt.split("\n")[1].split()[-1]  # the first demonstration's label
@@ -161,7 +167,7 @@ def test_nothing_but_strings_comes_from_the_teacher(name):
         set(s) == {"key", "teacher", "prompt", "count", "temperature", "new_tokens", "seed", "texts"}
         for s in said
     )
-    assert {s["teacher"] for s in said} == {"micro"} and micro.facts(edit, "trained")["tokens"] >= 400
+    assert {s["teacher"] for s in said} == {"micro"} and micro.facts(edit, "trained")["tokens"] >= 700
 
 
 @pytest.mark.parametrize("file", [*METHODS, "black_box", "tasks"])
@@ -229,7 +235,7 @@ def test_writing_can_be_stopped_and_a_long_prompt_is_told():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_training_is_replayed_from_its_transcript_without_the_teacher(name):
-    method, chosen = get(name), params(name, teaching="teacher", compare=False)
+    method, chosen = get(name), params(name, teaching="teacher", compare=True, **TEXTS.get(name, {}))
 
     def answer(prompt):
         return f"{prompt.split()[-2]} {tasks.MARK} {prompt.split()[3]}"
@@ -267,43 +273,134 @@ def test_the_driver_gives_a_smaller_student_that_loads(name, tmp_path, monkeypat
     assert {r["teacher"] for r in rows} == {"oracle text teacher"}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["icl_distillation", "mt_cot"])
 def test_the_control_is_the_same_training_on_right_answers_alone(name):
     method = get(name)
-    other, values = method.control(params(name))
-    assert (
-        other == name
-        and values["teaching"] == "answers"
-        and method.control(method.params.parse(values)) is None
-    )
+    taught = params(name, teaching="teacher", **TEXTS.get(name, {}))
+    other, values = method.control(taught)
+    assert (other, values) == (name, taught.json() | {"teaching": "answers"})
+    assert method.control(method.params.parse(values)) is None
     stub = micro.Stub(lambda prompt: pytest.fail("the control asks nobody"))
     edit = method.compress(micro.model(), micro.context(stub), method.params.parse(values))
     assert not edit.files and micro.facts(edit, "no_teacher")["texts"] >= 16
 
 
+def test_a_program_that_knows_the_answers_has_a_control_where_one_differs():
+    """Its labels are the right ones, so in-context distillation has none; its explanations and its choice of
+    instructions are more than right answers."""
+    assert [get(name).control(params(name)) is None for name in METHODS] == [True, False, False]
+    assert [params(name, compare=True).compares for name in METHODS] == [False, True, True]
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_the_control_within_a_run_starts_and_ends_where_the_student_does(name):
-    """With a teacher that is always right it stands beside the student in a note, and leaves the student as
-    it is without it."""
-    method, chosen = get(name), params(name, teaching="oracle")
-    first = method.compress(micro.model(), micro.context(), chosen)
-    known = {}
-    for line in first.files[black_box.TRANSCRIPT].splitlines():
-        known |= {(r := json.loads(line))["prompt"]: r["texts"][0]}
-    code = "labels_control" if name == "icl_distillation" else "tasks_control"
-    made = []
+def test_the_control_within_a_run_leaves_the_student_as_it_is_without_it(name):
+    """It is asked the same questions as the student."""
+    method, made = get(name), []
     for compare in (True, False):
-        chosen = params(
-            name,
-            teaching="teacher",
-            compare=compare,
-            **({"explanations": "COTE"} if name == "mt_cot" else {}),
-        )
-        made.append(method.compress(micro.model(), micro.context(micro.Stub(known.__getitem__)), chosen))
-    assert [any(n.code == code for n in e.notes) for e in made] == [True, False]
-    for other in (made[1], first):
-        states = (e.bundle.module.state_dict().values() for e in (made[0], other))
-        assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+        teaching = {"teaching": "teacher", "labels": "texts"} if name == "icl_distillation" else {}
+        stub = micro.Stub(lambda prompt: prompt.split("\n")[1].split()[-1])
+        chosen = params(name, compare=compare, **teaching)
+        made.append(method.compress(micro.model(), micro.context(stub), chosen))
+    for with_control, without in zip(made[0].judged, made[1].judged, strict=True):
+        assert len(with_control.control) == len(with_control.after) == 8
+        assert without == dataclasses.replace(with_control, control=())
+    states = (e.bundle.module.state_dict().values() for e in made)
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+
+
+# --- the warm-up ---
+
+
+def weights(bundle):
+    return [p.detach().clone() for p in bundle.module.parameters()]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_student_and_control_start_from_the_same_warmed_student_and_share_one_budget(name, monkeypatch):
+    """What the lessons begin with is the same twice, and another than what came in; the tokens of text count,
+    and the course is told as one."""
+    method, starts, told = get(name), [], []
+    real = black_box.teach
+    home = __import__(method.compress.__module__, fromlist=["teach"])
+
+    def teach(bundle, *args, **how):
+        starts.append((weights(bundle), how.get("quiet", False)))
+        return real(bundle, *args, **how)
+
+    monkeypatch.setattr(home, "teach", teach)
+    teaching = {"teaching": "teacher", "labels": "texts"} if name == "icl_distillation" else {}
+    chosen = params(name, compare=True, train_tokens=6_000, warm_up=0.5, **teaching)
+    stub = micro.Stub(lambda prompt: prompt.split("\n")[1].split()[-1])
+    student = micro.model()
+    before = weights(student)
+    context = micro.context(stub, windows=tiny.ids(24, 64), emit=told.append)
+    edit = method.compress(student, context, chosen)
+    own = next(state for state, quiet in starts if not quiet)
+    control = next(state for state, quiet in starts if quiet)
+    assert all(torch.equal(a, b) for a, b in zip(own, control, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(own, before, strict=True))
+    warm, taught = micro.facts(edit, "warmed_up"), micro.facts(edit, "trained")
+    assert 3_000 <= warm["tokens"] <= 4_024 and warm["tokens"] == edit.series["warm_up"][-1][0]
+    most = 6_000 + (chosen.json().get("lion_rounds", 0) + 2) * 1_024
+    assert 6_000 <= warm["tokens"] + taught["tokens"] <= most
+    events = [e for e in told if e["stage"] == "train"]
+    done = [e["done"] for e in events]
+    assert done == sorted(done) and done[0] == 0 and done[-1] > 0.9
+    assert {e["facts"]["budget"] for e in events} == {6_000}
+    assert events[-1]["facts"]["tokens"] == warm["tokens"] + taught["tokens"]
+
+
+def test_a_warm_up_teaches_a_broken_student_its_language_and_the_step_size_is_its_own():
+    """Sentences of four words in any order: after eight steps a student that knew nothing reads other such
+    text ten times as well, by a step size of the warm-up alone; the note tells its perplexity."""
+    random, reached = Random(0), []
+    text = "".join(random.choice(("the ", "cat ", "sat ", "mat. ")) for _ in range(4_000))
+    ids = torch.tensor(tiny.tokenizer()(text, add_special_tokens=False)["input_ids"][:12_800]).view(-1, 64)
+    for rate in (1e-2, 1e-6):
+        values = {"train_tokens": 16_000, "warm_up": 0.5, "warm_up_rate": rate, "learning_rate": 1e-2}
+        student = micro.model()
+        context = micro.context(windows=ids[:100])
+        warmed = black_box.warm_up(student, context, params("lion", **values))
+        logits = tiny.logits(student, ids[100:140])[:, :-1].flatten(0, 1)
+        nats = float(torch.nn.functional.cross_entropy(logits, ids[100:140, 1:].flatten()))
+        reached.append(math.exp(nats))
+        facts = dict(warmed.notes[0].facts)
+        assert facts["after"] == pytest.approx(reached[-1], rel=0.2) and facts["before"] > 200
+    assert reached[0] < 20 and reached[1] > 200, reached
+
+
+def test_only_a_student_that_lost_layers_is_warmed_up():
+    parse = get("mt_cot").params.parse
+    asked = {"train_tokens": 1_000, "warm_up": 0.4}
+    assert parse(asked).warm_tokens == 400 == get("mt_cot").reads_tokens(parse(asked))
+    for whole in ({"kept": 1.0}, {"student": "smollm2-135m"}, {"warm_up": 0.0}, {"train_tokens": 0}):
+        left = parse(asked | whole)
+        assert left.warm_tokens == 0
+        warmed = black_box.warm_up(micro.model(), context := micro.context(), left)
+        assert warmed.context is context and warmed.left.tokens == left.train_tokens and not warmed.notes
+    assert not get("mt_cot").needs_calibration(parse({"kept": 1.0}))
+    assert get("mt_cot").needs_calibration(parse({"layers": "even"}))
+
+
+def test_the_text_of_a_warm_up_is_cut_and_paid_for():
+    spec = RunSpec("smollm2-135m-instruct-q4_1", (("mt_cot", {"train_tokens": 70_000, "warm_up": 0.5}),))
+    assert spec.training_tokens == 35_000 + 5_000 and spec.needs_calibration
+    assert RunSpec(spec.model, (("mt_cot", {"kept": 1.0}),)).training_tokens == 0
+
+
+@pytest.mark.parametrize("name, shown", [("mt_cot", 0), ("lion", 0), ("icl_distillation", 1)])
+def test_the_cost_counts_the_warm_up_once_and_the_lessons_for_student_and_control(name, shown):
+    """A matrix of 10 x 20 of a student of half the layers: three passes each, and the teacher's where it shows
+    its distribution."""
+    method = get(name)
+    values = {"kept": 0.5, "layers": "even", "train_tokens": 1_000, "warm_up": 0.4, "teaching": "teacher"}
+    for compare, lessons in ((True, 2), (False, 1)):
+        chosen = method.params.parse(values | {"compare": compare})
+        passes = 3 * 0.5 * (400 + lessons * 600) + shown * 600 + 0.5 * (1 + lessons) * chosen.judging
+        assert method.cost_of((10, 20), chosen, 99, "up").flops == pytest.approx(2 * 200 * passes)
+        assert method.cost_of((10, 20), chosen, 99, "table").flops > 2 * 200 * passes
+        held = 0.5 * 200 * (20 + 4 * compare)
+        assert method.cost_of((10, 20), chosen, 99, "up").peak_bytes == pytest.approx(held)
 
 
 def test_a_student_may_read_text_in_another_way(tmp_path, monkeypatch):
@@ -342,7 +439,7 @@ def test_questions_have_the_right_answer(maker, level):
 def solve(kind: str, text: str) -> str:
     listed = text.split(": ")[-1].split(", ")
     if kind == "parity":
-        return "odd" if text.split("?")[1].count("1") % 2 else "even"
+        return "odd" if text.split("?")[1].count(text.split()[4][0]) % 2 else "even"
     if kind == "letter count":
         return str(text.split(" are in ")[1].count(text.split()[2]))
     if kind == "comparison":
@@ -378,6 +475,37 @@ def test_draws_are_different_questions_and_never_known_ones():
     drawn = tasks.draw(tasks.REASONING, 60, Random(1), without=known)
     texts = [q.text for q in drawn]
     assert len(set(texts)) == len(texts) == 60 and not known & set(texts)
+
+
+def digits(random, level):
+    """A kind of ten questions at each level."""
+    n = random.randrange(10)
+    return tasks.Question("digits", level, f"{level}: {n}", str(n))
+
+
+@pytest.mark.parametrize("taught, judged", [(10_000, 500), (160, 200), (16, 32)])
+def test_no_kind_starves_and_no_question_is_in_both_sets(taught, judged):
+    """Every kind has a third of either set, in the full budget too, whichever set is drawn first."""
+    found = tasks.apart(tasks.REASONING, taught, judged, Random(0))
+    texts = [q.text for q in (*found.taught, *found.judged)]
+    assert len(set(texts)) == len(texts) == taught + judged and not found.scarce
+    for questions, size in ((found.taught, taught), (found.judged, judged)):
+        kinds = [q.kind for q in questions]
+        shares = [kinds.count(kind) for kind in ("parity", "letter count", "comparison")]
+        assert sum(shares) == size and max(shares) - min(shares) <= 1
+        assert kinds != sorted(kinds), "mixed, so that every part of the set holds all kinds"
+
+
+@pytest.mark.parametrize("asked, given", [(20, 10), (60, 15)])
+def test_a_kind_that_runs_out_is_shared_and_told(asked, given):
+    """Thirty questions where 50 are asked for, and 90: the judged have theirs, up to half."""
+    found = tasks.apart((digits, tasks.comparison), 60 if asked == 20 else 30, asked, Random(0))
+    of = [sum(q.kind == "digits" for q in some) for some in (found.judged, found.taught)]
+    assert (
+        of == [given, 30 - given]
+        and len({q.text for q in found.judged} & {q.text for q in found.taught}) == 0
+    )
+    assert found.scarce == (("digits", 40 if asked == 20 else 45, 30),)
 
 
 def test_answers_are_read_never_run():

@@ -32,6 +32,15 @@ def test_a_method_takes_its_full_budget_and_it_is_the_larger_one(name):
     )
 
 
+@pytest.mark.parametrize(
+    "name", sorted(n for n in TRAINING if "warm_up" in compression.get(n).params().json())
+)
+def test_a_full_budget_warms_a_broken_student_up_by_steps_of_their_own(name):
+    """The authors' step sizes are for students that know the language."""
+    declared = compression.get(name).full
+    assert declared["warm_up_rate"] >= 2 * declared["learning_rate"] and 0 < declared["warm_up"] < 0.5
+
+
 def test_the_command_line_takes_it_and_a_flag_of_ones_own_wins():
     spec = request(*split(["qlora", "--rank", "32", "--budget", "full"]))
     _, values = spec.recipe[0]

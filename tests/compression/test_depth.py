@@ -211,13 +211,14 @@ def test_a_student_has_the_blocks_that_its_order_chooses_and_says_so(order):
     assert told == ({code: {"gone": gone, "count": 2, "of": 5}} if code else {})
 
 
-def test_a_text_is_asked_for_where_layers_are_measured_only():
-    """The black-box methods make their texts themselves, so nothing else asks for one."""
+def test_a_text_is_asked_for_where_layers_are_measured_or_a_student_is_warmed_up():
+    """The black-box methods make their lessons themselves, so nothing else asks for a text."""
     method = get("mt_cot")
     for values, asks in (
         ({}, True),
-        ({"layers": "contiguous"}, True),
-        ({"layers": "even"}, False),
+        ({"layers": "contiguous", "warm_up": 0.0}, True),
+        ({"layers": "even"}, True),
+        ({"layers": "even", "warm_up": 0.0}, False),
         ({"kept": 1.0}, False),
         ({"student": "gpt2"}, False),
     ):

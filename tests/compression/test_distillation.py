@@ -16,6 +16,7 @@ from compression.distillation.rollouts import Sequences, draw, given
 from compression.distillation.white_box import token_mean
 from compression.divergences import forward_kl, reverse_kl
 from compression.recorder import QUIET, Recorder
+from evaluation.verdict import paired
 from tests import chain_language as language
 from tests import tiny
 from tests.tiny import seeded
@@ -141,7 +142,9 @@ def test_lambda_one_never_reads_the_texts_responses(monkeypatch):
 def test_plain_fine_tuning_needs_no_teacher(monkeypatch):
     """Neither its loss nor its judge: the teacher is there to be measured against, and what it makes of the
     text is kept for that."""
-    monkeypatch.setattr(white_box.Lesson, "measured", lambda self: {"length": 0.0, "distinct": 0.0})
+    monkeypatch.setattr(
+        white_box.Lesson, "measured", lambda self: ({"length": 0.0, "distinct": 0.0}, [0.0] * 200)
+    )
     monkeypatch.setattr(white_box.Lesson, "aside", property(lambda self: given(self.held, 1)))
     student, method = language.model(16, 1), get("gkd")
     deaf = Bundle(None, None, language.model().geometry, "nobody")
@@ -169,6 +172,23 @@ def test_the_same_run_twice_is_the_same_student_and_its_teacher_is_untouched(nam
     assert {"text_forward_before", "own_reverse_after"} <= set(told["divergences"])
     assert 0 < told["samples"]["length"] <= 12 and 0 <= told["samples"]["distinct"] <= 1
     assert edit.series["warm_up"][0][2] > edit.series["warm_up"][-1][2]
+
+
+@pytest.mark.parametrize("name", ["gkd", "minillm"])
+def test_the_warm_up_has_a_step_size_of_its_own(name, monkeypatch):
+    """Each phase trains by its own; the control's are the same."""
+    rates, real = [], white_box.train
+
+    def train(*args, rate, **how):
+        rates.append(rate)
+        return real(*args, rate=rate, **how)
+
+    monkeypatch.setattr(white_box, "train", train)
+    train_short(name, warm_up_rate=0.003, learning_rate=1e-5)
+    assert rates == [0.003, 1e-5]
+    method = get(name)
+    _, values = method.control(method.params.parse({"warm_up_rate": 0.003, "learning_rate": 1e-5}))
+    assert (values["warm_up_rate"], values["learning_rate"]) == (0.003, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +231,9 @@ def fluent(seed):
 
 @functools.cache
 def reverse_on_own_samples(name, **values):
-    """KL(q || p) in nats on fresh samples of the student after the same number of tokens, mean of two
-    seeds."""
-    method, teacher, found = get(name), language.teacher(), []
+    """(KL(q || p) in nats on fresh samples of the student after the same number of tokens, mean of two seeds;
+    what the method says that it is judged by, for each seed)."""
+    method, teacher, found, judged = get(name), language.teacher(), [], []
     base = {
         "train_tokens": 60_000,
         "learning_rate": 3e-3,
@@ -224,13 +244,14 @@ def reverse_on_own_samples(name, **values):
     for seed in (0, 1):
         start = fluent(seed)
         student = Bundle(copy.deepcopy(start.module), start.tokenizer, start.geometry, start.name)
-        method.compress(
+        edit = method.compress(
             student, context(language.text(512, 5 + seed), teacher, seed), method.params.parse(base | values)
         )
+        judged += edit.judged
         drawn = draw(student, None, language.text(1024, 77)[:, :4], 12, 0.0, NO_END, seeded(3))
         with torch.no_grad():
             found.append(float(token_mean(student, teacher, drawn, lambda p, q, _: reverse_kl(p, q))))
-    return sum(found) / 2
+    return sum(found) / 2, judged
 
 
 @pytest.mark.slow
@@ -241,10 +262,13 @@ def test_own_samples_and_reverse_kl_beat_text_at_as_many_tokens(name, values, mo
     """From a student that knows the language, in seconds; forward KL on text is no worse than plain text
     within 0.3 %."""
     monkeypatch.setattr(white_box, "SAMPLES", 256)
-    supervised = reverse_on_own_samples("gkd", objective="supervised", jsd_beta=0.0)
-    plain = reverse_on_own_samples("gkd", objective="text")
-    own = reverse_on_own_samples(name, **values)
+    supervised, control = reverse_on_own_samples("gkd", objective="supervised", jsd_beta=0.0)
+    plain, _ = reverse_on_own_samples("gkd", objective="text")
+    own, judged = reverse_on_own_samples(name, **values)
     assert own < supervised <= 1.003 * plain
+    for ours, theirs in zip(judged, control, strict=True):
+        assert ours.asked == theirs.asked and ours.clusters == theirs.clusters
+        assert paired(ours.after, theirs.after, ours.clusters).word == "better", "the run itself says so"
 
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])

@@ -3,15 +3,19 @@ measures."""
 
 from __future__ import annotations
 
+import statistics
 from random import Random
 
+import numpy as np
 import pytest
+import torch
 
+from compression import get
+from compression.distillation import black_box, soft_labels, tasks
 from compression.distillation import icl_distillation as icl
-from compression.distillation import tasks
 from compression.distillation.tasks import Naming
 from compression.teacher import TextTeacher
-from tests import micro
+from tests import micro, tiny
 
 
 def both(setting):
@@ -109,6 +113,82 @@ def test_without_a_weight_for_reading_only_the_label_is_learnt():
         assert text == (shown.demonstrated if weight else "")
 
 
+def shown_lessons(count=12, **values):
+    """Lessons of a few prompts, for both objectives."""
+    params = icl.IclParams(questions=max(16, count), judged=8, **values)
+    tokenizer = micro.model().tokenizer
+    return icl.lessons(tokenizer, icl.plan(params, icl.WORLD, 0).prompts[:count], None, params), params
+
+
+@pytest.mark.parametrize("gold", [0.0, 0.3])
+def test_the_loss_of_a_teacher_that_shows_its_distribution_is_the_papers_two_terms(gold):
+    """a CE(right token) + (1 - a) KL(p || q) at every learnt place: the label with its stop token, and by its
+    own weight the demonstrations. Each row alone and unpadded, in 64 bits."""
+    teacher, student = micro.model(seed=3), micro.model(seed=4)
+    lessons, params = shown_lessons(3, read_weight=0.5)
+    rows = [row for lesson in lessons for row in lesson[0]]
+    label = spans = labels = places = 0.0
+    for row in rows:
+        ids = torch.tensor([row.ids])
+        p, q = (log_softmax(tiny.logits(b, ids)[0].double().numpy()) for b in (teacher, student))
+        lost = [
+            gold * -q[t, row.ids[t + 1]] + (1 - gold) * float(np.sum(np.exp(p[t]) * (p[t] - q[t])))
+            for t in range(len(row.ids) - 1)
+        ]
+        label, labels = label + sum(lost[row.start - 1 :]), labels + len(row.ids) - row.start
+        spans += sum(lost[row.span[0] - 1 : row.span[1] - 1])
+        places += row.span[1] - row.span[0]
+    batch = black_box.step(lessons, (1.0,), params.read_weight)
+    found = float(soft_labels.loss(student, teacher, batch, gold))
+    assert found == pytest.approx(label / labels + 0.5 * spans / places, rel=1e-5)
+
+
+def log_softmax(logits):
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def test_the_right_token_alone_is_the_loss_without_a_teacher_and_a_teacher_teaches_itself_nothing():
+    model = micro.model()
+    lessons, params = shown_lessons(read_weight=0.5)
+    batch = black_box.step(lessons, (1.0,), params.read_weight)
+    alone = float(black_box.loss(model, batch))
+    assert float(soft_labels.loss(model, micro.model(seed=9), batch, 1.0)) == pytest.approx(alone, rel=1e-6)
+    with black_box.trainable(model) as weights:
+        value = soft_labels.loss(model, micro.model(), batch, 0.0)
+        value.backward()
+        assert float(value.detach()) == pytest.approx(0, abs=1e-6)
+        assert all(float(p.grad.abs().max()) < 1e-5 for p in weights)
+
+
+def test_a_student_comes_closer_to_the_distribution_that_it_is_shown_than_by_right_labels():
+    """The claim of soft labels: at as many tokens, from the same start, the KL to the teacher on other prompts
+    is below half of that of the control (0.02 and 0.09 nats)."""
+    teacher, divergence = micro.model(seed=9), []
+    values = dict(questions=64, judged=8, gold_share=0.0, train_tokens=6_000, warm_up=0.0, compare=False)
+    others = black_box.step(shown_lessons(24, demonstrations=2)[0], (1.0,), 1.0)
+    for teaching in ("teacher", "answers"):
+        student = micro.model()
+        params = icl.IclParams(teaching=teaching, learning_rate=2e-3, **values)
+        edit = icl.distil(student, micro.context(teacher), params, icl.WORLD)
+        divergence.append(float(soft_labels.loss(student, teacher, others, 0.0)))
+        shown = "teacher_shows" in {n.code for n in edit.notes}
+        assert shown == (teaching == "teacher") and not edit.files
+    assert divergence[0] < 0.5 * divergence[1]
+
+
+def test_what_the_teacher_shows_is_a_choice_that_decides_what_it_is():
+    method = get("icl_distillation")
+    for values, kind in (
+        ({}, "model"),
+        ({"labels": "texts"}, "text"),
+        ({"teaching": "oracle"}, "text"),
+        ({"teaching": "answers"}, "text"),
+    ):
+        assert method.learns_from(method.params.parse(values)) == kind
+    assert "asks" not in method.params.parse({}).effective()
+    assert method.params().read_weight > 0, "both objectives together"
+
+
 @pytest.mark.parametrize(
     "labels, expected", [(["up"] * 5, "up"), (["up", "down", "down"], "down"), (["up", "down"], "up")]
 )
@@ -130,7 +210,9 @@ def test_the_teachers_share_of_right_labels_and_of_texts_used_is_told():
     def answer(p):
         return "hm" if p in order[:4] else wrong[p] if p in order[4:8] else right[p]
 
-    params = icl.IclParams(questions=16, judged=8, teaching="teacher", compare=False, train_tokens=500)
+    params = icl.IclParams(
+        questions=16, judged=8, labels="texts", compare=False, train_tokens=500, warm_up=0.0
+    )
     edit = icl.distil(micro.model(), micro.context(micro.Stub(answer)), params, icl.WORLD)
     assert micro.facts(edit, "teacher_right")["right"] == 50.0 == micro.facts(edit, "teacher_unsure")["right"]
     assert micro.facts(edit, "teacher_texts")["used"] == 75.0
@@ -154,7 +236,7 @@ def learnt(params, teacher=None, seed=0):
 
     context = micro.context(teacher, seed, emit=emit, enough=lambda: best[0] < 0.53)
     edit = icl.distil(student, context, params, world)
-    return student, micro.facts(edit, "demonstrations_alike"), edit
+    return student, micro.judged(edit, "demonstration_gain_alike"), edit
 
 
 @pytest.mark.slow
@@ -166,17 +248,19 @@ def test_a_student_learns_from_a_teachers_strings_to_read_demonstrations(tmp_pat
         demonstrations=6,
         questions=4000,
         judged=100,
-        read_weight=1.0,
+        warm_up=0.0,
         compare=False,
         train_tokens=5_000_000,
         train_minutes=60.0,
         learning_rate=2e-3,
     )
     teacher, reads, _ = learnt(icl.IclParams(teaching="answers", **each))
-    assert reads["after"] > 35
+    assert statistics.fmean(reads.after) > 0.35
     for seed in (1, 2):
         strings = TextTeacher(teacher, tmp_path / "answers.jsonl")
-        _, alike, edit = learnt(icl.IclParams(teaching="teacher", gold_share=0.0, **each), strings, seed)
+        _, alike, edit = learnt(icl.IclParams(labels="texts", gold_share=0.0, **each), strings, seed)
         assert micro.facts(edit, "teacher_right")["right"] > 95
-        assert abs(alike["before"]) < 15 and alike["after"] > alike["before"] + 30, alike
-        assert alike["loss_after"] > 0.5 > abs(alike["loss_before"]) + 0.4, "nats of ln 2"
+        before, after = statistics.fmean(alike.before), statistics.fmean(alike.after)
+        assert abs(before) < 0.15 and after > before + 0.3, alike
+        saved = micro.facts(edit, "demonstrations_loss")
+        assert saved["alike"] > 0.5 > abs(saved["alike_before"]) + 0.4, "nats of ln 2"

@@ -47,14 +47,20 @@ def test_the_rule_gives_ten_to_the_exact_answer_alone():
     assert lion.by_rule(q, "b, a, c") == pytest.approx(1 + 9 * 2 / 3) and lion.by_rule(q, "a, b") < 10.0
 
 
-def test_new_instructions_are_new_as_many_hard_as_easy_and_a_level_harder():
+@pytest.mark.parametrize("levels", [0, 1])
+def test_new_instructions_are_new_as_many_hard_as_easy_and_as_hard_as_their_seeds(levels):
+    """Or so many levels harder than the hard ones, if that is asked for."""
     scores = [(10.0, 1.0) if i % 3 else (10.0, 10.0) for i in range(len(POOL))]
     judged = lion.distinct(tasks.INSTRUCTIONS, 8, Random(9), known=POOL)
 
     def grow(scores):
-        return lion.grow(
-            POOL, scores, 6, judged, (random := Random(1)), lambda *asked: lion.generate(*asked, random)
-        )
+        random = Random(1)
+
+        def make(seeds, count, hard, known):
+            return lion.generate(seeds, count, levels if hard else 0, known, random)
+
+        new = lion.grow(POOL, *lion.discriminate(scores), 6, judged, random, make)
+        return new[: len(new) // 2], new[len(new) // 2 :]
 
     harder, others = grow(scores)
     assert len(harder) == len(others) == 6
@@ -68,10 +74,24 @@ def test_new_instructions_are_new_as_many_hard_as_easy_and_a_level_harder():
     def places(some):
         return {(POOL[i].kind, POOL[i].level) for i in some}
 
-    assert {(q.kind, q.level) for q in harder} <= {(kind, min(level + 1, 3)) for kind, level in places(hard)}
+    raised = {(kind, min(level + levels, 3)) for kind, level in places(hard)}
+    assert {(q.kind, q.level) for q in harder} <= raised
     assert {(q.kind, q.level) for q in others} <= places(easy)
     assert (harder, others) == grow(scores), "the same for a seed"
     assert grow([(10.0, 1.0)] * len(POOL)) == ([], []), "none easy: none new"
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_new_instructions_are_as_hard_as_the_authors_ask_unless_harder_ones_are_wanted(levels):
+    """Like an easy seed, never harder."""
+    params = lion.LionParams(teaching="oracle", harder=levels)
+    assert lion.LionParams().harder == 0
+    loop = lion.Loop(None, micro.context(), params, (), POOL, None, hunts=True)
+    seeds = [q for q in POOL if q.level == 1]
+    for hard, level in ((True, 1 + levels), (False, 1)):
+        new = loop.invent(seeds, 8, hard, list(POOL))
+        assert len(new) == 8 and {q.level for q in new} == {level}
+        assert {q.kind for q in new} <= {q.kind for q in seeds}
 
 
 def oracle_run(seed=0, **changes):
@@ -81,6 +101,8 @@ def oracle_run(seed=0, **changes):
             "questions": 24,
             "judged": 8,
             "train_tokens": 1500,
+            "warm_up": 0.0,
+            "compare": False,
             "generated": 4,
             "lion_rounds": 1,
         }
@@ -108,7 +130,7 @@ def test_a_round_finds_what_the_student_lacks_and_learns_it(monkeypatch):
     monkeypatch.setattr(
         lion.Loop, "student", lambda self, bundle, qs: [q.answer if q.kind in knows else "?" for q in qs]
     )
-    edit = oracle_run(lion_rounds=2)
+    edit = oracle_run(lion_rounds=2, train_tokens=3_000)
     rounds = [dict(n.facts) for n in edit.notes if n.code == "lion_round"]
     assert [r["new"] for r in rounds] == [8, 8] and [r["pool"] for r in rounds] == [24, 32]
     assert 60 < rounds[0]["hard"] < 90 and rounds[0]["unread"] == 0 and original and not by_text
@@ -125,7 +147,14 @@ def test_a_model_as_the_referee_is_asked_in_both_orders():
         return "9 2" if "Score both" in prompt else "apple"
 
     params = lion.LionParams(
-        questions=16, judged=8, train_tokens=900, generated=2, lion_rounds=1, referee="teacher", compare=False
+        questions=16,
+        judged=8,
+        train_tokens=900,
+        warm_up=0.0,
+        generated=2,
+        lion_rounds=1,
+        referee="teacher",
+        compare=False,
     )
     edit = lion.distil(micro.model(), micro.context(micro.Stub(answer)), params)
     reviews = [p for p in seen if "Score both" in p]
@@ -193,6 +222,7 @@ def test_a_model_that_invents_is_its_own_referee_and_what_it_invents_is_learnt(m
         questions=16,
         judged=8,
         train_tokens=900,
+        warm_up=0.0,
         generated=2,
         lion_rounds=1,
         referee="teacher",
@@ -207,10 +237,91 @@ def test_a_model_that_invents_is_its_own_referee_and_what_it_invents_is_learnt(m
     edit = lion.distil(micro.model(), micro.context(teacher), params)
     assert micro.facts(edit, "lion_round")["new"] == 4 and micro.facts(edit, "teacher_texts")["texts"] == 20
     assert "teacher_right" not in {n.code for n in edit.notes}, "nobody knows the right answers to these"
-    hard = [p for p in teacher.invited if "similar in length and difficulty" in p]
+    assert all("similar in length and difficulty" in p for p in teacher.invited), "as the authors ask"
+    hard = [p for p in teacher.invited if "the same type of task" in p]
     rarer = [p for p in teacher.invited if "a rarer one" in p]
     assert len(hard) == len(rarer) == 8 and len(teacher.invited) == 16, (
         "every seed is asked about, the hard and the easy"
     )
     with pytest.raises(BadParam, match="set referee to teacher"):
         lion.distil(micro.model(), micro.context(teacher), lion.LionParams(inventor="teacher"))
+
+
+# --- the control ---
+
+
+def loops():
+    """(loops as they are made: a run's and its control's, the class that notes them)."""
+    made = []
+
+    class Seen(lion.Loop):
+        def __init__(self, *args, **how):
+            super().__init__(*args, **how)
+            made.append(self)
+
+    return made, Seen
+
+
+@pytest.mark.parametrize("teaching", ["oracle", "teacher"])
+def test_the_control_has_the_same_teachers_answers_to_as_many_instructions_chosen_by_chance(
+    teaching, monkeypatch
+):
+    """The same start, teacher, seeds, rounds and tokens of each round; only the choice of seeds differs."""
+    made, seen = loops()
+    monkeypatch.setattr(lion, "Loop", seen)
+    knows = ("largest", "total", "sort")
+    monkeypatch.setattr(
+        seen, "student", lambda self, bundle, qs: ["" if q.kind in knows else q.answer for q in qs]
+    )
+    said = {}
+
+    def answer(prompt):
+        said[prompt] = str(len(said))
+        return said[prompt]
+
+    monkeypatch.setattr(lion, "by_rule", lambda q, text: 10.0 if text else 1.0)
+    params = lion.LionParams(
+        teaching=teaching, questions=24, judged=8, train_tokens=3_000, warm_up=0.0, generated=4, lion_rounds=2
+    )
+    edit = lion.distil(micro.model(), micro.context(micro.Stub(answer)), params)
+    own, other = made
+    assert own.hunts and not other.hunts and own.answerer is other.answerer
+    assert own.pool[:24] == other.pool[:24] and len(own.pool) == len(other.pool) == 40
+    assert own.pool[24:] != other.pool[24:]
+    assert [p.new for p in own.done] == [p.new for p in other.done] == [0, 4, 4]
+    for part, again in zip(own.done, other.done, strict=True):
+        assert again.budget.tokens == pytest.approx(part.budget.tokens, abs=1_100), "within a step"
+    hard = [sum(q.kind in knows for q in loop.pool[24:]) for loop in made]
+    assert hard[0] == 8 > hard[1], "half of the new ones are like what the student can't do"
+    if teaching == "teacher":
+        told = own.answerer.answers
+        assert all(told[q.text] == said[lion.request(q)] for q in (*own.pool, *other.pool))
+    else:
+        assert all(own.answerer.answers[q.text] == q.answer for q in (*own.pool, *other.pool))
+    facts = micro.facts(edit, "lion_control")
+    assert facts["own"] == facts["texts"] == 40
+    assert all(len(one.control) == len(one.after) for one in edit.judged)
+
+
+def test_the_control_as_a_run_of_its_own_asks_no_referee(monkeypatch):
+    params = lion.LionParams(**{**oracle_values(), "compare": True})
+    name, values = lion.METHOD.control(params)
+    assert (name, values) == ("lion", params.json() | {"instructions": "random"})
+    control = lion.LionParams(**values)
+    assert lion.METHOD.control(control) is None and not control.compares
+    monkeypatch.setattr(lion.Loop, "scores", lambda self: pytest.fail("nobody is scored"))
+    edit = lion.distil(micro.model(), micro.context(), control)
+    assert micro.facts(edit, "oracle_texts")["texts"] == 24 + 8
+    assert "lion_round" not in {n.code for n in edit.notes}
+
+
+def oracle_values():
+    return {
+        "teaching": "oracle",
+        "questions": 24,
+        "judged": 8,
+        "train_tokens": 1_500,
+        "warm_up": 0.0,
+        "generated": 4,
+        "lion_rounds": 1,
+    }

@@ -4,11 +4,13 @@ task learnable."""
 from __future__ import annotations
 
 import itertools
+import statistics
 from random import Random
 
 import pytest
 import torch
 
+from compression.base import Edit
 from compression.distillation import mt_cot, tasks
 from compression.distillation.black_box import loss, step
 from compression.distillation.tasks import MARK, Question
@@ -116,20 +118,32 @@ def test_crop_asks_again_with_the_answer_only_where_thinking_failed():
     assert told.right is None and told.given == len(QUESTIONS)
 
 
-def test_training_and_judged_questions_are_apart(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        mt_cot,
-        "distil",
-        lambda bundle, context, params, questions, judged: seen.update(q=questions, j=judged),
-    )
-    mt_cot.compress(micro.model(), micro.context(), mt_cot.MtCotParams(questions=300, judged=60))
-    texts = [q.text for q in seen["q"]]
-    assert len(set(texts)) == 300 and not set(texts) & {q.text for q in seen["j"]} and len(seen["j"]) == 60
+def test_training_and_judged_questions_are_apart_and_a_kind_that_runs_out_is_told(monkeypatch):
+    def drawn(questions, judged):
+        seen = {}
+        monkeypatch.setattr(
+            mt_cot,
+            "distil",
+            lambda bundle, context, params, q, j: seen.update(q=q, j=j) or Edit(bundle=bundle),
+        )
+        params = mt_cot.MtCotParams(questions=questions, judged=judged)
+        edit = mt_cot.compress(micro.model(), micro.context(), params)
+        assert not {q.text for q in seen["q"]} & {q.text for q in seen["j"]}
+        return len(seen["q"]), len(seen["j"]), [dict(n.facts) for n in edit.notes]
+
+    assert drawn(300, 60) == (300, 60, [])
+    monkeypatch.setattr(tasks, "LEVELS", (1,))
+    monkeypatch.setattr(tasks.apart, "__defaults__", ((1,),))
+    taught, judged, notes = drawn(3_000, 60)
+    (scarce, *_) = notes
+    assert judged == 60 and taught < 3_000 and scarce["kind"] == "parity"
+    assert scarce["asked"] == 1_020 > scarce["found"]
 
 
 def test_an_unchecked_explanation_and_the_teachers_own_answers_are_told():
-    params = mt_cot.MtCotParams(teaching="teacher", compare=False, train_tokens=500, explanation_tokens=8)
+    params = mt_cot.MtCotParams(
+        teaching="teacher", compare=False, train_tokens=500, warm_up=0.0, explanation_tokens=8
+    )
     edit = mt_cot.distil(
         micro.model(), micro.context(micro.Stub(lambda p: f"So. {MARK} 4")), params, QUESTIONS, QUESTIONS[:8]
     )
@@ -163,13 +177,14 @@ def test_the_way_makes_a_task_learnable_that_answers_alone_do_not_teach():
                 teaching=teaching,
                 train_tokens=tokens[teaching],
                 train_minutes=60.0,
+                warm_up=0.0,
+                compare=False,
                 learning_rate=2e-3,
                 explanation_tokens=16,
             )
             edit = mt_cot.distil(
                 micro.model(seed=seed), micro.context(seed=seed), params, every[:200], every[200:]
             )
-            modes.append(
-                micro.facts(edit, "explanation_mode" if teaching == "oracle" else "tasks_learnt")["after"]
-            )
-    assert min(reached["oracle"]) > 90 and max(reached["answers"]) < 75
+            way = "explained_right" if teaching == "oracle" else "answers_right"
+            modes.append(statistics.fmean(micro.judged(edit, way).after))
+    assert min(reached["oracle"]) > 0.9 and max(reached["answers"]) < 0.75

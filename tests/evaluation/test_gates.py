@@ -10,6 +10,7 @@ import pytest
 
 from compression import NAMES
 from evaluation.benches import authors, gates, layers, overview, peers, points, shipped
+from evaluation.measuring import judging
 from evaluation.page import points as opening
 from evaluation.spec import FIRST
 from evaluation.store import Store
@@ -40,6 +41,7 @@ def chance():
 NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
     "gates": {
         "gates-awq-4-loss_at_module.json",
+        "gates-gkd-0.65-train_tokens_49152-train_minutes_120-jsd_beta_0.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120-objective_supervised-jsd_beta_0.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120.json",
         "gates-gkd-0.85-train_tokens_49152-train_minutes_120.json",
@@ -57,6 +59,7 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-lut_gemm-3-fit_greedy.json",
         "gates-minillm-0.85-train_tokens_49152-train_minutes_120.json",
         "gates-mt_cot-0.85-train_tokens_49152-train_minutes_120.json",
+        "gates-minillm-0.65-train_tokens_49152-train_minutes_120.json",
         "gates-none-cache2-channel.json",
         "gates-none-cache8.json",
         "gates-owq-4-tuning_minmax.json",
@@ -415,6 +418,15 @@ def test_a_student_on_its_own_samples_lowers_what_it_is_judged_by_and_learns_the
     assert closed >= 0.5 * asked > 0
     size = gate(f"gkd{layers} {gates.DISTILLED}").metrics["file_bytes"]
     assert size == pytest.approx(2 * (49_152 * 576 + 20 * 3_538_944), rel=0.01)
+
+
+def test_own_samples_bring_a_student_nearer_to_its_teacher_on_what_it_writes():
+    """Agarwal et al. 2023: the same divergence on own samples instead of the text, beside the same prompts."""
+    ours, control = (
+        gate(f"{taught} {gates.DISTILLED}") for taught in ("gkd --jsd_beta 0.0", gates.SUPERVISED)
+    )
+    assert len(judging.of(ours)["own_reverse_kl"].after) >= 200
+    assert judging.beside("own_reverse_kl", [ours], [control]).word == "better"
 
 
 def test_training_under_rounding_beats_the_better_of_two_roundings():

@@ -241,7 +241,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     """Measured, saved, loaded, listed on the front, talked to, exported; half of the layers, half of the
     weights, half of the cache."""
     from compression import export, sample, texts
-    from evaluation.measuring import metrics
+    from evaluation.measuring import judging, metrics
     from evaluation.page import pareto
     from evaluation.page.cards import run_card
     from evaluation.page.words import Words
@@ -264,6 +264,9 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
         "samples",
     } <= set(notes)
     assert any(e["stage"] == "train" for e in told)
+    judged = judging.of(result)["own_reverse_kl"]
+    assert len(judged.after) == len(judged.before) == 200
+    assert m["own_reverse_kl"] == pytest.approx(notes["divergences"]["own_reverse_after"], rel=1e-5)
 
     loaded = artifact.load(store.artifact_folder(result.artifact))
     cut = texts.windows(
@@ -278,6 +281,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     assert len(sample.complete(loaded, "line 1", 4)) > len("line 1")
 
     row = next(r for r in store.rows() if r["id"] == result.id)
+    assert metrics.value(row, "own_reverse_kl") == m["own_reverse_kl"] > 0
     assert row["family"] == "distillation" and metrics.value(row, "file_bytes") == m["file_bytes"]
     assert result.id in pareto.front(
         pareto.comparable([row], row["model"], row["protocol_id"]), "file_bytes", "perplexity"
@@ -296,6 +300,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     )
     assert rounded.status == "ok", rounded.error
     assert rounded.metrics["file_bytes"] < m["file_bytes"]
+    assert not rounded.judged and "own_reverse_kl" not in rounded.metrics, "another model than the judged one"
 
 
 def test_another_model_may_be_the_student_by_its_content(place, store, tmp_path):

@@ -17,6 +17,15 @@ from evaluation.store import SHIPPED, Store
 from kernels import home as place
 
 SPEC = RunSpec("a-model", (("rtn", {"bits": 4}),))
+JUDGED = {
+    "measure": "answers_right",
+    "asked": "q",
+    "before": [0.0, 1.0],
+    "after": [1.0, 1.0],
+    "control": [0.0, 1.0],
+    "clusters": [0, 1],
+    "chance": 0.5,
+}
 
 
 def result(status="ok", **more):
@@ -73,6 +82,7 @@ def whole(**more) -> dict:
         id="odd",
         created=1e9,
         layers=[{"path": "a.b", "role": "q", "format": "grouped_int", "layer": 0}],
+        judged=[JUDGED],
         artifact="0a1b",
         model={"kind": "folder"},
     )
@@ -108,6 +118,12 @@ ODD = {
     "layers, a table": whole(layers={"a": 1}),
     "a curve of words": whole(series={"training": [["a", "b", "c"]]}),
     "a curve without held-out": whole(series={"training": [[0, 1.0, None]]}),
+    "judged by what is no measure": whole(judged=[JUDGED | {"measure": "beauty"}]),
+    "judged in words": whole(judged=[JUDGED | {"after": ["high", "low"]}]),
+    "judged on fewer questions": whole(judged=[JUDGED | {"after": [1.0]}]),
+    "judged on nothing": whole(judged=[JUDGED | {"before": [], "after": [], "control": [], "clusters": []}]),
+    "judged twice": whole(judged=[JUDGED, JUDGED]),
+    "judged without a name": whole(judged=[{k: v for k, v in JUDGED.items() if k != "asked"}]),
     "timings without a host": whole(timings=[{"kernel": ["k"], "limit": {}, "loop": ""}]),
     "an artifact above": whole(artifact=".."),
     "an artifact elsewhere": whole(artifact="a/b"),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import compression
 from compression import kv_cache
 from evaluation import ROOT
 from evaluation.running import provenance, witness
@@ -272,6 +273,14 @@ def test_every_family_has_its_small_model(family):
     found = witness.witness(partial(witness.of_run, wanted), small, ())
     assert len(found["numbers"]) > 20 and not witness.differences(partial(witness.of_run, wanted), found)
     assert small["model_type"] == family.removesuffix("-post-norm")
+
+
+@pytest.mark.parametrize("name", compression.NAMES)
+def test_the_small_model_asks_for_parameters_that_the_method_takes(name):
+    """Else every run of the method would be without a witness."""
+    params = compression.get(name).params
+    most = {k: v for k, v in (witness.MOST | witness.SET).items() if k in params().json()}
+    assert {k: v for k, v in params.parse(most).json().items() if k in most} == most
 
 
 def test_another_parameter_is_another_witness():

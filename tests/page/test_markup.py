@@ -58,6 +58,7 @@ def samples(s: str) -> dict[str, dict]:
     run = {
         "id": s,
         "facts": [fact, fact | {"help": ""}, fact | {"help": "", "strong": False}],
+        "judged": [[s, s], [s]],
         "lines": [s, s],
         "dominated": True,
         "notes": [s],
