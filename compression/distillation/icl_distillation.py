@@ -373,7 +373,7 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control)
-    notes = warmed.notes + course.notes("icl_distillation")
+    notes = warmed.told(course, "icl_distillation")
     if params.shows:
         notes += (
             Note(

@@ -216,7 +216,7 @@ def distil(
     control = twin(bundle) if params.compares else None
     course = trained(bundle, why, warmed.left)
     after, beside = judge(bundle, "predict"), None
-    notes = warmed.notes + course.notes("mt_cot")
+    notes = warmed.told(course, "mt_cot")
     used = sum(map(bool, why or ()))
     notes += teacher_notes(
         params, asked, right=None if explained is None else explained.right, used=used, texts=len(questions)
