@@ -278,6 +278,11 @@ class Warmed:
     context: Context
     notes: tuple[Note, ...] = ()
     series: dict[str, list] = field(default_factory=dict)
+    hurried: bool = False  # whether its minutes decided, so that another machine's numbers differ
+
+    def told(self, course: Course, method: str) -> tuple[Note, ...]:
+        """Notes on the warm-up and on the training that followed it."""
+        return self.notes + replace(course, hurried=course.hurried or self.hurried).notes(method)
 
 
 def warm_up(bundle: Bundle, context: Context, params: BlackBoxParams) -> Warmed:
@@ -312,7 +317,11 @@ def warm_up(bundle: Bundle, context: Context, params: BlackBoxParams) -> Warmed:
         name: math.exp(min(nats, 700.0)) for name, nats in (("before", course.before), ("after", course.best))
     }
     return Warmed(
-        left, replace(context, recorder=rest), (Note("warmed_up", facts),), {"warm_up": course.curve}
+        left,
+        replace(context, recorder=rest),
+        (Note("warmed_up", facts),),
+        {"warm_up": course.curve},
+        course.hurried or course.ended == "minutes",
     )
 
 

@@ -285,6 +285,7 @@ def distil(
     before, samples_before = lesson.measured()
     late = Budget(params.train_tokens - first.tokens, max(params.train_minutes - first.seconds / 60, 1e-3))
     course = _train(lesson, phase(lesson), late, params.learning_rate, (params.warm_up, 1.0), first.tokens)
+    course.hurried |= first.hurried or first.ended == "minutes"
     after, samples_after = lesson.measured()
     student.module.to(dtype).requires_grad_(False)
     notes = [

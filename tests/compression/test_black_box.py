@@ -369,6 +369,18 @@ def test_a_warm_up_teaches_a_broken_student_its_language_and_the_step_size_is_it
     assert reached[0] < 20 and reached[1] > 200, reached
 
 
+def test_a_warm_up_whose_minutes_decided_is_told_once():
+    """A third of a second for a million tokens; the lessons after it were in no hurry."""
+    chosen = params("mt_cot", train_tokens=1_000_000, warm_up=0.05, train_minutes=0.1)
+    warmed = black_box.warm_up(micro.model(), micro.context(windows=tiny.ids(24, 64)), chosen)
+    assert warmed.hurried and warmed.notes[0].facts["tokens"] < 50_000
+    for course in (black_box.Course(), black_box.Course(hurried=True)):
+        codes = [n.code for n in warmed.told(course, "mt_cot")]
+        assert codes == ["warmed_up", "trained", "training_hurried"]
+    calm = black_box.warm_up(micro.model(), micro.context(), params("mt_cot", warm_up=0.0))
+    assert [n.code for n in calm.told(black_box.Course(), "mt_cot")] == ["trained"]
+
+
 def test_only_a_student_that_lost_layers_is_warmed_up():
     parse = get("mt_cot").params.parse
     asked = {"train_tokens": 1_000, "warm_up": 0.4}
