@@ -31,7 +31,7 @@ from evaluation.spec import RunSpec
 
 PROCESS_BYTES = 450_000_000  # memory of Python with torch and transformers, before a model is loaded
 # forward passes over the calibration tokens, by what a method's inputs are taken from
-PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2}
+PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2, "both": 3.0}
 EFFICIENCY = 0.75  # the share of the measured matrix product's speed that a forward pass reaches
 GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
 # the latency stage takes as long as this many steps of transformers' own loop in float32
@@ -130,9 +130,10 @@ def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
         from compression.inputs import ROOM
 
     tokens = spec.calibration_tokens if spec.needs_calibration else 0
-    again = any(method.collects(params) and method.stream == "compressed" for method, params in spec.methods)
+    streams = {method.reads(params) for method, params in spec.methods if method.collects(params)}
+    again, copies = "compressed" in streams, 3 if "both" in streams else 2
     remembered = 2 * tokens * wide * max(layer.feed_forward for layer in geometry.layers) if again else 0
-    return 2 * tokens * wide * geometry.hidden + min(ROOM, remembered)
+    return copies * tokens * wide * geometry.hidden + min(ROOM, remembered)
 
 
 def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
@@ -281,8 +282,9 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         plan["latency"] = LATENCY_STEPS * decode + packing
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
-    passes = sum(PASSES[m.stream] for m, p in spec.methods if m.collects(p))
+    passes = sum(PASSES[m.reads(p)] for m, p in spec.methods if m.collects(p))
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
+    walk += 2 * (weights + table) * _planned_tokens(spec, sum(shapes.values())) / flops_per_second
     stored = _stored_table(spec, geometry)
     own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (
         stored.flops if stored else 0
@@ -295,6 +297,15 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
         "latency": loading + LATENCY_STEPS * decode + 3 * packing,
     }
     return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
+
+
+def _planned_tokens(spec: RunSpec, linears: int) -> float:
+    """Tokens that methods send through the whole model before their first linear."""
+    return sum(
+        m.planner.tokens(p, linears, spec.calibration_tokens)
+        for m, p in spec.methods
+        if isinstance(m, LinearMethod) and m.planner and m.plans(p)
+    )
 
 
 def path(spec: RunSpec) -> list[tuple[float, int]]:
