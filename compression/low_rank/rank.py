@@ -23,6 +23,18 @@ def removed_param():
     )
 
 
+def allocation_param(default: str, *choices: str):
+    """How what is removed is divided among the matrices."""
+    return param(
+        default,
+        "How what is removed is divided among the matrices: the same share everywhere, or more where it "
+        "harms less. Together they keep what is asked for.",
+        choices=choices,
+        label="choice",
+        level="advanced",
+    )
+
+
 def rank_for(shape: tuple[int, int], removed: float) -> int:
     """The rank whose two factors hold (1 - removed) of the matrix's parameters.
 

@@ -90,3 +90,17 @@ def entries(cores):
             chain = chain @ core[:, i, :]
         found.append(chain[0, 0])
     return np.array(found)
+
+
+def divided(losses, sizes, kept):
+    """ASVD's search (2312.05821) by trying every threshold, the strictest first: a matrix takes its smallest
+    share whose loss is not above it; the first threshold with which the budget is met. losses: {(matrix,
+    share): loss}, all different."""
+    for threshold in [-np.inf, *sorted(losses.values())]:
+        found = {
+            m: min([1.0, *(s for (k, s), loss in losses.items() if k == m and loss <= threshold)])
+            for m in sizes
+        }
+        if sum(sizes[m] * found[m] for m in sizes) <= kept * sum(sizes.values()) + 1e-9:
+            return found
+    raise ValueError("even the smallest shares are above the budget")
