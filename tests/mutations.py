@@ -63,6 +63,7 @@ MUTATIONS = (
     ("compression/pruning/lora_prune.py", "0.0), 1.0)) ** 3)", "0.0), 1.0)) ** 2)", "compression/test_lora_prune.py"),
     ("compression/low_rank/rank.py", "int((1 - removed) * out * n / (out + n))", "int((1 - removed) * out * n / (out + n) / 2)", "compression/test_methods.py"),
     ("compression/low_rank/asvd.py", "mean_abs.double() ** alpha", "mean_abs.double() ** (1 - alpha)", "compression/test_asvd.py"),
+    ("compression/low_rank/svd_llm.py", "1 / losses.double().log()", "losses.double().log()", "compression/test_svd_llm.py"),
     ("compression/low_rank/search.py", "key=size) - 1", "key=size)", "compression/test_search.py"),
     ("compression/low_rank/tensorgpt.py", "range(1, math.isqrt(width) + 1)", "range(1, math.isqrt(width))", "compression/test_tensorgpt.py"),
     ("compression/distillation/minillm.py", "to_go / (terms - 1).clamp(min=1)", "to_go / terms.clamp(min=1)", "compression/test_minillm.py"),

@@ -17,7 +17,7 @@ threshold on that loss then gives each matrix its smallest share below it, and l
 the budget. Some matrices stay whole. `allocation` uniform takes the same share of every matrix, which is the
 form that SVD and SVD-LLM are compared with.
 
-Deviations: the search measures on `search_tokens` tokens, one window, where the authors take 32 of 2,048. It
+Deviations: the search measures on `search_tokens` tokens of one window, where the authors take 32 of 2,048. It
 starts each measurement at the block of the matrix, which gives the same loss. The authors' code truncates
 with a randomised SVD without oversampling and includes the output head; here the decomposition is complete
 and the head stays as it is. U is orthonormal, while the authors give a root of Sigma to either side: the same
@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compression.base import CalibrationError, Edit, LinearMethod, Params, Site, Stats, param
-from compression.low_rank.rank import allocation_param, cost, project, rank_for, removed_param
+from compression.low_rank.rank import allocation_param, divided_cost, project, rank_for, removed_param
 from compression.low_rank.search import planner, search_tokens_param
 from compression.low_rank.svd_llm import output_basis
 
@@ -94,7 +94,7 @@ METHOD = LinearMethod(
     paper="https://arxiv.org/abs/2312.05821",
     params=AsvdParams,
     compress=compress,
-    cost=cost,
+    cost=divided_cost,
     stores="low_rank",
     stats=STATS,
     stream="original",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,18 @@ def allocation_param(default: str, *choices: str):
     )
 
 
+def inputs_param(default: str):
+    """Which model's activations the factors are fitted to."""
+    return param(
+        default,
+        "Whose activations the factors are fitted to: the original model's, or those of the model whose "
+        "matrices before are compressed already.",
+        choices=("original", "compressed"),
+        label="choice",
+        level="advanced",
+    )
+
+
 def rank_for(shape: tuple[int, int], removed: float) -> int:
     """The rank whose two factors hold (1 - removed) of the matrix's parameters.
 
@@ -63,3 +77,9 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     rank, small = rank_for(shape, params.removed), min(out, n)
     flops = 20.0 * small**3 + 4.0 * out * n * small + 2.0 * tokens * n * n
     return Cost(bytes=2 * rank * (out + n), flops=flops, peak_bytes=8 * (3 * out * n + 3 * n * n))
+
+
+def divided_cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """`cost`, with the eigenvalue problems once more if `allocation` divides the share by them."""
+    plain = cost(shape, params, tokens)
+    return dataclasses.replace(plain, flops=plain.flops * (1 if params.allocation == "uniform" else 2))

@@ -10,7 +10,7 @@ one stay whole. The threshold is found by bisection, so that what is kept fits t
 The blocks before the matrix compute the same every time, so their result is kept and a measurement begins at
 the matrix's own block. That is exact, and halves the work.
 
-Deviations: the loss is taken on a few hundred tokens where the authors take 65,536; the bisection ends at the
+Deviations: the loss is taken on 128 tokens where the authors take 65,536; the bisection ends at the
 highest threshold that fits the budget (theirs may end one step above it).
 """
 
@@ -45,7 +45,7 @@ Basis = Callable[[Tensor, Stats, int, Any], Tensor]
 def search_tokens_param():
     """How long the text is on which the search measures."""
     return param(
-        512,
+        128,
         "Tokens of the calibration text on which the search measures each truncation.",
         lo=16,
         hi=65_536,

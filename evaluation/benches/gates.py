@@ -228,7 +228,12 @@ BLOCKS = (
         "asvd --removed 0.2 --allocation uniform",
         ("asvd --removed 0.2", "asvd --removed 0.2 --allocation uniform"),
         ("svd_llm --removed 0.2", "asvd --removed 0.2 --allocation uniform"),
-        ("pca --removed 0.2", "svd_llm --removed 0.2"),
+        ("svd_llm --removed 0.2 --update true", "svd_llm --removed 0.2"),
+        ("svd_llm --removed 0.2 --inputs compressed", "svd_llm --removed 0.2"),
+        ("svd_llm --removed 0.2 --allocation loss", "svd_llm --removed 0.2"),
+        ("svd_llm --removed 0.2 --allocation search", "svd_llm --removed 0.2"),
+        ("pca --removed 0.2 --inputs original", "svd_llm --removed 0.2"),
+        ("pca --removed 0.2", "pca --removed 0.2 --inputs original"),
         ("nmf --removed 0.2", "svd --removed 0.2"),
     ),
     block(

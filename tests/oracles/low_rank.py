@@ -104,3 +104,18 @@ def divided(losses, sizes, kept):
         if sum(sizes[m] * found[m] for m in sizes) <= kept * sum(sizes.values()) + 1e-9:
             return found
     raise ValueError("even the smallest shares are above the budget")
+
+
+def updated(weight, inputs, moved, rank):
+    """SVD-LLM's closed-form update (2403.07378, first version): V from the original inputs, then the left
+    factor by least squares on the moved inputs, [tokens, in] each."""
+    first, _ = svd_llm(weight, inputs, rank)
+    right = np.linalg.svd(first)[2][:rank]  # any basis of the rows of W'
+    solution, *_ = np.linalg.lstsq(moved @ right.T, moved @ weight.T, rcond=None)
+    return solution.T @ right
+
+
+def shares_of_v2(losses, removed):
+    """SVD-LLM V2 (2503.12340, algorithm 1): one role's shares from its losses, all above e."""
+    weights = [1 / np.log(loss) for loss in losses]
+    return [len(losses) * removed * w / sum(weights) for w in weights]
