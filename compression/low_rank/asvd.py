@@ -17,8 +17,8 @@ threshold on that loss then gives each matrix its smallest share below it, and l
 the budget. Some matrices stay whole. `allocation` uniform takes the same share of every matrix, which is the
 form that SVD and SVD-LLM are compared with.
 
-Deviations: the search measures on `search_tokens` tokens of one window, where the authors take 32 of 2,048. It
-starts each measurement at the block of the matrix, which gives the same loss. The authors' code truncates
+Deviations: the search measures on `search_tokens` tokens of one window, where the authors take 32 of 2,048.
+It starts each measurement at the block of the matrix, which gives the same loss. The authors' code truncates
 with a randomised SVD without oversampling and includes the output head; here the decomposition is complete
 and the head stays as it is. U is orthonormal, while the authors give a root of Sigma to either side: the same
 product. The activations are the original model's.

@@ -43,9 +43,10 @@ import torch
 from torch import Tensor
 
 from compression import arch
-from compression.base import CalibrationError, Context, Cost, Edit, ModelMethod, Note, TextUnavailable, param
+from compression.base import Context, Cost, Edit, ModelMethod, Note, param
 from compression.bundle import Bundle, Geometry
 from compression.pruning import structured
+from compression.pruning.gradients import Gradients, gradients, texts
 from compression.pruning.structured import StructuredParams, choose, highest, note_of_cut
 from compression.structure import AXES, WIDTH_AXES
 
@@ -97,89 +98,27 @@ def scores(
     return weight.square().sum(along)  # l2
 
 
-# --- gradients ---
+# --- texts ---
 
 
-def texts(windows: Tensor, params: LlmPrunerParams) -> Tensor:
-    """`samples` pieces [samples, sample_tokens], evenly spread over windows [n, window]."""
-    count, length = params.samples, params.sample_tokens
-    pieces = windows[:, : windows.shape[1] // length * length].reshape(-1, length)
-    if len(pieces) < count:
-        raise TextUnavailable(
-            f"the calibration windows hold {len(pieces)} pieces of {length} tokens; {count} are asked for. "
-            "Ask for fewer or shorter samples, or for more calibration tokens.",
-            code="text_too_short",
-            name="calibration",
-            tokens=windows.numel(),
-            need=count * length,
-        )
-    return pieces[torch.arange(count) * len(pieces) // count]
+def sampled(windows: Tensor, params: LlmPrunerParams) -> Tensor:
+    """The texts [samples, sample_tokens] whose gradients are taken, of windows [n, window]."""
+    return texts(windows, params.samples, params.sample_tokens)
 
 
 def check_windows(params: LlmPrunerParams, windows: Tensor) -> None:
     """ModelMethod.fits of this method."""
     if params.importance in TAYLOR:
-        texts(windows, params)
+        sampled(windows, params)
 
 
-class Gradients:
-    """Sums over the texts of the gradient (`first`) and of the squared gradient (`second`).
-
-    Both are by path, float32 [out, in].
-    """
-
-    def __init__(self, importance: str):
-        self.wanted = {"first": importance in FIRST, "second": importance in SECOND}
-        self.first: dict[str, Tensor] = {}
-        self.second: dict[str, Tensor] = {}
-
-    def take(self, path: str, weight: Tensor) -> None:
-        """Add the gradient that the backward pass left at a weight, and free it there."""
-        gradient, weight.grad = weight.grad.float(), None
-        for name, value in (("first", lambda: gradient), ("second", gradient.square)):
-            if self.wanted[name]:
-                into = getattr(self, name)
-                into[path] = into[path].add_(value()) if path in into else value()
-
-
-def gradients(
-    bundle: Bundle, paths: list[str], ids: Tensor, params: LlmPrunerParams, context: Context
-) -> Gradients:
-    """Mean gradients of the loss over the texts of ids [n, length], for the weights at `paths`.
-
-    Each text is its own label.
-    """
-    found, module = Gradients(params.importance), bundle.module
-    weights = {path: module.get_submodule(path).weight for path in paths}
-    handles = []
-    try:
-        for path, weight in weights.items():
-
-            def take(w, path=path):
-                return found.take(path, w)
-
-            handles.append(weight.requires_grad_().register_post_accumulate_grad_hook(take))
-        for done, text in enumerate(ids):
-            context.recorder.progress("compress", done, len(ids))
-            context.recorder.check("taking gradients")
-            text = text[None].to(bundle.device)
-            with torch.enable_grad():
-                module(input_ids=text, labels=text, use_cache=False).loss.backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for weight in weights.values():
-            weight.requires_grad_(False).grad = None
-    context.recorder.progress("compress", len(ids), len(ids))
-    for sums in (found.first, found.second):
-        for total in sums.values():
-            total /= len(ids)
-            if not bool(torch.isfinite(total).all()):
-                raise CalibrationError(
-                    "the gradients on the calibration text are not finite; use another text",
-                    code="gram_not_finite",
-                )
-    return found
+def taken(bundle: Bundle, paths: list[str], context: Context, params: LlmPrunerParams) -> Gradients | None:
+    """The gradients that the measure needs; None for a control."""
+    if params.importance not in TAYLOR:
+        return None
+    assert context.windows is not None, "ModelMethod.reads_windows asks for them"
+    first, second = params.importance in FIRST, params.importance in SECOND
+    return gradients(bundle, paths, sampled(context.windows, params), context, first=first, second=second)
 
 
 # --- the method ---
@@ -207,10 +146,8 @@ def compress(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
     roles = {
         i: {role: path for group in arch.groups(bundle.module, i) for path, role in group} for i in layers
     }
-    found = None
-    if params.importance in TAYLOR:
-        paths = [path for by_role in roles.values() for path in by_role.values()]
-        found = gradients(bundle, paths, texts(context.windows, params), params, context)
+    paths = [path for by_role in roles.values() for path in by_role.values()]
+    found = taken(bundle, paths, context, params)
     score = scorer(bundle, found, params, context.seed)
     kept = {}
     for layer, paths_of in roles.items():
@@ -231,9 +168,7 @@ def narrowed(bundle: Bundle, context: Context, params: LlmPrunerParams) -> Edit:
             *(() if bundle.geometry.tied else (arch.head(bundle.module)[0],)),
         )
         axes |= dict.fromkeys(tables, 1)
-    found = None
-    if params.importance in TAYLOR:
-        found = gradients(bundle, list(axes), texts(context.windows, params), params, context)
+    found = taken(bundle, list(axes), context, params)
     score = scorer(bundle, found, params, context.seed)
     total = sum(score(path, axis) for path, axis in axes.items())
     return Edit(

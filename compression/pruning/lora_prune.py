@@ -222,6 +222,13 @@ def cost(shape: tuple[int, int], params: LoraPruneParams, tokens: int) -> Cost:
     )
 
 
+def control(params: LoraPruneParams) -> tuple[str, dict] | None:
+    """The same training and cut, guided by size alone; None if it is that already."""
+    if params.guide == "magnitude":
+        return None
+    return "lora_prune", params.json() | {"guide": "magnitude"}
+
+
 METHOD = TrainingMethod(
     name="lora_prune",
     title="LoRAPrune",
@@ -231,6 +238,7 @@ METHOD = TrainingMethod(
     compress=compress,
     cost=cost,
     reshaped=reshaped,
+    control=control,
     tiny={"protect_first": 0.0, "protect_last": 0.0, "rank": 2, "train_tokens": 1_024, "mask_every": 1},
     # two passes over 20,000 pieces of 512 tokens, masks chosen anew every ten steps
     full={

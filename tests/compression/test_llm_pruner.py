@@ -13,7 +13,8 @@ import torch
 from compression import arch, artifact, calibrate, get, structure
 from compression.base import BadChain, BadParam, Cancelled, Context, TextUnavailable
 from compression.bundle import LayerGeometry
-from compression.pruning.llm_pruner import TAYLOR, LlmPrunerParams, compress, gradients, texts
+from compression.pruning.gradients import gradients
+from compression.pruning.llm_pruner import TAYLOR, LlmPrunerParams, compress, sampled
 from compression.pruning.structured import by_queries, pruned_layers, reshaped, shrunk
 from compression.recorder import Recorder
 from tests import oracles, tiny
@@ -146,7 +147,7 @@ def test_gradients_are_autograds(family):
     bundle, ids = tiny.bundle(family), tiny.ids(3, 16)
     paths = list(roles(bundle, 0).values())
     expected = by_hand(bundle, paths, ids)
-    found = gradients(bundle, paths, ids, LlmPrunerParams(importance="mixed"), context())
+    found = gradients(bundle, paths, ids, context(), second=True)
     for path in paths:
         each = torch.stack([text[path] for text in expected])
         assert torch.allclose(found.first[path], each.mean(0), atol=1e-6)
@@ -159,7 +160,7 @@ def test_gradients_are_autograds(family):
 def test_what_stays_is_what_the_papers_sums_rank_highest(family, heads, form):
     bundle = tiny.bundle(family)
     params = LlmPrunerParams(importance=form, heads=heads, **ALL)
-    ids = texts(tiny.ids(8), params)
+    ids = sampled(tiny.ids(8), params)
     kept = compress(bundle, context(), params).kept
     for layer, sizes in enumerate(bundle.geometry.layers):
         paths = roles(bundle, layer)
@@ -209,7 +210,7 @@ def test_first_order_scores_without_absolute_values_are_the_derivative_along_the
     bundle, ids = tiny.bundle("qwen2"), tiny.ids(4, 16)
     bundle.module.double()
     paths = [p for p, _, _ in arch.linears(bundle.module)]
-    found = gradients(bundle, paths, ids, LlmPrunerParams(), context())
+    found = gradients(bundle, paths, ids, context())
     total = sum(float((found.first[p] * bundle.module.get_submodule(p).weight).sum()) for p in paths)
 
     def loss(factor):
@@ -314,11 +315,11 @@ def test_it_prunes_what_is_pruned_already_and_nothing_that_is_compressed():
 
 def test_texts_are_spread_over_the_windows_and_too_few_are_told():
     windows = torch.arange(6 * 40).view(6, 40)
-    cut = texts(windows, LlmPrunerParams(samples=4, sample_tokens=16))
+    cut = sampled(windows, LlmPrunerParams(samples=4, sample_tokens=16))
     assert cut.tolist() == [windows[i // 2, i % 2 * 16 : i % 2 * 16 + 16].tolist() for i in (0, 3, 6, 9)]
     for values in ({"samples": 13, "sample_tokens": 16}, {"samples": 1, "sample_tokens": 41}):
         with pytest.raises(TextUnavailable, match="pieces of"):
-            texts(windows, LlmPrunerParams(**values))
+            sampled(windows, LlmPrunerParams(**values))
 
 
 def test_it_tells_how_far_it_is_and_stops():
@@ -341,7 +342,7 @@ def test_which_channels_of_the_width_stay_is_what_the_papers_sums_rank_highest(f
     down."""
     bundle = tiny.bundle(family)
     params = LlmPrunerParams(importance=form, granularity="channel", removed=0.25, **ALL)
-    ids = texts(tiny.ids(8), params)
+    ids = sampled(tiny.ids(8), params)
     found = compress(bundle, context(), params)
     along = {path: 0 if role in ("o", "down") else 1 for path, role, _ in arch.linears(bundle.module)}
     if family != "opt-post-norm":  # its table has a width of its own

@@ -52,6 +52,8 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-none-cache2-channel.json",
         "gates-none-cache8.json",
         "gates-owq-4-tuning_minmax.json",
+        "gates-lora_prune-0.25-guide_magnitude-train_tokens_16384-train_minutes_120.json",
+        "gates-lora_prune-0.25-train_tokens_16384-train_minutes_120.json",
         "gates-pca-0.2.json",
         "gates-qlora-8-train_tokens_16384-train_minutes_120-seed1.json",
         "gates-qlora-8-train_tokens_16384-train_minutes_120-seed2.json",
@@ -60,7 +62,12 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-rtn-4-group_size_128.json",
         "gates-rtn-4-group_size_row-tuning_mse.json",
         "gates-shortgpt-0.2+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-shortgpt-0.2-order_angular.json",
         "gates-shortgpt-0.2-order_contiguous.json",
+        "gates-shortgpt-0.2-order_random-seed1.json",
+        "gates-shortgpt-0.2-order_random-seed2.json",
+        "gates-shortgpt-0.2-order_random.json",
+        "gates-shortgpt-0.2-order_taylor.json",
         "gates-shortgpt-0.2.json",
         "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor.json",
@@ -71,6 +78,9 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-smoothquant-0.5-search.json",
         "gates-smoothquant-0.5-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-weights_tensor.json",
+        "gates-sparsegpt-0.5-pattern_2of4-permute.json",
+        "gates-sparsegpt-0.6-allocation_owl.json",
+        "gates-sparsegpt-0.6.json",
         "gates-spqr-3-no_level_search.json",
         "gates-spqr-3-outliers_0.json",
         "gates-spqr-3-tau_0.2.json",
@@ -78,6 +88,9 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-svd_llm-0.2-allocation_search.json",
         "gates-svd_llm-0.2-inputs_compressed.json",
         "gates-svd_llm-0.2-update.json",
+        "gates-wanda-0.5-pattern_2of4-permute.json",
+        "gates-wanda-0.6-allocation_owl.json",
+        "gates-wanda-0.6.json",
         "gates-zeroquant-4-distill_steps_100.json",
         "gates-zeroquant-4-no_symmetric.json",
         "gates-zeroquant-4-qkv_inputs_exact.json",
@@ -322,6 +335,19 @@ def test_recovery_wins_back_what_a_cut_took():
         f"llm_pruner --removed 0.25 + {gates.LORA}"
     )
     assert won > perplexity("none") / perplexity(gates.LORA)
+
+
+def test_an_adapter_that_tells_what_goes_beats_cutting_first_and_size_alone():
+    """Zhang et al. 2023, tables 1 and 6: at equal tokens below LLM-Pruner with LoRA, and below magnitude."""
+    ours, first, size = (
+        gate(f"{words}{gates.TRAINED}")
+        for words in (
+            "lora_prune --removed 0.25 ",
+            "llm_pruner --removed 0.25 + lora ",
+            "lora_prune --removed 0.25 --guide magnitude ",
+        )
+    )
+    assert overview.beside([ours], [first]).word == overview.beside([ours], [size]).word == "better"
 
 
 def test_cutting_the_width_costs_more_than_cutting_blocks():
