@@ -60,6 +60,7 @@ MUTATIONS = (
     ("compression/pruning/permutation.py", "(loose - limit[:, g : g + 1]).relu_()", "loose.clone()", "compression/test_permutation.py"),
     ("compression/pruning/patterns.py", "torch.argsort(score, dim=1, stable=True)", "torch.argsort(-score, dim=1, stable=True)", "compression/test_sparsegpt.py"),
     ("compression/pruning/shortgpt.py", "* weight).abs()", "* weight)", "compression/test_shortgpt.py"),
+    ("compression/pruning/structured.py", "rest[: count - len(scores)]", "rest[:count]", "compression/test_llm_pruner.py"),
     ("compression/pruning/llm_pruner.py", "g * weight - 0.5 * f", "g * weight - f", ""),
     ("compression/pruning/lora_prune.py", "0.0), 1.0)) ** 3)", "0.0), 1.0)) ** 2)", "compression/test_lora_prune.py"),
     ("compression/low_rank/rank.py", "int((1 - removed) * out * n / (out + n))", "int((1 - removed) * out * n / (out + n) / 2)", "compression/test_methods.py"),

@@ -17,6 +17,7 @@ QAT = "--train_tokens 8192 --train_minutes 120"
 DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"
 SUPERVISED = "gkd --objective supervised --jsd_beta 0.0"
 CHANCE = "llm_pruner --removed 0.25 --importance random"
+BY_GRADIENT = "llm_pruner --removed 0.25 --importance element1"
 ANY_BLOCKS = "shortgpt --removed 0.2 --order random"
 LORA, QLORA = f"lora {TRAINED}", f"qlora {TRAINED}"
 SKEWED_QAT, EVEN_QAT = (f"llm_qat --bits 4 --kv_bits 4 {grid}{QAT}" for grid in ("--symmetric false ", ""))
@@ -228,6 +229,10 @@ BLOCKS = (
         *(
             f"llm_pruner --removed 0.25 --importance {form}"
             for form in ("element1", "vector", "element2", "mixed", "l2")
+        ),
+        *(
+            (f"{BY_GRADIENT} --{more}", BY_GRADIENT)
+            for more in ("ranking global", "prune_steps 5", "heads groups")
         ),
         ("llm_pruner --removed 0.2 --granularity channel", ""),
     ),

@@ -7,6 +7,7 @@ of about two.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from dataclasses import dataclass
@@ -17,14 +18,16 @@ from compression.base import (
     CompressionError,
     Cost,
     LinearMethod,
+    Method,
     ModelMethod,
     ModelUnavailable,
+    Params,
     StudentMethod,
     TableMethod,
     TrainingMethod,
     handed_on,
 )
-from compression.bundle import Geometry
+from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE, unknown
 from evaluation import host as machine
 from evaluation.spec import RunSpec
@@ -37,6 +40,18 @@ GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
 # the latency stage takes as long as this many steps of transformers' own loop in float32
 LATENCY_STEPS = 80
 PACKING_BYTES_PER_SECOND = 4e8  # speed of bringing matrices into the kernels' tiles
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a recipe does to the heads and channels of the blocks that it cuts, known before the run."""
+
+    before: LayerGeometry  # sizes of the first block that is cut
+    after: LayerGeometry
+    blocks: int  # how many are cut
+    of: int
+    alike: bool  # whether every block ends with these sizes; otherwise they are the mean
+    same: tuple[float, float]  # the main knob's stops between which as many heads go
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ class Estimate:
     available_bytes: int = 0
     # bytes of a quantized key-value cache; 0 if the cache holds the type that the model computes in
     cache_bytes_per_token: int = 0
+    cut: Cut | None = None  # None if no step cuts heads or channels out of blocks
 
 
 _asked: dict[str, Geometry] = {}  # sizes of hub models that are on no disk yet, as the hub gave them
@@ -187,6 +203,43 @@ def estimate(spec: RunSpec) -> Estimate:
         cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window)
         if (bits := spec.stored_cache_bits) < 16
         else 0,
+        cut=cut_of(spec, geometry),
+    )
+
+
+def cut_of(spec: RunSpec, geometry: Geometry) -> Cut | None:
+    """What the first step that cuts heads and channels out of blocks does to them."""
+    for method, params in spec.methods:
+        if isinstance(method, StudentMethod):
+            return None
+        after = method.geometry_after(geometry, params)
+        places = zip(geometry.layers, after.layers, strict=False)
+        changed = [i for i, (was, then) in enumerate(places) if was != then]
+        if changed and len(after.layers) == len(geometry.layers):
+            return _cut(method, params, geometry, after, changed)
+        geometry = after
+    return None
+
+
+def _cut(method: Method, params: Params, before: Geometry, after: Geometry, changed: list[int]) -> Cut:
+    first, name = changed[0], method.main_param
+    left = after.layers[first]
+    stops = [getattr(params, name)] if name else []
+    if name:
+        field = next(f for f in method.params.describe() if f["name"] == name)
+        count = round((field["hi"] - field["lo"]) / field["step"])
+        for k in range(count + 1):
+            value = round(field["lo"] + k * field["step"], 6)
+            found = method.geometry_after(before, dataclasses.replace(params, **{name: value})).layers[first]
+            if (found.heads, found.kv_heads) == (left.heads, left.kv_heads):
+                stops.append(value)
+    return Cut(
+        before=before.layers[first],
+        after=left,
+        blocks=len(changed),
+        of=len(before.layers),
+        alike=getattr(params, "ranking", "block") == "block",
+        same=(min(stops), max(stops)) if stops else (0.0, 0.0),
     )
 
 
@@ -310,8 +363,6 @@ def _planned_tokens(spec: RunSpec, linears: int) -> float:
 
 def path(spec: RunSpec) -> list[tuple[float, int]]:
     """(value, file bytes) at each stop of the last method's main knob, for the page's ghost line."""
-    import dataclasses
-
     method, params = spec.methods[-1]
     if method.main_param is None:
         return []

@@ -381,3 +381,92 @@ def test_a_narrow_model_has_the_promised_sizes(family):
         and all(row["format"] == "cut" for row in outcome.layers)
     )
     assert not {"protect_first", "protect_last", "heads"} & set(params.effective())
+
+
+# --- all blocks in one ranking, and in steps ---
+
+
+def loud(bundle, layer, factor):
+    """The matrices of a block are larger, so that its structures score higher by their size."""
+    with torch.no_grad():
+        for path in roles(bundle, layer).values():
+            bundle.module.get_submodule(path).weight.mul_(factor)
+
+
+@pytest.mark.parametrize("family, heads", [("llama", "queries"), ("qwen3", "groups"), ("gpt_neox", "auto")])
+def test_the_structures_of_all_blocks_are_ranked_together(family, heads):
+    """By size (l2), so that each structure's score is a plain sum of squares: those that stay are the highest
+    of both blocks, but for one that stays in each."""
+    bundle = tiny.bundle(family)
+    loud(bundle, 0, 1.15)
+    kept = edit(bundle, importance="l2", ranking="global", heads=heads, removed=0.4).kept
+    sizes = bundle.geometry.layers[0]
+    alike = shrunk(sizes, LlmPrunerParams(removed=0.4, heads=heads, **ALL))
+    channels = []
+    for layer in (0, 1):
+        paths, own = roles(bundle, layer), torch.zeros(sizes.feed_forward, dtype=torch.float64)
+        for role in ("gate", "up", "down"):
+            if role in paths:
+                weight = bundle.module.get_submodule(paths[role]).weight.double().square()
+                own += weight.sum(0 if role == "down" else 1)
+        channels += [(score, layer, c) for c, score in enumerate(own.tolist())]
+    best = sorted(channels, reverse=True)[: 2 * alike.feed_forward]
+    for layer in (0, 1):
+        assert kept[layer].channels == tuple(sorted(c for _, of, c in best if of == layer))
+    assert len(kept[0].channels) > alike.feed_forward > len(kept[1].channels) > 0
+    assert sum(len(own.heads) for own in kept.values()) == 2 * alike.heads
+    assert len(kept[0].heads) >= len(kept[1].heads) > 0
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_blocks_of_unequal_sizes_run_and_are_told(family):
+    bundle = tiny.bundle(family)
+    loud(bundle, 0, 1.5)
+    params = LlmPrunerParams(ranking="global", importance="l2", removed=0.4, **ALL)
+    promised = reshaped(bundle.geometry, params)
+    outcome = calibrate.compress(bundle, ((get("llm_pruner"), params),), tiny.ids(8))
+    left = bundle.geometry.layers
+    assert left[0] != left[1]
+    assert sum(g.feed_forward for g in left) == sum(g.feed_forward for g in promised.layers)
+    assert sum(g.heads for g in left) == sum(g.heads for g in promised.layers)
+    assert bool(torch.isfinite(tiny.logits(bundle, tiny.ids(2))).all())
+    (note,) = (n for n in outcome.notes if n.code == "structures_ranked")
+    assert note.facts["channels_most"] == left[0].feed_forward > note.facts["channels_least"]
+
+
+def test_one_block_ranked_with_itself_is_the_usual_ranking():
+    bundle = tiny.bundle("llama")
+    values = {"protect_first": 0.5, "importance": "element1"}
+    assert edit(bundle, **values).kept == edit(bundle, ranking="global", **values).kept
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_each_step_takes_the_gradient_of_the_model_that_is_left(family):
+    """Half of the share, then the rest by the gradients of the really smaller model."""
+    bundle, params = tiny.bundle(family), LlmPrunerParams(**ALL | {"removed": 0.5})
+    found = edit(bundle, removed=0.5, prune_steps=2).kept
+    first = edit(bundle, removed=0.25).kept
+    cut = dataclasses.replace(bundle, module=copy.deepcopy(bundle.module))
+    structure.cut(cut.module, first)
+    cut.geometry = arch.geometry(cut.module)
+    sizes = bundle.geometry.layers
+    paths = {layer: roles(cut, layer) for layer in (0, 1)}
+    grads = by_hand(cut, [p for own in paths.values() for p in own.values()], sampled(tiny.ids(8), params))
+    for layer, own in paths.items():
+        score = torch.zeros(len(first[layer].channels), dtype=torch.float64)
+        for role in ("gate", "up", "down"):
+            if role in own:
+                mean = torch.stack([g[own[role]] for g in grads]).mean(0)
+                term = (mean * cut.module.get_submodule(own[role]).weight.detach()).double().abs()
+                score += term.sum(0 if role == "down" else 1)
+        best = torch.argsort(score, descending=True)[: shrunk(sizes[layer], params).feed_forward]
+        assert found[layer].channels == tuple(sorted(first[layer].channels[i] for i in best.tolist()))
+        assert set(found[layer].heads) <= set(first[layer].heads)
+        assert len(found[layer].heads) == shrunk(sizes[layer], params).heads
+
+
+def test_nothing_is_left_behind_by_a_step():
+    bundle, ids = tiny.bundle("qwen2"), tiny.ids(2)
+    before = tiny.logits(bundle, ids)
+    edit(bundle, prune_steps=3)
+    assert torch.equal(tiny.logits(bundle, ids), before)
