@@ -93,7 +93,7 @@ ALTERED = {
         (RTN,),
     ),
     "a score": (
-        "compression/pruning/wanda.py",
+        "compression/pruning/patterns.py",
         "stats.sum_sq.sqrt()",
         "stats.sum_sq ** 0.55",
         (WANDA,),
