@@ -28,7 +28,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -280,6 +280,8 @@ class Stats:
     mean_abs: Tensor | None = None  # mean |x| [in]
     max_abs: Tensor | None = None  # max |x| [in]
     mean: Tensor | None = None  # mean x [in]
+    # the same of the uncompressed model's inputs, for a method of stream "both"
+    original: Stats | None = None
 
 
 # A method's default parameters are its short budget: minutes on a processor, enough to see what the method
@@ -386,6 +388,29 @@ class Context:
         return self.recorder.seed
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a method of single linears found out about the whole model before its first linear."""
+
+    # path of a linear -> the params that it gets in place of the run's
+    params: Mapping[str, Any] = field(default_factory=dict)
+    edit: Edit = field(default_factory=Edit)  # applied first; it changes nothing that the model computes
+
+
+@dataclass(frozen=True)
+class Planner(Generic[P]):
+    """How a method of single linears looks at the whole model first."""
+
+    find: Callable[[Bundle, Context, P], Plan]
+    # (params, number of linears, calibration tokens) -> tokens that `find` sends through the whole model
+    tokens: Callable[[P, int, int], float]
+    # params -> whether it does anything
+    wanted: Callable[[P], bool]
+
+
+Stream = Literal["compressed", "block", "original", "both"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Generic[P]):
     """What every method declares. The subclasses below say what `compress` is given."""
@@ -457,8 +482,10 @@ class LinearMethod(Method[P]):
 
     stats: frozenset[str] | Callable[[P], frozenset[str]] = frozenset()  # the statistics that it needs
     # the model that its inputs come from. "compressed": every group before this one is compressed. "block":
-    # only the blocks before this one are. "original": nothing is.
-    stream: Literal["compressed", "block", "original"] = "compressed"
+    # only the blocks before this one are. "original": nothing is. "both": the last two beside each other
+    # (Stats.original).
+    stream: Stream | Callable[[P], Stream] = "compressed"
+    planner: Planner[P] | None = None  # looks at the whole model before the first linear
     # for a method that removes single weights: the share of them that stays
     kept_share: Callable[[P], float] | None = None
     # for a converter: the `cost` if it takes over what an earlier step stored
@@ -466,6 +493,17 @@ class LinearMethod(Method[P]):
 
     def collects(self, params: P) -> frozenset[str]:
         return self.stats(params) if callable(self.stats) else self.stats
+
+    def reads(self, params: P) -> Stream:
+        """Which model its inputs come from with these params."""
+        return self.stream(params) if callable(self.stream) else self.stream
+
+    def plans(self, params: P) -> bool:
+        """Whether it looks at the whole model first."""
+        return self.planner is not None and self.planner.wanted(params)
+
+    def needs_calibration(self, params: P) -> bool:
+        return super().needs_calibration(params) or self.plans(params)
 
     @property
     def rounds_what_stays(self) -> bool:
@@ -481,10 +519,13 @@ class BlockMethod(Method[P]):
     """
 
     stats: frozenset[str]  # the statistics (names in STATS) that it needs
-    stream: ClassVar[str] = "original"
 
     def collects(self, params: P) -> frozenset[str]:
         return self.stats
+
+    def reads(self, params: P) -> Stream:
+        """Which model its inputs come from."""
+        return "original"
 
     def cost_of(self, shape: tuple[int, int], params: P, tokens: int, role: str) -> Cost:
         return self.cost(shape, params, tokens, role)

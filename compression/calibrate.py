@@ -9,6 +9,11 @@ compressed  The groups of a block (linears that share an input) are visited in t
 block       All groups of a block are observed in one pass before any of them is compressed. The next block
             still gets the output of the compressed block.
 original    Every input comes from the uncompressed model, in one pass.
+both        "block" and "original" beside each other, each with its own hidden states.
+
+A method may look at the whole model before its first linear (`LinearMethod.planner`). It then says what each
+linear gets in place of the run's parameters, for example another share. It may also reorder channels, in a
+way that changes nothing that the model computes.
 
 With "compressed" a block runs once for each group, but only the new part is computed. The outputs of linears
 that are already compressed are kept, and so is the output of a part whose linears are all compressed. For
@@ -30,7 +35,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -58,7 +63,7 @@ from compression.base import (
     UnsupportedLayer,
 )
 from compression.bundle import Bundle
-from compression.inputs import Passage, capture, single_calls
+from compression.inputs import BlockInputs, Passage, capture, single_calls
 from compression.judged import Judged
 from compression.packed.activations import ActivationRule
 from compression.packed.linear import CompressedLinear, CompressedTable
@@ -161,6 +166,7 @@ class _Walk:
         self.outcome, self.recorder = outcome, recorder
         self.module, self.stats = bundle.module, method.collects(params)
         self.blocks = arch.blocks(bundle.module)
+        self.own: Mapping[str, Params] = {}  # path -> params in place of the run's
 
     def walk(self) -> None:
         if isinstance(self.method, LinearMethod):
@@ -208,9 +214,25 @@ class _Walk:
             attention.install(self.module, rules)
         self.recorder.progress("compress", total, total)
 
+    def plan(self) -> Mapping[str, Params]:
+        """Let the method look at the whole model, and apply what it reorders. Gives path -> params."""
+        assert isinstance(self.method, LinearMethod)
+        if not self.method.plans(self.params):
+            return {}
+        assert self.method.planner is not None
+        for path, _, _ in arch.linears(self.module):
+            self._previous(path)
+        context = Context(self.windows, self.recorder)
+        found = self.method.planner.find(self.bundle, context, self.params)
+        self._apply(found.edit)
+        return found.params
+
     def linears(self) -> None:
         assert isinstance(self.method, LinearMethod)
+        self.own = self.plan()
+        stream = self.method.reads(self.params)
         inputs = capture(self.bundle, self.windows) if self.stats else None
+        originals = BlockInputs(list(inputs.batches), inputs.calls) if inputs and stream == "both" else None
         total = len(self.blocks)
         for layer, block in enumerate(self.blocks):
             self.recorder.progress("compress", layer, total)
@@ -219,9 +241,15 @@ class _Walk:
             if inputs is None:
                 for group in groups:
                     self._compress(layer, group, Stats(tokens=0))
-            elif self.method.stream != "compressed":
-                entered = list(inputs.batches) if self.method.stream == "block" else None
-                collected = inputs.observe(block, self._paths_to_modules(groups), self.stats, self._check)
+            elif stream != "compressed":
+                entered = list(inputs.batches) if stream != "original" else None
+                firsts = self._paths_to_modules(groups)
+                collected = inputs.observe(block, firsts, self.stats, self._check)
+                if originals is not None:
+                    before = originals.observe(block, firsts, self.stats, self._check)
+                    collected = [
+                        dataclasses.replace(s, original=o) for s, o in zip(collected, before, strict=True)
+                    ]
                 for group, stats in zip(groups, collected, strict=True):
                     self._compress(layer, group, stats)
                 if entered and not last:
@@ -254,7 +282,8 @@ class _Walk:
             self._check()
             site = self._site(layer, path, role)
             unit = 1.0 if site.previous is not None else unit_of(site.weight)
-            self._apply(self.method.compress(in_units(site, unit), stats, self.params), unit)
+            params = self.own.get(path, self.params)
+            self._apply(self.method.compress(in_units(site, unit), stats, params), unit)
 
     def _site(self, layer: int, path: str, role: str) -> Site:
         self._previous(path)

@@ -6,7 +6,8 @@ A block reads the hidden state h_i of each token and gives h_(i+1). Two measures
     distance over n blocks from l  mean over tokens of arccos(cos(h_l, h_(l+n))) / pi         (Gromov et al.)
 
 The influence is 0 where a block changes no direction, so blocks go in the order of their influence, the
-lowest first. The distance is that over a run of n neighbours, and the run with the least distance goes.
+lowest first (`influence`). The distance is that over a run of n neighbours, and the run with the least
+distance goes (`contiguous`). `angular` takes the distance over each block by itself, the lowest first.
 
 Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", arXiv
 2403.03853, equation 1. Gromov et al. 2024, "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv
@@ -30,6 +31,13 @@ from compression.inputs import follow, split
 from compression.recorder import QUIET, Recorder
 
 ORDERS = ("influence", "contiguous")
+NOTES = {  # order -> the note that tells which blocks are gone
+    "influence": "blocks_by_influence",
+    "contiguous": "blocks_contiguous",
+    "angular": "blocks_by_angle",
+    "taylor": "blocks_by_gradient",
+    "random": "blocks_by_chance",
+}
 MEASURED = 8_192  # tokens that the blocks are measured on, at most
 
 
@@ -113,21 +121,28 @@ class Choice:
     def note(self) -> Note:
         """What the reader is told."""
         facts = {"gone": spans(self.gone), "count": len(self.gone), "of": len(self.gone) + len(self.kept)}
-        if self.order == "influence":
-            return Note("blocks_by_influence", facts)
-        return Note("blocks_contiguous", facts)
+        return Note(NOTES[self.order], facts)
 
 
 def choose(bundle: Bundle, windows: Tensor, count: int, order: str, recorder: Recorder = QUIET) -> Choice:
-    """Which `count` blocks go, measured on windows [n, window] of token ids (`spread` of them)."""
-    some, every = spread(windows), range(len(bundle.geometry.layers))
+    """Which `count` blocks go by what they do to the hidden states: order influence, angular or contiguous.
+
+    It is measured on windows [n, window] of token ids (`spread` of them).
+    """
+    some, total = spread(windows), len(bundle.geometry.layers)
     if not count:
         gone: list[int] = []
-    elif order == "influence":
-        gone = least(over_blocks(bundle, some, 1, influence, recorder), count)
-    else:
+    elif order == "contiguous":
         gone = nearest(over_blocks(bundle, some, count, angular_distance, recorder), count)
-    return Choice(order, tuple(i for i in every if i not in gone), tuple(gone))
+    else:
+        measure = {"influence": influence, "angular": angular_distance}[order]
+        gone = least(over_blocks(bundle, some, 1, measure, recorder), count)
+    return without(total, gone, order)
+
+
+def without(total: int, gone: Sequence[int], order: str) -> Choice:
+    """The choice of an order that lets the blocks `gone` (rising) of `total` go."""
+    return Choice(order, tuple(i for i in range(total) if i not in gone), tuple(gone))
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ window goes through the model itself and through the replay, and the two must ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -189,6 +189,20 @@ def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
         batches.append(hidden)
         calls.append(new)
     return BlockInputs(batches, calls)
+
+
+def observed(
+    bundle: Bundle, windows: Tensor, names: frozenset, check: Callable = lambda: None
+) -> Iterator[tuple[int, Sequence[Sequence[tuple[str, str]]], list[Stats]]]:
+    """(block, its groups of (path, role), the statistics of each group's input), block by block.
+
+    The inputs are those of the model as it is, for windows [n, window] of token ids.
+    """
+    inputs = capture(bundle, windows)
+    for layer, block in enumerate(arch.blocks(bundle.module)):
+        groups = arch.groups(bundle.module, layer)
+        firsts = [bundle.module.get_submodule(group[0][0]) for group in groups]
+        yield layer, groups, inputs.observe(block, firsts, names, check)
 
 
 def follow(bundle: Bundle, ids: Tensor, seen: Callable[[int, Tensor], None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,30 @@ def removed_param():
         step=0.05,
         main=True,
         ends=("nothing removed, same", "almost all removed, worse"),
+    )
+
+
+def allocation_param(default: str, *choices: str):
+    """How what is removed is divided among the matrices."""
+    return param(
+        default,
+        "How what is removed is divided among the matrices: the same share everywhere, or more where it "
+        "harms less. Together they keep what is asked for.",
+        choices=choices,
+        label="choice",
+        level="advanced",
+    )
+
+
+def inputs_param(default: str):
+    """Which model's activations the factors are fitted to."""
+    return param(
+        default,
+        "Whose activations the factors are fitted to: the original model's, or those of the model whose "
+        "matrices before are compressed already.",
+        choices=("original", "compressed"),
+        label="choice",
+        level="advanced",
     )
 
 
@@ -51,3 +77,9 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     rank, small = rank_for(shape, params.removed), min(out, n)
     flops = 20.0 * small**3 + 4.0 * out * n * small + 2.0 * tokens * n * n
     return Cost(bytes=2 * rank * (out + n), flops=flops, peak_bytes=8 * (3 * out * n + 3 * n * n))
+
+
+def divided_cost(shape: tuple[int, int], params, tokens: int) -> Cost:
+    """`cost`, with the eigenvalue problems once more if `allocation` divides the share by them."""
+    plain = cost(shape, params, tokens)
+    return dataclasses.replace(plain, flops=plain.flops * (1 if params.allocation == "uniform" else 2))

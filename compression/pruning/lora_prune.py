@@ -40,7 +40,14 @@ from compression import arch
 from compression.adapted import Adapted, adapt, release
 from compression.base import BUDGET_MINUTES, BadParam, Context, Cost, Edit, TrainingMethod, param
 from compression.bundle import Bundle
-from compression.pruning.structured import StructuredParams, choose, note_of_cut, pruned_layers, reshaped
+from compression.pruning.structured import (
+    StructuredParams,
+    choose,
+    forgotten,
+    note_of_cut,
+    pruned_layers,
+    reshaped,
+)
 from compression.structure import AXES, Kept, lanes
 from compression.training import Budget, from_text, language_loss, train
 
@@ -165,14 +172,7 @@ class Pruner:
         """Hide this share of every block's structures. Those that are hidden already stay hidden."""
         for layer in self.layers:
             sizes = self.bundle.geometry.layers[layer]
-            scores = dict(self.scores[layer])
-            if layer in self.kept:
-                for role in scores:
-                    what, _ = AXES[role]
-                    stays = torch.tensor(getattr(self.kept[layer], what))
-                    stays = stays if what == "channels" else lanes(stays, sizes.head_size)
-                    gone = torch.ones_like(scores[role], dtype=torch.bool).index_fill_(0, stays, False)
-                    scores[role] = scores[role].masked_fill(gone, -1.0)
+            scores = forgotten(self.scores[layer], self.kept.get(layer), sizes)
             kept = choose(scores, sizes, dataclasses.replace(self.params, removed=removed))
             self.kept[layer] = kept
             for role, index in (
@@ -222,6 +222,13 @@ def cost(shape: tuple[int, int], params: LoraPruneParams, tokens: int) -> Cost:
     )
 
 
+def control(params: LoraPruneParams) -> tuple[str, dict] | None:
+    """The same training and cut, guided by size alone; None if it is that already."""
+    if params.guide == "magnitude":
+        return None
+    return "lora_prune", params.json() | {"guide": "magnitude"}
+
+
 METHOD = TrainingMethod(
     name="lora_prune",
     title="LoRAPrune",
@@ -231,6 +238,7 @@ METHOD = TrainingMethod(
     compress=compress,
     cost=cost,
     reshaped=reshaped,
+    control=control,
     tiny={"protect_first": 0.0, "protect_last": 0.0, "rank": 2, "train_tokens": 1_024, "mask_every": 1},
     # two passes over 20,000 pieces of 512 tokens, masks chosen anew every ten steps
     full={

@@ -10,37 +10,35 @@ that many. n:m: of every m neighbouring inputs of a row the m - n smallest are r
 four). Source: the baseline in Frantar and Alistarh 2023 (SparseGPT, arXiv 2301.00774) and Sun et al. 2023
 (Wanda, 2306.11695).
 
+`allocation` owl lets blocks lose different shares (Yin et al. 2023, OWL, arXiv 2310.05175): the more entries
+|W[i, j]| ||X_j|| of a block lie above `outlier_factor` times their mean, the more of it stays, within twice
+`spread`, and the mean stays the asked share. `permute` reorders channels before n of m are kept (Pool and Yu
+2021): the feed-forward's, whose new order is folded into gate and up, and a head's values, folded into v. The
+model computes what it did before, in the same time. What reads the residual stream can't be reordered alone,
+so q, k, v, gate and up stay as they are.
+
 Deviation: the authors' code removes everything not above the threshold, at least one weight even at 0 %; we
 remove an exact number, ties broken by place.
 
 Stored as one bit a place and the kept weights in 16 bits (2:4: the place of each kept weight in two bits). At
 50 % that is 9 bits a weight. Smaller is not faster by itself: it takes a kernel that reads this layout.
 
-Cost: one sort a matrix, no calibration.
+Cost: one sort a matrix, no calibration. With `allocation` owl or `permute`: one forward pass over a
+calibration text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.base import Edit, LinearMethod, Params, Site, Stats
-from compression.pruning.patterns import (
-    cost,
-    kept_share,
-    lowest,
-    lowest_in_groups,
-    pattern_param,
-    sparsity_param,
-    store,
-)
+from compression.base import Edit, LinearMethod, Site, Stats
+from compression.pruning.patterns import PatternParams, cost, kept_share, lowest, lowest_in_groups, store
+from compression.pruning.planning import planner
 
 
 @dataclass(frozen=True)
-class MagnitudeParams(Params):
-    """How much is removed, and in which pattern."""
-
-    sparsity: float = sparsity_param()
-    pattern: str = pattern_param()
+class MagnitudeParams(PatternParams):
+    """How much is removed, and from where."""
 
 
 def compress(site: Site, stats: Stats, params: MagnitudeParams) -> Edit:
@@ -62,6 +60,7 @@ METHOD = LinearMethod(
     cost=cost,
     stores="bitmask",
     kept_share=kept_share,
+    planner=planner(lambda weight, stats: weight.abs()),
     after=frozenset({"dense"}),
     identity={"sparsity": 0.0},
     essay=__doc__,

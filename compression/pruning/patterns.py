@@ -1,17 +1,21 @@
 """Chooses the places that a score removes, and stores the result. The pruning methods share it.
 
+The methods that remove single weights share their knobs too (`PatternParams`): how much goes, in which
+pattern, whether blocks lose different shares (owl.py), and whether channels are reordered first
+(permutation.py).
+
 A pattern n:m keeps n of every m neighbouring inputs. Of equal scores the earlier place is removed, so that a
 mask is the same every time.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, Site, UnsupportedLayer, param
+from compression.base import BadParam, Cost, Edit, Params, Site, Stats, UnsupportedLayer, param
 from compression.edits import stored
 from compression.packed.bitmask import Bitmask
 from compression.packed.two_four import TwoFour
@@ -19,9 +23,11 @@ from compression.packed.two_four import TwoFour
 PATTERNS = ("unstructured", "1:4", "2:4", "4:8")
 
 
-def sparsity_param():
-    """The main knob of an unstructured pruning method."""
-    return param(
+@dataclass(frozen=True)
+class PatternParams(Params):
+    """How much is removed, in which pattern, and how it is divided among the blocks."""
+
+    sparsity: float = param(
         0.5,
         "Share of the weights that are removed.",
         lo=0.0,
@@ -31,13 +37,61 @@ def sparsity_param():
         ends=("nothing removed, same", "almost all removed, worse"),
         when={"pattern": "unstructured"},
     )
-
-
-def pattern_param():
-    """The knob for the pattern: free places, or n kept of every m."""
-    return param(
+    pattern: str = param(
         "unstructured", "Free places, or n kept of every m neighbours.", choices=PATTERNS, level="advanced"
     )
+    allocation: str = param(
+        "uniform",
+        "Every block loses the same share, or blocks with many outliers lose less (OWL). The mean is the "
+        "asked share.",
+        choices=("uniform", "owl"),
+        label="choice",
+        level="advanced",
+    )
+    outlier_factor: float = param(
+        5.0,
+        "OWL's M: a weight times its input's norm is an outlier if it is above this many times the block's "
+        "mean.",
+        lo=1.0,
+        hi=100.0,
+        level="advanced",
+        when={"allocation": "owl"},
+    )
+    spread: float = param(
+        0.08,
+        "OWL's lambda: the shares of two blocks differ by at most twice this.",
+        lo=0.0,
+        hi=0.4,
+        step=0.01,
+        level="advanced",
+        when={"allocation": "owl"},
+    )
+    permute: bool = param(
+        False,
+        "Reorders channels before n of every m are kept, where the new order can be folded into the "
+        "neighbouring matrices.",
+        level="advanced",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        free = self.pattern == "unstructured"
+        if self.allocation != "uniform" and not free:
+            raise BadParam(
+                f"allocation = {self.allocation} with pattern = {self.pattern}: the pattern fixes what every "
+                "matrix loses. Choose allocation uniform, or the unstructured pattern.",
+                name="allocation",
+                got=self.allocation,
+                allowed="uniform",
+            )
+        if self.permute and free:
+            raise BadParam(
+                "permute = true with the unstructured pattern: any place may go there, so the order of the "
+                "channels doesn't matter. Choose permute false, or a pattern such as 2:4.",
+                name="permute",
+                got=True,
+                allowed="false",
+            )
 
 
 def kept_of(pattern: str) -> tuple[int, int]:
@@ -46,22 +100,18 @@ def kept_of(pattern: str) -> tuple[int, int]:
     return int(kept), int(of)
 
 
-class Patterned(Protocol):
-    """Params with `pattern_param` and `sparsity_param`."""
-
-    @property
-    def pattern(self) -> str: ...
-
-    @property
-    def sparsity(self) -> float: ...
-
-
-def kept_share(params: Patterned) -> float:
-    """LinearMethod.kept_share of a method with `pattern_param` and `sparsity_param`."""
+def kept_share(params: PatternParams) -> float:
+    """LinearMethod.kept_share of these methods."""
     if params.pattern == "unstructured":
         return 1 - params.sparsity
     kept, of = kept_of(params.pattern)
     return kept / of
+
+
+def loud(weight: Tensor, stats: Stats) -> Tensor:
+    """Wanda's score: |W| times the norm of each input, [out, in]."""
+    assert stats.sum_sq is not None
+    return weight.abs() * stats.sum_sq.sqrt()
 
 
 def lowest(score: Tensor, count: int) -> Tensor:

@@ -17,22 +17,38 @@ Deeper Layers", arXiv 2403.17887: n neighbours go, and they begin at the block l
 
     d_l = E_t [ arccos( cos(h_(l,t), h_(l+n,t)) ) ] / pi
 
-is least.
+is least. `order` angular takes this distance over each block by itself, and the lowest go, neighbours or not.
+
+`order` taylor is the criterion of Kim et al. 2024, "Shortened LLaMA: A Simple Depth Pruning for Large
+Language Models", arXiv 2402.02834 (Taylor+): a block's importance is the sum of |g w| over all weights w of
+its matrices, g the gradient of the language-model loss on ten texts of 128 tokens. They never rank their
+first four and last two of 32 blocks; here these are the first eighth and the last sixteenth of the depth,
+which go only when no other block is left. `order` random draws the blocks: the control, of which several
+draws are needed.
 
 Deviations: (1) the state behind the last block is taken before the final norm, because that norm stays. (2)
 Gromov et al. take the last token of each text; we take every token, because our texts are few. (3) They train
 the model afterwards; here that is a step of its own. (4) At least one block stays.
 
-Cost: one forward pass over at most 8,192 tokens of the calibration text.
+Cost: one forward pass over at most 8,192 tokens of the calibration text. `order` taylor: forward and backward
+passes over 1,280 tokens, and gradients of all matrices in 32 bits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compression import depth
+import torch
+from torch import Tensor
+
+from compression import arch, depth
 from compression.base import Context, Cost, Edit, ModelMethod, Params, param
 from compression.bundle import Bundle, Geometry
+from compression.pruning.gradients import gradients, texts
+
+ORDERS = ("influence", "angular", "contiguous", "taylor", "random")
+SAMPLES, SAMPLE_TOKENS = 10, 128  # texts of the gradient
+FIRST, LAST = 4 / 32, 2 / 32  # shares of the depth that the gradient's order spares
 
 
 @dataclass(frozen=True)
@@ -50,9 +66,9 @@ class ShortgptParams(Params):
     )
     order: str = param(
         "influence",
-        "Which blocks go: those that turn the hidden states least, or the run of neighbours over which the "
-        "states turn least.",
-        choices=depth.ORDERS,
+        "Which blocks go: those that turn the hidden states least (by cosine or angle), the run of "
+        "neighbours over which they turn least, those on whose weights the loss depends least, or chance.",
+        choices=ORDERS,
         label="choice",
     )
 
@@ -69,21 +85,64 @@ def reshaped(geometry: Geometry, params: ShortgptParams) -> Geometry:
     return replace(geometry, layers=layers[: len(layers) - count(len(layers), params.removed)])
 
 
+def dependence(bundle: Bundle, context: Context) -> Tensor:
+    """How much the loss depends on each block, float64 [blocks]: the sum of |g w| over its matrices.
+
+    g is the mean gradient on `SAMPLES` texts of context.windows, fewer if they hold fewer.
+    """
+    assert context.windows is not None
+    length = min(SAMPLE_TOKENS, context.windows.shape[1])
+    held = len(context.windows) * (context.windows.shape[1] // length)
+    places = [(path, layer) for path, _, layer in arch.linears(bundle.module)]
+    ids = texts(context.windows, min(SAMPLES, held), length)
+    found = gradients(bundle, [path for path, _ in places], ids, context)
+    total = torch.zeros(len(bundle.geometry.layers), dtype=torch.float64)
+    for path, layer in places:
+        weight = bundle.module.get_submodule(path).weight.detach()
+        total[layer] += float((found.first.pop(path) * weight).abs().double().sum())
+    return total
+
+
+def spared(importances: Tensor) -> Tensor:
+    """The importances [blocks] with those of the first eighth and the last sixteenth above all others."""
+    total = len(importances)
+    first, last = round(total * FIRST), round(total * LAST)
+    above = importances.clone()
+    above[:first] += importances.sum()
+    above[total - last :] += importances.sum()
+    return above
+
+
+def choose(bundle: Bundle, context: Context, gone: int, order: str) -> depth.Choice:
+    """Which `gone` blocks go."""
+    total = len(bundle.geometry.layers)
+    if order == "taylor":
+        return depth.without(total, depth.least(spared(dependence(bundle, context)), gone), order)
+    if order == "random":
+        drawn = torch.randperm(total, generator=torch.Generator().manual_seed(context.seed))[:gone]
+        return depth.without(total, sorted(drawn.tolist()), order)
+    return depth.choose(bundle, context.windows, gone, order, context.recorder)
+
+
 def compress(bundle: Bundle, context: Context, params: ShortgptParams) -> Edit:
     """Which blocks stay, measured on context.windows [n, window]."""
     gone = count(len(bundle.geometry.layers), params.removed)
     if not gone:
         return Edit()
     assert context.windows is not None, "ModelMethod.reads_windows asks for them"
-    found = depth.choose(bundle, context.windows, gone, params.order, context.recorder)
+    found = choose(bundle, context, gone, params.order)
     return Edit(blocks=found.kept, notes=(found.note(),))
 
 
 def cost(shape: tuple[int, int], params: ShortgptParams, tokens: int) -> Cost:
-    """A forward pass over what the blocks are measured on; stored in 16 bits."""
+    """What the blocks are measured on; stored in 16 bits."""
     out, n = shape
-    passed = min(tokens, depth.MEASURED) if params.removed else 0
-    return Cost(bytes=2 * out * n, flops=2.0 * passed * out * n)
+    if params.removed == 0 or params.order == "random":
+        return Cost(bytes=2 * out * n, flops=0.0)
+    if params.order == "taylor":
+        passed = min(tokens, SAMPLES * SAMPLE_TOKENS)
+        return Cost(bytes=2 * out * n, flops=6.0 * passed * out * n, peak_bytes=4 * out * n)
+    return Cost(bytes=2 * out * n, flops=2.0 * min(tokens, depth.MEASURED) * out * n)
 
 
 METHOD = ModelMethod(

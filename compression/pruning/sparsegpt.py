@@ -17,6 +17,13 @@ may keep unequal numbers. n:m: where a group of m inputs begins, each row's m - 
 w', which is 0 where it is removed, e = (w_c - w') / U[c, c], and the inputs after it change by -e U[c, c+1:],
 as in GPTQ.
 
+`allocation` owl lets blocks lose different shares (Yin et al. 2023, OWL, arXiv 2310.05175): the more entries
+|W[i, j]| ||X_j|| of a block lie above `outlier_factor` times their mean, the more of it stays, within twice
+`spread`, and the mean stays the asked share. `permute` reorders channels before n of m are kept (Pool and Yu
+2021): the feed-forward's, whose new order is folded into gate and up, and a head's values, folded into v. The
+model computes what it did before, in the same time. What reads the residual stream can't be reordered alone,
+so q, k, v, gate and up stay as they are.
+
 Deviations. (1) The authors remove all scores not above the threshold, at least one weight a block even at 0
 %; we remove an exact number, ties broken by place. (2) They set the weights of an input that never fires to
 zero, beside the count. Its score is 0 here: its weights go first, but they count, and the others stay as they
@@ -29,7 +36,8 @@ Stored as one bit a place and the kept weights in 16 bits or as codes on a grid 
 and 32 bits a row that tell where its weights begin: 9 bits a weight at 50 %. Smaller is not faster by itself:
 it takes a kernel that reads this layout.
 
-Cost: GPTQ's, in^3 operations a matrix for the factor and out * in^2 for the columns; memory for one H.
+Cost: GPTQ's, in^3 operations a matrix for the factor and out * in^2 for the columns; memory for one H. One
+forward pass more with `allocation` owl or `permute`.
 """
 
 from __future__ import annotations
@@ -40,19 +48,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import Cost, Edit, LinearMethod, Params, Site, Stats, param
+from compression.base import Cost, Edit, LinearMethod, Site, Stats, param
 from compression.edits import damping_note, short_group_note, stored
 from compression.grids import encode, fit, grid_bytes
 from compression.packed.grid import Grid
 from compression.pruning import patterns
-from compression.pruning.patterns import (
-    kept_of,
-    lowest,
-    lowest_in_groups,
-    pattern_param,
-    sparsity_param,
-    store,
-)
+from compression.pruning.patterns import PatternParams, kept_of, lowest, lowest_in_groups, store
+from compression.pruning.planning import PLANNER
 from compression.second_order import compensate, inverse_factor, output_error
 from kernels.bits import row_bytes
 
@@ -60,11 +62,9 @@ BLOCK = 128  # columns whose updates of later blocks wait, if the pattern doesn'
 
 
 @dataclass(frozen=True)
-class SparsegptParams(Params):
+class SparsegptParams(PatternParams):
     """How much is removed, in which pattern, and how the kept weights are stored."""
 
-    sparsity: float = sparsity_param()
-    pattern: str = pattern_param()
     quantize: bool = param(False, "Round the weights that stay in the same step; off keeps them in 16 bits.")
     bits: int = param(
         4, "Bits each weight that stays takes.", lo=2, hi=8, step=1, unit="bits", when={"quantize": True}
@@ -201,6 +201,7 @@ METHOD = LinearMethod(
     cost=cost,
     stores="bitmask",
     kept_share=patterns.kept_share,
+    planner=PLANNER,
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),
     identity={"sparsity": 0.0},

@@ -17,7 +17,7 @@ from torch import Tensor
 from compression import arch
 from compression.base import BadParam, Note, Params, param
 from compression.bundle import Geometry, LayerGeometry
-from compression.structure import Kept
+from compression.structure import AXES, Kept, lanes
 
 FEW_GROUPS = 3  # up to this many key-value heads, all of them stay
 
@@ -111,25 +111,106 @@ def reshaped(geometry: Geometry, params: StructuredParams) -> Geometry:
     return dataclasses.replace(geometry, layers=tuple(layers))
 
 
-def choose(by_role: Mapping[str, Tensor], sizes: LayerGeometry, params: StructuredParams) -> Kept:
+def choose(
+    by_role: Mapping[str, Tensor],
+    sizes: LayerGeometry,
+    params: StructuredParams,
+    then: LayerGeometry | None = None,
+) -> Kept:
     """What stays of a block.
 
-    by_role: role -> the score of each of its rows or columns that belongs to a structure.
+    by_role: role -> the score of each of its rows or columns that belongs to a structure. then: the block's
+    sizes afterwards, `shrunk` if they aren't given.
     """
-    then, per_head = shrunk(sizes, params), {}
-    for role in ("q", "k", "v", "o"):
-        per_head[role] = by_role[role].view(-1, sizes.head_size).sum(1)
-    queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)  # [key-value head, its query heads]
+    then = then or shrunk(sizes, params)
+    queries, wholes, channels = by_structure(by_role, sizes)
     serves = queries.shape[1]
     groups: Sequence[int]
     if by_queries(sizes, params):
         groups = range(sizes.kv_heads)
         heads = [j * serves + i for j in groups for i in highest(queries[j], then.heads // then.kv_heads)]
     else:
-        groups = highest(queries.sum(1) + per_head["k"] + per_head["v"], then.kv_heads)
+        groups = highest(wholes, then.kv_heads)
         heads = [j * serves + i for j in groups for i in range(serves)]
-    channels = sum(by_role[role] for role in ("gate", "up", "down") if role in by_role)
     return Kept(tuple(heads), tuple(groups), tuple(highest(channels, then.feed_forward)))
+
+
+def by_structure(by_role: Mapping[str, Tensor], sizes: LayerGeometry) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores of a block's structures, from those of its rows and columns.
+
+    Query heads [key-value heads, query heads of each], whole groups [key-value heads], channels.
+    """
+    per_head = {role: by_role[role].view(-1, sizes.head_size).sum(1) for role in ("q", "k", "v", "o")}
+    queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)
+    channels = torch.stack([by_role[role] for role in ("gate", "up", "down") if role in by_role]).sum(0)
+    return queries, queries.sum(1) + per_head["k"] + per_head["v"], channels
+
+
+def ranked_together(
+    scores: Mapping[int, Mapping[str, Tensor]], layers: Sequence[LayerGeometry], params: StructuredParams
+) -> dict[int, LayerGeometry]:
+    """The sizes of each block afterwards if the structures of all blocks are ranked together.
+
+    scores: block -> role -> as in `choose`. As many heads and channels go as with equal shares, heads among
+    heads and channels among channels. At least one of each stays in every block. Where only query heads go, a
+    unit is one of each key-value head's: the best ones, then the second best ones, ...
+    """
+    heads: dict[int, Tensor] = {}
+    channels: dict[int, Tensor] = {}
+    for layer, by_role in scores.items():
+        queries, wholes, own = by_structure(by_role, layers[layer])
+        units = (
+            queries.sort(1, descending=True).values.sum(0) if by_queries(layers[layer], params) else wholes
+        )
+        heads[layer], channels[layer] = (t.sort(descending=True).values for t in (units, own))
+    then = {layer: shrunk(layers[layer], params) for layer in scores}
+    kept_heads = highest_together(
+        heads,
+        sum(
+            g.heads // g.kv_heads if by_queries(layers[layer], params) else g.kv_heads
+            for layer, g in then.items()
+        ),
+    )
+    kept_channels = highest_together(channels, sum(g.feed_forward for g in then.values()))
+    found = {}
+    for layer, count in kept_heads.items():
+        sizes = layers[layer]
+        queries = by_queries(sizes, params)
+        found[layer] = dataclasses.replace(
+            sizes,
+            heads=count * (sizes.kv_heads if queries else sizes.heads // sizes.kv_heads),
+            kv_heads=sizes.kv_heads if queries else count,
+            feed_forward=kept_channels[layer],
+        )
+    return found
+
+
+def highest_together(scores: Mapping[int, Tensor], count: int) -> dict[int, int]:
+    """How many of each block's scores [n], falling, are among the `count` highest of all blocks.
+
+    The first of every block always is.
+    """
+    rest = sorted(
+        ((float(score), -layer) for layer, own in scores.items() for score in own[1:]), reverse=True
+    )
+    found = dict.fromkeys(scores, 1)
+    for _, layer in rest[: count - len(scores)]:
+        found[-layer] += 1
+    return found
+
+
+def forgotten(scores: Mapping[str, Tensor], kept: Kept | None, sizes: LayerGeometry) -> dict[str, Tensor]:
+    """The scores of a block's roles, with -1 for every row or column that doesn't stay any more."""
+    if kept is None:
+        return dict(scores)
+    out = {}
+    for role, score in scores.items():
+        what, _ = AXES[role]
+        stays = torch.tensor(getattr(kept, what))
+        stays = stays if what == "channels" else lanes(stays, sizes.head_size)
+        gone = torch.ones_like(score, dtype=torch.bool).index_fill_(0, stays, False)
+        out[role] = score.masked_fill(gone, -1.0)
+    return out
 
 
 def highest(score: Tensor, count: int) -> list[int]:
@@ -138,12 +219,29 @@ def highest(score: Tensor, count: int) -> list[int]:
 
 
 def note_of_cut(geometry: Geometry, after: Geometry, layers: list[int]) -> Note:
-    """What was removed, in numbers. The first pruned block stands for all."""
+    """What was removed, in numbers. The first pruned block stands for all, unless they differ."""
 
     def count(g):
         return sum(math.prod(shape) for _, _, shape in arch.linear_shapes(g))
 
     before, now = geometry.layers[layers[0]], after.layers[layers[0]]
+    left = [after.layers[layer] for layer in layers]
+    percent = 100 * (1 - count(after) / count(geometry))
+    if any(sizes != now for sizes in left):
+        return Note(
+            "structures_ranked",
+            {
+                "blocks": len(layers),
+                "of": len(geometry.layers),
+                "heads": before.heads,
+                "heads_least": min(sizes.heads for sizes in left),
+                "heads_most": max(sizes.heads for sizes in left),
+                "channels": before.feed_forward,
+                "channels_least": min(sizes.feed_forward for sizes in left),
+                "channels_most": max(sizes.feed_forward for sizes in left),
+                "percent": percent,
+            },
+        )
     return Note(
         "structures_removed",
         {
@@ -155,6 +253,6 @@ def note_of_cut(geometry: Geometry, after: Geometry, layers: list[int]) -> Note:
             "heads_left": now.heads,
             "channels": before.feed_forward,
             "channels_left": now.feed_forward,
-            "percent": 100 * (1 - count(after) / count(geometry)),
+            "percent": percent,
         },
     )

@@ -14,39 +14,45 @@ As in the authors' code, the input norms of a block come from one pass before an
 enters the block has passed the pruned ones before it. Deviation: ||X_j|| is not divided by the number of
 samples, which changes no ranking.
 
+`allocation` owl lets blocks lose different shares (Yin et al. 2023, OWL, arXiv 2310.05175): the more entries
+|W[i, j]| ||X_j|| of a block lie above `outlier_factor` times their mean, the more of it stays, within twice
+`spread`, and the mean stays the asked share. `permute` reorders channels before n of m are kept (Pool and Yu
+2021): the feed-forward's, whose new order is folded into gate and up, and a head's values, folded into v. The
+model computes what it did before, in the same time. What reads the residual stream can't be reordered alone,
+so q, k, v, gate and up stay as they are.
+
 Stored as one bit a place and the kept weights in 16 bits (2:4: two bits a kept weight): 9 bits a weight at 50
 %. Smaller is not faster by itself: it takes a kernel that reads this layout.
 
-Cost: about two forward passes over the calibration tokens and one sort a row.
+Cost: about two forward passes over the calibration tokens and one sort a row; one pass more with `allocation`
+owl or `permute`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.base import Edit, LinearMethod, Params, Site, Stats
+from compression.base import Edit, LinearMethod, Site, Stats
 from compression.pruning.patterns import (
+    PatternParams,
     cost,
     kept_share,
+    loud,
     lowest,
     lowest_in_groups,
-    pattern_param,
-    sparsity_param,
     store,
 )
+from compression.pruning.planning import PLANNER
 
 
 @dataclass(frozen=True)
-class WandaParams(Params):
-    """How much is removed, and in which pattern."""
-
-    sparsity: float = sparsity_param()
-    pattern: str = pattern_param()
+class WandaParams(PatternParams):
+    """How much is removed, and from where."""
 
 
 def compress(site: Site, stats: Stats, params: WandaParams) -> Edit:
     """Prune the weight [out, in] of one linear by |w| times its input's norm."""
-    score = site.weight.abs() * stats.sum_sq.sqrt()
+    score = loud(site.weight, stats)
     if params.pattern == "unstructured":
         pruned = lowest(score, int(params.sparsity * score.shape[1]))
     else:
@@ -65,6 +71,7 @@ METHOD = LinearMethod(
     stores="bitmask",
     shown_first=True,
     kept_share=kept_share,
+    planner=PLANNER,
     stats=frozenset({"sum_sq"}),
     stream="block",
     after=frozenset({"dense"}),

@@ -17,10 +17,14 @@ QAT = "--train_tokens 8192 --train_minutes 120"
 DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"
 SUPERVISED = "gkd --objective supervised --jsd_beta 0.0"
 CHANCE = "llm_pruner --removed 0.25 --importance random"
+BY_GRADIENT = "llm_pruner --removed 0.25 --importance element1"
+ANY_BLOCKS = "shortgpt --removed 0.2 --order random"
 LORA, QLORA = f"lora {TRAINED}", f"qlora {TRAINED}"
 SKEWED_QAT, EVEN_QAT = (f"llm_qat --bits 4 --kv_bits 4 {grid}{QAT}" for grid in ("--symmetric false ", ""))
 # recipes that are measured with several seeds
-SEEDS = {CHANCE: range(5)} | {taught: range(3) for taught in (LORA, QLORA, SKEWED_QAT, EVEN_QAT)}
+SEEDS = {CHANCE: range(5), ANY_BLOCKS: range(3)} | {
+    taught: range(3) for taught in (LORA, QLORA, SKEWED_QAT, EVEN_QAT)
+}
 
 
 @dataclass(frozen=True)
@@ -203,8 +207,23 @@ BLOCKS = (
         ("sparsegpt --sparsity 0.5", "wanda --sparsity 0.5"),
         ("sparsegpt --sparsity 0.5 --quantize true", ""),
     ),
+    block(
+        "Six tenths of the weights removed, the same everywhere or less where outliers are",
+        "The kept weights in 16 bits, any place. OWL's mean over the blocks is the same share.",
+        ("wanda --sparsity 0.6", ""),
+        ("wanda --sparsity 0.6 --allocation owl", "wanda --sparsity 0.6"),
+        ("sparsegpt --sparsity 0.6", "wanda --sparsity 0.6"),
+        ("sparsegpt --sparsity 0.6 --allocation owl", "sparsegpt --sparsity 0.6"),
+    ),
     block("4 of 8 removed", "The kept half in 16 bits.", "wanda --pattern 4:8", "sparsegpt --pattern 4:8"),
-    block("2 of 4 removed", "The kept half in 16 bits.", "wanda --pattern 2:4", "sparsegpt --pattern 2:4"),
+    block(
+        "2 of 4 removed",
+        "The kept half in 16 bits. `permute` reorders the feed-forward's and the values' channels first.",
+        "wanda --pattern 2:4",
+        "sparsegpt --pattern 2:4",
+        ("wanda --pattern 2:4 --permute true", "wanda --pattern 2:4"),
+        ("sparsegpt --pattern 2:4 --permute true", "sparsegpt --pattern 2:4"),
+    ),
     block(
         "Heads and channels removed, a quarter",
         "The control is chance, drawn five times; its pairs are the draws. Without repair.",
@@ -213,23 +232,37 @@ BLOCKS = (
             f"llm_pruner --removed 0.25 --importance {form}"
             for form in ("element1", "vector", "element2", "mixed", "l2")
         ),
+        *(
+            (f"{BY_GRADIENT} --{more}", BY_GRADIENT)
+            for more in ("ranking global", "prune_steps 5", "heads groups")
+        ),
         ("llm_pruner --removed 0.2 --granularity channel", ""),
     ),
     block(
         "Whole blocks removed, a fifth",
-        "6 of the 30 blocks. They are those that change the hidden states least, each by itself (ShortGPT), "
-        "or the run of neighbours over which the states change least. Without repair, and with LoRA after.",
-        "shortgpt --removed 0.2 --order contiguous",
+        "6 of the 30 blocks. The control is chance, drawn three times; its pairs are the draws. Others go by "
+        "what they do to the hidden states (ShortGPT's influence, the angle, a run of neighbours) or by the "
+        "loss's gradient (Shortened LLaMA). Without repair, and with LoRA after.",
+        ANY_BLOCKS,
         "shortgpt --removed 0.2",
+        "shortgpt --removed 0.2 --order angular",
+        "shortgpt --removed 0.2 --order contiguous",
+        "shortgpt --removed 0.2 --order taylor",
         (f"shortgpt --removed 0.2 + lora {TRAINED}", "shortgpt --removed 0.2"),
     ),
     block(
         "Thin factors, a fifth of the weights removed",
-        "",
+        "The same share of every matrix, unless a search or the losses divide it.",
         "svd --removed 0.2",
-        "asvd --removed 0.2",
-        ("svd_llm --removed 0.2", "asvd --removed 0.2"),
-        ("pca --removed 0.2", "svd_llm --removed 0.2"),
+        "asvd --removed 0.2 --allocation uniform",
+        ("asvd --removed 0.2", "asvd --removed 0.2 --allocation uniform"),
+        ("svd_llm --removed 0.2", "asvd --removed 0.2 --allocation uniform"),
+        ("svd_llm --removed 0.2 --update true", "svd_llm --removed 0.2"),
+        ("svd_llm --removed 0.2 --inputs compressed", "svd_llm --removed 0.2"),
+        ("svd_llm --removed 0.2 --allocation loss", "svd_llm --removed 0.2"),
+        ("svd_llm --removed 0.2 --allocation search", "svd_llm --removed 0.2"),
+        ("pca --removed 0.2 --inputs original", "svd_llm --removed 0.2"),
+        ("pca --removed 0.2", "pca --removed 0.2 --inputs original"),
         ("nmf --removed 0.2", "svd --removed 0.2"),
     ),
     block(
@@ -270,6 +303,16 @@ BLOCKS = (
         ("peqa --bits 3 --train_tokens 0", ""),
         (f"peqa --bits 3 {TRAINED}", "peqa --bits 3 --train_tokens 0"),
         (f"gptq --bits 3 --group_size -1 + peqa {TRAINED}", "gptq --bits 3 --group_size -1"),
+    ),
+    block(
+        "Heads and channels removed, a quarter, before or while an adapter is trained",
+        "16,384 tokens of training each. LLM-Pruner cuts first; LoRAPrune cuts while it trains, by its "
+        "adapter's gradients or, as their control, by size alone.",
+        (f"llm_pruner --removed 0.25 + lora {TRAINED}", "llm_pruner --removed 0.25 --importance element1"),
+        *(
+            (f"lora_prune --removed 0.25 {guide}{TRAINED}", f"llm_pruner --removed 0.25 + lora {TRAINED}")
+            for guide in ("", "--guide magnitude ")
+        ),
     ),
     block(
         "LLM-QAT: weights 4 bits a row, activations 8, cache 4",

@@ -51,7 +51,7 @@ RECIPES = (
     "nf4",
     "nf4 --table fp4",
     "svd --removed 0.2",
-    "asvd --removed 0.2",
+    "asvd --removed 0.2 --allocation uniform",
     "svd_llm --removed 0.2",
     "pca --removed 0.2",
     "magnitude --sparsity 0.5",

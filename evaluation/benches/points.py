@@ -65,7 +65,7 @@ POINTS = (
     "svd_llm --removed 0.2",
     f"svd_llm --removed 0.1 + lora {TRAINED}",
     f"svd_llm --removed 0.2 + lora {TRAINED}",
-    "pca --removed 0.2",
+    "pca --removed 0.2 --inputs original",
     "nmf --removed 0.2",
     "tensorgpt",
     # distillation

@@ -167,6 +167,8 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
         words("estimate.bits", bits=digits(estimate.weight_bits, 2)),
         words("estimate.needs", peak=words.size(estimate.peak_bytes)),
     ]
+    if estimate.cut:
+        more += _cut(words, estimate.cut)
     if estimate.cache_bytes_per_token:
         more.append(words("estimate.cache", size=words.size(estimate.cache_bytes_per_token)))
     time_told = words("estimate.time", time=words.seconds(estimate.seconds))
@@ -182,6 +184,25 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
         "too_big": too_big,
     }
     return render("estimate.html", words=words, found=found)
+
+
+def _cut(words: Words, cut) -> list[str]:
+    """How many heads and channels will be left, and between which stops of the knob as many heads go."""
+    told = words(
+        "estimate.cut" if cut.alike else "estimate.cut.mean",
+        heads=cut.before.heads,
+        heads_left=cut.after.heads,
+        kv=cut.before.kv_heads,
+        kv_left=cut.after.kv_heads,
+        channels=f"{cut.before.feed_forward:,}",
+        channels_left=f"{cut.after.feed_forward:,}",
+        blocks=cut.blocks,
+        of=cut.of,
+    )
+    low, high = cut.same
+    if low == high:
+        return [told]
+    return [told, words("estimate.cut.same", low=words.share(low), high=words.share(high))]
 
 
 def error_card(words: Words, error: dict, run_id: str = "", act: str | None = None) -> str:

@@ -7,6 +7,7 @@ of about two.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from dataclasses import dataclass
@@ -17,26 +18,40 @@ from compression.base import (
     CompressionError,
     Cost,
     LinearMethod,
+    Method,
     ModelMethod,
     ModelUnavailable,
+    Params,
     StudentMethod,
     TableMethod,
     TrainingMethod,
     handed_on,
 )
-from compression.bundle import Geometry
+from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE, unknown
 from evaluation import host as machine
 from evaluation.spec import RunSpec
 
 PROCESS_BYTES = 450_000_000  # memory of Python with torch and transformers, before a model is loaded
 # forward passes over the calibration tokens, by what a method's inputs are taken from
-PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2}
+PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2, "both": 3.0}
 EFFICIENCY = 0.75  # the share of the measured matrix product's speed that a forward pass reaches
 GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
 # the latency stage takes as long as this many steps of transformers' own loop in float32
 LATENCY_STEPS = 80
 PACKING_BYTES_PER_SECOND = 4e8  # speed of bringing matrices into the kernels' tiles
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a recipe does to the heads and channels of the blocks that it cuts, known before the run."""
+
+    before: LayerGeometry  # sizes of the first block that is cut
+    after: LayerGeometry
+    blocks: int  # how many are cut
+    of: int
+    alike: bool  # whether every block ends with these sizes; otherwise they are the mean
+    same: tuple[float, float]  # the main knob's stops between which as many heads go
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ class Estimate:
     available_bytes: int = 0
     # bytes of a quantized key-value cache; 0 if the cache holds the type that the model computes in
     cache_bytes_per_token: int = 0
+    cut: Cut | None = None  # None if no step cuts heads or channels out of blocks
 
 
 _asked: dict[str, Geometry] = {}  # sizes of hub models that are on no disk yet, as the hub gave them
@@ -130,9 +146,10 @@ def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
         from compression.inputs import ROOM
 
     tokens = spec.calibration_tokens if spec.needs_calibration else 0
-    again = any(method.collects(params) and method.stream == "compressed" for method, params in spec.methods)
+    streams = {method.reads(params) for method, params in spec.methods if method.collects(params)}
+    again, copies = "compressed" in streams, 3 if "both" in streams else 2
     remembered = 2 * tokens * wide * max(layer.feed_forward for layer in geometry.layers) if again else 0
-    return 2 * tokens * wide * geometry.hidden + min(ROOM, remembered)
+    return copies * tokens * wide * geometry.hidden + min(ROOM, remembered)
 
 
 def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
@@ -186,6 +203,43 @@ def estimate(spec: RunSpec) -> Estimate:
         cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window)
         if (bits := spec.stored_cache_bits) < 16
         else 0,
+        cut=cut_of(spec, geometry),
+    )
+
+
+def cut_of(spec: RunSpec, geometry: Geometry) -> Cut | None:
+    """What the first step that cuts heads and channels out of blocks does to them."""
+    for method, params in spec.methods:
+        if isinstance(method, StudentMethod):
+            return None
+        after = method.geometry_after(geometry, params)
+        places = zip(geometry.layers, after.layers, strict=False)
+        changed = [i for i, (was, then) in enumerate(places) if was != then]
+        if changed and len(after.layers) == len(geometry.layers):
+            return _cut(method, params, geometry, after, changed)
+        geometry = after
+    return None
+
+
+def _cut(method: Method, params: Params, before: Geometry, after: Geometry, changed: list[int]) -> Cut:
+    first, name = changed[0], method.main_param
+    left = after.layers[first]
+    stops = [getattr(params, name)] if name else []
+    if name:
+        field = next(f for f in method.params.describe() if f["name"] == name)
+        count = round((field["hi"] - field["lo"]) / field["step"])
+        for k in range(count + 1):
+            value = round(field["lo"] + k * field["step"], 6)
+            found = method.geometry_after(before, dataclasses.replace(params, **{name: value})).layers[first]
+            if (found.heads, found.kv_heads) == (left.heads, left.kv_heads):
+                stops.append(value)
+    return Cut(
+        before=before.layers[first],
+        after=left,
+        blocks=len(changed),
+        of=len(before.layers),
+        alike=getattr(params, "ranking", "block") == "block",
+        same=(min(stops), max(stops)) if stops else (0.0, 0.0),
     )
 
 
@@ -292,8 +346,9 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     if spec.is_original:
         plan["latency"] = LATENCY_STEPS * decode + packing
         return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
-    passes = sum(PASSES[m.stream] for m, p in spec.methods if m.collects(p))
+    passes = sum(PASSES[m.reads(p)] for m, p in spec.methods if m.collects(p))
     walk = passes * 2 * weights * spec.calibration_tokens / flops_per_second
+    walk += 2 * (weights + table) * _planned_tokens(spec, sum(shapes.values())) / flops_per_second
     stored = _stored_table(spec, geometry)
     own = sum(count * _cost(spec, *shape)[2] for shape, count in shapes.items()) + (
         stored.flops if stored else 0
@@ -308,10 +363,17 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     return {stage: machine.pace() * seconds for stage, seconds in plan.items()}
 
 
+def _planned_tokens(spec: RunSpec, linears: int) -> float:
+    """Tokens that methods send through the whole model before their first linear."""
+    return sum(
+        m.planner.tokens(p, linears, spec.calibration_tokens)
+        for m, p in spec.methods
+        if isinstance(m, LinearMethod) and m.planner and m.plans(p)
+    )
+
+
 def path(spec: RunSpec) -> list[tuple[float, int]]:
     """(value, file bytes) at each stop of the last method's main knob, for the page's ghost line."""
-    import dataclasses
-
     method, params = spec.methods[-1]
     if method.main_param is None:
         return []

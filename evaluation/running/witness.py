@@ -78,6 +78,7 @@ MOST = {  # a parameter's name -> its largest value on the small model
     "distill_steps": 10,
     "samples": 4,
     "sample_tokens": 32,
+    "search_tokens": 64,
     "own_texts": 8,
     "own_tokens": 32,
     "prompt_tokens": 8,

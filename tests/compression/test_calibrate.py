@@ -117,6 +117,18 @@ def test_block_stream_sees_its_own_block_as_it_was(family):
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_both_streams_beside_each_other_are_what_each_is_alone(family):
+    tokens = tiny.ids(5)
+    both, block, original = (
+        Spy(stream).run(tiny.bundle(family), tokens) for stream in ("both", "block", "original")
+    )
+    for path, found in both.items():
+        assert torch.allclose(found.gram, block[path].gram, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(found.original.gram, original[path].gram, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(block[path].gram, original[path].gram, rtol=1e-2)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_compressed_linear_multiplies_every_window_once(family, monkeypatch):
     """What is settled is remembered: however many partial runs a block has, none computes a product again."""
     seen, forward = Counter(), CompressedLinear.forward

@@ -13,7 +13,8 @@ import torch
 from compression import arch, artifact, calibrate, get, structure
 from compression.base import BadChain, BadParam, Cancelled, Context, TextUnavailable
 from compression.bundle import LayerGeometry
-from compression.pruning.llm_pruner import TAYLOR, LlmPrunerParams, compress, gradients, texts
+from compression.pruning.gradients import gradients
+from compression.pruning.llm_pruner import TAYLOR, LlmPrunerParams, compress, sampled
 from compression.pruning.structured import by_queries, pruned_layers, reshaped, shrunk
 from compression.recorder import Recorder
 from tests import oracles, tiny
@@ -146,7 +147,7 @@ def test_gradients_are_autograds(family):
     bundle, ids = tiny.bundle(family), tiny.ids(3, 16)
     paths = list(roles(bundle, 0).values())
     expected = by_hand(bundle, paths, ids)
-    found = gradients(bundle, paths, ids, LlmPrunerParams(importance="mixed"), context())
+    found = gradients(bundle, paths, ids, context(), second=True)
     for path in paths:
         each = torch.stack([text[path] for text in expected])
         assert torch.allclose(found.first[path], each.mean(0), atol=1e-6)
@@ -159,7 +160,7 @@ def test_gradients_are_autograds(family):
 def test_what_stays_is_what_the_papers_sums_rank_highest(family, heads, form):
     bundle = tiny.bundle(family)
     params = LlmPrunerParams(importance=form, heads=heads, **ALL)
-    ids = texts(tiny.ids(8), params)
+    ids = sampled(tiny.ids(8), params)
     kept = compress(bundle, context(), params).kept
     for layer, sizes in enumerate(bundle.geometry.layers):
         paths = roles(bundle, layer)
@@ -209,7 +210,7 @@ def test_first_order_scores_without_absolute_values_are_the_derivative_along_the
     bundle, ids = tiny.bundle("qwen2"), tiny.ids(4, 16)
     bundle.module.double()
     paths = [p for p, _, _ in arch.linears(bundle.module)]
-    found = gradients(bundle, paths, ids, LlmPrunerParams(), context())
+    found = gradients(bundle, paths, ids, context())
     total = sum(float((found.first[p] * bundle.module.get_submodule(p).weight).sum()) for p in paths)
 
     def loss(factor):
@@ -314,11 +315,11 @@ def test_it_prunes_what_is_pruned_already_and_nothing_that_is_compressed():
 
 def test_texts_are_spread_over_the_windows_and_too_few_are_told():
     windows = torch.arange(6 * 40).view(6, 40)
-    cut = texts(windows, LlmPrunerParams(samples=4, sample_tokens=16))
+    cut = sampled(windows, LlmPrunerParams(samples=4, sample_tokens=16))
     assert cut.tolist() == [windows[i // 2, i % 2 * 16 : i % 2 * 16 + 16].tolist() for i in (0, 3, 6, 9)]
     for values in ({"samples": 13, "sample_tokens": 16}, {"samples": 1, "sample_tokens": 41}):
         with pytest.raises(TextUnavailable, match="pieces of"):
-            texts(windows, LlmPrunerParams(**values))
+            sampled(windows, LlmPrunerParams(**values))
 
 
 def test_it_tells_how_far_it_is_and_stops():
@@ -341,7 +342,7 @@ def test_which_channels_of_the_width_stay_is_what_the_papers_sums_rank_highest(f
     down."""
     bundle = tiny.bundle(family)
     params = LlmPrunerParams(importance=form, granularity="channel", removed=0.25, **ALL)
-    ids = texts(tiny.ids(8), params)
+    ids = sampled(tiny.ids(8), params)
     found = compress(bundle, context(), params)
     along = {path: 0 if role in ("o", "down") else 1 for path, role, _ in arch.linears(bundle.module)}
     if family != "opt-post-norm":  # its table has a width of its own
@@ -380,3 +381,92 @@ def test_a_narrow_model_has_the_promised_sizes(family):
         and all(row["format"] == "cut" for row in outcome.layers)
     )
     assert not {"protect_first", "protect_last", "heads"} & set(params.effective())
+
+
+# --- all blocks in one ranking, and in steps ---
+
+
+def loud(bundle, layer, factor):
+    """The matrices of a block are larger, so that its structures score higher by their size."""
+    with torch.no_grad():
+        for path in roles(bundle, layer).values():
+            bundle.module.get_submodule(path).weight.mul_(factor)
+
+
+@pytest.mark.parametrize("family, heads", [("llama", "queries"), ("qwen3", "groups"), ("gpt_neox", "auto")])
+def test_the_structures_of_all_blocks_are_ranked_together(family, heads):
+    """By size (l2), so that each structure's score is a plain sum of squares: those that stay are the highest
+    of both blocks, but for one that stays in each."""
+    bundle = tiny.bundle(family)
+    loud(bundle, 0, 1.15)
+    kept = edit(bundle, importance="l2", ranking="global", heads=heads, removed=0.4).kept
+    sizes = bundle.geometry.layers[0]
+    alike = shrunk(sizes, LlmPrunerParams(removed=0.4, heads=heads, **ALL))
+    channels = []
+    for layer in (0, 1):
+        paths, own = roles(bundle, layer), torch.zeros(sizes.feed_forward, dtype=torch.float64)
+        for role in ("gate", "up", "down"):
+            if role in paths:
+                weight = bundle.module.get_submodule(paths[role]).weight.double().square()
+                own += weight.sum(0 if role == "down" else 1)
+        channels += [(score, layer, c) for c, score in enumerate(own.tolist())]
+    best = sorted(channels, reverse=True)[: 2 * alike.feed_forward]
+    for layer in (0, 1):
+        assert kept[layer].channels == tuple(sorted(c for _, of, c in best if of == layer))
+    assert len(kept[0].channels) > alike.feed_forward > len(kept[1].channels) > 0
+    assert sum(len(own.heads) for own in kept.values()) == 2 * alike.heads
+    assert len(kept[0].heads) >= len(kept[1].heads) > 0
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_blocks_of_unequal_sizes_run_and_are_told(family):
+    bundle = tiny.bundle(family)
+    loud(bundle, 0, 1.5)
+    params = LlmPrunerParams(ranking="global", importance="l2", removed=0.4, **ALL)
+    promised = reshaped(bundle.geometry, params)
+    outcome = calibrate.compress(bundle, ((get("llm_pruner"), params),), tiny.ids(8))
+    left = bundle.geometry.layers
+    assert left[0] != left[1]
+    assert sum(g.feed_forward for g in left) == sum(g.feed_forward for g in promised.layers)
+    assert sum(g.heads for g in left) == sum(g.heads for g in promised.layers)
+    assert bool(torch.isfinite(tiny.logits(bundle, tiny.ids(2))).all())
+    (note,) = (n for n in outcome.notes if n.code == "structures_ranked")
+    assert note.facts["channels_most"] == left[0].feed_forward > note.facts["channels_least"]
+
+
+def test_one_block_ranked_with_itself_is_the_usual_ranking():
+    bundle = tiny.bundle("llama")
+    values = {"protect_first": 0.5, "importance": "element1"}
+    assert edit(bundle, **values).kept == edit(bundle, ranking="global", **values).kept
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_each_step_takes_the_gradient_of_the_model_that_is_left(family):
+    """Half of the share, then the rest by the gradients of the really smaller model."""
+    bundle, params = tiny.bundle(family), LlmPrunerParams(**ALL | {"removed": 0.5})
+    found = edit(bundle, removed=0.5, prune_steps=2).kept
+    first = edit(bundle, removed=0.25).kept
+    cut = dataclasses.replace(bundle, module=copy.deepcopy(bundle.module))
+    structure.cut(cut.module, first)
+    cut.geometry = arch.geometry(cut.module)
+    sizes = bundle.geometry.layers
+    paths = {layer: roles(cut, layer) for layer in (0, 1)}
+    grads = by_hand(cut, [p for own in paths.values() for p in own.values()], sampled(tiny.ids(8), params))
+    for layer, own in paths.items():
+        score = torch.zeros(len(first[layer].channels), dtype=torch.float64)
+        for role in ("gate", "up", "down"):
+            if role in own:
+                mean = torch.stack([g[own[role]] for g in grads]).mean(0)
+                term = (mean * cut.module.get_submodule(own[role]).weight.detach()).double().abs()
+                score += term.sum(0 if role == "down" else 1)
+        best = torch.argsort(score, descending=True)[: shrunk(sizes[layer], params).feed_forward]
+        assert found[layer].channels == tuple(sorted(first[layer].channels[i] for i in best.tolist()))
+        assert set(found[layer].heads) <= set(first[layer].heads)
+        assert len(found[layer].heads) == shrunk(sizes[layer], params).heads
+
+
+def test_nothing_is_left_behind_by_a_step():
+    bundle, ids = tiny.bundle("qwen2"), tiny.ids(2)
+    before = tiny.logits(bundle, ids)
+    edit(bundle, prune_steps=3)
+    assert torch.equal(tiny.logits(bundle, ids), before)

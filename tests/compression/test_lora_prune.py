@@ -14,6 +14,7 @@ from compression.pruning import lora_prune
 from compression.pruning.lora_prune import LoraPruneParams, Pruner, hidden_share, stand_in
 from compression.pruning.structured import shrunk
 from compression.recorder import QUIET, Recorder
+from evaluation.spec import RunSpec
 from tests import oracles, tiny
 
 TEXT = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11
@@ -152,3 +153,10 @@ def test_an_end_before_the_first_step_is_said():
         bundle = tiny.bundle("llama")
         context = Context(TEXT, Recorder(enough=lambda: True))
         lora_prune.compress(bundle, context, params(removed=0.5))
+
+
+def test_its_control_is_the_same_training_guided_by_size():
+    spec = RunSpec("smollm2-135m-instruct-q4_1", (("lora_prune", {"removed": 0.5, "train_tokens": 4_096}),))
+    ours, control = spec.recipe[0][1], spec.control()
+    assert control.recipe == (("lora_prune", ours | {"guide": "magnitude"}),)
+    assert control.control() is None

@@ -105,6 +105,25 @@ def test_saved_loaded_and_stepped_it_says_the_same(family, tmp_path):
         assert (logits - expected[:, 19 + i]).norm() < 1e-4 * expected[:, 19 + i].norm()
 
 
+def test_the_mean_is_that_of_the_model_as_it_is_compressed():
+    """Its default: behind every layer the compressed model's own mean output is the matrix's, whatever the
+    layers before lost. With the original's activations it isn't."""
+    ids, apart = tiny.ids(24), {}
+    for choice in ("compressed", "original"):
+        bundle, fresh = tiny.bundle("llama"), tiny.bundle("llama")
+        calibrate.compress(bundle, ((get("pca"), get("pca").params(removed=0.6, inputs=choice)),), ids)
+        path = "model.layers.1.mlp.down_proj"
+        caught = []
+        linear = bundle.module.get_submodule(path)
+        hook = linear.register_forward_pre_hook(lambda m, a, into=caught: into.append(a[0]))
+        tiny.logits(bundle, ids)
+        hook.remove()
+        x = caught[0].flatten(0, -2)
+        lost = bundle.module.get_submodule(path)(x) - x @ fresh.module.get_submodule(path).weight.T
+        apart[choice] = float(lost.mean(0).norm())
+    assert apart["compressed"] < 0.05 * apart["original"], apart
+
+
 def test_the_estimate_counts_the_new_biases():
     recipe = (("pca", {"removed": 0.2}),)
     spec = RunSpec(tiny.folder("llama"), recipe, table_bits=16)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from compression import arch, artifact, calibrate, depth, engine, export, get, sample
-from compression.base import BadChain, BadParam, CalibrationError
+from compression.base import BadChain, BadParam, CalibrationError, Context
 from compression.distillation.students import keep_blocks
 from compression.pruning import shortgpt
+from compression.recorder import QUIET, Recorder
 from tests import tiny
-from tests.compression.test_depth import deeper
+from tests.compression.test_depth import cos, deeper, states
 from tests.compression.test_export import compressed
 
 SHORT = get("shortgpt")
@@ -30,11 +33,11 @@ def test_whole_blocks_go_and_one_stays(total, removed, gone):
     assert shortgpt.count(total, removed) == gone
 
 
-@pytest.mark.parametrize("order", depth.ORDERS)
+@pytest.mark.parametrize("order", shortgpt.ORDERS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_what_is_left_is_the_model_without_the_chosen_blocks(family, order):
     bundle, ids = deeper(family), tiny.ids(8)
-    kept = depth.choose(bundle, ids, 2, order).kept
+    kept = shortgpt.choose(bundle, Context(ids, QUIET), 2, order).kept
     expected = keep_blocks(bundle, kept)
     promised = SHORT.geometry_after(bundle.geometry, SHORT.params.parse({"removed": 0.4}))
     outcome = cut(bundle, removed=0.4, order=order)
@@ -45,6 +48,71 @@ def test_what_is_left_is_the_model_without_the_chosen_blocks(family, order):
     assert note.facts == {"gone": depth.spans(gone), "count": 2, "of": 5}
     assert {row["layer"] for row in outcome.layers} == set(gone)
     assert {(row["format"], row["bits_per_weight"]) for row in outcome.layers} == {("cut", 0.0)}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_the_gradients_order_is_the_papers_sum(family):
+    """|g w| summed over every weight of a block's matrices, g by autograd on the mean loss of ten texts."""
+    bundle, ids = deeper(family), tiny.ids(12)
+    found = shortgpt.dependence(bundle, Context(ids, QUIET)).tolist()
+    few = ids[[i * 12 // 10 for i in range(10)]]
+    places = [(path, layer) for path, _, layer in arch.linears(bundle.module)]
+    weights = [bundle.module.get_submodule(path).weight.requires_grad_() for path, _ in places]
+    losses = [
+        torch.nn.functional.cross_entropy(
+            bundle.module(input_ids=text[None], use_cache=False).logits[0, :-1], text[1:]
+        )
+        for text in few
+    ]
+    grads = torch.autograd.grad(sum(losses) / len(losses), weights)
+    expected = [0.0] * 5
+    for (_, layer), weight, grad in zip(places, weights, grads, strict=True):
+        pairs = zip(weight.flatten().tolist(), grad.flatten().tolist(), strict=True)
+        expected[layer] += sum(abs(w * g) for w, g in pairs)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_ends_go_last():
+    """Four first and two last of 32 as published, four and two of 30, and none of two."""
+    rising = torch.arange(32.0, dtype=torch.float64) + 1
+    assert depth.least(shortgpt.spared(rising), 26) == list(range(4, 30))
+    assert depth.least(shortgpt.spared(rising.flip(0)), 27) == [*range(4, 30), 31], (
+        "then the least of the spared"
+    )
+    assert depth.least(shortgpt.spared(rising[:30]), 24) == list(range(4, 28))
+    assert depth.least(shortgpt.spared(rising[:2]), 1) == [0]
+
+
+def test_the_angle_is_measured_over_each_block_alone():
+    bundle, ids = deeper(), tiny.ids(8)
+    h = states(bundle, ids)
+    angles = [
+        sum(math.acos(min(1.0, cos(a, b))) for a, b in zip(h[i], h[i + 1], strict=True)) for i in range(5)
+    ]
+    gone = shortgpt.choose(bundle, Context(ids, QUIET), 3, "angular").gone
+    assert gone == tuple(sorted(sorted(range(5), key=angles.__getitem__)[:3]))
+
+
+def test_chance_is_drawn_from_the_seed_and_is_fair():
+    bundle, ids = deeper(), tiny.ids(1)
+
+    def gone(seed):
+        return shortgpt.choose(bundle, Context(ids, Recorder(seed=seed)), 2, "random").gone
+
+    assert gone(3) == gone(3) and len({gone(seed) for seed in range(20)}) > 5
+    counts = [sum(block in gone(seed) for seed in range(200)) for block in range(5)]
+    assert sum(counts) == 400 and min(counts) > 55 and max(counts) < 105
+
+
+def test_a_block_that_does_nothing_for_the_loss_goes_first():
+    """The claim, planted: block 2 adds nothing to what it reads, and every measure finds it."""
+    bundle, ids = deeper(), tiny.ids(8)
+    with torch.no_grad():
+        for path, role, layer in arch.linears(bundle.module):
+            if layer == 2 and role in ("o", "down"):
+                bundle.module.get_submodule(path).weight.zero_()
+    for order in ("influence", "angular", "contiguous", "taylor"):
+        assert shortgpt.choose(bundle, Context(ids, QUIET), 1, order).gone == (2,), order
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -106,7 +174,7 @@ def test_it_follows_an_uncompressed_model_or_a_cut_one_only():
 def test_what_is_not_possible_is_said():
     with pytest.raises(CalibrationError, match="needs calibration windows"):
         calibrate.compress(deeper(), ((SHORT, SHORT.params()),), None)
-    with pytest.raises(BadParam, match="influence, contiguous"):
-        SHORT.params.parse({"order": "random"})
+    with pytest.raises(BadParam, match="influence, angular, contiguous, taylor, random"):
+        SHORT.params.parse({"order": "even"})
     with pytest.raises(BadParam, match=r"0.0 to 0.9"):
         SHORT.params.parse({"removed": 1.0})

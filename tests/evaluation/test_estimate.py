@@ -100,6 +100,37 @@ def test_a_student_is_as_large_as_its_layers_and_its_training_costs(name):
     assert larger.file_bytes == pytest.approx(2 * 361_821_120, rel=1e-3), "more layers than its teacher"
 
 
+@pytest.mark.parametrize(
+    "values, heads, kv_heads, channels, same",
+    [
+        ({"removed": 0.25}, 6, 3, 1_152, (0.2, 0.45)),
+        ({"removed": 0.45}, 6, 3, 844, (0.2, 0.45)),
+        ({"removed": 0.5}, 3, 3, 768, (0.5, 0.8)),
+        ({"removed": 0.25, "heads": "groups"}, 6, 2, 1_152, (0.2, 0.45)),
+        ({"removed": 0.1}, 9, 3, 1_382, (0.0, 0.15)),
+    ],
+    ids=str,
+)
+def test_what_a_cut_will_do_is_told_before_it_is_done(values, heads, kv_heads, channels, same):
+    """SmolLM2-135M: 9 query heads in 3 groups, 1,536 channels; 25 of 30 blocks aren't protected. Of three
+    heads a group loses one from a sixth on, and two from a half on."""
+    found = estimate(RunSpec("smollm2-135m-instruct-q4_1", (("llm_pruner", values),))).cut
+    assert (found.before.heads, found.before.kv_heads, found.before.feed_forward) == (9, 3, 1_536)
+    assert (found.after.heads, found.after.kv_heads, found.after.feed_forward) == (heads, kv_heads, channels)
+    assert (found.blocks, found.of, found.same) == (25, 30, same) and found.alike
+
+
+def test_only_a_cut_of_heads_and_channels_is_told():
+    def cut(*recipe):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).cut
+
+    assert cut(("llm_pruner", {"removed": 0.0})) is cut(("gptq", {})) is cut(("shortgpt", {})) is None
+    assert cut(("llm_pruner", {"granularity": "channel"})) is cut(("gkd", {})) is None
+    assert cut(("llm_pruner", {}), ("gptq", {})) == cut(("llm_pruner", {}))
+    assert cut(("lora_prune", {})).after.heads == 6
+    assert not cut(("llm_pruner", {"ranking": "global"})).alike
+
+
 def test_a_chain_is_smaller_than_either_step():
     def size(*recipe):
         return estimate(RunSpec("smollm2-135m-instruct-q4_1", recipe)).file_bytes

@@ -40,6 +40,7 @@ def chance():
 
 NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evaluation.shipped`
     "gates": {
+        "gates-asvd-0.2.json",
         "gates-awq-4-loss_at_module.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120-jsd_beta_0.json",
         "gates-gkd-0.65-train_tokens_49152-train_minutes_120-objective_supervised-jsd_beta_0.json",
@@ -54,6 +55,9 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-llm_qat-4-kv_bits_4-train_tokens_8192-train_minutes_120-seed2.json",
         "gates-llm_qat-4-no_symmetric-kv_bits_4-train_tokens_8192-train_minutes_120-seed1.json",
         "gates-llm_qat-4-no_symmetric-kv_bits_4-train_tokens_8192-train_minutes_120-seed2.json",
+        "gates-llm_pruner-0.25-heads_groups.json",
+        "gates-llm_pruner-0.25-prune_steps_5.json",
+        "gates-llm_pruner-0.25-ranking_global.json",
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed1.json",
         "gates-lora-8-train_tokens_16384-train_minutes_120-seed2.json",
         "gates-lut_gemm-3-fit_greedy.json",
@@ -63,6 +67,9 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-none-cache2-channel.json",
         "gates-none-cache8.json",
         "gates-owq-4-tuning_minmax.json",
+        "gates-lora_prune-0.25-guide_magnitude-train_tokens_16384-train_minutes_120.json",
+        "gates-lora_prune-0.25-train_tokens_16384-train_minutes_120.json",
+        "gates-pca-0.2.json",
         "gates-qlora-8-train_tokens_16384-train_minutes_120-seed1.json",
         "gates-qlora-8-train_tokens_16384-train_minutes_120-seed2.json",
         "gates-rtn-3-group_size_row.json",
@@ -70,7 +77,12 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-rtn-4-group_size_128.json",
         "gates-rtn-4-group_size_row-tuning_mse.json",
         "gates-shortgpt-0.2+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-shortgpt-0.2-order_angular.json",
         "gates-shortgpt-0.2-order_contiguous.json",
+        "gates-shortgpt-0.2-order_random-seed1.json",
+        "gates-shortgpt-0.2-order_random-seed2.json",
+        "gates-shortgpt-0.2-order_random.json",
+        "gates-shortgpt-0.2-order_taylor.json",
         "gates-shortgpt-0.2.json",
         "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-activations_dynamic_tensor-weights_tensor.json",
@@ -82,12 +94,19 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-smoothquant-0.5-weights_tensor-no_smooth.json",
         "gates-smoothquant-0.5-weights_tensor.json",
         "gates-sparsegpt-0.5-pattern_2of4+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-sparsegpt-0.5-pattern_2of4-permute.json",
+        "gates-sparsegpt-0.6-allocation_owl.json",
+        "gates-sparsegpt-0.6.json",
         "gates-spqr-3-no_level_search.json",
         "gates-spqr-3-outliers_0.json",
         "gates-spqr-3-tau_0.2.json",
         "gates-svd_llm-0.1+lora-8-train_tokens_16384-train_minutes_120.json",
         "gates-svd_llm-0.1.json",
         "gates-svd_llm-0.2+lora-8-train_tokens_16384-train_minutes_120.json",
+        "gates-svd_llm-0.2-allocation_loss.json",
+        "gates-svd_llm-0.2-allocation_search.json",
+        "gates-svd_llm-0.2-inputs_compressed.json",
+        "gates-svd_llm-0.2-update.json",
         "gates-tensorgpt-6-kind_svd-head_cores-weighted_both.json",
         "gates-tensorgpt-6-kind_svd-head_cores-weighted_frequency.json",
         "gates-tensorgpt-6-kind_svd-head_cores-weighted_states.json",
@@ -97,6 +116,9 @@ NOT_MEASURED = {  # declared, and waiting for a quiet machine: `python -m evalua
         "gates-tensorgpt-6-train_tokens_16384-train_minutes_120.json",
         "gates-tensorgpt-6.json",
         "gates-wanda-0.5+gptq-4.json",
+        "gates-wanda-0.5-pattern_2of4-permute.json",
+        "gates-wanda-0.6-allocation_owl.json",
+        "gates-wanda-0.6.json",
         "gates-zeroquant-4-distill_steps_100.json",
         "gates-zeroquant-4-no_symmetric.json",
         "gates-zeroquant-4-qkv_inputs_exact.json",
@@ -315,15 +337,17 @@ def test_gradients_beat_chance_and_chance_beats_size():
 
 def test_what_a_low_rank_method_knows_of_the_inputs_pays():
     """Yuan et al. 2023 and Wang et al. 2024, tables 1: SVD-LLM < ASVD < SVD."""
-    assert perplexity("svd_llm --removed 0.2") < 0.98 * perplexity("asvd --removed 0.2")
-    assert perplexity("asvd --removed 0.2") < 0.98 * perplexity("svd --removed 0.2")
+    assert perplexity("svd_llm --removed 0.2") < 0.98 * perplexity("asvd --removed 0.2 --allocation uniform")
+    assert perplexity("asvd --removed 0.2 --allocation uniform") < 0.98 * perplexity("svd --removed 0.2")
 
 
 def test_a_mean_in_the_bias_is_nearer_to_svd_llm_than_to_asvd():
     """Layer by layer PCA errs no more than SVD-LLM (below); in the whole model it does worse, and its essay
     says so."""
-    pca, plain = gate("pca --removed 0.2").metrics, gate("svd_llm --removed 0.2").metrics
-    assert pca["perplexity"] ** 2 < plain["perplexity"] * perplexity("asvd --removed 0.2")
+    pca, plain = gate("pca --removed 0.2 --inputs original").metrics, gate("svd_llm --removed 0.2").metrics
+    assert pca["perplexity"] ** 2 < plain["perplexity"] * perplexity(
+        "asvd --removed 0.2 --allocation uniform"
+    )
     assert plain["file_bytes"] < pca["file_bytes"] < 1.005 * plain["file_bytes"], "biases of 16 bits"
 
 
@@ -339,6 +363,19 @@ def test_recovery_wins_back_what_a_cut_took():
         f"llm_pruner --removed 0.25 + {gates.LORA}"
     )
     assert won > perplexity("none") / perplexity(gates.LORA)
+
+
+def test_an_adapter_that_tells_what_goes_beats_cutting_first_and_size_alone():
+    """Zhang et al. 2023, tables 1 and 6: at equal tokens below LLM-Pruner with LoRA, and below magnitude."""
+    ours, first, size = (
+        gate(f"{words}{gates.TRAINED}")
+        for words in (
+            "lora_prune --removed 0.25 ",
+            "llm_pruner --removed 0.25 + lora ",
+            "lora_prune --removed 0.25 --guide magnitude ",
+        )
+    )
+    assert overview.beside([ours], [first]).word == overview.beside([ours], [size]).word == "better"
 
 
 def test_cutting_the_width_costs_more_than_cutting_blocks():
@@ -637,8 +674,8 @@ def test_layer_errors_belong_to_this_code(recipe):
         ("awq --bits 4", "rtn --bits 4 --group_size 128"),
         ("hqq --bits 3", "hqq --bits 3 --iterations 0"),
         ("nf4", "nf4 --table fp4"),
-        ("svd_llm --removed 0.2", "asvd --removed 0.2"),
-        ("asvd --removed 0.2", "svd --removed 0.2"),
+        ("svd_llm --removed 0.2", "asvd --removed 0.2 --allocation uniform"),
+        ("asvd --removed 0.2 --allocation uniform", "svd --removed 0.2"),
         ("wanda --sparsity 0.5", "magnitude --sparsity 0.5"),
         ("sparsegpt --pattern 2:4", "wanda --pattern 2:4"),
     ],
@@ -689,8 +726,8 @@ def test_centred_pca_is_svd_llm_or_better_in_every_layer():
 
 
 def test_svd_llm_is_the_optimum_in_every_layer():
-    for other in ("asvd", "svd"):
-        best, errors = (LAYERS["methods"][f"{name} --removed 0.2"]["errors"] for name in ("svd_llm", other))
+    for other in ("asvd --removed 0.2 --allocation uniform", "svd --removed 0.2"):
+        best, errors = (LAYERS["methods"][name]["errors"] for name in ("svd_llm --removed 0.2", other))
         assert all(best[path] <= 1.001 * errors[path] for path in errors), other
 
 

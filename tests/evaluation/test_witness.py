@@ -94,7 +94,7 @@ ALTERED = {
         (RTN,),
     ),
     "a score": (
-        "compression/pruning/wanda.py",
+        "compression/pruning/patterns.py",
         "stats.sum_sq.sqrt()",
         "stats.sum_sq ** 0.55",
         (WANDA,),

@@ -99,3 +99,32 @@ def weighted_svd(table, rank, rows, columns):
     u, s, vt = np.linalg.svd(left @ table @ right, full_matrices=False)
     best = (u[:, :rank] * s[:rank]) @ vt[:rank]
     return np.linalg.inv(left) @ best @ np.linalg.inv(right)
+
+
+def divided(losses, sizes, kept):
+    """ASVD's search (2312.05821) by trying every threshold, the strictest first: a matrix takes its smallest
+    share whose loss is not above it; the first threshold with which the budget is met. losses: {(matrix,
+    share): loss}, all different."""
+    for threshold in [-np.inf, *sorted(losses.values())]:
+        found = {
+            m: min([1.0, *(s for (k, s), loss in losses.items() if k == m and loss <= threshold)])
+            for m in sizes
+        }
+        if sum(sizes[m] * found[m] for m in sizes) <= kept * sum(sizes.values()) + 1e-9:
+            return found
+    raise ValueError("even the smallest shares are above the budget")
+
+
+def updated(weight, inputs, moved, rank):
+    """SVD-LLM's closed-form update (2403.07378, first version): V from the original inputs, then the left
+    factor by least squares on the moved inputs, [tokens, in] each."""
+    first, _ = svd_llm(weight, inputs, rank)
+    right = np.linalg.svd(first)[2][:rank]  # any basis of the rows of W'
+    solution, *_ = np.linalg.lstsq(moved @ right.T, moved @ weight.T, rcond=None)
+    return solution.T @ right
+
+
+def shares_of_v2(losses, removed):
+    """SVD-LLM V2 (2503.12340, algorithm 1): one role's shares from its losses, all above e."""
+    weights = [1 / np.log(loss) for loss in losses]
+    return [len(losses) * removed * w / sum(weights) for w in weights]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 
@@ -119,3 +121,34 @@ def lora_prune_importance(weight, a, b, da, db, scale, axis, size):
     structures = [sum(sums[k : k + size]) for k in range(0, len(sums), size)]
     length = sum(s * s for s in structures) ** 0.5
     return np.array(sums) / length
+
+
+def owl(scores, factor, spread, sparsity):
+    """OWL (2310.05175) by its definition. scores: for each block a list of matrices A. Gives the share that
+    each block loses; blocks of one size."""
+    shares = []
+    for matrices in scores:
+        entries = [float(a) for matrix in matrices for row in matrix for a in row]
+        mean = sum(entries) / len(entries)
+        shares.append(100 * sum(a > factor * mean for a in entries) / len(entries))
+    kept = [2 * spread * (d - min(shares)) / (max(shares) - min(shares)) for d in shares]
+    return [1 - (k - sum(kept) / len(kept) + 1 - sparsity) for k in kept]
+
+
+def most_kept(scores, kept, of):
+    """The largest sum that any order of the columns lets a pattern keep: every way to part them in groups."""
+    columns = tuple(range(scores.shape[1]))
+
+    def of_group(group):
+        return sum(sum(sorted(row)[-kept:]) for row in scores[:, list(group)].tolist())
+
+    def best(left):
+        if not left:
+            return 0.0
+        first, rest = left[0], left[1:]
+        return max(
+            of_group((first, *others)) + best(tuple(c for c in rest if c not in others))
+            for others in itertools.combinations(rest, of - 1)
+        )
+
+    return best(columns)

@@ -308,6 +308,26 @@ def test_the_estimate_and_the_chat_tell_the_cache():
     assert [s["cache"] for s in state["sides"].values()] == ["", "cache in 4 bits"]
 
 
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({}, "heads 9 → 6, key-value heads 3 → 3, channels 1,536 → 1,152 in 25 of 30 layers"),
+        ({"ranking": "global"}, "on average heads 9 → 6"),
+        ({"removed": 0.45}, "the same heads go from 20 % to 45 %"),
+    ],
+    ids=str,
+)
+def test_the_estimate_tells_what_is_cut(values, said):
+    from evaluation.page.cards import estimate_line
+    from evaluation.running.estimate import estimate
+    from evaluation.spec import RunSpec
+
+    found = estimate(RunSpec("smollm2-135m-instruct-q4_1", (("llm_pruner", values),)))
+    line = re.sub("[\u00a0\u202f]", " ", estimate_line(Words("en"), found, False, False))
+    assert said in line
+    assert "9 → 6" in estimate_line(Words("zh-Hant"), found, False, False)
+
+
 def test_grades_follow_their_thresholds_and_the_noise():
     assert [grade(r) for r in (0.99, 1.01, 1.02, 1.1, 1.3, 2, 9)] == [
         "same",
