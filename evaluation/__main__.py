@@ -1,6 +1,7 @@
 """The command line: `python -m evaluation VERB ...`, each with its own --help."""
 
 import importlib
+import os
 import sys
 
 from evaluation.program import in_utf8
@@ -36,4 +37,10 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     in_utf8()
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, for example `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
