@@ -69,6 +69,7 @@ POINTS = (
     "nmf --removed 0.2",
     "tensorgpt",
     # distillation
+    f"gkd --layers even {DISTILLED}",
     f"gkd {DISTILLED}",
     f"gkd {LARGER}",
     f"minillm {LARGER}",
