@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from compression.catalogue import CATALOGUE
 from evaluation import ROOT
 from evaluation.measuring.metrics import DEFAULT_X, DEFAULT_Y, Row
 from evaluation.page import plots
@@ -147,7 +148,7 @@ def drawn(rows: Sequence[Row], style: str) -> str:
         bottom=BOTTOM,
         light=colours(style, False),
         dark=colours(style, True),
-        title=f"What compression costs: {rows[0]['model']}",
+        title=f"What compression costs: {CATALOGUE[rows[0]['model']].title}",
         about=f"Perplexity on {protocol}. The word table is stored in {' or '.join(map(str, bits))} bits.",
         foot="A triangle lies off the chart. The settings of each point stand in the tables below.",
         alt=f"{len(marks)} compressed models: file size across, perplexity over the original's up",
