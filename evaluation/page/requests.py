@@ -190,6 +190,18 @@ class Sizes(_Strict):
     vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
     tied: bool = False
 
+    @model_validator(mode="after")
+    def _shared(self) -> Sizes:
+        if self.heads % self.kv_heads:
+            raise BadRequest(
+                f"heads = {self.heads} is no multiple of kv_heads = {self.kv_heads}",
+                code="bad_param",
+                name="heads",
+                got=self.heads,
+                allowed=f"a multiple of {self.kv_heads}",
+            )
+        return self
+
 
 class Plan(Ask):
     """What fits: a model by name, or by its sizes; bytes of memory; tokens of context; bytes a second."""

@@ -11,7 +11,7 @@ from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation.choosing import planner
 from evaluation.choosing.planner import Need, largest, plan
 from evaluation.commands import plan as command
-from evaluation.page import cards
+from evaluation.page import cards, requests
 from evaluation.page.words import LANGUAGES, Words
 from evaluation.running.estimate import PROCESS_BYTES
 from evaluation.spec import Result
@@ -166,3 +166,11 @@ def test_the_command_says_it_in_a_terminal(capsys):
             command.main(wrong)
         assert ended.value.code == 2
     assert "unknown model 'nosuch'" in capsys.readouterr().err
+
+
+def test_heads_that_share_unevenly_are_refused():
+    sizes = {"architecture": "llama", "layers": 2, "hidden": 64, "heads": 9, "kv_heads": 4, "head_size": 8}
+    sizes |= {"feed_forward": 128, "vocabulary": 100}
+    with pytest.raises(requests.BadRequest, match="heads = 9"):
+        requests.take("plan", {"sizes": sizes, "memory_bytes": 1e9})
+    assert requests.take("plan", {"sizes": sizes | {"kv_heads": 3}, "memory_bytes": 1e9}).sizes.heads == 9
