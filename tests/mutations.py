@@ -86,6 +86,7 @@ MUTATIONS = (
     ("evaluation/measuring/perplexity.py", "/ math.sqrt(len(values)) if", "if", "evaluation/test_likelihood.py"),
     ("evaluation/measuring/divergence.py", "log_p.exp_().mul_(difference)", "log_p.mul_(difference)", "evaluation/test_likelihood.py"),
     ("evaluation/running/clock.py", "max(0.0, planned - spent) + later", "max(0.0, planned - spent)", "evaluation/test_clock.py"),
+    ("evaluation/choosing/planner.py", "fits=needed <= need.memory_bytes", "fits=file_bytes <= need.memory_bytes", "evaluation/test_planner.py"),
     ("evaluation/page/pareto.py", "(better(x, p, a) or better(y, q, b))", "(better(x, p, a) and better(y, q, b))", "page/test_front.py"),
     ("evaluation/page/words.py", "abs(ratio - 1) <= 2 * stderr", "abs(ratio - 1) <= stderr", "page/test_words.py"),
     ("evaluation/page/requests.py", "abs(value) <= WHOLE", "abs(value) <= 2 * WHOLE", ""),

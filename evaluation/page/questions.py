@@ -29,7 +29,7 @@ from evaluation import host, records
 from evaluation.choosing import planner
 from evaluation.measuring import metrics
 from evaluation.page import cards, pareto, plots, points, requests
-from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, table
+from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, shown
 from evaluation.running import deaths
 from evaluation.running.estimate import geometry_for
 from evaluation.running.freshness import answers
@@ -105,7 +105,7 @@ class Page:
             for entry in CATALOGUE.values()
         ]
         return {
-            "words": {language: table(language) for language in LANGUAGES},
+            "words": {language: shown(language) for language in LANGUAGES},
             "methods": self.methods,
             "models": models,
             "offline": OFFLINE_MODEL,

@@ -53,6 +53,9 @@ NAMED = (
 )
 # prefixes of strings that come with a method or a tab, and may wait for their translation
 MAY_WAIT = ("method.", "param.", "value.", "app.tab.", "tab.")
+# prefixes of strings that only the server uses, and those of its errors that the scripts tell too
+TOLD = ("note.", "stage.", "unit.", "status.", "grade.", "verdict.", "stored.", "recipe.", "error.")
+LINKS = "error.link_"
 MANY = 4.0  # a larger change is told as a multiple, not in per cent
 SPEED_MARGIN = 0.05  # rates that differ by less are called equal
 
@@ -65,6 +68,11 @@ def table(language: str) -> dict[str, str]:
     """
     own = strings(language)
     return own | {key: own["untranslated"].format(text=strings("en")[key]) for key in untranslated(language)}
+
+
+def shown(language: str) -> dict[str, str]:
+    """The strings that the page's scripts need; the server alone tells the others, inside its answers."""
+    return {k: v for k, v in table(language).items() if k.startswith(LINKS) or not k.startswith(TOLD)}
 
 
 def strings(language: str) -> dict[str, str]:

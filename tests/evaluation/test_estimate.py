@@ -7,7 +7,7 @@ import time
 import pytest
 
 from compression import NAMES, get
-from compression.base import LinearMethod, ModelUnavailable, StudentMethod
+from compression.base import LinearMethod, ModelUnavailable, StudentMethod, TableMethod
 from compression.quantization import llm_int8
 from evaluation.running.estimate import estimate, path
 from evaluation.spec import RunSpec
@@ -45,6 +45,8 @@ def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
     estimate(spec)
     assert time.process_time() - start < 0.15
     sizes = [size for _, size in stops]
+    if isinstance(get(name), TableMethod):  # what would be no smaller than the table leaves it as it is
+        sizes = [size for size in sizes if size != estimate(spec).baseline_file_bytes]
     if isinstance(get(name), LinearMethod) and get(name).kept_share:
         assert sizes[1] > sizes[0], "a mask costs a bit a weight: removing 5 % makes the file larger"
         sizes = sizes[1:]

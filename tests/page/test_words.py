@@ -369,3 +369,17 @@ def test_the_card_tells_the_share_of_the_limit_and_the_dense_times(lang):
     del timing["original_float32"]
     assert "57.0" in _against_limits(words, timing) and "12.0" not in _against_limits(words, timing)
     assert _against_limits(words, {"limit": {}, "original": ms(6.1)}) == ""
+
+
+def test_the_scripts_get_every_string_that_they_name():
+    """Also those whose key they put together: t(`error.${code}.what`) is asked with codes of links alone."""
+    scripts = "\n".join(f.read_text("utf-8") for f in (ROOT / "assets").rglob("*.js"))
+    named = set(re.findall(r"""\bt\(\s*'([a-z_]+(?:\.[a-z_0-9]+)*)'""", scripts))
+    begun = set(re.findall(r"`([a-z_]+\.(?:[a-z_]+\.)*)\$\{", scripts)) - {"error."}
+    for language in LANGUAGES:
+        sent, everything = words_of.shown(language), table(language)
+        assert named and named <= set(sent)
+        assert begun and {k for k in everything if k.startswith(tuple(begun))} <= set(sent)
+        assert {k for k in everything if k.startswith("error.link_")} <= set(sent)
+    problems = set(re.findall(r"problems\.push\(\['([a-z_]+)'", scripts))
+    assert problems and all(code.startswith("link_") for code in problems)
