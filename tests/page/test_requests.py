@@ -17,6 +17,7 @@ from evaluation.page.words import Words
 from evaluation.running import estimate
 from evaluation.store import SHIPPED, Store
 from tests.page.stage import Script, Talk, store_run
+from tests.soak import fuzz
 
 TOKEN = "a" * 48
 CHOICES = {"model": OFFLINE_MODEL, "recipe": [["gptq", {"bits": 4}]]}
@@ -228,3 +229,9 @@ def test_a_public_page_reads_no_folder_of_the_server(page, tmp_path):
         for text in ("text", "calibration"):
             ask = _put(RIGHT[question], ("choices",), CHOICES | {text: "secret"})
             assert "public page" in asked(public, question, ask)["error"]
+
+
+def test_the_soak_knows_every_question():
+    """All but the chat's, which streams and has a part of its own (tests/soak/chat.py)."""
+    known = fuzz.questions({"model": "m"}, ["mine", "nosuch"], TOKEN, [])
+    assert set(known) == {f"ask_{name}" for name in QUESTIONS} - {"ask_converse"}

@@ -18,7 +18,7 @@ from tests.soak.stage import PATIENCE
 SECONDS = 10 * PATIENCE  # the longest that an answer may take
 FUNCTIONS = "gradio_api/component_server"
 # questions that a visitor's token goes with
-OWNED = ("ask_begin", "ask_poll", "ask_stop", "ask_enough", "ask_stop_chat")
+OWNED = ("ask_begin", "ask_poll", "ask_stop", "ask_enough", "ask_stop_chat", "ask_delete")
 
 
 class Hung(Exception):

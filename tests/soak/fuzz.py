@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from compression.catalogue import OFFLINE_MODEL
+from evaluation.store import SHIPPED
 from tests.soak import stage
 from tests.soak.campaign import Campaign, records
 from tests.soak.client import FUNCTIONS, Client, Hung, Unreachable
@@ -44,6 +45,17 @@ PLACES = (
 )
 
 
+SIZES = {
+    "architecture": "llama",
+    "layers": 4,
+    "hidden": 64,
+    "heads": 4,
+    "kv_heads": 2,
+    "head_size": 16,
+    "feed_forward": 128,
+    "vocabulary": 1000,
+    "tied": True,
+}
 ODD = (
     None,
     True,
@@ -194,6 +206,14 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
             {"lang": "en", "id": i, "form": form} for i in ids for form in ("", "compressed-tensors", "dense")
         ],
         "ask_runs": [{"lang": "en"}],
+        "ask_record": [{"lang": "en", "id": i} for i in ids],
+        "ask_add": [{"lang": "en", "text": (SHIPPED / "gates-none.json").read_text("utf-8")}],
+        # not the run that must still be there at the end
+        "ask_delete": [{"lang": "en", "visitor": token, "id": i} for i in ids[1:]],
+        "ask_plan": [
+            {"lang": "en", "memory_bytes": 8e9, "context": 4096, "cache_bits": 8, "bandwidth": 1e11} | of
+            for of in ({"model": OFFLINE_MODEL}, {"model": choices["model"]}, {"sizes": SIZES})
+        ],
         "ask_sides": [{"lang": "en", "id": i} for i in ids],
         "ask_stop_chat": [{"lang": "en", "visitor": token}],
         "ask_essay": [{"lang": lang, "method": m["name"]} for lang in ("en", "zh-Hant") for m in methods],
