@@ -237,15 +237,16 @@ def main() -> None:
     def warm_up():  # one thing after the other: work beside a measurement of speed would spoil it
         host.profile()
         store.rows()  # imports torch, while the page loads
-        from compression import texts
-
         host.profile(again=True)
         cpu.library()  # begins to build the kernels
-        texts.fetch(
-            WIKITEXT
-        )  # the text that a run reads unless told otherwise; the page says if it can't be had
 
-    threading.Thread(target=warm_up, daemon=True).start()
+    def fetch():  # the text that a run reads unless told otherwise; the page says if it can't be had
+        from compression import texts
+
+        texts.fetch(WIKITEXT)
+
+    for work in (warm_up, fetch):
+        threading.Thread(target=work, daemon=True).start()
     port = int(os.environ.get("GRADIO_SERVER_PORT", 7860))
     try:
         demo.launch(

@@ -27,6 +27,7 @@ import hashlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,7 @@ def _wikitext(role: Role) -> Text:
 
     split = "test" if role == "evaluation" else "validation"
     _refused.discard(WIKITEXT)
-    where = ("Salesforce/wikitext", f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet")
+    where = (WIKITEXT_HUB, f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet")
     try:
         path = hf_hub_download(*where, repo_type="dataset", etag_timeout=5)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -239,27 +240,63 @@ class _WikiText(Text):
         return self.file
 
 
+WIKITEXT_HUB = "Salesforce/wikitext"
 _refused: set[str] = set()  # named texts that the hub didn't give when they were asked for last
 
 
 def refused(name: str) -> bool:
     """Whether a named text was asked for in this process in vain, and isn't on this disk since."""
-    if name not in _refused:
-        return False
+    return name in _refused and not _on_disk()
+
+
+def _on_disk() -> bool:
+    """Whether WikiText-2 is in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     files = (f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet" for split in ("test", "validation"))
-    return not all(
-        isinstance(try_to_load_from_cache("Salesforce/wikitext", file, repo_type="dataset"), str)
-        for file in files
+    return all(
+        isinstance(try_to_load_from_cache(WIKITEXT_HUB, file, repo_type="dataset"), str) for file in files
     )
 
 
 def fetch(name: str) -> None:
-    """Bring a named text onto this disk if it can be had; `refused` tells whether it could."""
-    for role in ("evaluation", "calibration"):
-        with contextlib.suppress(TextUnavailable):
-            load_text(name, role)  # type: ignore[arg-type]
+    """Bring a named text onto this disk if it can be had; `refused` tells whether it could.
+
+    The hub is asked once, for a few seconds. A download would try five times before it gives up.
+    """
+    _fetched.clear()
+    try:
+        if name == WIKITEXT and not _within_reach():
+            _refused.add(name)
+            return
+        for role in ("evaluation", "calibration"):
+            if name not in _refused:
+                with contextlib.suppress(TextUnavailable):
+                    load_text(name, role)  # type: ignore[arg-type]
+    finally:
+        _fetched.set()
+
+
+def _within_reach() -> bool:
+    """Whether WikiText-2 is on this disk, or the hub answers."""
+    from huggingface_hub import HfApi
+
+    if _on_disk():
+        return True
+    try:
+        HfApi().dataset_info(WIKITEXT_HUB, timeout=5)
+    except Exception:  # whatever the library underneath raises where there is no network
+        return False
+    return True
+
+
+_fetched = threading.Event()  # no text is being fetched
+_fetched.set()
+
+
+def settled(seconds: float) -> bool:
+    """Wait until a text that is being fetched is here or refused. False if that takes longer."""
+    return _fetched.wait(seconds)
 
 
 def _unicode(role: Role) -> Text:

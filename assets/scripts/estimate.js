@@ -10,9 +10,7 @@ async function weigh(wait = 0) {
   const got = await weighing(null, {after: wait});
   if (!got) return false;
   if (got.instead) {
-    ({told} = got);
-    Object.assign(ce.state.settings, got.instead);
-    changed();
+    take(got);
     return weigh();
   }
   weighed = got;
@@ -22,6 +20,13 @@ async function weigh(wait = 0) {
   const step = lastStep(), p = mainOf(step);
   ce.say('ghost', p && !weighed.stored ? ghostAt(weighed, ce.values(step)[p.name]) : null);
   return true;
+}
+
+// Other settings than those that a first visit has, and why.
+function take({instead, told: why}) {
+  told = why;
+  Object.assign(ce.state.settings, instead);
+  changed();
 }
 
 // The point of the path at a value of the main knob.

@@ -18,6 +18,10 @@ async function start({again = false, chat = false, choices = null} = {}) {
   thenChat = chat;
   go.disabled = true;
   const got = await ce.ask(server.ask_begin, {choices: choices ?? ce.choices(), visitor: ce.visitor, again});
+  if (got?.instead && !choices) {
+    take(got);
+    return start({again, chat});
+  }
   if (!got?.id) {
     if (got) refuse(got.error);
     return drawButton();

@@ -35,12 +35,13 @@ from evaluation.running.estimate import geometry_for
 from evaluation.running.freshness import answers
 from evaluation.running.public import named_only
 from evaluation.running.scales import Scales
-from evaluation.spec import CALIBRATIONS, OFFLINE, PRESETS, TEXTS, Result, RunSpec
+from evaluation.spec import CALIBRATIONS, OFFLINE, PRESETS, TEXTS, WIKITEXT, Result, RunSpec
 from evaluation.spec import FIRST as FIRST_SETTINGS
 from kernels.home import scratch, whole_file
 
 KEPT_DOWNLOADS = 3
 KEPT_ANSWERS = 64
+FETCH_SECONDS = 20  # how long a run waits at most for the text that is fetched when the app starts
 FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
 PLANNED = {"model": "llama-3.1-8b-instruct", "machine": "m2"}  # what the plan shows on a first visit
 
@@ -408,13 +409,7 @@ class Page:
         spec = self._spec(ask.choices)
         out["stored"] = self._stored(spec)
         if not out["stored"] and (missing := self._refused(spec)):
-            error = {"code": "text_unreachable", "facts": {"name": missing}}
-            out |= {"error": cards.error_card(words, error), "fits": False}
-            first = all(getattr(ask.choices, name) == value for name, value in FIRST_SETTINGS.items())
-            if first:  # nobody chose this text, so the page may take another one and say so
-                tokens = f"{OFFLINE['tokens']:,}"
-                out |= {"instead": OFFLINE, "told": words("estimate.instead", tokens=tokens)}
-            return out
+            return out | {"fits": False} | self._unreachable(words, missing, ask.choices)
         assert self._estimate is not None
         try:
             found = self._estimate(spec)
@@ -439,6 +434,19 @@ class Page:
         return out
 
     @staticmethod
+    def _unreachable(words: Words, missing: str, choices: requests.Choices) -> dict:
+        """A text that can't be had, as the page's error.
+
+        "instead": the settings to take in place of the first ones. Nobody chose their text, so the page may
+        take another one and say so ("told").
+        """
+        error = cards.error_card(words, {"code": "text_unreachable", "facts": {"name": missing}})
+        if any(getattr(choices, name) != value for name, value in FIRST_SETTINGS.items()):
+            return {"error": error}
+        told = words("estimate.instead", tokens=f"{OFFLINE['tokens']:,}")
+        return {"error": error, "instead": OFFLINE, "told": told}
+
+    @staticmethod
     def _refused(spec: RunSpec) -> str:
         """A named text of the run that the hub refused and that isn't on this disk; "" if there is none."""
         with importing:
@@ -457,8 +465,16 @@ class Page:
         return found.id if found else ""
 
     def begin(self, ask: requests.Begin) -> dict:
-        """Start a run and give its id."""
-        return {"id": self.runner.submit(self._spec(ask.choices), ask.owner, ask.again, ask.address)}
+        """Start a run and give its id. What `weigh` says of a text that can't be had holds here too."""
+        spec = self._spec(ask.choices)
+        with importing:
+            from compression import texts
+
+        if WIKITEXT in (spec.text, spec.calibration):
+            texts.settled(FETCH_SECONDS)  # the first run may be asked for before the text is here
+        if missing := self._refused(spec):
+            return {"id": ""} | self._unreachable(Words(ask.lang), missing, ask.choices)
+        return {"id": self.runner.submit(spec, ask.owner, ask.again, ask.address)}
 
     def _spec(self, choices: requests.Choices) -> RunSpec:
         """The run that the knobs describe.

@@ -221,3 +221,20 @@ def test_without_the_hub_new_runs_read_the_built_in_text_and_the_page_says_so(vi
         8_192,
         16,
     )
+
+
+def test_a_run_that_is_asked_for_before_the_text_was_refused_reads_the_built_in_text(
+    visit, server, monkeypatch
+):
+    """The page asks for the estimate while the hub hasn't answered yet."""
+    said = []
+    monkeypatch.setattr(texts, "settled", lambda seconds: said.append(seconds) or True)
+    monkeypatch.setattr(texts, "refused", lambda name: bool(said) and name == "wikitext-2")
+    page = visit()
+    page.locator("#knob-0").fill("6")
+    page.wait_for_function("document.querySelector('#controls .go').textContent.startsWith('Compress')")
+    assert page.locator("#controls .told").count() == 0
+    page.locator("#controls .go").click()
+    until(page, lambda: server.runner.submitted)
+    assert server.runner.submitted[-1].text == "builtin" and len(server.runner.submitted) == 1
+    assert "text=builtin" in page.url
