@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +18,11 @@ def test_first_visit_understood_in_ten_seconds(visit):
     page = visit()
     shot(page, "first")
     assert re.fullmatch(
-        r"SmolLM2 135M Instruct \(offline\) shrinks from 269 MB to \d+ MB and stays .+\.",
-        text(page, "#headline"),
+        r"SmolLM2 135M Instruct in \d+ MB stays about as good: .+ 16 bits \(269 MB\), .+ file \(98 MB\)\.",
+        text(page, "h2#headline"),
     )
-    labels = page.locator("#front .annotation-text").all_text_contents()
+    assert "photos" in text(page, "#top .scale") and "see what you pay" in text(page, "#top .purpose")
+    labels = page.locator("#front svg text").all_text_contents()
     assert (
         "original" in labels
         and any("bits" in x for x in labels)
@@ -118,6 +120,96 @@ def test_the_caches_bits_are_a_setting_of_the_run(visit, server):
     page = visit("?method=gptq&cache_bits=4")
     assert page.locator("#s-cache_bits").input_value() == "4"
     shot(page, "cache-bits")
+
+
+def test_a_tile_says_its_familys_best_and_makes_the_family_stand_out(visit):
+    page = visit()
+    page.wait_for_function("document.querySelectorAll('#controls .best-of:not(:empty)').length === 4")
+    assert text(page, "#controls .tile:has(#family-quantization) .best-of").startswith("best: ")
+    assert page.locator("#front .front-svg.lit").count() == 0, "a first visit sees all four alike"
+    page.locator("#family-low_rank").check()
+    page.wait_for_selector("#front .front-svg.lit .mark.low_rank.on")
+    assert "family=low_rank" in page.url and page.locator("#front .mark.on:not(.low_rank)").count() == 0
+    page.reload()
+    page.wait_for_selector("#front .front-svg.lit .mark.low_rank.on")
+    page.locator("#front .filters button").click()
+    page.wait_for_selector("#front .front-svg:not(.lit)")
+    assert "family=" not in page.url
+
+
+def test_only_what_other_programs_load_stays_in_the_address(visit):
+    page = visit()
+    whole = page.locator("#front .mark").count()
+    page.locator("#deploy").check()
+    page.wait_for_function(f"document.querySelectorAll('#front .mark').length < {whole}")
+    assert "deploy=yes" in page.url and page.locator("#front .mark[data-id$=spqr-4]").count() == 0
+    page.wait_for_function("!document.querySelector('#card h2').textContent.includes('SpQR')")
+    page.reload()
+    page.wait_for_selector("#front .mark")
+    assert page.locator("#deploy").is_checked() and page.locator("#front .mark").count() < whole
+
+
+def test_points_by_keyboard_and_the_table_is_their_twin(visit):
+    """One stop of Tab, after the controls; arrows move, Enter opens."""
+    page = visit()
+    order = page.evaluate("""() => { const all = [...document.querySelectorAll('button, input, select, [tabindex="0"]')];
+      return [all.indexOf(document.querySelector('#controls .go')), all.indexOf(document.querySelector('#front .mark[tabindex="0"]'))]; }""")
+    assert 0 <= order[0] < order[1] and page.locator("#front .mark[tabindex='0']").count() == 1
+    page.locator("#front .mark[tabindex='0']").focus()
+    page.keyboard.press("Home")
+    first = page.evaluate("document.activeElement.dataset.id")
+    page.keyboard.press("ArrowRight")
+    second = page.evaluate("document.activeElement.dataset.id")
+    assert first != second and "perplexity" in page.locator("#front .mark:focus").get_attribute("aria-label")
+    assert page.locator("#front .hover").is_visible()
+    page.keyboard.press("Enter")
+    page.wait_for_function("id => new URLSearchParams(location.search).get('run') === id", arg=second)
+    page.wait_for_selector(f"#front .mark[data-id='{second}'][aria-pressed=true]")
+    assert page.evaluate("document.activeElement.dataset.id") == second, "the focus stays"
+    page.locator("#front .foot button").first.click()
+    page.wait_for_selector("#runs details[open] table")
+
+
+def test_a_run_of_another_set_says_that_the_figure_changed_and_leads_back(visit):
+    page = visit()
+    best = text(page, "#front .answer")
+    page.locator("#runs summary").click()
+    page.locator("#runs tbody tr[data-run=shipped-domain-nf4-double] button").click()
+    page.wait_for_selector("#front .notice:not([hidden])")
+    assert "now shows other runs: Unicode" in text(page, "#front .notice")
+    assert text(page, "#front .answer") != best
+    page.locator("#front .notice button").click()
+    page.wait_for_selector("#front .mark[data-id=shipped-gates-gptq-4]")
+    page.wait_for_selector("#front .notice", state="hidden")
+    assert text(page, "#front .answer") == best and "run=" not in page.url
+
+
+def test_the_picture_is_saved_whole(visit):
+    page = visit()
+    for kind, head in (("SVG", b"<svg"), ("PNG", b"\x89PNG")):
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=kind).click()
+        content = Path(waiting.value.path()).read_bytes()
+        assert content.startswith(head) and waiting.value.suggested_filename.endswith(kind.lower())
+        if kind == "SVG":
+            drawn = content.decode()
+            assert "SpQR 4 bits" in drawn and "var(--" not in drawn and "tabindex" not in drawn
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1920])
+def test_the_figure_fits_at_every_width_and_the_page_stands_in_the_middle(visit, width):
+    page = visit(width=width)
+    no_sideways_scroll(page)
+    box = page.locator("#top .panel").bounding_box()
+    assert abs(box["x"] + box["width"] / 2 - width / 2) < 10
+    outside = page.evaluate("""() => { const p = document.querySelector('#front .plot').getBoundingClientRect();
+      return [...document.querySelectorAll('#front .mark, #front svg text')].filter(e => { const b = e.getBoundingClientRect();
+        return b.left < p.left - 15 || b.right > p.right + 15 || b.bottom > p.bottom + 2; }).map(e => e.textContent); }""")
+    assert outside == []
+    covered = page.evaluate("""() => { const b = [...document.querySelectorAll('#front .name')].map(e => e.getBoundingClientRect());
+      return b.filter((p, i) => b.some((q, k) => k > i && p.left < q.right && q.left < p.right && p.top + 3 < q.bottom && q.top + 3 < p.bottom)).length; }""")
+    assert covered == 0
+    shot(page, f"width-{width}")
 
 
 def test_values_survive_a_change_of_method(visit):

@@ -64,9 +64,7 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
     server.runner.answer = {"status": "ok", "result_id": "mine"}
     page.wait_for_selector("#card [data-act=chat]")
     assert "GPTQ, 6 bits" in text(page, "#card h2") and "run=mine" in page.url
-    page.wait_for_function(
-        "[...document.querySelector('#front .plot').data].some(t => (t.customdata ?? []).includes('mine'))"
-    )
+    page.wait_for_selector("#front .mark[data-id=mine]")
     assert page.locator("#front").bounding_box()["y"] == before, "no jump"
     assert page.locator("#controls .progress").is_hidden()
     shot(page, "result")

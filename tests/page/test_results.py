@@ -22,17 +22,13 @@ def test_points_rows_and_links_select(visit):
     assert "run=" in page.url and row.get_attribute("aria-current") == "true"
     page.locator("#front").scroll_into_view_if_needed()
     page.evaluate("scrollTo(0, 0)")
-    page.wait_for_function(
-        "document.querySelector('#front .plot').data.find(t => t.name === 'ring').x.length"
-    )
+    page.wait_for_selector("#front .mark[aria-pressed=true][data-id*=wanda]")
     # a point that lies apart from the others
-    box = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
-      const a = p._fullLayout, r = p.getBoundingClientRect(), i = t.customdata.findIndex(id => id.endsWith('owq-3'));
-      return [r.x + a._size.l + a.xaxis.d2p(t.x[i]), r.y + a._size.t + a.yaxis.d2p(t.y[i]), t.customdata[i]]; }""")
-    page.mouse.move(box[0], box[1])
-    page.wait_for_timeout(200)
-    page.mouse.click(box[0], box[1])
-    page.wait_for_function(f"location.search.includes('{box[2].replace('+', '%2B')}')")
+    box = page.locator("#front .mark[data-id$='owq-3']").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#front .hover:not([hidden])")
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_function("location.search.includes('shipped-gates-owq-3')")
     page.locator("#front .answer button").first.click()
     page.wait_for_function("document.querySelector('#card h2').textContent.includes('SpQR, 4 bits')")
 
