@@ -30,7 +30,7 @@ class Chosen:
     group: list[Row]  # those that the page opens with, own ones and the selected one
 
 
-def answer(ask: requests.Front, rows: list[Row], exports: Callable[[Row], Collection[str]]) -> dict:
+def answer(ask: requests.Front, rows: Sequence[Row], exports: Callable[[Row], Collection[str]]) -> dict:
     """The figure of one model in one set of runs, with its sentences.
 
     exports: what an own run's model can be written in for other programs.
@@ -81,7 +81,7 @@ def answer(ask: requests.Front, rows: list[Row], exports: Callable[[Row], Collec
 # --- which runs ---
 
 
-def choose(ask: requests.Front, rows: list[Row]) -> Chosen:
+def choose(ask: requests.Front, rows: Sequence[Row]) -> Chosen:
     """The set that is asked for, else that of the selected run, of the settings, or with the most runs."""
     known = pareto.sets(rows, ask.model)
     names = [name for name, _, _ in known]

@@ -51,9 +51,8 @@ def rated(rows: Sequence[Row], machine: dict) -> list[Row]:
         if str(row["id"]) in machine["rates"]:
             own, original = machine["rates"][str(row["id"])]
             return own / original
-        timed = [row.get(f"{side}decode_tokens_per_second") for side in ("", "baseline_")]
-        if (row.get("host"), row.get("threads")) != (machine["processor"], machine["threads"]):
-            return None
-        return timed[0] / timed[1] if all(timed) else None
+        own, original = (row.get(f"{side}decode_tokens_per_second") for side in ("", "baseline_"))
+        there = (row.get("host"), row.get("threads")) == (machine["processor"], machine["threads"])
+        return own / original if there and own and original else None
 
     return [dict(row) | {"decode_speedup": faster(row)} for row in rows]

@@ -173,9 +173,9 @@ class Page:
             ("front", ask.model_dump_json()), lambda: front.answer(ask, self.rows(), self._written)
         )
 
-    def _written(self, row: dict) -> list[str]:
+    def _written(self, row: metrics.Row) -> list[str]:
         """Formats of other programs that a run of one's own can be written in: none without its model."""
-        result = self.store.get_id(row["id"]) if row.get("artifact") else None
+        result = self.store.get_id(str(row["id"])) if row.get("artifact") else None
         return self._exports(self.store.manifest(result)) if result else []
 
     def card(self, ask: requests.OfRun) -> dict:

@@ -41,7 +41,9 @@ def test_axe_finds_nothing(visit, axe, query, look):
 
 def test_axe_would_find_something(visit, axe):
     page = visit()
-    page.evaluate("""() => document.querySelector('#front .panel').append(document.createElement('select'))""")
+    page.evaluate(
+        """() => document.querySelector('#front .panel').append(document.createElement('select'))"""
+    )
     page.evaluate(axe)
     found, _ = page.evaluate(LOOK)
     assert [line for line in found if line.startswith("select-name")]

@@ -212,6 +212,16 @@ def test_the_figure_fits_at_every_width_and_the_page_stands_in_the_middle(visit,
     shot(page, f"width-{width}")
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_jumps_when_the_figure_arrives(visit, width):
+    """The sum of layout shifts, as browsers count it."""
+    page = visit(width=width)
+    shift = page.evaluate("""() => new Promise(done => new PerformanceObserver(list =>
+      done(list.getEntries().filter(e => !e.hadRecentInput).reduce((sum, e) => sum + e.value, 0)))
+      .observe({type: 'layout-shift', buffered: true}) || setTimeout(() => done(0), 1500))""")
+    assert shift < 0.02
+
+
 def test_values_survive_a_change_of_method(visit):
     page = visit()
     page.locator("#knob-0").fill("3")
