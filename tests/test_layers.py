@@ -161,6 +161,19 @@ def test_nothing_else_at_the_top():
     assert {name.split("/")[0] for name in tracked if name} <= TOP
 
 
+@pytest.mark.parametrize("floor", FLOORS[:-1])
+def test_the_tests_of_a_file_lie_in_a_room_of_the_same_name(floor):
+    """The tests of compression/pruning/owl.py are tests/compression/pruning/test_owl.py."""
+    rooms = {}
+    for file in files(floor):
+        rooms.setdefault(file.stem, set()).add(file.parent.relative_to(ROOT))
+    for test in (ROOT / "tests" / floor).rglob("*.py"):
+        room = test.parent.relative_to(ROOT / "tests")
+        assert (ROOT / room).is_dir(), f"{test} lies in a room that the code doesn't have"
+        wanted = rooms.get(test.stem.removeprefix("test_"), {room})
+        assert room in wanted, f"{test.name} belongs to {' or '.join(map(str, wanted))}, not to {room}"
+
+
 def run(code: str, *flags: str) -> str:
     done = subprocess.run([sys.executable, *flags, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

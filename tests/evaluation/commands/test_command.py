@@ -16,7 +16,7 @@ from compression import NAMES
 from evaluation.commands.run import main, request, split
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def command(*words, home, **environment):

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from kernels import bench_gpu, gpu
-from tests.kernels.on_card import DEVICE, needs_triton, product
+from tests.kernels.gpu.on_card import DEVICE, needs_triton, product
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels.bits import pack
-from tests.kernels.on_card import DEVICE, TOLERANCE, on_device, product, scales, tokens_of
+from tests.kernels.gpu.on_card import DEVICE, TOLERANCE, on_device, product, scales, tokens_of
 
 
 def rounded(x, top):
@@ -115,7 +115,7 @@ def test_product_of_the_formats_by_their_rules(monkeypatch):
     isn't called so."""
     from compression.packed.activations import ActivationRule
     from kernels import cpu
-    from tests.compression.test_packed import MADE
+    from tests.compression.packed.test_packed import MADE
 
     monkeypatch.setattr(cpu, "library", lambda: None)
     ours = (

@@ -17,9 +17,9 @@ from compression.recorder import QUIET
 from evaluation.running.estimate import estimate
 from evaluation.spec import RunSpec
 from tests import oracles, tiny
+from tests.compression.low_rank.test_search import loss, own_text
 from tests.compression.test_depth import deeper
 from tests.compression.test_methods import inputs, site, stats
-from tests.compression.test_search import loss, own_text
 
 METHOD = get("svd_llm")
 

@@ -21,7 +21,7 @@ from kernels.grouped_int import grouped_int, groups_of, spread
 from kernels.sparse import mask_bits
 from kernels.tensor_train import tensor_train_rows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
 SHAPES = ((19, 75), (1, 16), (64, 576), (5, 17), (16, 32), (40, 1056))  # (out, in)
 TOKENS = (1, 2, 5, 17, 64, 130)
@@ -503,7 +503,7 @@ def test_codes_with_a_zero_point(tokens, group, n, threshold):
 @needs_compiler
 def test_codes_of_fewer_bits_refuse_a_threshold_and_a_zero_point_and_say_so():
     from compression.packed.activations import ActivationRule
-    from tests.compression.test_packed import grouped, two_four, weight
+    from tests.compression.packed.test_packed import grouped, two_four, weight
 
     cpu.wait()
     for rule in (ActivationRule(threshold=1.5), ActivationRule(zero_point=True)):

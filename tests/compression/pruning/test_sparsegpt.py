@@ -17,7 +17,7 @@ from compression.quantization.gptq import GptqParams, gptq
 from compression.second_order import inverse_factor, output_error
 from kernels import cpu
 from tests import oracles, tiny
-from tests.compression.test_gptq import damped, problem
+from tests.compression.quantization.test_gptq import damped, problem
 
 PATTERNS = {"2:4": (2, 4), "1:4": (1, 4), "4:8": (4, 8)}
 

@@ -16,7 +16,7 @@ from compression.quantization.gptq import GptqParams, gptq
 from compression.quantization.owq import OwqParams, owq, sensitivity, share, weak_count
 from compression.second_order import output_error
 from tests import oracles, tiny
-from tests.compression.test_gptq import damped, problem
+from tests.compression.quantization.test_gptq import damped, problem
 
 LLAMA = {"q": (576, 576), "k": (192, 576), "v": (192, 576), "o": (576, 576),
          "gate": (1536, 576), "up": (1536, 576), "down": (576, 1536)}  # SmolLM2-135M  # fmt: skip

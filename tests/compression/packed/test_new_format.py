@@ -14,7 +14,7 @@ from compression.packed.linear import CompressedLinear
 from kernels import cpu
 from kernels.cpu import plans, selftest
 from tests import tiny
-from tests.compression import template_format
+from tests.compression.packed import template_format
 
 HERE = template_format.__name__
 

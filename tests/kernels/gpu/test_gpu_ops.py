@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from tests.kernels.on_card import check, product
+from tests.kernels.gpu.on_card import check, product
 from tests.kernels.test_ops import examples, matrix
 
 

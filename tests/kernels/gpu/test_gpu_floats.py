@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import columns, dense, low_rank, outliers
-from tests.kernels.on_card import check, half_of, product, tokens_of
+from tests.kernels.gpu.on_card import check, half_of, product, tokens_of
 
 
 @product

@@ -9,7 +9,7 @@ import torch
 from kernels import grouped_int, sparse
 from kernels.bits import pack
 from kernels.grids import Levels
-from tests.kernels.on_card import DEVICE, check, half_of, on_device, product, scales, tokens_of
+from tests.kernels.gpu.on_card import DEVICE, check, half_of, on_device, product, scales, tokens_of
 
 SPARSE = (*sparse.CASES, (2, 9, 1100), (9, 3, 1100))
 

@@ -8,7 +8,7 @@ import torch
 from kernels import binary_coded, codebook, grouped_int, sparse
 from kernels.bits import pack, unpack
 from kernels.grids import dynamic_map
-from tests.kernels.on_card import check, grid, half_of, product, scales, tokens_of
+from tests.kernels.gpu.on_card import check, grid, half_of, product, scales, tokens_of
 
 WIDE = tuple(
     (tokens, 9, 1100, bits, group)

@@ -15,7 +15,7 @@ from compression.quantization.gptq import GptqParams, gptq
 from compression.quantization.spqr import SpqrParams, arrange, gains, outlier_limit, spqr
 from compression.second_order import inverse_factor, output_error
 from tests import oracles
-from tests.compression.test_gptq import damped, problem
+from tests.compression.quantization.test_gptq import damped, problem
 
 ORDERS = {"as they come": {"act_order": False}, "like loudness": {}, "neighbours": {"neighbours": True}}
 
