@@ -32,6 +32,7 @@ MUTATIONS = (
     # --- compression: models ---
     ("compression/arch.py", "torch.stack(by_head, -2)", "torch.stack(by_head, -3)", "compression/test_arch.py"),
     ("compression/arch.py", ".repeat_interleave(width // made, 0).flatten()", ".repeat(width // made, 1).flatten()", "compression/quantization/test_folding.py"),
+    ("compression/arch.py", "source.weight.detach().float() + added", "source.weight.detach().float()", "compression/architectures/test_new_architecture.py"),
     ("compression/architectures/gpt_neox.py", 'default_share=0.25', 'default_share=0.5', ""),
     ("compression/architectures/opt.py", 'norm_first="do_layer_norm_before"', 'norm_first=""', ""),
     ("compression/configs.py", "if heads % kv_heads:", "if kv_heads > heads:", ""),

@@ -66,13 +66,6 @@ def test_join_is_the_inverse_of_split(heads):
         assert torch.equal(parts[0][:2], fused[:2]) and torch.equal(parts[1][:2], fused[2:4])
 
 
-def test_joined_weight_rebuilds_the_publishers_layer():
-    bundle, original = tiny.bundle("gpt_neox"), tiny.original("gpt_neox")
-    weight, bias = arch.joined_weight(arch.blocks(bundle.module)[0].attention.query_key_value)
-    fused = original.gpt_neox.layers[0].attention.query_key_value
-    assert torch.equal(weight, fused.weight) and torch.equal(bias, fused.bias)
-
-
 def test_other_architectures_are_refused_by_name(tmp_path):
     from transformers import BertConfig, BertModel
 
