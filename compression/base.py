@@ -343,7 +343,6 @@ class Cost:
     bytes: int  # stored bytes of the result
     flops: float  # of the method itself, without forward passes
     peak_bytes: int = 0  # temporary memory beyond weights and activations
-    train_steps: int = 0
 
 
 @dataclass(frozen=True)

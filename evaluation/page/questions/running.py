@@ -75,7 +75,7 @@ class Running(Panel):
             from compression import texts
 
         if WIKITEXT in (spec.text, spec.calibration):
-            texts.settled(FETCH_SECONDS)  # the first run may be asked for before the text is here
+            texts.wait_for_fetch(FETCH_SECONDS)  # the first run may be asked for before the text is here
         if missing := self._refused(spec):
             return {"id": ""} | self._unreachable(Words(ask.lang), missing, ask.choices)
         return {"id": self.runner.submit(spec, ask.owner, ask.again, ask.address)}
@@ -87,7 +87,7 @@ class Running(Panel):
         """
         spec = requests.spec_of(choices, self.public)
         for name in (spec.model, *spec.students) if self.public else ():
-            self._scales.weigh(name)
+            self._scales.check(name)
         return spec
 
     def poll(self, ask: requests.OfOwnRun) -> dict:

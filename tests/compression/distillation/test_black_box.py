@@ -375,10 +375,10 @@ def test_a_warm_up_whose_minutes_decided_is_told_once():
     warmed = black_box.warm_up(micro.model(), micro.context(windows=tiny.ids(24, 64)), chosen)
     assert warmed.hurried and warmed.notes[0].facts["tokens"] < 50_000
     for course in (black_box.Course(), black_box.Course(hurried=True)):
-        codes = [n.code for n in warmed.told(course, "mt_cot")]
+        codes = [n.code for n in warmed.notes_with(course, "mt_cot")]
         assert codes == ["warmed_up", "trained", "training_hurried"]
     calm = black_box.warm_up(micro.model(), micro.context(), params("mt_cot", warm_up=0.0))
-    assert [n.code for n in calm.told(black_box.Course(), "mt_cot")] == ["trained"]
+    assert [n.code for n in calm.notes_with(black_box.Course(), "mt_cot")] == ["trained"]
 
 
 def test_only_a_student_that_lost_layers_is_warmed_up():

@@ -256,11 +256,14 @@ def test_every_family_saves_loads_and_writes(family, kind, tmp_path):
     assert torch.equal(arch.embedding(again.module)[1].packed.dequantize(), table.packed.dequantize())
     assert artifact.stored_bytes(bundle) < size < artifact.stored_bytes(bundle) + 20_000
     before = artifact.stored_bytes(tiny.bundle(family))
-    assert before - artifact.stored_bytes(bundle) == 2 * bundle.geometry.table - table.packed.stored_bytes()
+    assert (
+        before - artifact.stored_bytes(bundle)
+        == 2 * bundle.geometry.table_parameters - table.packed.stored_bytes()
+    )
     assert sample.complete(again, "The cat", 4) == sample.complete(bundle, "The cat", 4)
     row = outcome.layers[0]
     assert row["role"] == "embedding" and 0 < row["relative_error"] < 1
-    assert row["bits_per_weight"] == 8 * table.packed.stored_bytes() / bundle.geometry.table
+    assert row["bits_per_weight"] == 8 * table.packed.stored_bytes() / bundle.geometry.table_parameters
 
 
 def test_the_logits_of_a_tied_model_are_those_of_the_rebuilt_table():
@@ -554,7 +557,10 @@ def test_the_default_halves_the_table_of_an_untied_model():
         chains = arch.embedding(bundle.module)[1].packed.stored_bytes()
         saved = artifact.stored_bytes(fresh) - artifact.stored_bytes(bundle)
         tied = fresh.geometry.tied
-        assert tied is (family == "llama") and saved == (0 if tied else 2 * fresh.geometry.table) - chains
+        assert (
+            tied is (family == "llama")
+            and saved == (0 if tied else 2 * fresh.geometry.table_parameters) - chains
+        )
         assert [n.code for n in outcome.notes] == (["head_kept"] if tied else [])
 
 

@@ -77,7 +77,7 @@ def test_a_row_stands_beside_its_control_in_words():
         "gptq --bits 4": [result("gptq --bits 4", ours)],
         "owq --bits 4": [result("owq --bits 4", ours, bits=4.25)],
     }
-    lines = overview.table(rows, measured).splitlines()
+    lines = overview.recipes_table(rows, measured).splitlines()
     assert overview.BESIDE in lines[0] and len(lines) == 5
     change = 100 * (1 - math.exp(-0.205))
     assert (
@@ -97,7 +97,7 @@ def test_two_broken_models_are_not_compared():
             "rtn --bits 2": [result("rtn --bits 2", [13.0, 13.1, 13.2])],
             "gptq --bits 2": [result("gptq --bits 2", [low, low + 0.11, low + 0.19])],
         }
-        assert said in overview.table(rows, measured).splitlines()[-1]
+        assert said in overview.recipes_table(rows, measured).splitlines()[-1]
 
 
 def test_a_control_of_several_seeds_is_paired_seed_by_seed():
@@ -112,7 +112,9 @@ def test_a_control_of_several_seeds_is_paired_seed_by_seed():
 
 def test_a_recipe_that_is_not_measured_leaves_no_row_and_its_pupils_no_verdict():
     rows = {"rtn --bits 4": "", "gptq --bits 4": "rtn --bits 4"}
-    lines = overview.table(rows, {"gptq --bits 4": [result("gptq --bits 4", [3.0, 3.1])]}).splitlines()
+    lines = overview.recipes_table(
+        rows, {"gptq --bits 4": [result("gptq --bits 4", [3.0, 3.1])]}
+    ).splitlines()
     assert len(lines) == 3 and "better" not in lines[2] and "tell" not in lines[2]
 
 

@@ -44,7 +44,7 @@ def test_grouped_integers_take_the_bits_that_they_say():
     """4 bits, and a 16-bit scale and a 4-bit zero point for each 128 weights."""
     found = way(plan(LLAMA8, ROOMY), ("awq", {"bits": 4}))
     assert found.weight_bits == pytest.approx(4 + 20 / 128, abs=1e-3)
-    weights = 16_060_522_496 // 2 - 2 * LLAMA8.table - LLAMA8.hidden * (2 * len(LLAMA8.layers) + 1)
+    weights = 16_060_522_496 // 2 - 2 * LLAMA8.table_parameters - LLAMA8.hidden * (2 * len(LLAMA8.layers) + 1)
     assert found.file_bytes == pytest.approx(
         16_060_522_496 - 2 * weights + weights * (4 + 20 / 128) / 8, rel=1e-4
     )
@@ -65,7 +65,9 @@ def test_the_speed_is_the_memorys():
     """1 TB/s over 16.06 GB less the one token table of which a token reads a row."""
     need = Need(1e12, context=1, bandwidth=1e12)
     untied = way(plan(LLAMA8, need), ("none", {}))
-    assert untied.tokens_per_second == pytest.approx(1e12 / (16_060_522_496 - 2 * LLAMA8.table), rel=1e-3)
+    assert untied.tokens_per_second == pytest.approx(
+        1e12 / (16_060_522_496 - 2 * LLAMA8.table_parameters), rel=1e-3
+    )
     tied = CATALOGUE["llama-3.2-1b-instruct"].geometry
     assert way(plan(tied, need), ("none", {})).tokens_per_second == pytest.approx(
         1e12 / (2 * 1_235_814_400), rel=1e-3

@@ -184,7 +184,7 @@ def test_a_block_with_a_measure_tells_it_before_perplexity():
         "gkd": [run("gkd", samples([0.9, 1.0, 1.1]), perplexity=60.0)],
         "minillm": [run("minillm")],
     }
-    head, _, first, second, third = overview.table(rows, measured, KL).splitlines()
+    head, _, first, second, third = overview.recipes_table(rows, measured, KL).splitlines()
     columns = [cell.strip() for cell in head.split("|")]
     name = Words("en")(f"metric.{KL}")
     at = columns.index(name)
@@ -193,12 +193,12 @@ def test_a_block_with_a_measure_tells_it_before_perplexity():
     assert [row[at] for row in cells] == ["1.30 ± 0.055", "1.00 ± 0.058", "not measured"]
     assert cells[0][at + 1] == "" == cells[2][at + 1] and cells[1][at + 1] == "better: −0.30 ± 0.025 nats"
     assert "not better: +20 ± " in second, "perplexity keeps its own verdict"
-    assert name not in overview.table(rows, measured), "a block without a measure is as it was"
+    assert name not in overview.recipes_table(rows, measured), "a block without a measure is as it was"
 
 
 def test_a_row_without_a_control_stands_beside_the_one_that_was_trained_with_it():
     row = run("mt_cot", answers([1.0] * 30 + [0.0] * 10, [0.0] * 30 + [1.0] * 10))
-    table = overview.table({"mt_cot": ""}, {"mt_cot": [row]}, "answers_right")
+    table = overview.recipes_table({"mt_cot": ""}, {"mt_cot": [row]}, "answers_right")
     assert "better: +50 ± 28 points (than the control trained with it)" in table
 
 

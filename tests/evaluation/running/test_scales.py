@@ -28,10 +28,10 @@ def test_what_is_weighed_can_be_estimated_and_what_is_too_large_is_refused():
     with pytest.raises(ModelUnavailable):
         estimate(spec)
     for _ in range(2):
-        it.weigh("owner/small")
+        it.check("owner/small")
     assert asked == ["owner/small"] and estimate(spec).file_bytes > 0
     with pytest.raises(ModelUnavailable) as refused:
-        it.weigh("owner/large")
+        it.check("owner/large")
     assert refused.value.code == "too_large_here" and refused.value.facts["need_bytes"] == 10**11
 
 
@@ -41,12 +41,12 @@ def test_a_silent_hub_holds_up_nobody(monkeypatch):
     it = Scales(lambda name: silent.wait(20) and SimpleNamespace(geometry=GEOMETRY, bytes=1, here=False))
     for n in range(scales.IN_LINE + 3):
         with pytest.raises(ModelUnavailable) as refused:
-            it.weigh(f"owner/{n}")
+            it.check(f"owner/{n}")
         assert refused.value.code == "hub_slow"
     assert len(it._asked) == scales.IN_LINE
     silent.set()
     monkeypatch.setattr(scales, "WAIT_SECONDS", 5)
-    it.weigh("owner/0")
+    it.check("owner/0")
 
 
 def test_a_refusal_is_told_again():
@@ -56,5 +56,5 @@ def test_a_refusal_is_told_again():
     it = Scales(no)
     for _ in range(2):
         with pytest.raises(ModelUnavailable) as refused:
-            it.weigh("owner/none")
+            it.check("owner/none")
         assert refused.value.code == "hub_refused"
