@@ -489,6 +489,8 @@ class LinearMethod(Method[P]):
     kept_share: Callable[[P], float] | None = None
     # for a converter: the `cost` if it takes over what an earlier step stored
     converted_cost: Callable[..., Cost] | None = None
+    # whether calibration decides what is stored beside the codes: `cost` leaves that out and counts the least
+    open_ended: Callable[[P], bool] | None = None
 
     def collects(self, params: P) -> frozenset[str]:
         return self.stats(params) if callable(self.stats) else self.stats

@@ -64,6 +64,7 @@ class Estimate:
     peak_bytes: int
     seconds: float
     fits: bool
+    open_ended: bool = False  # whether only calibration tells how much is stored beside these bytes
     reason: str = ""  # why it doesn't fit, as a code; "" if it fits
     available_bytes: int = 0
     # bytes of a quantized key-value cache; 0 if the cache holds the type that the model computes in
@@ -198,6 +199,9 @@ def estimate(spec: RunSpec) -> Estimate:
         peak_bytes=peak,
         seconds=sum(stage_seconds(spec).values()),
         fits=fits,
+        open_ended=any(
+            m.open_ended(p) for m, p in spec.methods if isinstance(m, LinearMethod) and m.open_ended
+        ),
         reason="" if fits else "memory",
         available_bytes=available,
         cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window)

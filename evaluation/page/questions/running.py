@@ -31,11 +31,12 @@ class Running(Panel):
                 return out | {"html": cards.estimate_line(words, None, False, self.public)}
             return out | {"error": cards.error_card(words, failure(error)), "fits": False}
         assert self._path is not None
+        size_told = cards.SIZE_TOLD[found.open_ended]
         out["path"] = [
             {
                 "at": v,
                 "bytes": size,
-                "size": words("estimate.size", size=words.size(size)),
+                "size": words(size_told, size=words.size(size)),
                 "smaller": words.smaller(found.baseline_file_bytes, size),
                 "hint": words("estimate.hint", size=words.size(size)),
             }

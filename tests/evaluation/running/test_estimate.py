@@ -8,7 +8,6 @@ import pytest
 
 from compression import NAMES, get
 from compression.base import LinearMethod, ModelUnavailable, StudentMethod, TableMethod
-from compression.quantization import llm_int8
 from evaluation.running.estimate import estimate, path
 from evaluation.spec import RunSpec
 from evaluation.store import Store
@@ -18,8 +17,8 @@ from tests import tiny
 @pytest.mark.parametrize("result", Store().shipped(), ids=lambda r: r.id)
 def test_sizes_are_those_of_the_shipped_runs(result):
     found = estimate(result.spec)
-    open_ended = any(m.name == "llm_int8" and llm_int8.keeps_weights(p) for m, p in result.spec.methods)
-    if open_ended:  # how many columns stay in 16 bits, only calibration tells: the estimate leaves them out
+    open_ended = found.open_ended
+    if open_ended:  # how much stays in 16 bits, only calibration tells: the estimate leaves it out
         for said, is_ in (
             (found.file_bytes, result.metrics["file_bytes"]),
             (found.weight_bits, result.metrics["weight_bits_per_weight"]),
@@ -32,6 +31,18 @@ def test_sizes_are_those_of_the_shipped_runs(result):
         if not open_ended:
             assert found.weight_bits == pytest.approx(result.metrics["weight_bits_per_weight"], rel=0.02)
         assert found.peak_bytes < (5e9 if result.spec.trainings else 3e9)
+
+
+def test_what_only_calibration_tells_is_left_out_and_said():
+    """SpQR beyond one threshold, and LLM.int8() with outlier columns in 16 bits, store more than the least."""
+
+    def told(name, **params):
+        return estimate(RunSpec("smollm2-135m-instruct-q4_1", ((name, params),)))
+
+    column = {"decomposition": "column", "outlier_weights": 16}
+    assert told("spqr", tau=0.2).open_ended and told("llm_int8", **column).open_ended
+    assert not told("spqr").open_ended and not told("llm_int8", **column, threshold=0.0).open_ended
+    assert told("spqr", tau=0.2).file_bytes == told("spqr", outliers=0.0).file_bytes
 
 
 @pytest.mark.alone
