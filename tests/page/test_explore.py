@@ -21,7 +21,7 @@ def test_first_visit_understood_in_ten_seconds(visit):
     shot(page, "first")
     expect(page.locator("h2#headline")).to_have_text(
         re.compile(
-            r"^SmolLM2 135M Instruct in \d+ MB stays about as good: .+\(269 MB\), .+ file \(98 MB\)\.$"
+            r"^SmolLM2 135M Instruct in \d+\sMB stays about as good: .+\(269\sMB\), .+ file \(98\sMB\)\.$"
         )
     )
     says(page, "#top .scale", "photos")
@@ -51,7 +51,7 @@ def test_every_look(visit, width, dark, language):
     no_sideways_scroll(page)
     ground = expect(page.locator(".gradio-container").first)
     (ground.to_have_css if dark else ground.not_to_have_css)("background-color", "rgb(18, 18, 20)")
-    says(page, "#headline", "縮小到" if language == "zh-TW" else "shrinks from")
+    says(page, "#headline", "縮小到" if language == "zh-TW" else "stays about as good")
     if width == 390:
 
         def box(selector):
