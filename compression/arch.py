@@ -100,6 +100,14 @@ def normalise(module: nn.Module) -> None:
     the row says; UnsupportedModel if there is no row.
     """
     row, heads = of(module), fused_heads(module.config)
+    sizes = geometry_of(module.config).layers[0]
+    if row.fused and sizes.heads != sizes.kv_heads:
+        raise UnsupportedLayer(
+            f"{row.fused.path!r} fuses {sizes.heads} query heads with {sizes.kv_heads} of keys and values; "
+            "only a layer of equal parts can be taken apart",
+            got=f"{sizes.heads} and {sizes.kv_heads} heads",
+            allowed="as many of each",
+        )
     for block in blocks(module):
         for path, child in list(block.named_modules()):
             if type(child).__name__ == "Conv1D":
