@@ -126,23 +126,25 @@ def test_work_of_others_is_told_from_the_sides_own():
     """A stranger that computes shows; one's own work doesn't."""
     stranger = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        before = peers._work_of_others()
-        time.sleep(1)
-        found = peers._work_of_others() - before
+        before, end = peers._work_of_others(), time.monotonic() + 60
+        while peers._work_of_others() - before < 0.5:
+            assert time.monotonic() < end
+            time.sleep(0.1)
     finally:
         stranger.kill()
         stranger.wait()
-    assert found > 0.5
 
     def all_work():
         return sum(psutil.cpu_times()[i] for i in (0, 1, 2))
 
-    own, everything, before = time.process_time(), all_work(), peers._work_of_others()
-    while time.process_time() - own < 1:
-        pass
-    assert all_work() - everything - (peers._work_of_others() - before) > 0.8, (
-        "its own second is left out, whoever else works"
-    )
+    def left_out():
+        """How much of a second of its own is no work of others, while others may work too."""
+        own, everything, before = time.process_time(), all_work(), peers._work_of_others()
+        while time.process_time() - own < 1:
+            pass
+        return all_work() - everything - (peers._work_of_others() - before)
+
+    assert any(left_out() > 0.8 for _ in range(5)), "between two readings others may have worked"
 
 
 def test_some_pairs_only_leave_the_other_rows_of_the_same_texts(tmp_path):

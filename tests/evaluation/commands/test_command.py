@@ -223,7 +223,7 @@ def test_a_run_that_is_killed_is_told_and_leaves_nothing_half_written(place, tmp
             break
     (child,) = psutil.Process(started.pid).children()
     child.kill()
-    out, _ = started.communicate(timeout=60)
+    out, _ = started.communicate(timeout=900)
     found = json.loads(out)
     assert started.returncode == 1 and (found["status"], found["error"]["code"]) == ("oom", "worker_killed")
     assert [json.loads(f.read_text())["status"] for f in (tmp_path / "runs").iterdir()] == ["oom"]

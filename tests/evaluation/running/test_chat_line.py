@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
+import threading
 import time
 
 import pytest
 
 from compression.catalogue import OFFLINE_MODEL
 from evaluation.running import chat as chats
-from evaluation.running.chat import STOP_SECONDS, Chat, ChatError, bounded_memory
+from evaluation.running.chat import Chat, ChatError, bounded_memory
 from evaluation.spec import Result, RunSpec
 from evaluation.store import Store
 
@@ -56,8 +56,13 @@ def ask(chat, word, owner="", address=""):
     return chat.stream("run", [{"role": "user", "content": word}], owner=owner, address=address)
 
 
-def written(stream) -> int:
-    return sum("side" in event for event in stream)
+def written(stream, seconds=120) -> int:
+    """How many words an answer has; it ends within so many seconds, on any machine."""
+    words, end = 0, time.monotonic() + seconds
+    for event in stream:
+        words += "side" in event
+        assert time.monotonic() < end, f"not within {seconds} s"
+    return words
 
 
 def until_busy(chat, stream) -> None:
@@ -85,21 +90,21 @@ def test_stop_works_at_every_stage_for_its_own_visitor_alone(chat, stage):
     for stranger in ("bob", ""):
         chat.stop(stranger)
     assert not chat._line[0].stopped.is_set()
-    start = time.monotonic()
     chat.stop("ann")
-    written(stream)
-    assert time.monotonic() - start < 1, "told at once"
+    assert list(stream) == [], "told at once: nothing more comes"
     assert written(ask(chat, "2", "bob")) == 2
 
 
 @pytest.mark.parametrize("stage", ["load", "prompt", "token", "9999"])
-def test_who_leaves_frees_the_line_at_once(chat, stage):
+def test_who_leaves_frees_the_line_at_once(chat, stage, monkeypatch):
     stream = ask(chat, stage, "ann")
     until_busy(chat, stream) if stage != "9999" else [next(stream) for _ in range(5)]
-    start = time.monotonic()
+    may_leave, leave = threading.Event(), Chat._leave
+    monkeypatch.setattr(Chat, "_leave", lambda *turn: may_leave.wait(60) and leave(*turn))
     stream.close()
-    assert time.monotonic() - start < 0.5, "whoever closes a stream doesn't wait"
-    assert written(ask(chat, "2", "bob")) == 2 and time.monotonic() - start < STOP_SECONDS + 3
+    assert chat._line and not may_leave.is_set(), "whoever closes a stream doesn't wait"
+    may_leave.set()
+    assert written(ask(chat, "2", "bob")) == 2
 
 
 def test_the_line_tells_places_and_has_a_limit(chat, monkeypatch):
@@ -113,7 +118,8 @@ def test_the_line_tells_places_and_has_a_limit(chat, monkeypatch):
     assert written(streams["bob"]) == 0, "stopped while waiting"
     assert next(s for s in streams["cat"] if s.get("place") == 1)
     streams["ann"].close()
-    assert any("side" in e for e in itertools.islice(streams["cat"], 60))
+    end = time.monotonic() + 120
+    assert any("side" in event for event in streams["cat"] if time.monotonic() < end)
     again = ask(chat, "3", "cat")  # a new question ends the same visitor's last one
     assert next(again)["place"] == 1
     written(streams["cat"])

@@ -45,16 +45,26 @@ def test_what_only_calibration_tells_is_left_out_and_said():
     assert told("spqr", tau=0.2).file_bytes == told("spqr", outliers=0.0).file_bytes
 
 
-@pytest.mark.alone
+def seconds(work) -> float:
+    """The best of five: what else runs only ever makes it slower."""
+
+    def once():
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    return min(once() for _ in range(5))
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if get(n).main_param])
 def test_the_path_of_the_main_knob_is_monotone_and_quick(name):
+    """Quick: as long as 1.5 million rounds of a plain loop, a tenth of a second on a processor of 2020."""
     # a table left alone isn't rounded
     spec = RunSpec("smollm2-135m-instruct-q4_1", ((name, {}),), table_bits=16)
-    path(spec), estimate(spec)
-    start = time.process_time()
     stops = path(spec)
     estimate(spec)
-    assert time.process_time() - start < 0.15
+    loop = seconds(lambda: sum(i * i for i in range(100_000)))
+    assert seconds(lambda: (path(spec), estimate(spec))) < 15 * loop
     sizes = [size for _, size in stops]
     if isinstance(get(name), TableMethod):  # what would be no smaller than the table leaves it as it is
         sizes = [size for size in sizes if size != estimate(spec).baseline_file_bytes]
