@@ -324,8 +324,10 @@ def embedding(module: nn.Module) -> tuple[str, nn.Module]:
 
 def embedding_scale(module: nn.Module) -> float:
     """The factor on the embedding's rows; 1 if there is none."""
-    name = of(module).embedding_scale
-    return float(getattr(embedding(module)[1], name)) if name else 1.0
+    part, name = embedding(module)[1], of(module).embedding_scale
+    if not name:
+        return 1.0
+    return float(getattr(part, name) if isinstance(part, nn.Embedding) else part.scale)  # else it is stored
 
 
 def head(module: nn.Module) -> tuple[str, nn.Module]:
