@@ -41,7 +41,7 @@ def counted(geometry) -> int:
     """Every parameter of a model of these sizes, counted from what its architecture's code builds."""
     shapes = [shape for _, _, shape in arch.linear_shapes(geometry)]
     layers, hidden, name = geometry.layers, geometry.hidden, geometry.architecture
-    total = sum(out * n for out, n in shapes) + geometry.table * (1 if geometry.tied else 2)
+    total = sum(out * n for out, n in shapes) + geometry.table_parameters * (1 if geometry.tied else 2)
     norms = hidden * (2 * len(layers) + 1)
     if name in ("llama", "qwen2", "qwen3"):
         total += norms

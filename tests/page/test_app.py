@@ -25,7 +25,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(400)))
     (tmp_path / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(400)))
     (tmp_path / "home").mkdir()
-    # tests/kernels/test_cpu.py builds them in homes of its own
+    # tests/kernels/cpu/test_cpu.py builds them in homes of its own
     (tmp_path / "home" / "kernels").symlink_to(cpu.cache())
     port = free_port()
     environment = dict(os.environ) | {

@@ -221,7 +221,7 @@ def test_a_run_that_is_asked_for_before_the_text_was_refused_reads_the_built_in_
 ):
     """The page asks for the estimate while the hub hasn't answered yet."""
     said = []
-    monkeypatch.setattr(texts, "settled", lambda seconds: said.append(seconds) or True)
+    monkeypatch.setattr(texts, "wait_for_fetch", lambda seconds: said.append(seconds) or True)
     monkeypatch.setattr(texts, "refused", lambda name: bool(said) and name == "wikitext-2")
     page = visit()
     page.locator("#knob-0").fill("6")

@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 import app
 from compression.catalogue import OFFLINE_MODEL
 from evaluation.page.gate import FUNCTION
-from evaluation.page.questions import KEPT_ANSWERS, Page
+from evaluation.page.questions import Page
+from evaluation.page.questions.base import KEPT_ANSWERS
 from evaluation.page.wire import Wire
 from evaluation.running import estimate
 from evaluation.store import Store
