@@ -12,6 +12,13 @@ from compression.catalogue import OFFLINE_MODEL
 from tests.page.stage import GPTQ, Server, Visitor, address, no_sideways_scroll, says, shot, store_run, until
 
 pytestmark = pytest.mark.browser
+# where a point lies that is apart from the others, and the run that it stands for
+APART = """() => {
+  const plot = document.querySelector('#front .plot'), trace = plot.data.find(t => t.name === 'quantization');
+  const {_size: size, xaxis, yaxis} = plot._fullLayout, place = plot.getBoundingClientRect();
+  const i = trace.customdata.findIndex(id => id.endsWith('owq-3'));
+  return [place.x + size.l + xaxis.d2p(trace.x[i]), place.y + size.t + yaxis.d2p(trace.y[i]), trace.customdata[i]];
+}"""
 
 
 def test_points_rows_and_links_select(visit):
@@ -28,14 +35,16 @@ def test_points_rows_and_links_select(visit):
     page.wait_for_function(
         "document.querySelector('#front .plot').data.find(t => t.name === 'ring').x.length"
     )
-    # a point that lies apart from the others
-    point = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
-      const a = p._fullLayout, r = p.getBoundingClientRect(), i = t.customdata.findIndex(id => id.endsWith('owq-3'));
-      return [r.x + a._size.l + a.xaxis.d2p(t.x[i]), r.y + a._size.t + a.yaxis.d2p(t.y[i]), t.customdata[i]]; }""")
-    page.mouse.move(point[0], point[1])
-    page.wait_for_selector("#front .hoverlayer .hovertext")  # a click counts where plotly knows the point
-    page.mouse.click(point[0], point[1])
-    address(page, point[2].replace("+", "%2B"))
+
+    def picked():
+        """A click counts once plotly knows what lies under the mouse."""
+        x, y, run = page.evaluate(APART)
+        page.mouse.move(x, y)
+        page.mouse.click(x, y)
+        page.wait_for_timeout(500)  # a second click at once would be a double one
+        return page.evaluate("new URLSearchParams(location.search).get('run')") == run
+
+    until(page, picked)
     page.locator("#front .answer button").first.click()
     says(page, "#card h2", "SpQR, 4 bits")
 
