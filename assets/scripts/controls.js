@@ -36,6 +36,7 @@ document.addEventListener('keydown', e => {
 ce.ready.then(() => {
   root.replaceChildren(form, h('div', {className: 'runbar'}, estimate, go, progress, trouble, say), four);
   ce.on('lang', () => { draw(); weigh(); if (following) tick(following); });
+  ce.on('families', tellBest);
   ce.on('choices', () => { draw(); weigh(); });
   ce.on('run', async options => { if (await weigh()) start(options); });
   draw();

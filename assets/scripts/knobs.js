@@ -87,6 +87,16 @@ function modelFacts(model) {
   ].filter(Boolean).join(' · ');
 }
 
+// What each family's best run is, in words, as soon as the front has them.
+let bestOf = {};
+function tellBest(families) {
+  bestOf = families;
+  for (const [family, words] of Object.entries(families)) {
+    const line = form.querySelector(`.tile:has(#family-${family}) .best-of`);
+    if (line) line.textContent = words;
+  }
+}
+
 function tiles(chosen) {
   const families = [...new Set(ce.data.methods.map(m => m.family))];
   families.sort((a, b) => (a === 'original') - (b === 'original'));
@@ -94,9 +104,11 @@ function tiles(chosen) {
     h('input', {
       type: 'radio', name: 'family', id: `family-${family}`, value: family, checked: family === chosen,
       onchange: () => choose(0, first(ofFamily(family))),
+      onclick: () => ce.light(family === ce.state.family || family === 'original' ? '' : family),
     }),
     h('span', {className: `swatch ${family}`}),
-    h('span', {}, h('b', {}, t(`family.${family}`)), h('small', {}, t(`family.${family}.sub`))));
+    h('span', {}, h('b', {}, t(`family.${family}`)), h('small', {}, t(`family.${family}.sub`)),
+      h('small', {className: 'best-of'}, bestOf[family] ?? '')));
   return h('fieldset', {className: 'tiles'}, h('legend', {}, t('controls.family')), families.map(tile));
 }
 

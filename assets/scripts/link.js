@@ -18,7 +18,8 @@ function readLink(query, data, natural) {
   const {steps, memory} = readSteps(q, data, name, problems);
   const state = {
     model: readModel(q, data, problems), steps, settings: readSettings(q, data, name, problems),
-    run: (q.get('run') ?? '').slice(0, 100), protocol: '', budget: 0,
+    run: (q.get('run') ?? '').slice(0, 100), protocol: '', budget: 0, deploy: q.get('deploy') === 'yes',
+    family: data.methods.some(m => m.family === q.get('family')) ? q.get('family') : '',
   };
   for (const axis of ['x', 'y']) state[axis] = data.axes.includes(q.get(axis)) ? q.get(axis) : data.view[axis];
   return {lang, tab, state, memory, problems};
@@ -98,6 +99,8 @@ function writeLink({state, memory, lang, natural, tab}, data) {
     if (value !== usual[key]) q.set(key, value === null ? 'all' : value);
   }
   for (const axis of ['x', 'y']) if (state[axis] !== data.view[axis]) q.set(axis, state[axis]);
+  if (state.family) q.set('family', state.family);
+  if (state.deploy) q.set('deploy', 'yes');
   if (state.run) q.set('run', state.run);
   if (tab !== data.tabs[0]) q.set('tab', tab);
   if (lang !== natural) q.set('lang', lang);

@@ -50,22 +50,6 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
     return html, first
 
 
-def headline(rows: Sequence[Row], model: str, words: Words) -> str:
-    """The computed sentence of the first screen, as text."""
-    entry = CATALOGUE.get(model)
-    title = entry.title if entry else model
-    best = smallest_within(rows)
-    if best is None or not value(best, "baseline_file_bytes"):
-        return words("app.headline_none", model=title) if rows else words("app.headline_empty")
-    return words(
-        "app.headline",
-        model=title,
-        original=words.size(present(best, "baseline_file_bytes")),
-        now=words.size(present(best, "file_bytes")),
-        verdict=_graded(words, best),
-    )
-
-
 def _graded(words: Words, row: Row) -> str:
     """How good a row's model is compared with its original, in words."""
     return words("grade." + grade(present(row, "perplexity_ratio"), error(row, "perplexity_ratio")))

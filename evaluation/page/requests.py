@@ -120,9 +120,10 @@ class Choices(Settings):
 
 
 class Front(Ask):
-    """The figure of one model. budget: bytes.
+    """The figure of one model. budget: bytes. deploy: only what other programs load.
 
-    protocol "": the protocol of the selected run, else of the settings, else the one with the most runs.
+    protocol: a set of runs (pareto.comparison). "": that of the selected run, else of the settings, else the
+    one with the most runs.
     """
 
     model: Name
@@ -132,6 +133,7 @@ class Front(Ask):
     settings: Settings = Settings()
     budget: Annotated[float, Field(ge=0, le=1e15)] = 0
     selected: Line = ""
+    deploy: bool = False
 
 
 class OfRun(Ask):

@@ -32,6 +32,7 @@ GRADES = (
     (4.0, "much"),
     (math.inf, "broken"),
 )
+BROKEN = GRADES[-2][0]  # beyond this multiple a model is of no use
 NOTICEABLE = 1.01  # below this multiple nobody notices a difference
 # Parameters that need no words of their own: a step's name has words for them whatever the method, or they
 # only end a training. A method declares further ones itself (`label` of compression/base.py, param).

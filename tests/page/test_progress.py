@@ -65,9 +65,7 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
     page.wait_for_selector("#card [data-act=chat]")
     says(page, "#card h2", "GPTQ, 6 bits")
     address(page, "run=mine")
-    page.wait_for_function(
-        "document.querySelector('#front .plot').data.some(t => (t.customdata ?? []).includes('mine'))"
-    )
+    page.wait_for_selector("#front .mark[data-id=mine]")
     becomes(page, lambda: page.locator("#front").bounding_box()["y"], before)  # no jump
     expect(page.locator("#controls .progress")).to_be_hidden()
     shot(page, "result")

@@ -12,15 +12,9 @@ from compression.catalogue import OFFLINE_MODEL
 from tests.page.stage import GPTQ, Server, Visitor, address, no_sideways_scroll, says, shot, store_run, until
 
 pytestmark = pytest.mark.browser
+
+
 # where a point lies that is apart from the others, and the run that it stands for
-APART = """() => {
-  const plot = document.querySelector('#front .plot'), trace = plot.data.find(t => t.name === 'quantization');
-  const {_size: size, xaxis, yaxis} = plot._fullLayout, place = plot.getBoundingClientRect();
-  const i = trace.customdata.findIndex(id => id.endsWith('owq-3'));
-  return [place.x + size.l + xaxis.d2p(trace.x[i]), place.y + size.t + yaxis.d2p(trace.y[i]), trace.customdata[i]];
-}"""
-
-
 def test_points_rows_and_links_select(visit):
     page = visit()
     page.locator("#runs summary").click()
@@ -32,19 +26,14 @@ def test_points_rows_and_links_select(visit):
     expect(row).to_have_attribute("aria-current", "true")
     page.locator("#front").scroll_into_view_if_needed()
     page.evaluate("scrollTo(0, 0)")
-    page.wait_for_function(
-        "document.querySelector('#front .plot').data.find(t => t.name === 'ring').x.length"
-    )
-
-    def picked():
-        """A click counts once plotly knows what lies under the mouse."""
-        x, y, run = page.evaluate(APART)
-        page.mouse.move(x, y)
-        page.mouse.click(x, y)
-        page.wait_for_timeout(500)  # a second click at once would be a double one
-        return page.evaluate("new URLSearchParams(location.search).get('run')") == run
-
-    until(page, picked)
+    page.wait_for_selector("#front .mark[aria-pressed=true][data-id*=wanda]")
+    # a point that lies apart from the others
+    point = page.locator("#front .mark[data-id$='owq-3']").bounding_box()
+    middle = point["x"] + point["width"] / 2, point["y"] + point["height"] / 2
+    page.mouse.move(*middle)
+    page.wait_for_selector("#front .hover:not([hidden])")
+    page.mouse.click(*middle)
+    address(page, "run=shipped-gates-owq-3")
     page.locator("#front .answer button").first.click()
     says(page, "#card h2", "SpQR, 4 bits")
 

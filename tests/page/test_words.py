@@ -48,6 +48,8 @@ BUILT = (
     "card.group.",
     "card.export.",
     "app.tab.",
+    "app.headline_rounded.",
+    "text.",
     "tab.",
     "front.",
     "runs.",

@@ -27,7 +27,7 @@ class Runs(Panel):
         manifest = self.store.manifest(result) if own else None
         rows = self.rows()
         row = next((r for r in rows if r["id"] == result.id), {})
-        group = pareto.comparable(rows, result.spec.model, result.protocol_id)
+        group = pareto.comparable(rows, result.spec.model, pareto.comparison(row)) if row else []
         lead = pareto.front(group, metrics.DEFAULT_X, metrics.DEFAULT_Y)
         here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
         html = cards.run_card(
