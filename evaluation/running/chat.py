@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from compression.base import CompressionError
-from evaluation import ROOT
+from evaluation import ROOT, recorded
 from evaluation.running.public import named_only
 from evaluation.store import Store
 
@@ -385,19 +385,9 @@ def answer(sides: list[Side], question: dict, stopped: threading.Event) -> Itera
                 continue
             event = side.step()
             if parted is None and len(sides) == 2:
-                parted = _parted(*sides)
+                one, two = sides
+                parted = recorded.parted(one.tokens, two.tokens, one.done, two.done)
             yield event | {"diverged_at": parted}
-
-
-def _parted(a: Side, b: Side) -> int | None:
-    for i, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)):
-        if x != y:
-            return i
-    if a.done != b.done and len(a.tokens) != len(b.tokens):
-        shorter = min(len(a.tokens), len(b.tokens))
-        ended = a if a.done else b
-        return shorter if len(ended.tokens) == shorter else None
-    return None
 
 
 def serve() -> None:

@@ -32,6 +32,7 @@ from kernels import cpu
 from kernels import home as place
 
 if TYPE_CHECKING:
+    from compression.calibrate import Outcome
     from evaluation.measuring.measure import Baseline
 
 NOTES_OF_THE_ORIGINAL = frozenset(
@@ -263,17 +264,16 @@ def _publishers_dtype(bundle: Bundle):
     return widths.get(bundle.source["dtype"], torch.float32)
 
 
-def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Original) -> Result:
-    """Compress the loaded model, save it, measure it beside the original, time both."""
-    from compression import artifact, calibrate, models
+def compress(order: Order, read: Read, loaded: Loaded) -> Outcome:
+    """Compress the loaded model in place."""
+    from compression import calibrate, models
 
-    spec, bundle, key = order.spec, loaded.bundle, order.spec.key(loaded.fingerprint)
+    spec, bundle = order.spec, loaded.bundle
     for method, params in spec.methods:  # a student is measured on the original's tokens
         if isinstance(method, StudentMethod) and params.student:
             models.check_tokenizer(bundle, params.student)
-    geometry = bundle.geometry
     order.clock.stage("compress")
-    outcome = calibrate.compress(
+    return calibrate.compress(
         bundle,
         spec.methods,
         read.windows.calibration,
@@ -284,6 +284,15 @@ def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Ori
         recorder=order.recorder,
         training=read.windows.training,
     )
+
+
+def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Original) -> Result:
+    """Compress the loaded model, save it, measure it beside the original, time both."""
+    from compression import artifact
+
+    spec, bundle, key = order.spec, loaded.bundle, order.spec.key(loaded.fingerprint)
+    geometry = bundle.geometry
+    outcome = compress(order, read, loaded)
     found = Found(notes=list(outcome.notes), layers=outcome.layers, judged=outcome.judged)
     if small := _small_scales(bundle.module):
         found.notes.append(Note("small_scales", {"count": small}))
