@@ -105,7 +105,9 @@ def explore(page: Page) -> None:
 
 def chat(page: Page) -> None:
     """The tab of the chat: original and compressed, side by side."""
-    talk = panel("chat", "Chat", [question(page, name) for name in ("sides", "stop_chat")], "columns")
+    talk = panel(
+        "chat", "Chat", [question(page, name) for name in ("sides", "recorded", "stop_chat")], "columns"
+    )
 
     def converse(event: gr.EventData, request: gr.Request):
         yield from page.converse(event._data, request.client.host)

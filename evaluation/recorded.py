@@ -18,7 +18,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from evaluation import ROOT
@@ -52,13 +51,13 @@ PROMPTS = (
 )
 
 
-def read(file: Path = FILE) -> dict[str, Any]:
+def read() -> dict[str, Any]:
     """The recorded points by their result's id; {} if nothing was recorded."""
-    return json.loads(file.read_text("utf-8"))["points"] if file.is_file() else {}
+    return json.loads(FILE.read_text("utf-8"))["points"] if FILE.is_file() else {}
 
 
 def asked(prompts: Sequence[Prompt] = PROMPTS, settings: Mapping[str, Any] = SETTINGS) -> str:
-    """A hash of what was asked, and how."""
+    """A hash of the questions, and of how they were asked."""
     return _hash([[[p.name, p.text] for p in prompts], dict(settings)])
 
 

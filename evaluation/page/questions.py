@@ -25,10 +25,10 @@ from compression.base import CompressionError, ModelUnavailable
 from compression.bundle import Geometry, LayerGeometry
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from compression.disk import check_room
-from evaluation import host, records
+from evaluation import host, recorded, records
 from evaluation.choosing import planner
 from evaluation.measuring import metrics
-from evaluation.page import cards, pareto, plots, points, requests
+from evaluation.page import cards, pareto, plots, points, replay, requests
 from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, shown
 from evaluation.running import deaths
 from evaluation.running.estimate import geometry_for
@@ -603,6 +603,17 @@ class Page:
             old.unlink(missing_ok=True)
         return {"file": str(file), "name": file.name}
 
+    def recorded(self, ask: requests.Recorded) -> dict:
+        """What the chat shows of the recorded answers, and what making the model here would take."""
+        words = Words(ask.lang)
+        key = ("recorded", ask.lang, ask.id, ask.prompt)
+        out = self._keep(key, lambda: replay.shown(words, self.rows(), recorded.read(), ask.id, ask.prompt))
+        result = self.store.get_id(str(out.get("id", "")))
+        seconds = self._seconds(result.spec) if result else None
+        return out | {
+            "make": words("card.make", time=words.seconds(seconds)) if seconds else words("card.make.plain")
+        }
+
     def sides(self, ask: requests.OfRun) -> dict:
         """The heads of the chat's columns: what each side is, its stored speed and its memory.
 
@@ -626,14 +637,13 @@ class Page:
 
         def side(title: str, prefix: str) -> dict:
             rate = metrics.value(row, f"{prefix}decode_tokens_per_second") if here else None
-            memory = metrics.value(row, f"{prefix}resident_weight_bytes")
             size = metrics.value(row, f"{prefix}file_bytes")
             return {
                 "title": title + (f" · {words.size(size)}" if size else ""),
                 "rate": rate,
-                "memory": memory,
                 "stored": words("chat.stored", rate=digits(rate, 2)) if rate else "",
-                "memory_words": words("chat.memory", memory=words.size(memory)) if memory else "",
+                "size": size,
+                "size_words": words.size(size) if size else "",
             }
 
         entry = CATALOGUE.get(str(row["model"]))
@@ -726,7 +736,6 @@ class Page:
             side["rate_value"] = event["tokens_per_second"]
         if event.get("memory_bytes"):
             side["memory"] = words("chat.memory", memory=words.size(event["memory_bytes"]))
-            side["memory_value"] = event["memory_bytes"]
         if event.get("cache_bits", 16) < 16:
             side["cache"] = words("chat.cache", bits=event["cache_bits"])
         if event.get("done"):

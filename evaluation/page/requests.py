@@ -138,6 +138,12 @@ class OfRun(Ask):
     id: Line
 
 
+class Recorded(OfRun):
+    """The recorded answers of a run to a prompt; of others if this run or prompt has none."""
+
+    prompt: Line = ""
+
+
 class OfOwnRun(Owned):
     id: Line
 
@@ -265,6 +271,7 @@ QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Pa
     "enough": Question(OfOwnRun),
     "pack": Question(Pack),
     "sides": Question(OfRun, {"options": [], "left": None, "right": None, "busy": False}),
+    "recorded": Question(Recorded, {"prompts": [], "options": [], "right": None, "ladder": []}),
     "converse": Question(Converse),
     "stop_chat": Question(Owned),
 }

@@ -54,7 +54,18 @@ NAMED = (
 # prefixes of strings that come with a method or a tab, and may wait for their translation
 MAY_WAIT = ("method.", "param.", "value.", "app.tab.", "tab.")
 # prefixes of strings that only the server uses, and those of its errors that the scripts tell too
-TOLD = ("note.", "stage.", "unit.", "status.", "grade.", "verdict.", "stored.", "recipe.", "error.")
+TOLD = (
+    "note.",
+    "stage.",
+    "unit.",
+    "status.",
+    "grade.",
+    "verdict.",
+    "stored.",
+    "recipe.",
+    "prompt.",
+    "error.",
+)
 LINKS = "error.link_"
 MANY = 4.0  # a larger change is told as a multiple, not in per cent
 SPEED_MARGIN = 0.05  # rates that differ by less are called equal
