@@ -99,8 +99,8 @@ def explore(page: Page) -> None:
         panel("front", "Front", ask("front"), "plot", plotly=plotly)
         asked = ask("weigh", "begin", "poll", "stop", "enough", "essay")
         panel("controls", "Controls", asked, "declared knobs fields estimate progress")
-        panel("card", "Run", ask("card", "pack", "record", "delete"))
-        panel("runs", "Runs", ask("runs", "add"))
+        panel("card", "Run", ask("card", "pack", "record", "name", "delete"))
+        panel("runs", "Runs", ask("runs", "add", "export_all"))
 
 
 def chat(page: Page) -> None:

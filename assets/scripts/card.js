@@ -100,6 +100,25 @@ const ACTS = {
     h('a', {href, download: got.name}).click();
     setTimeout(() => URL.revokeObjectURL(href), 10000);
   },
+  // A title and a note of one's own.
+  name(button, id) {
+    const person = root.querySelector('.person'), old = root.querySelector('form.naming');
+    if (old) return old.remove();
+    const title = h('input', {type: 'text', maxLength: 60, value: person.dataset.title});
+    const note = h('textarea', {rows: 2, maxLength: 500, value: person.textContent});
+    const save = async e => {
+      e.preventDefault();
+      const got = await ce.ask(server.ask_name, {id, visitor: ce.visitor, title: title.value, note: note.value});
+      if (got?.error) return root.insertAdjacentHTML('beforeend', got.error);
+      if (!got) return;
+      await show(id);
+      ce.say('results');
+    };
+    button.closest('.buttons').after(h('form', {className: 'naming', onsubmit: save},
+      h('label', {}, t('card.name.title'), title), h('label', {}, t('card.name.note'), note),
+      h('button', {className: 'plain', type: 'submit'}, t('card.name.save'))));
+    title.focus();
+  },
   // The first click asks, the second deletes.
   async delete(button, id) {
     if (!button.classList.contains('sure')) {

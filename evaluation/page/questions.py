@@ -28,7 +28,7 @@ from compression.disk import check_room
 from evaluation import host, recorded, records
 from evaluation.choosing import planner
 from evaluation.measuring import metrics
-from evaluation.page import cards, pareto, plots, points, replay, requests
+from evaluation.page import cards, curve, managed, pareto, plots, points, replay, requests
 from evaluation.page.words import LANGUAGES, Words, digits, essay, methods, shown
 from evaluation.running import deaths
 from evaluation.running.estimate import geometry_for
@@ -265,7 +265,9 @@ class Page:
             artifact=own,
             here=here,
             chat=self.chat is not None,
-            deletable=not self.public and not row.get("shipped"),
+            managed=not self.public and not row.get("shipped"),
+            label=self.store.labels().get(result.id),
+            disk_bytes=self.store.disk_bytes(result),
             dominated=result.status == "ok" and result.id not in lead,
             seconds=seconds,
             exports=self._exports(manifest) if manifest else (),
@@ -310,9 +312,10 @@ class Page:
         """The table of all runs."""
         return self._keep(("runs", ask.lang), lambda: self._runs(Words(ask.lang), self.rows()))
 
-    @staticmethod
-    def _runs(words: Words, rows: list[dict]) -> dict:
+    def _runs(self, words: Words, rows: list[dict]) -> dict:
         return {
+            "disk": "" if self.public else managed.disk(self.store, words),
+            "own": not self.public and any(not r["shipped"] and r["status"] == "ok" for r in rows),
             "html": cards.runs_table(rows, words, host.processor(), host.threads()),
             "count": words.many("runs.count", len(rows)),
             "models": sorted({str(r["model"]) for r in rows}),
@@ -338,13 +341,20 @@ class Page:
     def delete(self, ask: requests.OfOwnRun) -> dict:
         """Delete a finished run of this machine with its compressed model. A shipped result stays."""
         self._of_this_machine()
-        result = self.store.get_id(ask.id)
-        if result is None or result not in self.store.own():
-            raise CompressionError("no run of this machine has this id", code="run_gone")
-        if result.status in ("queued", "running"):
-            raise CompressionError("the run is going on; stop it first", code="run_going_on")
+        managed.own(self.store, ask.id)
         self.store.delete(ask.id)
         return {}
+
+    def name(self, ask: requests.Naming) -> dict:
+        """Give an own run a title and a note."""
+        self._of_this_machine()
+        managed.name(self.store, ask.id, ask.title, ask.note)
+        return {}
+
+    def export_all(self, ask: requests.Ask) -> dict:
+        """All finished runs of this machine as one file, which another installation can add."""
+        self._of_this_machine()
+        return managed.export(self.store, self.downloads())
 
     def _of_this_machine(self) -> None:
         """Raises on a public page, where visitors share one store."""
@@ -518,7 +528,7 @@ class Page:
             if state["stage"] == "train" and mine:
                 facts = state["facts"]
                 out |= {
-                    "curve": plots.curve(facts["curve"], words("progress.curve")),
+                    "curve": curve.svg(facts["curve"], words, words("progress.curve")),
                     "enough": state["alone"] and self.runner.executor.ends_trainings,
                 }
             if left := state["seconds_left"]:

@@ -27,6 +27,7 @@ from pydantic import (
 
 from compression.architectures import ARCHITECTURES
 from compression.base import CompressionError
+from evaluation import labels
 from evaluation.running.public import named_only
 from evaluation.spec import RunSpec
 
@@ -148,6 +149,18 @@ class OfOwnRun(Owned):
     id: Line
 
 
+class Naming(OfOwnRun):
+    """The title and the note of an own run; empty ones remove them."""
+
+    title: Annotated[
+        str, StringConstraints(max_length=labels.TITLE, strip_whitespace=True, pattern=r"^[^\x00-\x1f]*$")
+    ] = ""
+    note: Annotated[
+        str,
+        StringConstraints(max_length=labels.NOTE, strip_whitespace=True, pattern=r"^[^\x00-\x09\x0b-\x1f]*$"),
+    ] = ""
+
+
 class Add(Ask):
     """A result's file, as a card gives it out."""
 
@@ -262,6 +275,8 @@ QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Pa
     "record": Question(OfRun, {"name": "", "text": ""}),
     "add": Question(Add, {"id": ""}),
     "delete": Question(OfOwnRun),
+    "name": Question(Naming),
+    "export_all": Question(Ask, {"file": "", "name": ""}),
     "essay": Question(Essay, {"text": ""}),
     "plan": Question(Plan, {"html": "", "options": []}),
     "weigh": Question(Weigh, {"html": "", "path": [], "stored": "", "fits": False}),

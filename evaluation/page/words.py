@@ -204,6 +204,35 @@ class Words:
         change = self._moved(found, MEASURES[measure]) if measure else self._times(found)
         return self("verdict.told", verdict=self(f"verdict.{found.word}"), change=change)
 
+    def helped(self, found: Difference, *, measure: str = "", training: bool = False) -> str:
+        """Whether a method helped, beside its control: "26 % worse than its control: ...".
+
+        measure: what the method optimises, if not perplexity. training: the other run is the same without the
+        training.
+        """
+        key = f"card.verdict{'.training' if training else ''}.{found.word}"
+        if found.word == "unclear":
+            return self(key)
+        if measure:
+            one = MEASURES[measure]
+            change = digits(abs(found.mean) * (1 if one.unit == "nats" else 100), 2)
+            change = self("unit.nats" if one.unit == "nats" else "unit.points", n=change)
+            return self(f"{key}.measure", name=self(f"metric.{measure}"), change=change)
+        return self(key, change=self.percent(found.ratio))
+
+    def percent(self, ratio: float) -> str:
+        """By how much a perplexity differs: "26 %", or "5.3x" for a change of many times."""
+        if 1 / MANY < ratio < MANY:
+            return f"{digits(100 * abs(ratio - 1), 2)} %"
+        return f"{digits(max(ratio, 1 / ratio), 2)}×"
+
+    def change(self, ratio: float) -> str:
+        """ "5 % higher", "5 % lower", "equal"."""
+        percent = self.percent(ratio)
+        if abs(ratio - 1) < 0.005:
+            return self("change.none")
+        return self("change.higher" if ratio > 1 else "change.lower", percent=percent)
+
     def _moved(self, found: Difference, measure: Measure) -> str:
         """A change of a measure with its interval. Shares change by points."""
         scale = 1 if measure.unit == "nats" else 100
@@ -387,8 +416,10 @@ class Words:
         return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, cache=cache)
 
     def run(self, row: Mapping, long: bool = False) -> str:
-        """What a run did: its recipe in words, from a row of the table of runs."""
-        return self.recipe(row["recipe"], long, row.get("cache_bits", 16), row.get("cache_keys", "token"))
+        """A run from the table of runs: the title that a person gave it, else its recipe in words."""
+        recipe = self.recipe(row["recipe"], long, row.get("cache_bits", 16), row.get("cache_keys", "token"))
+        title = row.get("title") or ""
+        return f"{title} ({recipe})" if title and long else title or recipe
 
     def note(self, note: Mapping) -> str:
         """A note's sentence. A note with an unknown code is shown as it is, not hidden."""

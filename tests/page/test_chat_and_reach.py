@@ -30,17 +30,17 @@ def test_chat_side_by_side(visit, server):
     page.wait_for_function(
         "document.querySelector('#chat .chat-status').textContent.includes('differ after 3')"
     )
-    columns = page.locator("#chat .text")
+    columns = page.locator("#chat .columns .text")
     assert (
         columns.nth(0).inner_text() == "The capital <b>is</b> Paris."
         and columns.nth(1).inner_text() == "The capital <b>is</b> London."
     )
-    assert page.locator("#chat mark").all_inner_texts() == ["Paris.", "London."]
+    assert page.locator("#chat .columns mark").all_inner_texts() == ["Paris.", "London."]
     assert "20 tokens/s" in page.locator("#chat .live").nth(0).inner_text()
     shot(page, "chat")
     page.reload()
     page.wait_for_selector("#chat .columns:visible")
-    assert "Paris" in page.locator("#chat .text").nth(0).inner_text(), "the last exchange is kept"
+    assert "Paris" in page.locator("#chat .columns .text").nth(0).inner_text(), "the last exchange is kept"
     page.locator("#prompt").fill("again")
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('#chat .asked').textContent === 'again'")
@@ -54,11 +54,18 @@ def test_chat_side_by_side(visit, server):
     server.store.delete("talks")
 
 
-def test_chat_without_a_model_points_the_way(visit):
+def test_chat_without_a_model_shows_recorded_answers(visit):
+    """What ships, not a made-up file: no empty tab for a newcomer."""
     page = visit("?tab=chat", drawn=False)
-    page.wait_for_selector("#chat .none:visible")
-    page.locator("#chat .none button").click()
-    page.wait_for_selector("#front .plot:visible")
+    page.wait_for_selector("#chat .columns:visible")
+    assert "Paris" in text(page, "#chat .columns .text") and page.locator("#chat .none").is_hidden()
+    assert [step.inner_text() for step in page.locator("#chat .step h4").all()] == [
+        "Original",
+        "8 bits",
+        "4 bits",
+        "3 bits",
+        "2 bits",
+    ]
 
 
 def test_keyboard_alone(visit, server):

@@ -202,7 +202,7 @@ def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
     )
     page = visit("?run=healed")
     page.wait_for_selector("#card svg.curve")
-    assert "gives 0.97" in text(page, "#card") and "stands at 1.05×" in text(page, "#card")
+    assert "gives 0.97" in text(page, "#card") and "compared with that: 5.2 % higher" in text(page, "#card")
     shot(page, "training-card")
     for name in ("healed", "alone"):
         server.store.delete(name)

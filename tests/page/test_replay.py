@@ -53,7 +53,7 @@ def test_both_answers_and_where_they_part(rows):
     assert state["sides"]["original"]["text"] == "The capital is Paris."
     assert state["sides"]["compressed"]["text"] == "The capital was <b>Rome</b>."
     assert state["parted"] == 2 and "after 2 tokens" in state["status"] and state["done"]
-    assert "Original · 269" in found["left"]["title"] and "RTN, 4 bits" in found["right"]["title"]
+    assert "Original · 269" in found["left"]["title"] and "Rounding, 4 bits" in found["right"]["title"]
     assert "2026-11-30" in found["about"] and "abc123" in found["about"] and "60" in found["about"]
     # sizes are those of files on both sides: 2.4 times, where memory in float32 said 4.7
     assert 2.2 < found["left"]["size"] / found["right"]["size"] < 2.5

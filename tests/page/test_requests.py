@@ -36,6 +36,8 @@ RIGHT = {  # a right request to each question
     "record": {"id": "mine"},
     "add": {"text": (SHIPPED / "gates-none.json").read_text("utf-8")},
     "delete": {"id": "spare"},
+    "name": {"id": "mine", "visitor": TOKEN, "title": "My best", "note": "kept for the lecture"},
+    "export_all": {},
     "essay": {"method": "gptq"},
     "plan": {"model": OFFLINE_MODEL, "memory_bytes": 8e9, "context": 4096},
     "weigh": {"choices": CHOICES},
@@ -45,6 +47,7 @@ RIGHT = {  # a right request to each question
     "enough": {"id": "run-1"},
     "pack": {"id": "mine"},
     "sides": {"id": "mine"},
+    "recorded": {"id": "mine", "prompt": "sum"},
     "converse": {
         "visitor": TOKEN,
         "id": "mine",
