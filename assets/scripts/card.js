@@ -152,6 +152,11 @@ ce.ready.then(() => {
     show(id);
     if (from === 'table' && innerWidth < 700) root.scrollIntoView({behavior: 'smooth'});
   });
+  // The card of a run on its way says what its progress says.
+  ce.on('progress', ({id, words}) => {
+    const waiting = id === shown ? root.querySelector('[data-waiting]') : null;
+    if (waiting) waiting.textContent = words;
+  });
   ce.on('preselect', ({id}) => { if (!ce.state.run) show(id); });
   ce.on('lang', () => { if (shown) show(shown); else if (ce.problems.length) problems(); else empty(); });
   ce.on('model', () => { if (!ce.state.run) { shown = ''; empty(); } });

@@ -27,7 +27,7 @@ function drawColumns(heads, state, busy) {
     const now = state?.sides?.[side], c = columns[side];
     drawText(c.text, now, state?.parted);
     c.text.classList.toggle('writing', busy && !now?.done);
-    const told = now ? [now.rate, now.first, now.memory, now.cache, busy && now.rate ? t('chat.live') : ''] : [];
+    const told = now ? [now.rate, now.busy, now.first, now.memory, now.cache, busy && now.rate ? t('chat.live') : ''] : [];
     c.live.textContent = told.filter(Boolean).join(' · ');
     const [own, other] = i ? [heads.right, heads.left] : [heads.left, heads.right];
     if (own) drawBars(c.bars, own, other, now, state?.sides?.[SIDES[1 - i]]);

@@ -645,13 +645,17 @@ class Page:
             return out
         here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
 
+        busy = {"machine_busy", "machine_shared"} & {note.get("code") for note in row["notes"]}
+
         def side(title: str, prefix: str) -> dict:
             rate = metrics.value(row, f"{prefix}decode_tokens_per_second") if here else None
             size = metrics.value(row, f"{prefix}file_bytes")
             return {
                 "title": title + (f" · {words.size(size)}" if size else ""),
                 "rate": rate,
-                "stored": words("chat.stored", rate=digits(rate, 2)) if rate else "",
+                "stored": words("chat.stored.busy" if busy else "chat.stored", rate=digits(rate, 2))
+                if rate
+                else "",
                 "size": size,
                 "size_words": words.size(size) if size else "",
             }
@@ -741,6 +745,8 @@ class Page:
         state["status"] = ""
         if event.get("first_ms") is not None:
             side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
+        if (event.get("waited") or 0) > host.WAITED:
+            side["busy"] = words("chat.rate.busy")
         if event.get("tokens_per_second"):
             side["rate"] = words("chat.rate", rate=digits(event["tokens_per_second"], 2))
             side["rate_value"] = event["tokens_per_second"]

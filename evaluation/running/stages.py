@@ -41,6 +41,7 @@ NOTES_OF_THE_ORIGINAL = frozenset(
         "recomputed_buffers",
         "window_shortened",
         "machine_shared",
+        "machine_busy",
         "plain_loop",
         "no_short_context",
         "continuations_shortened",
@@ -169,6 +170,8 @@ def load(order: Order, read: Read) -> Loaded:
     bundle = models.load(spec.model, device, emit=order.recorder.emit, allow_paths=order.allow_paths)
     dtype = str(next(bundle.module.parameters()).dtype).removeprefix("torch.")
     seconds = time.perf_counter() - start
+    if cpu.status() == "being built":
+        order.clock.stage("kernels")
     cpu.wait()  # so that one set of kernels serves the whole run
     source, notes = bundle.source, []
     if source.get("rounded"):
@@ -355,7 +358,12 @@ def _time(order: Order, read: Read, loaded: Loaded, original: Original, found: F
     order.clock.stage("latency")
     original.baseline = None  # its memory is needed to load the original itself
     beside = models.load(order.spec.model, loaded.device, allow_paths=order.allow_paths)
-    found.timings, notes = timing.timed(loaded.bundle, beside, read.windows.evaluation.ids.flatten())
+    found.timings, notes = timing.timed(
+        loaded.bundle,
+        beside,
+        read.windows.evaluation.ids.flatten(),
+        tell=partial(order.recorder.progress, "latency"),
+    )
     found.notes += notes
     for entry in found.timings:
         found.metrics |= entry["compressed"]

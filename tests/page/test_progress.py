@@ -25,6 +25,7 @@ def start(page):
         ("download", "Downloading"),
         ("convert", "Preparing"),
         ("load", "Loading"),
+        ("kernels", "Building the fast kernels"),
         ("baseline", "Measuring the original"),
         ("compress", "Compressing, layer 12 of 30"),
         ("tables", "word table"),
@@ -241,8 +242,25 @@ def test_a_reload_finds_the_run_again(visit, server):
     page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
     page.reload()
     page.wait_for_function("document.querySelector('#controls .stage')?.textContent.includes('41 s left')")
+    page.wait_for_function(
+        "document.querySelector('#card [data-waiting]')?.textContent.includes('41 s left')"
+    )
+    assert "layer 12 of 30" in text(page, "#card [data-waiting]"), "its card says the stage too"
     server.runner.answer = {"status": "unknown", "error": {"code": "run_gone"}}
     page.wait_for_selector("#controls .trouble .error")
+
+
+@pytest.mark.parametrize("width, height", [(390, 760), (1024, 700), (1440, 900), (1920, 1080)])
+def test_progress_stays_in_view(visit, server, width, height):
+    page = visit(width=width, height=height)
+    start(page)
+    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    for place in (0, 100_000):  # at the top and at the end of the page
+        page.evaluate("y => scrollTo(0, y)", place)
+        inside = page.evaluate("""() => { const r = document.querySelector('#controls .stage').getBoundingClientRect();
+          return r.top >= 0 && r.bottom <= innerHeight && r.left >= 0 && r.right <= innerWidth && r.height > 0; }""")
+        assert inside, f"{width} px, scrolled to {place}"
+    shot(page, f"running-{width}")
 
 
 def test_a_dropped_line_is_told_and_mended(visit, server):
