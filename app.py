@@ -3,7 +3,7 @@
     python app.py            opens http://localhost:7860 (GRADIO_SERVER_PORT is honoured)
 
 This is the only file that imports gradio. The page is five panels (`gr.HTML`, each with a script in assets/)
-that ask the server plain functions (evaluation/page/questions.py). If the connection drops, such a call fails
+that ask the server plain functions (evaluation/page/questions). If the connection drops, such a call fails
 quietly, where a Gradio event would reload the page. Only the chat is an event, because it streams. No torch
 is imported here; the first answer that needs it imports it, after the first paint.
 """

@@ -96,8 +96,8 @@ def of(module: nn.Module) -> Architecture:
 def normalise(module: nn.Module) -> None:
     """Bring a transformers causal LM into the normal form, in place. Its outputs stay the same.
 
-    Raises UnsupportedLayer if a block holds a linear, or the model a norm, that the table's row doesn't name;
-    UnsupportedModel if there is no row.
+    Raises UnsupportedLayer if a part with weights isn't named by the table's row, or is of another class than
+    the row says; UnsupportedModel if there is no row.
     """
     row, heads = of(module), fused_heads(module.config)
     for block in blocks(module):
@@ -109,15 +109,26 @@ def normalise(module: nn.Module) -> None:
             biases = split(fused.bias.detach(), heads) if fused.bias is not None else [None] * 3
             q, k, v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
             block.set_submodule(row.fused.path, Joined(q, k, v, heads))
-        known = set(row.roles.values())
-        for path, child in block.named_modules():
-            if isinstance(child, nn.Linear) and path not in known:
-                raise UnsupportedLayer(
-                    f"block layer {path!r} of type {type(child).__name__} is not in the table of "
-                    f"{module.config.model_type!r}; known: {', '.join(sorted(known))}",
-                    got=path,
-                    allowed=", ".join(sorted(known)),
-                )
+    _check_parts(module)
+
+
+def _check_parts(module: nn.Module) -> None:
+    """Raise UnsupportedLayer unless the table's row names every part that holds weights, and its class."""
+    row = of(module)
+    table = embedding(module)[1]
+    named = {id(part) for part in (table, head(module)[1], *projections(module), *all_norms(module))}
+    named |= {id(module.get_submodule(path)) for path, _, _ in linears(module)}
+    if row.positions:
+        named.add(id(module.get_submodule(row.positions)))
+    for path, part in module.named_modules():
+        if any(True for _ in part.parameters(recurse=False)) and id(part) not in named:
+            known = ", ".join(sorted({*row.roles.values(), *filter(None, row.norms)}))
+            raise UnsupportedLayer(
+                f"{path!r} of type {type(part).__name__} holds weights, and the table of {row.name!r} "
+                f"doesn't name it; known in a block: {known}",
+                got=path,
+                allowed=known,
+            )
     for norm in all_norms(module):
         if class_path(norm) != row.norm.path:
             raise UnsupportedLayer(
@@ -126,6 +137,13 @@ def normalise(module: nn.Module) -> None:
                 got=class_path(norm),
                 allowed=row.norm.path,
             )
+    if type(table) is not nn.Embedding and not row.embedding_scale:
+        raise UnsupportedLayer(
+            f"an embedding of class {class_path(table)} is not in the table of {row.name!r}; known: "
+            f"{nn.Embedding.__name__}",
+            got=class_path(table),
+            allowed=nn.Embedding.__name__,
+        )
 
 
 def class_path(part: nn.Module) -> str:
@@ -140,14 +158,6 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return linear
-
-
-def joined_weight(joined: Joined) -> tuple[Tensor, Tensor | None]:
-    """The fused weight [3n, in] and bias of a Joined in the family's own row order, for export."""
-    parts = [joined.q, joined.k, joined.v]
-    weight = join([p.weight.T for p in parts], joined.heads).T
-    bias = join([p.bias for p in parts], joined.heads) if parts[0].bias is not None else None
-    return weight, bias
 
 
 def blocks(module: nn.Module) -> nn.ModuleList:
@@ -171,9 +181,10 @@ class Fold:
     """
 
     path: str
-    weight: Tensor  # of a norm [in], or of a linear [rows, its in]; float32
+    weight: Tensor  # what a norm multiplies by [in], or of a linear [rows, its in]; float32
     bias: Tensor | None
     row: Tensor  # [in]: for each channel, the entry (norm) or row (linear) of `weight` that computes it
+    added: float = 0.0  # `weight` is this number and what a norm stores (declare.Norm)
 
     def shared(self, s: Tensor) -> Tensor:
         """s float32 [in] with one value, the mean, for all channels that the same row computes.
@@ -218,10 +229,13 @@ def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
     source = block.get_submodule(path)
     if source.weight is None:
         return None, "no_weight"
-    bias = getattr(source, "bias", None)
-    row = row.to(source.weight.device)
+    bias, added = getattr(source, "bias", None), architecture.norm.added if norm is not None else 0.0
     return Fold(
-        prefix + path, source.weight.detach().float(), None if bias is None else bias.detach().float(), row
+        prefix + path,
+        source.weight.detach().float() + added,
+        None if bias is None else bias.detach().float(),
+        row.to(source.weight.device),
+        added,
     ), ""
 
 
@@ -298,6 +312,12 @@ def embedding(module: nn.Module) -> tuple[str, nn.Module]:
     """(path, module) of the token embedding."""
     path = of(module).embedding
     return path, module.get_submodule(path)
+
+
+def embedding_scale(module: nn.Module) -> float:
+    """The factor on the embedding's rows; 1 if there is none."""
+    name = of(module).embedding_scale
+    return float(getattr(embedding(module)[1], name)) if name else 1.0
 
 
 def head(module: nn.Module) -> tuple[str, nn.Module]:

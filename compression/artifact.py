@@ -440,7 +440,11 @@ def _place(module: nn.Module, modules: dict[str, dict], dtype: torch.dtype) -> N
             scale = torch.empty(in_features, dtype=dtype) if entry["input_scale"] else None
             set_submodule(module, path, CompressedLinear(packed, bias, scale))
         elif entry["kind"] == "table":
-            set_submodule(module, path, CompressedTable(from_config(entry["packed"]), dtype))
+            set_submodule(
+                module,
+                path,
+                CompressedTable(from_config(entry["packed"]), dtype, arch.embedding_scale(module)),
+            )
     for path, entry in modules.items():
         if entry["kind"] == "head":
             table = next(m for m in module.modules() if isinstance(m, CompressedTable))

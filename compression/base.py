@@ -343,7 +343,6 @@ class Cost:
     bytes: int  # stored bytes of the result
     flops: float  # of the method itself, without forward passes
     peak_bytes: int = 0  # temporary memory beyond weights and activations
-    train_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -490,6 +489,8 @@ class LinearMethod(Method[P]):
     kept_share: Callable[[P], float] | None = None
     # for a converter: the `cost` if it takes over what an earlier step stored
     converted_cost: Callable[..., Cost] | None = None
+    # whether calibration decides what is stored beside the codes: `cost` leaves that out and counts the least
+    open_ended: Callable[[P], bool] | None = None
 
     def collects(self, params: P) -> frozenset[str]:
         return self.stats(params) if callable(self.stats) else self.stats

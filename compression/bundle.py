@@ -32,7 +32,7 @@ class Geometry:
     embedding: int = 0  # width of the token embedding if it isn't `hidden` (OPT-350M projects it), else 0
 
     @property
-    def table(self) -> int:
+    def table_parameters(self) -> int:
         """Parameters of one token table."""
         return self.vocabulary * (self.embedding or self.hidden)
 
@@ -64,7 +64,7 @@ class Bundle:
     decoder: Any = None  # made by engine.serve from the module as it is
     refused: str = ""  # why there is no decoder
     cache_bits: int = 16  # of the key-value cache: 16, 8, 4 or, with keys by channel, 2
-    cache_keys: str = "token"  # which of its keys share a scale: kv_cache.KEYS
+    cache_keys: str = "token"  # which of its keys share a scale: "token", or "channel" (kv_cache.py)
     attention: tuple = ()  # an attention.Int8Attention for each block; () if attention multiplies floats
 
     @property

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from compression import arch
 from compression.architectures import ARCHITECTURES, Architecture
-from compression.base import ModelUnavailable
 from compression.configs import Described
 from compression.folder import Folder, few, shown
 from compression.headers import FLOATS, Entry, Headers
@@ -334,8 +333,3 @@ def read_generation(folder: Folder, module: nn.Module) -> None:
             got=shown(why, 100),
             allowed="what transformers writes",
         ) from None
-
-
-def unavailable(folder: Folder, why: str) -> ModelUnavailable:
-    """A saved model that doesn't fit itself."""
-    return folder.error("artifact_broken", f"can't be read: {why}; compress the model again")

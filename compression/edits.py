@@ -1,4 +1,7 @@
-"""Edits and notes that methods of several families build in the same way."""
+"""Builds edits and notes that methods of several families need alike.
+
+An `Edit` (base.py) is what a method returns; the driver applies it to the model.
+"""
 
 from __future__ import annotations
 

@@ -213,9 +213,9 @@ class _Maker:
             return Norm()
         if part.weight is None:
             return Norm(torch.ones(part.normalized_shape), None)
-        bias = getattr(part, "bias", None)
+        bias, added = getattr(part, "bias", None), arch.of(self.module).norm.added
         return Norm(
-            part.weight.detach().float().contiguous(),
+            (part.weight.detach().float() + added).contiguous(),
             None if bias is None else bias.detach().float().contiguous(),
         )
 

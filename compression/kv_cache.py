@@ -34,8 +34,6 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 BITS = (16, 8, 4)  # allowed for a cache with a scale for each token and head
-KEYS = ("token", "channel")  # which keys share a scale; "channel" is KIVI's form
-CHANNEL_BITS = (8, 4, 2)
 GROUP, RECENT = 32, 128  # tokens or channels that share a scale; the most tokens that wait in 16 bits
 LARGEST = 65_504.0  # the largest number that float16 holds
 

@@ -45,7 +45,7 @@ def put_tables(bundle: Bundle, table: Packed | None, head: Packed | None) -> Non
     module = bundle.module
     (table_path, old_table), (head_path, old_head) = arch.embedding(module), arch.head(module)
     if table is not None:
-        compressed = CompressedTable(table, old_table.weight.dtype)
+        compressed = CompressedTable(table, old_table.weight.dtype, arch.embedding_scale(module))
         set_submodule(module, table_path, compressed)
         if bundle.geometry.tied and head is None:
             set_submodule(module, head_path, TableHead(compressed))

@@ -294,7 +294,7 @@ _fetched = threading.Event()  # no text is being fetched
 _fetched.set()
 
 
-def settled(seconds: float) -> bool:
+def wait_for_fetch(seconds: float) -> bool:
     """Wait until a text that is being fetched is here or refused. False if that takes longer."""
     return _fetched.wait(seconds)
 

@@ -187,7 +187,7 @@ def train(
     rate: float,
     optimizer: Callable[[Sequence[nn.Parameter], float], torch.optim.Optimizer] = adamw,
     before_step: Callable[[float], None] = lambda share: None,
-    settle: Callable[[], bool] = lambda: False,
+    finish: Callable[[], bool] = lambda: False,
     recorder: Recorder = QUIET,
 ) -> Course:
     """Train `parameters` in place on loss(batch) for the batches of `supply`.
@@ -199,7 +199,7 @@ def train(
     are asked for. judge(): the loss that should fall, on data that isn't trained on. optimizer(parameters,
     rate): makes the optimizer; its learning rate is set anew at each step. before_step(share of the budget
     done): called with the step's gradients in place, for measures and schedules of the method's own.
-    settle(): called at the end; true if it changed the model around the parameters, so that no earlier state
+    finish(): called at the end; true if it changed the model around the parameters, so that no earlier state
     counts.
 
     Raises CalibrationError (too little text, a loss that is not finite) and Cancelled.
@@ -269,7 +269,7 @@ def train(
             share = max(course.tokens / budget.tokens, course.seconds / (60 * budget.minutes))
             course.curve.append([course.tokens, value.item(), None])
             tell()
-        if settle():
+        if finish():
             best.clear()
         if not best or course.curve[-1][2] is None:
             take_stock(course.curve[-1][1])

@@ -1,4 +1,8 @@
-"""This program: its name, a hash of its sources and of the libraries that compute; and its start."""
+"""Names this program by a hash, and starts it again in UTF-8 mode where file names need that.
+
+The hash is over its sources and the versions of the libraries that compute. A stored answer carries it: an
+answer of the same program holds.
+"""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def with_outliers(out: int, n: int, rule):
     count = n // 100
     columns, values = torch.randint(0, n, (out * count,)).to(torch.int16), torch.randn(out * count).half()
     starts = torch.arange(out + 1, dtype=torch.int32) * count
-    return plans.total(below, plans.outliers(values, columns, starts, n, rule)), weight + outliers_matrix(
+    return plans.sum_of(below, plans.outliers(values, columns, starts, n, rule)), weight + outliers_matrix(
         values, columns, starts, n
     )
 
@@ -247,7 +247,7 @@ def with_outliers(out: int, n: int, rule):
 def with_columns(out: int, n: int, rule):
     below, weight = integers(3)(out, n, rule)
     values, index = torch.randn(out, n // 100).half(), torch.randperm(n)[: n // 100]
-    return plans.total(below, plans.columns(values, index, n, rule)), weight + columns_matrix(
+    return plans.sum_of(below, plans.columns(values, index, n, rule)), weight + columns_matrix(
         values, index, n
     )
 

@@ -86,7 +86,7 @@ def test_rooms_of_evaluation_import_one_way(room):
     folder = ROOT / "evaluation" / room
     above = {f"evaluation.{name}" for name in ROOMS[ROOMS.index(room) + 1 :]}
     entrances = {ROOT / "evaluation" / "run.py", ROOT / "evaluation" / "__main__.py"}
-    for file in set(folder.glob("*.py")) - entrances:
+    for file in set(folder.rglob("*.py") if room else folder.glob("*.py")) - entrances:
         found = {".".join(name.split(".")[:2]) for name in modules(file)}
         assert not found & above, f"{file.relative_to(ROOT)} imports from a room above it: {found & above}"
 
@@ -159,6 +159,19 @@ def test_only_the_page_imports_gradio():
 def test_nothing_else_at_the_top():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
     assert {name.split("/")[0] for name in tracked if name} <= TOP
+
+
+@pytest.mark.parametrize("floor", FLOORS[:-1])
+def test_the_tests_of_a_file_lie_in_a_room_of_the_same_name(floor):
+    """The tests of compression/pruning/owl.py are tests/compression/pruning/test_owl.py."""
+    rooms = {}
+    for file in files(floor):
+        rooms.setdefault(file.stem, set()).add(file.parent.relative_to(ROOT))
+    for test in (ROOT / "tests" / floor).rglob("*.py"):
+        room = test.parent.relative_to(ROOT / "tests")
+        assert (ROOT / room).is_dir(), f"{test} lies in a room that the code doesn't have"
+        wanted = rooms.get(test.stem.removeprefix("test_"), {room})
+        assert room in wanted, f"{test.name} belongs to {' or '.join(map(str, wanted))}, not to {room}"
 
 
 def run(code: str, *flags: str) -> str:

@@ -50,12 +50,12 @@ def test_what_nobody_owns_is_found(tmp_path):
 
 def test_a_traceback_is_told_in_a_line():
     text = (
-        f'Traceback (most recent call last):\n  File "{stage.ROOT}/evaluation/page/questions.py", '
+        f'Traceback (most recent call last):\n  File "{stage.ROOT}/evaluation/page/questions/figure.py", '
         "line 80, in front\n    words\nKeyError: 'lang'\nmore\n"
     )
     assert (
         stage.TRACEBACK.search(text)
-        and stage.summary(text) == "KeyError: 'lang' (evaluation/page/questions.py:80 in front)"
+        and stage.summary(text) == "KeyError: 'lang' (evaluation/page/questions/figure.py:80 in front)"
     )
     line = "TypeError: ask() got an unexpected keyword argument 'owner' (/srv/page.py, line 404)"
     assert stage.TRACEBACK.search(f"started\n{line}\nmore") and stage.summary(line + "\nmore") == line

@@ -1,10 +1,12 @@
 // The card of the chosen run, and what the buttons of all cards do.
-let shown = '', spec = null, control = null;
+// `wanted` is the run that is asked for, `shown` the one that is here.
+let wanted = '', shown = '', spec = null, control = null;
 const card = newest(id => ce.ask(server.ask_card, {id}));
 
 async function show(id) {
+  wanted = id;
   const got = await card(id);
-  if (!got) return;
+  if (!got || wanted !== id) return;
   const open = root.querySelector('details.all')?.open ?? false;
   shown = id;
   ({spec, control} = got);
@@ -16,6 +18,11 @@ async function show(id) {
 }
 
 const empty = () => root.replaceChildren(h('p', {className: 'quiet'}, t('card.none')));
+// No run is chosen any more; a card that is still on its way comes too late.
+function none() {
+  wanted = shown = '';
+  empty();
+}
 
 // What the link named wrongly.
 function problems() {
@@ -129,10 +136,9 @@ const ACTS = {
     const got = await ce.ask(server.ask_delete, {id, visitor: ce.visitor});
     if (got?.error) return root.insertAdjacentHTML('beforeend', got.error);
     if (!got) return;
-    Object.assign(ce.state, {run: ''});
-    shown = '';
+    if (wanted === id) none();
+    if (ce.state.run === id) ce.state.run = '';
     ce.write();
-    empty();
     ce.say('results');
   },
   async download(button, id) {
@@ -158,8 +164,8 @@ ce.ready.then(() => {
     if (waiting) waiting.textContent = words;
   });
   ce.on('preselect', ({id}) => { if (!ce.state.run) show(id); });
-  ce.on('lang', () => { if (shown) show(shown); else if (ce.problems.length) problems(); else empty(); });
-  ce.on('model', () => { if (!ce.state.run) { shown = ''; empty(); } });
+  ce.on('lang', () => { if (wanted) show(wanted); else if (ce.problems.length) problems(); else empty(); });
+  ce.on('model', () => { if (!ce.state.run) none(); });
   if (ce.problems.length) problems();
   else if (ce.state.run) show(ce.state.run);
   else empty();

@@ -7,7 +7,7 @@ function drawButton(moving = false) {
   const {steps, settings} = ce.state, running = Boolean(following), {stored, error, fits} = weighed;
   const original = steps.every(s => ce.method(s.method).family === 'original') && settings.cache_bits === 16;
   go.textContent = t(stored ? 'controls.show' : original ? 'controls.measure' : 'controls.run');
-  go.disabled = running || (!moving && (Boolean(error) || (!fits && !stored)));
+  go.disabled = running || beginning || (!moving && (Boolean(error) || (!fits && !stored)));
   go.hidden = running;
   four.hidden = running || !mainOf(lastStep());
   root.classList.toggle('running', running);

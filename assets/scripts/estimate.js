@@ -1,12 +1,14 @@
 // What a run will cost, asked for at each change, and the line that foresees it on the front.
 const estimate = h('div', {className: 'estimate'});
 let weighed = {path: [], stored: ''};
+let weighedFor = '';  // What the knobs said when the estimate was asked for last.
 let told = '';  // Why new runs are measured otherwise than the shipped ones, where they are.
 const weighing = newest(() => ce.ask(server.ask_weigh, {choices: ce.choices()}), {again: 2500});
 
 // Ask for the estimate, after a while in which another change may come. True when this was the last change.
 async function weigh(wait = 0) {
   if (!estimate.childElementCount) estimate.replaceChildren(h('p', {className: 'wait quiet'}, t('controls.wait')));
+  forget();
   const got = await weighing(null, {after: wait});
   if (!got) return false;
   if (got.instead) {
@@ -20,6 +22,15 @@ async function weigh(wait = 0) {
   const step = lastStep(), p = mainOf(step);
   ce.say('ghost', p && !weighed.stored ? ghostAt(weighed, ce.values(step)[p.name]) : null);
   return true;
+}
+
+// Other knobs than before are perhaps not stored: until the answer says so, the button runs them.
+function forget() {
+  const now = JSON.stringify(ce.choices());
+  if (now === weighedFor) return;
+  weighedFor = now;
+  weighed.stored = '';
+  drawButton();
 }
 
 // Other settings than those that a first visit has, and why.

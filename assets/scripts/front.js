@@ -65,8 +65,9 @@ function drawAxes() {
 
 // The size that is asked about: at once when it is left, and while it is typed the answer alone.
 const megabytes = text => Math.max(1, Number(text) || 1) * 1e6;
+const answering = newest(ask);
 async function refreshAnswer() {
-  const got = await ask();
+  const got = await answering();
   if (!got || got.error) return;
   const box = answer.querySelector('input'), held = document.activeElement === box, text = box?.value;
   tell(got.answer);

@@ -8,7 +8,7 @@ const wish = {model: '', typed: false, machine: OWN, gigabytes: 8, context: 8192
 const plan = newest(what => ce.ask(server.ask_plan, what));
 const form = h('form', {className: 'plan-form', onsubmit: e => { e.preventDefault(); show(); }});
 const answer = h('div', {className: 'plan-answer', 'aria-live': 'polite'});
-let options = [];
+let options = [], planned = '';  // The ways of the newest answer, and the model that they are for.
 
 // The sizes that the form begins with: those of a model of seven billion parameters.
 const firstSizes = () => ({
@@ -27,10 +27,12 @@ function asked({model, typed, machine, gigabytes, context, cache_bits, sizes}, m
 
 async function show(options_ = {}) {
   answer.setAttribute('aria-busy', 'true');
+  const {model} = wish;
   const got = await plan(asked(wish, ce.data.machines), options_);
   if (!got) return;
   answer.removeAttribute('aria-busy');
   options = got.options;
+  planned = model;
   answer.innerHTML = got.error || got.html;
 }
 
@@ -103,7 +105,7 @@ function sizes() {
 
 // A way of the table becomes the choice of the knobs.
 function use(recipe) {
-  ce.use({model: wish.model, recipe});
+  ce.use({model: planned, recipe});
   ce.say('model');
   ce.setTab('explore');
 }

@@ -1,5 +1,5 @@
 // A run on its way: begun, followed until its end, stopped, and found again after a reload.
-let following = '', polls = 0, stage = '', began = 0, slow = false, thenChat = false;
+let following = '', beginning = false, polls = 0, stage = '', began = 0, slow = false, thenChat = false;
 const trouble = h('div', {className: 'trouble'});
 const bar = h('progress', {max: 1, value: 0}), line = h('p', {className: 'stage'});
 const say = h('span', {className: 'sr', role: 'status'}), title = h('p', {className: 'now'});
@@ -11,13 +11,15 @@ const progress = h('div', {className: 'progress', hidden: true},
 
 // `choices`: of another run than the knobs say.
 async function start({again = false, chat = false, choices = null} = {}) {
-  if (following) return;
+  if (following || beginning) return;
   trouble.replaceChildren();
   if (weighed.stored && !again && !choices) return ce.select(weighed.stored, 'button');
   if (go.disabled && !choices) return;
   thenChat = chat;
-  go.disabled = true;
+  beginning = true;  // One press begins one run, however late the answer is.
+  drawButton();
   const got = await ce.ask(server.ask_begin, {choices: choices ?? ce.choices(), visitor: ce.visitor, again});
+  beginning = false;
   if (got?.instead && !choices) {
     take(got);
     return start({again, chat});
@@ -132,7 +134,7 @@ async function end() {
 // Four points of the main knob, one after the other: each visitor has one place in the line.
 function runFour() {
   const p = mainOf(lastStep());
-  if (!p || following) return;
+  if (!p || following || beginning) return;
   const list = fourPoints(p).map(value => {
     const run = ce.choices(), [method, values] = run.recipe.at(-1);
     return {...run, recipe: [...run.recipe.slice(0, -1), [method, {...values, [p.name]: value}]]};
@@ -146,7 +148,7 @@ async function findAgain() {
   const mine = kept('ce-follow'), id = mine || ce.state.run;
   if (!id) return;
   const got = await ce.ask(server.ask_poll, {id, visitor: ce.visitor});
-  if (!got) return;
+  if (!got || following || beginning) return;
   if (onItsWay(got)) return follow(id);
   if (!mine) return;
   keep('ce-follow', null);

@@ -102,12 +102,14 @@ class Norm:
     """A class of norms.
 
     path: module and class name. rms: it divides by the root mean square and has no bias; else it subtracts
-    the mean too. epsilon: the attribute that holds its epsilon.
+    the mean too. epsilon: the attribute that holds its epsilon. added: a norm multiplies by added + its
+    weight; Gemma adds 1.
     """
 
     path: str
     rms: bool
     epsilon: str
+    added: float = 0.0
 
 
 LAYER_NORM = Norm("torch.nn.modules.normalization.LayerNorm", rms=False, epsilon="eps")
@@ -179,6 +181,8 @@ class Architecture:
     head_norms: tuple[str, str] | None = None  # norms over each head's queries and keys
     rotary: Rotary | None = None
     positions: str | None = None  # the table of learned positions
+    # the embedding's attribute with the factor on its rows (Gemma: the root of the width); "": no factor
+    embedding_scale: str = ""
     # the linear into the width after the embedding, and the one out of it before the head
     projections: tuple[str, str] | None = None
     activation: str = "hidden_act"  # the config's name for the feed-forward's activation

@@ -280,7 +280,7 @@ class Warmed:
     series: dict[str, list] = field(default_factory=dict)
     hurried: bool = False  # whether its minutes decided, so that another machine's numbers differ
 
-    def told(self, course: Course, method: str) -> tuple[Note, ...]:
+    def notes_with(self, course: Course, method: str) -> tuple[Note, ...]:
         """Notes on the warm-up and on the training that followed it."""
         return self.notes + replace(course, hurried=course.hurried or self.hurried).notes(method)
 

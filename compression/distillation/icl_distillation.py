@@ -389,7 +389,7 @@ def distil(bundle: Bundle, context: Context, params: IclParams, world: World) ->
     if control is not None and course.tokens:
         trained(control, None, Budget(course.tokens, float("inf")), quiet=True)
         beside = judge(control)
-    notes = warmed.told(course, "icl_distillation")
+    notes = warmed.notes_with(course, "icl_distillation")
     if params.shows:
         notes += (
             Note(

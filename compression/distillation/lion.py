@@ -375,8 +375,8 @@ class Loop:
             ((row(self.bundle.tokenizer, request(q), said[q.text]),),) for q in questions if said[q.text]
         ]
         before = sum(done.budget.tokens for done in self.done)
-        told = part_of(self.context.recorder, span, before, self.params.train_tokens)
-        context = replace(self.context, recorder=told)
+        recorder = part_of(self.context.recorder, span, before, self.params.train_tokens)
+        context = replace(self.context, recorder=recorder)
         rate = self.params.learning_rate
         return teach(self.bundle, taught, (1.0,), context, part.budget, rate, quiet=quiet)
 
@@ -502,7 +502,7 @@ def distil(bundle: Bundle, context: Context, params: LionParams) -> Edit:
     each = Budget(max(1, warmed.left.tokens // parts), warmed.left.minutes / parts)
     course = loop.run([Part(0, each)] + [Part(params.generated, each)] * params.lion_rounds)
     after, beside = loop.student(bundle, judged), list[str]()
-    notes, texts = warmed.told(course, "lion"), loop.pool
+    notes, texts = warmed.notes_with(course, "lion"), loop.pool
     said = [answerer.answers[q.text] for q in texts]
     hits = sum(tasks.right(q, text) for q, text in zip(texts, said, strict=True))
     known = all(q.answer for q in texts)  # for instructions that a teacher invents, we know no right answer

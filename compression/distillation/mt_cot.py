@@ -228,7 +228,7 @@ def distil(
     course = trained(bundle, why, warmed.left)
     after, after_why = judge(bundle, "predict"), judge(bundle, "explain") if params.explains else ()
     beside: tuple[float, ...] = ()
-    notes = warmed.told(course, "mt_cot")
+    notes = warmed.notes_with(course, "mt_cot")
     used = sum(map(bool, why or ()))
     notes += teacher_notes(
         params, asked, right=None if explained is None else explained.right, used=used, texts=len(questions)

@@ -102,12 +102,12 @@ def make(teacher: Bundle, context: Context, params: StudentParams, same_tokenize
         facts = {"layers": len(student.geometry.layers), "of": total, "name": Path(params.student).name}
         return Edit(bundle=student, notes=(Note("student_other", facts),))
     kept = count(total, params.kept)
-    told = (Note("student_layers", {"layers": kept, "of": total}),)
+    about = (Note("student_layers", {"layers": kept, "of": total}),)
     if kept == total or not measures(params):
-        return Edit(bundle=keep_blocks(teacher, spaced(total, kept)), notes=told)
+        return Edit(bundle=keep_blocks(teacher, spaced(total, kept)), notes=about)
     assert context.windows is not None, "StudentMethod.measures asks for them"
     found = depth.choose(teacher, context.windows, total - kept, params.layers, context.recorder)
-    return Edit(bundle=keep_blocks(teacher, found.kept), notes=(*told, found.note()))
+    return Edit(bundle=keep_blocks(teacher, found.kept), notes=(*about, found.note()))
 
 
 def keep_blocks(teacher: Bundle, chosen: Sequence[int]) -> Bundle:

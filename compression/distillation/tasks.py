@@ -349,7 +349,7 @@ def largest(random: Random, level: int) -> Question:
     return Question("largest", level, f"Largest number: {', '.join(map(str, numbers))}", str(max(numbers)))
 
 
-def total(random: Random, level: int) -> Question:
+def addition(random: Random, level: int) -> Question:
     numbers = _numbers(random, level)[: level + 1]
     return Question("total", level, f"Add up: {' + '.join(map(str, numbers))}", str(sum(numbers)))
 
@@ -381,7 +381,7 @@ def shortest(random: Random, level: int) -> Question:
     return Question("shortest", level, f"Shortest word: {', '.join(words)}", min(words, key=len))
 
 
-INSTRUCTIONS = (sort_words, reverse_list, largest, total, first_letters, last_word, odd_one_out, shortest)
+INSTRUCTIONS = (sort_words, reverse_list, largest, addition, first_letters, last_word, odd_one_out, shortest)
 LEVELS = (1, 2, 3)
 
 Maker = Callable[[Random, int], Question]

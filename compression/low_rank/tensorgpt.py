@@ -278,9 +278,10 @@ def relative_error(table: Tensor, packed: Packed) -> float:
 class TaughtTable(nn.Module):
     """A stored table in training: the numbers of its format in float32, and the rows that they stand for."""
 
-    def __init__(self, packed: TensorTrain | LowRank, dtype: torch.dtype):
+    def __init__(self, packed: TensorTrain | LowRank, dtype: torch.dtype, scale: float = 1.0):
+        """scale: the architecture's factor on the rows that enter the first block (arch.embedding_scale)."""
         super().__init__()
-        self.packed, self.dtype = packed, dtype
+        self.packed, self.dtype, self.scale = packed, dtype, scale
         numbers = (packed.cores,) if isinstance(packed, TensorTrain) else (packed.u, packed.v)
         self.numbers = nn.ParameterList(nn.Parameter(t.detach().float().clone()) for t in numbers)
 
@@ -293,7 +294,7 @@ class TaughtTable(nn.Module):
         return own @ shared[0]
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.rows(ids.flatten()).to(self.dtype).unflatten(0, ids.shape)
+        return self.scale * self.rows(ids.flatten()).to(self.dtype).unflatten(0, ids.shape)
 
     def stored(self) -> TensorTrain | LowRank:
         """The numbers as they are saved."""
@@ -339,7 +340,7 @@ def taught(
     bundle: Bundle, packed: TensorTrain | LowRank, shared: bool, context: Context, params: TensorGptParams
 ) -> tuple[TensorTrain | LowRank, tuple[Note, ...], list]:
     """(the table trained on context.windows [n, window], notes, the training's curve)."""
-    table = TaughtTable(packed, bundle.module.dtype)
+    table = TaughtTable(packed, bundle.module.dtype, arch.embedding_scale(bundle.module))
 
     def loss(ids: Tensor) -> Tensor:
         return distillation_loss(bundle, table, shared, ids)

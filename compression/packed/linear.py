@@ -38,17 +38,19 @@ class CompressedLinear(nn.Module):
 class CompressedTable(nn.Module):
     """A token embedding [vocabulary, width] in a row-wise format; also the head if the model ties the two."""
 
-    def __init__(self, packed: Packed, dtype: torch.dtype):
+    def __init__(self, packed: Packed, dtype: torch.dtype, scale: float = 1.0):
         super().__init__()
         self.packed = packed
         self.dtype = dtype  # the type that the model computes in
+        self.scale = scale  # the architecture's factor on the vectors; the head has none
 
     def rows(self, ids: Tensor) -> Tensor:
-        """ids [...] -> their vectors [..., width]."""
+        """ids [...] -> their vectors as they are stored [..., width]."""
         return self.packed.rows(ids.reshape(-1)).to(self.dtype).reshape(*ids.shape, self.packed.shape[1])
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.rows(ids)
+        rows = self.rows(ids)
+        return rows if self.scale == 1 else rows * rows.new_tensor(self.scale)
 
     def matmul(self, x: Tensor) -> Tensor:
         """x [..., width] -> logits [..., vocabulary]."""

@@ -53,7 +53,7 @@ class Sum(Packed):
 
     def tiles(self, rule):
         first, second = self.first.tiles(rule), self.second.tiles(rule)
-        return None if first is None or second is None else plans.total(first, second)
+        return None if first is None or second is None else plans.sum_of(first, second)
 
     @property
     def in_triton(self) -> bool:

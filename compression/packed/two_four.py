@@ -94,7 +94,7 @@ class TwoFour(Packed):
 
     def tiles(self, rule):
         places = self._places(slice(None))
-        # ones at the kept places: two of every four, as many as there are positions
+        # True at the kept places: two of every four
         keep = scatter_two_four(torch.ones_like(places), places).bool()
         if self.grid is None:
             values = self.stored().half()[keep]  # in the order of the columns

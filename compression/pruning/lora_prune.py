@@ -145,7 +145,7 @@ class Pruner:
         if removed and (self.steps % self.params.mask_every == 0 or removed == self.params.removed):
             self.hide(removed)
 
-    def settle(self) -> bool:
+    def finish(self) -> bool:
         """Hide the full share, whenever the training ended. Returns True if anything can be hidden."""
         if self.layers and not self.steps:
             raise BadParam(
@@ -201,7 +201,7 @@ def compress(bundle: Bundle, context: Context, params: LoraPruneParams) -> Edit:
             Budget(params.train_tokens, params.train_minutes),
             rate=params.learning_rate,
             before_step=pruner.watch,
-            settle=pruner.settle,
+            finish=pruner.finish,
             recorder=context.recorder,
         )
     finally:

@@ -33,7 +33,7 @@ def folded(block: Block, factors: Mapping[int, Tensor]) -> tuple[dict[str, Tenso
             if path in weights:
                 weights[path] = weights[path] / divisor[:, None]
             else:
-                tensors[f"{path}.weight"] = group.fold.weight / divisor
+                tensors[f"{path}.weight"] = group.fold.weight / divisor - group.fold.added
             if group.fold.bias is not None:
                 tensors[f"{path}.bias"] = group.fold.bias / divisor
     return weights, tensors

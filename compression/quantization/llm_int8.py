@@ -137,6 +137,7 @@ METHOD = LinearMethod(
     compress=compress,
     cost=cost,
     stores="grouped_int",
+    open_ended=keeps_weights,
     stats=lambda params: frozenset({"max_abs"}) if keeps_weights(params) else frozenset(),
     stream="original",
     after=frozenset({"dense"}),

@@ -123,10 +123,12 @@ class SpqrParams(Params):
 def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
     """Bytes of codes, both levels of the grid, outliers and the groups' index.
 
-    Operations of GPTQ and of the fits.
+    Outliers beyond `tau` aren't counted, because only calibration tells how many there are. Operations of
+    GPTQ and of the fits.
     """
     out, n = shape
-    groups, kept = groups_of(n, params.group_size), round(params.outliers * out * n)
+    share = 0.0 if params.tau else params.outliers
+    groups, kept = groups_of(n, params.group_size), round(share * out * n)
     size = out * row_bytes(n, params.bits) + (4 * kept + 4 * (out + 1) if kept else 0)
     if params.level_bits == 16:
         size += 4 * out * groups
@@ -369,6 +371,7 @@ METHOD = LinearMethod(
     compress=compress,
     cost=cost,
     stores="sum",
+    open_ended=lambda params: params.tau > 0,
     stats=frozenset({"gram"}),
     after=frozenset({"dense"}),
     tiny={"bits": 3, "outliers": 0.02},

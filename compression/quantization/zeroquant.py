@@ -133,12 +133,7 @@ def cost(shape: tuple[int, int], params, tokens: int, role: str = "up") -> Cost:
         shape, bits, columns_of(shape, params.groups), params.symmetric
     )
     training = 6.0 * WINDOW * params.distill_steps * params.distill_batch * out * n
-    return Cost(
-        bytes=size,
-        flops=2.0 * tokens * n * n + training,
-        peak_bytes=8 * n * n + 40 * out * n,
-        train_steps=params.distill_steps,
-    )
+    return Cost(bytes=size, flops=2.0 * tokens * n * n + training, peak_bytes=8 * n * n + 40 * out * n)
 
 
 def bits_of(role: str, params: ZeroQuantParams) -> int:

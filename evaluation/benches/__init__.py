@@ -1,0 +1,1 @@
+"""What is measured for the README, and public programs beside ours."""

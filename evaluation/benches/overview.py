@@ -174,7 +174,9 @@ def _judged_beside(measure: str, ours: Sequence[Result], control: Sequence[Resul
     return f"{words.verdict(found, measure)} (than the control trained with it)" if found else ""
 
 
-def table(rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]], measure: str = "") -> str:
+def recipes_table(
+    rows: Mapping[str, str], measured: Mapping[str, Sequence[Result]], measure: str = ""
+) -> str:
     """Markdown of recipes and their controls. measured: a recipe's results, one for each seed.
 
     measure: what the recipes optimise beside perplexity; its figure and its verdict come first.
@@ -225,7 +227,7 @@ def blocks() -> str:
     measured = results()
     parts = []
     for found in gates.BLOCKS:
-        shown = table(found.rows, measured, found.measure) + _missing(found.rows, measured)
+        shown = recipes_table(found.rows, measured, found.measure) + _missing(found.rows, measured)
         parts.append(f"**{found.title}.** {found.about}\n\n{shown}")
     return "\n".join(parts)
 
@@ -234,7 +236,7 @@ def domain() -> str:
     """The table of the fine-tuning to a domain in Markdown, and which of its runs aren't measured yet."""
     plain, nf4, lora, qlora = shipped.DOMAIN
     rows, measured = {plain: "", nf4: plain, lora: plain, qlora: lora}, results("domain")
-    return table(rows, measured) + _missing(rows, measured)
+    return recipes_table(rows, measured) + _missing(rows, measured)
 
 
 def _missing(rows: Iterable[str], measured: Mapping[str, Sequence[Result]]) -> str:

@@ -164,7 +164,7 @@ def _option(
     cache = need.context * after.kv_cache_bytes_per_token(need.cache_bits)
     needed = file_bytes + cache + PROCESS_BYTES
     # a token reads every weight and the whole cache once; of an untied token table it reads one row
-    read = file_bytes + cache - (0 if after.tied else 2 * after.table)
+    read = file_bytes + cache - (0 if after.tied else 2 * after.table_parameters)
     return Option(
         recipe=spec.recipe,
         file_bytes=file_bytes,

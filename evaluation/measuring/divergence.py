@@ -1,4 +1,7 @@
-"""How far the compressed model's predictions are from the original's. Pure functions."""
+"""How far the compressed model's next-token distributions are from the original's, as KL divergences.
+
+Pure functions on logits.
+"""
 
 from __future__ import annotations
 

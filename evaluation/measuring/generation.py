@@ -1,4 +1,7 @@
-"""Is generated text still text? Pure functions on token ids."""
+"""Measures generated text: how much of it repeats itself, and where it parts from the original's.
+
+Pure functions on token ids. A broken model often writes one phrase again and again.
+"""
 
 from __future__ import annotations
 

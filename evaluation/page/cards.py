@@ -161,6 +161,9 @@ def _way(words: Words, need: planner.Need, option: planner.Option) -> dict:
 # --- before a run, and when it fails ---
 
 
+SIZE_TOLD = {False: "estimate.size", True: "estimate.size_at_least"}  # whether more may come beside it
+
+
 def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
     """What a run will cost; `estimate` is None if that is known only after the run has begun."""
     if estimate is None:
@@ -180,7 +183,7 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
         sizes = {"peak": words.size(estimate.peak_bytes), "free": words.size(estimate.available_bytes)}
         too_big = words("estimate.too_big_public" if public else "estimate.too_big", **sizes)
     found = {
-        "size": words.size(estimate.file_bytes),
+        "size": words(SIZE_TOLD[estimate.open_ended], size=words.size(estimate.file_bytes)),
         "smaller": words.smaller(estimate.baseline_file_bytes, estimate.file_bytes),
         "more": more,
         "too_big": too_big,

@@ -51,8 +51,8 @@ NAMED = (
     "activation_bits",
     "train_minutes",
 )
-# prefixes of strings that come with a method or a tab, and may wait for their translation
-MAY_WAIT = ("method.", "param.", "value.", "app.tab.", "tab.")
+# prefixes of strings that come with a method, a metric or a tab, and may wait for their translation
+MAY_WAIT = ("method.", "param.", "value.", "metric.", "app.tab.", "tab.")
 # prefixes of strings that only the server uses, and those of its errors that the scripts tell too
 TOLD = (
     "note.",
@@ -75,7 +75,7 @@ SPEED_MARGIN = 0.05  # rates that differ by less are called equal
 def table(language: str) -> dict[str, str]:
     """All strings of a language, by key.
 
-    A method's or a tab's strings that nobody has translated yet are in English, and marked as such.
+    Strings of a method, a metric or a tab that nobody has translated yet are in English, and marked as such.
     """
     own = strings(language)
     return own | {key: own["untranslated"].format(text=strings("en")[key]) for key in untranslated(language)}
@@ -92,7 +92,7 @@ def strings(language: str) -> dict[str, str]:
 
 
 def untranslated(language: str) -> list[str]:
-    """Keys of the strings of methods, parameters and tabs that exist in English only."""
+    """Keys of the strings of methods, metrics and tabs that exist in English only."""
     return [k for k in strings("en").keys() - strings(language).keys() if k.startswith(MAY_WAIT)]
 
 

@@ -61,10 +61,10 @@ class Estimate:
     file_bytes: int
     baseline_file_bytes: int
     weight_bits: float
-    model_bits: float
     peak_bytes: int
     seconds: float
     fits: bool
+    open_ended: bool = False  # whether only calibration tells how much is stored beside these bytes
     reason: str = ""  # why it doesn't fit, as a code; "" if it fits
     available_bytes: int = 0
     # bytes of a quantized key-value cache; 0 if the cache holds the type that the model computes in
@@ -160,10 +160,12 @@ def _sizes(spec: RunSpec, geometry: Geometry, after: Geometry) -> _Sizes:
     if ARCHITECTURES[after.architecture].positions:
         norms += 2 * after.positions * after.hidden
     packed = sum(count * size for count, size, _, _, _ in costs)
-    rounded = after.table * (2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8)
+    rounded = after.table_parameters * (
+        2 if spec.table_bits == 16 or spec.is_original else (spec.table_bits + 0.25) / 8
+    )
     stored = _stored_table(spec, geometry)
     table_bytes = tables * rounded if stored is None else stored.bytes + (tables - 1) * rounded
-    matrices = weights + tables * geometry.table
+    matrices = weights + tables * geometry.table_parameters
     original = 2 * matrices + norms
     file = original if spec.is_original else int(packed + table_bytes + norms)
     return _Sizes(costs, weights, matrices, packed, original, file, stored)
@@ -194,10 +196,12 @@ def estimate(spec: RunSpec) -> Estimate:
         file_bytes=int(sizes.file),
         baseline_file_bytes=int(sizes.original),
         weight_bits=8 * sizes.packed / sizes.weights,
-        model_bits=8 * sizes.file / sizes.matrices,
         peak_bytes=peak,
         seconds=sum(stage_seconds(spec).values()),
         fits=fits,
+        open_ended=any(
+            m.open_ended(p) for m, p in spec.methods if isinstance(m, LinearMethod) and m.open_ended
+        ),
         reason="" if fits else "memory",
         available_bytes=available,
         cache_bytes_per_token=after.kv_cache_bytes_per_token(bits, spec.cache_keys, spec.window)
@@ -255,7 +259,7 @@ def stored(spec: RunSpec, geometry: Geometry) -> tuple[int, float, Geometry]:
 
 def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
     """The cost of a token table that a step of the recipe stores; None if no step does."""
-    shape = geometry.vocabulary, geometry.table // geometry.vocabulary
+    shape = geometry.vocabulary, geometry.table_parameters // geometry.vocabulary
     costs = [
         method.table_cost(shape, params, geometry.tied)
         for method, params in spec.methods
@@ -266,7 +270,7 @@ def _stored_table(spec: RunSpec, geometry: Geometry) -> Cost | None:
 
 def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
     """The cost of training a student's token table, as that of a matrix; nothing if no step trains it."""
-    shape = geometry.vocabulary, geometry.table // geometry.vocabulary
+    shape = geometry.vocabulary, geometry.table_parameters // geometry.vocabulary
     costs = [
         m.cost_of(shape, p, spec.calibration_tokens, "table")
         for m, p in spec.methods
@@ -335,7 +339,7 @@ def stage_seconds(spec: RunSpec) -> dict[str, float]:
     speed = machine.profile()
     flops_per_second = EFFICIENCY * speed.gflops * 1e9
     shapes = _shapes(geometry, after)
-    weights, table = sum(n * o * i for (_, (o, i), _), n in shapes.items()), geometry.table
+    weights, table = sum(n * o * i for (_, (o, i), _), n in shapes.items()), geometry.table_parameters
     tokens = spec.tokens or 300_000
     forward = 2 * (weights + table) * tokens / flops_per_second
     decode = 4 * (weights + table) / (speed.gbytes_per_second * 0.5e9)  # a step of transformers in float32

@@ -1,9 +1,9 @@
 """Asks the hub how large a model is, for a public page, before a byte of its weights is fetched.
 
     scales = Scales()
-    scales.weigh("owner/name")      # a few seconds at most
+    scales.check("owner/name")      # a few seconds at most
 
-`weigh` raises ModelUnavailable if the model is too large, or if its size can't be known now. Other visitors
+`check` raises ModelUnavailable if the model is too large, or if its size can't be known now. Other visitors
 aren't held up meanwhile.
 """
 
@@ -28,13 +28,13 @@ KEPT, KEPT_SECONDS = 256, 600  # how many answers are remembered, refusals inclu
 class Scales:
     """Asks the hub in threads of its own, so that a slow answer to one visitor holds up nobody else."""
 
-    def __init__(self, weigh: Callable = models.sizes_before_download):
-        self._weigh = weigh
+    def __init__(self, look_up: Callable = models.sizes_before_download):
+        self._look_up = look_up
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="scales")
         self._asked: collections.OrderedDict[str, tuple[float, Future]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def weigh(self, name: str) -> None:
+    def check(self, name: str) -> None:
         """Let the estimate know a model's sizes. Raises what models.sizes_before_download raises.
 
         Raises ModelUnavailable too if the model is too large (too_large_here), or if the hub is slow or has
@@ -52,7 +52,7 @@ class Scales:
         estimate.remember(name, found.geometry)
 
     def ask(self, name: str) -> models.Weight:
-        """A model's sizes, however large it is. Raises as `weigh` does, but never too_large_here."""
+        """A model's sizes, however large it is. Raises as `check` does, but never too_large_here."""
         try:
             return self._answer(name).result(WAIT_SECONDS)
         except TimeoutError:
@@ -74,5 +74,5 @@ class Scales:
                         code="hub_slow",
                         name=name,
                     )
-                self._asked[name] = now, self._pool.submit(self._weigh, name)
+                self._asked[name] = now, self._pool.submit(self._look_up, name)
             return self._asked[name][1]

@@ -1,11 +1,13 @@
 """The process that does one run: it reads a request as one JSON line, and prints events as JSON lines.
 
-    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}, later perhaps
-    "enough" out   {"stage": ..., "done": ..., "total": ..., "seconds_left": ...} ..., {"result": {...}}
+    in    {"spec": {...}, "id": "...", "home": "...", "allow_paths": true, "again": false}
+    in    "enough"
+    out   {"stage": "compress", "done": 3, "total": 30, "seconds_left": 41}
+    out   {"result": {...}}
 
-The result is the last event. A line "enough" ends a training early, with its best state. The process imports
-what is slow before the request comes, so that a waiting worker starts at once. It ends when its parent does,
-because its standard input closes then.
+The result is the last event. The line "enough" may follow the request; it ends a training early, with its
+best state. The process imports what is slow before the request comes, so that a waiting worker starts at
+once. It ends when its parent does, because its standard input closes then.
 """
 
 from __future__ import annotations

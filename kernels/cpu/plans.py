@@ -476,7 +476,7 @@ def low_rank(u: Tensor, v: Tensor, rule: Rule | None = None) -> Plan:
     return Plan("low_rank", "LOW_RANK", (u.shape[0], v.shape[1]), rule, parts=(dense(v, rule), dense(u)))
 
 
-def total(first: Plan, second: Plan) -> Plan | None:
+def sum_of(first: Plan, second: Plan) -> Plan | None:
     """The sum of two matrices of one shape; None if their columns are in different orders."""
     order = first.tensors.get("order")
     if order is not None and second.adds:

@@ -112,7 +112,7 @@ def _sums(out: int, n: int, rule, g: torch.Generator):
     for op in ("outliers", "columns"):
         for _, _, operands in part(op, "examples")(out, n, g):
             more = part(op, "reference")(torch.eye(n), *operands).T
-            plan = plans.total(below, plans.TILES[op](*operands, n, rule))
+            plan = plans.sum_of(below, plans.TILES[op](*operands, n, rule))
             yield f"sum with {op}, rule {rule}", plan, scale.float() * (codes.float() - 4) + more
 
 
@@ -136,6 +136,6 @@ def _outliers_and_shifts(out: int, n: int, g: torch.Generator):
         values = torch.randn(out, generator=g).half()
         columns = torch.randint(0, n, (out,), generator=g).short()
         sparse = plans.outliers(values, columns, torch.arange(out + 1, dtype=torch.int32), n, rule)
-        yield f"sum, 8 bits, rule {numbers}", plans.total(plan, sparse), weight + sparse.matrix()
+        yield f"sum, 8 bits, rule {numbers}", plans.sum_of(plan, sparse), weight + sparse.matrix()
         half = torch.randn(out, n, generator=g).half()
         yield f"dense, rule {numbers}", plans.dense(half, rule), half.float()

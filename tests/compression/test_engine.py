@@ -14,7 +14,7 @@ from compression.surgery import set_submodule
 from kernels import cpu
 from kernels.grouped_int import groups_of
 from tests import tiny
-from tests.compression.test_packed import BOOK, pruned_half, pruned_two_four
+from tests.compression.packed.test_packed import BOOK, pruned_half, pruned_two_four
 
 pytestmark = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
 EXACT = 1e-5  # of the largest logit; transformers' own sums differ by less
@@ -62,7 +62,7 @@ def formats():
     from compression.packed.outliers import Outliers
     from compression.packed.sum import Sum
     from compression.packed.two_four import TwoFour
-    from tests.compression.test_packed import real
+    from tests.compression.packed.test_packed import real
 
     def ints(w, bits, group=16):
         grid = fit(w, bits, group, False)

@@ -402,7 +402,7 @@ def test_llama_7b_with_a_fifth_removed_is_the_size_that_the_paper_tells():
     """10.14 GiB in 16 bits, "10.2 GB" in the paper."""
     factors = sum(rank_for(shape, 0.2) * sum(shape) for _, _, shape in arch.linear_shapes(LLAMA_7B))
     norms = LLAMA_7B.hidden * (2 * len(LLAMA_7B.layers) + 1)
-    assert factors + 2 * LLAMA_7B.table + norms == 5_442_539_520
+    assert factors + 2 * LLAMA_7B.table_parameters + norms == 5_442_539_520
 
 
 LOW_RANK = [n for n in LINEAR if get(n).family == "low_rank"]  # those that factorise each matrix

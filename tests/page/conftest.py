@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests import chromium
-from tests.page.stage import Server, Visitor
+from tests.page.stage import SECONDS, Server, Visitor
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * SECONDS)
     path = chromium.find()
     if path is None:
         pytest.fail("no Chromium; run: python -m tests.chromium")

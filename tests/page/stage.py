@@ -1,17 +1,31 @@
 """What the browser tests play with: a scripted runner and chat behind the real page, and a visitor with a
-browser."""
+browser.
+
+What a click causes comes a moment later: in the page, in its address, at the server. A test waits for it with
+`says`, `address`, `until` or Playwright's `expect`; it asserts nothing of a live page (test_waiting.py).
+
+    SLOW_PAGE=6 python -m pytest tests/page/test_plan.py
+
+runs a test as a poor machine would: the browser's processor is six times slower, and each request and each
+answer is held back for a while, so that answers also change their order. A test that doesn't wait fails then.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import socket
 import threading
 import time
 from pathlib import Path
 
+import anyio
+from starlette.middleware import Middleware
+
 from evaluation import host, program
 from evaluation.benches.shipped import specs
+from evaluation.page.gate import FUNCTION
 from evaluation.running import estimate as estimates
 from evaluation.running.executor import Workers
 from evaluation.running.runner import Refused
@@ -20,6 +34,11 @@ from evaluation.store import Store
 
 ROOT = Path(__file__).parents[2]
 SHOTS = os.environ.get("SCREENSHOTS")
+SECONDS = 120  # a test waits so long for anything: nobody waits longer than it takes
+SLOW = float(
+    os.environ.get("SLOW_PAGE") or 0
+)  # how many times slower the browser computes; 0 leaves all as it is
+LATE_SECONDS = 0.6  # a slow page's request is held back up to so long, and its answer again
 GPTQ = next(s for s in specs("gates") if s.recipe[0][0] == "gptq")  # 4 bits: the knobs of a first visit
 
 
@@ -116,6 +135,36 @@ class Talk:
         self.stopped.set()
 
 
+class Late:
+    """Before a server: each request and each answer waits for a while of its own, drawn from a fixed seed."""
+
+    def __init__(self, app):
+        self.app, self.drawn = app, random.Random(0)
+
+    async def __call__(self, scope, receive, send):
+        async def late(message):
+            if message["type"] == "http.response.start":
+                await self._wait()
+            await send(message)
+
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        await self._wait()
+        await self.app(scope, receive, late)
+
+    async def _wait(self):
+        await anyio.sleep(self.drawn.uniform(0, LATE_SECONDS))
+
+
+def slowed(page):
+    """The page, of a slow browser where SLOW_PAGE asks for it, and patient."""
+    page.set_default_timeout(1000 * SECONDS)
+    if SLOW:
+        line = page.context.new_cdp_session(page)
+        line.send("Emulation.setCPUThrottlingRate", {"rate": SLOW})
+    return page
+
+
 class Server:
     """The page over a scripted runner, on a free port."""
 
@@ -134,12 +183,10 @@ class Server:
             options.get("public", False),
         )
         port = free_port()
-        self.demo.launch(
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            **app.launch_options(self.demo, options.get("public", False)),
-        )
+        launch = app.launch_options(self.demo, options.get("public", False))
+        if SLOW:
+            launch["app_kwargs"]["middleware"].insert(0, Middleware(Late))
+        self.demo.launch(server_port=port, prevent_thread_lock=True, quiet=True, **launch)
         self.url = f"http://127.0.0.1:{port}/"
 
 
@@ -161,9 +208,8 @@ class Visitor:
             locale=language,
             color_scheme="dark" if dark else "light",
         )
-        context.set_default_timeout(15_000)
         self.contexts.append(context)
-        page = context.new_page()
+        page = slowed(context.new_page())
         page.on("pageerror", lambda e: self.errors.append(str(e)))
         page.goto((server or self.server).url + query)
         page.wait_for_selector(
@@ -186,16 +232,68 @@ def text(page, selector):
     return page.locator(selector).first.inner_text().replace("\u00a0", " ")
 
 
-def until(page, holds, seconds=10):
-    """Wait until holds() is true of the server: what a click asks for arrives after the page has changed."""
+def until(page, holds, seconds=SECONDS):
+    """Wait until holds() is true of the page, or of the server behind it."""
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"not within {seconds} s"
         page.wait_for_timeout(20)  # the page goes on meanwhile; time.sleep would stop its requests
 
 
+def becomes(page, found, expected, seconds=SECONDS):
+    """Wait until found() is as expected."""
+    end = time.monotonic() + seconds
+    while found() != expected and time.monotonic() < end:
+        page.wait_for_timeout(20)
+    assert found() == expected
+
+
+def says(page, selector, *words, but=()):
+    """Wait until the first such element says all these words, and none of `but`."""
+    from playwright.sync_api import expect
+
+    place = expect(page.locator(selector).first)
+    for said in words:
+        place.to_contain_text(said, use_inner_text=True)
+    for said in but:
+        place.not_to_contain_text(said, use_inner_text=True)
+
+
+def address(page, *parts, but=()):
+    """Wait until the page's address holds these parts, and none of `but`."""
+    page.wait_for_function(
+        """([parts, but]) => parts.every(part => location.search.includes(part))
+          && !but.some(part => location.search.includes(part))""",
+        arg=[list(parts), list(but)],
+    )
+
+
+class Held:
+    """The answers of one question, held back until `release`; the other questions go on."""
+
+    def __init__(self, page, question):
+        self.page, self.name, self.routes, self.held = page, f'"ask_{question}"', [], True
+        page.route(f"**{FUNCTION}*", self._meet)
+
+    def _meet(self, route):
+        if self.held and self.name in (route.request.post_data or ""):
+            self.routes.append(route)
+        else:
+            route.continue_()
+
+    def wait(self, count=1):
+        """Wait until so many have been asked."""
+        until(self.page, lambda: len(self.routes) >= count)
+
+    def release(self):
+        """Let them go, the newest first."""
+        self.held = False
+        for route in reversed(self.routes):
+            route.fulfill(response=route.fetch())
+
+
 def no_sideways_scroll(page):
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
 
 
 def store_run(server, **changes):

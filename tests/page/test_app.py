@@ -9,22 +9,23 @@ import time
 import urllib.request
 
 import pytest
+from playwright.sync_api import expect
 
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from kernels import cpu
 from tests import tiny
-from tests.page.stage import ROOT, free_port, shot, text
+from tests.page.stage import ROOT, address, free_port, says, shot, slowed
 
 pytestmark = pytest.mark.browser
-SLOW = 240_000  # milliseconds: the first run waits for the kernels to be built, 40 s on a slow processor
+SECONDS = 300  # the first run waits for the kernels to be built, 40 s on a slow processor
 
 
 def test_the_real_app_from_click_to_chat(browser, tmp_path):
     (tmp_path / "test.txt").write_text("".join(f"line {i} of a small text, {i * i}\n" for i in range(400)))
     (tmp_path / "valid.txt").write_text("".join(f"other words {i}, {i**3} of them\n" for i in range(400)))
     (tmp_path / "home").mkdir()
-    # tests/kernels/test_cpu.py builds them in homes of its own
+    # tests/kernels/cpu/test_cpu.py builds them in homes of its own
     (tmp_path / "home" / "kernels").symlink_to(cpu.cache())
     port = free_port()
     environment = dict(os.environ) | {
@@ -37,13 +38,18 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         begin = time.time()
         while True:
             try:
-                urllib.request.urlopen(url, timeout=1).read()
+                urllib.request.urlopen(url, timeout=SECONDS).read()
                 break
             except OSError:
-                assert time.time() - begin < SLOW / 1000 and process.poll() is None
+                assert time.time() - begin < SECONDS and process.poll() is None
                 time.sleep(0.1)
-        page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
-        page.set_default_timeout(SLOW)
+
+        def window(**options):
+            page = slowed(browser.new_context(**options).new_page())
+            page.set_default_timeout(1000 * SECONDS)
+            return page
+
+        page = window(viewport={"width": 1440, "height": 900})
         query = (
             f"?model={tiny.folder('qwen3')}&text={tmp_path / 'test.txt'}&calibration={tmp_path / 'valid.txt'}"
         )
@@ -55,7 +61,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         page.wait_for_selector("#controls .progress:visible")
         page.wait_for_selector("#card [data-act=chat]")
         page.wait_for_selector("#front .plot[data-drawn]")
-        assert "GPTQ, 4 bits, group 16" in text(page, "#card h2")
+        says(page, "#card h2", "GPTQ, 4 bits, group 16")
         page.reload()
         page.wait_for_selector("#card [data-act=chat]")
         with page.expect_download() as download:
@@ -72,29 +78,26 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         page.wait_for_function(
             "/differ after|wrote the same/.test(document.querySelector('#chat .chat-status').textContent)"
         )
-        assert "tokens/s" in page.locator("#chat .live").nth(1).inner_text()
+        expect(page.locator("#chat .live").nth(1)).to_contain_text("tokens/s")
         shot(page, "real-chat")
         page.close()
-        tab = browser.new_context().new_page()  # a tab that is closed while its run goes on
-        tab.goto(
-            page.url.split("?")[0]
-            + query
-            + "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
-        )
-        tab.wait_for_selector("#controls .go:enabled", timeout=SLOW)
+        tab = window()  # a tab that is closed while its run goes on
+        shorter = "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
+        tab.goto(url + query + shorter)
+        tab.wait_for_selector("#controls .go:enabled")
         tab.locator("#controls .go").click()
         tab.wait_for_selector("#controls .progress:visible")
-        tab.wait_for_timeout(500)
-        link = tab.url
+        address(tab, "run=")
+        link = tab.evaluate("location.href")
         tab.close()
-        back = browser.new_context().new_page()
+        back = window()
         back.goto(link)
-        back.wait_for_selector("#card [data-act=chat]", timeout=SLOW)
-        assert "Rounding, 3 bits" in text(back, "#card h2")
+        back.wait_for_selector("#card [data-act=chat]")
+        says(back, "#card h2", "Rounding, 3 bits")
         spec = RunSpec.parse(
             next(r for r in Store(tmp_path / "home").own() if r.spec.recipe[0][0] == "rtn").spec.json()
         )
         assert spec.methods[0][1].bits == 3
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(SECONDS)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import functools
+import re
 
-from tests.page.stage import no_sideways_scroll, shot, store_run, text, until
+import pytest
+from playwright.sync_api import expect
+
+from tests.page.stage import becomes, no_sideways_scroll, says, shot, store_run, until
 
 pytestmark = pytest.mark.browser
 
@@ -20,33 +24,23 @@ def test_chat_side_by_side(visit, server):
     page = visit(f"?run={made.id}")
     page.locator("#card [data-act=chat]").click()
     page.wait_for_selector("#chat .columns:visible")
-    assert "GPTQ, 4 bits, group 64 · 114 MB" in text(page, "#chat .columns") and "Original · 269 MB" in text(
-        page, "#chat .columns"
-    )
-    assert "the chat is slower now" in text(page, "#chat") and "already rounded to 4 bits (Q4_1)" in text(
-        page, "#chat .columns"
-    )
+    says(page, "#chat .columns", "GPTQ, 4 bits, group 64 · 114 MB", "Original · 269 MB")
+    says(page, "#chat .columns", "already rounded to 4 bits (Q4_1)")
+    says(page, "#chat", "the chat is slower now")
     page.locator("#chat .chip").first.click()
-    page.wait_for_function(
-        "document.querySelector('#chat .chat-status').textContent.includes('differ after 3')"
-    )
-    columns = page.locator("#chat .columns .text")
-    assert (
-        columns.nth(0).inner_text() == "The capital <b>is</b> Paris."
-        and columns.nth(1).inner_text() == "The capital <b>is</b> London."
-    )
-    assert page.locator("#chat .columns mark").all_inner_texts() == ["Paris.", "London."]
-    assert "20 tokens/s" in page.locator("#chat .live").nth(0).inner_text()
+    says(page, "#chat .chat-status", "differ after 3")
+    answers = ["The capital <b>is</b> Paris.", "The capital <b>is</b> London."]
+    expect(page.locator("#chat .columns .text")).to_have_text(answers)
+    expect(page.locator("#chat .columns mark")).to_have_text(["Paris.", "London."])
+    says(page, "#chat .live", "20 tokens/s")
     shot(page, "chat")
     page.reload()
     page.wait_for_selector("#chat .columns:visible")
-    assert "Paris" in page.locator("#chat .columns .text").nth(0).inner_text(), "the last exchange is kept"
+    says(page, "#chat .columns .text", "Paris")  # the last exchange is kept
     page.locator("#prompt").fill("again")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#chat .asked').textContent === 'again'")
-    page.wait_for_function(
-        "document.querySelector('#chat .chat-status').textContent.includes('differ after 3')"
-    )
+    expect(page.locator("#chat .asked")).to_have_text("again")
+    says(page, "#chat .chat-status", "differ after 3")
     phone = visit(f"?run={made.id}&tab=chat", width=390, drawn=False)
     phone.wait_for_selector("#chat .columns:visible")
     no_sideways_scroll(phone)
@@ -58,46 +52,41 @@ def test_chat_without_a_model_shows_recorded_answers(visit):
     """What ships, not a made-up file: no empty tab for a newcomer."""
     page = visit("?tab=chat", drawn=False)
     page.wait_for_selector("#chat .columns:visible")
-    assert "Paris" in text(page, "#chat .columns .text") and page.locator("#chat .none").is_hidden()
-    assert [step.inner_text() for step in page.locator("#chat .step h4").all()] == [
-        "Original",
-        "8 bits",
-        "4 bits",
-        "3 bits",
-        "2 bits",
-    ]
+    says(page, "#chat .columns .text", "Paris")
+    expect(page.locator("#chat .none")).to_be_hidden()
+    expect(page.locator("#chat .step h4")).to_have_text(["Original", "8 bits", "4 bits", "3 bits", "2 bits"])
 
 
 def test_keyboard_alone(visit, server):
     page = visit()
     page.locator("#tab-explore").focus()
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.body.dataset.tab") == "chat"
+    expect(page.locator("body")).to_have_attribute("data-tab", "chat")
     page.keyboard.press("ArrowLeft")
-    page.locator("#knob-0").focus()
+    expect(page.locator("body")).to_have_attribute("data-tab", "explore")
+    knob = page.locator("#knob-0")
+    knob.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    assert (
-        page.locator("#knob-0").input_value() == "6"
-        and page.locator("#knob-0").get_attribute("aria-valuetext") == "6 bits"
-    )
-    outline = page.evaluate("getComputedStyle(document.querySelector('#knob-0')).outlineStyle")
-    assert outline == "solid", "focus is visible"
+    expect(knob).to_have_value("6")
+    expect(knob).to_have_attribute("aria-valuetext", "6 bits")
+    expect(knob).to_have_css("outline-style", "solid")  # focus is visible
     page.keyboard.press("Enter")
-    until(page, lambda: server.runner.submitted)
-    assert server.runner.submitted[0].methods[0][1].bits == 6
+    until(page, lambda: [spec.methods[0][1].bits for spec in server.runner.submitted] == [6])
 
 
 def test_everything_has_a_name(visit):
     page = visit()
-    for summary in page.locator("details > summary").all():
-        summary.click()
-    nameless = page.evaluate("""() => [...document.querySelectorAll('.panel :is(button, input, select, textarea, [role=img])')]
-      .filter(e => e.getClientRects().length && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML.slice(0, 120))""")
-    assert nameless == []
-    assert page.locator("h1").count() == 1
-    alt = page.locator("#front .plot").get_attribute("aria-label")
-    assert "runs" in alt and "smallest within" in alt
+    for name in ("axes", "about", "advanced", "settings", "all", "runs-fold"):
+        fold = page.locator(f"details:is(.{name}, [data-k={name}])").first
+        fold.locator("summary").first.click()
+        expect(fold).to_have_attribute("open", "")
+    expect(page.locator("details:not([open])")).to_have_count(0)
+    nameless = """() => [...document.querySelectorAll('.panel :is(button, input, select, textarea, [role=img])')]
+      .filter(e => e.getClientRects().length && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length)).map(e => e.outerHTML.slice(0, 120))"""
+    becomes(page, lambda: page.evaluate(nameless), [])
+    expect(page.locator("h1")).to_have_count(1)
+    expect(page.locator("#front .plot")).to_have_attribute("aria-label", re.compile("runs.*smallest within"))
 
 
 def test_words_are_readable_on_their_ground(visit):
@@ -105,8 +94,8 @@ def test_words_are_readable_on_their_ground(visit):
     for dark in (False, True):
         page = visit(dark=dark)
         page.locator("#runs summary").click()
-        poor = page.evaluate(CONTRAST)
-        assert poor == [], f"dark={dark}"
+        page.wait_for_selector("#runs tbody tr")
+        becomes(page, functools.partial(page.evaluate, CONTRAST), [])
 
 
 CONTRAST = """() => {

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from evaluation import labels, records
 from evaluation.labels import Label
@@ -14,7 +15,7 @@ from evaluation.page.questions import Page
 from evaluation.page.words import Words
 from evaluation.running import estimate
 from evaluation.store import Store
-from tests.page.stage import Script, Talk, store_run, text, until
+from tests.page.stage import Script, Talk, says, store_run, until
 
 TOKEN = "v" * 32
 
@@ -135,11 +136,11 @@ def test_a_visitor_names_a_run(visit, server):
     page.locator("#card .naming input").fill("For Tuesday")
     page.locator("#card .naming textarea").fill("compare with OWQ")
     page.locator("#card .naming button").click()
-    page.wait_for_function("document.querySelector('#card h2').textContent === 'For Tuesday'")
-    assert text(page, "#card .person") == "compare with OWQ"
+    expect(page.locator("#card h2")).to_have_text("For Tuesday")
+    says(page, "#card .person", "compare with OWQ")
     until(page, lambda: server.store.labels().get("named") == Label("For Tuesday", "compare with OWQ"))
     page.locator("#runs summary").click()
-    page.wait_for_function("document.querySelector('#runs table').textContent.includes('For Tuesday')")
+    says(page, "#runs table", "For Tuesday")
     with page.expect_download() as download:
         page.locator("#runs .files button").click()
     assert download.value.suggested_filename.endswith(".jsonl")

@@ -84,7 +84,11 @@ def samples(s: str) -> dict[str, dict]:
     }
     return {
         "answer.html": {"percent": s, "within": chosen, "budget": s, "under": chosen},
-        "card.html": {"name": s, "model": s, "waiting": s, "error": None, "run": None},
+        "card.html": {
+            **dict.fromkeys(("name", "model", "recipe", "title", "note", "waiting"), s),
+            "error": None,
+            "run": None,
+        },
         "curve.svg": {"curve": curve},
         "error.html": {"error": error},
         "estimate.html": {"found": {"size": s, "smaller": s, "more": [s, s], "too_big": s}},

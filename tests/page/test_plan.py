@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import expect
 
 from compression.catalogue import OFFLINE_MODEL
-from tests.page.stage import no_sideways_scroll, shot, text
+from tests.page.stage import address, no_sideways_scroll, says, shot
 
 pytestmark = pytest.mark.browser
 
 
-def verdict(page) -> str:
-    page.wait_for_selector("#plan .plan-answer:not([aria-busy]) .verdict")
-    return text(page, "#plan .verdict")
+def verdict(page, *words, but=()):
+    """Wait until the newest answer says these words."""
+    says(page, "#plan .plan-answer:not([aria-busy]) .verdict", *words, but=but)
 
 
 def test_a_7b_on_4_gb_is_answered(visit, server):
@@ -22,33 +23,32 @@ def test_a_7b_on_4_gb_is_answered(visit, server):
     page.locator("#plan-machine").select_option("own")
     page.locator("#plan-memory").fill("4")
     page.locator("#plan-context").fill("2048")
-    page.wait_for_function("document.querySelector('#plan .verdict').textContent.includes('4.0')")
-    assert "Qwen2.5 7B Instruct" in verdict(page)
+    verdict(page, "4.0", "Qwen2.5 7B Instruct")
     page.wait_for_selector("#plan tr.out")
     assert server.runner.submitted == [], "no run is needed"
     page.locator("#plan .others button").first.click()
-    page.wait_for_function("!document.querySelector('#plan .verdict').textContent.includes('7B')")
-    assert "fits" in verdict(page)
+    verdict(page, "fits", but=["7B"])
     shot(page, "plan")
 
 
 def test_a_way_becomes_the_knobs(visit):
     page = visit("?tab=plan", drawn=False)
     page.locator("#plan-model").select_option(OFFLINE_MODEL)
-    page.wait_for_function("document.querySelector('#plan .verdict').textContent.includes('SmolLM2 135M')")
+    verdict(page, "SmolLM2 135M")
     page.get_by_role("button", name="Choose AWQ, 3 bits, group 128 under Explore").click()
-    assert page.evaluate("document.body.dataset.tab") == "explore"
-    assert page.locator("#knob-0").input_value() == "3" and "method=awq" in page.url
+    expect(page.locator("body")).to_have_attribute("data-tab", "explore")
+    expect(page.locator("#knob-0")).to_have_value("3")
+    address(page, "method=awq")
 
 
 def test_a_model_by_its_sizes(visit):
     page = visit("?tab=plan", drawn=False)
     page.locator("#plan-model").select_option("own")
     page.locator("#plan-layers").fill("16")
-    assert "this model" in verdict(page).lower()
-    assert page.locator("#plan [data-use]").count() == 0, "there is nothing to compress"
+    verdict(page, "his model")
+    expect(page.locator("#plan [data-use]")).to_have_count(0)  # there is nothing to compress
     page.locator("#plan-layers").fill("0")  # not asked of the server
-    assert page.locator("#plan-layers").evaluate("e => e.validity.valid") is False
+    page.wait_for_selector("#plan-layers:invalid")
 
 
 def test_an_unknown_hub_model_says_what_to_do(visit):
@@ -58,7 +58,7 @@ def test_an_unknown_hub_model_says_what_to_do(visit):
     page.locator("#plan-hub").press("Tab")
     page.wait_for_selector("#plan .plan-answer .error")
     page.locator("#plan .plan-answer .error button").click()
-    assert page.locator("#plan .plan-answer .error").count() == 0
+    expect(page.locator("#plan .plan-answer .error")).to_have_count(0)
 
 
 @pytest.mark.parametrize("width", [390, 1440])

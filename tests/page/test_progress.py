@@ -6,9 +6,10 @@ import dataclasses
 import time
 
 import pytest
+from playwright.sync_api import expect
 
 from compression.catalogue import OFFLINE_MODEL
-from tests.page.stage import GPTQ, shot, store_run, text, until
+from tests.page.stage import GPTQ, address, becomes, says, shot, store_run, until
 
 pytestmark = pytest.mark.browser
 
@@ -39,11 +40,10 @@ def test_every_stage_has_words_and_time_left(visit, server, stage, said):
     server.runner.answer["stage"] = stage
     page = visit()
     start(page)
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('41 s left')")
-    assert said in text(page, "#controls .stage") and "GPTQ 6 bits" in text(page, "#controls .now")
-    assert float(page.locator("#controls progress").get_attribute("value")) == pytest.approx(
-        20 / 61, abs=0.01
-    )
+    says(page, "#controls .stage", "41 s left", said)
+    says(page, "#controls .now", "GPTQ 6 bits")
+    done = page.locator("#controls progress")
+    until(page, lambda: float(done.get_attribute("value") or 0) == pytest.approx(20 / 61, abs=0.01))
     if stage == "compress":
         shot(page, "running")
 
@@ -51,7 +51,7 @@ def test_every_stage_has_words_and_time_left(visit, server, stage, said):
 def test_a_finished_run_is_selected_and_drawn(visit, server):
     page = visit()
     start(page)
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    says(page, "#controls .stage", "left")
     spec = dataclasses.replace(GPTQ, recipe=(("gptq", {"bits": 6, "group_size": 64}),))
     store_run(
         server,
@@ -64,12 +64,13 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
     before = page.locator("#front").bounding_box()["y"]
     server.runner.answer = {"status": "ok", "result_id": "mine"}
     page.wait_for_selector("#card [data-act=chat]")
-    assert "GPTQ, 6 bits" in text(page, "#card h2") and "run=mine" in page.url
+    says(page, "#card h2", "GPTQ, 6 bits")
+    address(page, "run=mine")
     page.wait_for_function(
-        "[...document.querySelector('#front .plot').data].some(t => (t.customdata ?? []).includes('mine'))"
+        "document.querySelector('#front .plot').data.some(t => (t.customdata ?? []).includes('mine'))"
     )
-    assert page.locator("#front").bounding_box()["y"] == before, "no jump"
-    assert page.locator("#controls .progress").is_hidden()
+    becomes(page, lambda: page.locator("#front").bounding_box()["y"], before)  # no jump
+    expect(page.locator("#controls .progress")).to_be_hidden()
     shot(page, "result")
     server.store.delete("mine")
 
@@ -113,20 +114,19 @@ def test_every_bad_end_says_what_happened_and_offers_a_way_on(visit, server, end
     page = visit()
     start(page)
     server.runner.answer = answer
-    page.wait_for_selector("#controls .trouble .error")
     card = page.locator("#controls .trouble .error")
-    assert said in card.inner_text() and card.locator("button").count() == 1
-    assert page.locator("#controls .go").is_visible() and page.locator("#controls .progress").is_hidden()
+    expect(card).to_contain_text(said)
+    expect(card.locator("button")).to_have_count(1)
+    expect(page.locator("#controls .go")).to_be_visible()
+    expect(page.locator("#controls .progress")).to_be_hidden()
     shot(page, f"end-{end}")
     if end == "hub":
         card.locator("button").click()
-        assert (
-            page.locator("#model").input_value() == OFFLINE_MODEL
-            and page.locator("#controls .trouble .error").count() == 0
-        )
+        expect(page.locator("#model")).to_have_value(OFFLINE_MODEL)
+        expect(card).to_have_count(0)
     if end == "bug":
         card.locator("summary").click()
-        assert "<b>odd</b>" in card.inner_text()
+        expect(card).to_contain_text("<b>odd</b>", use_inner_text=True)
 
 
 def test_stop_and_escape_stop(visit, server):
@@ -134,11 +134,12 @@ def test_stop_and_escape_stop(visit, server):
     start(page)
     page.locator("#controls .progress").get_by_role("button", name="Stop").click()
     page.wait_for_selector("#controls .trouble .error")
+    expect(page.locator("#controls .progress")).to_be_hidden()
     server.runner.reset()
     start(page)
     page.keyboard.press("Escape")
     page.wait_for_selector("#controls .trouble .error")
-    assert server.runner.cancelled == ["run-1"]
+    becomes(page, lambda: server.runner.cancelled, ["run-1"])
 
 
 TRAINED = [[0, None, 3.93], [1024, 3.85, None], [2048, 3.62, None], [3072, 3.7, 3.81], [4096, 3.5, 3.75]]
@@ -159,20 +160,16 @@ def test_a_training_shows_its_loss_as_it_falls_and_can_be_ended(visit, server):
     server.runner.answer |= {"stage": "train", "done": 0.125, "total": 1.0, "facts": facts}
     page = visit()
     start(page)
-    page.wait_for_selector("#controls .picture svg.curve circle")
-    said = text(page, "#controls .stage")
-    assert "4,096 of 32,768" in said and "3.93" in said and "3.75" in said
+    says(page, "#controls .stage", "4,096 of 32,768", "3.93", "3.75")
+    expect(page.locator("#controls .picture svg.curve circle")).to_have_count(3)
     points = page.locator("#controls svg.curve polyline").get_attribute("points").split()
-    assert len(points) == 4 and page.locator("#controls svg.curve circle").count() == 3
+    assert len(points) == 4
     heights = [float(p.split(",")[1]) for p in points]
     assert heights[-1] > heights[0], "a falling loss goes down the picture"
     shot(page, "training")
     page.get_by_role("button", name="Enough").click()
-    page.wait_for_function(
-        "[...document.querySelectorAll('#controls .progress button')].some(b => b.disabled)"
-    )
-    until(page, lambda: server.runner.ended_early)
-    assert server.runner.ended_early == ["run-1"] and not server.runner.cancelled
+    page.wait_for_selector("#controls .progress button:disabled")
+    becomes(page, lambda: (server.runner.ended_early, server.runner.cancelled), (["run-1"], []))
 
 
 def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
@@ -189,10 +186,10 @@ def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
     )
     page = visit("?run=healed")
     page.wait_for_selector("#card svg.curve")
-    assert "Without the training: " in text(page, "#card") and "Not known yet" in text(page, "#card")
+    says(page, "#card", "Without the training: ", "Not known yet")
     page.get_by_role("button", name="Measure the control").click()
-    until(page, lambda: server.runner.submitted)
-    assert [name for name, _ in server.runner.submitted[-1].recipe] == ["lora"]
+    becomes(page, lambda: [[name for name, _ in s.recipe] for s in server.runner.submitted], [["lora"]])
+    page.close()
     server.runner.reset()
     store_run(
         server,
@@ -203,7 +200,7 @@ def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
     )
     page = visit("?run=healed")
     page.wait_for_selector("#card svg.curve")
-    assert "gives 0.97" in text(page, "#card") and "compared with that: 5.2 % higher" in text(page, "#card")
+    says(page, "#card", "gives 0.97", "compared with that: 5.2 % higher")
     shot(page, "training-card")
     for name in ("healed", "alone"):
         server.store.delete(name)
@@ -213,7 +210,7 @@ def test_waiting_in_line_and_sharing(visit, server):
     server.runner.answer = {"status": "queued", "place": 3}
     page = visit()
     start(page)
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('3 before you')")
+    says(page, "#controls .stage", "3 before you")
     shot(page, "queued")
     server.runner.answer = {
         "status": "running",
@@ -224,7 +221,7 @@ def test_waiting_in_line_and_sharing(visit, server):
         "elapsed": 1.0,
         "shared": True,
     }
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('share')")
+    says(page, "#controls .stage", "share")
     shot(page, "shared")
 
 
@@ -232,20 +229,16 @@ def test_a_second_run_in_line_is_refused_in_words(visit, server):
     server.runner.refuse = "one_queued"
     page = visit("?bits=6")
     page.locator("#controls .go").click()
-    page.wait_for_selector("#controls .trouble .error")
-    assert "one place in the line" in text(page, "#controls .trouble")
+    says(page, "#controls .trouble .error", "one place in the line")
 
 
 def test_a_reload_finds_the_run_again(visit, server):
     page = visit()
     start(page)
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    says(page, "#controls .stage", "left")
     page.reload()
-    page.wait_for_function("document.querySelector('#controls .stage')?.textContent.includes('41 s left')")
-    page.wait_for_function(
-        "document.querySelector('#card [data-waiting]')?.textContent.includes('41 s left')"
-    )
-    assert "layer 12 of 30" in text(page, "#card [data-waiting]"), "its card says the stage too"
+    says(page, "#controls .stage", "41 s left")
+    says(page, "#card [data-waiting]", "layer 12 of 30", "41 s left")  # its card says the stage too
     server.runner.answer = {"status": "unknown", "error": {"code": "run_gone"}}
     page.wait_for_selector("#controls .trouble .error")
 
@@ -254,24 +247,25 @@ def test_a_reload_finds_the_run_again(visit, server):
 def test_progress_stays_in_view(visit, server, width, height):
     page = visit(width=width, height=height)
     start(page)
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    says(page, "#controls .stage", "left")
     for place in (0, 100_000):  # at the top and at the end of the page
         page.evaluate("y => scrollTo(0, y)", place)
-        inside = page.evaluate("""() => { const r = document.querySelector('#controls .stage').getBoundingClientRect();
-          return r.top >= 0 && r.bottom <= innerHeight && r.left >= 0 && r.right <= innerWidth && r.height > 0; }""")
-        assert inside, f"{width} px, scrolled to {place}"
+        page.wait_for_function("""() => {
+          const r = document.querySelector('#controls .stage').getBoundingClientRect();
+          return r.top >= 0 && r.bottom <= innerHeight && r.left >= 0 && r.right <= innerWidth && r.height > 0;
+        }""")
     shot(page, f"running-{width}")
 
 
 def test_a_dropped_line_is_told_and_mended(visit, server):
     page = visit()
     start(page)
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('left')")
+    says(page, "#controls .stage", "left")
     page.context.set_offline(True)
     page.wait_for_selector("#top .lost:visible")
     shot(page, "line-dropped")
     page.context.set_offline(False)
-    page.wait_for_function("document.querySelector('#controls .stage').textContent.includes('41 s left')")
+    says(page, "#controls .stage", "41 s left")
     page.wait_for_selector("#top .lost", state="hidden")
 
 
@@ -281,9 +275,7 @@ def test_longer_than_estimated_is_admitted(visit, server):
     try:
         page = visit()
         start(page)
-        page.wait_for_function(
-            "document.querySelector('#controls .stage').textContent.includes('longer than estimated')"
-        )
+        says(page, "#controls .stage", "longer than estimated")
     finally:
         server.estimate = real
 
@@ -292,5 +284,4 @@ def test_four_points_run_one_after_the_other(visit, server):
     page = visit("?method=rtn&bits=4&group_size=32")
     server.runner.answer = {"status": "ok", "result_id": None}
     page.locator("#controls .four").click()
-    until(page, lambda: len(server.runner.submitted) == 4)
-    assert [s.methods[0][1].bits for s in server.runner.submitted] == [8, 4, 3, 2]
+    becomes(page, lambda: [s.methods[0][1].bits for s in server.runner.submitted], [8, 4, 3, 2])

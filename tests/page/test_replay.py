@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from playwright.sync_api import expect
 
 from evaluation import recorded
 from evaluation.page import replay
 from evaluation.page.words import Words
 from evaluation.store import Store
-from tests.page.stage import no_sideways_scroll, shot, store_run, text, until
+from tests.page.stage import address, no_sideways_scroll, says, shot, store_run, until
 
 # what each point says to every prompt, token by token
 SAID = {
@@ -107,35 +108,30 @@ def recording(tmp_path_factory):
 @pytest.mark.browser
 def test_a_newcomer_reads_two_answers_at_once(visit, server):
     page = visit("?tab=chat&run=shipped-gates-rtn-4&method=gptq&bits=4", drawn=False)
-    page.wait_for_selector("#chat .columns:visible")
-    columns = page.locator("#chat .columns .text")
-    assert columns.nth(0).inner_text() == "The capital is Paris."
-    assert columns.nth(1).inner_text() == "The capital was <b>Rome</b>."
-    assert page.locator("#chat .columns mark").all_inner_texts() == ["is ", "was "]
-    assert "Recorded on 2026-11-30" in text(page, "#chat .about") and page.locator("#chat .ask").is_hidden()
-    assert page.locator("#chat .step").count() == 5
+    answers = page.locator("#chat .columns .text")
+    expect(answers).to_have_text(["The capital is Paris.", "The capital was <b>Rome</b>."])
+    expect(page.locator("#chat .columns mark")).to_have_text(["is ", "was "])
+    says(page, "#chat .about", "Recorded on 2026-11-30")
+    expect(page.locator("#chat .ask")).to_be_hidden()
+    expect(page.locator("#chat .step")).to_have_count(5)
     page.locator("#chat .chip[data-prompt=water]").click()
-    page.wait_for_function("document.querySelector('#chat .asked').textContent.startsWith('Why do we')")
+    says(page, "#chat .asked", "Why do we need to drink water?")
     page.wait_for_selector("#chat .chip[data-prompt=water][aria-pressed=true]")
     page.locator("#side").select_option("shipped-gates-rtn-8")
-    page.wait_for_function("document.querySelector('#chat .chat-status').textContent.includes('same')")
-    page.wait_for_function("location.search.includes('run=shipped-gates-rtn-8')")
+    says(page, "#chat .chat-status", "same")
+    address(page, "run=shipped-gates-rtn-8")
     shot(page, "chat-recorded")
     # the way to a model that answers anything
     page.locator("#chat .own [data-act=make]").click()
-    page.wait_for_function("document.body.dataset.tab === 'explore'")
+    expect(page.locator("body")).to_have_attribute("data-tab", "explore")
     until(page, lambda: server.runner.submitted)
-    assert (
-        server.runner.submitted[-1].recipe[0][0] == "rtn"
-        and server.runner.submitted[-1].recipe[0][1]["bits"] == 8
-    )
+    assert server.runner.submitted[-1].methods[0][1].bits == 8
 
 
 @pytest.mark.browser
 def test_a_run_without_a_recording_says_what_is_shown_instead(visit):
     page = visit("?tab=chat&run=shipped-gates-gptq-4", width=390, drawn=False)
-    page.wait_for_selector("#chat .instead:visible")
-    assert "has no recorded answers" in text(page, "#chat .instead")
+    says(page, "#chat .instead", "has no recorded answers")
     no_sideways_scroll(page)
     shot(page, "chat-recorded-390")
 
@@ -145,8 +141,9 @@ def test_a_model_that_is_here_answers_live(visit, server):
     made = store_run(server, id="talks", key="talks")
     page = visit(f"?tab=chat&run={made.id}", drawn=False)
     page.wait_for_selector("#chat .ask:visible")
-    assert page.locator("#chat .own").is_hidden() and page.locator("#chat .about").inner_text() == ""
+    expect(page.locator("#chat .own")).to_be_hidden()
+    expect(page.locator("#chat .about")).to_have_text("")
     page.locator("#chat .chip[data-prompt=capital]").click()
-    page.wait_for_function("document.querySelector('#chat .chat-status').textContent.includes('after 3')")
-    assert text(page, "#chat .asked") == "What is the capital of France?"
+    says(page, "#chat .chat-status", "after 3")
+    says(page, "#chat .asked", "What is the capital of France?")
     server.store.delete("talks")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
+from playwright.sync_api import expect
 
 from compression.catalogue import OFFLINE_MODEL
-from tests.page.stage import GPTQ, Server, Visitor, no_sideways_scroll, shot, store_run, text, until
+from tests.page.stage import GPTQ, Server, Visitor, address, no_sideways_scroll, says, shot, store_run, until
 
 pytestmark = pytest.mark.browser
 
@@ -18,23 +20,24 @@ def test_points_rows_and_links_select(visit):
     # of the front's own protocol
     row = page.locator("#runs tbody tr", has_text="Wanda").filter(has_text="wiki").first
     row.locator("button").click()
-    page.wait_for_function("document.querySelector('#card h2').textContent.includes('Wanda')")
-    assert "run=" in page.url and row.get_attribute("aria-current") == "true"
+    says(page, "#card h2", "Wanda")
+    address(page, "run=")
+    expect(row).to_have_attribute("aria-current", "true")
     page.locator("#front").scroll_into_view_if_needed()
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_function(
         "document.querySelector('#front .plot').data.find(t => t.name === 'ring').x.length"
     )
     # a point that lies apart from the others
-    box = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
+    point = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
       const a = p._fullLayout, r = p.getBoundingClientRect(), i = t.customdata.findIndex(id => id.endsWith('owq-3'));
       return [r.x + a._size.l + a.xaxis.d2p(t.x[i]), r.y + a._size.t + a.yaxis.d2p(t.y[i]), t.customdata[i]]; }""")
-    page.mouse.move(box[0], box[1])
-    page.wait_for_timeout(200)
-    page.mouse.click(box[0], box[1])
-    page.wait_for_function(f"location.search.includes('{box[2].replace('+', '%2B')}')")
+    page.mouse.move(point[0], point[1])
+    page.wait_for_selector("#front .hoverlayer .hovertext")  # a click counts where plotly knows the point
+    page.mouse.click(point[0], point[1])
+    address(page, point[2].replace("+", "%2B"))
     page.locator("#front .answer button").first.click()
-    page.wait_for_function("document.querySelector('#card h2').textContent.includes('SpQR, 4 bits')")
+    says(page, "#card h2", "SpQR, 4 bits")
 
 
 def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
@@ -50,8 +53,8 @@ def test_axes_can_be_chosen_and_missing_values_are_told(visit, server):
     page = visit()
     page.locator("#front details.axes summary").click()
     page.locator("#front details.axes select").first.select_option("decode_tokens_per_second")
-    page.wait_for_function("document.querySelector('#front').textContent.includes('have no value')")
-    assert "only runs of this machine" in text(page, "#front") and "x=decode_tokens_per_second" in page.url
+    says(page, "#front", "have no value", "only runs of this machine")
+    address(page, "x=decode_tokens_per_second")
     shot(page, "axes")
     for name in ("timed", "untimed", "untimed-2"):
         server.store.delete(name)
@@ -63,10 +66,9 @@ def test_a_result_with_notes_and_a_beaten_one(visit, server):
         server, id="noted", key="noted", notes=[note], metrics={"perplexity_ratio": 3.0, "file_bytes": 2e8}
     )
     page = visit("?run=noted")
-    page.wait_for_selector("#card .notes")
-    assert "damping was raised from 0.0100 to 0.100" in text(page, "#card .notes")
-    assert "Another run is at least as small and as good" in text(page, "#card")
-    assert "much worse" in text(page, "#card .facts")
+    says(page, "#card .notes", "damping was raised from 0.0100 to 0.100")
+    says(page, "#card", "Another run is at least as small and as good")
+    says(page, "#card .facts", "much worse")
     shot(page, "notes")
     server.store.delete("noted")
 
@@ -87,10 +89,8 @@ def test_times_of_another_machine_are_not_shown_as_this_ones(visit, server):
         metrics={"decode_tokens_per_second": 900.0, "baseline_decode_tokens_per_second": 1.0},
     )
     page = visit("?run=far")
-    page.wait_for_selector("#card .facts")
-    assert "timed on another machine (Some Other CPU)" in text(page, "#card") and "faster" not in text(
-        page, "#card .facts"
-    )
+    says(page, "#card", "timed on another machine (Some Other CPU)")
+    says(page, "#card .facts", but=["faster"])
     server.store.delete("far")
 
 
@@ -103,15 +103,15 @@ def test_long_names_and_two_hundred_runs(visit, server):
         for width in (1440, 390):
             page = visit(f"?model={name}&run=many-7", width=width)
             page.locator("#runs summary").click()
-            assert page.locator("#runs tbody tr").count() > 200
+            expect(page.locator("#runs tbody tr").nth(200)).to_be_attached()
             no_sideways_scroll(page)
             shot(page, f"many-{width}")
         page.locator("#runs select").select_option(OFFLINE_MODEL)
-        kept = page.locator("#runs tbody tr:visible")
-        assert {row.get_attribute("data-model") for row in kept.all()} == {OFFLINE_MODEL}
-        assert kept.count() == page.locator(f'#runs tbody tr[data-model="{OFFLINE_MODEL}"]').count()
+        kept, own = "#runs tbody tr:visible", f'[data-model="{OFFLINE_MODEL}"]'
+        expect(page.locator(f"{kept}:not({own})")).to_have_count(0)
+        expect(page.locator(kept)).to_have_count(page.locator(f"#runs tbody tr{own}").count())
         page.locator("#runs [data-sort]").nth(3).click()
-        assert page.locator("#runs th[aria-sort]").count() == 1
+        expect(page.locator("#runs th[aria-sort]")).to_have_count(1)
     finally:
         for i in range(200):
             server.store.delete(f"many-{i}")
@@ -119,17 +119,18 @@ def test_long_names_and_two_hundred_runs(visit, server):
 
 def test_a_link_with_unknown_things_says_so_and_shows_the_default(visit):
     page = visit("?model=nosuch&method=nosuch")
-    assert text(page, "#card .error h3").endswith("nosuch.") and page.locator("#card .error").count() == 2
-    assert page.locator("#model").input_value() == OFFLINE_MODEL
+    expect(page.locator("#card .error h3").first).to_have_text(re.compile(r"nosuch\.$"))
+    expect(page.locator("#card .error")).to_have_count(2)
+    expect(page.locator("#model")).to_have_value(OFFLINE_MODEL)
     page = visit("?method=gptq&bits=99")
-    assert "Bits to 99" in text(page, "#card") and "2 – 8" in text(page, "#card")
+    says(page, "#card", "Bits to 99", "2 – 8")
     shot(page, "bad-link")
 
 
 def test_a_model_without_results_invites(visit):
     page = visit("?model=gpt2")
-    assert "Nothing is measured for this model yet" in text(page, "#front")
-    assert text(page, "#controls .go") == "Compress and measure"
+    says(page, "#front", "Nothing is measured for this model yet")
+    expect(page.locator("#controls .go")).to_have_text("Compress and measure")
     shot(page, "nothing-stored")
 
 
@@ -138,9 +139,7 @@ def test_a_store_that_cannot_be_written_says_so(browser, tmp_path):
     server = Server(tmp_path / "home")
     visitor = Visitor(browser, server)
     page = visitor.open()
-    assert "new models and results are kept in a temporary folder until the app ends" in text(
-        page, "#top .warn"
-    )
+    says(page, "#top .warn", "new models and results are kept in a temporary folder until the app ends")
     shot(page, "read-only")
     visitor.contexts[0].close()
     server.demo.close()
@@ -151,13 +150,12 @@ def test_a_public_page_offers_no_paths(browser, tmp_path):
     visitor = Visitor(browser, server)
     page = visitor.open()
     page.locator("#controls details[data-k=settings] summary").click()
-    assert page.locator("#s-text").evaluate("e => e.tagName") == "SELECT"
-    offered = {k: page.locator(f"#s-{k} option").all_inner_texts() for k in ("text", "calibration")}
-    assert "dialogue" in offered["calibration"] and offered["text"] == [
-        t for t in offered["calibration"] if t != "dialogue"
-    ]
+    page.wait_for_selector("select#s-text")
+    calibrations = page.locator("select#s-calibration option").all_inner_texts()
+    assert "dialogue" in calibrations
+    expect(page.locator("#s-text option")).to_have_text([name for name in calibrations if name != "dialogue"])
     page.locator("#model").select_option("")
-    assert page.locator("#custom").get_attribute("placeholder") == "owner/name"
+    expect(page.locator("#custom")).to_have_attribute("placeholder", "owner/name")
     visitor.contexts[0].close()
     server.demo.close()
 
@@ -170,14 +168,14 @@ def test_a_result_file_leaves_and_enters_by_the_page(visit, server, tmp_path):
     file = tmp_path / started.value.suggested_filename
     started.value.save_as(file)
     page.locator("#card [data-act=delete]").click()
-    assert server.store.get_id("mine"), "the first click asks"
+    page.wait_for_selector("#card [data-act=delete].sure")  # the first click asks
+    assert server.store.get_id("mine")
     page.locator("#card [data-act=delete]").click()
-    page.wait_for_selector("#card .quiet, #card .facts")
     until(page, lambda: server.store.get_id("mine") is None)
     page.locator("#runs summary").click()
     page.locator("#add-results").set_input_files(str(file))
     until(page, lambda: server.store.get_id("mine"))
-    page.wait_for_function("location.search.includes('run=mine')")
+    address(page, "run=mine")
     (tmp_path / "odd.json").write_text("{}", "utf-8")
     page.locator("#add-results").set_input_files(str(tmp_path / "odd.json"))
     page.wait_for_selector("#runs .error")

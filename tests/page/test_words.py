@@ -59,7 +59,9 @@ BUILT = (
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_both_languages_have_the_same_strings_with_the_same_facts(language):
     first, other = table(LANGUAGES[0]), table(language)
-    assert set(first) == set(other), "but for those of a method or a tab, which fall back to English"
+    assert set(first) == set(other), (
+        "but for those of a method, a metric or a tab, which fall back to English"
+    )
     for key, text in first.items():
         assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", other[key])), key
         assert other[key].strip() or key == "then"

@@ -166,7 +166,7 @@ class App:
 
 
 def summary(traceback: str) -> str:
-    """ "KeyError: 'lang' (evaluation/page/questions.py:80 in front)" of a text that begins with a
+    """ "KeyError: 'lang' (evaluation/page/questions/figure.py:80 in front)" of a text that begins with a
     traceback."""
     if not traceback.lstrip().startswith(("Traceback", "+")):
         return traceback.partition("\n")[0][:400]
