@@ -40,7 +40,7 @@ function about(method) {
 }
 
 function advanced() {
-  const others = step => ce.method(step.method).params.filter(p => !p.main);
+  const others = step => ce.method(step.method).params.filter(p => !p.main && !idleIn(step).includes(p.name));
   const steps = ce.state.steps.filter(step => others(step).length);
   if (!steps.length) return '';
   const name = step => steps.length > 1 ? h('p', {className: 'quiet wide'}, t(`method.${step.method}`)) : '';

@@ -371,7 +371,7 @@ def _lines(words: Words, result: Result, here: bool) -> list[str]:
         if not here:
             lines.append(words("card.kernel.other", processor=timing["host"].get("processor", "")))
         else:
-            lines.append(words("card.kernel", kernel=", ".join(timing["kernel"])))
+            lines.append(words("card.kernel", kernel=words.kernels(timing["kernel"])))
             lines += filter(None, [_against_limits(words, timing)])
     return lines
 
@@ -527,7 +527,7 @@ def _figure(words: Words, key: str, m: Mapping) -> dict:
 
 def _foot(words: Words, result: Result, here: bool, shipped: bool, disk_bytes: int) -> list[str]:
     """The lines under the figures: how and when they were measured."""
-    foot = [words("card.protocol", protocol=result.protocol_id)]
+    foot = [words("card.protocol", protocol=words.protocol(result.protocol_id))]
     if source := result.model.get("calibration"):
         foot.append(words("card.calibrated", source=source))
     if here and result.timings:
@@ -538,7 +538,7 @@ def _foot(words: Words, result: Result, here: bool, shipped: bool, disk_bytes: i
                 processor=timing["host"].get("processor", "?"),
                 threads=timing["host"].get("threads", "?"),
                 warm_ups=timing.get("warm_ups", "?"),
-                kernel=", ".join(timing["kernel"]),
+                kernel=words.kernels(timing["kernel"]),
             )
         )
     day = time.strftime("%Y-%m-%d", time.localtime(result.created))

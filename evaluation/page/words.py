@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compression.judged import MEASURES, Measure
@@ -67,6 +68,14 @@ TOLD = (
     "error.",
 )
 LINKS = "error.link_"
+# parts of a protocol's id (compression/texts.py) -> their words, `protocol.<key>`
+PROTOCOL_PARTS = {
+    "window": r"window (\d+)",
+    "tokens": r"(\d+) tokens",
+    "no_start": r"no start token",
+    "start": r"start token once",
+    "tokenizer": r"tokenizer (\w+)",
+}
 MANY = 4.0  # a larger change is told as a multiple, not in per cent
 SPEED_MARGIN = 0.05  # rates that differ by less are called equal
 
@@ -414,6 +423,29 @@ class Words:
 
         chain = self("then").join((named if long else self.step)(name, values) for name, values in recipe)
         return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, cache=cache)
+
+    def protocol(self, protocol_id: str) -> str:
+        """How a run was measured, from its protocol's id: "window 512 · 32768 tokens" in the reader's words.
+
+        A part that nobody has words for, such as a file's name, stays as it is.
+        """
+        return " · ".join(map(self._part, protocol_id.split(" · ")))
+
+    def _part(self, part: str) -> str:
+        for key, pattern in PROTOCOL_PARTS.items():
+            if found := re.fullmatch(pattern, part):
+                return self(f"protocol.{key}", n=found[1] if pattern.count("(") else "")
+        return part
+
+    def kernels(self, names: Sequence[str]) -> str:
+        """The kernels of a timing in the reader's words; what has no words stays as it is."""
+        return ", ".join(map(self._kernel, names))
+
+    def _kernel(self, name: str) -> str:
+        """ "grouped integers, int8 activations (C, AVX2)": what stands before the bracket has words."""
+        what, bracket, by = name.partition(" (")
+        parts = [self.table.get(f"kernel.{part}", part) for part in what.split(", ")]
+        return self("comma").join(parts) + bracket + by
 
     def run(self, row: Mapping, long: bool = False) -> str:
         """A run from the table of runs: the title that a person gave it, else its recipe in words."""

@@ -77,7 +77,7 @@ def test_keyboard_alone(visit, server):
 
 def test_everything_has_a_name(visit):
     page = visit()
-    for name in ("axes", "about", "advanced", "settings", "all", "runs-fold"):
+    for name in ("axes", "advanced", "settings", "all", "runs-fold"):
         fold = page.locator(f"details:is(.{name}, [data-k={name}])").first
         fold.locator("summary").first.click()
         expect(fold).to_have_attribute("open", "")
@@ -87,6 +87,22 @@ def test_everything_has_a_name(visit):
     becomes(page, lambda: page.evaluate(nameless), [])
     expect(page.locator("h1")).to_have_count(1)
     expect(page.locator("#front .plot")).to_have_attribute("aria-label", re.compile("runs.*smallest within"))
+
+
+def test_the_essay_opens_over_the_page_and_moves_nothing(visit):
+    page = visit()
+    knob = page.locator("#knob-0")
+    becomes(page, lambda: bool(knob.bounding_box()), True)
+    before = knob.bounding_box()["y"]
+    page.locator("#controls button.about").first.click()
+    reader = page.locator("dialog.reader")
+    expect(reader).to_be_visible()
+    says(page, "dialog.reader .essay", "GPTQ")
+    page.wait_for_function("document.querySelector('dialog.reader').getBoundingClientRect().width > 700")
+    becomes(page, lambda: knob.bounding_box()["y"], before)
+    shot(page, "essay")
+    page.keyboard.press("Escape")
+    expect(reader).to_be_hidden()
 
 
 def test_words_are_readable_on_their_ground(visit):
