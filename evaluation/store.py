@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evaluation import ROOT, labels, records
+from evaluation.labels import Label
 from evaluation.spec import Result, RunSpec
 from kernels import home as place
 
@@ -187,11 +188,11 @@ class Store:
             (r for r in reversed(self.own()) if r.status == "ok" and r.spec.identity() == identity), None
         )
 
-    def labels(self) -> dict[str, labels.Label]:
+    def labels(self) -> dict[str, Label]:
         """The titles and notes of this store's runs."""
         return labels.read(self.home / "labels")
 
-    def label(self, run_id: str, label: labels.Label) -> None:
+    def label(self, run_id: str, label: Label) -> None:
         """Give a run of this store a title and a note. Raises OSError if the disk is full."""
         self._file(run_id)  # the id is one
         labels.put(self.home / "labels", run_id, label)
@@ -286,7 +287,7 @@ class Store:
         """One row for each run: every metric that it has, and what the page filters and labels by."""
         named = self.labels()
         return [self._row(r, shipped=True) for r in self.shipped()] + [
-            self._row(r, shipped=False) | {"title": named.get(r.id, labels.Label()).title} for r in self.own()
+            self._row(r, shipped=False) | {"title": named.get(r.id, Label()).title} for r in self.own()
         ]
 
     def _row(self, r: Result, shipped: bool) -> dict:

@@ -128,7 +128,7 @@ function knob(i) {
     return h('p', {className: 'quiet idle'}, t('controls.idle', {names}));
   }
   const values = ce.values(step), value = values[p.name], on = effective(p, values), id = `knob-${i}`;
-  const unit = p.unit === 'bits' ? h('small', {}, t('value.bits', {v: ''}).trim()) : '';
+  const unit = p.unit === 'bits' ? h('small', {}, t('value.bits.unit')) : '';
   const big = h('output', {className: 'big', htmlFor: id}, shown(p.name, value), unit);
   const range = h('input', {
     id, type: 'range', min: p.lo, max: p.hi, step: p.step, value, disabled: !on,
