@@ -19,7 +19,7 @@ def test_first_visit_understood_in_ten_seconds(visit):
     page = visit()
     shot(page, "first")
     expect(page.locator("#headline")).to_have_text(
-        re.compile(r"^SmolLM2 135M Instruct \(offline\) shrinks from 269 MB to \d+ MB and stays .+\.$")
+        re.compile(r"^SmolLM2 135M Instruct \(offline\) shrinks from 269\sMB to \d+\sMB and stays .+\.$")
     )
     labels = page.locator("#front .annotation-text")
     expect(labels.filter(has_text=re.compile("^original$"))).to_have_count(1)
