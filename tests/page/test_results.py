@@ -14,7 +14,6 @@ from tests.page.stage import GPTQ, Server, Visitor, address, no_sideways_scroll,
 pytestmark = pytest.mark.browser
 
 
-# where a point lies that is apart from the others, and the run that it stands for
 def test_points_rows_and_links_select(visit):
     page = visit()
     page.locator("#runs summary").click()
