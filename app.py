@@ -87,13 +87,15 @@ def explore(page: Page) -> None:
         asked = ask("weigh", "begin", "poll", "stop", "enough", "essay")
         panel("controls", "Controls", asked, "declared knobs fields estimate progress")
         panel("front", "Front", ask("front"), "layout plot picture")
-        panel("card", "Run", ask("card", "pack", "record", "delete"))
-        panel("runs", "Runs", ask("runs", "add"))
+        panel("card", "Run", ask("card", "pack", "record", "name", "delete"))
+        panel("runs", "Runs", ask("runs", "add", "export_all"))
 
 
 def chat(page: Page) -> None:
     """The tab of the chat: original and compressed, side by side."""
-    talk = panel("chat", "Chat", [question(page, name) for name in ("sides", "stop_chat")], "columns")
+    talk = panel(
+        "chat", "Chat", [question(page, name) for name in ("sides", "recorded", "stop_chat")], "columns"
+    )
 
     def converse(event: gr.EventData, request: gr.Request):
         yield from page.converse(event._data, request.client.host)

@@ -100,6 +100,14 @@ def normalise(module: nn.Module) -> None:
     the row says; UnsupportedModel if there is no row.
     """
     row, heads = of(module), fused_heads(module.config)
+    sizes = geometry_of(module.config).layers[0]
+    if row.fused and sizes.heads != sizes.kv_heads:
+        raise UnsupportedLayer(
+            f"{row.fused.path!r} fuses {sizes.heads} query heads with {sizes.kv_heads} of keys and values; "
+            "only a layer of equal parts can be taken apart",
+            got=f"{sizes.heads} and {sizes.kv_heads} heads",
+            allowed="as many of each",
+        )
     for block in blocks(module):
         for path, child in list(block.named_modules()):
             if type(child).__name__ == "Conv1D":
@@ -316,8 +324,10 @@ def embedding(module: nn.Module) -> tuple[str, nn.Module]:
 
 def embedding_scale(module: nn.Module) -> float:
     """The factor on the embedding's rows; 1 if there is none."""
-    name = of(module).embedding_scale
-    return float(getattr(embedding(module)[1], name)) if name else 1.0
+    part, name = embedding(module)[1], of(module).embedding_scale
+    if not name:
+        return 1.0
+    return float(getattr(part, name) if isinstance(part, nn.Embedding) else part.scale)  # else it is stored
 
 
 def head(module: nn.Module) -> tuple[str, nn.Module]:

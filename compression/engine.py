@@ -168,6 +168,7 @@ def _made(bundle: Bundle, make: _Maker) -> Decoder:
         sine=sine,
         positions=None if positions is None else positions.weight.detach().float().contiguous(),
         offset=getattr(positions, "offset", 0),
+        embedding_scale=arch.embedding_scale(module),
         cache_bits=bundle.cache_bits,
     )
     if wrong := misfit(model):
@@ -358,11 +359,11 @@ def _own_logits(bundle: Bundle, make: _Maker, ids: Tensor) -> Tensor:
         for part in bundle.module.modules():
             if type(part) is nn.Linear:
                 stack.enter_context(instead(part, _product_by(make.matrix(part.weight), part.bias)))
-        if type(table) is nn.Embedding:
-            plan = make.matrix(table.weight)
+        if isinstance(table, nn.Embedding):
+            plan, scale = make.matrix(table.weight), arch.embedding_scale(bundle.module)
 
             def rows(ids):
-                return cpu.rows(plan, ids.flatten()).view(*ids.shape, -1)
+                return scale * cpu.rows(plan, ids.flatten()).view(*ids.shape, -1)
 
             stack.enter_context(instead(table, rows))
         states = arch.backbone(bundle.module)(input_ids=ids, use_cache=False).last_hidden_state

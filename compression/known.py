@@ -54,8 +54,6 @@ def refusal(module: nn.Module) -> str:
     for field in dataclasses.fields(config):
         if field.name not in settings and getattr(config, field.name, None) != _default(field):
             return f"the config's {field.name} = {getattr(config, field.name)!r}, which the step doesn't know"
-    if row.embedding_scale:
-        return "the embedding's rows are multiplied by a factor, which the step doesn't do"
     if not getattr(config, "is_causal", True):
         return "attention isn't causal"
     if config.num_hidden_layers != len(blocks):

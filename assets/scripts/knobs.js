@@ -3,9 +3,16 @@
 const form = h('form', {className: 'knobs', onsubmit: e => e.preventDefault()});
 
 const lastStep = () => ce.state.steps.at(-1);
-const mainOf = step => ce.method(step.method).params.find(p => p.main && effective(p, ce.values(step)));
+const idleIn = step => idle(ce.data.methods, ce.state.steps, ce.state.steps.indexOf(step));
+const mainOf = step => ce.method(step.method).params.find(
+  p => p.main && effective(p, ce.values(step)) && !idleIn(step).includes(p.name));
 const ofFamily = family => ce.data.methods.filter(m => m.family === family);
 const first = methods => (methods.find(m => m.first) ?? methods[0]).name;
+
+// The second step that is offered: one that rounds what a pruning left, else a training that repairs. Steps that
+// change neither size nor quality for the better are in the list, but nobody is led to them.
+const trains = method => Object.keys(method.full).length > 0;
+const offered = methods => methods.find(m => m.first) ?? methods.find(trains);
 
 // What may follow a step: methods that accept the format it stores.
 function after(step) {
@@ -127,8 +134,13 @@ const knobWords = (name, v) => ce.has(`value.${name}`) ? t(`value.${name}`, {v: 
 function knob(i) {
   const step = ce.state.steps[i], p = ce.method(step.method).params.find(x => x.main);
   if (!p) return '';
+  const silent = idleIn(step);
+  if (silent.includes(p.name)) {
+    const names = silent.map(name => t(`param.${name}`)).join(t('comma'));
+    return h('p', {className: 'quiet idle'}, t('controls.idle', {names}));
+  }
   const values = ce.values(step), value = values[p.name], on = effective(p, values), id = `knob-${i}`;
-  const unit = p.unit === 'bits' ? h('small', {}, t('value.bits', {v: ''}).trim()) : '';
+  const unit = p.unit === 'bits' ? h('small', {}, t('value.bits.unit')) : '';
   const big = h('output', {className: 'big', htmlFor: id}, shown(p.name, value), unit);
   const range = h('input', {
     id, type: 'range', min: p.lo, max: p.hi, step: p.step, value, disabled: !on,
@@ -187,6 +199,9 @@ function second() {
     const remove = linklike('', () => { ce.state.steps.pop(); changed(); }, t('controls.remove_step'));
     return h('div', {className: 'second'}, picker(1, next), knob(1), budget(1), remove);
   }
-  if (!next.length || ce.method(one.method).family === 'original') return '';
-  return linklike(' add', () => choose(1, first(next)), t('controls.add_step'));
+  const help = offered(next);
+  if (!help || ce.method(one.method).family === 'original') return '';
+  return h('div', {className: 'offer'},
+    linklike(' add', () => choose(1, help.name), t('controls.add_step', {method: t(`method.${help.name}`)})),
+    h('p', {className: 'quiet'}, t(trains(help) ? 'controls.add_step.repairs' : 'controls.add_step.rounds')));
 }

@@ -84,14 +84,17 @@ function readValue(p, text) {
 
 const allowed = p => p.choices ? p.choices.join(', ') : p.lo !== null ? `${p.lo} – ${p.hi}` : 'true, false';
 
-// The query of what is shown: only what differs from a first visit, and the main knobs.
+// The query of what is shown: only what differs from a first visit, and the main knobs. What has no effect is left
+// out.
 function writeLink({state, memory, lang, natural, tab}, data) {
   const q = new URLSearchParams(), usual = settingsAtFirst(data);
   if (state.model !== data.first.model) q.set('model', state.model);
   state.steps.forEach((step, i) => {
     const method = data.methods.find(m => m.name === step.method), values = valuesOf(method, memory[step.method]);
+    const silent = idle(data.methods, state.steps, i);
     q.set(i ? 'then' : 'method', step.method);
     for (const p of method.params) {
+      if (silent.includes(p.name) || !effective(p, values)) continue;
       if (p.main || values[p.name] !== p.default) q.set((i ? 'then.' : '') + p.name, values[p.name]);
     }
   });

@@ -147,7 +147,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Fused:
-    """One layer that gives q, k and v. by_head: its rows are [head][q, k, v][head_size]; else [q | k | v]."""
+    """One layer that gives q, k and v, of equal size. by_head: its rows are [head][q, k, v][head_size]; else
+    [q | k | v]."""
 
     path: str
     by_head: bool = False

@@ -479,7 +479,8 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
             cache_keys=spec.cache_keys,
         )
         ways = latency.ways(None if spec.is_original else bundle, original)
-        timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
+        shown = {k: v for k, v in ways.items() if k in ("compressed", "original")}
+        timed = latency.compare(shown, prompt).figures
         beside, own = timed["original"], timed.get("compressed", timed["original"])
         found[name] = {
             "tokens_per_second": own["decode_tokens_per_second"],

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from evaluation.measuring.metrics import METRICS, Row, error, present, value
-from evaluation.page.markup import render
 from evaluation.page.pareto import family_best, front, parents, smallest_within
 from evaluation.page.words import BROKEN, NOTICEABLE, Words
 
@@ -329,31 +328,3 @@ def directions(drawing: Drawing) -> tuple[str, str]:
         words(arrow, word=words(f"front.{kind}"), name=words(f"metric.{x.key}")),
         words("front.up", word=words("front.better"), name=words(f"metric.{y.key}")),
     )
-
-
-CURVE_WIDTH, CURVE_HEIGHT = 320, 84
-
-
-def curve(rows: Sequence[Sequence], alt: str) -> str:
-    """A training as SVG: rows [tokens, loss or None, held-out loss or None]."""
-    return render("curve.svg", curve=curve_marks(rows, alt))
-
-
-def curve_marks(rows: Sequence[Sequence], alt: str) -> dict:
-    """What templates/curve.svg draws: a line for the loss, dots for the held-out loss."""
-    losses = [x for row in rows for x in row[1:] if x is not None]
-    low, high, last = min(losses, default=0.0), max(losses, default=1.0), max(rows[-1][0], 1) if rows else 1
-    left, wide, tall = 40, CURVE_WIDTH - 48, CURVE_HEIGHT - 16
-
-    def place(tokens: float, loss: float) -> tuple[float, float]:
-        return left + wide * tokens / last, 8 + tall * (high - loss) / max(high - low, 1e-9)
-
-    return {
-        "width": CURVE_WIDTH,
-        "height": CURVE_HEIGHT,
-        "left": left,
-        "alt": alt,
-        "line": [place(tokens, loss) for tokens, loss, _ in rows if loss is not None],
-        "dots": [place(tokens, held_out) for tokens, _, held_out in rows if held_out is not None],
-        "ends": [(place(0, loss)[1], f"{loss:.3g}") for loss in sorted({low, high})],
-    }

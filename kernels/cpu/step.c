@@ -50,7 +50,7 @@ typedef struct {
     int64_t rotary, offset;           /* dimensions that turn; first row of `positions` */
     int32_t rms, parallel, post_norm, activation;
     int32_t cache_bits; /* 8 or 4: codes; else floats */
-    float eps, scaling;
+    float eps, scaling, embedding_scale; /* what scores, and rows of the embedding, are multiplied by */
     linear embedding, project_in, project_out, head;
     norm final;
     const float *positions, *cosine, *sine; /* [rows][hidden]; [position][rotary / 2] */
@@ -518,8 +518,11 @@ static void embed(work *w)
     const model *m = w->m;
     const int64_t last = w->tokens == 1 && w->me.id ? 0 : w->last, width = m->embedding.w->n;
     float *x = m->project_in.w ? w->wide : w->h;
-    for (int64_t i = w->first; i < last; i++)
+    for (int64_t i = w->first; i < last; i++) {
         decode_rows(m->embedding.w, w->ids + i, 1, x + i * width, w->panel);
+        if (m->embedding_scale != 1)
+            for (int64_t k = 0; k < width; k++) x[i * width + k] *= m->embedding_scale;
+    }
     wait_for_all(&w->me);
     if (m->project_in.w) {
         apply(w, &m->project_in, w->h, (unready){x, width, 0});

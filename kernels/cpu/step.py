@@ -78,6 +78,7 @@ class Model:
     sine: Tensor | None = None
     positions: Tensor | None = None  # float32 [rows, hidden], learned
     offset: int = 0  # first row of `positions`
+    embedding_scale: float = 1.0  # factor on the embedding's rows
     cache_bits: int = 16  # 8 or 4: the key-value cache holds codes; 16: float32
 
     def plans(self) -> list[Plan]:
@@ -127,7 +128,7 @@ class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("layers", "hidden", "capacity", "rotary", "offset")),
         *((name, ctypes.c_int32) for name in ("rms", "parallel", "post_norm", "activation", "cache_bits")),
-        *((name, ctypes.c_float) for name in ("eps", "scaling")),
+        *((name, ctypes.c_float) for name in ("eps", "scaling", "embedding_scale")),
         *((name, _Linear) for name in ("embedding", "project_in", "project_out", "head")),
         ("final", _Norm),
         *((name, ctypes.c_void_p) for name in ("positions", "cosine", "sine", "layer")),
@@ -228,6 +229,7 @@ class Session:
             cache_bits=m.cache_bits,
             eps=m.eps,
             scaling=m.scaling,
+            embedding_scale=m.embedding_scale,
             embedding=_pointers(Linear(m.embedding), _Linear),
             project_in=_pointers(m.project_in, _Linear),
             project_out=_pointers(m.project_out, _Linear),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_an_unknown_layer_is_named():
     bundle = tiny.bundle("llama")
     arch.blocks(bundle.module)[0].extra = nn.Linear(4, 4)
     with pytest.raises(UnsupportedLayer, match="extra.*Linear"):
+        arch.normalise(bundle.module)
+
+
+def test_a_fused_layer_of_unequal_parts_is_refused(monkeypatch):
+    """Phi-3's has fewer rows of k and v than of q; thirds of it would be wrong matrices."""
+    bundle, row = tiny.bundle("gpt2"), ARCHITECTURES["gpt2"]
+    sizes = dataclasses.replace(row.sizes, kv_heads="few")
+    monkeypatch.setitem(ARCHITECTURES, "gpt2", dataclasses.replace(row, sizes=sizes))
+    bundle.module.config.few = 2
+    with pytest.raises(UnsupportedLayer, match="c_attn' fuses 4 query heads with 2 of keys"):
         arch.normalise(bundle.module)
 
 

@@ -40,13 +40,12 @@ class Says:
 def samples(s: str) -> dict[str, dict]:
     """For each template what fills all of it, with `s` wherever a text stands."""
     curve = {
-        "width": 1,
-        "height": 1,
-        "left": 1,
-        "alt": s,
+        **dict.fromkeys(("width", "height", "left", "right", "top", "bottom"), 1),
+        **dict.fromkeys(("alt", "x_words", "y_words"), s),
         "line": [(0, 1)],
         "dots": [(0, 1)],
-        "ends": [(1, s)],
+        "x_ticks": [(1, s), (2, s), (3, s)],
+        "y_ticks": [(1, s)],
     }
     error = {"what": s, "sentences": [s, s], "details": s, "act": s, "id": s, "calm": True}
     fact = {"text": s, "strong": True, "help": s, "aside": s}
@@ -58,6 +57,7 @@ def samples(s: str) -> dict[str, dict]:
     run = {
         "id": s,
         "facts": [fact, fact | {"help": ""}, fact | {"help": "", "strong": False}],
+        "verdict": [s, s],
         "judged": [[s, s], [s]],
         "lines": [s, s],
         "dominated": True,
@@ -71,7 +71,11 @@ def samples(s: str) -> dict[str, dict]:
     chosen = {"row": {"id": s}, "facts": {"size": s}}
     return {
         "answer.html": {"percent": s, "within": chosen, "budget": s, "under": chosen},
-        "card.html": {"name": s, "model": s, "waiting": s, "error": None, "run": None},
+        "card.html": {
+            **dict.fromkeys(("name", "model", "recipe", "title", "note", "waiting"), s),
+            "error": None,
+            "run": None,
+        },
         "curve.svg": {"curve": curve},
         "error.html": {"error": error},
         "estimate.html": {"found": {"size": s, "smaller": s, "more": [s, s], "too_big": s}},

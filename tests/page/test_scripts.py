@@ -510,3 +510,64 @@ def test_one_tab_is_shown_at_a_time(blank, monkeypatch):
     for name in app.TABS:
         blank.evaluate("name => { document.body.dataset.tab = name; }", name)
         assert blank.evaluate(visible) == [name]
+
+
+# --- what has no effect ---
+
+CHAIN = [
+    {
+        "name": "gptq",
+        "params": [BITS, {"name": "group_size", "type": "int", "default": 64, "lo": 16, "hi": 128}],
+    },
+    {
+        "name": "lut_gemm",
+        "params": [BITS, {"name": "fit", "type": "str", "default": "greedy", "choices": ["greedy", "other"]}],
+        "inherits": ["bits", "group_size"],
+        "idle": ["bits", "fit"],
+    },
+    {"name": "prune", "params": [ORDER]},
+]
+
+
+@pytest.mark.parametrize(
+    "steps, i, expected",
+    [
+        (["gptq", "lut_gemm"], 1, ["bits", "fit"]),
+        (["gptq", "lut_gemm"], 0, []),
+        (["lut_gemm"], 0, []),
+        (["prune", "lut_gemm"], 1, []),  # it hands on no bits
+        (["gptq", "prune"], 1, []),
+    ],
+)
+def test_a_converter_takes_over_the_numbers_of_the_step_before_it(call, steps, i, expected):
+    assert call("top", "idle", CHAIN, [{"method": m} for m in steps], i) == expected
+
+
+def test_a_knob_without_effect_leaves_the_address(call):
+    data = DATA | {"methods": CHAIN}
+    shown = {
+        "state": {"model": "small", "steps": [{"method": "gptq"}, {"method": "lut_gemm"}], "settings": {}}
+        | {"x": "file_bytes", "y": "perplexity_ratio", "run": ""},
+        "memory": {"gptq": {"bits": 3}, "lut_gemm": {"bits": 7, "fit": "other"}},
+        "lang": "en",
+        "natural": "en",
+        "tab": "explore",
+    }
+    query = call("top", "(shown, data) => writeLink(shown, data).toString()", shown, data)
+    assert parse_qs(query) == {"method": ["gptq"], "bits": ["3"], "then": ["lut_gemm"]}
+    shown["state"]["steps"] = [{"method": "lut_gemm"}]
+    query = call("top", "(shown, data) => writeLink(shown, data).toString()", shown, data)
+    assert parse_qs(query) == {"method": ["lut_gemm"], "bits": ["7"], "fit": ["other"]}
+
+
+@pytest.mark.parametrize(
+    "methods, expected",
+    [
+        ([{"name": "lut_gemm", "full": {}}, {"name": "lora", "full": {"rank": 8}}], "lora"),
+        ([{"name": "rtn", "full": {}}, {"name": "gptq", "full": {}, "first": True}], "gptq"),
+        ([{"name": "lut_gemm", "full": {}}], None),
+        ([], None),
+    ],
+)
+def test_a_second_step_is_offered_only_where_it_helps(call, methods, expected):
+    assert call("controls", "methods => offered(methods)?.name ?? null", methods) == expected

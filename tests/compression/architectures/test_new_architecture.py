@@ -1,5 +1,5 @@
 """A new architecture needs its file, its line and a tiny configuration: the template, Gemma, is loaded, folded,
-compressed, estimated, saved and loaded again by the program as it stands, and gone again.
+run by the decode step, saved and loaded again by the program as it stands, and gone again.
 
 Its norms multiply by 1 + their weight, and its embedding has a factor. A program that doesn't know either
 would give other logits, here or after a factor was folded into a norm.
@@ -16,7 +16,6 @@ from torch import nn
 from compression import arch, artifact, calibrate, engine, get, models, surgery
 from compression.architectures import ARCHITECTURES
 from compression.base import UnsupportedLayer
-from compression.engine import CannotServe
 from tests import tiny
 from tests.compression.architectures.template_architecture import GEMMA, TINY
 
@@ -72,10 +71,20 @@ def test_a_stored_table_keeps_the_factor_and_the_head_has_none(gemma, tmp_path):
     assert near(tiny.logits(again, tokens), rounded, 1e-3)
 
 
-def test_the_decode_step_declines_it_with_the_reason(gemma):
-    """Until step.c knows the factor, transformers' own loop writes."""
-    with pytest.raises(CannotServe, match="embedding.*factor"):
-        engine.decoder(gemma)
+@pytest.mark.parametrize("table_bits", [16, 8])
+def test_the_decode_step_writes_what_the_model_says(gemma, table_bits):
+    """With a table as it comes and with a stored one; all tokens at once, and one by one."""
+    if table_bits == 8:
+        surgery.compress_tables(gemma, 8)
+    decoder, ids = engine.decoder(gemma, torch.float32), tiny.ids(1, 12)
+    expected = tiny.logits(gemma, ids)
+    assert near(decoder.session(1, 16).run(ids), expected[:, -1], 1e-4)
+    session = decoder.session(1, 16)
+    assert all(near(session.run(ids[:, i : i + 1]), expected[:, i], 1e-4) for i in range(12))
+
+
+def test_the_trial_of_the_decode_step_takes_it(gemma):
+    assert engine.serve(gemma) is not None and gemma.refused == ""
 
 
 def test_a_row_that_leaves_the_factor_out_is_refused(gemma, monkeypatch):
