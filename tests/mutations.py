@@ -90,6 +90,7 @@ MUTATIONS = (
     ("evaluation/running/clock.py", "max(0.0, planned - spent) + later", "max(0.0, planned - spent)", "evaluation/running/test_clock.py"),
     ("evaluation/choosing/planner.py", "fits=needed <= need.memory_bytes", "fits=file_bytes <= need.memory_bytes", "evaluation/choosing/test_planner.py"),
     ("evaluation/page/pareto.py", "(better(x, p, a) or better(y, q, b))", "(better(x, p, a) and better(y, q, b))", "page/test_front.py"),
+    ("evaluation/page/questions/running.py", 'out | {"fits": False} | self._unreachable', 'out | self._unreachable', "page/test_front.py"),
     ("evaluation/page/front.py", "[row.get(key) for key in asked] == wanted", "[row.get(key) for key in asked] != wanted", "page/test_front.py"),
     ("evaluation/page/words.py", "abs(ratio - 1) <= 2 * stderr", "abs(ratio - 1) <= stderr", "page/test_words.py"),
     ("evaluation/page/requests.py", "abs(value) <= WHOLE", "abs(value) <= 2 * WHOLE", ""),
