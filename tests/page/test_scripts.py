@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 SCRIPTS = ROOT / "assets" / "scripts"
 PANELS = {  # what a panel's files find there, without a server behind it
     "front": "small link layout plot picture front",
-    "controls": "small link declared knobs fields estimate progress controls",
+    "controls": "small link declared model knobs fields estimate progress controls",
     "runs": "small link runs",
     "chat": "small link columns chat",
     "top": "small link",
