@@ -86,7 +86,7 @@ def explore(page: Page) -> None:
     with gr.Row(elem_id="explore"):  # in the order of Tab: the knobs stand on the figure's left
         asked = ask("weigh", "begin", "poll", "stop", "enough", "essay")
         panel("controls", "Controls", asked, "declared model knobs fields estimate progress")
-        panel("front", "Front", ask("front"), "layout plot picture")
+        panel("front", "Front", ask("front", "zoomed"), "layout plot picture")
         panel("card", "Run", ask("card", "pack", "record", "name", "delete"))
         panel("runs", "Runs", ask("runs", "add", "export_all"))
 

@@ -7,10 +7,11 @@ const empty = h('p', {className: 'empty'}), remarks = h('p', {className: 'quiet'
 const answer = h('div', {className: 'answer'}), axes = h('details', {className: 'axes'});
 const head = h('div', {className: 'front-head'}, title, hint);
 
-function ask() {
+function looked() {
   const {model, x, y, protocol, settings, budget, run, deploy} = ce.state;
-  return ce.ask(server.ask_front, {model, x, y, protocol, settings, budget, selected: run, deploy});
+  return {model, x, y, protocol, settings, budget, selected: run, deploy};
 }
+const ask = () => ce.ask(server.ask_front, looked());
 const front = newest(ask);
 
 async function load() {
@@ -91,9 +92,10 @@ function drawFilters() {
 }
 
 function drawFoot() {
-  const act = (onclick, text) => h('button', {className: 'linklike', onclick}, text);
+  const act = (onclick, text, more) => h('button', {className: 'linklike', onclick, ...more}, text), help = t('front.save.html');
   foot.replaceChildren(act(asTable, t('front.as_table')),
-    h('span', {}, t('front.save'), ' ', act(() => save('svg'), 'SVG'), ' · ', act(() => save('png'), 'PNG')));
+    h('span', {}, t('front.save'), ' ', act(() => save('svg'), 'SVG'), ' · ', act(() => save('png'), 'PNG'), ' · ',
+      act(saveZoomed, 'HTML', {'data-tip': help, 'aria-description': help})));
 }
 
 // The picture's twin: the table of all runs.

@@ -37,10 +37,19 @@ function painted(drawing, width, height) {
   });
 }
 
+const fileName = kind => `compression-${ce.state.model.replace(/\W+/g, '-')}.${kind}`;
+
 async function save(kind) {
   const svg = plot.querySelector('svg'), ground = getComputedStyle(root).getPropertyValue('--ce-ground').trim();
   if (!svg) return;
-  const drawing = flat(svg, ground, plot.getAttribute('aria-label')), name = `compression-${ce.state.model.replace(/\W+/g, '-')}`;
+  const drawing = flat(svg, ground, plot.getAttribute('aria-label'));
   give(kind === 'png' ? await painted(drawing, frame.width, frame.height)
-    : new Blob([drawing], {type: 'image/svg+xml'}), `${name}.${kind}`);
+    : new Blob([drawing], {type: 'image/svg+xml'}), fileName(kind));
+}
+
+// A web page of its own, made by the server.
+async function saveZoomed() {
+  const got = await ce.ask(server.ask_zoomed, looked());
+  if (got?.text) give(new Blob([got.text], {type: 'text/html'}), fileName('html'));
+  else if (got?.error) { remarks.hidden = false; remarks.innerHTML = got.error; }
 }

@@ -14,7 +14,8 @@ from compression.catalogue import CATALOGUE
 from evaluation import host
 from evaluation.measuring import metrics
 from evaluation.measuring.metrics import Row, error, present, value
-from evaluation.page import cards, pareto, plots, points, requests
+from evaluation.page import cards, interactive, pareto, plots, points, requests
+from evaluation.page.picture import STYLE
 from evaluation.page.words import Words, digits, grade
 
 PHOTO_BYTES = 3e6  # a photo as a phone's camera stores it
@@ -36,13 +37,9 @@ def answer(ask: requests.Front, rows: Sequence[Row], exports: Callable[[Row], Co
     exports: what an own run's model can be written in for other programs.
     """
     words, model = Words(ask.lang), ask.model
-    x = ask.x if ask.x in metrics.AXES else metrics.DEFAULT_X
-    y = ask.y if ask.y in metrics.AXES else metrics.DEFAULT_Y
+    x, y = axes(ask)
     chosen = choose(ask, rows)
-    group = chosen.group
-    if ask.deploy:
-        stored = points.exports()
-        group = [r for r in group if r["family"] == "original" or (stored.get(str(r["id"])) or exports(r))]
+    group = deployable(chosen.group, exports) if ask.deploy else chosen.group
     drawn, remarks = timed(group, (x, y), words)
     whole = [r for r in drawn if value(r, x) is not None and value(r, y) is not None]
     drawing = plots.draw(whole, x, y, words, ask.selected)
@@ -78,7 +75,30 @@ def answer(ask: requests.Front, rows: Sequence[Row], exports: Callable[[Row], Co
     }
 
 
+def alone(ask: requests.Front, rows: Sequence[Row], exports: Callable[[Row], Collection[str]]) -> str:
+    """The same figure as a web page of its own (interactive.py)."""
+    words, chosen = Words(ask.lang), choose(ask, rows)
+    group = deployable(chosen.group, exports) if ask.deploy else chosen.group
+    drawn, _ = timed(group, axes(ask), words)
+    called = set_names(chosen.known, words)[[name for name, _, _ in chosen.known].index(chosen.name)]
+    drawing = plots.draw(drawn, *axes(ask), words, ask.selected)
+    return interactive.page(drawing, f"{title(ask.model)} · {called}", STYLE.read_text("utf-8"))
+
+
+def axes(ask: requests.Front) -> tuple[str, str]:
+    """The metrics that are drawn from left to right and upwards."""
+    x = ask.x if ask.x in metrics.AXES else metrics.DEFAULT_X
+    y = ask.y if ask.y in metrics.AXES else metrics.DEFAULT_Y
+    return x, y
+
+
 # --- which runs ---
+
+
+def deployable(group: Sequence[Row], exports: Callable[[Row], Collection[str]]) -> list[Row]:
+    """The original, and the runs whose model can be written in another program's format."""
+    stored = points.exports()
+    return [r for r in group if r["family"] == "original" or (stored.get(str(r["id"])) or exports(r))]
 
 
 def choose(ask: requests.Front, rows: Sequence[Row]) -> Chosen:

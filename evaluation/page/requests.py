@@ -272,6 +272,7 @@ class Question:
 
 QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Page that answers it
     "front": Question(Front),
+    "zoomed": Question(Front, {"text": ""}),
     "card": Question(OfRun, {"html": "", "spec": None, "status": "unknown"}),
     "runs": Question(Ask),
     "record": Question(OfRun, {"name": "", "text": ""}),

@@ -10,6 +10,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 
 from compression import texts
 from compression.catalogue import OFFLINE_MODEL
@@ -383,6 +384,17 @@ def test_which_names_come_first():
 def test_nothing_to_draw_is_drawn_as_nothing():
     scene = plots.scene(plots.draw([], "file_bytes", "perplexity_ratio", EN))
     assert scene["marks"] == scene["x"]["ticks"] == scene["line"] == [] and scene["band"] is None
+
+
+def test_the_figure_as_a_page_of_its_own_holds_every_run_and_needs_no_network(tmp_path):
+    page = Page(Store(tmp_path), None)
+    ask = {"model": OFFLINE_MODEL, "x": "file_bytes", "y": "perplexity_ratio"}
+    drawn, text = page.answer("front", ask), page.answer("zoomed", ask)["text"]
+    assert text.startswith("<!doctype html>") and "plotly.js v" in text
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text), "nothing is loaded from elsewhere"
+    for mark in drawn["scene"]["marks"]:
+        assert str(escape(mark["lines"][0])) in text
+    assert "No run of this model" in page.answer("zoomed", {"model": "gpt2"})["error"]
 
 
 def test_foreign_text_never_becomes_markup():

@@ -31,6 +31,7 @@ RIGHT = {  # a right request to each question
         "budget": 1e8,
         "selected": "mine",
     },
+    "zoomed": {"model": OFFLINE_MODEL},
     "card": {"id": "mine"},
     "runs": {},
     "record": {"id": "mine"},

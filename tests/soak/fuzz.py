@@ -206,6 +206,7 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
             {"lang": "en", "id": i, "form": form} for i in ids for form in ("", "compressed-tensors", "dense")
         ],
         "ask_runs": [{"lang": "en"}],
+        "ask_zoomed": [{"lang": lang, "model": OFFLINE_MODEL} for lang in ("en", "zh-Hant")],
         "ask_record": [{"lang": "en", "id": i} for i in ids],
         "ask_add": [{"lang": "en", "text": (SHIPPED / "gates-none.json").read_text("utf-8")}],
         # not the run that must still be there at the end
