@@ -18,10 +18,7 @@ try:
 except ImportError:
     spaces = None
 
-import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -51,14 +48,6 @@ FONTS = (
 # core
 LOOK_SECONDS = 0.05
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-
-
-def _plotly_script() -> Path:
-    """plotly.js from the installed package, so that the page needs no network.
-
-    It is found without importing plotly.
-    """
-    return Path(importlib.util.find_spec("plotly").origin).parent / "package_data" / "plotly.min.js"
 
 
 def panel(name: str, label: str, questions: Sequence[Callable] = (), parts: str = "", **props) -> gr.HTML:
@@ -94,18 +83,19 @@ def explore(page: Page) -> None:
     def ask(*names: str) -> list[Callable]:
         return [question(page, name) for name in names]
 
-    plotly = f"gradio_api/file={_plotly_script()}?v={importlib.metadata.version('plotly')}"
-    with gr.Row(elem_id="explore"):
-        panel("front", "Front", ask("front"), "plot", plotly=plotly)
+    with gr.Row(elem_id="explore"):  # in the order of Tab: the knobs stand on the figure's left
         asked = ask("weigh", "begin", "poll", "stop", "enough", "essay")
-        panel("controls", "Controls", asked, "declared knobs fields estimate progress")
-        panel("card", "Run", ask("card", "pack", "record", "delete"))
-        panel("runs", "Runs", ask("runs", "add"))
+        panel("controls", "Controls", asked, "declared model knobs fields estimate progress")
+        panel("front", "Front", ask("front"), "layout plot picture")
+        panel("card", "Run", ask("card", "pack", "record", "name", "delete"))
+        panel("runs", "Runs", ask("runs", "add", "export_all"))
 
 
 def chat(page: Page) -> None:
     """The tab of the chat: original and compressed, side by side."""
-    talk = panel("chat", "Chat", [question(page, name) for name in ("sides", "stop_chat")], "columns")
+    talk = panel(
+        "chat", "Chat", [question(page, name) for name in ("sides", "recorded", "stop_chat")], "columns"
+    )
 
     def converse(event: gr.EventData, request: gr.Request):
         yield from page.converse(event._data, request.client.host)
@@ -143,10 +133,9 @@ def build_app(
     """The whole page over a store, a runner, a chat and an estimate."""
     page = Page(store, runner, chat, estimate, path, public)
     tabs = [name for name in TABS if name != "chat" or chat is not None]
-    script = _plotly_script()
-    gr.set_static_paths([script, page.downloads()])
+    gr.set_static_paths([page.downloads()])
     with gr.Blocks(title="Compression Explorer", fill_width=True, analytics_enabled=False) as demo:
-        demo.served = (str(script), f"{page.downloads()}/")  # what is served of this disk, for the gate
+        demo.served = (f"{page.downloads()}/",)  # what is served of this disk, for the gate
         panel("top", "Compression Explorer", value=page.boot() | {"tabs": tabs})
         for name in tabs:
             TABS[name](page)

@@ -472,6 +472,8 @@ class Method(Generic[P]):
             "stores": self.stores or "dense",
             "first": self.shown_first,
             "full": dict(self.full),
+            "inherits": list(self.inherits),
+            "idle": list(self.inherits),  # parameters without effect after a step that has those
         }
 
 
@@ -505,6 +507,11 @@ class LinearMethod(Method[P]):
 
     def needs_calibration(self, params: P) -> bool:
         return super().needs_calibration(params) or self.plans(params)
+
+    def describe(self) -> dict:
+        """As every method. A converter keeps all numbers of an earlier step, and uses none of its own."""
+        idle = {"idle": [p["name"] for p in self.params.describe()]} if self.converted_cost else {}
+        return super().describe() | idle
 
     @property
     def rounds_what_stays(self) -> bool:

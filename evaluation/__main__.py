@@ -13,6 +13,7 @@ VERBS = {
     "export": ("evaluation.commands.export", "main", "write a compressed model for another program"),
     "task-files": ("evaluation.commands.task_files", "main", "one compressed model, several tasks"),
     "measure": ("evaluation.benches.shipped", "main", "measure what ships in assets/results"),
+    "answers": ("evaluation.benches.answers", "main", "record what shipped points answer, for the chat"),
     "tables": ("evaluation.benches.overview", "main", "write the README's tables from what is measured"),
     "layers": ("evaluation.benches.layers", "main", "the error that each method leaves in each layer"),
     "peers": ("evaluation.benches.peers", "main", "public programs beside ours"),

@@ -146,6 +146,38 @@ def environment() -> dict:
     }
 
 
+# the share of its time that a process may wait for a processor before a timing counts as disturbed
+WAITED = 0.1
+
+
+class Watch:
+    """Tells whether other programs took the processors away while something was timed.
+
+    The system counts how long this process's threads wanted to compute and had to wait (schedstat, Linux).
+    """
+
+    def __init__(self):
+        self._ran, self._waited = _scheduled()
+
+    def waited(self) -> float:
+        """The share of the time since this watch began that threads waited; 0.0 if the system doesn't say."""
+        ran, waited = _scheduled()
+        ran, waited = max(0, ran - self._ran), max(0, waited - self._waited)
+        return waited / (ran + waited) if ran + waited else 0.0
+
+
+def _scheduled() -> tuple[int, int]:
+    """(nanoseconds that this process's threads ran, and that they waited for a processor)."""
+    ran = waited = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            own, queued, _ = map(int, file.read_text().split())
+        except (OSError, ValueError):  # a thread that has just ended
+            continue
+        ran, waited = ran + own, waited + queued
+    return ran, waited
+
+
 @contextmanager
 def timing_lock(wait_seconds: float = LATENCY_WAIT_SECONDS):
     """Hold the machine for a timing.

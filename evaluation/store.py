@@ -5,6 +5,7 @@ A file is written whole or not at all.
     home/runs/<id>.json          every run, however it ended (evaluation/records.py says what is in it)
     home/artifacts/<key>/        compressed models; the oldest go when all together pass a byte budget
     home/baselines/<hash>/       what measuring an original left behind
+    home/labels/<id>.json        the title and the note that a person gave a run (evaluation/labels.py)
     home/live/<name>             a process that has runs waiting or going on
 
 Several programs may share a home. None marks as interrupted what another is running, and none removes what
@@ -27,7 +28,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from evaluation import ROOT, records
+from evaluation import ROOT, labels, records
+from evaluation.labels import Label
 from evaluation.spec import Result, RunSpec
 from kernels import home as place
 
@@ -154,7 +156,8 @@ class Store:
             for folder in (self._shipped, self.home / "runs")
             for name, (stamp, _) in self._read(folder).items()
         ]
-        return self._changes, tuple(files), tuple(r.artifact for r in self.own() if self.has_artifact(r))
+        held = tuple(r.artifact for r in self.own() if self.has_artifact(r))
+        return self._changes, tuple(files), held, tuple(self.labels().items())
 
     def all(self) -> list[Result]:
         """Shipped results, then this store's."""
@@ -185,8 +188,21 @@ class Store:
             (r for r in reversed(self.own()) if r.status == "ok" and r.spec.identity() == identity), None
         )
 
+    def labels(self) -> dict[str, Label]:
+        """The titles and notes of this store's runs."""
+        return labels.read(self.home / "labels")
+
+    def label(self, run_id: str, label: Label) -> None:
+        """Give a run of this store a title and a note. Raises OSError if the disk is full."""
+        self._file(run_id)  # the id is one
+        labels.put(self.home / "labels", run_id, label)
+
+    def disk_bytes(self, result: Result) -> int:
+        """Bytes that a run's compressed model takes on this disk; 0 without one."""
+        return _size(self.artifact_folder(result.artifact))[1] if self.has_artifact(result) else 0
+
     def delete(self, run_id: str) -> None:
-        """Delete a run and its artifact."""
+        """Delete a run, its label and its artifact."""
         result = self.get_id(run_id)
         if result and result.artifact:
             place.remove_unused(self.artifact_folder(result.artifact))
@@ -194,6 +210,7 @@ class Store:
         self._changes += 1
         if _ID.fullmatch(run_id):
             self._file(run_id).unlink(missing_ok=True)
+            labels.remove(self.home / "labels", run_id)
 
     def mark_interrupted(self) -> int:
         """Mark runs as interrupted that should be waiting or going on, but whose program has ended.
@@ -268,8 +285,9 @@ class Store:
 
     def rows(self) -> list[dict]:
         """One row for each run: every metric that it has, and what the page filters and labels by."""
+        named = self.labels()
         return [self._row(r, shipped=True) for r in self.shipped()] + [
-            self._row(r, shipped=False) for r in self.own()
+            self._row(r, shipped=False) | {"title": named.get(r.id, Label()).title} for r in self.own()
         ]
 
     def _row(self, r: Result, shipped: bool) -> dict:

@@ -18,8 +18,15 @@ from tests import tiers
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GIGABYTES_PER_WORKER = 3
-# minutes each: begun last, they would end alone
-FIRST = ("test_app.py", "test_gpu.py", "test_cpu.py", "test_distillation.py")
+# a minute or more each, the longest first: begun last, they would end alone
+FIRST = tuple(
+    f"test_{name}.py"
+    for name in (
+        *("gpu", "cpu", "progress", "results", "explore", "runner", "gates", "late", "llm_qat", "qlora"),
+        *("command", "export", "chat_and_reach", "plan", "app", "witness", "likelihood", "peqa", "chat"),
+        *("distillation", "engine", "models"),
+    )
+)
 # a worker, or a test's own process, lives in the session's folder
 _outer = os.environ.get("COMPRESSION_EXPLORER_TESTS")
 _session = Path(_outer or tempfile.mkdtemp(prefix="compression-explorer-tests-"))
@@ -64,7 +71,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     """The longest files first, the others as they come; what `make test-all` alone runs is left out."""
-    items.sort(key=lambda item: item.path.name not in FIRST)
+    place = {name: i for i, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
     if config.getoption("--all"):
         return
     named = {argument.split("::")[-1].partition("[")[0] for argument in config.args if "::" in argument}

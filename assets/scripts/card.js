@@ -107,6 +107,25 @@ const ACTS = {
     h('a', {href, download: got.name}).click();
     setTimeout(() => URL.revokeObjectURL(href), 10000);
   },
+  // A title and a note of one's own.
+  name(button, id) {
+    const person = root.querySelector('.person'), old = root.querySelector('form.naming');
+    if (old) return old.remove();
+    const title = h('input', {type: 'text', maxLength: 60, value: person.dataset.title});
+    const note = h('textarea', {rows: 2, maxLength: 500, value: person.textContent});
+    const save = async e => {
+      e.preventDefault();
+      const got = await ce.ask(server.ask_name, {id, visitor: ce.visitor, title: title.value, note: note.value});
+      if (got?.error) return root.insertAdjacentHTML('beforeend', got.error);
+      if (!got) return;
+      await show(id);
+      ce.say('results');
+    };
+    button.closest('.buttons').after(h('form', {className: 'naming', onsubmit: save},
+      h('label', {}, t('card.name.title'), title), h('label', {}, t('card.name.note'), note),
+      h('button', {className: 'plain', type: 'submit'}, t('card.name.save'))));
+    title.focus();
+  },
   // The first click asks, the second deletes.
   async delete(button, id) {
     if (!button.classList.contains('sure')) {
@@ -138,6 +157,11 @@ ce.ready.then(() => {
   ce.on('select', ({id, from}) => {
     show(id);
     if (from === 'table' && innerWidth < 700) root.scrollIntoView({behavior: 'smooth'});
+  });
+  // The card of a run on its way says what its progress says.
+  ce.on('progress', ({id, words}) => {
+    const waiting = id === shown ? root.querySelector('[data-waiting]') : null;
+    if (waiting) waiting.textContent = words;
   });
   ce.on('preselect', ({id}) => { if (!ce.state.run) show(id); });
   ce.on('lang', () => { if (wanted) show(wanted); else if (ce.problems.length) problems(); else empty(); });

@@ -1,66 +1,120 @@
-// Both models answer the same question. One event streams both columns.
-let heads = null, state = null, busy = false, question = '', turn = 0, temperature = 0, length = 96;
+// Both models answer the same question. Recorded answers are there at once; a model that was made here answers
+// live, and one event streams both columns.
+let heads = null, replay = null, state = null, busy = false, question = '', turn = 0, temperature = 0, length = 96;
+let prompt = '';  // The name of the suggested question whose recorded answers are shown.
 const status = h('p', {className: 'chat-status', role: 'status'});
 const box = h('textarea', {id: 'prompt', rows: 2, maxLength: 4000, onkeydown: onKey});
 const send = h('button', {className: 'primary', type: 'submit'});
 const stop = h('button', {className: 'plain', type: 'button', hidden: true, onclick: end});
 const suggest = h('div', {className: 'suggest'}), options = h('div', {className: 'chat-options'});
 const choice = h('div', {className: 'choice'}), asked = h('p', {className: 'asked'});
+const instead = h('p', {className: 'quiet instead', hidden: true}), about = h('p', {className: 'quiet about'});
+const own = h('div', {className: 'own'}), ladder = h('section', {className: 'ladder', hidden: true});
 const trouble = h('div', {className: 'trouble'});
 const form = h('form', {className: 'ask', onsubmit: e => { e.preventDefault(); submit(); }},
   box, h('div', {className: 'row'}, send, stop));
 const none = h('div', {className: 'none', hidden: true});
 const talk = h('div', {className: 'talk', hidden: true},
-  asked, sideBySide, status, trouble, suggest, form, options);
-const sides = newest(() => ce.ask(server.ask_sides, {id: ce.state.run}));
+  instead, suggest, asked, sideBySide, status, about, trouble, own, form, options, ladder);
+const ask = newest(() => Promise.all([
+  ce.ask(server.ask_sides, {id: ce.state.run}), ce.ask(server.ask_recorded, {id: ce.state.run, prompt}),
+]).then(both => both.every(Boolean) ? both : null));
+
+const live = () => Boolean(heads?.right);
+const recorded = () => Boolean(replay?.right);
 
 async function load() {
-  const got = await sides();
+  const got = await ask();
   if (!got) return;
-  if (got.error) { none.hidden = false; none.innerHTML = got.error; return; }
-  const [first] = got.options;
-  if (!got.right && first && !got.options.some(([id]) => id === ce.state.run)) {
+  const [sides, answers] = got, wrong = sides.error || answers.error;
+  if (wrong) { none.hidden = false; none.innerHTML = wrong; return; }
+  const [first] = sides.options, known = list => list.some(([id]) => id === ce.state.run);
+  if (first && !known(sides.options) && !known(answers.options)) {
     [ce.state.run] = first;
     ce.write();
     return load();
   }
-  heads = got;
+  [heads, replay] = got;
+  prompt = replay.prompt ?? '';
   draw();
 }
 
 function draw() {
-  const ready = Boolean(heads?.right);
   if (!heads) return;
+  const ready = live() || recorded();
   none.hidden = ready;
   talk.hidden = !ready;
   none.replaceChildren(h('p', {}, t('chat.none')),
     h('button', {className: 'primary', onclick: () => ce.setTab('explore')}, t('chat.none_button')));
   drawChoice();
   if (!ready) return;
-  columns.original.title.replaceChildren(heads.left.title, heads.rounded ? h('small', {}, heads.rounded) : '');
-  columns.compressed.title.textContent = heads.right.title;
+  const {left, right, rounded} = live() ? heads : replay;
+  columns.original.title.replaceChildren(left.title, rounded ? h('small', {}, rounded) : '');
+  columns.compressed.title.replaceChildren(right.title, right.grade ? h('small', {}, right.grade) : '');
   box.placeholder = t('chat.placeholder');
   box.setAttribute('aria-label', t('chat.prompt'));
   send.textContent = t('chat.send');
   stop.textContent = t('chat.stop');
   drawSuggestions();
   drawOptions();
+  drawOwn();
+  drawLadder();
   show();
 }
 
 function drawChoice() {
   const onchange = e => { state = null; question = ''; ce.select(e.target.value, 'chat'); };
-  const pick = heads.options.length
-    ? h('label', {}, t('chat.choose'), h('select', {id: 'side', onchange}, optionList(heads.options, ce.state.run)))
+  const chosen = live() ? ce.state.run : replay.id;
+  const group = (key, pairs) => pairs.length ? h('optgroup', {label: t(key)}, optionList(pairs, chosen)) : '';
+  const pick = heads.options.length + replay.options.length
+    ? h('label', {}, t('chat.choose'), h('select', {id: 'side', onchange},
+      group('chat.group.live', heads.options), group('chat.group.recorded', replay.options)))
     : '';
   choice.replaceChildren(h('h2', {}, t('chat.title')), pick);
 }
 
+// A suggested question: a model that is here is asked, else its recorded answer is shown.
+function suggested({name, text}) {
+  prompt = name;
+  if (live()) start(text);
+  load();
+}
+
 function drawSuggestions() {
-  const chip = words =>
-    h('button', {className: 'chip', type: 'button', disabled: busy, onclick: () => start(words)}, words);
-  suggest.replaceChildren(h('span', {className: 'quiet'}, t('chat.suggest')),
-    ...[1, 2, 3, 4, 5].map(i => chip(t(`chat.try.${i}`))));
+  const chip = one => h('button', {
+    className: 'chip', type: 'button', disabled: busy, title: one.text, 'data-prompt': one.name,
+    'aria-pressed': live() ? null : String(one.name === prompt), onclick: () => suggested(one),
+  }, one.label);
+  suggest.replaceChildren(h('span', {className: 'quiet'}, t('chat.suggest')), ...replay.prompts.map(chip));
+}
+
+// What a visitor without the model can do to ask a question of one's own.
+function drawOwn() {
+  own.hidden = live();
+  form.hidden = options.hidden = !live();
+  about.textContent = live() ? '' : replay.about;
+  const other = !live() && ce.state.run && replay.id !== ce.state.run;
+  instead.hidden = !other;
+  instead.textContent = other ? t('chat.instead', {name: replay.right.title}) : '';
+  if (live()) return;
+  own.replaceChildren(h('span', {}, t('chat.own')), h('button', {
+    className: 'plain', type: 'button', 'data-act': 'make', 'data-id': replay.id,
+    onclick: () => ce.setTab('explore'),
+  }, replay.make));
+}
+
+function drawLadder() {
+  ladder.hidden = !replay.ladder?.length;
+  if (ladder.hidden) return;
+  const step = one => {
+    const text = h('div', {className: 'text', dir: 'auto'});
+    drawText(text, one.side, one.parted);
+    const sizes = [one.size, one.grade].filter(Boolean).join(' · ');
+    return h('li', {className: 'step'}, h('h4', {}, one.title), h('p', {className: 'quiet'}, sizes), text);
+  };
+  ladder.replaceChildren(h('h3', {}, t('chat.ladder')),
+    h('p', {className: 'quiet'}, t('chat.ladder.help', {question: replay.asked})),
+    h('ul', {className: 'steps'}, replay.ladder.map(step)));
 }
 
 // A number between limits, `usual` where nothing was written.
@@ -74,17 +128,18 @@ function drawOptions() {
     number(t('chat.tokens'), 8, 512, 8, length, text => { length = within(text, 8, 512, 96); }),
     number(tip(t('chat.temperature'), t('chat.temperature.help')), 0, 2, 0.1, temperature,
       text => { temperature = within(text, 0, 2, 0); }),
-    quiet(!heads.chats, 'chat.continues'), quiet(heads.busy, 'chat.busy'));
+    quiet(heads.chats === false, 'chat.continues'), quiet(heads.busy, 'chat.busy'));
 }
 
 function show() {
-  asked.textContent = question;
-  asked.hidden = !question;
-  drawColumns(heads, state, busy);
+  const [shown, said, words] = live() ? [heads, state, question] : [replay, replay.state, replay.asked];
+  asked.textContent = words;
+  asked.hidden = !words;
+  drawColumns(shown, said, busy);
   send.disabled = busy;
   stop.hidden = !busy;
-  status.textContent = state?.status ?? '';
-  trouble.innerHTML = state?.error ?? '';
+  status.textContent = said?.status ?? '';
+  trouble.innerHTML = said?.error ?? '';
 }
 
 function onKey(e) {
@@ -95,7 +150,7 @@ function onKey(e) {
 const submit = () => start(box.value.trim());
 
 function start(words) {
-  if (!words || busy || !heads?.right) return;
+  if (!words || busy || !live()) return;
   question = words;
   box.value = '';
   busy = true;

@@ -27,28 +27,29 @@ function drawColumns(heads, state, busy) {
     const now = state?.sides?.[side], c = columns[side];
     drawText(c.text, now, state?.parted);
     c.text.classList.toggle('writing', busy && !now?.done);
-    const told = now ? [now.rate, now.first, now.cache, busy && now.rate ? t('chat.live') : ''] : [];
+    const told = now ? [now.rate, now.busy, now.first, now.memory, now.cache, busy && now.rate ? t('chat.live') : ''] : [];
     c.live.textContent = told.filter(Boolean).join(' · ');
     const [own, other] = i ? [heads.right, heads.left] : [heads.left, heads.right];
     if (own) drawBars(c.bars, own, other, now, state?.sides?.[SIDES[1 - i]]);
   }
 }
 
+// An answer that was cut at its length ends with three dots.
 function drawText(box, now, at) {
   const pieces = now && parted(now, at);
-  if (!pieces) return box.replaceChildren(now?.text ?? '');
+  const cut = now?.cut ? h('span', {className: 'quiet', title: t('chat.cut')}, ' …') : '';
+  if (!pieces) return box.replaceChildren(now?.text ?? '', cut);
   const [before, mark, rest] = pieces;
-  box.replaceChildren(before, h('mark', {title: t('chat.mark')}, mark || '\u200b'), rest);
+  box.replaceChildren(before, h('mark', {title: t('chat.mark')}, mark || '\u200b'), rest, cut);
 }
 
-// What was measured alone counts; the live figure stands in where nothing was.
+// What was measured alone counts; the live rate stands in where nothing was. Sizes are those of the files.
 function drawBars(box, own, other, mine, theirs) {
   const bar = (name, x, y, words) => x ? h('div', {className: 'bar-row'}, h('span', {}, name),
     h('i', {className: 'track'}, h('i', {className: 'fill', style: `width:${share(x, y)}%`})),
     h('span', {className: 'figure'}, words)) : '';
   box.replaceChildren(
+    bar(t('chat.bar.size'), own.size, other?.size, own.size_words),
     bar(t('chat.bar.rate'), own.rate ?? mine?.rate_value, other?.rate ?? theirs?.rate_value,
-      own.rate ? own.stored : mine?.rate ?? ''),
-    bar(t('chat.bar.memory'), own.memory ?? mine?.memory_value, other?.memory ?? theirs?.memory_value,
-      own.memory ? own.memory_words : mine?.memory ?? ''));
+      own.rate ? own.stored : mine?.rate ?? ''));
 }

@@ -17,6 +17,7 @@ async function weigh(wait = 0) {
   }
   weighed = got;
   estimate.innerHTML = got.error || got.html;
+  if (got.second) estimate.append(h('p', {className: 'more second-told'}, got.second));
   if (told && ce.state.settings.text === 'builtin') estimate.append(h('p', {className: 'more told'}, told));
   drawButton();
   const step = lastStep(), p = mainOf(step);

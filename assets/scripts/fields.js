@@ -22,16 +22,25 @@ function paragraphs(text) {
   return parts;
 }
 
+// The essay opens over the page, where its formulas have room and push nothing away.
+const reader = h('dialog', {className: 'reader', onclick: e => { if (e.target === reader) reader.close(); }});
 function about(method) {
-  const {paper} = ce.method(method), place = h('div');
-  const ontoggle = e => { if (e.target.open) tell(place, method); };
-  return h('details', {className: 'about', 'data-k': 'about', ontoggle},
-    h('summary', {}, t('controls.about')), place,
-    paper ? h('a', {href: paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
+  const {paper} = ce.method(method);
+  const open = () => {
+    const place = h('div', {className: 'essay'}), title = t(`method.${method}`);
+    reader.setAttribute('aria-label', title);
+    reader.replaceChildren(
+      h('div', {className: 'reader-head'}, h('h2', {}, title),
+        h('button', {className: 'plain', type: 'button', onclick: () => reader.close()}, t('controls.close'))),
+      place, paper ? h('a', {href: paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
+    reader.showModal();
+    tell(place, method);
+  };
+  return h('button', {type: 'button', className: 'linklike about', onclick: open}, t('controls.about'));
 }
 
 function advanced() {
-  const others = step => ce.method(step.method).params.filter(p => !p.main);
+  const others = step => ce.method(step.method).params.filter(p => !p.main && !idleIn(step).includes(p.name));
   const steps = ce.state.steps.filter(step => others(step).length);
   if (!steps.length) return '';
   const name = step => steps.length > 1 ? h('p', {className: 'quiet wide'}, t(`method.${step.method}`)) : '';

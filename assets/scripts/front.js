@@ -1,64 +1,116 @@
 // The front with its sentences: what each run costs, which one to take, and what is on the axes.
-let now = null;
+let now = null, left = '';  // The server's answer; the set that a selected run made the figure leave.
 const title = h('h2'), hint = h('p', {className: 'ghost-words', role: 'status'});
+const notice = h('p', {className: 'notice', role: 'status'}), sets = h('div', {className: 'sets'});
+const filters = h('div', {className: 'filters'}), foot = h('div', {className: 'foot'});
 const empty = h('p', {className: 'empty'}), remarks = h('p', {className: 'quiet'});
 const answer = h('div', {className: 'answer'}), axes = h('details', {className: 'axes'});
 const head = h('div', {className: 'front-head'}, title, hint);
 
 function ask() {
-  const {model, x, y, protocol, settings, budget, run} = ce.state;
-  return ce.ask(server.ask_front, {model, x, y, protocol, settings, budget, selected: run});
+  const {model, x, y, protocol, settings, budget, run, deploy} = ce.state;
+  return ce.ask(server.ask_front, {model, x, y, protocol, settings, budget, selected: run, deploy});
 }
 const front = newest(ask);
 
 async function load() {
-  const {state} = ce;
+  const {state} = ce, before = now;
   if (!now) { empty.textContent = t('front.loading'); empty.hidden = false; }
   const got = await front();
   if (!got) return;
   if (got.error) { remarks.hidden = false; remarks.innerHTML = got.error; return; }
-  now = picture = got;
-  words();
+  // Another set than before, which nobody chose: the page says so and offers the way back.
+  left = before && before.model === state.model && before.set !== got.set && state.protocol !== got.set ? before.set : '';
+  now = {...got, model: state.model};
+  scene = now.scene;
+  // After a change of set or filter the card is of a run that is drawn.
+  if (state.run && !now.ids.includes(state.run) && state.protocol === now.set) { state.run = ''; ce.write(); }
+  if (!state.run && now.best && !ce.problems.length) state.shown = now.best;
+  tellAll();
   drawPlot();
-  if (state.run || !got.best || ce.problems.length) return;
-  state.shown = got.best;
-  ce.say('preselect', {id: got.best});
+  if (!state.run && now.best && !ce.problems.length) ce.say('preselect', {id: now.best});
 }
 
-function words() {
+function tellAll() {
   title.textContent = t('front.title');
   plot.setAttribute('aria-label', now.alt);
   plot.classList.toggle('bare', now.empty);
-  ce.say('headline', now.headline);
-  empty.textContent = t('front.empty');
+  ce.say('headline', now);
+  ce.say('families', now.families);
+  empty.textContent = t(ce.state.deploy && now.ids.length ? 'front.empty_deploy' : 'front.empty');
   empty.hidden = !now.empty;
-  remarks.textContent = now.remarks.join(' ');
-  remarks.hidden = !now.remarks.length;
+  remarks.replaceChildren(now.remarks.join(' '), ...measureHere());
+  remarks.hidden = !remarks.textContent;
   answer.hidden = !now.answer;
   const typing = answer.contains(document.activeElement) && document.activeElement.tagName === 'INPUT';
   if (!typing) tell(now.answer);
+  drawSets();
+  drawFilters();
+  drawFoot();
   drawAxes();
 }
+
+// A run that can be timed on this machine; its button is a card's (card.js).
+const measureHere = () => now.time_here
+  ? [' ', h('button', {className: 'linklike', 'data-act': 'again', 'data-id': now.time_here.id}, now.time_here.text)] : [];
 
 function tell(html) {
   answer.innerHTML = html;
   answer.prepend(h('h3', {}, t('front.which')));
 }
 
+function chooseSet(name) {
+  Object.assign(ce.state, {protocol: name, run: ''});
+  ce.write();
+  load();
+}
+
+function drawSets() {
+  const named = Object.fromEntries(now.sets), choice = h('select', {id: 'set', onchange: e => chooseSet(e.target.value)},
+    optionList(now.sets, now.set));
+  sets.hidden = !now.sets.length;
+  sets.replaceChildren(h('label', {htmlFor: now.sets.length > 1 ? 'set' : null},
+    tip(t('front.protocol'), t('front.protocol.help'))), now.sets.length > 1 ? choice : h('span', {}, named[now.set] ?? ''));
+  notice.hidden = !left;
+  notice.replaceChildren(...left ? [t('front.switched', {name: named[now.set]}), ' ',
+    h('button', {className: 'linklike', onclick: () => chooseSet(left)}, t('front.switch_back'))] : []);
+}
+
+function drawFilters() {
+  const {state} = ce, held = document.activeElement?.id;
+  const deploy = h('input', {type: 'checkbox', id: 'deploy', checked: state.deploy, onchange: e => {
+    state.deploy = e.target.checked;
+    ce.write();
+    load();
+  }});
+  const all = h('button', {className: 'linklike', onclick: () => ce.light('')}, t('front.all_families'));
+  filters.replaceChildren(
+    h('label', {htmlFor: 'deploy', className: 'check'}, deploy, tip(t('front.deploy'), t('front.deploy.help'))),
+    h('span', {role: 'status'}, state.family ? [t('front.lit', {name: t(`family.${state.family}`)}), ' ', all] : ''));
+  if (held === 'deploy') filters.querySelector('#deploy').focus();
+}
+
+function drawFoot() {
+  const act = (onclick, text) => h('button', {className: 'linklike', onclick}, text);
+  foot.replaceChildren(act(asTable, t('front.as_table')),
+    h('span', {}, t('front.save'), ' ', act(() => save('svg'), 'SVG'), ' · ', act(() => save('png'), 'PNG')));
+}
+
+// The picture's twin: the table of all runs.
+function asTable() {
+  const fold = document.querySelector('#runs details');
+  if (!fold) return;
+  fold.open = true;
+  fold.scrollIntoView({block: 'start'});
+  fold.querySelector('summary').focus();
+}
+
 function drawAxes() {
   const {state, data} = ce, {open} = axes, names = data.axes.map(key => [key, t(`metric.${key}`)]);
-  const choose = (label, help, pairs, value, put) => h('label', {}, tip(label, help),
-    h('select', {onchange: e => { put(e.target.value); load(); }}, optionList(pairs, value)));
-  const axis = (key, label) => choose(label, t(`metric.${now[key]}.help`), names, now[key], value => {
-    state[key] = value;
-    ce.write();
-  });
-  const protocol = now.protocols.length
-    ? choose(t('front.protocol'), t('front.protocol.help'), now.protocols, now.protocol,
-      value => { state.protocol = value; })
-    : '';
+  const axis = (key, text) => h('label', {}, tip(text, t(`metric.${now[key]}.help`)),
+    h('select', {onchange: e => { state[key] = e.target.value; ce.write(); load(); }}, optionList(names, now[key])));
   axes.replaceChildren(h('summary', {}, t('front.axes')),
-    h('div', {className: 'grid'}, axis('x', t('front.x')), axis('y', t('front.y')), protocol),
+    h('div', {className: 'grid'}, axis('x', t('front.x')), axis('y', t('front.y'))),
     h('p', {className: 'quiet'}, t('front.key')));
   axes.open = open;
 }
@@ -80,18 +132,13 @@ answer.addEventListener('input', e => {
   typing = setTimeout(() => { ce.state.budget = megabytes(e.target.value); refreshAnswer(); }, 250);
 });
 answer.addEventListener('change', e => { ce.state.budget = megabytes(e.target.value); load(); });
-
-let width = innerWidth;
-addEventListener('resize', () => { if (innerWidth !== width) { width = innerWidth; drawPlot(); } });
-// A change of the theme changes the body's class.
-new MutationObserver(() => requestAnimationFrame(drawPlot))
-  .observe(document.body, {attributes: true, attributeFilter: ['class']});
 document.addEventListener('click', e => {
   const button = e.target.closest?.('button[data-run]');
   if (button) ce.select(button.dataset.run, 'link');
 });
 ce.ready.then(() => {
-  root.replaceChildren(head, plot, empty, remarks, answer, axes);
+  root.replaceChildren(head, h('div', {className: 'choices'}, sets, filters), notice, plot, foot, empty, remarks, answer, axes);
+  notice.hidden = true;
   ce.on('ghost', line => {
     moveGhost(line ? line.bytes : null);
     hint.textContent = line && ce.state.x === 'file_bytes' ? line.words : '';
@@ -99,8 +146,9 @@ ce.ready.then(() => {
   ce.on('lang', load);
   ce.on('model', () => { Object.assign(ce.state, {protocol: '', budget: 0}); load(); });
   ce.on('results', load);
-  ce.on('select', ({id}) => { if (now?.ids.includes(id)) ring(); else load(); });
-  ce.on('preselect', ring);
-  ce.on('tab', tab => { if (tab === 'explore' && drawn) requestAnimationFrame(() => Plotly.Plots.resize(plot)); });
+  ce.on('select', ({id}) => { if (now?.ids.includes(id)) drawPlot(); else { ce.state.protocol = ''; load(); } });
+  ce.on('preselect', drawPlot);
+  ce.on('lit', () => { if (now) { drawFilters(); drawPlot(); } });
+  ce.on('tab', tab => { if (tab === 'explore') requestAnimationFrame(drawPlot); });
   load();
 });

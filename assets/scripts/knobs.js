@@ -3,9 +3,16 @@
 const form = h('form', {className: 'knobs', onsubmit: e => e.preventDefault()});
 
 const lastStep = () => ce.state.steps.at(-1);
-const mainOf = step => ce.method(step.method).params.find(p => p.main && effective(p, ce.values(step)));
+const idleIn = step => idle(ce.data.methods, ce.state.steps, ce.state.steps.indexOf(step));
+const mainOf = step => ce.method(step.method).params.find(
+  p => p.main && effective(p, ce.values(step)) && !idleIn(step).includes(p.name));
 const ofFamily = family => ce.data.methods.filter(m => m.family === family);
 const first = methods => (methods.find(m => m.first) ?? methods[0]).name;
+
+// The second step that is offered: one that rounds what a pruning left, else a training that repairs. Steps that
+// change neither size nor quality for the better are in the list, but nobody is led to them.
+const trains = method => Object.keys(method.full).length > 0;
+const offered = methods => methods.find(m => m.first) ?? methods.find(trains);
 
 // What may follow a step: methods that accept the format it stores.
 function after(step) {
@@ -45,46 +52,15 @@ function drawKnobs() {
 
 const label = (text, help, id) => h('label', {htmlFor: id}, text,
   help ? h('span', {className: 'q', tabIndex: 0, 'data-tip': help, 'aria-label': help}, '?') : '');
-const pathHint = () => ce.data.public ? 'owner/name' : 'owner/name, /folder';
-const plainText = {type: 'text', spellcheck: false, autocapitalize: 'off'};
 
-function chooseModel(name) {
-  if (!name || name === ce.state.model) return;
-  Object.assign(ce.state, {model: name, run: ''});
-  changed();
-  ce.say('model');
-}
-
-function modelField() {
-  const {state, data} = ce, known = ce.model(state.model), custom = !known || form.dataset.custom === 'yes';
-  const pick = h('select', {id: 'model', onchange: e => {
-    form.dataset.custom = e.target.value ? '' : 'yes';
-    chooseModel(e.target.value);
-    drawKnobs();
-    if (!e.target.value) form.querySelector('#custom')?.focus();
-  }}, modelOptions(data.models, custom ? '' : state.model),
-    optionList([['', t('controls.model.other')]], custom ? '' : state.model));
-  const box = custom ? h('input', {
-    ...plainText, id: 'custom', value: known ? '' : state.model, placeholder: pathHint(),
-    'aria-label': t('controls.model.custom'), onchange: e => chooseModel(e.target.value.trim()),
-  }) : '';
-  const help = t(data.public ? 'controls.model.help_public' : 'controls.model.help');
-  return h('div', {className: 'field'}, label(t('controls.model'), help, 'model'), pick, box,
-    known ? h('p', {className: 'quiet'}, modelFacts(known)) : '');
-}
-
-// A large number as its language says it: 135M, 1.35億.
-const compact = n => new Intl.NumberFormat(ce.lang, {notation: 'compact', maximumSignificantDigits: 3}).format(n);
-
-function modelFacts(model) {
-  const facts = {size: sizeWords(2 * model.parameters), parameters: compact(model.parameters)};
-  return [
-    t('controls.model.line', facts),
-    model.chat && t('controls.model.chat'),
-    model.offline && t('controls.model.offline'),
-    model.gated && t('controls.model.gated'),
-    model.rounded && t('controls.model.rounded', {format: model.rounded}),
-  ].filter(Boolean).join(' · ');
+// What each family's best run is, in words, as soon as the front has them.
+let bestOf = {};
+function tellBest(families) {
+  bestOf = families;
+  for (const [family, words] of Object.entries(families)) {
+    const line = form.querySelector(`.tile:has(#family-${family}) .best-of`);
+    if (line) line.textContent = words;
+  }
 }
 
 function tiles(chosen) {
@@ -94,9 +70,11 @@ function tiles(chosen) {
     h('input', {
       type: 'radio', name: 'family', id: `family-${family}`, value: family, checked: family === chosen,
       onchange: () => choose(0, first(ofFamily(family))),
+      onclick: () => ce.light(family === ce.state.family || family === 'original' ? '' : family),
     }),
     h('span', {className: `swatch ${family}`}),
-    h('span', {}, h('b', {}, t(`family.${family}`)), h('small', {}, t(`family.${family}.sub`))));
+    h('span', {}, h('b', {}, t(`family.${family}`)), h('small', {}, t(`family.${family}.sub`)),
+      h('small', {className: 'best-of'}, bestOf[family] ?? '')));
   return h('fieldset', {className: 'tiles'}, h('legend', {}, t('controls.family')), families.map(tile));
 }
 
@@ -115,8 +93,13 @@ const knobWords = (name, v) => ce.has(`value.${name}`) ? t(`value.${name}`, {v: 
 function knob(i) {
   const step = ce.state.steps[i], p = ce.method(step.method).params.find(x => x.main);
   if (!p) return '';
+  const silent = idleIn(step);
+  if (silent.includes(p.name)) {
+    const names = silent.map(name => t(`param.${name}`)).join(t('comma'));
+    return h('p', {className: 'quiet idle'}, t('controls.idle', {names}));
+  }
   const values = ce.values(step), value = values[p.name], on = effective(p, values), id = `knob-${i}`;
-  const unit = p.unit === 'bits' ? h('small', {}, t('value.bits', {v: ''}).trim()) : '';
+  const unit = p.unit === 'bits' ? h('small', {}, t('value.bits.unit')) : '';
   const big = h('output', {className: 'big', htmlFor: id}, shown(p.name, value), unit);
   const range = h('input', {
     id, type: 'range', min: p.lo, max: p.hi, step: p.step, value, disabled: !on,
@@ -175,6 +158,9 @@ function second() {
     const remove = linklike('', () => { ce.state.steps.pop(); changed(); }, t('controls.remove_step'));
     return h('div', {className: 'second'}, picker(1, next), knob(1), budget(1), remove);
   }
-  if (!next.length || ce.method(one.method).family === 'original') return '';
-  return linklike(' add', () => choose(1, first(next)), t('controls.add_step'));
+  const help = offered(next);
+  if (!help || ce.method(one.method).family === 'original') return '';
+  return h('div', {className: 'offer'},
+    linklike(' add', () => choose(1, help.name), t('controls.add_step', {method: t(`method.${help.name}`)})),
+    h('p', {className: 'quiet'}, t(trains(help) ? 'controls.add_step.repairs' : 'controls.add_step.rounds')));
 }

@@ -18,7 +18,8 @@ function readLink(query, data, natural) {
   const {steps, memory} = readSteps(q, data, name, problems);
   const state = {
     model: readModel(q, data, problems), steps, settings: readSettings(q, data, name, problems),
-    run: (q.get('run') ?? '').slice(0, 100), protocol: '', budget: 0,
+    run: (q.get('run') ?? '').slice(0, 100), protocol: '', budget: 0, deploy: q.get('deploy') === 'yes',
+    family: data.methods.some(m => m.family === q.get('family')) ? q.get('family') : '',
   };
   for (const axis of ['x', 'y']) state[axis] = data.axes.includes(q.get(axis)) ? q.get(axis) : data.view[axis];
   return {lang, tab, state, memory, problems};
@@ -83,14 +84,17 @@ function readValue(p, text) {
 
 const allowed = p => p.choices ? p.choices.join(', ') : p.lo !== null ? `${p.lo} – ${p.hi}` : 'true, false';
 
-// The query of what is shown: only what differs from a first visit, and the main knobs.
+// The query of what is shown: only what differs from a first visit, and the main knobs. What has no effect is left
+// out.
 function writeLink({state, memory, lang, natural, tab}, data) {
   const q = new URLSearchParams(), usual = settingsAtFirst(data);
   if (state.model !== data.first.model) q.set('model', state.model);
   state.steps.forEach((step, i) => {
     const method = data.methods.find(m => m.name === step.method), values = valuesOf(method, memory[step.method]);
+    const silent = idle(data.methods, state.steps, i);
     q.set(i ? 'then' : 'method', step.method);
     for (const p of method.params) {
+      if (silent.includes(p.name) || !effective(p, values)) continue;
       if (p.main || values[p.name] !== p.default) q.set((i ? 'then.' : '') + p.name, values[p.name]);
     }
   });
@@ -98,6 +102,8 @@ function writeLink({state, memory, lang, natural, tab}, data) {
     if (value !== usual[key]) q.set(key, value === null ? 'all' : value);
   }
   for (const axis of ['x', 'y']) if (state[axis] !== data.view[axis]) q.set(axis, state[axis]);
+  if (state.family) q.set('family', state.family);
+  if (state.deploy) q.set('deploy', 'yes');
   if (state.run) q.set('run', state.run);
   if (tab !== data.tabs[0]) q.set('tab', tab);
   if (lang !== natural) q.set('lang', lang);

@@ -51,6 +51,12 @@ const ce = window.ce ??= (() => {
       page.write();
       page.say('tab', tab);
     },
+    // The family that the figure shows before the others; "" for all alike.
+    light(family) {
+      page.state.family = family;
+      page.write();
+      page.say('lit');
+    },
     select(id, from = '') {
       if (!id) return;
       page.state.run = id;

@@ -1,88 +1,172 @@
-// The front's picture: a still one at once, Plotly over it as soon as its script is here.
-const plot = h('div', {className: 'plot', role: 'img'});
-// What is drawn: the server's answer. `ghost` is the size, in bytes, that the knobs would give.
-let picture = null, drawn = false, ghost = null;
+// The front's picture: the server's scene (evaluation/page/plots.py, scene) laid out at the size of the window.
+const SVG = 'http://www.w3.org/2000/svg';
+const plot = h('div', {className: 'plot', role: 'group'});
+const bubble = h('div', {className: 'hover', hidden: true, 'aria-hidden': 'true'});
+// What is drawn, how large, where each point stands, and the size in bytes that the knobs would give.
+let scene = null, frame = null, spots = [], ghost = null;
 
-// "var:name" becomes the theme's colour, wherever it stands in a figure.
-function themed(value, colour) {
-  if (typeof value === 'string') return value.startsWith('var:') ? colour(value.slice(4)) : value;
-  if (Array.isArray(value)) return value.map(x => themed(x, colour));
-  if (!value || typeof value !== 'object') return value;
-  return Object.fromEntries(Object.entries(value).map(([name, x]) => [name, themed(x, colour)]));
-}
-const colour = name => getComputedStyle(root).getPropertyValue(`--ce-${name}`).trim();
-
-// Where a run stands in a figure, null where it isn't drawn.
-function spotOf(figure, id) {
-  for (const trace of figure.data) {
-    const i = (trace.customdata ?? []).indexOf(id);
-    if (i >= 0) return {x: trace.x[i], y: trace.y[i]};
+// An element of a drawing.
+function s(tag, attributes = {}, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
   }
-  return null;
+  element.append(...children.flat().filter(Boolean));
+  return element;
 }
-const chosenSpot = () => spotOf(picture.figure, ce.state.run || ce.state.shown);
 
-// The ghost is a line at a size, so it stands only on a linear axis of sizes.
-const ghostFits = layout => ghost !== null && layout.xaxis.type !== 'log' && ce.state.x === 'file_bytes';
-const ghostLine = bytes => ({
-  type: 'line', name: 'ghost', x0: bytes, x1: bytes, yref: 'paper', y0: 0, y1: 1,
-  line: {color: colour('accent'), width: 1.5, dash: 'dash'},
-});
-
-// What a phone has no room for: the third and fourth name, every second tick.
-function narrowed(layout) {
-  const axis = {...layout.xaxis};
-  if (axis.tickvals.length > 5) {
-    for (const key of ['tickvals', 'ticktext']) axis[key] = axis[key].filter((_, i) => i % 2 === 0);
-  }
-  const annotations = layout.annotations
-    .filter(a => !/^label[23]/.test(a.name ?? ''))
-    .map(a => a.name === 'axis' && a.y === 1 ? {...a, yshift: 28} : a);
-  return {...layout, xaxis: axis, annotations, height: 320, margin: {...layout.margin, t: 50, l: 50, r: 12}};
+const pen = document.createElement('canvas').getContext('2d');
+function measuring() {
+  const {fontFamily, fontSize} = getComputedStyle(plot);
+  pen.font = `${fontSize} ${fontFamily}`;
+  return text => pen.measureText(text).width;
 }
 
 function drawPlot() {
-  if (!picture) return;
-  if (!window.Plotly) {
-    if (!drawn) plot.innerHTML = picture.still;
-    return loadPlotly();
-  }
-  const {data, layout: wide} = themed(picture.figure, colour), spot = chosenSpot();
-  const layout = plot.clientWidth < 520 ? narrowed(wide) : wide;
-  if (spot) Object.assign(data.find(trace => trace.name === 'ring'), {x: [spot.x], y: [spot.y]});
-  if (ghostFits(layout)) layout.shapes.push(ghostLine(ghost));
-  if (!drawn) plot.replaceChildren();
-  const quiet = {displayModeBar: false, responsive: true, scrollZoom: false, doubleClick: false};
-  Plotly.react(plot, data, layout, quiet).then(listen);
-}
-
-function listen() {
-  if (drawn) return;
-  drawn = true;
-  plot.on('plotly_click', e => ce.select(e.points.find(p => p.customdata)?.customdata, 'front'));
-  plot.on('plotly_hover', () => { plot.style.cursor = 'pointer'; });
+  if (!scene || !plot.clientWidth) return;
+  const measure = measuring(), held = plot.querySelector('.mark:focus')?.dataset.id, {run, shown, family} = ce.state;
+  frame = frameOf(scene, plot.clientWidth, plot.clientHeight, measure);
+  const chosen = run || shown, reach = m => m.best || m.id === chosen ? 13 : 7;
+  spots = scene.marks.map(m => ({id: m.id, x: across(frame, m.x), y: down(frame, m.y), r: reach(m)}));
+  const by = Object.fromEntries(spots.map(spot => [spot.id, spot]));
+  const svg = s('svg', {class: family ? 'front-svg lit' : 'front-svg', width: frame.width, height: frame.height},
+    axesOf(measure), lineage(by), s('polyline', {class: 'front-line', points: pointsOf(scene.line)}),
+    scene.marks.map(m => bars(m)), s('g', {class: 'ghost-place'}), rings(by, chosen), marksOf(chosen),
+    namesOf(by, chosen, measure));
+  plot.replaceChildren(svg, bubble);
+  bubble.hidden = true;
   plot.dataset.drawn = 'yes';
+  drawGhost();
+  if (held) plot.querySelector(`.mark[data-id="${CSS.escape(held)}"]`)?.focus();
 }
 
-function loadPlotly() {
-  if (document.querySelector('script[data-ce-plotly]')) return;
-  const onerror = () => { script.remove(); setTimeout(drawPlot, 3000); };
-  const script = h('script', {src: props.plotly, 'data-ce-plotly': true, onload: drawPlot, onerror});
-  document.head.append(script);
+const pointsOf = line => line.map(([x, y]) => `${across(frame, x)},${down(frame, y)}`).join(' ');
+const words = (x, y, text, more = {}) => s('text', {x, y, ...more}, text);
+
+function axesOf(measure) {
+  const {left, right, top, bottom, floor, broken} = frame, {x, y, band, said} = scene;
+  const few = x.ticks.filter((_, i) => frame.width > 520 || i % 2 === 0);
+  const parts = [];
+  if (band) {
+    const [high, low] = band.map(at => down(frame, at)).sort((a, b) => a - b);
+    parts.push(s('rect', {class: 'band', x: left, y: high, width: right - left, height: Math.max(low - high, 2)}));
+  }
+  if (broken) {
+    const low = floor - STRIP;
+    parts.push(s('rect', {class: 'band', x: left, y: low, width: right - left, height: STRIP}),
+      words(left + 6, low + 14, said.broken, {class: 'small'}));
+  }
+  for (const [at, text] of few) {
+    parts.push(s('path', {class: 'grid', d: `M${across(frame, at)} ${top}V${bottom}`}),
+      words(across(frame, at), floor + 17, text, {'text-anchor': 'middle'}));
+  }
+  for (const [at, text] of y.ticks) {
+    parts.push(s('path', {class: 'grid', d: `M${left} ${down(frame, at)}H${right}`}),
+      words(left - 6, down(frame, at) + 4, text, {'text-anchor': 'end'}));
+  }
+  parts.push(words(left, frame.height - 8, x.words), words(left > 60 ? 8 : left - 30, 16, y.words));
+  return s('g', {class: 'axes', 'aria-hidden': 'true'}, parts);
 }
 
-// The ring around the chosen point.
-function ring() {
-  if (!drawn) return;
-  const i = plot.data.findIndex(trace => trace.name === 'ring'), spot = chosenSpot();
-  Plotly.restyle(plot, {x: [spot ? [spot.x] : []], y: [spot ? [spot.y] : []]}, [i]);
+// A family's colour, and whether that family stands out.
+const tinted = ({family}) => family === ce.state.family ? `${family} on` : family;
+
+// A chain goes on from a run that is drawn: a line from there.
+const lineage = by => s('g', {class: 'lineage'}, scene.marks.filter(m => by[m.parent]).map(m => {
+  const from = by[m.parent], to = by[m.id];
+  return s('path', {class: tinted(m), d: `M${from.x} ${from.y}L${to.x} ${to.y}`});
+}));
+
+function bars(m) {
+  if (!m.spread) return null;
+  const x = across(frame, m.x), [low, high] = m.spread.map(at => down(frame, at));
+  return low - high > 8 && s('path', {class: `spread ${tinted(m)}`, d: `M${x} ${low}V${high}`});
 }
 
-// The dashed line at the estimated size; null takes it away.
+const rings = (by, chosen) => s('g', {class: 'rings'},
+  scene.marks.filter(m => m.best).map(m => s('circle', {class: 'best', cx: by[m.id].x, cy: by[m.id].y, r: 10})),
+  by[chosen] && s('circle', {class: 'ring', cx: by[chosen].x, cy: by[chosen].y, r: 13}));
+
+// One point can be reached by Tab, the others from there by the arrows.
+function marksOf(chosen) {
+  const first = Math.max(0, scene.marks.findIndex(m => m.id === chosen));
+  return scene.marks.map((m, i) => s('g', {
+    class: ['mark', tinted(m), m.leading || m.family === 'original' ? '' : 'beaten', m.noted ? 'noted' : ''].join(' '),
+    'data-id': m.id, role: 'button', tabindex: i === first ? 0 : -1, 'aria-pressed': m.id === chosen,
+    'aria-label': [m.label, ...m.lines.slice(1)].join('. '), transform: `translate(${spots[i].x} ${spots[i].y})`,
+  }, s('circle', {class: 'focus', r: 12}), s('path', {d: m.path})));
+}
+
+function namesOf(by, chosen, measure) {
+  const {run, family} = ce.state, marks = Object.fromEntries(scene.marks.map(m => [m.id, m]));
+  const ids = wanted(scene, {run: run || chosen, family}, frame.width < 520);
+  const names = ids.map(id => ({...by[id], text: marks[id].label}));
+  const {left, floor, broken} = frame, {band, said, line} = scene, taken = [];
+  if (broken) taken.push([left, floor - STRIP, left + 6 + measure(said.broken), floor - STRIP + 17]);
+  taken.push(...onLine(line.map(([x, y]) => [across(frame, x), down(frame, y)])));
+  if (band) names.push({x: left - 5, y: Math.min(...band.map(at => down(frame, at))) - 4, text: said.band, low: true});
+  const found = placed(names, spots, taken, frame, text => 1.04 * measure(text));
+  const drawn = (name, i) => name && words(name.x, name.y, name.text, {
+    'text-anchor': name.anchor, class: names[i].low ? 'small' : marks[ids[i]].best ? 'name strong' : 'name',
+  });
+  return s('g', {class: 'names', 'aria-hidden': 'true'}, found.map(drawn));
+}
+
+// The dashed line at the size that the knobs would give.
+function drawGhost() {
+  const place = plot.querySelector('.ghost-place');
+  const at = ce.state.x === 'file_bytes' && scene ? along(scene.x, ghost) : null;
+  plot.dataset.ghost = ghost ?? '';
+  place?.replaceChildren(...at === null ? []
+    : [s('path', {class: 'ghost', d: `M${across(frame, at)} ${frame.top}V${frame.floor}`})]);
+}
 function moveGhost(bytes) {
   ghost = bytes;
-  plot.dataset.ghost = ghost ?? '';
-  if (!drawn || plot.layout.xaxis.type === 'log' || ce.state.x !== 'file_bytes') return;
-  const others = plot.layout.shapes.filter(shape => shape.name !== 'ghost');
-  Plotly.relayout(plot, {shapes: ghost === null ? others : [...others, ghostLine(ghost)]});
+  drawGhost();
 }
+
+// What a point says, beside it and inside the picture.
+function tellOf(i) {
+  bubble.hidden = i === null;
+  plot.style.cursor = i === null ? '' : 'pointer';
+  if (i === null) return;
+  const [name, ...lines] = scene.marks[i].lines, {x, y} = spots[i];
+  bubble.replaceChildren(h('b', {}, name), ...lines.map(line => h('span', {}, line)));
+  bubble.style.left = `${Math.min(Math.max(x - bubble.offsetWidth / 2, 0), frame.width - bubble.offsetWidth)}px`;
+  const above = y - bubble.offsetHeight - 14;
+  bubble.style.top = `${above < 0 ? y + 16 : above}px`;
+}
+
+function here(e) {
+  const box = plot.getBoundingClientRect();
+  return nearest(spots, e.clientX - box.x, e.clientY - box.y);
+}
+plot.addEventListener('pointermove', e => tellOf(here(e)));
+plot.addEventListener('pointerleave', () => tellOf(null));
+plot.addEventListener('click', e => { const i = here(e); if (i !== null) ce.select(spots[i].id, 'front'); });
+plot.addEventListener('focusin', e => tellOf(indexOf(e.target)));
+plot.addEventListener('focusout', () => tellOf(null));
+const indexOf = target => {
+  const i = spots.findIndex(spot => spot.id === target.closest?.('.mark')?.dataset.id);
+  return i < 0 ? null : i;
+};
+plot.addEventListener('keydown', e => {
+  const i = indexOf(e.target);
+  if (i === null) return;
+  const to = keyTo(spots, i, e.key), marks = plot.querySelectorAll('.mark');
+  if (e.key === 'Enter' || e.key === ' ') ce.select(spots[i].id, 'front');
+  else if (e.key === 'Escape') tellOf(null);
+  else if (to === null) return;
+  else {
+    marks[i].setAttribute('tabindex', -1);
+    marks[to].setAttribute('tabindex', 0);
+    marks[to].focus();
+  }
+  e.preventDefault();
+});
+let drawnWidth = 0;
+new ResizeObserver(() => {
+  if (plot.clientWidth === drawnWidth) return;
+  drawnWidth = plot.clientWidth;
+  drawPlot();
+}).observe(plot);

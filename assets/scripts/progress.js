@@ -83,6 +83,7 @@ function show(got) {
   slow ||= Boolean(weighed.seconds) && performance.now() - began > 2000 * weighed.seconds;
   title.textContent = t('progress.title', {name: got.name});
   line.textContent = [got.stage, got.left, slow ? t('progress.slower') : ''].filter(Boolean).join(' · ');
+  ce.say('progress', {id: following, words: line.textContent});
   if (got.status === 'running' && got.done) bar.value = got.done;
   else bar.removeAttribute('value');
   picture.hidden = !got.curve;

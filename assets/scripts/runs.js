@@ -11,7 +11,7 @@ async function load() {
   else draw(got);
 }
 
-function draw({html, count, models}) {
+function draw({html, count, models, disk, own}) {
   const onchange = e => { filter = e.target.value; apply(); };
   const pick = h('select', {'aria-label': t('runs.filter'), onchange},
     optionList([['', t('runs.all')], ...models.map(m => [m, m])], filter));
@@ -21,7 +21,9 @@ function draw({html, count, models}) {
     h('summary', {}, h('span', {className: 'h2'}, t('runs.title')), h('span', {className: 'quiet'}, count)),
     h('div', {className: 'runs-head'},
       h('label', {}, t('runs.filter'), pick), h('span', {className: 'quiet'}, t('runs.compared')),
-      ce.data.public ? '' : adding()),
+      h('span', {className: 'quiet disk'}, disk), h('span', {className: 'files'},
+        own ? h('button', {className: 'linklike', type: 'button', onclick: exportAll}, t('runs.export')) : '',
+        ce.data.public ? '' : adding())),
     trouble, body);
   mark();
   apply();
@@ -30,23 +32,40 @@ function draw({html, count, models}) {
 // Results that were measured elsewhere, from the files that a card gives out.
 function adding() {
   const file = h('input', {
-    type: 'file', accept: '.json', multiple: true, className: 'sr', id: 'add-results', onchange: () => add(file),
+    type: 'file', accept: '.json,.jsonl', multiple: true, className: 'sr', id: 'add-results', onchange: () => add(file),
   });
   return h('label', {className: 'add', htmlFor: 'add-results'}, file, t('runs.add'));
+}
+
+// The records in a file: it holds one, or one a line.
+function recordsIn(text) {
+  try {
+    JSON.parse(text);
+    return [text];
+  } catch { return text.split('\n').filter(line => line.trim()); }
 }
 
 async function add(input) {
   let last = '';
   trouble.replaceChildren();
   for (const file of input.files) {
-    const got = await ce.ask(server.ask_add, {text: await file.text()});
-    if (got?.id) last = got.id;
-    else trouble.insertAdjacentHTML('beforeend', got?.error ?? '');
+    for (const text of recordsIn(await file.text())) {
+      const got = await ce.ask(server.ask_add, {text});
+      if (got?.id) last = got.id;
+      else trouble.insertAdjacentHTML('beforeend', got?.error ?? '');
+    }
   }
   input.value = '';
   if (!last) return;
   ce.say('results');
   ce.select(last, 'table');
+}
+
+// All finished runs of this machine as one file.
+async function exportAll() {
+  const got = await ce.ask(server.ask_export_all);
+  trouble.innerHTML = got?.error ?? '';
+  if (got?.file) h('a', {href: `gradio_api/file=${got.file}`, download: got.name}).click();
 }
 
 // The order of two cells: numbers as numbers, words as words; what was not measured stands last.

@@ -76,3 +76,11 @@ const sizeWords = bytes =>
 // Whether a parameter has an effect beside the others: its conditions hold, where they are set at all.
 const effective = (param, values) =>
   Object.entries(param.when ?? {}).every(([name, wanted]) => (values[name] ?? wanted) === wanted);
+
+// Names of the parameters of a step that do nothing behind the step before it, which hands on its own.
+function idle(methods, steps, i) {
+  const find = step => methods.find(m => m.name === step?.method);
+  const method = find(steps[i]), before = find(steps[i - 1])?.params.map(p => p.name) ?? [];
+  const {inherits = [], idle = []} = method ?? {};
+  return inherits.length && inherits.every(name => before.includes(name)) ? idle : [];
+}

@@ -1,5 +1,5 @@
 // Header: name, sentence, machine, language, tabs.
-let sentence = '';
+let said = {headline: '', scale: ''};
 
 function draw() {
   const {data} = ce;
@@ -7,7 +7,8 @@ function draw() {
     t('app.machine.cpu', {n: data.threads}));
   root.replaceChildren(
     h('header', {className: 'bar'}, h('h1', {}, t('app.name')), tabs(), machine, languages()),
-    h('p', {className: 'headline', id: 'headline'}, sentence || t('app.sentence')),
+    h('p', {className: 'purpose'}, t('app.sentence')), h('h2', {className: 'headline', id: 'headline'}, said.headline),
+    h('p', {className: 'scale'}, said.scale),
     h('p', {className: 'lost', role: 'status'}, t('app.lost')),
     data.read_only ? h('p', {className: 'warn'}, t('app.read_only')) : '');
   document.title = t('app.name');
@@ -44,9 +45,13 @@ function turn(term) {
 
 ce.start(props.value);
 draw();
-ce.on('lang', () => { sentence = ''; draw(); });
+ce.on('lang', draw);
 ce.on('tab', draw);
-ce.on('headline', text => { sentence = text; root.querySelector('#headline').textContent = text; });
+ce.on('headline', front => {
+  said = front;
+  root.querySelector('#headline').textContent = said.headline;
+  root.querySelector('.scale').replaceChildren(said.scale);
+});
 for (const event of ['mouseover', 'focusin']) {
   document.addEventListener(event, e => turn(e.target.closest?.('.term')));
 }

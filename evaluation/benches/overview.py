@@ -1,8 +1,9 @@
 """Writes the README's tables of methods, from stored results.
 
     python -m evaluation tables
-        write the tables into README.md, the names of the first screen's points into assets/points.json, and
-        the README's picture of them, assets/front.svg
+        write the tables into README.md, the names of the first screen's points, the bench's rates and the
+        export formats of the stored runs into assets/points.json, speeds.json and exports.json, and the
+        README's picture of the points, assets/front.svg
     python -m evaluation tables --rates
         first time every method's decode step here, side by side with the original
     python -m evaluation tables --rates "wanda --pattern 2:4" ...
@@ -35,7 +36,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation import ROOT
-from evaluation.benches import gates, peers, points, shipped
+from evaluation.benches import exported, gates, peers, points, shipped
 from evaluation.measuring import judging
 from evaluation.page import picture
 from evaluation.page import points as opening
@@ -368,6 +369,30 @@ def first_points(folder: Path | None = None) -> list[str]:
     return [measured[words][0].id for words in points.POINTS if words in measured]
 
 
+def speeds() -> list[dict]:
+    """The bench's rates under the ids of the stored runs that they are of, one entry for each processor."""
+    measured = results("gates")
+    return [
+        {
+            "processor": machine["host"]["processor"],
+            "threads": machine["host"]["threads"],
+            "rates": {
+                result.id: [rate["tokens_per_second"], rate["original_tokens_per_second"]]
+                for words, runs in measured.items()
+                if (rate := machine["rates"].get(timed_as(words)))
+                for result in runs
+            },
+        }
+        for machine in machines()
+    ]
+
+
+def exports() -> dict[str, list[str]]:
+    """The formats of other programs for each stored run; a run that is new is tried."""
+    shipped_runs = [r for r in Store().shipped() if r.status == "ok"]
+    return exported.found(shipped_runs, json.loads(opening.EXPORTS.read_text("utf-8")))
+
+
 def front_picture() -> str:
     """The README's picture of the first screen's points, as SVG."""
     rows = {row["id"]: row for row in Store().rows() if row["shipped"]}
@@ -454,7 +479,8 @@ def rates(asked: Sequence[str] = ()) -> list[dict]:
             cache_keys=spec.cache_keys,
         )
         ways = latency.ways(None if spec.is_original else bundle, original)
-        timed = latency.compare({k: v for k, v in ways.items() if k in ("compressed", "original")}, prompt)
+        shown = {k: v for k, v in ways.items() if k in ("compressed", "original")}
+        timed = latency.compare(shown, prompt).figures
         beside, own = timed["original"], timed.get("compressed", timed["original"])
         found[name] = {
             "tokens_per_second": own["decode_tokens_per_second"],
@@ -483,7 +509,12 @@ def main(argv: list[str]) -> int:
     if asked is not None:
         RATES.write_text(json.dumps(rates(asked), indent=1) + "\n", "utf-8")
     README.write_text(written(README.read_text("utf-8")), "utf-8")
-    opening.FILE.write_text(json.dumps(first_points(), indent=1) + "\n", "utf-8")
+    for file, told in (
+        (opening.FILE, first_points()),
+        (opening.SPEEDS, speeds()),
+        (opening.EXPORTS, exports()),
+    ):
+        file.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
     picture.FILE.write_text(front_picture(), "utf-8")
     return 0
 

@@ -156,6 +156,11 @@ def file_name(spec: RunSpec, group: str) -> str:
     return f"{group}-{'+'.join(steps)}{cache}{drawn}.json"
 
 
+def result_id(spec: RunSpec, group: str) -> str:
+    """The id under which a run's result ships, e.g. "shipped-gates-gptq-4-group_size_64"."""
+    return f"shipped-{file_name(spec, group).removesuffix('.json')}".replace("+", ".")
+
+
 def _named(name: str, value) -> str:
     """ "clip" or "no_clip" for a switch, else e.g. "group_size_64"."""
     return {True: name, False: f"no_{name}"}[value] if isinstance(value, bool) else f"{name}_{_plain(value)}"
@@ -214,7 +219,7 @@ def publish(result: Result, group: str) -> Path:
     )
     spec = dataclasses.replace(result.spec, text=text, calibration=calibration)
     file = RESULTS / file_name(spec, group)
-    shown = dataclasses.replace(result, spec=spec, artifact="", id=f"shipped-{file.stem}".replace("+", "."))
+    shown = dataclasses.replace(result, spec=spec, artifact="", id=result_id(spec, group))
     RESULTS.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".new")
     temporary.write_text(

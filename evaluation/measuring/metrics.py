@@ -63,6 +63,8 @@ METRICS: dict[str, Metric] = {
         Metric("time_per_output_token_ms", "time", "ms", "low", True),
         Metric("time_to_first_token_ms", "time", "ms", "low", True),
         Metric("decode_tokens_per_second", "time", "rate", "high", True),
+        # of the stored bench, against the original timed beside it (assets/speeds.json)
+        Metric("decode_speedup", "time", "ratio", "high", True, original=1.0),
         Metric("prefill_tokens_per_second", "time", "rate", "high", True),
         Metric("compress_seconds", "time", "seconds", "low", True),
         Metric("evaluate_seconds", "time", "seconds", "low"),

@@ -12,13 +12,15 @@ from pathlib import Path
 from compression.bundle import Geometry
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation.choosing import planner
+from evaluation.labels import Label
+from evaluation.measuring import judging
 from evaluation.measuring.metrics import METRICS, WITHIN, Row, error, present, value
-from evaluation.page import plots
+from evaluation.page import curve, plots
 from evaluation.page.markup import render
 from evaluation.page.pareto import best_under, smallest_within
 from evaluation.page.words import Words, digits, grade, methods
 from evaluation.spec import Result
-from evaluation.verdict import both_broken, paired
+from evaluation.verdict import Difference, both_broken, paired
 
 # --- the front's sentences ---
 
@@ -48,22 +50,6 @@ def answer(rows: Sequence[Row], words: Words, budget_bytes: float | None) -> tup
     budget = f"{budget_bytes / 1e6:.0f}" if budget_bytes else ""
     html = render("answer.html", words=words, percent=percent, within=within, budget=budget, under=under)
     return html, first
-
-
-def headline(rows: Sequence[Row], model: str, words: Words) -> str:
-    """The computed sentence of the first screen, as text."""
-    entry = CATALOGUE.get(model)
-    title = entry.title if entry else model
-    best = smallest_within(rows)
-    if best is None or not value(best, "baseline_file_bytes"):
-        return words("app.headline_none", model=title) if rows else words("app.headline_empty")
-    return words(
-        "app.headline",
-        model=title,
-        original=words.size(present(best, "baseline_file_bytes")),
-        now=words.size(present(best, "file_bytes")),
-        verdict=_graded(words, best),
-    )
 
 
 def _graded(words: Words, row: Row) -> str:
@@ -237,7 +223,9 @@ def run_card(
     here: bool,
     chat: bool,
     dominated: bool = False,
-    deletable: bool = False,
+    managed: bool = False,
+    label: Label | None = None,
+    disk_bytes: int = 0,
     seconds: float | None = None,
     exports: Sequence[str] = (),
     unchecked: bool = False,
@@ -245,6 +233,7 @@ def run_card(
 ) -> str:
     """The card of a run: first what it did in plain words, below that its figures.
 
+    managed: the visitor may name and delete it. label: its title and note. disk_bytes: of its model.
     here: it was timed on this machine. seconds: the estimate for running it again. chat: the page can chat.
     exports: formats of other programs that its model can be exported to. unchecked: its model was saved
     without hashes, so nobody can tell whether its files are as they were. relatives: for a run with training,
@@ -260,6 +249,7 @@ def run_card(
         run = {
             "id": result.id,
             "facts": _facts(words, result, here),
+            "verdict": _told(words, result, relatives or {}),
             "judged": words.judged(result, (relatives or {}).get("control")),
             "lines": _lines(words, result, here),
             "dominated": dominated and not spec.is_original,
@@ -268,15 +258,19 @@ def run_card(
                 *([words("note.unchecked")] if unchecked else []),
             ],
             "training": _training(words, result, relatives or {}),
-            "buttons": _buttons(words, result, artifact, chat, seconds, exports, deletable),
+            "buttons": _buttons(words, result, artifact, chat, seconds, exports, managed),
             "heads": _heads(words, spec.is_original),
             "groups": _groups(words, result.metrics, here),
-            "foot": _foot(words, result, here, shipped),
+            "foot": _foot(words, result, here, shipped, disk_bytes),
         }
+    recipe, label = words.recipe(spec.recipe, True, spec.cache_bits, spec.cache_keys), label or Label()
     return render(
         "card.html",
         words=words,
-        name=words.recipe(spec.recipe, True, spec.cache_bits, spec.cache_keys),
+        name=label.title or recipe,
+        recipe=recipe if label.title else "",
+        title=label.title,
+        note=label.note,
         model=spec.model,
         waiting=waiting,
         error=failed,
@@ -306,6 +300,40 @@ def _facts(words: Words, result: Result, here: bool) -> list[dict]:
     return out
 
 
+REPEATS = 0.1  # a model that repeats this much more of its text than the original is said to
+
+
+def _told(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> list[str]:
+    """What a reader should take away: whether the method helped, and whether the model repeats itself.
+
+    A method is judged by its own measure beside its control. One without a measure is judged by perplexity,
+    and a training that only repairs beside the run without it.
+    """
+    told, control, m = [], relatives.get("control"), result.metrics
+    for measure in judging.of(result):
+        found = judging.within(measure, [result])
+        if found is None and control is not None:
+            found = judging.beside(measure, [result], [control])
+        if found is not None:
+            told.append(words.helped(found, measure=measure))
+    off = any(method.control for method, _ in result.spec.trainings)
+    other = control if off else relatives.get("without")
+    if not told and other is not None and (beside := _beside(result, other)):
+        broken = both_broken(*(r.metrics.get("perplexity", 0.0) for r in (result, other)))
+        told.append(words("card.verdict.broken") if broken else words.helped(beside, training=not off))
+    own, before = m.get("repeat_rate"), m.get("baseline_repeat_rate")
+    if own is not None and before is not None and own - before >= REPEATS:
+        told.append(words("card.repeats", own=words.share(own), original=words.share(before)))
+    return told
+
+
+def _beside(result: Result, other: Result) -> Difference | None:
+    """A result's losses beside another's, window by window; None if their windows can't be paired."""
+    ours, theirs = (r.series.get("window_losses", []) for r in (result, other))
+    same = result.protocol_id == other.protocol_id and len(ours) == len(theirs) > 1
+    return paired(ours, theirs) if same else None
+
+
 def _lines(words: Words, result: Result, here: bool) -> list[str]:
     """Sizes, the notes that every result of its kind has, and how its matrices were multiplied."""
     m, lines = result.metrics, []
@@ -327,7 +355,7 @@ def _lines(words: Words, result: Result, here: bool) -> list[str]:
         if not here:
             lines.append(words("card.kernel.other", processor=timing["host"].get("processor", "")))
         else:
-            lines.append(words("card.kernel", kernel=", ".join(timing["kernel"])))
+            lines.append(words("card.kernel", kernel=words.kernels(timing["kernel"])))
             lines += filter(None, [_against_limits(words, timing)])
     return lines
 
@@ -396,14 +424,13 @@ def _training(words: Words, result: Result, relatives: Mapping[str, Result | Non
         lines += _verdict(words, "card.training.verdict", result, known["without"])
     control_wanted = False
     if own and (control := ratio.get("control")):
-        shown = {"ratio": control, "against": own / control}
-        facts = {k: words.figure("perplexity_ratio", v) for k, v in shown.items()}
+        facts = {"ratio": words.figure("perplexity_ratio", control), "change": words.change(own / control)}
         lines.append(words("card.control.off", **facts) if off else words("card.control", **facts))
         lines += _verdict(words, "card.control.verdict", result, known["control"]) if off else []
     elif "control" in relatives:
         lines.append(words("card.control.off.none") if off else words("card.control.none"))
         control_wanted = True
-    return {"curve": plots.curve_marks(rows, alt), "lines": lines, "control_wanted": control_wanted}
+    return {"curve": curve.marks(rows, words, alt), "lines": lines, "control_wanted": control_wanted}
 
 
 def _verdict(words: Words, key: str, result: Result, other: Result) -> list[str]:
@@ -411,13 +438,11 @@ def _verdict(words: Words, key: str, result: Result, other: Result) -> list[str]
 
     [] if their windows can't be paired.
     """
-    ours, theirs = (r.series.get("window_losses", []) for r in (result, other))
-    same = result.protocol_id == other.protocol_id and len(ours) == len(theirs) > 1
-    if not same:
+    if (found := _beside(result, other)) is None:
         return []
     if both_broken(*(r.metrics.get("perplexity", 0.0) for r in (result, other))):
         return [words(key, verdict=words("verdict.broken"))]
-    return [words(key, verdict=words.verdict(paired(ours, theirs)))]
+    return [words(key, verdict=words.verdict(found))]
 
 
 def _buttons(
@@ -427,7 +452,7 @@ def _buttons(
     chat: bool,
     seconds: float | None,
     exports: Sequence[str],
-    deletable: bool,
+    managed: bool,
 ) -> list[dict]:
     def button(act: str, text: str, primary: bool = False, form: str = "", help: str = "") -> dict:
         return {"act": act, "text": text, "primary": primary, "form": form, "help": help}
@@ -449,7 +474,9 @@ def _buttons(
         out.append(button("again", words("card.again")))
     out += [button("link", words("card.link")), button("use", words("card.use"))]
     out.append(button("record", words("card.record")))
-    return [*out, button("delete", words("card.delete"))] if deletable else out
+    if managed:
+        out += [button("name", words("card.name")), button("delete", words("card.delete"))]
+    return out
 
 
 def _heads(words: Words, original: bool) -> list[str]:
@@ -482,9 +509,9 @@ def _figure(words: Words, key: str, m: Mapping) -> dict:
     }
 
 
-def _foot(words: Words, result: Result, here: bool, shipped: bool) -> list[str]:
+def _foot(words: Words, result: Result, here: bool, shipped: bool, disk_bytes: int) -> list[str]:
     """The lines under the figures: how and when they were measured."""
-    foot = [words("card.protocol", protocol=result.protocol_id)]
+    foot = [words("card.protocol", protocol=words.protocol(result.protocol_id))]
     if source := result.model.get("calibration"):
         foot.append(words("card.calibrated", source=source))
     if here and result.timings:
@@ -495,13 +522,15 @@ def _foot(words: Words, result: Result, here: bool, shipped: bool) -> list[str]:
                 processor=timing["host"].get("processor", "?"),
                 threads=timing["host"].get("threads", "?"),
                 warm_ups=timing.get("warm_ups", "?"),
-                kernel=", ".join(timing["kernel"]),
+                kernel=words.kernels(timing["kernel"]),
             )
         )
     day = time.strftime("%Y-%m-%d", time.localtime(result.created))
     machine = result.environment.get("processor")
     measured = words("card.measured_on" if machine else "card.measured", date=day, processor=machine)
     foot.append(measured + (f" · {words('shipped_mark')}" if shipped else ""))
+    if disk_bytes:
+        foot.append(words("card.disk", size=words.size(disk_bytes)))
     return foot + [words.note(n) for n in result.notes if n.get("code") == "plain_kernel"]
 
 
@@ -533,7 +562,10 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
 
 def _run(words: Words, row: Row, here: tuple[str, int]) -> dict:
     name, notes = words.run(row), plots.noteworthy(row)
-    settings = words("comma").join(told for step in row["recipe"] for told in words.settings(*step))
+    told = [told for step in row["recipe"] for told in words.settings(*step)]
+    if row.get("title"):
+        told.insert(0, words.run({**row, "title": ""}))
+    settings = words("comma").join(told)
     timed_here = (row.get("host"), row.get("threads")) == here
     return {
         "id": row["id"],

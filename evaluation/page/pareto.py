@@ -6,7 +6,7 @@ Pure, and without torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 
 from evaluation.measuring.metrics import METRICS, WITHIN, Row, better, value
@@ -54,14 +54,60 @@ def best_under(rows: Iterable[Row], budget_bytes: float) -> Row | None:
     return min(ratios, key=itemgetter(0), default=(0, None))[1]
 
 
-def comparable(rows: Iterable[Row], model: str, protocol: str) -> list[Row]:
-    """The `ok` rows of one model in one protocol, the newest for each key.
+def family_best(rows: Iterable[Row]) -> dict[str, Row]:
+    """Each family's best run: the smallest that stays within WITHIN, else the one with the lowest perplexity.
 
-    Results of two protocols are never compared on one axis.
+    Only models that are smaller than the original count.
     """
+    groups: dict[str, list[Row]] = {}
+    for r in rows:
+        size, before = value(r, "file_bytes"), value(r, "baseline_file_bytes")
+        known = value(r, "perplexity_ratio") is not None
+        if r.get("family") != "original" and known and size and before and size < before:
+            groups.setdefault(str(r["family"]), []).append(r)
+    return {
+        family: smallest_within(own) or min(own, key=lambda r: value(r, "perplexity_ratio") or math.inf)
+        for family, own in groups.items()
+    }
+
+
+def parents(rows: Sequence[Row]) -> dict[str, str]:
+    """id of a chain -> id of the run that it goes on from, which has the same steps without the last."""
+    known = {_steps(r["recipe"]): str(r["id"]) for r in rows if r.get("cache_bits", 16) == 16}
+    return {
+        str(r["id"]): known[before]
+        for r in rows
+        if len(r["recipe"]) > 1 and (before := _steps(r["recipe"][:-1])) in known
+    }
+
+
+def _steps(recipe: Sequence) -> str:
+    return repr([(name, sorted(values.items())) for name, values in recipe])
+
+
+def comparison(row: Row) -> str:
+    """The set in which a run may stand on one axis with others: its protocol and the bits of its word tables.
+
+    A run that leaves the weights as they are is in the set of 16 bits and may stand in every other.
+    """
+    return f"{row['protocol_id']} · table {row.get('table_bits', 16)}"
+
+
+def _untouched(row: Row) -> bool:
+    return all(name == "none" for name, _ in row["recipe"])
+
+
+def comparable(rows: Iterable[Row], model: str, chosen: str) -> list[Row]:
+    """The `ok` rows of one model in one set (`comparison`), the newest for each key.
+
+    Results of two sets are never compared on one axis.
+    """
+    protocol = chosen.rsplit(" · table ", 1)[0]
     newest: dict[str, Row] = {}
     for r in rows:
-        if r.get("status") == "ok" and r.get("model") == model and r.get("protocol_id") == protocol:
+        if r.get("status") != "ok" or r.get("model") != model:
+            continue
+        if comparison(r) == chosen or (_untouched(r) and r.get("protocol_id") == protocol):
             known = newest.get(str(r["key"]))
             if known is None or r["created"] >= known["created"]:
                 newest[str(r["key"])] = r
@@ -78,15 +124,13 @@ def opening(rows: list[Row], first: Collection[str], selected: str = "") -> list
     return [r for r in rows if not r.get("shipped") or r["id"] in first or r["id"] == selected]
 
 
-def protocols(rows: Iterable[Row], model: str) -> list[tuple[str, int]]:
-    """(protocol, compressed runs) of a model's results, the one with the most runs first."""
-    count: dict[str, int] = {}
-    for r in rows:
-        if r.get("status") == "ok" and r.get("model") == model:
-            count[str(r["protocol_id"])] = count.get(str(r["protocol_id"]), 0) + (
-                r.get("family") != "original"
-            )
-    return sorted(count.items(), key=lambda item: -item[1])
+def sets(rows: Iterable[Row], model: str) -> list[tuple[str, Row, int]]:
+    """(set, one of its rows, compressed runs) of a model's results, the set with the most runs first."""
+    own = [r for r in rows if r.get("status") == "ok" and r.get("model") == model]
+    compressed = [r for r in own if not _untouched(r)] or own
+    one = {comparison(r): r for r in compressed}
+    count = {name: sum(r.get("family") != "original" for r in comparable(own, model, name)) for name in one}
+    return sorted(((name, r, count[name]) for name, r in one.items()), key=lambda item: -item[2])
 
 
 def on_this_machine(rows: Iterable[Row], processor: str, threads: int) -> list[Row]:

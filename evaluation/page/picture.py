@@ -16,12 +16,13 @@ from evaluation import ROOT
 from evaluation.measuring.metrics import DEFAULT_X, DEFAULT_Y, Row
 from evaluation.page import plots
 from evaluation.page.markup import render
-from evaluation.page.plots import SYMBOLS, Mark
-from evaluation.page.words import Words
+from evaluation.page.plots import PATHS, SYMBOLS, Mark
+from evaluation.page.words import BROKEN, Words
 
 FILE, STYLE = ROOT / "assets" / "front.svg", ROOT / "assets" / "style.css"
 WIDTH, HEIGHT = 1_120, 720
-LEFT, TOP, RIGHT, BOTTOM = 64, 104, WIDTH - 24, HEIGHT - 58  # of the drawing itself
+LEFT, TOP, RIGHT, BOTTOM = 64, 104, WIDTH - 24, HEIGHT - 132  # of the drawing itself
+FLOOR = HEIGHT - 58  # of the band under it, in which broken models stand
 CHARACTER, LINE = 6.3, 13.0  # width of a label's character and height of its line, in pixels
 MARK = 7.0  # no label comes nearer to the middle of a mark
 # distances and directions in which a name is tried, the nearest first
@@ -29,22 +30,6 @@ RINGS, DIRECTIONS = (11, 17, 25, 35, 47, 61, 77, 95, 115, 137), 16
 NEAR = 20.0  # a name that is farther away is joined to its mark by a line
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def _polygon(corners: int, radius: float, turned: float = 0.0) -> str:
-    at = [math.pi * (2 * k / corners + turned) for k in range(corners)]
-    return "M" + "L".join(f"{radius * math.sin(a):.1f} {-radius * math.cos(a):.1f}" for a in at) + "Z"
-
-
-# what a symbol's name (plots.SYMBOLS, as Plotly calls it) looks like, around 0 0
-PATHS = {
-    "circle": "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0Z",
-    "square": _polygon(4, 6.4, 0.25),
-    "diamond": _polygon(4, 6.6),
-    "pentagon": _polygon(5, 6.4),
-    "star": plots.STAR,
-    "triangle-down": _polygon(3, 6.6, 1.0),
-}
 
 
 def colours(style: str, dark: bool) -> list[tuple[str, str]]:
@@ -96,17 +81,13 @@ def _placed(points: Sequence[tuple[float, float, str]]) -> list[tuple[Box, str, 
         x, y, text = points[i]
 
         def free(box: Box) -> bool:
-            inside = box[0] >= LEFT and box[2] <= RIGHT and box[1] >= TOP and box[3] <= BOTTOM
+            inside = box[0] >= LEFT and box[2] <= RIGHT and box[1] >= TOP and box[3] <= FLOOR
             return inside and not any(plots.overlap(box, other) for other in taken)
 
         places = list(_around(x, y, text))
         found[i] = next((place for place in places if free(place[0])), places[0])
         taken.append(found[i][0])
     return [found[i] for i in range(len(points))]
-
-
-def _path(mark: Mark) -> str:
-    return PATHS["triangle-down" if mark.clipped else SYMBOLS.get(mark.family, "star")]
 
 
 def drawn(rows: Sequence[Row], style: str) -> str:
@@ -117,7 +98,11 @@ def drawn(rows: Sequence[Row], style: str) -> str:
     def place(x: float, y: float) -> tuple[float, float]:
         return LEFT + drawing.x.at(x) * (RIGHT - LEFT), TOP + (1 - drawing.y.at(y)) * (BOTTOM - TOP)
 
-    points = [(*place(m.x, m.y), called[m.id]) for m in drawing.marks]
+    def spot(m: Mark) -> tuple[float, float]:
+        x, y = place(m.x, m.y)
+        return x, (BOTTOM + FLOOR) / 2 + 8 if m.broken else y
+
+    points = [(*spot(m), called[m.id]) for m in drawing.marks]
     marks = []
     for mark, (x, y, text), (box, anchor, far) in zip(drawing.marks, points, _placed(points), strict=True):
         at = {"start": box[0], "middle": (box[0] + box[2]) / 2, "end": box[2]}[anchor]
@@ -128,7 +113,7 @@ def drawn(rows: Sequence[Row], style: str) -> str:
                 "x": x,
                 "y": y,
                 "family": mark.family,
-                "path": _path(mark),
+                "path": PATHS[SYMBOLS.get(mark.family, "star")],
                 "label": label,
                 "far": (at, middle) if far > NEAR else None,
             }
@@ -150,7 +135,9 @@ def drawn(rows: Sequence[Row], style: str) -> str:
         dark=colours(style, True),
         title=f"What compression costs: {CATALOGUE[rows[0]['model']].title}",
         about=f"Perplexity on {protocol}. The word table is stored in {' or '.join(map(str, bits))} bits.",
-        foot="A triangle lies off the chart. The settings of each point stand in the tables below.",
+        floor=FLOOR,
+        broken=words("front.broken", times=f"{BROKEN:g}"),
+        foot="The settings of each point stand in the tables below.",
         alt=f"{len(marks)} compressed models: file size across, perplexity over the original's up",
         families=[
             {"key": key, "path": PATHS[symbol], "x": LEFT + 6 + 130 * i, "name": words(f"family.{key}")}

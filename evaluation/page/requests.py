@@ -27,6 +27,7 @@ from pydantic import (
 
 from compression.architectures import ARCHITECTURES
 from compression.base import CompressionError
+from evaluation import labels
 from evaluation.running.public import named_only
 from evaluation.spec import RunSpec
 
@@ -120,9 +121,10 @@ class Choices(Settings):
 
 
 class Front(Ask):
-    """The figure of one model. budget: bytes.
+    """The figure of one model. budget: bytes. deploy: only what other programs load.
 
-    protocol "": the protocol of the selected run, else of the settings, else the one with the most runs.
+    protocol: a set of runs (pareto.comparison). "": that of the selected run, else of the settings, else the
+    one with the most runs.
     """
 
     model: Name
@@ -132,14 +134,33 @@ class Front(Ask):
     settings: Settings = Settings()
     budget: Annotated[float, Field(ge=0, le=1e15)] = 0
     selected: Line = ""
+    deploy: bool = False
 
 
 class OfRun(Ask):
     id: Line
 
 
+class Recorded(OfRun):
+    """The recorded answers of a run to a prompt; of others if this run or prompt has none."""
+
+    prompt: Line = ""
+
+
 class OfOwnRun(Owned):
     id: Line
+
+
+class Naming(OfOwnRun):
+    """The title and the note of an own run; empty ones remove them."""
+
+    title: Annotated[
+        str, StringConstraints(max_length=labels.TITLE, strip_whitespace=True, pattern=r"^[^\x00-\x1f]*$")
+    ] = ""
+    note: Annotated[
+        str,
+        StringConstraints(max_length=labels.NOTE, strip_whitespace=True, pattern=r"^[^\x00-\x09\x0b-\x1f]*$"),
+    ] = ""
 
 
 class Add(Ask):
@@ -256,6 +277,8 @@ QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Pa
     "record": Question(OfRun, {"name": "", "text": ""}),
     "add": Question(Add, {"id": ""}),
     "delete": Question(OfOwnRun),
+    "name": Question(Naming),
+    "export_all": Question(Ask, {"file": "", "name": ""}),
     "essay": Question(Essay, {"text": ""}),
     "plan": Question(Plan, {"html": "", "options": []}),
     "weigh": Question(Weigh, {"html": "", "path": [], "stored": "", "fits": False}),
@@ -265,6 +288,7 @@ QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Pa
     "enough": Question(OfOwnRun),
     "pack": Question(Pack),
     "sides": Question(OfRun, {"options": [], "left": None, "right": None, "busy": False}),
+    "recorded": Question(Recorded, {"prompts": [], "options": [], "right": None, "ladder": []}),
     "converse": Question(Converse),
     "stop_chat": Question(Owned),
 }

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compression.judged import MEASURES, Measure
@@ -32,6 +33,7 @@ GRADES = (
     (4.0, "much"),
     (math.inf, "broken"),
 )
+BROKEN = GRADES[-2][0]  # beyond this multiple a model is of no use
 NOTICEABLE = 1.01  # below this multiple nobody notices a difference
 # Parameters that need no words of their own: a step's name has words for them whatever the method, or they
 # only end a training. A method declares further ones itself (`label` of compression/base.py, param).
@@ -54,8 +56,27 @@ NAMED = (
 # prefixes of strings that come with a method, a metric or a tab, and may wait for their translation
 MAY_WAIT = ("method.", "param.", "value.", "metric.", "app.tab.", "tab.")
 # prefixes of strings that only the server uses, and those of its errors that the scripts tell too
-TOLD = ("note.", "stage.", "unit.", "status.", "grade.", "verdict.", "stored.", "recipe.", "error.")
+TOLD = (
+    "note.",
+    "stage.",
+    "unit.",
+    "status.",
+    "grade.",
+    "verdict.",
+    "stored.",
+    "recipe.",
+    "prompt.",
+    "error.",
+)
 LINKS = "error.link_"
+# parts of a protocol's id (compression/texts.py) -> their words, `protocol.<key>`
+PROTOCOL_PARTS = {
+    "window": r"window (\d+)",
+    "tokens": r"(\d+) tokens",
+    "no_start": r"no start token",
+    "start": r"start token once",
+    "tokenizer": r"tokenizer (\w+)",
+}
 MANY = 4.0  # a larger change is told as a multiple, not in per cent
 SPEED_MARGIN = 0.05  # rates that differ by less are called equal
 
@@ -192,6 +213,35 @@ class Words:
         """
         change = self._moved(found, MEASURES[measure]) if measure else self._times(found)
         return self("verdict.told", verdict=self(f"verdict.{found.word}"), change=change)
+
+    def helped(self, found: Difference, *, measure: str = "", training: bool = False) -> str:
+        """Whether a method helped, beside its control: "26 % worse than its control: ...".
+
+        measure: what the method optimises, if not perplexity. training: the other run is the same without the
+        training.
+        """
+        key = f"card.verdict{'.training' if training else ''}.{found.word}"
+        if found.word == "unclear":
+            return self(key)
+        if measure:
+            one = MEASURES[measure]
+            change = digits(abs(found.mean) * (1 if one.unit == "nats" else 100), 2)
+            change = self("unit.nats" if one.unit == "nats" else "unit.points", n=change)
+            return self(f"{key}.measure", name=self(f"metric.{measure}"), change=change)
+        return self(key, change=self.percent(found.ratio))
+
+    def percent(self, ratio: float) -> str:
+        """By how much a perplexity differs: "26 %", or "5.3x" for a change of many times."""
+        if 1 / MANY < ratio < MANY:
+            return f"{digits(100 * abs(ratio - 1), 2)} %"
+        return f"{digits(max(ratio, 1 / ratio), 2)}×"
+
+    def change(self, ratio: float) -> str:
+        """ "5 % higher", "5 % lower", "equal"."""
+        percent = self.percent(ratio)
+        if abs(ratio - 1) < 0.005:
+            return self("change.none")
+        return self("change.higher" if ratio > 1 else "change.lower", percent=percent)
 
     def _moved(self, found: Difference, measure: Measure) -> str:
         """A change of a measure with its interval. Shares change by points."""
@@ -375,9 +425,34 @@ class Words:
         chain = self("then").join((named if long else self.step)(name, values) for name, values in recipe)
         return chain if cache_bits == 16 else self("recipe.cache", recipe=chain, cache=cache)
 
+    def protocol(self, protocol_id: str) -> str:
+        """How a run was measured, from its protocol's id: "window 512 · 32768 tokens" in the reader's words.
+
+        A part that nobody has words for, such as a file's name, stays as it is.
+        """
+        return " · ".join(map(self._part, protocol_id.split(" · ")))
+
+    def _part(self, part: str) -> str:
+        for key, pattern in PROTOCOL_PARTS.items():
+            if found := re.fullmatch(pattern, part):
+                return self(f"protocol.{key}", n=found[1] if pattern.count("(") else "")
+        return part
+
+    def kernels(self, names: Sequence[str]) -> str:
+        """The kernels of a timing in the reader's words; what has no words stays as it is."""
+        return ", ".join(map(self._kernel, names))
+
+    def _kernel(self, name: str) -> str:
+        """ "grouped integers, int8 activations (C, AVX2)": what stands before the bracket has words."""
+        what, bracket, by = name.partition(" (")
+        parts = [self.table.get(f"kernel.{part}", part) for part in what.split(", ")]
+        return self("comma").join(parts) + bracket + by
+
     def run(self, row: Mapping, long: bool = False) -> str:
-        """What a run did: its recipe in words, from a row of the table of runs."""
-        return self.recipe(row["recipe"], long, row.get("cache_bits", 16), row.get("cache_keys", "token"))
+        """A run from the table of runs: the title that a person gave it, else its recipe in words."""
+        recipe = self.recipe(row["recipe"], long, row.get("cache_bits", 16), row.get("cache_keys", "token"))
+        title = row.get("title") or ""
+        return f"{title} ({recipe})" if title and long else title or recipe
 
     def note(self, note: Mapping) -> str:
         """A note's sentence. A note with an unknown code is shown as it is, not hidden."""

@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 
 from compression.base import CompressionError
-from evaluation import ROOT
+from evaluation import ROOT, host, recorded
 from evaluation.running.public import named_only
 from evaluation.store import Store
 
@@ -318,9 +318,7 @@ class Side:
 
     def step(self) -> dict:
         """Compute one token and return its event."""
-        from evaluation.host import timing_lock
-
-        with timing_lock():
+        with host.timing_lock():
             began = time.perf_counter()
             token = next(self.steps, None)
             self.times.append(time.perf_counter() - began)
@@ -373,31 +371,21 @@ def answer(sides: list[Side], question: dict, stopped: threading.Event) -> Itera
 
     Their fields: "side"; "text": what is new; "token", "ms", "first_ms", "done", "memory_bytes",
     "cache_bits", "tokens_per_second"; "diverged_at": index of the first token on which the sides differ, None
-    while they agree.
+    while they agree; "waited": the share of the answer's time that other programs had the processors.
     """
     for side in sides:
         side.start(question["messages"], question["max_tokens"], question["temperature"], question["seed"])
     yield {"stage": "token"}
-    parted = None
+    parted, watch = None, host.Watch()
     while not all(s.done for s in sides) and not stopped.is_set():
         for side in sides:
             if side.done or stopped.is_set():
                 continue
             event = side.step()
             if parted is None and len(sides) == 2:
-                parted = _parted(*sides)
-            yield event | {"diverged_at": parted}
-
-
-def _parted(a: Side, b: Side) -> int | None:
-    for i, (x, y) in enumerate(zip(a.tokens, b.tokens, strict=False)):
-        if x != y:
-            return i
-    if a.done != b.done and len(a.tokens) != len(b.tokens):
-        shorter = min(len(a.tokens), len(b.tokens))
-        ended = a if a.done else b
-        return shorter if len(ended.tokens) == shorter else None
-    return None
+                one, two = sides
+                parted = recorded.parted(one.tokens, two.tokens, one.done, two.done)
+            yield event | {"diverged_at": parted, "waited": round(watch.waited(), 3)}
 
 
 def serve() -> None:

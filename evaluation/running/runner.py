@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from compression.base import CompressionError
 from evaluation import host
 from evaluation.running import deaths
+from evaluation.running.clock import still
 from evaluation.running.estimate import estimate, stage_seconds
 from evaluation.running.executor import Executor, Running, Workers
 from evaluation.running.freshness import answers
@@ -47,7 +48,8 @@ class Job:
     address: str = ""  # network address of the visitor who asked first
     status: Status = "queued"
     began: float = 0.0
-    event: dict = field(default_factory=dict)
+    event: dict = field(default_factory=dict)  # the last one
+    said: float = 0.0  # when it came
     stopped: bool = False
     running: Running | None = None
 
@@ -140,6 +142,8 @@ class Runner:
             if job:
                 place = list(self._jobs).index(run_id)
                 shown = {k: job.event.get(k) for k in ("stage", "done", "total", "seconds_left", "facts")}
+                if shown["seconds_left"] is not None:
+                    shown["seconds_left"] = still(shown["seconds_left"], time.monotonic() - job.said)
                 shown |= {
                     "elapsed": time.monotonic() - job.began if job.began else 0.0,
                     "shared": len(job.visitors) > 1,
@@ -264,7 +268,7 @@ class Runner:
     def _take(job: Job, event: dict) -> Result | None:
         """Take note of an event; returns the run's result if this is the last event."""
         if "stage" in event:
-            job.event = event
+            job.event, job.said = event, time.monotonic()
         return Result.parse(event["result"]) if "result" in event else None
 
     def _settle(self, job: Job, result: Result | None) -> None:

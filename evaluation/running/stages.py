@@ -32,6 +32,7 @@ from kernels import cpu
 from kernels import home as place
 
 if TYPE_CHECKING:
+    from compression.calibrate import Outcome
     from evaluation.measuring.measure import Baseline
 
 NOTES_OF_THE_ORIGINAL = frozenset(
@@ -40,6 +41,7 @@ NOTES_OF_THE_ORIGINAL = frozenset(
         "recomputed_buffers",
         "window_shortened",
         "machine_shared",
+        "machine_busy",
         "plain_loop",
         "no_short_context",
         "continuations_shortened",
@@ -168,6 +170,8 @@ def load(order: Order, read: Read) -> Loaded:
     bundle = models.load(spec.model, device, emit=order.recorder.emit, allow_paths=order.allow_paths)
     dtype = str(next(bundle.module.parameters()).dtype).removeprefix("torch.")
     seconds = time.perf_counter() - start
+    if cpu.status() == "being built":
+        order.clock.stage("kernels")
     cpu.wait()  # so that one set of kernels serves the whole run
     source, notes = bundle.source, []
     if source.get("rounded"):
@@ -263,17 +267,16 @@ def _publishers_dtype(bundle: Bundle):
     return widths.get(bundle.source["dtype"], torch.float32)
 
 
-def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Original) -> Result:
-    """Compress the loaded model, save it, measure it beside the original, time both."""
-    from compression import artifact, calibrate, models
+def compress(order: Order, read: Read, loaded: Loaded) -> Outcome:
+    """Compress the loaded model in place."""
+    from compression import calibrate, models
 
-    spec, bundle, key = order.spec, loaded.bundle, order.spec.key(loaded.fingerprint)
+    spec, bundle = order.spec, loaded.bundle
     for method, params in spec.methods:  # a student is measured on the original's tokens
         if isinstance(method, StudentMethod) and params.student:
             models.check_tokenizer(bundle, params.student)
-    geometry = bundle.geometry
     order.clock.stage("compress")
-    outcome = calibrate.compress(
+    return calibrate.compress(
         bundle,
         spec.methods,
         read.windows.calibration,
@@ -284,6 +287,15 @@ def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Ori
         recorder=order.recorder,
         training=read.windows.training,
     )
+
+
+def compress_and_compare(order: Order, read: Read, loaded: Loaded, original: Original) -> Result:
+    """Compress the loaded model, save it, measure it beside the original, time both."""
+    from compression import artifact
+
+    spec, bundle, key = order.spec, loaded.bundle, order.spec.key(loaded.fingerprint)
+    geometry = bundle.geometry
+    outcome = compress(order, read, loaded)
     found = Found(notes=list(outcome.notes), layers=outcome.layers, judged=outcome.judged)
     if small := _small_scales(bundle.module):
         found.notes.append(Note("small_scales", {"count": small}))
@@ -346,7 +358,12 @@ def _time(order: Order, read: Read, loaded: Loaded, original: Original, found: F
     order.clock.stage("latency")
     original.baseline = None  # its memory is needed to load the original itself
     beside = models.load(order.spec.model, loaded.device, allow_paths=order.allow_paths)
-    found.timings, notes = timing.timed(loaded.bundle, beside, read.windows.evaluation.ids.flatten())
+    found.timings, notes = timing.timed(
+        loaded.bundle,
+        beside,
+        read.windows.evaluation.ids.flatten(),
+        tell=partial(order.recorder.progress, "latency"),
+    )
     found.notes += notes
     for entry in found.timings:
         found.metrics |= entry["compressed"]

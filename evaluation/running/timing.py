@@ -5,6 +5,8 @@ Nothing else of ours computes meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from compression.base import Note
@@ -13,12 +15,17 @@ from evaluation import host
 from evaluation.measuring import memory
 
 
-def timed(compressed: Bundle | None, original: Bundle, ids: Tensor) -> tuple[list[dict], list[Note]]:
+def timed(
+    compressed: Bundle | None,
+    original: Bundle,
+    ids: Tensor,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[dict], list[Note]]:
     """(entries of `Result.timings`, notes).
 
     An entry says which machine it was, how it was timed, and the figures of each model. There is no entry for
     a model that can read too few tokens. compressed: None times the original alone. ids: tokens [n] int64
-    that the models read.
+    that the models read. tell: takes (parts that are done, all parts).
     """
     from compression import engine
     from evaluation.measuring import latency
@@ -33,8 +40,11 @@ def timed(compressed: Bundle | None, original: Bundle, ids: Tensor) -> tuple[lis
         if not alone:
             notes.append(Note("machine_shared", {}))
         ways = latency.ways(compressed, original, length + new)
-        found = latency.compare(ways, ids[:length][None], new_tokens=new)
+        compared = latency.compare(ways, ids[:length][None], new_tokens=new, tell=tell)
+        found = compared.figures
         limit = latency.share_of_limit(shown, found[name]["time_per_output_token_ms"] / 1e3)
+    if compared.disturbed:
+        notes.append(Note("machine_busy", {"waited": compared.waited, "drift": compared.drift}))
     if shown.refused:
         notes.append(Note("plain_loop", {"reason": shown.refused}))
     kernels = memory.kernels_used(compressed.module) if compressed else []

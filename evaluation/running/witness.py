@@ -203,8 +203,7 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
     """
     import torch
 
-    from compression import arch, calibrate, engine
-    from compression.recorder import Recorder
+    from compression import arch, engine
     from evaluation.measuring.measure import measure
 
     small, found, original = _small(spec), model(config, nudge), model(config, nudge)
@@ -216,23 +215,41 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
             return _metrics(metrics)
         assert baseline is not None
         head = copy.deepcopy(arch.head(original.module)[1])
-        outcome = calibrate.compress(
-            found,
-            small.methods,
-            reading.calibration,
-            table_bits=spec.table_bits,
-            activations=spec.activations,
-            cache_bits=spec.cache_bits,
-            cache_keys=spec.cache_keys,
-            recorder=Recorder(seed=spec.seed),
-            training=reading.training,
-        )
+        outcome = _compress(found, small, reading)
         numbers = _matrices(found, original) | _courses(outcome.series)
         numbers |= {f"judged {one.measure}": statistics.fmean(one.after) for one in outcome.judged}
         engine.prepare(found)
         metrics, series = measure(found, reading.evaluation, dataclasses.replace(baseline, head=head))
     numbers |= _metrics(metrics) | {f"loss {i}": value for i, value in enumerate(series["window_losses"])}
     return numbers | (_loop() if small.training_tokens else {})
+
+
+def compressed(spec: RunSpec, config: Mapping[str, Any]) -> Bundle:
+    """The small model (`small_config`) after a run's recipe. Raises CompressionError as of_run does."""
+    import torch
+
+    small, found = _small(spec), model(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _compress(found, small, _reading(small, model(config)))
+    return found
+
+
+def _compress(found: Bundle, small: RunSpec, reading: Reading):
+    from compression import calibrate
+    from compression.recorder import Recorder
+
+    return calibrate.compress(
+        found,
+        small.methods,
+        reading.calibration,
+        table_bits=small.table_bits,
+        activations=small.activations,
+        cache_bits=small.cache_bits,
+        cache_keys=small.cache_keys,
+        recorder=Recorder(seed=small.seed),
+        training=reading.training,
+    )
 
 
 def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Baseline | None]:

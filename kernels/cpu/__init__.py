@@ -203,19 +203,35 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
         return None
 
 
+def is_built() -> bool:
+    """Whether nobody has to wait for a build: the library is on this disk, or can't or needn't be built."""
+    path = os.environ.get("COMPRESSION_EXPLORER_KERNELS", "").lower()
+    program = compiler()
+    if _library is not None or program is None or path not in FLAGS:
+        return True
+    try:
+        return _place(path, program).is_file()
+    except (OSError, subprocess.SubprocessError):
+        return True
+
+
 def _file(path: str) -> Path:
     """The library's file, built if it isn't there. Raises OSError or SubprocessError."""
     program = compiler()
     if program is None:
         raise FileNotFoundError("no C compiler (cc, gcc or clang)")
-    about = subprocess.run([program, "--version"], capture_output=True, timeout=10).stdout
-    parts = [about, " ".join(sorted(flags())).encode(), repr((COMMON, FLAGS[path], _openmp())).encode()]
-    parts += [os.environ.get("CFLAGS", "").encode(), *(file.read_bytes() for file in (*SOURCES, *HEADERS))]
-    name = f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
-    file = cache() / name
+    file = _place(path, program)
     if not file.is_file():
         build(file, program, FLAGS[path])
     return file
+
+
+def _place(path: str, program: str) -> Path:
+    """Where the library of these sources, this compiler and this processor lies."""
+    about = subprocess.run([program, "--version"], capture_output=True, timeout=10).stdout
+    parts = [about, " ".join(sorted(flags())).encode(), repr((COMMON, FLAGS[path], _openmp())).encode()]
+    parts += [os.environ.get("CFLAGS", "").encode(), *(file.read_bytes() for file in (*SOURCES, *HEADERS))]
+    return cache() / f"kernels-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:16]}.so"
 
 
 def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> None:

@@ -30,13 +30,13 @@ def test_chat_side_by_side(visit, server):
     page.locator("#chat .chip").first.click()
     says(page, "#chat .chat-status", "differ after 3")
     answers = ["The capital <b>is</b> Paris.", "The capital <b>is</b> London."]
-    expect(page.locator("#chat .text")).to_have_text(answers)
-    expect(page.locator("#chat mark")).to_have_text(["Paris.", "London."])
+    expect(page.locator("#chat .columns .text")).to_have_text(answers)
+    expect(page.locator("#chat .columns mark")).to_have_text(["Paris.", "London."])
     says(page, "#chat .live", "20 tokens/s")
     shot(page, "chat")
     page.reload()
     page.wait_for_selector("#chat .columns:visible")
-    says(page, "#chat .text", "Paris")  # the last exchange is kept
+    says(page, "#chat .columns .text", "Paris")  # the last exchange is kept
     page.locator("#prompt").fill("again")
     page.keyboard.press("Enter")
     expect(page.locator("#chat .asked")).to_have_text("again")
@@ -48,11 +48,13 @@ def test_chat_side_by_side(visit, server):
     server.store.delete("talks")
 
 
-def test_chat_without_a_model_points_the_way(visit):
+def test_chat_without_a_model_shows_recorded_answers(visit):
+    """What ships, not a made-up file: no empty tab for a newcomer."""
     page = visit("?tab=chat", drawn=False)
-    page.wait_for_selector("#chat .none:visible")
-    page.locator("#chat .none button").click()
-    page.wait_for_selector("#front .plot:visible")
+    page.wait_for_selector("#chat .columns:visible")
+    says(page, "#chat .columns .text", "Paris")
+    expect(page.locator("#chat .none")).to_be_hidden()
+    expect(page.locator("#chat .step h4")).to_have_text(["Original", "8 bits", "4 bits", "3 bits", "2 bits"])
 
 
 def test_keyboard_alone(visit, server):
@@ -75,7 +77,7 @@ def test_keyboard_alone(visit, server):
 
 def test_everything_has_a_name(visit):
     page = visit()
-    for name in ("axes", "about", "advanced", "settings", "all", "runs-fold"):
+    for name in ("axes", "advanced", "settings", "all", "runs-fold"):
         fold = page.locator(f"details:is(.{name}, [data-k={name}])").first
         fold.locator("summary").first.click()
         expect(fold).to_have_attribute("open", "")
@@ -85,6 +87,22 @@ def test_everything_has_a_name(visit):
     becomes(page, lambda: page.evaluate(nameless), [])
     expect(page.locator("h1")).to_have_count(1)
     expect(page.locator("#front .plot")).to_have_attribute("aria-label", re.compile("runs.*smallest within"))
+
+
+def test_the_essay_opens_over_the_page_and_moves_nothing(visit):
+    page = visit()
+    knob = page.locator("#knob-0")
+    becomes(page, lambda: bool(knob.bounding_box()), True)
+    before = knob.bounding_box()["y"]
+    page.locator("#controls button.about").first.click()
+    reader = page.locator("dialog.reader")
+    expect(reader).to_be_visible()
+    says(page, "dialog.reader .essay", "GPTQ")
+    page.wait_for_function("document.querySelector('dialog.reader').getBoundingClientRect().width > 700")
+    becomes(page, lambda: knob.bounding_box()["y"], before)
+    shot(page, "essay")
+    page.keyboard.press("Escape")
+    expect(reader).to_be_hidden()
 
 
 def test_words_are_readable_on_their_ground(visit):

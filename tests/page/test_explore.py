@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -18,12 +19,16 @@ MEASURE = "Compress and measure"
 def test_first_visit_understood_in_ten_seconds(visit):
     page = visit()
     shot(page, "first")
-    expect(page.locator("#headline")).to_have_text(
-        re.compile(r"^SmolLM2 135M Instruct \(offline\) shrinks from 269 MB to \d+ MB and stays .+\.$")
+    expect(page.locator("h2#headline")).to_have_text(
+        re.compile(
+            r"^SmolLM2 135M Instruct in \d+\sMB stays about as good: .+\(269\sMB\), .+ file \(98\sMB\)\.$"
+        )
     )
-    labels = page.locator("#front .annotation-text")
+    says(page, "#top .scale", "photos")
+    says(page, "#top .purpose", "see what you pay")
+    labels = page.locator("#front svg text")
     expect(labels.filter(has_text=re.compile("^original$"))).to_have_count(1)
-    for word in ("bits", "better", "smaller"):
+    for word in ("bits", "better", "smaller", "broken"):
         expect(labels.filter(has_text=word)).not_to_have_count(0)
     expect(page.locator("#controls .go")).to_have_text("Show result (already measured)")
     says(page, "#front .answer", "is the smallest within 5 % of the original")
@@ -46,7 +51,7 @@ def test_every_look(visit, width, dark, language):
     no_sideways_scroll(page)
     ground = expect(page.locator(".gradio-container").first)
     (ground.to_have_css if dark else ground.not_to_have_css)("background-color", "rgb(18, 18, 20)")
-    says(page, "#headline", "縮小到" if language == "zh-TW" else "shrinks from")
+    says(page, "#headline", "縮小到" if language == "zh-TW" else "stays about as good")
     if width == 390:
 
         def box(selector):
@@ -112,6 +117,134 @@ def test_the_caches_bits_are_a_setting_of_the_run(visit, server):
     page = visit("?method=gptq&cache_bits=4")
     expect(page.locator("#s-cache_bits")).to_have_value("4")
     shot(page, "cache-bits")
+
+
+def test_a_tile_says_its_familys_best_and_makes_the_family_stand_out(visit):
+    page = visit()
+    expect(page.locator("#controls .best-of:not(:empty)")).to_have_count(4)
+    says(page, "#controls .tile:has(#family-quantization) .best-of", "best: ")
+    expect(page.locator("#front .front-svg.lit")).to_have_count(0)  # a first visit sees all four alike
+    page.locator("#family-low_rank").check()
+    page.wait_for_selector("#front .front-svg.lit .mark.low_rank.on")
+    expect(page.locator("#front .mark.on:not(.low_rank)")).to_have_count(0)
+    address(page, "family=low_rank")
+    page.reload()
+    page.wait_for_selector("#front .front-svg.lit .mark.low_rank.on")
+    page.locator("#front .filters button").click()
+    page.wait_for_selector("#front .front-svg:not(.lit)")
+    address(page, but=["family="])
+
+
+def test_only_what_other_programs_load_stays_in_the_address(visit):
+    page = visit()
+    spqr, gptq = (page.locator(f"#front .mark[data-id$={name}-4]") for name in ("spqr", "gptq"))
+    expect(spqr).to_have_count(1)
+    page.locator("#deploy").check()
+    expect(spqr).to_have_count(0)
+    expect(gptq).to_have_count(1)
+    address(page, "deploy=yes")
+    expect(page.locator("#card h2")).not_to_contain_text("SpQR")  # the card is of a run that is drawn
+    page.reload()
+    expect(gptq).to_have_count(1)
+    expect(spqr).to_have_count(0)
+    expect(page.locator("#deploy")).to_be_checked()
+
+
+def test_points_by_keyboard_and_the_table_is_their_twin(visit):
+    """One stop of Tab, after the controls; arrows move, Enter opens."""
+    page = visit()
+    page.wait_for_function("""() => {
+      const stops = [...document.querySelectorAll('button, input, select, [tabindex="0"]')];
+      const at = selector => stops.indexOf(document.querySelector(selector));
+      return document.querySelectorAll('#front .mark[tabindex="0"]').length === 1
+        && at('#knob-0') >= 0 && at('#controls .go') > at('#knob-0') && at('#front .mark[tabindex="0"]') > at('#controls .go');
+    }""")
+    page.locator("#front .mark[tabindex='0']").focus()
+    page.keyboard.press("Home")
+    held = page.locator("#front .mark:focus")
+    first = held.get_attribute("data-id")
+    page.keyboard.press("ArrowRight")
+    expect(held).not_to_have_attribute("data-id", first)
+    second = held.get_attribute("data-id")
+    expect(held).to_have_attribute("aria-label", re.compile("perplexity"))
+    expect(page.locator("#front .hover")).to_be_visible()
+    page.keyboard.press("Enter")
+    page.wait_for_function("id => new URLSearchParams(location.search).get('run') === id", arg=second)
+    page.wait_for_selector(f"#front .mark[data-id='{second}'][aria-pressed=true]")
+    expect(held).to_have_attribute("data-id", second)  # the focus stays
+    page.get_by_role("button", name="Show as a table").click()
+    page.wait_for_selector("#runs details[open] table")
+
+
+def test_a_run_of_another_set_says_that_the_figure_changed_and_leads_back(visit):
+    page = visit()
+    page.wait_for_selector("#front .mark[data-id=shipped-gates-gptq-4]")
+    best = page.locator("#front .answer button").first
+    name = best.inner_text()
+    page.locator("#runs summary").click()
+    page.locator("#runs tbody tr[data-run=shipped-domain-nf4-double] button").click()
+    says(page, "#front .notice", "now shows other runs: Unicode")
+    expect(best).not_to_have_text(name)
+    page.locator("#front .notice button").click()
+    page.wait_for_selector("#front .mark[data-id=shipped-gates-gptq-4]")
+    expect(page.locator("#front .notice")).to_be_hidden()
+    expect(best).to_have_text(name)
+    address(page, but=["run="])
+
+
+def test_on_an_axis_of_times_the_chosen_run_can_be_measured_here(visit, server):
+    page = visit("?x=decode_speedup&run=shipped-gates-gptq-4")
+    says(page, "#front", "Speed: timed on", "each model beside the original", "writing speed ÷ original")
+    page.get_by_role("button", name="Measure GPTQ 4 bits on this machine").click()
+    until(page, lambda: server.runner.submitted)
+    assert server.runner.submitted[-1].recipe[0][0] == "gptq"
+
+
+@pytest.mark.parametrize("kind, head", [("SVG", b"<svg"), ("PNG", b"\x89PNG")])
+def test_the_picture_is_saved_whole(visit, kind, head):
+    page = visit()
+    page.wait_for_selector("#front .name")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name=kind).click()
+    saved = Path(waiting.value.path()).read_bytes()
+    assert saved.startswith(head) and waiting.value.suggested_filename.endswith(kind.lower())
+    if kind == "SVG":
+        drawn = saved.decode()
+        assert "SpQR 4 bits" in drawn and "var(--" not in drawn and "tabindex" not in drawn
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1920])
+def test_the_figure_fits_at_every_width_and_the_page_stands_in_the_middle(visit, width):
+    page = visit(width=width)
+    no_sideways_scroll(page)
+    page.wait_for_selector("#front .name")
+    page.wait_for_function("""() => {
+      const box = document.querySelector('#top .panel').getBoundingClientRect();
+      return Math.abs((box.left + box.right) / 2 - innerWidth / 2) < 10;
+    }""")
+    page.wait_for_function("""() => {
+      const plot = document.querySelector('#front .plot').getBoundingClientRect();
+      const boxes = [...document.querySelectorAll('#front .mark, #front svg text')].map(e => e.getBoundingClientRect());
+      return boxes.every(b => b.left > plot.left - 15 && b.right < plot.right + 15 && b.bottom < plot.bottom + 2);
+    }""")
+    page.wait_for_function("""() => {
+      const boxes = [...document.querySelectorAll('#front .name')].map(e => e.getBoundingClientRect());
+      const meet = (p, q) => p.left < q.right && q.left < p.right && p.top + 3 < q.bottom && q.top + 3 < p.bottom;
+      return boxes.length > 3 && !boxes.some((p, i) => boxes.some((q, k) => k > i && meet(p, q)));
+    }""")
+    shot(page, f"width-{width}")
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_jumps_when_the_figure_arrives(visit, width):
+    """The sum of layout shifts, as browsers count it."""
+    page = visit(width=width)
+    shift = page.evaluate("""() => new Promise(done => {
+      const sum = list => list.getEntries().filter(e => !e.hadRecentInput).reduce((all, e) => all + e.value, 0);
+      new PerformanceObserver(list => done(sum(list))).observe({type: 'layout-shift', buffered: true});
+      setTimeout(() => done(0), 1500);
+    })""")
+    assert shift < 0.02
 
 
 def test_values_survive_a_change_of_method(visit):

@@ -26,6 +26,7 @@ def start(page):
         ("download", "Downloading"),
         ("convert", "Preparing"),
         ("load", "Loading"),
+        ("kernels", "Building the fast kernels"),
         ("baseline", "Measuring the original"),
         ("compress", "Compressing, layer 12 of 30"),
         ("tables", "word table"),
@@ -65,9 +66,7 @@ def test_a_finished_run_is_selected_and_drawn(visit, server):
     page.wait_for_selector("#card [data-act=chat]")
     says(page, "#card h2", "GPTQ, 6 bits")
     address(page, "run=mine")
-    page.wait_for_function(
-        "document.querySelector('#front .plot').data.some(t => (t.customdata ?? []).includes('mine'))"
-    )
+    page.wait_for_selector("#front .mark[data-id=mine]")
     becomes(page, lambda: page.locator("#front").bounding_box()["y"], before)  # no jump
     expect(page.locator("#controls .progress")).to_be_hidden()
     shot(page, "result")
@@ -199,7 +198,7 @@ def test_the_card_of_a_training_shows_its_curve_and_its_control(visit, server):
     )
     page = visit("?run=healed")
     page.wait_for_selector("#card svg.curve")
-    says(page, "#card", "gives 0.97", "stands at 1.05×")
+    says(page, "#card", "gives 0.97", "compared with that: 5.2 % higher")
     shot(page, "training-card")
     for name in ("healed", "alone"):
         server.store.delete(name)
@@ -237,8 +236,23 @@ def test_a_reload_finds_the_run_again(visit, server):
     says(page, "#controls .stage", "left")
     page.reload()
     says(page, "#controls .stage", "41 s left")
+    says(page, "#card [data-waiting]", "layer 12 of 30", "41 s left")  # its card says the stage too
     server.runner.answer = {"status": "unknown", "error": {"code": "run_gone"}}
     page.wait_for_selector("#controls .trouble .error")
+
+
+@pytest.mark.parametrize("width, height", [(390, 760), (1024, 700), (1440, 900), (1920, 1080)])
+def test_progress_stays_in_view(visit, server, width, height):
+    page = visit(width=width, height=height)
+    start(page)
+    says(page, "#controls .stage", "left")
+    for place in (0, 100_000):  # at the top and at the end of the page
+        page.evaluate("y => scrollTo(0, y)", place)
+        page.wait_for_function("""() => {
+          const r = document.querySelector('#controls .stage').getBoundingClientRect();
+          return r.top >= 0 && r.bottom <= innerHeight && r.left >= 0 && r.right <= innerWidth && r.height > 0;
+        }""")
+    shot(page, f"running-{width}")
 
 
 def test_a_dropped_line_is_told_and_mended(visit, server):

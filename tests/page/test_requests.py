@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
 from evaluation.page.questions import Page
-from evaluation.page.requests import QUESTIONS, Begin, Converse, take
+from evaluation.page.requests import QUESTIONS, Begin, Choices, Converse, spec_of, take
 from evaluation.page.words import Words
 from evaluation.running import estimate
 from evaluation.store import SHIPPED, Store
@@ -36,6 +36,8 @@ RIGHT = {  # a right request to each question
     "record": {"id": "mine"},
     "add": {"text": (SHIPPED / "gates-none.json").read_text("utf-8")},
     "delete": {"id": "spare"},
+    "name": {"id": "mine", "visitor": TOKEN, "title": "My best", "note": "kept for the lecture"},
+    "export_all": {},
     "essay": {"method": "gptq"},
     "plan": {"model": OFFLINE_MODEL, "memory_bytes": 8e9, "context": 4096},
     "weigh": {"choices": CHOICES},
@@ -45,6 +47,7 @@ RIGHT = {  # a right request to each question
     "enough": {"id": "run-1"},
     "pack": {"id": "mine"},
     "sides": {"id": "mine"},
+    "recorded": {"id": "mine", "prompt": "sum"},
     "converse": {
         "visitor": TOKEN,
         "id": "mine",
@@ -201,6 +204,27 @@ def test_limits_have_words(page, question, where, value, code):
         error.value.code == code
         and "?" not in Words("en").error({"code": code, "facts": error.value.facts})["what"]
     )
+
+
+@pytest.mark.parametrize(
+    "chain, said",
+    [
+        ([["wanda", {"sparsity": 0.5}], ["gptq", {"bits": 3}]], "smaller"),
+        ([["gptq", {"bits": 2}], ["lut_gemm", {}]], "larger"),
+        ([["gptq", {"bits": 3}]], ""),
+    ],
+)
+def test_the_last_of_several_steps_says_what_it_changes(page, chain, said):
+    told = asked(page, "weigh", {"choices": CHOICES | {"recipe": chain}})["second"]
+    if not said:
+        assert told == ""
+        return
+    sizes = [
+        estimate.estimate(spec_of(Choices(**CHOICES | {"recipe": steps}), False))
+        for steps in (chain[:1], chain)
+    ]
+    before, after = (Words("en").size(found.file_bytes) for found in sizes)
+    assert said in told and f"{before} → {after}" in told
 
 
 def test_a_token_is_kept_as_its_hash_alone(page):

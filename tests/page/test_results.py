@@ -25,17 +25,14 @@ def test_points_rows_and_links_select(visit):
     expect(row).to_have_attribute("aria-current", "true")
     page.locator("#front").scroll_into_view_if_needed()
     page.evaluate("scrollTo(0, 0)")
-    page.wait_for_function(
-        "document.querySelector('#front .plot').data.find(t => t.name === 'ring').x.length"
-    )
+    page.wait_for_selector("#front .mark[aria-pressed=true][data-id*=wanda]")
     # a point that lies apart from the others
-    point = page.evaluate("""() => { const p = document.querySelector('#front .plot'), t = p.data.find(t => t.name === 'quantization');
-      const a = p._fullLayout, r = p.getBoundingClientRect(), i = t.customdata.findIndex(id => id.endsWith('owq-3'));
-      return [r.x + a._size.l + a.xaxis.d2p(t.x[i]), r.y + a._size.t + a.yaxis.d2p(t.y[i]), t.customdata[i]]; }""")
-    page.mouse.move(point[0], point[1])
-    page.wait_for_selector("#front .hoverlayer .hovertext")  # a click counts where plotly knows the point
-    page.mouse.click(point[0], point[1])
-    address(page, point[2].replace("+", "%2B"))
+    point = page.locator("#front .mark[data-id$='owq-3']").bounding_box()
+    middle = point["x"] + point["width"] / 2, point["y"] + point["height"] / 2
+    page.mouse.move(*middle)
+    page.wait_for_selector("#front .hover:not([hidden])")
+    page.mouse.click(*middle)
+    address(page, "run=shipped-gates-owq-3")
     page.locator("#front .answer button").first.click()
     says(page, "#card h2", "SpQR, 4 bits")
 

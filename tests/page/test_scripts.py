@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from urllib.parse import parse_qs
 
 import pytest
 
+from evaluation.page import plots
 from tests.page.stage import ROOT
 
 pytestmark = pytest.mark.browser
 SCRIPTS = ROOT / "assets" / "scripts"
 PANELS = {  # what a panel's files find there, without a server behind it
-    "front": "small link plot front",
-    "controls": "small link declared knobs fields estimate progress controls",
+    "front": "small link layout plot picture front",
+    "controls": "small link declared model knobs fields estimate progress controls",
     "runs": "small link runs",
     "chat": "small link columns chat",
     "top": "small link",
@@ -37,7 +37,7 @@ DATA = {  # as Page.boot has it
     "methods": [
         {"name": "gptq", "params": [BITS, ORDER]},
         {"name": "rtn", "params": [BITS]},
-        {"name": "nf4", "params": [TABLE]},
+        {"name": "nf4", "params": [TABLE], "family": "pruning"},
     ],
     "presets": {
         "quick": QUICK,
@@ -178,6 +178,7 @@ def test_a_first_visit(call):
         "method=gptq&bits=4&tokens=all&window=2048&table_bits=16&preset=paper",
         "method=gptq&bits=4&text=%2Fhome%2Fme%2Ftext.txt&cache_bits=4&cache_keys=channel&seed=7",
         "method=gptq&bits=4&x=perplexity_ratio&y=file_bytes",
+        "method=gptq&bits=4&family=pruning&deploy=yes",
     ],
 )
 def test_a_link_restores_what_it_was_made_of(call, query):
@@ -212,7 +213,7 @@ def test_what_a_link_names_wrongly_is_told_and_replaced(call, query, code, fact)
 
 @pytest.mark.parametrize("name", ["constructor", "toString", "__proto__", "nosuch"])
 def test_a_link_names_nothing_that_the_page_doesnt_list(call, name):
-    shown = read(call, f"lang={name}&preset={name}&tab={name}&x={name}")
+    shown = read(call, f"lang={name}&preset={name}&tab={name}&x={name}&family={name}&deploy={name}")
     assert shown["lang"] == "en" and shown["tab"] == "explore" and shown["state"] == read(call, "")["state"]
 
 
@@ -322,23 +323,17 @@ def test_where_the_ghost_stands(call, value, weighed, expected):
 
 
 @pytest.mark.parametrize(
-    "log, axis, ghost, expected",
+    "ends, value, expected",
     [
-        ("linear", "file_bytes", 5, True),
-        ("linear", "file_bytes", 0, True),
-        ("linear", "file_bytes", None, False),
-        ("log", "file_bytes", 5, False),
-        ("linear", "perplexity", 5, False),
+        ([100, 200], 150, 0.5),
+        ([100, 200], 100, 0),
+        ([100, 200], 90, None),
+        ([100, 200], None, None),
+        (None, 150, None),  # a logarithmic axis
     ],
 )
-def test_a_ghost_needs_a_linear_axis_of_sizes(call, log, axis, ghost, expected):
-    fits = "(log, x, bytes) => { ce.state.x = x; ghost = bytes; return ghostFits({xaxis: {type: log}}); }"
-    assert call("front", fits, log, axis, ghost) == expected
-
-
-def test_the_ghosts_line_stands_upright_at_its_size(call):
-    line = call("front", "ghostLine", 42)
-    assert (line["x0"], line["x1"], line["yref"], line["y0"], line["y1"]) == (42, 42, "paper", 0, 1)
+def test_where_the_knobs_next_model_stands(call, ends, value, expected):
+    assert call("front", "(range, value) => along({range}, value)", ends, value) == expected
 
 
 def test_four_points(call):
@@ -375,32 +370,93 @@ def test_an_essays_formulas_stay_lines(call):
 # --- the pictures, the table and the chat ---
 
 
-def test_colours_are_found_wherever_they_stand(call):
-    figure = {"a": ["var:x", {"b": "var:y", "n": None}], "c": 1, "d": "variable"}
-    themed = call("front", "figure => themed(figure, name => `#${name}`)", figure)
-    assert themed == {"a": ["#x", {"b": "#y", "n": None}], "c": 1, "d": "variable"}
+def point(x, y, **more):
+    return {"id": f"{x} {y}", "x": x, "y": y, "r": 7} | more
 
 
-def test_where_a_run_is_drawn(call):
-    figure = {"data": [{"x": [9], "y": [9]}, {"customdata": ["a", "b"], "x": [1, 2], "y": [3, 4]}]}
-    assert call("front", "spotOf", figure, "b") == {"x": 2, "y": 4}
-    assert call("front", "spotOf", figure, "c") is None
+FRAME = {"left": 50, "top": 30, "right": 590, "bottom": 340, "floor": 400, "width": 600, "height": 446}
+WIDTH = "text => 7 * text.length"  # a measure of texts, as a browser has one
 
 
-def test_a_phone_gets_fewer_names_and_ticks(call):
-    names = [{"name": f"label{i}"} for i in range(4)] + [{"name": "axis", "y": 1}, {"name": "axis", "y": 0}]
-    wide = {
-        "xaxis": {"tickvals": list(range(6)), "ticktext": list("abcdef")},
-        "annotations": names,
-        "margin": {"b": 50},
-    }
-    before = json.loads(json.dumps(wide))
-    both = call("front", "wide => [narrowed(wide), wide]", wide)
-    assert both[1] == before, "the wide one stays as it is"
-    narrow = both[0]
-    assert narrow["xaxis"] == {"tickvals": [0, 2, 4], "ticktext": list("ace")} and narrow["margin"]["b"] == 50
-    assert [a["name"] for a in narrow["annotations"]] == ["label0", "label1", "axis", "axis"]
-    assert [a.get("yshift") for a in narrow["annotations"]] == [None, None, 28, None]
+def test_names_cover_no_point_no_line_and_no_other_name(call):
+    points = [point(100 + 23 * (i * 7 % 17), 60 + 19 * (i * 5 % 13)) for i in range(16)]
+    names = [{**p, "text": f"Method {i} bits"} for i, p in enumerate(points)]
+    line = [[120, 100], [300, 120], [500, 110]]
+    places = f"(names, points, line, f) => placed(names, points, onLine(line), f, {WIDTH})"
+    found = call("front", places, names, points, line, FRAME)
+    boxes = []
+    for name in filter(None, found):
+        wide = 7 * len(name["text"])
+        left = name["x"] - {"start": 0, "middle": wide / 2, "end": wide}[name["anchor"]]
+        boxes.append((left, name["y"] - 12, left + wide, name["y"] + 4))
+    assert len(boxes) >= 6
+    for i, box in enumerate(boxes):
+        assert box[0] >= FRAME["left"] and box[2] <= FRAME["width"] and box[3] <= FRAME["floor"]
+        assert not any(plots.overlap(box, other) for other in boxes[i + 1 :])
+        assert not any(plots.overlap(box, (p["x"], p["y"], p["x"], p["y"])) for p in points)
+        for (a, b), (x, y) in zip(line, line[1:], strict=False):
+            on = [(a + (x - a) * k / 200, b + (y - b) * k / 200) for k in range(201)]
+            assert not any(plots.overlap(box, (p, q, p, q)) for p, q in on)
+
+
+def test_a_name_that_has_no_room_is_left_out_and_the_first_gets_the_place(call):
+    crowd = [point(300, 200), point(300, 208), point(308, 204), point(292, 204)]
+    names = [{**p, "text": "a name that is long enough to need the room of its neighbours"} for p in crowd]
+    found = call("front", f"(names, f) => placed(names, names, [], f, {WIDTH})", names * 4, FRAME)
+    assert found[0] and None in found
+
+
+@pytest.mark.parametrize(
+    "at, key, expected",
+    [
+        ("b", "ArrowRight", "c"),
+        ("b", "ArrowLeft", "a"),
+        ("a", "ArrowLeft", "a"),
+        ("b", "ArrowUp", "c"),
+        ("b", "ArrowDown", "a"),
+        ("c", "Home", "a"),
+        ("a", "End", "c"),
+        ("a", "x", None),
+    ],
+)
+def test_arrows_lead_from_point_to_point(call, at, key, expected):
+    spots = [point(10, 90, id="a"), point(30, 10, id="c"), point(20, 50, id="b")]
+    ids = [s["id"] for s in spots]
+    to = call("front", "keyTo", spots, ids.index(at), key)
+    assert (None if to is None else ids[to]) == expected
+
+
+def test_the_arrow_right_reaches_every_point_even_where_two_coincide(call):
+    spots = [point(10, 5), point(10, 5), point(10, 7), point(3, 1)]
+    walk = """spots => { const seen = [keyTo(spots, 0, 'Home')];
+      for (let k = 1; k < spots.length; k++) seen.push(keyTo(spots, seen.at(-1), 'ArrowRight')); return seen; }"""
+    assert sorted(call("front", walk, spots)) == [0, 1, 2, 3]
+
+
+def test_a_click_means_the_nearest_point_within_reach(call):
+    spots = [point(100, 100), point(130, 100)]
+    assert (
+        call("front", "nearest", spots, 118, 100) == 1 and call("front", "nearest", spots, 200, 100) is None
+    )
+
+
+def test_what_is_looked_at_is_named_first_and_a_lit_family_alone_beside_the_original(call):
+    marks = [{"id": i, "family": f} for i, f in (("o", "original"), ("q", "quantization"), ("p", "pruning"))]
+    scene = {"marks": marks, "names": ["o", "q", "p"]}
+    assert call("front", "wanted", scene, {"run": "p", "family": ""}, False) == ["p", "o", "q"]
+    assert call("front", "wanted", scene, {"run": "", "family": "pruning"}, False) == ["o", "p"]
+    assert call("front", "wanted", scene, {"run": "q", "family": "pruning"}, False) == ["q", "o", "p"]
+    many = {"marks": [{"id": str(i), "family": "f"} for i in range(40)], "names": [str(i) for i in range(40)]}
+    assert len(call("front", "wanted", many, {"run": "", "family": ""}, True)) == 6, "on a phone"
+
+
+def test_a_broken_model_stands_in_the_band_under_the_axis(call):
+    scene = {"marks": [{"y": 0.5}, {"y": None}], "y": {"ticks": [[0.5, "2.00"]]}}
+    frame = call("front", f"scene => frameOf(scene, 600, 420, {WIDTH})", scene)
+    low, broken = call("front", "f => [down(f, 0), down(f, null)]", frame)
+    assert frame["bottom"] == low < broken < frame["floor"] < 420 and frame["left"] >= 12 + 7 * 4
+    whole = call("front", f"s => frameOf({{...s, marks: [{{y: 1}}]}}, 600, 420, {WIDTH})", scene)
+    assert whole["bottom"] == whole["floor"], "no band where nothing is broken"
 
 
 def test_rows_sort_as_numbers_or_words_and_what_is_missing_stands_last(call):
@@ -454,3 +510,64 @@ def test_one_tab_is_shown_at_a_time(blank, monkeypatch):
     for name in app.TABS:
         blank.evaluate("name => { document.body.dataset.tab = name; }", name)
         assert blank.evaluate(visible) == [name]
+
+
+# --- what has no effect ---
+
+CHAIN = [
+    {
+        "name": "gptq",
+        "params": [BITS, {"name": "group_size", "type": "int", "default": 64, "lo": 16, "hi": 128}],
+    },
+    {
+        "name": "lut_gemm",
+        "params": [BITS, {"name": "fit", "type": "str", "default": "greedy", "choices": ["greedy", "other"]}],
+        "inherits": ["bits", "group_size"],
+        "idle": ["bits", "fit"],
+    },
+    {"name": "prune", "params": [ORDER]},
+]
+
+
+@pytest.mark.parametrize(
+    "steps, i, expected",
+    [
+        (["gptq", "lut_gemm"], 1, ["bits", "fit"]),
+        (["gptq", "lut_gemm"], 0, []),
+        (["lut_gemm"], 0, []),
+        (["prune", "lut_gemm"], 1, []),  # it hands on no bits
+        (["gptq", "prune"], 1, []),
+    ],
+)
+def test_a_converter_takes_over_the_numbers_of_the_step_before_it(call, steps, i, expected):
+    assert call("top", "idle", CHAIN, [{"method": m} for m in steps], i) == expected
+
+
+def test_a_knob_without_effect_leaves_the_address(call):
+    data = DATA | {"methods": CHAIN}
+    shown = {
+        "state": {"model": "small", "steps": [{"method": "gptq"}, {"method": "lut_gemm"}], "settings": {}}
+        | {"x": "file_bytes", "y": "perplexity_ratio", "run": ""},
+        "memory": {"gptq": {"bits": 3}, "lut_gemm": {"bits": 7, "fit": "other"}},
+        "lang": "en",
+        "natural": "en",
+        "tab": "explore",
+    }
+    query = call("top", "(shown, data) => writeLink(shown, data).toString()", shown, data)
+    assert parse_qs(query) == {"method": ["gptq"], "bits": ["3"], "then": ["lut_gemm"]}
+    shown["state"]["steps"] = [{"method": "lut_gemm"}]
+    query = call("top", "(shown, data) => writeLink(shown, data).toString()", shown, data)
+    assert parse_qs(query) == {"method": ["lut_gemm"], "bits": ["7"], "fit": ["other"]}
+
+
+@pytest.mark.parametrize(
+    "methods, expected",
+    [
+        ([{"name": "lut_gemm", "full": {}}, {"name": "lora", "full": {"rank": 8}}], "lora"),
+        ([{"name": "rtn", "full": {}}, {"name": "gptq", "full": {}, "first": True}], "gptq"),
+        ([{"name": "lut_gemm", "full": {}}], None),
+        ([], None),
+    ],
+)
+def test_a_second_step_is_offered_only_where_it_helps(call, methods, expected):
+    assert call("controls", "methods => offered(methods)?.name ?? null", methods) == expected

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import kernels
 from compression import NAMES, get
 from evaluation.measuring.metrics import METRICS
 from evaluation.page import words as words_of
@@ -42,12 +43,17 @@ BUILT = (
     "grade.",
     "act.",
     # keys whose last part is computed
-    "chat.try.",
+    "prompt.",
+    "card.verdict.",
+    "protocol.",
+    "kernel.",
     "unit.",
     "stored.",
     "card.group.",
     "card.export.",
     "app.tab.",
+    "app.headline_rounded.",
+    "text.",
     "tab.",
     "front.",
     "runs.",
@@ -92,7 +98,7 @@ def test_no_english_is_left_in_chinese():
         for k, v in table("en").items()
         if v == table("zh-Hant")[k] and re.search(r"[a-z]{4}", re.sub(r"{\w+}", "", v))
     }
-    names = {k for k in same if k.startswith(("method.", "chat.try.", "error.")) or k == "app.name"}
+    names = {k for k in same if k.startswith(("method.", "error.")) or k == "app.name"}
     assert same - names == set()
 
 
@@ -385,3 +391,31 @@ def test_the_scripts_get_every_string_that_they_name():
         assert {k for k in everything if k.startswith("error.link_")} <= set(sent)
     problems = set(re.findall(r"problems\.push\(\['([a-z_]+)'", scripts))
     assert problems and all(code.startswith("link_") for code in problems)
+
+
+PROTOCOL = (
+    "wiki.test.raw 173c87a5 · raw · window 512 · 32768 tokens · no start token · tokenizer 7e0b8f35 · float32"
+)
+
+
+def test_a_protocol_is_told_in_the_readers_words():
+    told = Words("zh-Hant").protocol(PROTOCOL)
+    assert told == (
+        "wiki.test.raw 173c87a5 · raw · 視窗 512 個詞元 · 32768 個詞元 · 不加起始詞元 · 分詞器 7e0b8f35 · float32"
+    )
+    assert Words("en").protocol(PROTOCOL) == PROTOCOL.replace("window 512", "window of 512 tokens")
+    assert Words("en").protocol("a window · 512") == "a window · 512", "what has no words stays"
+
+
+def test_every_kernel_has_words():
+    labels = [
+        kernels.UNPACKED,
+        "16-bit weights, whole layers (C)",
+        *(op.pytorch for op in kernels.OPS.values()),
+    ]
+    labels += [kernels.name(op, "C, AVX2", int8=i, outliers=i) for op in kernels.OPS for i in (False, True)]
+    for label in labels:
+        told = Words("zh-Hant").kernels([label])
+        assert Words("en").kernels([label]) == label
+        # only names of instructions and programs stay in letters
+        assert not re.search(r"[a-z]{5}", told.partition(" (")[0]), told

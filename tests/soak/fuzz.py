@@ -210,11 +210,16 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
         "ask_add": [{"lang": "en", "text": (SHIPPED / "gates-none.json").read_text("utf-8")}],
         # not the run that must still be there at the end
         "ask_delete": [{"lang": "en", "visitor": token, "id": i} for i in ids[1:]],
+        "ask_name": [
+            {"lang": "en", "visitor": token, "id": i, "title": "Tuesday", "note": "a\nb"} for i in ids[1:]
+        ],
+        "ask_export_all": [{"lang": "en"}],
         "ask_plan": [
             {"lang": "en", "memory_bytes": 8e9, "context": 4096, "cache_bits": 8, "bandwidth": 1e11} | of
             for of in ({"model": OFFLINE_MODEL}, {"model": choices["model"]}, {"sizes": SIZES})
         ],
         "ask_sides": [{"lang": "en", "id": i} for i in ids],
+        "ask_recorded": [{"lang": "en", "id": i, "prompt": prompt} for i in ids for prompt in ("", "sum")],
         "ask_stop_chat": [{"lang": "en", "visitor": token}],
         "ask_essay": [{"lang": lang, "method": m["name"]} for lang in ("en", "zh-Hant") for m in methods],
     }

@@ -1,4 +1,7 @@
-"""Questions that give or take a file: a run's record, a compressed model as an archive. And delete a run."""
+"""Questions that give or take a file: a run's record, a compressed model as an archive.
+
+And those that change a run: its title and note, its deletion.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from compression import importing
 from compression.base import CompressionError
 from compression.disk import check_room
 from evaluation import records
-from evaluation.page import cards, requests
+from evaluation.page import cards, managed, requests
 from evaluation.page.questions.base import Panel
 from evaluation.page.words import Words
 from evaluation.spec import Result
@@ -45,13 +48,20 @@ class Files(Panel):
     def delete(self, ask: requests.OfOwnRun) -> dict:
         """Delete a finished run of this machine with its compressed model. A shipped result stays."""
         self._of_this_machine()
-        result = self.store.get_id(ask.id)
-        if result is None or result not in self.store.own():
-            raise CompressionError("no run of this machine has this id", code="run_gone")
-        if result.status in ("queued", "running"):
-            raise CompressionError("the run is going on; stop it first", code="run_going_on")
+        managed.own(self.store, ask.id)
         self.store.delete(ask.id)
         return {}
+
+    def name(self, ask: requests.Naming) -> dict:
+        """Give an own run a title and a note."""
+        self._of_this_machine()
+        managed.name(self.store, ask.id, ask.title, ask.note)
+        return {}
+
+    def export_all(self, ask: requests.Ask) -> dict:
+        """All finished runs of this machine as one file, which another installation can add."""
+        self._of_this_machine()
+        return managed.export(self.store, self.downloads())
 
     def _of_this_machine(self) -> None:
         """Raises on a public page, where visitors share one store."""

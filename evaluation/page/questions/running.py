@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from compression import importing
 from compression.base import CompressionError
-from evaluation.page import cards, plots, requests
+from evaluation.page import cards, curve, requests
 from evaluation.page.questions.base import Panel, failure
 from evaluation.page.words import Words
 from evaluation.spec import FIRST, OFFLINE, WIKITEXT, RunSpec
@@ -45,7 +47,19 @@ class Running(Panel):
         out["bytes"], out["fits"], out["seconds"] = found.file_bytes, found.fits, found.seconds
         out["hint"] = words("estimate.hint", size=words.size(found.file_bytes))
         out["html"] = cards.estimate_line(words, found, bool(out["stored"]), self.public)
+        out["second"] = self._second(words, spec, found.file_bytes)
         return out
+
+    def _second(self, words: Words, spec: RunSpec, file_bytes: int) -> str:
+        """What the last of several steps changes of the file's size; "" for a single step."""
+        if len(spec.recipe) < 2:
+            return ""
+        assert self._estimate is not None
+        before = self._estimate(dataclasses.replace(spec, recipe=spec.recipe[:-1])).file_bytes
+        facts = {"before": words.size(before), "after": words.size(file_bytes)}
+        if facts["before"] == facts["after"]:
+            return words("estimate.second.same", size=facts["after"])
+        return words("estimate.second.larger" if file_bytes > before else "estimate.second.smaller", **facts)
 
     @staticmethod
     def _unreachable(words: Words, missing: str, choices: requests.Choices) -> dict:
@@ -123,7 +137,7 @@ class Running(Panel):
             if state["stage"] == "train" and mine:
                 facts = state["facts"]
                 out |= {
-                    "curve": plots.curve(facts["curve"], words("progress.curve")),
+                    "curve": curve.svg(facts["curve"], words, words("progress.curve")),
                     "enough": state["alone"] and self.runner.executor.ends_trainings,
                 }
             if left := state["seconds_left"]:

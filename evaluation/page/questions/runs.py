@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evaluation import host
 from evaluation.measuring import metrics
-from evaluation.page import cards, pareto, requests
+from evaluation.page import cards, managed, pareto, requests
 from evaluation.page.questions.base import Panel
 from evaluation.page.questions.files import exports
 from evaluation.page.words import Words, essay, methods
@@ -27,7 +27,7 @@ class Runs(Panel):
         manifest = self.store.manifest(result) if own else None
         rows = self.rows()
         row = next((r for r in rows if r["id"] == result.id), {})
-        group = pareto.comparable(rows, result.spec.model, result.protocol_id)
+        group = pareto.comparable(rows, result.spec.model, pareto.comparison(row)) if row else []
         lead = pareto.front(group, metrics.DEFAULT_X, metrics.DEFAULT_Y)
         here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
         html = cards.run_card(
@@ -37,7 +37,9 @@ class Runs(Panel):
             artifact=own,
             here=here,
             chat=self.chat is not None,
-            deletable=not self.public and not row.get("shipped"),
+            managed=not self.public and not row.get("shipped"),
+            label=self.store.labels().get(result.id),
+            disk_bytes=self.store.disk_bytes(result),
             dominated=result.status == "ok" and result.id not in lead,
             seconds=seconds,
             exports=exports(manifest) if manifest else (),
@@ -68,9 +70,10 @@ class Runs(Panel):
         """The table of all runs."""
         return self._keep(("runs", ask.lang), lambda: self._runs(Words(ask.lang), self.rows()))
 
-    @staticmethod
-    def _runs(words: Words, rows: list[dict]) -> dict:
+    def _runs(self, words: Words, rows: list[dict]) -> dict:
         return {
+            "disk": "" if self.public else managed.disk(self.store, words),
+            "own": not self.public and any(not r["shipped"] and r["status"] == "ok" for r in rows),
             "html": cards.runs_table(rows, words, host.processor(), host.threads()),
             "count": words.many("runs.count", len(rows)),
             "models": sorted({str(r["model"]) for r in rows}),

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from compression.catalogue import CATALOGUE
-from evaluation import host
+from evaluation import host, recorded
 from evaluation.measuring import metrics
-from evaluation.page import cards, requests
+from evaluation.page import cards, replay, requests
 from evaluation.page.questions.base import Panel, failure
 from evaluation.page.words import Words, digits
 
@@ -17,8 +17,19 @@ from evaluation.page.words import Words, digits
 class Talk(Panel):
     """One prompt, answered by the original and by the compressed model."""
 
+    def recorded(self, ask: requests.Recorded) -> dict:
+        """What the chat shows of the recorded answers, and what making the model here would take."""
+        words = Words(ask.lang)
+        key = ("recorded", ask.lang, ask.id, ask.prompt)
+        out = self._keep(key, lambda: replay.shown(words, self.rows(), recorded.read(), ask.id, ask.prompt))
+        result = self.store.get_id(str(out.get("id", "")))
+        seconds = self._seconds(result.spec) if result else None
+        return out | {
+            "make": words("card.make", time=words.seconds(seconds)) if seconds else words("card.make.plain")
+        }
+
     def sides(self, ask: requests.OfRun) -> dict:
-        """The heads of the chat's columns: what each side is, its stored speed and its memory.
+        """The heads of the chat's columns: what each side is, its stored speed and its file's size.
 
         An empty id gives only the choice of runs.
         """
@@ -38,16 +49,18 @@ class Talk(Panel):
             return out
         here = (row.get("host"), row.get("threads")) == (host.processor(), host.threads())
 
+        disturbed = {"machine_busy", "machine_shared"} & {note.get("code") for note in row["notes"]}
+        stored = "chat.stored.busy" if disturbed else "chat.stored"
+
         def side(title: str, prefix: str) -> dict:
             rate = metrics.value(row, f"{prefix}decode_tokens_per_second") if here else None
-            memory = metrics.value(row, f"{prefix}resident_weight_bytes")
             size = metrics.value(row, f"{prefix}file_bytes")
             return {
                 "title": title + (f" · {words.size(size)}" if size else ""),
                 "rate": rate,
-                "memory": memory,
-                "stored": words("chat.stored", rate=digits(rate, 2)) if rate else "",
-                "memory_words": words("chat.memory", memory=words.size(memory)) if memory else "",
+                "stored": words(stored, rate=digits(rate, 2)) if rate else "",
+                "size": size,
+                "size_words": words.size(size) if size else "",
             }
 
         entry = CATALOGUE.get(str(row["model"]))
@@ -135,12 +148,13 @@ class Talk(Panel):
         state["status"] = ""
         if event.get("first_ms") is not None:
             side["first"] = words("chat.first", ms=words.figure("time_to_first_token_ms", event["first_ms"]))
+        if (event.get("waited") or 0) > host.WAITED:
+            side["busy"] = words("chat.rate.busy")
         if event.get("tokens_per_second"):
             side["rate"] = words("chat.rate", rate=digits(event["tokens_per_second"], 2))
             side["rate_value"] = event["tokens_per_second"]
         if event.get("memory_bytes"):
             side["memory"] = words("chat.memory", memory=words.size(event["memory_bytes"]))
-            side["memory_value"] = event["memory_bytes"]
         if event.get("cache_bits", 16) < 16:
             side["cache"] = words("chat.cache", bits=event["cache_bits"])
         if event.get("done"):

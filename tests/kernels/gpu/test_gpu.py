@@ -3,6 +3,7 @@ that nobody here has, and their products on a card where there is one."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory):
+def apart(tmp_path_factory, pytestconfig):
     """What two processes of their own say, run side by side: test_gpu_*.py's tests marked `product`, where
     Triton interprets (it must be told before it is imported), and the table of what was compiled, where it
     doesn't."""
@@ -28,13 +29,14 @@ def apart(tmp_path_factory):
     clean |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "CUDA_VISIBLE_DEVICES": ""}
     files = sorted(map(str, Path(__file__).parent.glob("test_gpu_*.py")))
     tests = ["-m", "pytest", "-x", "-p", "no:cacheprovider", *files, "-k", "product"]
+    turns = [] if pytestconfig.getoption("--all") else ["--turns"]
     started = {
         name: subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, env=clean | more, text=True, stdout=PIPE, stderr=PIPE
         )
         for name, command, more in (
             ("interpreted", tests, {"TRITON_INTERPRET": "1"}),
-            ("compiled", ["-m", "kernels.gpu", "--json"], {}),
+            ("compiled", ["-m", "kernels.gpu", "--json", *turns], {}),
         )
     }
     told = {name: process.communicate() for name, process in started.items()}
@@ -51,9 +53,14 @@ def test_every_product_through_the_interpreter(apart):
 def test_every_variant_compiles_without_spilling(apart):
     code, out, error = apart["compiled"]
     assert code == 0, error[-4000:]
-    table = json.loads(out)
-    assert {line["kernel"].split(".")[0] for line in table} == set(gpu.FILES)
-    assert {line["target"] for line in table} == {"sm_80", "sm_90", "sm_120"}
+    from kernels.gpu.__main__ import variants
+
+    table, names = json.loads(out), [name for name, _ in variants()]
+    assert {line["kernel"] for line in table} == set(names)
+    met = {(line["kernel"].partition(" ")[0], line["target"]) for line in table}
+    kernels = {name.partition(" ")[0] for name in names}
+    assert met == set(itertools.product(kernels, ("sm_80", "sm_90", "sm_120")))
+    assert {kernel.split(".")[0] for kernel in kernels} == set(gpu.FILES)
     assert not (spilling := [line for line in table if line["spilled_bytes"]]), spilling
     tiled = [line for line in table if ".many" in line["kernel"] or ".product" in line["kernel"]]
     assert not (
