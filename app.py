@@ -11,6 +11,7 @@ is imported here; the first answer that needs it imports it, after the first pai
 from __future__ import annotations
 
 import os
+import re
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 try:
@@ -58,13 +59,18 @@ def panel(name: str, label: str, questions: Sequence[Callable] = (), parts: str 
     """
     files = (*SHARED.split(), *parts.split(), name)
     return gr.HTML(
-        js_on_load="\n".join((SCRIPTS / f"{file}.js").read_text("utf-8") for file in files),
+        js_on_load="\n".join(lean((SCRIPTS / f"{file}.js").read_text("utf-8")) for file in files),
         html_template=render("panel.html", label=label),
         elem_id=name,
         server_functions=list(questions),
         apply_default_css=False,
         **props,
     )
+
+
+def lean(source: str) -> str:
+    """A script or style sheet without comments that stand on lines of their own: visitors load it."""
+    return re.sub(r"^ *//[^\n]*\n|^ */\*.*?\*/ *\n", "", source, flags=re.MULTILINE | re.DOTALL)
 
 
 def question(page: Page, name: str) -> Callable:
@@ -178,7 +184,7 @@ def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
         "footer_links": [],
         "max_file_size": 1,
         # Gradio would rewrite the selectors of `css`, so the style goes into the head
-        "head": f"<style>{(ASSETS / 'style.css').read_text('utf-8')}{hiding()}</style>",
+        "head": f"<style>{lean((ASSETS / 'style.css').read_text('utf-8'))}{hiding()}</style>",
         "run_history": False,
         "ssr_mode": False,
         "favicon_path": str(ASSETS / "icon.svg"),

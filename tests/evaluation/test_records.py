@@ -53,7 +53,7 @@ def test_it_stands_in_the_figure_and_its_times_do_not(tmp_path):
     asked = {"model": model, "selected": "theirs"}
     assert "theirs" in page(store).answer("front", asked)["ids"]
     timed = page(store).answer("front", asked | {"x": "decode_tokens_per_second"})
-    assert "theirs" not in json.dumps(timed["figure"]), "times are this machine's"
+    assert "theirs" not in json.dumps(timed["scene"]), "times are this machine's"
 
 
 def test_what_is_added_twice_is_there_once(tmp_path):

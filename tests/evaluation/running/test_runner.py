@@ -14,6 +14,7 @@ import compression
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import records
+from evaluation.running.clock import NOT_COMPUTED
 from evaluation.running.executor import Lent, Workers
 from evaluation.running.public import named_only
 from evaluation.running.runner import WAITING, WAITING_OF_ADDRESS, Refused, Runner
@@ -75,7 +76,9 @@ def wait(runner, run_id, until=lambda s: s["status"] not in ("queued", "running"
 
 
 def running(runner, run_id):
-    return wait(runner, run_id, lambda s: s["status"] == "running" and s["stage"] not in (None, "load"))
+    return wait(
+        runner, run_id, lambda s: s["status"] == "running" and s["stage"] not in (None, *NOT_COMPUTED)
+    )
 
 
 def test_a_run_ends_in_the_store(runner, texts):
