@@ -69,7 +69,6 @@ POINTS = (
     "nmf --removed 0.2",
     "tensorgpt",
     # distillation
-    f"gkd --layers even {DISTILLED}",
     f"gkd {DISTILLED}",
     f"gkd {LARGER}",
     f"minillm {LARGER}",
