@@ -25,6 +25,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from evaluation import ROOT
+from evaluation.page import learn as learning
 from evaluation.page.gate import Gate, Rules, hostnames
 from evaluation.page.markup import render
 from evaluation.page.questions import Page
@@ -115,9 +116,14 @@ def plan(page: Page) -> None:
     panel("plan", "Plan", [question(page, "plan")])
 
 
+def learn(page: Page) -> None:
+    """The tab of the lessons. Its script loads /learn/ and drives the other tabs."""
+    panel("learn", "Learn")
+
+
 # Each tab's name is the id of the section that its function builds; the first tab is open on a first visit. A
 # new tab takes a function and a line here, its script, and its words.
-TABS: dict[str, Callable[[Page], None]] = {"explore": explore, "chat": chat, "plan": plan}
+TABS: dict[str, Callable[[Page], None]] = {"explore": explore, "learn": learn, "chat": chat, "plan": plan}
 
 
 def hiding() -> str:
@@ -142,6 +148,7 @@ def build_app(
     gr.set_static_paths([page.downloads()])
     with gr.Blocks(title="Compression Explorer", fill_width=True, analytics_enabled=False) as demo:
         demo.served = (f"{page.downloads()}/",)  # what is served of this disk, for the gate
+        demo.beside = learning.routes(page)  # what is served beside Gradio's own page
         panel("top", "Compression Explorer", value=page.boot() | {"tabs": tabs})
         for name in tabs:
             TABS[name](page)
@@ -190,6 +197,7 @@ def launch_options(demo: gr.Blocks, public: bool = False) -> dict:
         "favicon_path": str(ASSETS / "icon.svg"),
         "max_threads": 80,
         "app_kwargs": {
+            "routes": list(demo.beside),
             "middleware": [Middleware(Gate, rules=rules), Middleware(Wire)],
             "docs_url": None,
             "redoc_url": None,

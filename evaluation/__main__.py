@@ -16,6 +16,7 @@ VERBS = {
     "answers": ("evaluation.benches.answers", "main", "record what shipped points answer, for the chat"),
     "tables": ("evaluation.benches.overview", "main", "write the README's tables from what is measured"),
     "layers": ("evaluation.benches.layers", "main", "the error that each method leaves in each layer"),
+    "learn": ("evaluation.commands.learn", "main", "make the data of the lessons, or a folder with them"),
     "peers": ("evaluation.benches.peers", "main", "public programs beside ours"),
 }
 

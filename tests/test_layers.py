@@ -76,6 +76,7 @@ ROOMS = (
     "choosing",
     "page",
     "benches",
+    "learning",
     "commands",
 )  # of evaluation/, as the floors
 

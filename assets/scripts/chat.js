@@ -174,6 +174,7 @@ watch('value', () => {
   if (!props.value?.sides || props.value.turn !== turn) return;
   state = props.value;
   if (!state.done) return show();
+  ce.say('answered');
   busy = false;
   keep('ce-chat', {state, question});
   draw();

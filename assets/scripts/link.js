@@ -21,6 +21,9 @@ function readLink(query, data, natural) {
     run: (q.get('run') ?? '').slice(0, 100), protocol: '', budget: 0, deploy: q.get('deploy') === 'yes',
     family: data.methods.some(m => m.family === q.get('family')) ? q.get('family') : '',
   };
+  const lesson = q.get('lesson') ?? '', code = q.get('class') ?? '';
+  state.lesson = /^[a-z_]{1,40}$/.test(lesson) ? lesson : '';
+  state.code = /^[A-Z0-9]{1,12}$/.test(code) ? code : '';
   for (const axis of ['x', 'y']) state[axis] = data.axes.includes(q.get(axis)) ? q.get(axis) : data.view[axis];
   return {lang, tab, state, memory, problems};
 }
@@ -106,6 +109,8 @@ function writeLink({state, memory, lang, natural, tab}, data) {
   if (state.deploy) q.set('deploy', 'yes');
   if (state.run) q.set('run', state.run);
   if (tab !== data.tabs[0]) q.set('tab', tab);
+  if (tab === 'learn' && state.lesson) q.set('lesson', state.lesson);
+  if (state.code) q.set('class', state.code);
   if (lang !== natural) q.set('lang', lang);
   return q;
 }

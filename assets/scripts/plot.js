@@ -1,19 +1,8 @@
 // The front's picture: the server's scene (evaluation/page/plots.py, scene) laid out at the size of the window.
-const SVG = 'http://www.w3.org/2000/svg';
 const plot = h('div', {className: 'plot', role: 'group'});
 const bubble = h('div', {className: 'hover', hidden: true, 'aria-hidden': 'true'});
 // What is drawn, how large, where each point stands, and the size in bytes that the knobs would give.
 let scene = null, frame = null, spots = [], ghost = null;
-
-// An element of a drawing.
-function s(tag, attributes = {}, ...children) {
-  const element = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
-  }
-  element.append(...children.flat().filter(Boolean));
-  return element;
-}
 
 const pen = document.createElement('canvas').getContext('2d');
 function measuring() {

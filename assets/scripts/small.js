@@ -17,6 +17,18 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+const SVG = 'http://www.w3.org/2000/svg';
+
+// An element of a drawing.
+function s(tag, attributes = {}, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter(Boolean));
+  return element;
+}
+
 // A word with its explanation on hover and focus.
 const tip = (text, help) =>
   h('span', {className: 'term', tabIndex: 0, 'data-tip': help, 'aria-description': help}, text);

@@ -31,12 +31,23 @@ DEPTH = 16  # how deep lists and objects in a body may be nested
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 API = "/gradio_api"
 EXACT = frozenset(
-    {"/", "/config", "/favicon.ico", "/theme.css", "/robots.txt", f"{API}/startup-events", f"{API}/app_id"}
+    {
+        "/",
+        "/config",
+        "/favicon.ico",
+        "/theme.css",
+        "/robots.txt",
+        "/learn",
+        f"{API}/startup-events",
+        f"{API}/app_id",
+    }
 )
 STREAM = f"{API}/queue/data"
-STATIC = ("/assets/", "/static/")
+STATIC = ("/assets/", "/static/", "/learn/")
 FILE = f"{API}/file="
 FUNCTION, JOIN = f"{API}/component_server", f"{API}/queue/join"
+LEARN = "/learn"  # the folder of Learn; its questions go to LEARN/ask
+ASK = f"{LEARN}/ask"
 
 BURST, PER_SECOND = 400.0, 25.0  # an address may spend the first at once; the second is added every second
 PRICES = {
@@ -45,6 +56,9 @@ PRICES = {
     "ask_poll": 1.0,
     "ask_pack": 20.0,
     "ask_begin": 10.0,
+    "class_open": 40.0,
+    "class_look": 0.5,
+    "class_guess": 1.0,
     JOIN: 15.0,
 }  # price of a function, by what it costs the server
 USUAL = 3.0  # price of any other function; files are free
@@ -111,6 +125,16 @@ class _Join(_Body):
     fn_index: int
     trigger_id: int | None = None
     session_hash: _SESSION
+
+
+class _Asked(_Body):
+    """A question of Learn, by its name; evaluation/page/requests.py reads `ask`."""
+
+    question: Annotated[str, StringConstraints(pattern=r"^class_[a-z]{1,20}$")]
+    ask: dict[str, Any]
+
+
+BODIES: dict[str, type[_Body]] = {FUNCTION: _Function, JOIN: _Join, ASK: _Asked}
 
 
 class Gate:
@@ -199,7 +223,7 @@ class Gate:
     # --- what ---
 
     def _check_path(self, scope: Scope, path: str) -> None:
-        posts = path in (FUNCTION, JOIN)
+        posts = path in BODIES
         file = path.startswith(tuple(FILE + f for f in self.rules.files)) and ".." not in path
         gets = path in EXACT or path == STREAM or path.startswith(STATIC) or file
         if not posts and not gets:
@@ -218,7 +242,7 @@ class Gate:
             body = json.loads(raw.decode("utf-8"))
             if _deeper(body, DEPTH):
                 raise ValueError("nested too deep")
-            taken = (_Function if path == FUNCTION else _Join).model_validate(body)
+            taken = BODIES[path].model_validate(body)
         except ValidationError as error:
             raise Refusal(
                 400, f"this is no question of the page: {error.errors(include_url=False)[0]['msg']}"
@@ -229,7 +253,8 @@ class Gate:
             raise Refusal(404, "the page has no such function")
         if isinstance(taken, _Join) and taken.fn_index != self.rules.event:
             raise Refusal(404, "the page has no such event")
-        price = PRICES.get(taken.fn_name, USUAL) if isinstance(taken, _Function) else PRICES[JOIN]
+        name = {_Function: "fn_name", _Asked: "question"}.get(type(taken))
+        price = PRICES.get(getattr(taken, name), USUAL) if name else PRICES[JOIN]
         sent = False
 
         async def again() -> dict:

@@ -262,6 +262,45 @@ class Converse(Owned):
         return self
 
 
+ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9]{1,12}$")]
+LessonName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{0,40}$")]
+
+
+class _OfClass(Ask):
+    code: ClassName
+    lesson: LessonName = ""
+
+
+class ClassLook(_OfClass):
+    """What a class does. key: the teacher's. member: the token of a browser that joins."""
+
+    key: Line = ""
+    member: Token | None = None
+
+
+class ClassGuess(_OfClass):
+    """A member's guess of a lesson's answer: a number, or the places of an order."""
+
+    member: Token
+    lesson: Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")]
+    guess: (
+        Annotated[float, Field(ge=-1e15, le=1e15)]
+        | Annotated[list[Annotated[int, Field(ge=0, le=99)]], Field(min_length=1, max_length=12)]
+    )
+
+
+class ClassLead(_OfClass):
+    key: Line
+    show: bool = False
+    close: bool = False
+
+
+class ClassCode(Ask):
+    """The address that a QR code shows."""
+
+    link: Annotated[str, StringConstraints(max_length=300, pattern=r"^https?://[^\s]+$")]
+
+
 @dataclass(frozen=True)
 class Question:
     """A question's schema, and what its answer holds beside "error" if it is refused."""
@@ -292,6 +331,11 @@ QUESTIONS = {  # a question's name is the method of evaluation.page.questions.Pa
     "recorded": Question(Recorded, {"prompts": [], "options": [], "right": None, "ladder": []}),
     "converse": Question(Converse),
     "stop_chat": Question(Owned),
+    "class_open": Question(Ask),
+    "class_look": Question(ClassLook),
+    "class_guess": Question(ClassGuess),
+    "class_lead": Question(ClassLead),
+    "class_code": Question(ClassCode),
 }
 
 

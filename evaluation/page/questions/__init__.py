@@ -4,7 +4,8 @@ Nothing here knows the UI's framework. Every answer is built in the language tha
 that can fail for a visitor's reason comes back as an error card, never as an exception.
 
 `Page` has all of them. Each panel's stand in a file of their own: figure.py, runs.py (cards and the table),
-files.py (records and archives), plan.py, running.py (a run from its cost to its end) and talk.py (the chat).
+files.py (records and archives), plan.py, running.py (a run from its cost to its end), talk.py (the chat) and
+classroom.py (Learn's classes).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from evaluation.choosing import planner
 from evaluation.measuring import metrics
 from evaluation.page import cards, requests
 from evaluation.page.questions.base import failure
+from evaluation.page.questions.classroom import Classroom
 from evaluation.page.questions.figure import Figure
 from evaluation.page.questions.files import Files
 from evaluation.page.questions.plan import Plan
@@ -33,7 +35,7 @@ FIRST = ("gptq", {"bits": 4})  # what the knobs show on a first visit
 PLANNED = {"model": "llama-3.1-8b-instruct", "machine": "m2"}  # what the plan shows on a first visit
 
 
-class Page(Figure, Runs, Files, Plan, Running, Talk):
+class Page(Figure, Runs, Files, Plan, Running, Talk, Classroom):
     """The page's questions to store, runner, chat and estimate."""
 
     def boot(self) -> dict:
@@ -92,5 +94,5 @@ class Page(Figure, Runs, Files, Plan, Running, Talk):
         try:
             return getattr(self, question)(requests.take(question, ask, address))
         except Exception as error:
-            empty = requests.QUESTIONS[question].empty
-            return empty | {"error": cards.error_card(words, failure(error), act="dismiss")}
+            empty, told = requests.QUESTIONS[question].empty, failure(error)
+            return empty | {"error": cards.error_card(words, told, act="dismiss"), "code": told["code"]}

@@ -1,0 +1,119 @@
+// What a lesson is made of: drawings with axes, and controls. One look for all lessons; colours are the page's.
+// A lesson's script gives, by default, a function (kit, data) -> {draw(width) -> svg, controls, about(), guess()}.
+
+const NICE = [1, 2, 2.5, 5, 10];
+
+// Round values between two ends, about as many as asked; decades and their halves on a logarithmic axis.
+export function ticks(lo, hi, count = 5, log = false) {
+  if (log) {
+    const out = [];
+    for (let e = Math.floor(Math.log10(lo)); e <= Math.log10(hi); e++) {
+      for (const m of Math.log10(hi / lo) > 2.2 ? [1] : Math.log10(hi / lo) > 1 ? [1, 3] : [1, 2, 3, 5]) {
+        const v = m * 10 ** e;
+        if (v >= lo * 0.999 && v <= hi * 1.001) out.push(v);
+      }
+    }
+    return out;
+  }
+  const rough = (hi - lo) / count, power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * NICE.find(n => n * power >= rough * 0.999), out = [];
+  for (let v = Math.ceil(lo / step - 1e-9) * step; v <= hi + step * 1e-6; v += step) out.push(Math.abs(v) < 1e-12 ? 0 : v);
+  return out;
+}
+
+// From values to pixels and back.
+export function scale(lo, hi, from, to, log = false) {
+  const f = log ? Math.log : v => v, back = log ? Math.exp : v => v, a = f(lo), b = f(hi);
+  const at = v => from + (f(v) - a) / (b - a) * (to - from);
+  at.value = p => back(a + (p - from) / (to - from) * (b - a));
+  return at;
+}
+
+// A number with so many significant digits, thousands set apart.
+export function digits(value, n = 3) {
+  if (!Number.isFinite(value)) return '∞';
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-4 || size >= 1e15)) return value.toExponential(n - 1);
+  const places = size === 0 ? 0 : Math.max(0, n - 1 - Math.floor(Math.log10(size)));
+  return value.toLocaleString('en', {maximumFractionDigits: Math.min(places, 20)});
+}
+
+export function kitOf(frame, t, figure, redraw) {
+  const {h, s} = frame;
+  let ids = 0;
+
+  // A drawing with axes. x and y: {lo, hi, log, label, ticks: false | [[value, text]]}. Returns {svg, x, y, add}.
+  function chart({width, height = 260, x, y, left = 46, right = 12, top = 24, bottom = 40}) {
+    const svg = s('svg', {class: 'lesson-svg', width, height, viewBox: `0 0 ${width} ${height}`, 'aria-hidden': 'true'});
+    const box = {left, right: width - right, top, bottom: height - bottom};
+    const at = {
+      x: scale(x.lo, x.hi, box.left, box.right, x.log), y: scale(y.lo, y.hi, box.bottom, box.top, y.log),
+    };
+    const list = (axis, n) => axis.ticks === false ? [] : axis.ticks
+      ?? ticks(axis.lo, axis.hi, n, axis.log).map(v => [v, digits(v)]);
+    svg.append(
+      ...list(y, 4).map(([v, text]) => s('g', {}, s('path', {class: 'grid', d: `M${box.left} ${at.y(v)}H${box.right}`}),
+        s('text', {x: box.left - 6, y: at.y(v) + 4, 'text-anchor': 'end'}, text))),
+      ...list(x, Math.max(2, Math.floor(width / 110))).map(([v, text]) => s('text',
+        {x: at.x(v), y: box.bottom + 17, 'text-anchor': 'middle'}, text)),
+      s('path', {class: 'axis', d: `M${box.left} ${box.bottom}H${box.right}`}),
+      x.label ? s('text', {x: box.right, y: height - 4, 'text-anchor': 'end'}, x.label) : '',
+      y.label ? s('text', {x: 2, y: 11}, y.label) : '');
+    return {svg, box, x: at.x, y: at.y, add: (...parts) => { svg.append(...parts.flat().filter(Boolean)); return svg; }};
+  }
+
+  // A path through points [x, y] in pixels.
+  const line = (points, more = {}) => s('path', {
+    class: 'line', d: points.map(([x, y], i) => `${i ? 'L' : 'M'}${x.toFixed(1)} ${y.toFixed(1)}`).join(''), ...more,
+  });
+  const text = (x, y, words, more = {}) => s('text', {x, y, ...more}, words);
+  const rect = (x, y, width, height, more = {}) => s('rect', {x, y, width: Math.max(width, 0), height: Math.max(height, 0), ...more});
+
+  // Bars with their names: [{name, value, words, className}], the longest as wide as there is room.
+  function bars(width, rows, {most = Math.max(...rows.map(r => r.value)), room = Math.min(190, width * 0.36), row = 30} = {}) {
+    const svg = s('svg', {class: 'lesson-svg', width, height: rows.length * row + 6, 'aria-hidden': 'true'});
+    const wide = width - room - 84;
+    rows.forEach((r, i) => {
+      const y = i * row + 4, long = Math.max(1.5, r.value / most * wide);
+      svg.append(text(room - 8, y + 16, r.name, {'text-anchor': 'end', class: 'name'}),
+        rect(room, y + 3, long, row - 12, {class: `bar ${r.className ?? ''}`, rx: 2}),
+        text(room + long + 6, y + 16, r.words ?? digits(r.value)));
+    });
+    return svg;
+  }
+
+  // A labelled slider. format: value -> words. log: equal steps are equal ratios.
+  function slider({label, lo, hi, step = 1, value, format = v => digits(v), oninput, log = false}) {
+    const id = `lesson-slider-${++ids}`, out = h('output', {htmlFor: id}, format(value));
+    const to = v => log ? Math.round(1000 * Math.log(v / lo) / Math.log(hi / lo)) : v;
+    const from = v => log ? lo * (hi / lo) ** (v / 1000) : v;
+    const input = h('input', {
+      id, type: 'range', min: log ? 0 : lo, max: log ? 1000 : hi, step: log ? 1 : step, value: to(value),
+      'aria-valuetext': format(value), oninput: e => {
+        const now = from(Number(e.target.value));
+        out.textContent = format(now);
+        e.target.setAttribute('aria-valuetext', format(now));
+        oninput(now);
+        redraw();
+      },
+    });
+    const root = h('div', {className: 'lesson-slider'}, h('label', {htmlFor: id}, label), out, input);
+    root.set = v => { input.value = to(v); out.textContent = format(v); input.setAttribute('aria-valuetext', format(v)); };
+    return root;
+  }
+
+  // One of a few: [[value, words]].
+  function choice({label, options, value, onchange}) {
+    const name = `lesson-choice-${++ids}`;
+    return h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label), options.map(([v, words]) => h('label', {},
+      h('input', {type: 'radio', name, checked: v === value, onchange: () => { onchange(v); redraw(); }}), h('span', {}, words))));
+  }
+  const button = (words, onclick, className = 'plain') => h('button', {type: 'button', className, onclick: e => { onclick(e); redraw(); }}, words);
+  const check = ({label, value, onchange}) => h('label', {className: 'lesson-check'},
+    h('input', {type: 'checkbox', checked: value, onchange: e => { onchange(e.target.checked); redraw(); }}), label);
+
+  return {
+    h, s, t, digits, ticks, scale, chart, line, text, rect, bars, slider, choice, button, check, redraw, figure,
+    size: frame.sizeWords, calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
+  };
+}

@@ -1,0 +1,49 @@
+// Learn in the app: the same pages as /learn/, driving the live page. Loaded when the tab is first opened.
+let learn = null;
+
+// What a visitor has to do on the live page before a try counts as done.
+const DONE = {
+  shown: one => new Promise(done => ce.on('card', ({id}) => { if (!one.run || id === one.run) done(); })),
+  answered: () => new Promise(done => ce.on('answered', done)),
+  opened: one => new Promise(done => ce.on('tab', tab => { if (tab === one.tab) done(); })),
+};
+
+function tryButton(one, words, done) {
+  return h('button', {className: 'linklike', onclick: () => {
+    DONE[one.event ?? 'shown'](one).then(done);
+    ce.setTab(one.tab ?? 'explore');
+    if (one.family !== undefined) ce.light(one.family);
+    if (one.recipe) ce.use({model: ce.data.first.model, recipe: one.recipe});
+    if (one.run) ce.select(one.run, 'learn');
+  }}, words);
+}
+
+async function open() {
+  const base = new URL('learn/', location.origin + location.pathname.replace(/[^/]*$/, '')).href;
+  const [{mount}, {shared}] = await Promise.all([import(`${base}frame.js`), import(`${base}shared.js`)]);
+  const style = h('link', {rel: 'stylesheet', href: `${base}learn.css`});
+  document.head.append(style);
+  const host = shared({h, s, fill, kept, keep, sizeWords}, {
+    base, lang: () => ce.lang, visitor: ce.visitor, on: (name, f) => ce.on(name, f), tryButton,
+    place: () => ({lesson: ce.state.lesson, code: ce.state.code}),
+    setPlace: what => { Object.assign(ce.state, what); ce.write(); },
+    ask: async (question, what) => {
+      try {
+        const body = JSON.stringify({question, ask: {lang: ce.lang, ...what}});
+        return await (await fetch(`${base}ask`, {method: 'POST', headers: {'content-type': 'application/json'}, body})).json();
+      } catch { return null; }
+    },
+    joinLink: code => { const u = new URL(base); u.searchParams.set('class', code); return u.href; },
+    openMethod: (method, words) => h('button', {className: 'linklike', onclick: () => {
+      ce.use({model: ce.data.first.model, recipe: [[method, {}]]});
+      ce.setTab('explore');
+    }}, words),
+    openRun: (best, words) => h('button', {className: 'linklike', onclick: () => {
+      ce.setTab('explore');
+      ce.select(best.id, 'learn');
+    }}, words),
+  });
+  await mount(root, host);
+}
+const first = () => { if (ce.tab === 'learn') learn ??= open(); };
+ce.ready.then(() => { ce.on('tab', first); first(); });
