@@ -1,4 +1,4 @@
-"""Makes what Learn shows: each lesson's data and the survey's map; or a folder that any web server can give out.
+"""Makes what Learn shows: each lesson's data and the survey's map; or Learn as a folder for any web server.
 
 python -m evaluation learn [LESSON ...]
 python -m evaluation learn --static FOLDER [--app https://...]

@@ -101,7 +101,7 @@ class Real:
 
         if path not in self._inputs:
             text = texts.load_text(BUILTIN_TEXT, "calibration")
-            cut = texts.windows(text, self.bundle.tokenizer, window=tokens, tokens=tokens)
+            cut = texts.windows(text, self.bundle.tokenizer, "raw", tokens, tokens, "calibration")
             seen = []
             hook = self.bundle.module.get_submodule(path).register_forward_pre_hook(
                 lambda module, args: seen.append(args[0].detach().reshape(-1, args[0].shape[-1]))
