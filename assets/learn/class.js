@@ -8,7 +8,7 @@ export function classOf(frame) {
   let mine = kept(KEPT), now = null, page = null, wrong = '', timer = 0, followed = null, panel = null, qr = '';
   if (code && mine?.code !== code) mine = null;
   const can = () => Boolean(frame.ask);
-  const joined = () => mine?.code ?? code ?? '';
+  const joined = () => mine?.code ?? frame.place().code ?? '';
   const leads = () => Boolean(mine?.key && mine.code === joined());
 
   async function ask(question, what = {}) {

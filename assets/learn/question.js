@@ -28,7 +28,7 @@ export function questionOf(frame, of) {
       answer.replaceChildren(...[kind.reveal(guess ?? null, others)].flat().filter(Boolean));
     },
     // What a class has answered so far, before or after the reveal.
-    tally: others => tally.replaceChildren(others?.length ? kind.tally(others) : ''),
+    tally: others => tally.replaceChildren(...others?.length ? [kind.tally(others)].flat().filter(Boolean) : []),
   };
 }
 
@@ -63,7 +63,7 @@ function number(frame, {question, tell, kit, data}) {
     reveal: (own, others) => [strip(own, others), h('p', {className: 'verdict'},
       t(error ? 'measured_error' : 'measured', {answer: words(question, answer, tell), error: digits(error ?? 0, 2)}), ' ',
       own === null ? '' : t(near(own, question) ? 'close' : 'yours', {own: words(question, own, tell)}))],
-    tally: others => [h('p', {className: 'quiet'}, t('class.guesses', {n: others.length})), strip(null, others, false)],
+    tally: others => [h('p', {className: 'quiet'}, answers(frame, others)), strip(null, others, false)],
   };
 }
 
@@ -129,11 +129,12 @@ function figure(frame, {question, tell, lesson}) {
     root: '', guess: () => lesson.guess(), lock() { lesson.locked = true; },
     reveal: own => h('p', {className: 'verdict'}, t('measured', {answer: words(question, question.answer, tell)}), ' ',
       own === null ? '' : t('yours', {own: words(question, own, tell)})),
-    tally: others => h('p', {className: 'quiet'}, t('class.guesses', {n: others.length}), ' ',
+    tally: others => h('p', {className: 'quiet'}, answers(frame, others), ' ',
       t('class.middle', {middle: words(question, median(others), tell)})),
   };
 }
 
+const answers = ({t}, {length: n}) => t(n === 1 ? 'class.guess' : 'class.guesses', {n});
 const median = list => {
   const sorted = [...list].sort((a, b) => a - b), half = Math.floor(sorted.length / 2);
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
