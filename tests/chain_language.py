@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -98,7 +100,17 @@ def taught(bundle: Bundle, steps: int, rate: float = 5e-3, seed: int = 1, dialec
 
 @functools.cache
 def _teacher() -> Bundle:
-    return taught(model(), STEPS)
+    """Trained by the first worker that asks; the others read what it kept."""
+    from filelock import FileLock
+
+    kept = Path(os.environ["COMPRESSION_EXPLORER_TESTS"]) / "chain-teacher.pt"
+    with FileLock(f"{kept}.lock"):
+        if not kept.is_file():
+            torch.save(taught(model(), STEPS).module.state_dict(), kept)
+    found = model()
+    found.module.load_state_dict(torch.load(kept))
+    found.module.requires_grad_(False).eval()
+    return found
 
 
 def teacher() -> Bundle:
