@@ -22,9 +22,9 @@ GIGABYTES_PER_WORKER = 3
 FIRST = tuple(
     f"test_{name}.py"
     for name in (
-        *("gpu", "cpu", "progress", "results", "explore", "runner", "gates", "late", "llm_qat", "qlora"),
-        *("command", "export", "chat_and_reach", "plan", "app", "witness", "likelihood", "peqa", "chat"),
-        *("distillation", "engine", "models"),
+        *("gpu", "variants", "cpu", "gates", "witness", "progress", "results", "explore", "runner", "late"),
+        *("llm_qat", "qlora", "command", "export", "chat_and_reach", "plan", "app", "likelihood", "peqa"),
+        *("chat", "distillation", "engine", "models"),
     )
 )
 # a worker, or a test's own process, lives in the session's folder

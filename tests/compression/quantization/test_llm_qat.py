@@ -341,7 +341,10 @@ def test_a_run_knows_what_it_is_compared_with():
 TRAINED = {"train_tokens": 10_240, "own_texts": 320, "own_tokens": 32, "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("bits, kv_bits", [(4, 8), (4, 4), (3, 4), (2, 8)])
+@pytest.mark.parametrize(
+    "bits, kv_bits",
+    [pytest.param(4, 8, marks=pytest.mark.slow), (4, 4), pytest.param(3, 4, marks=pytest.mark.slow), (2, 8)],
+)
 def test_training_beats_rounding_and_never_the_original(bits, kv_bits):
     """The paper's order at each W-A-KV; the original stays ahead of what learned from its own text alone."""
     original = chain_language.perplexity(chain_language.teacher())
