@@ -20,13 +20,12 @@ from compression.packed.linear import CompressedLinear
 from compression.quantization import llm_qat
 from compression.quantization.llm_qat import FakeQuant, LlmQatParams
 from compression.recorder import Recorder
-from evaluation.running.chat import Chat
 from evaluation.running.estimate import estimate
 from evaluation.running.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from kernels.bits import unpack
-from tests import chain_language, oracles, tiny
+from tests import chain_language, oracles, talk, tiny
 
 METHOD = get("llm_qat")
 
@@ -376,9 +375,5 @@ def test_a_run_from_end_to_end_and_a_chat_with_what_it_made(tmp_path):
     loaded = artifact.load(store.artifact_folder(result.artifact))
     assert loaded.cache_bits == 4
     assert result.metrics["kv_cache_bytes_per_token"] == loaded.geometry.kv_cache_bytes_per_token(4)
-    chat = Chat(store)
-    try:
-        said = list(chat.ask(result.id, [{"role": "user", "content": "hello there"}], max_tokens=4))
-    finally:
-        chat.close()
+    said = talk.said(store, result.id, "hello there", max_tokens=4)
     assert {e["side"] for e in said if "token" in e} == {"original", "compressed"}

@@ -17,7 +17,7 @@ from compression.quantization.qlora import QloraParams, adapter_params, cost, fr
 from compression.recorder import Recorder
 from compression.training import adamw, language_loss
 from evaluation.spec import RunSpec
-from tests import chain_language, oracles, tiny
+from tests import chain_language, oracles, talk, tiny
 
 WORDS = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11  # a text with something to learn
 TRAINED = {"rank": 4, "group_size": 16, "train_tokens": 3_000, "learning_rate": 0.02}
@@ -214,7 +214,6 @@ def test_equals_peft():
 
 
 def test_a_run_and_its_chat(tmp_path):
-    from evaluation.running.chat import Chat
     from evaluation.running.estimate import estimate
     from evaluation.running.run import run
     from evaluation.store import Store
@@ -242,13 +241,7 @@ def test_a_run_and_its_chat(tmp_path):
     )
     # a tiny model's header
     assert estimate(spec).file_bytes == pytest.approx(found[2_048].metrics["file_bytes"], rel=0.2)
-    chat = Chat(store)
-    try:
-        sides = {
-            e["side"] for e in chat.ask(found[2_048].id, [{"role": "user", "content": "hello"}], max_tokens=4)
-        }
-    finally:
-        chat.close()
+    sides = {e["side"] for e in talk.said(store, found[2_048].id, "hello", max_tokens=4)}
     assert sides == {"original", "compressed"}
 
 
