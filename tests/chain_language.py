@@ -2,16 +2,19 @@
 in seconds.
 
 Each of 16 letters follows the two before it with chances drawn once (a Markov chain of order 2). A teacher of
-two blocks comes close to the chain's entropy in about 20 seconds of one thread, which the orderings need:
-beside a teacher far from it they blur.
+two blocks comes close to the chain's entropy in 20 seconds of one fast thread, or in a minute of a slow one,
+which the orderings need: beside a teacher far from it they blur. So it is trained once and kept
+(chain_teacher.safetensors); `make test-all` trains it anew and holds the two beside each other.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compression import arch
@@ -20,6 +23,7 @@ from compression.training import language_loss
 
 LETTERS, WINDOW = 16, 32
 STEPS, BATCH = 500, 64  # of the teacher
+TEACHER = Path(__file__).with_name("chain_teacher.safetensors")
 SHARPNESS = 1.8  # spread of the chain's log-chances; as a perplexity its entropy is then 5.8
 
 
@@ -96,13 +100,22 @@ def taught(bundle: Bundle, steps: int, rate: float = 5e-3, seed: int = 1, dialec
     return bundle
 
 
-@functools.cache
-def _teacher() -> Bundle:
+def trained() -> Bundle:
+    """The teacher as `python -m tests.chain_language` trains it and TEACHER keeps it, in 16 bits."""
     return taught(model(), STEPS)
 
 
+@functools.cache
+def _teacher() -> Bundle:
+    found, kept = model(), load_file(TEACHER)
+    kept["lm_head.weight"] = kept["model.embed_tokens.weight"]
+    found.module.load_state_dict({name: t.float() for name, t in kept.items()})
+    found.module.requires_grad_(False).eval()
+    return found
+
+
 def teacher() -> Bundle:
-    """A copy of the trained teacher; trained once a session."""
+    """A copy of the trained teacher, as it is kept."""
     found = _teacher()
     return Bundle(
         copy.deepcopy(found.module), found.tokenizer, found.geometry, found.name, {"weights_hash": "chain"}
@@ -114,3 +127,8 @@ def perplexity(bundle: Bundle, windows: Tensor | None = None, dialect: int = 0) 
     """On 256 fresh windows, unless others are given."""
     windows = text(256, 9, dialect) if windows is None else windows
     return float(language_loss(bundle, windows).exp())
+
+
+if __name__ == "__main__":
+    parameters = dict(trained().module.named_parameters())  # a tied table once
+    save_file({name: p.detach().half().contiguous() for name, p in parameters.items()}, TEACHER)

@@ -6,6 +6,7 @@ model are made once for all of them. A test marked `alone` runs while no other w
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -16,15 +17,17 @@ from filelock import FileLock
 
 from tests import tiers
 
+# pytest rewrites every assert; a collection of garbage among the libraries' objects would take most of the time
+gc.disable()
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 GIGABYTES_PER_WORKER = 3
 # a minute or more each, the longest first: begun last, they would end alone
 FIRST = tuple(
     f"test_{name}.py"
     for name in (
-        *("gpu", "cpu", "progress", "results", "explore", "runner", "gates", "late", "llm_qat", "qlora"),
-        *("command", "export", "chat_and_reach", "plan", "app", "witness", "likelihood", "peqa", "chat"),
-        *("distillation", "engine", "models"),
+        *("gpu", "variants", "cpu", "gates", "witness", "progress", "results", "explore", "runner", "late"),
+        *("llm_qat", "qlora", "command", "export", "chat_and_reach", "plan", "app", "likelihood", "peqa"),
+        *("chat", "distillation", "engine", "models"),
     )
 )
 # a worker, or a test's own process, lives in the session's folder
@@ -81,6 +84,13 @@ def pytest_collection_modifyitems(config, items):
     if left:
         config.hook.pytest_deselected(items=[item for item in items if id(item) in left])
         items[:] = [item for item in items if id(item) not in left]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What is imported stays; from here on only what tests make is looked through for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutations import COPIED, MUTATIONS, ROOT
-from tests.tiers import limits, pairs
+from tests.tiers import limits, met, pairs
 
 
 @pytest.mark.parametrize("sizes", [(3,), (4, 5), (3, 3, 3), (46, 10, 4), (2, 2, 2, 2, 2)])
@@ -26,6 +26,16 @@ def test_every_pair_of_a_product_is_met_by_few_cases(sizes):
 def test_cases_of_one_list_are_all_kept():
     """Parameters that stand in one list have one index: each case holds pairs that no other has."""
     assert pairs([{"a": i, "b": i, "c": i} for i in range(5)]) == [0, 1, 2, 3, 4]
+
+
+def test_of_a_long_list_as_many_cases_stay_as_it_takes_to_meet_each_trait():
+    cases = [*itertools.product(range(5), (1, 17), "ab")]
+    made = met(cases, lambda case: case[:2], lambda case: case[2])
+    kept = [case.values[0] for case in made if not case.marks]
+    assert [case.values[0] for case in made] == cases and len(kept) == 10
+    assert {case[:2] for case in kept} == {*itertools.product(range(5), (1, 17))}
+    assert {case[2] for case in kept} == {*"ab"}
+    assert {mark.name for case in made for mark in case.marks} == {"slow"}
 
 
 def test_the_faults_that_the_quick_tests_are_tried_on_reach_every_folder():

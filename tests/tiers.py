@@ -2,7 +2,8 @@
 
     make test-all   every test: `pytest --all`
     make test       without those marked `slow`; of a product of three or more parameters only as many cases
-                    as it takes for each pair of values to meet
+                    as it takes for each pair of values to meet, and of a long list (`met`) as many as it
+                    takes to meet each of its traits
     make quick      up to a dozen cases of each short test: `pytest --quick`; one case of a longer one, and
                     none of those that take about a second (tests/long.txt) or need a browser, the real model
                     or a quiet machine
@@ -15,8 +16,11 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 # "0 name" or "1 name" of a test: how many of its cases the quick tier takes
 LONG = Path(__file__).with_name("long.txt")
@@ -34,20 +38,32 @@ def axes(item) -> dict[str, tuple]:
     return found | {name: (id(value),) for name, value in params.items()}
 
 
-def pairs(cases: Sequence[dict]) -> list[int]:
-    """Places of cases that together hold every pair of values that any of the cases holds, greedily: the case
-    with most pairs that no earlier one has comes next.
-
-    cases: {parameter: value} each.
-    """
-    held = [frozenset(itertools.combinations(sorted(case.items()), 2)) for case in cases]
+def cover(held: Sequence[frozenset]) -> list[int]:
+    """Places of sets that together hold whatever any of them holds, greedily: the one that holds most of what
+    no earlier one has comes next."""
     missing = set().union(*held)
     taken: list[int] = []
     while missing:
-        best = max(range(len(cases)), key=lambda i: (len(held[i] & missing), -i))
+        best = max(range(len(held)), key=lambda i: (len(held[i] & missing), -i))
         taken.append(best)
         missing -= held[best]
     return sorted(taken)
+
+
+def pairs(cases: Sequence[dict]) -> list[int]:
+    """Places of cases that together hold every pair of values that any of the cases holds.
+
+    cases: {parameter: value} each.
+    """
+    return cover([frozenset(itertools.combinations(sorted(case.items()), 2)) for case in cases])
+
+
+def met(cases: Sequence, *traits: Callable[[Any], Hashable]) -> list:
+    """The cases as a test's parameters: `make test` runs so many as it takes to meet whatever each trait says
+    of any of them, `make test-all` runs all. Cases of which the traits say the same wait for their turn."""
+    said = [frozenset((i, trait(case)) for i, trait in enumerate(traits)) for case in cases]
+    kept = set(cover(said))
+    return [pytest.param(c, marks=() if i in kept else pytest.mark.slow) for i, c in enumerate(cases)]
 
 
 def left_out(items: Sequence) -> list:

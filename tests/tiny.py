@@ -3,6 +3,8 @@ them."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import os
 import tempfile
@@ -116,11 +118,18 @@ def folder(family: str) -> str:
     return str(place)
 
 
-def bundle(family: str = "llama"):
-    """A fresh Bundle through the project's own loader."""
+@functools.cache
+def _loaded(family: str):
     from compression import models
 
     return models.load(folder(family))
+
+
+def bundle(family: str = "llama"):
+    """A fresh Bundle, a copy of what the project's own loader gave once."""
+    found = _loaded(family)
+    module, tokenizer, source = (copy.deepcopy(x) for x in (found.module, found.tokenizer, found.source))
+    return dataclasses.replace(found, module=module, tokenizer=tokenizer, source=source)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

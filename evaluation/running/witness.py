@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from compression.bundle import Bundle
-    from compression.texts import Role, Text, Windows
+    from compression.texts import Role, Text
     from evaluation.measuring.measure import Baseline
     from evaluation.running.reading import Reading
     from evaluation.spec import RunSpec
@@ -210,10 +210,9 @@ def of_run(spec: RunSpec, config: Mapping[str, Any], nudge: int = 0) -> dict[str
     reading = _reading(small, original)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        metrics, baseline = _baseline(original, reading.evaluation)
+        metrics, baseline = _baseline(_key(config), nudge, small.text, small.protocol, small.window)
         if spec.is_original:
             return _metrics(metrics)
-        assert baseline is not None
         head = copy.deepcopy(arch.head(original.module)[1])
         outcome = _compress(found, small, reading)
         numbers = _matrices(found, original) | _courses(outcome.series)
@@ -252,13 +251,25 @@ def _compress(found: Bundle, small: RunSpec, reading: Reading):
     )
 
 
-def _baseline(original: Bundle, windows: Windows) -> tuple[dict[str, float], Baseline | None]:
-    """The original's numbers, and the baseline that a run would leave behind."""
+@functools.lru_cache(maxsize=8)
+def _baseline(
+    config: tuple, nudge: int, text: str, protocol: str, window: int
+) -> tuple[dict[str, float], Baseline]:
+    """The numbers of a small original (`_key` of its config), and the baseline that its run would leave.
+
+    The recipes that are tried on the same model and text share them.
+    """
+    from compression import texts
     from evaluation.measuring.measure import Baseline, measure
 
+    original = model(dict(config), nudge)
+    read = _text(text, "evaluation")
+    cut = texts.windows(read, original.tokenizer, protocol, window, EVALUATED * WINDOW, "evaluation")
     with tempfile.TemporaryDirectory() as folder:
-        metrics, _ = measure(original, windows, None, record=Path(folder))
-        return metrics, Baseline.load(Path(folder), original.module)
+        metrics, _ = measure(original, cut, None, record=Path(folder))
+        baseline = Baseline.load(Path(folder), original.module)
+    assert baseline is not None
+    return metrics, baseline
 
 
 def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -393,7 +404,12 @@ def model(config: Mapping[str, Any], nudge: int = 0) -> Bundle:
     Its weights have long tails and its norms have a few large channels, so that a method that treats outliers
     finds some.
     """
-    return copy.deepcopy(_seeded(tuple(sorted(config.items())), nudge))
+    return copy.deepcopy(_seeded(_key(config), nudge))
+
+
+def _key(config: Mapping[str, Any]) -> tuple:
+    """A config as something that a cache can look up."""
+    return tuple(sorted(config.items()))
 
 
 @functools.lru_cache(maxsize=8)

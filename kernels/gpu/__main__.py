@@ -1,5 +1,5 @@
 """`python -m kernels.gpu [--json] [--turns]`: compile every variant for each generation of cards, and print a
-table. With --turns the first variant of a kernel is compiled for all of them, any other for one, by turns.
+table. With --turns each variant is compiled for one of them, by turns, so that each kernel is for all.
 
 A row is a kernel on a target: registers a thread, bytes spilled to memory, shared memory, and the tensor core
 instruction that it uses. Triton brings NVIDIA's assembler and disassembler; no graphics card is needed.
@@ -83,14 +83,16 @@ def row(name: str, variant: Variant, target: int) -> dict:
 
 def pairs(turns: bool) -> list[tuple[str, Variant, int]]:
     """(name, variant, target) of what is compiled."""
-    found: list[tuple[str, Variant, int]] = []
-    kernels: set[str] = set()
-    for i, (name, variant) in enumerate(variants()):
-        kernel = name.partition(" ")[0]
-        all_targets = not turns or kernel not in kernels
-        kernels.add(kernel)
-        found += [(name, variant, target) for target in (TARGETS if all_targets else TARGETS[i % 3 :][:1])]
-    return found
+    if not turns:
+        return [(name, variant, target) for name, variant in variants() for target in TARGETS]
+    kernels: dict[str, list[tuple[str, Variant]]] = {}
+    for name, variant in variants():
+        kernels.setdefault(name.partition(" ")[0], []).append((name, variant))
+    return [
+        (*same[i % len(same)], TARGETS[i % len(TARGETS)])
+        for same in kernels.values()
+        for i in range(max(len(same), len(TARGETS)))
+    ]
 
 
 def main(arguments: list[str]) -> None:

@@ -447,7 +447,10 @@ def test_the_real_model_measures_the_same_from_its_export(offline_model, tmp_pat
     calibrate.compress(bundle, [(get("rtn"), get("rtn").params())], None)
     artifact.save(bundle, tmp_path / "artifact", {"label": "Round to nearest bits 4"})
     for form in ("gptq_v2", "compressed-tensors"):
-        assert run(tmp_path / "artifact", tmp_path / "out", "--format", form, "--tokens", 512) == 0
+        assert (
+            run(tmp_path / "artifact", tmp_path / "out", "--format", form, *("--tokens", 64, "--window", 64))
+            == 0
+        )
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert found["perplexity_read_back"] == pytest.approx(found["perplexity"], rel=1e-6)
         assert [note["code"] for note in found["notes"]] == ([] if form == "gptq_v2" else ["export_unpacked"])

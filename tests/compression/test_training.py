@@ -241,3 +241,13 @@ def test_a_step_costs_what_a_bare_loop_costs():
         if i >= 4 and best[ours] < 1.2 * best[bare]:
             break
     assert best[ours] < 1.2 * best[bare]
+
+
+@pytest.mark.slow
+def test_the_teacher_that_is_kept_is_the_one_that_training_gives():
+    """tests/chain_language.py: as near to the language's entropy, and of one mind on fresh texts."""
+    kept, anew = chain_language.teacher(), chain_language.trained()
+    assert chain_language.perplexity(kept) == pytest.approx(chain_language.perplexity(anew), rel=0.03)
+    ids = chain_language.text(64, 11)
+    top = [tiny.logits(bundle, ids).argmax(-1) for bundle in (kept, anew)]
+    assert float((top[0] == top[1]).float().mean()) > 0.9

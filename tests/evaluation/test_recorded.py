@@ -10,11 +10,10 @@ import pytest
 
 from evaluation import recorded
 from evaluation.benches import answers, shipped
-from evaluation.running.chat import Chat
 from evaluation.running.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
-from tests import tiny
+from tests import talk, tiny
 
 PROMPTS = (recorded.Prompt("greeting", "hello there"), recorded.Prompt("taiwan", "台灣"))
 
@@ -50,21 +49,17 @@ def test_a_recording_is_what_the_live_chat_says(tmp_path, recipe):
     assert result.status == "ok", result.error
     point = answers.record(spec, result, PROMPTS)
     side = "original" if spec.is_original else "compressed"
-    chat = Chat(store)
-    try:
-        for prompt in PROMPTS:
-            messages = [{"role": "user", "content": prompt.text}]
-            events = [e for e in chat.ask(result.id, messages, **recorded.SETTINGS) if e["side"] == side]
-            found = point["answers"][prompt.name]
-            assert found["text"] == "".join(e["text"] for e in events)
-            assert (
-                found["tokens"]
-                == [e["token"] for e in events if e["token"] is not None][: len(found["tokens"])]
-            )
-            assert len(found["ends"]) == len(found["tokens"]) > 0 and found["ends"] == sorted(found["ends"])
-            assert found["ended"] == (len(found["tokens"]) < recorded.SETTINGS["max_tokens"])
-    finally:
-        chat.close()
+    for prompt in PROMPTS:
+        events = [
+            e for e in talk.said(store, result.id, prompt.text, **recorded.SETTINGS) if e["side"] == side
+        ]
+        found = point["answers"][prompt.name]
+        assert found["text"] == "".join(e["text"] for e in events)
+        assert (
+            found["tokens"] == [e["token"] for e in events if e["token"] is not None][: len(found["tokens"])]
+        )
+        assert len(found["ends"]) == len(found["tokens"]) > 0 and found["ends"] == sorted(found["ends"])
+        assert found["ended"] == (len(found["tokens"]) < recorded.SETTINGS["max_tokens"])
     assert point["witness"] == recorded.witnessed(result) and point["date"]
 
 

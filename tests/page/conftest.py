@@ -15,7 +15,7 @@ def server(tmp_path_factory):
     server.demo.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
     from playwright.sync_api import expect, sync_playwright
 

@@ -54,7 +54,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
             f"?model={tiny.folder('qwen3')}&text={tmp_path / 'test.txt'}&calibration={tmp_path / 'valid.txt'}"
         )
         page.goto(
-            url + query + "&tokens=1024&calibration_tokens=1024&window=64&method=gptq&bits=4&group_size=16"
+            url + query + "&tokens=512&calibration_tokens=512&window=64&method=gptq&bits=4&group_size=16"
         )
         page.wait_for_selector("#controls .go:enabled")
         page.locator("#controls .go").click()
@@ -82,7 +82,7 @@ def test_the_real_app_from_click_to_chat(browser, tmp_path):
         shot(page, "real-chat")
         page.close()
         tab = window()  # a tab that is closed while its run goes on
-        shorter = "&tokens=4096&calibration_tokens=1024&window=64&method=rtn&bits=3&group_size=16"
+        shorter = "&tokens=4096&calibration_tokens=512&window=64&method=rtn&bits=3&group_size=16"
         tab.goto(url + query + shorter)
         tab.wait_for_selector("#controls .go:enabled")
         tab.locator("#controls .go").click()

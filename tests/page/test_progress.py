@@ -20,32 +20,38 @@ def start(page):
     page.wait_for_selector("#controls .progress:visible")
 
 
-@pytest.mark.parametrize(
-    "stage, said",
-    [
-        ("download", "Downloading"),
-        ("convert", "Preparing"),
-        ("load", "Loading"),
-        ("kernels", "Building the fast kernels"),
-        ("baseline", "Measuring the original"),
-        ("compress", "Compressing, layer 12 of 30"),
-        ("tables", "word table"),
-        ("save", "Saving"),
-        ("evaluate", "Measuring, window 12 of 30"),
-        ("generate", "write"),
-        ("latency", "Timing"),
-    ],
-)
-def test_every_stage_has_words_and_time_left(visit, server, stage, said):
-    server.runner.answer["stage"] = stage
+STAGES = {
+    "download": "Downloading",
+    "convert": "Preparing",
+    "load": "Loading",
+    "kernels": "Building the fast kernels",
+    "baseline": "Measuring the original",
+    "compress": "Compressing, layer 12 of 30",
+    "tables": "word table",
+    "save": "Saving",
+    "evaluate": "Measuring, window 12 of 30",
+    "generate": "write",
+    "latency": "Timing",
+}
+
+
+def test_every_stage_has_words_and_time_left(visit, server):
+    """One run through all of them."""
     page = visit()
+    server.runner.answer["stage"] = "download"
     start(page)
-    says(page, "#controls .stage", "41 s left", said)
-    says(page, "#controls .now", "GPTQ 6 bits")
     done = page.locator("#controls progress")
-    until(page, lambda: float(done.get_attribute("value") or 0) == pytest.approx(20 / 61, abs=0.01))
-    if stage == "compress":
-        shot(page, "running")
+    for i, (stage, said) in enumerate(STAGES.items()):
+        server.runner.answer |= {"stage": stage, "elapsed": 20.0 + i}
+        says(page, "#controls .stage", "41 s left", said)
+        says(page, "#controls .now", "GPTQ 6 bits")
+        share = (20 + i) / (61 + i)
+        until(
+            page,
+            lambda share=share: float(done.get_attribute("value") or 0) == pytest.approx(share, abs=0.004),
+        )
+        if stage == "compress":
+            shot(page, "running")
 
 
 def test_a_finished_run_is_selected_and_drawn(visit, server):
@@ -106,25 +112,27 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_every_bad_end_says_what_happened_and_offers_a_way_on(visit, server, end):
-    answer, said = ENDS[end]
+def test_every_bad_end_says_what_happened_and_offers_a_way_on(visit, server):
+    """One run after the other on one page; the way on of each is the next one's start."""
     page = visit()
-    start(page)
-    server.runner.answer = answer
     card = page.locator("#controls .trouble .error")
-    expect(card).to_contain_text(said)
-    expect(card.locator("button")).to_have_count(1)
-    expect(page.locator("#controls .go")).to_be_visible()
-    expect(page.locator("#controls .progress")).to_be_hidden()
-    shot(page, f"end-{end}")
-    if end == "hub":
-        card.locator("button").click()
-        expect(page.locator("#model")).to_have_value(OFFLINE_MODEL)
+    for end, (answer, said) in ENDS.items():
+        server.runner.reset()
+        start(page)
         expect(card).to_have_count(0)
-    if end == "bug":
-        card.locator("summary").click()
-        expect(card).to_contain_text("<b>odd</b>", use_inner_text=True)
+        server.runner.answer = answer
+        expect(card).to_contain_text(said)
+        expect(card.locator("button")).to_have_count(1)
+        expect(page.locator("#controls .go")).to_be_visible()
+        expect(page.locator("#controls .progress")).to_be_hidden()
+        shot(page, f"end-{end}")
+        if end == "hub":
+            card.locator("button").click()
+            expect(page.locator("#model")).to_have_value(OFFLINE_MODEL)
+            expect(card).to_have_count(0)
+        if end == "bug":
+            card.locator("summary").click()
+            expect(card).to_contain_text("<b>odd</b>", use_inner_text=True)
 
 
 def test_stop_and_escape_stop(visit, server):

@@ -139,11 +139,12 @@ def test_a_right_request_is_answered(page, question):
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_any_request_at_all_is_answered_in_words(page, question):
+def test_any_request_at_all_is_answered_in_words(page, question, pytestconfig):
+    """A dozen for each question, forty in `make test-all`."""
     around = places(RIGHT[question])
 
     @settings(
-        max_examples=40,
+        max_examples=40 if pytestconfig.getoption("--all") else 12,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import brotli
 import pytest
@@ -120,7 +121,8 @@ def test_a_stream_is_not_held():
         "headers": [],
         "asgi": {"spec_version": "2.4"},
     }
-    anyio.run(server, scope, receive, send)
+    with ThreadPoolExecutor(1) as apart:  # Playwright's own loop runs in this thread, where a browser is open
+        apart.submit(anyio.run, server, scope, receive, send).result()
     assert order == ["made 0", "sent 0", "made 1", "sent 1"]
 
 

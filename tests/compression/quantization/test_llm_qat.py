@@ -20,13 +20,12 @@ from compression.packed.linear import CompressedLinear
 from compression.quantization import llm_qat
 from compression.quantization.llm_qat import FakeQuant, LlmQatParams
 from compression.recorder import Recorder
-from evaluation.running.chat import Chat
 from evaluation.running.estimate import estimate
 from evaluation.running.run import run
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from kernels.bits import unpack
-from tests import chain_language, oracles, tiny
+from tests import chain_language, oracles, talk, tiny
 
 METHOD = get("llm_qat")
 
@@ -341,7 +340,10 @@ def test_a_run_knows_what_it_is_compared_with():
 TRAINED = {"train_tokens": 10_240, "own_texts": 320, "own_tokens": 32, "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("bits, kv_bits", [(4, 8), (4, 4), (3, 4), (2, 8)])
+@pytest.mark.parametrize(
+    "bits, kv_bits",
+    [pytest.param(4, 8, marks=pytest.mark.slow), (4, 4), pytest.param(3, 4, marks=pytest.mark.slow), (2, 8)],
+)
 def test_training_beats_rounding_and_never_the_original(bits, kv_bits):
     """The paper's order at each W-A-KV; the original stays ahead of what learned from its own text alone."""
     original = chain_language.perplexity(chain_language.teacher())
@@ -373,9 +375,5 @@ def test_a_run_from_end_to_end_and_a_chat_with_what_it_made(tmp_path):
     loaded = artifact.load(store.artifact_folder(result.artifact))
     assert loaded.cache_bits == 4
     assert result.metrics["kv_cache_bytes_per_token"] == loaded.geometry.kv_cache_bytes_per_token(4)
-    chat = Chat(store)
-    try:
-        said = list(chat.ask(result.id, [{"role": "user", "content": "hello there"}], max_tokens=4))
-    finally:
-        chat.close()
+    said = talk.said(store, result.id, "hello there", max_tokens=4)
     assert {e["side"] for e in said if "token" in e} == {"original", "compressed"}

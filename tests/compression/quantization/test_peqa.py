@@ -22,11 +22,11 @@ from compression.recorder import Recorder
 from compression.training import language_loss
 from evaluation.spec import RunSpec
 from kernels.bits import unpack
-from tests import chain_language, oracles, tiny
+from tests import chain_language, oracles, talk, tiny
 
 WORDS = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11  # a text with something to learn
 OTHER = (torch.arange(64)[:, None] * 5 + 7 * torch.arange(32)) % 13
-TRAINED = {"group_size": 16, "train_tokens": 6_000, "learning_rate": 0.02}
+TRAINED = {"group_size": 16, "train_tokens": 3_000, "learning_rate": 0.02}
 
 
 def steps(*recipe):
@@ -393,10 +393,10 @@ def test_the_same_seed_gives_the_same_file():
 
 
 def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
-    same, other = (chain_language.text(2048, 5, dialect) for dialect in (0, 1))
-    start, moved = {"train_tokens": 0}, {"train_tokens": 16_000, "learning_rate": 0.03}
+    same, other = (chain_language.text(1024, 5, dialect) for dialect in (0, 1))
+    start, moved = {"train_tokens": 0}, {"train_tokens": 12_000, "learning_rate": 0.03}
     gains = []
-    for bits, tokens in ((4, 60_000), (3, 60_000), (2, 24_000)):
+    for bits, tokens in ((4, 24_000), (3, 24_000), (2, 12_000)):
         tuned_here, found = {"train_tokens": tokens, "learning_rate": 5e-3}, {}
         for name, text, values in (
             ("rounded", same, start),
@@ -419,7 +419,6 @@ def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
 
 def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
     from evaluation.commands import task_files as command
-    from evaluation.running.chat import Chat
     from evaluation.running.estimate import estimate
     from evaluation.running.run import run
     from evaluation.store import Store
@@ -454,11 +453,5 @@ def test_a_run_saves_its_task_and_the_chat_speaks_it(tmp_path, capsys):
     assert rows[0]["perplexity"] == rows[2]["perplexity"] != rows[1]["perplexity"]
     assert rows[1]["perplexity"] == pytest.approx(results[1].metrics["perplexity"], rel=1e-3)
     assert rows[0]["text"].startswith("line")
-    chat = Chat(store)
-    try:
-        sides = {
-            e["side"] for e in chat.ask(results[0].id, [{"role": "user", "content": "hello"}], max_tokens=4)
-        }
-    finally:
-        chat.close()
+    sides = {e["side"] for e in talk.said(store, results[0].id, "hello", max_tokens=4)}
     assert sides == {"original", "compressed"}

@@ -17,10 +17,10 @@ from compression.quantization.qlora import QloraParams, adapter_params, cost, fr
 from compression.recorder import Recorder
 from compression.training import adamw, language_loss
 from evaluation.spec import RunSpec
-from tests import chain_language, oracles, tiny
+from tests import chain_language, oracles, talk, tiny
 
 WORDS = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11  # a text with something to learn
-TRAINED = {"rank": 4, "group_size": 16, "train_tokens": 6_000, "learning_rate": 0.02}
+TRAINED = {"rank": 4, "group_size": 16, "train_tokens": 3_000, "learning_rate": 0.02}
 BASE, ADAPTER = (
     ("table", "group_size", "double"),
     ("rank", "lora_alpha", "train_tokens", "learning_rate", "train_minutes"),
@@ -43,7 +43,7 @@ def packed_of(bundle):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("values", [{"double": False}, {"double": True, "table": "fp4"}])
 def test_it_is_nf4_and_then_lora_bit_for_bit(family, values):
-    whole = TRAINED | values | {"train_tokens": 2_500}
+    whole = TRAINED | values | {"train_tokens": 1_024}
     first, told = compressed(("qlora", whole), family=family)
     base, adapter = ({k: v for k, v in whole.items() if k in names} for names in (BASE, ADAPTER))
     second, _ = compressed(("nf4", base), ("lora", adapter), family=family)
@@ -148,7 +148,7 @@ def test_the_sum_is_the_adapter_added_to_what_the_base_stands_for():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_it_comes_back_from_disk(family, tmp_path):
-    bundle, outcome = compressed(("qlora", TRAINED | {"train_tokens": 2_500}), family=family)
+    bundle, outcome = compressed(("qlora", TRAINED | {"train_tokens": 1_024}), family=family)
     artifact.save(bundle, tmp_path / "m", {"label": "QLoRA"}, outcome.files)
     assert torch.allclose(
         tiny.logits(artifact.load(tmp_path / "m"), tiny.ids(2)), tiny.logits(bundle, tiny.ids(2)), atol=5e-3
@@ -179,8 +179,8 @@ def test_no_gain_leaves_nf4_and_says_so():
 
 def test_a_new_domain_is_learned_as_well_as_on_sixteen_bits():
     """Within two percent of LoRA on the original, tokens and seed the same."""
-    text, found = chain_language.text(1536, 5, dialect=1), {}
-    budget = {"train_tokens": 32_000, "learning_rate": 0.01}
+    text, found = chain_language.text(768, 5, dialect=1), {}
+    budget = {"train_tokens": 16_000, "learning_rate": 0.02}
     plain = {"train_tokens": 0}
     for name, recipe in (
         ("lora", ("lora", budget)),
@@ -214,7 +214,6 @@ def test_equals_peft():
 
 
 def test_a_run_and_its_chat(tmp_path):
-    from evaluation.running.chat import Chat
     from evaluation.running.estimate import estimate
     from evaluation.running.run import run
     from evaluation.store import Store
@@ -242,13 +241,7 @@ def test_a_run_and_its_chat(tmp_path):
     )
     # a tiny model's header
     assert estimate(spec).file_bytes == pytest.approx(found[2_048].metrics["file_bytes"], rel=0.2)
-    chat = Chat(store)
-    try:
-        sides = {
-            e["side"] for e in chat.ask(found[2_048].id, [{"role": "user", "content": "hello"}], max_tokens=4)
-        }
-    finally:
-        chat.close()
+    sides = {e["side"] for e in talk.said(store, found[2_048].id, "hello", max_tokens=4)}
     assert sides == {"original", "compressed"}
 
 

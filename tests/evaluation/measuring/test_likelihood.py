@@ -87,14 +87,14 @@ def test_repeat_rate_and_first_difference():
 
 @pytest.fixture(scope="module")
 def measured(offline_model, tmp_path_factory):
-    """(perplexity of a plain loop, metrics, bytes that measuring took) of the real model on 2,048 tokens."""
+    """(perplexity of a plain loop, metrics, bytes that measuring took) of the real model on a window of 512."""
     from compression import engine, models, texts
     from evaluation.measuring import memory
     from evaluation.measuring.measure import measure
 
     bundle = models.load(offline_model)
     cut = texts.windows(
-        texts.load_text("builtin", "evaluation"), bundle.tokenizer, "raw", 512, 2048, "evaluation"
+        texts.load_text("builtin", "evaluation"), bundle.tokenizer, "raw", 512, 512, "evaluation"
     )
     total = 0.0
     for window in cut.ids:

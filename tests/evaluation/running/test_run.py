@@ -77,6 +77,19 @@ def store(tmp_path):
     return Store(tmp_path / "home", shipped=None)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A store for tests that look at their own results alone: the original is measured once for all."""
+    return Store(tmp_path_factory.mktemp("shared"), shipped=None)
+
+
+@pytest.fixture(autouse=True)
+def few_witnesses(request, monkeypatch):
+    """Only the first test takes the witness of its run; what it is good for stands in test_witness.py."""
+    if request.function is not test_a_run_measures_everything:
+        monkeypatch.setattr(stages.witness, "witness", lambda *args: {})
+
+
 def test_a_run_measures_everything(place, store):
     events = []
     result = run(spec(place), events.append, store=store)
@@ -135,16 +148,16 @@ def test_a_timing_says_what_ran_and_what_the_dense_model_takes(place, store):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_original_with_a_cache_of_few_bits(place, store, bits):
+def test_the_original_with_a_cache_of_few_bits(place, shared, bits):
     """Measured against the original, in what the cache loses, and stored as a model of its own."""
-    result = run(spec(place, ("none", {}), cache_bits=bits), store=store, timings=False)
+    result = run(spec(place, ("none", {}), cache_bits=bits), store=shared, timings=False)
     assert result.status == "ok", result.error
     m = result.metrics
     assert m["kv_cache_bytes_per_token"] == 2 * 2 * 2 * (12 * bits // 8 + 2)
     assert m["baseline_kv_cache_bytes_per_token"] == 2 * 2 * 2 * 12 * 4
     assert m["kl_divergence_mean"] > 0 and m["weight_bits_per_weight"] == 16
-    assert artifact.load(store.artifact_folder(result.artifact)).cache_bits == bits
-    row = next(r for r in store.rows() if r["id"] == result.id)
+    assert artifact.load(shared.artifact_folder(result.artifact)).cache_bits == bits
+    row = next(r for r in shared.rows() if r["id"] == result.id)
     assert Words("en").run(row) == f"original weights, cache in {bits} bits" and label(result.spec).endswith(
         f"cache {bits} bits"
     )
@@ -165,12 +178,12 @@ def test_without_kernels_the_result_says_so(place, store, monkeypatch):
     assert result.timings[0]["kernel"] == ["dequantise-then-multiply (PyTorch)"]
 
 
-def test_bits_per_weight_are_the_bytes_on_disk(place, store):
+def test_bits_per_weight_are_the_bytes_on_disk(place, shared):
     """E14."""
     from safetensors import safe_open
 
-    result = run(spec(place), store=store, timings=False)
-    file = store.artifact_folder(result.artifact) / "model.safetensors"
+    result = run(spec(place), store=shared, timings=False)
+    file = shared.artifact_folder(result.artifact) / "model.safetensors"
     with safe_open(file, "pt") as f:
         sizes = {
             k: f.get_tensor(k).numel() * f.get_tensor(k).element_size()
@@ -196,12 +209,12 @@ CUT = ("llm_pruner", {"protect_first": 0.0, "protect_last": 0.0, "samples": 4, "
         (("rtn", {"bits": 4}), lambda w: w),
     ],
 )
-def test_the_storage_truth(place, store, step, left):
+def test_the_storage_truth(place, shared, step, left):
     """What is left, what it takes dense, and what it takes as it is stored; the card says it in words."""
     from evaluation.page.cards import run_card
     from evaluation.page.words import Words
 
-    result = run(spec(place, step, table_bits=16), store=store, timings=False)
+    result = run(spec(place, step, table_bits=16), store=shared, timings=False)
     m, weights = result.metrics, 2 * (48 * 48 * 2 + 48 * 24 * 2 + 3 * 48 * 80)
     assert m["matrix_weights"] == weights and m["dense_matrix_bytes"] == 2 * weights
     assert m["kept_weights"] == pytest.approx(left(weights), rel=0.01)
@@ -239,7 +252,7 @@ STUDENT = {"kept": 0.5, "train_tokens": 512, "prompt_tokens": 4, "response_token
 
 
 @pytest.mark.parametrize("name", ["gkd", "minillm"])
-def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
+def test_a_distilled_student_goes_all_the_way(place, shared, name, tmp_path):
     """Measured, saved, loaded, listed on the front, talked to, exported; half of the layers, half of the
     weights, half of the cache."""
     from compression import export, sample, texts
@@ -250,7 +263,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     from evaluation.running.estimate import estimate
 
     told = []
-    result = run(spec(place, (name, STUDENT), table_bits=16), told.append, store=store)
+    result = run(spec(place, (name, STUDENT), table_bits=16), told.append, store=shared)
     assert result.status == "ok", result.error
     assert not [k for k in REQUIRED if k not in result.metrics]
     m = result.metrics
@@ -270,7 +283,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     assert len(judged.after) == len(judged.before) == 200
     assert m["own_reverse_kl"] == pytest.approx(notes["divergences"]["own_reverse_after"], rel=1e-5)
 
-    loaded = artifact.load(store.artifact_folder(result.artifact))
+    loaded = artifact.load(shared.artifact_folder(result.artifact))
     cut = texts.windows(
         texts.load_text(str(place / "test.txt"), "evaluation"),
         loaded.tokenizer,
@@ -282,7 +295,7 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     assert float(likelihood.losses(loaded, cut.ids).mean().exp()) == pytest.approx(m["perplexity"], rel=2e-3)
     assert len(sample.complete(loaded, "line 1", 4)) > len("line 1")
 
-    row = next(r for r in store.rows() if r["id"] == result.id)
+    row = next(r for r in shared.rows() if r["id"] == result.id)
     assert metrics.value(row, "own_reverse_kl") == m["own_reverse_kl"] > 0
     assert row["family"] == "distillation" and metrics.value(row, "file_bytes") == m["file_bytes"]
     assert result.id in pareto.front(
@@ -292,12 +305,12 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
         Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None}
     )
     assert "1 of its teacher" in card and "not by perplexity alone" in card and "50 % of the layers" in card
-    for form in export.offers(store.manifest(result)):
-        export.export(store.artifact_folder(result.artifact), tmp_path / form, form)
+    for form in export.offers(shared.manifest(result)):
+        export.export(shared.artifact_folder(result.artifact), tmp_path / form, form)
 
     rounded = run(
         spec(place, (name, STUDENT), ("rtn", {"bits": 8, "group_size": 16}), table_bits=16),
-        store=store,
+        store=shared,
         timings=False,
     )
     assert rounded.status == "ok", rounded.error
@@ -305,13 +318,13 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
     assert not rounded.judged and "own_reverse_kl" not in rounded.metrics, "another model than the judged one"
 
 
-def test_another_model_may_be_the_student_by_its_content(place, store, tmp_path):
+def test_another_model_may_be_the_student_by_its_content(place, shared, tmp_path):
     import shutil
 
     other = tmp_path / "other"
     shutil.copytree(tiny.folder("qwen3"), other)
     values = {"student": str(other), "train_tokens": 0}
-    result = run(spec(place, ("gkd", values), table_bits=16), store=store, timings=False)
+    result = run(spec(place, ("gkd", values), table_bits=16), store=shared, timings=False)
     assert result.status == "ok", result.error
     assert next(n["facts"] for n in result.notes if n["code"] == "student_other") == {
         "layers": 2,
@@ -322,19 +335,19 @@ def test_another_model_may_be_the_student_by_its_content(place, store, tmp_path)
 
     weights = load_file(other / "model.safetensors")
     save_file({k: 1.01 * v for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    again = run(spec(place, ("gkd", values), table_bits=16), store=store, timings=False)
+    again = run(spec(place, ("gkd", values), table_bits=16), store=shared, timings=False)
     assert again.key != result.key, "the same name, another student"
 
 
-def test_a_public_page_takes_no_student_from_its_own_disk(place, store):
+def test_a_public_page_takes_no_student_from_its_own_disk(place, shared):
     found = {}
     for path in (tiny.folder("llama"), "/etc", "./models"):
         asked = dataclasses.replace(
             spec(place, ("gkd", {"student": path})), text="builtin", calibration="builtin", model="gpt2"
         )
-        found[path] = run(asked, store=store, allow_paths=False).error["code"]
+        found[path] = run(asked, store=shared, allow_paths=False).error["code"]
     assert set(found.values()) == {"path_refused"}
-    assert run(spec(place, ("gkd", {"student": "nosuch"})), store=store).error["code"] == "unknown_model"
+    assert run(spec(place, ("gkd", {"student": "nosuch"})), store=shared).error["code"] == "unknown_model"
 
 
 def test_the_original_is_measured_once_and_equals_itself(place, store, monkeypatch):
@@ -374,9 +387,9 @@ def test_a_table_of_chains_is_measured_like_any_other(place, store, monkeypatch)
     assert plain.metrics["perplexity"] == pytest.approx(result.metrics["perplexity"], rel=1e-3)
 
 
-def test_comparing_the_model_with_itself_gives_nothing(place, store):
+def test_comparing_the_model_with_itself_gives_nothing(place, shared):
     """E16: no compression, exact zero divergence."""
-    result = run(spec(place, ("wanda", {"sparsity": 0.0}), table_bits=16), store=store, timings=False)
+    result = run(spec(place, ("wanda", {"sparsity": 0.0}), table_bits=16), store=shared, timings=False)
     assert result.metrics["kl_divergence_max"] == pytest.approx(0, abs=1e-6)
     assert result.metrics["same_top_token_rate"] == 1 and result.metrics["perplexity_ratio"] == pytest.approx(
         1, abs=1e-7
@@ -396,13 +409,13 @@ def test_the_same_run_again_is_answered_from_the_store(place, store):
     }
 
 
-def test_a_chain_stores_both_savings(place, store):
+def test_a_chain_stores_both_savings(place, shared):
     chained = run(
         spec(place, ("wanda", {"pattern": "2:4"}), ("gptq", {"bits": 4, "group_size": 16})),
-        store=store,
+        store=shared,
         timings=False,
     )
-    dense = run(spec(place), store=store, timings=False)
+    dense = run(spec(place), store=shared, timings=False)
     assert chained.status == "ok", chained.error
     assert chained.metrics["file_bytes"] < dense.metrics["file_bytes"]
     assert {row["method"] for row in chained.layers} == {"wanda", "gptq"}
@@ -419,15 +432,15 @@ def test_a_chain_stores_both_savings(place, store):
         ({"model": "nosuch"}, "unknown_model"),
     ],
 )
-def test_a_visitors_mistakes_end_in_a_record(place, store, changes, code):
+def test_a_visitors_mistakes_end_in_a_record(place, shared, changes, code):
     if code == "no_gpu" and torch.cuda.is_available():
         pytest.skip("a GPU is here")
     changed = dict(changes)
     if changed.get("calibration") == "same":
         changed["calibration"] = str(place / "test.txt")
-    result = run(dataclasses.replace(spec(place), **changed), store=store)
+    result = run(dataclasses.replace(spec(place), **changed), store=shared)
     assert (result.status, result.error["code"]) == ("failed", code), result.error
-    assert result.error["message"] and store.get_id(result.id) == result
+    assert result.error["message"] and shared.get_id(result.id) == result
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_model(place, store, monkeypatch):
@@ -504,7 +517,7 @@ def test_cancelling_says_so(place, store):
     assert (result.status, result.error["code"]) == ("cancelled", "cancelled")
 
 
-def test_a_student_that_reads_otherwise_is_refused_before_it_is_trained(place, store, tmp_path):
+def test_a_student_that_reads_otherwise_is_refused_before_it_is_trained(place, shared, tmp_path):
     """Its tokens are other words, and no figure of the original compares with them."""
     tiny.original("gpt2").save_pretrained(tmp_path / "other")
     tokenizer = tiny.tokenizer()
@@ -512,7 +525,7 @@ def test_a_student_that_reads_otherwise_is_refused_before_it_is_trained(place, s
     tokenizer.save_pretrained(tmp_path / "other")
     result = run(
         spec(place, ("mt_cot", {"student": str(tmp_path / "other"), "teaching": "oracle"})),
-        store=store,
+        store=shared,
         timings=False,
     )
     assert (result.status, result.error["code"]) == (

@@ -81,17 +81,7 @@ def running(runner, run_id):
     )
 
 
-def test_a_run_ends_in_the_store(runner, texts):
-    run_id = runner.submit(spec(texts))
-    stages = set()
-    state = wait(runner, run_id, lambda s: stages.add(s.get("stage")) or s["status"] == "ok")
-    assert state["result_id"] == run_id and runner.store.get_id(run_id).metrics["perplexity"] > 1
-    assert stages - {None}, "progress was told"
-    assert runner.submit(spec(texts)) == run_id, "answered from the store"
-    assert runner.submit(spec(texts), again=True) != run_id
-
-
-def test_the_apps_own_process_never_loads_a_model(runner, texts, monkeypatch):
+def test_a_run_ends_in_the_store_and_the_apps_own_process_loads_no_model(runner, texts, monkeypatch):
     from compression import artifact, models
 
     def never(*args, **kwargs):
@@ -99,7 +89,15 @@ def test_the_apps_own_process_never_loads_a_model(runner, texts, monkeypatch):
 
     monkeypatch.setattr(models, "load", never)
     monkeypatch.setattr(artifact, "load", never)
-    assert wait(runner, runner.submit(spec(texts, bits=2)))["status"] == "ok"
+    run_id = runner.submit(spec(texts))
+    stages = set()
+    state = wait(runner, run_id, lambda s: stages.add(s.get("stage")) or s["status"] == "ok")
+    assert state["result_id"] == run_id and runner.store.get_id(run_id).metrics["perplexity"] > 1
+    assert stages - {None}, "progress was told"
+    assert runner.submit(spec(texts)) == run_id, "answered from the store"
+    anew = runner.submit(spec(texts), "ann", again=True)
+    assert anew != run_id
+    runner.cancel(anew, "ann")
 
 
 def test_two_visitors_share_one_run_and_one_may_leave(runner, texts):

@@ -165,6 +165,21 @@ ALTERED = {
         (WANDA,),
     ),
 }
+# Alterations of what one method alone reads, which no other of the named results can see: in `make test` they
+# share a copy of the program, in `make test-all` each has its own.
+TOGETHER = (
+    (
+        *("a half-quadratic step", "a value of a table", "a search", "a scale of activations"),
+        *("a share that is removed", "a chain of cores", "a cache", "an importance"),
+    ),
+    ("a score", "the length of gradients"),
+)
+
+
+def _groups(apart: bool) -> list[tuple[str, ...]]:
+    """The alterations that each copy has."""
+    shared = () if apart else TOGETHER
+    return [*shared, *((what,) for what in ALTERED if not any(what in group for group in shared))]
 
 
 def _copy(folder: Path) -> Path:
@@ -188,18 +203,21 @@ def _renamed(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
+def verdicts(tmp_path_factory, pytestconfig):
     """What of a copy -> {result's file: what differs}."""
     jobs = {}
-    for what, (file, old, new, stale, fresh) in ALTERED.items():
-        root = _copy(tmp_path_factory.mktemp("altered"))
-        text = (root / file).read_text("utf-8")
-        assert old in text, f"{file} has no {old!r} any more: alter something else in it"
-        (root / file).write_text(text.replace(old, new), "utf-8")
-        jobs[what] = {"root": str(root), "files": [*stale, *fresh]}
+    for group in _groups(apart=pytestconfig.getoption("--all")):
+        root, files = _copy(tmp_path_factory.mktemp("altered")), []
+        for what in group:
+            file, old, new, stale, fresh = ALTERED[what]
+            text = (root / file).read_text("utf-8")
+            assert old in text, f"{file} has no {old!r} any more: alter something else in it"
+            (root / file).write_text(text.replace(old, new), "utf-8")
+            files += [*stale, *fresh]
+        jobs[group] = {"root": str(root), "files": list(dict.fromkeys(files))}
     root = _copy(tmp_path_factory.mktemp("renamed"))
     _renamed(root)
-    jobs["names and comments"] = {"root": str(root), "files": [RTN, GPTQ, WANDA, LORA]}
+    jobs["names and comments",] = {"root": str(root), "files": [RTN, GPTQ, WANDA, LORA]}
     script = Path(__file__).with_name("mutated.py")
     done = subprocess.run(
         [sys.executable, script],
@@ -209,7 +227,14 @@ def verdicts(tmp_path_factory):
         check=True,
         env=os.environ | {"PYTHONPATH": ""},
     )
-    return dict(zip(jobs, json.loads(done.stdout), strict=True))
+    found = zip(jobs, json.loads(done.stdout), strict=True)
+    return {what: verdict for group, verdict in found for what in group}
+
+
+@pytest.mark.parametrize("group", TOGETHER, ids=len)
+def test_alterations_of_one_copy_tell_on_results_of_their_own(group):
+    stale = [name for what in group for name in ALTERED[what][3]]
+    assert len(set(stale)) == len(stale) and not {n for what in group for n in ALTERED[what][4]} & set(stale)
 
 
 @pytest.mark.parametrize("what", ALTERED)

@@ -18,8 +18,10 @@ from kernels import cpu
 from kernels.bits import pack, unpack
 from kernels.cpu import plans, selftest
 from kernels.grouped_int import grouped_int, groups_of, spread
+from kernels.home import home
 from kernels.sparse import mask_bits
 from kernels.tensor_train import tensor_train_rows
+from tests.kernels.cpu import kept_compiler
 
 ROOT = Path(__file__).parents[3]
 needs_compiler = pytest.mark.skipif(cpu.compiler() is None, reason="no C compiler here")
@@ -28,11 +30,22 @@ TOKENS = (1, 2, 5, 17, 64, 130)
 QUICKLY = {"CFLAGS": "-O1"}  # a build of which only the way matters, or the numbers: half the time
 
 
+@pytest.fixture(scope="session")
+def quickly(tmp_path_factory):
+    """The environment of a quick build: its compiler compiles nothing twice (kept_compiler.py)."""
+    if (real := cpu.compiler()) is None:
+        return QUICKLY
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CFLAGS", QUICKLY["CFLAGS"])
+        kept = cpu._place("", real).with_suffix(".objects")
+    return QUICKLY | {"CC": str(kept_compiler.script(tmp_path_factory.mktemp("compiler"), real, kept))}
+
+
 @pytest.fixture
-def fresh(monkeypatch, tmp_path):
+def fresh(monkeypatch, tmp_path, quickly):
     """A process that has built nothing yet, with a cache of its own."""
     cpu.forget()
-    for name, value in ({"COMPRESSION_EXPLORER_HOME": str(tmp_path)} | QUICKLY).items():
+    for name, value in ({"COMPRESSION_EXPLORER_HOME": str(tmp_path)} | quickly).items():
         monkeypatch.setenv(name, value)
     yield tmp_path
     monkeypatch.undo()
@@ -45,10 +58,11 @@ ALTERED = [  # one constant of the source, and another
 
 
 @pytest.fixture(scope="session")
-def quick():
-    """A library that was built with QUICKLY, among the session's own."""
+def quick(quickly):
+    """A library of a quick build, among the session's own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CFLAGS", QUICKLY["CFLAGS"])
+        for name, value in quickly.items():
+            patch.setenv(name, value)
         return cpu._file("")
 
 
@@ -180,11 +194,14 @@ def test_the_number_of_threads_changes_nothing(threads):
     "path, name",
     [("avx512", "AVX-512 VNNI"), ("avx2", "AVX2"), ("avx2_vnni", "AVX2 VNNI"), ("portable", "portable C")],
 )
-def test_other_processors_paths(path, name, tmp_path):
-    """Forced: the self-test over every format, and the same decode step."""
+def test_other_processors_paths(path, name, quickly, pytestconfig):
+    """Forced: the self-test over every format, and the same decode step. The libraries are built among the
+    session's own."""
     needed = {"avx512": "avx512_vbmi2", "avx2": "avx2", "avx2_vnni": "avx_vnni"}.get(path)
     if needed and needed not in cpu.flags():
         pytest.skip(f"this processor has no {needed}")
+    if cpu.wait() is not None and cpu.instructions() == name and not pytestconfig.getoption("--all"):
+        pytest.skip(f"{name} serves all other tests here; make test-all forces it too")
     code = f"""
 from kernels import cpu; assert cpu.wait() is not None, cpu.status()
 assert cpu.instructions() == {name!r}, cpu.instructions()
@@ -192,7 +209,7 @@ from tests.compression.test_engine import equals_transformers
 equals_transformers("qwen3"); equals_transformers("gpt2")
 from tests.compression.test_kv_cache import step_equals_loop
 for bits in (8, 4): step_equals_loop("qwen3", bits)"""
-    done = process(code, tmp_path, COMPRESSION_EXPLORER_KERNELS=path, **QUICKLY)
+    done = process(code, home(), COMPRESSION_EXPLORER_KERNELS=path, **quickly)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

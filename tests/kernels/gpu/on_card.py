@@ -10,6 +10,7 @@ import torch
 
 from kernels import grouped_int
 from kernels.bits import pack
+from tests.tiers import met
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -46,6 +47,21 @@ def check(op, x, weight, *operands, dtypes=tuple(TOLERANCE), tiled=False):
 def half_of(case):
     """float32 and one of the 16-bit types: bfloat16 for every third case (the interpreter is slow)."""
     return torch.float32, torch.bfloat16 if hash(case) % 3 == 0 else torch.float16
+
+
+def many(case):
+    """Whether a case's tokens, its first number, are for the kernel of many."""
+    return case[0] > 8
+
+
+def by_turns(cases, *traits):
+    """Cases as parameters: `make test` meets every shape, and every trait in the kernels of few and of many
+    tokens (the interpreter is slow); `make test-all` runs them all."""
+
+    def both(trait):
+        return lambda case: (many(case), trait(case))
+
+    return met(cases, lambda case: case[:3], *map(both, (lambda case: half_of(case)[1], *traits)))
 
 
 def scales(out, n, group, g):

@@ -8,7 +8,8 @@ import torch
 from kernels import binary_coded, codebook, grouped_int, sparse
 from kernels.bits import pack, unpack
 from kernels.grids import dynamic_map
-from tests.kernels.gpu.on_card import check, grid, half_of, product, scales, tokens_of
+from tests.kernels.gpu.on_card import by_turns, check, grid, half_of, many, product, scales, tokens_of
+from tests.tiers import met
 
 WIDE = tuple(
     (tokens, 9, 1100, bits, group)
@@ -17,8 +18,17 @@ WIDE = tuple(
 SEVEN = ((1, 33, 80, 6, 32), (17, 33, 80, 7, 32), (5, 9, 45, 7, 16))
 
 
+def bits_of(case):
+    return case[3]
+
+
+def has_offset(case):
+    """Whether a case of binary planes has one."""
+    return (case[0] + bits_of(case)) % 2 == 0
+
+
 @product
-@pytest.mark.parametrize("case", grouped_int.CASES + SEVEN)
+@pytest.mark.parametrize("case", by_turns(grouped_int.CASES + SEVEN, bits_of))
 def test_product_of_grouped_int(case, poisoned, small_tiles):
     tokens, out, n, bits, group = case
     operands, weight = grid(out, n, bits, group)
@@ -38,10 +48,11 @@ def test_product_of_grouped_int_as_it_is_tiled_for_use(case, poisoned):
 
 
 REAL = (*(case for case in grouped_int.CASES if case[3] in (3, 8)), (9, 17, 1100, 4, 48))
+LEVELS = (*((*case, 3) for case in REAL), *((*case, bits) for case in REAL[-4:] for bits in (4, 5)))
 
 
 @product
-@pytest.mark.parametrize("case", REAL)
+@pytest.mark.parametrize("case", by_turns(REAL, bits_of))
 def test_product_of_grouped_int_with_real_zeros(case, poisoned, small_tiles):
     tokens, out, n, bits, group = case
     (codes, scale, _, *rest), _ = grid(out, n, bits, group)
@@ -54,13 +65,10 @@ def test_product_of_grouped_int_with_real_zeros(case, poisoned, small_tiles):
 
 
 @product
-@pytest.mark.parametrize(
-    "case, level_bits",
-    [*((case, 3) for case in REAL), *((case, bits) for case in REAL[-4:] for bits in (4, 5))],
-)
-def test_product_of_two_levels(case, level_bits, poisoned, small_tiles):
+@pytest.mark.parametrize("case", by_turns(LEVELS, bits_of, lambda case: case[5]))
+def test_product_of_two_levels(case, poisoned, small_tiles):
     """Runs of 16 rows share a grid for their scales and one for their zero points; the last run is short."""
-    tokens, out, n, bits, group = case
+    tokens, out, n, bits, group, level_bits = case
     (codes, scale, *_), _ = grid(out, n, bits, group)
     g, groups, found, levels, stats = torch.Generator().manual_seed(level_bits), scale.shape[1], [], [], []
     for _ in range(2):
@@ -93,8 +101,11 @@ def test_product_of_what_is_not_contiguous_or_empty(poisoned):
         check(op, x, weight[:0], codes[:0], scale[:0], zero[:0], bits, group, dtypes=(torch.float32,))
 
 
+BOOKS = (*codebook.CASES, (8, 9, 1100, 64))
+
+
 @product
-@pytest.mark.parametrize("case", (*codebook.CASES, (8, 9, 1100, 64)))
+@pytest.mark.parametrize("case", BOOKS)
 def test_product_of_codebook(case, poisoned, small_tiles):
     tokens, out, n, group = case
     g = torch.Generator().manual_seed(out)
@@ -117,7 +128,7 @@ def test_product_of_codebook(case, poisoned, small_tiles):
 
 
 @product
-@pytest.mark.parametrize("case", (*codebook.CASES, (8, 9, 1100, 64)))
+@pytest.mark.parametrize("case", met(BOOKS, many, lambda case: half_of(case)[1], lambda case: case[3]))
 def test_product_of_codebook_with_nested_scales(case, poisoned, small_tiles):
     tokens, out, n, group = case
     g = torch.Generator().manual_seed(out)
@@ -135,21 +146,22 @@ def test_product_of_codebook_with_nested_scales(case, poisoned, small_tiles):
 
 
 @product
-@pytest.mark.parametrize("case", binary_coded.CASES)
+@pytest.mark.parametrize("case", by_turns(binary_coded.CASES, bits_of, has_offset))
 def test_product_of_binary_coded(case, poisoned, small_tiles):
     tokens, out, n, bits, group = case
-    has_offset = (tokens + bits) % 2 == 0
     g = torch.Generator().manual_seed(out + bits)
     b = torch.rand(bits, out, n, generator=g) > 0.5
     alpha = torch.stack([scales(out, n, group, g) for _ in range(bits)])
     offset = (
-        scales(out, n, group, g).to(torch.float32 if tokens % 2 else torch.float16) if has_offset else None
+        scales(out, n, group, g).to(torch.float32 if tokens % 2 else torch.float16)
+        if has_offset(case)
+        else None
     )
     weight = sum(
         grouped_int.spread(a.double(), n, group) * (2 * plane.double() - 1)
         for a, plane in zip(alpha, b, strict=True)
     )
-    if has_offset:
+    if has_offset(case):
         weight = weight + grouped_int.spread(offset.double(), n, group)
     from kernels.gpu.binary_coded import binary_coded as op
     from kernels.gpu.binary_coded import looked_up

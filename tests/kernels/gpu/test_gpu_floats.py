@@ -9,6 +9,11 @@ from kernels import columns, dense, low_rank, outliers
 from tests.kernels.gpu.on_card import check, half_of, product, tokens_of
 
 
+def lower(case):
+    """At most 42 rows: the interpreter walks through 4 at a time, and the last 2 are a tile that isn't full."""
+    return (case[0], min(case[1], 42), *case[2:])
+
+
 @product
 @pytest.mark.parametrize("case", dense.CASES)
 def test_product_of_dense(case, poisoned):
@@ -23,7 +28,7 @@ def test_product_of_dense(case, poisoned):
 
 
 @product
-@pytest.mark.parametrize("case", low_rank.CASES)
+@pytest.mark.parametrize("case", [(*lower(case[:3]), min(case[3], 42)) for case in low_rank.CASES])
 def test_product_of_low_rank(case, poisoned):
     tokens, out, n, rank = case
     g = torch.Generator().manual_seed(rank)
@@ -34,7 +39,7 @@ def test_product_of_low_rank(case, poisoned):
 
 
 @product
-@pytest.mark.parametrize("case", (*outliers.CASES, (9, 5, 300, 400)))
+@pytest.mark.parametrize("case", (*map(lower, outliers.CASES), (9, 5, 300, 400)))
 def test_product_of_outliers(case, poisoned):
     tokens, out, n, count = case
     g = torch.Generator().manual_seed(count)
@@ -50,7 +55,7 @@ def test_product_of_outliers(case, poisoned):
 
 
 @product
-@pytest.mark.parametrize("case", (*columns.CASES, (9, 20, 300, 40)))
+@pytest.mark.parametrize("case", (*map(lower, columns.CASES), (9, 20, 300, 40)))
 def test_product_of_columns(case, poisoned):
     tokens, out, n, count = case
     g = torch.Generator().manual_seed(count)

@@ -9,7 +9,7 @@ import torch
 from kernels import grouped_int, sparse
 from kernels.bits import pack
 from kernels.grids import Levels
-from tests.kernels.gpu.on_card import DEVICE, check, half_of, on_device, product, scales, tokens_of
+from tests.kernels.gpu.on_card import DEVICE, by_turns, check, half_of, on_device, product, scales, tokens_of
 
 SPARSE = (*sparse.CASES, (2, 9, 1100), (9, 3, 1100))
 
@@ -59,7 +59,7 @@ def check_levels(op, x, weight, *operands, levels, case):
 
 
 @product
-@pytest.mark.parametrize("case", CODED)
+@pytest.mark.parametrize("case", by_turns(CODED, lambda case: case[3]))
 def test_product_of_bitmask_codes(case, poisoned, monkeypatch):
     tokens, out, n, bits, group = case
     g = torch.Generator().manual_seed(n)
@@ -80,7 +80,7 @@ def test_product_of_bitmask_codes(case, poisoned, monkeypatch):
 
 
 @product
-@pytest.mark.parametrize("case", CODED)
+@pytest.mark.parametrize("case", by_turns(CODED, lambda case: case[3]))
 def test_product_of_two_four_codes(case, poisoned, monkeypatch):
     tokens, out, n, bits, group = case
     _, positions = pairs(out, n)
@@ -126,7 +126,7 @@ def test_product_of_two_four(case, poisoned):
     weight = sparse.scatter_two_four(values, positions)
     from kernels.gpu.sparse import two_four, two_four_rows
 
-    check(two_four, tokens_of(tokens, n), weight.double(), values, pack(positions, 2))
+    check(two_four, tokens_of(tokens, n), weight.double(), values, pack(positions, 2), dtypes=half_of(case))
     given = on_device(values, pack(positions, 2))
     assert torch.equal(two_four_rows(*given, None, 0, out, n, torch.float16).cpu(), weight)
 
