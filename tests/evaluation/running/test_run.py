@@ -292,8 +292,8 @@ def test_a_distilled_student_goes_all_the_way(place, store, name, tmp_path):
         Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None}
     )
     assert "1 of its teacher" in card and "not by perplexity alone" in card and "50 % of the layers" in card
-    for form in export.offers(store.manifest(result)):
-        export.export(store.artifact_folder(result.artifact), tmp_path / form, form)
+    for form in export.offers(store.artifact_folder(result.artifact)):
+        export.write(artifact.load(store.artifact_folder(result.artifact)), tmp_path / form, form)
 
     rounded = run(
         spec(place, (name, STUDENT), ("rtn", {"bits": 8, "group_size": 16}), table_bits=16),
