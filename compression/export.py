@@ -119,11 +119,11 @@ def write(
 
     if form not in FORMS:
         raise CannotExport(f"format {form!r}; allowed: {', '.join(FORMS)}")
-    if form == adapter.FORM:
-        return adapter.write(bundle, folder, label)
     module, config = bundle.module, bundle.module.config
     if why := refusal(artifact.parts(bundle), config, form):
         raise CannotExport(why)
+    if form == adapter.FORM:
+        return adapter.write(bundle, folder, label)
     found = {
         path: [(part, module.get_submodule(part)) for part in parts]
         for path, parts in arch.file_linears(config)
@@ -297,15 +297,15 @@ def refusal(parts: Mapping[str, Any], config, form: str) -> str:
     which version 1 of GPTQ has no place.
     """
     modules, row = parts["modules"], arch.of_config(config)
-    if form == adapter.FORM:
-        return adapter.refusal(modules, config)
-    if form == "compressed-tensors" and row.transposed:
-        return "GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2"
     if "geometry" in parts or "width" in parts:
         return (
             "heads or channels were cut out of some blocks, and these formats describe all blocks by one "
             "config; keep the model in its own format"
         )
+    if form == adapter.FORM:
+        return adapter.refusal(modules, config)
+    if form == "compressed-tensors" and row.transposed:
+        return "GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2"
     if parts.get("attention"):
         return (
             "attention multiplies 8-bit integers, which these formats don't say; keep the model in its "

@@ -524,6 +524,25 @@ def test_a_family_is_offered_what_is_written(family, table_bits, tmp_path):
         assert offered == written and "gptq_v2" in offered
 
 
+APART = dict(get("lora").tiny) | {"merge": False}
+
+
+@pytest.mark.parametrize(
+    "recipe, forms",
+    [
+        ([("rtn", {"group_size": 16}), ("lora", APART)], ["peft"]),
+        # its base is no model that another program has
+        ([("llm_pruner", dict(get("llm_pruner").tiny)), ("lora", APART)], []),
+        ([("awq", {"rounding": False}), ("gptq", {"group_size": 16})], ["gptq_v2", "compressed-tensors"]),
+        ([("gptq", {"group_size": 16}), ("lut_gemm", {})], []),
+        ([("wanda", {"pattern": "2:4"}), ("gptq", {"group_size": 16})], []),
+    ],
+)
+def test_a_chain_is_offered_what_is_written(recipe, forms, tmp_path):
+    bundle = compressed("llama", recipe)
+    assert offered_and_written(bundle, tmp_path) == (forms, forms)
+
+
 def test_what_the_page_offers_for_8_bits_of_activations(tmp_path):
     """compressed-tensors has a place for inputs that are rounded token by token, and for no other rule."""
     expected = {"token": ["compressed-tensors"], "dynamic_tensor": [], "tensor": []}
