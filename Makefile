@@ -7,7 +7,7 @@
 # make learn-static  write Learn into learn-static/, a folder for any web server
 # make check    lint, format and types
 # make mutations  put faults into copies of the program and see whether `make quick` finds them (about an hour)
-# make soak     the campaign of faults, hostile files and visitors (about two hours on two quiet cores; ARGS=... see tests/soak)
+# make soak     the campaign of faults, hostile files and visitors (some hours on two quiet cores; ARGS=... see tests/soak)
 # make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS="--authors DIR" beside the
 #                     authors' loops of OWQ and SpQR; see evaluation/benches/peers.py)
 

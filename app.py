@@ -212,6 +212,7 @@ def main() -> None:
     import sys
     import threading
 
+    import compression
     from evaluation import host
     from evaluation.running import provenance
     from evaluation.running.chat import Chat
@@ -239,7 +240,8 @@ def main() -> None:
 
     def warm_up():  # one thing after the other: work beside a measurement of speed would spoil it
         host.profile()
-        store.rows()  # imports torch, while the page loads
+        for name in compression.NAMES:  # imports torch, while the page loads
+            compression.get(name)
         host.profile(again=True)
         cpu.library()  # begins to build the kernels
 

@@ -19,20 +19,20 @@ was trained on; on another base the result is another model.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from compression import arch, beside, elsewhere
-from compression.base import CannotExport, Note
+from compression.base import Note
 from compression.bundle import Bundle
 from compression.packed.base import Packed
 from compression.packed.codebook import TABLES, CodeBook
 from compression.packed.dense import Dense
 from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
-from compression.packed.sum import Sum
 from kernels.home import whole
 
 FORM = "peft"
@@ -46,37 +46,42 @@ OTHER = "the model as it was compressed before the training; nothing but that ba
 BITSANDBYTES_GROUP = 64  # weights that share a scale in bitsandbytes
 
 
-def offered(manifest: dict) -> bool:
-    """Whether a model with this manifest (artifact.MANIFEST) has an adapter at every compressed linear."""
-    held = [m["packed"] for m in manifest.get("modules", {}).values() if m["kind"] == "linear"]
-    return bool(held) and all(p["format"] == "sum" and p["second"]["format"] == "low_rank" for p in held)
+def refusal(modules: Mapping[str, dict], config) -> str:
+    """Why a model of these parts (artifact.parts) has no adapter to export; "" if it has one.
+
+    config: the model's transformers config.
+    """
+    held = {path: m for path, m in modules.items() if m["kind"] == "linear"}
+    if not held or not all(
+        m["packed"]["format"] == "sum" and m["packed"]["second"]["format"] == "low_rank"
+        for m in held.values()
+    ):
+        return (
+            "no adapter stands beside these weights; a training with `lora` (merge off) or `qlora` leaves one"
+        )
+    if any(m["input_scale"] for m in held.values()):
+        return "the base multiplies its inputs by a factor at run time, which no other program's base does"
+    for path, parts in arch.file_linears(config):
+        count = sum(part in held for part in parts)
+        if 0 < count < len(parts):
+            return (
+                f"{path} holds q, k and v in one matrix, and only {count} of them have an adapter; "
+                "adapt all of them"
+            )
+    return ""
 
 
 def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[Note, ...]]:
-    """Write the adapter to `folder`, which appears whole or not at all.
+    """Write the adapter to `folder`, which appears whole or not at all; `refusal` let the model through.
 
-    Returns (bytes of the file, no notes). Raises CannotExport.
+    Returns (bytes of the file, no notes).
     """
     from safetensors.torch import save_file
 
-    found = {path: m.packed for path, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)}
-    if not found or not all(isinstance(p, Sum) and isinstance(p.second, LowRank) for p in found.values()):
-        raise CannotExport(
-            "no adapter stands beside these weights; a training with `lora` (merge off) or `qlora` leaves one"
-        )
-    if any(bundle.module.get_submodule(path).input_scale is not None for path in found):
-        raise CannotExport(
-            "the base multiplies its inputs by a factor at run time, which no other program's base does"
-        )
     config, thin = bundle.module.config, {}
+    found = {path: m.packed for path, m in bundle.module.named_modules() if isinstance(m, CompressedLinear)}
     for path, parts in arch.file_linears(config):
-        held = [found[part].second for part in parts if part in found]
-        if held and len(held) < len(parts):
-            raise CannotExport(
-                f"{path} holds q, k and v in one matrix, and only {len(held)} of them have an adapter; "
-                "adapt all of them"
-            )
-        if held:
+        if held := [found[part].second for part in parts if part in found]:
             thin[path] = _joined(held, arch.fused_heads(config))
     tensors = {
         f"base_model.model.{path}.lora_{name}.weight": t

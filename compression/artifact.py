@@ -27,6 +27,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,19 +76,12 @@ def _write(bundle: Bundle, folder: Path, about: dict) -> int:
         "version": VERSION,
         "base": Path(bundle.name).name if is_path(bundle.name) else bundle.name,
         "source": source,
-        "modules": _modules(module),
         "storage_dtype": str(storage).removeprefix("torch."),
         "cache_bits": bundle.cache_bits,
         "about": about,
-    }
+    } | parts(bundle)
     if bundle.cache_keys != "token":
         manifest["cache_keys"] = bundle.cache_keys
-    if bundle.attention:
-        manifest["attention"] = [dataclasses.asdict(rule) for rule in bundle.attention]
-    if bundle.geometry.layers != arch.geometry_of(module.config).layers:
-        manifest["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
-    if bundle.geometry.hidden != arch.geometry_of(module.config).hidden:
-        manifest["width"] = bundle.geometry.hidden
     beside.write(bundle, folder, about.get("label", "compressed"), HOW_TO_LOAD)
     _seal(folder, manifest)
     return (folder / WEIGHTS).stat().st_size
@@ -128,6 +122,22 @@ def stored_bytes(bundle: Bundle) -> int:
 def _computes(name: str, tensor: torch.Tensor) -> bool:
     """Whether the model computes with this tensor directly; a format's own tensors keep their dtype."""
     return tensor.is_floating_point() and ".packed." not in f".{name}"
+
+
+def parts(bundle: Bundle) -> dict[str, Any]:
+    """What a manifest says of the model's parts: its formats, and what config.json doesn't say of it.
+
+    For example a block with fewer heads than the others ("geometry"), or 8-bit attention ("attention").
+    """
+    described = arch.geometry_of(bundle.module.config)
+    found: dict[str, Any] = {"modules": _modules(bundle.module)}
+    if bundle.attention:
+        found["attention"] = [dataclasses.asdict(rule) for rule in bundle.attention]
+    if bundle.geometry.layers != described.layers:
+        found["geometry"] = [dataclasses.asdict(sizes) for sizes in bundle.geometry.layers]
+    if bundle.geometry.hidden != described.hidden:
+        found["width"] = bundle.geometry.hidden
+    return found
 
 
 def _modules(module: nn.Module) -> dict[str, dict]:
@@ -290,6 +300,16 @@ def _seal(folder: Path, manifest: dict) -> None:
     (folder / MANIFEST).write_text(
         text.replace(UNSEALED, hashlib.sha256(text.encode()).hexdigest(), 1), "utf-8"
     )
+
+
+def described(folder: Folder) -> dict:
+    """The manifest of a folder that `save` wrote; its types are checked, and no file's content.
+
+    Raises ModelUnavailable.
+    """
+    manifest = folder.json(MANIFEST, MANIFEST_BYTES)
+    _check_manifest(folder, manifest)
+    return manifest
 
 
 def read_manifest(folder: Folder) -> dict:

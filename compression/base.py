@@ -26,7 +26,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -121,6 +121,8 @@ def param(
     label: Literal["", "named", "title", "choice", "always"] = "",
     level: Literal["basic", "advanced"] = "basic",
     when: Mapping[str, Any] | None = None,
+    only: Mapping[str, Sequence] | None = None,
+    because: str = "",
 ):
     """Declare one parameter. Its widget, flag, check, help text and cache key are generated from this line.
 
@@ -139,6 +141,8 @@ def param(
 
     when: other parameter -> value. Unless all these parameters have their value, this one has no effect and
     is left out of the key. A parameter that the method doesn't have is ignored here.
+
+    only: other parameter -> values. Any value but the default is allowed only beside these. because: why.
     """
     meta = dict(
         help=help,
@@ -154,6 +158,8 @@ def param(
         level=level,
         when=dict(when or {}),
     )
+    if only:
+        meta |= dict(only={name: list(values) for name, values in only.items()}, because=because)
     return field(default=default, metadata=meta)
 
 
@@ -162,13 +168,11 @@ class Params:
     """The base class of every method's parameters: a frozen dataclass whose fields are made by `param`."""
 
     def __post_init__(self):
+        owner, values = type(self).__name__.removesuffix("Params").lower(), self.json()
         for f in dataclasses.fields(self):
-            _check(
-                type(self).__name__.removesuffix("Params").lower(),
-                f,
-                getattr(self, f.name),
-                self._type(f.name),
-            )
+            _check(owner, f, values[f.name], self._type(f.name))
+        for f in dataclasses.fields(self):
+            _check_beside(owner, f, values)
 
     @classmethod
     @functools.cache
@@ -265,6 +269,22 @@ def _check(owner: str, f: dataclasses.Field, value, kind: type) -> None:
         got=value,
         allowed=allowed,
     )
+
+
+def _check_beside(owner: str, f: dataclasses.Field, values: Mapping[str, Any]) -> None:
+    """Whether a value may stand beside the other parameters' values (`only` of `param`)."""
+    if values[f.name] == f.default:
+        return
+    for other, allowed in f.metadata.get("only", {}).items():
+        if values[other] not in allowed:
+            raise BadParam(
+                f"{owner}: {f.name} = {values[f.name]!r} with {other} = {values[other]!r}: "
+                f"{f.metadata['because']}. Choose {f.name} = {f.default!r}, or {other} = "
+                f"{' or '.join(map(repr, allowed))}.",
+                name=f.name,
+                got=values[f.name],
+                allowed=f.default,
+            )
 
 
 @dataclass(frozen=True)
@@ -473,6 +493,7 @@ class Method(Generic[P]):
             "first": self.shown_first,
             "full": dict(self.full),
             "inherits": list(self.inherits),
+            "adds": bool(getattr(self, "adds", None)),
             "idle": list(self.inherits),  # parameters without effect after a step that has those
         }
 

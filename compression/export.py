@@ -37,15 +37,16 @@ them as if they were linears; compressed-tensors knows only linears.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression import adapter, arch, artifact, beside, checkpoint, configs, elsewhere, headers
-from compression.architectures import ARCHITECTURES
 from compression.base import CannotExport, ModelUnavailable, Note
 from compression.bundle import Bundle
 from compression.folder import Folder
@@ -95,29 +96,15 @@ class Layer:
     bias: Tensor | None  # [out]
 
 
-def offers(manifest: dict) -> list[str]:
-    """Formats that a model with this manifest (artifact.MANIFEST) can be offered in, by its own formats."""
-    if "geometry" in manifest or "width" in manifest:  # its blocks differ from what the config describes
-        return []
-    if adapter.offered(manifest):
-        return [adapter.FORM]
-    # a head is written in 16 bits, whatever its format
-    heads = {row.head for row in ARCHITECTURES.values()}
-    packed = [
-        m["packed"]
-        for path, m in manifest.get("modules", {}).items()
-        if m["kind"] == "linear" and path not in heads
-    ]
-    bits = {p["grid"]["bits"] if p["format"] == "grouped_int" else 0 for p in packed}
-    rules = {json.dumps(p.get("activations")) for p in packed}
-    if len(bits) != 1 or len(rules) != 1 or any(size % 32 for p in packed for size in p["shape"]):
-        return []
-    rounded = rules != {"null"}
-    return [
-        form
-        for form in ("gptq_v2", "compressed-tensors")
-        if bits <= set(BITS[form]) and not (rounded and form == "gptq_v2")
-    ]
+def offers(folder: Path | str) -> list[str]:
+    """The formats in which `write` writes the model that artifact.save put into `folder`.
+
+    Its manifest and its config are read, no weights. Of the two versions of GPTQ it names the newer one.
+    Raises ModelUnavailable for a folder that isn't as it was saved.
+    """
+    files = Folder(folder)
+    manifest, config = artifact.described(files), configs.read(files).config()
+    return [form for form in FORMS if form != "gptq" and not refusal(manifest, config, form)]
 
 
 def write(
@@ -132,29 +119,16 @@ def write(
 
     if form not in FORMS:
         raise CannotExport(f"format {form!r}; allowed: {', '.join(FORMS)}")
+    module, config = bundle.module, bundle.module.config
+    if why := refusal(artifact.parts(bundle), config, form):
+        raise CannotExport(why)
     if form == adapter.FORM:
         return adapter.write(bundle, folder, label)
-    module, config = bundle.module, bundle.module.config
-    if form == "compressed-tensors" and arch.of(module).transposed:
-        raise CannotExport(
-            "GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2"
-        )
-    described = arch.geometry_of(config)
-    if (bundle.geometry.hidden, bundle.geometry.layers) != (described.hidden, described.layers):
-        raise CannotExport(
-            "heads or channels were cut out of some blocks, and these formats describe all blocks by one "
-            "config; keep the model in its own format"
-        )
-    if bundle.attention:
-        raise CannotExport(
-            "attention multiplies 8-bit integers, which these formats don't say; keep the model in its "
-            "own format"
-        )
     found = {
         path: [(part, module.get_submodule(part)) for part in parts]
         for path, parts in arch.file_linears(config)
     }
-    scheme = _scheme([linear for parts in found.values() for linear in parts], form)
+    scheme = _scheme([linear for parts in found.values() for _, linear in parts], form)
     encode, describe = (_gptq, _about_gptq) if form.startswith("gptq") else (_compressed, _about_compressed)
     tensors, notes = _rest(bundle)
     for path, parts in found.items():
@@ -257,10 +231,6 @@ def _rest(bundle: Bundle) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
     tensors = {name: t for name, t in stored.items() if not any(name.startswith(f"{path}.") for path in own)}
     blocks = arch.of(bundle.module).blocks
     tables = {path: m for path, m in own.items() if not path.startswith(f"{blocks}.")}
-    if len(tables) > 1 and bundle.geometry.tied:
-        raise CannotExport(
-            "the head has a table of its own, and this model's config says that it shares the embedding's"
-        )
     for path, table in tables.items():
         tensors[f"{path}.weight"] = _narrow(table.packed.dequantize())
     row = arch.of(bundle.module)
@@ -293,7 +263,7 @@ def _joined(path: str, linears: list[CompressedLinear], heads: int | None) -> La
 
 
 def _integers(linear: CompressedLinear) -> GroupedInt:
-    """The stored form of a linear that `_refusal` lets through."""
+    """The stored form of a linear that `refusal` lets through."""
     assert isinstance(linear.packed, GroupedInt)
     return linear.packed
 
@@ -319,68 +289,104 @@ def _index(grid: Grid) -> Tensor:
 # --- what can be exported ---
 
 
-def _scheme(linears: list[tuple[str, nn.Module]], form: str) -> Scheme:
-    """The settings that all linears share. Raises CannotExport if they differ."""
-    for path, linear in linears:
-        if why := _refusal(path, linear, form):
-            raise CannotExport(why)
-    grids = [linear.packed.grid for _, linear in linears]
-    rules = {linear.packed.activations for _, linear in linears}
-    kinds = {(g.bits, g.group_size) for g in grids}
-    if len(kinds) > 1 or len(rules) > 1:
-        raise CannotExport(
-            f"the layers differ in (bits, group size) {sorted(kinds)} or in how inputs are rounded; "
+def refusal(parts: Mapping[str, Any], config, form: str) -> str:
+    """Why a model of these parts can't be written in a format; "" if it can.
+
+    parts: as artifact.parts says and a manifest holds. config: the model's transformers config. Parts say how
+    matrices are stored and not their numbers. `write` alone sees infinities, and the zero points of 0 for
+    which version 1 of GPTQ has no place.
+    """
+    modules, row = parts["modules"], arch.of_config(config)
+    if "geometry" in parts or "width" in parts:
+        return (
+            "heads or channels were cut out of some blocks, and these formats describe all blocks by one "
+            "config; keep the model in its own format"
+        )
+    if form == adapter.FORM:
+        return adapter.refusal(modules, config)
+    if form == "compressed-tensors" and row.transposed:
+        return "GPT-2's layers are Conv1D, and compressed-tensors knows linears only; take gptq_v2"
+    if parts.get("attention"):
+        return (
+            "attention multiplies 8-bit integers, which these formats don't say; keep the model in its "
+            "own format"
+        )
+    linears = [path for _, own in arch.file_linears(config) for path in own]
+    if why := next(filter(None, (_refused(path, modules.get(path), form) for path in linears)), ""):
+        return why
+    packed = [modules[path]["packed"] for path in linears]
+    kinds = sorted({(p["grid"]["bits"], p["grid"]["group_size"]) for p in packed})
+    if len(kinds) > 1 or len({json.dumps(p["activations"], sort_keys=True) for p in packed}) > 1:
+        return (
+            f"the layers differ in (bits, group size) {kinds} or in how inputs are rounded; "
             "a file has one setting for all of them"
         )
-    ((bits, group_size),) = kinds
-    symmetric, scattered = all(g.zero is None for g in grids), any(g.group_index is not None for g in grids)
-    return Scheme(form, bits, group_size, symmetric, scattered, rules.pop())
+    tables = [path for path in modules if not path.startswith(f"{row.blocks}.")]
+    tables = [path for path in tables if modules[path]["kind"] != "head"]
+    if len(tables) > 1 and arch.geometry_of(config).tied:
+        return "the head has a table of its own, and this model's config says that it shares the embedding's"
+    return ""
 
 
-def _refusal(path: str, linear: nn.Module, form: str) -> str:
-    """Why a linear can't be written in a format; "" if it can."""
-    if not isinstance(linear, CompressedLinear):
+def _refused(path: str, entry: Mapping[str, Any] | None, form: str) -> str:
+    """Why a linear of the blocks can't be written in a format; "" if it can.
+
+    entry: what the manifest says of it; None if it is not compressed.
+    """
+    if entry is None:
         return f"{path} is not compressed; these files need every linear of the blocks to be compressed"
-    if not isinstance(linear.packed, GroupedInt):
+    packed = entry["packed"]
+    if packed["format"] != GroupedInt.format:
         return (
-            f"{path} is stored as {linear.packed.format}, for which {form} has no place; it takes integers "
+            f"{path} is stored as {packed['format']}, for which {form} has no place; it takes integers "
             "on a uniform grid only: rtn, gptq, awq or smoothquant, without pruning before them"
         )
-    if linear.input_scale is not None:
+    if entry["input_scale"]:
         return f"the inputs of {path} are multiplied by a factor at run time, which no loader of {form} does"
-    packed, grid, (out, n) = linear.packed, linear.packed.grid, linear.packed.shape
-    if grid.bits not in BITS[form]:
-        return f"{path} has {grid.bits} bits; {form} takes {', '.join(map(str, BITS[form]))}"
+    grid, (out, n) = packed["grid"], packed["shape"]
+    bits, size, rounded = grid["bits"], grid["group_size"], packed["activations"] is not None
+    if bits not in BITS[form]:
+        return f"{path} has {bits} bits; {form} takes {', '.join(map(str, BITS[form]))}"
     if form.startswith("gptq"):
-        if packed.activations is not None:
+        if rounded:
             return (
                 f"{path} rounds its inputs, and {form} stores weights only; run with exact "
                 "activations, or take compressed-tensors"
             )
         if n % 32 or out % 32:
             return f"{path} is {out} x {n}; loaders of {form} take multiples of 32 only"
-        if form == "gptq" and not bool(grid.zero_points().all()):
-            return (
-                f"{path} has a zero point of 0, which version 1 (it stores zero - 1) can't hold; take gptq_v2"
-            )
         return ""
-    plain = grid.bits == 8 and grid.group_size == -1 and grid.zero is None
-    if packed.activations is not None and not (packed.activations == BY_TOKEN and plain):
+    plain = bits == 8 and size == -1 and grid["symmetric"]
+    if rounded and not (packed["activations"] == {"bits": BY_TOKEN.bits} and plain):
         return (
             f"{path} rounds its inputs; compressed-tensors takes that for symmetric 8 bits a row and "
             "inputs rounded token by token"
         )
-    if grid.group_index is not None:
+    if grid["indexed"]:
         return (
             f"{path} has scattered groups, which compressed-tensors gave up; take gptq_v2, or "
             "compress with static groups"
         )
-    if grid.group_size > 0 and n % grid.group_size:
+    if size > 0 and n % size:
         return (
-            f"{path} has {n} inputs, no multiple of the group size {grid.group_size}; "
-            "compressed-tensors needs whole groups"
+            f"{path} has {n} inputs, no multiple of the group size {size}; compressed-tensors needs "
+            "whole groups"
         )
     return ""
+
+
+def _scheme(linears: list[CompressedLinear], form: str) -> Scheme:
+    """The settings that all linears share, which `refusal` has seen."""
+    packed = [_integers(linear) for linear in linears]
+    grids, first = [p.grid for p in packed], packed[0]
+    return Scheme(
+        form,
+        first.grid.bits,
+        first.grid.group_size,
+        symmetric=all(g.zero is None for g in grids),
+        scattered=any(g.group_index is not None for g in grids),
+        rule=first.activations,
+    )
 
 
 # --- the two layouts ---
@@ -400,6 +406,10 @@ def values(words: Tensor, bits: int, n: int) -> Tensor:
 
 def _gptq(path: str, layer: Layer, scheme: Scheme) -> dict[str, Tensor]:
     grid, bits = layer.grid, scheme.bits
+    if scheme.form == "gptq" and not bool(grid.zero_points().all()):
+        raise CannotExport(
+            f"{path} has a zero point of 0, which version 1 (it stores zero - 1) can't hold; take gptq_v2"
+        )
     zero = grid.zero_points() - (1 if scheme.form == "gptq" else 0)
     return {
         "qweight": words(layer.codes, bits).T,

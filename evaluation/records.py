@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 
 from compression.base import CompressionError
 from compression.judged import Judged
+from evaluation import declared
 from evaluation.spec import Result, RunSpec, Status
 
 # 2: it says its version; a running or waiting run says which program it belongs to. 3: it says what code gave
@@ -199,7 +200,7 @@ def parse(data: bytes) -> tuple[Result, str]:
         _Record.model_validate(values)
         owner = values.pop("owner")
         del values["version"]
-        result = Result(**values | {"spec": RunSpec.parse(values["spec"])})
+        result = Result(**values | {"spec": RunSpec.parse(values["spec"], declared.get)})
         _check(result)
         return result, owner
     except OddRecord:

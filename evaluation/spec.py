@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 import compression
@@ -81,15 +82,18 @@ class RunSpec:
     # which keys share a scale (compression/kv_cache.py)
     cache_keys: Literal["token", "channel"] = "token"
     preset: str = "quick"  # where the defaults came from; no part of the key
+    # gives a method by its name, in place of compression.get: a stored run is read without importing its
+    # methods (declared.get)
+    look: InitVar[Callable[[str], Any] | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self, look: Callable[[str], Any] | None):
         steps = tuple((name, dict(values)) for name, values in self.recipe)
         if not steps:
             raise BadParam("the recipe is empty; give at least one method", name="recipe")
         parsed = []
         before: dict[str, Any] = {}
         for name, values in steps:
-            method = compression.get(name)
+            method = (look or compression.get)(name)
             values = values | {k: before[k] for k in method.inherits if k in before}
             params = method.params.parse(values)
             before = handed_on(params)
@@ -232,11 +236,12 @@ class RunSpec:
         return dataclasses.asdict(self) | {"recipe": [[n, v] for n, v in self.recipe]}
 
     @classmethod
-    def parse(cls, values: dict) -> RunSpec:
+    def parse(cls, values: dict, look: Callable[[str], Any] | None = None) -> RunSpec:
+        """The run that `json` describes."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(values) - known:
             raise BadParam(f"unknown run field {sorted(unknown)}; allowed: {', '.join(sorted(known))}")
-        return cls(**values | {"recipe": tuple((n, v) for n, v in values["recipe"])})
+        return cls(**values | {"recipe": tuple((n, v) for n, v in values["recipe"])}, look=look)
 
     def identity(self) -> str:
         """Hash of what the visitor asked, known before model and texts are read.

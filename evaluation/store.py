@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from evaluation import ROOT, labels, records
+from evaluation import ROOT, declared, labels, records
 from evaluation.labels import Label
 from evaluation.spec import Result, RunSpec
 from kernels import home as place
@@ -322,8 +322,8 @@ class Store:
 
 def _family(spec: RunSpec) -> str:
     """The family of what compresses: that of the last step, or of the one that an adapter repairs."""
-    steps = [method for method, _ in spec.methods]
-    compress = [m for m in steps if not getattr(m, "adds", None) and m.family != "original"]
+    steps = [declared.get(name) for name, _ in spec.recipe]
+    compress = [m for m in steps if not m.adds and m.family != "original"]
     return (compress or steps)[-1].family
 
 

@@ -6,12 +6,24 @@ import importlib
 import json
 import random
 
-from tests.soak import PARTS, fuzz, stage
+from tests.soak import PARTS, __main__, campaign, fuzz, kill_workers, stage, visitors
 from tests.soak.ledger import OUTCOMES, Ledger
 
 
 def test_every_part_can_be_run():
     assert all(callable(importlib.import_module(f"tests.soak.{name}").run) for name in PARTS)
+
+
+def test_a_part_may_declare_how_long_it_may_take(tmp_path, monkeypatch):
+    assert __main__.longest(kill_workers) == 7200 and __main__.longest(visitors) == 3600
+    now = [0.0]
+    monkeypatch.setattr(campaign.time, "monotonic", lambda: now[0])
+    for seconds, share, done in ((7200, 1, 72), (3600, 1, 36), (7200, 0.5, 36), (3600, 0.01, 3)):
+        now[0] = 0.0
+        part = campaign.Campaign("part", share, tmp_path, {}, seconds)
+        for _ in part.each(100):
+            now[0] += 101
+        assert now[0] == done * 101 and part.ledger.notes == [f"{done} of 100 in the time that a part has"]
 
 
 def test_a_ledger_counts_each_try_once():

@@ -1,17 +1,31 @@
 // Where the parts of a scene (evaluation/page/plots.py) stand at the size of a window. Without a page.
-const STRIP = 58;  // Height of the band of broken models, which has no scale.
+const STRIP = 58;  // Depth of a band of broken models, under the axes or beside them; it has no scale.
 const REACH = 22;  // Pixels around a point in which it is meant.
 
-// The frame in pixels; `measure` gives a text's width.
+// The frame in pixels; `measure` gives a text's width. Scales end at `right` and `bottom`, bands at `wall` and `floor`.
 function frameOf({marks, y}, width, height, measure) {
-  const floor = height - 46, broken = marks.some(m => m.y === null);
+  const floor = height - 46, wall = width - 14;
+  const under = marks.some(m => m.y === null), beside = marks.some(m => m.x === null);
   return {
-    width, height, left: 12 + Math.max(18, ...y.ticks.map(([, text]) => measure(text))), right: width - 14,
-    top: 32, bottom: broken ? floor - STRIP - 6 : floor, floor, broken,
+    width, height, left: 12 + Math.max(18, ...y.ticks.map(([, text]) => measure(text))),
+    right: beside ? wall - STRIP - 6 : wall, top: 32, bottom: under ? floor - STRIP - 6 : floor, floor, wall, under,
+    beside,
   };
 }
-const across = (f, x) => f.left + x * (f.right - f.left);
+const across = (f, x) => x === null ? f.wall - 16 : f.left + x * (f.right - f.left);
 const down = (f, y) => y === null ? f.floor - 16 : f.bottom - y * (f.bottom - f.top);
+
+// The bands of broken models: box, and where their words begin; those beside the axes are read upwards.
+function bandsOf({left, top, bottom, floor, wall, under, beside}) {
+  return [
+    under && {box: [left, floor - STRIP, wall, floor], x: left + 6, y: floor - STRIP + 14},
+    beside && {box: [wall - STRIP, top, wall, bottom], x: wall - STRIP + 14, y: bottom - 6, upwards: true},
+  ].filter(Boolean);
+}
+
+// The box that a band's words cover, `wide` pixels long.
+const covered = ({box: [left, top, , bottom], upwards}, wide) =>
+  upwards ? [left, bottom - 6 - wide, left + 17, bottom] : [left, top, left + 6 + wide, top + 17];
 
 // Where a value of a linear axis stands, null beyond its ends or where the axis is logarithmic.
 function along({range}, value) {

@@ -21,6 +21,8 @@ const ce = window.ce ??= (() => {
     // A word of the page with its {facts}.
     t: (key, facts) => fill(page.data.words[page.lang][key] ?? key, facts),
     has: key => key in page.data.words[page.lang],
+    // A sentence for {n} things: `<key>.one` for one thing, where the language has such a form.
+    many: (key, n) => page.t(n === 1 && page.has(`${key}.one`) ? `${key}.one` : key, {n}),
 
     // The answer of a server function, null while the line is down.
     async ask(f, what = {}) {

@@ -33,17 +33,16 @@ const pointsOf = line => line.map(([x, y]) => `${across(frame, x)},${down(frame,
 const words = (x, y, text, more = {}) => s('text', {x, y, ...more}, text);
 
 function axesOf(measure) {
-  const {left, right, top, bottom, floor, broken} = frame, {x, y, band, said} = scene;
+  const {left, right, top, bottom, floor} = frame, {x, y, band, said} = scene;
   const few = x.ticks.filter((_, i) => frame.width > 520 || i % 2 === 0);
   const parts = [];
   if (band) {
     const [high, low] = band.map(at => down(frame, at)).sort((a, b) => a - b);
     parts.push(s('rect', {class: 'band', x: left, y: high, width: right - left, height: Math.max(low - high, 2)}));
   }
-  if (broken) {
-    const low = floor - STRIP;
-    parts.push(s('rect', {class: 'band', x: left, y: low, width: right - left, height: STRIP}),
-      words(left + 6, low + 14, said.broken, {class: 'small'}));
+  for (const {box: [a, b, c, d], x: at, y: low, upwards} of bandsOf(frame)) {
+    parts.push(s('rect', {class: 'band', x: a, y: b, width: c - a, height: d - b}),
+      words(at, low, said.broken, {class: 'small', transform: upwards && `rotate(-90 ${at} ${low})`}));
   }
   for (const [at, text] of few) {
     parts.push(s('path', {class: 'grid', d: `M${across(frame, at)} ${top}V${bottom}`}),
@@ -90,8 +89,8 @@ function namesOf(by, chosen, measure) {
   const {run, family} = ce.state, marks = Object.fromEntries(scene.marks.map(m => [m.id, m]));
   const ids = wanted(scene, {run: run || chosen, family}, frame.width < 520);
   const names = ids.map(id => ({...by[id], text: marks[id].label}));
-  const {left, floor, broken} = frame, {band, said, line} = scene, taken = [];
-  if (broken) taken.push([left, floor - STRIP, left + 6 + measure(said.broken), floor - STRIP + 17]);
+  const {left} = frame, {band, said, line} = scene;
+  const taken = bandsOf(frame).map(place => covered(place, measure(said.broken)));
   taken.push(...onLine(line.map(([x, y]) => [across(frame, x), down(frame, y)])));
   if (band) names.push({x: left - 5, y: Math.min(...band.map(at => down(frame, at))) - 4, text: said.band, low: true});
   const found = placed(names, spots, taken, frame, text => 1.04 * measure(text));

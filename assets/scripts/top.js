@@ -4,7 +4,7 @@ let said = {headline: '', scale: ''};
 function draw() {
   const {data} = ce;
   const machine = h('span', {className: 'machine', title: t('app.machine.title', {processor: data.processor})},
-    t('app.machine.cpu', {n: data.threads}));
+    ce.many('app.machine.cpu', data.threads));
   root.replaceChildren(
     h('header', {className: 'bar'}, h('h1', {}, t('app.name')), tabs(), machine, languages()),
     h('p', {className: 'purpose'}, t('app.sentence')), h('h2', {className: 'headline', id: 'headline'}, said.headline),

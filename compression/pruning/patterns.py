@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.base import BadParam, Cost, Edit, Params, Site, Stats, UnsupportedLayer, param
+from compression.base import Cost, Edit, Params, Site, Stats, UnsupportedLayer, param
 from compression.edits import stored
 from compression.packed.bitmask import Bitmask
 from compression.packed.two_four import TwoFour
@@ -47,6 +47,8 @@ class PatternParams(Params):
         choices=("uniform", "owl"),
         label="choice",
         level="advanced",
+        only={"pattern": ("unstructured",)},
+        because="the pattern fixes what every matrix loses",
     )
     outlier_factor: float = param(
         5.0,
@@ -71,27 +73,9 @@ class PatternParams(Params):
         "Reorders channels before n of every m are kept, where the new order can be folded into the "
         "neighbouring matrices.",
         level="advanced",
+        only={"pattern": PATTERNS[1:]},
+        because="any place may go there, so the order of the channels doesn't matter",
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        free = self.pattern == "unstructured"
-        if self.allocation != "uniform" and not free:
-            raise BadParam(
-                f"allocation = {self.allocation} with pattern = {self.pattern}: the pattern fixes what every "
-                "matrix loses. Choose allocation uniform, or the unstructured pattern.",
-                name="allocation",
-                got=self.allocation,
-                allowed="uniform",
-            )
-        if self.permute and free:
-            raise BadParam(
-                "permute = true with the unstructured pattern: any place may go there, so the order of the "
-                "channels doesn't matter. Choose permute false, or a pattern such as 2:4.",
-                name="permute",
-                got=True,
-                allowed="false",
-            )
 
 
 def kept_of(pattern: str) -> tuple[int, int]:

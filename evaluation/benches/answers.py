@@ -1,11 +1,11 @@
 """Records what shipped points answer, for the page's chat:
 
-    python -m evaluation answers [--only WORDS] [--calibration FILE] [--dry]
+    python -m evaluation answers [--only WORDS] [--calibration FILE] [--again] [--dry]
 
 It loads the model, compresses it again as the stored result says, saves it, loads the saved folder as the
 chat does, and lets it answer the prompts (evaluation/recorded.py). Nothing is measured, so the evaluation
-text isn't read. A point that is fresh is left out. The file is written after each point: if the command is
-stopped, the next start continues.
+text isn't read. A point that is fresh (evaluation/recorded.py) is left out unless asked for by --again. The
+file is written after each point, whole or not at all: if the command is stopped, the next start continues.
 
 A point takes as long as compressing it, and then some seconds for each prompt. Without a network, give the
 calibration text by path, as for `python -m evaluation measure`.
@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from evaluation.benches import gates, shipped
 from evaluation.benches.gates import DISTILLED
 from evaluation.recorded import PROMPTS, SETTINGS, Prompt
 from evaluation.spec import BUILTIN_TEXT, WIKITEXT, Result, RunSpec
+from kernels import home
 
 if TYPE_CHECKING:
     from evaluation.running.chat import Side
@@ -147,24 +147,24 @@ def write(found: Mapping[str, Any], file: Path) -> None:
     """Write the points that are declared, in their order; any other point is dropped."""
     ids = [shipped.result_id(spec, "gates") for _, spec in points()]
     lines = [f"{json.dumps(i)}: {json.dumps(found[i], ensure_ascii=False)}" for i in ids if i in found]
-    temporary = file.with_suffix(".new")
-    temporary.write_text('{"points": {\n' + ",\n".join(lines) + "\n}}\n", "utf-8")
-    os.replace(temporary, file)
+    home.write(file, ('{"points": {\n' + ",\n".join(lines) + "\n}}\n").encode())
 
 
 def main(argv: list[str]) -> int:
-    """Record what is missing or stale; exit code 1 if a point failed."""
+    """Record what is missing or stale, or all with --again; exit code 1 if a point failed."""
     parser = argparse.ArgumentParser(prog="python -m evaluation answers", description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="only points whose recipe contains this, e.g. rtn")
     parser.add_argument(
         "--calibration", default=WIKITEXT, help="calibration text of the points that read one"
     )
+    parser.add_argument("--again", action="store_true", help="record the points that are fresh, too")
     parser.add_argument("--dry", action="store_true", help="say what is missing or stale, and record nothing")
     own = parser.parse_args(argv)
     known, todo = recorded.read(), []
     for words, spec in points():
         result = shipped.stored(shipped.RESULTS / shipped.file_name(spec, "gates"))
         why = recorded.why_stale(known.get(shipped.result_id(spec, "gates")), result)
+        why = why or ("asked for again" if own.again else "")
         if why and own.only in words:
             print(f"{words}: {why if result else 'left out, because its result is not measured'}", flush=True)
             if result:

@@ -54,29 +54,82 @@ CANDIDATES: tuple[Recipe, ...] = (
 
 
 @dataclass(frozen=True)
+class Source:
+    """A maker's document that states a figure, by its title."""
+
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
 class Machine:
     """A machine that people have: its memory in bytes, and how fast it reads that memory in bytes a second.
 
-    Both are the maker's own figures. A gigabyte counts as 1e9 here, so that a few per cent stay free.
+    Both are the maker's own figures, each with the document that states it. A machine without such a document
+    isn't listed. A gigabyte counts as 1e9 here, so that a few per cent stay free.
     """
 
     key: str
     title: str
     memory_bytes: float
     bandwidth: float
+    memory_source: Source
+    bandwidth_source: Source
 
+
+def _machine(
+    key: str, title: str, gigabytes: float, rate: float, memory: Source, bandwidth: Source
+) -> Machine:
+    """rate: gigabytes a second."""
+    return Machine(key, title, gigabytes * 1e9, rate * 1e9, memory, bandwidth)
+
+
+_APPLE, _NVIDIA = "https://www.apple.com/newsroom", "https://www.nvidia.com"
+PI_5 = Source(
+    "Raspberry Pi, Introducing: Raspberry Pi 5! (32 bits at 4,267 MT/s)",
+    "https://www.raspberrypi.com/news/introducing-raspberry-pi-5/",
+)
+M2 = Source(
+    "Apple Newsroom, 6 June 2022, Apple unveils M2",
+    f"{_APPLE}/2022/06/apple-unveils-m2-with-breakthrough-performance-and-capabilities/",
+)
+MACBOOK_AIR = Source("Apple, MacBook Air (M2, 2022), Tech Specs", "https://support.apple.com/111867")
+M4 = Source(
+    "Apple Newsroom, 7 May 2024, Apple introduces M4 chip", f"{_APPLE}/2024/05/apple-introduces-m4-chip/"
+)
+MAC_MINI = Source(
+    "Apple Newsroom, 29 October 2024, Apple's new Mac mini",
+    f"{_APPLE}/2024/10/apples-new-mac-mini-is-more-mighty-more-mini-and-built-for-apple-intelligence/",
+)
+ORIN = Source(
+    "NVIDIA Technical Blog, Jetson Orin Nano Developer Kit Gets a “Super” Boost, table 1",
+    "https://developer.nvidia.com/blog/nvidia-jetson-orin-nano-developer-kit-gets-a-super-boost/",
+)
+T4 = Source(
+    "NVIDIA T4 product brief (PB-09256-001), table 2, Memory Specifications",
+    f"{_NVIDIA}/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-product-brief.pdf",
+)
+L4 = Source("NVIDIA L4 Tensor Core GPU, Product Specifications", f"{_NVIDIA}/en-us/data-center/l4/")
+ADA = Source(
+    "NVIDIA Ada GPU Architecture (white paper), table of the GeForce RTX 4090",
+    "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf",
+)
+A100 = Source(
+    "NVIDIA A100 datasheet, column A100 80GB SXM",
+    f"{_NVIDIA}/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf",
+)
+H200 = Source("NVIDIA H200 GPU, Specifications", f"{_NVIDIA}/en-us/data-center/h200/")
 
 MACHINES = (
-    Machine("pi5", "Raspberry Pi 5, 8 GB", 8e9, 17e9),
-    Machine("m2", "Apple M2, 8 GB", 8e9, 100e9),
-    Machine("m4", "Apple M4, 16 GB", 16e9, 120e9),
-    Machine("orin-nano", "Jetson Orin Nano Super, 8 GB", 8e9, 102e9),
-    Machine("rtx3060", "GeForce RTX 3060, 12 GB", 12e9, 360e9),
-    Machine("t4", "NVIDIA T4, 16 GB", 16e9, 320e9),
-    Machine("l4", "NVIDIA L4, 24 GB", 24e9, 300e9),
-    Machine("rtx4090", "GeForce RTX 4090, 24 GB", 24e9, 1008e9),
-    Machine("a100", "NVIDIA A100, 80 GB", 80e9, 2039e9),
-    Machine("h200", "NVIDIA H200, 141 GB", 141e9, 4800e9),
+    _machine("pi5", "Raspberry Pi 5, 8 GB", 8, 17, PI_5, PI_5),
+    _machine("m2", "Apple M2, 8 GB", 8, 100, MACBOOK_AIR, M2),
+    _machine("m4", "Apple M4, 16 GB", 16, 120, MAC_MINI, M4),
+    _machine("orin-nano", "Jetson Orin Nano Super, 8 GB", 8, 102, ORIN, ORIN),
+    _machine("t4", "NVIDIA T4, 16 GB", 16, 320, T4, T4),
+    _machine("l4", "NVIDIA L4, 24 GB", 24, 300, L4, L4),
+    _machine("rtx4090", "GeForce RTX 4090, 24 GB", 24, 1008, ADA, ADA),
+    _machine("a100", "NVIDIA A100 SXM, 80 GB", 80, 2039, A100, A100),
+    _machine("h200", "NVIDIA H200, 141 GB", 141, 4800, H200, H200),
 )
 
 

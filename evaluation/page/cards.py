@@ -12,13 +12,14 @@ from pathlib import Path
 from compression.bundle import Geometry
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation.choosing import planner
+from evaluation.declared import methods
 from evaluation.labels import Label
 from evaluation.measuring import judging
 from evaluation.measuring.metrics import METRICS, WITHIN, Row, error, present, value
 from evaluation.page import curve, plots
 from evaluation.page.markup import render
 from evaluation.page.pareto import best_under, smallest_within
-from evaluation.page.words import Words, digits, grade, methods
+from evaluation.page.words import Words, digits, grade
 from evaluation.spec import Result
 from evaluation.verdict import Difference, both_broken, paired
 
@@ -518,7 +519,7 @@ def _foot(words: Words, result: Result, here: bool, shipped: bool, disk_bytes: i
         timing = result.timings[-1]
         foot.append(
             words(
-                "card.host",
+                words.form("card.host", timing["host"].get("threads")),
                 processor=timing["host"].get("processor", "?"),
                 threads=timing["host"].get("threads", "?"),
                 warm_ups=timing.get("warm_ups", "?"),

@@ -39,7 +39,7 @@ def answer(ask: requests.Front, rows: Sequence[Row], exports: Callable[[Row], Co
     words, model = Words(ask.lang), ask.model
     x, y = axes(ask)
     chosen = choose(ask, rows)
-    group = deployable(chosen.group, exports) if ask.deploy else chosen.group
+    group = wanted(ask, chosen, exports)
     drawn, remarks = timed(group, (x, y), words)
     whole = [r for r in drawn if value(r, x) is not None and value(r, y) is not None]
     drawing = plots.draw(whole, x, y, words, ask.selected)
@@ -78,8 +78,7 @@ def answer(ask: requests.Front, rows: Sequence[Row], exports: Callable[[Row], Co
 def alone(ask: requests.Front, rows: Sequence[Row], exports: Callable[[Row], Collection[str]]) -> str:
     """The same figure as a web page of its own (interactive.py)."""
     words, chosen = Words(ask.lang), choose(ask, rows)
-    group = deployable(chosen.group, exports) if ask.deploy else chosen.group
-    drawn, _ = timed(group, axes(ask), words)
+    drawn, _ = timed(wanted(ask, chosen, exports), axes(ask), words)
     called = set_names(chosen.known, words)[[name for name, _, _ in chosen.known].index(chosen.name)]
     drawing = plots.draw(drawn, *axes(ask), words, ask.selected)
     return interactive.page(drawing, f"{title(ask.model)} · {called}", STYLE.read_text("utf-8"))
@@ -95,10 +94,16 @@ def axes(ask: requests.Front) -> tuple[str, str]:
 # --- which runs ---
 
 
-def deployable(group: Sequence[Row], exports: Callable[[Row], Collection[str]]) -> list[Row]:
-    """The original, and the runs whose model can be written in another program's format."""
+def wanted(ask: requests.Front, chosen: Chosen, exports: Callable[[Row], Collection[str]]) -> list[Row]:
+    """The runs of the set that are drawn.
+
+    If only what other programs load is asked for, they are the original and the runs whose model can be
+    written in another program's format.
+    """
+    if not ask.deploy:
+        return chosen.group
     stored = points.exports()
-    return [r for r in group if r["family"] == "original" or (stored.get(str(r["id"])) or exports(r))]
+    return [r for r in chosen.group if r["family"] == "original" or stored.get(str(r["id"])) or exports(r)]
 
 
 def choose(ask: requests.Front, rows: Sequence[Row]) -> Chosen:
@@ -147,7 +152,7 @@ def timed(group: Sequence[Row], axes: tuple[str, str], words: Words) -> tuple[li
         machine = points.machine([str(r["id"]) for r in group])
         if machine is None:
             return list(group), []
-        told = words("front.time_bench", processor=machine["processor"], threads=machine["threads"])
+        told = words.many("front.time_bench", machine["threads"], processor=machine["processor"])
         return points.rated(group, machine), [told]
     if any(metrics.METRICS[key].kind == "time" for key in axes):
         return pareto.on_this_machine(group, host.processor(), host.threads()), [words("front.time_here")]

@@ -46,18 +46,25 @@ class Mark:
     """One run as a point of the figure."""
 
     id: str
-    x: float
-    y: float  # of a broken model its true value, which the axis doesn't reach
+    x: float  # of a broken model its true value, which the axis doesn't reach; y too
+    y: float
     family: str
     label: str
     lines: list[str]  # what is said of the point on hover and focus
     leading: bool  # no other run beats it
     best: bool = False
-    broken: bool = False  # beyond use: drawn in a band at the edge, which has no scale
+    # along x and y, whether the model is broken by that axis: it is drawn in a band at the axis's worse end,
+    # which has no scale
+    beyond: tuple[bool, bool] = (False, False)
     error: float | None = None
     noted: bool = False
     parent: str = ""  # id of the run that it goes on from
     own: bool = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether it stands in a band."""
+        return any(self.beyond)
 
 
 @dataclass
@@ -78,20 +85,21 @@ class Scale:
         return 1 - part if self.flip else part
 
 
-def beyond_use(rows: Iterable[Row], y: str) -> float:
-    """The value of `y` from which a model is broken, by the grade of that name; inf for other metrics."""
-    if y == "perplexity_ratio":
+def beyond_use(rows: Iterable[Row], key: str) -> float:
+    """The value from which a model is broken, by the grade of that name; inf for other metrics."""
+    if key == "perplexity_ratio":
         return BROKEN
-    if y != "perplexity":
+    if key != "perplexity":
         return math.inf
-    own = [value(r, y) for r in rows if r["family"] == "original"]
+    own = [value(r, key) for r in rows if r["family"] == "original"]
     return BROKEN * own[0] if own and own[0] else math.inf
 
 
 def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
     """The runs that have both figures."""
     rows = [r for r in rows if value(r, x) is not None and value(r, y) is not None]
-    leading, best, limit = set(front(rows, x, y)), smallest_within(rows), beyond_use(rows, y)
+    leading, best = set(front(rows, x, y)), smallest_within(rows)
+    limits = beyond_use(rows, x), beyond_use(rows, y)
     parent = parents(rows)
     return [
         Mark(
@@ -103,7 +111,7 @@ def marks(rows: Sequence[Row], x: str, y: str, words: Words) -> list[Mark]:
             lines=_lines(r, x, y, words),
             leading=r["id"] in leading,
             best=best is not None and r["id"] == best["id"],
-            broken=present(r, y) > limit,
+            beyond=(present(r, x) > limits[0], present(r, y) > limits[1]),
             error=error(r, y),
             noted=bool(noteworthy(r)),
             parent=parent.get(str(r["id"]), ""),
@@ -212,10 +220,10 @@ class Drawing:
 def draw(rows: Sequence[Row], x: str, y: str, words: Words, chosen: str = "") -> Drawing:
     """Choose the axes and the names. chosen: id of the run that is looked at."""
     found = marks(rows, x, y, words)
-    whole = [m for m in found if not m.broken]
-    xs, ys = scale(x, [m.x for m in found], words, False), scale(y, [m.y for m in whole], words, True)
+    xs = scale(x, [m.x for m in found if not m.beyond[0]], words, False)
+    ys = scale(y, [m.y for m in found if not m.beyond[1]], words, True)
     band = None
-    if y == "perplexity_ratio" and whole:
+    if y == "perplexity_ratio" and not all(m.beyond[1] for m in found):
         band = (max(1 / NOTICEABLE, 10**ys.low), NOTICEABLE)
     return Drawing(found, xs, ys, words, _names(found, rows, chosen), band)
 
@@ -268,8 +276,8 @@ def joined(found: list[Mark]) -> list[Mark]:
 def scene(drawing: Drawing) -> dict:
     """The drawing as JSON for the page's script.
 
-    Places are fractions of the frame: 0 0 is its lower left corner. A broken model has no height ("y" is
-    null).
+    Places are fractions of the frame: 0 0 is its lower left corner. A broken model has no place along the
+    axis by which it is broken ("x" or "y" is null).
     """
     x, y, words = drawing.x, drawing.y, drawing.words
 
@@ -278,7 +286,7 @@ def scene(drawing: Drawing) -> dict:
         return min(max(y.at(value), min(low, high)), max(low, high))
 
     def spread(m: Mark) -> list[float] | None:
-        if not m.error or m.broken:
+        if not m.error or m.beyond[1]:
             return None
         least = 10**y.low if y.log else -math.inf
         return sorted(height(m, max(m.y + way * 2 * m.error, least)) for way in (-1, 1))
@@ -288,8 +296,8 @@ def scene(drawing: Drawing) -> dict:
         "marks": [
             {
                 "id": m.id,
-                "x": x.at(m.x),
-                "y": None if m.broken else y.at(m.y),
+                "x": None if m.beyond[0] else x.at(m.x),
+                "y": None if m.beyond[1] else y.at(m.y),
                 "spread": spread(m),
                 "family": m.family,
                 "path": PATHS[SYMBOLS.get(m.family, "star")],

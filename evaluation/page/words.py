@@ -16,13 +16,14 @@ from pathlib import Path
 
 from compression.judged import MEASURES, Measure
 from evaluation import ROOT
+from evaluation.declared import methods
 from evaluation.measuring import judging
 from evaluation.measuring.metrics import METRICS
 from evaluation.spec import Result
 from evaluation.verdict import Difference
 
 LANGUAGES = ("en", "zh-Hant")
-I18N, METHODS = ROOT / "assets" / "i18n", ROOT / "assets" / "methods.json"
+I18N = ROOT / "assets" / "i18n"
 
 # a grade holds up to this multiple of the original's perplexity
 GRADES = (
@@ -106,12 +107,6 @@ def untranslated(language: str) -> list[str]:
     return [k for k in strings("en").keys() - strings(language).keys() if k.startswith(MAY_WAIT)]
 
 
-@functools.cache
-def methods() -> dict[str, dict]:
-    """Every method's description by name. It is read from methods.json, without importing any method."""
-    return {m["name"]: m for m in json.loads(METHODS.read_text("utf-8"))}
-
-
 def described(name: str) -> dict:
     """A method's description; {} if a stored run's method no longer exists."""
     return methods().get(name, {"full": {}, "params": ()})
@@ -168,9 +163,13 @@ class Words:
         return key in self.table
 
     def many(self, key: str, n: int, /, **facts) -> str:
-        """A string for `n` things: the form for one if n is 1 and the language has such a form."""
+        """A string for `n` things, which it names {n}."""
+        return self(self.form(key, n), n=f"{n:,}", **facts)
+
+    def form(self, key: str, n: object) -> str:
+        """The key of a string for `n` things: `<key>.one` if n is 1 and the language has such a form."""
         one = f"{key}.one"
-        return self(one if n == 1 and self.has(one) else key, n=f"{n:,}", **facts)
+        return one if n == 1 and self.has(one) else key
 
     def size(self, n: float) -> str:
         """Bytes in decimal units."""
@@ -327,9 +326,7 @@ class Words:
 
     def groups(self, n: int) -> str:
         """How many parts of a matrix share a scale; 0: each row has one scale."""
-        return (
-            self("value.row") if n == 0 else self("value.parts.one" if n == 1 else "value.parts", v=f"{n:,}")
-        )
+        return self("value.row") if n == 0 else self.many("value.parts", n)
 
     def step(self, name: str, values: Mapping, long: bool = False) -> str:
         """One method with its main knob: "GPTQ 4 bits"; long: "GPTQ, 4 bits, group 64".
@@ -476,7 +473,7 @@ class Words:
         }
 
     def _coded(self, kind: str, code: str, facts: Mapping, otherwise: str) -> str:
-        key = f"{kind}.{code}"
+        key = self.form(f"{kind}.{code}", facts.get("count"))
         return self(key, **self.facts(facts)) if self.has(key) else otherwise
 
     def facts(self, facts: Mapping) -> dict:

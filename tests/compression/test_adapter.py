@@ -80,7 +80,6 @@ def test_a_saved_model_offers_its_adapter_and_says_its_base(tmp_path, base, said
     method = get("qlora")
     calibrate.compress(bundle, [(method, method.params(**TRAINED | base))], WORDS)
     artifact.save(bundle, tmp_path / "model", {"label": "QLoRA"})
-    manifest = json.loads((tmp_path / "model" / artifact.MANIFEST).read_text("utf-8"))
-    assert export.offers(manifest) == [adapter.FORM]
+    assert export.offers(tmp_path / "model") == [adapter.FORM]
     export.write(artifact.load(tmp_path / "model"), tmp_path / "adapter", adapter.FORM, "QLoRA")
     assert said in (tmp_path / "adapter" / "README.md").read_text("utf-8")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from compression import arch, artifact, calibrate, export, get, models
-from compression.base import ModelUnavailable
+from compression import NAMES, arch, artifact, calibrate, export, get, models
+from compression.base import BadParam, CompressionError, ModelUnavailable
 from compression.packed.activations import ActivationRule
 from compression.packed.grid import Grid
 from compression.packed.grouped_int import GroupedInt
@@ -456,21 +456,101 @@ def test_the_real_model_measures_the_same_from_its_export(offline_model, tmp_pat
         assert [note["code"] for note in found["notes"]] == ([] if form == "gptq_v2" else ["export_unpacked"])
 
 
-def test_what_a_manifest_offers():
-    """A button for a format appears only where the model can go there."""
+# what of a method's parameters decides how its result is stored: name -> values
+STORED = {
+    "bits": (2, 3, 4, 5, 8),
+    "group_size": (-1, 16, 32, 80),
+    "symmetric": (True, False),
+    "static_groups": (False,),
+    "activations": ("token", "dynamic_tensor", "tensor", "exact"),
+    "weights": ("tensor",),
+    "attention": (True,),
+    "rounding": (False,),
+    "quantize": (False, True),
+    "round": (False,),
+    "merge": (True, False),
+    "outliers": (0.0, 0.01),
+    "threshold": (0.0,),
+    "zero_point": (True, False),
+    "columns": (True,),
+    "double": (False,),
+    "groups": (1, 2),
+    "pattern": ("2:4",),
+}
 
-    def manifest(*packed):
-        return {"modules": {str(i): {"kind": "linear", "packed": p} for i, p in enumerate(packed)}}
 
-    def ints(bits, rule=None, size=64):
-        return {"format": "grouped_int", "shape": [size, 64], "grid": {"bits": bits}, "activations": rule}
+def variants(name):
+    """The method's tiny parameters, and these with one of STORED changed."""
+    method = get(name)
+    known = {p["name"]: p for p in method.params.describe()}
+    for key, value in [("", None), *((k, v) for k, values in STORED.items() for v in values if k in known)]:
+        try:
+            values = dict(method.tiny) | ({key: value} if key else {})
+            method.params.parse(values)
+        except BadParam:
+            continue
+        yield values
 
-    assert export.offers(manifest(ints(4), ints(4))) == ["gptq_v2", "compressed-tensors"]
-    with_head = {"modules": manifest(ints(4))["modules"] | {"lm_head": {"kind": "linear", "packed": ints(8)}}}
-    assert export.offers(manifest(ints(4, size=48))) == [] == export.offers({})
-    assert export.offers(with_head) == ["gptq_v2", "compressed-tensors"]
-    assert export.offers(manifest(ints(3))) == ["gptq_v2"] and export.offers(manifest(ints(5))) == []
-    assert export.offers(manifest(ints(8, {"bits": 8}))) == ["compressed-tensors"]
-    assert (
-        export.offers(manifest(ints(4), {"format": "sum"})) == [] == export.offers(manifest(ints(4), ints(8)))
-    )
+
+def offered_and_written(bundle, place):
+    """What a saved model is offered in, and what it can be written in."""
+    artifact.save(bundle, place / "model", {})
+    written = []
+    for form in export.FORMS:
+        try:
+            export.write(bundle, place / form, form)
+        except export.CannotExport:
+            continue
+        written.append(form)
+    return export.offers(place / "model"), [form for form in written if form != "gptq"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_offered_is_what_is_written(name, tmp_path):
+    """A button for a format appears only where the model can go there, and everywhere where it can."""
+    for number, values in enumerate(variants(name)):
+        try:
+            bundle = compressed("llama", [(name, values)])
+        except CompressionError:
+            continue  # the chain or the model doesn't take this setting
+        offered, written = offered_and_written(bundle, tmp_path / str(number))
+        assert offered == written, values
+
+
+@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("table_bits", [16, 8])
+def test_a_family_is_offered_what_is_written(family, table_bits, tmp_path):
+    """Conv1D, fused q, k and v, tied and untied heads, a rounded table."""
+    for values in ({"group_size": 16}, {"group_size": 16, "static_groups": False}):
+        bundle = compressed(family, [("gptq", values)], table_bits=table_bits)
+        offered, written = offered_and_written(bundle, tmp_path / str(len(values)))
+        assert offered == written and "gptq_v2" in offered
+
+
+APART = dict(get("lora").tiny) | {"merge": False}
+
+
+@pytest.mark.parametrize(
+    "recipe, forms",
+    [
+        ([("rtn", {"group_size": 16}), ("lora", APART)], ["peft"]),
+        # its base is no model that another program has
+        ([("llm_pruner", dict(get("llm_pruner").tiny)), ("lora", APART)], []),
+        ([("awq", {"rounding": False}), ("gptq", {"group_size": 16})], ["gptq_v2", "compressed-tensors"]),
+        ([("gptq", {"group_size": 16}), ("lut_gemm", {})], []),
+        ([("wanda", {"pattern": "2:4"}), ("gptq", {"group_size": 16})], []),
+    ],
+)
+def test_a_chain_is_offered_what_is_written(recipe, forms, tmp_path):
+    bundle = compressed("llama", recipe)
+    assert offered_and_written(bundle, tmp_path) == (forms, forms)
+
+
+def test_what_the_page_offers_for_8_bits_of_activations(tmp_path):
+    """compressed-tensors has a place for inputs that are rounded token by token, and for no other rule."""
+    expected = {"token": ["compressed-tensors"], "dynamic_tensor": [], "tensor": []}
+    for rule, forms in expected.items():
+        bundle = compressed("llama", [("smoothquant", {"activations": rule})])
+        assert offered_and_written(bundle, tmp_path / rule) == (forms, forms), rule
+    bundle = compressed("llama", [("llm_int8", {})])
+    assert offered_and_written(bundle, tmp_path / "llm_int8") == ([], []), "outliers stay exact"

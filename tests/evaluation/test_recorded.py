@@ -98,6 +98,41 @@ def test_the_command_records_what_is_missing_and_goes_on_after_a_failure(bench, 
     assert list(recorded.read()) == ["shipped-gates-none", "shipped-gates-rtn-4", "shipped-gates-rtn-3"]
 
 
+def test_a_stopped_command_continues_and_repeats_only_what_is_asked_for_again(bench, monkeypatch):
+    """Stopped in its second point, it has kept the first, whole; the next start begins with the second."""
+    record, names = answers.record, ["shipped-gates-none", "shipped-gates-rtn-4", "shipped-gates-rtn-3"]
+
+    def stopped(spec, *more, **named):
+        found = record(spec, *more, **named)
+        if spec.recipe[0][1].get("bits") == 4:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(answers, "POINTS", ("none", "rtn --bits 4", "rtn --bits 3"))
+    monkeypatch.setattr(answers, "record", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        answers.main([])
+    assert list(recorded.read()) == names[:1]
+    assert [file.name for file in recorded.FILE.parent.iterdir()] == [recorded.FILE.name]
+    monkeypatch.setattr(answers, "record", record)
+    bench.clear()
+    assert answers.main([]) == 0 and [name for name, _ in bench] == names[1:]
+    assert answers.main([]) == 0 and len(bench) == 2, "all are fresh"
+    assert answers.main(["--again", "--only", "rtn --bits 3"]) == 0
+    assert [name for name, _ in bench[2:]] == names[2:] and list(recorded.read()) == names
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(bench, monkeypatch):
+    assert answers.main(["--only", "none"]) == 0
+    before = recorded.FILE.read_bytes()
+    with monkeypatch.context() as broken:
+        broken.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(OSError, match="disk is full"):
+            answers.main(["--only", "rtn --bits 4"])
+    assert recorded.FILE.read_bytes() == before
+    assert [file.name for file in recorded.FILE.parent.iterdir()] == [recorded.FILE.name]
+
+
 def test_a_point_of_other_prompts_or_of_other_code_is_stale(bench):
     assert answers.main(["--only", "rtn"]) == 0
     file = shipped.RESULTS / "gates-rtn-4.json"

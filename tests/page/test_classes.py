@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from evaluation.page import classes as of
-from evaluation.page.classes import Classes, ClassError
+from evaluation.page.classes import ClassError, Classes
 
 
 class Clock:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -14,6 +17,7 @@ from markupsafe import escape
 
 from compression import texts
 from compression.catalogue import OFFLINE_MODEL
+from evaluation import ROOT
 from evaluation.benches import exported, overview
 from evaluation.benches.shipped import asked
 from evaluation.measuring import metrics
@@ -353,6 +357,58 @@ def test_a_broken_model_stretches_no_axis_and_keeps_its_true_value():
     told = {m["id"]: m["y"] for m in plots.scene(plots.draw(own, "file_bytes", "perplexity", EN))["marks"]}
     assert told["d"] is None and told["c"] is not None
     assert plots.beyond_use(ROWS, "kl_divergence_mean") == math.inf
+
+
+@pytest.mark.parametrize("quality", ["perplexity_ratio", "perplexity"])
+def test_a_broken_model_has_no_place_on_whichever_axis_the_quality_stands(quality):
+    """Perplexity from left to right: the same as upwards, with the axes changed; on both axes: no place."""
+    rows = [r | {"perplexity": 10 * (r["perplexity_ratio"] or 1)} for r in ROWS]
+    up, across, both = (
+        plots.draw(rows, *axes, EN)
+        for axes in (("file_bytes", quality), (quality, "file_bytes"), (quality, quality))
+    )
+
+    def lost(drawing, axis):
+        return {m["id"] for m in plots.scene(drawing)["marks"] if m[axis] is None}
+
+    assert lost(up, "y") == lost(across, "x") == lost(both, "x") == lost(both, "y") == {"d"}
+    assert not lost(up, "x") and not lost(across, "y")
+    assert (across.x.low, across.x.high) == (up.y.low, up.y.high) and "d" in across.names
+    assert "d" not in {m.id for m in plots.joined(across.marks)}
+    json.dumps(plots.scene(both), allow_nan=False)
+
+
+FIRST_FIGURE = """
+import json, sys, tempfile
+from pathlib import Path
+from compression.catalogue import OFFLINE_MODEL
+from evaluation.page.questions import Page
+from evaluation.store import Store
+
+page = Page(Store(Path(tempfile.mkdtemp())), None)
+page.boot()
+for more in ({}, {"deploy": True}, {"x": "decode_speedup"}):
+    got = page.answer("front", {"model": OFFLINE_MODEL, "lang": "zh-Hant", **more})
+    assert "error" not in got and got["scene"]["marks"] and got["headline"], got
+page.answer("zoomed", {"model": OFFLINE_MODEL})
+table = page.answer("runs", {})
+heavy = sorted({"torch", "transformers"} & set(sys.modules))
+print(json.dumps([len(got["scene"]["marks"]), "error" in table, heavy]))
+"""
+
+
+def test_the_first_figure_waits_for_no_torch(tmp_path):
+    """An import of torch takes seconds, and shipped results need none of it."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_FIGURE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    marks, failed, imported = json.loads(done.stdout)
+    assert marks > 5 and not failed and imported == []
 
 
 def test_better_is_up_and_the_line_runs_from_left_to_right():

@@ -24,7 +24,7 @@ def test_the_page_packs_every_format_that_its_card_offers(tmp_path):
     artifact.save(bundle, there, {"recipe": [["rtn", {"bits": 4}]], "label": "a test"})
     page = Page(place.store, None)
     card = page.answer("card", {"id": "mine"})["html"]
-    offered = export.offers(place.store.manifest(result))
+    offered = export.offers(there)
     assert offered and all(f'data-form="{form}"' in card for form in offered)
     for form in offered:
         answer = page.answer("pack", {"id": "mine", "form": form})

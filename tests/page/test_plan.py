@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -39,6 +41,18 @@ def test_a_way_becomes_the_knobs(visit):
     expect(page.locator("body")).to_have_attribute("data-tab", "explore")
     expect(page.locator("#knob-0")).to_have_value("3")
     address(page, "method=awq")
+
+
+def test_a_machine_names_its_sources(visit):
+    page = visit("?tab=plan", drawn=False)
+    page.locator("#plan-machine").select_option("t4")
+    source = page.get_by_role("link", name="NVIDIA T4 product brief")
+    expect(source).to_have_attribute("href", re.compile("^https://www.nvidia.com/"))
+    says(page, "#plan .sources", "320 GB a second")
+    page.locator("#plan-machine").select_option("m4")
+    expect(page.locator("#plan .sources a")).to_have_count(2)  # its memory and its bandwidth
+    page.locator("#plan-machine").select_option("own")
+    expect(page.locator("#plan .sources")).to_have_count(0)
 
 
 def test_a_model_by_its_sizes(visit):

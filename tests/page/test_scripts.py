@@ -459,6 +459,25 @@ def test_a_broken_model_stands_in_the_band_under_the_axis(call):
     assert whole["bottom"] == whole["floor"], "no band where nothing is broken"
 
 
+def test_a_broken_model_stands_in_the_band_beside_the_axes_where_quality_runs_across(call):
+    ticks = {"ticks": [[0.5, "2.00"]]}
+    scene = {"marks": [{"x": 0.5, "y": 0.5}, {"x": None, "y": 0.2}], "y": ticks}
+    frame = call("front", f"scene => frameOf(scene, 600, 420, {WIDTH})", scene)
+    high, broken = call("front", "f => [across(f, 1), across(f, null)]", frame)
+    assert frame["right"] == high < broken < frame["wall"] < 600 and frame["bottom"] == frame["floor"]
+    (band,) = call("front", "bandsOf", frame)
+    left, top, right, bottom = band["box"]
+    assert high < left < broken < right and (top, bottom) == (frame["top"], frame["bottom"])
+    # its words are read upwards and stand beside the points
+    words = call("front", "covered", band, 100)
+    assert left <= words[0] < band["x"] <= words[2] < broken and words[3] - words[1] == 106
+    both = scene | {"marks": [{"x": None, "y": None}]}
+    frame = call("front", f"scene => frameOf(scene, 600, 420, {WIDTH})", both)
+    under, beside = call("front", "bandsOf", frame)
+    assert under["box"][3] == frame["floor"] and beside["box"][3] <= under["box"][1], "they don't overlap"
+    assert call("front", "bandsOf", frame | {"under": False, "beside": False}) == []
+
+
 def test_rows_sort_as_numbers_or_words_and_what_is_missing_stands_last(call):
     rows = "(values, number, down) => values.sort((p, q) => order(p, q, number, down))"
     assert call("runs", rows, ["10", "", "9"], True, False) == ["9", "10", ""]

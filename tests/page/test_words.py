@@ -12,10 +12,11 @@ import pytest
 
 import kernels
 from compression import NAMES, get
+from evaluation.declared import methods
 from evaluation.measuring.metrics import METRICS
 from evaluation.page import words as words_of
 from evaluation.page.cards import runs_table
-from evaluation.page.words import LANGUAGES, Words, digits, essays, grade, methods, table, untranslated
+from evaluation.page.words import LANGUAGES, Words, digits, essays, grade, table, untranslated
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
@@ -157,6 +158,21 @@ def test_digits(x, expected):
 def test_one_is_told_as_one(n, told):
     assert Words("en").many("runs.count", n) == told
     assert Words("zh-Hant").many("runs.count", n) == f"{n:,} 個結果"
+
+
+def test_every_count_of_things_has_a_form_for_one():
+    """What a note counts is told as one thing where it is one."""
+    english = table("en")
+    counted = {k for k, text in english.items() if re.search(r"(?<!of )\{count\} [a-z]+s\b", text)}
+    assert counted and {f"{k}.one" for k in counted if not k.endswith(".one")} <= set(english)
+    assert not any("{count}" in english[f"{k}.one"] for k in counted)
+    note = {"code": "export_in_float32", "facts": {"name": "lm_head", "count": 1}}
+    assert Words("en").note(note).startswith("One tensor (lm_head) is")
+    assert (
+        Words("en").note(note | {"facts": {"name": "lm_head", "count": 3}}).startswith("3 tensors (lm_head")
+    )
+    assert Words("zh-Hant").note(note).startswith("有一個張量（lm_head）")
+    assert Words("en").groups(1) == "one group a matrix" and Words("en").groups(64) == "64 groups a matrix"
 
 
 def test_figures_become_words():
@@ -382,7 +398,7 @@ def test_the_card_tells_the_share_of_the_limit_and_the_dense_times(lang):
 def test_the_scripts_get_every_string_that_they_name():
     """Also those whose key they put together: t(`error.${code}.what`) is asked with codes of links alone."""
     scripts = "\n".join(f.read_text("utf-8") for f in (ROOT / "assets").rglob("*.js"))
-    named = set(re.findall(r"""\bt\(\s*'([a-z_]+(?:\.[a-z_0-9]+)*)'""", scripts))
+    named = set(re.findall(r"""\b(?:t|many)\(\s*'([a-z_]+(?:\.[a-z_0-9]+)*)'""", scripts))
     begun = set(re.findall(r"`([a-z_]+\.(?:[a-z_]+\.)*)\$\{", scripts)) - {"error."}
     for language in LANGUAGES:
         sent, everything = words_of.shown(language), table(language)

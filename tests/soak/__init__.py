@@ -1,13 +1,14 @@
 """The campaign: faults, hostile files and other visitors against the real product. Not collected by pytest,
 not in CI.
 
-    make soak                          every part, about two hours on two quiet cores
+    make soak                          every part, some hours on two quiet cores
     make soak ARGS="fuzz chat"         these parts
     make soak ARGS="--scale 0.05"      a twentieth of every count and time, to see that the parts work
 
 A part is a module of this package with one function, `run(campaign)`. It starts what it needs (app.py in a
 process of its own, on a home of its own, on 127.0.0.1), does its faults, and counts how each try ended in the
-campaign's ledger. A part's loops are bounded in count and in time. It is told what "right" is by the
+campaign's ledger. A part's loops are bounded in count and in time: an hour for the whole part, or the
+LONGEST_SECONDS that its module declares. It is told what "right" is by the
 product's documents, not by the product's code.
 """
 

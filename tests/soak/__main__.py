@@ -21,10 +21,11 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from pathlib import Path
 
 from tests.soak import PARTS, stage
-from tests.soak.campaign import Campaign, commit
+from tests.soak.campaign import LONGEST_SECONDS, Campaign, commit
 from tests.soak.ledger import OUTCOMES
 
 TABLE = stage.ROOT / "assets" / "results" / "bench" / "soak.json"
@@ -117,11 +118,12 @@ def _scratch(place: Path | None):
 def _do(name: str, asked: argparse.Namespace, scratch: Path) -> dict:
     """One part's row."""
     shutil.rmtree(scratch / name, ignore_errors=True)
-    campaign = Campaign(name, asked.scale, scratch, {"cgroup": asked.cgroup})
+    part = importlib.import_module(f"tests.soak.{name}")
+    campaign = Campaign(name, asked.scale, scratch, {"cgroup": asked.cgroup}, longest(part))
     print(f"{name}: {PARTS[name]}", flush=True)
     start, busy = time.monotonic(), os.getloadavg()[0]
     try:
-        importlib.import_module(f"tests.soak.{name}").run(campaign)
+        part.run(campaign)
     except Exception as error:  # the other parts go on; what stopped this one stands in its row
         traceback.print_exc()
         campaign.ledger.count("hung", f"the part itself stopped: {type(error).__name__}: {error}")
@@ -137,6 +139,11 @@ def _do(name: str, asked: argparse.Namespace, scratch: Path) -> dict:
     }
     print(_table([row]), flush=True)
     return row
+
+
+def longest(part: types.ModuleType) -> float:
+    """Seconds that a part may take: its own LONGEST_SECONDS, else that of every part."""
+    return getattr(part, "LONGEST_SECONDS", LONGEST_SECONDS)
 
 
 def _kept(rows: list[dict]) -> dict:

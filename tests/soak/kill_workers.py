@@ -17,6 +17,7 @@ from tests.soak.client import Client, Hung
 
 KILLS, WHOLE_EVERY = 200, 5  # every fifth kill is followed by a run that is left alone
 RUN_SECONDS, TOLD_SECONDS = 240, 20
+LONGEST_SECONDS = 7200  # a kill and its run take half a minute on two cores
 NUMBERS = ("perplexity", "file_bytes", "weight_bits_per_weight")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from compression.base import CompressionError
 from evaluation import host
-from evaluation.page.words import methods
+from evaluation.declared import methods
 from evaluation.running import deaths
 from evaluation.running.freshness import answers
 from evaluation.running.scales import Scales

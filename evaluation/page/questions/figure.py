@@ -28,4 +28,4 @@ class Figure(Panel):
     def _written(self, row: metrics.Row) -> list[str]:
         """Formats of other programs that a run of one's own can be written in: none without its model."""
         result = self.store.get_id(str(row["id"])) if row.get("artifact") else None
-        return exports(self.store.manifest(result)) if result else []
+        return exports(self.store.artifact_folder(result.artifact)) if result else []

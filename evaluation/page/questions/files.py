@@ -77,7 +77,7 @@ class Files(Panel):
         words, result, form = Words(ask.lang), self.store.get_id(ask.id), ask.form
         if result is None or not self.store.has_artifact(result):
             return {"error": cards.error_card(words, {"code": "artifact_missing"}, ask.id)}
-        if form and form not in exports(self.store.manifest(result)):
+        if form and form not in exports(self.store.artifact_folder(result.artifact)):
             return {"error": cards.error_card(words, {"code": "cannot_export"}, act="dismiss")}
         # a request that waits here would hold a thread that others need
         if not self._packing.acquire(blocking=False):
@@ -110,12 +110,18 @@ class Files(Panel):
         return {"file": str(file), "name": file.name}
 
 
-def exports(manifest: dict) -> list[str]:
-    """Formats of other programs that the run's model can be exported to."""
+def exports(folder: Path) -> list[str]:
+    """Formats of other programs that the compressed model in a folder can be exported to.
+
+    None if the folder isn't as it was saved; whoever opens the model is told how it differs.
+    """
     with importing:
         from compression import export  # it imports torch; the page's first paint must not wait for that
 
-    return export.offers(manifest)
+    try:
+        return export.offers(folder)
+    except CompressionError:
+        return []
 
 
 def _zip(folder: Path, file: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from evaluation import host
+from evaluation.declared import methods
 from evaluation.measuring import metrics
 from evaluation.page import cards, managed, pareto, requests
 from evaluation.page.questions.base import Panel
 from evaluation.page.questions.files import exports
-from evaluation.page.words import Words, essay, methods
+from evaluation.page.words import Words, essay
 from evaluation.spec import Result, RunSpec
 
 
@@ -42,7 +43,7 @@ class Runs(Panel):
             disk_bytes=self.store.disk_bytes(result),
             dominated=result.status == "ok" and result.id not in lead,
             seconds=seconds,
-            exports=exports(manifest) if manifest else (),
+            exports=exports(self.store.artifact_folder(result.artifact)) if own else (),
             unchecked=manifest is not None and "sha256" not in manifest,
             relatives=self._relatives(result.spec),
         )

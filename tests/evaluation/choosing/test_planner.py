@@ -4,6 +4,8 @@ nobody measured."""
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 
 import pytest
 
@@ -130,6 +132,39 @@ def test_every_published_row_names_a_catalogue_model_and_a_recipe_of_ours():
     for name, entry in CATALOGUE.items():
         for known in planner.published(name).values():
             assert known.url and known.where and 1 <= known.ratio < 5, entry.name
+
+
+def test_every_machine_names_the_documents_of_its_memory_and_of_its_bandwidth():
+    keys = [machine.key for machine in planner.MACHINES]
+    assert len(set(keys)) == len(keys) > 5
+    for machine in planner.MACHINES:
+        for source in (machine.memory_source, machine.bandwidth_source):
+            assert len(source.title.split()) > 2 and source.url.startswith("https://"), machine.key
+        maker = machine.title.split()[0].replace("Jetson", "NVIDIA").replace("GeForce", "NVIDIA")
+        assert all(s.title.startswith(maker) for s in (machine.memory_source, machine.bandwidth_source))
+
+
+def test_every_published_figure_names_its_document_and_the_table_in_it():
+    rows = json.loads(planner.PUBLISHED.read_text("utf-8"))
+    assert rows
+    for row in rows:
+        assert re.search(r"\d{4} \(.+\), (table \d+|.*README)$", row["source"]), row["source"]
+        assert row["url"].startswith("https://") and row["text"] and row["window"] > 0
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_quality_figure_stands_on_the_page_without_its_source(language, results):
+    """A published one links its document, a measured one leads to its run."""
+    words = Words(language)
+    for model, kind in (("llama-2-7b-hf", "published"), (OFFLINE_MODEL, "measured"), ("gpt2", "")):
+        options = plan(CATALOGUE[model].geometry, ROOMY, model, results)
+        rows = [cards._way(words, ROOMY, option) for option in options]
+        told = [(o, row) for o, row in zip(options, rows, strict=True) if (o.known or o.elsewhere)]
+        found = {o.known.kind for o, _ in told if o.known} - {"original"}
+        assert found == ({kind} if kind else set())
+        for option, row in told:
+            if option.known is None or option.known.kind != "original":
+                assert row["source"] and (row["url"] or row["run"]), row["name"]
 
 
 def test_the_largest_models_that_fit():

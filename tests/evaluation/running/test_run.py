@@ -305,8 +305,8 @@ def test_a_distilled_student_goes_all_the_way(place, shared, name, tmp_path):
         Words("en"), result, shipped=False, artifact=True, here=True, chat=True, relatives={"control": None}
     )
     assert "1 of its teacher" in card and "not by perplexity alone" in card and "50 % of the layers" in card
-    for form in export.offers(shared.manifest(result)):
-        export.export(shared.artifact_folder(result.artifact), tmp_path / form, form)
+    for form in export.offers(shared.artifact_folder(result.artifact)):
+        export.write(artifact.load(shared.artifact_folder(result.artifact)), tmp_path / form, form)
 
     rounded = run(
         spec(place, (name, STUDENT), ("rtn", {"bits": 8, "group_size": 16}), table_bits=16),
