@@ -12,20 +12,21 @@ function frameOf({marks, y}, width, height, measure) {
     beside,
   };
 }
-const across = (f, x) => x === null ? f.wall - 16 : f.left + x * (f.right - f.left);
+const across = (f, x) => x === null ? f.wall - STRIP + 16 : f.left + x * (f.right - f.left);
 const down = (f, y) => y === null ? f.floor - 16 : f.bottom - y * (f.bottom - f.top);
 
-// The bands of broken models: box, and where their words begin; those beside the axes are read upwards.
+// The bands of broken models: box, and where their words begin. Those beside the axes are read upwards, on the right of
+// the points: names stand on the left.
 function bandsOf({left, top, bottom, floor, wall, under, beside}) {
   return [
     under && {box: [left, floor - STRIP, wall, floor], x: left + 6, y: floor - STRIP + 14},
-    beside && {box: [wall - STRIP, top, wall, bottom], x: wall - STRIP + 14, y: bottom - 6, upwards: true},
+    beside && {box: [wall - STRIP, top, wall, bottom], x: wall - 6, y: bottom - 6, upwards: true},
   ].filter(Boolean);
 }
 
 // The box that a band's words cover, `wide` pixels long.
-const covered = ({box: [left, top, , bottom], upwards}, wide) =>
-  upwards ? [left, bottom - 6 - wide, left + 17, bottom] : [left, top, left + 6 + wide, top + 17];
+const covered = ({box: [left, top, right, bottom], upwards}, wide) =>
+  upwards ? [right - 18, bottom - 6 - wide, right, bottom] : [left, top, left + 6 + wide, top + 17];
 
 // Where a value of a linear axis stands, null beyond its ends or where the axis is logarithmic.
 function along({range}, value) {

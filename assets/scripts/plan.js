@@ -75,22 +75,22 @@ function draw() {
   const known = data.machines.find(m => m.key === wish.machine), held = document.activeElement?.id;
   form.replaceChildren(
     field('model', model), field('hub', hub),
-    field('machine', [h('select', {id: 'plan-machine', onchange: choose('machine', true)},
-      optionList(machines, wish.machine)), known ? sources(known) : '']),
+    field('machine', h('select', {id: 'plan-machine', onchange: choose('machine', true)},
+      optionList(machines, wish.machine))),
     wish.machine === OWN
       ? field('memory', number('memory', wish.gigabytes, 0.1, 1e5, n => { wish.gigabytes = n; })) : '',
     field('context', number('context', wish.context, 1, 1e7, n => { wish.context = Math.round(n); })),
     field('cache', h('select', {id: 'plan-cache', onchange: choose('cache_bits')},
       optionList([16, 8, 4].map(v => [v, t('setting.bits', {v})]), wish.cache_bits))),
-    wish.typed ? sizes() : '');
+    wish.typed ? sizes() : '', known ? sources(known) : '');
   if (held) document.getElementById(held)?.focus({preventScroll: true});
 }
 
 // How fast a machine reads, and the documents that say so and how much memory it has.
-function sources({bandwidth, memory_source: first, bandwidth_source: second}) {
-  const links = [first, ...first.title === second.title ? [] : [second]].map(({title, url}) =>
-    [' ', h('a', {href: url, target: '_blank', rel: 'noopener'}, title)]);
-  return h('p', {className: 'quiet sources'}, t('tab.plan.reads', {rate: bandwidth / 1e9}), links);
+function sources({title: machine, bandwidth, memory_source: first, bandwidth_source: second}) {
+  const links = [first, ...first.title === second.title ? [] : [second]].flatMap(({title, url}, i) =>
+    [i ? ' · ' : ' ', h('a', {href: url, target: '_blank', rel: 'noopener'}, title)]);
+  return h('p', {className: 'quiet sources'}, t('tab.plan.reads', {machine, rate: bandwidth / 1e9}), links);
 }
 
 // A model that has no name here, by its sizes: what its config.json says.

@@ -18,9 +18,9 @@ WORDS = tiny.ids(24, 16)
 TRAINED = {"rank": 3, "train_tokens": 512, "learning_rate": 0.02}
 
 
-def adapted(family, targets="all"):
-    """A tiny model with an adapter kept apart whose B is no longer zero."""
-    bundle = tiny.bundle(family)
+def adapted(family, targets="all", bundle=None):
+    """A tiny model with an adapter kept apart whose B is no longer zero. bundle: this one in its place."""
+    bundle = bundle or tiny.bundle(family)
     adapters = lora.adapt(bundle, lora.LoraParams(rank=3, targets=targets), seed=0)
     draw = torch.Generator().manual_seed(1)
     for path, found in adapters.items():

@@ -21,6 +21,8 @@ from compression.packed.grouped_int import GroupedInt
 from compression.packed.linear import CompressedLinear
 from compression.surgery import set_submodule
 from tests import tiny
+from tests.compression.test_adapter import adapted
+from tests.compression.test_structure import shrunk
 
 SIZES = {  # loaders of GPTQ checkpoints take multiples of 32 only
     "llama": dict(
@@ -527,23 +529,22 @@ def test_a_family_is_offered_what_is_written(family, table_bits, tmp_path):
         assert offered == written and "gptq_v2" in offered
 
 
-APART = dict(get("lora").tiny) | {"merge": False}
-
-
 @pytest.mark.parametrize(
     "recipe, forms",
     [
-        ([("rtn", {"group_size": 16}), ("lora", APART)], ["peft"]),
-        # its base is no model that another program has
-        ([("llm_pruner", dict(get("llm_pruner").tiny)), ("lora", APART)], []),
         ([("awq", {"rounding": False}), ("gptq", {"group_size": 16})], ["gptq_v2", "compressed-tensors"]),
         ([("gptq", {"group_size": 16}), ("lut_gemm", {})], []),
         ([("wanda", {"pattern": "2:4"}), ("gptq", {"group_size": 16})], []),
     ],
 )
 def test_a_chain_is_offered_what_is_written(recipe, forms, tmp_path):
-    bundle = compressed("llama", recipe)
-    assert offered_and_written(bundle, tmp_path) == (forms, forms)
+    assert offered_and_written(compressed("llama", recipe), tmp_path) == (forms, forms)
+
+
+def test_an_adapter_is_offered_where_another_program_can_have_its_base(tmp_path):
+    """Not where heads and channels of the base were cut out."""
+    for name, bundle, forms in (("whole", None, ["peft"]), ("cut", shrunk("llama"), [])):
+        assert offered_and_written(adapted("llama", bundle=bundle), tmp_path / name) == (forms, forms), name
 
 
 def test_what_the_page_offers_for_8_bits_of_activations(tmp_path):

@@ -470,7 +470,11 @@ def test_a_broken_model_stands_in_the_band_beside_the_axes_where_quality_runs_ac
     assert high < left < broken < right and (top, bottom) == (frame["top"], frame["bottom"])
     # its words are read upwards and stand beside the points
     words = call("front", "covered", band, 100)
-    assert left <= words[0] < band["x"] <= words[2] < broken and words[3] - words[1] == 106
+    assert broken + 7 < words[0] < band["x"] <= words[2] == right and words[3] - words[1] == 106
+    # and leave room for a name on the left of a point
+    spot = {"x": broken, "y": bottom - 50, "r": 7, "text": "a name"}
+    (name,) = call("front", f"(n, f, w) => placed(n, n, w, f, {WIDTH})", [spot], frame, [words])
+    assert name["anchor"] == "end" and name["x"] < broken
     both = scene | {"marks": [{"x": None, "y": None}]}
     frame = call("front", f"scene => frameOf(scene, 600, 420, {WIDTH})", both)
     under, beside = call("front", "bandsOf", frame)
