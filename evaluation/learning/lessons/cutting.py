@@ -119,7 +119,7 @@ def _saved(real: Real, words: str) -> dict:
 
 
 def check(data: dict) -> None:
-    """Inputs count, compensation helps, and half of the weights is neither half of the bytes nor of the time."""
+    """Inputs count, compensation helps; half of the weights is neither half of the bytes nor of the time."""
     facts, structures = data["facts"], data["structures"]
     gram = torch.tensor(data["gram"]).view(WEIGHTS, WEIGHTS)
     row = torch.tensor(data["weights"])[None]
@@ -127,7 +127,8 @@ def check(data: dict) -> None:
     claim(found["magnitude"] > 3 * found["wanda"], "magnitude isn't much worse than Wanda on this row")
     claim(found["wanda"] > 1.5 * found["sparsegpt"], "moving weights gains little on this row")
     claim(
-        facts["mean_magnitude"] > facts["mean_wanda"] > facts["mean_sparsegpt"], "the order on all rows changed"
+        facts["mean_magnitude"] > facts["mean_wanda"] > facts["mean_sparsegpt"],
+        "the order on all rows changed",
     )
     claim(facts["magnitude"] > 3 * facts["wanda"], "magnitude doesn't break the model any more")
     claim(facts["wanda"] > facts["sparsegpt"] > facts["original"], "SparseGPT isn't the best of the three")
@@ -135,7 +136,9 @@ def check(data: dict) -> None:
         saved = structures[name]
         claim(saved["weights"] < saved["bytes"] < 1, f"{name}: as much of the file goes as of the weights")
         claim(bool(saved["seconds"]), f"{name}: there is no stored speed")
-        claim(all(saved["weights"] < s < 1 for s in saved["seconds"]), f"{name}: time falls as the weights do")
+        claim(
+            all(saved["weights"] < s < 1 for s in saved["seconds"]), f"{name}: time falls as the weights do"
+        )
     claim(structures["heads"]["perplexity"] > structures["trained"]["perplexity"], "training doesn't help")
 
 

@@ -117,8 +117,8 @@ export default function cutting(kit, data) {
   }
   function compared(width) {
     const list = METHODS.map(name => ({name: t(`who.${name}`), value: percent(cut[name](weights, gram, group()).left),
-      className: name === who ? 'pruning' : ''}));
-    if (count() === half) list.unshift({name: t('yours'), value: percent(kept(weights, own).left), className: who === 'hand' ? 'pruning' : ''});
+      className: 'pruning'}));
+    if (count() === half) list.unshift({name: t('yours'), value: percent(kept(weights, own).left)});
     list.push({name: t('best'), value: data.best[pattern], className: 'original'});
     return kit.bars(width, list.map(r => ({...r, words: `${digits(r.value, 2)} %`})), {row: 24, room: Math.min(210, width * 0.47)});
   }
