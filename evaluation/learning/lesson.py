@@ -89,7 +89,7 @@ class Real:
         return self.bundle.module.get_submodule(path).weight.detach()
 
     @functools.cached_property
-    def _inputs(self) -> dict[str, Any]:
+    def _inputs(self) -> dict[tuple[str, int], Any]:
         return {}
 
     def inputs(self, path: str, tokens: int = 512):
@@ -99,20 +99,27 @@ class Real:
         from compression import texts
         from evaluation.spec import BUILTIN_TEXT
 
-        if path not in self._inputs:
+        if (path, tokens) not in self._inputs:
             text = texts.load_text(BUILTIN_TEXT, "calibration")
             cut = texts.windows(text, self.bundle.tokenizer, "raw", tokens, tokens, "calibration")
-            seen = []
-            hook = self.bundle.module.get_submodule(path).register_forward_pre_hook(
-                lambda module, args: seen.append(args[0].detach().reshape(-1, args[0].shape[-1]))
-            )
+
+            def reached(module, args):
+                self._inputs[path, tokens] = args[0].detach().reshape(-1, args[0].shape[-1])
+                raise _Reached
+
+            hook = self.bundle.module.get_submodule(path).register_forward_pre_hook(reached)
             try:
                 with torch.no_grad():
                     self.bundle.module(cut.ids[:1])
+            except _Reached:  # what comes after that linear isn't needed
+                pass
             finally:
                 hook.remove()
-            self._inputs[path] = torch.cat(seen)[:tokens]
-        return self._inputs[path]
+        return self._inputs[path, tokens]
+
+
+class _Reached(Exception):
+    """The run has come as far as it has to. This is no failure."""
 
 
 def attempt(recipe: Sequence[tuple[str, dict]] = (), **more: Any) -> dict[str, Any]:
