@@ -6,7 +6,7 @@ import importlib
 
 from evaluation.learning.lesson import Lesson
 
-NAMES = ("rounding",)
+NAMES = ("sum", "rounding", "gptq", "channels", "protect", "planes")
 
 
 def load() -> dict[str, Lesson]:
