@@ -4,6 +4,7 @@
 # make test-all the same with the tests of minutes and whole products instead of pairs
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
+# make learn-static  write Learn into learn-static/, a folder for any web server
 # make check    lint, format and types
 # make mutations  put faults into copies of the program and see whether `make quick` finds them (about an hour)
 # make soak     the campaign of faults, hostile files and visitors (about two hours on two quiet cores; ARGS=... see tests/soak)
@@ -19,7 +20,7 @@ TEST_READY := $(VENV)/.test-ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: run quick mutations test test-all measure docs check soak compare-peers clean
+.PHONY: run quick mutations test test-all measure docs learn-static check soak compare-peers clean
 
 run: $(READY)
 	$(BIN)/python app.py
@@ -44,6 +45,9 @@ measure: $(READY)
 docs: $(READY)
 	$(BIN)/python -m evaluation run --list --json > assets/methods.json.new
 	mv assets/methods.json.new assets/methods.json
+
+learn-static: $(READY)
+	$(BIN)/python -m evaluation learn --static learn-static $(ARGS)
 
 check: $(TEST_READY)
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ export function classOf(frame) {
       h('form', {className: 'class-join', onsubmit: e => { e.preventDefault(); join(field.value); }},
         h('label', {htmlFor: 'class-field'}, t('class.join')), field, h('button', {className: 'plain'}, t('class.go'))),
       h('button', {className: 'linklike', onclick: open}, t('class.open')),
-      h('a', {href: `${frame.base}teacher.${frame.lang()}.html`, target: '_blank', rel: 'noopener'}, t('class.teacher')),
+      h('button', {className: 'linklike', onclick: () => frame.go('teacher')}, t('class.teacher')),
     ];
   }
   function redraw() {

@@ -25,7 +25,8 @@ export function contents(frame) {
   return {
     name: '', show() {}, tally() {}, close() {},
     parts: [
-      h('h2', {tabIndex: -1}, t('title')), h('p', {className: 'lead'}, t('line')), frame.group.panel(), lessons,
+      h('h2', {tabIndex: -1}, t('title')), h('p', {className: 'lead'}, t('line')), frame.group.panel(),
+      frame.ask ? '' : h('p', {}, h('button', {className: 'linklike', onclick: () => frame.go('teacher')}, t('class.teacher'))), lessons,
       h('h3', {className: 'map-title'}, t('map.title')), h('p', {className: 'quiet'}, t('map.line', {n: map.systems})),
       h('div', {className: 'map'}, map.families.map(family)),
     ],

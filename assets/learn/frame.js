@@ -5,6 +5,7 @@ import {kitOf} from './kit.js';
 import {questionOf} from './question.js';
 import {classOf} from './class.js';
 import {contents} from './contents.js';
+import {VIEWS} from './teacher.js';
 
 const KEPT = 'ce-learn';
 const json = async url => (await fetch(url)).json();
@@ -32,7 +33,7 @@ export async function mount(root, host) {
       return {make: script.default, data, own};
     },
     go(name) {
-      host.setPlace({lesson: name});
+      host.setPlace({lesson: name, knobs: ''});
       return draw().then(() => root.querySelector('h2')?.focus());
     },
   };
@@ -43,10 +44,11 @@ export async function mount(root, host) {
     words[lang] ??= await json(`${base}words/${lang}.json`);
     const {lesson} = host.place();
     const known = map.lessons.some(l => l.name === lesson) ? lesson : '';
+    const view = Object.hasOwn(VIEWS, lesson) ? await VIEWS[lesson](frame) : null;
     const loaded = known ? await frame.load(known) : null;
     if (mine !== turn) return;
     shown?.close();
-    shown = known ? page(frame, known, loaded) : contents(frame);
+    shown = known ? page(frame, known, loaded) : view ?? contents(frame);
     root.replaceChildren(...shown.parts.filter(Boolean));
     shown.opened?.();
     frame.group.look(known, shown);
@@ -102,6 +104,11 @@ function page(frame, name, {make, data, own}) {
     }), h('span', {className: 'check', role: 'status'}, done ? t('try.done') : ''));
   }));
 
+  // A link to this lesson in this language, with the figure's knobs as they are.
+  function copy(e) {
+    const link = frame.lessonLink(name, kit.knobs());
+    navigator.clipboard?.writeText(link).then(() => { e.target.textContent = t('copied'); }, () => {});
+  }
   const step = (to, key) => {
     const next = map.lessons[to];
     return next ? h('button', {className: 'plain', onclick: () => frame.go(next.name)}, t(key)) : '';
@@ -109,7 +116,8 @@ function page(frame, name, {make, data, own}) {
   const parts = [
     h('nav', {className: 'lesson-nav', 'aria-label': t('lessons')},
       h('button', {className: 'linklike', onclick: () => frame.go('')}, t('contents')),
-      h('span', {className: 'quiet'}, t('number', {n: i + 1, of: map.lessons.length})), frame.group.badge()),
+      h('span', {className: 'quiet'}, t('number', {n: i + 1, of: map.lessons.length})),
+      h('button', {className: 'linklike', onclick: copy}, t('copy_link')), frame.group.badge()),
     h('h2', {tabIndex: -1}, tell('title')),
     h('p', {className: 'lead'}, tell('lead')), figure, spoken,
     h('div', {className: 'lesson-controls'}, lesson.controls ?? []),

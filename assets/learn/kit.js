@@ -41,6 +41,15 @@ export function digits(value, n = 3) {
 export function kitOf(frame, t, figure, redraw) {
   const {h, s} = frame;
   let ids = 0;
+  // The figure's knobs in the order in which the lesson makes them; a teacher's link sets them.
+  const asked = (frame.place().knobs ?? '').split(',').filter(Boolean), set = [];
+  function knob(value, allowed, take) {
+    const at = set.length, wanted = asked[at];
+    const first = wanted === undefined ? value : allowed(wanted) ?? value;
+    set.push(first);
+    if (first !== value) take(first);
+    return {first, keep: now => { set[at] = now; }};
+  }
 
   // A drawing with axes. x and y: {lo, hi, log, label, ticks: false | [[value, text]]}. Returns {svg, x, y, add}.
   function chart({width, height = 260, x, y, left = 46, right = 12, top = 24, bottom = 40}) {
@@ -83,8 +92,9 @@ export function kitOf(frame, t, figure, redraw) {
   }
 
   // A labelled slider. format: value -> words. log: equal steps are equal ratios.
-  function slider({label, lo, hi, step = 1, value, format = v => digits(v), oninput, log = false}) {
-    const id = `lesson-slider-${++ids}`, out = h('output', {htmlFor: id}, format(value));
+  function slider({label, lo, hi, step = 1, value: usual, format = v => digits(v), oninput, log = false, asked: free = false}) {
+    const within = text => Number(text) >= lo && Number(text) <= hi ? Number(text) : undefined;
+    const {first: value, keep} = free ? {first: usual, keep() {}} : knob(usual, within, oninput), id = `lesson-slider-${++ids}`, out = h('output', {htmlFor: id}, format(value));
     const to = v => log ? Math.round(1000 * Math.log(v / lo) / Math.log(hi / lo)) : v;
     const from = v => log ? lo * (hi / lo) ** (v / 1000) : v;
     const input = h('input', {
@@ -93,6 +103,7 @@ export function kitOf(frame, t, figure, redraw) {
         const now = from(Number(e.target.value));
         out.textContent = format(now);
         e.target.setAttribute('aria-valuetext', format(now));
+        keep(Number(now.toPrecision(4)));
         oninput(now);
         redraw();
       },
@@ -103,10 +114,12 @@ export function kitOf(frame, t, figure, redraw) {
   }
 
   // One of a few: [[value, words]].
-  function choice({label, options, value, onchange}) {
+  function choice({label, options, value: usual, onchange}) {
+    const listed = text => options.find(([v]) => String(v) === text)?.[0];
+    const {first: value, keep} = knob(usual, listed, onchange);
     const name = `lesson-choice-${++ids}`;
     return h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label), options.map(([v, words]) => h('label', {},
-      h('input', {type: 'radio', name, checked: v === value, onchange: () => { onchange(v); redraw(); }}), h('span', {}, words))));
+      h('input', {type: 'radio', name, checked: v === value, onchange: () => { keep(v); onchange(v); redraw(); }}), h('span', {}, words))));
   }
   const button = (words, onclick, className = 'plain') => h('button', {type: 'button', className, onclick: e => { onclick(e); redraw(); }}, words);
   const check = ({label, value, onchange}) => h('label', {className: 'lesson-check'},
@@ -114,6 +127,6 @@ export function kitOf(frame, t, figure, redraw) {
 
   return {
     h, s, t, digits, ticks, scale, chart, line, text, rect, bars, slider, choice, button, check, redraw, figure,
-    size: frame.sizeWords, calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
+    size: frame.sizeWords, knobs: () => set.join(','), calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
   };
 }

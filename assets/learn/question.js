@@ -39,6 +39,7 @@ function number(frame, {question, tell, kit, data}) {
   const {h, s, t} = frame, {lo, hi, log, answer, error} = question;
   let guess = null;
   const slider = kit.slider({
+    asked: true,
     label: t('guess'), lo, hi, step: question.step ?? (hi - lo) / 200, log, value: question.start ?? lo,
     format: v => words(question, v, tell), oninput: v => { guess = v; },
   });

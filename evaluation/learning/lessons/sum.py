@@ -39,6 +39,7 @@ def make(real: Real) -> dict:
             "three": asked[1] * 3 / 8 / 1e9,
         },
         "asked": ASKED,
+        "card": CARD,
         "models": models,
         "machines": [{"key": k, "title": machines[k].title, "bytes": machines[k].memory_bytes} for k in SHOWN],
         "question": {

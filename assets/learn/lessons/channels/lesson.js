@@ -31,12 +31,6 @@ export default function lesson(kit, data) {
     format: i => digits(thresholds[i]), oninput: v => { threshold = v; }});
   const move = kit.slider({label: t('alpha'), lo: 0, hi: alphas.length - 1, value: alpha,
     format: i => digits(alphas[i], 2), oninput: v => { alpha = v; }});
-  function shown() {
-    cut.hidden = way !== 'split';
-    move.hidden = way !== 'smooth';
-  }
-  shown();
-
   // One spike a channel, as one path; channels apart are marked above.
   function spikes(width, list, kind, apart, label) {
     const most = 1.1 * Math.max(...list), c = chart({width, height: 142, bottom: 8, x: {lo: 0, hi: n, ticks: false},
@@ -55,13 +49,15 @@ export default function lesson(kit, data) {
 
   return {
     controls: [
-      kit.choice({label: t('way'), value: way, onchange: v => { way = v; shown(); }, options: WAYS.map(w => [w, t(`way.${w}`)])}),
+      kit.choice({label: t('way'), value: way, onchange: v => { way = v; }, options: WAYS.map(w => [w, t(`way.${w}`)])}),
       cut, move,
       kit.choice({label: t('ruler'), value: ruler, onchange: v => { ruler = v; }, options: RULERS.map(r => [r, t(`ruler.${r}`)])}),
     ],
     about: told,
     revealed() { open = true; },
     draw(width) {
+      cut.hidden = way !== 'split';
+      move.hidden = way !== 'smooth';
       const now = sides();
       return h('div', {}, spikes(width, now.inputs, 'quantization', now.apart, 'inputs'),
         spikes(width, now.weights, 'distillation', now.apart, 'weights'),

@@ -18,28 +18,27 @@ export function removed(products, columns) {
 
 export default function lesson(kit, data) {
   const {t, h, s, text, chart, digits} = kit, {loud, peaks, size, chosen, single, facts} = data, n = loud.length;
-  const products = square(data.products, n), mine = new Set();
-  let open = false;
+  const products = square(data.products, n);
+  let open = false, mine = loud.slice(0, facts.kept).map((_, i) => i);  // the earliest choice first
   const share = () => removed(products, mine);
   function toggle(i) {
-    if (mine.has(i)) mine.delete(i);
-    else if (mine.size < facts.kept) mine.add(i);
-    boxes.forEach((box, k) => { box.checked = mine.has(k); });
+    mine = mine.includes(i) ? mine.filter(k => k !== i) : [...mine, i].slice(-facts.kept);
+    boxes.forEach((box, k) => { box.checked = mine.includes(k); });
     kit.redraw();
   }
-  const boxes = loud.map((_, i) => h('input', {type: 'checkbox', onchange: () => toggle(i)}));
+  const boxes = loud.map((_, i) => h('input', {type: 'checkbox', checked: mine.includes(i), onchange: () => toggle(i)}));
   const most = {up: Math.max(...peaks), down: Math.max(...size), single: Math.max(...single)};
-  const told = () => t(mine.size === facts.kept ? 'chosen' : 'choose', {n: mine.size}) + (open ? ` ${t('share', {share: digits(share(), 3)})}` : '');
+  const told = () => t('chosen', {list: [...mine].sort((a, b) => a - b).map(i => i + 1).join(', ') || '–'}) + (open ? ` ${t('share', {share: digits(share(), 3)})}` : '');
 
   // Up: how loud a column's inputs are, on average and by their squares. Down: how large its weights are.
   function columns(width) {
     const c = chart({width, height: open ? 232 : 190, left: 4, right: 4, top: 22, bottom: open ? 62 : 20, x: {lo: 0, hi: n, ticks: false}, y: {lo: -1, hi: 1, ticks: false, label: t('up')}});
     const wide = (c.x(n) - c.x(0)) / n;
     for (let i = 0; i < n; i++) {
-      const x = c.x(i) + wide * 0.15, kind = mine.has(i) ? 'pruning' : 'quantization';
+      const x = c.x(i) + wide * 0.15, kind = mine.includes(i) ? 'pruning' : 'quantization';
       const up = c.y(loud[i] / most.up), peak = c.y(peaks[i] / most.up), down = c.y(-size[i] / most.down), zero = c.y(0);
-      c.add(kit.rect(x, peak, wide * 0.7, zero - peak, {class: kind, opacity: 0.35}), kit.rect(x, up, wide * 0.7, zero - up, {class: kind}), kit.rect(x, zero, wide * 0.7, down - zero, {class: mine.has(i) ? 'pruning' : 'original', opacity: 0.55}));
-      if (mine.has(i)) c.add(text(x + wide * 0.35, peak - 4, String(i + 1), {'text-anchor': 'middle', class: 'strong'}));
+      c.add(kit.rect(x, peak, wide * 0.7, zero - peak, {class: kind, opacity: 0.35}), kit.rect(x, up, wide * 0.7, zero - up, {class: kind}), kit.rect(x, zero, wide * 0.7, down - zero, {class: mine.includes(i) ? 'pruning' : 'original', opacity: 0.55}));
+      if (mine.includes(i)) c.add(text(x + wide * 0.35, peak - 4, String(i + 1), {'text-anchor': 'middle', class: 'strong'}));
       if (open) {
         // Who keeps the column, and how many of its single weights SpQR keeps.
         METHODS.filter(m => chosen[m].includes(i)).forEach((m, k) => c.add(text(x + wide * 0.35, c.box.bottom + 14 + 14 * k, MARKS[m], {'text-anchor': 'middle', class: 'strong'})));
@@ -60,7 +59,7 @@ export default function lesson(kit, data) {
   });
 
   const rows = () => [
-    ...mine.size ? [{name: t('own'), value: share(), className: 'pruning'}] : [],
+    ...mine.length ? [{name: t('own'), value: share(), className: 'pruning'}] : [],
     {name: t('chance'), value: data.removed.chance, className: 'original'},
     ...METHODS.map(m => ({name: t(`method.${m}`), value: data.removed[m], className: 'quantization'})),
     {name: t('method.spqr'), value: data.removed.spqr, className: 'distillation'},
@@ -71,7 +70,7 @@ export default function lesson(kit, data) {
     controls: [h('fieldset', {className: 'lesson-choice protect-boxes'}, h('legend', {}, t('boxes')),
       boxes.map((box, i) => h('label', {}, box, h('span', {}, String(i + 1)))))],
     about: told,
-    guess: () => mine.size === facts.kept ? share() : null,
+    guess: share,
     revealed() { open = true; },
     draw(width) {
       const svg = columns(width);

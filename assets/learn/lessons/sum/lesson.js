@@ -23,25 +23,21 @@ export function grid(n, width, height) {
 
 export default function lesson(kit, data) {
   const {t, h, s, digits} = kit, gb = v => t('gb', {n: digits(v / 1e9)});
-  let open = false, model = data.models.find(m => m.name !== data.asked), machine = data.machines.find(m => m.bytes === 80e9);
+  const models = Object.fromEntries(data.models.map(m => [m.name, m])), machines = Object.fromEntries(data.machines.map(m => [m.key, m]));
+  let open = false, model = data.models.find(m => m.name !== data.asked).name, card = data.card;
   let bits = 16, context = 2048, batch = 1, train = false, typed = 7;
-  const own = () => model === TYPED ? {name: TYPED, parameters: typed * 1e9} : model;
+  const own = () => models[model] ?? {parameters: typed * 1e9};
   const parts = () => sum(own(), {bits, context: own().cache ? context : 0, batch, train});
   const total = () => Object.values(parts()).reduce((a, b) => a + b, 0);
-  const need = () => Math.ceil(total() / machine.bytes);
+  const need = () => Math.ceil(total() / machines[card].bytes);
 
-  const pick = kit.choice({label: t('model'), value: model, onchange: v => { model = v; shown(); },
-    options: [...data.models.map(m => [m, m.title]), [TYPED, t('typed')]]});
+  const pick = kit.choice({label: t('model'), value: model, onchange: v => { model = v; },
+    options: [...data.models.map(m => [m.name, m.title]), [TYPED, t('typed')]]});
   const asked = pick.querySelectorAll('label')[data.models.findIndex(m => m.name === data.asked)];
   const count = h('input', {type: 'number', id: 'sum-typed', min: 0.001, max: 10000, step: 'any', value: typed, oninput: e => {
     if (e.target.value > 0 && e.target.value <= 1e4) { typed = Number(e.target.value); kit.redraw(); }
   }});
   const field = h('p', {className: 'sum-typed'}, h('label', {htmlFor: 'sum-typed'}, t('billions')), ' ', count);
-  function shown() {
-    field.hidden = model !== TYPED;
-    asked.hidden = !open;
-  }
-  shown();
 
   return {
     controls: [
@@ -50,7 +46,7 @@ export default function lesson(kit, data) {
       kit.slider({label: t('batch'), lo: 1, hi: 64, value: batch, oninput: v => { batch = v; }}),
       kit.choice({label: t('bits'), value: bits, onchange: v => { bits = v; }, options: BITS.map(b => [b, String(b)])}),
       kit.check({label: t('train'), value: train, onchange: v => { train = v; }}),
-      kit.choice({label: t('machine'), value: machine, onchange: v => { machine = v; }, options: data.machines.map(m => [m, m.title])}),
+      kit.choice({label: t('machine'), value: card, onchange: v => { card = v; }, options: data.machines.map(m => [m.key, m.title])}),
     ],
     // GPT-175B is what is asked; its own sum comes with the answer.
     revealed() {
@@ -58,9 +54,11 @@ export default function lesson(kit, data) {
       open = true;
       asked.querySelector('input').click();
     },
-    about: () => t('about', {total: gb(total()), n: digits(need(), 6), machine: machine.title}),
+    about: () => t('about', {total: gb(total()), n: digits(need(), 6), machine: machines[card].title}),
     draw(width) {
-      const n = need(), all = parts(), drawn = Math.min(n, MOST), {columns, side} = grid(drawn, width, HEIGHT);
+      field.hidden = model !== TYPED;
+      asked.hidden = !open && model !== data.asked;
+      const machine = machines[card], n = need(), all = parts(), drawn = Math.min(n, MOST), {columns, side} = grid(drawn, width, HEIGHT);
       const inner = side * 0.88, svg = s('svg', {class: 'lesson-svg', width, height: HEIGHT, 'aria-hidden': 'true'});
       // Every kind of bytes fills the boxes where the kind before it ended, from the floor of a box up.
       let at = 0;
@@ -82,7 +80,7 @@ export default function lesson(kit, data) {
       return h('div', {}, svg,
         h('p', {className: 'sum-legend'}, Object.entries(all).filter(([, v]) => v).map(([name, v]) =>
           h('span', {}, h('i', {className: `swatch ${COLOURS[name]}`}), `${t(`part.${name}`)} ${gb(v)}`))),
-        h('p', {className: 'figure-words'}, t('about', {total: gb(total()), n: digits(n, 6), machine: machine.title}),
+        h('p', {className: 'figure-words'}, t('about', {total: gb(total()), n: digits(n, 6), machine: machines[card].title}),
           drawn < n ? ` ${t('more', {n: digits(drawn, 6)})}` : '', own().cache ? '' : ` ${t('no_cache')}`,
           context > own().positions ? ` ${t('beyond', {n: digits(own().positions, 6)})}` : ''));
     },
