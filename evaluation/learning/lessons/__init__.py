@@ -6,7 +6,7 @@ import importlib
 
 from evaluation.learning.lesson import Lesson
 
-NAMES = ("rounding", "cutting", "thin", "mixed")
+NAMES = ("sum", "rounding", "gptq", "channels", "protect", "planes", "cutting", "thin", "mixed")
 
 
 def load() -> dict[str, Lesson]:
