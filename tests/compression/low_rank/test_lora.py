@@ -27,7 +27,7 @@ BEFORE = {  # a step whose format the adapter meets, and where it ends
     "spqr": ((("spqr", {}),), "sum"),
 }
 WORDS = (torch.arange(64)[:, None] * 3 + torch.arange(32)) % 11  # a text with something to learn
-TRAINED = {"rank": 4, "train_tokens": 6_000, "learning_rate": 0.02}
+TRAINED = {"rank": 4, "train_tokens": 12_000, "learning_rate": 0.02}
 
 
 def steps(*recipe):

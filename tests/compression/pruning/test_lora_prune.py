@@ -22,7 +22,7 @@ SHORT = {
     "protect_first": 0.0,
     "protect_last": 0.0,
     "rank": 2,
-    "train_tokens": 6_000,
+    "train_tokens": 12_000,
     "mask_every": 1,
     "learning_rate": 0.01,
 }
@@ -97,7 +97,7 @@ def test_masks_only_grow_and_end_at_the_asked_share(monkeypatch):
 def test_nothing_to_remove_is_plain_lora_step_for_step():
     one, other = tiny.bundle("llama"), tiny.bundle("llama")
     run(one, removed=0.0)
-    same = LoraParams(rank=2, train_tokens=6_000, learning_rate=0.01, train_minutes=20.0)
+    same = LoraParams(rank=2, train_tokens=12_000, learning_rate=0.01, train_minutes=20.0)
     calibrate.compress(other, [(get("lora"), same)], TEXT)
     for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)

@@ -392,11 +392,12 @@ def test_the_same_seed_gives_the_same_file():
 # --- what the paper claims, on a micro language ---
 
 
-def test_scales_win_back_what_rounding_lost_and_take_up_another_domain():
-    same, other = (chain_language.text(1024, 5, dialect) for dialect in (0, 1))
-    start, moved = {"train_tokens": 0}, {"train_tokens": 12_000, "learning_rate": 0.03}
+def test_scales_win_back_what_rounding_lost_and_take_up_another_domain(pytestconfig):
+    same, other = (chain_language.text(2048, 5, dialect) for dialect in (0, 1))
+    start, moved = {"train_tokens": 0}, {"train_tokens": 16_000, "learning_rate": 0.03}
     gains = []
-    for bits, tokens in ((4, 24_000), (3, 24_000), (2, 12_000)):
+    between = ((3, 60_000),) if pytestconfig.getoption("--all") else ()
+    for bits, tokens in ((4, 60_000), *between, (2, 24_000)):
         tuned_here, found = {"train_tokens": tokens, "learning_rate": 5e-3}, {}
         for name, text, values in (
             ("rounded", same, start),
