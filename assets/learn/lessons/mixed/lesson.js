@@ -25,8 +25,8 @@ export default function mixed(kit, data) {
   function spent(width) {
     const room = Math.min(190, width * 0.36), wide = width - room - 84, row = 26;
     const rows = PARTS.map((part, i) => ({name: t(`name.${part}`), value: bytes[i][widths.indexOf(own[i])], className: 'quantization'}));
-    rows.push({name: t('together'), value: bytesOf(own), className: fits() ? 'original' : 'pruning'});
-    const svg = kit.bars(width, rows.map(r => ({...r, words: size(r.value)})), {most, room, row}), x = room + budget / most * wide;
+    rows.push({name: `${t('together')} ${size(bytesOf(own))}`, words: '', value: bytesOf(own), className: fits() ? 'original' : 'pruning'});
+    const svg = kit.bars(width, rows.map(r => ({words: size(r.value), ...r})), {most, room, row}), x = room + budget / most * wide;
     svg.append(s('path', {class: 'axis', d: `M${x} ${3 * row}V${4 * row + 4}`}));
     return svg;
   }
