@@ -35,7 +35,7 @@ def make(real: Real) -> dict:
     return {
         "facts": {
             "original": original.metrics["perplexity"],
-            "weights": weights / 1e6,
+            "weights": {"en": f"{weights / 1e6:.0f} million", "zh-Hant": f"{weights / 1e8:.2f} 億"},
             **{f"{family}_mb": r.metrics["file_bytes"] / 1e6 for family, r in found.items()},
             **worth,
         },
