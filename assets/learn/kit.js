@@ -29,13 +29,16 @@ export function scale(lo, hi, from, to, log = false) {
   return at;
 }
 
+// One for each number of places: making one takes far longer than writing a number with it.
+const formats = Array.from({length: 21}, (_, maximumFractionDigits) => new Intl.NumberFormat('en', {maximumFractionDigits}));
+
 // A number with so many significant digits, thousands set apart.
 export function digits(value, n = 3) {
   if (!Number.isFinite(value)) return '∞';
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-4 || size >= 1e15)) return value.toExponential(n - 1);
   const places = size === 0 ? 0 : Math.max(0, n - 1 - Math.floor(Math.log10(size)));
-  return value.toLocaleString('en', {maximumFractionDigits: Math.min(places, 20)});
+  return formats[Math.min(places, 20)].format(value);
 }
 
 export function kitOf(frame, t, figure, redraw) {

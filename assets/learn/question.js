@@ -3,6 +3,7 @@
 //   {kind: 'pick', options, answer}                                  one of a few; options: names of words `option.<name>`
 //   {kind: 'order', items, answer, values}                           items in an order
 //   {kind: 'figure', answer, best}                                   the figure itself is the answer (lesson.guess())
+//   {kind: 'figure', of}                                             the figure counts right answers, of so many
 import {digits, scale, ticks} from './kit.js';
 
 const KINDS = {number, pick, order, figure};
@@ -127,8 +128,8 @@ function figure(frame, {question, tell, lesson}) {
   const {h, t} = frame;
   return {
     root: '', guess: () => lesson.guess(), lock() { lesson.locked = true; },
-    reveal: own => h('p', {className: 'verdict'}, t('measured', {answer: words(question, question.answer, tell)}), ' ',
-      own === null ? '' : t('yours', {own: words(question, own, tell)})),
+    reveal: own => h('p', {className: 'verdict'}, question.of ? '' : t('measured', {answer: words(question, question.answer, tell)}), ' ',
+      own === null ? '' : t(question.of ? 'score' : 'yours', {own: words(question, own, tell), of: question.of})),
     tally: others => h('p', {className: 'quiet'}, answers(frame, others), ' ',
       t('class.middle', {middle: words(question, median(others), tell)})),
   };

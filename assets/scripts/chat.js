@@ -77,7 +77,7 @@ function drawChoice() {
 function suggested({name, text}) {
   prompt = name;
   if (live()) start(text);
-  load();
+  load().then(() => { if (!live()) ce.say('answered'); });
 }
 
 function drawSuggestions() {

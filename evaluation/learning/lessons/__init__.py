@@ -6,7 +6,21 @@ import importlib
 
 from evaluation.learning.lesson import Lesson
 
-NAMES = ("sum", "rounding", "gptq", "channels", "protect", "planes", "cutting", "thin", "mixed")
+NAMES = (
+    "sum",
+    "rounding",
+    "gptq",
+    "channels",
+    "protect",
+    "planes",
+    "cutting",
+    "thin",
+    "student",
+    "through",
+    "mixed",
+    "believe",
+    "bytes",
+)
 
 
 def load() -> dict[str, Lesson]:
