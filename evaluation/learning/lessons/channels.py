@@ -1,8 +1,8 @@
 """Loud channels: why activations are harder to round than weights, and what three methods do about it.
 
 Maxima of real inputs and weights, channel by channel. The browser moves them by SmoothQuant's equation 4
-(compression/quantization/smoothquant.py, smoothing). Errors of the whole 8-bit product are measured here with the
-methods' own functions.
+(compression/quantization/smoothquant.py, smoothing). Errors of the whole 8-bit product are measured here
+with the methods' own functions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from evaluation.learning.lesson import Lesson, Real, attempt, claim
 
 BLOCK = "model.layers.12.self_attn"  # the clearest loud channel among the inputs that a norm gives
 MATRICES = ("q_proj", "k_proj", "v_proj")
-TOKENS = 256
 THRESHOLDS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 ALPHAS = tuple(k / 20 for k in range(21))
 RULES = {"tensor": ActivationRule(8, per_tensor=True), "token": ActivationRule(8)}
@@ -25,7 +24,7 @@ PAPER = 6.0
 
 def make(real: Real) -> dict:
     """Maxima of 576 channels, and the error of the product for each threshold and each alpha."""
-    x = real.inputs(f"{BLOCK}.{MATRICES[0]}", TOKENS)
+    x = real.inputs(f"{BLOCK}.{MATRICES[0]}")
     weights = [real.weight(f"{BLOCK}.{name}") for name in MATRICES]
     loud = x.abs().amax(0)
     errors = {name: _errors(x, weights, loud, rule) for name, rule in RULES.items()}
