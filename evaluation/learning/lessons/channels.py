@@ -7,6 +7,8 @@ with the methods' own functions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from compression.packed.activations import ActivationRule
@@ -70,7 +72,7 @@ def make(real: Real) -> dict:
 
 def _errors(
     x: torch.Tensor, weights: list[torch.Tensor], loud: torch.Tensor, rule: ActivationRule
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """||X W^T - r(X) r(W)^T||^2 / ||X W^T||^2 in per cent: plain, for each threshold, and for each alpha."""
     exact = [x @ w.T for w in weights]
     total = sum(float(y.square().sum()) for y in exact)
