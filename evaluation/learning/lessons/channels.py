@@ -1,11 +1,13 @@
 """Loud channels: why activations are harder to round than weights, and what three methods do about it.
 
 Maxima of real inputs and weights, channel by channel. The browser moves them by SmoothQuant's equation 4
-(compression/quantization/smoothquant.py, smoothing). Errors of the whole 8-bit product are measured here with the
-methods' own functions.
+(compression/quantization/smoothquant.py, smoothing). Errors of the whole 8-bit product are measured here
+with the methods' own functions.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -16,7 +18,6 @@ from evaluation.learning.lesson import Lesson, Real, attempt, claim
 
 BLOCK = "model.layers.12.self_attn"  # the clearest loud channel among the inputs that a norm gives
 MATRICES = ("q_proj", "k_proj", "v_proj")
-TOKENS = 256
 THRESHOLDS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 ALPHAS = tuple(k / 20 for k in range(21))
 RULES = {"tensor": ActivationRule(8, per_tensor=True), "token": ActivationRule(8)}
@@ -25,7 +26,7 @@ PAPER = 6.0
 
 def make(real: Real) -> dict:
     """Maxima of 576 channels, and the error of the product for each threshold and each alpha."""
-    x = real.inputs(f"{BLOCK}.{MATRICES[0]}", TOKENS)
+    x = real.inputs(f"{BLOCK}.{MATRICES[0]}")
     weights = [real.weight(f"{BLOCK}.{name}") for name in MATRICES]
     loud = x.abs().amax(0)
     errors = {name: _errors(x, weights, loud, rule) for name, rule in RULES.items()}
@@ -71,7 +72,7 @@ def make(real: Real) -> dict:
 
 def _errors(
     x: torch.Tensor, weights: list[torch.Tensor], loud: torch.Tensor, rule: ActivationRule
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """||X W^T - r(X) r(W)^T||^2 / ||X W^T||^2 in per cent: plain, for each threshold, and for each alpha."""
     exact = [x @ w.T for w in weights]
     total = sum(float(y.square().sum()) for y in exact)

@@ -1,7 +1,8 @@
 """What to protect: of 40 real columns that are rounded to 3 bits, which three to keep as they are.
 
-The browser takes a choice's error from the shipped products of the columns' errors. The choices of AWQ, OWQ and
-SpQR are made here by their own criteria (compression/quantization/). Perplexities are those of stored results.
+The browser takes a choice's error from the shipped products of the columns' errors. The choices of AWQ, OWQ
+and SpQR are made here by their own criteria (compression/quantization/). Perplexities are those of stored
+results.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _gram(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _rounding(weight: torch.Tensor, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(W - Q(W) of the inputs' columns, their Gram matrix, the parts of the error that pairs of columns make).
+    """(W - Q(W) of the inputs' columns, their Gram matrix, the part of the error of each pair of columns).
 
     Q rounds row by row, all columns of the weight together. The parts sum up to 100.
     """
@@ -112,7 +113,7 @@ def _single_weights(difference: torch.Tensor, gram: torch.Tensor) -> torch.Tenso
 
 
 def _one_per_cent(real: Real) -> dict[str, float]:
-    """Of a whole matrix: the share of the error that goes with 1 % of its inputs, the loudest or the largest."""
+    """Of a whole matrix: the share of the error that goes with 1 % of its inputs, loudest or largest."""
     weight, inputs = real.weight(WHOLE), real.inputs(WHOLE)
     _, _, products = _rounding(weight, inputs)
     count = round(weight.shape[1] / 100)
@@ -129,7 +130,10 @@ def check(data: dict) -> None:
     """Loudness beats size, squares beat the average, single weights beat columns."""
     facts, share = data["facts"], data["removed"]
     claim(share["awq"] > share["size"], "loud inputs aren't better protected than large weights")
-    claim(share["owq"] > 1.2 * share["awq"], "the average of the inputs is as good a guide as their squares here")
+    claim(
+        share["owq"] > 1.2 * share["awq"],
+        "the average of the inputs is as good a guide as their squares here",
+    )
     claim(share["spqr"] > share["best"], "single weights don't beat the best columns")
     claim(share["owq"] > 3 * share["chance"], "OWQ's choice isn't far better than chance")
     claim(facts["loudest"] > 50 > 5 > facts["largest"], "1 % loud inputs don't make most of the error")

@@ -1,7 +1,7 @@
 """The sum that comes first: parameters times bytes, keys and values, and what training needs.
 
-The browser does the sum, by the formulas of compression/bundle.py (keys and values) and the bytes of Adam in 32
-bits. Parameters and shapes come from the catalogue, or from a model's own paper where it isn't in there.
+The browser does the sum, by the formulas of compression/bundle.py (keys and values) and the bytes of Adam
+in 32 bits. Parameters and shapes come from the catalogue, or from a model's own paper.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def make(real: Real) -> dict:
         "asked": ASKED,
         "card": CARD,
         "models": models,
-        "machines": [{"key": k, "title": machines[k].title, "bytes": machines[k].memory_bytes} for k in SHOWN],
+        "machines": [
+            {"key": k, "title": machines[k].title, "bytes": machines[k].memory_bytes} for k in SHOWN
+        ],
         "question": {
             "kind": "number",
             "lo": 1,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import pytest
 
 from tests.page.stage import ROOT
 
-LESSONS = ROOT / "assets" / "learn" / "lessons"
+LEARN = ROOT / "assets" / "learn"
+AT = "http://learn.test/"  # answered from LEARN, so that a lesson's script can import another's
 
 
 @pytest.fixture(scope="module")
 def empty(browser):
     context = browser.new_context()
-    yield context.new_page()
+    page = context.new_page()
+    page.route(f"{AT}**/*.js", lambda route: route.fulfill(path=LEARN / route.request.url.removeprefix(AT)))
+    page.route(AT, lambda route: route.fulfill(body="<!doctype html>", content_type="text/html"))
+    page.goto(AT)
+    yield page
     context.close()
 
 
@@ -23,8 +26,7 @@ def lesson(empty):
     """What an exported function of a lesson's script gives: lesson("student", "hill", 5, 1)."""
 
     def call(name: str, function: str, *values):
-        source = (LESSONS / name / "lesson.js").read_text("utf-8")
         code = f"async ([source, values]) => (await import(source)).{function}(...values)"
-        return empty.evaluate(code, [f"data:text/javascript,{quote(source)}", list(values)])
+        return empty.evaluate(code, [f"{AT}lessons/{name}/lesson.js", list(values)])
 
     return call

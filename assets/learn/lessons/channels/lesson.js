@@ -28,9 +28,9 @@ export default function lesson(kit, data) {
   const steps = list => { const inside = list.filter(v => v > 0); return 127 * middle(inside) / Math.max(...inside); };
 
   const cut = kit.slider({label: t('threshold'), lo: 0, hi: thresholds.length - 1, value: threshold,
-    format: i => digits(thresholds[i]), oninput: v => { threshold = v; }});
+    format: i => digits(thresholds[Math.round(i)]), oninput: v => { threshold = Math.round(v); }});
   const move = kit.slider({label: t('alpha'), lo: 0, hi: alphas.length - 1, value: alpha,
-    format: i => digits(alphas[i], 2), oninput: v => { alpha = v; }});
+    format: i => digits(alphas[Math.round(i)], 2), oninput: v => { alpha = Math.round(v); }});
   // One spike a channel, as one path; channels apart are marked above.
   function spikes(width, list, kind, apart, label) {
     const most = 1.1 * Math.max(...list), c = chart({width, height: 142, bottom: 8, x: {lo: 0, hi: n, ticks: false},
@@ -41,11 +41,8 @@ export default function lesson(kit, data) {
     if (marks) c.add(text(c.box.right, c.box.top + 2, t('apart', {n: apart.filter(Boolean).length}), {'text-anchor': 'end', class: 'strong'}));
     return c.svg;
   }
-  const told = () => {
-    const now = sides();
-    return t('about', {inputs: digits(steps(now.inputs), 2), weights: digits(steps(now.weights), 2)})
-      + (open ? ` ${t('error', {error: digits(error(), 2)})}` : '');
-  };
+  const told = (now = sides()) => t('about', {inputs: digits(steps(now.inputs), 2), weights: digits(steps(now.weights), 2)})
+    + (open ? ` ${t('error', {error: digits(error(), 2)})}` : '');
 
   return {
     controls: [
@@ -53,7 +50,7 @@ export default function lesson(kit, data) {
       cut, move,
       kit.choice({label: t('ruler'), value: ruler, onchange: v => { ruler = v; }, options: RULERS.map(r => [r, t(`ruler.${r}`)])}),
     ],
-    about: told,
+    about: () => told(),
     revealed() { open = true; },
     draw(width) {
       cut.hidden = way !== 'split';
@@ -63,7 +60,7 @@ export default function lesson(kit, data) {
         spikes(width, now.weights, 'distillation', now.apart, 'weights'),
         open ? kit.bars(width, WAYS.map(w => ({name: t(`short.${w}`), value: error(w), words: `${digits(error(w), 2)} %`,
           className: w === way ? 'quantization' : 'original'})), {row: 26, most: errors.tensor.plain}) : '',
-        h('p', {className: 'figure-words'}, told()));
+        h('p', {className: 'figure-words'}, told(now)));
     },
   };
 }

@@ -113,7 +113,7 @@ export default function lesson(kit, data) {
       h('fieldset', {className: 'lesson-choice gptq-columns'}, h('legend', {}, t('columns')), buttons),
       kit.button(t('play'), play), kit.button(t('again'), () => { stop(); go(0); }),
       kit.choice({label: t('shown'), value: way, onchange: v => { way = v; }, options: [...WAYS].reverse().map(w => [w, t(`way.${w}`)])}),
-      kit.slider({label: t('bits'), lo: 2, hi: 4, value: bits, oninput: v => { bits = v; work(); }}),
+      kit.slider({label: t('bits'), lo: 2, hi: 4, value: bits, oninput: v => { bits = Math.round(v); work(); }}),
     ],
     about: () => t('about', {n: step, nearest: digits(all.nearest.errors[step], 2), gptq: digits(all.gptq.errors[step], 2)}),
     close: stop,

@@ -42,8 +42,8 @@ export default function lesson(kit, data) {
   }
   return {
     controls: [
-      kit.slider({label: t('chunk'), lo: 1, hi: chunks, value: 1, format: v => t('four', {from: (v - 1) * AT_ONCE + 1, to: v * AT_ONCE}), oninput: v => { chunk = v - 1; }}),
-      kit.slider({label: t('bits'), lo: 2, hi: 4, value: bits, oninput: v => { bits = v; }}),
+      kit.slider({label: t('chunk'), lo: 1, hi: chunks, value: 1, format: v => t('four', {from: (v - 1) * AT_ONCE + 1, to: v * AT_ONCE}), oninput: v => { chunk = Math.round(v) - 1; }}),
+      kit.slider({label: t('bits'), lo: 2, hi: 4, value: bits, oninput: v => { bits = Math.round(v); }}),
     ],
     about: told,
     draw(width) {

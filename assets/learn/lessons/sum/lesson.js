@@ -43,7 +43,7 @@ export default function lesson(kit, data) {
     controls: [
       pick, field,
       kit.slider({label: t('context'), lo: 128, hi: 131072, log: true, value: context, format: v => digits(Math.round(v), 2), oninput: v => { context = v; }}),
-      kit.slider({label: t('batch'), lo: 1, hi: 64, value: batch, oninput: v => { batch = v; }}),
+      kit.slider({label: t('batch'), lo: 1, hi: 64, value: batch, oninput: v => { batch = Math.round(v); }}),
       kit.choice({label: t('bits'), value: bits, onchange: v => { bits = v; }, options: BITS.map(b => [b, String(b)])}),
       kit.check({label: t('train'), value: train, onchange: v => { train = v; }}),
       kit.choice({label: t('machine'), value: card, onchange: v => { card = v; }, options: data.machines.map(m => [m.key, m.title])}),
