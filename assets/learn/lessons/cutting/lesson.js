@@ -85,7 +85,9 @@ export default function cutting(kit, data) {
     options: [['unstructured', t('pattern.any')], ['2:4', t('pattern.two_of_four')]]});
   const structures = kit.choice({label: t('structure'), value: structure, onchange: v => { structure = v; },
     options: Object.keys(data.structures).map(name => [name, t(`structure.${name}`)])});
-  const later = [cutters, patterns, structures];
+  // What is compared stands under the boxes and choices that it belongs to.
+  const panels = [0, 1].map(() => h('div', {className: 'cutting-panel'}));
+  const later = [cutters, patterns, panels[0], structures, panels[1]];
   for (const control of later) control.hidden = true;
 
   // A click on what a method cut goes on by hand from there.
@@ -136,7 +138,9 @@ export default function cutting(kit, data) {
     controls: [row, ...later], about: said,
     guess: () => count() === half ? percent(kept(weights, own).left) : null,
     revealed() { open = true; for (const control of later) control.hidden = false; },
-    draw: width => h('div', {}, rows(width), h('p', {className: 'figure-words'}, said()),
-      open ? [compared(width), ...saved(width)] : ''),
+    draw(width) {
+      if (open) [compared(width), saved(width)].forEach((parts, i) => panels[i].replaceChildren(...[parts].flat()));
+      return h('div', {}, rows(width), h('p', {className: 'figure-words'}, said()));
+    },
   };
 }

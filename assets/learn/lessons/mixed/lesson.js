@@ -11,10 +11,12 @@ export function best(list, kl, widths, bytes, budget) {
 }
 
 export default function mixed(kit, data) {
-  const {h, s, t, digits, chart, text, size} = kit, {widths, bytes, kl} = data, PARTS = ['last', 'attention', 'feed_forward'];
+  const {h, s, t, digits, chart, text} = kit, {widths, bytes, kl} = data, PARTS = ['last', 'attention', 'feed_forward'];
   const list = choices(widths, PARTS.length), own = PARTS.map(() => widths[0]);
   const bytesOf = choice => sizeOf(choice, widths, bytes), klOf = choice => kl[list.findIndex(c => `${c}` === `${choice}`)];
   const most = bytesOf(PARTS.map(() => widths.at(-1))), least = bytesOf(PARTS.map(() => widths[0]));
+  const size = v => t('mb', {n: digits(v / 1e6)});
+  const LOW = 0.03;  // nats; the scale ends there
   let budget = data.budget, open = false;
   const fits = () => bytesOf(own) <= budget;
   const parts = PARTS.map((part, i) => kit.choice({label: t(`part.${part}`, {share: digits(100 * data.weights[i] / data.weights.reduce((a, b) => a + b), 2)}),
@@ -25,20 +27,21 @@ export default function mixed(kit, data) {
   function spent(width) {
     const room = Math.min(190, width * 0.36), wide = width - room - 84, row = 26;
     const rows = PARTS.map((part, i) => ({name: t(`name.${part}`), value: bytes[i][widths.indexOf(own[i])], className: 'quantization'}));
-    rows.push({name: `${t('together')} ${size(bytesOf(own))}`, words: '', value: bytesOf(own), className: fits() ? 'original' : 'pruning'});
-    const svg = kit.bars(width, rows.map(r => ({words: size(r.value), ...r})), {most, room, row}), x = room + budget / most * wide;
-    svg.append(s('path', {class: 'axis', d: `M${x} ${3 * row}V${4 * row + 4}`}));
+    rows.push({name: t('together'), value: bytesOf(own), className: fits() ? 'original' : 'pruning'});
+    const svg = kit.bars(width, rows.map(r => ({...r, words: r.name === t('together') ? '' : size(r.value)})), {most, room, row}), x = room + budget / most * wide;
+    svg.append(s('path', {class: 'axis', d: `M${x} ${3 * row}V${4 * row + 4}`}), text(x + 5, 3 * row + 20, t('limit', {size: size(budget)})));
     return svg;
   }
   function all(width) {
     const found = best(list, kl, widths, bytes, budget);
     const c = chart({width, height: 250, x: {lo: least / 1e6 * 0.95, hi: most / 1e6 * 1.03, label: t('x')},
-      y: {lo: Math.min(...kl) * 0.7, hi: Math.max(...kl) * 1.5, log: true, label: t('y')}});
-    const at = choice => [c.x(bytesOf(choice) / 1e6), c.y(klOf(choice))];
-    c.add(s('path', {class: 'group-line', d: `M${c.x(budget / 1e6)} ${c.box.top}V${c.box.bottom}`}), list.map(choice => {
+      y: {lo: LOW, hi: Math.max(...kl) * 1.5, log: true, label: t('y')}});
+    const at = choice => [c.x(bytesOf(choice) / 1e6), c.y(Math.max(klOf(choice), LOW))];  // what is lower stands on the axis
+    c.add(s('path', {class: 'group-line', d: `M${c.x(budget / 1e6)} ${c.box.top}V${c.box.bottom}`}), list.flatMap(choice => {
       const [cx, cy] = at(choice), same = new Set(choice).size === 1;
       return [s('circle', {class: same ? 'original' : 'dot', cx, cy, r: same ? 5 : 4}, s('title', {}, `${choice.join(' · ')}: ${digits(klOf(choice))}`)),
-        same ? text(cx + 8, cy - 6, t('everywhere', {n: choice[0]}), cx > width * 0.8 ? {'text-anchor': 'end', dx: -8} : {}) : null];
+        !same ? null : choice[0] === widths[0] ? text(cx + 4, cy - 9, t('everywhere', {n: choice[0]}))
+          : text(cx - 8, cy + (klOf(choice) < LOW ? -6 : 15), t('everywhere', {n: choice[0]}), {'text-anchor': 'end'})];
     }));
     const ring = (choice, name, r) => { const [cx, cy] = at(choice); c.add(s('circle', {class: `ring ${name}`, cx, cy, r})); };
     ring(own, 'own', 9);

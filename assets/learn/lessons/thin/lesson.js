@@ -35,7 +35,7 @@ export default function thin(kit, data) {
       kit.text(c.x(facts.even) + 5, c.box.top + 10, t('even')),
       line(plain, {class: 'line original'}), line(known, {class: 'line low_rank'}),
       kit.text(plain[label][0] + 6, plain[label][1] - 8, t('plain'), {class: 'strong'}),
-      kit.text(known[label][0] - 6, known[label][1] + 17, t('known'), {class: 'strong', 'text-anchor': 'end'}),
+      kit.text(c.box.left + 6, known[label][1] + 16, t('known'), {class: 'strong'}),
       [data.plain, data.known].map((list, i) => at(list) < FLOOR ? null
         : s('circle', {class: i ? 'low_rank' : 'original', cx: x, cy: c.y(at(list)), r: 5})));
   }
