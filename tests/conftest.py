@@ -128,4 +128,5 @@ def offline_model():
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish():
+    gc.unfreeze()  # else libraries tell of leaks
     shutil.rmtree(_home if _outer else _session, ignore_errors=True)
