@@ -7,8 +7,10 @@ at full size: one learned the text beside its teacher by forward KL, the other h
 
 from __future__ import annotations
 
+from evaluation.benches import overview
 from evaluation.benches.gates import DISTILLED, SUPERVISED
 from evaluation.learning.lesson import Lesson, Real, attempt, claim
+from evaluation.measuring import judging
 
 DIGITS = 10
 BEGINNINGS = {
@@ -17,9 +19,9 @@ BEGINNINGS = {
     "born": "He was born in 19",
 }
 WRITTEN = 20  # words that a black box writes
-ON_TEXT = f"{SUPERVISED} --layers even {DISTILLED}"
-ON_OWN = f"gkd --layers even {DISTILLED}"
-SET = {"kept": 0.65, "layers": "even", "train_tokens": 49152, "train_minutes": 120}
+ON_TEXT = f"{SUPERVISED} {DISTILLED}"
+ON_OWN = f"gkd {DISTILLED}"
+SET = {"kept": 0.65, "train_tokens": 49152, "train_minutes": 120}
 
 
 def make(real: Real) -> dict:
@@ -32,6 +34,7 @@ def make(real: Real) -> dict:
             "left": 100 - min(teacher.pop("share") for teacher in teachers),
             "original": real.perplexity("none"),
             "written": WRITTEN,
+            "samples": len(judging.of(own)["own_reverse_kl"].after),
             "perplexity_text": text.metrics["perplexity"],
             "perplexity_own": own.metrics["perplexity"],
             "reverse_before": told["text"]["own_reverse_before"],
@@ -39,6 +42,10 @@ def make(real: Real) -> dict:
             "reverse_own": told["own"]["own_reverse_after"],
         },
         "teachers": teachers,
+        "verdicts": [
+            overview.beside([own], [text]).word,
+            judging.beside("own_reverse_kl", [own], [text]).word,
+        ],  # the student of its own sentences beside the text's, by perplexity and by its own measure
         "question": {"kind": "pick", "options": ["text_both", "own_both", "each"], "answer": 2},
         "tries": [
             attempt([("gkd", SET)], run=real.id(ON_OWN), event="shown"),
@@ -82,6 +89,7 @@ def check(data: dict) -> None:
     (covers, wide), (picks, narrow) = (best(teacher, which) for which in ("forward", "reverse"))
     claim(3 < covers < 6 and wide > 1.5, "forward KL no longer covers both hills")
     claim(abs(picks - 2) <= 0.5 and narrow < 0.8, "reverse KL no longer picks the hill at 2")
+    claim(data["verdicts"] == ["worse", "better"], "the two students' differences aren't beyond the noise")
     claim(facts["left"] < 1, "the next word isn't surely a digit")
     claim(facts["perplexity_text"] < facts["perplexity_own"], "the text's student has no lower perplexity")
     claim(
