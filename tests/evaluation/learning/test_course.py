@@ -203,7 +203,7 @@ def calls(source):
     found = []
     for call in CALL.finditer(source):
         first, *rest = arguments(source, call.end())
-        passed = {name for part in rest for name in keys(part)}
+        passed = {name for part in rest for name in keys(part, source)}
         found += [(a or b, passed) for a, b in LITERAL.findall(first)]
     return found
 
@@ -229,14 +229,23 @@ def arguments(source, begin):
     raise AssertionError("a call that never ends")
 
 
-def keys(part):
-    """The names of an object literal: {a: 1, b} -> a, b."""
+def keys(part, source=""):
+    """The names of an object literal: {a: 1, b} -> a, b; or of those that the script gives to that variable."""
     inside = part.strip()
+    if inside.isidentifier():
+        literals = re.finditer(rf"\b{inside} = (?=\{{)", source)
+        return {name for found in literals for name in keys(source[found.end() :])}
     if not inside.startswith("{"):
         return set()
     return {own.split(":")[0].strip() for own in arguments(inside, 1)} - {""}
 
 
 def test_calls_of_a_script_are_found():
-    source = "t('a', {n: f(x, y), m}); kit.text(1); t(`b.${k}`); t(x ? 'c' : 'd', {list: q.map((m, i) => `(${i})`)})"
-    assert calls(source) == [("a", {"n", "m"}), ("b.${k}", set()), ("c", {"list"}), ("d", {"list"})]
+    source = "const q = {v: 1}; t('z', q); t('a', {n: f(x, y), m}); kit.text(1); t(`b.${k}`); t(x ? 'c' : 'd', {list: q.map((m, i) => `(${i})`)})"
+    assert calls(source) == [
+        ("z", {"v"}),
+        ("a", {"n", "m"}),
+        ("b.${k}", set()),
+        ("c", {"list"}),
+        ("d", {"list"}),
+    ]
