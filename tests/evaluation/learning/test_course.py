@@ -104,7 +104,7 @@ def test_stored_data_bears_out_the_claim(name):
 
 
 def flat(value):
-    """Data in which every number with a fraction is 1: nothing is larger than anything else."""
+    """Data in which every number with a fraction is 1: nothing is larger than anything else, all is equal."""
     if isinstance(value, dict):
         return {key: flat(v) for key, v in value.items()}
     if isinstance(value, list):
@@ -112,10 +112,23 @@ def flat(value):
     return 1.0 if isinstance(value, float) else value
 
 
+def uneven(data):
+    """Data in which no fact has kept its ratio to another."""
+    pairs = enumerate(data["facts"].items(), 2)
+    return data | {"facts": {key: v * i if isinstance(v, float) else v for i, (key, v) in pairs}}
+
+
+def gone(name, data):
+    try:
+        LESSONS[name].check(data)
+    except ClaimGone:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_claim_can_fail(name):
-    with pytest.raises(ClaimGone):
-        LESSONS[name].check(flat(stored(name)))
+    assert gone(name, flat(stored(name))) or gone(name, uneven(stored(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,6 +176,7 @@ def test_no_word_is_missing_or_idle(name):
     known = [key for key, _ in calls(script(name))] + [*needed, "teach"]
     patterns = [re.compile(re.sub(r"\\\$\\\{.*?\\\}", ".+", re.escape(key))) for key in known]
     idle = {key for key in own if not any(pattern.fullmatch(key) for pattern in patterns)}
+    idle -= {key for key in own if f"'{key}'" in script(name)}  # a key may come by a variable
     assert not idle, "no sentence of the script uses these"
 
 
@@ -189,7 +203,7 @@ def calls(source):
     found = []
     for call in CALL.finditer(source):
         first, *rest = arguments(source, call.end())
-        passed = {name for part in rest for name in keys(part)}
+        passed = {name for part in rest for name in keys(part, source)}
         found += [(a or b, passed) for a, b in LITERAL.findall(first)]
     return found
 
@@ -215,14 +229,23 @@ def arguments(source, begin):
     raise AssertionError("a call that never ends")
 
 
-def keys(part):
-    """The names of an object literal: {a: 1, b} -> a, b."""
+def keys(part, source=""):
+    """The names of an object literal: {a: 1, b} -> a, b; or of those that the script gives to that variable."""
     inside = part.strip()
+    if inside.isidentifier():
+        literals = re.finditer(rf"\b{inside} = (?=\{{)", source)
+        return {name for found in literals for name in keys(source[found.end() :])}
     if not inside.startswith("{"):
         return set()
     return {own.split(":")[0].strip() for own in arguments(inside, 1)} - {""}
 
 
 def test_calls_of_a_script_are_found():
-    source = "t('a', {n: f(x, y), m}); kit.text(1); t(`b.${k}`); t(x ? 'c' : 'd', {list: q.map((m, i) => `(${i})`)})"
-    assert calls(source) == [("a", {"n", "m"}), ("b.${k}", set()), ("c", {"list"}), ("d", {"list"})]
+    source = "const q = {v: 1}; t('z', q); t('a', {n: f(x, y), m}); kit.text(1); t(`b.${k}`); t(x ? 'c' : 'd', {list: q.map((m, i) => `(${i})`)})"
+    assert calls(source) == [
+        ("z", {"v"}),
+        ("a", {"n", "m"}),
+        ("b.${k}", set()),
+        ("c", {"list"}),
+        ("d", {"list"}),
+    ]
