@@ -2,8 +2,8 @@
 
 The browser rounds eight real rows by the formula of compression/quantization/llm_qat.py (eq. 2 of LLM-QAT's
 paper, without storing the scale in 16 bits) and lowers the error of their outputs on real inputs, straight
-through; or it trains a scale a row, as compression/quantization/peqa.py does. Memory is counted from the
-sizes of the catalogue. Perplexities are those of stored results.
+through; or it fits a scale a row and leaves the codes, as PEQA does. Memory is counted from the sizes of the
+catalogue. Perplexities are those of stored results.
 """
 
 from __future__ import annotations
@@ -93,13 +93,18 @@ def _sizes(name: str) -> dict:
     }
 
 
+def row_codes(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Whole codes of rows on a grid that is centred on zero, and each row's scale: LLM-QAT's eq. 2."""
+    scale = weights.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (weights / scale).round(), scale
+
+
 def descent(weights: Tensor, gram: Tensor, steepest: float, bits: int) -> list[float]:
     """Error of the rounded rows' outputs in percent, before each straight-through step and after the last."""
-    from compression.quantization.llm_qat import rounded
-
     whole, latent, seen = ((weights @ gram) * weights).sum(), weights.clone(), []
     for step in range(STEPS + 1):
-        off = rounded(latent, bits) - weights
+        codes, scale = row_codes(latent, bits)
+        off = codes * scale - weights
         towards = off @ gram
         seen.append(100 * float((towards * off).sum() / whole))
         latent = latent - RATE * (1 - step / STEPS) / steepest * towards
@@ -108,9 +113,7 @@ def descent(weights: Tensor, gram: Tensor, steepest: float, bits: int) -> list[f
 
 def scales_alone(weights: Tensor, gram: Tensor, bits: int) -> float:
     """The same error where the codes stay and each row has the scale that suits its inputs best."""
-    from compression.quantization.llm_qat import row_codes, row_grid
-
-    codes = row_codes(weights, bits, *row_grid(weights, bits, True))
+    codes, _ = row_codes(weights, bits)
     scale = ((codes @ gram) * weights).sum(1, keepdim=True) / ((codes @ gram) * codes).sum(1, keepdim=True)
     off = scale * codes - weights
     return 100 * float(((off @ gram) * off).sum() / ((weights @ gram) * weights).sum())

@@ -16,7 +16,7 @@ from tests.page.stage import ROOT
 
 pytestmark = pytest.mark.browser
 SHIPPED = json.loads((ROOT / "assets/learn/lessons/through/data.json").read_text("utf-8"))
-# their largest weight is 15 marks of a scale that 16 bits hold exactly, so that both round alike
+# no weight lies near the middle between two marks, so that a scale stored in 16 bits rounds it alike
 ROW = [0.9375, -0.28125, 0.09375, 0.40625, -0.71875, 0.03125, 0.15625, -0.59375]
 
 
@@ -28,6 +28,8 @@ def test_rounding_a_row(lesson, bits):
     assert got["codes"] == row_codes(weight, bits, scale, zero)[0].tolist()
     values = [code * got["scale"] for code in got["codes"]]
     assert values == pytest.approx(rounded(weight, bits)[0].tolist(), rel=1e-3)
+    codes, size = through.row_codes(weight, bits)
+    assert (codes * size)[0].tolist() == pytest.approx(values, rel=1e-5), "the lesson's own check"
 
 
 @pytest.mark.parametrize("value", [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 0.49, -0.51, 3.0])

@@ -1,6 +1,7 @@
 // A teacher's real chances of the next digit, and a student that has one hill only.
 const LIMITS = {mean: [0, 9], width: [0.4, 5]};
 const TALL = 0.75;  // chance at the top of the figure
+const FRAMES = 30;  // of the way to the best hill
 const MOST = 4;  // nats that the longest bar stands for
 
 // The student's chances of so many digits: one hill, added up to one.
@@ -26,12 +27,17 @@ export function step(p, {mean, width}, measure, size) {
   return first.gain > 1e-9 ? {mean: first.mean, width: first.width} : null;
 }
 
-export function best(p, from, measure) {
-  const path = [from];
-  for (const size of [0.1, 0.02]) {
-    for (let to = step(p, path.at(-1), measure, size); to; to = step(p, path.at(-1), measure, size)) path.push(to);
+// The hill with the least divergence: the best of a grid, then downhill.
+export function best(p, measure) {
+  let at = null, least = Infinity;
+  for (let mean = 0; mean <= 9; mean += 0.5) {
+    for (const width of [0.4, 0.6, 0.8, 1.2, 2, 3, 4, 5]) {
+      const lost = MEASURES[measure](p, hill(mean, width));
+      if (lost < least) [at, least] = [{mean, width}, lost];
+    }
   }
-  return path;
+  for (const size of [0.1, 0.02]) for (let to = step(p, at, measure, size); to; to = step(p, at, measure, size)) at = to;
+  return at;
 }
 
 export default function student(kit, data) {
@@ -48,14 +54,13 @@ export default function student(kit, data) {
   function stop() { cancelAnimationFrame(walking); }
   function walk(measure) {
     stop();
-    const path = best(chances(), own, measure);
-    if (kit.calm) { put(path.at(-1)); return; }
+    const from = own, to = best(chances(), measure);
+    if (kit.calm) { put(to); return; }
     let i = 0;
     const on = () => {
-      put(path[Math.min(i, path.length - 1)]);
-      i += Math.max(1, Math.ceil(path.length / 40));
-      if (i < path.length + 1) walking = requestAnimationFrame(on);
-      else put(path.at(-1));
+      const part = ++i / FRAMES, between = name => from[name] + part * (to[name] - from[name]);
+      put(i < FRAMES ? {mean: between('mean'), width: between('width')} : to);
+      if (i < FRAMES) walking = requestAnimationFrame(on);
     };
     on();
   }
