@@ -133,9 +133,13 @@ def test_no_family_of_methods_is_imported_but_by_itself():
     """What families share stands outside them; everything else finds a method by its name
     (`compression.get`)."""
     known = sources()
-    # compares two methods' own functions with their authors'
-    del known["evaluation.benches.authors"]
+    # two methods' own functions beside their authors'; methods' own functions on a lesson's small matrices
+    shown = {
+        m for m in known if m == "evaluation.benches.authors" or m.startswith("evaluation.learning.lessons.")
+    }
     for module, file in known.items():
+        if module in shown:
+            continue
         reached = {family_of(name) for name in named(ast.walk(ast.parse(file.read_text("utf-8"))), known)}
         assert reached <= {"", family_of(module)}, f"{module} imports from a family of methods"
 
