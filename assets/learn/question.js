@@ -1,5 +1,5 @@
 // The question of a lesson: the learner answers first, then sees what was measured. `data.question`:
-//   {kind: 'number', lo, hi, log, start, unit, answer, error}        a place on a scale
+//   {kind: 'number', lo, hi, log, start, unit, answer, error}        a place on a scale; counted: a sum, no measurement
 //   {kind: 'pick', options, answer}                                  one of a few; options: names of words `option.<name>`
 //   {kind: 'order', items, answer, values}                           items in an order
 //   {kind: 'figure', answer, best}                                   the figure itself is the answer (lesson.guess())
@@ -62,7 +62,7 @@ function number(frame, {question, tell, kit, data}) {
     restore(value) { guess = value; slider.set(value); },
     lock() { slider.querySelector('input').disabled = true; },
     reveal: (own, others) => [strip(own, others), h('p', {className: 'verdict'},
-      t(error ? 'measured_error' : 'measured', {answer: words(question, answer, tell), error: digits(error ?? 0, 2)}), ' ',
+      t(error ? 'measured_error' : question.counted ? 'counted' : 'measured', {answer: words(question, answer, tell), error: digits(error ?? 0, 2)}), ' ',
       own === null ? '' : t(near(own, question) ? 'close' : 'yours', {own: words(question, own, tell)}))],
     tally: others => [h('p', {className: 'quiet'}, answers(frame, others)), strip(null, others, false)],
   };

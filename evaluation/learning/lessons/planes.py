@@ -35,7 +35,15 @@ def make(real: Real) -> dict:
         },
         "weights": weight,
         "inputs": x,
-        "question": {"kind": "number", "lo": 0, "hi": GROUP, "step": 1, "start": GROUP, "answer": BITS + 1},
+        "question": {
+            "kind": "number",
+            "lo": 0,
+            "hi": GROUP,
+            "step": 1,
+            "start": GROUP,
+            "answer": BITS + 1,
+            "counted": True,
+        },
         "tries": [
             attempt([("gptq", {"bits": 4}), ("lut_gemm", {})], run=real.id(AS_PLANES), event="shown"),
             attempt([("gptq", {"bits": 4})], run=real.id(PLAIN), event="shown"),

@@ -6,11 +6,13 @@ Perplexities are those of stored results.
 
 from __future__ import annotations
 
+from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation.learning.lesson import Lesson, Real, attempt, claim
 
 PATH = "model.layers.10.mlp.down_proj"
 WEIGHTS = 256  # of the row with the largest weight, around it
 BITS = (8, 4, 3, 2)
+WORDS = CATALOGUE[OFFLINE_MODEL].geometry.vocabulary
 
 
 def make(real: Real) -> dict:
@@ -48,6 +50,7 @@ def check(data: dict) -> None:
     facts = data["facts"]
     claim(facts["bits8"] < 1.01 * facts["original"], "8 bits are no longer free")
     claim(facts["bits4"] / facts["bits8"] < facts["bits3"] / facts["bits4"], "the third bit costs most")
+    claim(facts["bits2"] > WORDS, "a model of 2 bits no longer wavers between more words than there are")
     claim(facts["bits3"] > 3 * facts["original"], "3 bits no longer break the model")
     claim(max(map(abs, data["weights"])) > 6 * _middle(data["weights"]), "the row has no outlier")
 

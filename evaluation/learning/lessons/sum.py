@@ -52,6 +52,7 @@ def make(real: Real) -> dict:
             "start": 1,
             "unit": "cards",
             "answer": math.ceil(size / card),
+            "counted": True,
         },
         "tries": [
             attempt(tab="plan", event="opened"),

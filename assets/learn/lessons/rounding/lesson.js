@@ -57,7 +57,7 @@ export default function rounding(kit, data) {
         c.add(s('path', {class: 'moved', d: `M${x} ${c.y(v)}V${c.y(out[i])}`}),
           s('circle', {class: i === place && times > 1 ? 'dot planted' : 'dot', cx: x, cy: c.y(out[i]), r: Math.max(1.3, Math.min(2.6, step * 0.7))}));
       });
-      return kit.h('div', {}, c.svg, kit.h('p', {className: 'figure-words'}, t('error', {error: error(), bpw: stored()})));
+      return kit.h('div', {}, c.svg, kit.h('p', {className: 'figure-words'}, t('error', {error: error(), bpw: stored()}), ' ', t('legend')));
     },
   };
 }
