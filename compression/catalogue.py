@@ -281,6 +281,21 @@ _ENTRIES = (
 CATALOGUE: dict[str, Entry] = {e.name: e for e in _ENTRIES}
 OFFLINE_MODEL = "smollm2-135m-instruct-q4_1"
 
+# Models that only their papers describe: name -> (title, parameters, shape). Brown et al. 2020 (2005.14165,
+# table 2.1) and Touvron et al. 2023 (2302.13971, table 2).
+OF_PAPERS: dict[str, tuple[str, float, Geometry]] = {
+    "gpt-175b": (
+        "GPT-175B",
+        175.0e9,
+        Geometry("gpt2", 12288, 50257, 2048, True, (LayerGeometry(96, 96, 128, 49152),) * 96),
+    ),
+    "llama-65b": (
+        "LLaMA-65B",
+        65.2e9,
+        Geometry("llama", 8192, 32000, 2048, False, (LayerGeometry(64, 64, 128, 22016),) * 80),
+    ),
+}
+
 
 def unknown(name: str) -> ModelUnavailable:
     """The error for a name that is neither in the catalogue, nor a hub id, nor a folder."""

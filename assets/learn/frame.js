@@ -50,6 +50,7 @@ export async function mount(root, host) {
     shown?.close();
     shown = known ? page(frame, known, loaded) : view ?? contents(frame);
     root.replaceChildren(...shown.parts.filter(Boolean));
+    root.dataset.lesson = lesson;
     shown.opened?.();
     frame.group.look(known, shown);
   }

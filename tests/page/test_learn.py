@@ -68,8 +68,8 @@ def test_every_lesson_by_keyboard_on_a_phone(look, language):
     page = look(f"?lesson={NAMES[0]}&lang={language}", width=390)
     titles = set()
     for i, name in enumerate(NAMES):
+        page.wait_for_selector(f'#learn [data-lesson="{name}"] .lesson-figure svg')
         address(page, f"lesson={name}")
-        page.wait_for_selector("#learn .lesson-figure svg")
         titles.add(page.locator("#learn h2").inner_text())
         no_sideways_scroll(page)
         assert_no_gaps(page)
@@ -103,6 +103,9 @@ def _answer(page):
     if option.count():
         option.focus()
         page.keyboard.press("Space" if option.get_attribute("type") == "radio" else "ArrowRight")
+    for first in page.locator("#learn .judges fieldset label:first-of-type input").all():
+        first.focus()
+        page.keyboard.press("Space")
     boxes = page.locator("#learn .lesson-controls input[type=checkbox]")
     for i in range(0 if option.count() else boxes.count() // 2):  # half of what the figure offers
         boxes.nth(i).focus()

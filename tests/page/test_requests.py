@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
+from evaluation.page.classes import _Class, _hash
 from evaluation.page.questions import Page
 from evaluation.page.requests import QUESTIONS, Begin, Choices, Converse, spec_of, take
 from evaluation.page.words import Words
@@ -21,6 +22,7 @@ from tests.soak import fuzz
 
 TOKEN = "a" * 48
 CHOICES = {"model": OFFLINE_MODEL, "recipe": [["gptq", {"bits": 4}]]}
+CLASS = "AAAAAA"
 RIGHT = {  # a right request to each question
     "front": {
         "lang": "zh-Hant",
@@ -58,6 +60,11 @@ RIGHT = {  # a right request to each question
         "temperature": 0,
     },
     "stop_chat": {"visitor": TOKEN},
+    "class_open": {},
+    "class_look": {"code": CLASS, "lesson": "rounding", "key": "key", "member": TOKEN},
+    "class_guess": {"code": CLASS, "member": TOKEN, "lesson": "rounding", "guess": [2, 0, 1]},
+    "class_lead": {"code": CLASS, "key": "key", "lesson": "rounding", "show": True, "close": False},
+    "class_code": {"link": "http://localhost:7860/learn/?class=AAAAAA"},
 }
 ODD = st.one_of(
     st.none(),
@@ -103,6 +110,7 @@ def page(tmp_path_factory):
     page.server = typing.cast(typing.Any, type("S", (), {"store": store}))
     for name in ("mine", "spare"):
         store_run(page.server, id=name, key=name)
+    page.classes._classes[CLASS] = _Class(_hash("key"), float("inf"))
     return page
 
 
@@ -260,4 +268,5 @@ def test_a_public_page_reads_no_folder_of_the_server(page, tmp_path):
 def test_the_soak_knows_every_question():
     """All but the chat's, which streams and has a part of its own (tests/soak/chat.py)."""
     known = fuzz.questions({"model": "m"}, ["mine", "nosuch"], TOKEN, [])
-    assert set(known) == {f"ask_{name}" for name in QUESTIONS} - {"ask_converse"}
+    asked = {name if name.startswith("class_") else f"ask_{name}" for name in QUESTIONS}
+    assert set(known) == asked - {"ask_converse"}

@@ -223,6 +223,14 @@ def questions(choices: dict, ids: list[str], token: str, methods: list[dict]) ->
         "ask_recorded": [{"lang": "en", "id": i, "prompt": prompt} for i in ids for prompt in ("", "sum")],
         "ask_stop_chat": [{"lang": "en", "visitor": token}],
         "ask_essay": [{"lang": lang, "method": m["name"]} for lang in ("en", "zh-Hant") for m in methods],
+        "class_open": [{"lang": "en"}],
+        "class_look": [{"lang": "en", "code": "AAAAAA", "lesson": "rounding", "key": "", "member": token}],
+        "class_guess": [
+            {"lang": "en", "code": "AAAAAA", "member": token, "lesson": "rounding", "guess": guess}
+            for guess in (40.0, [2, 0, 1])
+        ],
+        "class_lead": [{"lang": "en", "code": "AAAAAA", "key": "k", "lesson": "sum", "show": True}],
+        "class_code": [{"lang": "en", "link": "http://localhost:7860/learn/?class=AAAAAA"}],
     }
 
 
@@ -284,7 +292,7 @@ def run(campaign: Campaign) -> None:
         valid = questions(campaign.choices(), [done, "gates-none", "nosuch"], client.token, boot["methods"])
         if missing := set(client.functions) - set(valid):
             ledger.count("wrong", f"functions that the fuzz doesn't know: {sorted(missing)}")
-        names = sorted(set(client.functions) & set(valid))
+        names = sorted(n for n in valid if n in client.functions or n.startswith("class_"))
         requests = [
             _request(chance, client, names[i % len(names)], valid[names[i % len(names)]])
             for i in range(total)
@@ -330,7 +338,7 @@ def _request(chance: random.Random, client: Client, name: str, valid: list[dict]
     body = json.dumps(client.envelope(name, data)).encode("utf-8", "surrogatepass")
     return {
         "method": "POST",
-        "url": FUNCTIONS,
+        "url": client.place(name),
         "content": body,
         "headers": {"content-type": "application/json"},
     }

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import math
 
-from compression.bundle import Geometry, LayerGeometry
-from compression.catalogue import CATALOGUE
+from compression.bundle import Geometry
+from compression.catalogue import CATALOGUE, OF_PAPERS
 from evaluation.choosing.planner import MACHINES
 from evaluation.learning.lesson import Lesson, Real, attempt, claim
 
-# Brown et al. 2020 (2005.14165, table 2.1) and Touvron et al. 2023 (2302.13971, table 2)
-GPT = Geometry("gpt2", 12288, 50257, 2048, True, (LayerGeometry(96, 96, 128, 49152),) * 96)
-LLAMA = Geometry("llama", 8192, 32000, 2048, False, (LayerGeometry(64, 64, 128, 22016),) * 80)
-PAPERS = {"gpt-175b": ("GPT-175B", 175.0e9, GPT), "llama-65b": ("LLaMA-65B", 65.2e9, LLAMA)}
 LISTED = ("llama-3.1-8b", "qwen3-0.6b", "smollm2-135m-instruct")
 SHOWN = ("pi5", "m4", "rtx4090", "a100")
 ASKED, CARD, BITS = "gpt-175b", "a100", 16
@@ -26,9 +22,9 @@ def make(real: Real) -> dict:
     """Parameters and the cache's bytes a token of five models, and the memory of four machines."""
     machines = {m.key: m for m in MACHINES if m.key in SHOWN}
     models = [
-        _model(name, title, parameters, geometry) for name, (title, parameters, geometry) in PAPERS.items()
+        _model(name, title, parameters, geometry) for name, (title, parameters, geometry) in OF_PAPERS.items()
     ] + [_model(name, _title(name), e.parameters, e.geometry) for name in LISTED for e in [CATALOGUE[name]]]
-    asked, card = PAPERS[ASKED], machines[CARD].memory_bytes
+    asked, card = OF_PAPERS[ASKED], machines[CARD].memory_bytes
     size = asked[1] * BITS / 8
     return {
         "facts": {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from compression.catalogue import CATALOGUE
-from evaluation.learning.lessons.sum import GPT, LLAMA
+from compression.catalogue import CATALOGUE, OF_PAPERS
 
 pytestmark = pytest.mark.browser
 MODELS = {name: CATALOGUE[name].geometry for name in ("llama-3.1-8b", "qwen3-0.6b", "opt-125m")}
+GPT, LLAMA = (OF_PAPERS[name][2] for name in ("gpt-175b", "llama-65b"))
 MODELS |= {"gpt": GPT, "llama": LLAMA}
 
 
