@@ -30,7 +30,7 @@ const away = (params, words, command) => settings.app || settings.server
   : h('span', {}, words, command ? [' ', h('code', {}, command)] : '');
 
 const host = shared({h, s, fill, kept, keep, sizeWords}, {
-  base: './', lang: () => lang, visitor: settings.visitor ?? token(),
+  base: './', lang: () => lang, visitor: token(),
   on: (name, f) => bus.addEventListener(name, f),
   place: () => {
     const q = new URLSearchParams(location.search);
@@ -66,15 +66,21 @@ function token() {
 
 function bar(t) {
   document.documentElement.lang = lang;
-  document.body.classList.toggle('dark', dark.matches !== document.body.classList.contains('projector') || dark.matches);
+  document.body.classList.toggle('dark', dark.matches || document.body.classList.contains('projector'));
   document.querySelector('.home').replaceChildren(t('home'));
   document.querySelector('.home').href = settings.app || (settings.server ? '../' : '.');
   const projector = document.querySelector('.projector');
   projector.textContent = t('projector');
   projector.setAttribute('aria-pressed', String(document.body.classList.contains('projector')));
-  document.querySelector('.languages').replaceChildren(...[['en', 'EN'], ['zh-Hant', '繁中']].map(([l, name]) => h('button', {
-    lang: l, className: 'lang', 'aria-pressed': String(l === lang), onclick: () => { lang = l; keep('ce-lang', l); say('lang'); bar(frame.t); },
-  }, name)));
+  const language = ([own, name]) => h('button', {
+    lang: own, className: 'lang', 'aria-pressed': String(own === lang), onclick: () => {
+      lang = own;
+      keep('ce-lang', own);
+      say('lang');
+      bar(frame.t);
+    },
+  }, name);
+  document.querySelector('.languages').replaceChildren(...[['en', 'EN'], ['zh-Hant', '繁中']].map(language));
 }
 const frame = await mount(document.querySelector('#learn .panel'), host);
 document.querySelector('.projector').onclick = () => { document.body.classList.toggle('projector'); bar(frame.t); };

@@ -108,7 +108,10 @@ function page(frame, name, {make, data, own}) {
   // A link to this lesson in this language, with the figure's knobs as they are.
   function copy(e) {
     const link = frame.lessonLink(name, kit.knobs());
-    navigator.clipboard?.writeText(link).then(() => { e.target.textContent = t('copied'); }, () => {});
+    const answer = words => { e.target.textContent = words; };
+    // Without the clipboard, which a page without https has not, the link itself is shown.
+    if (!navigator.clipboard) return answer(link);
+    navigator.clipboard.writeText(link).then(() => answer(t('copied')), () => answer(link));
   }
   const step = (to, key) => {
     const next = map.lessons[to];

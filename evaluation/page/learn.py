@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -56,10 +57,10 @@ def routes(page: Page) -> Sequence[BaseRoute]:
         return page.answer(asked["question"], asked["ask"], request.client.host if request.client else "")
 
     async def answer(request: Request) -> Response:
-        return JSONResponse(ask(request, await request.body()))
+        return JSONResponse(await run_in_threadpool(ask, request, await request.body()))
 
     async def inside(request: Request) -> Response:
-        return RedirectResponse(request.url.replace(path=f"{request.url.path}/"))
+        return RedirectResponse("learn/")  # relative: a proxy may have another name and scheme
 
     return [
         Route("/learn", inside),
