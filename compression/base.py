@@ -533,7 +533,7 @@ class LinearMethod(Method[P]):
         return super().needs_calibration(params) or self.plans(params)
 
     def describe(self) -> dict:
-        """The method as JSON. A converter uses no parameter of its own after a step whose numbers it keeps."""
+        """The method as JSON. A converter uses none of its parameters after a step whose numbers it keeps."""
         idle = {"idle": [p["name"] for p in self.params.describe()]} if self.converted_cost else {}
         return super().describe() | idle
 

@@ -281,8 +281,9 @@ def check_finite(folder: Folder, name: str, tensor: Tensor) -> None:
 
 
 def _agrees(tensor: Tensor, kind: str, module: nn.Module, row: Architecture) -> bool:
-    """Whether a tensor that follows from the config agrees with the model. `kind`: see Architecture.recomputed.
+    """Whether a tensor that follows from the config agrees with the model.
 
+    kind: as in Architecture.recomputed.
     A mask must hide the future, and a floor must be a very low number. A version is only one number, whatever
     its value. Angles must be the model's to 1 percent, because files keep them in few digits.
     """
