@@ -50,7 +50,7 @@ class Offer:
 
 
 def is_id(name: str) -> bool:
-    """True for owner/name as the hub allows it: at most 96 letters, digits, '-', '_' and '.'."""
+    """True for a name owner/name that the hub allows: at most 96 letters, digits, '-', '_' and '.'."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -137,7 +137,7 @@ def _geometry(api, repo: str, revision: str, listed: dict[str, int]) -> Geometry
 
 
 def _told(repo: str, do: Callable):
-    """do(), with its errors in our words."""
+    """Run `do`, and turn the errors of the hub's library into ModelUnavailable."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:

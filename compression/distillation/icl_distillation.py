@@ -220,7 +220,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Plan:
-    """The prompts to learn from, and the cases to judge by: of tasks like those in training, and of others."""
+    """The prompts to learn from, and the cases to judge by: like the trained tasks, and unlike them."""
 
     prompts: tuple[Shown, ...]
     alike: tuple[Case, ...]
