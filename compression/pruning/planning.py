@@ -1,5 +1,7 @@
-"""What the methods that remove single weights do before the first matrix: OWL's shares, and the reordering of
-channels. Both look at the whole uncompressed model on the calibration text."""
+"""Plans the pruning of single weights before the first matrix: OWL's shares, and the reordering of channels.
+
+Both look at the whole uncompressed model on the calibration text.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ Score = Callable[[Tensor, Stats], Tensor]  # (weight [out, in], its inputs) -> h
 
 
 def planner(score: Score) -> Planner[PatternParams]:
-    """The planner of a method that ranks weights by `score`. OWL counts outliers by Wanda's score always."""
+    """The planner of a method that ranks weights by `score`. OWL always counts outliers by Wanda's score."""
 
     def find(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
         return (
@@ -57,10 +59,10 @@ def weighed(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
 
 
 def reordered(bundle: Bundle, context: Context, params: PatternParams, score: Score) -> Plan:
-    """The feed-forward's channels and the values' channels in an order that the pattern likes better.
+    """The feed-forward's and the values' channels in an order with which the pattern keeps more.
 
-    The edit moves the rows that make a channel and the columns that read it alike, so that the model computes
-    what it did. Raises UnsupportedLayer if a width isn't a whole number of groups.
+    The edit moves the rows that make the channels and the columns that read them in the same way, so that the
+    model computes the same. Raises UnsupportedLayer if a width isn't a whole number of groups.
     """
     kept, of = kept_of(params.pattern)
     tensors: dict[str, Tensor] = {}
