@@ -214,7 +214,7 @@ def tt_svd(vectors: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> tuple
     return [*cores, rest.reshape(len(rest), ranks[-2], modes[-1], 1)], error
 
 
-def trains(table: Tensor, modes: Sequence[int], ranks: Sequence[int], context: Context) -> TensorTrain:
+def tensor_trains(table: Tensor, modes: Sequence[int], ranks: Sequence[int], context: Context) -> TensorTrain:
     """table [vocabulary, width] with a chain for every row; some thousand rows are factorised at a time."""
     chunks = table.split(TOKENS_PER_CHUNK)
     stored = []
@@ -384,7 +384,7 @@ def compress(bundle: Bundle, context: Context, params: TensorGptParams) -> Edit:
     if params.kind == "svd":
         packed = weighted_factors(bundle, table, svd_rank(table.shape, values), shared, context, params)
     else:
-        packed = trains(table, modes, ranks, context)
+        packed = tensor_trains(table, modes, ranks, context)
     notes: tuple[Note, ...] = ()
     series = {}
     if params.train_tokens:

@@ -27,7 +27,9 @@ def planner(score: Score) -> Planner[PatternParams]:
 
     def find(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
         return (
-            reordered(bundle, context, params, score) if params.permute else weighed(bundle, context, params)
+            reordered(bundle, context, params, score)
+            if params.permute
+            else by_outliers(bundle, context, params)
         )
 
     def wanted(params: PatternParams) -> bool:
@@ -36,7 +38,7 @@ def planner(score: Score) -> Planner[PatternParams]:
     return Planner(find=find, tokens=lambda params, linears, tokens: float(tokens), wanted=wanted)
 
 
-def weighed(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
+def by_outliers(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
     """Each linear gets its block's share (owl.py)."""
     paths: dict[int, list[str]] = {}
     shares, weights = [], []

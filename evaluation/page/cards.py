@@ -146,7 +146,7 @@ def _way(words: Words, need: planner.Need, option: planner.Option) -> dict:
 # --- before a run, and when it fails ---
 
 
-SIZE_TOLD = {False: "estimate.size", True: "estimate.size_at_least"}  # whether more may come beside it
+SIZE_KEYS = {False: "estimate.size", True: "estimate.size_at_least"}  # whether more may come beside it
 
 
 def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
@@ -168,7 +168,7 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
         sizes = {"peak": words.size(estimate.peak_bytes), "free": words.size(estimate.available_bytes)}
         too_big = words("estimate.too_big_public" if public else "estimate.too_big", **sizes)
     found = {
-        "size": words(SIZE_TOLD[estimate.open_ended], size=words.size(estimate.file_bytes)),
+        "size": words(SIZE_KEYS[estimate.open_ended], size=words.size(estimate.file_bytes)),
         "smaller": words.smaller(estimate.baseline_file_bytes, estimate.file_bytes),
         "more": more,
         "too_big": too_big,
@@ -250,7 +250,7 @@ def run_card(
         run = {
             "id": result.id,
             "facts": _facts(words, result, here),
-            "verdict": _told(words, result, relatives or {}),
+            "verdict": _takeaways(words, result, relatives or {}),
             "judged": words.judged(result, (relatives or {}).get("control")),
             "lines": _lines(words, result, here),
             "dominated": dominated and not spec.is_original,
@@ -304,11 +304,11 @@ def _facts(words: Words, result: Result, here: bool) -> list[dict]:
 REPEATS = 0.1  # a model that repeats this much more of its text than the original is said to
 
 
-def _told(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> list[str]:
+def _takeaways(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> list[str]:
     """What a reader should take away: whether the method helped, and whether the model repeats itself.
 
-    A method is judged by its own measure beside its control. One without a measure is judged by perplexity,
-    and a training that only repairs beside the run without it.
+    A method with a measure of its own is compared by it with its control. Any other method is compared by
+    perplexity; a training that only repairs is compared with the run without the training.
     """
     told, control, m = [], relatives.get("control"), result.metrics
     for measure in judging.of(result):
@@ -385,9 +385,9 @@ def _storage(words: Words, result: Result) -> list[str]:
 
 
 def _against_limits(words: Words, timing: dict) -> str:
-    """How near a step is to the limit that memory sets.
+    """How near a decode step is to the limit that the memory's bandwidth sets.
 
-    Beside it, what the original takes by the same route and by transformers.
+    The times of the original, by the same kernels and by transformers, stand beside it.
     """
     share, parts = timing.get("limit", {}).get("share_of_read_bandwidth"), []
     if share is not None:

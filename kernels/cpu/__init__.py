@@ -80,7 +80,7 @@ def compiler() -> str | None:
     )
 
 
-def _told(*names: str) -> str:
+def _system_entry(*names: str) -> str:
     """The system's entry on the processor under the first of `names` that it has; "" if it has none."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
@@ -89,13 +89,13 @@ def _told(*names: str) -> str:
 
 def processor() -> str:
     """The processor's name, without anything that names the machine."""
-    return _told("model name") or platform.processor() or platform.machine()
+    return _system_entry("model name") or platform.processor() or platform.machine()
 
 
 @functools.cache
 def flags() -> frozenset[str]:
     """What the processor can do, as the system names it."""
-    return frozenset(_told("flags", "Features").split())
+    return frozenset(_system_entry("flags", "Features").split())
 
 
 def instructions() -> str:
