@@ -1,4 +1,4 @@
-"""What every method is made of: parameters, methods, sites, statistics, edits, costs, notes and errors.
+"""The records that every method uses: parameters, methods, sites, statistics, edits, costs, notes and errors.
 
 A method is a frozen record (`LinearMethod` and the others) whose `compress` function computes new weights. It
 gets a `Site` (one linear layer) with the `Stats` of that layer's inputs, or a `Block` of them, and returns an
@@ -360,7 +360,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Cost:
-    """What compressing one linear costs; known before it is done."""
+    """The cost of compressing one linear, known before it is done."""
 
     bytes: int  # stored bytes of the result
     flops: float  # of the method itself, without forward passes
@@ -397,7 +397,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Context:
-    """What a model-scoped method is given beside the bundle."""
+    """What the driver gives a method of the whole model, beside the bundle."""
 
     # token ids [n, window] to train on or to calibrate on; None if the method reads none
     windows: Tensor | None

@@ -1,4 +1,4 @@
-"""How much each decoder block does, and which blocks stay when some have to go.
+"""Measures how much each decoder block does, and chooses the blocks that stay when some have to go.
 
 A block reads the hidden state h_i of each token and gives h_(i+1). Two measures say how far it turns them:
 
@@ -57,7 +57,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
 
 
 def spread(windows: Tensor, tokens: int = MEASURED) -> Tensor:
-    """At most so many tokens of windows [n, window], whole windows that are evenly spread; at least one."""
+    """Some of windows [n, window], evenly spread: at most `tokens` tokens, but at least one window."""
     count = min(len(windows), max(1, tokens // windows.shape[1]))
     return windows[torch.arange(count) * len(windows) // count]
 
@@ -119,7 +119,7 @@ class Choice:
     gone: tuple[int, ...]
 
     def note(self) -> Note:
-        """What the reader is told."""
+        """The note for the reader."""
         facts = {"gone": spans(self.gone), "count": len(self.gone), "of": len(self.gone) + len(self.kept)}
         return Note(NOTES[self.order], facts)
 

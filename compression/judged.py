@@ -1,4 +1,4 @@
-"""What a distillation is judged by: the quantity that it optimises, question by question.
+"""Records by which a distillation is judged: values of the quantity that it optimises, question by question.
 
 Perplexity on a text says little about a student that learnt to write as its teacher would (MiniLLM, GKD), to
 read demonstrations, to explain, or to follow instructions. So such a method returns a `Judged` for each

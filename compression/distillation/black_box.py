@@ -1,4 +1,4 @@
-"""What the black-box methods share: making lessons of texts, training on them, and judging the student.
+"""Makes lessons of texts, trains on them, and judges the student: the code that black-box methods share.
 
 A lesson is what one question teaches: for each task, a few (prompt, target) pairs. The loss is taken on the
 target and on the stop token after it. Where the target stands follows from lengths, never from which ids are
@@ -84,10 +84,10 @@ class BlackBoxParams(StudentParams):
         level="advanced",
     )
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        10.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     warm_up: float = param(
         0.5,

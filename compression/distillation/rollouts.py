@@ -1,4 +1,4 @@
-"""What a student is trained on: pieces of text, or its own continuations of their beginnings (rollouts).
+"""Makes a student's training data: pieces of text, or its own continuations of their beginnings (rollouts).
 
 A rollout continues a prompt token by token at temperature 1; each model has its key-value cache. There is no
 filter such as top-p, because a token that a filter removes would have a log-probability of minus infinity. A

@@ -23,7 +23,7 @@ from compression.sample import stop_like
 
 @dataclass(frozen=True)
 class StudentParams(Params):
-    """Who the student is. Base of every distillation method's parameters."""
+    """The parameters that choose the student. Base of every distillation method's parameters."""
 
     kept: float = param(
         0.65,

@@ -1,4 +1,4 @@
-"""What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
+"""The code that MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
 
 A student of some of its teacher's layers predicts badly at first, and its samples are noise. So a share of
 the budget goes to a warm-up, which has a step size of its own: supervised forward KL to the teacher on text.
@@ -45,10 +45,10 @@ class WhiteBoxParams(StudentParams):
     """The budget of a distillation and the shape of its samples."""
 
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        30.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     warm_up: float = param(
         0.5,
@@ -205,7 +205,7 @@ class Lesson(Generic[W]):
 
 @dataclass(frozen=True)
 class Phase:
-    """What a method trains with: a loss on the batches of `supply`, and a judge of states."""
+    """The parts of a method's training: a loss on the batches of `supply`, and a judge of states."""
 
     loss: Callable[[Sequences], Tensor]
     supply: Iterator[Sequences]

@@ -138,10 +138,10 @@ class TensorGptParams(Params):
         when={"kind": "svd"},
     )
     train_tokens: int = param(
-        0, "Train what is stored on so many tokens of text; 0: don't train.", lo=0, hi=1_000_000_000
+        0, "Train what is stored on this many tokens of text; 0: don't train.", lo=0, hi=1_000_000_000
     )
     train_minutes: float = param(
-        20.0, "Or for so many minutes, whichever comes first.", lo=0.1, hi=10_000.0, level="advanced"
+        20.0, "Or for this many minutes, whichever comes first.", lo=0.1, hi=10_000.0, level="advanced"
     )
     learning_rate: float = param(1e-3, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 

@@ -77,10 +77,10 @@ class LoraPruneParams(StructuredParams):
         level="advanced",
     )
     train_tokens: int = param(
-        65_536, "Training ends after so many tokens.", label="always", lo=1, hi=100_000_000
+        65_536, "Training ends after this many tokens.", label="always", lo=1, hi=100_000_000
     )
     train_minutes: float = param(
-        20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        20.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     mask_every: int = param(

@@ -14,7 +14,7 @@ largest of the group's other m - 1 scores. So all swaps of a round need one tabl
 An order is free only where it can be folded into what makes the channels:
 
     down   the channels of the feed-forward: the rows of gate and up move with them
-    o      the channels of a head's values: the rows of v move with them, alike for all heads that share v
+    o      the channels of a head's values: the rows of v move with them; heads that share v share the order
 
 q, k, v, gate and up read the residual stream. All blocks share its order, so they stay as they are.
 """

@@ -90,10 +90,10 @@ class LlmQatParams(Params):
     )
     kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=BITS)
     train_tokens: int = param(
-        16_384, "Training ends after so many tokens; 0: round only.", label="always", lo=0, hi=1_000_000_000
+        16_384, "Training ends after this many tokens; 0: round only.", label="always", lo=0, hi=1_000_000_000
     )
     train_minutes: float = param(
-        20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        20.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     own_texts: int = param(

@@ -99,10 +99,10 @@ class QloraParams(Params):
     )
     double: bool = param(True, "Double quantization: scales are 8-bit codes themselves.")
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        10.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     dropout: float = param(

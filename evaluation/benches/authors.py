@@ -171,7 +171,7 @@ def params_of(name: str):
 
 
 def settings(name: str) -> dict:
-    """What their side is given: the values of our recipe."""
+    """The settings of their side, with the values of our recipe."""
     params = params_of(name).json()
     return {key: params[key] for key in LOOPS[name].settings}
 
@@ -293,7 +293,7 @@ def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
 
 
 def _kept(ours: dict, theirs: dict) -> dict:
-    """How much of what both kept is the same: weak columns in common and in all, or both outlier shares."""
+    """Compare what both sides kept: weak columns in common and in all, or both outlier shares."""
     if "weak" in ours:
         return {
             "weak_columns": len(theirs["weak"]),

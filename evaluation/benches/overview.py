@@ -509,12 +509,12 @@ def main(argv: list[str]) -> int:
     if asked is not None:
         RATES.write_text(json.dumps(rates(asked), indent=1) + "\n", "utf-8")
     README.write_text(written(README.read_text("utf-8")), "utf-8")
-    for file, told in (
+    for file, content in (
         (opening.FILE, first_points()),
         (opening.SPEEDS, speeds()),
         (opening.EXPORTS, exports()),
     ):
-        file.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     picture.FILE.write_text(front_picture(), "utf-8")
     return 0
 

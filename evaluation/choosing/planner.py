@@ -1,4 +1,4 @@
-"""What fits into a memory, and what is known about its quality, before anything is downloaded or run.
+"""Finds recipes that fit into a memory, with their known quality, before anything is downloaded or run.
 
     found = plan(geometry, Need(memory_bytes=8e9, context=8_192), model="llama-3.1-8b", results=[])
     found[0].recipe, found[0].need_bytes, found[0].fits, found[0].known

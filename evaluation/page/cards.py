@@ -1,6 +1,6 @@
-"""What the pieces of the page show: cards of runs and errors, the estimate, the answer, the table of runs.
+"""Fills the pieces of the page: cards of runs and errors, the estimate, the answer, the table of runs.
 
-This file chooses what is shown and puts it into words; the templates (templates/) make it markup.
+This file chooses the facts that are shown and puts them into words; the templates (templates/) make the HTML.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
 
 
 def _cut(words: Words, cut) -> list[str]:
-    """How many heads and channels will be left, and between which stops of the knob as many heads go."""
-    told = words(
+    """Sentences on the heads and channels that will be left, and on the knob's stops with the same heads."""
+    left = words(
         "estimate.cut" if cut.alike else "estimate.cut.mean",
         heads=cut.before.heads,
         heads_left=cut.after.heads,
@@ -191,8 +191,8 @@ def _cut(words: Words, cut) -> list[str]:
     )
     low, high = cut.same
     if low == high:
-        return [told]
-    return [told, words("estimate.cut.same", low=words.share(low), high=words.share(high))]
+        return [left]
+    return [left, words("estimate.cut.same", low=words.share(low), high=words.share(high))]
 
 
 def error_card(words: Words, error: dict, run_id: str = "", act: str | None = None) -> str:
@@ -310,22 +310,22 @@ def _takeaways(words: Words, result: Result, relatives: Mapping[str, Result | No
     A method with a measure of its own is compared by it with its control. Any other method is compared by
     perplexity; a training that only repairs is compared with the run without the training.
     """
-    told, control, m = [], relatives.get("control"), result.metrics
+    sentences, control, m = [], relatives.get("control"), result.metrics
     for measure in judging.of(result):
         found = judging.within(measure, [result])
         if found is None and control is not None:
             found = judging.beside(measure, [result], [control])
         if found is not None:
-            told.append(words.helped(found, measure=measure))
+            sentences.append(words.helped(found, measure=measure))
     off = any(method.control for method, _ in result.spec.trainings)
     other = control if off else relatives.get("without")
-    if not told and other is not None and (beside := _beside(result, other)):
+    if not sentences and other is not None and (beside := _beside(result, other)):
         broken = both_broken(*(r.metrics.get("perplexity", 0.0) for r in (result, other)))
-        told.append(words("card.verdict.broken") if broken else words.helped(beside, training=not off))
+        sentences.append(words("card.verdict.broken") if broken else words.helped(beside, training=not off))
     own, before = m.get("repeat_rate"), m.get("baseline_repeat_rate")
     if own is not None and before is not None and own - before >= REPEATS:
-        told.append(words("card.repeats", own=words.share(own), original=words.share(before)))
-    return told
+        sentences.append(words("card.repeats", own=words.share(own), original=words.share(before)))
+    return sentences
 
 
 def _beside(result: Result, other: Result) -> Difference | None:
@@ -563,10 +563,10 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
 
 def _run(words: Words, row: Row, here: tuple[str, int]) -> dict:
     name, notes = words.run(row), plots.noteworthy(row)
-    told = [told for step in row["recipe"] for told in words.settings(*step)]
+    parts = [part for step in row["recipe"] for part in words.settings(*step)]
     if row.get("title"):
-        told.insert(0, words.run({**row, "title": ""}))
-    settings = words("comma").join(told)
+        parts.insert(0, words.run({**row, "title": ""}))
+    settings = words("comma").join(parts)
     timed_here = (row.get("host"), row.get("threads")) == here
     return {
         "id": row["id"],

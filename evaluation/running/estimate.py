@@ -1,4 +1,4 @@
-"""What a run will cost, before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
+"""Estimates a run before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
 
 Sizes come from each method's `cost` over the shapes of the model's linears. Seconds come from this machine's
 speed (`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor
@@ -44,7 +44,7 @@ PACKING_BYTES_PER_SECOND = 4e8  # speed of bringing matrices into the kernels' t
 
 @dataclass(frozen=True)
 class Cut:
-    """What a recipe does to the heads and channels of the blocks that it cuts, known before the run."""
+    """A block's sizes before and after a recipe that cuts heads and channels, known before the run."""
 
     before: LayerGeometry  # sizes of the first block that is cut
     after: LayerGeometry

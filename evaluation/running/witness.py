@@ -290,7 +290,7 @@ def _baseline(
 
 
 def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What measuring found, without counts of whole tokens, which jump, and errors of estimates."""
+    """The measured figures, without standard errors and without counts of whole tokens, which jump."""
     names = ("kl_divergence_mean", "short_context_kl_divergence_mean")
     return {"loss": math.log(metrics["perplexity"])} | {
         name: metrics[name] for name in names if name in metrics

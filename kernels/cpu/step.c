@@ -167,7 +167,7 @@ static void ready(work *w, input *in, const linear *l, const unready *from)
     if (!alone) wait_for_all(&w->me);
 }
 
-/* Whether one prepared input serves both. */
+/* Whether both linears can use one prepared input. */
 static int alike(const linear *a, const linear *b)
 {
     const plan *p = a->w, *q = b->w;
