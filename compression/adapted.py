@@ -17,15 +17,15 @@ from compression.packed.linear import CompressedLinear
 from compression.packed.low_rank import LowRank
 from compression.packed.sum import Sum
 
-# formats to which another matrix can be added without rounding, unless they hold a grid
+# formats to which another matrix can be added without rounding it; if they hold a grid, it can't
 TAKES_IT = ("dense", "bitmask", "two_four")
 
 
 class Adapted(nn.Module):
     """A frozen linear with an adapter: y = W x + scale B A x + bias.
 
-    If `keep` [out, in] is given, it masks the product B A. During training, a share `dropout` of x is left
-    out for the adapter, and the rest is divided by 1 - dropout.
+    If `keep` [out, in] is given, it masks the product B A. During training, the adapter doesn't see a random
+    share `dropout` of x, and the rest of x is divided by 1 - dropout.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ def adapt(
     masked: bool = True,
     dropout: float = 0.0,
 ) -> dict[str, Adapted]:
-    """Put an adapter at every linear of those roles (None: all), in place; returns path -> Adapted.
+    """Put an adapter at every linear of `roles` (None: all), in place; returns path -> Adapted.
 
     masked: put it under the mask of a format to which the product can be added. `release` undoes it.
     """

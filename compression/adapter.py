@@ -1,6 +1,6 @@
 """Writes an adapter without its frozen weights, as a folder that PEFT loads.
 
-A training left it beside those weights (`lora` with merge off, or `qlora`).
+A training with `lora` (merge off) or `qlora` leaves such an adapter beside the frozen weights.
 
     from peft import PeftModel
 
@@ -10,10 +10,11 @@ For each adapted linear [out, in] of the blocks, in adapter_model.safetensors, f
 
     base_model.model.<path>.lora_A.weight [r, in]    base_model.model.<path>.lora_B.weight [out, r]
 
-The adapter's scale is already inside, half of it in each factor, so lora_alpha equals the rank. If a family
-fuses q, k and v, their three adapters become one of three times the rank: the A stacked, the B side by side,
-with rows in the family's own order. The base is not in the folder. The folder's README says what the adapter
-was trained on; on another base the result is another model.
+The adapter's scale is already multiplied into the factors, its square root into each. So lora_alpha equals
+the rank. If a family fuses q, k and v, their three adapters become one adapter of three times the rank. Its A
+has the three A on top of each other. Its B has the three B as blocks on the diagonal, with rows in the
+family's own order. The base model is not in the folder. The folder's README says which base the adapter was
+trained on; on another base the result is another model.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ IN_4_BITS = (
     "quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type={table!r}, "
     "bnb_4bit_use_double_quant={double}))`"
 )
-OTHER = "the model as it was compressed before the training; nothing but that base gives what was measured"
+OTHER = "the model as it was compressed before the training; the measurements hold on that base alone"
 BITSANDBYTES_GROUP = 64  # weights that share a scale in bitsandbytes
 
 
@@ -72,7 +73,7 @@ def refusal(modules: Mapping[str, dict], config) -> str:
 
 
 def write(bundle: Bundle, folder: Path | str, label: str) -> tuple[int, tuple[Note, ...]]:
-    """Write the adapter to `folder`, which appears whole or not at all; `refusal` let the model through.
+    """Write the adapter to `folder`, which appears whole or not at all. `refusal` must have returned "".
 
     Returns (bytes of the file, no notes).
     """
@@ -131,7 +132,7 @@ def _base(first: Packed, name: str | None) -> str:
 
 
 def _joined(adapters: list[LowRank], heads: int | None) -> tuple[Tensor, Tensor]:
-    """(A [r, in], B [out, r]) of one linear, or of q, k and v as the family's fused one."""
+    """(A [r, in], B [out, r]) of one linear, or of q, k and v as the family's fused linear."""
     b = torch.block_diag(*(p.u.float() for p in adapters))
     rows = torch.arange(len(b))
     order = arch.join(list(rows.chunk(3)), heads) if len(adapters) > 1 else rows

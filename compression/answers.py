@@ -4,9 +4,9 @@ Parts of a dialogue begin with a heading, as in the texts that QLoRA's authors t
 Assistant:` (OpenAssistant), `### Instruction:`, `### Input:` and `### Response:` (Alpaca). An answer is what
 follows `### Assistant:` or `### Response:`, up to the next heading.
 
-A window may begin in the middle of a part. The text before its first heading is an answer if that heading
-begins a dialogue (`### Human:`, `### Instruction:`), and else it is none. A window without a heading has no
-answer that could be found.
+A window may begin in the middle of a part. `### Human:` and `### Instruction:` follow an answer. So if one of
+them is a window's first heading, the text before it counts as an answer; before any other heading it doesn't.
+In a window without a heading no answer can be found.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 from compression.base import CalibrationError
 
 HEADING = re.compile(r"### (Human|Instruction|Input|Assistant|Response):")
-# headings of answers; headings of the part that follows an answer
+# headings of answers; headings of the parts that follow an answer
 ANSWERS, OPENINGS = ("Assistant", "Response"), ("Human", "Instruction")
 # a token is written out after this letter, since some tokenizers drop a space at the start of a text
 ANCHOR = "a"
 
 
 class Answers:
-    """Finds answers in windows of one tokenizer's ids. It remembers how each token is written."""
+    """Finds answers in windows of one tokenizer's ids. It remembers the letters of each token."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.pieces = tokenizer, {}
@@ -39,7 +39,7 @@ class Answers:
         )
 
     def piece(self, i: int) -> str:
-        """How a token is written; a part of a character counts as one character."""
+        """The letters of a token; a token that is a part of a character counts as one letter."""
         if i not in self.pieces:
             self.pieces[i] = self._written([i])[self.before :]
         return self.pieces[i]
@@ -67,7 +67,7 @@ class Answers:
         return [any(first <= start < last for first, last in spans) for start in starts]
 
     def windows(self, windows: Tensor) -> Tensor:
-        """Those of windows [n, window] in which an answer is predicted.
+        """The windows, of [n, window], in which at least one token of an answer is predicted.
 
         Raises CalibrationError if there are none.
         """

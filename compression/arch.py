@@ -189,10 +189,10 @@ class Fold:
     """
 
     path: str
-    weight: Tensor  # what a norm multiplies by [in], or of a linear [rows, its in]; float32
+    weight: Tensor  # float32: a norm's factors [in], or a linear's weight [rows, the linear's own in]
     bias: Tensor | None
     row: Tensor  # [in]: for each channel, the entry (norm) or row (linear) of `weight` that computes it
-    added: float = 0.0  # `weight` is this number and what a norm stores (declare.Norm)
+    added: float = 0.0  # `weight` is the sum of this number and of what a norm stores (declare.Norm)
 
     def shared(self, s: Tensor) -> Tensor:
         """s float32 [in] with one value, the mean, for all channels that the same row computes.
@@ -210,8 +210,8 @@ class Fold:
 def fold(module: nn.Module, layer: int, group: int) -> tuple[Fold | None, str]:
     """(where a factor on the inputs of a group can go, "") or (None, why it can't).
 
-    norm -> linears: exact if the norm has a weight and feeds only these linears. In OPT-350M, whose norm
-    stands after the sum, it feeds the residual too.
+    norm -> linears: exact if the norm has a weight and feeds only these linears. OPT-350M's norms stand after
+    the sum, so they feed the residual too, and no factor can go there.
     v -> o: exact, since attention mixes tokens and never channels.
     up -> down: exact through a gate's product or a ReLU, not through GELU.
     """

@@ -125,9 +125,9 @@ def _computes(name: str, tensor: torch.Tensor) -> bool:
 
 
 def parts(bundle: Bundle) -> dict[str, Any]:
-    """What a manifest says of the model's parts: its formats, and what config.json doesn't say of it.
+    """What a manifest says about the model's parts: their formats, and facts that config.json can't hold.
 
-    For example a block with fewer heads than the others ("geometry"), or 8-bit attention ("attention").
+    Such a fact is a block with fewer heads than the others ("geometry"), or 8-bit attention ("attention").
     """
     described = arch.geometry_of(bundle.module.config)
     found: dict[str, Any] = {"modules": _modules(bundle.module)}
@@ -390,7 +390,7 @@ def _check_manifest(folder: Folder, manifest: dict) -> None:
 def _plain(value: object, depth: int = 0) -> bool:
     """Whether a value is plain JSON, as the descriptions of formats are.
 
-    It must not be nested deeply; its numbers must be whole and fit 31 bits, and its texts must be short.
+    It must not be nested deeply, its numbers must be smaller than 2^31, and its texts must be short.
     """
     if isinstance(value, dict):
         return depth < 8 and len(value) < 64 and all(_plain(v, depth + 1) for v in value.values())
@@ -408,7 +408,8 @@ def _plain(value: object, depth: int = 0) -> bool:
 def _check_fit(folder: Folder, entries: Mapping[str, headers.Entry], module: nn.Module, tied: bool) -> None:
     """Compare the file's header with the planned model (on "meta"), before anything takes memory."""
     head, expected = arch.head(module)[0] + ".weight", dict(module.named_parameters(remove_duplicate=False))
-    for path, part in module.named_modules():  # what state_dict gives, which formats refuse on "meta"
+    # the names that state_dict would give; a format on "meta" refuses to make a state_dict
+    for path, part in module.named_modules():
         own = part.named_buffers(path, recurse=False)
         expected |= {
             name: t for name, t in own if name.rpartition(".")[2] not in part._non_persistent_buffers_set
@@ -441,7 +442,7 @@ def _broken(folder: Folder, why: str) -> ModelUnavailable:
 def _changed(folder: Folder, file: str) -> ModelUnavailable:
     return folder.error(
         "artifact_changed",
-        f"has {shown(file)} otherwise than it was saved; compress the model again",
+        f"has {shown(file)}, which was changed after it was saved; compress the model again",
         file=shown(file),
     )
 

@@ -5,15 +5,15 @@ after the rotary positions; probabilities are rounded to 0 .. 127. `shared` says
 
 - "tensor": all queries of a block have one fixed scale, all keys one, and all values one (the authors' int8
   attention);
-- "dynamic_tensor": the same three, computed from what is in the call. So a token depends on the tokens after
-  it, and comes out differently when the text is read token by token;
-- "token": each token and head has its own. The sum over the tokens needs one scale, so a value's scale is
-  multiplied into its probability before that is rounded: w_t = p_t s_t, codes w_t / (max w / 127), one scale
-  for each query.
+- "dynamic_tensor": the same three scales, computed anew in each call from all its tokens. So a token's result
+  depends on the tokens after it, and changes when the text is read token by token;
+- "token": each token and head has a scale of its own. The sum over the tokens needs one common scale, so a
+  value's scale is multiplied into its probability before the probability is rounded: w_t = p_t s_t, codes
+  w_t / (max w / 127), one scale for each query.
 
-The codes are whole numbers in float32, and are multiplied and summed as such. That is exact up to 2^24, which
-1,040 codes of the largest size reach, and rounded to float32 beyond. It is no faster than attention in
-floats. transformers calls this attention by its name.
+The codes are whole numbers, held, multiplied and summed in float32. A sum is exact up to 2^24, which takes
+more than 1,040 products of the largest codes; a larger sum is rounded. This is no faster than attention in
+floats. transformers finds this attention by its name.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def install(module: nn.Module, rules: Sequence[Int8Attention]) -> None:
 
 @contextmanager
 def watched(block: nn.Module, see: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
-    """As long as it lasts, `see` is called with query, key and value of the block's attention.
+    """Within this context, every call of the block's attention passes query, key and value to `see`.
 
-    They are [b, heads, t, size], at every call.
+    They are [b, heads, t, size].
     """
     part = _attention(block)
     before = part.config._attn_implementation

@@ -1,4 +1,4 @@
-"""What every method is made of: parameters, methods, sites, statistics, edits, costs, notes and errors.
+"""The records that every method uses: parameters, methods, sites, statistics, edits, costs, notes and errors.
 
 A method is a frozen record (`LinearMethod` and the others) whose `compress` function computes new weights. It
 gets a `Site` (one linear layer) with the `Stats` of that layer's inputs, or a `Block` of them, and returns an
@@ -139,10 +139,12 @@ def param(
       "title"   the method goes by the choice's name.
       "named"   the page has words for it (evaluation/page/words.py).
 
-    when: other parameter -> value. Unless all these parameters have their value, this one has no effect and
-    is left out of the key. A parameter that the method doesn't have is ignored here.
+    when: other parameter -> value. This parameter has an effect only if each of these parameters has the
+    value given here; otherwise it is left out of the cache key. A condition on a parameter that the method
+    doesn't have counts as met.
 
-    only: other parameter -> values. Any value but the default is allowed only beside these. because: why.
+    only: other parameter -> values. This parameter may differ from its default only if each of these
+    parameters has one of the values given here. because: the reason, for the error message.
     """
     meta = dict(
         help=help,
@@ -300,16 +302,16 @@ class Stats:
     mean_abs: Tensor | None = None  # mean |x| [in]
     max_abs: Tensor | None = None  # max |x| [in]
     mean: Tensor | None = None  # mean x [in]
-    # the same of the uncompressed model's inputs, for a method of stream "both"
+    # the same statistics of the uncompressed model's inputs, for a method of stream "both"
     original: Stats | None = None
 
 
 # A method's default parameters are its short budget: minutes on a processor, enough to see what the method
 # does, not the best that it can do. The full budget has the authors' tokens, step sizes, ranks and lengths,
 # as far as they are known and our bounds allow. If the authors trained with data that we can't ship, the same
-# number of tokens is taken from the calibration text. One of our steps takes 1,024 tokens, so there are more
-# and smaller steps than the authors'. Methods that don't train have no full budget. A full budget ends by its
-# tokens; its minutes are a week.
+# number of tokens is taken from the calibration text. Our training steps take 1,024 tokens, so there are more
+# and smaller steps than the authors have. Methods that don't train have no full budget. Its tokens end a full
+# budget: the limit in minutes is a week.
 BUDGET_MINUTES = 10_000.0
 
 STATS = frozenset({"gram", "sum_sq", "mean_abs", "max_abs", "mean"})
@@ -347,7 +349,7 @@ class Block:
     layer: int
     layers: int
     groups: tuple[Group, ...]
-    # for methods that train: the inputs.Passage of the uncompressed block, and who watches; else None
+    # for methods that train: the inputs.Passage of the uncompressed block, and the recorder; else None
     inputs: Any = None
     recorder: Recorder | None = None
 
@@ -358,7 +360,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Cost:
-    """What compressing one linear costs; known before it is done."""
+    """The cost of compressing one linear, known before it is done."""
 
     bytes: int  # stored bytes of the result
     flops: float  # of the method itself, without forward passes
@@ -379,7 +381,7 @@ class Edit:
     notes: tuple[Note, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # path -> per-layer figures
     series: Mapping[str, list] = field(default_factory=dict)  # curves, e.g. "training"
-    judged: tuple[Judged, ...] = ()  # by what the method optimises, one for each measure
+    judged: tuple[Judged, ...] = ()  # values of the quantities that the method optimises (judged.py)
     # replaces the token embedding, and a head that shares it unless `head` is given
     table: Packed | None = None
     head: Packed | None = None  # replaces the head's weight
@@ -395,7 +397,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Context:
-    """What a model-scoped method is given beside the bundle."""
+    """What the driver gives a method of the whole model, beside the bundle."""
 
     # token ids [n, window] to train on or to calibrate on; None if the method reads none
     windows: Tensor | None
@@ -423,7 +425,7 @@ class Planner(Generic[P]):
     find: Callable[[Bundle, Context, P], Plan]
     # (params, number of linears, calibration tokens) -> tokens that `find` sends through the whole model
     tokens: Callable[[P, int, int], float]
-    # params -> whether it does anything
+    # params -> whether there is anything to look for
     wanted: Callable[[P], bool]
 
 
@@ -444,12 +446,12 @@ class Method(Generic[P]):
     # the format in which it stores a linear that no step stored before; "" if linears stay dense
     stores: str = ""
     after: frozenset[str] = frozenset()  # formats of an earlier step that it accepts
-    # for a method that keeps the integer codes of an earlier step: its parameters that this step decides, for
-    # example "bits"
+    # for a method that keeps the integer codes of an earlier step: the names of its own parameters whose
+    # values the earlier step decides, for example "bits"
     inherits: tuple[str, ...] = ()
     shown_first: bool = False  # the page shows it first of its family
     full: Mapping[str, Any] = field(default_factory=dict)  # params of the full budget, see `BUDGET_MINUTES`
-    identity: Mapping | None = None  # params with which nothing changes
+    identity: Mapping | None = None  # params with which the method changes nothing
     tiny: Mapping = field(default_factory=dict)  # params with which it takes seconds on a random model
     essay: str = ""  # the file's docstring, which the page shows
 
@@ -470,7 +472,7 @@ class Method(Generic[P]):
         return False
 
     def geometry_after(self, geometry: Geometry, params: P) -> Geometry:
-        """The sizes that a model has after it."""
+        """The sizes that a model has after this method."""
         return geometry
 
     @property
@@ -494,7 +496,7 @@ class Method(Generic[P]):
             "full": dict(self.full),
             "inherits": list(self.inherits),
             "adds": bool(getattr(self, "adds", None)),
-            "idle": list(self.inherits),  # parameters without effect after a step that has those
+            "idle": list(self.inherits),  # parameters without effect after a step that decides them
         }
 
 
@@ -503,16 +505,17 @@ class LinearMethod(Method[P]):
     """Compresses one linear after another: compress(site, stats, params)."""
 
     stats: frozenset[str] | Callable[[P], frozenset[str]] = frozenset()  # the statistics that it needs
-    # the model that its inputs come from. "compressed": every group before this one is compressed. "block":
-    # only the blocks before this one are. "original": nothing is. "both": the last two beside each other
-    # (Stats.original).
+    # the state of the model that its inputs come from. "compressed": every group before this one is
+    # compressed. "block": only the blocks before this one are compressed. "original": nothing is compressed.
+    # "both": "block", with the statistics of "original" beside it (Stats.original).
     stream: Stream | Callable[[P], Stream] = "compressed"
     planner: Planner[P] | None = None  # looks at the whole model before the first linear
     # for a method that removes single weights: the share of them that stays
     kept_share: Callable[[P], float] | None = None
-    # for a converter: the `cost` if it takes over what an earlier step stored
+    # for a converter: the `cost` of taking over the numbers that an earlier step stored
     converted_cost: Callable[..., Cost] | None = None
-    # whether calibration decides what is stored beside the codes: `cost` leaves that out and counts the least
+    # whether only the calibration text tells how much is stored beside the codes; `cost` then leaves it out,
+    # and its bytes are the least possible
     open_ended: Callable[[P], bool] | None = None
 
     def collects(self, params: P) -> frozenset[str]:
@@ -530,7 +533,7 @@ class LinearMethod(Method[P]):
         return super().needs_calibration(params) or self.plans(params)
 
     def describe(self) -> dict:
-        """As every method. A converter keeps all numbers of an earlier step, and uses none of its own."""
+        """The method as JSON. A converter uses none of its parameters after a step whose numbers it keeps."""
         idle = {"idle": [p["name"] for p in self.params.describe()]} if self.converted_cost else {}
         return super().describe() | idle
 
@@ -592,9 +595,10 @@ class TrainingMethod(ModelMethod[P]):
     # params -> tokens of the calibration text that its training takes; 0 if it makes its text itself.
     # None: as many as it trains on
     text_tokens: Callable[[P], int] | None = None
-    compresses: bool = False  # it compresses too, so a run with `train_tokens` 0 is worth comparing with
-    # params -> (method, params) of the control: it trains alike, without what is special to this method. For
-    # example, plain fine-tuning beside distillation. None: there is no control
+    # whether it compresses too; then a run with `train_tokens` 0 is worth comparing with
+    compresses: bool = False
+    # params -> (method, params) of the control, which trains in the same way but without what is special to
+    # this method. For example, plain fine-tuning is the control of distillation. None: there is no control
     control: Callable[[P], tuple[str, Mapping] | None] | None = None
     # (params, earlier steps) -> whether it stores something on top of what those steps stored
     adds: Callable[[P, tuple], bool] | None = None
@@ -605,7 +609,7 @@ class TrainingMethod(ModelMethod[P]):
         return True
 
     def reads_tokens(self, params: Any) -> int:
-        """Tokens of the calibration text that its training takes with these params."""
+        """How many tokens of the calibration text its training takes with these params."""
         return self.text_tokens(params) if self.text_tokens else params.train_tokens
 
     def needs_calibration(self, params: P) -> bool:
@@ -633,9 +637,9 @@ class StudentMethod(TrainingMethod[P]):
     role. Its params name another model by `student`.
     """
 
-    # makes it: student(model, context, params) gives an Edit with the student as the bundle, and notes on it
+    # student(model, context, params) gives an Edit with the student as its bundle, and notes on the student
     student: Callable[[Bundle, Context, P], Edit]
-    measures: Callable[[P], bool]  # whether making it needs windows of a text
+    measures: Callable[[P], bool]  # whether making the student needs windows of a text
     # what the student learns from, or params -> it. "model": this model as a Bundle (white box). "text": a
     # TextTeacher, which answers in strings and shows nothing else (black box).
     teacher: Teacher | Callable[[P], Teacher]
@@ -653,9 +657,9 @@ class StudentMethod(TrainingMethod[P]):
 
 
 def handed_on(params: Params) -> dict:
-    """The parameters with which a step decides for a later step that keeps its integers.
+    """The parameters that a step fixes for a later step which keeps its integer codes, e.g. {"bits": 4, ...}.
 
-    They are its parameters that have an effect; {} if it rounds nothing.
+    They are all its parameters that have an effect; {} if it rounds nothing.
     """
     values = params.effective()
     return {} if values.get("rounding") is False else values

@@ -1,7 +1,7 @@
-"""Writes what belongs beside a model's weights, into its artifact and every export.
+"""Writes the files that belong beside a model's weights, into its artifact and every export.
 
-That is the tokenizer with its chat templates, when to stop (generation_config.json), the base model's licence
-files, what was changed, and a README.
+They are the tokenizer with its chat templates, generation_config.json (it says which tokens end a text), the
+base model's licence files, a notice of what was changed, and a README.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ THEIRS = "\nThe base model's own notice:\n\n"
 
 
 def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
-    """Write all of it to `folder`. label: what was done to the model."""
+    """Write all these files to `folder`. label: what was done to the model."""
     several = isinstance(
         bundle.tokenizer.chat_template, dict
     )  # then they stand in tokenizer_config.json, which every loader reads
@@ -34,7 +34,7 @@ def write(bundle: Bundle, folder: Path, label: str, how_to_load: str) -> None:
     licence = bundle.source.get("licence") or "see the base model's page"
     origin = bundle.source.get("id") or Path(bundle.name).name
     theirs = base.get(NOTICE, b"").decode("utf-8", "replace")
-    if theirs.startswith(OURS):  # of an artifact that is exported
+    if theirs.startswith(OURS):  # the notice that we wrote into the artifact which is exported here
         theirs = theirs.partition(THEIRS)[2]
     (folder / NOTICE).write_text(
         f"{OURS} {origin} (licence of the base model: {licence}).\n"

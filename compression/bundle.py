@@ -1,4 +1,4 @@
-"""A model ready for work: its module, its tokenizer, and what the rest must know about both."""
+"""A loaded model: its module, its tokenizer, its sizes and where it came from."""
 
 from __future__ import annotations
 

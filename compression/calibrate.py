@@ -80,8 +80,8 @@ ACTIVATION_GROUP = 32  # inputs that share a scale if a run asks for int8 activa
 class Outcome:
     """What compressing did: notes for the reader, one row for each linear, seconds.
 
-    judged: by what the last step optimises. A step changes the model, so what an earlier step was judged by
-    no longer holds.
+    judged: values of what the last step optimises. Every step changes the model, so the values of an earlier
+    step no longer hold.
     """
 
     notes: list[Note] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Outcome:
     seconds: float = 0.0
     series: dict[str, list] = field(default_factory=dict)  # curves, e.g. "training"
     judged: list[Judged] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)  # what is saved beside the model
+    files: dict[str, bytes] = field(default_factory=dict)  # name -> content, saved beside the model
 
 
 def compress(
@@ -209,7 +209,8 @@ class _Walk:
             edit = self.method.compress(whole, self.params)
             self._apply(edit)
             rules += [edit.attention] if edit.attention else []
-        if rules:  # not earlier: the recorded calls hold the masks of the attention that the blocks had
+        # only now, because the recorded calls hold masks for the attention that the blocks had until here
+        if rules:
             self.bundle.attention = tuple(rules)
             attention.install(self.module, rules)
         self.recorder.progress("compress", total, total)
@@ -306,7 +307,7 @@ class _Walk:
     def _apply(self, edit: Edit, unit: float = 1.0) -> None:
         """Put an edit into the model.
 
-        unit: the number by which its linears and their new biases were divided (`unit_of`).
+        unit: the number by which the edit's linears and new biases were divided before (`unit_of`).
         """
         self.outcome.notes.extend(edit.notes)
         self.outcome.series |= edit.series
@@ -318,7 +319,8 @@ class _Walk:
             self.bundle.tokenizer = edit.bundle.tokenizer
             self.bundle.geometry = edit.bundle.geometry
             self.bundle.attention = ()
-            engine.forget(self.bundle)  # the teacher's decoder, which answered questions or drew texts
+            # the teacher's decoder goes; it answered questions or drew texts
+            engine.forget(self.bundle)
             return
         places = {path: (role, layer) for path, role, layer in arch.linears(self.module)}
         scales = {path: t for path, t in edit.tensors.items() if path.endswith(".input_scale")}
@@ -362,7 +364,7 @@ class _Walk:
             self._cut_blocks(edit)
 
     def _cut_blocks(self, edit: Edit) -> None:
-        """Whole blocks leave the model; nothing is stored of their matrices."""
+        """Take whole blocks out of the model; nothing is stored of their matrices."""
         gone = [row for row in arch.linears(self.module) if row[2] not in edit.blocks]
         structure.cut_depth(self.module, edit.blocks)
         self.bundle.geometry = arch.geometry(self.module)

@@ -5,9 +5,9 @@ what the config describes with what the files' headers hold before it takes any 
 by tensor. Names are those of transformers' modules, or names in files that it maps to them itself
 (Architecture.prefix, .renamed).
 
-Two tensors may be one only if the config says so, and then the files' two must agree. Some published files
-carry tensors that follow from the config (Architecture.recomputed). These are compared with what the model
-computes, and left out.
+Two parameters may share one tensor only if the config says so. If the files hold it under both names, the two
+must be equal. Some published files carry tensors that follow from the config (Architecture.recomputed). They
+are compared with the tensors that the model computes, and left out.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def build(described: Described, dtype: torch.dtype, device: str = "cpu") -> nn.M
 def load(headers: Headers, described: Described, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     """(the model in `dtype`, names of tensors that the model computes itself and the files carry too).
 
-    Raises ModelUnavailable naming the tensors that are missing, unexpected, twice there, or of another shape
-    or type.
+    Raises ModelUnavailable, which names the tensors that are missing or unexpected, that stand in the files
+    twice, or that have another shape or type.
     """
     folder, row = headers.folder, ARCHITECTURES[described.architecture]
     names = _named(headers, row)
@@ -145,8 +145,8 @@ def _check_layers(
         what = f"{have} layers" if len(found) == have else f"{len(found)} of {have} layers"
         raise folder.error(
             "layers_differ",
-            f"has {said} layers by its config.json and {what} in its files; correct the one or fetch the "
-            "other again",
+            f"has {said} layers by its config.json and {what} in its files; correct config.json, or fetch "
+            "the files again",
             said=said,
             found=len(found),
         )
@@ -189,7 +189,7 @@ def check(
             raise folder.error(
                 "tensor_shape",
                 f"holds {shown(name)} as {list(entry.shape)}, and its config.json describes "
-                f"{list(expected[name])}; correct the one or fetch the other again",
+                f"{list(expected[name])}; correct config.json, or fetch the files again",
                 names=shown(name),
                 got=str(list(entry.shape)),
                 allowed=str(list(expected[name])),
@@ -235,7 +235,7 @@ def _fill(headers: Headers, module: nn.Module, names: Mapping[str, Entry], tied:
     folder, places = headers.folder, dict(module.named_parameters(remove_duplicate=False))
     first = next((n for n in tied if n in names), "")
     filled = set()
-    # the second of two tied tensors comes last
+    # sorted so that the second of two tied tensors comes last
     for name, entry in sorted(names.items(), key=lambda item: item[0] in tied and item[0] != first):
         place = places[tied[0] if name in tied else name].data
         if name in tied and name != first:
@@ -281,9 +281,11 @@ def check_finite(folder: Folder, name: str, tensor: Tensor) -> None:
 
 
 def _agrees(tensor: Tensor, kind: str, module: nn.Module, row: Architecture) -> bool:
-    """Whether a tensor that follows from the config equals what the model computes.
+    """Whether a tensor that follows from the config agrees with the model.
 
-    It is compared in as many digits as a file may keep.
+    kind: as in Architecture.recomputed.
+    A mask must hide the future, and a floor must be a very low number. A version is only one number, whatever
+    its value. Angles must be the model's to 1 percent, because files keep them in few digits.
     """
     if kind == "version":
         return tensor.numel() == 1

@@ -70,7 +70,7 @@ class Described:
     architecture: str  # key of ARCHITECTURES
     values: Mapping[str, Any]  # for transformers' class of that architecture
     geometry: Geometry
-    forward: Mapping[str, Any]  # what changes the model's output, each thing in one way only
+    forward: Mapping[str, Any]  # the values that change the model's output, each written in one way only
 
     @property
     def hash(self) -> str:

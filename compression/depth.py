@@ -1,13 +1,13 @@
-"""How much each decoder block does, and which blocks stay when some have to go.
+"""Measures how much each decoder block does, and chooses the blocks that stay when some have to go.
 
 A block reads the hidden state h_i of each token and gives h_(i+1). Two measures say how far it turns them:
 
     influence of block i           1 - mean over tokens of cos(h_i, h_(i+1))                       (ShortGPT)
     distance over n blocks from l  mean over tokens of arccos(cos(h_l, h_(l+n))) / pi         (Gromov et al.)
 
-The influence is 0 where a block changes no direction, so blocks go in the order of their influence, the
-lowest first (`influence`). The distance is that over a run of n neighbours, and the run with the least
-distance goes (`contiguous`). `angular` takes the distance over each block by itself, the lowest first.
+A block that changes no direction has the influence 0. There are three orders. `influence` removes the blocks
+with the lowest influence. `contiguous` measures the distance over each run of n neighbours, and removes the
+run with the least. `angular` measures the distance over each block alone, and removes the lowest.
 
 Men et al. 2024, "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect", arXiv
 2403.03853, equation 1. Gromov et al. 2024, "The Unreasonable Ineffectiveness of the Deeper Layers", arXiv
@@ -57,7 +57,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
 
 
 def spread(windows: Tensor, tokens: int = MEASURED) -> Tensor:
-    """At most so many tokens of windows [n, window], whole windows that are evenly spread; at least one."""
+    """Some of windows [n, window], evenly spread: at most `tokens` tokens, but at least one window."""
     count = min(len(windows), max(1, tokens // windows.shape[1]))
     return windows[torch.arange(count) * len(windows) // count]
 
@@ -100,12 +100,12 @@ def over_blocks(
 
 
 def least(influences: Tensor, count: int) -> list[int]:
-    """Numbers of the `count` blocks with the lowest influence [blocks], rising; of equals the first goes."""
+    """Numbers, rising, of the `count` blocks with the lowest influence [blocks]; of equal ones the first."""
     return sorted(torch.argsort(influences, stable=True)[:count].tolist())
 
 
 def nearest(distances: Tensor, count: int) -> list[int]:
-    """Numbers of the `count` neighbours whose start has the least distance [starts]; of equals the first."""
+    """Numbers of the run of `count` blocks with the least distance [starts]; of equal runs the first."""
     start = int(torch.argmin(distances))
     return list(range(start, start + count))
 
@@ -119,7 +119,7 @@ class Choice:
     gone: tuple[int, ...]
 
     def note(self) -> Note:
-        """What the reader is told."""
+        """The note for the reader."""
         facts = {"gone": spans(self.gone), "count": len(self.gone), "of": len(self.gone) + len(self.kept)}
         return Note(NOTES[self.order], facts)
 
@@ -141,7 +141,7 @@ def choose(bundle: Bundle, windows: Tensor, count: int, order: str, recorder: Re
 
 
 def without(total: int, gone: Sequence[int], order: str) -> Choice:
-    """The choice of an order that lets the blocks `gone` (rising) of `total` go."""
+    """The choice that removes the blocks `gone` (rising) of `total`; `order` says how they were found."""
     return Choice(order, tuple(i for i in range(total) if i not in gone), tuple(gone))
 
 

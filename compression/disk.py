@@ -23,7 +23,7 @@ def free_bytes(place: Path | str) -> int:
 
 
 def check_room(place: Path | str, need_bytes: int) -> None:
-    """Raises DiskFull if `place`'s disk has no room for so many bytes."""
+    """Raises DiskFull if the disk of `place` has no room for `need_bytes`."""
     free = free_bytes(place)
     if free < need_bytes:
         raise DiskFull(

@@ -1,4 +1,4 @@
-"""Builds edits and notes that methods of several families need alike.
+"""Builds edits and notes for methods of several families.
 
 An `Edit` (base.py) is what a method returns; the driver applies it to the model.
 """
@@ -15,7 +15,7 @@ def stored(site: Site, packed: Packed, notes: tuple[Note, ...] = (), **figures: 
 
 
 def short_group_note(site: Site, group_size: int) -> tuple[Note, ...]:
-    """A note that the last group of each row is short; once for each width."""
+    """A note that the last group of each row is short; () if it isn't."""
     rest = site.weight.shape[1] % group_size if group_size > 0 else 0
     if not rest:
         return ()

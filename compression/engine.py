@@ -1,12 +1,11 @@
 """Turns a model into the flat description that the one-call decode step reads (kernels/cpu/step.py).
 
-Every linear goes in with the format that it has. One that isn't compressed goes in as 16-bit weights, as the
-saved file would hold it (the type that its publisher used, or float16 if that was 32 bits), or in the type
-that is asked for.
+A compressed linear keeps its format. Any other linear goes in as 16-bit weights, as the saved file would hold
+it (in its publisher's type, or in float16 if that has 32 bits), or in the type that the caller asks for.
 
 A model that the step doesn't know (known.py) is refused with the reason, and then runs through transformers'
-own loop. So does a model whose decoder is tried on a few tokens and doesn't give the logits of the model's
-own forward pass.
+own loop. Every new decoder is tried on a few tokens. If its logits aren't those of the model's own forward
+pass, the model is refused too.
 """
 
 from __future__ import annotations
@@ -30,13 +29,12 @@ from kernels.cpu.step import Decoder, Layer, Linear, Model, Norm, Session
 
 # a new decoder is tried on TRIED tokens: AT_ONCE of them in one call, the others one by one
 TRIED, AT_ONCE = 8, 5
-# The most by which its logits may differ from the model's: the root mean square of the differences, divided
-# by that of the logits about their mean. Float32 sums in another order give 1e-6 to 1e-5; a wrong epsilon,
-# scale, angle or activation gives 1e-3 and more.
+# The most by which its logits may differ from the model's (`deviation`). Float32 sums in another order give
+# 1e-6 to 1e-5; a wrong epsilon, scale, angle or activation gives 1e-3 and more.
 EXACT = 3e-4
-# With rounded activations, a value at a tie may be rounded the other way, and all values that follow differ
-# by their own rounding. ROUNDED is allowed for each block (30 blocks of 8-bit activations gave 0.13), and
-# never more than MOST: two models that have nothing in common give 1 and more.
+# With rounded activations, a value halfway between two codes may be rounded the other way, and then all later
+# values differ by their own rounding. So ROUNDED is allowed for each block (30 blocks of 8-bit activations
+# gave 0.13), but never more than MOST: two models that have nothing in common give 1 and more.
 ROUNDED, MOST = 0.05, 0.7
 ANGLES_AT_ONCE = 1 << 14  # positions whose angles are computed at once
 HALF_ERROR = 2.0**-11  # the error of rounding to float16, relative to the value
@@ -223,8 +221,8 @@ class _Maker:
     def _packed(self, packed) -> plans.Plan:
         if packed.activations is not None and packed.activations.looks_at_call:
             raise CannotServe(
-                "inputs are rounded by what else is in the call, and the step takes a text in pieces "
-                "of its own"
+                "a token's inputs are rounded by the other tokens of the call, and the step reads a text in "
+                "other pieces"
             )
         plan = packed.plan()
         if plan is None:
@@ -330,8 +328,8 @@ def _tried(bundle: Bundle) -> Decoder:
     """A decoder whose logits on a few tokens agree with the model's own forward pass. Raises CannotServe.
 
     Both use the decoder's matrices and keep keys and values in float32, so that only an error of the step
-    makes a difference. With a quantized cache there would be others: a value at a tie may be rounded the
-    other way, and all values that follow differ by their rounding.
+    makes a difference. A quantized cache would make others: a value halfway between two codes may be rounded
+    the other way, and then all later values differ by their own rounding.
     """
     make = _Maker(bundle.module, storage_dtype(bundle))
     made = _made(bundle, make)

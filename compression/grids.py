@@ -1,7 +1,7 @@
 """Fits integer grids to weights.
 
-The field has several min-max quantizers that differ in small ways. Each one that is used here has its own
-named function (sources: GPTQ's reference code, 2210.17323).
+The field has several min-max quantizers that differ in small ways. Each quantizer that is used here is a
+function of its own (sources: GPTQ's reference code, 2210.17323).
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def mse_asym(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def encode(previous: Packed | None, codes: Tensor, grid: Grid) -> Packed:
-    """The format for codes on a grid: sparse with an earlier step's mask if that step pruned, else dense."""
+    """Codes on a grid in their format: sparse under the mask of an earlier pruning step, else dense."""
     return (
         previous.with_codes(codes, grid)
         if previous is not None and previous.mask() is not None

@@ -64,7 +64,10 @@ class Headers:
 
 
 def read(folder: Folder) -> Headers:
-    """The checked headers of a model's folder. Raises ModelUnavailable: the file, and what to do."""
+    """The checked headers of a model's folder.
+
+    Raises ModelUnavailable, which names the file and says what to do.
+    """
     files, places = weight_files(folder)
     entries: dict[str, Entry] = {}
     for file in files:

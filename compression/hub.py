@@ -50,7 +50,7 @@ class Offer:
 
 
 def is_id(name: str) -> bool:
-    """True for owner/name as the hub allows it: at most 96 letters, digits, '-', '_' and '.'."""
+    """True for a name owner/name that the hub allows: at most 96 letters, digits, '-', '_' and '.'."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -78,7 +78,7 @@ def fetch(repo: str, emit: Emit) -> Path:
     offer = ask(repo)
     size = sum(offer.files.values())
     _check_room(repo, size)
-    return _told(repo, lambda: _download(repo, offer.revision, offer.files, emit))
+    return _in_our_words(repo, lambda: _download(repo, offer.revision, offer.files, emit))
 
 
 def ask(repo: str) -> Offer:
@@ -86,7 +86,7 @@ def ask(repo: str) -> Offer:
 
     Raises ModelUnavailable or UnsupportedModel.
     """
-    return _told(repo, lambda: _ask(repo))
+    return _in_our_words(repo, lambda: _ask(repo))
 
 
 def _ask(repo: str) -> Offer:
@@ -136,8 +136,8 @@ def _geometry(api, repo: str, revision: str, listed: dict[str, int]) -> Geometry
     return configs.read(Folder(file.parent, repo)).geometry
 
 
-def _told(repo: str, do: Callable):
-    """do(), with its errors in our words."""
+def _in_our_words(repo: str, do: Callable):
+    """Run `do`, and turn the errors of the hub's library into ModelUnavailable."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:

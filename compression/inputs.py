@@ -27,8 +27,8 @@ from compression.packed.linear import CompressedLinear
 from compression.surgery import instead
 
 TOKENS_PER_BATCH = 2_048
-# bytes of a block's outputs that are kept, beside as much again as the block's inputs take; outputs that
-# don't fit are computed again
+# Outputs of a block's parts are kept as long as they take no more than this many bytes plus the bytes of the
+# block's inputs. Outputs that don't fit are computed again.
 ROOM = 1 << 30
 STRIPS = 4  # a Gram matrix is symmetric: it is computed in this many strips, each up to the diagonal
 AGREES = 1e-4  # a replayed hidden state may differ from the model's own by this share of the largest value
@@ -56,7 +56,11 @@ class BlockInputs:
         self.room = 0  # bytes of outputs that may still be kept
 
     def run(self, block: nn.Module, batch: int) -> Tensor:
-        """The block's output for a batch. A part in `kept` runs once; after that its kept output answers."""
+        """The block's output for a batch.
+
+        A part in `kept` runs once, and after that its kept output stands for it. If there was no room to keep
+        the output, the part runs again.
+        """
         hidden = self.batches[batch]
         call = self.calls[batch][block]
         with ExitStack() as stack:
@@ -71,8 +75,9 @@ class BlockInputs:
     def keep_outputs(self, block: nn.Module, done: set[nn.Module]) -> None:
         """Keep the outputs of all parts of the block whose linears are all in `done`, from the next run on.
 
-        Of any other part, keep the outputs of its linears in `done`. For example, with q, k and v done, these
-        three are kept; once o is done too, the attention's output is kept instead.
+        If only some linears of a part are in `done`, keep the outputs of these linears. For example, once q,
+        k and v are done, their three outputs are kept. Once o is done too, the attention's output is kept
+        instead.
         """
         if not self.kept:
             self.room = ROOM + sum(map(_bytes, self.batches))
@@ -86,7 +91,10 @@ class BlockInputs:
         self.kept.clear()
 
     def _keep(self, part: nn.Module, batch: int, out) -> None:
-        """Keep a part's output for a batch if there is room. Linears inside the part give their room back."""
+        """Keep a part's output for a batch if there is room.
+
+        The kept outputs of linears inside the part are then dropped, because they are no longer needed.
+        """
         if len(self.kept[part]) != batch or _bytes(out) > self.room:
             return
         self.kept[part].append(out)
@@ -169,8 +177,7 @@ class Passage:
 def capture(bundle: Bundle, windows: Tensor) -> BlockInputs:
     """The hidden states that enter the first block for windows [n, window] of token ids.
 
-    Raises CalibrationError without windows, and if the replay of the blocks doesn't give what the model
-    itself gives.
+    Raises CalibrationError if there is no window, and if the replayed blocks don't give the model's output.
     """
     if not len(windows):
         raise CalibrationError(
@@ -206,8 +213,11 @@ def observed(
 
 
 def follow(bundle: Bundle, ids: Tensor, seen: Callable[[int, Tensor], None]) -> None:
-    """Run ids [b, window] through the model's own blocks. seen(i, [b, window, hidden]) is told what enters
-    block i, block by block, and at last what leaves the last block, as number `blocks`."""
+    """Run ids [b, window] through the model's own blocks, and show the hidden states between them.
+
+    seen(i, states [b, window, hidden]) is called with the states that enter block i, block by block. At last
+    it is called with the states that leave the last block; i is then the number of blocks.
+    """
     blocks = list(arch.blocks(bundle.module))
 
     def entering(number: int) -> Callable:
@@ -229,10 +239,10 @@ def single_calls(bundle: Bundle, windows: Tensor) -> dict[nn.Module, Call]:
 
 @torch.no_grad()
 def _called(bundle: Bundle, ids: Tensor) -> tuple[Tensor, dict[nn.Module, Call]]:
-    """What the first block gets for ids [b, window], and how the model calls every block.
+    """(hidden states [b, window, hidden] that enter the first block, block -> its call) for ids [b, window].
 
-    They are the hidden states [b, window, hidden] and block -> its call. Raises CalibrationError if the
-    model's loop isn't one block after the other, each on the output of the block before.
+    Raises CalibrationError if the model's loop doesn't run one block after the other, each on the output of
+    the block before.
     """
     blocks = list(arch.blocks(bundle.module))
     calls: dict[nn.Module, Call] = {}

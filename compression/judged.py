@@ -1,16 +1,16 @@
-"""What a distillation is judged by: the quantity that it optimises, question by question.
+"""Records by which a distillation is judged: values of the quantity that it optimises, question by question.
 
-Perplexity on a text says little of a student that learnt to write what its teacher would (MiniLLM, GKD), to
+Perplexity on a text says little about a student that learnt to write as its teacher would (MiniLLM, GKD), to
 read demonstrations, to explain, or to follow instructions. So such a method returns a `Judged` for each
-measure: a value for each question (or for each of its own samples), before its training, after it, and for
-the control that differs in one thing, all in one order. Whoever compares them pairs the values question by
-question (evaluation/measuring/judging.py).
+measure. A `Judged` has a value for each question (or for each sample that the student writes): before the
+training, after it, and for the control, which differs in one thing. All values are in one order, so that
+evaluation/measuring/judging.py can compare them question by question.
 
     Judged("answers_right", questions_id(texts), before=(0, 1), after=(1, 1), control=(0, 1), chance=0.5)
 
-`MEASURES` declares every measure: its unit, its direction, what one value belongs to. Its words stand in
-assets/i18n under `metric.<key>`, because the mean of the values is a figure of the result. A model is judged
-as its training leaves it, in float32, before anything of it is rounded.
+`MEASURES` declares every measure: its unit, its direction, and whether a value belongs to a question or to a
+sample. Its words stand in assets/i18n under `metric.<key>`, because the mean of the values is a figure of the
+result. A model is judged as its training leaves it, in float32, before any of its weights is rounded.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Measure:
     """One quantity that methods optimise.
 
     unit: "nats" (a token), "share" (0 to 1), or "points" (a difference of shares, -1 to 1). asks: what one
-    value belongs to. axis: offered as an axis of the front. original: what the uncompressed model has by
-    definition. instead: the measure of a control that doesn't have this one.
+    value belongs to. axis: offered as an axis of the front. original: the uncompressed model's value, if its
+    definition fixes it (the KL divergence of a model from itself is 0). instead: the measure that the control
+    has in place of this one.
     """
 
     key: str
@@ -65,9 +66,9 @@ class Judged:
 
     measure: a key of `MEASURES`. asked: a name for the questions (`questions_id`); the values of two runs
     with equal names are pairs. before, after: [n], before and after the method's training. control: [n], the
-    control that was trained in the same run; () if none was. clusters: [n], equal numbers belong together,
-    for example samples that continue one prompt; () if each question stands alone. chance: the mean that
-    needs no understanding, None if there is no such level.
+    control that was trained in the same run; () if there is none. clusters: [n], questions with equal numbers
+    belong together, for example samples that continue one prompt; () if each question stands alone. chance:
+    the mean that guessing gives; None if there is no such level.
 
     Raises ValueError for an unknown measure, for no question, for lists of different lengths, and for a
     number that isn't finite.
@@ -115,9 +116,9 @@ def questions_id(*parts: Any) -> str:
 
 
 def best_guess(kinds: Sequence[str], answers: Iterable[str]) -> float:
-    """The share of questions that one constant answer a kind gets right, if it is the best one for the kind.
+    """The share of right answers if all questions of a kind get the constant answer that suits the kind best.
 
-    kinds, answers: of the same questions, in one order.
+    kinds, answers: the kind and the right answer of each question, in one order.
     """
     counts: dict[str, dict[str, int]] = {}
     for kind, answer in zip(kinds, answers, strict=True):

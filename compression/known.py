@@ -1,8 +1,8 @@
-"""Says whether the decode step knows a model: it runs models of the parts and settings listed here.
+"""Says whether the decode step knows a model. The step runs models whose parts and settings are listed here.
 
-The step is written for the code of six families. A part of another class may compute anything, and so may a
-setting that came with a later version of that code. So a model with anything that isn't listed here is
-declined, and runs through transformers' own loop.
+The step is written for the code of six families. A part of another class may compute something else, and so
+may a model with a setting that came with a later version of that code. So a model with a part or a setting
+that isn't listed here is refused, and runs through transformers' own loop.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GENERAL = frozenset(field.name for field in dataclasses.fields(PreTrainedConfig)
 
 
 def refusal(module: nn.Module) -> str:
-    """What the step doesn't know about the model, in words; "" if it knows all of it."""
+    """The first part or setting of the model that the step doesn't know, in words; "" if it knows all."""
     row, config, blocks = arch.of(module), module.config, arch.blocks(module)
     classes = ANYWHERE | row.classes | {row.norm.path}
     settings = row.fields.keys() | row.idle | GENERAL | ({"rope_parameters"} if row.rotary else set())

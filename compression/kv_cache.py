@@ -1,4 +1,4 @@
-"""The quantized key-value cache: what attention keeps of the text so far, in few bits.
+"""The quantized key-value cache: attention keeps the keys and values of the text so far in few bits.
 
 There are two forms. In the first, the numbers of one token and one head share a scale. They are rounded as
 they enter the cache, to 2^bits - 1 levels symmetric about zero: scale = max|x| / (2^(bits - 1) - 1), kept in
@@ -14,12 +14,12 @@ value, 32 neighbouring channels share a scale in each token. Codes run from a gr
 value: q = round((x - least) / scale), scale = (largest - least) / (2^bits - 1), with scale and least in 16
 bits.
 
-In this form a group must be full before it is rounded, so the latest tokens wait in 16 bits. When 128 are
-waiting, all of them become codes. (The authors let values leave one by one, so that the last 128 are always
-in 16 bits; here they leave together with the keys.) A token sees in 16 bits the tokens that were read with
-it, and those that came after the last such move. So a text that is read in pieces which end at multiples of
-128 (`read`) gives what reading it token by token gives. The authors read a prompt in one piece, all of it in
-16 bits.
+In this form a group must be full before it is rounded, so the latest tokens wait in 16 bits. When 128 tokens
+wait, all of them become codes. (The authors round the values one token at a time, so that the last 128 are
+always in 16 bits; here values are rounded together with the keys.) A token attends in 16 bits to the tokens
+that were read in the same piece and to the tokens that wait; it attends to all earlier tokens as codes. So
+reading a text in pieces that end at multiples of 128 (`read`) gives the same as reading it token by token.
+The authors read a prompt in one piece, all of it in 16 bits.
 """
 
 from __future__ import annotations
@@ -149,9 +149,9 @@ def channel_bytes(size: int, tokens: int, bits: int) -> int:
 
 
 def usual_length(window: int) -> int:
-    """The length of text at which the bytes of a cache by channel are counted.
+    """The text length for which the bytes of a cache by channel are counted.
 
-    It is the window's, with as many tokens waiting in 16 bits as on average.
+    It is about the window's length, chosen so that the average number of tokens waits in 16 bits.
     """
     return max(1, window - window % RECENT - RECENT // 2) if window > RECENT else window
 
@@ -214,8 +214,11 @@ LAYERS = {"token": QuantizedLayer, "channel": ChannelLayer}
 
 
 def handed(module: nn.Module, cache: Cache | None) -> dict[str, Any]:
-    """The arguments that give a transformers module its cache: newer versions call it `cache`, which 5.40
-    alone will take, older ones `past_key_values`."""
+    """The arguments that give a transformers module its cache.
+
+    Newer versions of transformers call the cache `cache`; from 5.40 on they take no other name. Older ones
+    call it `past_key_values`.
+    """
     newer = "cache" in inspect.signature(module.forward).parameters
     return {"cache" if newer else "past_key_values": cache, "use_cache": cache is not None}
 

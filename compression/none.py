@@ -1,15 +1,15 @@
 """The original model, unchanged.
 
-Every other point is compared with this one. It is measured by the same program, in the same protocol, with
-the same window, tokens and arithmetic as the compressed models, so that a difference is the method's and not
-the ruler's.
+Every compressed model is compared with this one. It is measured by the same program, in the same protocol,
+with the same window, tokens and arithmetic as the compressed models. So a difference comes from the method
+and not from the measurement.
 
-Its weights count 16 bits each, which is how publishers ship them; where the program computes in 32 bits (on a
-processor without fast 16-bit arithmetic) the memory in use is larger than the file, and both figures are
+Its weights count 16 bits each, because publishers ship them so. If the program computes in 32 bits (on a
+processor without fast 16-bit arithmetic), the memory in use is larger than the file, and both figures are
 shown.
 
-A model that its publisher has already rounded (the offline model comes as Q4_1, 4 bits in groups of 32) says
-so on its card: what is called "the original" is then that rounded model.
+If the publisher has already rounded a model, its card says so, and "the original" means this rounded model.
+For example, the offline model comes as Q4_1: 4 bits in groups of 32.
 
 Cost: none beyond measuring it once; every later run in the same protocol reuses the measurement.
 """

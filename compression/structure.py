@@ -9,7 +9,7 @@ A channel of the width (the residual stream) is an entry of the embedding and of
 column of every matrix. A norm then simply has fewer channels, and nothing makes up for the missing ones, as
 in the authors' code.
 
-A block that moves up learns its new number, by which attention finds its keys and values in the cache.
+A block that moves up gets a new number, by which attention finds its keys and values in the cache.
 
 A block's sizes are read from its matrices (arch.geometry). So the cache, the decode step and the saved file
 follow by themselves.
@@ -45,9 +45,9 @@ SIZES: dict[str, Callable[[LayerGeometry], int]] = {
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of one block.
+    """The parts of one block that stay: numbers of query heads, key-value heads and channels.
 
-    It has the numbers of the query heads, key-value heads and channels that stay, in rising order.
+    Each list of numbers rises.
     """
 
     heads: tuple[int, ...]
@@ -136,8 +136,10 @@ def cut_depth(module: nn.Module, kept: Sequence[int]) -> None:
 
 
 def renumber(module: nn.Module, before: Sequence[int]) -> None:
-    """Tell a model whose blocks are those of the numbers `before` in a deeper one; each computes what it
-    did."""
+    """Give the blocks of a cut model their new numbers, so that each computes the same as before.
+
+    before: the number that each block had in the deeper model.
+    """
     config, row = module.config, arch.of(module)
     config.num_hidden_layers = len(before)
     if getattr(config, "layer_types", None):
@@ -151,7 +153,7 @@ def renumber(module: nn.Module, before: Sequence[int]) -> None:
 
 
 def _at_depth(module: nn.Module, block: nn.Module, old: int, number: int) -> None:
-    """Where scores are divided by the block's number, queries make up for the new one."""
+    """If scores are divided by the block's number, scale the queries to make up for the new number."""
     query, moved = block.get_submodule(arch.of(module).roles["q"]), (number + 1) / (old + 1)
     arch.attention(module, block).scaling /= moved
     query.weight = nn.Parameter(query.weight.detach() * moved, requires_grad=False)

@@ -164,7 +164,7 @@ class Interview:
     def __init__(self, teacher: Answers, name: str, recorder: Recorder = QUIET):
         """name: the teacher's name in the record."""
         self._teacher, self._name, self._recorder = teacher, name, recorder
-        self._told: dict[str, dict] = {}
+        self._record: dict[str, dict] = {}
 
     def ask(
         self,
@@ -184,7 +184,7 @@ class Interview:
         out = self._teacher.ask(list(prompts), recorder=self._recorder, **how)
         for prompt, texts in zip(prompts, out, strict=True):
             found = row(self._name, {"prompt": prompt} | how, texts)
-            self._told.setdefault(found["key"], found)
+            self._record.setdefault(found["key"], found)
         return out
 
     def counts(self) -> dict[str, int]:
@@ -193,4 +193,4 @@ class Interview:
 
     def transcript(self) -> bytes:
         """Questions and answers in the order of the questions, one JSON object on each line."""
-        return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._told.values()).encode()
+        return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._record.values()).encode()

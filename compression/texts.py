@@ -139,7 +139,7 @@ def _file(name: str, role: Role) -> Text:
             code="text_unreadable",
             name=Path(name).name,
         ) from None
-    if encoding := next((told for mark, told in MARKS.items() if data.startswith(mark)), ""):
+    if encoding := next((found for mark, found in MARKS.items() if data.startswith(mark)), ""):
         raise TextUnavailable(
             f"{path.name} is a text in {encoding}; save it in UTF-8 and try again",
             code="text_encoding",

@@ -86,8 +86,10 @@ class Course:
 
 
 def over(tokens: float, minutes: float) -> float:
-    """The share of a run that is over, from the shares of its tokens and its minutes that are used. The
-    minutes' own share counts from HEAD_START on; both reach 1 at their end."""
+    """The share of a run that is over, from the shares of its tokens and of its minutes that are used.
+
+    The minutes count only from HEAD_START on, and are scaled so that both shares reach 1 at their end.
+    """
     return max(tokens, (minutes - HEAD_START) / (1 - HEAD_START))
 
 
@@ -97,7 +99,7 @@ def height(done: float) -> float:
 
 
 def part_of(recorder: Recorder, span: tuple[float, float], done: int, budget: int) -> Recorder:
-    """The recorder of one of several trainings in a row: its progress is told as the part `span` of them all.
+    """The recorder of one of several trainings in a row: it reports progress as the part `span` of them all.
 
     span: shares of the whole at which it starts and ends. done: tokens of the trainings before it. budget:
     tokens of them all.

@@ -7,8 +7,8 @@ measuring/      what is measured: perplexity, divergence, generation, latency, m
 running/        a run from request to result: estimate, worker, runner, chat; witness: whether a stored answer
                 still holds
 choosing/       what fits into a memory, before anything is run
-page/           what the browser asks and gets
-benches/        what is measured for the README, and public programs beside ours
+page/           the questions of the browser, and their answers
+benches/        the measurements for the README, and public programs beside ours
 commands/       python -m evaluation run | plan | results | export | task-files | measure | tables | ...
 """
 

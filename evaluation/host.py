@@ -27,7 +27,7 @@ _measuring = threading.Lock()  # two measurements side by side would both be too
 
 @dataclass(frozen=True)
 class Host:
-    """What an estimate needs to know about a machine."""
+    """The speed of a machine, for estimates."""
 
     processor: str
     threads: int

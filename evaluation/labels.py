@@ -1,8 +1,8 @@
 """A title and a note that a person gives a run.
 
-They stand beside the run's record (home/labels/<run's id>.json), not in it. A record says what was measured;
-it leaves the machine as a file, and the process of the run writes it. A title is a person's word about it,
-which stays here and may change at any time. No torch here.
+They stand beside the run's record (home/labels/<run's id>.json), not in it. The process of the run writes the
+record, and the record may be copied to other machines. A title is a person's own word about the run: it stays
+on this machine and may change at any time. No torch here.
 """
 
 from __future__ import annotations

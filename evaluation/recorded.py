@@ -1,8 +1,8 @@
 """Answers that were recorded once, so that a visitor can read them before any model is made.
 
 `python -m evaluation answers` (evaluation/benches/answers.py) writes assets/answers.json, and the chat's tab
-reads it. Each shipped point answers the same prompts greedily, by the code that the live chat runs. So the
-chat of a model that is made here says the same, up to the rounding of another processor.
+reads it. Each shipped point answers the same prompts greedily, by the code that the live chat runs. So a chat
+with the same model, made on this machine, gives the same answers, up to the rounding of another processor.
 
 The file: {"points": {result id: point}}. A point has "date", "commit", "asked" (a hash of the prompts and
 settings), "witness" (a hash of its result's witness) and "answers": {prompt's name: {"text", "tokens" (ids),

@@ -1,8 +1,8 @@
 """Reads and writes a result as a file: one JSON object that says its version.
 
-It is checked from end to end before anybody sees it. So what draws the page may rely on every type, and no
-number is infinite or NaN. A record of an older version is brought up to date step by step (`STEPS`). A record
-of a newer version, or of any other shape, raises OddRecord with the reason in one line.
+A record is checked completely before any other code reads it. So the code that draws the page may rely on
+every type, and no number is infinite or NaN. A record of an older version is brought up to date step by step
+(`STEPS`). A record of a newer version, or of any other shape, raises OddRecord with the reason in one line.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from compression.judged import Judged
 from evaluation import declared
 from evaluation.spec import Result, RunSpec, Status
 
-# 2: it says its version; a running or waiting run says which program it belongs to. 3: it says what code gave
-# it, with a witness. 4: it says how its method was judged by what the method optimises
+# Version 2 added the version itself, and for a running or waiting run the program that it belongs to. Version
+# 3 added the code that gave the result, and its witness. Version 4 added the values of the quantities that
+# the method optimises.
 VERSION = 4
 LARGEST_FILE_BYTES = 64_000_000
 LARGEST_NUMBER = 1e18

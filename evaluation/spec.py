@@ -1,4 +1,4 @@
-"""What a run is (RunSpec), what it gave (Result), and the key under which the answer is found again."""
+"""The request of a run (RunSpec), its result (Result), and the key under which the result is found again."""
 
 from __future__ import annotations
 
@@ -335,7 +335,7 @@ class Result:
     notes: list[dict] = field(default_factory=list)  # {"code", "facts"}
     series: dict[str, list] = field(default_factory=dict)  # curves
     layers: list[dict] = field(default_factory=list)  # per-layer figures
-    # by what its method optimises, a dict for each measure (compression.judged.Judged as JSON)
+    # values of the quantities that its method optimises, a dict for each (compression.judged.Judged as JSON)
     judged: list[dict] = field(default_factory=list)
     error: dict = field(default_factory=dict)  # {"code", "message", "facts"} of a run that isn't ok
     protocol_id: str = ""  # results of two protocols are never compared on one axis

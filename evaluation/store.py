@@ -8,8 +8,9 @@ A file is written whole or not at all.
     home/labels/<id>.json        the title and the note that a person gave a run (evaluation/labels.py)
     home/live/<name>             a process that has runs waiting or going on
 
-Several programs may share a home. None marks as interrupted what another is running, and none removes what
-another holds. Results that ship with the app are read from assets/results and never written. If the home
+Several programs may share a home. A program never marks another one's running run as interrupted, and never
+removes a folder that another one holds. Results that ship with the app are read from assets/results and never
+written. If the home
 can't be written, a temporary one takes its place, and ends with the program (`read_only`). No torch here: the
 page reads the store at start.
 """

@@ -1,4 +1,4 @@
-"""Is one result better than another? One answer for the whole project: better, not better, or can't tell.
+"""Says whether one result is better than another, for the whole project: better, worse or unclear.
 
     found = paired(ours, control)      # losses of the same windows, questions or seeds, in one order
     found.word                         # "better", "worse" or "unclear"
@@ -9,9 +9,9 @@ difference remains. The verdict follows from a 95 % interval of the mean differe
 Pairs that belong together, for example the questions on one text, count as one: their sums are compared (the
 cluster-robust error of Liang and Zeger 1986, with the factor c / (c - 1) for c clusters).
 
-Pairs of windows hold only the noise of the text. Two runs may also differ by chance in themselves, by another
-seed or by a rounding that breaks ties otherwise. They can then differ by more than such an interval says.
-Where that matters, the pairs are seeds.
+Pairs of windows show only the noise of the text. Two runs may also differ by chance in the run itself: by
+another seed, or by a rounding that breaks ties in another way. They can then differ by more than such an
+interval says. If this matters, the pairs are seeds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ BROKEN = 10_000  # perplexity above which a model knows next to nothing
 
 
 def both_broken(perplexity: float, control: float) -> bool:
-    """Whether neither model is worth a verdict: which of two broken models is less so says nothing of the
-    methods."""
+    """Whether both models are broken. Then a verdict on them would say nothing about their methods."""
     return min(perplexity, control) > BROKEN
 
 

@@ -8,8 +8,8 @@ one file, with its plain PyTorch reference and its CASES (the shapes that the te
     kernels/gpu/        Triton for graphics cards, one file an op
     kernels/bench.py    checks every kernel against its reference, then times it
 
-`name(op, ...)` gives the label that the page shows for the kernel of an op. Where neither C nor Triton
-serves, PyTorch unpacks a block of rows into floats and multiplies it; a whole dense copy never exists.
+`name(op, ...)` gives the label that the page shows for the kernel of an op. If neither C nor Triton can
+multiply, PyTorch unpacks a block of rows into floats and multiplies it; a whole dense copy never exists.
 
 Hugging Face publishes a package that is also called `kernels`, and transformers looks names up in it. So this
 module does no work at import and has no version. It passes names that it doesn't know on to that package, if
@@ -26,7 +26,7 @@ UNPACKED = "dequantise-then-multiply (PyTorch)"
 
 
 class Op(NamedTuple):
-    """A product, and everything that computes it. Nothing that it names is imported before it is asked for.
+    """A product, and the names of everything that computes it. A named module is imported when it is used.
 
     `module` holds `<op>` (the PyTorch route), `<op>_reference` (the formula) and `<op>_examples`. The
     self-test of the C library and the tests run the examples with every kernel. TILES[op] of

@@ -1,9 +1,9 @@
 """y = x W^T for weights in 16 bits. Also chooses which library multiplies float32 on a processor.
 
-PyTorch has two. MKL serves float32 by default, and uses half the vector width on processors that are not its
-maker's. oneDNN uses all of it, and PyTorch takes it when a lower precision is allowed. Whether oneDNN then
-really computes in less than float32 depends on the processor (with AMX it rounds to bfloat16). So
-`choose_float32` tries it, and keeps it only where its products are as exact as float32.
+PyTorch has two such libraries. By default MKL multiplies float32, and it uses half the vector width on
+processors that are not its maker's. oneDNN uses the whole width, and PyTorch takes it if a lower precision is
+allowed. Whether oneDNN then really computes in less than float32 depends on the processor (with AMX it rounds
+to bfloat16). So `choose_float32` tries oneDNN, and keeps it only if its products are as exact as float32.
 """
 
 from __future__ import annotations

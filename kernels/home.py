@@ -7,8 +7,8 @@
     sweep(home())                         # removes what dead processes left
 
 A process that writes or reads a folder or file holds a file lock (flock) on it. The system frees the lock
-when the process ends, however it ends. So a hidden neighbour that nobody has locked is a leftover. Where a
-file system has no such locks, age decides: a hidden neighbour that is older than a day is a leftover.
+when the process ends, however it ends. So a hidden neighbour without a lock is a leftover. If a file system
+has no such locks, age decides: a hidden neighbour that is older than a day is a leftover.
 
 If the home can't be written, a temporary one takes its place (`why_temporary` says why). It starts with the
 contents of the home that can only be read, and ends with this process.
@@ -141,7 +141,7 @@ def _remove(place: Path, lock: int | None, owner: int) -> None:
 def whole(target: Path | str, *, replace: bool = True) -> Iterator[Path]:
     """A temporary neighbour folder to write to, which becomes `target` if all went well.
 
-    It takes the place of what was there. With replace=False, what was there stays instead.
+    It replaces an existing `target`. With replace=False an existing `target` stays, and the new folder goes.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def put_in_place(folder: Path, target: Path, replace: bool = True) -> None:
 
 @contextlib.contextmanager
 def whole_file(target: Path | str) -> Iterator[Path]:
-    """The same for a file: a temporary neighbour, which replaces `target` if all went well."""
+    """A temporary neighbour file to write to, which replaces `target` if all went well."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _neighbour(target, folder=False) as temporary:
@@ -326,7 +326,7 @@ def _unfinished(path: Path) -> bool:
 
 
 def _left_over(path: Path) -> bool:
-    """Whether it was a leftover. If nobody holds it, it is removed now, and the answer is True."""
+    """Remove `path` if it is a leftover, which nobody holds. Returns True if it was one."""
     with _sole(path) as sole:
         if sole:
             with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""Declares the columns of the table of architectures. Each file beside this one fills them for one of them.
+"""Declares the columns of the table of architectures. Each file beside this one is a row: one architecture.
 
-Loading, folding, the estimate, the decode step, export and structured pruning read these columns; nothing
-else knows an architecture by its name. An example of a column: `norms` says which norm's output enters which
-linears, so that SmoothQuant and AWQ know where a factor on those inputs can go.
+Loading, folding, the estimate, the decode step, export and structured pruning read these columns; no other
+code knows an architecture by its name. For example, the column `norms` says which norm's output enters which
+linears, so that SmoothQuant and AWQ know where a factor on these inputs can go.
 
 No torch here: the page reads configs too, and draws itself before torch is imported.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from compression.bundle import Geometry, LayerGeometry
 
-REQUIRED = object()  # as a default: there is no default, and a value must be given
+REQUIRED = object()  # stands for a missing default: a value must be given
 
 # upper bounds for a config's numbers: above every published model, and far below what would fill a machine
 LAYERS = 1_024
@@ -147,8 +147,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Fused:
-    """One layer that gives q, k and v, of equal size. by_head: its rows are [head][q, k, v][head_size]; else
-    [q | k | v]."""
+    """One layer that gives q, k and v, of equal size.
+
+    by_head: its rows are [head][q, k, v][head_size]; else [q | k | v].
+    """
 
     path: str
     by_head: bool = False
@@ -198,9 +200,9 @@ class Architecture:
     transposed: bool = False  # its linears are `Conv1D`, stored [in, out]
     prefix: str = "model."  # missing from the names in a file that holds the backbone alone
     renamed: tuple[tuple[str, str], ...] = ()  # (the start of a name in files, the start that replaces it)
-    # (pattern of a whole name, what it is): tensors that some published files carry and that follow from the
-    # config. They are "mask" of past and future, "floor" that a mask writes, "angles" for each position, and
-    # "version" of the program that wrote the file.
+    # (pattern of a tensor's whole name, kind): tensors that follow from the config, although some published
+    # files carry them. Kinds: "mask", which hides future tokens; "floor", the number that a mask writes;
+    # "angles" of each position; "version" of the program that wrote the file.
     recomputed: tuple[tuple[str, str], ...] = ()
     # --- what must be updated when heads or channels are cut out of a block (structure.py) ---
     # (attribute of a module in the block, which size it holds: a key of structure.SIZES)

@@ -1,4 +1,4 @@
-"""What the black-box methods share: making lessons of texts, training on them, and judging the student.
+"""Makes lessons of texts, trains on them, and judges the student: the code that black-box methods share.
 
 A lesson is what one question teaches: for each task, a few (prompt, target) pairs. The loss is taken on the
 target and on the stop token after it. Where the target stands follows from lengths, never from which ids are
@@ -84,10 +84,10 @@ class BlackBoxParams(StudentParams):
         level="advanced",
     )
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        10.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     warm_up: float = param(
         0.5,
@@ -106,7 +106,7 @@ class BlackBoxParams(StudentParams):
 
     @property
     def controlled(self) -> bool:
-        """Whether there is a control that differs; what nobody teaches is a control itself."""
+        """Whether a control would differ from this run. A run in which nobody teaches is a control itself."""
         return self.teaching != "answers"
 
     @property
@@ -278,7 +278,8 @@ class Warmed:
     context: Context
     notes: tuple[Note, ...] = ()
     series: dict[str, list] = field(default_factory=dict)
-    hurried: bool = False  # whether its minutes decided, so that another machine's numbers differ
+    # whether the limit in minutes changed its course; another machine's numbers then differ
+    hurried: bool = False
 
     def notes_with(self, course: Course, method: str) -> tuple[Note, ...]:
         """Notes on the warm-up and on the training that followed it."""
@@ -393,7 +394,7 @@ def interview(context: Context, bundle: Bundle, params: BlackBoxParams, oracle: 
 
 
 def percent(hits: int, of: int) -> float:
-    """Share in percent; 0 of nothing."""
+    """The share `hits` / `of` in percent; 0 if `of` is 0."""
     return 100.0 * hits / of if of else 0.0
 
 
@@ -418,12 +419,12 @@ def teacher_notes(
 
 
 def off(name: str) -> Callable[[BlackBoxParams], tuple[str, dict] | None]:
-    """TrainingMethod.control: right answers alone, with the same questions, start, tokens and seed."""
+    """TrainingMethod.control: the same questions, start, tokens and seed, with right answers alone."""
     return lambda params: (name, params.json() | {"teaching": "answers"}) if params.controlled else None
 
 
 def text_tokens(params: BlackBoxParams) -> int:
-    """TrainingMethod.text_tokens: those of the warm-up."""
+    """TrainingMethod.text_tokens: the tokens of the warm-up."""
     return params.warm_tokens
 
 
@@ -437,11 +438,13 @@ def cost(
 ) -> Cost:
     """The cost of a matrix of the teacher [out, in].
 
-    Bytes of the student's share of it. Forward and backward passes over the warm-up and the lessons, and over
-    the lessons again for a control; what both read and write when they are judged (the student twice); a pass
-    of the teacher over the text that the layers are measured on. In memory the weights, their gradient, two
-    moments, the best state and the control. What the teacher writes is not counted. shown: the teacher reads
-    the lessons too. role "table": the token table, which the student has whole and trains too.
+    bytes: the student's share of the matrix.
+    flops: training on the warm-up and the lessons; training a control on the lessons again; the tokens that
+    student (twice) and control read and write when they are judged; the teacher's pass over the text on which
+    its layers are measured. The teacher's writing is not counted.
+    peak_bytes: weights, gradients, two moments, the best state and the control.
+    shown: the teacher reads the lessons too. role "table": the token table, all of which the student has and
+    trains.
     """
     weights = shape[0] * shape[1]
     share = 1.0 if role == "table" or params.student else params.kept

@@ -1,36 +1,37 @@
 """GKD: the student learns on its own mistakes, with the teacher's whole next-token distribution as the label.
 
-Supervised distillation trains on texts that somebody else wrote; when the student then writes by itself it
+Supervised distillation trains on texts that somebody else wrote. When the student then writes by itself, it
 meets beginnings that it never trained on. Generalised knowledge distillation lets the student write, asks the
-teacher for its distribution at every place of what was written, and lowers the divergence between the two.
-One loss covers fixed text, own text, and every divergence between forward and reverse KL:
+teacher for its distribution over the next token after each token of that text, and lowers the divergence
+between the two models. One loss covers fixed text, own text, and every divergence between forward and reverse
+KL:
 
     L = (1 - lambda) E[text] D(p || q) + lambda E[y ~ q] D(p || q),   averaged over tokens
 
-There is no gradient through the sampling. `on_policy` is lambda: for each batch, the chance that it is the
-student's own continuations of text rather than the text. `jsd_beta` chooses D: 0 forward KL (cover all that
-the teacher says), 1 reverse KL (say nothing that it wouldn't), between them the generalised Jensen-Shannon
-divergence.
+There is no gradient through the sampling. `on_policy` is lambda: the chance that a batch is the student's own
+continuations of text rather than the text. `jsd_beta` chooses D. At 0 it is the forward KL (cover all that
+the teacher says), at 1 the reverse KL (say nothing that the teacher wouldn't), and in between the generalised
+Jensen-Shannon divergence.
 
 Agarwal et al. 2023, "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes", arXiv
-2306.13649. p is the teacher, the model as it was; q the student. Sampling is at temperature 1 without
-filters, up to the first end token, which is scored too.
+2306.13649. p is the teacher, which is the model before this step, and q the student. Sampling is at
+temperature 1 without filters, up to the first end token, which is scored too.
 
-A student trained by reverse KL gives up what it can't afford and so often has a higher perplexity than one
-trained by forward KL, while what it writes looks likelier to its teacher. So it is judged by the reverse KL
-on its own samples, in nats a token: 200 samples after the warm-up, 200 at the end, and, sample by sample,
-those of the control, which continue the same prompts. Perplexity stands beside it; alone it would turn the
-order around. Both divergences on text are told too.
+A student trained by reverse KL drops what it has no capacity for. So its perplexity is often higher than
+after forward KL, although its teacher finds its texts likelier. Perplexity alone would rank the two the wrong
+way round. So the student is judged by the reverse KL on its own samples, in nats a token, and its perplexity
+is reported beside it. There are 200 samples after the warm-up and 200 at the end. The control continues the
+same prompts, so it is compared sample by sample. Both divergences on text are reported too.
 
 Deviations. The divergence is divided by beta (1 - beta), because the paper's own goes to zero at both ends
-and the step size would have to follow. lambda is drawn for a batch. The student is here the teacher with
-fewer layers (or another model with the same tokenizer), and half of the budget warms it up by supervised
-forward KL, where the paper begins with a student that was fine-tuned before. The warm-up has a step size of
-its own, because a student that lost layers needs larger steps than one that knows the language. Prompts are
-beginnings of the calibration text, not instructions. The budget is minutes on a processor where the paper's
-is tens of thousands of steps: the numbers are this run's, not the paper's. Half of the batches are own
-samples, and the divergence lies in the middle (lambda and beta 0.5, which TRL's trainer has too): with lambda
-and beta 1 so short a training gives up on text.
+and the step size would have to follow. Lambda decides about a whole batch. The student is here the teacher
+with fewer layers (or another model with the same tokenizer), and half of the budget warms it up by supervised
+forward KL. The paper begins with a student that was fine-tuned before. The warm-up has a step size of its
+own, because a student that lost layers needs larger steps than one that knows the language. Prompts are
+beginnings of the calibration text, not instructions. The budget is minutes on a processor, where the paper
+trains for tens of thousands of steps. So the numbers are this run's, not the paper's. By default lambda and
+beta are 0.5, as in TRL's trainer: half of the batches are own samples, and the divergence lies in the middle.
+With both at 1, so short a training makes the student worse on plain text.
 
 Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
 (block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
@@ -44,9 +45,9 @@ From one warmed-up student the reverse KL on own samples fell from 1.31 nats a t
 1.25 by supervised training; the perplexity was then 185 and 147 (the original's is 29). Not measured yet:
 students whose layers are chosen by influence, and more than one seed.
 
-Cost: a token of text costs a pass of the teacher and three of the student; a token that the student writes is
-drawn one at a time first. The student's weights, gradients and moments are held in 32 bits: about 20 bytes a
-number.
+Cost: a token of text costs a pass of the teacher and three of the student. Tokens that the student writes
+must be drawn first, one at a time. The student's weights, gradients and moments are held in 32 bits: about 20
+bytes for each weight.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def cost(shape: tuple[int, int], params: GkdParams, tokens: int, role: str) -> C
 
 
 def control(params: GkdParams) -> tuple[str, dict] | None:
-    """The control of GKD is the usual distillation; of that, plain fine-tuning; of that, nothing."""
+    """GKD's control is the usual distillation. The control of that is plain fine-tuning, which has none."""
     if params.train_tokens == 0 or params.objective == "text":
         return None
     if params.objective == "on-policy" and params.share > 0:
@@ -168,7 +169,8 @@ METHOD = StudentMethod(
         "learning_rate": 0.001,
         "warm_up_rate": 0.001,
     },
-    # the paper's 40,000 steps, every batch the student's own; the step size is ours, theirs being Adafactor's
+    # the paper's 40,000 steps, every batch the student's own; the paper's step size is for Adafactor, so this
+    # one is ours
     full={
         "prompt_tokens": 256,
         "response_tokens": 128,

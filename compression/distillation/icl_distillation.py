@@ -2,36 +2,36 @@
 
 A large model can label a word after a few labelled examples in its prompt; a small one hardly looks at them.
 Here every lesson is such a prompt, P_k(x) = [x1, y1, ..., xk, yk, x], and the student learns the label that
-comes next. The tasks are words of two classes under label words that are drawn anew every time, so that
-nothing but the demonstrations tells which label is meant. Meta-ICT learns from many tasks and is judged on
-classes that it never met; Multitask-ICT learns the few examples of the very tasks that it is judged on, k of
-them shown and another one asked, and at the end lets several draws of demonstrations vote.
+comes next. A task has words of two classes, and each class gets a label word that is drawn anew for every
+task. So only the demonstrations tell which label is meant. Meta-ICT learns from many tasks and is judged on
+classes that it never met. Multitask-ICT learns the few examples of the very tasks that it is judged on: k
+examples are shown and another one is asked. At the end it lets several draws of demonstrations vote.
 
 Huang et al. 2022, "In-context Learning Distillation: Transferring Few-shot Learning Ability of Pre-trained
 Language Models", arXiv 2212.10670. Two objectives are learnt together, each a mean over its own places:
 
     L = L_ICL + b L_LM,   each of them a CE(right token) + (1 - a) KL(p || q)
 
-L_ICL is at the label behind the demonstrations, L_LM (language modelling) at the demonstrations' own tokens.
-p is the teacher's distribution over the next token and q the student's, a is `gold_share` and b
-`read_weight`; b = 0 leaves in-context learning alone.
+L_ICL is taken at the label after the demonstrations, L_LM (language modelling) at the demonstrations' own
+tokens. p is the teacher's distribution over the next token and q the student's, a is `gold_share` and b
+`read_weight`. With b = 0 only L_ICL remains.
 
-Deviations. Where the teacher's distribution isn't at hand, `labels` = texts takes what it writes: it is asked
-`asks` times, and the shares of the labels that it names stand for its chances (once: its likeliest answer).
-Prompts whose answer names no label are dropped, and L_LM has no teacher then. The other student model needs
-the teacher's tokenizer unless `labels` = texts. a stays the same throughout the training. k is 4 where the
-paper shows 16, and tasks are generated, not taken from data sets. The student is here the teacher with fewer
-layers. It first reads plain text for a share of the budget until it writes readable text (`warm_up`, with a
-step size of its own).
+Deviations. If the teacher's distribution isn't available, `labels` = texts uses the teacher's texts instead.
+The teacher is asked `asks` times, and the shares of the labels that it names stand for its probabilities (if
+it is asked once, it gives its likeliest answer). Prompts whose answer names no label are dropped, and L_LM
+then has no teacher. Another model as the student needs the teacher's tokenizer unless `labels` = texts. a
+stays the same throughout the training. k is 4 where the paper shows 16, and tasks are generated, not taken
+from data sets. The student is here the teacher with fewer layers. It first reads plain text for a share of
+the budget until it writes readable text (`warm_up`, with a step size of its own).
 
-What is measured: the gain from demonstrations, which is the share of right labels with k of them less the
-share with none, before and after, on 200 queries of tasks like those trained on and 200 of others, and the
-same for the loss of the right label against the other. Guessing gives 50 percent of the labels, and a gain of
-0 points. Student and control answer the same queries, so that they are compared query by query; queries of
-one task count as one. Below about a billion parameters demonstrations often do little, for the teacher too;
-its own share of right labels is told. The control starts from the same warmed-up student and learns both
-objectives by as many tokens, without the teacher (a = 1). A program that knows the answers (`teaching` =
-oracle) gives the right labels, so it has no other control.
+What is measured: the gain from demonstrations, which is the share of right labels with k demonstrations minus
+the share with none. It is measured before and after, on 200 queries of tasks like those trained on and 200 of
+other tasks. The same gain is measured in the loss of the right label against the other label. Guessing gives
+50 percent of the labels, and a gain of 0 points. Student and control answer the same queries, so they are
+compared query by query; queries of one task count as one. Below about a billion parameters demonstrations
+often do little, for the teacher too, whose own share of right labels is reported. The control starts from the
+same warmed-up student and learns both objectives by as many tokens, without the teacher (a = 1). With
+`teaching` = oracle a program gives the right labels. The control would learn the same, so there is none.
 
 Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
 (block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
@@ -39,12 +39,12 @@ evenly spaced ones.
 
 What was measured: in the tests a model of two layers, taught by another's texts on four words of each of two
 classes, gains 47 to 66 points, and nothing on words that it never met. Taught by the distribution, it gains
-48 points (one seed; its teacher's own gain is 47). Shown a distribution, a student comes four times as close
-to it by 6,000 tokens as its control. A pretrained model was not measured yet.
+48 points (one seed; its teacher's own gain is 47). In another test a student learns a given distribution by
+6,000 tokens, and comes four times as close to it as its control. A pretrained model was not measured yet.
 
-Cost: the teacher reads every lesson once, or answers each prompt with a few tokens; a training step is three
-forward passes of the student, all its weights. The warm-up is paid once, the lessons twice, for student and
-control.
+Cost: the teacher reads every lesson once, or answers each prompt with a few tokens. A training step costs
+three forward passes of the student, whose weights are all trained. The warm-up is paid once, the lessons
+twice, for student and control.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ from compression.training import Budget
 ANSWER_TOKENS = 8  # of the teacher's label
 TARGETS = 4  # tasks of Multitask-ICT
 DEMONSTRATION_TOKENS = 5  # of one demonstration in a prompt
-LOOKED_AT = 200  # prompts on which the share of right labels of a teacher that shows all is taken
+LOOKED_AT = 200  # prompts on which the right labels of a teacher that shows its distribution are counted
 
 
 @dataclass(frozen=True)
@@ -164,16 +164,16 @@ class IclParams(BlackBoxParams):
 
 @dataclass(frozen=True)
 class World:
-    """Where tasks come from: the words of each class, the label words, and the classes for unseen tasks."""
+    """What tasks are made of: the words of each class, the label words, and the classes for unseen tasks."""
 
     classes: Mapping[str, Sequence[str]]
     unseen: tuple[str, ...]
     labels: tuple[str, ...]
-    # the last third of each class's words is only used to judge; else a model meets all words in training
+    # True: the last third of each class's words is only used to judge. False: training uses all words
     apart: bool = True
 
     def naming(self, unseen: bool, random: Random) -> Naming:
-        """A fresh task of the training classes, or of the others."""
+        """A fresh task of the training classes, or of the unseen ones."""
         return tasks.naming(
             self.classes, [c for c in self.classes if (c in self.unseen) is unseen], self.labels, random
         )
@@ -198,8 +198,8 @@ class Case:
 class Reading:
     """How a model uses demonstrations.
 
-    It has, for each case, whether the label is right with demonstrations and without (1 or 0), and the mean
-    loss of the right label with them and without.
+    For each case it says whether the label is right (1 or 0) with demonstrations and without. It also has the
+    mean loss of the right label with demonstrations and without.
     """
 
     right: tuple[float, ...]
@@ -209,7 +209,7 @@ class Reading:
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """What the demonstrations bring, for each case: 1, 0 or -1 right label."""
+        """How many right labels the demonstrations bring, for each case: 1, 0 or -1."""
         return tuple(a - b for a, b in zip(self.right, self.right_bare, strict=True))
 
     @property
@@ -220,7 +220,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is learnt and what is judged: tasks like those in training, and other tasks."""
+    """The prompts to learn from, and the cases to judge by: like the trained tasks, and unlike them."""
 
     prompts: tuple[Shown, ...]
     alike: tuple[Case, ...]
@@ -306,8 +306,8 @@ def read(bundle: Bundle, cases: Sequence[Case], recorder: Recorder) -> Reading:
 
 
 def likelier(teacher: Bundle, tokenizer, prompts: Sequence[Shown], recorder: Recorder) -> dict[str, float]:
-    """{"texts", "right"}: on how many prompts the teacher was looked at (the first `LOOKED_AT`), and on how
-    many percent of them it finds the right label likelier than the other."""
+    """{"texts", "right"}: how many prompts were looked at (the first `LOOKED_AT`), and on how many percent of
+    them the teacher finds the right label likelier than the other."""
     some = prompts[:LOOKED_AT]
     pairs = [row(tokenizer, s.prompt, label) for s in some for label in s.labels]
     found = costs(teacher, pairs, recorder)
@@ -481,7 +481,7 @@ METHOD = StudentMethod(
         "warm_up": 0.25,
         "learning_rate": 1e-3,
     },
-    # ours, as far as our bounds allow: many demonstrations
+    # our own choice, as far as our bounds allow: many demonstrations
     full={
         "demonstrations": 14,
         "questions": 10_000,

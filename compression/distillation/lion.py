@@ -1,38 +1,38 @@
 """Lion: a loop that finds the instructions at which a student is worse than its teacher, and teaches more of
 that kind. The teacher shows its texts and nothing else.
 
-Three stages, over and over. Imitation: the teacher answers the instructions of the pool, the student learns
-its answers. Discrimination: both answer a growing pool, a referee scores both, and an instruction is hard
-where the teacher leads by a point or more. Generation: as many new instructions like the hard ones as like
-the easy ones, so that the easy isn't forgotten.
+The loop has three stages. Imitation: the teacher answers the instructions of the pool, and the student learns
+these answers. Discrimination: both answer a growing pool, and a referee scores both; an instruction is hard
+if the teacher leads by a point or more. Generation: new instructions are made, as many like the hard ones as
+like the easy ones, so that the student doesn't forget the easy ones.
 
-Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870.
-There one large model plays teacher, referee and generator. d = teacher's score - student's score, both the
-mean of two reviews with the answers in either order, hard if d >= 1.0 of 10; new instructions must have a
-ROUGE-L of at most 0.7 with every one so far; hard to easy is 1 : 1. The authors ask their generator for
-instructions of similar length and difficulty: of the same kind of task as a hard seed, or rarer ones of the
-domain of an easy seed.
+Jiang et al. 2023, "Lion: Adversarial Distillation of Proprietary Large Language Models", arXiv 2305.12870. In
+the paper one large model is teacher, referee and generator. The lead is d = teacher's score - student's
+score, each the mean of two reviews that name the answers in either order. An instruction is hard if d >= 1.0
+of 10 points. A new instruction must have a ROUGE-L of at most 0.7 with every earlier one. There is one hard
+for every easy instruction. The authors ask their generator for instructions of similar length and difficulty.
+From a hard seed they want the same kind of task, from an easy seed a rarer task of the same domain.
 
-Deviations. A small model can neither referee nor invent. Instructions are eight kinds of short jobs with a
-right answer, in three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so that only
-an exact answer has 10; `referee` = teacher asks the model itself, and a review that can't be read counts for
-nothing (in the authors' code it counts as easy). New instructions come from templates of the seed's own kind
-and level, for hard and for easy seeds, since a template has nothing rarer to offer. `harder` raises those of
-hard seeds by levels, which the authors don't do. `inventor` = teacher asks the model itself for them by the
-authors' wishes, which takes a large one. Nobody knows a right answer to what it invents, so `inventor` =
-teacher needs `referee` = teacher. The next round trains on the new instructions alone, or on the whole pool
-if too few are new. Each round reports its share of hard ones. The student is here the teacher with fewer
-layers (or another model). It first reads plain text for a share of the budget until it writes readable text
-(`warm_up`, with a step size of its own).
+Deviations. A small model can neither referee nor invent. So instructions are eight kinds of short jobs with a
+right answer, in three levels. The rule-based referee gives 1 + 9 ROUGE-L with the right answer, so only an
+exact answer gets 10 points. `referee` = teacher asks the model itself; a review that can't be read is left
+out (the authors' code counts its instruction as easy). New instructions come from templates of the seed's own
+kind and level, for hard and for easy seeds, because a template has no rarer task to offer. `harder` raises
+the level of instructions from hard seeds, which the authors don't do. `inventor` = teacher asks the model
+itself for new instructions, as the authors do; this takes a large model. Nobody knows the right answers to
+invented instructions, so `inventor` = teacher needs `referee` = teacher. The next round trains on the new
+instructions alone, or on the whole pool if there are too few new ones. Each round reports its share of hard
+instructions. The student is here the teacher with fewer layers (or another model). It first reads plain text
+for a share of the budget until it writes readable text (`warm_up`, with a step size of its own).
 
-What is measured, on 200 kept-aside instructions: ROUGE-L with the right answers, and, where the teacher is a
-model, with that teacher's own answers, which are what the student imitates. Both are taken before and after,
-and instruction by instruction beside a control; exact match by level is told too. The control starts from the
-same warmed-up student and repeats the same rounds: the same teacher's answers to as many new instructions by
-as many tokens, made in the same way. Only the seeds differ: chance parts the pool in two where the referee
-told hard from easy. So it tells what finding the hard ones is worth. It is there for `teaching` = oracle too,
-and `instructions` = random is the control as a run of its own. A teacher that fails a kind of job has no lead
-there, so what it can't do is never found hard.
+What is measured: ROUGE-L on 200 instructions that are kept aside, with the right answers and, if the teacher
+is a model, with the teacher's answers, which the student imitates. Both are taken before and after the
+training, and for a control on the same instructions. Exact match by level is reported too. The control starts
+from the same warmed-up student and repeats the same rounds: the same teacher answers as many new
+instructions, and the training takes as many tokens. Only the seeds differ: the referee separates hard from
+easy instructions, and the control splits the pool by chance. So the difference shows what finding the hard
+instructions is worth. `teaching` = oracle has this control too, and `instructions` = random is the control as
+a run of its own. A teacher that fails at a kind of job has no lead there, so such a job is never found hard.
 
 Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
 (block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
@@ -43,8 +43,8 @@ a student is better for it than its control was not measured yet, on a small mod
 
 Cost: the teacher writes one text for each instruction, the kept-aside ones too. The student writes one for
 each instruction in each round. The training after the warm-up is divided into rounds + 1 equal parts. The
-warm-up is paid once, the lessons twice, for student and control, and the teacher answers the control's
-instructions too.
+warm-up is paid once. The lessons are paid twice, for student and control, and the teacher answers the
+control's instructions too.
 """
 
 from __future__ import annotations
@@ -84,9 +84,10 @@ ANSWER_TOKENS, REVIEW_TOKENS = 32, 24
 LEAD = 1.0  # an instruction is hard if the teacher leads by this many of 10 points
 ALIKE = 0.7  # an instruction isn't new if its ROUGE-L with a known one is above this
 TRIES = 40  # draws from a template for one new instruction
-# if a model writes instructions: drafts for each, tokens for each word of its seed, characters that end a
-# line
-DRAWN, WORDS, ENDS = 4, 4, ".?!:)\"'"
+# if a model writes instructions:
+DRAFTS = 4  # it is asked for this many drafts of each wanted instruction
+TOKENS_A_WORD = 4  # a draft may have this many tokens for each word of the longest seed
+ENDS = ".?!:)\"'"  # a draft of one line that ends in none of these characters was cut off
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def generate(
 ) -> list[Question]:
     """Up to `count` new instructions of the kinds of the seeds; none is like a known one.
 
-    They are so many levels harder than their seeds, up to the last level; with 0 as hard.
+    harder: by how many levels a new instruction is above its seed, up to the last level.
     """
     out: list[Question] = []
     for number in range(count if seeds else 0):
@@ -221,7 +222,7 @@ def invite(seed: Question, hard: bool) -> str:
 def invented(text: str) -> str | None:
     """The instruction that a model wrote; None if the text is no instruction.
 
-    That is so if it is cut off, has three words or fewer, speaks about instructions, or is in another script.
+    A text is none if it is cut off, has three words or fewer, speaks about instructions, or isn't ASCII.
     """
     line, *more = [part.strip() for part in text.strip().splitlines() if part.strip()] or [""]
     whole = bool(more) or line[-1:] in ENDS
@@ -234,12 +235,12 @@ def invented(text: str) -> str | None:
 def ask_for(
     ask: Callable, seeds: Sequence[Question], count: int, hard: bool, known: list[Question], seed: int
 ) -> list[Question]:
-    """`generate`, done by a model. `ask` is an interview's. Their right answers are unknown."""
+    """`generate`, done by a model, so the right answers are unknown. ask: Interview.ask."""
     out: list[Question] = []
     if not seeds:
         return out
-    each = -(-DRAWN * count // len(seeds))  # more than needed, since many are too much like others
-    tokens = WORDS * max(len(q.text.split()) for q in seeds)
+    each = -(-DRAFTS * count // len(seeds))  # more than needed, since many are too much like others
+    tokens = TOKENS_A_WORD * max(len(q.text.split()) for q in seeds)
     drafts = ask([invite(q, hard) for q in seeds], count=each, temperature=1.0, new_tokens=tokens, seed=seed)
     for number in range(each):  # the first draft of every seed, then the second of every seed
         for q, texts in zip(seeds, drafts, strict=True):
@@ -258,7 +259,7 @@ Maker = Callable[[Sequence[Question], int, bool, list[Question]], list[Question]
 
 
 def by_chance(count: int, random: Random) -> tuple[list[int], list[int]]:
-    """Places in a pool of `count`, parted into halves by chance: what the control has for hard and easy."""
+    """The places in a pool of `count`, split in two by chance. The control takes them for hard and easy."""
     places = random.sample(range(count), count)
     return places[: count // 2], places[count // 2 :]
 
@@ -272,9 +273,9 @@ def grow(
     random: Random,
     make: Maker,
 ) -> list[Question]:
-    """New instructions from the seeds at the places `hard`, then as many from those at `easy`.
+    """New instructions from the seeds at the places `hard`, then as many from the seeds at `easy`.
 
-    At most `count` of each.
+    There are at most `count` of each.
     """
     seeds = [[pool[i] for i in random.sample(places, len(places))] for places in (hard, easy)]
     known = [*pool, *judged]
@@ -302,9 +303,9 @@ def distinct(
 
 
 def joined(courses: Sequence[Course]) -> Course:
-    """Several trainings in a row as one.
+    """Several trainings in a row as one course.
 
-    Their curves are joined; it starts where the first started and has the last one's best.
+    It joins their curves. Its start is the first training's, its best state the last one's.
     """
     whole = replace(
         courses[0], curve=[], tokens=0, seconds=0.0, steps=0, best=courses[-1].best, ended=courses[-1].ended
@@ -318,7 +319,7 @@ def joined(courses: Sequence[Course]) -> Course:
 
 
 class Answerer:
-    """Who answers instructions: the teacher, a program, or nobody, in whose place the right answers stand."""
+    """Answers instructions by the teacher or by a program; if nobody teaches, by the right answers."""
 
     def __init__(self, bundle: Bundle, context: Context, params: LionParams):
         self.seed, self.answers = context.seed, dict[str, str]()
@@ -356,12 +357,12 @@ class Loop:
         answerer: Answerer,
         hunts: bool,
     ):
-        """hunts: seeds are parted by the referee; else by chance, which is the control."""
+        """hunts: the referee separates the seeds; else chance does, which makes it the control."""
         self.bundle, self.context, self.params, self.judged = bundle, context, params, judged
         self.pool, self.answerer, self.hunts = list(seeds), answerer, hunts
         self.random = Random(context.seed + (1 if hunts else 2))
         self.notes: list[Note] = []
-        self.done: list[Part] = []  # what the same training by chance has to repeat
+        self.done: list[Part] = []  # the parts of the training, which the control repeats
 
     def student(self, bundle: Bundle, questions: Sequence[Question]) -> list[str]:
         return replies(bundle, [request(q) for q in questions], ANSWER_TOKENS, self.context.recorder)
@@ -455,10 +456,10 @@ class Loop:
 def judge(
     answerer: Answerer, params: LionParams, judged: Sequence[Question], sides: Sequence[Sequence[str]]
 ) -> tuple[Judged, ...]:
-    """ROUGE-L of answers to the judged questions: with the right answer, and with what a model as the teacher
-    says.
+    """ROUGE-L of answers to the judged questions: with the right answer and, if the teacher is a model, with
+    the teacher's answer.
 
-    sides: the student's answers before and after, and the control's, [] if there is none.
+    sides: the student's answers before and after, and the control's; [] if there is no control.
     """
     measures = {"instructions_overlap": [q.answer for q in judged]}
     if params.teaching == "teacher":
@@ -575,8 +576,8 @@ METHOD = StudentMethod(
         "lion_rounds": 1,
         "generated": 4,
     },
-    # three rounds, the teacher inventing and judging; theirs begins with 52,000 instructions and adds 6,000 a
-    # round
+    # three rounds in which the teacher invents and judges; the authors begin with 52,000 instructions and add
+    # 6,000 in each round
     full={
         "questions": 1_000,
         "judged": 200,

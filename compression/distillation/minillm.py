@@ -1,44 +1,47 @@
 """MiniLLM: the student lowers the reverse KL of whole texts, so that it says nothing that its teacher
 wouldn't.
 
-A small student can't say everything its teacher says. Forward KL, the usual distillation, makes it cover all
-of it, and so it also says what the teacher never would. MiniLLM minimises KL(q || p) of whole sequences (p
-the teacher, q the student). The expectation is over the student's own texts, so its gradient is a policy
+A small student can't say everything its teacher says. Forward KL, the usual distillation, makes it cover
+everything, and so it also says what the teacher never would. MiniLLM minimises KL(q || p) of whole sequences
+(p the teacher, q the student). The expectation is over the student's own texts, so its gradient is a policy
 gradient, with reward r_t = log p(y_t) - log q(y_t) for each token and R_t = r_t + ... + r_T:
 
     grad KL(q || p) = - E[y ~ q] sum_t (R_t - 1) grad log q(y_t)
 
-That estimate is noisy and invites tricks (texts that are short or repeat themselves have a low reverse KL),
-so three repairs, each with its switch:
+This estimate is noisy. It also rewards tricks: texts that are short or repeat themselves have a low reverse
+KL. So there are three repairs, each with its switch:
 
-    single-step       the token's own part of R_t, as an exact sum over the vocabulary: grad KL(q(.|y<t) ||
+    single-step       the token's own part of R_t is an exact sum over the vocabulary: grad KL(q(.|y<t) ||
         p(.|y<t))
-    teacher mixing    draw from alpha p + (1 - alpha) q, and weigh each token by w = q / (that); texts stay
-        readable
-    length norm       R_{t+1} divided by the number of tokens that it sums, so that length pays nothing
+    teacher mixing    texts are drawn from q~ = alpha p + (1 - alpha) q, so that they stay readable, and each
+        token has the weight w = q / q~
+    length norm       R_{t+1} is divided by the number of tokens that it sums, so that no length is rewarded
 
-and, so that the student doesn't unlearn the language, the loss on plain text beside it (`text_weight`).
+A loss on plain text is added (`text_weight`), so that the student doesn't unlearn the language.
 
-Gu et al. 2023, "MiniLLM: Knowledge Distillation of Large Language Models", arXiv 2306.08543; the split into
-the token's own part and what follows is its equation 3. The ratio of the student now to the student that drew
-the text, times w, is clipped to 1 +- 0.2 as in PPO. The divisor of the length norm is the paper's T - t - 1,
-at least 1; behind the last token nothing is left, and its return is 0.
+Gu et al. 2023, "MiniLLM: Knowledge Distillation of Large Language Models", arXiv 2306.08543. Its equation 3
+splits R_t into the token's own part and the part of the tokens after it. The ratio of the student's
+probability now to that of the student that drew the text, times w, is clipped to 1 +- 0.2 as in PPO. The
+divisor of the length norm is the paper's T - t - 1, at least 1. No token follows the last one, so its return
+is 0.
 
-By reverse KL a student gives up what it can't afford: its perplexity on text is often higher than that of the
-usual distillation, while what it writes looks likelier to its teacher. So it is judged by the reverse KL on
-its own samples, in nats a token: 200 samples after the warm-up, 200 at the end, and, sample by sample, those
-of the control, which continue the same prompts. How long and how varied the samples are is told too, and both
-divergences on text. Perplexity stands beside it; alone it would turn the order around.
+A student trained by reverse KL drops what it has no capacity for. So its perplexity is often higher than
+after the usual distillation, although its teacher finds its texts likelier. Perplexity alone would rank the
+two the wrong way round. So the student is judged by the reverse KL on its own samples, in nats a token, and
+its perplexity is reported beside it. There are 200 samples after the warm-up and 200 at the end. The control
+continues the same prompts, so it is compared sample by sample. The length and variety of the samples and both
+divergences on text are reported too.
 
-Deviations. Returns are whitened over the batch as the authors' code does (not in the paper; a switch), over
-the tokens that have a return; rewards are not scaled or clipped. The single-step part isn't weighted by w:
-given the text so far, w is 1 on average and would only add noise. The student is here the teacher with fewer
-layers (or another model with the same tokenizer), and half of the budget warms it up by supervised forward
-KL, where the paper fine-tunes a student that was trained as a language model before. The warm-up has a step
-size of its own: the paper's 5e-6 is for the phase on own samples, and a student that lost layers would hardly
-move by it. Prompts are beginnings of the calibration text, which is also the plain text (one piece to four
-samples), where the paper has instructions and a text of its own. The budget is minutes on a processor where
-the paper's is thousands of steps of 64 texts on graphics cards: the numbers are this run's, not the paper's.
+Deviations. Returns are whitened over the tokens of the batch that have a return. The authors' code does so
+too, the paper doesn't; `whiten` switches it off. Rewards are not scaled or clipped. The single-step part
+isn't weighted by w: given the text so far, w is 1 on average and would only add noise. The student is here
+the teacher with fewer layers (or another model with the same tokenizer), and half of the budget warms it up
+by supervised forward KL. The paper fine-tunes a student that was trained as a language model before. The
+warm-up has a step size of its own: the paper's 5e-6 is for the phase on own samples, and would hardly move a
+student that lost layers. Prompts are beginnings of the calibration text, where the paper has instructions.
+The plain text is the calibration text too (one piece to four samples), where the paper has a text of its own.
+The budget is minutes on a processor, where the paper trains for thousands of steps of 64 texts on graphics
+cards. So the numbers are this run's, not the paper's.
 
 Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
 (block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
@@ -51,9 +54,9 @@ What was measured: a student of one block on a small artificial language, in the
 samples is lower than its control's at as many tokens (mean of two seeds, without the loss on plain text). On
 a pretrained model it was not measured yet.
 
-Cost: every text is drawn token by token by both models, then used `inner_epochs` times; a step costs a pass
+Cost: every text is drawn token by token by both models, then used `inner_epochs` times. A step costs a pass
 of the teacher and three of the student. The student's weights, gradients and moments are held in 32 bits:
-about 20 bytes a number.
+about 20 bytes for each weight.
 """
 
 from __future__ import annotations
@@ -212,7 +215,7 @@ METHOD = StudentMethod(
     compresses=True,
     identity={"kept": 1.0, "train_tokens": 0},
     tiny=gkd.METHOD.tiny,
-    # 5,000 steps of 16 texts of 512 tokens, each used four times; the plain text's loss counts whole
+    # 5,000 steps of 16 texts of 512 tokens, each used four times; the plain text's loss has the weight 1
     full={
         "prompt_tokens": 256,
         "response_tokens": 256,

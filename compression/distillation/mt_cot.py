@@ -1,44 +1,45 @@
 """MT-CoT: the student learns answers and explanations as two tasks of one model.
 
-A question's answer says little about the way there. So the teacher writes an explanation for every training
+A question's answer says little about the way to it. So the teacher writes an explanation for every training
 question, and the student learns two tasks: "predict: question" gives the answer, "explain: question" the
-explanation. When it is used, the answer task alone is asked, and explanations cost nothing; asked for the
-explanation, it works its way to an answer.
+explanation. In use only the answer task is asked, so that explanations cost nothing. A student that is asked
+for the explanation works its way to an answer.
 
 Li et al. 2022, "Explanations from Large Language Models Make Small Reasoners Better", arXiv 2210.06726, and
-the same idea in Hsieh et al. 2023, "Distilling Step-by-Step!", arXiv 2305.02301: L = alpha L_answer + (1 -
-alpha) L_explanation, each the mean over its own task's tokens, so that long explanations don't drown short
-answers. Explanations come from COTE (the teacher thinks step by step, and is believed where its answer is
-right), RP (it is told the right answer and says why) or CROP (COTE, and RP where that was wrong). The second
-task's target is the explanation (MT-Re), the answer with its explanation after it (MT-Ra), or the explanation
-and then the answer (MT-CoT).
+the same idea in Hsieh et al. 2023, "Distilling Step-by-Step!", arXiv 2305.02301. The loss is L = alpha
+L_answer + (1 - alpha) L_explanation. Each part is the mean over its own task's tokens, so that long
+explanations don't outweigh short answers. There are three ways to get explanations. COTE: the teacher thinks
+step by step, and its explanation is used if its answer is right. RP: the teacher is told the right answer and
+says why. CROP: COTE, and RP where COTE's answer was wrong. The second task's target is the explanation
+(MT-Re), the answer with its explanation after it (MT-Ra), or the explanation and then the answer (MT-CoT).
 
 Deviations. Questions are generated: parity, counting a letter, comparing ages in two steps, in three levels.
 A third of the training questions and a third of the judged ones are of each kind, and no question is in both.
-A kind that has too few different questions is told. Answers are the right ones; only explanations are the
-teacher's. A small teacher is often wrong: the share of its own right answers and the share of its
-explanations that were used are told, and an explanation that it wrote to a given answer (RP) isn't checked.
-`teaching` = oracle has a program write the steps, and says so. The student is here the teacher with fewer
-layers (or another model), where the papers begin with whole models. It first reads plain text for a share of
-the budget until it writes readable text (`warm_up`, with a step size of its own).
+A note says so if a kind has too few different questions. The answers are always the right ones; only the
+explanations are the teacher's. A small teacher is often wrong. So the share of its own right answers and the
+share of its explanations that were used are reported. An explanation that it wrote to a given answer (RP)
+isn't checked. With `teaching` = oracle a program writes the steps, and a note says so. The student is here
+the teacher with fewer layers (or another model), where the papers begin with whole models. It first reads
+plain text for a share of the budget until it writes readable text (`warm_up`, with a step size of its own).
 
-What is measured: exact match on 200 other questions, in answer mode and, where the second task gives an
-answer, in explanation mode. The control starts from the same warmed-up student and learns the same questions
-by as many tokens, with their answers alone, so it reads each question more often. Its answers stand beside
-both modes, question by question. The chance level is the share that one constant guess for each kind of
-question gets right, if it is the best guess for that kind: about 40 percent, because parity has two answers.
+What is measured: exact match on 200 other questions, in answer mode and, if the second task gives an answer,
+in explanation mode. The control starts from the same warmed-up student and learns the same questions by as
+many tokens, with their answers alone, so it reads each question more often. It is compared with both modes,
+question by question. The chance level is the share of right answers if each kind of question gets its best
+constant guess: about 40 percent, because parity has two answers.
 
 Layers: the run's text goes through the model once, and the layers that turn its hidden states least go
 (block influence, Men et al. 2024, arXiv 2403.03853). `layers` has two other choices: a run of neighbours, and
 evenly spaced ones.
 
-What to expect. On the parity of 8 bits a model of a hundred thousand numbers that learnt 200 worked questions
-gets nearly all others right when it writes the way there, and guesses when it answers at once, whichever way
-it was trained: here the written way helps, not the second task by itself. The papers promise more of the
-answers too, from models ten thousand times as large. A pretrained model was not measured yet.
+What to expect. A model of a hundred thousand weights learnt the parity of 8 bits from 200 worked questions.
+It gets nearly all other questions right if it writes out the steps. If it answers at once, it guesses,
+whichever way it was trained. So here the written steps help, and the second task by itself doesn't. The
+papers report better answers at once too, from models ten thousand times as large. A pretrained model was not
+measured yet.
 
-Cost: one or two texts of the teacher a question; a training step is three forward passes of the student, all
-its weights. The warm-up is paid once, the lessons twice, for student and control.
+Cost: the teacher writes one or two texts for each question. A training step costs three forward passes of the
+student, whose weights are all trained. The warm-up is paid once, the lessons twice, for student and control.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ from compression.teacher import Interview, OracleTeacher
 from compression.training import Budget
 
 ANSWER_TOKENS = 12  # of the student's answer
-LEAVE = 24  # tokens beyond an explanation's, for the answer after it
+LEAVE = 24  # tokens for the answer after an explanation, on top of the explanation's own
 FORMS = {  # the second task's target
     "MT-Re": "{explanation}",
     "MT-Ra": f"{MARK} {{answer}}. {{explanation}}",
@@ -138,7 +139,7 @@ class Explained:
 
     texts: list[str]
     right: int | None  # questions that the teacher itself answered right; None if it wasn't asked to answer
-    given: int  # explanations that were written to a given answer; nothing checks these
+    given: int  # explanations that were written to a given answer; they aren't checked
 
 
 def explanations(

@@ -1,11 +1,11 @@
-"""What a student is trained on: pieces of text, or its own continuations of their beginnings (rollouts).
+"""Makes a student's training data: pieces of text, or its own continuations of their beginnings (rollouts).
 
 A rollout continues a prompt token by token at temperature 1; each model has its key-value cache. There is no
 filter such as top-p, because a token that a filter removes would have a log-probability of minus infinity. A
 rollout is drawn from the student's q, or from the mixture q~ = alpha p + (1 - alpha) q of teacher and
 student, mixed as probabilities. Each token then has the weight w = q / q~, at most 1 / (1 - alpha). A rollout
-ends at the first token that ends a text; that token still counts, and the ids after it never do. Which tokens
-count follows from lengths, never from a padding id, because some models have one token for padding and end.
+ends at the first token that ends a text; this token still counts, and the ids after it never do. Which tokens
+count follows from lengths, never from a padding id, because some models use one token for padding and end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Sequences:
     ids: Tensor
     prompt: int
     lengths: Tensor
-    log_q: Tensor | None = None  # [b, t - prompt] of the drawn tokens, by the student that drew them
-    log_p: Tensor | None = None  # the same by the teacher
+    log_q: Tensor | None = None  # [b, t - prompt]: the drawn tokens' log-probability in the student then
+    log_p: Tensor | None = None  # the same in the teacher
     weights: Tensor | None = None  # w = q / q~
     text: Tensor | None = None  # plain text [b, n] that is trained on too
     # the teacher's final hidden states of the tokens that count, if they are needed more than once

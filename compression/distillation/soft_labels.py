@@ -1,7 +1,7 @@
 """Lessons whose label is the teacher's whole next-token distribution, beside the right token.
 
-A teacher that is at hand shows more than its words: at every place that is learnt, how likely it finds each
-token of the vocabulary. The two losses of a place are weighed by one share:
+A teacher that is loaded here shows more than its words: for every token that is learnt, how likely it finds
+each token of the vocabulary in that place. One share weighs the two losses of a place:
 
     a CE(right token) + (1 - a) KL(p || q),   p the teacher's distribution, q the student's
 

@@ -1,8 +1,9 @@
 """Students: smaller models that distillation trains.
 
-A student keeps some of its teacher's decoder blocks, and all of its embedding, final norm and head. Which
-blocks stay decides how broken it is at first, so they are measured on the run's text (compression/depth.py):
-those that change the hidden states least go. Or the student is another model with the same tokenizer.
+A student keeps some of its teacher's decoder blocks, and its whole embedding, final norm and head. How well
+it works at first depends on which blocks stay. So all blocks are measured on the run's text
+(compression/depth.py), and the blocks that change the hidden states least go. Or the student is another model
+with the same tokenizer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from compression.sample import stop_like
 
 @dataclass(frozen=True)
 class StudentParams(Params):
-    """Who the student is. Base of every distillation method's parameters."""
+    """The parameters that choose the student. Base of every distillation method's parameters."""
 
     kept: float = param(
         0.65,
@@ -70,7 +71,7 @@ def measures(params: StudentParams) -> bool:
 
 
 def measured(params: StudentParams, tokens: int) -> int:
-    """Tokens that the layers are measured on, of a text of so many."""
+    """On how many of a text's `tokens` the layers are measured."""
     return min(tokens, depth.MEASURED) if measures(params) else 0
 
 

@@ -273,7 +273,7 @@ def right(question: Question, text: str) -> bool:
 def parity(random: Random, level: int) -> Question:
     """Is the number of a digit even or odd, among 3, 5 or 7 digits of two kinds.
 
-    Which digit is drawn too, so that there are thousands of such questions and not 168.
+    The digit that is asked about is drawn too, so that there are thousands of such questions and not 168.
     """
     asked, other = random.sample(range(10), 2)
     digits = [random.choice((asked, other)) for _ in range(2 * level + 1)]

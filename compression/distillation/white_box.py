@@ -1,4 +1,4 @@
-"""What MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
+"""The code that MiniLLM and GKD share: a student learns from its teacher's whole next-token distribution.
 
 A student of some of its teacher's layers predicts badly at first, and its samples are noise. So a share of
 the budget goes to a warm-up, which has a step size of its own: supervised forward KL to the teacher on text.
@@ -45,10 +45,10 @@ class WhiteBoxParams(StudentParams):
     """The budget of a distillation and the shape of its samples."""
 
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        30.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        30.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     warm_up: float = param(
         0.5,
@@ -109,7 +109,7 @@ def text_loss(student: Bundle, batch: Sequences) -> Tensor:
 
 @dataclass(frozen=True)
 class Lesson(Generic[W]):
-    """One distillation: who learns from whom, on which text, judged by which text."""
+    """One distillation: its student and teacher, the text to learn from and the text to judge by."""
 
     student: Bundle
     teacher: Bundle
@@ -159,7 +159,7 @@ class Lesson(Generic[W]):
 
     @property
     def asked(self) -> str:
-        """A name for what the student is judged on: equal for two students whose samples can be paired."""
+        """A name for the prompts that judge the student: equal for students whose samples can be paired."""
         source = self.teacher.source
         teacher = source.get("weights_hash") or self.teacher.name
         return questions_id(
@@ -189,7 +189,7 @@ class Lesson(Generic[W]):
     def measured(self) -> tuple[dict[str, float], list[float]]:
         """How far the student is from its teacher, and the reverse KL of each judged sample.
 
-        The first has both divergences in nats a token, on held-out text and on the student's own samples, and
+        The dict has both divergences in nats a token, on held-out text and on the student's own samples, and
         how long and how varied the samples are.
         """
         own = self.sample(self.prompts[self.clusters], self.recorder.generator(1))
@@ -205,7 +205,7 @@ class Lesson(Generic[W]):
 
 @dataclass(frozen=True)
 class Phase:
-    """What a method trains with: a loss on the batches of `supply`, and a judge of states."""
+    """The parts of a method's training: a loss on the batches of `supply`, and a judge of states."""
 
     loss: Callable[[Sequences], Tensor]
     supply: Iterator[Sequences]
@@ -322,7 +322,7 @@ def distil(
             },
         ),
     ]
-    notes += course.notes(method)[1:]  # whether the minutes or a visitor ended it
+    notes += course.notes(method)[1:]  # these say whether the minutes or a visitor ended it
     if course.best >= course.before:
         notes.append(Note("distilled_no_gain", {"method": method}))
     curves = {"training": course.curve} | ({"warm_up": first.curve} if first.curve else {})
@@ -339,7 +339,7 @@ def distil(
 def _train(
     lesson: Lesson, phase: Phase, budget: Budget, rate: float, span: tuple[float, float], done: int
 ) -> Course:
-    """One phase, reported as the part `span` of the whole; `done` tokens came before it."""
+    """Train one phase and report it as the part `span` of the whole. `done` tokens came before it."""
     return train(
         list(lesson.student.module.parameters()),
         phase.loss,
@@ -362,10 +362,11 @@ def cost(
 ) -> Cost:
     """The cost of a matrix of the teacher [out, in].
 
-    Bytes of the student's share of it. The teacher's pass over the tokens that its layers are measured on.
-    Both models' passes over the tokens that are trained on, over samples as they are drawn (`samples`: their
-    share of the tokens after the warm-up) and over what judges. role "table": the token table, which the
-    student has whole and trains too.
+    bytes: the student's share of the matrix.
+    flops: the teacher's pass over the tokens on which its layers are measured; both models' passes over the
+    tokens that are trained on, over samples as they are drawn (`samples`: their share of the tokens after the
+    warm-up) and over the tokens that judge.
+    role "table": the token table, all of which the student has and trains.
     """
     weights = shape[0] * shape[1]
     share = 1.0 if role == "table" or params.student else params.kept

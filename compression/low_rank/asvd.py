@@ -1,31 +1,32 @@
-"""ASVD: truncated SVD of a weight whose loud inputs were made louder first.
+"""ASVD: truncated SVD of a weight in which the columns of loud inputs count more.
 
-Plain SVD treats all inputs of a layer alike, though a few of them are many times louder than the rest: an
-error in a weight that meets a loud input does the harm. ASVD multiplies each column of the weight by a power
-of its input's mean absolute value, truncates the SVD of that, and divides the columns of the result again.
-Loud inputs weigh more, so the error moves to where it is hardly heard. It looks at each input by itself;
-SVD-LLM, which knows how inputs move together, is never worse on the calibration text.
+An input of a layer is loud if its activations are large. Plain SVD treats all inputs alike, though a few of
+them are many times louder than the rest, and an error in a weight that meets a loud input does most harm.
+ASVD multiplies each column of the weight by a power of its input's mean absolute value, truncates the SVD of
+the product, and divides the columns of the result again. So the columns of loud inputs count more, and the
+error moves to quiet inputs. ASVD looks at each input by itself. SVD-LLM knows how inputs move together, and
+is never worse on the calibration text.
 
 Yuan et al. 2023, "ASVD: Activation-aware Singular Value Decomposition for Compressing Large Language Models",
 arXiv 2312.05821. With S = diag(mean|x_j|^alpha + 1e-6) the weight is W S S^-1, and W' = U_r Sigma_r (V_r^T
 S^-1) from the SVD of W S. We use the equal form without the inverse, W' = U_r (U_r^T W), where U_r are the
 eigenvectors of W S^2 W^T for the largest eigenvalues. alpha = 0 is plain SVD; the authors take 0.5.
 
-`allocation` search is the paper's sensitivity-based rank search: each matrix alone is cut to 0.4, 0.5 ... 0.9
-of its parameters (0.1 ... 0.9 if more than half shall go), and the model's loss is measured with it. A
-threshold on that loss then gives each matrix its smallest share below it, and lies so that what is kept fits
-the budget. Some matrices stay whole. `allocation` uniform takes the same share of every matrix, which is the
-form that SVD and SVD-LLM are compared with.
+`allocation` search is the paper's sensitivity-based rank search. Each matrix alone is cut to 0.4, 0.5 ... 0.9
+of its parameters (0.1 ... 0.9 if more than half are to go), and the model's loss is measured each time. Each
+matrix then gets the smallest share whose loss lies below a common threshold. The threshold is chosen so that
+the kept parameters fit the budget. Some matrices stay whole. `allocation` uniform takes the same share of
+every matrix, as SVD and SVD-LLM do, so that the three can be compared.
 
-Deviations: the search measures on `search_tokens` tokens of one window, where the authors take 32 of 2,048.
-It starts each measurement at the block of the matrix, which gives the same loss. The authors' code truncates
-with a randomised SVD without oversampling and includes the output head; here the decomposition is complete
-and the head stays as it is. U is orthonormal, while the authors give a root of Sigma to either side: the same
-product. The activations are the original model's.
+Deviations: the search measures on `search_tokens` tokens of one window, where the authors take 32 windows of
+2,048. It starts each measurement at the block of the matrix, which gives the same loss. The authors' code
+truncates with a randomised SVD without oversampling and includes the output head; here the decomposition is
+complete and the head stays as it is. Here U is orthonormal. The authors multiply the root of Sigma into each
+factor, which gives the same product. The activations are the original model's.
 
 Cost: one forward pass over the calibration tokens; one or two eigenvalue problems a matrix, in 64 bits. The
-search: as many again, and for each of six shares of every matrix about half a pass over the search's tokens:
-on a model of 210 matrices 1,260 of them.
+search needs as many eigenvalue problems again. It also needs about half a pass over its tokens for each of
+six shares of every matrix: 1,260 half passes in a model of 210 matrices.
 """
 
 from __future__ import annotations

@@ -1,28 +1,28 @@
-"""LoRA: a thin trained correction beside weights that stay as they are; here to win back what a compression
-cost.
+"""LoRA: a thin trained correction beside frozen weights. Here it wins back quality that a compression cost.
 
 Training a compressed model in full would undo the compression: removed weights come back, integers become
-fractions. LoRA freezes the stored matrix W and trains only two thin ones beside it, y = W x + (alpha / r) B A
-x, with A [r, in] drawn at random and B [out, r] zero, so that training starts from exactly the compressed
-model. At rank 8 the adapter has about two percent of the weights. As a step after pruning, quantization or
-factorisation it is the usual recovery; on the original model it is the control: what the same training does
-where nothing had been lost.
+fractions. LoRA freezes the stored matrix W and trains only two thin matrices beside it, y = W x + (alpha / r)
+B A x. A [r, in] is drawn at random and B [out, r] is zero, so training starts from exactly the compressed
+model. At rank 8 the adapter has about two percent of the weights. After pruning, quantization or
+factorisation LoRA is the usual recovery. On the original model it is the control: it shows what the same
+training does where nothing had been lost.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, equation 3. Where the
-result goes: a dense matrix takes the product in. A sparse matrix with 16-bit values is trained under its
-mask, W + M * (alpha / r) B A, and takes it in too, so that every removed place stays empty (merging an
-adapter that was trained without the mask makes the matrix dense again). A factorised matrix gets r more
-columns in each factor. Integers and code books can't take it without being rounded anew: there the adapter is
-kept apart in 16 bits, and its bytes are counted. `merge` off keeps it apart everywhere.
+product B A goes depends on the format of W. It is added to a dense matrix. A sparse matrix with 16-bit values
+is trained under its mask, W + M * (alpha / r) B A, and the masked product is added to it, so that every
+removed place stays empty. (Adding a product that was trained without the mask would make the matrix dense
+again.) A factorised matrix gets r more columns in each factor. Integers and code books would have to be
+rounded anew, so there the adapter is kept apart in 16 bits, and its bytes are counted. `merge` off keeps it
+apart everywhere.
 
-Deviations. The text is the calibration text, never the evaluated one, where the recovery recipes of
-LLM-Pruner and SVD-LLM train two epochs on 50,000 instructions: that takes a graphics card. The best state on
-held-out windows is kept, which may be the start. The short budget wants a higher rate (5e-4) than the
-recipes' 1e-4. Dropout is 0 by default; `dropout` leaves out so many of the adapter's inputs, at random anew
-for each token, and counts the others up. `answers_only` counts the loss of answers in a text of dialogues or
-instructions, as QLoRA's authors do (compression/answers.py tells how they are found).
+Deviations. The text is the calibration text, never the evaluated one. The recovery recipes of LLM-Pruner and
+SVD-LLM train two epochs on 50,000 instructions, which takes a graphics card. The best state on held-out
+windows is kept, which may be the start. The short budget needs a higher rate (5e-4) than the recipes' 1e-4.
+`dropout` leaves out this share of the adapter's inputs, drawn anew for each token, and scales the others up;
+it is 0 by default. `answers_only` takes the loss of the answers alone in a text of dialogues or instructions,
+as QLoRA's authors do (compression/answers.py says how answers are found).
 
-Cost: a training step is three forward passes; the gradients and moments of the adapters only.
+Cost: a training step is three forward passes; only the adapters have gradients and moments.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class LoraParams(Params):
     targets: str = param("all", "Which matrices get an adapter.", choices=tuple(TARGETS), level="advanced")
     merge: bool = param(True, "Take the adapter into the weights where their format allows it.")
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        10.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     dropout: float = param(

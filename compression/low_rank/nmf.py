@@ -1,9 +1,9 @@
 """NMF: thin matrices without negative numbers, so that parts only ever add up.
 
-Non-negative matrix factorisation explains data as sums of parts: nothing one part adds can be taken away by
-another. That makes its factors readable where the data are counts or brightness. Weights are neither: they
-have both signs and no parts, so NMF keeps far less of them than SVD does at the same rank. It is here to show
-what that constraint costs.
+Non-negative matrix factorisation explains data as sums of parts: what one part adds, no other part can take
+away. This makes its factors readable if the data are counts or brightness. Weights are neither: they have
+both signs and no parts, so NMF keeps far less of them than SVD does at the same rank. It is here to show what
+this constraint costs.
 
 Lee and Seung 1999, "Learning the parts of objects by non-negative matrix factorization", Nature 401. It needs
 non-negative data, so W = W+ - W- is split by sign, each part is factorised with half the rank, and both are
@@ -17,13 +17,15 @@ U^T U,
 
     V_k <- max(0, (A_k - sum over j != k of B_kj V_j) / B_kk)
 
-No step can raise ||W - U V||^2. It lowers it much faster than Lee and Seung's multiplicative updates and
-leaves no entry stuck at zero; it needs W itself only for A, twice a round.
+No step can raise ||W - U V||^2. The error falls much faster than with Lee and Seung's multiplicative updates,
+and no entry gets stuck at zero. W itself is needed only for A, twice a round.
 
-Deviations: rows instead of multiplicative updates; a fixed number of rounds from a fixed seed. Of an odd rank
-the positive part gets one more. By Eckart and Young the error is never below SVD's at the same rank.
+Deviations: rows are updated in turn, not multiplicatively; a fixed number of rounds from a fixed seed. If the
+rank is odd, the positive part gets one more than the negative. By Eckart and Young the error is never below
+SVD's at the same rank.
 
-Cost: no calibration; two products of the size of the matrix and a pass over each factor a round, in 32 bits.
+Cost: no calibration. A round takes two products of the size of the matrix and a pass over each factor, in 32
+bits.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """PCA of the outputs: keep the directions in which a layer's outputs vary, and their mean exactly.
 
 Over a text the outputs of a layer form a cloud. Its principal components (Pearson 1901; Hotelling 1933) are
-the directions in which the cloud is widest; the r widest span the plane that loses least when the outputs are
-projected onto it. Since y = W x is linear, the projection is done on the weight, once. SVD-LLM does the same
-for a cloud seen from the origin, and spends a direction on the mean, though a mean is a constant: here it is
-taken out first and given back as a bias.
+the directions in which the cloud is widest. The r widest span the plane that loses least when the outputs are
+projected onto it. Since y = W x is linear, the projection is done on the weight, once. SVD-LLM doesn't centre
+the cloud, so it spends a direction on the mean, though a mean is a constant. Here the mean is subtracted
+first and given back as a bias.
 
 With mu the mean and C the covariance of the inputs, U_r are the eigenvectors of W C W^T for the largest
 eigenvalues,
@@ -15,19 +15,20 @@ and the squared error over N tokens is N times the sum of the eigenvalues left o
 SVD-LLM's. Yu and Wu 2023, "Compressing Transformers: Features Are Low-Rank, but Weights Are Not!", AAAI,
 compress layers by the principal components of their features in this way.
 
-Layer by layer it never errs more than SVD-LLM on the same inputs. What these inputs are decides more: the
-bias holds a mean, and in the compressed model the layers before bring another one than in the original. So
-the default takes what the compressed layers before give (`inputs` compressed). With the original's
-activations (`inputs` original) SmolLM2-135M with 20 % removed has a perplexity of 148 on 32,768 tokens of
-WikiText-2, and SVD-LLM 88; a trial with the compressed model's means gave 115.
+In a single layer its error is never above SVD-LLM's on the same inputs. In a whole model the choice of the
+inputs matters more. The bias holds their mean, and in the compressed model the layers before give another
+mean than in the original. So by default the inputs are those that the compressed layers before give
+(`inputs` compressed). With the original's activations (`inputs` original) SmolLM2-135M with 20 % removed has
+a perplexity of 148 on 32,768 tokens of WikiText-2, where SVD-LLM has 88. A trial with the compressed model's
+means gave 115.
 
-Deviations: the same share of every matrix is removed, where they choose a rank for each layer, and nothing is
-trained afterwards. The bias is computed for the factors as they are stored, so it also makes up for their
-rounding in the mean. PCA of the weight's own rows is not offered: it knows no inputs, and is SVD with one
-more direction.
+Deviations: the same share of every matrix is removed, where Yu and Wu choose a rank for each layer, and
+nothing is trained afterwards. The bias is computed for the factors as they are stored, so it also makes up
+for their rounding in the mean. PCA of the weight's own rows is not offered: it knows no inputs, and is SVD
+with one more direction.
 
-Cost: that of SVD-LLM, and a bias of 16 bits an output where the layer had none. Like it, it wants at least 8
-tokens for every input.
+Cost: that of SVD-LLM, and a bias of 16 bits an output where the layer had none. Like SVD-LLM it needs at
+least 8 tokens for every input.
 """
 
 from __future__ import annotations

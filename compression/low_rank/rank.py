@@ -26,7 +26,7 @@ def removed_param():
 
 
 def allocation_param(default: str, *choices: str):
-    """How what is removed is divided among the matrices."""
+    """The knob that divides the removed share among the matrices."""
     return param(
         default,
         "How what is removed is divided among the matrices: the same share everywhere, or more where it "
@@ -38,7 +38,7 @@ def allocation_param(default: str, *choices: str):
 
 
 def inputs_param(default: str):
-    """Which model's activations the factors are fitted to."""
+    """The knob that says which model's activations the factors are fitted to."""
     return param(
         default,
         "Whose activations the factors are fitted to: the original model's, or those of the model whose "

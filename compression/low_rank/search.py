@@ -3,9 +3,9 @@
 Some matrices bear a low rank well, and others don't. Yuan et al. 2023, "ASVD: Activation-aware Singular Value
 Decomposition for Compressing Large Language Models", arXiv 2312.05821, section 3.3 ("sensitivity-based
 truncation rank searching") and the authors' code: each matrix alone is cut to each of a few shares of its
-parameters, and the model's loss on calibration text is measured. All (matrix, share) pairs are sorted by that
-loss. A threshold then lets every matrix have the smallest share whose loss lies below it; matrices without
-one stay whole. The threshold is found by bisection, so that what is kept fits the budget.
+parameters, and the model's loss on calibration text is measured. All (matrix, share) pairs are sorted by this
+loss. Every matrix then gets the smallest share whose loss lies below a threshold; a matrix without such a
+share stays whole. Bisection finds the threshold with which the kept parameters fit the budget.
 
 The blocks before the matrix compute the same every time, so their result is kept and a measurement begins at
 the matrix's own block. That is exact, and halves the work.
@@ -36,7 +36,7 @@ from compression.low_rank.rank import rank_for
 from compression.surgery import instead
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-PART = 0.6  # of a forward pass that a measurement takes: half of the blocks on average, and the head
+PART = 0.6  # share of a forward pass that a measurement takes: half of the blocks on average, and the head
 
 # (weight [out, in] float64, its inputs, rank, params) -> an orthonormal basis [out, rank], best first
 Basis = Callable[[Tensor, Stats, int, Any], Tensor]
@@ -57,8 +57,8 @@ def search_tokens_param():
 def shares(removed: float) -> tuple[float, ...]:
     """The shares of its parameters to which each matrix is cut, rising.
 
-    Six from 0.4 where at most half is removed, otherwise nine from 0.1. If less than the smallest shall stay,
-    the asked share is one of them, so that the budget can be met.
+    There are six from 0.4 on if at most half is removed, otherwise nine from 0.1 on. If less than the
+    smallest is to stay, the asked share is added, so that the budget can be met.
     """
     found = SHARES[3:] if removed <= 0.5 else SHARES
     asked = 1 - removed
@@ -70,8 +70,9 @@ def divide(
 ) -> dict[str, float]:
     """Each matrix's share of its parameters, 1.0 for one that stays whole.
 
-    losses: path -> share -> the model's loss with that matrix alone cut to that share. sizes: path -> its
-    parameters. Together they keep at most `kept` of all parameters, if all at their smallest shares do.
+    losses: path -> share -> the model's loss with this matrix alone cut to this share. sizes: path -> number
+    of the matrix's parameters. The shares keep at most `kept` of all parameters, unless even the smallest
+    shares keep more.
     """
     ranked = sorted(
         (

@@ -1,9 +1,9 @@
 """SVD-LLM: the low-rank product that changes the layer's outputs least.
 
-Plain SVD keeps what is large in the weights. SVD-LLM keeps what is large in the layer's outputs on real text:
-for every rank it is the best possible choice for the calibration tokens, and the gap to plain SVD is huge
-(LLaMA-7B with 20 % removed: perplexity 7.9 against 20,061 in the paper). It still costs more quality than
-quantization at the same size, because the matrices are simply not of low rank.
+Plain SVD keeps the directions that are large in the weights. SVD-LLM keeps those that are large in the
+layer's outputs on real text. For every rank this is the best possible choice on the calibration tokens, and
+the gap to plain SVD is huge (LLaMA-7B with 20 % removed: perplexity 7.9 against 20,061 in the paper). It
+still costs more quality than quantization at the same size, because the matrices aren't of low rank.
 
 Wang et al. 2024, "SVD-LLM: Truncation-aware Singular Value Decomposition", arXiv 2403.07378. The paper
 whitens with a Cholesky factor L of G = X X^T, truncates W L and multiplies by the inverse of L. We use the
@@ -14,13 +14,13 @@ inputs). The error on the calibration data, ||(W - W') X||^2, is exactly the sum
 of S W^T W S with S the square root of G.
 
 The activations are the original model's, as in the authors' code. In the compressed model a layer gets other
-ones, X', because the blocks before it err. `update` is the closed form that the paper's first version has for
-that: with V = U_r^T W as it is,
+inputs X', because the blocks before it make errors. For them the paper's first version has a closed form,
+`update`: V = U_r^T W stays, and the left factor is fitted again,
 
     U' = argmin ||W X' - U V X'||^2 = W G' V^T (V G' V^T)^-1,    G' = X' X'^T
 
-where X' has passed the compressed blocks. Where X' = X it gives U_r back. `inputs` compressed goes further:
-both factors are the optimum for what the compressed matrices before give.
+where X' has passed the compressed blocks. If X' = X, the result is U_r. `inputs` compressed goes further:
+both factors are the optimum for the inputs that the compressed matrices before give.
 
 `allocation` loss divides the removed share R as SVD-LLM V2 does (Wang et al. 2025, arXiv 2503.12340,
 algorithm 1). Among the matrices of one role over all layers, matrix i loses a share in proportion to 1 / log
@@ -32,8 +32,8 @@ matrix loses more than 95 %, and the others then make up for it; matrices that d
 parameters. SVD-LLM wants many tokens: at least 8 for every input.
 
 Cost: one forward pass over the calibration tokens; one or two eigenvalue problems a matrix, in 64 bits.
-`update`: three passes, and the normal equations of the rank. `allocation` loss: all of that twice; search: as
-in ASVD.
+`update` takes three passes, and solves the normal equations, whose size is the rank. `allocation` loss takes
+all this twice, and search costs what it costs in ASVD.
 """
 
 from __future__ import annotations

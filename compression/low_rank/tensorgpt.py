@@ -1,54 +1,58 @@
 """TensorGPT: every token's embedding as a chain of small tensors.
 
 A language model begins with a table: a vector of some hundred numbers for each token of its vocabulary. In
-small models that table is a fifth to a third of all weights, and the other methods here leave it alone or
+small models this table is a fifth to a third of all weights, and the other methods here leave it alone or
 round it. TensorGPT folds each vector into a tensor (576 numbers as 24 x 24, or as 2 x 2 x ... x 3) and stores
-it as a tensor train: one small core a side, joined by at most `rank` threads. Each token keeps its own chain,
-so a token can be added or changed without touching the others. No data and no training are needed.
+it as a tensor train: a chain with one small core for each side, whose neighbours share at most `rank`
+threads. Each token has a chain of its own, so a token can be added or changed without touching the others. No
+data and no training are needed.
 
 Xu et al. 2023, "TensorGPT: Efficient Compression of the Embedding Layer in LLMs based on the Tensor-Train
 Decomposition", arXiv 2307.00526. The chain comes from a sequence of truncated SVDs (TT-SVD): fold the rest of
-the vector into a matrix, keep its `rank` strongest directions as the next core, go on with what they leave.
-The squared error is exactly the sum of what each step discards. A token takes P = sum r_(k-1) I_k r_k
-numbers, the same for all.
+the vector into a matrix, keep its `rank` strongest directions as the next core, and go on with the rest. The
+squared error is exactly the sum of what each step discards. Every token takes P = sum r_(k-1) I_k r_k
+numbers.
 
-What is saved: the table only, on disk and in memory, by width / P. All other matrices stay. Models with a
-head of their own keep it. Where embedding and head share one table (GPT-2, OPT, small Llama and Qwen), `head`
-decides. By default the head keeps the dense table, so a second one is stored: the file grows, and the run
-shows what the chains cost where they replace the input's table alone. With `cores` the head reads the chains
-too: the file shrinks, and every token's chance is computed from a wrong vector. A rank whose chains need no
-fewer numbers than the vector saves nothing: the table is left as it is, and a note says so.
+What is saved: only the table becomes smaller, width / P times, on disk and in memory. All other matrices
+stay. A model with a head of its own keeps it. If embedding and head share one table (GPT-2, OPT, small Llama
+and Qwen), `head` decides. By default the head keeps the dense table, so a second table is stored. The file
+then grows, and the run shows what the chains cost if they replace the input's table alone. With `cores` the
+head reads the chains too. The file then shrinks, but every token's probability is computed from an inexact
+vector. If a rank's chains need as many numbers as the vector, nothing would be saved: the table is left as it
+is, and a note says so.
 
-What the papers claim, and what comes out here. The first version of the paper says 38.40 times smaller; that
+What the papers claim, and what comes out here. The first version of the paper says 38.40 times smaller. This
 is 768 padded to 1024 = 2^10 at rank 1, and no quality is claimed for it. The second version, and TensorSLM
-(2025, arXiv 2506.13514), claim about 2 times at comparable quality. The default is that size: two sides of
-24, 6 threads, 2.00 times. On the first 2,048 tokens of WikiText-2 the offline model has a perplexity of 30,
-and of 114 with the input's table in chains: it still writes, and it isn't comparable. With the shared head on
-the same chains the perplexity is 124,723 (32,768 tokens), and the model is broken.
+(2025, arXiv 2506.13514), claim about 2 times at comparable quality. The default has this size: two sides of
+24, 6 threads, 2.00 times. On the first 2,048 tokens of WikiText-2 the offline model has a perplexity of 30.
+With the input's table in chains it has 114: it still writes, but its quality isn't comparable. If the shared
+head reads the same chains, the perplexity is 124,723 (32,768 tokens), and the model is broken.
 
 `kind` = svd spends the same bytes on a truncated SVD of the whole table, whose directions all tokens share.
-It misses the vectors by less (0.41 of their length, chains 0.59), and yet the perplexity is 2,871: a plain
-SVD serves rare tokens as well as frequent ones, and those have other directions. `weighted` says what its
-errors are weighed by. With frequency, each token's error counts as often as the token occurs in the
-calibration text (a tenth of the weight is spread over the whole vocabulary): 93, below the chains at the
-same bytes. With the shared head on it too, 182 instead of 68,380. With states, an error counts as much as
-the final hidden states see of it, (e - e') M (e - e')^T with M the mean of h h^T; this is for a head that
-reads the table. Both are closed forms: the strongest directions of the weighted table.
+It misses the vectors by 0.41 of their length, where the chains miss them by 0.59. Yet its perplexity is
+2,871, because a plain SVD treats rare tokens like frequent ones, whose vectors have other directions.
+`weighted` says how errors count. With frequency, each token's error counts as often as the token occurs in
+the calibration text (a tenth of the weight is spread over the whole vocabulary). The perplexity is then 93,
+below that of the chains at the same bytes. If the shared head reads the table too, it is 182 instead of the
+plain SVD's 68,380. With states, an error counts as much as the final hidden states see of it, (e - e') M (e -
+e')^T with M the mean of h h^T. This is for a head that reads the table. Both are closed forms: the strongest
+directions of the weighted table.
 
 Training (`train_tokens`): the numbers of the chains, or of the two thin matrices, are trained on the
-calibration text. The loss is KL(before || after), a token: how far the model is from what it was before this
-step. All other weights are frozen. A chain learns only from texts with its own token in them, so that the
-chains of rare tokens stay as they were; with a shared head every token learns. The best state on held-out
-windows is kept. The control is the SVD in the same bytes, trained alike.
+calibration text. The loss is KL(before || after) for each token, where `before` is the model before this
+step. All other weights are frozen. A chain learns only from texts with its own token in them, so the chains
+of rare tokens stay as they were. With a shared head every token learns. The best state on held-out windows is
+kept. The control is the SVD in the same bytes, trained in the same way.
 
-Deviations: no code of the authors is public, so shapes and ranks are inferred from their ratios; two sides as
+Deviations: no code of the authors is public, so shapes and ranks are inferred from their ratios. Two sides as
 equal as possible are the default, because they keep more at the same size; "factors" are the width's prime
-factors, "padded" is the shape of the paper's ratios. The cores of a token get equal sizes before they are
-rounded to 16 bits. Weighted errors and training are ours.
+factors, "padded" is the shape of the paper's ratios. The cores of a token are scaled to equal root mean
+squares before they are rounded to 16 bits. Weighted errors and training are ours.
 
-Cost: seconds to half a minute; one small eigenvalue problem a token and side, in 64 bits. A step of training
-is two forward passes and one back, and the chances of all tokens twice. In use a token is rebuilt from its
-chain, and a shared head rebuilds 16 rows at a time and multiplies them: the whole table never exists.
+Cost: seconds to half a minute; one small eigenvalue problem for each token and side, in 64 bits. A training
+step takes two forward passes and one backward pass, and computes the probabilities of all tokens twice. In
+use a token is rebuilt from its chain. A shared head rebuilds 16 rows at a time and multiplies them, so the
+whole table never exists.
 """
 
 from __future__ import annotations
@@ -134,10 +138,10 @@ class TensorGptParams(Params):
         when={"kind": "svd"},
     )
     train_tokens: int = param(
-        0, "Train what is stored on so many tokens of text; 0: don't train.", lo=0, hi=1_000_000_000
+        0, "Train what is stored on this many tokens of text; 0: don't train.", lo=0, hi=1_000_000_000
     )
     train_minutes: float = param(
-        20.0, "Or for so many minutes, whichever comes first.", lo=0.1, hi=10_000.0, level="advanced"
+        20.0, "Or for this many minutes, whichever comes first.", lo=0.1, hi=10_000.0, level="advanced"
     )
     learning_rate: float = param(1e-3, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 
@@ -210,7 +214,7 @@ def tt_svd(vectors: Tensor, modes: Sequence[int], ranks: Sequence[int]) -> tuple
     return [*cores, rest.reshape(len(rest), ranks[-2], modes[-1], 1)], error
 
 
-def trains(table: Tensor, modes: Sequence[int], ranks: Sequence[int], context: Context) -> TensorTrain:
+def tensor_trains(table: Tensor, modes: Sequence[int], ranks: Sequence[int], context: Context) -> TensorTrain:
     """table [vocabulary, width] with a chain for every row; some thousand rows are factorised at a time."""
     chunks = table.split(TOKENS_PER_CHUNK)
     stored = []
@@ -380,7 +384,7 @@ def compress(bundle: Bundle, context: Context, params: TensorGptParams) -> Edit:
     if params.kind == "svd":
         packed = weighted_factors(bundle, table, svd_rank(table.shape, values), shared, context, params)
     else:
-        packed = trains(table, modes, ranks, context)
+        packed = tensor_trains(table, modes, ranks, context)
     notes: tuple[Note, ...] = ()
     series = {}
     if params.train_tokens:

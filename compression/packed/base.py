@@ -1,8 +1,8 @@
-"""What every format offers. Shapes are (out_features, in_features); x is [..., in], y is [..., out].
+"""The base class of every format. Shapes are (out_features, in_features); x is [..., in], y is [..., out].
 
-How a format is multiplied: on a processor by the C kernels, from tiles that are made once (`plan`); on a GPU
-by Triton, from the stored tensors; otherwise by PyTorch, a block of rows at a time. `product` is the last
-two. All of them give rule(x) W^T.
+There are three ways to multiply a format, and each gives rule(x) W^T. On a processor the C kernels do it,
+from tiles that are made once (`plan`). On a GPU Triton does it, from the stored tensors. Otherwise PyTorch
+does it, a block of rows at a time. `product` computes the last two ways.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Packed(nn.Module):
 
     @property
     def exact_columns(self) -> Tensor | None:
-        """For any matrix: the numbers of its columns that are stored that way."""
+        """The numbers of the matrix's columns that a part of it stores as whole 16-bit columns, or None."""
         return None
 
     def config(self) -> dict:
@@ -92,7 +92,7 @@ class Packed(nn.Module):
         return cpu.rows(self._plan, torch.arange(self.shape[0]))
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows [ids] of the matrix as float32 [n, in]."""
+        """The rows whose numbers are ids [n], as float32 [n, in]."""
         plan = self.plan()
         if plan is None:
             return self.dequantize()[ids]
@@ -121,7 +121,7 @@ class Packed(nn.Module):
         return y.view(*x.shape[:-1], self.shape[0])
 
     def columns_of(self, ids: Tensor) -> Tensor:
-        """Columns ids [k] of the matrix as float32 [out, k]."""
+        """The columns whose numbers are ids [k], as float32 [out, k]."""
         return self.dequantize()[:, ids]
 
     def multiplied(self, x: Tensor) -> Tensor:
@@ -143,9 +143,9 @@ class Packed(nn.Module):
         return self.product(self.activations.of_the_rest(x) if self.activations else x)
 
     def ruled_product(self, x: Tensor) -> Tensor:
-        """The same for a rule with a threshold, a fixed scale or a zero point.
+        """`product` of rule(x), for a rule with a threshold, a fixed scale or a zero point.
 
-        `rounded_product` is never given such a rule.
+        `rounded_product` is for all other rules.
         """
         return self.product(self.activations.of_the_rest(x))
 
@@ -233,14 +233,14 @@ class Packed(nn.Module):
         return bool(kernels.OPS[self.op].triton) and getattr(self.grid, "group_index", None) is None
 
     def full_config(self) -> dict:
-        """`config()` with the activation rule, as an artifact holds it."""
+        """`config()` with the activation rule; an artifact's manifest has it for each matrix."""
         rule = asdict(self.activations) if self.activations else {}
         return self.config() | {
             "activations": {k: v for k, v in rule.items() if v not in (None, False)} or None
         }
 
     def stored_bytes(self) -> int:
-        """Bytes of the canonical layout, which are what the file holds for this matrix."""
+        """Bytes of the canonical layout. The file holds as many for this matrix."""
         return sum(t.numel() * t.element_size() for t in (*self.buffers(), *self.parameters()))
 
     def bits_per_weight(self) -> float:
@@ -251,7 +251,7 @@ class Packed(nn.Module):
 
 
 class _Differentiable(torch.autograd.Function):
-    """A kernel's product whose gradient goes to x. The weight is rebuilt for the way back, never kept."""
+    """A kernel's product whose gradient goes to x. The backward pass rebuilds the weight and drops it."""
 
     @staticmethod
     def forward(ctx, x: Tensor, packed: Packed) -> Tensor:

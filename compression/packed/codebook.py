@@ -72,8 +72,8 @@ class CodeBook(Packed):
         """weight [out, in] rounded to the nearest entry of `table` [16] times its group's scale.
 
         The scale is the group's largest |weight| divided by the table's largest. Weights are rounded with the
-        scale as it is stored; if scales are nested, with the scale before it becomes a code (as in
-        bitsandbytes).
+        scale as it is stored. If scales are nested, weights are rounded with the scale before it becomes a
+        code, as in bitsandbytes.
         """
         out, n = weight.shape
         size = n if group_size == -1 else group_size

@@ -10,9 +10,9 @@ TwoLevelGrid  SpQR's. The scales of 16 neighbouring rows in one group are codes 
               their own, whose scale and zero are float16; the zeros likewise. With 3 bits, 16 rows and 16
               columns that is 64 / 256 + 6 / 16 bits a weight instead of 2.
 
-The step of a second level is never below 2^-11 of the largest value of its run. Its zero then stays among the
-whole numbers that float16 holds. The authors put a run of equal values on [-1, 1], where no 3-bit code hits
-them; here they are hit to 11 bits.
+The step of a second level is never below 2^-11 of the largest value of its run, so that its zero stays among
+the whole numbers that float16 holds. If all values of a run are equal, they are kept to 11 bits. The authors
+put such a run on the range [-1, 1], where no 3-bit code meets the value.
 
 group_index int16 [in] is there only if groups are not runs of neighbouring inputs, as in grid.py.
 """

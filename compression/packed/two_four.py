@@ -94,7 +94,7 @@ class TwoFour(Packed):
 
     def tiles(self, rule):
         places = self._places(slice(None))
-        # True at the kept places: two of every four
+        # bool [out, in]: True at the two kept places of every four
         keep = scatter_two_four(torch.ones_like(places), places).bool()
         if self.grid is None:
             values = self.stored().half()[keep]  # in the order of the columns

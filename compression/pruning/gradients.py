@@ -1,4 +1,4 @@
-"""Gradients of the language-model loss on a few short texts, by which structures and blocks are ranked."""
+"""Computes gradients of the language-model loss on a few short texts. They rank structures and blocks."""
 
 from __future__ import annotations
 

@@ -18,21 +18,22 @@ much a structure matters is read from the gradient g of the language-model loss 
 
 and added up over all matrices of the structure. Each block ranks its own heads and channels. The first and
 last blocks are the sensitive ones and stay whole. Granularity "channel" removes channels of the residual
-stream instead: an entry of the embedding and of every norm, a row or column of every matrix of the model,
-ranked once; the paper finds that far worse. `ranking` global ranks the heads of all unprotected blocks
-together, and their channels: blocks then lose different numbers, and the file is as large as before. The
-paper has that too and finds it a little worse on LLaMA-7B. With `prune_steps` above 1 the share rises in
-equal steps, and the gradient is taken anew without what is gone (the authors' iterative steps). `l2` (small
-weights go) and `random` are the controls; chance beats l2, in the paper too.
+stream instead: an entry of the embedding and of every norm, and a row or column of every matrix of the model.
+They are ranked once, and the paper finds this far worse. `ranking` global ranks the heads of all unprotected
+blocks together, and their channels together. Blocks then lose different numbers, and the file is as large as
+with equal shares. The paper has this ranking too and finds it a little worse on LLaMA-7B. With `prune_steps`
+above 1 the share rises in equal steps, and before each step the gradient is taken anew on the model without
+the removed structures (the authors' iterative steps). `l2` (small weights go) and `random` are the controls;
+chance beats l2, in the paper too.
 
-Deviations: (1) the share of heads is rounded to the nearest whole number and at least one stays; the authors
-round down, which leaves models of few heads with all of them. (2) Where queries share keys, whole groups go,
-as theirs do; where a model has three such groups or fewer, the same number of query heads leaves each group
-and keys and values stay. A query head is paired with the keys that it really uses. (3) The protected blocks
-are shares of the depth (LLaMA-7B: the first 4 and last 2 of 32, as published). (4) Biases go with their rows,
-norms with their channels, and neither is scored. (5) `ranking` global compares heads with heads and channels
-with channels, and one of each stays in every block; the authors have one list. (6) No training afterwards:
-that is a step of its own.
+Deviations: (1) the share of heads is rounded to the nearest whole number and at least one stays. The authors
+round down, so a model of few heads keeps all of them. (2) If queries share keys, whole groups go, as with the
+authors. If a model has three such groups or fewer, the same number of query heads leaves each group, and keys
+and values stay. A query head is paired with the keys that it really uses. (3) The protected blocks are shares
+of the depth (LLaMA-7B: the first 4 and last 2 of 32, as published). (4) Biases go with their rows, norms with
+their channels, and neither is scored. (5) `ranking` global compares heads with heads and channels with
+channels, and one of each stays in every block; the authors have one list. (6) Training afterwards is a step
+of its own.
 
 Cost: one forward and backward pass for each text and step; gradients of the pruned blocks' matrices in 32
 bits (mixed: twice that).
@@ -195,9 +196,10 @@ def chosen(
     params: LlmPrunerParams,
     before: Mapping[int, Kept],
 ) -> dict[int, Kept]:
-    """What stays of each block (block -> role -> path) at the share of `params`, of what stayed `before`.
+    """The heads and channels of each block that stay at the share of `params`, out of those that are left.
 
-    The scores are those of the model without what is gone.
+    roles: block -> role -> path. before: the parts that stayed so far; the scores are taken from the model
+    with these parts alone.
     """
     with silenced(bundle, roles, before):
         found = taken(bundle, [path for own in roles.values() for path in own.values()], context, params)
@@ -221,8 +223,10 @@ def chosen(
 def silenced(
     bundle: Bundle, roles: Mapping[int, Mapping[str, str]], kept: Mapping[int, Kept]
 ) -> Iterator[None]:
-    """For a while, the model computes what it will once only `kept` is left: what enters o and down from
-    other heads and channels is 0."""
+    """Within this context, the model computes as if only the parts in `kept` were left.
+
+    The inputs of o and down that come from other heads and channels are 0.
+    """
     with ExitStack() as stack:
         for layer, own in kept.items():
             for role in ("o", "down"):

@@ -1,31 +1,32 @@
-"""LoRAPrune: let the adapter that is trained anyway tell which heads and channels can go.
+"""LoRAPrune: the adapter that repairs the model also shows which heads and channels can go.
 
-LLM-Pruner asks the gradient of every weight once, cuts, and repairs afterwards. LoRAPrune cuts while it
-repairs: an adapter is trained beside the frozen weights, and how training moves the adapter says how training
-would move the weights. So no gradient of a large matrix is ever needed, the heads and channels fade out a few
-at a time, and the adapter learns to do without them before they are gone. In the end adapter and weights are
-added up and the matrices are cut.
+LLM-Pruner takes the gradient of every weight once, cuts, and repairs afterwards. LoRAPrune cuts while it
+repairs. It trains an adapter beside the frozen weights. The training's effect on the adapter shows how a
+training would change the weights. So no gradient of a large matrix is ever needed. Heads and channels fade
+out a few at a time, and the adapter learns to do without them before they are gone. In the end adapter and
+weights are added up and the matrices are cut.
 
 Zhang et al. 2023, "LoRAPrune: Structured Pruning Meets Low-Rank Parameter-Efficient Fine-Tuning", arXiv
-2305.18403. With the adapter B A and its gradients dB, dA, the weight's gradient is stood in for by what one
-step of descent does to the product,
+2305.18403. The adapter is B A, with the gradients dB and dA. In place of the weight's gradient stands the
+change of the product in one step of descent,
 
-    G = B A - (B - dB)(A - dA) = dB A + B dA - dB dA,
+    G = B A - (B - dB)(A - dA) = dB A + B dA - dB dA.
 
-a weight's importance is |G (W + c B A)| with c = alpha / r, and a structure's the sum over its rows of q, k,
-v, gate, up and its columns of o, down, each matrix's sums divided by their length first. It is averaged over
-the steps (0.9 old, 0.1 new). After a tenth of the training the share of hidden structures rises by p(t) = p
-(1 - (1 - t)^3) until a tenth is left; from there it is the asked share exactly. What is hidden stays hidden.
-Each block ranks its own; the first tenth of the blocks and the last block stay whole.
+A weight's importance is |G (W + c B A)| with c = alpha / r. A structure's importance is the sum over its rows
+of q, k, v, gate, up and its columns of o, down; each matrix's sums are divided by their length first. It is
+averaged over the steps (0.9 old, 0.1 new). The first tenth of the training hides nothing. Then the share of
+hidden structures rises by p(t) = p (1 - (1 - t)^3), and in the last tenth it is exactly the asked share. A
+hidden structure stays hidden. Each block ranks its own structures; the first tenth of the blocks and the last
+block stay whole.
 
 Deviations. (1) Importance is the absolute value, as in the authors' code; the paper squares it. (2) A hidden
-head or channel is silenced where it enters o or down, not where it leaves q, k, v, gate and up: the same
-function, and right too where query heads share keys. (3) Their last mask stays below the asked share; ours
-reaches it. (4) Masks are chosen anew every 4 steps instead of 10, because a short training has few. (5) The
-text is the calibration text. (6) Whole heads are counted as in LLM-Pruner. `magnitude` takes |W + c B A|
-alone, with no gradient: the control.
+head or channel is set to 0 where it enters o or down, not where it leaves q, k, v, gate and up. This is the
+same function, and it also works if query heads share keys. (3) The authors' last mask stays below the asked
+share; ours reaches it. (4) Masks are chosen anew every 4 steps instead of 10, because a short training has
+few. (5) The text is the calibration text. (6) Whole heads are counted as in LLM-Pruner. `magnitude` takes
+|W + c B A| alone, without a gradient: the control.
 
-Cost: a training step is three forward passes, and two thin products a matrix for the importance.
+Cost: a training step takes three forward passes, and two thin products a matrix for the importance.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ class LoraPruneParams(StructuredParams):
         level="advanced",
     )
     train_tokens: int = param(
-        65_536, "Training ends after so many tokens.", label="always", lo=1, hi=100_000_000
+        65_536, "Training ends after this many tokens.", label="always", lo=1, hi=100_000_000
     )
     train_minutes: float = param(
-        20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        20.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     mask_every: int = param(
@@ -102,7 +103,7 @@ def hidden_share(share: float, removed: float) -> float:
 
 
 class Pruner:
-    """Watches the adapters of the blocks that may be cut. It keeps importances, and masks that only grow."""
+    """Watches the adapters of the blocks that may be cut. It keeps their importances and growing masks."""
 
     def __init__(self, bundle: Bundle, adapters: dict[str, Adapted], params: LoraPruneParams):
         self.bundle, self.params, self.steps = bundle, params, 0
@@ -134,7 +135,7 @@ class Pruner:
             handle.remove()
 
     def watch(self, share: float) -> None:
-        """Called before each step of the training: measure importance, and hide what is due."""
+        """Called before each training step: measure importance, and hide as many structures as are due."""
         for layer in self.layers:
             for role, adapter in self.adapters[layer].items():
                 new = self._measure(layer, role, adapter)

@@ -1,6 +1,6 @@
 """OWL: blocks with many outliers keep more of their weights, at the same mean.
 
-A few weights of a language model meet inputs that are far louder than the others. Yin et al. 2023, "Outlier
+A few weights of a language model meet inputs that are far larger than the others. Yin et al. 2023, "Outlier
 Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity", arXiv 2310.05175,
 count how many of them each block holds. With the score A[i, j] = |W[i, j]| ||X_j|| of Wanda over all matrices
 of block l, and A's mean over them,
@@ -11,8 +11,8 @@ of block l, and A's mean over them,
 and c is chosen so that the mean of kept_l is the share that shall stay. M = 5 and lambda = 0.08 are the
 authors' defaults. The scores come from the uncompressed model, as in the authors' code.
 
-Deviation: the mean counts each block by its number of weights, so that the asked share is met where blocks
-differ in size. If all blocks hold equally many outliers, all lose the same.
+Deviation: the mean counts each block by its number of weights, so that the asked share is met even if blocks
+differ in size. If all blocks hold equally many outliers, all lose the same share.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Chooses the places that a score removes, and stores the result. The pruning methods share it.
 
-The methods that remove single weights share their knobs too (`PatternParams`): how much goes, in which
+The methods that remove single weights share their knobs too (`PatternParams`): how much is removed, in which
 pattern, whether blocks lose different shares (owl.py), and whether channels are reordered first
 (permutation.py).
 

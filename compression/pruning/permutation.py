@@ -1,18 +1,20 @@
 """Reorders a matrix's input channels, so that a pattern such as 2:4 keeps more of what matters.
 
-Two of every four neighbours stay. If three important channels stand side by side, one of them goes in every
-row. In another order they need not compete. Pool and Yu 2021, "Channel Permutations for N:M Sparsity",
-NeurIPS, look for the order whose mask keeps the largest sum of scores, by swapping channels of two groups as
-long as that sum grows. Zhang et al. 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large
-Language Models", ICLR, deal the channels out by their sums first, and then take one channel out of every
-group and put these back in the best way. We deal as they do, and put channels back by the swaps of Pool and
-Yu. A group's kept sum with a channel x put back is that without it plus max(0, x - b) in each row, where b is
-the n-th largest of the other m - 1 scores. So all swaps of a round need one table [channels, groups].
+2:4 keeps two of every four neighbours. If three important channels stand in one group of four, every row
+loses one of them. In another order they need not compete. Pool and Yu 2021, "Channel Permutations for N:M
+Sparsity", NeurIPS, look for the order whose mask keeps the largest sum of scores: they swap channels of two
+groups as long as the sum grows. Zhang et al. 2024, "Plug-and-Play: An Efficient Post-training Pruning Method
+for Large Language Models", ICLR, sort the channels by their sums and deal them out to the groups like cards.
+Then they take one channel out of every group and put these channels back in the best way. We deal as they do,
+and put channels back by the swaps of Pool and Yu.
+
+If channel x is put into a group, the group's kept sum grows in each row by max(0, x - b), where b is the n-th
+largest of the group's other m - 1 scores. So all swaps of a round need one table [channels, groups].
 
 An order is free only where it can be folded into what makes the channels:
 
     down   the channels of the feed-forward: the rows of gate and up move with them
-    o      the channels of a head's values: the rows of v move with them, alike for all heads that share v
+    o      the channels of a head's values: the rows of v move with them; heads that share v share the order
 
 q, k, v, gate and up read the residual stream. All blocks share its order, so they stay as they are.
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROUNDS = 4  # times that every place of the groups is put back, at most
+ROUNDS = 4  # at most this many times, the channels at each place of the groups are put back
 
 
 def kept_sum(score: Tensor, kept: int, of: int) -> float:
@@ -50,7 +52,7 @@ def best_order(score: Tensor, kept: int, of: int) -> Tensor:
 
 
 def _put_back(score: Tensor, dealt: Tensor, place: int, kept: int) -> int:
-    """Take the channel at `place` out of every group, and put them back better. Gives the number of swaps."""
+    """Take the channel at `place` out of every group, and put these back better. Returns how many moved."""
     groups, of = dealt.shape
     others = score[:, torch.cat((dealt[:, :place], dealt[:, place + 1 :]), 1).flatten()]
     limit = others.view(len(score), groups, of - 1).topk(kept, dim=2).values[..., -1]  # [rows, groups]
@@ -62,14 +64,14 @@ def _put_back(score: Tensor, dealt: Tensor, place: int, kept: int) -> int:
 
 
 def exchange(gain: Tensor) -> Tensor:
-    """Who goes where, [n]: place g gets channel order[g], for gain [channel, place] of a square table.
+    """The order [n] in which place g gets channel order[g], for a square table gain [channel, place].
 
     From channel g at place g on, two channels swap as long as the sum of gains grows.
     """
     order = torch.arange(len(gain), device=gain.device)
     least = 1e-6 * float(gain.abs().amax())
     while True:
-        now = gain[order]  # [place, place']: what the channel at a place would gain at another
+        now = gain[order]  # [place, other place]: the gain if the channel at `place` stood at the other place
         won = now + now.T - now.diagonal()[:, None] - now.diagonal()[None]
         best, partner = won.max(1)
         places = torch.arange(len(order), device=gain.device)

@@ -1,5 +1,7 @@
-"""What the methods that remove single weights do before the first matrix: OWL's shares, and the reordering of
-channels. Both look at the whole uncompressed model on the calibration text."""
+"""Plans the pruning of single weights before the first matrix: OWL's shares, and the reordering of channels.
+
+Both look at the whole uncompressed model on the calibration text.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,13 @@ Score = Callable[[Tensor, Stats], Tensor]  # (weight [out, in], its inputs) -> h
 
 
 def planner(score: Score) -> Planner[PatternParams]:
-    """The planner of a method that ranks weights by `score`. OWL counts outliers by Wanda's score always."""
+    """The planner of a method that ranks weights by `score`. OWL always counts outliers by Wanda's score."""
 
     def find(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
         return (
-            reordered(bundle, context, params, score) if params.permute else weighed(bundle, context, params)
+            reordered(bundle, context, params, score)
+            if params.permute
+            else by_outliers(bundle, context, params)
         )
 
     def wanted(params: PatternParams) -> bool:
@@ -34,7 +38,7 @@ def planner(score: Score) -> Planner[PatternParams]:
     return Planner(find=find, tokens=lambda params, linears, tokens: float(tokens), wanted=wanted)
 
 
-def weighed(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
+def by_outliers(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
     """Each linear gets its block's share (owl.py)."""
     paths: dict[int, list[str]] = {}
     shares, weights = [], []
@@ -57,10 +61,10 @@ def weighed(bundle: Bundle, context: Context, params: PatternParams) -> Plan:
 
 
 def reordered(bundle: Bundle, context: Context, params: PatternParams, score: Score) -> Plan:
-    """The feed-forward's channels and the values' channels in an order that the pattern likes better.
+    """The feed-forward's and the values' channels in an order with which the pattern keeps more.
 
-    The edit moves the rows that make a channel and the columns that read it alike, so that the model computes
-    what it did. Raises UnsupportedLayer if a width isn't a whole number of groups.
+    The edit moves the rows that make the channels and the columns that read them in the same way, so that the
+    model computes the same. Raises UnsupportedLayer if a width isn't a whole number of groups.
     """
     kept, of = kept_of(params.pattern)
     tensors: dict[str, Tensor] = {}

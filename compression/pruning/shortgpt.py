@@ -79,8 +79,11 @@ def count(total: int, removed: float) -> int:
 
 
 def reshaped(geometry: Geometry, params: ShortgptParams) -> Geometry:
-    """The model's sizes afterwards. Which blocks go is known in the run only; where an earlier step left
-    blocks of several sizes, these are the sizes without the last ones."""
+    """The model's sizes afterwards.
+
+    Only the run decides which blocks go. If an earlier step left blocks of several sizes, these are the sizes
+    without the last blocks.
+    """
     layers = geometry.layers
     return replace(geometry, layers=layers[: len(layers) - count(len(layers), params.removed)])
 
@@ -125,7 +128,7 @@ def choose(bundle: Bundle, context: Context, gone: int, order: str) -> depth.Cho
 
 
 def compress(bundle: Bundle, context: Context, params: ShortgptParams) -> Edit:
-    """Which blocks stay, measured on context.windows [n, window]."""
+    """Choose the blocks that stay, by a measurement on context.windows [n, window]."""
     gone = count(len(bundle.geometry.layers), params.removed)
     if not gone:
         return Edit()
@@ -135,7 +138,7 @@ def compress(bundle: Bundle, context: Context, params: ShortgptParams) -> Edit:
 
 
 def cost(shape: tuple[int, int], params: ShortgptParams, tokens: int) -> Cost:
-    """What the blocks are measured on; stored in 16 bits."""
+    """The passes of the measurement; the matrix stays in 16 bits."""
     out, n = shape
     if params.removed == 0 or params.order == "random":
         return Cost(bytes=2 * out * n, flops=0.0)

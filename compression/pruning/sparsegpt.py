@@ -1,36 +1,36 @@
-"""SparseGPT: remove weights one input after another, and let the inputs still to come make up for what is
-gone.
+"""SparseGPT: remove weights one input after another, and let the weights of later inputs make up for it.
 
-Wanda looks at how loud an input is; it does not see that two inputs say much the same, so that one can speak
-for the other. SparseGPT does: when a weight is removed, the weights of the inputs after it move so that the
-layer's output changes least. Which weights go is decided on the way, on weights that already carry what was
-removed before them. At 50 % it is about as good as Wanda on large models and better on small ones; where the
-pattern is fixed (2:4), or more is removed, it is better by far. The same step can round what stays to a few
-bits, and the later inputs then make up for both errors: half of the weights at 4 bits is some 3.3 bits a
-weight.
+Wanda looks at how loud an input is. It does not see that two inputs may carry much the same, so that one can
+stand for the other. SparseGPT does: when a weight is removed, the weights of the inputs after it change so
+that the layer's output changes least. The weights to remove are chosen on the way, after the earlier removals
+have changed them. At 50 % SparseGPT is about as good as Wanda on large models and better on small ones. With
+a fixed pattern (2:4), or if more is removed, it is better by far. The same step can round the kept weights to
+a few bits, and the later inputs then make up for both errors: half of the weights at 4 bits take some 3.3
+bits a weight.
 
 Frantar, Alistarh 2023, arXiv 2301.00774, algorithm 1, and the authors' code. With U the upper Cholesky factor
 of the inverse of the damped H = X^T X,
     score[i, c] = w[i, c]^2 / U[c, c]^2
-and in every block of 128 inputs the lowest floor(sparsity * out * 128) of all rows' scores are removed: rows
-may keep unequal numbers. n:m: where a group of m inputs begins, each row's m - n lowest. Input c is stored as
-w', which is 0 where it is removed, e = (w_c - w') / U[c, c], and the inputs after it change by -e U[c, c+1:],
-as in GPTQ.
+and in every block of 128 inputs the lowest floor(sparsity * out * 128) of all rows' scores are removed, so
+rows may keep unequal numbers. n:m: where a group of m inputs begins, the m - n lowest of each row are
+removed. Input c is stored as w', which is 0 at removed places. Its error is e = (w_c - w') / U[c, c], and the
+inputs after it change by -e U[c, c+1:], as in GPTQ.
 
-`allocation` owl lets blocks lose different shares (Yin et al. 2023, OWL, arXiv 2310.05175): the more entries
-|W[i, j]| ||X_j|| of a block lie above `outlier_factor` times their mean, the more of it stays, within twice
-`spread`, and the mean stays the asked share. `permute` reorders channels before n of m are kept (Pool and Yu
-2021): the feed-forward's, whose new order is folded into gate and up, and a head's values, folded into v. The
-model computes what it did before, in the same time. What reads the residual stream can't be reordered alone,
-so q, k, v, gate and up stay as they are.
+`allocation` owl lets blocks lose different shares (Yin et al. 2023, OWL, arXiv 2310.05175). The more entries
+|W[i, j]| ||X_j|| of a block lie above `outlier_factor` times their mean, the more of the block stays. The
+shares of two blocks differ by at most twice `spread`, and their mean is the asked share. `permute` reorders
+channels before n of m are kept (Pool and Yu 2021). It reorders the feed-forward's channels, by the rows of
+gate and up, and the channels of a head's values, by the rows of v. The model computes the same as before, in
+the same time. All blocks share the channels of the residual stream, so the inputs of q, k, v, gate and up
+keep their order.
 
 Deviations. (1) The authors remove all scores not above the threshold, at least one weight a block even at 0
-%; we remove an exact number, ties broken by place. (2) They set the weights of an input that never fires to
-zero, beside the count. Its score is 0 here: its weights go first, but they count, and the others stay as they
-are. (3) Their grid has one scale a row; ours has groups of 64 as GPTQ's default, and `group_size` -1 gives
-theirs. Both are fitted to the weights before anything is removed. (4) If H is not positive definite, damping
-rises tenfold until it is, and a note says so. (5) H comes from the block as pruned so far, group by group
-(the authors' true sequential).
+%. We remove an exact number; of equal scores the earlier is removed. (2) The authors set the weights of an
+input that never fires to zero, and don't count them. Here the score of such a weight is 0: it is removed
+before all others, and it counts. (3) The authors' grid has one scale a row. Ours has groups of 64 as GPTQ's
+default, and `group_size` -1 gives the authors' grid. Both are fitted to the weights before anything is
+removed. (4) If H is not positive definite, damping rises tenfold until it is, and a note says so. (5) H comes
+from the block as pruned so far, group by group (the authors' true sequential).
 
 Stored as one bit a place and the kept weights in 16 bits or as codes on a grid (2:4: two bits a kept weight),
 and 32 bits a row that tell where its weights begin: 9 bits a weight at 50 %. Smaller is not faster by itself:

@@ -138,7 +138,8 @@ def choose(
 def by_structure(by_role: Mapping[str, Tensor], sizes: LayerGeometry) -> tuple[Tensor, Tensor, Tensor]:
     """The scores of a block's structures, from those of its rows and columns.
 
-    Query heads [key-value heads, query heads of each], whole groups [key-value heads], channels.
+    They are those of query heads [key-value heads, query heads of each], of whole groups [key-value heads],
+    and of channels.
     """
     per_head = {role: by_role[role].view(-1, sizes.head_size).sum(1) for role in ("q", "k", "v", "o")}
     queries = (per_head["q"] + per_head["o"]).view(sizes.kv_heads, -1)
@@ -151,9 +152,10 @@ def ranked_together(
 ) -> dict[int, LayerGeometry]:
     """The sizes of each block afterwards if the structures of all blocks are ranked together.
 
-    scores: block -> role -> as in `choose`. As many heads and channels go as with equal shares, heads among
-    heads and channels among channels. At least one of each stays in every block. Where only query heads go, a
-    unit is one of each key-value head's: the best ones, then the second best ones, ...
+    scores: block -> role -> scores as in `choose`. As many heads and channels go as with equal shares; heads
+    compete with heads, and channels with channels. At least one of each stays in every block. If only query
+    heads go, every key-value head must lose equally many. So heads then compete in units: a block's first
+    unit has the best query head of each key-value head, its second unit the second best, and so on.
     """
     heads: dict[int, Tensor] = {}
     channels: dict[int, Tensor] = {}
@@ -200,7 +202,7 @@ def highest_together(scores: Mapping[int, Tensor], count: int) -> dict[int, int]
 
 
 def forgotten(scores: Mapping[str, Tensor], kept: Kept | None, sizes: LayerGeometry) -> dict[str, Tensor]:
-    """The scores of a block's roles, with -1 for every row or column that doesn't stay any more."""
+    """The scores of a block's roles, with -1 for every row or column that was removed before."""
     if kept is None:
         return dict(scores)
     out = {}

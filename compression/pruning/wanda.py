@@ -1,25 +1,26 @@
 """Wanda: remove the weights that matter least for what the layer really sees.
 
 Magnitude pruning looks at weights alone. Wanda multiplies each weight by the typical size of its input: a
-small weight on a loud input stays, a larger one on a silent input goes. The comparison is made within each
+small weight on a loud input stays, a larger weight on a silent input goes. The comparison is made within each
 output row, so every output keeps the same number of inputs. One pass over a few thousand tokens gives the
-input sizes; nothing is retrained and what stays keeps its exact value. At 50 % it is far better than
+input sizes. Nothing is retrained, and the kept weights keep their exact values. At 50 % it is far better than
 magnitude and nearly as good as methods that solve a least-squares problem for each layer.
 
 Sun, Liu, Bair, Kolter 2023, "A Simple and Effective Pruning Approach for Large Language Models", arXiv
 2306.11695, equation 1: score[i, j] = |W[i, j]| * ||X[:, j]||_2; in every row the lowest share is removed,
 exactly floor(sparsity * in) weights. n:m: the m - n lowest of every m neighbouring inputs.
 
-As in the authors' code, the input norms of a block come from one pass before any of its weights goes; what
-enters the block has passed the pruned ones before it. Deviation: ||X_j|| is not divided by the number of
-samples, which changes no ranking.
+As in the authors' code, the input norms of a block come from one pass before any of its weights is removed;
+the hidden states that enter the block have passed the pruned blocks before it. Deviation: ||X_j|| is not
+divided by the number of samples, which changes no ranking.
 
-`allocation` owl lets blocks lose different shares (Yin et al. 2023, OWL, arXiv 2310.05175): the more entries
-|W[i, j]| ||X_j|| of a block lie above `outlier_factor` times their mean, the more of it stays, within twice
-`spread`, and the mean stays the asked share. `permute` reorders channels before n of m are kept (Pool and Yu
-2021): the feed-forward's, whose new order is folded into gate and up, and a head's values, folded into v. The
-model computes what it did before, in the same time. What reads the residual stream can't be reordered alone,
-so q, k, v, gate and up stay as they are.
+`allocation` owl lets blocks lose different shares (Yin et al. 2023, OWL, arXiv 2310.05175). The more entries
+|W[i, j]| ||X_j|| of a block lie above `outlier_factor` times their mean, the more of the block stays. The
+shares of two blocks differ by at most twice `spread`, and their mean is the asked share. `permute` reorders
+channels before n of m are kept (Pool and Yu 2021). It reorders the feed-forward's channels, by the rows of
+gate and up, and the channels of a head's values, by the rows of v. The model computes the same as before, in
+the same time. All blocks share the channels of the residual stream, so the inputs of q, k, v, gate and up
+keep their order.
 
 Stored as one bit a place and the kept weights in 16 bits (2:4: two bits a kept weight): 9 bits a weight at 50
 %. Smaller is not faster by itself: it takes a kernel that reads this layout.

@@ -1,11 +1,11 @@
 """AWQ: protect the channels that carry large activations, then round.
 
-A weight matters as much as the inputs that it meets. AWQ multiplies the input channels of a matrix whose
-activations are large, on average over a calibration text, by a factor above 1 before rounding, so that they
-get a finer share of the ruler, and divides the activations by the same factor; the division is folded into
-the norm or the matrix before, so that it costs nothing. One exponent a group of matrices decides how far to
-go, and a small search tries twenty of them on the error of the outputs. A second search cuts the largest
-weights of each group where that lowers the error. Nothing is trained.
+A weight matters as much as the inputs that it meets. Some input channels of a matrix have large activations,
+on average over a calibration text. Before rounding, AWQ multiplies their weights by a factor above 1, so that
+they are rounded in finer steps, and divides the activations by the same factor. The division is folded into
+the norm or the matrix before, so that it costs nothing. One exponent for each group of matrices decides how
+far to go, and a small search tries twenty exponents on the error of the outputs. A second search clips the
+largest weights of each group where that lowers the error. Nothing is trained.
 
 Paper: Lin et al. 2023, arXiv 2306.00978. With X the inputs, s_X the mean |x| of each channel and Q rounding
 in groups,
@@ -17,18 +17,18 @@ row and group the limit m = (1 - k/20) max|w|, k = 0 ... 9, with the least error
 queries and keys are left out. Quantizer: the authors', in which a group's range need not contain zero: scale
 = (max - min) / (2^bits - 1), zero = round(-min / scale) kept within 0 ... 2^bits - 1.
 
-Deviations: the authors' code measures the error of q, k and v behind the whole attention and that of gate and
-up behind the whole feed-forward; we measure it as the paper's equation does, at the outputs of the matrices,
+Deviations: the authors' code measures the error of q, k and v after the whole attention and that of gate and
+up after the whole feed-forward. We measure it at the outputs of the matrices, as the paper's equation does,
 with the Gram matrix X^T X of all calibration tokens instead of a sample, for clipping too. `loss_at` "module"
-is the authors' way where matrices share their inputs (the others they measure as we do), on at most 8 of the
-calibration windows. The factor of the attention's output matrix also goes into v where several query heads
-share a key head (they get their mean; the authors skip this case). Where no fold is exact it is left out,
-with a note: OPT-350M's norms feed the residual too. Behind a GELU the division is kept as a multiplication at
-run time (the authors' ScaledActivation). With `rounding` off only the factors are applied, and a next step
-may round (GPTQ).
+is the authors' way for matrices that share their inputs (the other matrices they measure as we do), on at
+most 8 of the calibration windows. If several query heads share a key head, the factor of the attention's
+output matrix still goes into v: channels that share a row of v get their mean factor. The authors skip this
+case. A factor without an exact fold is left out, with a note: OPT-350M's norms feed the residual too. After a
+GELU the division is kept as a multiplication at run time (the authors' ScaledActivation). With `rounding` off
+only the factors are applied, and a next step may round (GPTQ).
 
-Cost: one forward pass over the calibration tokens, 20 products of W with X^T X for the search; behind modules
-20 forward passes of attention and feed-forward over the 8 windows.
+Cost: one forward pass over the calibration tokens, 20 products of W with X^T X for the search. `loss_at`
+"module" takes 20 forward passes of attention and feed-forward over the 8 windows instead.
 """
 
 from __future__ import annotations
@@ -139,8 +139,9 @@ def module_error(
 ) -> Callable[[Tensor], float] | None:
     """The authors' loss of factors s, on WINDOWS windows.
 
-    It is a function s [in] -> the mean squared difference in the outputs of the module around the group's
-    matrices, when Q(W s) / s takes their place. None if no module but the block itself holds several of them.
+    It is a function s [in] -> the mean squared difference in the outputs of the module that holds the group's
+    matrices, when Q(W s) / s replaces each W. None if the group has one matrix, or if only the block holds
+    them all.
     """
     passage, names = block.inputs, [site.path.split(f".{block.layer}.", 1)[1] for site in group.sites]
     around = {name.split(".")[0] for name in names}  # the part of the block: attention or feed-forward

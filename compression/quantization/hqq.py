@@ -1,10 +1,10 @@
 """HQQ: rounding whose zero points are moved until few weights are far off, without any data.
 
 Rounding takes each group's ruler from its smallest and largest weight. HQQ keeps the length of the ruler's
-steps and moves its zero point, which is a real number here, so that the rounding errors |w - w'|^p become
-small in sum. With p = 0.7 one large error counts less than many middling ones: the weights that matter most
-are often the rare large ones, and a ruler that is bent to them serves nobody else. It takes seconds, needs no
-calibration text, and comes near the methods that do at 4 bits.
+steps and moves its zero point, which is a real number here, so that the sum of the rounding errors |w - w'|^p
+becomes small. With p = 0.7 one large error counts less than many middling errors. So the ruler fits the many
+usual weights, and not the rare large ones at the cost of all others. HQQ takes seconds, needs no calibration
+text, and at 4 bits comes near the methods that need one.
 
 Badri, Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models"
 (mobiusml.github.io/hqq_blog). With W_q = clamp(round(W / s + z), 0, 2^bits - 1) and D = W - s (W_q - z), two
@@ -19,12 +19,13 @@ Deviations. (1) The authors stop a whole matrix when its mean |D| rises and keep
 round; we go on with each group while its zero point moves and keep the one with the smallest sum of |D|^p, so
 that no group ends worse than it began. (2) All of it is computed with scale and zero point as they are
 stored, in 16 bits. (3) A group of nearly equal weights gets a step of at least 2^-15 of its largest weight,
-because 16 bits hold no larger zero point; the authors bound the step by a fixed 1/20000. Worth knowing: with
-the authors' beta an error below 0.17 is shrunk to nothing (E = 0), and the weights of language models are
-rarely that far off, so that z is then simply the mean. (4) The authors' code begins with a whole zero point
-at 4 bits alone. At 3 bits that leaves HQQ above plain rounding on the offline model; turn `round_zero` off to
-see what their code gives there. At 2 bits neither start leaves anything of so small a model, and at 8 bits
-nothing is lost with either.
+because 16 bits hold no larger zero point; the authors bound the step by a fixed 1/20000. (4) The authors'
+code begins with a whole zero point at 4 bits alone. At 3 bits a whole zero point keeps HQQ better than plain
+rounding on the offline model; turn `round_zero` off to see what the authors' code gives there. At 2 bits so
+small a model is broken with either start, and at 8 bits nothing is lost with either.
+
+With the authors' beta an error below 0.17 is shrunk to nothing (E = 0). The errors in language models are
+rarely larger, and then z is simply the mean.
 
 Cost: up to 20 passes over the weights, fewer for groups that have settled; stored with 32 bits a group.
 """

@@ -9,27 +9,27 @@ Dettmers, Lewis, Belkada, Zettlemoyer 2022, arXiv 2208.07339, section 3: weights
 activations one a token (vector-wise quantization), 127 codes on each side of zero, so that -128 never occurs.
 With O the outlier features (equation 8),
     Y = X_O W_O + diag(c_x) (int8(X) int8(W)) diag(c_w)
-The paper takes a feature out for all tokens of a call as soon as one of them reaches the threshold there
-(`decomposition` "column"). By default each token decides for itself ("token"). With one token at a time both
-are the same. With many, a token's result depends by column on which others are beside it, and by token
-ordinary values beside an outlier are rounded where the paper leaves them. The weights that meet outliers are
-read back from int8, as bitsandbytes does. By column they may stay in 16 bits as in the paper
-(`outlier_weights` 16): columns that reach the threshold anywhere in a calibration text are stored so, beside
-the others; outliers in a column that did not are multiplied by its int8 weights. A threshold of 0 turns the
-decomposition off, as in bitsandbytes.
+In the paper, one token that reaches the threshold in a feature takes this feature out for all tokens of the
+call (`decomposition` "column"). By default a token takes out only its own values ("token"). With one token at
+a time both are the same. With many tokens they differ: by column a token's result depends on the other tokens
+of the call, and by token the other tokens' ordinary values in an outlier column are rounded, which the paper
+leaves exact. The weights that meet outliers are read back from int8, as bitsandbytes does. By column they may
+stay in 16 bits as in the paper (`outlier_weights` 16): a column that reaches the threshold anywhere in a
+calibration text is stored in 16 bits. Outliers in any other column are multiplied by its int8 weights. A
+threshold of 0 turns the decomposition off, as in bitsandbytes.
 
 The paper has two forms of int8(X) (section 2.1, table 1). "Absmax", of equation 8, runs from -max to max;
-"zeropoint" runs from a token's least to its largest value. A token whose largest value has no counterpart of
-the other sign, as behind a gated activation, then has steps up to half as wide. Small models gain most (table
-1, vector-wise at 125M parameters: perplexity 25.72 instead of 35.84, the original 25.65), and the models
-first tried here are small: the default is zeropoint. It costs one more number a row, the sum of its weights.
-bitsandbytes, the authors' code, has absmax alone: to foretell what it will make of a model, turn the zero
-point off.
+"zeropoint" runs from a token's least to its largest value. If a token's largest value has no counterpart of
+the other sign, as after a gated activation, zeropoint's steps are up to half as wide. Small models gain most
+(table 1, vector-wise at 125M parameters: perplexity 25.72 instead of 35.84, the original 25.65), and the
+models that one tries first here are small. So the default is zeropoint. It costs one more number a row, the
+sum of its weights. bitsandbytes, the authors' code, has absmax alone. Turn the zero point off to see what
+bitsandbytes will give.
 
 Deviations. (1) The default is by token, with a zero point and no 16-bit weights. (2) The paper does not say
-how its 16-bit columns of W are found, and bitsandbytes keeps all of W in 16 bits or none; here calibration
-finds them once, their inputs are never rounded, and the scales of the other weights don't count them. (3)
-Scales are stored in 16 bits. (4) By column the decode step that runs whole layers in one call doesn't serve;
+how its 16-bit columns of W are found, and bitsandbytes keeps all of W in 16 bits or none. Here calibration
+finds them once. Their inputs are never rounded, and the scales of the other weights don't count them. (3)
+Scales are stored in 16 bits. (4) The decode step that runs whole layers in one call can't round by column;
 such a model runs through transformers' own loop, and a note says so. The threshold is absolute: small models
 may have no activation that reaches it, and then this is plain int8.
 

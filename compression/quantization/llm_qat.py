@@ -1,24 +1,23 @@
 """LLM-QAT: train the weights while they are being rounded, on text that the model writes itself.
 
-Rounding after training takes the weights as they are and hopes. Quantization-aware training lets the model
-feel the rounding while it can still adapt: every forward pass multiplies rounded weights with rounded inputs
-and reads keys and values back from a rounded cache, and every backward pass pretends that nothing was rounded
-("straight through"), so that the unrounded weights underneath move until their rounded images do the work.
-Two things made that hard for language models, and both are answered by the model itself. The text it was
-trained on is not at hand: it writes its own. And next words alone are a poor teacher for a short training:
-the original's whole distribution over next words is the label. How far it is rounded is told as W-A-KV: bits
-of weights, of inputs (activations), of keys and values.
+Rounding after training takes the weights as they are. Quantization-aware training rounds while the model can
+still adapt. Every forward pass multiplies rounded weights with rounded inputs and reads keys and values back
+from a rounded cache. Every backward pass treats the rounding as if it weren't there ("straight through"). So
+the unrounded weights move until the rounded ones work well. For language models two things were missing, and
+the model itself supplies both. Its training text is not available, so it writes its own. The next words alone
+teach little in a short training, so the label is the original's whole distribution over next words. W-A-KV
+names the bits of weights, of inputs (activations), and of keys and values.
 
 Paper: Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", arXiv
 2305.17888. The quantizer (section 2.2) is symmetric min-max with nothing cut off, because outliers carry what
 these models know:
     a = max |x| / (2^(b-1) - 1),    x^ = a round(x / a)
 with one a for each output channel of a weight and for each token of an input. a takes no gradient, and dL/dx
-= dL/dx^. The loss is the cross-entropy of the rounded model under the original's chances, here less the
-original's entropy, which is the divergence KL(original || rounded) and has the same gradient. Text (section
-2.1): any token of the vocabulary begins; until the text has 3, 4 or 5 tokens the likeliest follows, from
-there on tokens are drawn by chance, with temperature 1. Without the sure beginning the texts are poor;
-without chance they repeat themselves.
+= dL/dx^. The loss is the cross-entropy of the rounded model under the original's probabilities. Here the
+original's entropy is subtracted, which gives KL(original || rounded) and the same gradient. Text (section
+2.1): the first token is any token of the vocabulary. Until the text has 3, 4 or 5 tokens, the likeliest token
+follows. From there on tokens are drawn at random, with temperature 1. Without the likeliest tokens at the
+beginning the texts are poor; without randomness they repeat themselves.
 
 What is stored is exactly what was trained: integers, a 16-bit scale a row, the rule for the inputs, the
 cache's bits. The seven matrices of a block are rounded and trained; tables, head, norms and biases stay as
@@ -27,14 +26,15 @@ they are. `train_tokens` 0 rounds only: the comparison.
 Deviations. (1) Keys and values are rounded as our cache stores them: head by head and after the rotary
 positions; the paper rounds all heads of a token together and before them. (2) The authors' code stops
 gradients of everything whose size is 2 or more; here they pass everywhere, as in the paper. (3) Scales are
-rounded to 16 bits in training too. (4) 128 texts of 128 tokens, each read once, not 100,000 of 2,048, and a
-higher rate (1e-4 in place of 2e-5) for so few steps. (5) A text goes on where it says that it ends. (6) Eight
-more texts are kept aside, and the state that is best on them is kept, which may be the rounded start. (7)
-With `symmetric` off each row has a zero point: its marks run from its least to its largest weight. Few bits
-then begin much nearer to the original: at 4 bits the symmetric grid has 15 marks of which a skewed row uses a
-part. Zero points take no gradient either.
+rounded to 16 bits in training too. (4) There are 128 texts of 128 tokens, each read once, instead of 100,000
+of 2,048, and the rate is higher (1e-4 in place of 2e-5) for so few steps. (5) A text goes on after an end
+token. (6) Eight more texts are kept aside, and the state that is best on them is kept, which may be the
+rounded start. (7) With `symmetric` off each row has a zero point, and its grid runs from its least to its
+largest weight. With few bits the training then starts much nearer to the original: at 4 bits the symmetric
+grid has 15 values, and a skewed row uses only a part of them. Zero points take no gradient either.
 
-Cost: beside the writing, a training token takes four forward passes, and the memory of 20 bytes a weight.
+Cost: beside the writing, a training token takes four forward passes. The training takes 20 bytes of memory
+for each weight.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class LlmQatParams(Params):
     )
     kv_bits: int = param(8, "Bits of the keys and values in the cache; 16: as they are.", choices=BITS)
     train_tokens: int = param(
-        16_384, "Training ends after so many tokens; 0: round only.", label="always", lo=0, hi=1_000_000_000
+        16_384, "Training ends after this many tokens; 0: round only.", label="always", lo=0, hi=1_000_000_000
     )
     train_minutes: float = param(
-        20.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        20.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(1e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     own_texts: int = param(

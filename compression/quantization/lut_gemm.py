@@ -1,45 +1,46 @@
 """LUT-GEMM: weights as sums of planes of -1 and +1, so that a product needs look-ups and additions only.
 
-Each group of weights is written as w = offset + alpha_1 b_1 + ... + alpha_q b_q, where every b is -1 or +1:
-one bit a weight and plane, and a scale a plane. To multiply by such a plane one needs no multiplication. The
-kernel works out, once for every few inputs, all possible sums of +-x, and the bits of every plane look their
-sum up. Two uses:
+Each group of weights is written as w = offset + alpha_1 b_1 + ... + alpha_q b_q, where every b is -1 or +1.
+This takes one bit for each weight and plane, and a scale for each plane. A product with such a plane needs no
+multiplication. For every few inputs the kernel computes all possible sums of +-x once, and the bits of each
+plane select one of these sums. There are two uses:
 
-After rounding, GPTQ or any other step that stored integers in plain groups, the codes are kept exactly as
-they are and only written in this form: with q bits, scale s and zero point z,
+After a step that stored integers in plain groups, such as rounding or GPTQ, the same weights are written in
+this form without any change: with q bits, scale s and zero point z,
     alpha_k = s 2^(k-1) for k = 0 .. q-1,   offset = s ((2^q - 1) / 2 - z)
-(the offset takes 32 bits, which is what exactness needs). Bits, group size and quality are that step's.
+(the offset takes 32 bits, so that the result is exact). Bits, group size and quality are those of the earlier
+step.
 
 As the first step it fits planes to the weights themselves (binary-coding quantization), with values that need
-not be equally spaced. The fit "greedy" takes one plane after the other: its signs are those of what is left,
-its scale their mean size. The fit "alternating" begins there, then takes in turn the best scales for the
-codes and the nearest codes for the scales. Both look at weights alone, so their numbers are nobody else's.
-The fewer the bits, the more the alternating fit gains on the weights over rounding; a model need not gain as
-much.
+not be equally spaced. The fit "greedy" takes one plane after the other: a plane takes the signs of the
+remainder that the planes before it leave, and the mean size of the remainder as its scale. The fit
+"alternating" begins there, then takes in turn the best scales for the codes and the nearest codes for the
+scales. Both look at weights alone. The fewer the bits, the smaller is the alternating fit's error in the
+weights beside rounding's; a model need not gain as much.
 
-Which kernel serves. For one token a processor has two. One looks up: four inputs have 16 sums, these fill a
+Kernels. For one token a processor has two. The first looks up: four inputs have 16 sums, these fill a
 register, and a byte shuffle looks 64 of them up at once (T-MAC, Wei et al. 2024, arXiv 2407.00088). T-MAC
 rounds its tables to 8 bits. Ours hold the whole sums, in two bytes for 8-bit inputs and in four for exact
-ones, so that a table adds no error. The other kernel adds the inputs whose bit is set. On AVX2 without VNNI
-looking up serves: in a first timing on a busy machine it took 0.34 to 0.41 of the other's time, and 0.46 to
-0.62 with 8-bit inputs. With VNNI, where adding four inputs is one instruction, and in plain C adding serves,
-since the look-up hasn't been timed there. Many tokens are multiplied by the planes decoded to floats. A
-graphics card adds too; its look-up kernel (tables of 4 or 8 inputs) is tested and has not been timed.
+inputs, so that a table adds no error. The second kernel adds the inputs whose bit is set. On AVX2 without
+VNNI the first is used: in a first timing on a busy machine it took 0.34 to 0.41 of the second's time, and
+0.46 to 0.62 with 8-bit inputs. The second is used in plain C and with VNNI, which adds four inputs in one
+instruction; the first hasn't been timed there. For many tokens the planes are decoded to floats. A graphics
+card adds too; its look-up kernel (tables of 4 or 8 inputs) is tested and has not been timed.
 
 Park et al. 2022, arXiv 2206.09557: equations 1 and 2 (binary coding, greedy: b = sign(r), alpha = mean |r|),
 the alternating fit of Xu et al. 2018 (1802.00150), 15 rounds and groups of 128 as in the authors' code;
 sign(0) is +1.
 
-Deviations. (1) The fit has an offset, as the paper's own form for uniform grids has, and starts a second time
-from rounding; each group keeps the better, so it is never worse than rounding to nearest. Without the offset
-it is the paper's plain form. (2) Codes are chosen once more for the scales as stored, in 16 bits. (3) The
-rounds work on sorted weights and their running sums: the same numbers from 2^q values a group. (4) Scales
-that can't be halved in 16 bits are refused rather than rounded. (5) The paper looks up 8 inputs at a time in
-a card's shared memory. Our tables are of 4 inputs and stand in registers, and where looking up isn't known to
-be faster the inputs are added (kernels/cpu/token.c, kernels/gpu/binary_coded.py). The product is the same.
-(6) The greedy fit keeps the paper's scales, but with the offset a group for which rounding is nearer takes
-rounding's; by deviation 2 its codes are the nearest, which the paper's signs need not be. The paper's greedy
-form is `fit` greedy without `offset`.
+Deviations. (1) The fit has an offset, as the paper's own form for uniform grids has. It also starts a second
+time from rounding, and each group keeps the better fit, so it is never worse than rounding to nearest.
+Without the offset it is the paper's plain form. (2) Codes are chosen once more for the scales as stored, in
+16 bits. (3) The rounds work on sorted weights and their running sums: the same numbers from 2^q values a
+group. (4) Scales that can't be halved in 16 bits are refused rather than rounded. (5) The paper looks up 8
+inputs at a time in a card's shared memory. Our tables are of 4 inputs and stand in registers. If looking up
+isn't known to be faster, the inputs are added (kernels/cpu/token.c, kernels/gpu/binary_coded.py). The product
+is the same. (6) The greedy fit keeps the paper's scales. With the offset, a group that rounding fits better
+takes rounding's scales. Its codes are the nearest ones (deviation 2), where the paper keeps the greedy signs.
+The paper's greedy form is `fit` greedy without `offset`.
 
 Cost: one sort of every group and 30 rounds on 2^q numbers a group; stored with 16 (q + 1) bits a group.
 """
@@ -116,7 +117,7 @@ def cost(shape: tuple[int, int], params, tokens: int) -> Cost:
 
 
 def converted_cost(shape: tuple[int, int], params, tokens: int) -> Cost:
-    """The same after a step that stored integers: nothing is fitted, and the offset takes 32 bits."""
+    """`cost` after a step that stored integers: nothing is fitted, and the offset takes 32 bits."""
     out, n = shape
     size = params.bits * out * -(-n // 8) + out * groups_of(n, params.group_size) * (2 * params.bits + 4)
     return Cost(bytes=size, flops=50.0 * out * n, peak_bytes=16 * out * n)

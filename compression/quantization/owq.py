@@ -1,13 +1,12 @@
-"""OWQ: keep the few inputs whose weights suffer most from rounding in 16 bits, and round the rest as GPTQ
-does.
+"""OWQ: keep a few columns in 16 bits, those that suffer most from rounding, and round the rest as GPTQ does.
 
-In a language model a handful of inputs of a layer are far louder than the others, and an error in their
-weights is multiplied by that loudness. OWQ finds these weak columns, stores them whole, and spends a
-hundredth of a bit a weight on it. They come last in the order of rounding, so they also take up the errors of
-all the others. With the loudest inputs safe, the ruler of the rest may cut off its own extremes: of many
-shorter rulers the one with the smallest sum of errors wins. Most of the gain is the ruler's. On the offline
-model at 3 bits a row GPTQ with the same search leaves 0.64 of the error in a layer's outputs that GPTQ
-leaves. Weak columns alone leave 0.98 of it, and both together 0.59.
+In a language model a handful of inputs of a layer are far louder than the others, and an error in the weights
+of a loud input does more harm. OWQ finds these weak columns and stores them in 16 bits, which takes a
+hundredth of a bit a weight. They come last in the order of rounding, so they also make up for the errors of
+all other columns. Without the weak columns, the grid of the rest may cut off extremes: of many shorter ranges
+the one with the smallest sum of errors is taken. Most of the gain comes from this search. On the offline
+model at 3 bits a row, GPTQ with the same search leaves 0.64 of GPTQ's error in a layer's outputs. Weak
+columns alone leave 0.98 of it, and both together 0.59.
 
 Lee, Jin, Kim, Kim, Park 2023, arXiv 2306.02272, and the authors' code. With Q the weight rounded row by row,
     sensitivity_j = H_jj ||W[:, j] - Q[:, j]||^2,    H = X^T X,
@@ -20,13 +19,14 @@ models may get none somewhere.
 
 Deviations. (1) The authors' sum(P) / sum(rho P) is 12 over the number of matrices, which is right where k and
 v are as large as q; ours is right for grouped queries too. They round k up to an even number for their GPU
-kernel. (2) They try 100 ranges a row, 40 a group; 40 everywhere costs about 0.1 % in the sum of errors. Zero
-points that leave an empty mark at one end are skipped, and a row is done when its error is 1.5 times its
-best: shorter ranges only get worse. (3) act-order is on by default, as for GPTQ; by sensitivity where there
-are weak columns, as in the authors' code. (4) Groups have their grids fitted before the first column. (5) A
-weak column's last rounding to 16 bits is made up for like the others.
+kernel. (2) They try 100 ranges for a row and 40 for a group. We try 40 for both, which costs about 0.1 % in
+the sum of errors. We skip zero points that leave an unused grid value at one end. A row's search ends when
+its error is 1.5 times its best: shorter ranges only get worse. (3) act-order is on by default, as for GPTQ.
+If there are weak columns, the order is by sensitivity, as in the authors' code. (4) Groups have their grids
+fitted before the first column. (5) A weak column is rounded to 16 bits, and later columns make up for this
+error too.
 
-Cost: GPTQ's, and two searches of some 80 passes over the weights (one where no column is weak).
+Cost: GPTQ's, and two searches of some 80 passes over the weights (one search if no column is weak).
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def owq(weight: Tensor, gram: Tensor, params: OwqParams, count: int) -> tuple[Pa
     weak, rest = by_score[:count], by_score[count:]
     order = torch.cat([rest if params.act_order else rest.sort().values, weak])
     factor, damping = inverse_factor(gram[order][:, order], params.damping)
-    # the grid is fitted with weak columns at zero, which cost it nothing
+    # weak columns are set to zero for the fit, so that they don't widen the grid
     grid = fit(weight.index_fill(1, weak, 0.0), params.bits, params.group_size, False, params.tuning)
     scale, zero = (t[:, order].T.contiguous() for t in grid.columns())
     # [in, out]: a column of the weight is a contiguous row here

@@ -1,22 +1,23 @@
 """PEQA: round once, freeze the integers, and train only the scales, so that many tasks share one set of
 integers.
 
-A rounded matrix is codes, zero points and scales. The codes are nearly all of it and can't be trained in
-small steps; the scales are real numbers, one a row. PEQA trains those and nothing else: the model keeps its
-integer form and its size, there is no adapter to add at run time, and what a task takes is one number a row,
-some hundred kilobytes for a model of a hundred million. On the text of the model's own kind the scales win
-back a part of what rounding lost, more of it at fewer bits; on another domain's text they are a fine-tuning.
-Every run saves its scales beside the model as `task.safetensors`; another run on the same weights with the
-same bits and groups has the same codes, and its file can be swapped in, in place (compression/task_files.py,
-`python -m evaluation task-files`). As a step after another that stores integers on a grid (`gptq`, `awq`,
-`rtn`) it keeps that step's codes and zero points as they are, with its bits and groups, and starts from its
-scales.
+A rounded matrix consists of codes, zero points and scales. The codes are nearly all of it and can't be
+trained in small steps. The scales are real numbers, one a row. PEQA trains the scales alone. So the model
+keeps its integer form and its size, and there is no adapter to add at run time. A task takes one number a
+row: some hundred kilobytes for a model of a hundred million weights. On text like the model's training text
+the scales win back a part of the quality that rounding lost, more of it at fewer bits. On text of another
+domain they are a fine-tuning.
+
+Every run saves its scales beside the model as `task.safetensors`. Another run on the same weights with the
+same bits and groups has the same codes, so its file can be loaded into this model in place
+(compression/task_files.py, `python -m evaluation task-files`). After a step that stores integers on a grid
+(`gptq`, `awq`, `rtn`) PEQA keeps this step's codes, zero points, bits and groups, and starts from its scales.
 
 Kim et al. 2023, "Memory-Efficient Fine-Tuning of Compressed Large Language Models via sub-4-bit Integer
 Quantization", arXiv 2305.14152, equations 1 and 2: W0 = clamp(round(W / s0) + z0, 0, 2^b - 1) - z0 is frozen,
-the weight is (s0 + Ds) W0. With one scale a row y = s * (W0 x), so that the scale's gradient is the sum over
-tokens of dL/dy times W0 x, and no gradient of a dense matrix is ever made. Grouped, a scale for every few
-weights of a row, makes it.
+the weight is (s0 + Ds) W0. With one scale a row y = s * (W0 x), so the scale's gradient is the sum over
+tokens of dL/dy times W0 x, and no gradient of a dense matrix is needed. With a scale for each group of a row
+it is needed.
 
 Deviations. (1) As a first step s0 and z0 are those of plain rounding (`rtn`), which span the smallest to the
 largest weight; the paper takes those nearest to the weights. (2) We train d in s = s0 exp(d), which is s0 +
@@ -26,12 +27,13 @@ the embedding and the head stay as they are, a tied head too. (5) The authors' s
 verified; ours is for some ten thousand tokens. The best state on held-out windows is kept, which may be the
 plain rounding.
 
-The control (`round` off) trains the same factors, one a row or group, of weights that were not rounded: what
-of a gain is more training and no recovery. Its result is dense. It is a first step: the control of a chain
-leaves out the step whose integers the chain keeps.
+The control (`round` off) trains the same factors, one for each row or group, on weights that were not
+rounded. It shows how much of a gain comes from more training and isn't recovery. Its result is dense. The
+control must be a first step: for a chain it leaves out the step whose integers the chain keeps.
 
-Cost: a training step is two forward passes of the linears and one of their inputs' gradients, three in
-groups; the moments of the scales only. The integers are held as 32-bit floats while training.
+Cost: a training step takes two forward passes of the linears and one product for their inputs' gradients;
+with groups, one product more. Only the scales have moments. The integers are held as 32-bit floats while
+training.
 """
 
 from __future__ import annotations
@@ -95,10 +97,10 @@ class PeqaParams(Params):
         level="advanced",
     )
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        10.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(1e-3, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
 

@@ -1,12 +1,12 @@
 """QLoRA: the model frozen in 4 bits, and thin 16-bit adapters at every linear trained through it.
 
 Fine-tuning a large model costs memory mostly for its frozen weights. QLoRA stores these as NF4 (the method
-`nf4`: 16 values placed as a bell curve's weights are, a scale for 64 of them, the scales in 8 bits
-themselves: 4.127 bits a weight), rebuilds a matrix when it is multiplied, and lets the gradient pass through
-to a LoRA adapter (the method `lora`), y = deq(W) x + (alpha / r) B A x. What the adapters learn is the text's
-domain and what rounding lost, both at once. The result is the NF4 matrix and the two thin ones beside it: to
-add them to integers would round them anew, and to add them to the original weights would give another model
-than the one that was trained.
+`nf4`): 16 values placed like quantiles of a bell curve, a scale for each 64 weights, and the scales in 8 bits
+themselves, 4.127 bits a weight in all. A matrix is rebuilt when it is multiplied, and the gradient passes
+through it to a LoRA adapter (the method `lora`), y = deq(W) x + (alpha / r) B A x. The adapters learn the
+text's domain, and they make up for the rounding. The result is the NF4 matrix with the two thin matrices
+beside it. Adding them to the integers would round them anew. Adding them to the original weights would give
+another model than the trained one.
 
 Dettmers, Pagnoni, Holtzman, Zettlemoyer 2023, arXiv 2305.14314, equations 5 and 6; adapters at all linear
 layers of the blocks, which the paper finds necessary. Here the two halves are the project's own `nf4` and
@@ -25,8 +25,8 @@ The control is LoRA on the original weights with the same adapters, tokens and s
 the two end equal. Its own table has NF4 with double quantization at the level of 16-bit fine-tuning, FP4
 about a point below.
 
-Cost: a step is three forward passes and a rebuilt matrix on the way there and back; gradients and moments of
-the adapters only.
+Cost: a step takes three forward passes, and rebuilds each matrix forward and backward; only the adapters have
+gradients and moments.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ class QloraParams(Params):
     )
     double: bool = param(True, "Double quantization: scales are 8-bit codes themselves.")
     train_tokens: int = param(
-        32_768, "Training ends after so many tokens.", label="always", lo=0, hi=100_000_000
+        32_768, "Training ends after this many tokens.", label="always", lo=0, hi=100_000_000
     )
     train_minutes: float = param(
-        10.0, "Or after so many minutes, whichever comes first.", lo=0.1, hi=10_000.0
+        10.0, "Or after this many minutes, whichever comes first.", lo=0.1, hi=10_000.0
     )
     learning_rate: float = param(5e-4, "Highest step size of AdamW.", lo=1e-7, hi=1.0, level="advanced")
     dropout: float = param(

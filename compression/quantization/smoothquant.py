@@ -1,11 +1,11 @@
 """SmoothQuant: 8-bit weights and 8-bit activations, after the loud channels have been evened out.
 
-Multiplying in whole numbers is fast, but activations are hard to round: a few input channels are up to a
-hundred times louder than the rest, and one ruler for all of them leaves the quiet ones nothing. The channels
-stay loud for every token, so SmoothQuant divides each by a fixed factor and multiplies the weights of that
-channel by the same: the product does not change, part of the difficulty moves to the weights, which are easy
-to round. The division goes into the norm before, so it is free. alpha says how much moves: 0 leaves the
-activations as they are, 1 makes all their channels equally loud.
+Multiplying in whole numbers is fast, but activations are hard to round. A few input channels are up to a
+hundred times louder than the rest, and with one scale for all channels the quiet ones round to zero. The same
+channels are loud for every token. So SmoothQuant divides each channel by a fixed factor and multiplies the
+weights of this channel by the same factor. The product does not change, and part of the difficulty moves to
+the weights, which are easy to round. The division goes into the norm before, so it is free. alpha says how
+much moves: 0 leaves the activations as they are, 1 makes all their channels equally loud.
 
 Paper: Xiao et al. 2022, arXiv 2211.10438. For the matrices behind a norm (queries, keys, values; gate and up)
     s_j = max |X_j|^alpha / max |W_j|^(1 - alpha)                                          (eq. 4)
@@ -15,14 +15,15 @@ attention's output matrix and the feed-forward's second one are rounded without 
 
 The paper's three levels (table 2) all have one scale for a whole weight matrix (`weights` "tensor") and
 multiply in 8 bits inside attention too (`attention`). They differ in the activations' scale, max |x| / 127.
-O1: each token has its own, from what comes (`activations` "token"). O2: all tokens of a call share one, from
-what comes ("dynamic_tensor"). O3: all tokens share one that the calibration text fixes beforehand ("tensor").
-With O2 a token's result depends on which others are in the call: the text is measured some 2,048 tokens at a
-time, whose loudest value sets the scale; a chat writes one token at a time, which then has its own scale, as
-with O1. A fixed scale may stop short of the maximum: `percentile` 99.9 cuts the loudest thousandth of the
-values and leaves the others finer steps. `search` tries eleven alphas for each group of matrices that share
-an input, on at most 2,048 calibration tokens, and takes the one with which the rounded matrices give the
-least squared error, much as Intel's neural-compressor does.
+O1: each token has its own scale, computed when it comes (`activations` "token"). O2: all tokens of a call
+share one scale, computed when they come ("dynamic_tensor"). O3: all tokens share one scale that the
+calibration text fixes beforehand ("tensor"). With O2 a token's result depends on the other tokens of the
+call. The text is measured some 2,048 tokens at a time, and their loudest value sets the scale. A chat writes
+one token at a time, so each has its own scale, as with O1. A fixed scale may stop short of the maximum:
+`percentile` 99.9 clips the loudest thousandth of the values and leaves the others finer steps. `search` tries
+eleven alphas for each group of matrices that share an input, on at most 2,048 calibration tokens. It takes
+the alpha with which the rounded matrices give the least squared error, much as Intel's neural-compressor
+does.
 
 Inside attention, queries, keys and values are rounded after the rotary positions, and probabilities to 127
 steps. With fixed scales that is the authors' int8 attention for OPT. A scale for each token of the values

@@ -1,11 +1,12 @@
-"""SpQR: 3-bit weights in tiny groups, rulers that are stored in 3 bits themselves, and the rare hard weights
-in 16 bits.
+"""SpQR: 3-bit weights in tiny groups, scales that are stored in 3 bits themselves, and a few hard weights in
+16 bits.
 
-A few weights here and there cost most of the damage of rounding, and they follow no pattern of rows or
+A few weights here and there cause most of the damage of rounding, and they follow no pattern of rows or
 columns. SpQR finds them while it rounds, keeps each with its place (32 bits an outlier, 1 % of the weights by
-default), and fits the rulers without them. Groups of 16 weights make the rulers fit closely; their scales and
-zero points would cost 2 bits a weight, so they are rounded as well: 16 rows' scales of one group are 3-bit
-codes with a scale of their own. Together 3 + 6 / 16 + 64 / 256 = 3.625 bits a weight and 32 for each outlier.
+default), and fits the grids without them. Groups of 16 weights let the grids fit closely. Their scales and
+zero points would cost 2 bits a weight, so they are rounded too: the scales of 16 rows in one group are 3-bit
+codes with a scale of their own. Together this takes 3 + 6 / 16 + 64 / 256 = 3.625 bits a weight, and 32 bits
+for each outlier.
 
 Dettmers, Svirschevski, Egiazarian and others 2023, arXiv 2306.03078, and the authors' code. GPTQ's column
 loop with U from the damped H; where a group begins, on the weights as they are by then:
@@ -13,24 +14,25 @@ loop with U from the damped H; where a group begins, on the weights as they are 
     2. gain_j > T: a likely outlier; scale and real zero point are fitted with its place taken by the mean of
        the others
     3. scales and zero points of 16 rows are rounded to 3 bits, and the loop goes on with what they then are
-and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: stored as it is by then, its code that
-of 0.
+and each weight of column c with ((w - w') / U_cc)^2 > T is an outlier: its value at this moment is stored,
+and its code is that of 0.
 
 Deviations. (1) The authors give T = tau * mean(var(W[:, j]) / U_jj^2), with tau found by trial for a wanted
-size; one tau gives layers of one model very different shares. We give the share, and T is found for each
-matrix as the limit that would make so many outliers if no weight moved before its turn; `tau` above 0 is the
-authors' way, one for the whole model. (2) An outlier is stored as its difference to what its code stands for,
-so codes and outliers add up. (3) Only the smallest and the largest weight decide a fit, so leaving out any
-other changes nothing but the sum; three fits give what the authors compute with 16. (4) Of the nearest 3-bit
-codes of a scale and a zero point and the codes beside them we take the pair with the least sum of squares
-(`level_search`); the nearest alone leave a fifth more error, and a narrow model is then no better off than
-with GPTQ at 4 bits a row. (5) A group of equal weights is met exactly; the authors put it on [-1, 1]. No zero
-point is beyond 1024, and a second level keeps equal values to 11 bits (packed/real_grid.py). (6) Damping is
-0.01, the default of the authors' code; their README's commands give 1.0, which leaves half as much error
-again on the offline model. As the authors do, groups are inputs of like loudness, at an index of 16 bits an
-input; `neighbours` needs none and leaves some 7 % more error at the same size.
+size; one tau gives layers of one model very different shares. We give the share of outliers. For each matrix
+T is then the limit that would give this share if no weight changed before its turn. `tau` above 0 is the
+authors' way, with one tau for the whole model. (2) An outlier is stored as its difference from the value of
+its code, so codes and outliers add up. (3) Only the smallest and the largest weight decide a fit, so leaving
+out any other weight changes only the sum. So three fits give what the authors compute with 16. (4) For a
+scale and a zero point we try the nearest 3-bit codes and the codes beside them, and take the pair with the
+least sum of squares (`level_search`). The nearest codes alone leave a fifth more error, and a narrow model is
+then no better than with GPTQ at 4 bits a row. (5) A group of equal weights is kept exactly; the authors put
+it on [-1, 1]. No zero point is beyond 1024, and a second level keeps equal values to 11 bits
+(packed/real_grid.py). (6) Damping is 0.01, the default of the authors' code. Their README's commands give
+1.0, which leaves one and a half times the error on the offline model. As with the authors, a group has inputs
+of similar loudness, which takes an index of 16 bits an input. `neighbours` needs no index and leaves some 7 %
+more error at the same size.
 
-Cost: GPTQ's loop with some dozen small steps more a column and a hundred a group.
+Cost: GPTQ's loop, with some dozen small steps more for each column and a hundred for each group.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ from kernels.grouped_int import groups_of, levelled
 BLOCK = 128  # columns whose updates of later blocks wait
 # offsets that are tried for two codes, from the nearest codes
 PAIRS = tuple(sorted(itertools.product((0, -1, 1), repeat=2), key=lambda p: p != (0, 0)))
-LARGEST_ZERO = 1024  # the largest zero point, so that 16 bits hold one to half a step
+LARGEST_ZERO = 1024  # the largest zero point; 16 bits hold every zero point up to here to half a step
 SAMPLED_RUNS = 16  # runs of 16 rows that are sampled to find the limit for outliers
 
 
@@ -256,7 +258,7 @@ def arrange(loudness: Tensor, params: SpqrParams) -> tuple[Tensor, Tensor]:
 
 
 def outlier_limit(weight: Tensor, diagonal: Tensor, params: SpqrParams) -> float:
-    """The limit T with which `params.outliers` of the weights would be outliers, if no weight moved before.
+    """The limit T with which `params.outliers` of the weights would be outliers if no weight changed before.
 
     weight [out, in] has its inputs group by group; diagonal: U_cc [in] in the same order. Rows are sampled,
     and a short last group is left out.

@@ -1,11 +1,11 @@
 """ZeroQuant: weights in groups, activations token by token, and each block taught by its own original.
 
-Three ideas for a model whose weights and activations are both rounded. A weight matrix is cut into groups,
-each with a scale of its own, so that one large weight spoils only its group. Every token's activations get a
-scale when they come, so that a loud token does not spoil the quiet ones. And if four bits are too few,
-layer-by-layer distillation repairs the damage block by block: the rounded block sees what the original block
-saw and is trained for a few steps to give what the original gave. That needs no labels and the memory of one
-block only.
+There are three ideas for a model whose weights and activations are both rounded. A weight matrix is cut into
+groups, each with a scale of its own, so that one large weight spoils only its group. Every token's
+activations get a scale of their own, so that a loud token does not spoil the quiet ones. If four bits are too
+few, layer-by-layer distillation repairs the damage block by block: the rounded block gets the inputs of the
+original block and is trained for a few steps to give the original's outputs. This needs no labels, and memory
+for one block only.
 
 Paper: Yao et al. 2022, arXiv 2206.01861, sections 4 and 5; defaults of the authors' code. Weights: G groups a
 matrix, cut row by row; symmetric, scale = 2 max|w| / 2^bits, codes clamped to -2^(bits-1) ... 2^(bits-1) - 1,
@@ -21,9 +21,10 @@ passes through the rounding as if it were not there; AdamW over everything in th
 Deviations: activations are rounded to max |x| / 127 and not to 2 max |x| / 256, so that the largest stays
 exact and the integers are symmetric. The authors use 5e-6 as the learning rate for every block of BERT;
 losses of a decoder's blocks differ by orders of magnitude, so we scale it by the size of the block's weights,
-keep the best state seen on windows that are not trained on (a quarter of them), and keep the block as it was
-if training does not help there. A scale that several rows share is stored once a row (16 bits a row). An
-asymmetric group's range always holds zero, and its zero point is a code; the authors let it lie beyond.
+keep the best state on windows that are not trained on (a quarter of them), and keep the block as it was if
+training does not help there. A scale that several rows share is stored once a row (16 bits a row). An
+asymmetric group's range always includes zero, so its zero point is one of the codes; the authors' zero point
+may lie beyond them.
 
 Cost: one forward pass over the calibration tokens; each step of the distillation is a forward and a backward
 pass of its windows through one block.

@@ -1,1 +1,1 @@
-"""What is measured for the README, and public programs beside ours."""
+"""The measurements for the README, and public programs beside ours."""

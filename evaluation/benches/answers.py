@@ -1,4 +1,4 @@
-"""Records what shipped points answer, for the page's chat:
+"""Records the answers of the shipped points' models, for the page's chat:
 
     python -m evaluation answers [--only WORDS] [--calibration FILE] [--again] [--dry]
 
@@ -60,7 +60,7 @@ POINTS = (
     # distillation
     f"gkd {LARGER}",
 )
-SECONDS = 4.0  # that the 135M model takes for an answer on two slow cores
+SECONDS = 4.0  # the time that the 135M model takes for an answer on two slow cores
 
 
 def points() -> list[tuple[str, RunSpec]]:

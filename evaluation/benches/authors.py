@@ -4,12 +4,12 @@
 
 DIR holds clones of the authors' repositories (REPOSITORIES); none of their code is part of this project. Both
 sides get the same float32 matrix of the model, the same Gram matrix of its inputs (from the uncompressed
-model on a calibration text) and the same settings. `same` says what else is alike and what isn't. Their code
-runs in a process of its own, on a processor: where there is no graphics card, calls that only wait for one do
-nothing.
+model on a calibration text) and the same settings. `same` says what else is the same and what isn't. The
+authors' code runs in a process of its own, on a processor. Its calls that only wait for a graphics card do
+nothing if there is none.
 
-Two things are compared: the error that is left in the layer's outputs, ||(W - W') X||^2 / ||W X||^2, and what
-both kept exactly: the weak columns, or the share of outliers.
+Two things are compared: the error that is left in the layer's outputs, ||(W - W') X||^2 / ||W X||^2, and the
+weights that both kept exactly: the weak columns, or the share of outliers.
 
 The rows go into peers.json, under `authors`. A repository that is missing or doesn't run is reported, and the
 others run all the same.
@@ -171,7 +171,7 @@ def params_of(name: str):
 
 
 def settings(name: str) -> dict:
-    """What their side is given: the values of our recipe."""
+    """The settings of their side, with the values of our recipe."""
     params = params_of(name).json()
     return {key: params[key] for key in LOOPS[name].settings}
 
@@ -293,7 +293,7 @@ def compare(name: str, given: dict, job: Path, authors: Path) -> dict:
 
 
 def _kept(ours: dict, theirs: dict) -> dict:
-    """How much of what both kept is the same: weak columns in common and in all, or both outlier shares."""
+    """Compare what both sides kept: weak columns in common and in all, or both outlier shares."""
     if "weak" in ours:
         return {
             "weak_columns": len(theirs["weak"]),

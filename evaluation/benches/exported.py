@@ -1,5 +1,6 @@
-"""Finds which formats of other programs hold what a stored run makes: its recipe is run on the small model of
-its witness, and each format is tried.
+"""Finds the formats of other programs that can hold a stored run's model.
+
+The run's recipe is run on the small model of its witness, and each format is tried.
 
 Whether a format holds a model depends on how its matrices are stored and not on their numbers, so the small
 model answers for the large one. assets/exports.json keeps the answers.

@@ -1,8 +1,8 @@
 """Declares what is measured for the README, in blocks of comparable recipes.
 
-A block holds recipes that may stand side by side. Its first recipe is the control of the others: it has the
-same bits (or keeps the same share), the same groups, activations and budget, and lacks the method's idea. A
-recipe with another control names it. `python -m evaluation measure gates` measures them; `python -m
+A block holds recipes that may be compared. Its first recipe is the control of the others: it has the same
+bits (or keeps the same share), the same groups, activations and budget, and lacks the method's idea. A recipe
+with another control names it. `python -m evaluation measure gates` measures the recipes; `python -m
 evaluation tables` writes a table of each block.
 """
 
@@ -29,11 +29,11 @@ SEEDS = {CHANCE: range(5), ANY_BLOCKS: range(3)} | {
 
 @dataclass(frozen=True)
 class Block:
-    """A table of recipes that may stand side by side.
+    """A table of recipes that may be compared.
 
     title: the table's title. about: what all rows share, and what a reader must know. rows: recipe -> its
-    control; "" if it has none. measure: what the methods optimise (compression/judged.py), told beside
-    perplexity; "" if that is perplexity itself.
+    control; "" if it has none. measure: the quantity that the methods optimise (compression/judged.py), shown
+    beside perplexity; "" if they optimise perplexity itself.
     """
 
     title: str

@@ -12,16 +12,16 @@
 Sizes, perplexity and divergence come from assets/results (gates-*.json: 32k tokens, `make measure`).
 
 Decode rates come from assets/results/bench/rates.json, with the bytes that a step reads. They were timed on
-the machines that the file names; each table shows those of the first machine that has all of its rows. A
-speed depends on the format and not on the numbers in it. So for timing, each model is compressed with few
-calibration and training tokens.
+the machines that the file names; each table shows the rates of the first machine that has all of the table's
+rows. A speed depends on the format and not on the numbers in it. So for timing, each model is compressed with
+few calibration and training tokens.
 
 The methods stand in blocks of comparable recipes (gates.py), each row beside its control (verdict.py, paired
-over windows, or over seeds if the control has several). A block whose methods optimise something else than
-perplexity tells that first, with a verdict of its own (measuring/judging.py). Another table shows methods
-that were calibrated on two texts: one like the text that they are measured on, and one of another kind
-(calibration-*.json). The last tables compare public implementations with ours (peers.json in the same folder,
-`make compare-peers`).
+over windows, or over seeds if the control has several). If a block's methods optimise another quantity than
+perplexity, its table shows this quantity first, with a verdict of its own (measuring/judging.py). Another
+table shows methods that were calibrated on two texts: one like the text that they are measured on, and one of
+another kind (calibration-*.json). The last tables compare public implementations with ours (peers.json in the
+same folder, `make compare-peers`).
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def recipes_table(
 
     measure: what the recipes optimise beside perplexity; its figure and its verdict come first.
 
-    The rates are those of the first machine that has them all. If there is none, the column is left out,
-    since a column with holes tells little.
+    The rates are those of the first machine that has all of them. If there is no such machine, the column is
+    left out, since a column with gaps is of little use.
     """
     shown = {words: measured[words] for words in rows if words in measured}
     names = {words: timed_as(words) for words in shown}
@@ -509,12 +509,12 @@ def main(argv: list[str]) -> int:
     if asked is not None:
         RATES.write_text(json.dumps(rates(asked), indent=1) + "\n", "utf-8")
     README.write_text(written(README.read_text("utf-8")), "utf-8")
-    for file, told in (
+    for file, content in (
         (opening.FILE, first_points()),
         (opening.SPEEDS, speeds()),
         (opening.EXPORTS, exports()),
     ):
-        file.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     picture.FILE.write_text(front_picture(), "utf-8")
     return 0
 

@@ -172,9 +172,9 @@ def joined(drawn: list[dict]) -> dict:
 
 
 def _draw(name: str, job: Path, pythons: dict[str, str], threads: int, draw: int) -> dict:
-    """What both sides make of one draw of calibration windows.
+    """The results of both sides on one draw of calibration windows.
 
-    It has their figures and the ratio, or what failed.
+    They are both sides' figures and their ratio, or the error of the side that failed.
     """
     from safetensors.torch import load_file
 

@@ -1,12 +1,12 @@
-"""What fits into a memory, and what is known about its quality, before anything is downloaded or run.
+"""Finds recipes that fit into a memory, with their known quality, before anything is downloaded or run.
 
     found = plan(geometry, Need(memory_bytes=8e9, context=8_192), model="llama-3.1-8b", results=[])
     found[0].recipe, found[0].need_bytes, found[0].fits, found[0].known
 
 Bytes follow from the model's sizes, as in an estimate. They hold for every model of known sizes. Quality
-doesn't follow from sizes. It is taken from a result of the same model and the same recipe: one that was
-measured here or imported, else one that a paper has published. Otherwise it isn't known, and no number stands
-in for it.
+doesn't follow from sizes. It is taken from a result of the same model and the same recipe: a result that was
+measured here or imported, else a published one. If there is none, the quality isn't known, and no number is
+shown in its place.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Option:
     """One recipe on one model.
 
     tokens_per_second: no machine of this bandwidth is faster; None if the bandwidth isn't known. elsewhere:
-    the recipe's result on the model that comes with the program; it only orders what isn't known.
+    the recipe's result on the model that comes with the program; it only orders options of unknown quality.
     """
 
     recipe: Recipe
@@ -188,10 +188,11 @@ _ORDER = {"original": 0, "measured": 1, "published": 2}
 
 
 def plan(geometry: Geometry, need: Need, model: str = "", results: Iterable[Result] = ()) -> list[Option]:
-    """Every candidate: those that fit first, and among them what is known before what isn't.
+    """Every candidate. Recipes that fit come first, and among these the recipes of known quality.
 
-    Measured results come before published ones, because their protocols differ; each by its ratio. What
-    isn't known follows, in the order that the recipes have on OFFLINE_MODEL. results: stored results.
+    Measured results come before published ones, because their protocols differ; both are ordered by their
+    ratio. Recipes of unknown quality follow, in the order that they have on OFFLINE_MODEL. results: stored
+    results.
     """
     stored_results = list(results)
     known = published(model) | measured(model, stored_results)
@@ -261,8 +262,8 @@ def published(model: str) -> dict[str, Known]:
 def measured(model: str, results: Iterable[Result]) -> dict[str, Known]:
     """Recipes of a model -> its stored result over the most tokens.
 
-    Only results count that differ from the plan in nothing: token tables in 16 bits, exact activations, an
-    unquantized cache.
+    Only results with the plan's settings count: token tables in 16 bits, exact activations, an unquantized
+    cache.
     """
     found: dict[str, tuple[int, Known]] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""Swaps task files into one compressed model, and compares what each of them makes of it.
+"""Swaps task files into one compressed model, and compares the results.
 
     python -m evaluation task-files FOLDER a/task.safetensors b/task.safetensors --text a.txt --prompt "The"
 

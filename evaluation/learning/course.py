@@ -19,7 +19,7 @@ def lessons() -> dict[str, Lesson]:
 
 
 def made(lesson: Lesson, real: Real) -> dict[str, Any]:
-    """A lesson's data, checked. Raises ClaimGone where it doesn't bear out the lesson's words."""
+    """A lesson's data, checked. Raises ClaimGone if a sentence of the lesson isn't true of it."""
     data = rounded(lesson.make(real))
     lesson.check(data)
     return data

@@ -1,4 +1,4 @@
-"""What a lesson is, and the real things that it is made of: weights, inputs and stored results.
+"""Defines a lesson, and gives lessons the real weights, inputs and stored results that they show.
 
 A lesson's data is JSON that a browser can draw without a server:
 
@@ -26,7 +26,7 @@ DIGITS = 5  # significant digits that a lesson's data keeps
 
 
 class ClaimGone(Exception):
-    """What a lesson says doesn't follow from its data any more."""
+    """A sentence of a lesson isn't true of its data any more."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Lesson:
     """One page of Learn.
 
     name: of its file and its folder. systems: names of the survey's systems that have their place here
-    (survey.py). make: its data from real things. check: raises ClaimGone where the data doesn't bear out what
-    the lesson's words say.
+    (survey.py). make: makes its data from real weights and results. check: raises ClaimGone if a sentence of
+    the lesson isn't true of its data.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Real:
             try:
                 with torch.no_grad():
                     self.bundle.module(cut.ids[:1])
-            except _Reached:  # what comes after that linear isn't needed
+            except _Reached:  # the parts after this linear need not run
                 pass
             finally:
                 hook.remove()

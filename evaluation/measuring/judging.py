@@ -1,8 +1,9 @@
-"""Compares runs by what their methods optimise: a figure of each, and question by question a verdict.
+"""Compares runs by the quantities that their methods optimise: a figure for each run, and a verdict.
 
 A run carries a `Judged` for each measure (compression/judged.py). The mean after the training is a figure of
-the run, with its standard error over questions. A run stands beside the control that was trained with it, or
-beside a control that is a run of its own and was asked the same. Pure, and without torch.
+the run, with its standard error over questions. For the verdict a run is compared, question by question, with
+the control that was trained in the same run, or with a control that is a run of its own and got the same
+questions. Pure, and without torch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def figures(judged: Iterable[Judged]) -> dict[str, float]:
 
 
 def of(result: Result) -> dict[str, Judged]:
-    """By what a run was judged: measure -> its values. {} for a run whose method has no measure."""
+    """measure -> the run's values. {} for a run whose method has no measure."""
     return {one.measure: one for one in map(Judged.parse, result.judged)}
 
 

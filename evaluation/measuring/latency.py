@@ -54,7 +54,7 @@ def left_out(positions: int, available: int) -> list[Note]:
 def ways(
     compressed: Bundle | None, original: Bundle, room: int = PROMPT_TOKENS + NEW_TOKENS
 ) -> dict[str, Begin]:
-    """What is timed over `room` tokens, by name.
+    """The models and paths that are timed over `room` tokens, by name.
 
     "compressed", "original" (16-bit weights), "original_float32" (if memory allows) and "transformers"
     (float32, its own loop). Where the decode step serves neither model, both run by transformers' loop.

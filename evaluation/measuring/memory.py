@@ -66,13 +66,14 @@ def cache_bytes(bundle: Bundle, ids: Tensor) -> int:
 
 
 def matrices(module: nn.Module, original: Geometry) -> dict[str, float]:
-    """What the blocks' matrices take.
+    """The sizes of the blocks' matrices.
 
-    Bytes as stored; bytes of the original's in 16 bits; how many numbers are left of the original's; stored
-    bits per weight. Numbers in removed places are not left; two thin factors count their own numbers.
+    They are the bytes as stored, the bytes of the original matrices in 16 bits, the share of the original's
+    numbers that is left, and the stored bits per weight. Numbers in removed places don't count as left; two
+    thin factors count their own numbers.
 
-    Bits divide by the count of the original matrices, whatever was cut out since. A matrix that isn't
-    compressed has 16 bits.
+    Bits per weight are stored bits divided by the number of the original's weights, even if some were cut
+    out. A matrix that isn't compressed has 16 bits.
     """
     linears = [module.get_submodule(path) for path, _, _ in arch.linears(module)]
     packed = [m.packed for m in linears if isinstance(m, CompressedLinear)]

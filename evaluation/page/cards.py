@@ -1,6 +1,6 @@
-"""What the pieces of the page show: cards of runs and errors, the estimate, the answer, the table of runs.
+"""Fills the pieces of the page: cards of runs and errors, the estimate, the answer, the table of runs.
 
-This file chooses what is shown and puts it into words; the templates (templates/) make it markup.
+This file chooses the facts that are shown and puts them into words; the templates (templates/) make the HTML.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _way(words: Words, need: planner.Need, option: planner.Option) -> dict:
 # --- before a run, and when it fails ---
 
 
-SIZE_TOLD = {False: "estimate.size", True: "estimate.size_at_least"}  # whether more may come beside it
+SIZE_KEYS = {False: "estimate.size", True: "estimate.size_at_least"}  # whether more may come beside it
 
 
 def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
@@ -168,7 +168,7 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
         sizes = {"peak": words.size(estimate.peak_bytes), "free": words.size(estimate.available_bytes)}
         too_big = words("estimate.too_big_public" if public else "estimate.too_big", **sizes)
     found = {
-        "size": words(SIZE_TOLD[estimate.open_ended], size=words.size(estimate.file_bytes)),
+        "size": words(SIZE_KEYS[estimate.open_ended], size=words.size(estimate.file_bytes)),
         "smaller": words.smaller(estimate.baseline_file_bytes, estimate.file_bytes),
         "more": more,
         "too_big": too_big,
@@ -177,8 +177,8 @@ def estimate_line(words: Words, estimate, stored: bool, public: bool) -> str:
 
 
 def _cut(words: Words, cut) -> list[str]:
-    """How many heads and channels will be left, and between which stops of the knob as many heads go."""
-    told = words(
+    """Sentences on the heads and channels that will be left, and on the knob's stops with the same heads."""
+    left = words(
         "estimate.cut" if cut.alike else "estimate.cut.mean",
         heads=cut.before.heads,
         heads_left=cut.after.heads,
@@ -191,8 +191,8 @@ def _cut(words: Words, cut) -> list[str]:
     )
     low, high = cut.same
     if low == high:
-        return [told]
-    return [told, words("estimate.cut.same", low=words.share(low), high=words.share(high))]
+        return [left]
+    return [left, words("estimate.cut.same", low=words.share(low), high=words.share(high))]
 
 
 def error_card(words: Words, error: dict, run_id: str = "", act: str | None = None) -> str:
@@ -250,7 +250,7 @@ def run_card(
         run = {
             "id": result.id,
             "facts": _facts(words, result, here),
-            "verdict": _told(words, result, relatives or {}),
+            "verdict": _takeaways(words, result, relatives or {}),
             "judged": words.judged(result, (relatives or {}).get("control")),
             "lines": _lines(words, result, here),
             "dominated": dominated and not spec.is_original,
@@ -304,28 +304,28 @@ def _facts(words: Words, result: Result, here: bool) -> list[dict]:
 REPEATS = 0.1  # a model that repeats this much more of its text than the original is said to
 
 
-def _told(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> list[str]:
+def _takeaways(words: Words, result: Result, relatives: Mapping[str, Result | None]) -> list[str]:
     """What a reader should take away: whether the method helped, and whether the model repeats itself.
 
-    A method is judged by its own measure beside its control. One without a measure is judged by perplexity,
-    and a training that only repairs beside the run without it.
+    A method with a measure of its own is compared by it with its control. Any other method is compared by
+    perplexity; a training that only repairs is compared with the run without the training.
     """
-    told, control, m = [], relatives.get("control"), result.metrics
+    sentences, control, m = [], relatives.get("control"), result.metrics
     for measure in judging.of(result):
         found = judging.within(measure, [result])
         if found is None and control is not None:
             found = judging.beside(measure, [result], [control])
         if found is not None:
-            told.append(words.helped(found, measure=measure))
+            sentences.append(words.helped(found, measure=measure))
     off = any(method.control for method, _ in result.spec.trainings)
     other = control if off else relatives.get("without")
-    if not told and other is not None and (beside := _beside(result, other)):
+    if not sentences and other is not None and (beside := _beside(result, other)):
         broken = both_broken(*(r.metrics.get("perplexity", 0.0) for r in (result, other)))
-        told.append(words("card.verdict.broken") if broken else words.helped(beside, training=not off))
+        sentences.append(words("card.verdict.broken") if broken else words.helped(beside, training=not off))
     own, before = m.get("repeat_rate"), m.get("baseline_repeat_rate")
     if own is not None and before is not None and own - before >= REPEATS:
-        told.append(words("card.repeats", own=words.share(own), original=words.share(before)))
-    return told
+        sentences.append(words("card.repeats", own=words.share(own), original=words.share(before)))
+    return sentences
 
 
 def _beside(result: Result, other: Result) -> Difference | None:
@@ -385,9 +385,9 @@ def _storage(words: Words, result: Result) -> list[str]:
 
 
 def _against_limits(words: Words, timing: dict) -> str:
-    """How near a step is to the limit that memory sets.
+    """How near a decode step is to the limit that the memory's bandwidth sets.
 
-    Beside it, what the original takes by the same route and by transformers.
+    The times of the original, by the same kernels and by transformers, stand beside it.
     """
     share, parts = timing.get("limit", {}).get("share_of_read_bandwidth"), []
     if share is not None:
@@ -563,10 +563,10 @@ def runs_table(rows: Iterable[Row], words: Words, processor: str, threads: int) 
 
 def _run(words: Words, row: Row, here: tuple[str, int]) -> dict:
     name, notes = words.run(row), plots.noteworthy(row)
-    told = [told for step in row["recipe"] for told in words.settings(*step)]
+    parts = [part for step in row["recipe"] for part in words.settings(*step)]
     if row.get("title"):
-        told.insert(0, words.run({**row, "title": ""}))
-    settings = words("comma").join(told)
+        parts.insert(0, words.run({**row, "title": ""}))
+    settings = words("comma").join(parts)
     timed_here = (row.get("host"), row.get("threads")) == here
     return {
         "id": row["id"],

@@ -1,4 +1,4 @@
-"""What stands before the web server: it decides who may ask, for which paths, how much and how often.
+"""Stands before the web server, and decides who may ask, for which paths, how much and how often.
 
     gate = Gate(server, Rules(functions={(3, "ask_front")}, event=0, files=("/data/downloads/",),
                               hosts=frozenset({"localhost"})))

@@ -40,7 +40,7 @@ def page(drawing: Drawing, title: str, style: str) -> str:
             y=[m.y for m in members],
             mode="markers",
             name=words(f"family.{family}"),
-            hovertext=[_told(m) for m in members],
+            hovertext=[_hover(m) for m in members],
             hoverinfo="text",
             marker={
                 "size": [14 if m.best else 10 for m in members],
@@ -60,7 +60,7 @@ def page(drawing: Drawing, title: str, style: str) -> str:
     return figure.to_html(include_plotlyjs=True, full_html=True, config={"displaylogo": False})
 
 
-def _told(mark: Mark) -> str:
+def _hover(mark: Mark) -> str:
     """What is said of a point, as Plotly's markup: text that a visitor wrote stays text."""
     return "<br>".join(str(escape(line)) for line in mark.lines)
 

@@ -1,4 +1,4 @@
-"""What a person does with runs that exist: name them, see what they take on the disk, write all of them out.
+"""Manages finished runs: names them, tells how much disk they take, writes all of them into a file.
 
 All of it is for the runs of one's own machine. On a public page visitors share one store, and `Page` refuses.
 """

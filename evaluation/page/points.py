@@ -1,4 +1,4 @@
-"""What is stored beside the runs, under their ids.
+"""Reads facts that are stored beside the runs, under their ids.
 
 assets/points.json names the runs that the first screen opens with (declared in evaluation/benches/points.py),
 assets/speeds.json has the decode rates of the stored bench, and assets/exports.json has the formats of other

@@ -56,8 +56,8 @@ NAMED = (
 )
 # prefixes of strings that come with a method, a metric or a tab, and may wait for their translation
 MAY_WAIT = ("method.", "param.", "value.", "metric.", "app.tab.", "tab.")
-# prefixes of strings that only the server uses, and those of its errors that the scripts tell too
-TOLD = (
+# prefixes of strings that only the server uses; LINKS are strings of its errors that the scripts use too
+SERVER_ONLY = (
     "note.",
     "stage.",
     "unit.",
@@ -93,8 +93,8 @@ def table(language: str) -> dict[str, str]:
 
 
 def shown(language: str) -> dict[str, str]:
-    """The strings that the page's scripts need; the server alone tells the others, inside its answers."""
-    return {k: v for k, v in table(language).items() if k.startswith(LINKS) or not k.startswith(TOLD)}
+    """The strings that the page's scripts need. All others reach the page inside the server's answers."""
+    return {k: v for k, v in table(language).items() if k.startswith(LINKS) or not k.startswith(SERVER_ONLY)}
 
 
 def strings(language: str) -> dict[str, str]:
@@ -261,9 +261,9 @@ class Words:
         return f"{'×' if ratio > 1 else '÷'} {digits(max(ratio, 1 / ratio), 2)}"
 
     def judged(self, result: Result, control: Result | None = None) -> list[list[str]]:
-        """By what a run's method optimises, sentences for each measure: figure, control, chance level.
+        """Sentences on each quantity that a run's method optimises: figure, control, chance level.
 
-        The control was trained in the same run, or is the run `control`, if that was asked the same.
+        The control was trained in the same run, or is the run `control` if it got the same questions.
         """
         out = []
         for measure, one in judging.of(result).items():

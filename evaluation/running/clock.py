@@ -1,8 +1,8 @@
 """How long a run will still take.
 
-It takes the estimate's seconds for each stage. The stage that goes on is corrected by how far it is, those to
-come by how fast this run has been so far. So a machine that is busy shows in the first stage that computes.
-Downloading and building the kernels say nothing of that speed.
+It begins with the estimate's seconds for each stage. The current stage is corrected by its progress, and the
+later stages by the run's speed so far. So a busy machine shows in the first stage that computes. Downloading
+and building the kernels don't count for this speed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NOT_COMPUTED = ("load", "kernels")  # stages whose time follows from the network
 KERNELS_SECONDS = 60.0  # that building the C kernels takes, once on a machine
 # seconds that a run must compute before its own speed counts as much as the estimate's
 TRUSTED_SECONDS = 5.0
-STALLED = 0.2  # of the time without news is expected to pass once more before there is any
+STALLED = 0.2  # without news for some time, the next news is expected after this share of that time
 
 
 def still(left: float, quiet: float) -> float:

@@ -1,6 +1,6 @@
-"""Why a process ended, in words for the visitor: out of memory, a full disk, a missing instruction.
+"""Says why a process ended, in words for the visitor: out of memory, a full disk, a missing instruction.
 
-`of_exit` speaks for a worker that left no result, `describe` for an exception inside a run. Both give
+`of_exit` is for a worker that left no result, `describe` for an exception inside a run. Both give
 {"code", "message", "facts"}; the words for these codes stand in assets/i18n. A full disk can kill a process
 without an exception, if a file that is mapped into memory finds no room.
 """

@@ -1,4 +1,4 @@
-"""What a run will cost, before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
+"""Estimates a run before anything is loaded: bytes, bits, peak memory, seconds, and whether it fits.
 
 Sizes come from each method's `cost` over the shapes of the model's linears. Seconds come from this machine's
 speed (`host.profile`) and the operations of each stage. A size is good to a few percent, a time to a factor
@@ -33,7 +33,7 @@ from evaluation import host as machine
 from evaluation.spec import RunSpec
 
 PROCESS_BYTES = 450_000_000  # memory of Python with torch and transformers, before a model is loaded
-# forward passes over the calibration tokens, by what a method's inputs are taken from
+# forward passes over the calibration tokens, by a method's stream
 PASSES = {"original": 1.0, "block": 2.0, "compressed": 1.2, "both": 3.0}
 EFFICIENCY = 0.75  # the share of the measured matrix product's speed that a forward pass reaches
 GENERATED_STEPS = 48  # decode steps of the text check, four texts at once
@@ -44,14 +44,14 @@ PACKING_BYTES_PER_SECOND = 4e8  # speed of bringing matrices into the kernels' t
 
 @dataclass(frozen=True)
 class Cut:
-    """What a recipe does to the heads and channels of the blocks that it cuts, known before the run."""
+    """A block's sizes before and after a recipe that cuts heads and channels, known before the run."""
 
     before: LayerGeometry  # sizes of the first block that is cut
     after: LayerGeometry
-    blocks: int  # how many are cut
-    of: int
-    alike: bool  # whether every block ends with these sizes; otherwise they are the mean
-    same: tuple[float, float]  # the main knob's stops between which as many heads go
+    blocks: int  # how many blocks are cut
+    of: int  # of how many
+    alike: bool  # whether all cut blocks end with the sizes `after`; otherwise these are the mean
+    same: tuple[float, float]  # between these two stops of the main knob, the same number of heads goes
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Estimate:
     peak_bytes: int
     seconds: float
     fits: bool
-    open_ended: bool = False  # whether only calibration tells how much is stored beside these bytes
+    open_ended: bool = False  # whether more is stored beside these bytes; only calibration tells how much
     reason: str = ""  # why it doesn't fit, as a code; "" if it fits
     available_bytes: int = 0
     # bytes of a quantized key-value cache; 0 if the cache holds the type that the model computes in
@@ -138,9 +138,10 @@ class _Sizes:
 
 
 def _states(spec: RunSpec, geometry: Geometry, wide: int) -> int:
-    """Bytes of what a calibration keeps.
+    """Bytes that a calibration keeps in memory.
 
-    That is the current block's input, its attention's output, and its linears' outputs while there is room.
+    They are the current block's input, its attention's output, and its linears' outputs as far as there is
+    room.
     """
     with importing:
         from compression.inputs import ROOM
@@ -181,7 +182,7 @@ def estimate(spec: RunSpec) -> Estimate:
     # both are in memory while they are timed: the original's 16-bit tiles and the compressed model
     beside = 2 * sizes.matrices + sizes.file
     states = _states(spec, geometry, wide)
-    # memory that methods hold which work on the whole model at once
+    # memory of methods that work on the whole model at once
     held = (
         sum(count * peak for count, _, _, _, peak in sizes.costs)
         + tables * _trained_table(spec, geometry).peak_bytes
@@ -212,7 +213,7 @@ def estimate(spec: RunSpec) -> Estimate:
 
 
 def cut_of(spec: RunSpec, geometry: Geometry) -> Cut | None:
-    """What the first step that cuts heads and channels out of blocks does to them."""
+    """The cut of the first step that removes heads and channels from blocks; None if no step does."""
     for method, params in spec.methods:
         if isinstance(method, StudentMethod):
             return None
@@ -248,9 +249,9 @@ def _cut(method: Method, params: Params, before: Geometry, after: Geometry, chan
 
 
 def stored(spec: RunSpec, geometry: Geometry) -> tuple[int, float, Geometry]:
-    """What a recipe stores of a model of these sizes, whatever its name.
+    """What a recipe stores of any model of these sizes.
 
-    (bytes of the file, bits per weight of the original's linears, the model's sizes after the recipe).
+    Gives (bytes of the file, bits per weight of the original's linears, the model's sizes after the recipe).
     """
     after = _after(spec, geometry)
     sizes = _sizes(spec, geometry, after)
@@ -282,10 +283,11 @@ def _trained_table(spec: RunSpec, geometry: Geometry) -> Cost:
 def _cost(
     spec: RunSpec, role: str, shape: tuple[int, int], then: tuple[int, int]
 ) -> tuple[float, int, float, int]:
-    """What a chain of steps costs on one matrix.
+    """The cost of a chain of steps on one matrix of a shape.
 
-    (stored bytes, peak bytes, operations, bytes held for the whole model at once). A step may cut the matrix
-    down to the shape `then`. Pruning shares and bit widths multiply.
+    It is (stored bytes, peak bytes, operations, bytes held while a method works on the whole model). A step
+    may cut the matrix down to the shape `then`. If one step prunes and a later step rounds the kept weights,
+    the share and the width multiply: half of the weights in 4 bits take 2 bits a weight, and the mask.
     """
     out, n = shape
     size, peak, flops, held = 2.0 * out * n, 0, 0.0, 0
@@ -303,9 +305,8 @@ def _cost(
                 size = 2.0 * out * n
                 if not size:  # its block is gone, so later steps never see it
                     break
-            elif method.stores and not (
-                method.inherits and before.keys() >= set(method.inherits)
-            ):  # else it keeps what is stored
+            # a method that inherits an earlier step's codes leaves the stored bytes as they are
+            elif method.stores and not (method.inherits and before.keys() >= set(method.inherits)):
                 size = cost.bytes
             elif isinstance(method, TrainingMethod) and method.adds and method.adds(params, spec.methods[:i]):
                 size += cost.bytes
@@ -317,9 +318,10 @@ def _cost(
             cost = method.cost_of(shape, params, spec.calibration_tokens, role)
         before = handed_on(params)
         peak, flops = max(peak, cost.peak_bytes), flops + cost.flops
-        # this step removes places; the values at the other places may be codes already
+        # a pruning step; its own cost counts the mask, and the kept values in 16 bits or as codes (SparseGPT)
         if linear and method.kept_share:
             kept, size = method.kept_share(params), cost.bytes
+        # an earlier step pruned, and this one rounds: a mask, codes of the kept weights alone, and the grid
         elif linear and kept < 1.0 and method.rounds_what_stays:
             size = (
                 out * -(-n // 8) + kept * out * n * params.bits / 8 + cost.bytes - out * n * params.bits / 8

@@ -1,4 +1,4 @@
-"""Whether a stored answer still answers its own request.
+"""Says whether a stored answer still answers its own request.
 
 A request names a model and texts by their paths or names, and the files there may have changed since. A run
 compares contents itself (RunSpec.key). This is the quick look beforehand: it reads only files' dates, configs

@@ -1,4 +1,4 @@
-"""Whether a stored answer is still the answer of this program.
+"""Says whether a stored answer is still the answer of this program.
 
 `code()` names the program (evaluation/program.py). An answer that the same program gave holds. An answer of
 another program holds if its witness is the same today (witness.py); taking one lasts a second or two. That is
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def known(result: Result, store: Store) -> bool | None:
-    """Whether an answer still holds; None if nobody has found out yet."""
+    """Whether an answer still holds; None if it hasn't been checked yet."""
     if result.code == code():
         return True
     if not result.witness:
@@ -40,7 +40,7 @@ def known(result: Result, store: Store) -> bool | None:
 
 
 def holds(result: Result, store: Store) -> bool:
-    """Whether an answer still holds. If nobody knows, its witness is taken and the verdict remembered."""
+    """Whether an answer still holds. If it hasn't been checked, take its witness and remember the verdict."""
     from evaluation.running import witness
 
     found = known(result, store)
@@ -51,7 +51,7 @@ def holds(result: Result, store: Store) -> bool:
 
 
 def unjudged(store: Store) -> list[Result]:
-    """The home's answers that another program gave and that nobody has judged."""
+    """The home's answers that another program gave and that haven't been checked."""
     return [r for r in store.own() if r.status == "ok" and known(r, store) is None]
 
 

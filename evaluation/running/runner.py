@@ -262,7 +262,7 @@ class Runner:
                 result = self._take(job, event) or result
         finally:
             job.running.end()
-        self._settle(job, result)
+        self._conclude(job, result)
 
     @staticmethod
     def _take(job: Job, event: dict) -> Result | None:
@@ -271,8 +271,8 @@ class Runner:
             job.event, job.said = event, time.monotonic()
         return Result.parse(event["result"]) if "result" in event else None
 
-    def _settle(self, job: Job, result: Result | None) -> None:
-        """A run has ended: by its result, by the visitor, or by the death of its process."""
+    def _conclude(self, job: Job, result: Result | None) -> None:
+        """Finish a job whose run has ended: by its result, by the visitor, or by the death of its process."""
         with self._lock:
             if result is not None and not job.stopped:
                 stored = self.store.get_id(job.id)

@@ -120,7 +120,7 @@ class Original:
 
 @dataclass
 class Found:
-    """What is known of the compressed model. Every stage after compressing adds to it."""
+    """What the stages have found out about the compressed model. Every stage after compressing adds to it."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     series: dict[str, list] = field(default_factory=dict)

@@ -1,16 +1,16 @@
 """Whether today's code still gives a stored result's numbers: it runs the recipe again on a tiny model.
 
 A *witness* is a few dozen numbers of a recipe that was run on a small model with weights from a seed: the
-losses that measuring finds, the error and size of every matrix, the course of every training, what a method
-is judged by. A result carries the witness that the code gave when the result was measured. The result is
-fresh as long as today's code gives the same witness. So moving a file, renaming a function or writing a
+losses of its measurement, the error and size of every matrix, the course of every training, and the values
+that judge a method. A result carries the witness that the code gave when the result was measured. The result
+is fresh as long as today's code gives the same witness. So moving a file, renaming a function or writing a
 comment changes nothing. Another damping, grid, schedule or sum is noticed, wherever in the code it stands.
 
-Two processors round float32 sums in different ways, and a weight that lies between two codes may get the
-other one. How much that changes a number is measured together with the witness: the small model is run again
-with weights that differ in their last digits (`NUDGES`). The tolerance is `ROOM` times the largest change
-that was seen, and never below `LEAST`. If only a few numbers lie beyond it, nudges are tried on this
-processor too: a choice that stands on the edge falls to the stored side in some of them.
+Two processors round float32 sums in different ways, and a weight halfway between two codes may get either
+code. How much this changes a number is measured together with the witness: the small model is run again with
+weights that differ in their last digits (`NUDGES`). The tolerance is `ROOM` times the largest change, and
+never below `LEAST`. If only a few numbers lie beyond it, nudges are tried on this processor too. If a choice
+depends on last digits, some of these nudges give the stored choice.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def _baseline(
 
 
 def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What measuring found, without counts of whole tokens, which jump, and errors of estimates."""
+    """The measured figures, without standard errors and without counts of whole tokens, which jump."""
     names = ("kl_divergence_mean", "short_context_kl_divergence_mean")
     return {"loss": math.log(metrics["perplexity"])} | {
         name: metrics[name] for name in names if name in metrics
@@ -336,9 +336,9 @@ def _courses(series: Mapping[str, list]) -> dict[str, float]:
 
 @functools.cache
 def _loop() -> dict[str, float]:
-    """What the training loop makes of two numbers.
+    """Two numbers, trained by the training loop.
 
-    Their gradients are now far below, now far above the norm at which gradients are clipped.
+    Some of their gradients are far below the norm at which gradients are clipped, and some far above.
     """
     import torch
 

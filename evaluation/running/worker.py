@@ -67,7 +67,7 @@ class Worker(subprocess.Popen):
         self._write(json.dumps(request))
 
     def events(self) -> Iterator[dict]:
-        """What it prints, until it ends."""
+        """The events that the worker prints, until it ends."""
         try:
             for line in self.stdout:
                 yield json.loads(line)

@@ -13,11 +13,11 @@ step.c        whole decoder layers in one call
 team.c        the threads
 
 `library()` gives the loaded library or None. The first call begins to build it in the background; until it is
-ready, PyTorch serves, and the label says so. `wait()` waits for the build, and so whoever measures calls it.
-`status()` says in words what serves and why. Nothing is built at import.
+ready, PyTorch multiplies, and the label says so. `wait()` waits for the build; call it before you measure.
+`status()` says in words whether C or PyTorch multiplies, and why. Nothing is built at import.
 
-The cache's key is the source, the compiler and the processor's flags. A library that can't be built or
-loaded, or that fails its self-test, is never used. One that passed isn't tested again.
+Built libraries are cached by their source, the compiler and the processor's flags. A library that can't be
+built or loaded, or that fails its self-test, is never used. A library that passed isn't tested again.
 
 COMPRESSION_EXPLORER_KERNELS = pytorch switches the C kernels off; = avx512, avx2_vnni, avx2 or portable
 forces that path. $CFLAGS come after our flags.
@@ -80,8 +80,8 @@ def compiler() -> str | None:
     )
 
 
-def _told(*names: str) -> str:
-    """What the system says of the processor, under the first of these names that it has; "" if none."""
+def _system_entry(*names: str) -> str:
+    """The system's entry on the processor under the first of `names` that it has; "" if it has none."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
@@ -89,13 +89,13 @@ def _told(*names: str) -> str:
 
 def processor() -> str:
     """The processor's name, without anything that names the machine."""
-    return _told("model name") or platform.processor() or platform.machine()
+    return _system_entry("model name") or platform.processor() or platform.machine()
 
 
 @functools.cache
 def flags() -> frozenset[str]:
     """What the processor can do, as the system names it."""
-    return frozenset(_told("flags", "Features").split())
+    return frozenset(_system_entry("flags", "Features").split())
 
 
 def instructions() -> str:
@@ -204,7 +204,7 @@ def _loaded(file: Path) -> ctypes.CDLL | None:
 
 
 def is_built() -> bool:
-    """Whether nobody has to wait for a build: the library is on this disk, or can't or needn't be built."""
+    """Whether no build is outstanding: the library is on this disk, or it can't or needn't be built."""
     path = os.environ.get("COMPRESSION_EXPLORER_KERNELS", "").lower()
     program = compiler()
     if _library is not None or program is None or path not in FLAGS:
@@ -239,7 +239,7 @@ def build(file: Path, program: str, choices: tuple[tuple[str, ...], ...]) -> Non
 
     `choices` are sets of flags, tried in turn. Raises OSError if the compiler refuses all of them.
     """
-    with scratch(file.parent) as folder:  # two processes may build: each its own
+    with scratch(file.parent) as folder:  # another process may build at the same time, in its own folder
         for extra in choices:
             objects = [folder / f"{source.stem}.o" for source in SOURCES]
             options = [*COMMON, *extra, *os.environ.get("CFLAGS", "").split()]

@@ -62,7 +62,7 @@ typedef struct {
     int64_t stride;
 } mixture;
 
-/* Which part of a mixture is stored in halves; the other is in floats. */
+/* Which part of a mixture is stored as 16-bit halves; the other part is in floats. */
 enum { NO_HALVES, HALF_WEIGHTS, HALF_ROWS };
 
 /* Entries [b, b + width) of the sum: neighbours, whose additions don't wait for each other. */

@@ -45,9 +45,9 @@ INLINE reader open_tile(const plan *p, int64_t tile, const int kind, const int b
     return r;
 }
 
-/* Lines are asked for this many blocks before they are read. A processor can't run ahead of a mask by
-   itself, since where a block's kept values begin is known only when the masks before it have arrived. Nor
-   does it run far ahead elsewhere, since one block of codes fills much of its window. */
+/* Cache lines are prefetched this many blocks before they are read. With masks the processor can't read
+   ahead by itself: where a block's kept values begin is known only when the masks before it have arrived.
+   Without masks it doesn't read far ahead either, since one block of codes fills much of its window. */
 #define AHEAD 16
 
 /* Read the words of the next 32 columns. */
@@ -111,10 +111,10 @@ INLINE vi quad(reader *r, const int j, const int kind, const int bits)
     return q;
 }
 
-/* A half's bits, moved to where a float has them, are the value times 2^-112; that holds for subnormal
-   halves too. The move is three operations cheaper than the processor's own conversion. MASK_F16 and
-   TWO_F16 give their columns this way. x is multiplied by 2^100 before and the sum by 2^12 after, so that
-   neither leaves the range of floats. */
+/* If a half's bits are shifted to their places in a float, the float is the half's value times 2^-112, also
+   for subnormal halves. The shift is three operations cheaper than the processor's own conversion. MASK_F16
+   and TWO_F16 give their columns this way. To make up for 2^-112, x is multiplied by 2^100 before and the
+   sum by 2^12 after, so that neither leaves the range of floats. */
 #define HALF_BITS_UP 0x1p112f
 #define X_UP 0x1p100f
 #define SUM_UP 0x1p12f

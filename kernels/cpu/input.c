@@ -3,8 +3,8 @@
 #include "loops.h"
 #include "matrix.h"
 
-#define MATRIX_INT8 12 /* from this many tokens on, the matrix unit is the faster way for int8 codes */
-#define MATRIX_EXACT 3 /* and from this many on for exact activations */
+#define MATRIX_INT8 12 /* from this many tokens on, the matrix unit is faster for int8 codes */
+#define MATRIX_EXACT 3 /* from this many tokens on, it is faster for exact activations */
 
 int multiplies_integers(const plan *p)
 {
@@ -56,10 +56,10 @@ typedef struct {
     float *sums;   /* [ld / 16] */
 } line;
 
-/* int8 codes of the columns [from, to), which share a unit, and their sums. If `floats` are read as well,
-   x becomes what the codes are worth. A value that is not finite makes the unit NaN. Under a shifted rule
-   the codes are those of x - shift; the shift is returned, and it is a multiple of the unit, so that 0
-   stays exact. Beyond n columns codes are 0. */
+/* int8 codes of the columns [from, to), which share a unit, and their sums. If `floats`, x becomes the
+   values that the codes stand for. A value that is not finite makes the unit NaN. Under a shifted rule
+   x - shift is coded. The shift is returned; it is a multiple of the unit, so that 0 stays exact. Columns
+   beyond n have the code 0. */
 static float to_int8(const plan *p, const line l, int64_t from, int64_t to, int floats)
 {
     const int top_code = p->top, shifted = p->shifted;

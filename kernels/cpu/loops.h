@@ -1,6 +1,6 @@
-/* What the stages of a product hand to each other. input.c prepares the activations. token.c multiplies
-   one token straight from the stored bits. For many tokens panel.c decodes a tile's columns once and
-   multiplies them by up to TOKENS tokens; where the processor has a matrix unit, matrix.c multiplies the
+/* The types and functions that the stages of a product share. input.c prepares the activations. token.c
+   multiplies one token straight from the stored bits. For many tokens panel.c decodes a tile's columns once
+   and multiplies them by up to TOKENS tokens. If the processor has a matrix unit, matrix.c multiplies the
    decoded codes. product.c walks a matrix's tiles and chooses between these ways. formats.h decodes each
    format and lists the loops that are compiled for it. */
 
@@ -26,8 +26,8 @@ INLINE vf join_digits(const vi *d, const int digits)
 
 /* 16 rows of a tile times one token. */
 typedef vf one_token(const plan *p, int64_t tile, const input *in);
-/* The loop for exact activations, or for int8 codes. NULL: codes aren't multiplied, but what they stand
-   for is. */
+/* The loop for exact activations, or for int8 codes. NULL: this kind multiplies no codes; use the loop for
+   exact activations with the values that the codes stand for. */
 one_token *token_loop(const plan *p, int int8);
 /* Tables [columns / 16][2 or 4][4][16] of one token's codes q, digits `apart` from each other. */
 void make_tables(const int8_t *q, int64_t apart, int64_t columns, int digits, uint8_t *tables);

@@ -72,8 +72,8 @@ INLINE void add_piece(vf *acc, const product_of_piece d, const known k)
     }
 }
 
-/* sum += the job's blocks times its tokens. A piece's dots are written while those of the piece before are
-   added, since what has just been written can't be read at once. */
+/* sum += the job's blocks times its tokens. One piece's dots are written while the dots of the piece before
+   are added, because memory that has just been written can't be read at once. */
 INLINE void pieces_times(const job j, const uint8_t *codes, const float *scale, float *sum, const cut *c,
                          const known k)
 {
@@ -111,8 +111,9 @@ INLINE void pieces_times(const job j, const uint8_t *codes, const float *scale, 
     }
 }
 
-/* The codes are made signed first. If the zero point is a whole number and the difference is a byte, it is
-   subtracted; else half of the codes' range is. */
+/* The unit multiplies signed bytes, so the codes are made signed first. If all zero points are whole numbers
+   and every code less its zero point fits into a signed byte, the zero points are subtracted. Otherwise half
+   of the codes' range is subtracted. */
 void matrix_times(const job *at, uint8_t *codes, float *sum, const cut *c)
 {
     if (!matrix_ready()) return; /* so that none of this is compiled where there is no such unit */

@@ -1,5 +1,5 @@
-/* Many tokens: a panel of a tile's columns is decoded once, to floats or to codes, and multiplied by all
-   of them. */
+/* Multiplies many tokens: a panel of a tile's columns is decoded once, to floats or to codes, and multiplied
+   by all tokens. */
 
 #include "loops.h"
 
@@ -67,8 +67,8 @@ INLINE void decode_floats(cursor *c, int64_t blocks, float *panel, const int kin
     }
 }
 
-/* Codes, bytes [column / 4][16][4]. A removed weight's code is its zero point, which a masked kind must
-   ask for. */
+/* Codes, bytes [column / 4][16][4]. A removed weight's code is its zero point, so a masked kind looks up the
+   zero points here. */
 INLINE void decode_bytes(cursor *c, int64_t blocks, uint8_t *panel, const int kind, const int bits)
 {
     for (int64_t b = 0; b < blocks; b++, panel += 512) {

@@ -1,4 +1,4 @@
-/* What a stored matrix W [out, n] is to the kernels, and the inputs that it is multiplied by.
+/* The form in which the kernels get a stored matrix W [out, n], and the inputs that it is multiplied by.
 
    Rows stand in tiles of 16, one row in each lane. Columns stand in blocks of 32. A tile is one stream of
    bytes that one thread reads from its beginning to its end. Rows beyond `out` and columns beyond `n` hold
@@ -56,7 +56,7 @@
      BY_ENTRIES   the weights are codes that stand for floats: under a rule they are multiplied as integers,
                   without one as floats
      BY_PARTS     the products of `first` and `second` are combined
-     BY_ADDING    there are few weights, and their products are added to what is there
+     BY_ADDING    there are few weights, and their products are added to y
      BY_CHAINS    the rows are rebuilt first, then multiplied */
 #define KINDS(KIND) \
     KIND(F32, BY_FLOATS) KIND(F16, BY_FLOATS) KIND(BF16, BY_FLOATS) \
@@ -77,12 +77,12 @@ struct plan {
     int64_t out, n;
     int64_t groups, group; /* group: how many columns share a scale, a multiple of 16 */
     /* How activations are rounded. rule 0: they are not. Else they become int8 codes, and `rule` columns (a
-       multiple of 32) share a unit: the difference that one step of their codes makes. top: the largest
-       code. fixed: the unit of every token; 0: each unit follows from the largest of its activations.
+       multiple of 32) share a unit: an activation is its code times the unit. top: the largest code. fixed:
+       one unit for all tokens; 0: each unit follows from the largest activation in its columns.
        shifted: codes run from a token's least activation to its largest; else from -top to top, symmetric
-       about zero. threshold: activations of that size or larger stay as they are; 0: all are rounded. Among
-       codes only INT of 8 bits takes a shifted rule or a threshold. Under a shifted rule, `offset` is the
-       sum of each row of W, float [tile][16]. */
+       about zero. threshold: activations of this size or larger stay as they are; 0: all are rounded. Among
+       the kinds whose weights are codes, only INT of 8 bits takes a shifted rule or a threshold. Under a
+       shifted rule, `offset` is the sum of each row of W, float [tile][16]. */
     int64_t rule;
     int32_t kind, bits, top, grids;
     int32_t shifted;
@@ -101,8 +101,8 @@ INLINE int multiplied(const plan *p)
 INLINE int64_t blocks_of(const plan *p) { return (p->n + 31) / 32; }
 INLINE int64_t tiles_of(const plan *p) { return (p->out + 15) / 16; }
 
-/* Columns of a prepared input: whole lines of 64 int8 codes. Their number is odd, so that tokens don't
-   fall into the same places of the cache. */
+/* Columns of a prepared input: whole cache lines of 64 int8 codes. The number of lines is odd, so that
+   different tokens don't fall into the same sets of the cache. */
 INLINE int64_t width_of(int64_t n) { return 64 * ((n + 63) / 64 | 1); }
 
 /* Activations as they come: x [m][ld], each multiplied by its column's scale [n] if there is one. */

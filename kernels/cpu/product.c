@@ -16,8 +16,8 @@
 
 /* ---- tiles ---- */
 
-/* sum + what a token's codes leave out: its shift times the sum of each row, and each activation that a
-   threshold keeps apart times its column. For INT weights of 8 bits. */
+/* `sum` plus the parts of the product that the token's codes leave out: its shift times the sum of each row,
+   and each activation that a threshold keeps apart times its column. For INT weights of 8 bits. */
 static vf with_rest(const plan *p, int64_t tile, const input *in, int64_t token, vf sum)
 {
     const float *row_sums = (const float *)p->offset + 16 * tile;
@@ -137,8 +137,8 @@ static void tokens_times_tiles(member *me, const plan *p, const input *in, float
 
 /* ---- other kinds ---- */
 
-/* From four tokens on, sixteen are multiplied at a time, one in each lane. Their activations are transposed
-   once to [column][16]. */
+/* Up to three tokens are multiplied one by one. More are multiplied sixteen at a time, one token in each
+   lane, after their activations were transposed to [column][16]. */
 static void add_outliers(member *me, const plan *p, const input *in, float *y, int64_t ld)
 {
     const uint16_t *values = p->values, *columns = p->mask;

@@ -1,10 +1,10 @@
-/* Whole decoder layers in one call: m tokens of one or several sequences go in, the logits of those that
-   are wanted come out, and the key-value cache grows. A call of one token is a decode step, a call of many
+/* Runs whole decoder layers in one call. m tokens of one or several sequences go in, the logits of the wanted
+   tokens come out, and the key-value cache grows. A call of one token is a decode step, a call of many tokens
    is a prefill.
 
    Llama, Qwen2, Qwen3, OPT, GPT-2 and GPT-NeoX differ in the norms, the positions (rotary or learned), the
-   activation, and in whether attention and feed-forward stand one after the other or side by side. Every
-   linear has the format it has.
+   activation, and in whether attention and feed-forward run one after the other or side by side. Each linear
+   may have a format of its own.
 
    keys    [sequence][kv head][position / 16][head size][16]    16 scores at once, without a sum over lanes
    values  [sequence][kv head][position][head size]             head size rounded up to 16 with zeros
@@ -14,8 +14,9 @@
    4 bits, two neighbours of a head share a byte, the first in the low half, and the head size is rounded up
    to 32. Codes become floats in registers; a position's scale multiplies its score, or its share of the sum.
 
-   All members run the same code. A barrier stands wherever one reads what another has written. A single
-   token's norm and int8 codes are made by every member for itself, which costs less than waiting. */
+   All members (threads) run the same code. A barrier stands wherever a member reads memory that another one
+   has written. For a single token every member makes the norm and the int8 codes for itself, which costs less
+   than waiting. */
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -166,7 +167,7 @@ static void ready(work *w, input *in, const linear *l, const unready *from)
     if (!alone) wait_for_all(&w->me);
 }
 
-/* Whether one prepared input serves both. */
+/* Whether both linears can use one prepared input. */
 static int alike(const linear *a, const linear *b)
 {
     const plan *p = a->w, *q = b->w;
@@ -254,8 +255,8 @@ static void turn(const work *w, const float *x, float *y, const norm *head_norm,
     }
 }
 
-/* x [n] as codes of so many bits, symmetric about zero: signed bytes, or two neighbours a byte (n is
-   even), each plus 8. Returns their scale, half. A code and the next of one row stand `stride` bytes
+/* x [n] as codes of `bits` bits, symmetric about zero: signed bytes, or two neighbours a byte (n is even),
+   each plus 8. Returns their scale, half. Neighbouring codes, or bytes of two codes, stand `stride` bytes
    apart. */
 uint16_t cache_encode(const float *x, int64_t n, int bits, uint8_t *codes, int64_t stride)
 {
@@ -299,13 +300,13 @@ INLINE void put(float *out, int j, vf sums, const int bits)
     for (int k = 0; k < 16; k++) out[32 * (j / 2) + 2 * k + j % 2] = apart[k];
 }
 
-/* What attention reads of one head of one sequence. */
+/* The cached keys and values of one head of one sequence. */
 typedef struct {
     const void *keys, *values;
     const uint16_t *key_scales, *value_scales;
 } past;
 
-/* What is asked of it by neighbouring tokens, whose q [token][size] are scaled already. */
+/* The queries of neighbouring tokens to this cache. Their q [token][size] are scaled already. */
 typedef struct {
     const float *q;
     int64_t count; /* positions that the last of the tokens looks at */

@@ -5,9 +5,9 @@
 
        y = sum_b unit_b scale_g (sum_i q_i k_i - zero_g sum_i k_i)
 
-   Exact activations go the same way as three digits to base 256. They then have 24 bits below the largest
-   of 64 neighbours. That is no less than a float32 sum keeps, and it is cheaper than turning every code
-   into a float. Weights that are floats are multiplied as floats. */
+   Exact activations are multiplied in the same way, as three digits to base 256. They then have 24 bits,
+   counted from the largest of 64 neighbours. This is no less than a float32 sum keeps, and it is cheaper
+   than turning every code into a float. Weights that are floats are multiplied as floats. */
 
 #include "loops.h"
 

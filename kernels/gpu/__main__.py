@@ -1,5 +1,6 @@
 """`python -m kernels.gpu [--json] [--turns]`: compile every variant for each generation of cards, and print a
-table. With --turns each variant is compiled for one of them, by turns, so that each kernel is for all.
+table. With --turns each variant is compiled for one generation only, the next variant for the next
+generation. So each kernel, which has several variants, is still compiled for all generations.
 
 A row is a kernel on a target: registers a thread, bytes spilled to memory, shared memory, and the tensor core
 instruction that it uses. Triton brings NVIDIA's assembler and disassembler; no graphics card is needed.
@@ -82,7 +83,7 @@ def row(name: str, variant: Variant, target: int) -> dict:
 
 
 def pairs(turns: bool) -> list[tuple[str, Variant, int]]:
-    """(name, variant, target) of what is compiled."""
+    """(name, variant, target) of everything that is compiled."""
     if not turns:
         return [(name, variant, target) for name, variant in variants() for target in TARGETS]
     kernels: dict[str, list[tuple[str, Variant]]] = {}

@@ -19,8 +19,8 @@ Few tokens have two kernels.
 The paper has MU = 8 and keeps its tables in shared memory, one for each byte. Triton leaves no choice of the
 memory: it keeps a table in the registers of a warp and reads it from the other threads by shuffles. A table
 of 16 sums (MU = 4) for 16 rows takes one shuffle for each look-up. A table of 256 takes eight, which are as
-many operations as adding eight inputs. Which way is faster, a card must say (kernels/bench_gpu.py times all
-three). Until one has, `few` serves.
+many operations as adding eight inputs. Which way is faster must be measured on a card (kernels/bench_gpu.py
+times all three). As long as nobody has measured it, `few` is used.
 
 For many tokens a tile of W is decoded to x's dtype and multiplied on the tensor cores.
 """

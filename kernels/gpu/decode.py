@@ -1,4 +1,4 @@
-"""What the Triton kernels share: reading packed codes (kernels/bits.py), and the sizes of tiles.
+"""Code that the Triton kernels share: reading packed codes (kernels/bits.py), and the sizes of tiles.
 
 Eight codes of b bits fill b whole bytes. So a row is a sequence of words of 8 codes, and no code crosses a
 word. A word of 2, 4 or 8 bytes is read as one integer (`as_words`; rows are whole words, so it is aligned);

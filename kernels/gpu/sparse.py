@@ -2,9 +2,8 @@
 
 The values are float16, or integer codes of a grid.
 
-bitmask   kept uint8 [out, ceil(in/8)]: bit i % 8 of byte i // 8 is set where W[o, i] is kept. The values
-follow
-          row by row; starts int32 [out + 1] says where each row's values begin.
+bitmask   kept uint8 [out, ceil(in/8)]: bit i % 8 of byte i // 8 is set where W[o, i] is kept. The values are
+          stored row by row; starts int32 [out + 1] says where each row's values begin.
 two_four  of every 4 inputs 2 are kept: values [out, in/2], and positions uint8 [out, row_bytes(in/2, 2)] of 2
           bits each (kernels/bits.py). `in` is a multiple of 4.
 

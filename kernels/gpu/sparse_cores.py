@@ -1,12 +1,13 @@
 """Multiplies many tokens by 2:4 weights on a card's sparse tensor cores, by PyTorch's cuSPARSELt.
 
 cuSPARSELt wants the weights in a layout of its own, 9 bits a weight beside the 9 that are stored. No second
-copy is kept. A block of rows is brought into that layout when it is needed; this costs about 3 bytes of
-memory traffic a weight, and saves up to half of the tensor cores' work. By their data sheets the two are even
-at about 500 tokens on an A100, and at 700 on an H100; from `MANY` tokens on the sparse cores are used.
+copy is kept. A block of rows is brought into this layout when it is needed; this costs about 3 bytes of
+memory traffic a weight, and saves up to half of the tensor cores' work. By the cards' data sheets cost and
+saving are equal at about 500 tokens on an A100, and at 700 on an H100. From `MANY` tokens on the sparse cores
+are used.
 
-Before it is used, a card, library and type must multiply a small matrix right. If they don't, PyTorch's dense
-product of the same blocks serves.
+Before the sparse cores are used, a small matrix is multiplied with the same card, library and type. If the
+result is wrong, PyTorch's dense product of the same blocks is used.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def product(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def label() -> str:
-    """What a kernel's label says of the sparse cores; "" where they aren't used."""
+    """What a kernel's label says about the sparse cores; "" if they aren't used."""
     used = torch.cuda.is_available() and not why_not(
         torch.device("cuda", torch.cuda.current_device()), torch.float16
     )

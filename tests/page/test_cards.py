@@ -28,7 +28,7 @@ def result(spec, losses, judged=(), **metrics):
 
 
 def told(spec, losses, judged=(), relatives=None, **metrics):
-    return cards._told(WORDS, result(spec, losses, judged, **metrics), relatives or {})
+    return cards._takeaways(WORDS, result(spec, losses, judged, **metrics), relatives or {})
 
 
 LOW, HIGH = [3.0, 3.1, 2.9, 3.0], [3.24, 3.32, 3.13, 3.23]  # 0.23 nats apart: exp(0.23) = 1.26

@@ -73,7 +73,7 @@ def lost(weight: Tensor, new: Tensor, gram: Tensor) -> Tensor:
 
 
 def cut(weight: Tensor, gram: Tensor, pattern: str = "unstructured") -> dict[str, Tensor]:
-    """What each method leaves of the rows of weight [rows, in], each row by itself."""
+    """The rows of weight [rows, in] after each method's cut, each row by itself."""
     norms = loud(weight, Stats(tokens=1, sum_sq=gram.diagonal()))
     params = SparsegptParams(sparsity=0.5, pattern=pattern)
 

@@ -1,9 +1,9 @@
 """Bits where they count: three parts of the model, three widths each, and a budget of bytes.
 
-All 27 choices are measured: KL(original || rounded) on the first tokens of the calibration text, with the
-part's matrices rounded to nearest in groups of 64. Nothing is fitted and nothing is added up, so that the
-best choice in the table is the best there is. Measuring takes some 200 seconds of one core. So the table
-stays as it is while two of its choices, measured again, still come out as they are stored.
+All 27 choices are measured: KL(original || rounded) on the first tokens of the calibration text, with each
+part's matrices rounded to nearest in groups of 64. No value is fitted or added up from others, so the best
+choice in the table is really the best. Measuring takes some 200 seconds of one core. So a stored table is
+kept as long as two of its choices, measured again, give the stored values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from evaluation.learning.lesson import DATA, Lesson, Real, attempt, claim
 from evaluation.measuring.divergence import kl_divergence
 from evaluation.spec import BUILTIN_TEXT
 
-PARTS = ("last", "attention", "feed_forward")  # the last block; what the other blocks have of each kind
+PARTS = ("last", "attention", "feed_forward")  # the last block; the two kinds of parts of all other blocks
 WIDTHS = (3, 4, 8)
 CHOICES = tuple(itertools.product(WIDTHS, repeat=len(PARTS)))
 TOKENS, WINDOW = 1_024, 256
@@ -193,7 +193,7 @@ def agrees(real: Real, table: Mapping[tuple[int, ...], float]) -> bool:
 
 
 def _sum(table: Mapping[tuple[int, ...], float], choice: tuple[int, ...]) -> float:
-    """What the parts lose one by one, added up: each in its width, the others in the largest."""
+    """The divergences of each part alone, added up: the part in its width, the others in the largest."""
     least = (WIDTHS[-1],) * len(PARTS)
     alone = [(*least[:i], bits, *least[i + 1 :]) for i, bits in enumerate(choice)]
     return sum(table[one] - table[least] for one in alone) + table[least]
@@ -209,7 +209,7 @@ def best_of(table: Mapping[tuple[int, ...], float], sizes: list[list[int]], budg
 
 
 def check(data: dict) -> None:
-    """A mix beats what a larger file gives, and the last block is worth more bits than its size suggests."""
+    """A mix beats a larger file, and the last block is worth more bits than its size suggests."""
     table = dict(zip(CHOICES, data["kl"], strict=True))
     best = best_of(table, data["bytes"], data["budget"])
     claim(table[best] == data["question"]["answer"], "the answer isn't the best choice in the table")

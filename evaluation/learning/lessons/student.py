@@ -1,8 +1,9 @@
-"""What a student learns: a teacher with two hills, a student with one, and two ways to say how far they are.
+"""What a student learns: a teacher with two hills, a student with one, and two measures of their distance.
 
-The teacher is the offline model: its chances of the next digit after a real beginning. The browser computes
-forward and reverse KL by the formulas of compression/divergences.py. Two stored students show what it means
-at full size: one learned the text beside its teacher by forward KL, the other half of the time its own text.
+The teacher is the offline model: its probabilities of the next digit after a real beginning. The browser
+computes forward and reverse KL by the formulas of compression/divergences.py. Two stored students show the
+effect at full size. One learned the text beside its teacher by forward KL. The other learned half of the time
+from its own text.
 """
 
 from __future__ import annotations

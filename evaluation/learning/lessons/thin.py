@@ -1,8 +1,8 @@
 """Thin matrices: a real weight as two thin factors, and the word table as chains of small cores.
 
-For every rank: what the factors lose of the weight, and what the layer's outputs lose, by plain SVD
-(compression/low_rank/svd.py) and with the inputs known (svd_llm.py). The inputs that the second one knows and
-those that both are measured on are different tokens. Where the word table breaks comes from stored results.
+For every rank it shows the error of the factors in the weight and in the layer's outputs, for plain SVD
+(compression/low_rank/svd.py) and for SVD with known inputs (svd_llm.py). The second method is fitted to other
+tokens than the tokens on which both are measured. Stored results show where the word table breaks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from compression.low_rank.svd_llm import output_basis
 from evaluation.learning.lesson import Lesson, Real, attempt, claim
 
 PATH = "model.layers.10.self_attn.q_proj"
-TOKENS, FITTED = 2_048, 1_536  # the first so many tokens are known, the others are measured
+TOKENS, FITTED = 2_048, 1_536  # SVD-LLM is fitted to the first FITTED tokens; the others are measured
 STEP = 8  # between two ranks
 REMOVED = 0.2
 KNOWN, PLAIN = f"svd_llm --removed {REMOVED}", f"svd --removed {REMOVED}"

@@ -1,6 +1,6 @@
 """Questions that give or take a file: a run's record, a compressed model as an archive.
 
-And those that change a run: its title and note, its deletion.
+Two more questions change a run: one gives it a title and a note, one deletes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEPT_DOWNLOADS = 3
 
 
 class Files(Panel):
-    """What leaves the page as a file, and what comes to it as one."""
+    """Files that leave the page, files that come to it, and changes of a run."""
 
     def __init__(self, *given, **named):
         super().__init__(*given, **named)

@@ -33,7 +33,7 @@ class Running(Panel):
                 return out | {"html": cards.estimate_line(words, None, False, self.public)}
             return out | {"error": cards.error_card(words, failure(error)), "fits": False}
         assert self._path is not None
-        size_told = cards.SIZE_TOLD[found.open_ended]
+        size_told = cards.SIZE_KEYS[found.open_ended]
         out["path"] = [
             {
                 "at": v,

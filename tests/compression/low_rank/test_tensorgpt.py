@@ -31,7 +31,7 @@ from compression.low_rank.tensorgpt import (
     square,
     svd_rank,
     table_cost,
-    trains,
+    tensor_trains,
     tt_svd,
 )
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
@@ -180,7 +180,7 @@ def test_stored_bytes_are_the_formula_and_an_svd_takes_no_more(modes):
     for rank in range(1, 6):
         params = TensorGptParams(rank=rank, modes=modes, head="cores")
         sides, ranks, values = shape_of(48, params)
-        packed = trains(table, sides, ranks, context())
+        packed = tensor_trains(table, sides, ranks, context())
         assert packed.stored_bytes() == 2 * 50 * values == 2 * packed.cores.numel()
         if values >= 48:
             assert table_cost((50, 48), params, True) is None
@@ -205,7 +205,7 @@ def test_stored_bytes_are_the_formula_and_an_svd_takes_no_more(modes):
 def test_balanced_cores_stay_in_half_precision():
     """Loud and quiet tokens, and one of zeros: the last core alone would overflow or vanish."""
     table = vectors(6, 64) * torch.tensor([1e6, 1e3, 1.0, 1e-3, 1e-7, 0.0])[:, None]
-    packed = trains(table, (2,) * 6, ranks_of((2,) * 6, 8), context())
+    packed = tensor_trains(table, (2,) * 6, ranks_of((2,) * 6, 8), context())
     assert bool(packed.cores.isfinite().all())
     assert (
         torch.allclose(packed.dequantize(), table, rtol=1e-2, atol=0)
@@ -216,7 +216,7 @@ def test_balanced_cores_stay_in_half_precision():
 
 def test_rows_and_logits_are_the_rebuilt_tables():
     table = vectors(5_000, 24, seed=2)  # more than a block of rows
-    packed = trains(table, (2, 3, 4), (1, 2, 4, 1), context())
+    packed = tensor_trains(table, (2, 3, 4), (1, 2, 4, 1), context())
     whole, x = packed.dequantize(), vectors(3, 24, seed=5)
     ids = torch.tensor([4_999, 0, 2_048, 2_047, 0])
     assert torch.allclose(packed.rows(ids), whole[ids], atol=1e-5)
@@ -454,7 +454,7 @@ def test_the_loss_is_the_divergence_and_its_gradient_the_slope(family, shared, k
     stored = (
         factors(table, 3)
         if kind == "svd"
-        else trains(table, square(table.shape[1]), ranks_of(square(table.shape[1]), 2), context())
+        else tensor_trains(table, square(table.shape[1]), ranks_of(square(table.shape[1]), 2), context())
     )
     learner = TaughtTable(stored, torch.float32)
 
@@ -578,7 +578,7 @@ def test_an_svd_of_the_table_beats_chains_at_equal_bytes_where_tokens_share_dire
         if kind == "svd":
             packed = factors(table, svd_rank(table.shape, values))
         else:
-            packed = trains(table, modes, ranks, context())
+            packed = tensor_trains(table, modes, ranks, context())
         errors[kind] = float((packed.dequantize() - table).norm() / table.norm())
     assert errors["svd"] < 0.75 * errors["tensor_train"]
 
