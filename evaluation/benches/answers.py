@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluation import ROOT, recorded
 from evaluation.benches import gates, shipped
-from evaluation.benches.points import LARGER
+from evaluation.benches.gates import LARGER
 from evaluation.recorded import PROMPTS, SETTINGS, Prompt
 from evaluation.spec import BUILTIN_TEXT, WIKITEXT, Result, RunSpec
 from kernels import home

@@ -15,6 +15,7 @@ TRAINED = "--train_tokens 16384 --train_minutes 120"
 QAT = "--train_tokens 8192 --train_minutes 120"
 # a fresh student predicts badly at first: half of its training warms it up
 DISTILLED = "--kept 0.65 --train_tokens 49152 --train_minutes 120"
+LARGER = DISTILLED.replace("--kept 0.65", "--kept 0.85")
 SUPERVISED = "gkd --objective supervised --jsd_beta 0.0"
 CHANCE = "llm_pruner --removed 0.25 --importance random"
 BY_GRADIENT = "llm_pruner --removed 0.25 --importance element1"
@@ -51,6 +52,10 @@ def block(title: str, about: str, *rows: str | tuple[str, str], measure: str = "
     return Block(title, about, usual | controls, measure)
 
 
+WITHIN = (
+    "The control is trained in the same run, from the same warmed-up student and with as many tokens. "
+    "Only the method's idea is missing."
+)
 BLOCKS = (
     block("The original and 8 bits", "Weights only, exact activations.", "none", "rtn --bits 8"),
     block(
@@ -336,6 +341,37 @@ BLOCKS = (
         (f"gkd {DISTILLED}", f"gkd --jsd_beta 0.0 {DISTILLED}"),
         (f"minillm {DISTILLED}", f"{SUPERVISED} {DISTILLED}"),
         measure="own_reverse_kl",
+    ),
+    block(
+        "Students of 26 of the 30 layers that learn from their own samples, 49,152 tokens",
+        "Judged as the students of 20 layers are. The supervised control was measured with 20 layers only.",
+        (f"gkd {LARGER}", ""),
+        (f"minillm {LARGER}", ""),
+        measure="own_reverse_kl",
+    ),
+    *(
+        block(title, f"{judged} {WITHIN}", (f"{method} {LARGER}", ""), measure=measure)
+        for method, measure, title, judged in (
+            (
+                "icl_distillation",
+                "demonstration_gain_alike",
+                "A student of 26 of the 30 layers that learns to read demonstrations, 49,152 tokens",
+                "Judged by the gain from demonstrations, on tasks like those of its training.",
+            ),
+            (
+                "mt_cot",
+                "explained_right",
+                "A student of 26 of the 30 layers that learns explanations too, 49,152 tokens",
+                "Judged by the right answers when an explanation is asked for.",
+            ),
+            (
+                "lion",
+                "teacher_agreement",
+                "A student of 26 of the 30 layers that gets more of what it can't do, 49,152 tokens",
+                "Judged by the overlap (ROUGE-L) with its teacher's answers to instructions kept aside. "
+                "A teacher of this size does none of these jobs right.",
+            ),
+        )
     ),
 )
 

@@ -11,12 +11,10 @@ assets/points.json, which the page reads.
 
 from __future__ import annotations
 
-from evaluation.benches.gates import DISTILLED, EVEN_QAT, LORA, QLORA, TRAINED
+from evaluation.benches.gates import DISTILLED, EVEN_QAT, LARGER, LORA, QLORA, TRAINED
 
 # what LoRAPrune takes by default; LLM-Pruner + LoRA stands beside it at the same budget
 EQUAL = "--train_tokens 65536 --train_minutes 120"
-# students of 26 of the 30 layers
-LARGER = DISTILLED.replace("--kept 0.65", "--kept 0.85")
 
 POINTS = (
     "none",

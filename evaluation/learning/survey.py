@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evaluation.benches import gates, points
+from evaluation.benches import gates
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ FAMILIES: dict[str, dict[str, tuple[System, ...]]] = {
     },
     "distillation": {
         "white_box": (
-            _system("minillm", "MiniLLM", 2023, f"minillm {points.LARGER}"),
+            _system("minillm", "MiniLLM", 2023, f"minillm {gates.LARGER}"),
             _system("gkd", "GKD", 2023, f"gkd {gates.DISTILLED}"),
         ),
         "black_box": (
@@ -50,10 +50,10 @@ FAMILIES: dict[str, dict[str, tuple[System, ...]]] = {
                 "icl_distillation",
                 "In-context learning distillation",
                 2022,
-                f"icl_distillation {points.LARGER}",
+                f"icl_distillation {gates.LARGER}",
             ),
-            _system("mt_cot", "MT-CoT", 2022, f"mt_cot {points.LARGER}"),
-            _system("lion", "Lion", 2023, f"lion {points.LARGER}"),
+            _system("mt_cot", "MT-CoT", 2022, f"mt_cot {gates.LARGER}"),
+            _system("lion", "Lion", 2023, f"lion {gates.LARGER}"),
         ),
     },
     "quantization": {

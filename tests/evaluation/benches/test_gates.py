@@ -365,6 +365,24 @@ def test_own_samples_bring_a_student_nearer_to_its_teacher_on_what_it_writes():
     assert judging.beside("own_reverse_kl", [ours], [control]).word == "better"
 
 
+def test_hard_instructions_teach_more_of_the_teacher_than_instructions_by_chance():
+    """Jiang et al. 2023, Lion: the student that is taught what it can't do agrees more with its teacher. The
+    teacher does none of these jobs right, so agreeing with it isn't being right."""
+    ours = gate(f"lion {gates.LARGER}")
+    assert len(judging.of(ours)["teacher_agreement"].after) >= 200
+    assert judging.within("teacher_agreement", [ours]).word == "better"
+    assert judging.within("instructions_overlap", [ours]).word != "better"
+
+
+def test_a_student_of_26_layers_stays_near_its_teacher():
+    """Four of 30 layers, those of least influence, are left out: perplexity at most 1.6 times the original's,
+    and the reverse KL on own samples falls."""
+    ours = gate(f"gkd {gates.LARGER}")
+    assert ours.metrics["perplexity_ratio"] <= 1.6
+    own = judging.of(ours)["own_reverse_kl"]
+    assert sum(own.after) < 0.9 * sum(own.before)
+
+
 def test_training_under_rounding_beats_the_better_of_two_roundings():
     """Liu et al. 2023, table 1: weights and cache in 4 bits, inputs in 8. The control has the same inputs and
     cache, on the paper's grid or with a zero point a row."""
