@@ -38,7 +38,7 @@ from compression.bundle import Bundle, LayerGeometry
 from compression.disk import check_room
 from compression.engine import storage_dtype, stored_as
 from compression.folder import Folder, few, shown
-from compression.models import is_path
+from compression.models import computing_dtype, is_path
 from compression.packed import from_config
 from compression.packed.linear import CompressedLinear, CompressedTable, TableHead
 from compression.surgery import set_submodule
@@ -167,13 +167,14 @@ print(sample.complete(bundle, "The capital of France is"))
 """
 
 
-def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Bundle:
-    """Read a folder that `save` wrote. dtype: the type that the model computes in.
+def load(folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None) -> Bundle:
+    """Read a folder that `save` wrote. dtype: the type that the model computes in; None for the device's
+    usual one (`models.computing_dtype`).
 
     Raises ModelUnavailable for a folder that is not as it was saved: a changed byte, a missing or an extra
     file, numbers that don't fit each other.
     """
-    files = Folder(folder)
+    files, dtype = Folder(folder), dtype or computing_dtype(device)
     if not (files.path / MANIFEST).is_file() or not (files.path / WEIGHTS).is_file():
         raise ModelUnavailable(
             f"{files.name} is no compressed model: {MANIFEST} or {WEIGHTS} is missing",

@@ -37,6 +37,13 @@ def is_path(name: str) -> bool:
         return False
 
 
+def computing_dtype(device: str):
+    """The type that a model computes in unless another is asked for: float32 on a CPU, bfloat16 on a card."""
+    import torch
+
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
 def load(
     name: str, device: str = "cpu", dtype=None, emit: Emit = lambda e: None, allow_paths: bool = True
 ) -> Bundle:
@@ -49,14 +56,13 @@ def load(
     folder = Folder(prepare(name, emit, allow_paths), Path(name).name if is_path(name) else name)
     emit({"stage": "load", "done": 0, "total": 1, "facts": {"model": name}})
     described, weights = inspect(folder)
-    import torch
 
     from compression import arch, checkpoint, tokenizer
     from kernels.dense import choose_float32
 
     if device == "cpu":
         choose_float32()
-    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    dtype = dtype or computing_dtype(device)
     words = tokenizer.load(folder, described.architecture, described.geometry.vocabulary)
     module, carried = checkpoint.load(weights, described, dtype)
     checkpoint.read_generation(folder, module)

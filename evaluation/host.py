@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from compression.base import CompressionError
 from evaluation import limits
 from kernels.cpu import processor
 from kernels.home import home, write
@@ -39,6 +40,22 @@ class Host:
 def threads() -> int:
     """Processor cores that this process may use."""
     return limits.processors()
+
+
+def device(asked: str = "auto") -> str:
+    """ "cpu" or "cuda": where runs compute and the chat answers.
+
+    asked: "cpu", "cuda", or "auto" for a card if there is one. Raises CompressionError if a card is asked for
+    and there is none.
+    """
+    import torch
+
+    card = torch.cuda.is_available()
+    if asked == "cuda" and not card:
+        raise CompressionError(
+            "device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu"
+        )
+    return asked if asked != "auto" else "cuda" if card else "cpu"
 
 
 def available_bytes() -> int:

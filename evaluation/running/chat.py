@@ -427,10 +427,12 @@ def serve() -> None:
 
 
 def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:
-    """The models that a question is for; models that it doesn't need are freed first."""
+    """The models that a question is for, on the device that runs take; models that it doesn't need are freed
+    first."""
     from compression import artifact, models
     from kernels.home import held
 
+    device = host.device()
     wanted = {"original": question["model"], "compressed": question["artifact"]}
     for name in SIDES:
         if name in loaded and loaded[name][0] != wanted[name]:
@@ -438,9 +440,8 @@ def _load(loaded: dict[str, tuple[str, Side]], question: dict) -> list[Side]:
     for name in SIDES:
         if wanted[name] and name not in loaded:
             with held(question["artifact"] or "."):  # so that no run removes it meanwhile to make room
-                bundle = (
-                    models.load(wanted[name]) if name == "original" else artifact.load(Path(wanted[name]))
-                )
+                read = models.load if name == "original" else artifact.load
+                bundle = read(wanted[name], device)
             loaded[name] = (wanted[name], Side(name, bundle))
     return [loaded[name][1] for name in SIDES if name in loaded]
 

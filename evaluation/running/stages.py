@@ -161,7 +161,7 @@ def load(order: Order, read: Read) -> Loaded:
 
     from compression import models
 
-    spec, device = order.spec, _device(order.spec.device)
+    spec, device = order.spec, host.device(order.spec.device)
     # threads beyond a container's share of processors only wait
     torch.set_num_threads(min(torch.get_num_threads(), host.threads()))
     cpu.library()
@@ -187,6 +187,8 @@ def load(order: Order, read: Read) -> Loaded:
         "calibration": read.calibration.hash if read.calibration else "",
         "protocol": read.windows.evaluation.protocol_id,
     }
+    if device != "cpu":  # a card's sums round otherwise
+        fingerprint["device"] = device
     if spec.students:
         fingerprint["students"] = [models.content_hash(name) for name in spec.students]
     if read.windows.template:
@@ -194,18 +196,6 @@ def load(order: Order, read: Read) -> Loaded:
     memory.reset_peak()
     config = bundle.module.config.to_dict()
     return Loaded(bundle, config, device, dtype, seconds, fingerprint, tuple(notes))
-
-
-def _device(asked: str) -> str:
-    """ "cpu" or "cuda". Raises CompressionError if a card is asked for and there is none."""
-    import torch
-
-    card = torch.cuda.is_available()
-    if asked == "cuda" and not card:
-        raise CompressionError(
-            "device = 'cuda', but PyTorch sees no GPU here; use --device cpu", code="no_gpu"
-        )
-    return asked if asked != "auto" else "cuda" if card else "cpu"
 
 
 def measure_original(order: Order, read: Read, loaded: Loaded) -> Original:
