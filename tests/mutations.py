@@ -36,11 +36,11 @@ MUTATIONS = (
     ("compression/arch.py", "source.weight.detach().float() + added", "source.weight.detach().float()", "compression/architectures/test_new_architecture.py"),
     ("compression/architectures/gpt_neox.py", 'default_share=0.25', 'default_share=0.5', ""),
     ("compression/architectures/opt.py", 'norm_first="do_layer_norm_before"', 'norm_first=""', ""),
-    ("compression/configs.py", "if heads % kv_heads:", "if kv_heads > heads:", ""),
-    ("compression/checkpoint.py", "    if unexpected:\n", "    if False:\n", ""),
+    ("compression/configs.py", "if heads % kv_heads:", "if kv_heads > heads:", "compression/test_checkpoint.py"),
+    ("compression/checkpoint.py", "    if unexpected:\n", "    if False:\n", "compression/test_checkpoint.py"),
     ("compression/inputs.py", "self.sums[name] += new", "self.sums[name] = new", "compression/test_calibrate.py"),
     ("compression/kv_cache.py", "x.detach().float() / torch.where(scale == 0, 1, scale).float()).round()", "x.detach().float() / torch.where(scale == 0, 1, scale).float()).floor()", "compression/test_kv_cache.py"),
-    ("compression/sample.py", "logits.float().cpu() / temperature", "logits.float().cpu() * temperature", ""),
+    ("compression/sample.py", "logits.float().cpu() / temperature", "logits.float().cpu() * temperature", "compression/test_sample.py"),
     ("compression/texts.py", "available = len(ids) // window", "available = len(ids) // window - 1", "compression/test_texts.py"),
     # --- compression: formats ---
     ("compression/packed/grid.py", "(torch.round(weight.float() / scale) + zero)", "(torch.floor(weight.float() / scale) + zero)", "compression/test_methods.py"),
@@ -84,7 +84,7 @@ MUTATIONS = (
     # --- evaluation ---
     ("evaluation/verdict.py", "math.sqrt(count / (count - 1) * math.fsum", "math.sqrt(math.fsum", "evaluation/test_verdict.py"),
     ("evaluation/limits.py", "NO_LIMIT = 1 << 60", "NO_LIMIT = 1 << 70", ""),
-    ("evaluation/records.py", "if version > VERSION:", "if version > VERSION + 1:", ""),
+    ("evaluation/records.py", "if version > VERSION:", "if version > VERSION + 1:", "evaluation/test_records.py"),
     ("evaluation/measuring/perplexity.py", "/ math.sqrt(len(values)) if", "if", "evaluation/measuring/test_likelihood.py"),
     ("evaluation/measuring/divergence.py", "log_p.exp_().mul_(difference)", "log_p.mul_(difference)", "evaluation/measuring/test_likelihood.py"),
     ("evaluation/running/clock.py", "max(0.0, planned - spent) + later", "max(0.0, planned - spent)", "evaluation/running/test_clock.py"),
@@ -98,7 +98,7 @@ MUTATIONS = (
     ("evaluation/learning/lesson.py", "if not holds:", "if holds is None:", "evaluation/learning/test_course.py"),
     ("evaluation/learning/course.py", 'place.get(system.name, "")', 'place.get(system.method[::-1], "")', "evaluation/learning/test_course.py"),
     ("evaluation/learning/lessons/rounding.py", 'facts["bits3"] > 3 * facts["original"]', 'facts["bits3"] > -3 * facts["original"]', ""),
-    ("evaluation/page/requests.py", "abs(value) <= WHOLE", "abs(value) <= 2 * WHOLE", ""),
+    ("evaluation/page/requests.py", "abs(value) <= WHOLE", "abs(value) <= 2 * WHOLE", "page/test_requests.py"),
     ("app.py", "max(30, round(", "max(3, round(", ""),
     ("assets/scripts/runs.js", "(down ? -1 : 1)", "(down ? 1 : -1)", ""),
 )  # fmt: skip

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-# "0 name" or "1 name" of a test: how many of its cases the quick tier takes
+# "0 name" or "1 name" of a long test, "999 name" of one of many tiny cases: how many the quick tier takes
 LONG = Path(__file__).with_name("long.txt")
 CASES = 12  # of any other test
 ELSEWHERE = ("slow", "browser", "model", "alone")  # marks of what `make quick` leaves to `make test`
@@ -86,7 +86,7 @@ def function(item) -> str:
 
 
 def limits() -> dict[str, int]:
-    """Test -> how many of its cases `make quick` takes, for those that take long."""
+    """Test -> how many of its cases `make quick` takes at most, where that isn't a dozen."""
     lines = (line.split() for line in LONG.read_text("utf-8").splitlines())
     return {name: int(count) for count, name in lines}
 

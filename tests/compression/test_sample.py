@@ -39,6 +39,14 @@ def test_every_place_may_name_ends_and_what_is_no_id_stops_nothing(bundle):
     assert sample.stop_ids(bundle) == frozenset()
 
 
+def test_a_temperature_flattens_the_chances(bundle, monkeypatch):
+    """Of two tokens with chances of 1 : 9 the second is three times as likely at temperature 2."""
+    logits = torch.tensor([1.0, 9.0]).log()
+    monkeypatch.setattr(sample, "stepper", lambda *sizes: lambda step: logits.expand(len(step), 2))
+    drawn = next(sample.generate(bundle, torch.zeros(4000, 1, dtype=torch.long), 1, temperature=2.0))
+    assert abs(float(drawn.float().mean()) - 0.75) < 0.03  # four standard errors
+
+
 STRICT = """{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
 {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate user/assistant/user/assistant') }}{% endif %}
 {{ m.role }}: {{ m.content }}{% endfor %}"""

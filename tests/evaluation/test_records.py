@@ -76,7 +76,7 @@ def test_a_result_never_replaces_another(tmp_path):
     [
         ({"status": "failed"}, "failed"),
         ({"id": "../../escape"}, "id"),
-        ({"version": 99}, "version 99"),
+        ({"version": records.VERSION + 1}, f"version {records.VERSION + 1}"),
         ({"metrics": {"perplexity_ratio": -1}}, "perplexity_ratio"),
         ({"created": "<script>"}, "created"),
         ({"more": 1}, "more"),

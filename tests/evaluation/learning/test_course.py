@@ -94,7 +94,7 @@ def real():
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", NAMES)
-def test_data_is_what_the_maker_makes_today(name, real):
+def test_data_is_what_the_maker_makes_today(name, real, offline_model):
     assert differences(stored(name), course.made(LESSONS[name], real)) == []
 
 

@@ -314,6 +314,22 @@ def test_another_parameter_is_another_witness():
     assert witness.differences(partial(witness.of_run, RunSpec("m", (("gptq", {"damping": 0.0101}),))), found)
 
 
+def test_a_number_on_the_edge_is_met_by_a_nudged_run():
+    """Two numbers that two nudges show on the stored side; one that none shows is stale."""
+    small = witness.small_config(tiny.bundle("llama").module.config.to_dict(), RunSpec("m", (("rtn", {}),)))
+    asked = []
+
+    def numbers(config, nudge):
+        asked.append(nudge)
+        return {"a": 1.0 if nudge == 2 else 2.0, "b": 1.0 if nudge == 3 else 2.0, "c": 1.0}
+
+    stored = {"config": small, "numbers": {name: [1.0, 0.1] for name in "abc"}}
+    assert witness.differences(numbers, stored) == [] and asked == [0, 1, 2, 3], "and no run after that"
+    stored["numbers"]["b"] = [1.5, 0.1]
+    assert [line[0] for line in witness.differences(numbers, stored)] == ["b"]
+    assert asked[4:] == [0, *witness.MORE_NUDGES]
+
+
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 def test_a_number_that_no_record_holds_makes_no_witness(odd):
     """The run itself went well: it is kept, without a witness."""
