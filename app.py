@@ -93,16 +93,15 @@ def explore(page: Page) -> None:
     with gr.Row(elem_id="explore"):  # in the order of Tab: the knobs stand on the figure's left
         asked = ask("weigh", "begin", "poll", "stop", "enough", "essay")
         panel("controls", "Controls", asked, "declared model knobs fields estimate progress")
-        panel("front", "Front", ask("front", "zoomed"), "layout plot picture")
+        panel("front", "Front", ask("front", "zoomed"), "layout plot picture answer")
         panel("card", "Run", ask("card", "pack", "record", "name", "delete"))
         panel("runs", "Runs", ask("runs", "add", "export_all"))
 
 
 def chat(page: Page) -> None:
     """The tab of the chat: original and compressed, side by side."""
-    talk = panel(
-        "chat", "Chat", [question(page, name) for name in ("sides", "recorded", "stop_chat")], "columns"
-    )
+    asked = [question(page, name) for name in ("sides", "recorded", "stop_chat")]
+    talk = panel("chat", "Chat", asked, "columns recorded")
 
     def converse(event: gr.EventData, request: gr.Request):
         yield from page.converse(event._data, request.client.host)
@@ -113,7 +112,7 @@ def chat(page: Page) -> None:
 
 def plan(page: Page) -> None:
     """The tab that says what fits into a memory, before anything is run."""
-    panel("plan", "Plan", [question(page, "plan")])
+    panel("plan", "Plan", [question(page, "plan")], "sizes")
 
 
 def learn(page: Page) -> None:

@@ -12,12 +12,12 @@ from tests.page.stage import ROOT
 pytestmark = pytest.mark.browser
 SCRIPTS = ROOT / "assets" / "scripts"
 PANELS = {  # what a panel's files find there, without a server behind it
-    "front": "small link layout plot picture front",
+    "front": "small link layout plot picture answer front",
     "controls": "small link declared model knobs fields estimate progress controls",
     "runs": "small link runs",
-    "chat": "small link columns chat",
+    "chat": "small link columns recorded chat",
     "top": "small link",
-    "plan": "small plan",
+    "plan": "small sizes plan",
 }
 AROUND = """
   const root = document.createElement('section'), props = {}, server = {}, watch = () => {}, t = key => key;
@@ -520,6 +520,16 @@ def test_every_script_is_small_and_used(call):
     assert max(map(len, files.values())) <= 200
     source = (ROOT / "app.py").read_text("utf-8")
     assert all(name in source for name in files) and set(app.SHARED.split()) <= set(files)
+
+
+def test_scripts_are_110_columns_wide():
+    wide = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in sorted((ROOT / "assets").rglob("*.js"))
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if len(line) > 110
+    ]
+    assert not wide
 
 
 def test_one_tab_is_shown_at_a_time(blank, monkeypatch):
