@@ -494,6 +494,7 @@ class Method(Generic[P]):
             "full": dict(self.full),
             "inherits": list(self.inherits),
             "adds": bool(getattr(self, "adds", None)),
+            "trains": isinstance(self, TrainingMethod),
             "idle": list(self.inherits),  # parameters without effect after a step that has those
         }
 

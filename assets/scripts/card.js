@@ -15,6 +15,11 @@ async function show(id) {
   const all = root.querySelector('details.all');
   if (all) all.open = open;
   ce.say('card', {id, ...got});
+  if (got.soon) {
+    setTimeout(() => {
+      if (wanted === id && !root.contains(document.activeElement)) show(id);
+    }, 3000);
+  }
 }
 
 const empty = () => root.replaceChildren(h('p', {className: 'quiet'}, t('card.none')));
