@@ -70,8 +70,11 @@ def panel(name: str, label: str, questions: Sequence[Callable] = (), parts: str 
 
 
 def lean(source: str) -> str:
-    """A script or style sheet without comments that stand on lines of their own: visitors load it."""
-    return re.sub(r"^ *//[^\n]*\n|^ */\*.*?\*/ *\n", "", source, flags=re.MULTILINE | re.DOTALL)
+    """A script or style sheet without indentation and without comments on lines of their own.
+
+    Every visitor loads it before anything is shown. No template string goes over several lines.
+    """
+    return re.sub(r"^ *//[^\n]*\n|^ */\*.*?\*/ *\n|^ +", "", source, flags=re.MULTILINE | re.DOTALL)
 
 
 def question(page: Page, name: str) -> Callable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qs
 
 import pytest
@@ -530,6 +531,14 @@ def test_scripts_are_110_columns_wide():
         if len(line) > 110
     ]
     assert not wide
+
+
+def test_no_template_string_goes_over_several_lines():
+    """The page's scripts are sent without indentation, which such a string would lose."""
+    for file in SCRIPTS.iterdir():
+        for line in file.read_text("utf-8").splitlines():
+            code = re.sub(r"(^|\s)//.*|'`'", "", line)
+            assert code.count("`") % 2 == 0, f"{file.name}: {line}"
 
 
 def test_one_tab_is_shown_at_a_time(blank, monkeypatch):
