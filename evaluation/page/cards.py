@@ -469,7 +469,8 @@ def _buttons(
             for form in exports
         ]
     if not original and not artifact:
-        making = words("card.make", time=words.seconds(seconds)) if seconds else words("card.again")
+        plain = words("card.make.plain")
+        making = words("card.make", time=words.seconds(seconds)) if seconds else plain
         out.append(button("make", making, primary=True))
     else:
         out.append(button("again", words("card.again")))
