@@ -5,7 +5,7 @@
 # make measure  measure the shipped results again (about three hours on two cores; see README)
 # make docs     write assets/methods.json from the methods' declarations
 # make learn-static  write Learn into learn-static/, a folder for any web server
-# make check    lint, format and types
+# make check    lint, format (Python, C, scripts) and types
 # make mutations  put faults into copies of the program and see whether `make quick` finds them (about an hour)
 # make soak     the campaign of faults, hostile files and visitors (some hours on two quiet cores; ARGS=... see tests/soak)
 # make compare-peers  our methods beside llm-compressor, bitsandbytes and HQQ (one and a half to three hours; ARGS="--authors DIR" beside the
@@ -52,6 +52,7 @@ learn-static: $(READY)
 check: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h' '*.js')
 	$(BIN)/mypy compression evaluation kernels
 
 soak: $(TEST_READY)

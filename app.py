@@ -70,8 +70,11 @@ def panel(name: str, label: str, questions: Sequence[Callable] = (), parts: str 
 
 
 def lean(source: str) -> str:
-    """A script or style sheet without comments that stand on lines of their own: visitors load it."""
-    return re.sub(r"^ *//[^\n]*\n|^ */\*.*?\*/ *\n", "", source, flags=re.MULTILINE | re.DOTALL)
+    """A script or style sheet without indentation and without comments on lines of their own.
+
+    Every visitor loads it before anything is shown. No template string goes over several lines.
+    """
+    return re.sub(r"^ *//[^\n]*\n|^ */\*.*?\*/ *\n|^ +", "", source, flags=re.MULTILINE | re.DOTALL)
 
 
 def question(page: Page, name: str) -> Callable:
@@ -93,16 +96,15 @@ def explore(page: Page) -> None:
     with gr.Row(elem_id="explore"):  # in the order of Tab: the knobs stand on the figure's left
         asked = ask("weigh", "begin", "poll", "stop", "enough", "essay")
         panel("controls", "Controls", asked, "declared model knobs fields estimate progress")
-        panel("front", "Front", ask("front", "zoomed"), "layout plot picture")
+        panel("front", "Front", ask("front", "zoomed"), "layout plot picture answer")
         panel("card", "Run", ask("card", "pack", "record", "name", "delete"))
         panel("runs", "Runs", ask("runs", "add", "export_all"))
 
 
 def chat(page: Page) -> None:
     """The tab of the chat: original and compressed, side by side."""
-    talk = panel(
-        "chat", "Chat", [question(page, name) for name in ("sides", "recorded", "stop_chat")], "columns"
-    )
+    asked = [question(page, name) for name in ("sides", "recorded", "stop_chat")]
+    talk = panel("chat", "Chat", asked, "columns recorded")
 
     def converse(event: gr.EventData, request: gr.Request):
         yield from page.converse(event._data, request.client.host)
@@ -113,7 +115,7 @@ def chat(page: Page) -> None:
 
 def plan(page: Page) -> None:
     """The tab that says what fits into a memory, before anything is run."""
-    panel("plan", "Plan", [question(page, "plan")])
+    panel("plan", "Plan", [question(page, "plan")], "sizes")
 
 
 def learn(page: Page) -> None:

@@ -10,6 +10,7 @@ extends its search path with the standard one's, instead of hiding it.
 
 import difflib
 import importlib
+import sys
 import threading
 from pkgutil import extend_path
 
@@ -75,3 +76,8 @@ def get(name: str):
         )
     with importing:
         return importlib.import_module(NAMES[name]).METHOD
+
+
+def loaded(*names: str) -> bool:
+    """Whether these methods are imported, so that `get` takes no time."""
+    return all(hasattr(sys.modules.get(NAMES[name]), "METHOD") for name in names)

@@ -496,6 +496,7 @@ class Method(Generic[P]):
             "full": dict(self.full),
             "inherits": list(self.inherits),
             "adds": bool(getattr(self, "adds", None)),
+            "trains": isinstance(self, TrainingMethod),
             "idle": list(self.inherits),  # parameters without effect after a step that decides them
         }
 

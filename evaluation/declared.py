@@ -29,6 +29,7 @@ class Declared:
     family: str
     adds: bool  # whether it stores something on top of what the steps before it stored
     inherits: tuple[str, ...]
+    trains: bool  # whether it trains, at least with some params
     params: type[Params]
 
 
@@ -56,4 +57,5 @@ def _declared(description: dict[str, Any]) -> Declared:
             known[key] = known[key] and tuple(known[key])
         fields.append((about["name"], TYPES[about["type"]], param(**known)))
     params = dataclasses.make_dataclass(f"{name}Params", fields, bases=(Params,), frozen=True)
-    return Declared(name, description["family"], description["adds"], tuple(description["inherits"]), params)
+    adds, inherits, trains = description["adds"], tuple(description["inherits"]), description["trains"]
+    return Declared(name, description["family"], adds, inherits, trains, params)

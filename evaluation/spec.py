@@ -21,6 +21,7 @@ from compression.base import (
     canonical,
     handed_on,
 )
+from evaluation import declared
 from evaluation.program import code as program_code
 
 METRICS_VERSION = 1  # 1: the first definition of every metric
@@ -149,7 +150,9 @@ class RunSpec:
 
     @property
     def trainings(self) -> list[tuple[TrainingMethod, Any]]:
-        """The steps that train."""
+        """The steps that train; a recipe without any imports no method."""
+        if not any(declared.get(name).trains for name, _ in self.recipe):
+            return []
         return [(m, p) for m, p in self.methods if isinstance(m, TrainingMethod) and m.trains(p)]
 
     @property
@@ -198,6 +201,8 @@ class RunSpec:
         It has the recipe's training steps with their method off, or alone, and without the steps whose
         integers they would keep.
         """
+        if not self.trainings:
+            return None
         if any(m.control for m, _ in self.trainings):
             after = (*self.methods[1:], (None, None))
             swapped = tuple(
@@ -211,6 +216,8 @@ class RunSpec:
 
     def without_training(self) -> RunSpec | None:
         """The recipe without its training; None if nothing trains, or if nothing else is done."""
+        if not self.trainings:
+            return None
         if any(m.compresses for m, _ in self.trainings):
             swapped = tuple(
                 (m.name, p.json() | ({"train_tokens": 0} if _both(m) else {})) for m, p in self.methods

@@ -1,9 +1,11 @@
-// Learn by itself: a page that any web server can give out. Beside the app it finds the app's server, for classes.
+// Learn by itself: a page that any web server can give out. Beside the app it finds the app's server, for
+// classes.
 /* global h, s, fill, kept, keep, sizeWords */
 import {mount} from './frame.js';
 import {shared} from './shared.js';
 
-const settings = await (await fetch('site.json')).json();  // {app: address of the live page or "", server: bool}
+const settings =
+  await (await fetch('site.json')).json();  // {app: address of the live page or "", server: bool}
 const query = new URLSearchParams(location.search), bus = new EventTarget();
 let lang = query.get('lang') ?? kept('ce-lang') ?? (/^zh/i.test(navigator.language) ? 'zh-Hant' : 'en');
 if (!['en', 'zh-Hant'].includes(lang)) lang = 'en';
@@ -30,20 +32,31 @@ const away = (params, words, command) => settings.app || settings.server
   : h('span', {}, words, command ? [' ', h('code', {}, command)] : '');
 
 const host = shared({h, s, fill, kept, keep, sizeWords}, {
-  base: './', lang: () => lang, visitor: token(),
+  base: './',
+  lang: () => lang,
+  visitor: token(),
   on: (name, f) => bus.addEventListener(name, f),
   place: () => {
     const q = new URLSearchParams(location.search);
-    return {lesson: q.get('lesson') ?? '', code: (q.get('class') ?? '').slice(0, 12), knobs: q.get('knobs') ?? ''};
+    return {
+      lesson: q.get('lesson') ?? '',
+      code: (q.get('class') ?? '').slice(0, 12),
+      knobs: q.get('knobs') ?? ''
+    };
   },
   setPlace: ({code, ...rest}) => setPlace({...rest, ...code === undefined ? {} : {class: code}}),
   ask: settings.server ? ask : null,
   lessonLink: (lesson, knobs = '') => {
     const u = new URL('.', location);
-    for (const [key, value] of Object.entries({lesson, lang, knobs})) if (value) u.searchParams.set(key, value);
+    for (const [key, value] of Object.entries({lesson, lang, knobs}))
+      if (value) u.searchParams.set(key, value);
     return u.href;
   },
-  joinLink: code => { const u = new URL('.', location); u.searchParams.set('class', code); return u.href; },
+  joinLink: code => {
+    const u = new URL('.', location);
+    u.searchParams.set('class', code);
+    return u.href;
+  },
   tryButton: (one, words, done) => h('span', {onclick: done}, away(host.linkOf(one), words, one.command)),
   openMethod: (method, words) => away({method}, words),
   openRun: (best, words) => away({run: best.id}, words),
@@ -52,7 +65,9 @@ const host = shared({h, s, fill, kept, keep, sizeWords}, {
 async function ask(question, what) {
   try {
     const answer = await fetch('ask', {
-      method: 'POST', headers: {'content-type': 'application/json'}, body: JSON.stringify({question, ask: {lang, ...what}}),
+      method: 'POST',
+      headers: {'content-type': 'application/json'},
+      body: JSON.stringify({question, ask: {lang, ...what}}),
     });
     return await answer.json();
   } catch { return null; }
@@ -73,17 +88,24 @@ function bar(t) {
   projector.textContent = t('projector');
   projector.setAttribute('aria-pressed', String(document.body.classList.contains('projector')));
   const language = ([own, name]) => h('button', {
-    lang: own, className: 'lang', 'aria-pressed': String(own === lang), onclick: () => {
+    lang: own,
+    className: 'lang',
+    'aria-pressed': String(own === lang),
+    textContent: name,
+    onclick: () => {
       lang = own;
       keep('ce-lang', own);
       say('lang');
       bar(frame.t);
     },
-  }, name);
+  });
   document.querySelector('.languages').replaceChildren(...[['en', 'EN'], ['zh-Hant', '繁中']].map(language));
 }
 const frame = await mount(document.querySelector('#learn .panel'), host);
-document.querySelector('.projector').onclick = () => { document.body.classList.toggle('projector'); bar(frame.t); };
+document.querySelector('.projector').onclick = () => {
+  document.body.classList.toggle('projector');
+  bar(frame.t);
+};
 if (query.get('projector') === 'yes') document.body.classList.add('projector');
 addEventListener('popstate', () => say('place'));
 dark.addEventListener('change', () => bar(frame.t));

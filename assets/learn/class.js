@@ -1,11 +1,13 @@
-// A class: many phones join by a code, their guesses arrive, and the teacher's screen shows them beside the answer.
-// Nobody has an account. The server keeps the guesses for a day at most (evaluation/learning/classes.py).
+// A class: many phones join by a code, their guesses arrive, and the teacher's screen shows them beside the
+// answer. Nobody has an account. The server keeps the guesses for a day at most
+// (evaluation/learning/classes.py).
 const KEPT = 'ce-class', EVERY = 2500;
 
 export function classOf(frame) {
   const {h, t, kept, keep} = frame, {code} = frame.place();
   // {code, key}: key only in the browser of the teacher who opened the class.
-  let mine = kept(KEPT), now = null, page = null, wrong = '', timer = 0, followed = null, panel = null, qr = '';
+  let mine = kept(KEPT), now = null, page = null, wrong = '', timer = 0, followed = null, panel = null,
+      qr = '';
   if (code && mine?.code !== code) mine = null;
   const can = () => Boolean(frame.ask);
   const joined = () => mine?.code ?? frame.place().code ?? '';
@@ -69,7 +71,13 @@ export function classOf(frame) {
     await poll();
     redraw();
   }
-  const lead = what => ask('class_lead', what).then(got => { if (got) take(got); redraw(); });
+  const lead = what => ask('class_lead', what).then(got => {
+    if (got) take(got);
+    redraw();
+  });
+
+  const plain = (key, onclick) => h('button', {className: 'plain', onclick}, t(key));
+  const close = () => lead({close: true}).then(() => leave());
 
   function opened() {
     const link = frame.joinLink(joined());
@@ -79,17 +87,21 @@ export function classOf(frame) {
       leads() ? h('div', {className: 'qr', role: 'img', 'aria-label': link, innerHTML: qr}) : '',
       leads() ? h('p', {}, h('a', {href: link}, link)) : '',
       h('p', {className: 'quiet'}, t(leads() ? 'class.leads' : 'class.joined', {n: now?.members ?? 0})),
-      h('p', {className: 'acts'}, leads() ? [
-        h('button', {className: 'plain', onclick: () => lead({close: true}).then(() => leave())}, t('class.close')),
-        h('button', {className: 'plain', onclick: csv}, t('class.csv'))]
-        : h('button', {className: 'plain', onclick: () => leave()}, t('class.leave'))),
+      h('p', {className: 'acts'},
+        leads() ? [plain('class.close', close), plain('class.csv', csv)]
+                : plain('class.leave', () => leave())),
     ];
   }
   function closed() {
-    const field = h('input', {type: 'text', id: 'class-field', autocapitalize: 'characters', spellcheck: false, maxLength: 12});
+    const field = h('input',
+      {type: 'text', id: 'class-field', autocapitalize: 'characters', spellcheck: false, maxLength: 12});
+    const onsubmit = e => {
+      e.preventDefault();
+      join(field.value);
+    };
     return [
-      h('form', {className: 'class-join', onsubmit: e => { e.preventDefault(); join(field.value); }},
-        h('label', {htmlFor: 'class-field'}, t('class.join')), field, h('button', {className: 'plain'}, t('class.go'))),
+      h('form', {className: 'class-join', onsubmit}, h('label', {htmlFor: 'class-field'}, t('class.join')),
+        field, h('button', {className: 'plain'}, t('class.go'))),
       h('button', {className: 'linklike', onclick: open}, t('class.open')),
       h('button', {className: 'linklike', onclick: () => frame.go('teacher')}, t('class.teacher')),
     ];
@@ -102,9 +114,12 @@ export function classOf(frame) {
     }
     for (const badge of frame.root.querySelectorAll('.class-badge')) badge.replaceChildren(...badged());
   }
-  const badged = () => joined() ? [h('span', {}, t('class.badge', {code: joined(), n: now?.members ?? 0})),
-    leads() && page?.name ? h('button', {className: 'plain', onclick: () => lead({lesson: page.name, show: true})},
-      t('class.show')) : ''].filter(Boolean) : [];
+  function badged() {
+    if (!joined()) return [];
+    const badge = h('span', {}, t('class.badge', {code: joined(), n: now?.members ?? 0}));
+    if (!leads() || !page?.name) return [badge];
+    return [badge, plain('class.show', () => lead({lesson: page.name, show: true}))];
+  }
 
   // All guesses of the class, a line each, as a file.
   async function csv() {
@@ -119,10 +134,17 @@ export function classOf(frame) {
   }
 
   return {
-    panel: () => { panel = can() ? h('section', {className: 'class-panel', 'aria-label': t('class.title')}) : null; redraw(); return panel ?? ''; },
+    panel: () => {
+      panel = can() ? h('section', {className: 'class-panel', 'aria-label': t('class.title')}) : null;
+      redraw();
+      return panel ?? '';
+    },
     badge: () => h('span', {className: 'class-badge'}, badged()),
-    guesses: name => now && page?.name === name && (leads() || now.shown.includes(name)) ? now.guesses : undefined,
-    send: (lesson, guess) => { if (can() && joined() && !leads()) ask('class_guess', {member: frame.visitor, lesson, guess}); },
+    guesses: name =>
+      now && page?.name === name && (leads() || now.shown.includes(name)) ? now.guesses : undefined,
+    send: (lesson, guess) => {
+      if (can() && joined() && !leads()) ask('class_guess', {member: frame.visitor, lesson, guess});
+    },
     look(name, shown) {
       page = shown;
       if (!name) redraw();

@@ -1,10 +1,10 @@
-// Learn: the map of the survey, and one page for each lesson. It runs in the app's tab (assets/scripts/learn.js) and
-// by itself (index.html). Whoever mounts it gives `host`: what drives the live page, the language, the line to the
-// server if there is one.
-import {kitOf} from './kit.js';
-import {questionOf} from './question.js';
+// Learn: the map of the survey, and one page for each lesson. It runs in the app's tab
+// (assets/scripts/learn.js) and by itself (index.html). Whoever mounts it gives `host`: what drives the live
+// page, the language, the line to the server if there is one.
 import {classOf} from './class.js';
 import {contents} from './contents.js';
+import {kitOf} from './kit.js';
+import {questionOf} from './question.js';
 import {VIEWS} from './teacher.js';
 
 const KEPT = 'ce-learn';
@@ -18,7 +18,10 @@ export async function mount(root, host) {
   let shown = null, turn = 0;
 
   const frame = {
-    ...host, map, memory, root,
+    ...host,
+    map,
+    memory,
+    root,
     t: (key, facts) => fill(words[host.lang()][key] ?? key, facts),
     remember(lesson, what) {
       memory[lesson] = {...memory[lesson], ...what};
@@ -27,7 +30,8 @@ export async function mount(root, host) {
     // A lesson's script, data and words, loaded once.
     async load(name) {
       const folder = `${base}lessons/${name}/`, lang = host.lang();
-      if (!files.has(name)) files.set(name, Promise.all([import(`${folder}lesson.js`), json(`${folder}data.json`)]));
+      if (!files.has(name))
+        files.set(name, Promise.all([import(`${folder}lesson.js`), json(`${folder}data.json`)]));
       if (!files.has(`${name}.${lang}`)) files.set(`${name}.${lang}`, json(`${folder}${lang}.json`));
       const [[script, data], own] = await Promise.all([files.get(name), files.get(`${name}.${lang}`)]);
       return {make: script.default, data, own};
@@ -81,7 +85,9 @@ function page(frame, name, {make, data, own}) {
       if (spoken.textContent !== said) spoken.textContent = said;
     });
   }
-  const watcher = new ResizeObserver(() => { if (figure.clientWidth !== width) redraw(); });
+  const watcher = new ResizeObserver(() => {
+    if (figure.clientWidth !== width) redraw();
+  });
   const state = () => memory[name] ?? {};
   const reveal = h('div', {className: 'reveal', 'aria-live': 'polite'});
   const question = data.question && questionOf(frame, {name, data, tell, lesson, kit, onguess, onshow: show});
@@ -97,13 +103,14 @@ function page(frame, name, {make, data, own}) {
     redraw();
     reveal.replaceChildren(h('p', {className: 'why'}, tell('why')), tries());
   }
-  const tries = () => h('div', {className: 'tries'}, h('h3', {}, t('try')), (data.tries ?? []).map((one, k) => {
-    const done = state().tried?.includes(k);
-    return h('p', {className: done ? 'try done' : 'try'}, frame.tryButton(one, tell(`try.${k}`), () => {
-      frame.remember(name, {tried: [...new Set([...state().tried ?? [], k])]});
-      if (state().shown) show();
-    }), h('span', {className: 'check', role: 'status'}, done ? t('try.done') : ''));
-  }));
+  const tries = () =>
+    h('div', {className: 'tries'}, h('h3', {}, t('try')), (data.tries ?? []).map((one, k) => {
+      const done = state().tried?.includes(k);
+      return h('p', {className: done ? 'try done' : 'try'}, frame.tryButton(one, tell(`try.${k}`), () => {
+        frame.remember(name, {tried: [...new Set([...state().tried ?? [], k])]});
+        if (state().shown) show();
+      }), h('span', {className: 'check', role: 'status'}, done ? t('try.done') : ''));
+    }));
 
   // A link to this lesson in this language, with the figure's knobs as they are.
   function copy(e) {
@@ -123,20 +130,33 @@ function page(frame, name, {make, data, own}) {
       h('span', {className: 'quiet'}, t('number', {n: i + 1, of: map.lessons.length})),
       h('button', {className: 'linklike', onclick: copy}, t('copy_link')), frame.group.badge()),
     h('h2', {tabIndex: -1}, tell('title')),
-    h('p', {className: 'lead'}, tell('lead')), figure, spoken,
+    h('p', {className: 'lead'}, tell('lead')),
+    figure,
+    spoken,
     h('div', {className: 'lesson-controls'}, lesson.controls ?? []),
-    question?.root, reveal,
+    question?.root,
+    reveal,
     h('p', {className: 'quiet source'}, tell('source')),
-    h('nav', {className: 'lesson-steps', 'aria-label': t('lessons')}, step(i - 1, 'back'), step(i + 1, 'next')),
+    h('nav', {className: 'lesson-steps', 'aria-label': t('lessons')}, step(i - 1, 'back'),
+      step(i + 1, 'next')),
   ];
   return {
-    parts, name, show: () => { if (!state().shown) show(); }, tally: list => question?.tally(list),
+    parts,
+    name,
+    show: () => {
+      if (!state().shown) show();
+    },
+    tally: list => question?.tally(list),
     opened() {
       watcher.observe(figure);
       redraw();
       if (state().guess !== undefined) question?.restore(state().guess);
       if (state().shown || !question) show();
     },
-    close() { watcher.disconnect(); cancelAnimationFrame(waiting); lesson.close?.(); },
+    close() {
+      watcher.disconnect();
+      cancelAnimationFrame(waiting);
+      lesson.close?.();
+    },
   };
 }

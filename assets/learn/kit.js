@@ -1,5 +1,6 @@
-// What a lesson is made of: drawings with axes, and controls. One look for all lessons; colours are the page's.
-// A lesson's script gives, by default, a function (kit, data) -> {draw(width) -> svg, controls, about(), guess()}.
+// What a lesson is made of: drawings with axes, and controls. One look for all lessons; colours are the
+// page's. A lesson's script gives, by default, a function (kit, data) -> {draw(width) -> svg, controls,
+// about(), guess()}.
 
 const NICE = [1, 2, 2.5, 5, 10];
 
@@ -17,7 +18,8 @@ export function ticks(lo, hi, count = 5, log = false) {
   }
   const rough = (hi - lo) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * NICE.find(n => n * power >= rough * 0.999), out = [];
-  for (let v = Math.ceil(lo / step - 1e-9) * step; v <= hi + step * 1e-6; v += step) out.push(Math.abs(v) < 1e-12 ? 0 : v);
+  for (let v = Math.ceil(lo / step - 1e-9) * step; v <= hi + step * 1e-6; v += step)
+    out.push(Math.abs(v) < 1e-12 ? 0 : v);
   return out;
 }
 
@@ -30,7 +32,8 @@ export function scale(lo, hi, from, to, log = false) {
 }
 
 // One for each number of places: making one takes far longer than writing a number with it.
-const formats = Array.from({length: 21}, (_, maximumFractionDigits) => new Intl.NumberFormat('en', {maximumFractionDigits}));
+const formats = Array.from(
+  {length: 21}, (_, maximumFractionDigits) => new Intl.NumberFormat('en', {maximumFractionDigits}));
 
 // A number with so many significant digits, thousands set apart.
 export function digits(value, n = 3) {
@@ -54,35 +57,51 @@ export function kitOf(frame, t, figure, redraw) {
     return {first, keep: now => { set[at] = now; }};
   }
 
-  // A drawing with axes. x and y: {lo, hi, log, label, ticks: false | [[value, text]]}. Returns {svg, x, y, add}.
+  // A drawing with axes. x and y: {lo, hi, log, label, ticks: false | [[value, text]]}. Returns {svg, x, y,
+  // add}.
   function chart({width, height = 260, x, y, left = 46, right = 12, top = 24, bottom = 40}) {
-    const svg = s('svg', {class: 'lesson-svg', width, height, viewBox: `0 0 ${width} ${height}`, 'aria-hidden': 'true'});
+    const svg = s(
+      'svg', {class: 'lesson-svg', width, height, viewBox: `0 0 ${width} ${height}`, 'aria-hidden': 'true'});
     const box = {left, right: width - right, top, bottom: height - bottom};
     const at = {
-      x: scale(x.lo, x.hi, box.left, box.right, x.log), y: scale(y.lo, y.hi, box.bottom, box.top, y.log),
+      x: scale(x.lo, x.hi, box.left, box.right, x.log),
+      y: scale(y.lo, y.hi, box.bottom, box.top, y.log),
     };
-    const list = (axis, n) => axis.ticks === false ? [] : axis.ticks
-      ?? ticks(axis.lo, axis.hi, n, axis.log).map(v => [v, digits(v)]);
-    svg.append(
-      ...list(y, 4).map(([v, text]) => s('g', {}, s('path', {class: 'grid', d: `M${box.left} ${at.y(v)}H${box.right}`}),
-        s('text', {x: box.left - 6, y: at.y(v) + 4, 'text-anchor': 'end'}, text))),
-      ...list(x, Math.max(2, Math.floor(width / 110))).map(([v, text]) => s('text',
-        {x: at.x(v), y: box.bottom + 17, 'text-anchor': 'middle'}, text)),
+    const list = (axis, n) =>
+      axis.ticks === false ? [] : axis.ticks ?? ticks(axis.lo, axis.hi, n, axis.log).map(v => [v, digits(v)]);
+    const grid = v => s('path', {class: 'grid', d: `M${box.left} ${at.y(v)}H${box.right}`});
+    const beside = (v, name) => s('text', {x: box.left - 6, y: at.y(v) + 4, 'text-anchor': 'end'}, name);
+    const rung = ([v, name]) => s('g', {}, grid(v), beside(v, name));
+    const foot = ([v, name]) => s('text', {x: at.x(v), y: box.bottom + 17, 'text-anchor': 'middle'}, name);
+    svg.append(...list(y, 4).map(rung), ...list(x, Math.max(2, Math.floor(width / 110))).map(foot),
       s('path', {class: 'axis', d: `M${box.left} ${box.bottom}H${box.right}`}),
       x.label ? s('text', {x: box.right, y: height - 4, 'text-anchor': 'end'}, x.label) : '',
       y.label ? s('text', {x: 2, y: 11}, y.label) : '');
-    return {svg, box, x: at.x, y: at.y, add: (...parts) => { svg.append(...parts.flat().filter(Boolean)); return svg; }};
+    return {
+      svg,
+      box,
+      x: at.x,
+      y: at.y,
+      add: (...parts) => {
+        svg.append(...parts.flat().filter(Boolean));
+        return svg;
+      }
+    };
   }
 
   // A path through points [x, y] in pixels.
   const line = (points, more = {}) => s('path', {
-    class: 'line', d: points.map(([x, y], i) => `${i ? 'L' : 'M'}${x.toFixed(1)} ${y.toFixed(1)}`).join(''), ...more,
+    class: 'line',
+    d: points.map(([x, y], i) => `${i ? 'L' : 'M'}${x.toFixed(1)} ${y.toFixed(1)}`).join(''),
+    ...more,
   });
   const text = (x, y, words, more = {}) => s('text', {x, y, ...more}, words);
-  const rect = (x, y, width, height, more = {}) => s('rect', {x, y, width: Math.max(width, 0), height: Math.max(height, 0), ...more});
+  const rect = (x, y, width, height, more = {}) =>
+    s('rect', {x, y, width: Math.max(width, 0), height: Math.max(height, 0), ...more});
 
   // Bars with their names: [{name, value, words, className}], the longest as wide as there is room.
-  function bars(width, rows, {most = Math.max(...rows.map(r => r.value)), room = Math.min(190, width * 0.36), row = 30} = {}) {
+  function bars(width, rows,
+    {most = Math.max(...rows.map(r => r.value)), room = Math.min(190, width * 0.36), row = 30} = {}) {
     const svg = s('svg', {class: 'lesson-svg', width, height: rows.length * row + 6, 'aria-hidden': 'true'});
     const wide = width - room - 84;
     rows.forEach((r, i) => {
@@ -95,14 +114,31 @@ export function kitOf(frame, t, figure, redraw) {
   }
 
   // A labelled slider. format: value -> words. log: equal steps are equal ratios.
-  function slider({label, lo, hi, step = 1, value: usual, format = v => digits(v), oninput, log = false, asked: free = false}) {
+  function slider({
+    label,
+    lo,
+    hi,
+    step = 1,
+    value: usual,
+    format = v => digits(v),
+    oninput,
+    log = false,
+    asked: free = false
+  }) {
     const within = text => Number(text) >= lo && Number(text) <= hi ? Number(text) : undefined;
-    const {first: value, keep} = free ? {first: usual, keep() {}} : knob(usual, within, oninput), id = `lesson-slider-${++ids}`, out = h('output', {htmlFor: id}, format(value));
+    const {first: value, keep} = free ? {first: usual, keep() {}} : knob(usual, within, oninput);
+    const id = `lesson-slider-${++ids}`, out = h('output', {htmlFor: id}, format(value));
     const to = v => log ? Math.round(1000 * Math.log(v / lo) / Math.log(hi / lo)) : v;
     const from = v => log ? lo * (hi / lo) ** (v / 1000) : v;
     const input = h('input', {
-      id, type: 'range', min: log ? 0 : lo, max: log ? 1000 : hi, step: log ? 1 : step, value: to(value),
-      'aria-valuetext': format(value), oninput: e => {
+      id,
+      type: 'range',
+      min: log ? 0 : lo,
+      max: log ? 1000 : hi,
+      step: log ? 1 : step,
+      value: to(value),
+      'aria-valuetext': format(value),
+      oninput: e => {
         const now = from(Number(e.target.value));
         out.textContent = format(now);
         e.target.setAttribute('aria-valuetext', format(now));
@@ -112,7 +148,11 @@ export function kitOf(frame, t, figure, redraw) {
       },
     });
     const root = h('div', {className: 'lesson-slider'}, h('label', {htmlFor: id}, label), out, input);
-    root.set = v => { input.value = to(v); out.textContent = format(v); input.setAttribute('aria-valuetext', format(v)); };
+    root.set = v => {
+      input.value = to(v);
+      out.textContent = format(v);
+      input.setAttribute('aria-valuetext', format(v));
+    };
     return root;
   }
 
@@ -121,15 +161,51 @@ export function kitOf(frame, t, figure, redraw) {
     const listed = text => options.find(([v]) => String(v) === text)?.[0];
     const {first: value, keep} = knob(usual, listed, onchange);
     const name = `lesson-choice-${++ids}`;
-    return h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label), options.map(([v, words]) => h('label', {},
-      h('input', {type: 'radio', name, checked: v === value, onchange: () => { keep(v); onchange(v); redraw(); }}), h('span', {}, words))));
+    const pick = v => {
+      keep(v);
+      onchange(v);
+      redraw();
+    };
+    const radio = v => h('input', {type: 'radio', name, checked: v === value, onchange: () => pick(v)});
+    return h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label),
+      options.map(([v, words]) => h('label', {}, radio(v), h('span', {}, words))));
   }
-  const button = (words, onclick, className = 'plain') => h('button', {type: 'button', className, onclick: e => { onclick(e); redraw(); }}, words);
-  const check = ({label, value, onchange}) => h('label', {className: 'lesson-check'},
-    h('input', {type: 'checkbox', checked: value, onchange: e => { onchange(e.target.checked); redraw(); }}), label);
+  const button = (textContent, act, className = 'plain') => {
+    const onclick = e => {
+      act(e);
+      redraw();
+    };
+    return h('button', {type: 'button', className, textContent, onclick});
+  };
+  const check = ({label, value, onchange: take}) => {
+    const onchange = e => {
+      take(e.target.checked);
+      redraw();
+    };
+    const box = h('input', {type: 'checkbox', checked: value, onchange});
+    return h('label', {className: 'lesson-check'}, box, label);
+  };
 
   return {
-    h, s, t, digits, ticks, scale, chart, line, text, rect, bars, slider, choice, button, check, redraw, figure,
-    size: frame.sizeWords, knobs: () => set.join(','), calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
+    h,
+    s,
+    t,
+    digits,
+    ticks,
+    scale,
+    chart,
+    line,
+    text,
+    rect,
+    bars,
+    slider,
+    choice,
+    button,
+    check,
+    redraw,
+    figure,
+    size: frame.sizeWords,
+    knobs: () => set.join(','),
+    calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
   };
 }

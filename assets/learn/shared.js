@@ -3,15 +3,23 @@ import {digits} from './kit.js';
 
 export function shared(small, own) {
   return {
-    ...small, ...own, digits,
+    ...small,
+    ...own,
+    digits,
     // Numbers of a lesson's sentences, rounded as people read them.
-    said: facts => Object.fromEntries(Object.entries(facts ?? {}).map(([key, value]) =>
-      [key, typeof value === 'number' ? digits(value) : value[own.lang()] ?? value])),
+    said(facts) {
+      const words = value => typeof value === 'number' ? digits(value) : value[own.lang()] ?? value;
+      return Object.fromEntries(Object.entries(facts ?? {}).map(([key, value]) => [key, words(value)]));
+    },
     // The address's parameters that set the live page as a try asks.
-    linkOf: ({recipe = [], run, tab, family, x, y}) => Object.fromEntries(Object.entries({
-      ...Object.fromEntries(recipe.flatMap(([method, values], i) => [[i ? 'then' : 'method', method],
-        ...Object.entries(values).map(([name, value]) => [`${i ? 'then.' : ''}${name}`, value])])),
-      run, tab, family, x, y,
-    }).filter(([, value]) => value !== undefined)),
+    linkOf({recipe = [], run, tab, family, x, y}) {
+      const asked = {};
+      recipe.forEach(([method, values], i) => {
+        asked[i ? 'then' : 'method'] = method;
+        for (const [name, value] of Object.entries(values)) asked[`${i ? 'then.' : ''}${name}`] = value;
+      });
+      Object.assign(asked, {run, tab, family, x, y});
+      return Object.fromEntries(Object.entries(asked).filter(([, value]) => value !== undefined));
+    },
   };
 }

@@ -1,13 +1,17 @@
 // For teachers: what to ask in which order and what goes wrong; and the worksheet, which prints on paper.
-export const VIEWS = {teacher, worksheet};
+export const VIEWS = {
+  teacher,
+  worksheet
+};
 
-const all = frame => Promise.all(frame.map.lessons.map(async ({name}) => ({name, ...await frame.load(name)})));
+const all = frame =>
+  Promise.all(frame.map.lessons.map(async ({name}) => ({name, ...await frame.load(name)})));
 const teller = (frame, {own, data}) => key => frame.fill(own[key] ?? '', frame.said(data.facts));
 
-const head = (frame, title, line) => [
-  frame.h('nav', {className: 'lesson-nav', 'aria-label': frame.t('lessons')},
-    frame.h('button', {className: 'linklike', onclick: () => frame.go('')}, frame.t('contents')),
-    frame.h('button', {className: 'plain print', onclick: () => print()}, frame.t('print'))),
+const head = (frame, title,
+  line) => [frame.h('nav', {className: 'lesson-nav', 'aria-label': frame.t('lessons')},
+              frame.h('button', {className: 'linklike', onclick: () => frame.go('')}, frame.t('contents')),
+              frame.h('button', {className: 'plain print', onclick: () => print()}, frame.t('print'))),
   frame.h('h2', {tabIndex: -1}, title), frame.h('p', {className: 'lead'}, line)];
 
 // What was measured, in words: a number with its error, the right option, the right order.
@@ -24,7 +28,9 @@ async function teacher(frame) {
   const {h, t} = frame, lessons = await all(frame);
   const one = (lesson, i) => {
     const tell = teller(frame, lesson);
-    return h('section', {className: 'teach'}, h('h3', {}, `${i + 1}. `, h('button', {className: 'linklike', onclick: () => frame.go(lesson.name)}, tell('title'))),
+    return h('section', {className: 'teach'},
+      h('h3', {}, `${i + 1}. `,
+        h('button', {className: 'linklike', onclick: () => frame.go(lesson.name)}, tell('title'))),
       h('p', {}, tell('idea')),
       lesson.data.question ? h('p', {}, h('b', {}, t('teacher.ask')), ' ', tell('question')) : '',
       lesson.data.question ? h('p', {}, h('b', {}, t('teacher.measured')), ' ', measured(frame, lesson)) : '',
@@ -32,22 +38,39 @@ async function teacher(frame) {
       tell('teach') ? h('p', {}, h('b', {}, t('teacher.wrong')), ' ', tell('teach')) : '',
       h('p', {}, h('a', {href: frame.lessonLink(lesson.name)}, t('teacher.link'))));
   };
-  return {name: '', show() {}, tally() {}, close() {}, parts: [
-    ...head(frame, t('teacher.title'), t('teacher.line')),
-    h('ol', {className: 'how'}, ['open', 'ask', 'show', 'network'].map(step => h('li', {}, t(`teacher.${step}_how`)))),
-    h('p', {}, h('button', {className: 'linklike', onclick: () => frame.go('worksheet')}, t('worksheet.title'))),
-    ...lessons.map(one)]};
+  return {
+    name: '',
+    show() {},
+    tally() {},
+    close() {},
+    parts: [
+      ...head(frame, t('teacher.title'), t('teacher.line')),
+      h('ol', {className: 'how'},
+        ['open', 'ask', 'show', 'network'].map(step => h('li', {}, t(`teacher.${step}_how`)))),
+      h('p', {},
+        h('button', {className: 'linklike', onclick: () => frame.go('worksheet')}, t('worksheet.title'))),
+      ...lessons.map(one)
+    ]
+  };
 }
 
 async function worksheet(frame) {
   const {h, t} = frame, lessons = await all(frame);
   const blank = words => h('p', {className: 'blank'}, h('span', {}, words));
-  return {name: '', show() {}, tally() {}, close() {}, parts: [
-    ...head(frame, t('worksheet.title'), t('worksheet.line')), blank(t('worksheet.name')),
-    ...lessons.filter(({data}) => data.question).map((lesson, i) => {
-      const tell = teller(frame, lesson), {options, items} = lesson.data.question;
-      return h('section', {className: 'sheet'}, h('h3', {}, `${i + 1}. ${tell('title')}`), h('p', {}, tell('question')),
-        options || items ? h('ul', {}, (options ?? items).map(o => h('li', {}, `☐ ${tell(`option.${o}`)}`))) : '',
-        blank(t('worksheet.mine')), blank(t('worksheet.measured')), blank(t('worksheet.because')));
-    })]};
+  return {
+    name: '',
+    show() {},
+    tally() {},
+    close() {},
+    parts: [
+      ...head(frame, t('worksheet.title'), t('worksheet.line')), blank(t('worksheet.name')),
+      ...lessons.filter(({data}) => data.question).map((lesson, i) => {
+        const tell = teller(frame, lesson), {options, items} = lesson.data.question, boxes = options ?? items;
+        return h('section', {className: 'sheet'}, h('h3', {}, `${i + 1}. ${tell('title')}`),
+          h('p', {}, tell('question')),
+          boxes && h('ul', {}, boxes.map(o => h('li', {}, `☐ ${tell(`option.${o}`)}`))),
+          blank(t('worksheet.mine')), blank(t('worksheet.measured')), blank(t('worksheet.because')));
+      })
+    ]
+  };
 }

@@ -15,6 +15,11 @@ async function show(id) {
   const all = root.querySelector('details.all');
   if (all) all.open = open;
   ce.say('card', {id, ...got});
+  if (got.soon) {
+    setTimeout(() => {
+      if (wanted === id && !root.contains(document.activeElement)) show(id);
+    }, 3000);
+  }
 }
 
 const empty = () => root.replaceChildren(h('p', {className: 'quiet'}, t('card.none')));
@@ -26,13 +31,16 @@ function none() {
 
 // What the link named wrongly.
 function problems() {
-  const dismiss = () => { ce.problems = []; empty(); ce.say('results'); };
-  root.replaceChildren(...ce.problems.map(([code, facts]) =>
-    h('div', {className: 'error calm', role: 'alert'},
-      h('h3', {}, t(`error.${code}.what`, facts)),
-      h('p', {}, t(`error.${code}.means`, facts)),
-      h('p', {}, t(`error.${code}.do`, facts)),
-      h('button', {className: 'plain', onclick: dismiss}, t('act.dismiss')))));
+  const dismiss = () => {
+    ce.problems = [];
+    empty();
+    ce.say('results');
+  };
+  root.replaceChildren(...ce.problems.map(
+    ([code, facts]) =>
+      h('div', {className: 'error calm', role: 'alert'}, h('h3', {}, t(`error.${code}.what`, facts)),
+        h('p', {}, t(`error.${code}.means`, facts)), h('p', {}, t(`error.${code}.do`, facts)),
+        h('button', {className: 'plain', onclick: dismiss}, t('act.dismiss')))));
 }
 
 const specOf = async id => id === shown ? spec : id ? (await ce.ask(server.ask_card, {id}))?.spec : null;
@@ -96,7 +104,9 @@ const ACTS = {
   async link(button, id) {
     const u = new URL(location);
     u.searchParams.set('run', id);
-    try { await navigator.clipboard.writeText(u.href); } catch { prompt(t('card.link'), u.href); }
+    try {
+      await navigator.clipboard.writeText(u.href);
+    } catch { prompt(t('card.link'), u.href); }
     said(button, t('card.copied'));
   },
   async record(button, id) {
@@ -115,19 +125,21 @@ const ACTS = {
     const note = h('textarea', {rows: 2, maxLength: 500, value: person.textContent});
     const save = async e => {
       e.preventDefault();
-      const got = await ce.ask(server.ask_name, {id, visitor: ce.visitor, title: title.value, note: note.value});
+      const got =
+        await ce.ask(server.ask_name, {id, visitor: ce.visitor, title: title.value, note: note.value});
       if (got?.error) return root.insertAdjacentHTML('beforeend', got.error);
       if (!got) return;
       await show(id);
       ce.say('results');
     };
-    button.closest('.buttons').after(h('form', {className: 'naming', onsubmit: save},
-      h('label', {}, t('card.name.title'), title), h('label', {}, t('card.name.note'), note),
-      h('button', {className: 'plain', type: 'submit'}, t('card.name.save'))));
+    button.closest('.buttons')
+      .after(h('form', {className: 'naming', onsubmit: save}, h('label', {}, t('card.name.title'), title),
+        h('label', {}, t('card.name.note'), note),
+        h('button', {className: 'plain', type: 'submit'}, t('card.name.save'))));
     title.focus();
   },
   // The first click asks, the second deletes.
-  async delete(button, id) {
+  async delete (button, id) {
     if (!button.classList.contains('sure')) {
       button.classList.add('sure');
       button.textContent = t('card.delete.sure');
@@ -163,9 +175,17 @@ ce.ready.then(() => {
     const waiting = id === shown ? root.querySelector('[data-waiting]') : null;
     if (waiting) waiting.textContent = words;
   });
-  ce.on('preselect', ({id}) => { if (!ce.state.run) show(id); });
-  ce.on('lang', () => { if (wanted) show(wanted); else if (ce.problems.length) problems(); else empty(); });
-  ce.on('model', () => { if (!ce.state.run) none(); });
+  ce.on('preselect', ({id}) => {
+    if (!ce.state.run) show(id);
+  });
+  ce.on('lang', () => {
+    if (wanted) show(wanted);
+    else if (ce.problems.length) problems();
+    else empty();
+  });
+  ce.on('model', () => {
+    if (!ce.state.run) none();
+  });
   if (ce.problems.length) problems();
   else if (ce.state.run) show(ce.state.run);
   else empty();

@@ -1,6 +1,7 @@
-// Both models answer the same question. Recorded answers are there at once; a model that was made here answers
-// live, and one event streams both columns.
-let heads = null, replay = null, state = null, busy = false, question = '', turn = 0, temperature = 0, length = 96;
+// Both models answer the same question. Recorded answers are there at once; a model that was made here
+// answers live, and one event streams both columns.
+let heads = null, replay = null, state = null, busy = false, question = '';
+let turn = 0, temperature = 0, length = 96;
 let prompt = '';  // The name of the suggested question whose recorded answers are shown.
 const status = h('p', {className: 'chat-status', role: 'status'});
 const box = h('textarea', {id: 'prompt', rows: 2, maxLength: 4000, onkeydown: onKey});
@@ -8,17 +9,19 @@ const send = h('button', {className: 'primary', type: 'submit'});
 const stop = h('button', {className: 'plain', type: 'button', hidden: true, onclick: end});
 const suggest = h('div', {className: 'suggest'}), options = h('div', {className: 'chat-options'});
 const choice = h('div', {className: 'choice'}), asked = h('p', {className: 'asked'});
-const instead = h('p', {className: 'quiet instead', hidden: true}), about = h('p', {className: 'quiet about'});
+const instead = h('p', {className: 'quiet instead', hidden: true});
+const about = h('p', {className: 'quiet about'});
 const own = h('div', {className: 'own'}), ladder = h('section', {className: 'ladder', hidden: true});
 const trouble = h('div', {className: 'trouble'});
-const form = h('form', {className: 'ask', onsubmit: e => { e.preventDefault(); submit(); }},
-  box, h('div', {className: 'row'}, send, stop));
+const form = h('form', {className: 'ask', onsubmit: submit}, box, h('div', {className: 'row'}, send, stop));
 const none = h('div', {className: 'none', hidden: true});
-const talk = h('div', {className: 'talk', hidden: true},
-  instead, suggest, asked, sideBySide, status, about, trouble, own, form, options, ladder);
-const ask = newest(() => Promise.all([
-  ce.ask(server.ask_sides, {id: ce.state.run}), ce.ask(server.ask_recorded, {id: ce.state.run, prompt}),
-]).then(both => both.every(Boolean) ? both : null));
+const talk = h('div', {className: 'talk', hidden: true}, instead, suggest, asked, sideBySide, status, about,
+  trouble, own, form, options, ladder);
+const ask = newest(async () => {
+  const id = ce.state.run;
+  const both = await Promise.all([ce.ask(server.ask_sides, {id}), ce.ask(server.ask_recorded, {id, prompt})]);
+  return both.every(Boolean) ? both : null;
+});
 
 const live = () => Boolean(heads?.right);
 const recorded = () => Boolean(replay?.right);
@@ -27,7 +30,11 @@ async function load() {
   const got = await ask();
   if (!got) return;
   const [sides, answers] = got, wrong = sides.error || answers.error;
-  if (wrong) { none.hidden = false; none.innerHTML = wrong; return; }
+  if (wrong) {
+    none.hidden = false;
+    none.innerHTML = wrong;
+    return;
+  }
   const [first] = sides.options, known = list => list.some(([id]) => id === ce.state.run);
   if (first && !known(sides.options) && !known(answers.options)) {
     [ce.state.run] = first;
@@ -63,66 +70,27 @@ function draw() {
 }
 
 function drawChoice() {
-  const onchange = e => { state = null; question = ''; ce.select(e.target.value, 'chat'); };
+  const onchange = e => {
+    state = null;
+    question = '';
+    ce.select(e.target.value, 'chat');
+  };
   const chosen = live() ? ce.state.run : replay.id;
   const group = (key, pairs) => pairs.length ? h('optgroup', {label: t(key)}, optionList(pairs, chosen)) : '';
   const pick = heads.options.length + replay.options.length
-    ? h('label', {}, t('chat.choose'), h('select', {id: 'side', onchange},
-      group('chat.group.live', heads.options), group('chat.group.recorded', replay.options)))
+    ? h('label', {}, t('chat.choose'),
+        h('select', {id: 'side', onchange}, group('chat.group.live', heads.options),
+          group('chat.group.recorded', replay.options)))
     : '';
   choice.replaceChildren(h('h2', {}, t('chat.title')), pick);
-}
-
-// A suggested question: a model that is here is asked, else its recorded answer is shown.
-function suggested({name, text}) {
-  prompt = name;
-  if (live()) start(text);
-  load().then(() => { if (!live()) ce.say('answered'); });
-}
-
-function drawSuggestions() {
-  const chip = one => h('button', {
-    className: 'chip', type: 'button', disabled: busy, title: one.text, 'data-prompt': one.name,
-    'aria-pressed': live() ? null : String(one.name === prompt), onclick: () => suggested(one),
-  }, one.label);
-  suggest.replaceChildren(h('span', {className: 'quiet'}, t('chat.suggest')), ...replay.prompts.map(chip));
-}
-
-// What a visitor without the model can do to ask a question of one's own.
-function drawOwn() {
-  own.hidden = live();
-  form.hidden = options.hidden = !live();
-  about.textContent = live() ? '' : replay.about;
-  const other = !live() && ce.state.run && replay.id !== ce.state.run;
-  instead.hidden = !other;
-  instead.textContent = other ? t('chat.instead', {name: replay.right.title}) : '';
-  if (live()) return;
-  own.replaceChildren(h('span', {}, t('chat.own')), h('button', {
-    className: 'plain', type: 'button', 'data-act': 'make', 'data-id': replay.id,
-    onclick: () => ce.setTab('explore'),
-  }, replay.make));
-}
-
-function drawLadder() {
-  ladder.hidden = !replay.ladder?.length;
-  if (ladder.hidden) return;
-  const step = one => {
-    const text = h('div', {className: 'text', dir: 'auto'});
-    drawText(text, one.side, one.parted);
-    const sizes = [one.size, one.grade].filter(Boolean).join(' · ');
-    return h('li', {className: 'step'}, h('h4', {}, one.title), h('p', {className: 'quiet'}, sizes), text);
-  };
-  ladder.replaceChildren(h('h3', {}, t('chat.ladder')),
-    h('p', {className: 'quiet'}, t('chat.ladder.help', {question: replay.asked})),
-    h('ul', {className: 'steps'}, replay.ladder.map(step)));
 }
 
 // A number between limits, `usual` where nothing was written.
 const within = (text, low, high, usual) => Math.min(high, Math.max(low, Number(text) || usual));
 
 function drawOptions() {
-  const number = (label, min, max, step, value, put) =>
-    h('label', {}, label, h('input', {type: 'number', min, max, step, value, onchange: e => put(e.target.value)}));
+  const number = (label, min, max, step, value, put) => h('label', {}, label,
+    h('input', {type: 'number', min, max, step, value, onchange: e => put(e.target.value)}));
   const quiet = (wanted, key) => wanted ? h('span', {className: 'quiet'}, t(key)) : '';
   options.replaceChildren(
     number(t('chat.tokens'), 8, 512, 8, length, text => { length = within(text, 8, 512, 96); }),
@@ -143,11 +111,12 @@ function show() {
 }
 
 function onKey(e) {
-  if (e.key !== 'Enter' || e.shiftKey || e.isComposing) return;
-  e.preventDefault();
-  submit();
+  if (e.key === 'Enter' && !e.shiftKey && !e.isComposing) submit(e);
 }
-const submit = () => start(box.value.trim());
+function submit(e) {
+  e.preventDefault();
+  start(box.value.trim());
+}
 
 function start(words) {
   if (!words || busy || !live()) return;
@@ -159,8 +128,14 @@ function start(words) {
   draw();
   status.textContent = t('chat.waiting');
   trigger('ask', {
-    lang: ce.lang, visitor: ce.visitor, id: ce.state.run, turn, messages: [{role: 'user', content: words}],
-    max_tokens: length, temperature, seed: 0,
+    lang: ce.lang,
+    visitor: ce.visitor,
+    id: ce.state.run,
+    turn,
+    messages: [{role: 'user', content: words}],
+    max_tokens: length,
+    temperature,
+    seed: 0,
   });
 }
 
@@ -179,12 +154,18 @@ watch('value', () => {
   keep('ce-chat', {state, question});
   draw();
 });
-document.addEventListener('keydown', e => { if (e.key === 'Escape' && busy && ce.tab === 'chat') end(); });
+document.addEventListener('keydown', e => {
+  if (e.key === 'Escape' && busy && ce.tab === 'chat') end();
+});
 ce.ready.then(() => {
   ({state, question} = kept('ce-chat') ?? {state, question});  // The last exchange outlives a reload.
   root.replaceChildren(choice, none, talk);
   ce.on('lang', load);
-  ce.on('tab', tab => { if (tab === 'chat') load(); });
-  ce.on('select', () => { if (ce.tab === 'chat') load(); });
+  ce.on('tab', tab => {
+    if (tab === 'chat') load();
+  });
+  ce.on('select', () => {
+    if (ce.tab === 'chat') load();
+  });
   if (ce.tab === 'chat') load();
 });

@@ -9,8 +9,8 @@ function column() {
   return {title, text, live, bars, root: h('div', {className: 'column'}, title, text, live, bars)};
 }
 
-// An answer in three pieces: before the token at which the two part, that token, and the rest. `ends` has where
-// each token ends. Null for an answer that hasn't come so far.
+// An answer in three pieces: before the token at which the two part, that token, and the rest. `ends` has
+// where each token ends. Null for an answer that hasn't come so far.
 function parted({text, ends = [], pieces}, at) {
   const begin = at === 0 ? 0 : ends[at - 1];
   if (at === null || at === undefined || pieces <= at || begin === undefined) return null;
@@ -27,7 +27,9 @@ function drawColumns(heads, state, busy) {
     const now = state?.sides?.[side], c = columns[side];
     drawText(c.text, now, state?.parted);
     c.text.classList.toggle('writing', busy && !now?.done);
-    const told = now ? [now.rate, now.busy, now.first, now.memory, now.cache, busy && now.rate ? t('chat.live') : ''] : [];
+    const told = now
+      ? [now.rate, now.busy, now.first, now.memory, now.cache, busy && now.rate ? t('chat.live') : '']
+      : [];
     c.live.textContent = told.filter(Boolean).join(' · ');
     const [own, other] = i ? [heads.right, heads.left] : [heads.left, heads.right];
     if (own) drawBars(c.bars, own, other, now, state?.sides?.[SIDES[1 - i]]);
@@ -45,11 +47,12 @@ function drawText(box, now, at) {
 
 // What was measured alone counts; the live rate stands in where nothing was. Sizes are those of the files.
 function drawBars(box, own, other, mine, theirs) {
-  const bar = (name, x, y, words) => x ? h('div', {className: 'bar-row'}, h('span', {}, name),
-    h('i', {className: 'track'}, h('i', {className: 'fill', style: `width:${share(x, y)}%`})),
-    h('span', {className: 'figure'}, words)) : '';
-  box.replaceChildren(
-    bar(t('chat.bar.size'), own.size, other?.size, own.size_words),
+  const bar = (name, x, y, words) => x
+    ? h('div', {className: 'bar-row'}, h('span', {}, name),
+        h('i', {className: 'track'}, h('i', {className: 'fill', style: `width:${share(x, y)}%`})),
+        h('span', {className: 'figure'}, words))
+    : '';
+  box.replaceChildren(bar(t('chat.bar.size'), own.size, other?.size, own.size_words),
     bar(t('chat.bar.rate'), own.rate ?? mine?.rate_value, other?.rate ?? theirs?.rate_value,
       own.rate ? own.stored : mine?.rate ?? ''));
 }

@@ -34,11 +34,21 @@ document.addEventListener('keydown', e => {
   if (e.key === 'Escape' && following && !typing) end();
 });
 ce.ready.then(() => {
-  root.replaceChildren(form, h('div', {className: 'runbar'}, estimate, go, progress, trouble, say), four, reader);
-  ce.on('lang', () => { draw(); weigh(); if (following) tick(following); });
+  root.replaceChildren(
+    form, h('div', {className: 'runbar'}, estimate, go, progress, trouble, say), four, reader);
+  ce.on('lang', () => {
+    draw();
+    weigh();
+    if (following) tick(following);
+  });
   ce.on('families', tellBest);
-  ce.on('choices', () => { draw(); weigh(); });
-  ce.on('run', async options => { if (await weigh()) start(options); });
+  ce.on('choices', () => {
+    draw();
+    weigh();
+  });
+  ce.on('run', async options => {
+    if (await weigh()) start(options);
+  });
   draw();
   weigh();
   findAgain();

@@ -2,12 +2,13 @@
 const estimate = h('div', {className: 'estimate'});
 let weighed = {path: [], stored: ''};
 let weighedFor = '';  // What the knobs said when the estimate was asked for last.
-let told = '';  // Why new runs are measured otherwise than the shipped ones, where they are.
+let told = '';        // Why new runs are measured otherwise than the shipped ones, where they are.
 const weighing = newest(() => ce.ask(server.ask_weigh, {choices: ce.choices()}), {again: 2500});
 
 // Ask for the estimate, after a while in which another change may come. True when this was the last change.
 async function weigh(wait = 0) {
-  if (!estimate.childElementCount) estimate.replaceChildren(h('p', {className: 'wait quiet'}, t('controls.wait')));
+  if (!estimate.childElementCount)
+    estimate.replaceChildren(h('p', {className: 'wait quiet'}, t('controls.wait')));
   forget();
   const got = await weighing(null, {after: wait});
   if (!got) return false;

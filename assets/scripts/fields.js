@@ -4,8 +4,8 @@ const essays = {};  // They are asked for when they are opened: they are a third
 async function tell(place, method) {
   const key = `${ce.lang} ${method}`;
   essays[key] ??= (await ce.ask(server.ask_essay, {method}))?.text;
-  place.replaceChildren(...paragraphs(essays[key] ?? '').map(({formula, text}) =>
-    h('p', {className: formula ? 'formulas' : ''}, text)));
+  const drawn = one => h('p', {className: one.formula ? 'formulas' : ''}, one.text);
+  place.replaceChildren(...paragraphs(essays[key] ?? '').map(drawn));
 }
 
 // A text's paragraphs. Indented lines are formulas and stay lines; the others flow.
@@ -23,16 +23,21 @@ function paragraphs(text) {
 }
 
 // The essay opens over the page, where its formulas have room and push nothing away.
-const reader = h('dialog', {className: 'reader', onclick: e => { if (e.target === reader) reader.close(); }});
+const reader = h('dialog', {
+  className: 'reader',
+  onclick: e => {
+    if (e.target === reader) reader.close();
+  }
+});
 function about(method) {
   const {paper} = ce.method(method);
   const open = () => {
     const place = h('div', {className: 'essay'}), title = t(`method.${method}`);
     reader.setAttribute('aria-label', title);
-    reader.replaceChildren(
-      h('div', {className: 'reader-head'}, h('h2', {}, title),
-        h('button', {className: 'plain', type: 'button', onclick: () => reader.close()}, t('controls.close'))),
-      place, paper ? h('a', {href: paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
+    const onclick = () => reader.close();
+    const close = h('button', {className: 'plain', type: 'button', onclick}, t('controls.close'));
+    reader.replaceChildren(h('div', {className: 'reader-head'}, h('h2', {}, title), close), place,
+      paper ? h('a', {href: paper, target: '_blank', rel: 'noopener'}, t('controls.paper')) : '');
     reader.showModal();
     tell(place, method);
   };
@@ -60,9 +65,15 @@ function field(step, p) {
   const title = label(t(`param.${p.name}`), t(`param.${p.name}.help`), id);
   // What decides about other fields draws the form anew.
   const decides = p.choices || p.type === 'bool' || p.type === 'str' || p.name in ce.method(step.method).full;
-  const set = v => { put(step, p.name, v); fit(); if (decides) changed(); else weigh(); };
+  const set = v => {
+    put(step, p.name, v);
+    fit();
+    if (decides) changed();
+    else weigh();
+  };
   if (p.type === 'bool') {
-    const box = h('input', {...usual, type: 'checkbox', checked: value, onchange: e => set(e.target.checked)});
+    const box =
+      h('input', {...usual, type: 'checkbox', checked: value, onchange: e => set(e.target.checked)});
     return h('div', {className: 'field check'}, box, title);
   }
   const options = p.choices ?? p.suggest;
@@ -79,28 +90,29 @@ function field(step, p) {
     return h('div', {className: 'field wide'}, title, box);
   }
   const limits = {min: p.lo, max: p.hi, step: p.step ?? 'any'}, onchange = e => set(Number(e.target.value));
-  return h('div', {className: 'field'}, title, h('input', {...usual, ...limits, type: 'number', value, onchange}));
+  return h(
+    'div', {className: 'field'}, title, h('input', {...usual, ...limits, type: 'number', value, onchange}));
 }
 
 // How a run is measured. The lists of bits and scales are RunSpec's (evaluation/spec.py).
 function settings() {
   const bits = v => t('setting.bits', {v}), choice = key => v => t(`setting.${key}.${v}`);
   const named = {text: ce.data.texts, calibration: ce.data.calibrations};
-  const lists = Object.entries(named).map(([key, names]) =>
-    h('datalist', {id: `ce-named-${key}`}, names.map(value => h('option', {value}))));
-  return h('details', {className: 'fold', 'data-k': 'settings'}, h('summary', {}, t('controls.settings')), lists,
-    h('div', {className: 'grid'},
-      presetField(), textField('text', named.text), textField('calibration', named.calibration),
-      listField('protocol', ['raw', 'paper'], v => v),
+  const lists = Object.entries(named).map(
+    ([key, names]) => h('datalist', {id: `ce-named-${key}`}, names.map(value => h('option', {value}))));
+  return h('details', {className: 'fold', 'data-k': 'settings'}, h('summary', {}, t('controls.settings')),
+    lists,
+    h('div', {className: 'grid'}, presetField(), textField('text', named.text),
+      textField('calibration', named.calibration), listField('protocol', ['raw', 'paper'], v => v),
       numberField('tokens', t('setting.whole')), numberField('calibration_tokens'), numberField('window'),
-      numberField('seed'),
-      listField('table_bits', [16, 8, 4], bits), listField('activations', ['exact', 'int8'], choice('activations')),
+      numberField('seed'), listField('table_bits', [16, 8, 4], bits),
+      listField('activations', ['exact', 'int8'], choice('activations')),
       listField('cache_bits', [16, 8, 4, 2], bits),
       listField('cache_keys', ['token', 'channel'], choice('cache_keys'))));
 }
 
-const settingField = (key, control) => h('div', {className: 'field'},
-  label(t(`setting.${key}`), t(`setting.${key}.help`), `s-${key}`), control);
+const settingField = (key, control) =>
+  h('div', {className: 'field'}, label(t(`setting.${key}`), t(`setting.${key}.help`), `s-${key}`), control);
 
 function putSetting(key, value) {
   ce.state.settings[key] = value;
@@ -130,8 +142,13 @@ function numberField(key, empty) {
   const nothing = empty ? null : settingsAtFirst(ce.data)[key];
   const onchange = e => putSetting(key, e.target.value === '' ? nothing : Number(e.target.value));
   return settingField(key, h('input', {
-    id: `s-${key}`, type: 'number', min: key === 'seed' ? 0 : 1, step: 1, value: ce.state.settings[key] ?? '',
-    placeholder: empty ?? '', onchange,
+    id: `s-${key}`,
+    type: 'number',
+    min: key === 'seed' ? 0 : 1,
+    step: 1,
+    value: ce.state.settings[key] ?? '',
+    placeholder: empty ?? '',
+    onchange,
   }));
 }
 

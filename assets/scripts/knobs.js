@@ -1,16 +1,17 @@
-// The knobs: model, way, method, main knob, training budget, second step. All of it is drawn from the methods'
-// declarations.
+// The knobs: model, way, method, main knob, training budget, second step. All of it is drawn from the
+// methods' declarations.
 const form = h('form', {className: 'knobs', onsubmit: e => e.preventDefault()});
 
 const lastStep = () => ce.state.steps.at(-1);
 const idleIn = step => idle(ce.data.methods, ce.state.steps, ce.state.steps.indexOf(step));
-const mainOf = step => ce.method(step.method).params.find(
-  p => p.main && effective(p, ce.values(step)) && !idleIn(step).includes(p.name));
+const mainOf = step =>
+  ce.method(step.method)
+    .params.find(p => p.main && effective(p, ce.values(step)) && !idleIn(step).includes(p.name));
 const ofFamily = family => ce.data.methods.filter(m => m.family === family);
 const first = methods => (methods.find(m => m.first) ?? methods[0]).name;
 
-// The second step that is offered: one that rounds what a pruning left, else a training that repairs. Steps that
-// change neither size nor quality for the better are in the list, but nobody is led to them.
+// The second step that is offered: one that rounds what a pruning left, else a training that repairs. Steps
+// that change neither size nor quality for the better are in the list, but nobody is led to them.
 const trains = method => Object.keys(method.full).length > 0;
 const offered = methods => methods.find(m => m.first) ?? methods.find(trains);
 
@@ -43,9 +44,8 @@ function drawKnobs() {
   const held = document.activeElement?.id, folds = () => [...form.querySelectorAll('details[data-k]')];
   const open = Object.fromEntries(folds().map(fold => [fold.dataset.k, fold.open]));
   const [one] = ce.state.steps, {family} = ce.method(one.method);
-  form.replaceChildren(
-    h('h2', {className: 'sr'}, t('controls.title')), modelField(), tiles(family), picker(0, ofFamily(family)),
-    about(one.method), knob(0), budget(0), second(), advanced(), settings());
+  form.replaceChildren(h('h2', {className: 'sr'}, t('controls.title')), modelField(), tiles(family),
+    picker(0, ofFamily(family)), about(one.method), knob(0), budget(0), second(), advanced(), settings());
   for (const fold of folds()) fold.open = open[fold.dataset.k] ?? false;
   if (held) document.getElementById(held)?.focus({preventScroll: true});
 }
@@ -66,15 +66,19 @@ function tellBest(families) {
 function tiles(chosen) {
   const families = [...new Set(ce.data.methods.map(m => m.family))];
   families.sort((a, b) => (a === 'original') - (b === 'original'));
-  const tile = family => h('label', {className: 'tile'},
-    h('input', {
-      type: 'radio', name: 'family', id: `family-${family}`, value: family, checked: family === chosen,
-      onchange: () => choose(0, first(ofFamily(family))),
-      onclick: () => ce.light(family === ce.state.family || family === 'original' ? '' : family),
-    }),
-    h('span', {className: `swatch ${family}`}),
-    h('span', {}, h('b', {}, t(`family.${family}`)), h('small', {}, t(`family.${family}.sub`)),
-      h('small', {className: 'best-of'}, bestOf[family] ?? '')));
+  const radio = family => h('input', {
+    type: 'radio',
+    name: 'family',
+    id: `family-${family}`,
+    value: family,
+    checked: family === chosen,
+    onchange: () => choose(0, first(ofFamily(family))),
+    onclick: () => ce.light(family === ce.state.family || family === 'original' ? '' : family),
+  });
+  const tile = family =>
+    h('label', {className: 'tile'}, radio(family), h('span', {className: `swatch ${family}`}),
+      h('span', {}, h('b', {}, t(`family.${family}`)), h('small', {}, t(`family.${family}.sub`)),
+        h('small', {className: 'best-of'}, bestOf[family] ?? '')));
   return h('fieldset', {className: 'tiles'}, h('legend', {}, t('controls.family')), families.map(tile));
 }
 
@@ -84,7 +88,8 @@ function picker(i, methods) {
   if (methods.length < 2) return i ? '' : line;
   const pick = h('select', {id, onchange: e => choose(i, e.target.value)},
     optionList(methods.map(m => [m.name, t(`method.${m.name}`)]), method));
-  return h('div', {className: 'field'}, label(t(i ? 'controls.then' : 'controls.method'), '', id), pick, line);
+  return h(
+    'div', {className: 'field'}, label(t(i ? 'controls.then' : 'controls.method'), '', id), pick, line);
 }
 
 const shown = (name, v) => SHARES.includes(name) ? `${Math.round(100 * v)} %` : String(+(+v).toFixed(4));
@@ -102,7 +107,13 @@ function knob(i) {
   const unit = p.unit === 'bits' ? h('small', {}, t('value.bits.unit')) : '';
   const big = h('output', {className: 'big', htmlFor: id}, shown(p.name, value), unit);
   const range = h('input', {
-    id, type: 'range', min: p.lo, max: p.hi, step: p.step, value, disabled: !on,
+    id,
+    type: 'range',
+    min: p.lo,
+    max: p.hi,
+    step: p.step,
+    value,
+    disabled: !on,
     'aria-valuetext': knobWords(p.name, value),
     oninput: e => {
       const v = Number(e.target.value);
@@ -119,20 +130,22 @@ function knob(i) {
     },
   });
   return h('div', {className: `knob${on ? '' : ' off'}`},
-    h('div', {className: 'knob-head'}, label(t(`param.${p.name}`), t(`param.${p.name}.help`), id), big), range,
-    h('div', {className: 'ends', 'aria-hidden': 'true'},
-      h('span', {}, t(`param.${p.name}.low`)), h('span', {}, t(`param.${p.name}.high`))),
+    h('div', {className: 'knob-head'}, label(t(`param.${p.name}`), t(`param.${p.name}.help`), id), big),
+    range,
+    h('div', {className: 'ends', 'aria-hidden': 'true'}, h('span', {}, t(`param.${p.name}.low`)),
+      h('span', {}, t(`param.${p.name}.high`))),
     on ? '' : h('p', {className: 'quiet'}, t('controls.no_effect')));
 }
 
-// A training's short budget is its defaults; the full one is what the paper spends (Method.full). Both set the
-// main knob too, which may be moved afterwards.
+// A training's short budget is its defaults; the full one is what the paper spends (Method.full). Both set
+// the main knob too, which may be moved afterwards.
 function budget(i) {
   const step = ce.state.steps[i], {full, params} = ce.method(step.method), id = `budget-${i}`;
   if (!Object.keys(full).length) return '';
   const {all, now} = budgets(full, params, ce.values(step));
   const tokens = values => values[TOKENS_OF_TRAINING]
-    ? t('controls.budget.tokens', {tokens: compact(values[TOKENS_OF_TRAINING])}) : '';
+    ? t('controls.budget.tokens', {tokens: compact(values[TOKENS_OF_TRAINING])})
+    : '';
   const names = Object.entries(all).map(([name, values]) => [name, t(`budget.${name}`) + tokens(values)]);
   const onchange = e => {
     for (const [name, value] of Object.entries(all[e.target.value])) put(step, name, value);
@@ -155,7 +168,10 @@ function second() {
   const linklike = (className, onclick, words) =>
     h('button', {type: 'button', className: `linklike${className}`, onclick}, words);
   if (two) {
-    const remove = linklike('', () => { ce.state.steps.pop(); changed(); }, t('controls.remove_step'));
+    const remove = linklike('', () => {
+      ce.state.steps.pop();
+      changed();
+    }, t('controls.remove_step'));
     return h('div', {className: 'second'}, picker(1, next), knob(1), budget(1), remove);
   }
   const help = offered(next);

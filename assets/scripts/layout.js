@@ -2,21 +2,29 @@
 const STRIP = 58;  // Depth of a band of broken models, under the axes or beside them; it has no scale.
 const REACH = 22;  // Pixels around a point in which it is meant.
 
-// The frame in pixels; `measure` gives a text's width. Scales end at `right` and `bottom`, bands at `wall` and `floor`.
+// The frame in pixels; `measure` gives a text's width. Scales end at `right` and `bottom`, bands at `wall`
+// and `floor`.
 function frameOf({marks, y}, width, height, measure) {
   const floor = height - 46, wall = width - 14;
   const under = marks.some(m => m.y === null), beside = marks.some(m => m.x === null);
   return {
-    width, height, left: 12 + Math.max(18, ...y.ticks.map(([, text]) => measure(text))),
-    right: beside ? wall - STRIP - 6 : wall, top: 32, bottom: under ? floor - STRIP - 6 : floor, floor, wall, under,
+    width,
+    height,
+    left: 12 + Math.max(18, ...y.ticks.map(([, text]) => measure(text))),
+    right: beside ? wall - STRIP - 6 : wall,
+    top: 32,
+    bottom: under ? floor - STRIP - 6 : floor,
+    floor,
+    wall,
+    under,
     beside,
   };
 }
 const across = (f, x) => x === null ? f.wall - STRIP + 16 : f.left + x * (f.right - f.left);
 const down = (f, y) => y === null ? f.floor - 16 : f.bottom - y * (f.bottom - f.top);
 
-// The bands of broken models: box, and where their words begin. Those beside the axes are read upwards, on the right of
-// the points: names stand on the left.
+// The bands of broken models: box, and where their words begin. Those beside the axes are read upwards, on
+// the right of the points: names stand on the left.
 function bandsOf({left, top, bottom, floor, wall, under, beside}) {
   return [
     under && {box: [left, floor - STRIP, wall, floor], x: left + 6, y: floor - STRIP + 14},
@@ -37,9 +45,22 @@ function along({range}, value) {
 
 // Where a name may stand about its point: right, left, above, below, and between them.
 const ABOUT = [
-  [11, 4, 'start'], [-11, 4, 'end'], [0, -12, 'middle'], [0, 21, 'middle'],
-  [8, -9, 'start'], [-8, -9, 'end'], [8, 17, 'start'], [-8, 17, 'end'], [15, 4, 'start'], [-15, 4, 'end'],
-  [0, -19, 'middle'], [0, 29, 'middle'], [13, -17, 'start'], [-13, -17, 'end'], [13, 25, 'start'], [-13, 25, 'end'],
+  [11, 4, 'start'],
+  [-11, 4, 'end'],
+  [0, -12, 'middle'],
+  [0, 21, 'middle'],
+  [8, -9, 'start'],
+  [-8, -9, 'end'],
+  [8, 17, 'start'],
+  [-8, 17, 'end'],
+  [15, 4, 'start'],
+  [-15, 4, 'end'],
+  [0, -19, 'middle'],
+  [0, 29, 'middle'],
+  [13, -17, 'start'],
+  [-13, -17, 'end'],
+  [13, 25, 'start'],
+  [-13, 25, 'end'],
 ];
 const meet = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
 
@@ -56,8 +77,8 @@ function onLine(points) {
   return boxes;
 }
 
-// A place for each name (x, y, text), where it covers no point (x, y, r: its reach) and nothing in `taken`; null
-// where there is none.
+// A place for each name (x, y, text), where it covers no point (x, y, r: its reach) and nothing in `taken`;
+// null where there is none.
 function placed(names, points, taken, f, measure) {
   const full = [...taken, ...points.map(({x, y, r}) => [x - r, y - r, x + r, y + r])];
   return names.map(({x, y, text}) => {
@@ -82,7 +103,8 @@ function wanted({marks, names}, {run, family}, narrow) {
   return [...new Set([run, ...names, ...lit])].filter(id => own.has(id)).slice(0, narrow ? 6 : 22);
 }
 
-// The point that a key leads to from point i: left and right in the order of x, up and down in that of height.
+// The point that a key leads to from point i: left and right in the order of x, up and down in that of
+// height.
 function keyTo(spots, i, key) {
   const horizontal = {ArrowRight: 1, ArrowLeft: -1}[key], vertical = {ArrowUp: -1, ArrowDown: 1}[key];
   if (!['Home', 'End'].includes(key) && !horizontal && !vertical) return null;

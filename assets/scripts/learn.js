@@ -2,20 +2,23 @@
 let learn = null;
 
 // What a visitor has to do on the live page before a try counts as done.
+const happens = (event, meant) => new Promise(done => ce.on(event, what => meant(what) && done()));
 const DONE = {
-  shown: one => new Promise(done => ce.on('card', ({id}) => { if (!one.run || id === one.run) done(); })),
-  answered: () => new Promise(done => ce.on('answered', done)),
-  opened: one => new Promise(done => ce.on('tab', tab => { if (tab === one.tab) done(); })),
+  shown: one => happens('card', ({id}) => !one.run || id === one.run),
+  answered: () => happens('answered', () => true),
+  opened: one => happens('tab', tab => tab === one.tab),
 };
 
+const linklike = (words, onclick) => h('button', {className: 'linklike', onclick}, words);
+
 function tryButton(one, words, done) {
-  return h('button', {className: 'linklike', onclick: () => {
+  return linklike(words, () => {
     DONE[one.event ?? 'shown'](one).then(done);
     ce.setTab(one.tab ?? 'explore');
     if (one.family !== undefined) ce.light(one.family);
     if (one.recipe) ce.use({model: ce.data.first.model, recipe: one.recipe});
     if (one.run) ce.select(one.run, 'learn');
-  }}, words);
+  });
 }
 
 async function open() {
@@ -24,31 +27,52 @@ async function open() {
   const style = h('link', {rel: 'stylesheet', href: `${base}learn.css`});
   document.head.append(style);
   const host = shared({h, s, fill, kept, keep, sizeWords}, {
-    base, lang: () => ce.lang, visitor: ce.visitor, on: (name, f) => ce.on(name, f), tryButton,
+    base,
+    lang: () => ce.lang,
+    visitor: ce.visitor,
+    on: (name, f) => ce.on(name, f),
+    tryButton,
     place: () => ({lesson: ce.state.lesson, code: ce.state.code, knobs: ce.state.knobs}),
-    setPlace: what => { Object.assign(ce.state, what); ce.write(); },
+    setPlace: what => {
+      Object.assign(ce.state, what);
+      ce.write();
+    },
     ask: async (question, what) => {
       try {
         const body = JSON.stringify({question, ask: {lang: ce.lang, ...what}});
-        return await (await fetch(`${base}ask`, {method: 'POST', headers: {'content-type': 'application/json'}, body})).json();
+        return await (
+          await fetch(`${base}ask`, {method: 'POST', headers: {'content-type': 'application/json'}, body}))
+          .json();
       } catch { return null; }
     },
     lessonLink: (lesson, knobs = '') => {
       const u = new URL(base);
-      for (const [key, value] of Object.entries({lesson, lang: ce.lang, knobs})) if (value) u.searchParams.set(key, value);
+      for (const [key, value] of Object.entries({lesson, lang: ce.lang, knobs}))
+        if (value) u.searchParams.set(key, value);
       return u.href;
     },
-    joinLink: code => { const u = new URL(base); u.searchParams.set('class', code); return u.href; },
-    openMethod: (method, words) => h('button', {className: 'linklike', onclick: () => {
-      ce.use({model: ce.data.first.model, recipe: [[method, {}]]});
-      ce.setTab('explore');
-    }}, words),
-    openRun: (best, words) => h('button', {className: 'linklike', onclick: () => {
-      ce.setTab('explore');
-      ce.select(best.id, 'learn');
-    }}, words),
+    joinLink: code => {
+      const u = new URL(base);
+      u.searchParams.set('class', code);
+      return u.href;
+    },
+    openMethod: (method, words) => linklike(words,
+      () => {
+        ce.use({model: ce.data.first.model, recipe: [[method, {}]]});
+        ce.setTab('explore');
+      }),
+    openRun: (best, words) => linklike(words,
+      () => {
+        ce.setTab('explore');
+        ce.select(best.id, 'learn');
+      }),
   });
   await mount(root, host);
 }
-const first = () => { if (ce.tab === 'learn') learn ??= open(); };
-ce.ready.then(() => { ce.on('tab', first); first(); });
+const first = () => {
+  if (ce.tab === 'learn') learn ??= open();
+};
+ce.ready.then(() => {
+  ce.on('tab', first);
+  first();
+});

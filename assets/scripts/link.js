@@ -1,15 +1,20 @@
-// The address and the state of the page, each from the other. `data` is what the server tells once (Page.boot).
+// The address and the state of the page, each from the other. `data` is what the server tells once
+// (Page.boot).
 
 const settingsAtFirst = data => ({
-  ...data.first.settings, seed: 0, activations: 'exact', cache_bits: 16, cache_keys: 'token',
+  ...data.first.settings,
+  seed: 0,
+  activations: 'exact',
+  cache_bits: 16,
+  cache_keys: 'token',
 });
 
 // A method's values: what was chosen, and the defaults of the rest.
 const valuesOf = (method, chosen = {}) =>
   Object.fromEntries(method.params.map(p => [p.name, chosen[p.name] ?? p.default]));
 
-// What an address shows. `natural` is the browser's own language. What the address names wrongly is replaced by
-// the default and becomes a problem: the code of its words and their facts.
+// What an address shows. `natural` is the browser's own language. What the address names wrongly is replaced
+// by the default and becomes a problem: the code of its words and their facts.
 function readLink(query, data, natural) {
   const q = new URLSearchParams(query), problems = [];
   const lang = Object.hasOwn(data.words, q.get('lang')) ? q.get('lang') : natural;
@@ -17,15 +22,21 @@ function readLink(query, data, natural) {
   const tab = data.tabs.includes(q.get('tab')) ? q.get('tab') : data.tabs[0];
   const {steps, memory} = readSteps(q, data, name, problems);
   const state = {
-    model: readModel(q, data, problems), steps, settings: readSettings(q, data, name, problems),
-    run: (q.get('run') ?? '').slice(0, 100), protocol: '', budget: 0, deploy: q.get('deploy') === 'yes',
+    model: readModel(q, data, problems),
+    steps,
+    settings: readSettings(q, data, name, problems),
+    run: (q.get('run') ?? '').slice(0, 100),
+    protocol: '',
+    budget: 0,
+    deploy: q.get('deploy') === 'yes',
     family: data.methods.some(m => m.family === q.get('family')) ? q.get('family') : '',
   };
   const lesson = q.get('lesson') ?? '', code = q.get('class') ?? '';
   state.lesson = /^[a-z_]{1,40}$/.test(lesson) ? lesson : '';
   state.knobs = (q.get('knobs') ?? '').slice(0, 200);
   state.code = /^[A-Z0-9]{1,12}$/.test(code) ? code : '';
-  for (const axis of ['x', 'y']) state[axis] = data.axes.includes(q.get(axis)) ? q.get(axis) : data.view[axis];
+  for (const axis of ['x', 'y'])
+    state[axis] = data.axes.includes(q.get(axis)) ? q.get(axis) : data.view[axis];
   return {lang, tab, state, memory, problems};
 }
 
@@ -88,13 +99,14 @@ function readValue(p, text) {
 
 const allowed = p => p.choices ? p.choices.join(', ') : p.lo !== null ? `${p.lo} – ${p.hi}` : 'true, false';
 
-// The query of what is shown: only what differs from a first visit, and the main knobs. What has no effect is left
-// out.
+// The query of what is shown: only what differs from a first visit, and the main knobs. What has no effect is
+// left out.
 function writeLink({state, memory, lang, natural, tab}, data) {
   const q = new URLSearchParams(), usual = settingsAtFirst(data);
   if (state.model !== data.first.model) q.set('model', state.model);
   state.steps.forEach((step, i) => {
-    const method = data.methods.find(m => m.name === step.method), values = valuesOf(method, memory[step.method]);
+    const method = data.methods.find(m => m.name === step.method),
+          values = valuesOf(method, memory[step.method]);
     const silent = idle(data.methods, state.steps, i);
     q.set(i ? 'then' : 'method', step.method);
     for (const p of method.params) {
@@ -105,7 +117,8 @@ function writeLink({state, memory, lang, natural, tab}, data) {
   for (const [key, value] of Object.entries(state.settings)) {
     if (value !== usual[key]) q.set(key, value === null ? 'all' : value);
   }
-  for (const axis of ['x', 'y']) if (state[axis] !== data.view[axis]) q.set(axis, state[axis]);
+  for (const axis of ['x', 'y'])
+    if (state[axis] !== data.view[axis]) q.set(axis, state[axis]);
   if (state.family) q.set('family', state.family);
   if (state.deploy) q.set('deploy', 'yes');
   if (state.run) q.set('run', state.run);

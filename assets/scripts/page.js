@@ -1,5 +1,5 @@
-// Shared by all panels: state, words, the line to the server. Every panel's script starts with the shared files
-// (small.js, link.js and this one); the first that runs makes `ce`, and the others find it.
+// Shared by all panels: state, words, the line to the server. Every panel's script starts with the shared
+// files (small.js, link.js and this one); the first that runs makes `ce`, and the others find it.
 const ce = window.ce ??= (() => {
   const bus = new EventTarget();
   let started;
@@ -27,7 +27,10 @@ const ce = window.ce ??= (() => {
     // The answer of a server function, null while the line is down.
     async ask(f, what = {}) {
       let answer = null;
-      try { answer = await f({lang: page.lang, ...what}) ?? null; } catch { /* The line is down. */ }
+      try {
+        answer = await f({lang: page.lang, ...what}) ?? null;
+      } catch { /* The line is down. */
+      }
       document.body.classList.toggle('ce-lost', answer === null);
       return answer;
     },
@@ -72,7 +75,8 @@ const ce = window.ce ??= (() => {
       page.state.model = spec.model;
       page.state.steps = spec.recipe.slice(0, 2).map(([method]) => ({method}));
       for (const [method, values] of spec.recipe) page.memory[method] = {...values};
-      for (const key of Object.keys(settings)) if (key in spec) settings[key] = spec[key];
+      for (const key of Object.keys(settings))
+        if (key in spec) settings[key] = spec[key];
       page.write();
       page.say('choices');
     },

@@ -1,10 +1,13 @@
 // The figure as a file: a drawing or a picture, with the colours of the screen.
-const DRAWN = ['fill', 'stroke', 'stroke-width', 'stroke-dasharray', 'opacity', 'font-size', 'font-family', 'font-weight',
-  'paint-order'];
+const DRAWN = [
+  'fill', 'stroke', 'stroke-width', 'stroke-dasharray', 'opacity', 'font-size', 'font-family', 'font-weight',
+  'paint-order'
+];
 
 // A drawing that needs no style sheet: every element has what the page's gives it.
 function flat(svg, ground, title) {
-  const copy = svg.cloneNode(true), from = [svg, ...svg.querySelectorAll('*')], to = [copy, ...copy.querySelectorAll('*')];
+  const copy = svg.cloneNode(true);
+  const [from, to] = [svg, copy].map(top => [top, ...top.querySelectorAll('*')]);
   from.forEach((element, i) => {
     const style = getComputedStyle(element);
     for (const name of DRAWN) to[i].style.setProperty(name, style.getPropertyValue(name));
@@ -40,16 +43,20 @@ function painted(drawing, width, height) {
 const fileName = kind => `compression-${ce.state.model.replace(/\W+/g, '-')}.${kind}`;
 
 async function save(kind) {
-  const svg = plot.querySelector('svg'), ground = getComputedStyle(root).getPropertyValue('--ce-ground').trim();
+  const svg = plot.querySelector('svg');
+  const ground = getComputedStyle(root).getPropertyValue('--ce-ground').trim();
   if (!svg) return;
   const drawing = flat(svg, ground, plot.getAttribute('aria-label'));
-  give(kind === 'png' ? await painted(drawing, frame.width, frame.height)
-    : new Blob([drawing], {type: 'image/svg+xml'}), fileName(kind));
+  const vector = () => new Blob([drawing], {type: 'image/svg+xml'});
+  give(kind === 'png' ? await painted(drawing, frame.width, frame.height) : vector(), fileName(kind));
 }
 
 // A web page of its own, made by the server.
 async function saveZoomed() {
   const got = await ce.ask(server.ask_zoomed, looked());
   if (got?.text) give(new Blob([got.text], {type: 'text/html'}), fileName('html'));
-  else if (got?.error) { remarks.hidden = false; remarks.innerHTML = got.error; }
+  else if (got?.error) {
+    remarks.hidden = false;
+    remarks.innerHTML = got.error;
+  }
 }

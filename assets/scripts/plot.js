@@ -1,4 +1,5 @@
-// The front's picture: the server's scene (evaluation/page/plots.py, scene) laid out at the size of the window.
+// The front's picture: the server's scene (evaluation/page/plots.py, scene) laid out at the size of the
+// window.
 const plot = h('div', {className: 'plot', role: 'group'});
 const bubble = h('div', {className: 'hover', hidden: true, 'aria-hidden': 'true'});
 // What is drawn, how large, where each point stands, and the size in bytes that the knobs would give.
@@ -13,15 +14,17 @@ function measuring() {
 
 function drawPlot() {
   if (!scene || !plot.clientWidth) return;
-  const measure = measuring(), held = plot.querySelector('.mark:focus')?.dataset.id, {run, shown, family} = ce.state;
+  const measure = measuring(), held = plot.querySelector('.mark:focus')?.dataset.id,
+        {run, shown, family} = ce.state;
   frame = frameOf(scene, plot.clientWidth, plot.clientHeight, measure);
   const chosen = run || shown, reach = m => m.best || m.id === chosen ? 13 : 7;
   spots = scene.marks.map(m => ({id: m.id, x: across(frame, m.x), y: down(frame, m.y), r: reach(m)}));
   const by = Object.fromEntries(spots.map(spot => [spot.id, spot]));
-  const svg = s('svg', {class: family ? 'front-svg lit' : 'front-svg', width: frame.width, height: frame.height},
-    axesOf(measure), lineage(by), s('polyline', {class: 'front-line', points: pointsOf(scene.line)}),
-    scene.marks.map(m => bars(m)), s('g', {class: 'ghost-place'}), rings(by, chosen), marksOf(chosen),
-    namesOf(by, chosen, measure));
+  const svg =
+    s('svg', {class: family ? 'front-svg lit' : 'front-svg', width: frame.width, height: frame.height},
+      axesOf(measure), lineage(by), s('polyline', {class: 'front-line', points: pointsOf(scene.line)}),
+      scene.marks.map(m => bars(m)), s('g', {class: 'ghost-place'}), rings(by, chosen), marksOf(chosen),
+      namesOf(by, chosen, measure));
   plot.replaceChildren(svg, bubble);
   bubble.hidden = true;
   plot.dataset.drawn = 'yes';
@@ -38,7 +41,8 @@ function axesOf(measure) {
   const parts = [];
   if (band) {
     const [high, low] = band.map(at => down(frame, at)).sort((a, b) => a - b);
-    parts.push(s('rect', {class: 'band', x: left, y: high, width: right - left, height: Math.max(low - high, 2)}));
+    parts.push(
+      s('rect', {class: 'band', x: left, y: high, width: right - left, height: Math.max(low - high, 2)}));
   }
   for (const {box: [a, b, c, d], x: at, y: low, upwards} of bandsOf(frame)) {
     parts.push(s('rect', {class: 'band', x: a, y: b, width: c - a, height: d - b}),
@@ -72,17 +76,25 @@ function bars(m) {
 }
 
 const rings = (by, chosen) => s('g', {class: 'rings'},
-  scene.marks.filter(m => m.best).map(m => s('circle', {class: 'best', cx: by[m.id].x, cy: by[m.id].y, r: 10})),
+  scene.marks.filter(m => m.best)
+    .map(m => s('circle', {class: 'best', cx: by[m.id].x, cy: by[m.id].y, r: 10})),
   by[chosen] && s('circle', {class: 'ring', cx: by[chosen].x, cy: by[chosen].y, r: 13}));
 
 // One point can be reached by Tab, the others from there by the arrows.
 function marksOf(chosen) {
   const first = Math.max(0, scene.marks.findIndex(m => m.id === chosen));
-  return scene.marks.map((m, i) => s('g', {
-    class: ['mark', tinted(m), m.leading || m.family === 'original' ? '' : 'beaten', m.noted ? 'noted' : ''].join(' '),
-    'data-id': m.id, role: 'button', tabindex: i === first ? 0 : -1, 'aria-pressed': m.id === chosen,
-    'aria-label': [m.label, ...m.lines.slice(1)].join('. '), transform: `translate(${spots[i].x} ${spots[i].y})`,
-  }, s('circle', {class: 'focus', r: 12}), s('path', {d: m.path})));
+  const beaten = m => !m.leading && m.family !== 'original';
+  const about = (m, i) => ({
+    class: ['mark', tinted(m), beaten(m) ? 'beaten' : '', m.noted ? 'noted' : ''].join(' '),
+    'data-id': m.id,
+    role: 'button',
+    tabindex: i === first ? 0 : -1,
+    'aria-pressed': m.id === chosen,
+    'aria-label': [m.label, ...m.lines.slice(1)].join('. '),
+    transform: `translate(${spots[i].x} ${spots[i].y})`,
+  });
+  return scene.marks.map(
+    (m, i) => s('g', about(m, i), s('circle', {class: 'focus', r: 12}), s('path', {d: m.path})));
 }
 
 function namesOf(by, chosen, measure) {
@@ -92,11 +104,12 @@ function namesOf(by, chosen, measure) {
   const {left} = frame, {band, said, line} = scene;
   const taken = bandsOf(frame).map(place => covered(place, measure(said.broken)));
   taken.push(...onLine(line.map(([x, y]) => [across(frame, x), down(frame, y)])));
-  if (band) names.push({x: left - 5, y: Math.min(...band.map(at => down(frame, at))) - 4, text: said.band, low: true});
+  const over = at => Math.min(...at.map(y => down(frame, y))) - 4;
+  if (band) names.push({x: left - 5, y: over(band), text: said.band, low: true});
   const found = placed(names, spots, taken, frame, text => 1.04 * measure(text));
-  const drawn = (name, i) => name && words(name.x, name.y, name.text, {
-    'text-anchor': name.anchor, class: names[i].low ? 'small' : marks[ids[i]].best ? 'name strong' : 'name',
-  });
+  const named = i => marks[ids[i]].best ? 'name strong' : 'name';
+  const drawn = (name, i) => name &&
+    words(name.x, name.y, name.text, {'text-anchor': name.anchor, class: names[i].low ? 'small' : named(i)});
   return s('g', {class: 'names', 'aria-hidden': 'true'}, found.map(drawn));
 }
 
@@ -105,8 +118,9 @@ function drawGhost() {
   const place = plot.querySelector('.ghost-place');
   const at = ce.state.x === 'file_bytes' && scene ? along(scene.x, ghost) : null;
   plot.dataset.ghost = ghost ?? '';
-  place?.replaceChildren(...at === null ? []
-    : [s('path', {class: 'ghost', d: `M${across(frame, at)} ${frame.top}V${frame.floor}`})]);
+  place?.replaceChildren(...at === null
+      ? []
+      : [s('path', {class: 'ghost', d: `M${across(frame, at)} ${frame.top}V${frame.floor}`})]);
 }
 function moveGhost(bytes) {
   ghost = bytes;
@@ -120,7 +134,8 @@ function tellOf(i) {
   if (i === null) return;
   const [name, ...lines] = scene.marks[i].lines, {x, y} = spots[i];
   bubble.replaceChildren(h('b', {}, name), ...lines.map(line => h('span', {}, line)));
-  bubble.style.left = `${Math.min(Math.max(x - bubble.offsetWidth / 2, 0), frame.width - bubble.offsetWidth)}px`;
+  bubble.style.left =
+    `${Math.min(Math.max(x - bubble.offsetWidth / 2, 0), frame.width - bubble.offsetWidth)}px`;
   const above = y - bubble.offsetHeight - 14;
   bubble.style.top = `${above < 0 ? y + 16 : above}px`;
 }
@@ -131,7 +146,10 @@ function here(e) {
 }
 plot.addEventListener('pointermove', e => tellOf(here(e)));
 plot.addEventListener('pointerleave', () => tellOf(null));
-plot.addEventListener('click', e => { const i = here(e); if (i !== null) ce.select(spots[i].id, 'front'); });
+plot.addEventListener('click', e => {
+  const i = here(e);
+  if (i !== null) ce.select(spots[i].id, 'front');
+});
 plot.addEventListener('focusin', e => tellOf(indexOf(e.target)));
 plot.addEventListener('focusout', () => tellOf(null));
 const indexOf = target => {

@@ -6,8 +6,8 @@ const say = h('span', {className: 'sr', role: 'status'}), title = h('p', {classN
 const picture = h('div', {className: 'picture', hidden: true});
 const stop = h('button', {className: 'plain', type: 'button', onclick: end});
 const enough = h('button', {className: 'plain', type: 'button', hidden: true, onclick: settle});
-const progress = h('div', {className: 'progress', hidden: true},
-  title, h('div', {className: 'row'}, bar, stop), line, picture, enough);
+const progress = h('div', {className: 'progress', hidden: true}, title,
+  h('div', {className: 'row'}, bar, stop), line, picture, enough);
 
 // `choices`: of another run than the knobs say.
 async function start({again = false, chat = false, choices = null} = {}) {
@@ -91,7 +91,10 @@ function show(got) {
   enough.hidden = !got.enough;
   // A reader hears of a new stage, not of each step in it.
   const now = got.stage.replace(/\d+/g, '');
-  if (now !== stage) { stage = now; say.textContent = got.stage; }
+  if (now !== stage) {
+    stage = now;
+    say.textContent = got.stage;
+  }
 }
 
 function finish(id, got) {

@@ -12,16 +12,19 @@ async function load() {
 }
 
 function draw({html, count, models, disk, own}) {
-  const onchange = e => { filter = e.target.value; apply(); };
+  const onchange = e => {
+    filter = e.target.value;
+    apply();
+  };
   const pick = h('select', {'aria-label': t('runs.filter'), onchange},
     optionList([['', t('runs.all')], ...models.map(m => [m, m])], filter));
   const body = h('div', {className: 'scroll', innerHTML: html});
   table = body.querySelector('table.runs');
   fold.replaceChildren(
     h('summary', {}, h('span', {className: 'h2'}, t('runs.title')), h('span', {className: 'quiet'}, count)),
-    h('div', {className: 'runs-head'},
-      h('label', {}, t('runs.filter'), pick), h('span', {className: 'quiet'}, t('runs.compared')),
-      h('span', {className: 'quiet disk'}, disk), h('span', {className: 'files'},
+    h('div', {className: 'runs-head'}, h('label', {}, t('runs.filter'), pick),
+      h('span', {className: 'quiet'}, t('runs.compared')), h('span', {className: 'quiet disk'}, disk),
+      h('span', {className: 'files'},
         own ? h('button', {className: 'linklike', type: 'button', onclick: exportAll}, t('runs.export')) : '',
         ce.data.public ? '' : adding())),
     trouble, body);
@@ -32,7 +35,12 @@ function draw({html, count, models, disk, own}) {
 // Results that were measured elsewhere, from the files that a card gives out.
 function adding() {
   const file = h('input', {
-    type: 'file', accept: '.json,.jsonl', multiple: true, className: 'sr', id: 'add-results', onchange: () => add(file),
+    type: 'file',
+    accept: '.json,.jsonl',
+    multiple: true,
+    className: 'sr',
+    id: 'add-results',
+    onchange: () => add(file),
   });
   return h('label', {className: 'add', htmlFor: 'add-results'}, file, t('runs.add'));
 }

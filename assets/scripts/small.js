@@ -40,14 +40,16 @@ const optionList = (pairs, chosen) =>
 // The same for models, in groups by their series.
 function modelOptions(models, chosen) {
   const series = [...new Set(models.map(m => m.series))];
-  return series.map(label => h('optgroup', {label},
-    optionList(models.filter(m => m.series === label).map(m => [m.name, m.title]), chosen)));
+  return series.map(
+    label => h('optgroup', {label},
+      optionList(models.filter(m => m.series === label).map(m => [m.name, m.title]), chosen)));
 }
 
 const sleep = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 
-// Only the newest of several askings is answered, and it is asked again until the line is back: `ask` gives null
-// while it is down. Whoever was overtaken gets null. `after`: milliseconds to wait, in which another may overtake.
+// Only the newest of several askings is answered, and it is asked again until the line is back: `ask` gives
+// null while it is down. Whoever was overtaken gets null. `after`: milliseconds to wait, in which another may
+// overtake.
 function newest(ask, {again = 2000} = {}) {
   let turn = 0;
   return async (what, {after = 0} = {}) => {
@@ -65,19 +67,25 @@ function newest(ask, {again = 2000} = {}) {
 
 // What this browser remembers, null where it remembers nothing or may not.
 function kept(name) {
-  try { return JSON.parse(localStorage.getItem(name)); } catch { return null; }
+  try {
+    return JSON.parse(localStorage.getItem(name));
+  } catch { return null; }
 }
 function keep(name, value) {
   try {
     if (value === null) localStorage.removeItem(name);
     else localStorage.setItem(name, JSON.stringify(value));
-  } catch { /* A browser that keeps nothing still shows everything. */ }
+  } catch { /* A browser that keeps nothing still shows everything. */
+  }
 }
 
 // The tab that a key leads to from the present one, null for any other key.
 function tabAt(tabs, now, key) {
   const i = tabs.indexOf(now), last = tabs.length - 1;
-  const place = {ArrowRight: i === last ? 0 : i + 1, ArrowLeft: i <= 0 ? last : i - 1, Home: 0, End: last}[key];
+  const place = {ArrowRight: i === last ? 0 : i + 1,
+    ArrowLeft: i <= 0 ? last : i - 1,
+    Home: 0,
+    End: last}[key];
   return place === undefined ? null : tabs[place];
 }
 

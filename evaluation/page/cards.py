@@ -79,10 +79,10 @@ def plan(
     smallest = min(options, key=lambda option: option.need_bytes)
     facts = {"model": title, "memory": words.size(need.memory_bytes), "context": f"{need.context:,}"}
     if best.fits:
-        facts |= {"name": words.recipe(best.recipe, True), "need": words.size(best.need_bytes)}
+        facts |= {"name": words.recipe(best.recipe), "need": words.size(best.need_bytes)}
         first = words(f"tab.plan.best.{best.known.kind if best.known else 'unknown'}", **facts)
     else:
-        facts |= {"name": words.recipe(smallest.recipe, True), "need": words.size(smallest.need_bytes)}
+        facts |= {"name": words.recipe(smallest.recipe), "need": words.size(smallest.need_bytes)}
         first = words("tab.plan.none", **facts)
     if need.context > geometry.positions:
         first += words("tab.plan.too_long", positions=f"{geometry.positions:,}")
@@ -469,7 +469,8 @@ def _buttons(
             for form in exports
         ]
     if not original and not artifact:
-        making = words("card.make", time=words.seconds(seconds)) if seconds else words("card.again")
+        plain = words("card.make.plain")
+        making = words("card.make", time=words.seconds(seconds)) if seconds else plain
         out.append(button("make", making, primary=True))
     else:
         out.append(button("again", words("card.again")))

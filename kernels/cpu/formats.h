@@ -163,9 +163,7 @@ INLINE vf column(reader *r, const int j, vi *q, const int kind, const int bits)
 }
 
 /* Scale and zero point of a group, each of 16 rows. */
-typedef struct {
-    vf scale, zero;
-} grid;
+typedef struct { vf scale, zero; } grid;
 
 INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const int kind)
 {
@@ -195,14 +193,29 @@ INLINE grid grid_of(const plan *p, int64_t tile, int64_t group, reader *r, const
    they are made of. A plan takes the first loop of its kind that has at least its bits; 0: the loop serves
    any number of bits. A new kind is decoded above and has a line here. */
 #define LOOPS(LOOP) \
-    LOOP(F32, 0, FLOAT) LOOP(F16, 0, FLOAT) LOOP(BF16, 0, FLOAT) \
-    LOOP(MASK_F16, 0, FLOAT) LOOP(TWO_F16, 0, TWO) \
+    LOOP(F32, 0, FLOAT) \
+    LOOP(F16, 0, FLOAT) \
+    LOOP(BF16, 0, FLOAT) \
+    LOOP(MASK_F16, 0, FLOAT) \
+    LOOP(TWO_F16, 0, TWO) \
     LOOP(BOOK, 4, ENTRY) \
-    LOOP(INT, 2, CODE) LOOP(INT, 3, CODE) LOOP(INT, 4, CODE) LOOP(INT, 5, CODE) \
-    LOOP(INT, 6, CODE) LOOP(INT, 7, CODE) LOOP(INT, 8, CODE) \
-    LOOP(MASK_INT, 4, CODE) LOOP(MASK_INT, 8, CODE) \
-    LOOP(BITS, 1, PLANE) LOOP(BITS, 2, PLANE) LOOP(BITS, 3, PLANE) LOOP(BITS, 4, PLANE) \
-    LOOP(BITS, 5, PLANE) LOOP(BITS, 6, PLANE) LOOP(BITS, 7, PLANE) LOOP(BITS, 8, PLANE) \
+    LOOP(INT, 2, CODE) \
+    LOOP(INT, 3, CODE) \
+    LOOP(INT, 4, CODE) \
+    LOOP(INT, 5, CODE) \
+    LOOP(INT, 6, CODE) \
+    LOOP(INT, 7, CODE) \
+    LOOP(INT, 8, CODE) \
+    LOOP(MASK_INT, 4, CODE) \
+    LOOP(MASK_INT, 8, CODE) \
+    LOOP(BITS, 1, PLANE) \
+    LOOP(BITS, 2, PLANE) \
+    LOOP(BITS, 3, PLANE) \
+    LOOP(BITS, 4, PLANE) \
+    LOOP(BITS, 5, PLANE) \
+    LOOP(BITS, 6, PLANE) \
+    LOOP(BITS, 7, PLANE) \
+    LOOP(BITS, 8, PLANE) \
     LOOP(LOOK, 0, LOOKED)
 
 /* Which of LOOPS serves a plan: its place in the list. */

@@ -140,8 +140,7 @@ static void copy_token(const plan *p, const source *from, int64_t i, float *to, 
             const int64_t column = p->order ? p->order[k] : k;
             to[k] = x[column] * (from->scale ? from->scale[column] : 1);
         }
-    else
-        memcpy(to, x, 4 * p->n);
+    else memcpy(to, x, 4 * p->n);
     memset(to + p->n, 0, 4 * (ld - p->n));
 }
 

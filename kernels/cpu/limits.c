@@ -12,8 +12,7 @@ int64_t limit_int8(int64_t rounds, int threads)
 {
     int64_t out = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : out)
-    if (matrix_ready())
-        out += matrix_rounds(rounds * 12 * 64 / (3 * 16 * 16 * 64));
+    if (matrix_ready()) out += matrix_rounds(rounds * 12 * 64 / (3 * 16 * 16 * 64));
     else {
         vi acc[12];
         int8_t x[4] = {1, -1, 2, -2};

@@ -64,9 +64,7 @@ void panel_times(const job *j, const float *panel, float *sum, int as_bytes, int
 /* ---- matrix.c ---- */
 
 /* A piece is neighbouring blocks of one panel whose weights share their scales. */
-typedef struct {
-    int32_t blocks, group;
-} piece;
+typedef struct { int32_t blocks, group; } piece;
 
 /* How the matrix unit takes the columns: cut into pieces, and each piece into spans, in which the
    activations share their unit as well. */

@@ -8,7 +8,7 @@
 
 /* What is known of a product when its loop is compiled; 0: only when it runs. */
 typedef struct {
-    int64_t each, span;           /* blocks of every piece, and of every span */
+    int64_t each, span;            /* blocks of every piece, and of every span */
     int digits, one_unit, centred; /* centred: the signed codes already are the codes less their zero point */
 } known;
 
@@ -64,7 +64,8 @@ static void matrix_end(void) { _tile_release(); }
         _tile_loadd(tokens, q + 2 * apart, 64); \
         _tile_dpbssd(2, tokens, rows); \
     }
-MATRIX_ADD(matrix_two, 3, 4) MATRIX_ADD(matrix_one, 5, 6)
+MATRIX_ADD(matrix_two, 3, 4)
+MATRIX_ADD(matrix_one, 5, 6)
 
 /* into [digits][16 tokens][16 rows] = the tokens times blocks [first, last) of 32 columns, whose signed
    codes are [column / 4][16][4]. Where every span is known to be two blocks, its first block is even. */

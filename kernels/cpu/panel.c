@@ -134,8 +134,10 @@ INLINE void floats_times(const job j, const float *panel, float *sum, const int 
     const float *x = j.in->x + j.token * ld + 32 * j.first;
     vf acc[TILES][TOGETHER];
     UNROLL(2)
-    for (int t = 0; t < tiles; t++) UNROLL(16)
+    for (int t = 0; t < tiles; t++) {
+        UNROLL(16)
         for (int i = 0; i < m; i++) acc[t][i] = vf_load(sum + 16 * (TOKENS * t + i));
+    }
     for (int64_t k = 0; k < columns; k++) {
         vf w[TILES];
         UNROLL(2)
@@ -148,8 +150,10 @@ INLINE void floats_times(const job j, const float *panel, float *sum, const int 
         }
     }
     UNROLL(2)
-    for (int t = 0; t < tiles; t++) UNROLL(16)
+    for (int t = 0; t < tiles; t++) {
+        UNROLL(16)
         for (int i = 0; i < m; i++) vf_store(sum + 16 * (TOKENS * t + i), acc[t][i]);
+    }
 }
 
 /* Codes of at most `bits` bits. Here a block's codes stay in registers while the tokens pass. narrow:
@@ -184,8 +188,10 @@ INLINE void bytes_times(const job j, const uint8_t *panel, float *sum, const int
                 UNROLL(2)
                 for (int t = 0; t < tiles; t++) dot[t] = vi_zero();
                 UNROLL(8)
-                for (int n = 0; n < quads; n++) UNROLL(2)
+                for (int n = 0; n < quads; n++) {
+                    UNROLL(2)
                     for (int t = 0; t < tiles; t++) dot[t] = vi_dot(dot[t], q[t][n], k + 4 * n, bits);
+                }
                 UNROLL(2)
                 for (int t = 0; t < tiles; t++) {
                     float *to = sum + 16 * (TOKENS * t + i);

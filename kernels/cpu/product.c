@@ -213,16 +213,20 @@ static void multiply_chains(member *me, const plan *p, const input *in, float *y
             vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
             const float *x = in->x + i * in->ld;
             if (more == 4)
-                for (int64_t k = 0; k < columns; k++) UNROLL(4)
+                for (int64_t k = 0; k < columns; k++) {
+                    UNROLL(4)
                     for (int j = 0; j < 4; j++)
                         sum[j] = vf_fma(vf_load(panel + 16 * k), vf_splat(x[j * in->ld + k]), sum[j]);
+                }
             else
                 for (int64_t j = 0; j < more; j++) {
                     vf part[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
                     const float *own = x + j * in->ld;
-                    for (int64_t k = 0; k < columns; k += 4) UNROLL(4)
+                    for (int64_t k = 0; k < columns; k += 4) {
+                        UNROLL(4)
                         for (int q = 0; q < 4; q++)
                             part[q] = vf_fma(vf_load(panel + 16 * (k + q)), vf_splat(own[k + q]), part[q]);
+                    }
                     sum[j] = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
                 }
             for (int64_t j = 0; j < more; j++) {
@@ -312,12 +316,9 @@ void multiply(member *me, const plan *p, const input *in, float *y, int64_t ld)
         for (int64_t i = 0; i < in->m; i++)
             for (int64_t o = 16 * first; o < 16 * last && o < p->out; o++) y[i * ld + o] = 0;
         add(me, p, in, y, ld);
-    } else if (p->kind == TENSOR_TRAIN)
-        multiply_chains(me, p, in, y, ld);
-    else if (in->m == 1)
-        token_times_tiles(me, p, in, y);
-    else
-        tokens_times_tiles(me, p, in, y, ld);
+    } else if (p->kind == TENSOR_TRAIN) multiply_chains(me, p, in, y, ld);
+    else if (in->m == 1) token_times_tiles(me, p, in, y);
+    else tokens_times_tiles(me, p, in, y, ld);
 }
 
 int64_t panel_bytes(const plan *p)
@@ -385,7 +386,8 @@ int product(const plan *p, const float *x, float *y, int64_t m, int threads)
     const int64_t tiles = tiles_of(p->kind == LOW_RANK ? p->first : p);
     if (threads > tiles) threads = tiles > 0 ? tiles : 1;
     if (m * p->out * p->n < 20000) threads = 1; /* waking a thread costs more */
-    const int alone = m == 1; /* every thread prepares its own copy of a single token */
+    /* every thread prepares its own copy of a single token */
+    const int alone = m == 1;
     const int64_t own = own_bytes(p) + (alone ? input_bytes(p->n, 1) : 0);
     const int64_t inputs = alone ? 0 : input_bytes(p->n, m);
     const int64_t apart = (own + 63) & ~(int64_t)63;
@@ -401,8 +403,7 @@ int product(const plan *p, const float *x, float *y, int64_t m, int threads)
         uint8_t *middles = all + shared;
         member me = {id, count, &barrier, memory + apart * id, all, {middles, middles + middle}, 0};
         input in;
-        if (alone)
-            prepare_input(&in, p, &from, 0, 1, me.own + own_bytes(p));
+        if (alone) prepare_input(&in, p, &from, 0, 1, me.own + own_bytes(p));
         else {
             int64_t first, last;
             share(&me, m, &first, &last);

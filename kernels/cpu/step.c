@@ -34,9 +34,7 @@ typedef struct {
     const float *bias, *input_scale; /* [out], [n]; NULL: none */
 } linear;
 
-typedef struct {
-    const float *weight, *bias; /* no weight: no norm */
-} norm;
+typedef struct { const float *weight, *bias; } norm; /* no weight: no norm */
 
 typedef struct {
     norm attention, feed_forward, q_norm, k_norm;
@@ -50,7 +48,7 @@ typedef struct {
     int64_t layers, hidden, capacity; /* capacity: positions in a sequence's cache, a multiple of 16 */
     int64_t rotary, offset;           /* dimensions that turn; first row of `positions` */
     int32_t rms, parallel, post_norm, activation;
-    int32_t cache_bits; /* 8 or 4: codes; else floats */
+    int32_t cache_bits;                  /* 8 or 4: codes; else floats */
     float eps, scaling, embedding_scale; /* what scores, and rows of the embedding, are multiplied by */
     linear embedding, project_in, project_out, head;
     norm final;
@@ -63,9 +61,9 @@ typedef struct {
     const model *m;
     const int64_t *ids;
     const int32_t *sequence, *position;
-    int64_t tokens, first, last;  /* first, last: the tokens that this member prepares */
+    int64_t tokens, first, last; /* first, last: the tokens that this member prepares */
     float *h, *q, *k, *v, *mixed, *wide, *wide2, *normed, *scores, *turned, *panel;
-    int64_t deep; /* room for one token's scores */
+    int64_t deep;             /* room for one token's scores */
     uint8_t *room, *own_room; /* of the prepared input: of all tokens, or of a single one */
     float *own_normed;
 } work;
@@ -311,7 +309,7 @@ typedef struct {
     const float *q;
     int64_t count; /* positions that the last of the tokens looks at */
     int64_t size;  /* a multiple of 16, of 32 for 4 bits */
-    float *scores;       /* room for [token][deep] */
+    float *scores; /* room for [token][deep] */
     int64_t deep;
     float *out; /* [token][size] */
 } question;
@@ -555,7 +553,6 @@ static void predict(work *w, const int64_t *wanted, int64_t count, float *logits
     apply(w, &m->head, logits, (unready){x, m->head.w->n, last});
 }
 
-
 /* Tokens to run: the id, sequence and position of each; positions of one sequence follow each other.
    wanted: the places of the `count` tokens whose logits [count][vocabulary] are returned. */
 typedef struct {
@@ -569,15 +566,15 @@ typedef struct {
 
 /* How large the parts of a call's memory must be. */
 typedef struct {
-    int64_t widest, ff;    /* floats of a token: hidden or all heads; in the feed-forward */
-    int64_t head, deep;    /* floats: a head's vector; a token's scores */
-    int64_t panel;         /* floats: to decode a row of the embedding */
-    int64_t longest;       /* floats: a token's input of any linear */
-    int64_t owned, own;    /* bytes: own_bytes of any linear; all that a member has for itself */
-    int64_t inputs;        /* bytes for all: the prepared inputs */
-    int64_t floats;        /* bytes for all: what stands between the linears */
-    int64_t shared;        /* bytes for all: shared_bytes of any linear */
-    int64_t middle;        /* bytes for all: each middle of low-rank products */
+    int64_t widest, ff; /* floats of a token: hidden or all heads; in the feed-forward */
+    int64_t head, deep; /* floats: a head's vector; a token's scores */
+    int64_t panel;      /* floats: to decode a row of the embedding */
+    int64_t longest;    /* floats: a token's input of any linear */
+    int64_t owned, own; /* bytes: own_bytes of any linear; all that a member has for itself */
+    int64_t inputs;     /* bytes for all: the prepared inputs */
+    int64_t floats;     /* bytes for all: what stands between the linears */
+    int64_t shared;     /* bytes for all: shared_bytes of any linear */
+    int64_t middle;     /* bytes for all: each middle of low-rank products */
 } needs;
 
 static void need_linear(needs *of, const linear *l, int64_t tokens)

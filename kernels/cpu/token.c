@@ -25,12 +25,15 @@ INLINE vf float_token(const plan *p, int64_t tile, const input *in, const int ki
         const float *x = in->x + 32 * b;
         next_block(&r, kind, bits);
         for (int half = 0; half < 2; half++) {
-            if (half == 0) UNROLL(16)
+            if (half == 0) {
+                UNROLL(16)
                 for (int j = 0; j < 16; j++)
                     part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
-            else UNROLL(16)
+            } else {
+                UNROLL(16)
                 for (int j = 16; j < 32; j++)
                     part[j % 4] = vf_fma(column(&r, j, &q, kind, bits), vf_splat(x[j]), part[j % 4]);
+            }
             if (!scaled || (half == 0 && !narrow)) continue;
             const vf sum = vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3]));
             total = vf_fma(grid_of(p, tile, group, &r, kind).scale, sum, total);
@@ -51,11 +54,13 @@ INLINE vf two_token(const plan *p, int64_t tile, const input *in)
     for (int64_t b = 0; b < blocks_of(p); b++) {
         next_block(&r, TWO_F16, 0);
         UNROLL(8)
-        for (int g = 0; g < 8; g++) UNROLL(2)
+        for (int g = 0; g < 8; g++) {
+            UNROLL(2)
             for (int k = 0; k < 2; k++) {
                 const vf x = vf_pick(in->x + 32 * b + 4 * g, vi_shr(r.raw[8], 4 * g + 2 * k));
                 part[2 * (g % 2) + k] = vf_fma(vf_bits(moved_half(r.raw[g], k)), x, part[2 * (g % 2) + k]);
             }
+        }
     }
     return vf_mul(vf_add(vf_add(part[0], part[1]), vf_add(part[2], part[3])), vf_splat(SUM_UP));
 }
@@ -139,16 +144,20 @@ INLINE vf planes_token(const plan *p, int64_t tile, const input *in, const int b
             UNROLL(8)
             for (int i = 0; i < bits; i++) { /* twice the columns whose bit is set, less all columns */
                 vi acc[3] = {vi_zero(), vi_zero(), vi_zero()};
-                if (!(narrow && half)) UNROLL(4)
+                if (!(narrow && half)) {
+                    UNROLL(4)
                     for (int j = 0; j < 4; j++) {
                         const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
                         for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j, 1);
                     }
-                if (half) UNROLL(4)
+                }
+                if (half) {
+                    UNROLL(4)
                     for (int j = 4; j < 8; j++) {
                         const vi ones = vi_and(moved(r.raw[i], j), vi_splat(0x01010101));
                         for (int d = 0; d < digits; d++) acc[d] = vi_dot(acc[d], ones, k + d * ld + 4 * j, 1);
                     }
+                }
                 const vf set = join_digits(acc, digits), plane = vf_sub(vf_add(set, set), all);
                 part = vf_fma(vf_half(scale + (group * bits + i) * 16), plane, part);
             }

@@ -60,10 +60,7 @@ INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); } /* the sign fills up */
 /* of the lower half, moved up by 16 before; n > 1 */
-INLINE vi vi_sar_low(vi a, int n)
-{
-    return _mm512_madd_epi16(a, _mm512_set1_epi32(1 << (16 - n)));
-}
+INLINE vi vi_sar_low(vi a, int n) { return _mm512_madd_epi16(a, _mm512_set1_epi32(1 << (16 - n))); }
 INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     /* written out, since compilers load and spread the four bytes first */
@@ -122,10 +119,7 @@ INLINE vi vi_sum_low_runs(vi first, vi last) /* the same without `high`, where n
     return _mm512_cvtepi16_epi32(_mm512_castsi512_si256(_mm512_add_epi16(a, b)));
 }
 /* each lane's lowest */
-INLINE void vi_to_bytes(uint8_t *p, vi a)
-{
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a));
-}
+INLINE void vi_to_bytes(uint8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 INLINE vf vf_of(vi a) { return _mm512_cvtepi32_ps(a); }
 INLINE vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
 INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
@@ -335,9 +329,14 @@ INLINE vf vf_half(const uint16_t *p)
     const __m128i *halves = (const __m128i *)p, *more = (const __m128i *)(p + 8);
     return VF(_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(more)));
 }
-#define EACH(name, op) INLINE vf name(vf x, vf y) { return VF(op(x.a, y.a), op(x.b, y.b)); }
-EACH(vf_add, _mm256_add_ps) EACH(vf_sub, _mm256_sub_ps) EACH(vf_mul, _mm256_mul_ps)
-EACH(vf_max, _mm256_max_ps) EACH(vf_min, _mm256_min_ps) EACH(vf_div, _mm256_div_ps)
+#define EACH(name, op) \
+    INLINE vf name(vf x, vf y) { return VF(op(x.a, y.a), op(x.b, y.b)); }
+EACH(vf_add, _mm256_add_ps)
+EACH(vf_sub, _mm256_sub_ps)
+EACH(vf_mul, _mm256_mul_ps)
+EACH(vf_max, _mm256_max_ps)
+EACH(vf_min, _mm256_min_ps)
+EACH(vf_div, _mm256_div_ps)
 INLINE vf vf_abs(vf x)
 {
     const __m256 s = _mm256_set1_ps(-0.0f);
@@ -419,18 +418,26 @@ INLINE vf vf_scale2(vf x, vf n) { return VF(scale_half(x.a, n.a), scale_half(x.b
 
 typedef struct { uint32_t l[16]; } vi;
 typedef struct { float l[16]; } vf;
-#define PER_LANE(type, value) type r; for (int i = 0; i < 16; i++) r.l[i] = (value); return r;
-INLINE vi vi_load(const void *p) { vi r; memcpy(&r, p, 64); return r; }
-INLINE vi vi_splat(int32_t x) { PER_LANE(vi, (uint32_t)x) }
-INLINE vi vi_zero(void) { PER_LANE(vi, 0) }
-INLINE vi vi_and(vi x, vi y) { PER_LANE(vi, x.l[i] & y.l[i]) }
-INLINE vi vi_or(vi x, vi y) { PER_LANE(vi, x.l[i] | y.l[i]) }
-INLINE vi vi_and_or(vi x, vi y, vi z) { PER_LANE(vi, (x.l[i] & y.l[i]) | z.l[i]) }
-INLINE vi vi_add(vi x, vi y) { PER_LANE(vi, x.l[i] + y.l[i]) }
-INLINE vi vi_shl(vi x, int n) { PER_LANE(vi, x.l[i] << n) }
-INLINE vi vi_shr(vi x, int n) { PER_LANE(vi, x.l[i] >> n) }
-INLINE vi vi_sar(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)x.l[i] >> n)) }
-INLINE vi vi_sar_low(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)(x.l[i] << 16) >> n)) }
+#define PER_LANE(type, value) \
+    type r; \
+    for (int i = 0; i < 16; i++) r.l[i] = (value); \
+    return r
+INLINE vi vi_load(const void *p)
+{
+    vi r;
+    memcpy(&r, p, 64);
+    return r;
+}
+INLINE vi vi_splat(int32_t x) { PER_LANE(vi, (uint32_t)x); }
+INLINE vi vi_zero(void) { PER_LANE(vi, 0); }
+INLINE vi vi_and(vi x, vi y) { PER_LANE(vi, x.l[i] & y.l[i]); }
+INLINE vi vi_or(vi x, vi y) { PER_LANE(vi, x.l[i] | y.l[i]); }
+INLINE vi vi_and_or(vi x, vi y, vi z) { PER_LANE(vi, (x.l[i] & y.l[i]) | z.l[i]); }
+INLINE vi vi_add(vi x, vi y) { PER_LANE(vi, x.l[i] + y.l[i]); }
+INLINE vi vi_shl(vi x, int n) { PER_LANE(vi, x.l[i] << n); }
+INLINE vi vi_shr(vi x, int n) { PER_LANE(vi, x.l[i] >> n); }
+INLINE vi vi_sar(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)x.l[i] >> n)); }
+INLINE vi vi_sar_low(vi x, int n) { PER_LANE(vi, (uint32_t)((int32_t)(x.l[i] << 16) >> n)); }
 INLINE uint32_t byte_of(uint32_t word, int byte) { return word >> 8 * byte & 255; }
 /* The entries of a table that a word's four bytes name, by their low four bits. */
 INLINE uint32_t looked_of(const uint8_t *t, uint32_t word)
@@ -442,14 +449,14 @@ INLINE vi vi_dot(vi acc, vi u, const int8_t *x, const int bits)
 {
     const int a = x[0], b = x[1], c = x[2], d = x[3];
 #define BYTE(k) (int)byte_of(u.l[i], k)
-    PER_LANE(vi, acc.l[i] + BYTE(0) * a + BYTE(1) * b + BYTE(2) * c + BYTE(3) * d)
+    PER_LANE(vi, acc.l[i] + BYTE(0) * a + BYTE(1) * b + BYTE(2) * c + BYTE(3) * d);
 #undef BYTE
 }
-INLINE vi vi_bytes(const uint8_t *p) { PER_LANE(vi, p[i]) }
-INLINE vi vi_signed_bytes(const uint8_t *p) { PER_LANE(vi, (uint32_t)(int8_t)p[i]) }
-INLINE vi vi_fourfold(vi x) { PER_LANE(vi, (x.l[i] & 255) * 0x01010101u) }
-INLINE vi vi_lookup_bytes(const uint8_t *t, vi x) { PER_LANE(vi, looked_of(t, x.l[i])) }
-INLINE vi vi_look(const uint8_t *t, vi x) { PER_LANE(vi, looked_of(t + 16 * (i / 4), x.l[i])) }
+INLINE vi vi_bytes(const uint8_t *p) { PER_LANE(vi, p[i]); }
+INLINE vi vi_signed_bytes(const uint8_t *p) { PER_LANE(vi, (uint32_t)(int8_t)p[i]); }
+INLINE vi vi_fourfold(vi x) { PER_LANE(vi, (x.l[i] & 255) * 0x01010101u); }
+INLINE vi vi_lookup_bytes(const uint8_t *t, vi x) { PER_LANE(vi, looked_of(t, x.l[i])); }
+INLINE vi vi_look(const uint8_t *t, vi x) { PER_LANE(vi, looked_of(t + 16 * (i / 4), x.l[i])); }
 /* Two bytes of `low` and `high` from `byte` on, put together to two numbers of 16 bits, are added each by
    itself. */
 INLINE uint32_t two_of(uint32_t acc, uint32_t low, uint32_t high, int byte)
@@ -461,7 +468,7 @@ INLINE uint32_t two_of(uint32_t acc, uint32_t low, uint32_t high, int byte)
 INLINE vi add_from(vi acc, vi low, vi high, const int word)
 {
 #define WORD (i / 4 * 4 + word + i % 4 / 2)
-    PER_LANE(vi, two_of(acc.l[i], low.l[WORD], high.l[WORD], i % 2 * 2))
+    PER_LANE(vi, two_of(acc.l[i], low.l[WORD], high.l[WORD], i % 2 * 2));
 #undef WORD
 }
 INLINE vi vi_add_first(vi acc, vi low, vi high) { return add_from(acc, low, high, 0); }
@@ -482,41 +489,64 @@ INLINE vi vi_sum_low_runs(vi first, vi last)
     for (int i = 0; i < 32; i++) r.l[i % 8] += sixteen_of(first, i), r.l[8 + i % 8] += sixteen_of(last, i);
     return r;
 }
-INLINE void vi_to_bytes(uint8_t *p, vi x) { for (int i = 0; i < 16; i++) p[i] = (uint8_t)x.l[i]; }
-INLINE vf vf_of(vi x) { PER_LANE(vf, (float)(int32_t)x.l[i]) }
-INLINE vf vf_bits(vi x) { vf r; memcpy(&r, &x, 64); return r; }
-INLINE vf vf_zero(void) { PER_LANE(vf, 0) }
-INLINE vf vf_splat(float x) { PER_LANE(vf, x) }
-INLINE vf vf_load(const float *p) { vf r; memcpy(&r, p, 64); return r; }
+INLINE void vi_to_bytes(uint8_t *p, vi x)
+{
+    for (int i = 0; i < 16; i++) p[i] = (uint8_t)x.l[i];
+}
+INLINE vf vf_of(vi x) { PER_LANE(vf, (float)(int32_t)x.l[i]); }
+INLINE vf vf_bits(vi x)
+{
+    vf r;
+    memcpy(&r, &x, 64);
+    return r;
+}
+INLINE vf vf_zero(void) { PER_LANE(vf, 0); }
+INLINE vf vf_splat(float x) { PER_LANE(vf, x); }
+INLINE vf vf_load(const float *p)
+{
+    vf r;
+    memcpy(&r, p, 64);
+    return r;
+}
 INLINE void vf_store(float *p, vf x) { memcpy(p, &x, 64); }
-INLINE vf vf_half(const uint16_t *p) { PER_LANE(vf, half_to_float(p[i])) }
-INLINE vf vf_add(vf x, vf y) { PER_LANE(vf, x.l[i] + y.l[i]) }
-INLINE vf vf_sub(vf x, vf y) { PER_LANE(vf, x.l[i] - y.l[i]) }
-INLINE vf vf_mul(vf x, vf y) { PER_LANE(vf, x.l[i] * y.l[i]) }
-INLINE vf vf_div(vf x, vf y) { PER_LANE(vf, x.l[i] / y.l[i]) }
-INLINE vf vf_max(vf x, vf y) { PER_LANE(vf, x.l[i] > y.l[i] ? x.l[i] : y.l[i]) }
-INLINE vf vf_min(vf x, vf y) { PER_LANE(vf, x.l[i] < y.l[i] ? x.l[i] : y.l[i]) }
-INLINE vf vf_abs(vf x) { PER_LANE(vf, fabsf(x.l[i])) }
-INLINE vf vf_fma(vf x, vf y, vf z) { PER_LANE(vf, x.l[i] * y.l[i] + z.l[i]) }
-INLINE vf vf_fnma(vf x, vf y, vf z) { PER_LANE(vf, z.l[i] - x.l[i] * y.l[i]) }
-INLINE float vf_sum(vf x) { float s = 0; for (int i = 0; i < 16; i++) s += x.l[i]; return s; }
-INLINE vf vf_pick(const float *four, vi place) { PER_LANE(vf, four[place.l[i] & 3]) }
+INLINE vf vf_half(const uint16_t *p) { PER_LANE(vf, half_to_float(p[i])); }
+INLINE vf vf_add(vf x, vf y) { PER_LANE(vf, x.l[i] + y.l[i]); }
+INLINE vf vf_sub(vf x, vf y) { PER_LANE(vf, x.l[i] - y.l[i]); }
+INLINE vf vf_mul(vf x, vf y) { PER_LANE(vf, x.l[i] * y.l[i]); }
+INLINE vf vf_div(vf x, vf y) { PER_LANE(vf, x.l[i] / y.l[i]); }
+INLINE vf vf_max(vf x, vf y) { PER_LANE(vf, x.l[i] > y.l[i] ? x.l[i] : y.l[i]); }
+INLINE vf vf_min(vf x, vf y) { PER_LANE(vf, x.l[i] < y.l[i] ? x.l[i] : y.l[i]); }
+INLINE vf vf_abs(vf x) { PER_LANE(vf, fabsf(x.l[i])); }
+INLINE vf vf_fma(vf x, vf y, vf z) { PER_LANE(vf, x.l[i] * y.l[i] + z.l[i]); }
+INLINE vf vf_fnma(vf x, vf y, vf z) { PER_LANE(vf, z.l[i] - x.l[i] * y.l[i]); }
+INLINE float vf_sum(vf x)
+{
+    float s = 0;
+    for (int i = 0; i < 16; i++) s += x.l[i];
+    return s;
+}
+INLINE vf vf_pick(const float *four, vi place) { PER_LANE(vf, four[place.l[i] & 3]); }
 INLINE vi vi_placed(vi a, vi places, int right, int place)
 {
-    PER_LANE(vi, (places.l[i] >> right & 3) == (uint32_t)place ? a.l[i] : 0)
+    PER_LANE(vi, (places.l[i] >> right & 3) == (uint32_t)place ? a.l[i] : 0);
 }
 INLINE float vf_top(vf x)
 {
-    float s = x.l[0]; for (int i = 1; i < 16; i++) s = x.l[i] > s ? x.l[i] : s; return s;
+    float s = x.l[0];
+    for (int i = 1; i < 16; i++) s = x.l[i] > s ? x.l[i] : s;
+    return s;
 }
-INLINE vf vf_lookup(const float *t, vi x) { PER_LANE(vf, t[x.l[i] & 15]) }
+INLINE vf vf_lookup(const float *t, vi x) { PER_LANE(vf, t[x.l[i] & 15]); }
 INLINE vf vf_add_where(vf a, vi bits, int n, vf x)
 {
-    PER_LANE(vf, a.l[i] + (bits.l[i] >> n & 1 ? x.l[i] : 0))
+    PER_LANE(vf, a.l[i] + (bits.l[i] >> n & 1 ? x.l[i] : 0));
 }
-INLINE void vf_to_bytes(int8_t *p, vf x) { for (int i = 0; i < 16; i++) p[i] = (int8_t)rintf(x.l[i]); }
-INLINE vf vf_round(vf x) { PER_LANE(vf, rintf(x.l[i])) }
-INLINE vf vf_scale2(vf x, vf n) { PER_LANE(vf, ldexpf(x.l[i], (int)n.l[i])) }
+INLINE void vf_to_bytes(int8_t *p, vf x)
+{
+    for (int i = 0; i < 16; i++) p[i] = (int8_t)rintf(x.l[i]);
+}
+INLINE vf vf_round(vf x) { PER_LANE(vf, rintf(x.l[i])); }
+INLINE vf vf_scale2(vf x, vf n) { PER_LANE(vf, ldexpf(x.l[i], (int)n.l[i])); }
 #endif
 
 #ifdef TWO_HALVES /* expansion, for processors that have no instruction for it */

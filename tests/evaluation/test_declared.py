@@ -46,6 +46,8 @@ def test_parameters_are_taken_and_refused_alike(name):
     method, light = compression.get(name), declared.get(name)
     assert (light.name, light.family, light.inherits) == (name, method.family, method.inherits)
     assert light.adds == bool(getattr(method, "adds", None))
+    known = [method.params.parse(dict(values)) for values in ({}, method.tiny, method.full)]
+    assert light.trains == any(map(method.trains, known))
     assert light.params.describe() == method.params.describe()
     cases = [{}, dict(method.tiny), dict(method.full), dict(method.identity or {}), {"nosuch": 1}]
     cases += [{p["name"]: v} for p in method.params.describe() for v in odd_values(p)]

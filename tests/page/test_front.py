@@ -411,6 +411,43 @@ def test_the_first_figure_waits_for_no_torch(tmp_path):
     assert marks > 5 and not failed and imported == []
 
 
+FIRST_CARDS = """
+import json, sys, tempfile
+from pathlib import Path
+from compression.catalogue import OFFLINE_MODEL
+from evaluation.declared import get
+from evaluation.page.questions import Page
+from evaluation.running.estimate import estimate, path
+from evaluation.store import Store
+
+page = Page(Store(Path(tempfile.mkdtemp())), None, estimate=estimate, path=path)
+front = page.answer("front", {"model": OFFLINE_MODEL})
+runs = {r.id: r.spec for r in page.store.shipped()}
+plain = [m["id"] for m in front["scene"]["marks"] if not any(get(n).trains for n, _ in runs[m["id"]].recipe)]
+cold = [page.answer("card", {"id": id, "lang": "zh-Hant"}) for id in plain]
+heavy = sorted({"torch", "transformers"} & set(sys.modules))
+assert front["best"] in plain and all(got["html"] and got["spec"] and "error" not in got for got in cold)
+estimate(runs[front["best"]])
+(again,) = [page.answer("card", {"id": front["best"]})]
+print(json.dumps([len(plain), heavy, [got["soon"] for got in cold], again["soon"], again["html"]]))
+"""
+
+
+def test_the_first_cards_wait_for_no_torch(tmp_path):
+    """A card of a run without training says how long it takes as soon as its methods are loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CARDS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    count, imported, soon, later, html = json.loads(done.stdout)
+    assert count > 5 and imported == [] and all(soon) and not later
+    assert re.search(r"Make it \([^)]+\), then chat", html)
+
+
 def test_better_is_up_and_the_line_runs_from_left_to_right():
     drawing = plots.draw(ROWS, "file_bytes", "perplexity_ratio", EN)
     assert drawing.y.at(1.0) > drawing.y.at(2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qs
 
 import pytest
@@ -12,12 +13,12 @@ from tests.page.stage import ROOT
 pytestmark = pytest.mark.browser
 SCRIPTS = ROOT / "assets" / "scripts"
 PANELS = {  # what a panel's files find there, without a server behind it
-    "front": "small link layout plot picture front",
+    "front": "small link layout plot picture answer front",
     "controls": "small link declared model knobs fields estimate progress controls",
     "runs": "small link runs",
-    "chat": "small link columns chat",
+    "chat": "small link columns recorded chat",
     "top": "small link",
-    "plan": "small plan",
+    "plan": "small sizes plan",
 }
 AROUND = """
   const root = document.createElement('section'), props = {}, server = {}, watch = () => {}, t = key => key;
@@ -520,6 +521,24 @@ def test_every_script_is_small_and_used(call):
     assert max(map(len, files.values())) <= 200
     source = (ROOT / "app.py").read_text("utf-8")
     assert all(name in source for name in files) and set(app.SHARED.split()) <= set(files)
+
+
+def test_scripts_are_110_columns_wide():
+    wide = [
+        f"{file.relative_to(ROOT)}:{number}"
+        for file in sorted((ROOT / "assets").rglob("*.js"))
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)
+        if len(line) > 110
+    ]
+    assert not wide
+
+
+def test_no_template_string_goes_over_several_lines():
+    """The page's scripts are sent without indentation, which such a string would lose."""
+    for file in SCRIPTS.iterdir():
+        for line in file.read_text("utf-8").splitlines():
+            code = re.sub(r"(^|\s)//.*|'`'", "", line)
+            assert code.count("`") % 2 == 0, f"{file.name}: {line}"
 
 
 def test_one_tab_is_shown_at_a_time(blank, monkeypatch):

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import compression
 from compression.base import CompressionError
 from evaluation import host
 from evaluation.declared import methods
@@ -76,6 +77,10 @@ class Panel:
                 self._kept.popitem(last=False)
         return made
 
+    def _loading(self, spec: RunSpec) -> bool:
+        """Whether the run's methods aren't imported yet, which takes seconds: with the first comes torch."""
+        return not compression.loaded(*(name for name, _ in spec.recipe))
+
     def rows(self) -> list[dict]:
         """All runs, with those that wait or run according to their record.
 
@@ -93,7 +98,10 @@ class Panel:
         return found.id if found else ""
 
     def _seconds(self, spec: RunSpec) -> float | None:
+        """How long the run would take here; None where nothing says so, or while its methods are loading."""
+        if self._estimate is None or self._loading(spec):
+            return None
         try:
-            return self._estimate(spec).seconds if self._estimate else None
+            return self._estimate(spec).seconds
         except CompressionError:
             return None

@@ -16,12 +16,14 @@ class Runs(Panel):
     """What is known of the stored runs, in words."""
 
     def card(self, ask: requests.OfRun) -> dict:
-        """The card of a run."""
+        """The card of a run; `soon`: its methods are loading, and then the card can say how long it takes."""
         words, result = Words(ask.lang), self.store.get_id(ask.id)
         if result is None:
             return {"html": cards.error_card(words, {"code": "run_gone"}), "spec": None, "status": "unknown"}
         seconds = self._seconds(result.spec)  # estimated anew, since this machine may have become slower
-        return self._keep(("card", ask.lang, ask.id, seconds), lambda: self._card(words, result, seconds))
+        soon = self._estimate is not None and seconds is None and self._loading(result.spec)
+        card = self._keep(("card", ask.lang, ask.id, seconds), lambda: self._card(words, result, seconds))
+        return card | {"soon": soon}
 
     def _card(self, words: Words, result: Result, seconds: float | None) -> dict:
         own = self.store.has_artifact(result)

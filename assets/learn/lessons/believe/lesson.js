@@ -19,7 +19,8 @@ export function quantile(share, freedom) {
     while (shareBelow(high, freedom) < share) high *= 2;
     for (let i = 0; i < 60; i++) {
       const middle = (low + high) / 2;
-      if (shareBelow(middle, freedom) < share) low = middle; else high = middle;
+      if (shareBelow(middle, freedom) < share) low = middle;
+      else high = middle;
     }
     known.set(key, high);
   }
@@ -33,7 +34,13 @@ export function interval(list) {
 }
 export function paired(ours, control) {
   const {mean, margin} = interval(ours.map((v, i) => v - control[i])), ratio = Math.exp(mean);
-  return {mean, margin, ratio, ratioMargin: ratio * margin, word: Math.abs(mean) > margin ? mean < 0 ? 'better' : 'worse' : 'unclear'};
+  return {
+    mean,
+    margin,
+    ratio,
+    ratioMargin: ratio * margin,
+    word: Math.abs(mean) > margin ? mean < 0 ? 'better' : 'worse' : 'unclear'
+  };
 }
 
 export default function believe(kit, data) {
@@ -44,7 +51,8 @@ export default function believe(kit, data) {
   const truth = k => paired(models[pairs[k][0]].losses, models[pairs[k][1]].losses);
   const choices = Array.from({length: judged}, (_, k) => kit.choice({
     label: t('judge', {n: k + 1, ours: t(`name.${pairs[k][0]}`), control: t(`name.${pairs[k][1]}`)}),
-    options: WORDS.map(word => [word, t(`word.${word}`)]), onchange: v => { answers[k] = v; },
+    options: WORDS.map(word => [word, t(`word.${word}`)]),
+    onchange: v => { answers[k] = v; },
   }));
   // Where a model stands by the chosen number, with the ends of its interval.
   const at = {
@@ -52,19 +60,41 @@ export default function believe(kit, data) {
       const {mean, margin} = interval(losses(name));
       return [mean - margin, mean, mean + margin].map(Math.exp);
     },
-    kl: name => Array(3).fill(models[name].kl), same: name => Array(3).fill(models[name].same),
+    kl: name => Array(3).fill(models[name].kl),
+    same: name => Array(3).fill(models[name].same),
   };
   const axes = {
-    perplexity: {lo: 22, hi: 130, log: true}, kl: {lo: 0, hi: 1.4}, same: {lo: 40, hi: 100},
+    perplexity: {lo: 22, hi: 130, log: true},
+    kl: {lo: 0, hi: 1.4},
+    same: {lo: 40, hi: 100},
   };
+  const about = ([a, b]) => t('about', {
+    ours: t(`name.${a}`),
+    control: t(`name.${b}`),
+    a: digits(at[number](a)[1]),
+    b: digits(at[number](b)[1]),
+  });
   const said = k => {
     const [a, b] = pairs[k], found = paired(losses(a), losses(b));
-    return t('paired', {word: t(`word.${found.word}`), ratio: digits(found.ratio, 4), margin: digits(found.ratioMargin, 2)});
+    return t('paired',
+      {word: t(`word.${found.word}`), ratio: digits(found.ratio, 4), margin: digits(found.ratioMargin, 2)});
   };
   return {
     controls: [
-      kit.choice({label: t('number'), value: number, onchange: v => { number = v; }, options: ['perplexity', 'kl', 'same'].map(v => [v, t(`number.${v}`)])}),
-      kit.slider({label: t('windows'), lo: 4, hi: facts.windows, value: windows, format: v => digits(v), oninput: v => { windows = v; }}),
+      kit.choice({
+        label: t('number'),
+        value: number,
+        onchange: v => { number = v; },
+        options: ['perplexity', 'kl', 'same'].map(v => [v, t(`number.${v}`)])
+      }),
+      kit.slider({
+        label: t('windows'),
+        lo: 4,
+        hi: facts.windows,
+        value: windows,
+        format: v => digits(v),
+        oninput: v => { windows = v; }
+      }),
       h('div', {className: 'judges'}, choices),
     ],
     guess: () => answers.includes(null) ? null : answers.filter((word, k) => word === truth(k).word).length,
@@ -75,20 +105,29 @@ export default function believe(kit, data) {
         input.parentElement.classList.toggle('right', WORDS[i] === truth(k).word);
       }));
     },
-    about: () => pairs.map(([a, b]) => t('about', {ours: t(`name.${a}`), control: t(`name.${b}`), a: digits(at[number](a)[1]), b: digits(at[number](b)[1])})).join(' ')
-      + (open ? ` ${pairs.map((_, k) => said(k)).join('; ')}` : ''),
+    about: () => pairs.map(about).join(' ') + (open ? ` ${pairs.map((_, k) => said(k)).join('; ')}` : ''),
     draw(width) {
       const row = open ? 66 : 50, top = 20, first = name => at[number](name).map(c.x);
-      const c = chart({width, height: top + row * pairs.length + 36, top, left: 10, bottom: 36, y: {lo: 0, hi: 1, ticks: false}, x: {...axes[number], label: t(`number.${number}`)}});
+      const c = chart({
+        width,
+        height: top + row * pairs.length + 36,
+        top,
+        left: 10,
+        bottom: 36,
+        y: {lo: 0, hi: 1, ticks: false},
+        x: {...axes[number], label: t(`number.${number}`)}
+      });
       const [, mark] = first('original'), right = mark > width * 0.7;
       c.add(text(mark, 11, t('original'), {'text-anchor': right ? 'end' : 'start'}));
       pairs.forEach(([a, b], k) => {
         const y = top + k * row + 14;
-        c.add(text(0, y, t('pair', {n: k + 1, ours: t(`name.${a}`), control: t(`name.${b}`)}), {class: 'name'}),
+        c.add(
+          text(0, y, t('pair', {n: k + 1, ours: t(`name.${a}`), control: t(`name.${b}`)}), {class: 'name'}),
           line([[mark, y + 6], [mark, y + 31]], {class: 'line original'}));
         [[a, y + 13, ''], [b, y + 24, ' other']].forEach(([name, down, more]) => {
           const [low, middle, high] = first(name), colour = models[name].family;
-          c.add(line([[low, down], [high, down]], {class: `line ${colour}${more}`}), s('circle', {class: `${colour}${more}`, cx: middle, cy: down, r: 4.5}));
+          c.add(line([[low, down], [high, down]], {class: `line ${colour}${more}`}),
+            s('circle', {class: `${colour}${more}`, cx: middle, cy: down, r: 4.5}));
         });
         if (open) c.add(text(0, y + 44, said(k)));
       });

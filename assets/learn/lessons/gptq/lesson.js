@@ -30,12 +30,14 @@ export function inverseFactor(gram, damping = DAMPING) {
 export function outputError(difference, gram) {
   let sum = 0;
   for (const d of difference) {
-    for (let i = 0; i < d.length; i++) for (let j = 0; j < d.length; j++) sum += d[i] * gram[i][j] * d[j];
+    for (let i = 0; i < d.length; i++)
+      for (let j = 0; j < d.length; j++) sum += d[i] * gram[i][j] * d[j];
   }
   return sum;
 }
 
-// The weights before the first column and after each (compression/second_order.py, compensate; one ruler a row).
+// The weights before the first column and after each (compression/second_order.py, compensate; one ruler a
+// row).
 export function states(weights, gram, bits, makeUp) {
   const U = inverseFactor(gram), n = gram.length, rulers = weights.map(row => ruler(row, bits));
   const out = [weights];
@@ -57,7 +59,13 @@ export default function lesson(kit, data) {
     all = Object.fromEntries(WAYS.map(name => {
       const list = states(weights, gram, bits, name === 'gptq');
       const whole = outputError(weights, gram);
-      return [name, {list, errors: list.map(now => 100 * outputError(now.map((row, r) => row.map((w, j) => w - weights[r][j])), gram) / whole)}];
+      return [
+        name, {
+          list,
+          errors: list.map(
+            now => 100 * outputError(now.map((row, r) => row.map((w, j) => w - weights[r][j])), gram) / whole)
+        }
+      ];
     }));
   }
   work();
@@ -69,40 +77,65 @@ export default function lesson(kit, data) {
   const stop = () => clearInterval(timer);
   function play() {
     stop();
-    if (kit.calm) { go(n); return; }
+    if (kit.calm) {
+      go(n);
+      return;
+    }
     go(step === n ? 0 : step);
-    timer = setInterval(() => { go(step + 1); if (step === n) stop(); }, PAUSE_MS);
+    timer = setInterval(() => {
+      go(step + 1);
+      if (step === n) stop();
+    }, PAUSE_MS);
   }
   const buttons = Array.from({length: n}, (_, i) => h('button', {
-    type: 'button', className: 'plain', 'aria-pressed': 'false', 'aria-label': t('round', {n: i + 1}),
-    onclick: () => { stop(); go(step === i + 1 ? i : i + 1); },
-  }, String(i + 1)));
+    type: 'button',
+    className: 'plain',
+    'aria-pressed': 'false',
+    textContent: String(i + 1),
+    'aria-label': t('round', {n: i + 1}),
+    onclick: () => {
+      stop();
+      go(step === i + 1 ? i : i + 1);
+    },
+  }));
 
   // Each weight as it is by now; a bar says how far it is from the original.
   function matrix(width) {
     const wide = Math.min(width / n, 46), high = 30, now = all[way].list[step];
-    const most = Math.max(...WAYS.flatMap(name => all[name].list[n].flatMap((row, r) => row.map((w, j) => Math.abs(w - weights[r][j])))));
-    const svg = s('svg', {class: 'lesson-svg', width: wide * n, height: high * n + 20, 'aria-hidden': 'true'});
-    svg.append(s('path', {class: 'band', d: `M0 20h${wide * step}v${high * n}h${-wide * step}z`}));
+    const most = Math.max(...WAYS.flatMap(
+      name => all[name].list[n].flatMap((row, r) => row.map((w, j) => Math.abs(w - weights[r][j])))));
+    const svg =
+      s('svg', {class: 'lesson-svg', width: wide * n, height: high * n + 20, 'aria-hidden': 'true'});
+    svg.append(s('path', {class: 'band', d: `M0 20h${wide * step}v${high * n}h${- wide * step}z`}));
     let bars = '';
-    for (let j = 0; j < n; j++) svg.append(text(wide * (j + 0.5), 13, String(j + 1), {'text-anchor': 'middle', class: j < step ? 'strong' : ''}));
+    for (let j = 0; j < n; j++)
+      svg.append(text(
+        wide * (j + 0.5), 13, String(j + 1), {'text-anchor': 'middle', class: j < step ? 'strong' : ''}));
     now.forEach((row, r) => row.forEach((w, j) => {
       const x = wide * j, middle = 20 + high * (r + 0.5), by = (w - weights[r][j]) / most * (high / 2 - 2);
       bars += `M${(x + wide - 7).toFixed(1)} ${middle.toFixed(1)}h4v${(-by).toFixed(1)}h-4z`;
-      svg.append(text(x + (wide - 8) / 2, middle + 4, w.toFixed(2).replace('-', '−'), {'text-anchor': 'middle', class: j < step ? 'small strong' : 'small'}));
+      svg.append(text(x + (wide - 8) / 2, middle + 4, w.toFixed(2).replace('-', '−'),
+        {'text-anchor': 'middle', class: j < step ? 'small strong' : 'small'}));
     }));
     svg.append(s('path', {class: way === 'gptq' ? 'quantization' : 'original', d: bars}));
     return svg;
   }
   function errors(width) {
     const top = Math.max(...WAYS.flatMap(name => all[name].errors));
-    const c = chart({width, height: 260, right: 96, x: {lo: 0, hi: n, label: t('x'), ticks: Array.from({length: n + 1}, (_, i) => [i, String(i)])},
-      y: {lo: 0, hi: 1.1 * top, label: t('y')}});
+    const c = chart({
+      width,
+      height: 260,
+      right: 96,
+      x: {lo: 0, hi: n, label: t('x'), ticks: Array.from({length: n + 1}, (_, i) => [i, String(i)])},
+      y: {lo: 0, hi: 1.1 * top, label: t('y')}
+    });
     const ends = WAYS.map(name => c.y(all[name].errors[step]));
     if (Math.abs(ends[0] - ends[1]) < 15) ends[ends[0] <= ends[1] ? 0 : 1] = Math.max(...ends) - 15;
     WAYS.forEach((name, i) => {
-      const kind = name === 'gptq' ? 'quantization' : 'original', points = all[name].errors.slice(0, step + 1).map((e, k) => [c.x(k), c.y(e)]);
-      c.add(kit.line(points, {class: `line ${kind}`}), points.map(([cx, cy]) => s('circle', {class: kind, cx, cy, r: 3})),
+      const kind = name === 'gptq' ? 'quantization' : 'original',
+            points = all[name].errors.slice(0, step + 1).map((e, k) => [c.x(k), c.y(e)]);
+      c.add(kit.line(points, {class: `line ${kind}`}),
+        points.map(([cx, cy]) => s('circle', {class: kind, cx, cy, r: 3})),
         step ? text(points[step][0] + 8, ends[i] + 4, t(`way.${name}`), {class: 'strong'}) : '');
     });
     return c.svg;
@@ -111,16 +144,41 @@ export default function lesson(kit, data) {
   return {
     controls: [
       h('fieldset', {className: 'lesson-choice gptq-columns'}, h('legend', {}, t('columns')), buttons),
-      kit.button(t('play'), play), kit.button(t('again'), () => { stop(); go(0); }),
-      kit.choice({label: t('shown'), value: way, onchange: v => { way = v; }, options: [...WAYS].reverse().map(w => [w, t(`way.${w}`)])}),
-      kit.slider({label: t('bits'), lo: 2, hi: 4, value: bits, oninput: v => { bits = Math.round(v); work(); }}),
+      kit.button(t('play'), play),
+      kit.button(t('again'),
+        () => {
+          stop();
+          go(0);
+        }),
+      kit.choice({
+        label: t('shown'),
+        value: way,
+        onchange: v => { way = v; },
+        options: [...WAYS].reverse().map(w => [w, t(`way.${w}`)])
+      }),
+      kit.slider({
+        label: t('bits'),
+        lo: 2,
+        hi: 4,
+        value: bits,
+        oninput: v => {
+          bits = Math.round(v);
+          work();
+        }
+      }),
     ],
-    about: () => t('about', {n: step, nearest: digits(all.nearest.errors[step], 2), gptq: digits(all.gptq.errors[step], 2)}),
+    about: () => t('about',
+      {n: step, nearest: digits(all.nearest.errors[step], 2), gptq: digits(all.gptq.errors[step], 2)}),
     close: stop,
     draw(width) {
       const beside = width >= NARROW, left = beside ? 46 * n : width;
-      return h('div', {}, h('div', {className: 'gptq-figure'}, matrix(left), errors(beside ? width - left - 20 : width)),
-        h('p', {className: 'figure-words'}, t('about', {n: step, nearest: digits(all.nearest.errors[step], 2), gptq: digits(all.gptq.errors[step], 2)})));
+      return h('div', {},
+        h('div', {className: 'gptq-figure'}, matrix(left), errors(beside ? width - left - 20 : width)),
+        h('p', {className: 'figure-words'}, t('about', {
+          n: step,
+          nearest: digits(all.nearest.errors[step], 2),
+          gptq: digits(all.gptq.errors[step], 2)
+        })));
     },
   };
 }
