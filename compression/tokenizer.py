@@ -59,9 +59,14 @@ def load(folder: Folder, family: str, vocabulary: int):
     return checked(folder, tokenizer, vocabulary)
 
 
+def files(folder: Folder) -> list[str]:
+    """The names of what the library may read for a tokenizer, templates in their own folder left out."""
+    return [n for n in folder.names() if _limit(n) and not (folder.path / n).is_dir()]
+
+
 def check(folder: Folder) -> list[str]:
     """The names of the tokenizer's files, each of which has been checked. Raises ModelUnavailable."""
-    names = [n for n in folder.names() if _limit(n) and not (folder.path / n).is_dir()]
+    names = files(folder)
     for name in names:
         content = folder.read(name, _limit(name))
         if name.endswith(".json") and folder.parse(name, content).get("auto_map"):

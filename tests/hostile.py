@@ -68,6 +68,17 @@ def tokenizer_config(**values) -> Callable[[Path], None]:
     return change
 
 
+def tokenizer_json(**values) -> Callable[[Path], None]:
+    """Parts of tokenizer.json set; `model` is added to and not replaced."""
+
+    def change(place: Path) -> None:
+        found = json.loads((place / TOKENIZER).read_text())
+        model = found["model"] | values.pop("model", {})
+        (place / TOKENIZER).write_text(json.dumps(found | values | {"model": model}))
+
+    return change
+
+
 def rope(**values) -> Callable[[Path], None]:
     return config(rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"} | values)
 
