@@ -48,6 +48,9 @@ def load(folder: Folder, family: str, vocabulary: int):
         tokenizer = AutoTokenizer.from_pretrained(
             folder.path, config=config, local_files_only=True, trust_remote_code=False
         )
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if getattr(model, "dropout", None):
+            model.dropout = None  # for training: a text would be cut otherwise each time
         tokenizer("a few words")  # a setting of a wrong type shows only when the tokenizer is used
         if not isinstance(tokenizer.chat_template, str | dict | None):
             raise TypeError(f"the chat template is a {type(tokenizer.chat_template).__name__}")
@@ -90,10 +93,13 @@ def check(folder: Folder) -> list[str]:
 
 
 def checked(folder: Folder, tokenizer, vocabulary: int):
-    """The tokenizer unchanged, if every token of it has a row in a table of `vocabulary` rows."""
-    beyond = sorted(
-        (number, token) for token, number in tokenizer.get_vocab().items() if not 0 <= number < vocabulary
-    )
+    """The tokenizer unchanged, if every token of it has a row in a table of `vocabulary` rows.
+
+    So must every number that it puts before or after a text, whatever its vocabulary says.
+    """
+    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
+    numbers = {*tokens, *tokenizer("a")["input_ids"]}
+    beyond = sorted((n, tokens.get(n, str(n))) for n in numbers if not 0 <= n < vocabulary)
     if beyond:
         number, token = beyond[0]
         raise folder.error(

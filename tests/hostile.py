@@ -533,6 +533,20 @@ CASES: dict[str, Case] = {
     # --- the tokenizer ---
     "no tokenizer": Case("no_tokenizer", without(TOKENIZER)),
     "an id beyond the table": Case("tokenizer_beyond", _vocabulary(1000)),
+    "a start token beyond the table": Case(
+        "tokenizer_beyond",
+        tokenizer_json(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [
+                    {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                ],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [5000], "tokens": ["<s>"]}},
+            }
+        ),
+    ),
     "tokenizer no JSON": Case("bad_json", put(TOKENIZER, b"{")),
     "tokenizer empty": Case("cut_file", put(TOKENIZER, b"")),
     "tokenizer of nothing": Case("bad_tokenizer", put(TOKENIZER, {"model": None})),

@@ -1,9 +1,9 @@
 """Whether a stored answer still answers its own request.
 
 A request names a model and texts by their paths or names, and the files there may have changed since. A run
-compares contents itself (RunSpec.key). This is the quick look beforehand: it reads only files' dates, configs,
-tokenizers and texts. Weights whose hash isn't remembered count as changed; the run then finds out whether they
-are.
+compares contents itself (RunSpec.key). This is the quick look beforehand: it reads files' dates, configs,
+tokenizers and texts, and no weights. Weights whose hash isn't remembered count as changed; the run then finds
+out whether they are.
 """
 
 from __future__ import annotations
