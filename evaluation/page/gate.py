@@ -358,7 +358,7 @@ def _name(host: str) -> str:
 
 
 def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a text names, as "8.8.8.8", "[2a00::1]:443" or "::ffff:8.8.8.8"; None if it names none.
+    """The address that a text names, e.g. "8.8.8.8", "[2a00::1]:443", "::ffff:8.8.8.8"; None without one.
 
     A server that listens on IPv6 sees IPv4's visitors by such mapped addresses; all lie in one network.
     """
