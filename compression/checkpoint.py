@@ -314,7 +314,7 @@ def read_generation(folder: Folder, module: nn.Module) -> None:
 
     if not folder.has(GENERATION):
         return
-    given, known = folder.json(GENERATION), GenerationConfig().to_dict()
+    given, known = folder.json(GENERATION, finite=True), GenerationConfig().to_dict()
     try:
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
             several = given[name] if isinstance(given.get(name), list) else [given.get(name)]

@@ -54,6 +54,7 @@ def load(folder: Folder, family: str, vocabulary: int):
         tokenizer("a few words")  # a setting of a wrong type shows only when the tokenizer is used
         if not isinstance(tokenizer.chat_template, str | dict | None):
             raise TypeError(f"the chat template is a {type(tokenizer.chat_template).__name__}")
+        tokenizer.chat_template = tokenizer.chat_template or None  # an empty one is none
     # the library raises many kinds of errors; those of its Rust part are not even Exceptions
     except BaseException as why:
         if isinstance(why, (KeyboardInterrupt, SystemExit, MemoryError)):
@@ -72,7 +73,7 @@ def check(folder: Folder) -> list[str]:
     names = files(folder)
     for name in names:
         content = folder.read(name, _limit(name))
-        if name.endswith(".json") and folder.parse(name, content).get("auto_map"):
+        if name.endswith(".json") and folder.parse(name, content, finite=True).get("auto_map"):
             raise folder.error(
                 "needs_code",
                 f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and no "

@@ -509,6 +509,10 @@ CASES: dict[str, Case] = {
     "qwen: too few kinds": Case("bad_config", config(layer_types=["full_attention"]), "qwen2"),
     "stop in words": Case("bad_config", config(eos_token_id="</s>")),
     "generation config in words": Case("bad_config", put("generation_config.json", {"eos_token_id": ["x"]})),
+    "generation config with NaN": Case("bad_json", put("generation_config.json", b'{"temperature": NaN}')),
+    "generation config beyond all numbers": Case(
+        "bad_json", put("generation_config.json", b'{"temperature": 1e999}')
+    ),
     "config of 2 MB": Case("file_too_big", put(CONFIG, b" " * 2_000_000)),
     "config no JSON": Case("bad_json", put(CONFIG, b"{'model_type': 'llama'}")),
     "config a list": Case("bad_json", put(CONFIG, b"[]")),
@@ -558,5 +562,7 @@ CASES: dict[str, Case] = {
     "tokenizer class that is none": Case(
         None, tokenizer_config(tokenizer_class="os.system", tokenizer_file="/etc/passwd")
     ),
+    "a length that is no number": Case("bad_json", tokenizer_config(model_max_length=float("nan"))),
+    "an empty template": Case(None, tokenizer_config(chat_template="")),
     "template of 2 MB": Case("file_too_big", put("chat_template.jinja", b" " * 2_000_000)),
 }
