@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from compression import arch
 from compression.architectures import ARCHITECTURES, Architecture
-from compression.configs import Described
+from compression.configs import GENERATION, Described
 from compression.folder import Folder, few, shown
 from compression.headers import FLOATS, Entry, Headers
 
@@ -314,10 +314,9 @@ def read_generation(folder: Folder, module: nn.Module) -> None:
     """Give the module what generation_config.json says, if there is one; above all, when to stop."""
     from transformers import GenerationConfig
 
-    file = "generation_config.json"
-    if not folder.has(file):
+    if not folder.has(GENERATION):
         return
-    given, known = folder.json(file), GenerationConfig().to_dict()
+    given, known = folder.json(GENERATION, finite=True), GenerationConfig().to_dict()
     try:
         for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
             several = given[name] if isinstance(given.get(name), list) else [given.get(name)]
@@ -330,8 +329,8 @@ def read_generation(folder: Folder, module: nn.Module) -> None:
     except Exception as why:  # the library may find anything wrong with it
         raise folder.error(
             "bad_config",
-            f"has a {file} that can't be read: {shown(why, 200)}. Correct the file, or fetch it again.",
-            field=file,
+            f"has a {GENERATION} that can't be read: {shown(why, 200)}. Correct the file, or fetch it again.",
+            field=GENERATION,
             got=shown(why, 100),
             allowed="what transformers writes",
         ) from None

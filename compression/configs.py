@@ -20,7 +20,7 @@ from compression.base import ModelUnavailable, UnsupportedModel, canonical
 from compression.bundle import Geometry
 from compression.folder import Folder, shown
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 NEVER: dict[str, tuple] = {  # field -> the values with which it asks for nothing
     "is_causal": (None, True),
     "add_cross_attention": (None, False),

@@ -53,6 +53,8 @@ def _message(message, name: str, number: int) -> dict[str, str]:
         )
     if not isinstance(content, str) or not content.strip():
         raise _no_dialogue(name, number, "a message's content is no text")
+    if any("\ud800" <= letter <= "\udfff" for letter in content):
+        raise _no_dialogue(name, number, "a message holds half a character, \\ud800 to \\udfff")
     return {"role": role, "content": content}
 
 
@@ -98,6 +100,7 @@ def written(name: str, conversations: Sequence[Conversation], tokenizer, enough:
             )
         try:
             parts.append(tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False))
+            parts[-1].encode()  # a template may write half a character, which no tokenizer reads
         except Exception as error:  # a template is a program that came with the model: it may raise anything
             reason = f"{type(error).__name__}: {error}"[:300]
             raise TextUnavailable(

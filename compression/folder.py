@@ -9,6 +9,7 @@ other link is followed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from io import BufferedReader
@@ -110,17 +111,19 @@ class Folder:
         self.check_content(name, content[:200], len(content))
         return content
 
-    def json(self, name: str, limit: int = JSON_BYTES) -> dict[str, Any]:
+    def json(self, name: str, limit: int = JSON_BYTES, finite: bool = False) -> dict[str, Any]:
         """The JSON object in a file.
 
-        Refused are a key that stands twice, a value that is no object, and text that is no JSON.
+        Refused are a key that stands twice, a value that is no object, and text that is no JSON. finite:
+        infinity and NaN too, which Python writes into such files and other programs can't read.
         """
-        return self.parse(name, self.read(name, limit))
+        return self.parse(name, self.read(name, limit), finite)
 
-    def parse(self, name: str, content: bytes) -> dict[str, Any]:
+    def parse(self, name: str, content: bytes, finite: bool = False) -> dict[str, Any]:
         """The JSON object that `content`, read from the file `name`, holds."""
+        strict: dict[str, Any] = {"parse_constant": _number, "parse_float": _number} if finite else {}
         try:
-            found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
+            found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once, **strict)
         except (ValueError, RecursionError) as why:
             raise self.error(
                 "bad_json",
@@ -193,6 +196,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice")
+    return found
+
+
+def _number(word: str) -> float:
+    if not math.isfinite(found := float(word)):
+        raise ValueError(f"{shown(word, 20)} is no number of JSON")
     return found
 
 

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression import configs, headers, hub
-from compression.base import BadParam, ModelUnavailable
+from compression import configs, headers, hub, tokenizer
+from compression.base import BadParam, ModelUnavailable, canonical
 from compression.bundle import Bundle, Geometry
 from compression.catalogue import CATALOGUE, Entry, unknown
 from compression.disk import check_room
@@ -57,7 +57,7 @@ def load(
     emit({"stage": "load", "done": 0, "total": 1, "facts": {"model": name}})
     described, weights = inspect(folder)
 
-    from compression import arch, checkpoint, tokenizer
+    from compression import arch, checkpoint
     from kernels.dense import choose_float32
 
     if device == "cpu":
@@ -129,8 +129,6 @@ def geometry(name: str) -> Geometry | None:
 
 def tokenizer_of(name: str):
     """Only the tokenizer of a model; the model is fetched if it isn't here."""
-    from compression import tokenizer
-
     folder = Folder(prepare(name), name)
     described = configs.read(folder)
     return tokenizer.load(folder, described.architecture, described.geometry.vocabulary)
@@ -196,6 +194,24 @@ def config_hash(name: str) -> str | None:
     """
     path = on_disk(name)
     return None if path is None else configs.read(Folder(path)).hash
+
+
+def words_hash(name: str) -> str | None:
+    """Hash of what decides how a model reads a text and where its answer ends.
+
+    That is the tokenizer's files with the chat templates, generation_config.json, and the tokens that the
+    config names. An artifact carries all of it. None if the model isn't on this disk.
+    """
+    path = on_disk(name)
+    if path is None:
+        return None
+    folder = Folder(path)
+    named = {k: v for k, v in configs.read(folder).values.items() if k.endswith("_token_id")}
+    kept = [*tokenizer.files(folder), *filter(folder.has, (configs.GENERATION,))]
+    own, inner = _content_hash(folder, tuple(kept)), Folder(path / tokenizer.TEMPLATES)
+    templates = inner.names() if inner.path.is_dir() else []
+    parts = [named, kept, own, templates, _content_hash(inner, tuple(templates)) if templates else ""]
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()
 
 
 def content_hash(name: str) -> str | None:
@@ -310,9 +326,9 @@ def _from_package(entry: Entry, emit: Emit) -> Path:
         module = AutoModelForCausalLM.from_pretrained(
             place, gguf_file=name, dtype=torch.float32, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
+        words = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
         _save_plain(module, temporary)
-        tokenizer.save_pretrained(temporary)
+        words.save_pretrained(temporary)
         if licence:
             shutil.copy2(licence, temporary / "LICENSE")
         sha = hashlib.sha256(file.read_bytes()).hexdigest()

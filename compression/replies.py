@@ -31,13 +31,12 @@ class Written:
 def prompt_text(tokenizer, prompt: str) -> str:
     """The prompt as the model reads it.
 
-    It is a user's turn in the model's chat template, or plain text if the model has no template.
+    It is a user's turn in the model's chat template, or plain text if the model has no template. Raises
+    sample.PromptRefused if the template refuses it.
     """
     if not tokenizer.chat_template:
         return prompt
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
+    return sample.templated(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def prompt_ids(tokenizer, prompt: str) -> list[int]:

@@ -135,9 +135,17 @@ def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
     tokenizer = bundle.tokenizer
     if not tokenizer.chat_template:
         return _room(bundle, tokenizer("\n".join(m["content"] for m in messages))["input_ids"])
+    return _room(bundle, tokenizer(templated(tokenizer, messages), add_special_tokens=False)["input_ids"])
+
+
+def templated(tokenizer, messages: Sequence[dict]) -> str:
+    """Messages as the tokenizer's chat template writes them, up to where the answer begins.
+
+    Raises PromptRefused if the template refuses the messages.
+    """
     try:
         text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        text.encode()  # a template may write half a character, which no tokenizer reads
     except Exception as error:  # a template is a program that came with the model: it may raise anything
         reason = f"{type(error).__name__}: {error}"[:300]
         raise PromptRefused(
@@ -146,7 +154,7 @@ def chat_ids(bundle: Bundle, messages: Sequence[dict]) -> Tensor:
             code="chat_template",
             reason=reason,
         ) from None
-    return _room(bundle, ids)
+    return text
 
 
 def _room(bundle: Bundle, ids: list[int]) -> Tensor:

@@ -50,6 +50,9 @@ MARKS = {
     b"\xfe\xff": "UTF-16",
     b"\x00\x00\xfe\xff": "UTF-32",
 }  # byte order marks at the start of a file
+# what the lengths of a text's tokens may lack or have too much: a blank that is put before the first word,
+# characters that a normalizer composes
+SPARE_BYTES, SPARE_PART = 4, 0.001
 RUN = 16  # neighbouring rows of `unicode` that go to the same role
 BUILTIN, WIKITEXT, UNICODE, DIALOGUE = "builtin", "wikitext-2", "unicode", "dialogue"
 DIALOGUE_FILE = Path(__file__).parent.parent / "assets" / "dialogue.jsonl"
@@ -458,7 +461,7 @@ def windows(
         return Windows(
             cut.contiguous(), protocol_id, hashlib.sha256(part.encode()).hexdigest(), 0, tuple(notes)
         )
-    scored = _scored_bytes(tokenizer, cut, chosen, part, len(before))
+    scored = _scored_bytes(tokenizer, ids, cut, chosen, part, len(before))
     return Windows(cut.contiguous(), protocol_id, text.hash, scored, tuple(notes))
 
 
@@ -489,20 +492,22 @@ def _special(tokenizer) -> set[str]:
     )
 
 
-def _scored_bytes(tokenizer, cut: Tensor, chosen: Tensor, content: str, before: int) -> int:
+def _scored_bytes(tokenizer, ids: Tensor, cut: Tensor, chosen: Tensor, content: str, before: int) -> int:
     """UTF-8 bytes of what is predicted: all tokens but the first of each window [n, window].
 
-    `chosen` says which windows of the text these are. If a token always stands for the same bytes, its length
-    is known: a character that is cut in two then belongs to both sides. Otherwise the tokenizer says which
-    characters of the text a token covers. If a tokenizer in Python knows neither, its tokens are written out
-    again.
+    `chosen` says which windows of the text, whose ids are `ids`, these are. If a token always stands for the
+    same bytes, its length is known: a character that is cut in two then belongs to both sides. These lengths
+    must add up to the text; a token for what is unknown, or a normalizer, spoils that. Otherwise the
+    tokenizer says which characters of the text a token covers. If a tokenizer in Python knows neither, its
+    tokens are written out again.
     """
     lengths, text = _lengths(tokenizer), torch.ones_like(cut, dtype=torch.bool)
     text.view(-1)[:before] = bool(chosen[0] > 0)  # a start token stands for no text
     text[:, 0] = False
-    unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
-    if lengths is not None and not bool((cut[text] == unknown).any()):
-        return int(lengths[cut[text]].sum())
+    if lengths is not None:
+        whole = len(content.encode())
+        if abs(int(lengths[ids[before:]].sum()) - whole) <= max(SPARE_BYTES, whole * SPARE_PART):
+            return int(lengths[cut[text]].sum())
     if not tokenizer.is_fast:
         shown = tokenizer.batch_decode(
             cut[:, 1:].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False

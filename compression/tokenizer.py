@@ -48,9 +48,13 @@ def load(folder: Folder, family: str, vocabulary: int):
         tokenizer = AutoTokenizer.from_pretrained(
             folder.path, config=config, local_files_only=True, trust_remote_code=False
         )
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if getattr(model, "dropout", None):
+            model.dropout = None  # for training: a text would be cut otherwise each time
         tokenizer("a few words")  # a setting of a wrong type shows only when the tokenizer is used
         if not isinstance(tokenizer.chat_template, str | dict | None):
             raise TypeError(f"the chat template is a {type(tokenizer.chat_template).__name__}")
+        tokenizer.chat_template = tokenizer.chat_template or None  # an empty one is none
     # the library raises many kinds of errors; those of its Rust part are not even Exceptions
     except BaseException as why:
         if isinstance(why, (KeyboardInterrupt, SystemExit, MemoryError)):
@@ -59,12 +63,17 @@ def load(folder: Folder, family: str, vocabulary: int):
     return checked(folder, tokenizer, vocabulary)
 
 
+def files(folder: Folder) -> list[str]:
+    """The names of what the library may read for a tokenizer, templates in their own folder left out."""
+    return [n for n in folder.names() if _limit(n) and not (folder.path / n).is_dir()]
+
+
 def check(folder: Folder) -> list[str]:
     """The names of the tokenizer's files, each of which has been checked. Raises ModelUnavailable."""
-    names = [n for n in folder.names() if _limit(n) and not (folder.path / n).is_dir()]
+    names = files(folder)
     for name in names:
         content = folder.read(name, _limit(name))
-        if name.endswith(".json") and folder.parse(name, content).get("auto_map"):
+        if name.endswith(".json") and folder.parse(name, content, finite=True).get("auto_map"):
             raise folder.error(
                 "needs_code",
                 f"has a tokenizer that is defined by program code of its own (auto_map in {name}), and no "
@@ -85,10 +94,13 @@ def check(folder: Folder) -> list[str]:
 
 
 def checked(folder: Folder, tokenizer, vocabulary: int):
-    """The tokenizer unchanged, if every token of it has a row in a table of `vocabulary` rows."""
-    beyond = sorted(
-        (number, token) for token, number in tokenizer.get_vocab().items() if not 0 <= number < vocabulary
-    )
+    """The tokenizer unchanged, if every token of it has a row in a table of `vocabulary` rows.
+
+    So must every number that it puts before or after a text, whatever its vocabulary says.
+    """
+    tokens = {number: token for token, number in tokenizer.get_vocab().items()}
+    numbers = {*tokens, *tokenizer("a")["input_ids"]}
+    beyond = sorted((n, tokens.get(n, str(n))) for n in numbers if not 0 <= n < vocabulary)
     if beyond:
         number, token = beyond[0]
         raise folder.error(

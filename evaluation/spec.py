@@ -58,6 +58,7 @@ CALIBRATION_CHOICES = (
 )
 
 LONGEST_NAME = 4_096  # of a model, a text or a file
+LARGEST = 2**32 - 1  # seed or count of tokens
 
 Status = Literal["ok", "failed", "oom", "cancelled", "interrupted", "running", "queued"]
 
@@ -114,12 +115,12 @@ class RunSpec:
             value = getattr(self, name)
             if value is None and name == "tokens":
                 continue
-            if type(value) is not int or value < low:
+            if type(value) is not int or not low <= value <= LARGEST:
                 raise BadParam(
-                    f"{name} = {value!r}; allowed: a whole number of at least {low}",
+                    f"{name} = {value!r}; allowed: a whole number, {low} to {LARGEST}",
                     name=name,
                     got=value,
-                    allowed=f">= {low}",
+                    allowed=f"{low} to {LARGEST}",
                 )
         if self.tokens is not None and self.tokens < self.window:
             raise BadParam(

@@ -68,6 +68,17 @@ def tokenizer_config(**values) -> Callable[[Path], None]:
     return change
 
 
+def tokenizer_json(**values) -> Callable[[Path], None]:
+    """Parts of tokenizer.json set; `model` is added to and not replaced."""
+
+    def change(place: Path) -> None:
+        found = json.loads((place / TOKENIZER).read_text())
+        model = found["model"] | values.pop("model", {})
+        (place / TOKENIZER).write_text(json.dumps(found | values | {"model": model}))
+
+    return change
+
+
 def rope(**values) -> Callable[[Path], None]:
     return config(rope_parameters={"rope_theta": 10_000.0, "rope_type": "default"} | values)
 
@@ -498,6 +509,10 @@ CASES: dict[str, Case] = {
     "qwen: too few kinds": Case("bad_config", config(layer_types=["full_attention"]), "qwen2"),
     "stop in words": Case("bad_config", config(eos_token_id="</s>")),
     "generation config in words": Case("bad_config", put("generation_config.json", {"eos_token_id": ["x"]})),
+    "generation config with NaN": Case("bad_json", put("generation_config.json", b'{"temperature": NaN}')),
+    "generation config beyond all numbers": Case(
+        "bad_json", put("generation_config.json", b'{"temperature": 1e999}')
+    ),
     "config of 2 MB": Case("file_too_big", put(CONFIG, b" " * 2_000_000)),
     "config no JSON": Case("bad_json", put(CONFIG, b"{'model_type': 'llama'}")),
     "config a list": Case("bad_json", put(CONFIG, b"[]")),
@@ -522,6 +537,20 @@ CASES: dict[str, Case] = {
     # --- the tokenizer ---
     "no tokenizer": Case("no_tokenizer", without(TOKENIZER)),
     "an id beyond the table": Case("tokenizer_beyond", _vocabulary(1000)),
+    "a start token beyond the table": Case(
+        "tokenizer_beyond",
+        tokenizer_json(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [
+                    {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                ],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [5000], "tokens": ["<s>"]}},
+            }
+        ),
+    ),
     "tokenizer no JSON": Case("bad_json", put(TOKENIZER, b"{")),
     "tokenizer empty": Case("cut_file", put(TOKENIZER, b"")),
     "tokenizer of nothing": Case("bad_tokenizer", put(TOKENIZER, {"model": None})),
@@ -533,5 +562,7 @@ CASES: dict[str, Case] = {
     "tokenizer class that is none": Case(
         None, tokenizer_config(tokenizer_class="os.system", tokenizer_file="/etc/passwd")
     ),
+    "a length that is no number": Case("bad_json", tokenizer_config(model_max_length=float("nan"))),
+    "an empty template": Case(None, tokenizer_config(chat_template="")),
     "template of 2 MB": Case("file_too_big", put("chat_template.jinja", b" " * 2_000_000)),
 }

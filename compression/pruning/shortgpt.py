@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from compression import arch, depth
-from compression.base import Context, Cost, Edit, ModelMethod, Params, param
+from compression.base import Context, Cost, Edit, ModelMethod, Note, Params, param
 from compression.bundle import Bundle, Geometry
 from compression.pruning.gradients import gradients, texts
 
@@ -131,7 +131,8 @@ def compress(bundle: Bundle, context: Context, params: ShortgptParams) -> Edit:
     """Choose the blocks that stay, by a measurement on context.windows [n, window]."""
     gone = count(len(bundle.geometry.layers), params.removed)
     if not gone:
-        return Edit()
+        asked = {"percent": round(100 * params.removed, 1), "of": len(bundle.geometry.layers)}
+        return Edit(notes=(Note("no_block_removed", asked),) if params.removed else ())
     assert context.windows is not None, "ModelMethod.reads_windows asks for them"
     found = choose(bundle, context, gone, params.order)
     return Edit(blocks=found.kept, notes=(found.note(),))

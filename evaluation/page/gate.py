@@ -358,10 +358,17 @@ def _name(host: str) -> str:
 
 
 def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text.strip().strip("[]"))
-    except ValueError:
-        return None
+    """The address that a text names, e.g. "8.8.8.8", "[2a00::1]:443", "::ffff:8.8.8.8"; None without one.
+
+    A server that listens on IPv6 sees IPv4's visitors by such mapped addresses; all lie in one network.
+    """
+    for form in (text.strip().strip("[]"), _name(text.strip())):
+        try:
+            found = ipaddress.ip_address(form)
+        except ValueError:
+            continue
+        return getattr(found, "ipv4_mapped", None) or found
+    return None
 
 
 async def _read(headers: Mapping[str, str], receive: Receive) -> bytes:

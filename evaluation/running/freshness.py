@@ -1,13 +1,14 @@
 """Says whether a stored answer still answers its own request.
 
 A request names a model and texts by their paths or names, and the files there may have changed since. A run
-compares contents itself (RunSpec.key). This is the quick look beforehand: it reads only files' dates, configs
-and texts, and hashes nothing anew. Weights whose hash isn't remembered count as changed; the run then finds
+compares contents itself (RunSpec.key). This is the quick look beforehand: it reads files' dates, configs,
+tokenizers and texts, and no weights. Weights whose hash isn't remembered count as changed; the run then finds
 out whether they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from compression import importing, models
@@ -30,7 +31,7 @@ def answers(result: Result, store: Store) -> bool:
     if not provenance.known(result, store):
         return False
     try:
-        if not _is_model(spec.model, seen.get("model"), seen.get("config")):
+        if not _is_model(spec.model, seen):
             return False
         if not all(_is_student(name, seen.get("students", ())) for name in spec.students):
             return False
@@ -43,12 +44,15 @@ def answers(result: Result, store: Store) -> bool:
         return False
 
 
-def _is_model(name: str, weights: str | None, config: str | None) -> bool:
-    found = models.remembered(name)
+def _is_model(name: str, seen: Mapping[str, str]) -> bool:
+    asked = ("model", "config", "words")
+    found = dict(
+        zip(asked, (*(models.remembered(name) or (None, None)), models.words_hash(name)), strict=True)
+    )
     if models.is_path(name):
-        return found == (weights, config)
-    # a model of the hub or the catalogue; an older record of such a model names no config
-    return found is None or weights is None or (found[0] == weights and config in (None, found[1]))
+        return all(found[part] is not None and found[part] == seen.get(part) for part in asked)
+    # a model of the hub or the catalogue: an older record names fewer parts, and a part may not be here
+    return all(found[part] is None or seen.get(part) in (None, found[part]) for part in asked)
 
 
 def _is_student(name: str, hashes) -> bool:

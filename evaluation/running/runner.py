@@ -23,6 +23,8 @@ from evaluation.spec import Result, RunSpec, Status
 from evaluation.store import Store
 
 PUBLIC_MINUTES = 60  # the longest run of a public page, by its estimate
+# a run of a public page is ended after this, whatever was estimated: e.g. a chat template may have no end
+PUBLIC_SECONDS = 2 * 60.0 * PUBLIC_MINUTES
 WAITING = 20  # runs that may wait
 WAITING_OF_ADDRESS = 8  # of these, how many one network address may have; many visitors may share an address
 INTERRUPTED: tuple[Status, dict] = (
@@ -51,6 +53,7 @@ class Job:
     event: dict = field(default_factory=dict)  # the last one
     said: float = 0.0  # when it came
     stopped: bool = False
+    late: bool = False  # it took longer than a public page allows
     running: Running | None = None
 
 
@@ -257,12 +260,24 @@ class Runner:
         if job.stopped or self._closed:
             job.running.end()
         result = None
+        alarm = threading.Timer(PUBLIC_SECONDS, self._too_late, (job,))
+        alarm.daemon = True
+        if self.public:
+            alarm.start()
         try:
             for event in job.running.events():
                 result = self._take(job, event) or result
         finally:
+            alarm.cancel()
             job.running.end()
         self._conclude(job, result)
+
+    @staticmethod
+    def _too_late(job: Job) -> None:
+        """Take a run's process away; others wait for their turn."""
+        assert job.running is not None
+        job.late = True
+        job.running.end()
 
     @staticmethod
     def _take(job: Job, event: dict) -> Result | None:
@@ -284,6 +299,10 @@ class Runner:
                 self._finish(
                     job, "cancelled", {"code": "cancelled", "message": "stopped by the visitor", "facts": {}}
                 )
+            elif job.late:
+                facts = {"minutes": round(PUBLIC_SECONDS / 60)}
+                said = f"the run took more than {facts['minutes']} minutes, and others wait"
+                self._finish(job, "failed", {"code": "overtime", "message": said, "facts": facts})
             else:
                 assert job.running is not None
                 self._finish(job, *(INTERRUPTED if self._closed else job.running.death()))

@@ -186,6 +186,7 @@ def load(order: Order, read: Read) -> Loaded:
         "dtype": dtype,
         "calibration": read.calibration.hash if read.calibration else "",
         "protocol": read.windows.evaluation.protocol_id,
+        "words": models.words_hash(spec.model),
     }
     if device != "cpu":  # a card's sums round otherwise
         fingerprint["device"] = device

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from compression import arch, artifact, calibrate, get
+from compression import arch, artifact, calibrate, get, models, sample
 from compression.base import ModelUnavailable
-from tests import tiny
+from tests import hostile, tiny
 
 RECIPES = {
     "gptq": (("gptq", {"bits": 3, "group_size": 16}),),
@@ -58,6 +58,18 @@ def test_every_family_with_rounded_tables_and_activations(family, tmp_path):
     again = artifact.load(tmp_path / "model")
     difference = (tiny.logits(again, tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))).abs().max()
     assert difference < 2e-2
+
+
+@pytest.mark.parametrize("name", [n for n in hostile.CASES if not hostile.CASES[n].code])
+def test_whatever_loads_can_be_saved_and_loads_again(name, tmp_path):
+    bundle = models.load(str(hostile.CASES[name].build(tmp_path / "m")))
+    rounding = get("rtn")
+    calibrate.compress(bundle, ((rounding, rounding.params(bits=8, group_size=16)),), None)
+    artifact.save(bundle, tmp_path / "saved", {})
+    again = artifact.load(tmp_path / "saved")
+    difference = (tiny.logits(again, tiny.ids(3)) - tiny.logits(bundle, tiny.ids(3))).abs().max()
+    assert difference < 6e-3 and sample.stop_ids(again) == sample.stop_ids(bundle)
+    assert again.tokenizer.chat_template == bundle.tokenizer.chat_template
 
 
 def test_a_second_save_of_a_loaded_model_is_the_same_file(tmp_path):

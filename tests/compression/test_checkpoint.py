@@ -172,6 +172,14 @@ def test_half_a_snapshot_is_not_in_the_cache(tmp_path, monkeypatch):
     assert models.on_disk("some/one") is None
 
 
+def test_a_text_is_cut_into_the_same_tokens_each_time(tmp_path):
+    """A tokenizer's dropout, like a model's, is for training."""
+    place = CASES["as it is"].build(tmp_path / "m")
+    vocabulary = json.loads((place / hostile.TOKENIZER).read_text())["model"]["vocab"] | {"ab": 258}
+    hostile.tokenizer_json(model={"vocab": vocabulary, "merges": [["a", "b"]], "dropout": 0.5})(place)
+    assert models.tokenizer_of(str(place))("ab" * 50)["input_ids"] == [258] * 50
+
+
 @pytest.mark.parametrize(
     "name", ["1e9 layers", "unknown family", "negative layers", "config as a pipe", "wrong vocabulary"]
 )

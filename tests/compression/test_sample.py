@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from compression import sample
+from compression import replies, sample
 from tests import tiny
 
 
@@ -63,6 +63,7 @@ ASKED = [{"role": "user", "content": "hello"}]
         ("{{ 1 / 0 }}", ASKED, "ZeroDivision"),
         ({"rag": "{{ messages }}"}, ASKED, "default"),
         ("{{ messages[0].content.encode().nope() }}", ASKED, ""),
+        (r"{{ '\ud83d' }}", ASKED, "UnicodeEncodeError"),
     ],
 )
 def test_a_template_that_refuses_is_told_in_its_words(bundle, template, messages, said):
@@ -74,6 +75,12 @@ def test_a_template_that_refuses_is_told_in_its_words(bundle, template, messages
         and said in str(error.value)
         and len(error.value.facts["reason"]) <= 300
     )
+
+
+def test_a_teacher_whose_template_refuses_is_told_too(bundle):
+    bundle.tokenizer.chat_template = "{{ raise_exception('no questions') }}"
+    with pytest.raises(sample.PromptRefused, match="no questions"):
+        replies.write(bundle, ["hello"])
 
 
 def test_templates_that_serve(bundle):

@@ -115,9 +115,9 @@ def test_the_key_names_the_code_and_the_question_does_not(monkeypatch):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"tokens": 0}, "at least 1"),
+        ({"tokens": 0}, "1 to "),
         ({"tokens": 100}, "less than one window"),
-        ({"window": 1}, "at least 2"),
+        ({"window": 1}, "2 to "),
         ({"table_bits": 5}, "16, 8, 4"),
         ({"cache_bits": 3}, "16, 8, 4, 2"),
         ({"cache_bits": 2}, "cache_keys = channel"),
@@ -125,7 +125,8 @@ def test_the_key_names_the_code_and_the_question_does_not(monkeypatch):
         ({"protocol": "mine"}, "paper, raw"),
         ({"recipe": ()}, "empty"),
         ({"recipe": (("gptq", {"bits": 17}),)}, "2 to 8"),
-        ({"seed": -1}, "at least 0"),
+        ({"seed": -1}, "0 to 4294967295"),
+        ({"seed": 2**70}, "0 to 4294967295"),
     ],
 )
 def test_bad_runs_are_refused(fields, words):

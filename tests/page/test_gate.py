@@ -349,7 +349,10 @@ def test_addresses_are_networks():
         found("2a00:1:2:3::4") == found("2a00:1:2:3:ffff::9") == "2a00:1:2:3::/64"
         and found("", "::1") == "::1"
     )
+    assert found("1.1.1.1, ::ffff:8.8.8.8") == found("1.1.1.1, 8.8.8.8:443") == found("", "::ffff:8.8.8.8")
+    assert found("::ffff:8.8.8.8") == "8.8.8.8" and found("[2a00:1:2:3::4]:443") == "2a00:1:2:3::/64"
     own = Gate(None, Rules(frozenset(), None, ()))
+    assert own._share(own._address({"client": ("::ffff:127.0.0.1", 1)}, {})).left == float("inf")
     assert own._address({"client": ("192.168.1.9", 1)}, {"x-forwarded-for": "8.8.8.8"}) == "192.168.1.9", (
         "only a Space has a proxy"
     )

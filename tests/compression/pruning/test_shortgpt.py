@@ -33,6 +33,14 @@ def test_whole_blocks_go_and_one_stays(total, removed, gone):
     assert shortgpt.count(total, removed) == gone
 
 
+@pytest.mark.parametrize("removed, codes", [(0.0, []), (0.2, ["no_block_removed"])])
+def test_a_share_of_less_than_half_a_block_is_said_to_do_nothing(removed, codes):
+    bundle = tiny.bundle("llama")
+    before = tiny.logits(bundle, tiny.ids(2))
+    assert [note.code for note in cut(bundle, removed=removed).notes] == codes
+    assert torch.equal(tiny.logits(bundle, tiny.ids(2)), before)
+
+
 @pytest.mark.parametrize("order", shortgpt.ORDERS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_what_is_left_is_the_model_without_the_chosen_blocks(family, order):

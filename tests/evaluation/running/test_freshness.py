@@ -33,6 +33,7 @@ def stored(tmp_path):
     seen = {
         "model": models.weights_hash(str(place)),
         "config": models.config_hash(str(place)),
+        "words": models.words_hash(str(place)),
         "text": load_text(str(text), "evaluation").hash,
     }
     return place, text, Result(key="", spec=spec, status="ok", fingerprint=seen, code=program.code())
@@ -53,6 +54,11 @@ def test_what_did_not_change_is_still_the_answer(stored, store):
         hostile.tensors(lambda t: t[hostile.NORM].mul_(1.01)),
         hostile.without("model.safetensors"),
         hostile.config(num_hidden_layers=10**9),
+        hostile.config(eos_token_id=5),
+        hostile.put("generation_config.json", {"eos_token_id": [5]}),
+        hostile.put("chat_template.jinja", "{{ messages[0].content }}"),
+        hostile.tokenizer_config(chat_template="{{ messages[0].content }}"),
+        hostile.tokenizer_json(normalizer={"type": "Lowercase"}),
         shutil.rmtree,
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import html
+import shutil
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from evaluation.running.stages import label
 from evaluation.spec import RunSpec
 from evaluation.store import Store
 from kernels import cpu, home
-from tests import tiny
+from tests import hostile, tiny
 
 REQUIRED = [
     "perplexity",
@@ -407,6 +408,21 @@ def test_the_same_run_again_is_answered_from_the_store(place, store):
     assert {k: third.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")} == {
         k: first.metrics[k] for k in ("perplexity", "kl_divergence_mean", "file_bytes")
     }
+
+
+def test_another_way_to_read_and_to_stop_is_another_run(place, store, tmp_path):
+    """Equal weights, equal config: the model that is saved ends its answers as its own folder says."""
+    folder = tmp_path / "m"
+    shutil.copytree(tiny.folder("llama"), folder)
+    asked = dataclasses.replace(spec(place), model=str(folder))
+    first = run(asked, store=store, timings=False)
+    hostile.put("generation_config.json", {"eos_token_id": [5, 257]})(folder)
+    second = run(asked, store=store, timings=False)
+    stops = [
+        artifact.load(store.artifact_folder(r.artifact)).module.generation_config.eos_token_id
+        for r in (first, second)
+    ]
+    assert first.id != second.id and stops == [257, [5, 257]]
 
 
 def test_a_chain_stores_both_savings(place, shared):

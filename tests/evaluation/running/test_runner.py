@@ -14,6 +14,7 @@ import compression
 from compression.base import CompressionError
 from compression.catalogue import OFFLINE_MODEL
 from evaluation import records
+from evaluation.running import runner as runs
 from evaluation.running.clock import NOT_COMPUTED
 from evaluation.running.executor import Lent, Workers
 from evaluation.running.public import named_only
@@ -120,6 +121,20 @@ def test_stopping_frees_the_memory_of_a_worker_that_hangs(runner, texts):
     state = wait(runner, run_id, seconds=60)
     assert GRACE_SECONDS == 2 and not worker.is_running()
     assert (state["status"], state["error"]["code"]) == ("cancelled", "cancelled")
+
+
+def test_a_public_page_ends_what_never_ends(texts, place, monkeypatch):
+    """For example a chat template without an end: the run's record says so, and the line goes on."""
+    monkeypatch.setattr(runs, "PUBLIC_SECONDS", 1.0)
+    monkeypatch.setattr(runs, "named_only", lambda spec: None)
+    public = Runner(Store(place, shipped=None), public=True, executor=Workers(spare=False))
+    try:
+        run_id = public.submit(endless(texts, seed=7))
+        state = wait(public, run_id, seconds=60)
+        assert (state["status"], state["error"]["code"]) == ("failed", "overtime")
+        assert not public._jobs and public._thread.is_alive()
+    finally:
+        public.close()
 
 
 def test_a_killed_worker_is_told_and_the_next_run_works(runner, texts):
