@@ -30,20 +30,15 @@ const away = (params, words, command) => settings.app || settings.server
   : h('span', {}, words, command ? [' ', h('code', {}, command)] : '');
 
 const host = shared({h, s, fill, kept, keep, sizeWords}, {
-  base: './', lang: () => lang, visitor: token(),
+  base: './', home: new URL('.', location), lang: () => lang, visitor: token(),
   on: (name, f) => bus.addEventListener(name, f),
   place: () => {
     const q = new URLSearchParams(location.search);
-    return {lesson: q.get('lesson') ?? '', code: (q.get('class') ?? '').slice(0, 12), knobs: q.get('knobs') ?? ''};
+    return {lesson: q.get('lesson') ?? '', code: (q.get('class') ?? '').slice(0, 12), knobs: q.get('knobs') ?? '',
+      seed: (q.get('seed') ?? '').slice(0, 40)};
   },
   setPlace: ({code, ...rest}) => setPlace({...rest, ...code === undefined ? {} : {class: code}}),
   ask: settings.server ? ask : null,
-  lessonLink: (lesson, knobs = '') => {
-    const u = new URL('.', location);
-    for (const [key, value] of Object.entries({lesson, lang, knobs})) if (value) u.searchParams.set(key, value);
-    return u.href;
-  },
-  joinLink: code => { const u = new URL('.', location); u.searchParams.set('class', code); return u.href; },
   tryButton: (one, words, done) => h('span', {onclick: done}, away(host.linkOf(one), words, one.command)),
   openMethod: (method, words) => away({method}, words),
   openRun: (best, words) => away({run: best.id}, words),

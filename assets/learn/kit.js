@@ -1,5 +1,6 @@
 // What a lesson is made of: drawings with axes, and controls. One look for all lessons; colours are the page's.
-// A lesson's script gives, by default, a function (kit, data) -> {draw(width) -> svg, controls, about(), guess()}.
+// A lesson's script gives, by default, a function (kit, data) -> {draw(width) -> svg, controls, about(), guess()}; where
+// the figure is the answer also hold(), what was answered as JSON, and take(held), which shows it again.
 
 const NICE = [1, 2, 2.5, 5, 10];
 
@@ -121,8 +122,11 @@ export function kitOf(frame, t, figure, redraw) {
     const listed = text => options.find(([v]) => String(v) === text)?.[0];
     const {first: value, keep} = knob(usual, listed, onchange);
     const name = `lesson-choice-${++ids}`;
-    return h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label), options.map(([v, words]) => h('label', {},
-      h('input', {type: 'radio', name, checked: v === value, onchange: () => { keep(v); onchange(v); redraw(); }}), h('span', {}, words))));
+    const inputs = options.map(([v]) => h('input', {type: 'radio', name, checked: v === value, onchange: () => { keep(v); onchange(v); redraw(); }}));
+    const root = h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label),
+      options.map(([, words], i) => h('label', {}, inputs[i], h('span', {}, words))));
+    root.set = v => { keep(v); options.forEach(([one], i) => { inputs[i].checked = one === v; }); };
+    return root;
   }
   const button = (words, onclick, className = 'plain') => h('button', {type: 'button', className, onclick: e => { onclick(e); redraw(); }}, words);
   const check = ({label, value, onchange}) => h('label', {className: 'lesson-check'},
@@ -130,6 +134,6 @@ export function kitOf(frame, t, figure, redraw) {
 
   return {
     h, s, t, digits, ticks, scale, chart, line, text, rect, bars, slider, choice, button, check, redraw, figure,
-    size: frame.sizeWords, knobs: () => set.join(','), calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
+    size: frame.sizeWords, knobs: () => set.join(','), linked: asked.length > 0, calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
   };
 }

@@ -74,13 +74,13 @@ const near = (own, {answer, error = 0, lo, hi, log}) => {
   return off <= 0.1 || Math.abs(own - answer) <= 2 * error;
 };
 
-function pick(frame, {question, tell, name}) {
+function pick(frame, {question, tell, name, kit}) {
   const {h, t} = frame, {options, answer} = question;
   let guess = null;
   const inputs = options.map((option, i) => h('input', {type: 'radio', name: `question-${name}`, onchange: () => { guess = i; }}));
   const rows = options.map((option, i) => h('label', {className: 'option'}, inputs[i], h('span', {}, tell(`option.${option}`))));
   return {
-    root: h('div', {className: 'options', role: 'radiogroup', 'aria-label': tell('question')}, rows), guess: () => guess,
+    root: h('div', {className: 'options', role: 'radiogroup', 'aria-label': tell('question')}, kit.shuffled('options', rows)), guess: () => guess,
     restore(value) { guess = value; if (inputs[value]) inputs[value].checked = true; },
     lock() { for (const input of inputs) input.disabled = true; },
     reveal(own) {
@@ -91,9 +91,10 @@ function pick(frame, {question, tell, name}) {
   };
 }
 
-function order(frame, {question, tell}) {
+function order(frame, {question, tell, kit}) {
   const {h, t} = frame, {items, answer, values} = question;
-  let now = items.map((_, i) => i), touched = false;
+  let now = kit.shuffled('order', items.map((_, i) => i)), touched = false;
+  if (`${now}` === `${answer}`) now.reverse();  // a seed gives nothing away
   const list = h('ol', {className: 'order'});
   const label = i => tell(`option.${items[i]}`);
   function draw(locked = false) {

@@ -137,6 +137,7 @@ export default function cutting(kit, data) {
   return {
     controls: [row, ...later], about: said,
     guess: () => count() === half ? percent(kept(weights, own).left) : null,
+    hold: () => own, take(gone) { own = gone; show(); },
     revealed() { open = true; for (const control of later) control.hidden = false; },
     draw(width) {
       if (open) [compared(width), saved(width)].forEach((parts, i) => panels[i].replaceChildren(...[parts].flat()));

@@ -53,6 +53,7 @@ export default function mixed(kit, data) {
   return {
     controls: [...parts, slider], about: said,
     guess: () => fits() ? klOf(own) : null,
+    hold: () => own, take: held => held.forEach((w, i) => { own[i] = w; parts[i].set(w); }),
     revealed() { open = true; slider.hidden = false; },
     draw: width => h('div', {}, spent(width), h('p', {className: 'figure-words'}, said()), ...open ? all(width) : []),
   };

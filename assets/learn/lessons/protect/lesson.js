@@ -19,10 +19,13 @@ export function removed(products, columns) {
 export default function lesson(kit, data) {
   const {t, h, s, text, chart, digits} = kit, {loud, peaks, size, chosen, single, facts} = data, n = loud.length;
   const products = square(data.products, n);
-  let open = false, mine = loud.slice(0, facts.kept).map((_, i) => i);  // the earliest choice first
+  let open = false, mine = kit.shuffled('start', [...loud.keys()]).slice(0, facts.kept);  // the earliest choice first
   const share = () => removed(products, mine);
   function toggle(i) {
-    mine = mine.includes(i) ? mine.filter(k => k !== i) : [...mine, i].slice(-facts.kept);
+    take(mine.includes(i) ? mine.filter(k => k !== i) : [...mine, i].slice(-facts.kept));
+  }
+  function take(columns) {
+    mine = columns;
     boxes.forEach((box, k) => { box.checked = mine.includes(k); });
     kit.redraw();
   }
@@ -70,7 +73,7 @@ export default function lesson(kit, data) {
     controls: [h('fieldset', {className: 'lesson-choice protect-boxes'}, h('legend', {}, t('boxes')),
       boxes.map((box, i) => h('label', {}, box, h('span', {}, String(i + 1)))))],
     about: told,
-    guess: share,
+    guess: share, hold: () => mine, take,
     revealed() { open = true; },
     draw(width) {
       const svg = columns(width);
