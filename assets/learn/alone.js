@@ -33,6 +33,7 @@ const away = (params, words, command) => settings.app || settings.server
 
 const host = shared({h, s, fill, kept, keep, sizeWords}, {
   base: './',
+  home: new URL('.', location),
   lang: () => lang,
   visitor: token(),
   on: (name, f) => bus.addEventListener(name, f),
@@ -41,22 +42,12 @@ const host = shared({h, s, fill, kept, keep, sizeWords}, {
     return {
       lesson: q.get('lesson') ?? '',
       code: (q.get('class') ?? '').slice(0, 12),
-      knobs: q.get('knobs') ?? ''
+      knobs: q.get('knobs') ?? '',
+      seed: (q.get('seed') ?? '').slice(0, 40)
     };
   },
   setPlace: ({code, ...rest}) => setPlace({...rest, ...code === undefined ? {} : {class: code}}),
   ask: settings.server ? ask : null,
-  lessonLink: (lesson, knobs = '') => {
-    const u = new URL('.', location);
-    for (const [key, value] of Object.entries({lesson, lang, knobs}))
-      if (value) u.searchParams.set(key, value);
-    return u.href;
-  },
-  joinLink: code => {
-    const u = new URL('.', location);
-    u.searchParams.set('class', code);
-    return u.href;
-  },
   tryButton: (one, words, done) => h('span', {onclick: done}, away(host.linkOf(one), words, one.command)),
   openMethod: (method, words) => away({method}, words),
   openRun: (best, words) => away({run: best.id}, words),

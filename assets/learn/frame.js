@@ -5,6 +5,7 @@ import {classOf} from './class.js';
 import {contents} from './contents.js';
 import {kitOf} from './kit.js';
 import {questionOf} from './question.js';
+import {drawing, seedOf} from './seed.js';
 import {VIEWS} from './teacher.js';
 
 const KEPT = 'ce-learn';
@@ -13,7 +14,8 @@ const json = async url => (await fetch(url)).json();
 export async function mount(root, host) {
   const {h, fill, kept, keep, base} = host;
   const map = await json(`${base}map.json`), words = {}, files = new Map();
-  // What this browser knows of each lesson: the guess, whether the answer was shown, which tries were done.
+  // What this browser knows of each lesson: the guess, whether the answer was shown, which tries were done,
+  // and the seed under which it was answered.
   const memory = kept(KEPT) ?? {};
   let shown = null, turn = 0;
 
@@ -24,7 +26,7 @@ export async function mount(root, host) {
     root,
     t: (key, facts) => fill(words[host.lang()][key] ?? key, facts),
     remember(lesson, what) {
-      memory[lesson] = {...memory[lesson], ...what};
+      memory[lesson] = what;
       keep(KEPT, memory);
     },
     // A lesson's script, data and words, loaded once.
@@ -34,7 +36,8 @@ export async function mount(root, host) {
         files.set(name, Promise.all([import(`${folder}lesson.js`), json(`${folder}data.json`)]));
       if (!files.has(`${name}.${lang}`)) files.set(`${name}.${lang}`, json(`${folder}${lang}.json`));
       const [[script, data], own] = await Promise.all([files.get(name), files.get(`${name}.${lang}`)]);
-      return {make: script.default, data, own};
+      const drawn = drawing(seedOf(host.place()), name);
+      return {make: script.default, data: drawn.shown(data), own, drawn};
     },
     go(name) {
       host.setPlace({lesson: name, knobs: ''});
@@ -65,12 +68,13 @@ export async function mount(root, host) {
 }
 
 // One lesson: a sentence, the figure, the question, the answer, and what to try on the live page.
-function page(frame, name, {make, data, own}) {
-  const {h, t, map, memory} = frame, i = map.lessons.findIndex(l => l.name === name);
+function page(frame, name, {make, data, own, drawn}) {
+  const {h, t, map, memory} = frame, {seed: asked} = frame.place(), seed = seedOf(frame.place()),
+                    i = map.lessons.findIndex(l => l.name === name);
   const tell = (key, facts) => frame.fill(own[key] ?? key, {...frame.said(data.facts), ...facts});
   const figure = h('div', {className: 'lesson-figure', role: 'img'});
   const spoken = h('p', {className: 'sr', 'aria-live': 'polite'});
-  const kit = kitOf(frame, tell, figure, redraw);
+  const kit = {...kitOf(frame, tell, figure, redraw), ...drawn};
   const lesson = make(kit, data);
   let width = 0, waiting = 0;
 
@@ -88,16 +92,18 @@ function page(frame, name, {make, data, own}) {
   const watcher = new ResizeObserver(() => {
     if (figure.clientWidth !== width) redraw();
   });
-  const state = () => memory[name] ?? {};
+  // Under another seed it is another question.
+  const state = () => (memory[name]?.seed ?? '') === seed ? memory[name] ?? {} : {tried: memory[name]?.tried};
+  const remember = what => frame.remember(name, {...state(), seed, ...what});
   const reveal = h('div', {className: 'reveal', 'aria-live': 'polite'});
   const question = data.question && questionOf(frame, {name, data, tell, lesson, kit, onguess, onshow: show});
 
   function onguess(guess) {
-    frame.remember(name, {guess});
+    remember({guess, figure: structuredClone(lesson.hold?.())});
     frame.group.send(name, guess);
   }
   function show() {
-    frame.remember(name, {shown: true});
+    remember({shown: true});
     question?.reveal(state().guess, frame.group.guesses(name));
     lesson.revealed?.();
     redraw();
@@ -107,7 +113,7 @@ function page(frame, name, {make, data, own}) {
     h('div', {className: 'tries'}, h('h3', {}, t('try')), (data.tries ?? []).map((one, k) => {
       const done = state().tried?.includes(k);
       return h('p', {className: done ? 'try done' : 'try'}, frame.tryButton(one, tell(`try.${k}`), () => {
-        frame.remember(name, {tried: [...new Set([...state().tried ?? [], k])]});
+        remember({tried: [...new Set([...state().tried ?? [], k])]});
         if (state().shown) show();
       }), h('span', {className: 'check', role: 'status'}, done ? t('try.done') : ''));
     }));
@@ -128,6 +134,7 @@ function page(frame, name, {make, data, own}) {
     h('nav', {className: 'lesson-nav', 'aria-label': t('lessons')},
       h('button', {className: 'linklike', onclick: () => frame.go('')}, t('contents')),
       h('span', {className: 'quiet'}, t('number', {n: i + 1, of: map.lessons.length})),
+      asked ? h('span', {className: 'quiet'}, t('seed', {seed: asked})) : '',
       h('button', {className: 'linklike', onclick: copy}, t('copy_link')), frame.group.badge()),
     h('h2', {tabIndex: -1}, tell('title')),
     h('p', {className: 'lead'}, tell('lead')),
@@ -151,6 +158,7 @@ function page(frame, name, {make, data, own}) {
       watcher.observe(figure);
       redraw();
       if (state().guess !== undefined) question?.restore(state().guess);
+      if (state().figure !== undefined && !kit.linked) lesson.take?.(structuredClone(state().figure));
       if (state().shown || !question) show();
     },
     close() {

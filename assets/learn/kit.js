@@ -1,6 +1,7 @@
 // What a lesson is made of: drawings with axes, and controls. One look for all lessons; colours are the
 // page's. A lesson's script gives, by default, a function (kit, data) -> {draw(width) -> svg, controls,
-// about(), guess()}.
+// about(), guess()}; where the figure is the answer also hold(), what was answered as JSON, and take(held),
+// which shows it again.
 
 const NICE = [1, 2, 2.5, 5, 10];
 
@@ -166,9 +167,15 @@ export function kitOf(frame, t, figure, redraw) {
       onchange(v);
       redraw();
     };
-    const radio = v => h('input', {type: 'radio', name, checked: v === value, onchange: () => pick(v)});
-    return h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label),
-      options.map(([v, words]) => h('label', {}, radio(v), h('span', {}, words))));
+    const inputs =
+      options.map(([v]) => h('input', {type: 'radio', name, checked: v === value, onchange: () => pick(v)}));
+    const root = h('fieldset', {className: 'lesson-choice'}, h('legend', {}, label),
+      options.map(([, words], i) => h('label', {}, inputs[i], h('span', {}, words))));
+    root.set = v => {
+      keep(v);
+      options.forEach(([one], i) => { inputs[i].checked = one === v; });
+    };
+    return root;
   }
   const button = (textContent, act, className = 'plain') => {
     const onclick = e => {
@@ -206,6 +213,7 @@ export function kitOf(frame, t, figure, redraw) {
     figure,
     size: frame.sizeWords,
     knobs: () => set.join(','),
+    linked: asked.length > 0,
     calm: matchMedia('(prefers-reduced-motion: reduce)').matches,
   };
 }

@@ -104,7 +104,7 @@ const near = (own, {answer, error = 0, lo, hi, log}) => {
   return off <= 0.1 || Math.abs(own - answer) <= 2 * error;
 };
 
-function pick(frame, {question, tell, name}) {
+function pick(frame, {question, tell, name, kit}) {
   const {h, t} = frame, {options, answer} = question;
   let guess = null;
   const inputs = options.map(
@@ -112,7 +112,8 @@ function pick(frame, {question, tell, name}) {
   const rows = options.map(
     (option, i) => h('label', {className: 'option'}, inputs[i], h('span', {}, tell(`option.${option}`))));
   return {
-    root: h('div', {className: 'options', role: 'radiogroup', 'aria-label': tell('question')}, rows),
+    root: h('div', {className: 'options', role: 'radiogroup', 'aria-label': tell('question')},
+      kit.shuffled('options', rows)),
     guess: () => guess,
     restore(value) {
       guess = value;
@@ -131,9 +132,10 @@ function pick(frame, {question, tell, name}) {
   };
 }
 
-function order(frame, {question, tell}) {
+function order(frame, {question, tell, kit}) {
   const {h, t} = frame, {items, answer, values} = question;
-  let now = items.map((_, i) => i), touched = false;
+  let now = kit.shuffled('order', items.map((_, i) => i)), touched = false;
+  if (`${now}` === `${answer}`) now.reverse();  // a seed gives nothing away
   const list = h('ol', {className: 'order'});
   const label = i => tell(`option.${items[i]}`);
   function draw(locked = false) {

@@ -24,6 +24,28 @@ export function measured(frame, {data, own}) {
   return error ? `${value} ± ${frame.digits(error, 2)}` : value;
 }
 
+// What varies with a seed, and a field for it; every link of the page carries it.
+function seeding(frame) {
+  const {h, t} = frame,
+            field = h('input', {type: 'text', id: 'seed-field', maxLength: 40, value: frame.place().seed});
+  const set = seed => {
+    frame.setPlace({seed});
+    return frame.go('teacher');
+  };
+  return h('form', {
+    className: 'seeding',
+    onsubmit: e => {
+      e.preventDefault();
+      set(field.value.trim());
+    }
+  },
+    h('p', {}, t('teacher.seed_how')), h('label', {htmlFor: 'seed-field'}, t('teacher.seed')), field,
+    h('button', {className: 'plain'}, t('teacher.seed_set')),
+    h('button',
+      {type: 'button', className: 'plain', onclick: () => set(String(Math.floor(Math.random() * 1e4)))},
+      t('teacher.seed_new')));
+}
+
 async function teacher(frame) {
   const {h, t} = frame, lessons = await all(frame);
   const one = (lesson, i) => {
@@ -49,7 +71,7 @@ async function teacher(frame) {
         ['open', 'ask', 'show', 'network'].map(step => h('li', {}, t(`teacher.${step}_how`)))),
       h('p', {},
         h('button', {className: 'linklike', onclick: () => frame.go('worksheet')}, t('worksheet.title'))),
-      ...lessons.map(one)
+      seeding(frame), ...lessons.map(one)
     ]
   };
 }

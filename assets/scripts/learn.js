@@ -28,11 +28,12 @@ async function open() {
   document.head.append(style);
   const host = shared({h, s, fill, kept, keep, sizeWords}, {
     base,
+    home: base,
     lang: () => ce.lang,
     visitor: ce.visitor,
     on: (name, f) => ce.on(name, f),
     tryButton,
-    place: () => ({lesson: ce.state.lesson, code: ce.state.code, knobs: ce.state.knobs}),
+    place: () => ({lesson: ce.state.lesson, code: ce.state.code, knobs: ce.state.knobs, seed: ce.state.seed}),
     setPlace: what => {
       Object.assign(ce.state, what);
       ce.write();
@@ -44,17 +45,6 @@ async function open() {
           await fetch(`${base}ask`, {method: 'POST', headers: {'content-type': 'application/json'}, body}))
           .json();
       } catch { return null; }
-    },
-    lessonLink: (lesson, knobs = '') => {
-      const u = new URL(base);
-      for (const [key, value] of Object.entries({lesson, lang: ce.lang, knobs}))
-        if (value) u.searchParams.set(key, value);
-      return u.href;
-    },
-    joinLink: code => {
-      const u = new URL(base);
-      u.searchParams.set('class', code);
-      return u.href;
     },
     openMethod: (method, words) => linklike(words,
       () => {

@@ -34,6 +34,7 @@ function readLink(query, data, natural) {
   const lesson = q.get('lesson') ?? '', code = q.get('class') ?? '';
   state.lesson = /^[a-z_]{1,40}$/.test(lesson) ? lesson : '';
   state.knobs = (q.get('knobs') ?? '').slice(0, 200);
+  state.seed = (q.get('lesson_seed') ?? '').slice(0, 40);  // `seed` is a run's
   state.code = /^[A-Z0-9]{1,12}$/.test(code) ? code : '';
   for (const axis of ['x', 'y'])
     state[axis] = data.axes.includes(q.get(axis)) ? q.get(axis) : data.view[axis];
@@ -125,6 +126,7 @@ function writeLink({state, memory, lang, natural, tab}, data) {
   if (tab !== data.tabs[0]) q.set('tab', tab);
   if (tab === 'learn' && state.lesson) q.set('lesson', state.lesson);
   if (tab === 'learn' && state.knobs) q.set('knobs', state.knobs);
+  if (tab === 'learn' && state.seed) q.set('lesson_seed', state.seed);
   if (state.code) q.set('class', state.code);
   if (lang !== natural) q.set('lang', lang);
   return q;

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from evaluation.learning import lessons as _lessons
-from evaluation.learning.lesson import DATA, ClaimGone, Lesson, Real, rounded
+from evaluation.learning.lesson import DATA, ClaimGone, Lesson, Real, drawn, rounded
 from evaluation.learning.survey import FAMILIES, SYSTEMS, System
 from evaluation.page import words
 
@@ -19,9 +19,10 @@ def lessons() -> dict[str, Lesson]:
 
 
 def made(lesson: Lesson, real: Real) -> dict[str, Any]:
-    """A lesson's data, checked. Raises ClaimGone if a sentence of the lesson isn't true of it."""
+    """A lesson's data, checked. Raises ClaimGone if a draw of it doesn't bear out the lesson's words."""
     data = rounded(lesson.make(real))
-    lesson.check(data)
+    for one in drawn(data):
+        lesson.check(one)
     return data
 
 

@@ -5,6 +5,8 @@ A lesson's data is JSON that a browser can draw without a server:
     {"facts": {name: number},       numbers for the lesson's sentences
      "question": {...},             what the learner answers first (assets/learn/question.js says the kinds)
      "tries": [{...}],              what to do on the live page; `attempt` makes one
+     "draws": [{...}],              other data in its place, e.g. another row, of which a seed in the address
+                                    chooses one (assets/learn/seed.js); facts that a draw doesn't name stay
      ...}                           whatever the figure needs
 """
 
@@ -48,6 +50,14 @@ def claim(holds: bool, words: str) -> None:
     """Raise ClaimGone with these words unless it holds."""
     if not holds:
         raise ClaimGone(words)
+
+
+def drawn(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """All that a lesson shows under one seed or another: its data, and the same with each draw in place."""
+    first = {key: value for key, value in data.items() if key != "draws"}
+    return [first] + [
+        first | draw | {"facts": first["facts"] | draw.get("facts", {})} for draw in data.get("draws", [])
+    ]
 
 
 class Real:

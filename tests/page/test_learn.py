@@ -15,7 +15,7 @@ import pytest
 from evaluation.commands import learn as command
 from evaluation.learning.lessons import NAMES
 from evaluation.page import learn
-from tests.page.stage import Visitor, address, no_sideways_scroll, says, shot, slowed, until
+from tests.page.stage import ROOT, Visitor, address, becomes, no_sideways_scroll, says, shot, slowed, until
 
 pytestmark = pytest.mark.browser
 
@@ -132,6 +132,74 @@ def test_a_teachers_link_sets_the_figures_knobs(look):
     page.wait_for_selector("#learn .lesson-choice input:checked + span:has-text('16')")
     wrong = look("?lesson=rounding&lang=en&knobs=99,what,-1")
     says(wrong, "#learn .lesson-slider output", "3")
+
+
+def seen(page):
+    """What a visitor of a lesson sees of what a seed draws: figure, ticked boxes, order of options, source."""
+    page.wait_for_selector("#learn .lesson-figure svg")
+    return page.evaluate(
+        """() => [document.querySelector('#learn .lesson-figure').innerHTML,
+          ...[...document.querySelectorAll('#learn .lesson-controls input')].map(box => box.checked),
+          ...[...document.querySelectorAll('#learn :is(.question, .source)')].map(part => part.innerText)]"""
+    )
+
+
+@pytest.mark.parametrize("name", ["cutting", "bytes"])  # a row of weights, an order of items
+def test_a_seed_shows_all_the_same_and_another_seed_something_else(look, name):
+    link = f"?lesson={name}&lang=en"
+    first, again, fourth, fifth = (seen(look(f"{link}&seed={seed}")) for seed in ("3b", "3b", "4", "5"))
+    assert first == again and (first != fourth or first != fifth)
+
+
+def test_a_classs_code_is_its_seed(look):
+    teacher = look("?lang=en")
+    teacher.get_by_text("Open a class").click()
+    teacher.wait_for_selector("#learn .class-code b")
+    code = teacher.locator("#learn .class-code b").inner_text()
+    rows = [seen(look(f"?lesson=rounding&lang=en&{key}={code}"))[0] for key in ("class", "seed")]
+    assert rows[0] == rows[1] != seen(look("?lesson=rounding&lang=en"))[0]
+
+
+def test_a_teachers_seed_is_in_every_link(look):
+    page = look("?lesson=teacher&lang=en")
+    page.locator("#seed-field").fill("room 12")
+    page.get_by_text("Use this seed").click()
+    address(page, "seed=room+12", "lesson=teacher")
+    until(page, lambda: page.locator("#learn .teach a[href*='seed=room+12']").count() == len(NAMES))
+    page.locator("#learn .teach button").first.click()
+    address(page, "seed=room+12", f"lesson={NAMES[0]}")
+    says(page, "#learn .lesson-nav", "Seed room 12")
+
+
+# --- what was answered ---
+
+QUESTIONS = {
+    name: json.loads((ROOT / f"assets/learn/lessons/{name}/data.json").read_text("utf-8"))["question"]
+    for name in NAMES
+}
+FIGURES = [name for name, question in QUESTIONS.items() if question["kind"] == "figure"]
+TICKED = """() => [...document.querySelectorAll('#learn .lesson-controls input:checked')]
+  .map(box => box.parentElement.innerText + box.getAttribute('aria-label') + box.value)"""
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_an_answer_in_the_figure_is_there_again(look, name):
+    page = look(f"?lesson={name}&lang=en&seed=1")
+    page.wait_for_selector("#learn .lesson-figure svg")
+    at_first = page.evaluate(TICKED)
+    _answer(page)
+    if name == "mixed":  # its usual answer is where it starts
+        page.locator("#learn .lesson-choice").first.locator("input").nth(1).check()
+    given = page.evaluate(TICKED)
+    page.locator("#learn .question .primary").click()
+    page.wait_for_selector("#learn .reveal .why")
+    verdict = page.locator("#learn .verdict").inner_text()
+    page.reload()
+    says(page, "#learn .verdict", verdict)
+    becomes(page, lambda: page.evaluate(TICKED), given)
+    assert given != at_first
+    page.goto(page.url.replace("seed=1", "seed=2"))  # another question, which nobody answered yet
+    page.wait_for_selector("#learn .question .primary:visible")
 
 
 def test_teachers_and_paper(look):

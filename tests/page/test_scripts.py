@@ -33,7 +33,7 @@ DATA = {  # as Page.boot has it
         "en": {"param.bits": "Bits", "param.order": "Order", "setting.window": "Window"},
         "zh-Hant": {},
     },
-    "tabs": ["explore", "chat"],
+    "tabs": ["explore", "chat", "learn"],
     "models": [{"name": "small"}, {"name": "large"}],
     "methods": [
         {"name": "gptq", "params": [BITS, ORDER]},
@@ -180,6 +180,7 @@ def test_a_first_visit(call):
         "method=gptq&bits=4&text=%2Fhome%2Fme%2Ftext.txt&cache_bits=4&cache_keys=channel&seed=7",
         "method=gptq&bits=4&x=perplexity_ratio&y=file_bytes",
         "method=gptq&bits=4&family=pruning&deploy=yes",
+        "method=gptq&bits=4&seed=7&tab=learn&lesson=gptq&knobs=4%2Cx&lesson_seed=room+12&class=AB12",
     ],
 )
 def test_a_link_restores_what_it_was_made_of(call, query):

@@ -16,28 +16,28 @@ from evaluation.learning.lesson import Lesson, Real, attempt, claim
 PATH = "model.layers.5.self_attn.o_proj"
 BEGIN = 328  # of 8 neighbouring inputs of one attention head; they move together
 SIZE, BITS = 8, 3
+FIRST = (0, 16, 128, 216, 304, 472)  # the first row of each patch
 
 
 def make(real: Real) -> dict:
     """Eight rows' weights of eight inputs, the inputs' Gram matrix, and 3 bits without and with making up."""
     inputs = real.inputs(PATH)[:, BEGIN : BEGIN + SIZE]
-    weight = real.weight(PATH)[:SIZE, BEGIN : BEGIN + SIZE]
+    weight = real.weight(PATH)[:, BEGIN : BEGIN + SIZE]
     gram = inputs.T @ inputs / len(inputs)
-    nearest, made_up = _errors(weight, gram)
-    return {
-        "facts": {
+    first, *others = (_patch(weight[row : row + SIZE], gram, row) for row in FIRST)
+    return first | {
+        "facts": first["facts"]
+        | {
             "begin": BEGIN,
             "end": BEGIN + SIZE - 1,
-            "patch": 100 * made_up[0] / nearest[0],
-            "further": made_up[1] / nearest[1],
             "original": real.perplexity("none"),
             "rtn": real.perplexity("rtn --bits 3"),
             "gptq": real.perplexity("gptq --bits 3"),
             "rtn4": real.perplexity("rtn --bits 4"),
             "gptq4": real.perplexity("gptq --bits 4"),
         },
-        "weights": weight,
         "gram": gram,
+        "draws": others,
         "question": {
             "kind": "number",
             "lo": 25,
@@ -51,6 +51,20 @@ def make(real: Real) -> dict:
             attempt([("gptq", {"bits": 3})], run=real.id("gptq --bits 3"), event="shown"),
             attempt([("rtn", {"bits": 3})], run=real.id("rtn --bits 3"), event="shown"),
         ],
+    }
+
+
+def _patch(weight: torch.Tensor, gram: torch.Tensor, row: int) -> dict:
+    """A patch of eight rows from that row on, and how its errors change by making up."""
+    nearest, made_up = _errors(weight, gram)
+    return {
+        "facts": {
+            "first": row,
+            "last": row + SIZE - 1,
+            "patch": 100 * made_up[0] / nearest[0],
+            "further": made_up[1] / nearest[1],
+        },
+        "weights": weight,
     }
 
 

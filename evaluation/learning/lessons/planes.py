@@ -13,28 +13,26 @@ from compression.quantization.rtn import fit
 from evaluation.learning.lesson import Lesson, Real, attempt, claim
 
 PATH = "model.layers.10.mlp.gate_proj"
-ROW, TOKEN, GROUP, BITS = 0, 100, 64, 3
+ROWS, TOKEN, GROUP, BITS = (0, 400, 800, 1200), 100, 64, 3
 PLAIN, AS_PLANES = "gptq --bits 4", "gptq --bits 4 + lut_gemm"
 
 
 def make(real: Real) -> dict:
     """64 weights of one row, and what they meet at one token."""
-    weight = real.weight(PATH)[ROW, :GROUP]
     x = real.inputs(PATH)[TOKEN, :GROUP]
-    plain, looked_up = _both(weight, x)
+    first, *others = (_group(real.weight(PATH)[row, :GROUP], x, row) for row in ROWS)
     plane = real.result(AS_PLANES)
-    return {
-        "facts": {
+    return first | {
+        "facts": first["facts"]
+        | {
             "group": GROUP,
             "planes": BITS,
             "multiplied": BITS + 1,
-            "product": plain,
-            "looked_up": looked_up,
             "rounded": real.perplexity(PLAIN),
             "as_planes": plane.metrics["perplexity"],
         },
-        "weights": weight,
         "inputs": x,
+        "draws": others,
         "question": {
             "kind": "number",
             "lo": 0,
@@ -49,6 +47,12 @@ def make(real: Real) -> dict:
             attempt([("gptq", {"bits": 4})], run=real.id(PLAIN), event="shown"),
         ],
     }
+
+
+def _group(weight: torch.Tensor, x: torch.Tensor, row: int) -> dict:
+    """A row's group of weights [n], and its product with x [n] both ways."""
+    plain, looked_up = _both(weight, x)
+    return {"facts": {"row": row, "product": plain, "looked_up": looked_up}, "weights": weight}
 
 
 def _both(weight: torch.Tensor, x: torch.Tensor) -> tuple[float, float]:

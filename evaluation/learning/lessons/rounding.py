@@ -6,11 +6,17 @@ Perplexities are those of stored results.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from compression.catalogue import CATALOGUE, OFFLINE_MODEL
 from evaluation.learning.lesson import Lesson, Real, attempt, claim
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PATH = "model.layers.10.mlp.down_proj"
-WEIGHTS = 256  # of the row with the largest weight, around it
+WEIGHTS = 256  # of a row around its largest weight
+ROWS = 4  # those with the largest weights
 BITS = (8, 4, 3, 2)
 WORDS = CATALOGUE[OFFLINE_MODEL].geometry.vocabulary
 
@@ -18,17 +24,12 @@ WORDS = CATALOGUE[OFFLINE_MODEL].geometry.vocabulary
 def make(real: Real) -> dict:
     """A stretch of one real row, and what rounding the whole model costs at 8, 4, 3 and 2 bits."""
     weight = real.weight(PATH)
-    row, column = divmod(int(weight.abs().argmax()), weight.shape[1])
-    begin = min(max(column - WEIGHTS // 2, 0), weight.shape[1] - WEIGHTS) // 64 * 64
+    first, *others = (_stretch(weight[row], row) for row in weight.abs().amax(1).topk(ROWS).indices.tolist())
     measured = {bits: real.perplexity(f"rtn --bits {bits}") for bits in BITS}
-    return {
-        "facts": {
-            "row": row,
-            "begin": begin,
-            "original": real.perplexity("none"),
-            **{f"bits{bits}": value for bits, value in measured.items()},
-        },
-        "weights": weight[row, begin : begin + WEIGHTS],
+    return first | {
+        "facts": first["facts"]
+        | {"original": real.perplexity("none"), **{f"bits{bits}": value for bits, value in measured.items()}},
+        "draws": others,
         "question": {
             "kind": "number",
             "lo": 25,
@@ -43,6 +44,12 @@ def make(real: Real) -> dict:
             attempt([("rtn", {"bits": 8})], run=real.id("rtn --bits 8"), event="shown"),
         ],
     }
+
+
+def _stretch(weight: Tensor, row: int) -> dict:
+    """The weights of a row [in] around its largest."""
+    begin = min(max(int(weight.abs().argmax()) - WEIGHTS // 2, 0), len(weight) - WEIGHTS) // 64 * 64
+    return {"facts": {"row": row, "begin": begin}, "weights": weight[begin : begin + WEIGHTS]}
 
 
 def check(data: dict) -> None:

@@ -44,7 +44,8 @@ export function paired(ours, control) {
 }
 
 export default function believe(kit, data) {
-  const {t, h, s, digits, chart, text, line} = kit, {pairs, models, facts} = data, judged = pairs.length - 1;
+  const {t, h, s, digits, chart, text, line} = kit, {models, facts} = data, judged = data.pairs.length - 1;
+  const pairs = [...kit.shuffled('pairs', data.pairs.slice(0, judged)), data.pairs[judged]];
   let number = 'perplexity', windows = facts.windows, open = false;
   const answers = Array(judged).fill(null);
   const losses = name => models[name].losses.slice(0, windows);
@@ -98,6 +99,11 @@ export default function believe(kit, data) {
       h('div', {className: 'judges'}, choices),
     ],
     guess: () => answers.includes(null) ? null : answers.filter((word, k) => word === truth(k).word).length,
+    hold: () => answers,
+    take: held => held.forEach((word, k) => {
+      answers[k] = word;
+      choices[k].set(word);
+    }),
     revealed() {
       open = true;
       choices.forEach((one, k) => one.querySelectorAll('input').forEach((input, i) => {

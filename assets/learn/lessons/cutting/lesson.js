@@ -183,6 +183,11 @@ export default function cutting(kit, data) {
     controls: [row, ...later],
     about: said,
     guess: () => count() === half ? percent(kept(weights, own).left) : null,
+    hold: () => own,
+    take(gone) {
+      own = gone;
+      show();
+    },
     revealed() {
       open = true;
       for (const control of later) control.hidden = false;

@@ -98,6 +98,11 @@ export default function mixed(kit, data) {
     controls: [...parts, slider],
     about: said,
     guess: () => fits() ? klOf(own) : null,
+    hold: () => own,
+    take: held => held.forEach((w, i) => {
+      own[i] = w;
+      parts[i].set(w);
+    }),
     revealed() {
       open = true;
       slider.hidden = false;

@@ -30,10 +30,12 @@ export default function lesson(kit, data) {
   const {t, h, s, text, chart, digits} = kit, {loud, peaks, size, chosen, single, facts} = data;
   const n = loud.length;
   const products = square(data.products, n);
-  let open = false, mine = loud.slice(0, facts.kept).map((_, i) => i);  // the earliest choice first
+  let open = false,
+      mine = kit.shuffled('start', [...loud.keys()]).slice(0, facts.kept);  // the earliest choice first
   const share = () => removed(products, mine);
-  function toggle(i) {
-    mine = mine.includes(i) ? mine.filter(k => k !== i) : [...mine, i].slice(-facts.kept);
+  function toggle(i) { take(mine.includes(i) ? mine.filter(k => k !== i) : [...mine, i].slice(-facts.kept)); }
+  function take(columns) {
+    mine = columns;
     boxes.forEach((box, k) => { box.checked = mine.includes(k); });
     kit.redraw();
   }
@@ -102,6 +104,8 @@ export default function lesson(kit, data) {
       boxes.map((box, i) => h('label', {}, box, h('span', {}, String(i + 1)))))],
     about: told,
     guess: share,
+    hold: () => mine,
+    take,
     revealed() { open = true; },
     draw(width) {
       const svg = columns(width);

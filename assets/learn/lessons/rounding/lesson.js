@@ -28,7 +28,7 @@ const middle = list => [...list].map(Math.abs).sort((a, b) => a - b)[Math.floor(
 export default function rounding(kit, data) {
   const {t, digits, chart, rect, s} = kit, n = data.weights.length;
   let bits = 3, size = 64, times = 1;
-  const typical = middle(data.weights), place = Math.floor(n / 3);
+  const typical = middle(data.weights), place = kit.one('place', [...data.weights.keys()], Math.floor(n / 3));
   const weights = () => data.weights.map((w, i) => i === place ? w * times : w);
   const mean = (a, b) => a.reduce((sum, w, i) => sum + Math.abs(w - b[i]), 0) / a.length;
   const stored = () => digits(bits + (16 + bits) / size, 3);

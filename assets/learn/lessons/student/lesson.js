@@ -53,7 +53,8 @@ export function best(p, measure) {
 
 export default function student(kit, data) {
   const {t, h, digits, chart, rect, text} = kit;
-  let own = {mean: 5, width: 1}, box = 'white', teacher = data.teachers[0], walking = 0;
+  let own = {mean: kit.one('mean', [2, 3, 4, 5, 6, 7], 5), width: 1}, box = 'white',
+      teacher = kit.one('teacher', data.teachers), walking = 0;
   const chances = () => box === 'white' ? teacher.chances : teacher.written.map(n => n / data.facts.written);
   const both = () => {
     const p = chances(), q = hill(own.mean, own.width);

@@ -37,7 +37,8 @@ export default function lesson(kit, data) {
   const {t, h, s, digits} = kit, gb = v => t('gb', {n: digits(v / 1e9)});
   const models = Object.fromEntries(data.models.map(m => [m.name, m])),
         machines = Object.fromEntries(data.machines.map(m => [m.key, m]));
-  let open = false, model = data.models.find(m => m.name !== data.asked).name, card = data.card;
+  let open = false, model = kit.one('model', data.models.filter(m => m.name !== data.asked)).name,
+      card = data.card;
   let bits = 16, context = 2048, batch = 1, train = false, typed = 7;
   const own = () => models[model] ?? {parameters: typed * 1e9};
   const parts = () => sum(own(), {bits, context: own().cache ? context : 0, batch, train});

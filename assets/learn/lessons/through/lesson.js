@@ -66,8 +66,8 @@ export function memory({parameters, linears, edges, rounded_bytes}, rank) {
 
 export default function through(kit, data) {
   const {t, h, s, digits, chart, text, line} = kit, gram = whole(data.gram), courses = new Map();
-  let view = 'weight', weight = data.weights[0][0] / rounded(data.weights[0], 3).scale, bits = 3, rank = 8,
-      model = 1, told = '';
+  const row = kit.one('row', data.weights);
+  let view = 'weight', weight = row[0] / rounded(row, 3).scale, bits = 3, rank = 8, model = 1, told = '';
   const course = () => {
     if (!courses.has(bits))
       courses.set(bits, {
