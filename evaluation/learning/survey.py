@@ -43,7 +43,7 @@ FAMILIES: dict[str, dict[str, tuple[System, ...]]] = {
     "distillation": {
         "white_box": (
             _system("minillm", "MiniLLM", 2023, f"minillm {gates.LARGER}"),
-            _system("gkd", "GKD", 2023, f"gkd {gates.DISTILLED}"),
+            _system("gkd", "GKD", 2023, f"gkd {gates.LARGER}"),
         ),
         "black_box": (
             _system(

@@ -87,8 +87,9 @@ export default function mixed(kit, data) {
     };
     ring(own, 'own', 9);
     if (found) ring(found, 'winner', 6.5);
-    const facts = best => ({choice: best.join(' · '), size: size(bytesOf(best)), kl: digits(klOf(best))});
-    return [c.svg, h('p', {className: 'figure-words'}, found ? t('found', facts(found)) : t('none'))];
+    const words = () =>
+      t('found', {choice: found.join(' · '), size: size(bytesOf(found)), kl: digits(klOf(found))});
+    return [c.svg, h('p', {className: 'figure-words'}, found ? words() : t('none'))];
   }
   const said = () => {
     const words = t(fits() ? 'fits' : 'over', {size: size(bytesOf(own)), budget: size(budget)});
