@@ -88,7 +88,7 @@ def test_the_ghost_follows_the_knob_and_the_estimate_comes_after(visit):
 
 
 def test_families_methods_and_chains(visit):
-    page = visit()
+    page = visit("?tokens=8192")  # a protocol in which nothing is stored
     page.locator("#family-pruning").check()
     expect(page.locator("#controls .knob .big").first).to_have_text("50 %")
     page.locator("#controls .add").click()
@@ -102,7 +102,7 @@ def test_families_methods_and_chains(visit):
 
 
 def test_the_caches_bits_are_a_setting_of_the_run(visit, server):
-    page = visit("?method=none")
+    page = visit("?method=none&tokens=8192")  # a protocol in which nothing is stored
     page.locator("#controls details[data-k=settings] summary").click()
     expect(page.locator("#s-cache_bits")).to_have_value("16")
     address(page, but=["cache_bits"])

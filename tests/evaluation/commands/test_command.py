@@ -93,7 +93,7 @@ def test_a_home_whose_name_the_locale_cannot_write(place, tmp_path):
         (["gptq", "--bits", "0"], "2 to 8"),
         (["gptk"], "Did you mean 'gptq'"),
         (["wanda", "--sparsity", "1.0"], "0.0 to 0.95"),
-        (["gptq", "--tokens", "0"], "at least 1"),
+        (["gptq", "--tokens", "0"], "a whole number, 1 to"),
         (["gptq", "--colour", "1"], "colour"),
         ([], "no method"),
         (["gptq", "--protocol", "mine"], "paper, raw"),
